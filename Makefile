@@ -1,0 +1,40 @@
+# `make train` and `make test` set everything up themselves; nothing but python3 (with pip) and make is needed.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help install train test test-fast lint clean
+
+UV := $(or $(shell command -v uv),.uv/bin/uv)
+PYTHON := .venv/bin/python
+ARGS ?=
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+.uv/bin/uv:
+	@echo "fetching uv into .uv/"
+	@python3 -m pip install --quiet --target .uv uv
+
+# The stamp is newer than pyproject.toml only when everything in it is installed.
+.venv/.installed: pyproject.toml | $(UV)
+	@[ -x $(PYTHON) ] || $(UV) venv --quiet --python '>=3.10' .venv
+	$(UV) pip install --quiet --python $(PYTHON) -e '.[dev]'
+	@touch $@
+
+install: .venv/.installed  ## make the virtual environment .venv (with uv, fetched when missing)
+
+train: install  ## train the default model on the bundled digits; ARGS="data=mnist ..." overrides
+	$(PYTHON) train.py $(ARGS)
+
+test: install  ## run every test
+	$(PYTHON) -m pytest $(ARGS)
+
+test-fast: install  ## run the tests that need no whole training run
+	$(PYTHON) -m pytest -m "not slow" $(ARGS)
+
+lint: install  ## ruff: rules and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+clean:  ## remove the environment, caches and build leftovers (outputs/ stays)
+	rm -rf .venv .uv *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,30 @@
+"""jepa: train joint-embedding predictive architectures.
+
+    from jepa import build_trainer, load_config
+
+    trainer = build_trainer(load_config(["data=digits", "trainer.max_epochs=1"]))
+    trainer.fit()
+
+Names are imported when first used, so that `import jepa` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "Trainer": "jepa.trainer",
+    "UserError": "jepa.utils.errors",
+    "build_model": "jepa.build",
+    "build_trainer": "jepa.build",
+    "load_config": "jepa.utils.config",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jepa' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,114 @@
+"""From a configuration to a trainer: the one place that knows all packages, and the only one that sees a config."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from jepa.interop import load_pretrained
+from jepa.optim import parameter_groups
+from jepa.trainer import Trainer
+from jepa.utils.check import check_config
+from jepa.utils.config import default_run_dir
+from jepa.utils.errors import UserError
+from jepa.utils.random import seeded
+
+
+def build_trainer(config: DictConfig) -> Trainer:
+    """The trainer of a composed configuration, ready for `fit()`.
+
+    Raises UserError for a key, type or value that does not fit, before any data is read.
+    """
+    plain = to_plain(config)
+    check_config(plain)
+    model = build_model(config)
+    optimizer = build(config, "optimizer")(parameter_groups(model))
+    scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
+    loggers = list(build(config, "logger").values())
+    evaluation = build(config, "evaluation")
+    make_trainer = build(config, "trainer", partial=True)
+    data = build(config, "data")
+    check_input(model, data.spec.input_shape)
+    if config.init_from is not None:
+        load_pretrained(model, config.init_from)
+    return convert_errors("trainer", make_trainer)(
+        model=model,
+        data=data,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        loggers=loggers,
+        evaluation=evaluation,
+        random_init=functools.partial(build_model, config),
+        run_dir=config.run_dir or default_run_dir(),
+        resume=config.resume,
+        config=plain,
+    )
+
+
+def build_model(config: DictConfig) -> nn.Module:
+    """The model with its loss, freshly initialised from trainer.seed; the same weights every time."""
+    with seeded(config.trainer.seed, "init"):
+        loss = build(config, "loss")
+        return convert_errors("model", build(config, "model", partial=True))(loss=loss)
+
+
+def build(config: DictConfig, key: str, partial: bool = False) -> Any:
+    """Instantiate one node; partial leaves the outermost call to be completed by the caller.
+
+    Raises UserError for a value that its constructor refuses.
+    """
+    extra = {"_partial_": True} if partial else {}
+    return convert_errors(key, functools.partial(instantiate, config[key], _convert_="all", **extra))()
+
+
+def check_input(model: nn.Module, input_shape: tuple[int, ...]) -> None:
+    """Raise UserError when inputs of this shape do not fit the encoder, or masks do not fit its grid."""
+    import torch
+
+    def draw_once() -> None:
+        model.masker(1, model.encoder.grid(torch.empty(1, *input_shape)), generator=torch.Generator())
+
+    convert_errors("model", draw_once)()
+
+
+def convert_errors(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, with a ValueError or TypeError of a constructor turned into a UserError that names the key."""
+
+    @functools.wraps(getattr(function, "func", function))
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except InstantiationException as error:
+            full_key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else key
+            cause = error.__cause__
+            if isinstance(cause, UserError):
+                raise cause from None
+            if isinstance(cause, (ValueError, TypeError)):
+                raise UserError(f"{full_key}: {cause}") from error
+            raise
+        except ValueError as error:
+            raise UserError(f"{key}: {error}") from error
+
+    return call
+
+
+def to_plain(config: DictConfig) -> dict[str, Any]:
+    """The configuration with everything resolved, as dicts and lists. Raises UserError for a missing value."""
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None)
+        raise UserError(f"{key} is not set: give it on the command line, {key}=...") from error
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """Where a trainer writes."""
+    return trainer.folder.path

@@ -1,0 +1,237 @@
+"""Image data for training and evaluation, built from a source by `conf/data/*.yaml`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from jepa.data.augment import Augment
+from jepa.data.sources.base import Splits, TensorImages
+from jepa.data.stream import BadSamples, Request, SampleOrder, Samples, fixed_order, load, read
+from jepa.data.transforms import ImageTransform
+from jepa.types import Batch, DataSpec
+from jepa.utils.errors import DataError
+from jepa.utils.random import generator
+
+
+class ImageData:
+    """Batches of images: the sample stream for training, and both splits in fixed order for evaluation.
+
+    source: called as source(root=root), or source() without a root; returns `Splits`.
+    image_size: side, or [height, width], to which images are cropped and resized.
+    channels: 3 or 1 for image files, which are converted to it; tensors of a source may have any number.
+    mean, std: of pixel values in [0, 1], one for each channel or one for all.
+    augment: how training views are made; None to crop and resize as in evaluation.
+    interpolation: `bicubic` or `bilinear`.
+    views: augmented views per training sample.
+    batch_size: samples per training step, of all ranks and micro-batches together.
+    num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads
+    ahead.
+    pin_memory: True or False; `auto` pins when there is a GPU to copy to.
+    max_bad_share: the run stops when more than this share of a split cannot be read.
+
+    Raises ValueError for a wrong setting, before data is read, and DataError for data missing or damaged.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Callable[..., Splits],
+        root: str | None = None,
+        image_size: int | Sequence[int],
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        augment: Augment | None = None,
+        interpolation: str = "bicubic",
+        views: int = 1,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        pin_memory: bool | Literal["auto"] = "auto",
+        prefetch_factor: int = 2,
+        max_bad_share: float = 0.1,
+    ) -> None:
+        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        if len(size) != 2 or min(size) < 1:
+            raise ValueError(
+                f"data.image_size={image_size} is neither a side nor [height, width], at least 1"
+            )
+        _check_counts(channels=channels, views=views, batch_size=batch_size, prefetch_factor=prefetch_factor)
+        if num_workers < 0:
+            raise ValueError(f"data.num_workers={num_workers} is negative; 0 reads in the main process")
+        if pin_memory not in (True, False, "auto"):
+            raise ValueError(f"data.pin_memory={pin_memory} is not true, false or auto")
+        if interpolation not in ("bicubic", "bilinear"):
+            raise ValueError(f"data.interpolation={interpolation} is neither bicubic nor bilinear")
+        if not 0 <= max_bad_share < 1:
+            raise ValueError(f"data.max_bad_share={max_bad_share} is not in [0, 1)")
+        _check_statistics(mean, std, channels)
+
+        self.batch_size = batch_size
+        self.views = views
+        self.num_workers = num_workers
+        self.prefetch_factor = prefetch_factor
+        # Pinning without a GPU only makes torch warn.
+        self.pin_memory = bool(pin_memory) and torch.cuda.is_available()
+        self.transform = ImageTransform(
+            size=size, channels=channels, mean=mean, std=std, interpolation=interpolation, augment=augment
+        )
+        # A shell leaves the ~ of data.root=~/images to us.
+        splits = source() if root is None else source(root=os.path.expanduser(root))
+        self._splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
+        self._bad = {
+            name: BadSamples(total=len(samples), max_share=max_bad_share)
+            for name, samples in self._splits.items()
+        }
+        for name, samples in self._splits.items():
+            if not len(samples):
+                raise DataError(f"the {name} split of the data is empty")
+        self.spec = DataSpec(
+            num_train=len(splits.train),
+            num_test=len(splits.test),
+            input_shape=(channels, *size),
+            classes=None if splits.class_names is None else len(splits.class_names),
+            class_names=splits.class_names,
+        )
+
+    @property
+    def bad_samples(self) -> dict[str, str]:
+        """Path -> reason of the samples found unreadable so far."""
+        return {**self._bad["train"], **self._bad["test"]}
+
+    def train_batches(
+        self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of steps start_step .. stop_step - 1; of each, this rank's b samples.
+
+        b is batch_size / world_size. Yields `x` (b, C, H, W) float32, or `views` (b, V, C, H, W) if there are
+        several, and `label` (b,) int64 if the data has labels. A batch depends on the seed, the step and the
+        rank alone (`jepa.data.stream`). Raises UserError if the ranks cannot share a batch evenly, DataError
+        if too many samples are unreadable. Close the iterator if you leave it early: it may own processes.
+        """
+        order = SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
+        order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
+        requests = (
+            order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step)
+        )
+        return self._load("train", requests, seed=seed)
+
+    def evaluation_batches(
+        self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
+    ) -> Iterator[Batch]:
+        """A split in fixed order, resized and centre cropped; `x` and `label` as above, the last batch short.
+
+        limit: at most that many samples, a random subset that is the same in every call.
+        Raises ValueError for a split there is not, DataError if too many samples are unreadable.
+        """
+        if split not in self._splits:
+            raise ValueError(f"split={split!r} is neither 'train' nor 'test'")
+        _check_counts(batch_size=batch_size)
+        requests = fixed_order(len(self._splits[split]), batch_size=batch_size, limit=limit)
+        return self._load(split, requests, seed=None)
+
+    def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
+        """The test split as training batches look: with `views` copies of each sample, not augmented."""
+        for batch in self.evaluation_batches("test", batch_size=batch_size):
+            if self.views > 1:
+                x = batch.pop("x")
+                batch["views"] = x.unsqueeze(1).expand(-1, self.views, *x.shape[1:])
+            yield batch
+
+    def _load(self, split: str, requests: Iterable[Request], *, seed: int | None) -> Iterator[Batch]:
+        bad = self._bad[split]
+        make_batch = _ImageBatches(
+            samples=self._splits[split],
+            transform=self.transform,
+            views=self.views,
+            seed=seed,
+            labelled=self.spec.classes is not None,
+            bad_limit=bad.limit,
+        )
+        return load(
+            make_batch,
+            requests,
+            bad=bad,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
+            pin_memory=self.pin_memory,
+        )
+
+
+@dataclass(frozen=True)
+class _ImageBatches:
+    """Reads and transforms the samples of a request, in a worker if there are any. seed: None to evaluate."""
+
+    samples: Samples
+    transform: ImageTransform
+    views: int
+    seed: int | None
+    labelled: bool
+    bad_limit: float
+
+    def __call__(self, request: Request) -> Batch:
+        batch: Batch = {}
+        uniform = self._uniform(request.counters)
+        if isinstance(self.samples, TensorImages):
+            images = self.samples.images[request.indices]
+            pixels = self._transform(images, uniform)
+            labels = None if self.samples.labels is None else self.samples.labels[request.indices]
+        else:
+            bad: dict[str, str] = {}
+            pixels, labels = self._one_by_one(request.indices, uniform, bad)
+            batch["bad"] = bad
+        if self.seed is not None and self.views > 1:
+            batch["views"] = pixels  # (b, V, C, H, W)
+        else:
+            batch["x"] = pixels.squeeze(1)  # (b, C, H, W)
+        if self.labelled:
+            batch["label"] = torch.as_tensor(labels, dtype=torch.int64)
+        return batch
+
+    def _one_by_one(
+        self, indices: Sequence[int], uniform: Tensor | None, bad: dict[str, str]
+    ) -> tuple[Tensor, list[Any]]:
+        pixels, labels = [], []
+        for row, index in enumerate(indices):
+            image, label = read(self.samples, index, bad=bad, limit=self.bad_limit)
+            image = image if isinstance(image, Image.Image) else image[None]
+            pixels.append(self._transform(image, None if uniform is None else uniform[row : row + 1]))
+            labels.append(label)
+        return torch.cat(pixels), labels
+
+    def _uniform(self, counters: Sequence[int]) -> Tensor | None:
+        """The numbers behind the views of each sample, (b, V, numbers); None where nothing is random."""
+        augment = self.transform.augment
+        if augment is None or self.seed is None:
+            return None
+        randoms = (generator("cpu", self.seed, "augment", counter) for counter in counters)
+        return torch.stack([augment.draw(self.views, random) for random in randoms])
+
+    def _transform(self, images: Image.Image | Tensor, uniform: Tensor | None) -> Tensor:
+        """(b, V, C, H, W), where V is 1 in evaluation."""
+        if uniform is not None:
+            return self.transform.augmented(images, uniform)
+        views = 1 if self.seed is None else self.views
+        return self.transform.plain(images).unsqueeze(1).expand(-1, views, -1, -1, -1)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"data.{name}={value} is less than 1")
+
+
+def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"data.{name} has {len(values)} values; expected {channels}, one per channel, or a single one"
+            )
+    if min(std) <= 0:
+        raise ValueError(f"data.std={list(std)} has a value that is not positive")

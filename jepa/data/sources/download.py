@@ -1,0 +1,60 @@
+"""Fetches the files of the small public data sets, and says what to do where there is no network."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+import urllib.request
+from collections.abc import Sequence
+from http.client import HTTPException
+from pathlib import Path
+
+from jepa.utils.errors import DataError
+
+log = logging.getLogger("jepa")
+TIMEOUT = 5.0
+"""Seconds without an answer after which a server counts as unreachable."""
+
+
+def fetch(path: Path, *, urls: Sequence[str], md5: str) -> None:
+    """Download a file from the first url that serves it with that md5 sum.
+
+    It is written under another name and renamed when complete, so a failure leaves no file that looks whole.
+    Raises OSError with the last reason when no url works.
+    """
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    reason: Exception = OSError("there is no address for it")
+    for url in urls:
+        try:
+            log.info("downloading %s", url)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("wb") as file:
+                shutil.copyfileobj(answer, file)
+            if _md5(part) != md5:
+                raise OSError(f"{url} sent something other than the published file (its md5 sum differs)")
+            part.replace(path)
+            return
+        except (OSError, HTTPException) as error:  # URLError is an OSError
+            reason = error
+        finally:
+            part.unlink(missing_ok=True)
+    raise OSError(str(reason)) from reason
+
+
+def missing_files(name: str, root: Path, files: Sequence[str], reason: str) -> DataError:
+    """The error for a data set that is neither there nor could be downloaded."""
+    listed = "".join(f"\n  {file}" for file in files)
+    return DataError(
+        f"{name} is not in data.root={root} and was not downloaded ({reason}). Put these files there, or "
+        f"point data.root to a folder that holds them:{listed}"
+    )
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.md5(usedforsecurity=False)
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,227 @@
+"""The sample stream: which samples a training step takes, and the loader that brings them; for any modality.
+
+Sample counters i = 0, 1, 2, ... run through the whole training. Counter i belongs to epoch i // n and takes
+position i % n of the permutation of (seed, epoch); step s takes counters s * B .. (s + 1) * B - 1. So batches
+cross epochs, and n need not be divisible by B. Whatever is random about a sample is a function of
+(seed, counter). So the stream is the same for any number of workers and ranks, and a run resumes at any step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from jepa.types import Batch
+from jepa.utils.errors import DataError, UserError
+from jepa.utils.random import generator
+
+log = logging.getLogger("jepa")
+
+
+class Samples(Protocol):
+    """A data set: `len` and access by index. Raises `UnreadableSample` where the data itself is damaged."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+
+class UnreadableSample(Exception):
+    """A damaged sample: its name (a path) and the reason. The stream replaces it by the next sample."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name = name
+        self.reason = reason
+
+
+class _TooManyUnreadable(Exception):
+    """Ends the reading of a batch in a worker; the main process then reports and raises `DataError`."""
+
+    def __init__(self, found: dict[str, str]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+@dataclass(frozen=True)
+class Request:
+    """The samples of one batch: their counters in the stream, and their indices in the data set."""
+
+    counters: Sequence[int]
+    indices: Sequence[int]
+
+
+class SampleOrder:
+    """The samples of every step: `num_samples` n, global `batch_size` B, and the seed."""
+
+    def __init__(self, *, num_samples: int, batch_size: int, seed: int) -> None:
+        self.num_samples = num_samples
+        self.batch_size = batch_size
+        self.seed = seed
+        self._epoch = -1
+        self._permutation = torch.empty(0, dtype=torch.int64)
+
+    def request(self, step: int, *, rank: int = 0, world_size: int = 1) -> Request:
+        """What one rank takes in a step: its contiguous B / world_size of the step's B samples.
+
+        Raises UserError when the batch cannot be shared evenly.
+        """
+        share, remainder = divmod(self.batch_size, world_size)
+        if remainder:
+            raise UserError(
+                f"data.batch_size={self.batch_size} cannot be shared by {world_size} ranks; the nearest "
+                f"sizes that can are {share * world_size} and {(share + 1) * world_size}"
+            )
+        first = step * self.batch_size + rank * share
+        return Request(range(first, first + share), self._indices(first, first + share).tolist())
+
+    def _indices(self, start: int, stop: int) -> Tensor:
+        parts = []
+        while start < stop:
+            epoch, position = divmod(start, self.num_samples)
+            part = self._order_of(epoch)[position : position + stop - start]
+            parts.append(part)
+            start += len(part)
+        return torch.cat(parts)
+
+    def _order_of(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            random = generator("cpu", self.seed, "order", epoch)
+            self._epoch, self._permutation = epoch, torch.randperm(self.num_samples, generator=random)
+        return self._permutation
+
+
+def fixed_order(num_samples: int, *, batch_size: int, limit: int | None = None) -> Iterator[Request]:
+    """All samples in order, the last batch short; or `limit` of them, always the same random subset."""
+    indices = torch.arange(num_samples)
+    if limit is not None and limit < num_samples:
+        subset = torch.randperm(num_samples, generator=generator("cpu", 0, "subset"))[:limit]
+        indices = subset.sort().values
+    for chunk in indices.split(batch_size):
+        yield Request(chunk.tolist(), chunk.tolist())
+
+
+class BadSamples(dict[str, str]):
+    """The samples found unreadable, name -> reason; stops the run when they are too many.
+
+    total: samples of the split. max_share: the largest share of them that may be bad, in [0, 1).
+    """
+
+    def __init__(self, *, total: int, max_share: float) -> None:
+        super().__init__()
+        self.total = total
+        self.max_share = max_share
+
+    @property
+    def limit(self) -> float:
+        """How many may be bad."""
+        return self.max_share * self.total
+
+    def report(self, found: Mapping[str, str]) -> None:
+        """Log and keep what is new. Raises DataError when more than the allowed share is bad."""
+        for name, reason in found.items():
+            if name not in self:
+                self[name] = reason
+                log.warning("cannot read %s (%s); the next sample takes its place", name, reason)
+        if len(self) > self.limit:
+            first = "".join(f"\n  {name} ({reason})" for name, reason in list(self.items())[:3])
+            raise DataError(
+                f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read, "
+                f"which is more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise "
+                f"that share. The first:{first}"
+            )
+
+
+def read(samples: Samples, index: int, *, bad: dict[str, str], limit: float) -> Any:
+    """`samples[index]`, or the first readable one after it; adds what is unreadable on the way to `bad`."""
+    while True:
+        try:
+            return samples[index]
+        except UnreadableSample as error:
+            bad[error.name] = error.reason
+            # As the limit is below the number of samples, this also ends a search in which all are bad.
+            if len(bad) > limit:
+                raise _TooManyUnreadable(bad) from None
+            index = (index + 1) % len(samples)
+
+
+def load(
+    make_batch: Callable[[Request], Batch],
+    requests: Iterable[Request],
+    *,
+    bad: BadSamples,
+    num_workers: int,
+    prefetch_factor: int,
+    pin_memory: bool,
+) -> Iterator[Batch]:
+    """The batches of the requests, in order, read in worker processes if there are any.
+
+    make_batch may put what it found unreadable under the key `bad`; it is reported here, in the main process,
+    and taken out. Raises what `make_batch` raises; a UserError from a worker keeps its message.
+    """
+    with _starting_workers():
+        loader = DataLoader(
+            _Batches(make_batch),
+            sampler=requests,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor if num_workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=_start_worker,
+            # A loader draws a seed for its workers, which nobody reads: not from the run's generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+        batches = iter(loader)
+    try:
+        for batch in batches:
+            if isinstance(batch, UserError):
+                raise batch
+            bad.report(batch.pop("bad", {}))
+            yield batch
+    finally:
+        # Ends the workers now. The traceback of an error would keep the iterator until garbage is collected;
+        # should that happen in a worker forked later, it would close pipes there and hang.
+        del batches
+
+
+class _Batches(Dataset):
+    """Turns the loader's "samples", which are requests, into batches."""
+
+    def __init__(self, make_batch: Callable[[Request], Batch]) -> None:
+        self.make_batch = make_batch
+
+    def __getitem__(self, request: Request) -> Batch | UserError:
+        try:
+            return self.make_batch(request)
+        except _TooManyUnreadable as error:
+            return {"bad": error.found}
+        except UserError as error:
+            # Returned, as the loader would wrap what a worker raises into a message with a traceback.
+            return error
+
+
+@contextlib.contextmanager
+def _starting_workers() -> Iterator[None]:
+    # Ctrl-C waits meanwhile. Workers inherit that, and so never take it from the main process.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        with warnings.catch_warnings():
+            # More workers than cores can be right, where reading is slow and not decoding.
+            warnings.filterwarnings("ignore", message="This DataLoader will create")
+            yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_worker(worker: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # for workers that are not forked and inherit nothing
+    torch.set_num_threads(1)

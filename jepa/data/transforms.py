@@ -1,0 +1,177 @@
+"""Applies augmentation to images: from PIL images or uint8 tensors to normalised float views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from jepa.data.augment import Augment, Views, centre_box
+from jepa.utils.errors import DataError
+
+
+class ImageTransform:
+    """Makes float32 inputs of one size and number of channels, normalised by mean and std per channel.
+
+    size: (H, W). interpolation: `bicubic` or `bilinear`. augment: None, or how training views are made.
+    A PIL image is cropped and resized on its own, with antialiasing. Tensors of one size are warped as a
+    whole batch, in one call, which for small images is some fifty times faster.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: tuple[int, int],
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str,
+        augment: Augment | None,
+    ) -> None:
+        self.size = size
+        self.channels = channels
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.interpolation = InterpolationMode(interpolation)
+        self.augment = augment
+
+    def plain(self, images: Image.Image | Tensor) -> Tensor:
+        """One PIL image, or uint8 (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
+        pixels = _image(images, self.channels) if isinstance(images, Image.Image) else self._channels(images)
+        height, width = F.get_size(pixels)
+        pixels = self._crop(pixels, centre_box(height, width, self.size))
+        return self._normalise(_floats(pixels))
+
+    def augmented(self, images: Image.Image | Tensor, uniform: Tensor) -> Tensor:
+        """One PIL image, or uint8 (B, C, h, w), and numbers (B, V, NUMBERS): views (B, V, C, H, W)."""
+        batch, count = uniform.shape[:2]
+        uniform = uniform.flatten(0, 1)
+        if isinstance(images, Image.Image):
+            image = _image(images, self.channels)
+            views = self.augment.views(uniform, height=image.height, width=image.width, size=self.size)
+            pixels = torch.cat([_floats(self._geometry(image, views, i)) for i in range(count)])
+        else:
+            images = self._channels(images)
+            height, width = images.shape[-2:]
+            views = self.augment.views(uniform, height=height, width=width, size=self.size)
+            pixels = self._warp(_floats(images), views, count)
+        pixels = self._normalise(_recolour(pixels, views))
+        return pixels.unflatten(0, (batch, count))
+
+    def _crop(self, image: Image.Image | Tensor, box: Tensor) -> Image.Image | Tensor:
+        height, width = F.get_size(image)
+        left, top, w, h = (box * torch.tensor([width, height, width, height])).round().int().tolist()
+        w, h = max(w, 1), max(h, 1)
+        left, top = min(left, width - w), min(top, height - h)
+        if (h, w) == self.size == (height, width):
+            return image
+        return F.resized_crop(image, top, left, h, w, list(self.size), self.interpolation, antialias=True)
+
+    def _geometry(self, image: Image.Image, views: Views, i: int) -> Image.Image:
+        """View i of a PIL image. What a rotation or shift brings in from outside of the crop is black."""
+        view = self._crop(image, views.box[i])
+        if views.flip is not None and views.flip[i]:
+            view = F.horizontal_flip(view)
+        if views.angle is not None or views.shift is not None:
+            height, width = self.size
+            angle = 0.0 if views.angle is None else views.angle[i].item()
+            right, down = (0.0, 0.0) if views.shift is None else views.shift[i].tolist()
+            move = [right * width, down * height]
+            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=self.interpolation)
+        return view
+
+    def _warp(self, images: Tensor, views: Views, count: int) -> Tensor:
+        """Crop, flip, rotate and shift images (B, C, h, w) to `count` views V each, in one resampling.
+
+        Returns (B * V, C, H, W). What comes in from outside of the image is black.
+        """
+        height, width = self.size
+        small = [min(images.shape[-2], height), min(images.shape[-1], width)]
+        if tuple(small) != tuple(images.shape[-2:]):
+            # Sampling a grid skips pixels when it shrinks an image, so that is done beforehand, and well.
+            images = F.resize(images, small, self.interpolation, antialias=True)
+        theta = _matrices(views, height, width)
+        images = images.repeat_interleave(count, dim=0)
+        grid = affine_grid(theta, [len(images), images.shape[1], height, width], align_corners=False)
+        mode = self.interpolation.value
+        return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False).clamp_(0, 1)
+
+    def _channels(self, images: Tensor) -> Tensor:
+        if images.shape[-3] == self.channels:
+            return images
+        if images.shape[-3] == 1:
+            return images.expand(*images.shape[:-3], self.channels, *images.shape[-2:])
+        if images.shape[-3] == 3 and self.channels == 1:
+            return F.rgb_to_grayscale(images)
+        raise DataError(
+            f"the images have {images.shape[-3]} channels and cannot become data.channels={self.channels}; "
+            "set it to the number they have"
+        )
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+
+def _matrices(views: Views, height: int, width: int) -> Tensor:
+    """Affine maps (R, 2, 3) from places in the view to places in the image, both in [-1, 1].
+
+    Backwards through the order of `Views`: undo the shift, the rotation and the flip, then go to the box.
+    """
+    left, top, w, h = views.box.unbind(dim=1)
+    angle = torch.zeros_like(w) if views.angle is None else views.angle * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    # Rows of the inverse rotation; the view's aspect, as an angle is one in pixels and not in [-1, 1].
+    xx, xy, yx, yy = cos, sin * (height / width), -sin * (width / height), cos
+    shift = torch.zeros(len(w), 2) if views.shift is None else views.shift
+    right, down = (2 * shift).unbind(dim=1)
+    x, y = -(xx * right + xy * down), -(yx * right + yy * down)
+    across = w if views.flip is None else torch.where(views.flip, -w, w)
+    row_x = torch.stack([across * xx, across * xy, across * x + (2 * left + w - 1)], dim=1)
+    row_y = torch.stack([h * yx, h * yy, h * y + (2 * top + h - 1)], dim=1)
+    return torch.stack([row_x, row_y], dim=1)
+
+
+def _recolour(pixels: Tensor, views: Views) -> Tensor:
+    """Colour jitter and blur of views (R, C, H, W) with values in [0, 1]."""
+    if views.jitter is None and views.blur is None:
+        return pixels
+    # SimCLR's kernel is a tenth of the side; odd, so that it has a centre.
+    kernel = [max(3, side // 10 // 2 * 2 + 1) for side in pixels.shape[-2:]]
+    done = []
+    for i, view in enumerate(pixels):
+        if views.jitter is not None:
+            brightness, contrast, saturation, hue = views.jitter[i].tolist()
+            view = F.adjust_contrast(F.adjust_brightness(view, brightness), contrast)
+            if len(view) == 3:
+                view = F.adjust_hue(F.adjust_saturation(view, saturation), hue)
+        if views.blur is not None and views.blur[i] > 0:
+            view = F.gaussian_blur(view, kernel, [views.blur[i].item()] * 2)
+        done.append(view)
+    return torch.stack(done)
+
+
+def _image(image: Image.Image, channels: int) -> Image.Image:
+    """A PIL image of any mode as 8-bit RGB or grey; transparency is dropped."""
+    if channels not in (1, 3):
+        raise DataError(f"data.channels={channels}, but image files give 3 (colour) or 1 (grey)")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow cuts 16-bit values off at 255 instead of scaling them.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # without this step Pillow warns
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _floats(pixels: Image.Image | Tensor) -> Tensor:
+    """uint8 as float32 in [0, 1]; a PIL image as (1, C, H, W)."""
+    if isinstance(pixels, Image.Image):
+        pixels = F.pil_to_tensor(pixels)[None]
+    return pixels.float() / 255

@@ -1,0 +1,120 @@
+"""The linear probe: multinomial logistic regression on standardised features."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jepa.evaluation.features import Features
+from jepa.evaluation.logistic import fit_logistic
+from jepa.utils.errors import UserError
+from jepa.utils.random import generator
+
+log = logging.getLogger("jepa")
+
+
+@dataclass(frozen=True)
+class LinearClassifier:
+    """A fitted probe: mean and std (D,), coefficients (D + 1, C), the intercept last, and the penalty."""
+
+    mean: Tensor
+    std: Tensor
+    coefficients: Tensor
+    penalty: float
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Class indices (N,) of features x (N, D)."""
+        return (_design(x, self.mean, self.std) @ self.coefficients).argmax(dim=1)
+
+
+class LinearProbe:
+    """Logistic regression whose L2 penalty is chosen on a held-out part of the training split.
+
+    The chosen penalty is then fitted to the whole training split. Test samples are seen once, for the
+    accuracy that is reported: neither the standardisation nor the penalty depends on them.
+
+    penalties: candidates, all fitted at once; the loss is mean cross-entropy + penalty / 2 * |weights|^2
+        without the intercept, so that scikit-learn's `C` is 1 / (penalty * N). Of equally good ones the
+        largest wins.
+    held_out_every: each n-th training sample of a class is held out for the choice (5: a fifth).
+    """
+
+    def __init__(
+        self,
+        *,
+        penalties: Sequence[float] = (1.0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
+        held_out_every: int = 5,
+    ) -> None:
+        if not penalties or min(penalties) <= 0:
+            raise ValueError(
+                f"evaluation.probes.linear.penalties: got {list(penalties)}, expected at least one and all "
+                "above 0 (without penalty, separable classes have no solution)"
+            )
+        if held_out_every < 2:
+            raise ValueError(
+                f"evaluation.probes.linear.held_out_every must be at least 2, got {held_out_every}"
+            )
+        self.penalties = tuple(sorted(penalties, reverse=True))
+        self.held_out_every = held_out_every
+
+    def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> float:
+        """Accuracy on the test features, in [0, 1]."""
+        classifier = self.fit(train, classes=classes, seed=seed)
+        return float((classifier.predict(test.x) == test.labels).double().mean())
+
+    def fit(self, train: Features, *, classes: int, seed: int) -> LinearClassifier:
+        """Standardise, choose the penalty, and fit; the seed decides which samples are held out.
+
+        Raises UserError when there are fewer than two training samples.
+        """
+        if len(train) < 2:
+            raise UserError(f"the linear probe needs at least 2 training samples, got {len(train)}")
+        mean, std = train.x.mean(dim=0), train.x.std(dim=0, correction=0)
+        # Constant features (rounding can leave a trace) become zeros; dividing by their std would make noise.
+        std = torch.where(std > 1e-6 * mean.abs(), std, 1.0)
+        design = _design(train.x, mean, std)
+        penalty, start = self._choose(design, train.labels, classes, seed)
+        # Rough fits tell penalties apart; the one that counts starts from there and goes closer.
+        coefficients = fit_logistic(
+            design,
+            train.labels,
+            classes=classes,
+            penalties=design.new_tensor([penalty]),
+            start=start,
+            tolerance=1e-4,
+        )
+        return LinearClassifier(mean, std, coefficients[:, 0], penalty)
+
+    def _choose(self, design: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[float, Tensor]:
+        """The penalty with the best held-out accuracy, and its coefficients (D + 1, 1, C)."""
+        held_out = _hold_out(labels, self.held_out_every, seed)
+        coefficients = fit_logistic(
+            design[~held_out],
+            labels[~held_out],
+            classes=classes,
+            penalties=design.new_tensor(self.penalties),
+            tolerance=1e-3,
+        )
+        logits = torch.tensordot(design[held_out], coefficients, dims=1)  # (n, R, C)
+        correct = (logits.argmax(dim=2) == labels[held_out, None]).sum(dim=0).tolist()
+        best = correct.index(max(correct))
+        log.debug("linear probe: penalty %g, correct per penalty %s", self.penalties[best], correct)
+        return self.penalties[best], coefficients[:, best : best + 1]
+
+
+def _design(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Standardised features and a column of ones: (N, D) -> (N, D + 1)."""
+    return torch.cat([(x - mean) / std, x.new_ones(len(x), 1)], dim=1)
+
+
+def _hold_out(labels: Tensor, every: int, seed: int) -> Tensor:
+    """(N,) bool, True for each `every`-th sample once they are shuffled and sorted by label: stratified."""
+    shuffled = torch.randperm(len(labels), generator=generator("cpu", seed, "evaluation/held_out"))
+    order = shuffled[labels.cpu()[shuffled].argsort(stable=True)]
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    held_out[order[::every]] = True
+    return held_out.to(labels.device)

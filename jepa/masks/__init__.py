@@ -1,0 +1,39 @@
+"""Masks: which tokens are seen and which are predicted, drawn for a whole batch on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from jepa.masks.multiblock import MultiBlockMask
+from jepa.masks.published import PublishedMultiBlockMask
+from jepa.masks.random import RandomMask
+
+__all__ = ["MultiBlockMask", "PublishedMultiBlockMask", "RandomMask", "multiblock_mask"]
+
+
+def multiblock_mask(
+    *,
+    num_targets: int = 4,
+    context_scale: Sequence[float] = (0.85, 1.0),
+    target_scale: Sequence[float] = (0.15, 0.2),
+    aspect_ratio: Sequence[float] = (0.75, 1.5),
+    min_context: int = 10,
+    allow_overlap: bool = False,
+    compat: Literal["fixed", "published"] = "fixed",
+) -> MultiBlockMask | PublishedMultiBlockMask:
+    """The multi-block masker: "fixed" is ours, "published" draws as facebookresearch/ijepa does.
+
+    The other arguments are those of `MultiBlockMask`. Raises ValueError for any other compat.
+    """
+    kinds = {"fixed": MultiBlockMask, "published": PublishedMultiBlockMask}
+    if compat not in kinds:
+        raise ValueError(f"model.mask.compat: got {compat!r}, expected 'fixed' or 'published'")
+    return kinds[compat](
+        num_targets=num_targets,
+        context_scale=context_scale,
+        target_scale=target_scale,
+        aspect_ratio=aspect_ratio,
+        min_context=min_context,
+        allow_overlap=allow_overlap,
+    )

@@ -1,0 +1,214 @@
+"""Multi-block masks on a grid of any number of axes, drawn for the whole batch at once.
+
+One context block, several target blocks; the context loses the tokens of the targets (I-JEPA, arXiv 2301.08243,
+section 3). `PublishedMultiBlockMask` reproduces the published collator; this one mends what it does wrong:
+
+- blocks reach every row and column (the published one never shows or predicts the last ones);
+- scale and aspect ratio are drawn independently;
+- every sample draws its own block sizes, and surplus tokens are dropped at random, not from the bottom up;
+- the number of tokens kept depends on the grid and the settings alone, not on the batch size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import reduce
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from jepa.types import Grid, Mask
+from jepa.utils.random import generator as make_generator
+
+CALIBRATION_DRAWS = 2048
+SHORT_SHARE = 0.05
+"""Share of samples whose context may fall short of K and is drawn again; K is set to meet it."""
+
+
+Layouts: TypeAlias = tuple[int, Tensor, Tensor]
+
+
+class MultiBlockMask:
+    """Masker of `num_targets` target blocks and one context block per sample.
+
+    context_scale, target_scale: (least, most) share of the grid that a block covers.
+    aspect_ratio: (least, most) height / width of a target block on the last two axes; the context block has the
+        grid's own shape. Leading axes (time, in video) are spanned whole; on a 1-D grid blocks are spans.
+    min_context: fewest context tokens that are accepted.
+    allow_overlap: let the context keep tokens that are also targets.
+
+    P, the tokens predicted per block, is the least target scale times the grid. A block's sides are rounded square
+    roots, widened where rounding left fewer than P; from larger blocks P tokens are picked at random. K, the context
+    tokens kept, is the 5 % quantile of what the targets leave of the context block, found once per grid from draws of
+    a fixed seed; a sample with fewer tokens left is drawn again, from those same draws.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_targets: int = 4,
+        context_scale: Sequence[float] = (0.85, 1.0),
+        target_scale: Sequence[float] = (0.15, 0.2),
+        aspect_ratio: Sequence[float] = (0.75, 1.5),
+        min_context: int = 10,
+        allow_overlap: bool = False,
+    ) -> None:
+        if num_targets < 1:
+            raise ValueError(f"model.mask.num_targets must be at least 1, got {num_targets}")
+        if min_context < 1:
+            raise ValueError(f"model.mask.min_context must be at least 1, got {min_context}")
+        self.num_targets = num_targets
+        self.context_scale = check_range("model.mask.context_scale", context_scale, most=1.0)
+        self.target_scale = check_range("model.mask.target_scale", target_scale, most=1.0)
+        self.aspect_ratio = check_range("model.mask.aspect_ratio", aspect_ratio)
+        self.min_context = min_context
+        self.allow_overlap = allow_overlap
+        self._layouts: dict[tuple[Grid, torch.device], Layouts] = {}
+
+    def __call__(
+        self,
+        batch_size: int,
+        grid: Grid,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Mask]:
+        """One `Mask` for the batch. valid (B, N) bool: padding tokens, marked False, are never drawn.
+
+        Raises ValueError when the settings leave fewer than min_context tokens on this grid.
+        """
+        grid = tuple(grid)
+        device = torch.device("cpu") if generator is None else generator.device
+        if (grid, device) not in self._layouts:
+            self._layouts[grid, device] = self._calibrate(grid, device)
+        keep, reserve, reserve_members = self._layouts[grid, device]
+        blocks = self._draw(batch_size, grid, device, generator)  # (2, B, 1 + M, axes)
+        members = self._context(blocks, grid)  # (B, N)
+        short = members.sum(-1) < keep  # (B,)
+        again = torch.randint(len(reserve_members), (batch_size,), device=device, generator=generator)
+        blocks = torch.where(short[:, None, None], reserve[:, again], blocks)
+        members = torch.where(short[:, None], reserve_members[again], members)
+        context = pick_members(members, keep, generator)
+        targets = self._pick_targets(blocks[:, :, 1:], grid, generator)
+        if valid is None:
+            return [Mask(context, targets)]
+        context_valid = valid.gather(1, context)
+        target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
+        return [Mask(context, targets, context_valid=context_valid, target_valid=target_valid)]
+
+    def _draw(
+        self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None
+    ) -> Tensor:
+        """First cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
+        ratio = grid[-2] / grid[-1] if len(grid) > 1 else 1.0
+        context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), device, generator)
+        targets = draw_blocks(
+            (batch_size, self.num_targets), grid, self.target_scale, self.aspect_ratio, device, generator
+        )
+        return torch.cat([context, targets], dim=2)
+
+    def _context(self, blocks: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, N) bool of the context block that are free of targets."""
+        context, *targets = cover(blocks, grid).unbind(dim=1)  # each (B, N)
+        return context if self.allow_overlap else context & ~reduce(torch.bitwise_or, targets)
+
+    def _pick_targets(self, blocks: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
+        """P random cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
+        count = least_tokens(self.target_scale, grid)
+        corners = torch.cartesian_prod(torch.tensor(self.target_scale), torch.tensor(self.aspect_ratio))
+        most = int(block_sides(*corners.T, grid, count).max(dim=0).values.prod())  # no block holds more cells
+        start, sides = blocks
+        members = torch.arange(most, device=blocks.device) < sides.prod(dim=-1, keepdim=True)
+        local = pick_members(members, count, generator)  # cells numbered inside their block, row-major
+        flat, stride = torch.zeros_like(local), 1
+        for axis in reversed(range(len(grid))):
+            side = sides[..., axis, None]
+            flat += (start[..., axis, None] + local % side) * stride
+            local = local // side
+            stride *= grid[axis]
+        return flat
+
+    def _calibrate(self, grid: Grid, device: torch.device) -> Layouts:
+        """K for a grid, and layouts (2, R, 1 + M, axes) with at least K context tokens (R, N) bool."""
+        fixed = make_generator("cpu", 0, "mask calibration")
+        blocks = self._draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed)
+        members = self._context(blocks, grid)
+        left = members.sum(-1)
+        keep = max(int(left.float().quantile(SHORT_SHARE, interpolation="lower")), self.min_context)
+        enough = left >= keep
+        if enough.float().mean() < 0.5:
+            raise ValueError(
+                f"masks do not fit a grid of {' x '.join(map(str, grid))} tokens: {self.num_targets} targets of "
+                f"{self.target_scale[0]} to {self.target_scale[1]} of the grid leave {int(left.median())} context "
+                f"tokens (median), fewer than model.mask.min_context={self.min_context}: use fewer targets "
+                "(model.mask.num_targets), smaller ones (model.mask.target_scale), smaller patches "
+                "(model.encoder.patch_size), or accept fewer context tokens"
+            )
+        return keep, blocks[:, enough].to(device), members[enough].to(device)
+
+
+def draw_blocks(
+    shape: tuple[int, ...],
+    grid: Grid,
+    scale: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+    device: torch.device,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """First cells and sides (2, *shape, axes) of blocks, int64.
+
+    Scale and aspect ratio are uniform and independent, places uniform over all that keep the block on the grid.
+    """
+    draws = torch.rand(2, *shape, device=device, generator=generator)
+    area = scale[0] + (scale[1] - scale[0]) * draws[0]
+    ratio = aspect_ratio[0] + (aspect_ratio[1] - aspect_ratio[0]) * draws[1]
+    sides = block_sides(area, ratio, grid, least_tokens(scale, grid))
+    room = torch.tensor(grid, device=device) - sides + 1  # places along each axis
+    start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
+    return torch.stack([torch.minimum(start, room - 1), sides])
+
+
+def least_tokens(scale: tuple[float, float], grid: Grid) -> int:
+    """Tokens that a block of this scale holds at least."""
+    return max(1, int(scale[0] * math.prod(grid)))
+
+
+def block_sides(area: Tensor, ratio: Tensor, grid: Grid, least: int) -> Tensor:
+    """Sides (..., axes) of blocks that cover about a share `area` of the grid, and at least `least` tokens."""
+    if len(grid) == 1:
+        return (area * grid[0]).round().long().clamp(least, grid[0]).unsqueeze(-1)
+    *leading, rows, columns = grid
+    depth = math.prod(leading)
+    height = (area * rows * columns * ratio).sqrt().round().long().clamp(1, rows)
+    width = (area * rows * columns / ratio).sqrt().round().long().clamp(1, columns)
+    need = -(-least // depth)  # cells in a plane, rounded up
+    width = torch.maximum(width, (need + height - 1) // height).clamp(max=columns)
+    height = torch.maximum(height, (need + width - 1) // width)
+    return torch.stack([*(torch.full_like(height, side) for side in leading), height, width], dim=-1)
+
+
+def cover(blocks: Tensor, grid: Grid) -> Tensor:
+    """Which cells (..., N) bool lie in blocks (2, ..., axes)."""
+    start, end = blocks[0], blocks[0] + blocks[1]
+    inside = None
+    for axis, side in enumerate(grid):
+        place = torch.arange(side, device=blocks.device)
+        along = (place >= start[..., axis, None]) & (place < end[..., axis, None])  # (..., side)
+        inside = along if inside is None else (inside.unsqueeze(-1) & along.unsqueeze(-2)).flatten(-2)
+    return inside
+
+
+def pick_members(members: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """`count` random members (..., count) of sets (..., N) bool that hold at least so many, in any order."""
+    noise = torch.rand(members.shape, device=members.device, generator=generator)
+    return (noise + members).topk(count, dim=-1, sorted=False).indices
+
+
+def check_range(key: str, values: Sequence[float], most: float = math.inf) -> tuple[float, float]:
+    """(low, high) as floats. Raises ValueError unless 0 < low <= high <= most."""
+    low, high = map(float, values) if len(values) == 2 else (0.0, 0.0)
+    if not 0 < low <= high <= most:
+        raise ValueError(f"{key}: got {list(values)}, expected [low, high] with 0 < low <= high <= {most}")
+    return low, high

@@ -1,0 +1,77 @@
+"""Random masks: single tokens instead of blocks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepa.types import Grid, Mask
+
+
+class RandomMask:
+    """Masker that keeps a random share of the tokens as context and predicts a random share of the others.
+
+    context_share, target_share: shares of the grid's tokens, together at most 1; target_share None takes all that
+    the context leaves. num_masks: independent draws per sample, each of which is one more view of it.
+    """
+
+    def __init__(
+        self, *, context_share: float = 0.4, target_share: float | None = None, num_masks: int = 1
+    ) -> None:
+        rest = 1 - context_share
+        target_share = rest if target_share is None else target_share
+        if not (0 < context_share < 1 and 0 < target_share <= rest + 1e-9):
+            raise ValueError(
+                f"model.mask: got context_share={context_share} and target_share={target_share}, "
+                "expected shares above 0 that add up to at most 1"
+            )
+        if num_masks < 1:
+            raise ValueError(f"model.mask.num_masks must be at least 1, got {num_masks}")
+        self.context_share = context_share
+        self.target_share = target_share
+        self.num_masks = num_masks
+
+    def __call__(
+        self,
+        batch_size: int,
+        grid: Grid,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Mask]:
+        """`num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: padding is drawn last.
+
+        Raises ValueError when the grid has too few tokens for one context and one target token.
+        """
+        tokens = torch.Size(grid).numel()
+        keep = max(1, round(self.context_share * tokens))
+        size = max(1, min(round(self.target_share * tokens), tokens - keep))
+        if keep + size > tokens:
+            raise ValueError(f"masks do not fit a grid of {grid}: use smaller patches (model.encoder.patch_size)")
+        device = torch.device("cpu") if generator is None else generator.device
+        return [self._draw(batch_size, tokens, keep, size, device, valid, generator) for _ in range(self.num_masks)]
+
+    @staticmethod
+    def _draw(
+        batch_size: int,
+        tokens: int,
+        keep: int,
+        size: int,
+        device: torch.device,
+        valid: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Mask:
+        order = torch.rand(batch_size, tokens, device=device, generator=generator)
+        if valid is not None:
+            order = order + ~valid
+        order = order.argsort(dim=1)  # (B, N), padding last
+        context = order[:, :keep].sort(dim=1).values
+        targets = order[:, keep : keep + size].sort(dim=1).values
+        if valid is None:
+            return Mask(context, targets.unsqueeze(1))
+        return Mask(
+            context,
+            targets.unsqueeze(1),
+            context_valid=valid.gather(1, context),
+            target_valid=valid.gather(1, targets).unsqueeze(1),
+        )

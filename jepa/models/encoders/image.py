@@ -1,0 +1,199 @@
+"""Image encoders: timm Vision Transformers without class token, with fixed 2-D sine-cosine positions.
+
+`vision_transformer` takes the sizes, `timm_vision_transformer` any of timm's names; both give an `ImageEncoder`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from jepa.models.init import init_transformer
+from jepa.models.positions import SinCosPositions
+from jepa.types import Grid
+from jepa.utils.tensors import gather_tokens
+
+
+class ImageEncoder(nn.Module):
+    """A timm ViT behind the encoder contract (`jepa.types.Encoder`), for pictures of any size.
+
+    The timm module stays whole under `vit`, so that its weights keep timm's names.
+    """
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self.vit = vit
+        self.dim: int = vit.embed_dim
+        self.depth: int = len(vit.blocks)
+        self.heads: int = vit.blocks[0].attn.num_heads
+        self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
+        self.channels: int = vit.patch_embed.proj.in_channels
+        self.positions = SinCosPositions(self.dim)
+        vit.patch_embed.strict_img_size = False  # positions are computed for the grid that comes
+
+    def grid(self, x: Tensor) -> Grid:
+        """(rows, columns) of tokens of pictures (B, C, H, W). Raises ValueError when they do not fit the patch."""
+        channels, *size = x.shape[1:]
+        if channels != self.channels or len(size) != 2:
+            raise ValueError(f"expected pictures (B, {self.channels}, H, W), got {tuple(x.shape)}")
+        check_patch_size(tuple(size), self.patch_size)
+        return tuple(side // patch for side, patch in zip(size, self.patch_size))
+
+    def forward(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        valid: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Features of pictures x (B, C, H, W).
+
+        keep (B, K): encode only these tokens. valid (B, K or N) bool: the tokens that may be attended to.
+        layers: block numbers from 0; gives one (B, K or N, D) per number, each through the final norm.
+        """
+        tokens = self.vit.patch_embed(x) + self.positions(self.grid(x), x.device)  # (B, N, D)
+        if keep is not None:
+            tokens = gather_tokens(tokens, keep)  # (B, K, D)
+        tokens = self.vit.norm_pre(self.vit.pos_drop(tokens))
+        attention_mask = None if valid is None else valid[:, None, None, :]
+        outputs = {}
+        for number, block in enumerate(self.vit.blocks):
+            tokens = block(tokens, attn_mask=attention_mask)
+            if layers is not None and number in layers:
+                outputs[number] = self.vit.norm(tokens)
+        if layers is None:
+            return self.vit.norm(tokens)
+        if missing := set(layers) - set(outputs):
+            raise ValueError(f"layers {sorted(missing)} do not exist: the encoder has {self.depth}, from 0")
+        return [outputs[number] for number in layers]
+
+
+def vision_transformer(
+    *,
+    image_size: int | Sequence[int],
+    channels: int,
+    patch_size: int | Sequence[int],
+    dim: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float = 4.0,
+    qkv_bias: bool = True,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> ImageEncoder:
+    """A pre-norm ViT (Dosovitskiy et al. 2020) of the given sizes; LayerNorm epsilon 1e-6 as in I-JEPA.
+
+    dropout acts on tokens after the positions and after every linear layer of a block; drop_path (stochastic
+    depth) grows linearly over the blocks to the given rate.
+
+    Raises ValueError when the patch does not divide the image or the heads do not divide the width.
+    """
+    image_size, patch_size = pair(image_size), pair(patch_size)
+    check_patch_size(image_size, patch_size)
+    check_heads(dim, heads, "model.encoder")
+    vit = VisionTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        in_chans=channels,
+        num_classes=0,
+        global_pool="",
+        class_token=False,
+        pos_embed="none",
+        embed_dim=dim,
+        depth=depth,
+        num_heads=heads,
+        mlp_ratio=mlp_ratio,
+        qkv_bias=qkv_bias,
+        pos_drop_rate=dropout,
+        proj_drop_rate=dropout,
+        attn_drop_rate=attention_dropout,
+        drop_path_rate=drop_path,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        weight_init="skip",
+    )
+    init_transformer(vit, vit.blocks)
+    return ImageEncoder(vit)
+
+
+def timm_vision_transformer(
+    *,
+    name: str,
+    image_size: int | Sequence[int],
+    channels: int,
+    patch_size: int | Sequence[int] | None = None,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    drop_path: float = 0.0,
+) -> ImageEncoder:
+    """Any of timm's plain ViTs by name (`vit_small_patch16_224`, ...), untrained and without class token.
+
+    Registers and learned positions of the named model are left out; its block (layer scale, query-key norm, SwiGLU)
+    is kept, as is its weight initialisation. patch_size None takes the one in the name.
+
+    Raises ValueError when timm does not know the name or the model is not a plain ViT.
+    """
+    if not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_patch')[0]}*")[:8] or timm.list_models("vit_*_patch16_224")
+        raise ValueError(f"model.encoder.name: timm has no model {name!r}; it has {', '.join(close)}, ...")
+    if not issubclass(timm_model_class(name), VisionTransformer):
+        raise ValueError(f"model.encoder.name: {name!r} is not one of timm's plain Vision Transformers (vit_*)")
+    sizes = {} if patch_size is None else {"patch_size": pair(patch_size)}
+    vit = timm.create_model(
+        name,
+        pretrained=False,
+        img_size=pair(image_size),
+        in_chans=channels,
+        num_classes=0,
+        global_pool="",
+        class_token=False,
+        reg_tokens=0,
+        pos_embed="none",
+        pos_drop_rate=dropout,
+        proj_drop_rate=dropout,
+        attn_drop_rate=attention_dropout,
+        drop_path_rate=drop_path,
+        **sizes,
+    )
+    check_patch_size(pair(image_size), tuple(vit.patch_embed.patch_size))
+    return ImageEncoder(vit)
+
+
+def timm_model_class(name: str) -> type[nn.Module]:
+    """The class that a timm entry point builds, without allocating its weights."""
+    import torch
+
+    with torch.device("meta"):
+        return type(timm.create_model(name, pretrained=False))
+
+
+def pair(size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a side or a pair. Raises ValueError for anything else."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 1:
+        raise ValueError(f"expected a positive side or [height, width], got {size}")
+    return sides
+
+
+def check_patch_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
+    """Raise ValueError when patches do not tile the image, with the nearest sizes that would."""
+    for side, patch in zip(image_size, patch_size):
+        if side % patch or side < patch:
+            below, above = side - side % patch, side - side % patch + patch
+            near = f"{below} or {above}" if below else f"{above}"
+            fits = [p for p in range(1, side + 1) if side % p == 0]
+            raise ValueError(
+                f"model.encoder.patch_size={patch} does not divide data.image_size={side}: "
+                f"use an image size of {near}, or a patch of {', '.join(map(str, fits))}"
+            )
+
+
+def check_heads(dim: int, heads: int, key: str) -> None:
+    """Raise ValueError when the heads do not share the width equally."""
+    if heads < 1 or dim % heads:
+        fits = [h for h in range(1, min(dim, 32) + 1) if dim % h == 0]
+        raise ValueError(f"{key}.heads={heads} does not divide {key}.dim={dim}: use one of {fits}")

@@ -1,0 +1,111 @@
+"""Masked JEPA: predict, from what is seen of an input, the features of what is hidden.
+
+    python train.py model=vit data=digits
+
+I-JEPA (Assran et al. 2023, arXiv 2301.08243) for images; nothing here knows what the tokens stand for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa.types import Batch, Draw, Horizon, Latents, Mask, Masker
+from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
+
+
+class MaskedJEPA(nn.Module):
+    """Context encoder, predictor, target and masker; turns a batch into `Latents`.
+
+    encoder: follows `jepa.types.Encoder`.
+    predictor, target: called with `encoder=` to be completed (`_partial_` in configs).
+    mask: draws what is seen and what is predicted.
+    loss: called with `embedding_dim=` to be completed; kept here so that its heads are trained and saved.
+    token_weights: "uniform", or "inverse_coverage" to weigh a target token that lies in c blocks by 1 / c.
+    allow_collapse: accept a target and loss of which neither prevents collapse.
+
+    Raises ValueError when neither target nor loss prevents collapse and allow_collapse is False.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        predictor: Callable[..., nn.Module],
+        target: Callable[..., nn.Module],
+        mask: Masker,
+        loss: Callable[..., nn.Module],
+        token_weights: Literal["uniform", "inverse_coverage"] = "uniform",
+        allow_collapse: bool = False,
+    ) -> None:
+        super().__init__()
+        if token_weights not in ("uniform", "inverse_coverage"):
+            raise ValueError(f"token_weights: got {token_weights!r}, expected 'uniform' or 'inverse_coverage'")
+        self.encoder = encoder
+        self.predictor = predictor(encoder=encoder)
+        self.target = target(encoder=encoder)
+        self.loss = loss(embedding_dim=encoder.dim)
+        self.masker = mask
+        self.token_weights = token_weights
+        if not (self.target.prevents_collapse or self.loss.prevents_collapse or allow_collapse):
+            raise ValueError(
+                f"{type(self.target).__name__} with the loss terms {self.loss.term_names} collapses to a constant: "
+                "add a term that prevents it (loss.terms.sigreg), use model/target=ema, "
+                "or set model.allow_collapse=true to watch it happen"
+            )
+
+    def prepare(self, batch: Batch, draw: Draw) -> Batch:
+        """The batch with its `masks`, drawn for the global batch of which this is a slice."""
+        x, views = flatten_views(batch)
+        masks = self.masker(
+            draw.total * views, self.encoder.grid(x), generator=draw.generator(x.device, "mask")
+        )
+        mine = slice(draw.samples.start * views, draw.samples.stop * views)
+        return {**batch, "masks": [mask[mine] for mask in masks], "draw": draw}
+
+    def forward(self, batch: Batch) -> Latents:
+        """Latents of a prepared batch."""
+        x, views = flatten_views(batch)
+        return replace(self.latents(x, batch["masks"], views=views), draw=batch.get("draw"))
+
+    def latents(self, x: Tensor, masks: list[Mask], views: int = 1) -> Latents:
+        """Predictions, targets and embeddings of inputs x (B * views, C, *S), views of a sample adjacent."""
+        grid = self.encoder.grid(x)
+        contexts = [self.encoder(x, keep=mask.context, valid=mask.context_valid) for mask in masks]
+        features = layer_norm(self.encode_target(x))  # (B, N, D)
+        pooled = torch.stack([masked_mean(c, mask.context_valid) for c, mask in zip(contexts, masks)])
+        return Latents(
+            predictions=[self.predictor(c, mask, grid) for c, mask in zip(contexts, masks)],
+            targets=[gather_tokens(features, mask.targets) for mask in masks],
+            target_weights=[self._weights(mask, features.shape[1]) for mask in masks],
+            embeddings=pooled.unflatten(1, (-1, views)).transpose(1, 2).flatten(0, 1),  # (masks * views, B, D)
+        )
+
+    def encode_target(self, x: Tensor) -> Tensor:
+        """Raw features (B, N, D) of the network that makes the targets."""
+        return self.target.encode(self.encoder, x)
+
+    def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
+        """Let the target follow the encoder; `step` counts the updates made before. Gives values to log."""
+        return self.target.update(self.encoder, step, horizon)
+
+    def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
+        """(B, M, P) weights of target tokens; None when all count alike."""
+        valid = None if mask.target_valid is None else mask.target_valid.float()
+        if self.token_weights == "uniform":
+            return valid
+        counted = torch.ones_like(mask.targets, dtype=torch.float32) if valid is None else valid
+        index = mask.targets.flatten(1)
+        coverage = counted.new_zeros(index.shape[0], tokens).scatter_add_(1, index, counted.flatten(1))
+        return counted / coverage.gather(1, index).view_as(counted).clamp(min=1)
+
+
+def flatten_views(batch: Batch) -> tuple[Tensor, int]:
+    """The batch's inputs (B * V, C, *S), views of a sample adjacent, and V."""
+    if "views" in batch:
+        return batch["views"].flatten(0, 1), batch["views"].shape[1]
+    return batch["x"], 1

@@ -1,0 +1,94 @@
+"""Checkpoints: one file, written whole or not at all, read without executing anything.
+
+A checkpoint is a dict with `format`, `version`, `step`, `model`, `optimizer`, `scaler`, `best`, `config` and
+`libraries`. As everything random is a function of (seed, step), nothing else is needed to go on exactly.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from jepa.utils.errors import CheckpointError
+from jepa.utils.weights import first_line, read_file
+
+FORMAT = "jepa"
+VERSION = 1
+KEYS = ("step", "model", "optimizer", "scaler", "best", "config")
+
+
+def write(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a checkpoint atomically: to a temporary name beside it, flushed to disk, renamed.
+
+    Raises CheckpointError when the disk is full or the folder cannot be written; what stood at `path` stays.
+    """
+    complete = {"format": FORMAT, "version": VERSION, **state, "libraries": libraries()}
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            torch.save(complete, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        temporary.unlink(missing_ok=True)
+        kept = f"The checkpoint written before is intact: {path}" if path.exists() else "No checkpoint was there before."
+        raise CheckpointError(f"could not write the checkpoint {path}: {reason(error, path)}. {kept}") from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read one of our checkpoints, onto the CPU.
+
+    Raises CheckpointError when the file is missing, cut short, not a checkpoint, or of another format or version.
+    """
+    content = read_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        raise CheckpointError(
+            f"{path} is not a checkpoint of this project (it holds {found}): to start from the weights of a "
+            "published file use init_from=<file>; to continue a run use resume=<its folder>"
+        )
+    if content.get("version") != VERSION:
+        raise CheckpointError(f"{path} has format version {content.get('version')}, this code reads {VERSION}")
+    if missing := [key for key in KEYS if key not in content]:
+        raise CheckpointError(f"{path} lacks {missing}: it is damaged")
+    return content
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, path: Path) -> None:
+    """Load an optimizer's state. Raises CheckpointError when there is none or it is of another optimizer."""
+    if state is None:
+        raise CheckpointError(f"{path} holds no optimizer state: use init_from=, or load with load_optimizer=False")
+    theirs = [len(group["params"]) for group in state["param_groups"]]
+    ours = [len(group["params"]) for group in optimizer.param_groups]
+    if theirs != ours:
+        raise CheckpointError(f"{path} has optimizer groups of {theirs} parameters, this run of {ours}")
+    missing = set(optimizer.param_groups[0]) - set(state["param_groups"][0])
+    if missing:
+        raise CheckpointError(
+            f"{path} is of another optimizer than {type(optimizer).__name__}: its groups lack {sorted(missing)}"
+        )
+    optimizer.load_state_dict(state)
+
+
+def libraries() -> dict[str, str]:
+    """Versions of what wrote a checkpoint."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "timm": timm.__version__}
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Why a file could not be written, with the space left where that is it."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = first_line(error)
+    folder = path.parent if path.parent.is_dir() else Path(path.anchor or ".")
+    stat = os.statvfs(folder)
+    return f"{text} ({stat.f_bavail * stat.f_frsize / 2**20:,.0f} MiB free)"

@@ -1,0 +1,89 @@
+"""The console: a progress bar in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from jepa.trainer.loggers import Logger
+from jepa.types import Horizon
+
+
+class Console(Logger):
+    """Epoch, step, loss, learning rate, samples per second and time left.
+
+    seconds_between_lines: when the output is not a terminal, at most one line of training in that time.
+    """
+
+    def __init__(self, *, seconds_between_lines: float = 5.0) -> None:
+        self.seconds_between_lines = seconds_between_lines
+        self._console = RichConsole(highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+
+    def open(self, run_dir: Path, step: int, horizon: Horizon) -> None:
+        """Start the bar, or the clock of the plain lines."""
+        self._horizon, self._first_step = horizon, step
+        self._begun, self._last_line = time.monotonic(), -float("inf")
+        if self._console.is_terminal:
+            columns = (
+                TextColumn("{task.fields[epoch]}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.fields[values]}"),
+                TimeRemainingColumn(compact=True),
+            )
+            self._progress = Progress(*columns, console=self._console, refresh_per_second=4)
+            self._task = self._progress.add_task(
+                "", total=horizon.max_steps, completed=step, epoch=self._epoch(step), values=""
+            )
+            self._progress.start()
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        if self._progress:
+            self._progress.update(self._task, completed=step, epoch=self._epoch(step))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Show a line of training; evaluation is announced as messages."""
+        if "train/loss" not in metrics:
+            return
+        values = (
+            f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_second']:,.0f} samples/s"
+        )
+        if self._progress:
+            self._progress.update(self._task, values=values)
+            return
+        now = time.monotonic()
+        last = step == self._horizon.max_steps
+        if now - self._last_line < self.seconds_between_lines and not last:
+            return
+        self._last_line = now
+        left = (now - self._begun) / max(1, step - self._first_step) * (self._horizon.max_steps - step)
+        position = f"{self._epoch(step)}  step {step}/{self._horizon.max_steps}"
+        self._console.print(f"{position}  {values}  {duration(left)} left")
+
+    def message(self, text: Any) -> None:
+        """Print above the bar."""
+        self._console.print(text)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+
+    def _epoch(self, step: int) -> str:
+        total = self._horizon.epoch(self._horizon.max_steps)
+        return f"epoch {self._horizon.epoch(step):.{0 if total >= 10 else 1}f}/{total:.{0 if total >= 10 else 1}f}"
+
+
+def duration(seconds: float) -> str:
+    """1:02:03, or 2:03 under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,0 +1,24 @@
+"""The one predicate of when something periodic happens, and what a period is."""
+
+from __future__ import annotations
+
+import math
+
+from jepa.types import Horizon
+
+
+def due(step: int, every: float | None) -> bool:
+    """Whether a multiple of `every` steps (need not be whole) was reached with this step; never for None."""
+    return every is not None and math.floor(step / every) > math.floor((step - 1) / every)
+
+
+def period(name: str, epochs: float | None, steps: int | None, horizon: Horizon) -> float | None:
+    """Steps between two events given in epochs or in steps; None when neither is given.
+
+    Raises ValueError when both are, or when the period is not positive.
+    """
+    if epochs is not None and steps is not None:
+        raise ValueError(f"give {name}_every_epochs or {name}_every_steps, not both")
+    if (epochs is not None and epochs <= 0) or (steps is not None and steps < 1):
+        raise ValueError(f"{name}_every_epochs and {name}_every_steps must be positive, or null for never")
+    return steps if epochs is None else epochs * horizon.steps_per_epoch

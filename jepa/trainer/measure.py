@@ -1,0 +1,67 @@
+"""Measuring the loop: throughput, waiting for data, memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
+
+import psutil
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+class StepMeter:
+    """Samples per second, the share of time spent waiting for data, and memory, between two readings."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._process = psutil.Process()
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the time since the last reading, as after an evaluation."""
+        self._begun, self._waited, self._samples = time.perf_counter(), 0.0, 0
+
+    def count(self, samples: int) -> None:
+        """A step on so many samples has been made."""
+        self._samples += samples
+
+    def waiting_for(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with the time until each comes counted as waiting."""
+        iterator = iter(items)
+        while True:
+            asked = time.perf_counter()
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            self._waited += time.perf_counter() - asked
+            yield item
+
+    def read(self) -> dict[str, float]:
+        """{"samples_per_second", "data_wait", "memory_gib"} since the last reading.
+
+        data_wait is a share of the time; memory the peak allocated on a CUDA device, else the process's own.
+        """
+        elapsed = max(time.perf_counter() - self._begun, 1e-9)
+        if self._device.type == "cuda":
+            memory = torch.cuda.max_memory_allocated(self._device)
+        else:
+            memory = self._process.memory_info().rss
+        values = {
+            "samples_per_second": self._samples / elapsed,
+            "data_wait": self._waited / elapsed,
+            "memory_gib": memory / 2**30,
+        }
+        self.restart()
+        return values
+
+
+def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Plain numbers, all tensors fetched from the device in one transfer."""
+    names = [name for name, value in values.items() if isinstance(value, Tensor)]
+    fetched = torch.stack([values[name].float() for name in names]).tolist() if names else []
+    return {**values, **dict(zip(names, fetched))}

@@ -1,0 +1,183 @@
+"""The contracts between models, masks, losses, data, trainer and evaluation, and the legend of shapes.
+
+    B batch    V views    C channels    S input axes    N tokens on the grid    K context tokens kept
+    M target blocks       P tokens per block            D width
+
+Every package of jepa imports this file and `jepa.utils`, and no other package of jepa: configs wire them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+
+Grid: TypeAlias = tuple[int, ...]
+"""Tokens along each axis: (H, W) for images."""
+
+Batch: TypeAlias = dict[str, Any]
+"""What a loader yields and the model prepares, all tensors with B first:
+
+`x` (B, C, *S), or `views` (B, V, C, *S) when each sample is augmented V times; `label` (B,) int64, read by
+evaluation only; `masks`, a list of `Mask` over B * V samples, once the model has drawn them.
+"""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """Which tokens the context encoder sees and which the predictor must predict, by flat grid index.
+
+    context (B, K) and targets (B, M, P) are int64 indices into the N grid tokens in row-major order. Context and
+    targets are disjoint unless overlap was asked for; target blocks of one sample may overlap each other.
+    context_valid (B, K) and target_valid (B, M, P) are bool and mark the entries that are not padding; None
+    means that all are valid.
+    """
+
+    context: Tensor
+    targets: Tensor
+    context_valid: Tensor | None = None
+    target_valid: Tensor | None = None
+
+    def __getitem__(self, samples: slice) -> Mask:
+        """The mask of some of the batch's samples."""
+        return self._map(lambda tensor: tensor[samples])
+
+    def to(self, device: torch.device | str) -> Mask:
+        """The same mask on another device."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _map(self, function) -> Mask:
+        fields = ("context", "targets", "context_valid", "target_valid")
+        changed = {f: function(getattr(self, f)) for f in fields if getattr(self, f) is not None}
+        return replace(self, **changed)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The random choices of one step, made for the whole global batch, of which a slice is taken.
+
+    Samples start .. start + count - 1 of the `total` samples of the batch belong to this rank and micro-batch. As
+    every choice is a function of (seed, step) alone, neither ranks nor accumulation change what is drawn.
+    """
+
+    seed: int
+    step: int
+    total: int
+    start: int
+    count: int
+
+    def generator(self, device: torch.device | str, stream: str) -> torch.Generator:
+        """A generator of (seed, step) for one named purpose; the same on every rank."""
+        from jepa.utils.random import generator
+
+        return generator(device, self.seed, stream, self.step)
+
+    @property
+    def samples(self) -> slice:
+        """This rank's and micro-batch's part of the global batch."""
+        return slice(self.start, self.start + self.count)
+
+
+@dataclass
+class Latents:
+    """What a model hands to its loss. Fields a method does not use are None.
+
+    predictions, targets: lists with one (B, M, P, D) per mask; targets are layer-normed without parameters and
+        carry no gradient where the method wants none.
+    target_weights: None (all tokens count alike), or a list like `targets` of (B, M, P) weights >= 0.
+    embeddings: (V, B, D), the mean over context tokens of every view (each mask of a sample gives one view).
+    projections: (V, B, E), `embeddings` through the loss's projector.
+    draw: where a loss's random choices come from; None takes torch's global generator.
+    """
+
+    predictions: list[Tensor] | None = None
+    targets: list[Tensor] | None = None
+    target_weights: list[Tensor | None] | None = None
+    embeddings: Tensor | None = None
+    projections: Tensor | None = None
+    draw: Draw | None = None
+
+    @torch.no_grad()
+    def statistics(self) -> dict[str, Tensor]:
+        """Standard deviation over the batch, mean over features: near 0 means that the latents are constant."""
+        fields = {
+            "prediction_std": self.predictions,
+            "target_std": self.targets,
+            "embedding_std": None if self.embeddings is None else list(self.embeddings),
+        }
+        return {
+            name: torch.stack([t.float().flatten(0, -2).std(dim=0).mean() for t in tensors]).mean()
+            for name, tensors in fields.items()
+            if tensors
+        }
+
+
+@dataclass(frozen=True)
+class Horizon:
+    """The length of a run, which turns durations into steps and steps into shares of the run.
+
+    max_steps: optimizer steps of the whole run. steps_per_epoch: samples / batch size; need not be whole, as the
+    sample stream crosses epochs.
+    """
+
+    max_steps: int
+    steps_per_epoch: float
+
+    def epoch(self, step: int) -> float:
+        """Epochs that lie behind after `step` steps."""
+        return step / self.steps_per_epoch
+
+
+class Schedule(Protocol):
+    """A pure function of the step: the value in force at a step of a run of that horizon."""
+
+    def __call__(self, step: float, horizon: Horizon) -> float: ...
+
+
+class Encoder(Protocol):
+    """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place."""
+
+    dim: int
+
+    def grid(self, x: Tensor) -> Grid:
+        """The token grid of inputs x (B, C, *S)."""
+
+    def __call__(
+        self,
+        x: Tensor,
+        keep: Tensor | None = None,
+        valid: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Tensor | list[Tensor]:
+        """Features (B, K, D) of the tokens `keep` (B, K), or (B, N, D) of all; a list, one per asked layer."""
+
+
+class Masker(Protocol):
+    """Draws the masks of a batch on the generator's device, one `Mask` per mask group."""
+
+    def __call__(
+        self,
+        batch_size: int,
+        grid: Grid,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Mask]: ...
+
+
+@dataclass(frozen=True)
+class DataSpec:
+    """What only the built data knows. classes: number of labels, None for data without."""
+
+    num_train: int
+    num_test: int
+    input_shape: tuple[int, ...]
+    classes: int | None
+    class_names: tuple[str, ...] | None = None
+
+
+Metrics: TypeAlias = Mapping[str, Any]
+"""Metric names to scalars: `train/loss`, `val/loss`, `lr`, `eval/trained/knn`, ..."""

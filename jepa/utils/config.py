@@ -1,0 +1,113 @@
+"""Composing a run's configuration. Imports neither torch nor anything slow: `--help` and `--cfg job` need only this."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jepa.utils.errors import UserError
+
+CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
+
+
+def load_config(
+    overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, config_name: str = "config"
+) -> DictConfig:
+    """Compose a configuration as the command line does: load_config(["data=mnist", "optimizer.lr=1e-3"]).
+
+    config_dir: a folder of yours that is searched besides conf/, like --config-dir.
+
+    Raises UserError for an unknown key or option.
+    """
+    register_resolvers()
+    overrides = list(overrides)
+    if config_dir is not None:
+        overrides.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
+    try:
+        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+            return compose(config_name, overrides=overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def register_resolvers() -> None:
+    """Make `${run_dir:...}` known to configs; may be called again."""
+    OmegaConf.register_new_resolver("run_dir", run_folder_of, replace=True)
+
+
+def run_folder_of(resume: str | None, default: str) -> str:
+    """Where a run writes: in the folder it resumes, else in `default`."""
+    if resume in (None, "auto"):
+        return default
+    path = Path(resume)
+    if path.is_dir():
+        return str(path.parent if path.name == "checkpoints" else path)
+    return str(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
+
+
+def default_run_dir() -> str:
+    """outputs/<date>/<time> of now."""
+    return datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S-%f")
+
+
+def with_stored_overrides(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments, with those of the run that `resume=<folder>` names put before them.
+
+    So `python train.py resume=outputs/...` needs no other option. What is given now wins.
+    """
+    given = {override_key(argument) for argument in arguments if "=" in argument}
+    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "auto")
+    stored = Path(run_folder_of(resume, "")) / ".hydra" / "overrides.yaml"
+    if resume in ("auto", "null", "") or not stored.is_file():
+        return list(arguments)
+    kept = [line for line in OmegaConf.load(stored) if override_key(line) not in given]
+    return [*arguments, *kept]
+
+
+def override_key(override: str) -> str:
+    """The key that an override sets: "+a.b=1" -> "a.b"."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def explain(error: BaseException) -> str:
+    """A configuration error in words, with the nearest existing key or option where one is close."""
+    lines = [str(part).strip() for part in (error, error.__cause__) if part is not None]
+    text = "\n".join(dict.fromkeys(line for line in lines if line))
+    key = re.search(r"Could not override '([\w.@/]+)'", text)
+    option = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
+    if option:
+        group, name = option.groups()
+        close = difflib.get_close_matches(name, [p.stem for p in (CONFIG_DIR / group).glob("*.yaml")], n=1)
+        if close:
+            text += f"\nDid you mean {group}={close[0]}?"
+    elif key:
+        close = difflib.get_close_matches(key[1], known_keys(), n=1, cutoff=0.8)
+        if close:
+            text += f"\nDid you mean {close[0]}?"
+    return text
+
+
+def known_keys() -> list[str]:
+    """Every dotted key of the files in conf/, by the group they stand in."""
+    keys = {"resume", "init_from", "optimized_metric", "run_dir"}
+    for path in CONFIG_DIR.rglob("*.yaml"):
+        group = ".".join(path.relative_to(CONFIG_DIR).parts[:-1])
+        if group.split(".")[0] not in ("", "recipe", "experiment"):
+            node = OmegaConf.to_container(OmegaConf.load(path))
+            keys |= {f"{group}.{key}" for key in dotted_keys(node)}
+    return sorted(keys)
+
+
+def dotted_keys(node: object) -> list[str]:
+    """All dotted keys of a nested dict."""
+    if not isinstance(node, dict):
+        return []
+    return [full for k, v in node.items() for full in (k, *(f"{k}.{sub}" for sub in dotted_keys(v)))]

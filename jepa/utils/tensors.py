@@ -1,0 +1,28 @@
+"""Small pure functions on token tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
+    """Pick tokens by index: (B, N, D) at (B, ...) int64 -> (B, ..., D)."""
+    flat = index.flatten(1)  # (B, anything)
+    picked = torch.gather(tokens, 1, flat.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
+    return picked.unflatten(1, index.shape[1:])
+
+
+def layer_norm(features: Tensor) -> Tensor:
+    """Layer norm over the last axis, without parameters, in fp32 (I-JEPA, arXiv 2301.08243, `forward_target`)."""
+    return F.layer_norm(features.float(), features.shape[-1:])
+
+
+def masked_mean(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Mean over tokens, (B, K, D) -> (B, D) in fp32; padding, marked False in valid (B, K), does not count."""
+    tokens = tokens.float()
+    if valid is None:
+        return tokens.mean(dim=1)
+    weights = valid.unsqueeze(-1).to(tokens.dtype)
+    return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)

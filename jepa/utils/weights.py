@@ -1,0 +1,77 @@
+"""Reading files of weights, and loading state dicts strictly."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa.utils.errors import CheckpointError
+
+SHOWN = 12
+"""Differing keys that an error lists."""
+
+
+def locate(path: str | Path) -> Path:
+    """The checkpoint file of a run folder, a checkpoints folder or a file. Raises CheckpointError without one."""
+    path = Path(path)
+    for candidate in (path, path / "checkpoints" / "last.pt", path / "last.pt"):
+        if candidate.is_file():
+            return candidate
+    if path.is_dir():
+        raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt)")
+    raise CheckpointError(f"no run folder or checkpoint at {path}")
+
+
+def read_file(path: Path) -> Any:
+    """Whatever a file written by torch holds, onto the CPU, without running code from it.
+
+    Raises CheckpointError when it is missing or cannot be read.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"no checkpoint at {path}")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise CheckpointError(
+            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short or not a checkpoint "
+            f"({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
+        ) from error
+
+
+def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()) -> None:
+    """Load a state dict strictly, after a check that leaves the model untouched when it does not fit.
+
+    keep: prefixes of names for which the model may keep its own values, where the file has none or others.
+
+    Raises CheckpointError with the missing, unexpected and mis-shaped keys.
+    """
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
+    own = {name: t for name, t in model.state_dict().items() if not (keep and name.startswith(keep))}
+    missing = [f"  {name}: missing in the file" for name in own if name not in weights]
+    unexpected = [f"  {name}: in the file only" for name in weights if name not in own]
+    shapes = [
+        f"  {name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model"
+        for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if lines := missing + unexpected + shapes:
+        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        raise CheckpointError(
+            f"the checkpoint {path} is of another model: {len(missing)} keys missing, {len(unexpected)} unexpected, "
+            f"{len(shapes)} of another shape; give the options that it was made with\n"
+            + "\n".join(lines[:SHOWN] + more)
+        )
+    with torch.no_grad():
+        for name, tensor in own.items():
+            tensor.copy_(weights[name])
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

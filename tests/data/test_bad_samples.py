@@ -1,0 +1,114 @@
+"""Damaged files: replaced, reported once, and fatal when there are too many; with workers and without."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import pytest
+import torch
+from data_helpers import folder_data, same, write_classes
+from PIL import Image
+
+from jepa.data import Augment
+from jepa.utils.errors import DataError
+
+WORKERS = pytest.mark.parametrize("workers", [0, 2])
+
+
+def damage(root, *names):
+    """Cut files off in the middle."""
+    for name in names:
+        path = root / name
+        path.write_bytes(path.read_bytes()[:40])
+
+
+@WORKERS
+def test_a_bad_file_is_replaced_by_the_next_and_reported_once(tmp_path, caplog, workers):
+    write_classes(tmp_path / "train", classes=2, each=10)
+    write_classes(tmp_path / "val", classes=2, each=10)
+    damage(tmp_path, "train/a/9.png", "val/a/9.png")
+    data = folder_data(tmp_path, num_workers=workers, augment=Augment())
+    with caplog.at_level(logging.WARNING, "jepa"):
+        batches = list(data.train_batches(seed=0, start_step=0, stop_step=15))  # three epochs
+        for _ in range(2):
+            test = list(data.evaluation_batches("test", batch_size=20))
+    bad = [str(tmp_path / split / "a" / "9.png") for split in ("train", "val")]
+    assert sorted(data.bad_samples) == bad
+    for path in bad:
+        assert sum(path in record.getMessage() for record in caplog.records) == 1
+    labels = torch.cat([batch["label"] for batch in batches])
+    assert labels.sum() == 3 * 11, "the next file, of the other class, came with its own label"
+    assert torch.equal((test[0]["x"][:, 0, 4, 4] * 255).round().long(), 60 * test[0]["label"])
+    assert all("bad" not in batch for batch in batches + test)
+    again = folder_data(tmp_path, augment=Augment())
+    assert same(again.train_batches(seed=0, start_step=0, stop_step=15), batches)
+
+
+@WORKERS
+@pytest.mark.parametrize("each", [8, 3])
+def test_too_many_bad_files_stop_the_run(tmp_path, caplog, workers, each):
+    write_classes(tmp_path / "train", classes=2, each=10)
+    write_classes(tmp_path / "val", classes=2, each=10)
+    names = [f"train/{name}/{i}.png" for name in "ab" for i in range(each)]
+    damage(tmp_path, *names)
+    data = folder_data(tmp_path, num_workers=workers, max_bad_share=0.2)
+    with pytest.raises(DataError, match=r"of 20 samples .* data\.max_bad_share=0\.2\. Mend") as error:
+        list(data.train_batches(seed=0, start_step=0, stop_step=5))
+    assert str(tmp_path / "train") in str(error.value)
+    assert "Traceback" not in str(error.value)
+    assert len(data.bad_samples) > 4
+    assert all(path in caplog.text for path in data.bad_samples), "what stopped the run is in the log"
+
+
+@WORKERS
+def test_nothing_but_bad_files_ends(tmp_path, workers):
+    write_classes(tmp_path, classes=2, each=4)
+    damage(tmp_path, *(f"{name}/{i}.png" for name in "ab" for i in range(4)))
+    data = folder_data(tmp_path, num_workers=workers, max_bad_share=0.99)
+    with pytest.raises(DataError, match=r"100\.0%"):
+        next(data.evaluation_batches("train", batch_size=2))
+
+
+def test_the_allowed_share_may_be_reached(tmp_path):
+    write_classes(tmp_path / "train", classes=2, each=10)
+    write_classes(tmp_path / "val", classes=2, each=10)
+    damage(tmp_path, "train/a/0.png", "train/b/0.png")
+    data = folder_data(tmp_path, max_bad_share=0.1)
+    list(data.train_batches(seed=0, start_step=0, stop_step=5))
+    assert len(data.bad_samples) == 2
+
+
+@pytest.mark.parametrize("kind", ["empty", "text", "cut", "gone", "bomb", "folder"])
+def test_every_kind_of_damage_is_named(tmp_path, monkeypatch, kind):
+    write_classes(tmp_path / "train", classes=2, each=3)
+    write_classes(tmp_path / "val", classes=2, each=1)
+    path = tmp_path / "train" / "a" / "0.jpg"
+    Image.radial_gradient("L").save(path)
+    data = folder_data(tmp_path)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("404 not found")
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "gone":
+        path.unlink()
+    elif kind == "bomb":
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    else:
+        path.unlink()
+        path.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(data.evaluation_batches("train", batch_size=4))
+    expected = {
+        "empty": "the file is empty",
+        "text": "UnidentifiedImageError",
+        "cut": "truncated",
+        "gone": "FileNotFoundError",
+        "bomb": "DecompressionBombError",
+        "folder": "IsADirectoryError",
+    }
+    assert expected[kind] in data.bad_samples[str(path)]
+    assert len(data.bad_samples) == 1

@@ -1,0 +1,84 @@
+"""Every file of conf/data builds image data and yields batches of the promised shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from data_helpers import write_classes
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from jepa.data import ImageData
+from jepa.data.stream import SampleOrder
+
+CONFIGS = Path(__file__).parents[2] / "conf" / "data"
+KEYS = (
+    *("source", "image_size", "channels", "mean", "std", "augment", "interpolation", "views", "batch_size"),
+    *("num_workers", "pin_memory", "prefetch_factor", "max_bad_share"),
+)
+
+
+def build(name: str, **changes) -> ImageData:
+    config = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), changes)
+    return instantiate(config, _convert_="all")
+
+
+def root_of(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, str]:
+    if name == "digits":
+        return {}
+    if name in ("image_folder", "imagenet"):
+        return {"root": str(write_classes(tmp_path))}
+    if name == "cifar10":
+        pytest.skip("needs the data set; its source is tested with a synthetic one")
+    return {"root": str(request.getfixturevalue("shared_dir") / name)}
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+def test_config_builds_and_yields_batches(name, request, tmp_path):
+    data = build(name, **root_of(name, request, tmp_path), batch_size=4, num_workers=0)
+    (batch,) = data.train_batches(seed=0, start_step=0, stop_step=1)
+    channels, *size = data.spec.input_shape
+    if data.views > 1:
+        assert batch["views"].shape == (4, data.views, channels, *size)
+    else:
+        assert batch["x"].shape == (4, channels, *size)
+    assert batch["label"].shape == (4,)
+    assert batch["label"].dtype == torch.int64
+    test = next(data.evaluation_batches("test", batch_size=2))
+    assert test["x"].shape == (2, channels, *size)
+    assert test["x"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_config_names_every_setting_and_how_to_run_it(path):
+    config = OmegaConf.load(path)
+    assert [key for key in KEYS if key not in config] == []
+    comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    assert any(f"python train.py data={path.stem}" in line for line in comments)
+
+
+@pytest.mark.parametrize("size", [16, [12, 20]])
+def test_images_take_the_size_asked_for(size):
+    data = build("digits", image_size=size)
+    expected = (1, size, size) if isinstance(size, int) else (1, *size)
+    assert data.spec.input_shape == expected
+    (batch,) = data.train_batches(seed=0, start_step=0, stop_step=1)
+    assert batch["views"].shape == (256, 2, *expected)
+
+
+@pytest.mark.parametrize("name", ["digits", "fashion_mnist", "mnist"])
+def test_mean_and_std_are_those_of_the_data(name, request, tmp_path):
+    data = build(name, **root_of(name, request, tmp_path))
+    pixels = torch.cat([b["x"] for b in data.evaluation_batches("train", batch_size=500, limit=5000)])
+    assert pixels.mean() == pytest.approx(0, abs=0.02)
+    assert pixels.std() == pytest.approx(1, abs=0.02)
+
+
+def test_without_augmentation_training_sees_what_evaluation_sees():
+    data = build("digits", augment=None, views=1)
+    (batch,) = data.train_batches(seed=0, start_step=0, stop_step=1)
+    (everything,) = data.evaluation_batches("train", batch_size=2000)
+    order = SampleOrder(num_samples=data.spec.num_train, batch_size=256, seed=0).request(0)
+    assert torch.equal(batch["x"], everything["x"][order.indices])

@@ -1,0 +1,112 @@
+"""Parity with the published I-JEPA implementation (shared/fixtures)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jepa.interop import load_published
+from jepa.optim import Cosine, Linear, WarmupCosine, parameter_groups
+from jepa.types import Horizon, Mask
+from jepa.utils.errors import CheckpointError
+
+
+@pytest.fixture(scope="module")
+def fixture(shared_dir):
+    folder = shared_dir / "fixtures"
+    arrays = np.load(folder / "ijepa_tiny_expected.npz")
+    expected = {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
+    return folder / "ijepa_tiny.pth.tar", expected
+
+
+def load(path):
+    return load_published(path, image_size=32, patch_size=4, num_heads=4)
+
+
+def close(got, wanted, tolerance=1e-5):
+    return (got - wanted).abs().max().item() < tolerance
+
+
+@torch.no_grad()
+def test_features_predictions_and_loss(fixture):
+    path, expected = fixture
+    model, x = load(path), expected["image"]
+    mask = Mask(expected["context_index"][:, 0], expected["target_index"])
+    assert close(model.encoder(x), expected["encoder_full"])
+    assert close(model.encoder(x, keep=mask.context), expected["encoder_context"][:, 0])
+    assert close(model.encode_target(x), expected["target_encoder_full"])
+    latents = model.latents(x, [mask])
+    assert close(latents.predictions[0], expected["prediction"][:, 0])
+    assert close(latents.targets[0], expected["target"])
+    assert model.loss(latents)["loss"].item() == pytest.approx(expected["loss"].item(), rel=1e-6)
+
+
+def test_six_step_trajectory(fixture):
+    path, expected = fixture
+    model = load(path).train()
+    steps_per_epoch, epochs, warmup, stretch = expected["meta"][-4:].tolist()
+    horizon = Horizon(max_steps=int(epochs * steps_per_epoch), steps_per_epoch=steps_per_epoch)
+    lr = WarmupCosine(start=2e-4, peak=1e-3, final=1e-6, warmup_epochs=warmup, stretch=stretch)
+    decay = Cosine(start=0.04, final=0.4, stretch=stretch)
+    model.target.momentum = Linear(start=0.996, final=1.0, stretch=stretch)
+    optimizer = torch.optim.AdamW(parameter_groups(model), fused=True)
+    for step in range(6):
+        values = {"lr": lr(step + 1, horizon), "weight_decay": decay(step + 1, horizon)}
+        assert values["lr"] == pytest.approx(expected["trajectory_lr"][step].item(), rel=1e-6)
+        assert values["weight_decay"] == pytest.approx(expected["trajectory_wd"][step].item(), rel=1e-6)
+        for group in optimizer.param_groups:
+            group["lr"] = values["lr"]
+            group["weight_decay"] = values["weight_decay"] if group["decays"] else 0.0
+        mask = Mask(expected[f"step{step}_context_index"][:, 0], expected[f"step{step}_target_index"])
+        loss = model.loss(model.latents(expected[f"step{step}_image"], [mask]))["loss"]
+        assert loss.item() == pytest.approx(expected["trajectory_loss"][step].item(), rel=1e-4)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        momentum = model.update_target(step, horizon)["momentum"]
+        assert momentum == pytest.approx(expected["trajectory_momentum"][step].item(), rel=1e-6)
+    with torch.no_grad():
+        model.eval()
+        assert close(model.encoder(expected["image"]), expected["final_encoder_full"], 1e-4)
+        assert close(model.encode_target(expected["image"]), expected["final_target_encoder_full"], 1e-4)
+
+
+def changed(path, tmp_path, change):
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "changed.pth.tar")
+    return tmp_path / "changed.pth.tar"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.pop("target_encoder"), "is not a published I-JEPA checkpoint"),
+        (lambda c: c["encoder"].pop("module.norm.bias"), "encoder.vit.norm.bias: missing in the file"),
+        (lambda c: c["encoder"].update({"module.extra": torch.zeros(1)}), "encoder.vit.extra: in the file only"),
+        (
+            lambda c: c["predictor"].update({"module.predictor_proj.bias": torch.zeros(3)}),
+            r"predictor.project.bias: \(3,\) in the file, \(48,\) in the model",
+        ),
+        (
+            lambda c: c["encoder"]["module.pos_embed"].add_(0.1),
+            "encoder.pos_embed does not hold sine-cosine positions",
+        ),
+    ],
+)
+def test_a_file_that_does_not_fit_is_refused(fixture, tmp_path, change, message):
+    with pytest.raises(CheckpointError, match=message):
+        load(changed(fixture[0], tmp_path, change))
+
+
+def test_wrong_patch_size_and_cut_short_files(fixture, tmp_path):
+    path, _ = fixture
+    with pytest.raises(CheckpointError, match="patches of 4 x 4 pixels, got patch_size=8"):
+        load_published(path, image_size=32, patch_size=8, num_heads=4)
+    short = tmp_path / "short.pth.tar"
+    short.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .* \(5,000 bytes\)"):
+        load(short)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        load(tmp_path / "absent.pth.tar")
