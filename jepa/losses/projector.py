@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Linear layers with batch norm and GELU between them; the last layer is plain.
+    """Linear layers with a norm and GELU between them; the last layer is plain.
 
-    hidden: widths of the inner layers. out_dim: width of the projections. The batch norm sees all views of all
-    samples of the batch together.
+    hidden: widths of the inner layers. out_dim: width of the projections. norm: "batch", over all views of all
+    samples of the batch together, or "layer". Batch norm blows up the little that is left of embeddings which
+    shrink, and so hides their collapse from the terms behind it; layer norm does not.
     """
 
-    def __init__(self, *, in_dim: int, hidden: Sequence[int] = (2048, 2048), out_dim: int = 128) -> None:
+    def __init__(
+        self,
+        *,
+        in_dim: int,
+        hidden: Sequence[int] = (2048, 2048),
+        out_dim: int = 128,
+        norm: Literal["batch", "layer"] = "batch",
+    ) -> None:
         super().__init__()
+        if norm not in ("batch", "layer"):
+            raise ValueError(f"loss.projector.norm: got {norm!r}, expected 'batch' or 'layer'")
+        make_norm = nn.BatchNorm1d if norm == "batch" else nn.LayerNorm
         widths = [in_dim, *hidden]
         layers: list[nn.Module] = []
         for before, after in zip(widths, widths[1:]):
-            layers += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.GELU()]
+            layers += [nn.Linear(before, after, bias=False), make_norm(after), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], out_dim))
 
     def forward(self, embeddings: Tensor) -> Tensor:

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="session")
-def shared_dir() -> Path:
-    """The data sets beside the repository, or in JEPA_SHARED; tests that need them are skipped without."""
-    shared = Path(os.environ.get("JEPA_SHARED", REPOSITORY.parent / "shared")) / "data"
-    if not shared.is_dir():
-        pytest.skip(f"needs the real data sets in {shared} (or set JEPA_SHARED)")
-    return shared
+def shared_dir(shared_dir: Path) -> Path:
+    """The real data sets of the shared folder."""
+    return shared_dir / "data"
 
 
 @pytest.fixture(scope="session")

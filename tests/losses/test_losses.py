@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from jepa.losses import L1, MSE, Invariance, Objective, Projector, SIGReg, SmoothL1
+from jepa.types import Draw, Latents
+
+
+def latents(weights=None) -> Latents:
+    torch.manual_seed(0)
+    shapes = [(3, 2, 4, 8), (3, 1, 5, 8)]
+    return Latents(
+        predictions=[2 * torch.randn(shape) for shape in shapes],
+        targets=[torch.randn(shape) for shape in shapes],
+        target_weights=weights,
+    )
+
+
+@pytest.mark.parametrize(
+    ("term", "function"),
+    [
+        (SmoothL1(), F.smooth_l1_loss),
+        (SmoothL1(beta=0.3), partial(F.smooth_l1_loss, beta=0.3)),
+        (MSE(), F.mse_loss),
+        (L1(), F.l1_loss),
+    ],
+)
+def test_regression_is_the_mean_over_masks(term, function):
+    given = latents()
+    expected = [function(p, t) for p, t in zip(given.predictions, given.targets)]
+    assert term(given).item() == pytest.approx(sum(expected).item() / 2, rel=1e-6)
+
+
+def test_token_weights():
+    ones = [torch.ones(3, 2, 4), torch.ones(3, 1, 5)]
+    assert torch.allclose(MSE()(latents(ones)), MSE()(latents()))
+    first = [torch.zeros(3, 2, 4), torch.ones(3, 1, 5)]
+    first[0][1, 0, 2] = 5.0  # one token alone: its weight cancels
+    given = latents(first)
+    token = F.mse_loss(given.predictions[0][1, 0, 2], given.targets[0][1, 0, 2])
+    rest = F.mse_loss(given.predictions[1], given.targets[1])
+    assert MSE()(given).item() == pytest.approx((token + rest).item() / 2, rel=1e-5)
+
+
+def test_invariance():
+    views = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, 1.0]]])  # (V, B, E)
+    assert Invariance()(Latents(projections=views)).item() == pytest.approx(2 / 8)
+    with pytest.raises(ValueError, match="there is one: set data.views=2"):
+        Invariance()(Latents(projections=views[:1]))
+
+
+def sigreg(samples, **options):
+    draw = Draw(seed=0, step=0, total=len(samples), start=0, count=len(samples))
+    return SIGReg(num_slices=128, **options)(Latents(projections=samples.unsqueeze(0), draw=draw)).item()
+
+
+def test_sigreg_of_a_collapsed_batch_in_closed_form():
+    """All samples at 0: the characteristic function is 1 everywhere, so N * integral of (1 - e^(-t^2/2))^2 e^(-t^2/2)."""
+    integral = math.sqrt(2 * math.pi) * (1 - 2 / math.sqrt(2) + 1 / math.sqrt(3))
+    tail = 2 * 0.003  # the trapezoid rule stops at 3
+    assert sigreg(torch.zeros(100, 8)) / 100 == pytest.approx(integral, abs=tail)
+    assert sigreg(torch.zeros(100, 8), knots=201, last_knot=8.0) / 100 == pytest.approx(integral, abs=1e-4)
+
+
+def test_sigreg_of_a_gaussian_in_closed_form():
+    """For N(0, 1) samples E = integral of (1 - e^(-t^2)) e^(-t^2/2) whatever N is; far above for other laws."""
+    expected = math.sqrt(2 * math.pi) * (1 - 1 / math.sqrt(3))
+    torch.manual_seed(0)
+    values = [sigreg(torch.randn(256, 16)) for _ in range(30)]
+    assert sum(values) / len(values) == pytest.approx(expected, rel=0.05)
+    sample = torch.randn(256, 16)
+    for other in (2 * sample, sample + 1, sample[:, :1].expand(256, 16), 0.1 * sample):
+        assert sigreg(other) > 5 * expected
+
+
+def test_sigreg_gradient_spreads_a_collapsed_batch():
+    torch.manual_seed(0)
+    samples = (1e-2 * torch.randn(64, 4)).requires_grad_()
+    term = SIGReg(num_slices=32)
+    for step in range(200):
+        draw = Draw(seed=0, step=step, total=64, start=0, count=64)
+        [gradient] = torch.autograd.grad(term(Latents(projections=samples.unsqueeze(0), draw=draw)), samples)
+        samples = (samples - 0.5 * gradient).detach().requires_grad_()
+    assert samples.std(0).min() > 0.7
+
+
+def test_sigreg_slices_follow_seed_and_step_alone():
+    torch.manual_seed(0)
+    samples = torch.randn(1, 32, 8)
+
+    def value(**changes):
+        draw = Draw(**{"seed": 0, "step": 5, "total": 64, "start": 0, "count": 32, **changes})
+        torch.randn(3)  # the global generator plays no part
+        return SIGReg(num_slices=4)(Latents(projections=samples, draw=draw)).item()
+
+    assert value() == value(start=32)
+    assert value() != value(step=6)
+    assert value() != value(seed=1)
+
+
+def make(**changes) -> Objective:
+    terms = {"prediction": {"weight": 0.5, "term": MSE()}, "other": {"weight": 2.0, "term": L1()}}
+    return Objective(**{"terms": terms, "embedding_dim": 8, **changes})
+
+
+def test_objective_is_the_weighted_sum():
+    values = make()(latents())
+    assert set(values) == {"loss", "loss/prediction", "loss/other"}
+    assert values["loss"].item() == pytest.approx(
+        (0.5 * values["loss/prediction"] + 2 * values["loss/other"]).item(), rel=1e-6
+    )
+
+
+def test_a_term_of_none_is_left_out():
+    objective = make(terms={"prediction": {"weight": 1.0, "term": MSE()}, "sigreg": None})
+    assert objective.term_names == ["prediction"]
+    assert not objective.prevents_collapse
+    assert not objective.batch_statistics
+
+
+def test_terms_share_one_projector_that_is_part_of_the_module():
+    terms = {
+        "invariance": {"weight": 1.0, "term": Invariance()},
+        "sigreg": {"weight": 0.1, "term": SIGReg(num_slices=4)},
+    }
+    objective = make(terms=terms, projector=partial(Projector, hidden=[16], out_dim=4))
+    assert objective.prevents_collapse
+    assert objective.batch_statistics
+    embeddings = torch.randn(2, 6, 8)
+    objective.eval()
+    projections = objective.projector(embeddings)
+    assert projections.shape == (2, 6, 4)
+    value = objective(Latents(embeddings=embeddings))["loss/invariance"]
+    assert torch.allclose(value, Invariance()(Latents(projections=projections)))
+    assert any(name.startswith("projector") for name, _ in objective.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"terms": {}}, "loss.terms is empty"),
+        ({"terms": {"sigreg": {"weight": 1.0, "term": SIGReg()}}}, r"\['sigreg'\] read projections: set loss.projector"),
+        ({"terms": {"a": {"wieght": 1.0, "term": MSE()}}}, "loss.terms.a has the keys"),
+    ],
+)
+def test_bad_objectives(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make(**changes)
+
+
+def test_bad_terms():
+    with pytest.raises(ValueError, match="beta must be positive"):
+        SmoothL1(beta=0)
+    with pytest.raises(ValueError, match="num_slices=0"):
+        SIGReg(num_slices=0)
