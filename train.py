@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.utils.config import explain, register_resolvers, with_stored_overrides
-from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.errors import SYSTEM_ERRORS, Interrupted, UserError, system_error, system_errors
 
 register_resolvers()
 
@@ -24,8 +25,10 @@ def main(config: DictConfig) -> float | None:
 
     with open_dict(config):
         config.run_dir = HydraConfig.get().runtime.output_dir
+        config.overrides = list(HydraConfig.get().overrides.task)  # for resume=<folder>
     try:
-        metrics = build_trainer(config).fit()
+        with system_errors():
+            metrics = build_trainer(config).fit()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # at once: a sweep raises it after its last job
         raise
@@ -42,6 +45,10 @@ if __name__ == "__main__":
         sys.exit(1)
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
+    except OSError as error:  # Hydra could not make the run folder
+        if error.errno not in SYSTEM_ERRORS | {errno.ENOENT}:  # the latter from below /proc
+            raise
+        sys.exit(f"error: {system_error(error)}")
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         sys.exit(stop.exit_code)

@@ -37,7 +37,11 @@ def build_trainer(config: DictConfig) -> Trainer:
     make_trainer = build(config, "trainer", partial=True)
     data = build(config, "data")
     check_input(model, data.spec.input_shape)
-    if config.init_from is not None:
+    run_dir = Path(config.run_dir or default_run_dir())
+    resumes = config.resume is not None and (
+        config.resume != "auto" or (run_dir / "checkpoints/last.pt").exists()
+    )
+    if config.init_from is not None and not resumes:  # the file may be gone by then
         load_pretrained(model, config.init_from)
     return convert_errors("trainer", make_trainer)(
         model=model,
@@ -47,7 +51,7 @@ def build_trainer(config: DictConfig) -> Trainer:
         loggers=loggers,
         evaluation=evaluation,
         random_init=functools.partial(build_model, config),
-        run_dir=config.run_dir or default_run_dir(),
+        run_dir=run_dir,
         resume=config.resume,
         config=plain,
     )

@@ -108,8 +108,13 @@ class Latents:
             "target_std": self.targets,
             "embedding_std": None if self.embeddings is None else list(self.embeddings),
         }
+
+        def spread(tensor: Tensor) -> Tensor:
+            rows = tensor.float().flatten(0, -2)
+            return rows.std(dim=0, correction=min(1, len(rows) - 1)).mean()  # a single row has none
+
         return {
-            name: torch.stack([t.float().flatten(0, -2).std(dim=0).mean() for t in tensors]).mean()
+            name: torch.stack([spread(tensor) for tensor in tensors]).mean()
             for name, tensors in fields.items()
             if tensors
         }

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import select
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -47,18 +51,106 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def train(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Run train.py as a user does, from an empty folder; gives the finished process."""
+@pytest.fixture(scope="session")
+def tiny() -> list[str]:
+    """Overrides that make the default run take seconds."""
+    return list(TINY)
 
-    def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "train.py"), *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
+
+class Run:
+    """A run of train.py under way."""
+
+    def __init__(self, server: ForkServer, pid: int, output: Path) -> None:
+        self.pid = pid
+        self._server, self._output = server, output
+
+    def wait(self, timeout: float = 120) -> subprocess.CompletedProcess:
+        """The finished process; `returncode` is minus the signal's number where one ended it."""
+        code = self._server.code_of(self.pid, timeout)
+        out, err = (self._output.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
+        return subprocess.CompletedProcess(["train.py"], code, out, err)
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        os.kill(self.pid, number)
+
+
+class ForkServer:
+    """Starts runs of train.py, each a fork of one process with everything imported (tests/fork_server.py)."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": ""}
+        self._process = subprocess.Popen(
+            [sys.executable, str(ROOT / "tests" / "fork_server.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             text=True,
-            timeout=timeout,
+            env=environment,
+            cwd=ROOT,
         )
+        self._codes: dict[int, int] = {}
+        self._started: list[int] = []
+
+    def start(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> Run:
+        """Start a run in a folder."""
+        output = folder / f".run{time.monotonic_ns()}"
+        request = {"argv": arguments, "cwd": str(folder), "environment": environment, "output": str(output)}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        self._hear(until=lambda: self._started, timeout=120)
+        return Run(self, self._started.pop(), output)
+
+    def code_of(self, pid: int, timeout: float) -> int:
+        """Exit code of a run, waited for."""
+        try:
+            self._hear(until=lambda: pid in self._codes, timeout=timeout)
+        except TimeoutError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        return self._codes[pid]
+
+    def _hear(self, until: Callable[[], object], timeout: float) -> None:
+        end = time.monotonic() + timeout
+        while not until():
+            if not select.select([self._process.stdout], [], [], max(0.0, end - time.monotonic()))[0]:
+                raise TimeoutError(f"no answer from train.py in {timeout} s")
+            line = os.read(self._process.stdout.fileno(), 1 << 16).decode()
+            assert line, "the fork server ended"
+            for message in map(json.loads, line.splitlines()):
+                if "code" in message:
+                    self._codes[message["pid"]] = message["code"]
+                else:
+                    self._started.append(message["pid"])
+
+    def close(self) -> None:
+        """End it."""
+        self._process.stdin.close()
+        self._process.wait()
+
+
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """One for all tests."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path, fork_server: ForkServer) -> Callable[..., Run]:
+    """Start train.py as a user does, from an empty folder (or `folder=`); gives the run under way."""
+
+    def begin(*arguments: str, folder: Path | None = None, **environment: str) -> Run:
+        return fork_server.start(list(arguments), folder or tmp_path, environment)
+
+    return begin
+
+
+@pytest.fixture
+def train(start: Callable[..., Run]) -> Callable[..., subprocess.CompletedProcess]:
+    """Run train.py as a user does, from an empty folder (or `folder=`); gives the finished process."""
+
+    def run(*arguments: str, timeout: float = 120, **others: str) -> subprocess.CompletedProcess:
+        return start(*arguments, **others).wait(timeout)
 
     return run

@@ -5,7 +5,7 @@ section 3). `PublishedMultiBlockMask` reproduces the published collator; this on
 
 - blocks reach every row and column (the published one never shows or predicts the last ones);
 - scale and aspect ratio are drawn independently;
-- every sample draws its own block sizes, and surplus tokens are dropped at random, not from the bottom up;
+- every sample draws its own block sizes, and surplus tokens are dropped evenly, not from the bottom up;
 - the number of tokens kept depends on the grid and the settings alone, not on the batch size.
 """
 
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import reduce
 from typing import TypeAlias
 
 import torch
@@ -40,7 +39,7 @@ class MultiBlockMask:
     allow_overlap: let the context keep tokens that are also targets.
 
     P, the tokens predicted per block, is the least target scale times the grid. A block's sides are rounded square
-    roots, widened where rounding left fewer than P; from larger blocks P tokens are picked at random. K, the context
+    roots, widened where rounding left fewer than P; from larger blocks P tokens are picked, all equally likely. K, the context
     tokens kept, is the 5 % quantile of what the targets leave of the context block, found once per grid from draws of
     a fixed seed; a sample with fewer tokens left is drawn again, from those same draws.
     """
@@ -90,7 +89,8 @@ class MultiBlockMask:
         again = torch.randint(len(reserve_members), (batch_size,), device=device, generator=generator)
         blocks = torch.where(short[:, None, None], reserve[:, again], blocks)
         members = torch.where(short[:, None], reserve_members[again], members)
-        context = pick_members(members, keep, generator)
+        rank = members.cumsum(dim=-1, dtype=torch.int32)
+        context = torch.searchsorted(rank, pick_ranks(rank[:, -1], keep, generator) + 1)
         targets = self._pick_targets(blocks[:, :, 1:], grid, generator)
         if valid is None:
             return [Mask(context, targets)]
@@ -111,24 +111,20 @@ class MultiBlockMask:
 
     def _context(self, blocks: Tensor, grid: Grid) -> Tensor:
         """Tokens (B, N) bool of the context block that are free of targets."""
-        context, *targets = cover(blocks, grid).unbind(dim=1)  # each (B, N)
-        return context if self.allow_overlap else context & ~reduce(torch.bitwise_or, targets)
+        context = cover(blocks[:, :, :1], grid)
+        return context if self.allow_overlap else context & ~cover(blocks[:, :, 1:], grid)
 
     def _pick_targets(self, blocks: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
-        """P random cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
-        count = least_tokens(self.target_scale, grid)
-        corners = torch.cartesian_prod(torch.tensor(self.target_scale), torch.tensor(self.aspect_ratio))
-        most = int(block_sides(*corners.T, grid, count).max(dim=0).values.prod())  # no block holds more cells
-        start, sides = blocks
-        members = torch.arange(most, device=blocks.device) < sides.prod(dim=-1, keepdim=True)
-        local = pick_members(members, count, generator)  # cells numbered inside their block, row-major
+        """P cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
+        start, sides = blocks.int()
+        local = pick_ranks(sides.prod(dim=-1), least_tokens(self.target_scale, grid), generator)
         flat, stride = torch.zeros_like(local), 1
         for axis in reversed(range(len(grid))):
             side = sides[..., axis, None]
-            flat += (start[..., axis, None] + local % side) * stride
-            local = local // side
-            stride *= grid[axis]
-        return flat
+            outer = local // side
+            flat += (start[..., axis, None] + local - outer * side) * stride
+            local, stride = outer, stride * grid[axis]
+        return flat.long()
 
     def _calibrate(self, grid: Grid, device: torch.device) -> Layouts:
         """K for a grid, and layouts (2, R, 1 + M, axes) with at least K context tokens (R, N) bool."""
@@ -190,20 +186,26 @@ def block_sides(area: Tensor, ratio: Tensor, grid: Grid, least: int) -> Tensor:
 
 
 def cover(blocks: Tensor, grid: Grid) -> Tensor:
-    """Which cells (..., N) bool lie in blocks (2, ..., axes)."""
+    """Which cells (B, N) bool lie in any of a sample's blocks (2, B, M, axes)."""
     start, end = blocks[0], blocks[0] + blocks[1]
-    inside = None
-    for axis, side in enumerate(grid):
-        place = torch.arange(side, device=blocks.device)
-        along = (place >= start[..., axis, None]) & (place < end[..., axis, None])  # (..., side)
-        inside = along if inside is None else (inside.unsqueeze(-1) & along.unsqueeze(-2)).flatten(-2)
-    return inside
+    *leading, last = [
+        ((place >= start[..., axis, None]) & (place < end[..., axis, None])).float()  # (B, M, side)
+        for axis, place in enumerate(torch.arange(side, device=blocks.device) for side in grid)
+    ]
+    planes = torch.ones_like(last[..., :1])
+    for along in leading:
+        planes = (planes.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
+    return (planes.transpose(1, 2) @ last).flatten(1) > 0  # a sum over blocks
 
 
-def pick_members(members: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """`count` random members (..., count) of sets (..., N) bool that hold at least so many, in any order."""
-    noise = torch.rand(members.shape, device=members.device, generator=generator)
-    return (noise + members).topk(count, dim=-1, sorted=False).indices
+def pick_ranks(sizes: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """`count` different members (..., count), numbered from 0, of sets with at least so many; sizes (...).
+
+    Systematic sampling: evenly spaced from a random start, so that every member is equally likely, without sorting.
+    """
+    start = 0.999 * torch.rand(sizes.shape, device=sizes.device, generator=generator)  # below 1 after rounding too
+    spaced = torch.arange(count, device=sizes.device) + start.unsqueeze(-1)
+    return (spaced * (sizes / count).unsqueeze(-1)).int().minimum(sizes.unsqueeze(-1).int() - 1)
 
 
 def check_range(key: str, values: Sequence[float], most: float = math.inf) -> tuple[float, float]:

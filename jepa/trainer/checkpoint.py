@@ -1,6 +1,6 @@
 """Checkpoints: one file, written whole or not at all, read without executing anything.
 
-A checkpoint is a dict with `format`, `version`, `step`, `model`, `optimizer`, `scaler`, `best`, `config` and
+A checkpoint is a dict with `format`, `version`, `step`, `pending`, `model`, `optimizer`, `scaler`, `best`, `config` and
 `libraries`. As everything random is a function of (seed, step), nothing else is needed to go on exactly.
 """
 
@@ -39,8 +39,14 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        kept = f"The checkpoint written before is intact: {path}" if path.exists() else "No checkpoint was there before."
-        raise CheckpointError(f"could not write the checkpoint {path}: {reason(error, path)}. {kept}") from error
+        kept = (
+            f"The checkpoint written before is intact: {path}"
+            if path.exists()
+            else "No checkpoint was there before."
+        )
+        raise CheckpointError(
+            f"could not write the checkpoint {path}: {reason(error, path)}. {kept}"
+        ) from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -56,16 +62,20 @@ def read(path: Path) -> dict[str, Any]:
             "published file use init_from=<file>; to continue a run use resume=<its folder>"
         )
     if content.get("version") != VERSION:
-        raise CheckpointError(f"{path} has format version {content.get('version')}, this code reads {VERSION}")
+        raise CheckpointError(
+            f"{path} has format version {content.get('version')}, this code reads {VERSION}"
+        )
     if missing := [key for key in KEYS if key not in content]:
         raise CheckpointError(f"{path} lacks {missing}: it is damaged")
     return content
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, path: Path) -> None:
-    """Load an optimizer's state. Raises CheckpointError when there is none or it is of another optimizer."""
+def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, path: Path) -> None:
+    """Raise CheckpointError when there is no optimizer state or it is of another optimizer."""
     if state is None:
-        raise CheckpointError(f"{path} holds no optimizer state: use init_from=, or load with load_optimizer=False")
+        raise CheckpointError(
+            f"{path} holds no optimizer state: use init_from=, or load with load_optimizer=False"
+        )
     theirs = [len(group["params"]) for group in state["param_groups"]]
     ours = [len(group["params"]) for group in optimizer.param_groups]
     if theirs != ours:
@@ -75,7 +85,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | 
         raise CheckpointError(
             f"{path} is of another optimizer than {type(optimizer).__name__}: its groups lack {sorted(missing)}"
         )
-    optimizer.load_state_dict(state)
 
 
 def libraries() -> dict[str, str]:

@@ -22,7 +22,7 @@ class Console(Logger):
 
     def __init__(self, *, seconds_between_lines: float = 5.0) -> None:
         self.seconds_between_lines = seconds_between_lines
-        self._console = RichConsole(highlight=False, soft_wrap=True)
+        self._console = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._progress: Progress | None = None
 
     def open(self, run_dir: Path, step: int, horizon: Horizon) -> None:
@@ -52,9 +52,7 @@ class Console(Logger):
         """Show a line of training; evaluation is announced as messages."""
         if "train/loss" not in metrics:
             return
-        values = (
-            f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_second']:,.0f} samples/s"
-        )
+        values = f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_second']:,.0f} samples/s"
         if self._progress:
             self._progress.update(self._task, values=values)
             return

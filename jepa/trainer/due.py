@@ -13,12 +13,12 @@ def due(step: int, every: float | None) -> bool:
 
 
 def period(name: str, epochs: float | None, steps: int | None, horizon: Horizon) -> float | None:
-    """Steps between two events given in epochs or in steps; None when neither is given.
+    """Steps between two events given in epochs or in steps, which win; None when neither is given.
 
-    Raises ValueError when both are, or when the period is not positive.
+    Raises ValueError when the period is not positive.
     """
-    if epochs is not None and steps is not None:
-        raise ValueError(f"give {name}_every_epochs or {name}_every_steps, not both")
     if (epochs is not None and epochs <= 0) or (steps is not None and steps < 1):
         raise ValueError(f"{name}_every_epochs and {name}_every_steps must be positive, or null for never")
-    return steps if epochs is None else epochs * horizon.steps_per_epoch
+    if steps is not None or epochs is None:
+        return steps
+    return epochs * horizon.steps_per_epoch

@@ -70,8 +70,7 @@ class TensorBoard(Logger):
         """Open a writer that voids what was logged after `step`."""
         from torch.utils.tensorboard import SummaryWriter
 
-        purge = step + 1 if step > 0 else None
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one scalar per metric."""

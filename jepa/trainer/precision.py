@@ -31,7 +31,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """"fp32", "bf16" or "fp16"; "auto" takes bf16 where the hardware multiplies it natively.
+    """ "fp32", "bf16" or "fp16"; "auto" takes bf16 where the hardware multiplies it natively.
 
     That is CUDA from Ampere on (before it auto is fp16) and CPUs with AMX, where bf16 matrix products run several
     times faster; elsewhere auto is fp32. Raises UserError for any other name.

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa.trainer import checkpoint
+from jepa.trainer.loggers import is_before
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.weights import locate
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
@@ -60,7 +62,7 @@ class RunFolder:
             return None
         if self.resume == "auto":
             return self.last if self.last.exists() else None
-        source = checkpoint.locate(self.resume)
+        source = locate(self.resume)
         if source.resolve().parent != self.checkpoints.resolve():
             raise UserError(
                 f"resume={self.resume} continues in its own run folder, but hydra.run.dir is {self.path}: leave "
@@ -87,24 +89,29 @@ class RunFolder:
         """Write results.json."""
         self._write("results.json", json.dumps(results, indent=2) + "\n")
 
-    def read_metrics(self) -> dict[str, float]:
-        """The last value of every metric in metrics.jsonl; nothing when there is none."""
+    def read_metrics(self, step: int) -> dict[str, float]:
+        """The last value of every metric in metrics.jsonl up to a step; nothing when there is none."""
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        return {name: value for line in lines for name, value in json.loads(line).items()}
+        entries = [json.loads(line) for line in lines if is_before(line, step)]
+        return {
+            name: value for entry in entries for name, value in entry.items() if name not in ("step", "epoch")
+        }
 
-    def copy_last(self, name: str) -> None:
-        """Keep the last checkpoint under another name too: a hard link where the file system can, else a copy."""
-        target = self.checkpoints / name
-        target.unlink(missing_ok=True)
+    def copy(self, name: str, new_name: str) -> None:
+        """Put a checkpoint under another name too, whole or not at all: a hard link where that can be, else a copy."""
+        source, target = self.checkpoints / name, self.checkpoints / new_name
+        temporary = self.checkpoints / f".{new_name}.writing"
+        temporary.unlink(missing_ok=True)
         try:
-            os.link(self.last, target)
-        except OSError:
             try:
-                shutil.copyfile(self.last, target)
-            except OSError as error:
-                target.unlink(missing_ok=True)
-                raise CheckpointError(f"could not write {target}: {checkpoint.reason(error, target)}") from error
+                os.link(source, temporary)
+            except OSError:
+                shutil.copyfile(source, temporary)
+            os.replace(temporary, target)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise CheckpointError(f"could not write {target}: {checkpoint.reason(error, target)}") from error
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.writing"

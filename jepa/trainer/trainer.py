@@ -7,6 +7,7 @@ checkpoint is weights, optimizer state and the step, and a resumed run equals on
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from jepa.types import Batch, Draw, Horizon, Schedule
 from jepa.utils.errors import Interrupted, NonFiniteError, UserError
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed
-from jepa.utils.weights import load_state, locate
+from jepa.utils.weights import check_state, load_state, locate
 
 MOST_SKIPPED = 20
 """fp16 steps in a row that may be skipped for overflow before the run stops."""
@@ -121,7 +122,8 @@ class Trainer:
         self.best = BestCheckpoints(k=best_k, metric=best_metric, mode=best_mode)
         self.step = 0
         self.metrics: dict[str, float] = {}
-        self._results: Mapping[str, Mapping[str, float]] = {}
+        self._results: dict[str, dict[str, float]] = {}
+        self._pending = False  # whether what was due at this step is still to be done
         self._meter = StepMeter(self.device)
         self._skipped = 0
 
@@ -153,22 +155,31 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Train to the end, evaluate, and give the last value of every metric."""
         start = self.folder.begin(self)
-        if self.step == self.horizon.max_steps:
+        if self.step > 0:
+            self._remember()
+        if self.step == self.horizon.max_steps and not self._pending:
             return self._end_again(start)
         for logger in self.loggers:
             logger.open(self.folder.path, self.step, self.horizon)
         try:
             self._announce(start)
-            with StopRequest() as stop:
-                for batch in self._batches():
+            with StopRequest() as stop, closing(self._batches()) as batches:
+                if self._pending:
+                    self._measure_and_save()
+                for batch in batches:
                     self._train(batch)
-                    self._after_step(stopping=stop.number is not None)
-                    if stop.number is not None:
+                    stopping = stop.number is not None  # a signal from here on waits for the next step
+                    self._after_step(stopping)
+                    if stopping:
                         raise Interrupted(
                             f"stopped at step {self.step} of {self.horizon.max_steps}; the checkpoint is "
                             f"{self.folder.last}; go on with resume={self.folder.path}",
                             stop.number,
                         )
+            if stop.number is not None:  # came after the last step: the run is whole, a sweep ends
+                raise Interrupted(
+                    f"the run in {self.folder.path} has ended, what follows is left out", stop.number
+                )
         finally:
             for logger in self.loggers:
                 logger.close()
@@ -177,7 +188,15 @@ class Trainer:
     def _end_again(self, start: str) -> dict[str, float]:
         """The metrics of a run that had ended before."""
         self._say(f"{start}: the run has ended, nothing is left to do")
-        return self.folder.read_metrics()
+        return self.metrics
+
+    def _remember(self) -> None:
+        """Take up the last values and results of the run that goes on."""
+        self.metrics = self.folder.read_metrics(self.step)
+        for name, value in self.metrics.items():
+            if name.startswith("eval/"):
+                _, row, probe = name.split("/", 2)
+                self._results.setdefault(row, {})[probe] = value
 
     def _batches(self) -> Iterator[Batch]:
         """The batches still to come, each timed for how long it was waited for."""
@@ -255,22 +274,34 @@ class Trainer:
         )
 
     def _after_step(self, stopping: bool) -> None:
-        """Log, validate, evaluate and save what is due after this step; a run that stops only saves."""
-        ended = self.step == self.horizon.max_steps
+        """Log, validate, evaluate and save what is due after this step.
+
+        A run that stops only saves, and does the rest when it is resumed.
+        """
         fresh: dict[str, float] = {}
         for logger in self.loggers:
             logger.advance(self.step)
         if self._logs(self.step):
             fresh |= self._log({**to_floats(self._last), **self._meter.read()})
-        if due(self.step, self.validate_every) and not stopping:
+        self._pending = stopping
+        if stopping:
+            self.save_checkpoint(self.folder.last)
+        else:
+            self._measure_and_save(fresh)
+
+    def _measure_and_save(self, fresh: Mapping[str, float] | None = None) -> None:
+        """Validate, evaluate and save what is due at this step; fresh: metrics of the step."""
+        fresh, ended = dict(fresh or {}), self.step == self.horizon.max_steps
+        self._pending = False
+        if due(self.step, self.validate_every):
             fresh |= self._log({"val/loss": self.validate()})
-        if self._evaluation_due(ended) and not stopping:
+        if self._evaluation_due(ended):
             fresh |= self._evaluate()
         if ended:
             self._write_results()
         best = self.best.metric in fresh and self.best.offer(fresh[self.best.metric], self.step)
         snapshot = due(self.step, self.snapshot_every)
-        if due(self.step, self.save_every) or ended or stopping or best or snapshot:
+        if due(self.step, self.save_every) or ended or best or snapshot:
             self._save(best=best, snapshot=snapshot)
 
     def _logs(self, step: int) -> bool:
@@ -293,7 +324,10 @@ class Trainer:
         batches = self.data.validation_batches(batch_size=self.micro_batch_size)
         for number, batch in enumerate(batches):
             count = next(iter(batch.values())).shape[0]
-            draw = Draw(seed=seed, step=number, total=count, start=0, count=count)
+            # Drawn for batches of the global size, so that micro-batches change nothing.
+            whole, start = divmod(number * self.micro_batch_size, self.data.batch_size)
+            size = min(self.data.batch_size, self.data.spec.num_test - whole * self.data.batch_size)
+            draw = Draw(seed=seed, step=whole, total=size, start=start, count=count)
             with self.precision.autocast():
                 loss = self.criterion(self.model(self._prepare(batch, draw)))["loss"]
             total, samples = total + loss.float() * count, samples + count
@@ -308,7 +342,9 @@ class Trainer:
             )
         self._say(self.evaluation.table(self._results))
         rows = self._results.items()
-        metrics = self._log({f"eval/{row}/{name}": value for row, values in rows for name, value in values.items()})
+        metrics = self._log(
+            {f"eval/{row}/{name}": value for row, values in rows for name, value in values.items()}
+        )
         self._write_results()
         self._meter.restart()
         return metrics
@@ -325,6 +361,7 @@ class Trainer:
             Path(path),
             {
                 "step": self.step,
+                "pending": self._pending,
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict() if include_optimizer else None,
                 "scaler": self.precision.scaler.state_dict() if include_optimizer else None,
@@ -340,21 +377,29 @@ class Trainer:
         """
         path = locate(path)
         content = checkpoint.read(path)
+        check_state(self.model, content["model"], path)
+        if load_optimizer:
+            checkpoint.check_optimizer(self.optimizer, content["optimizer"], path)
         load_state(self.model, content["model"], path)
         if load_optimizer:
-            checkpoint.load_optimizer(self.optimizer, content["optimizer"], path)
-            self.precision.scaler.load_state_dict(content["scaler"] if self.precision.scaler.is_enabled() else {})
+            self.optimizer.load_state_dict(content["optimizer"])
+            if content["scaler"]:  # a run in another precision leaves none
+                self.precision.scaler.load_state_dict(content["scaler"])
         self.best.load_state_dict(content["best"])
-        self.step = content["step"]
+        self.step, self._pending = content["step"], content.get("pending", False)
 
     def _save(self, best: bool, snapshot: bool) -> None:
-        self.save_checkpoint(self.folder.last)
-        if snapshot:
-            self.folder.copy_last(f"step_{self.step:08d}.pt")
-        if best:
-            self.folder.copy_last(self.best.file_name(self.step))
-            for name in self.best.dropped():
-                (self.folder.checkpoints / name).unlink(missing_ok=True)
+        """Write the files that stay, then last.pt: a run killed between them goes on from before and mends it."""
+        names = (
+            [f"step_{self.step:08d}.pt"] * snapshot
+            + [self.best.file_name(self.step)] * best
+            + [self.folder.last.name]
+        )
+        self.save_checkpoint(self.folder.checkpoints / names[0])
+        for name in names[1:]:
+            self.folder.copy(names[0], name)
+        for name in self.best.dropped():
+            (self.folder.checkpoints / name).unlink(missing_ok=True)
 
     def _log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         self.metrics.update(metrics)
@@ -382,7 +427,9 @@ def make_horizon(max_epochs: float | None, max_steps: int | None, steps_per_epoc
     """The length of the run in steps. Raises UserError when it has none."""
     if max_steps is None:
         if max_epochs is None or max_epochs <= 0:
-            raise UserError(f"trainer.max_epochs={max_epochs}, trainer.max_steps=null: give one of them, above 0")
+            raise UserError(
+                f"trainer.max_epochs={max_epochs}, trainer.max_steps=null: give one of them, above 0"
+            )
         max_steps = max(1, round(max_epochs * steps_per_epoch))
     if max_steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1, got {max_steps}")

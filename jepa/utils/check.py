@@ -39,7 +39,9 @@ def check_call(node: dict[str, Any], key: str) -> None:
     try:
         function = get_object(target)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}._target_={target} cannot be imported: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{key}._target_={target} cannot be imported: {str(error).splitlines()[0]}"
+        ) from error
     try:
         parameters = inspect.signature(function).parameters
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
@@ -89,4 +91,8 @@ def fits(value: Any, hint: Any) -> bool:
 
 def describe(hint: Any) -> str:
     """A type as a person would write it."""
-    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    return (
+        hint.__name__
+        if inspect.isclass(hint) and not typing.get_args(hint)
+        else str(hint).replace("typing.", "")
+    )

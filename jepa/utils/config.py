@@ -63,13 +63,15 @@ def with_stored_overrides(arguments: Sequence[str]) -> list[str]:
 
     So `python train.py resume=outputs/...` needs no other option. What is given now wins.
     """
-    given = {override_key(argument) for argument in arguments if "=" in argument}
+    given = {override_key(argument) for argument in arguments if "=" in argument or argument.startswith("~")}
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "auto")
-    stored = Path(run_folder_of(resume, "")) / ".hydra" / "overrides.yaml"
+    stored = Path(run_folder_of(resume, "")) / "config.yaml"  # Hydra's own copy is also of starts that failed
     if resume in ("auto", "null", "") or not stored.is_file():
         return list(arguments)
-    kept = [line for line in OmegaConf.load(stored) if override_key(line) not in given]
-    return [*arguments, *kept]
+    overrides = OmegaConf.load(stored).get("overrides") or []
+    kept = [line for line in overrides if override_key(line) not in given]
+    place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
+    return [*arguments[:place], *kept, *arguments[place:]]  # argparse wants overrides side by side
 
 
 def override_key(override: str) -> str:

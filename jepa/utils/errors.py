@@ -1,5 +1,18 @@
 """The one error class for mistakes a user can mend; everything else is a bug and keeps its traceback."""
 
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+SYSTEM_ERRORS = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "ENAMETOOLONG")
+    if hasattr(errno, name)
+}
+"""What the system may refuse: a full disk, a read-only folder. Other OSErrors are taken for bugs."""
+
 
 class UserError(Exception):
     """Bad input: the message names the key or file, what was got, what was expected and how to fix it.
@@ -29,3 +42,20 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.exit_code = 128 + signal_number
+
+
+@contextlib.contextmanager
+def system_errors() -> Iterator[None]:
+    """A context in which what the system refuses becomes a UserError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in SYSTEM_ERRORS:
+            raise
+        raise UserError(system_error(error)) from error
+
+
+def system_error(error: OSError) -> str:
+    """What the system refused, and where."""
+    where = f"{error.filename}: " if error.filename else ""
+    return f"{where}{error.strerror}: make room or write elsewhere with hydra.run.dir=<folder>"

@@ -37,21 +37,42 @@ def read_file(path: Path) -> Any:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        LookupError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short or not a checkpoint "
             f"({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
         ) from error
 
 
-def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()) -> None:
+@torch.no_grad()
+def load_state(
+    model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
+) -> None:
     """Load a state dict strictly, after a check that leaves the model untouched when it does not fit.
 
     keep: prefixes of names for which the model may keep its own values, where the file has none or others.
 
     Raises CheckpointError with the missing, unexpected and mis-shaped keys.
     """
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
+    for name, tensor in check_state(model, weights, path, keep).items():
+        tensor.copy_(weights[name])
+
+
+def check_state(
+    model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """The model's own tensors that a state dict would go into. Raises as `load_state` does."""
+    weights = (
+        {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
+    )
     own = {name: t for name, t in model.state_dict().items() if not (keep and name.startswith(keep))}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
     unexpected = [f"  {name}: in the file only" for name in weights if name not in own]
@@ -67,9 +88,7 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep
             f"{len(shapes)} of another shape; give the options that it was made with\n"
             + "\n".join(lines[:SHOWN] + more)
         )
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(weights[name])
+    return own
 
 
 def first_line(error: Exception) -> str:

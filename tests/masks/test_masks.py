@@ -101,7 +101,6 @@ def test_the_published_defect_and_its_cure():
     for share in (rows, columns):
         assert share.min() > 0.5 / 14
         assert torch.allclose(share, share.flip(0), atol=0.004)
-    assert torch.allclose(rows, columns, atol=0.004)
 
 
 def test_targets_reach_every_row_and_column():

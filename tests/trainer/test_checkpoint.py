@@ -1,0 +1,444 @@
+"""Checkpoint files: whole or not at all, read with care, and going on exactly."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+
+import pytest
+import torch
+from toy import ToyData, toy_trainer
+
+from jepa.trainer import JSONLines, Logger, Trainer, checkpoint
+from jepa.trainer.best import BestCheckpoints
+from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
+
+
+def adam(groups, lr):
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def state(**others):
+    values = {
+        "step": 3,
+        "model": {"w": torch.ones(2)},
+        "optimizer": None,
+        "scaler": None,
+        "best": {},
+        "config": {},
+    }
+    return {**values, **others}
+
+
+def leftovers(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+# Writing.
+
+
+def test_written_and_read(tmp_path):
+    path = tmp_path / "new" / "last.pt"
+    checkpoint.write(path, state())
+    content = checkpoint.read(path)
+    assert content["step"] == 3
+    assert torch.equal(content["model"]["w"], torch.ones(2))
+    assert content["libraries"]["torch"] == str(torch.__version__)
+    assert leftovers(path.parent) == ["last.pt"]
+
+
+def fail_replace(monkeypatch):
+    def replace(*_):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "replace", replace)
+
+
+def fail_half_way(monkeypatch):
+    def save(content, file):
+        file.write(b"half of it")
+        raise RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0\nmore")
+
+    monkeypatch.setattr(torch, "save", save)
+
+
+def fail_flush(monkeypatch):
+    def fsync(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+@pytest.mark.parametrize("fail", [fail_replace, fail_half_way, fail_flush])
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, fail):
+    path = tmp_path / "last.pt"
+    checkpoint.write(path, state())
+    before = path.read_bytes()
+    with monkeypatch.context() as patch:
+        fail(patch)
+        with pytest.raises(
+            CheckpointError, match=r"could not write .*MiB free\). The checkpoint written before is intact"
+        ):
+            checkpoint.write(path, state(step=4))
+        with pytest.raises(CheckpointError, match="No checkpoint was there before"):
+            checkpoint.write(tmp_path / "other.pt", state(step=4))
+    assert path.read_bytes() == before
+    assert leftovers(tmp_path) == ["last.pt"]
+
+
+# Reading.
+
+
+def test_damaged_and_foreign_files(tmp_path):
+    path = tmp_path / "last.pt"
+    checkpoint.write(path, state())
+    whole = path.read_bytes()
+    for cut in (0, 10, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(CheckpointError, match=r"cannot read the checkpoint .*Nothing was overwritten"):
+            checkpoint.read(path)
+    path.write_bytes(whole[:100] + b"\xff" * 2000 + whole[2100:])
+    with pytest.raises(CheckpointError):
+        checkpoint.read(path)
+    path.write_text("a text file, not a checkpoint")
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
+        checkpoint.read(path)
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        checkpoint.read(tmp_path / "nowhere.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            {"encoder": {}, "epoch": 1},
+            r"not a checkpoint of this project .*'encoder', 'epoch'.*init_from=<file>",
+        ),
+        ([1, 2], "it holds list"),
+        ({**state(), "format": "jepa", "version": 99}, "format version 99, this code reads 1"),
+        (
+            {"format": "jepa", "version": 1, "step": 1, "model": {}},
+            r"lacks \['optimizer', 'scaler', 'best', 'config'\]",
+        ),
+    ],
+)
+def test_other_formats_and_versions(tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match=message):
+        checkpoint.read(tmp_path / "x.pt")
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_reading_executes_nothing(tmp_path):
+    torch.save({**state(), "format": "jepa", "version": 1, "x": Bomb(tmp_path / "boom")}, tmp_path / "x.pt")
+    with pytest.raises(CheckpointError):
+        checkpoint.read(tmp_path / "x.pt")
+    assert not (tmp_path / "boom").exists()
+
+
+# Save and load of a trainer.
+
+
+def test_checkpoint_of_another_model_lists_what_differs(tmp_path):
+    trainer = toy_trainer(tmp_path / "a")
+    trainer.model.extra = torch.nn.Linear(2, 2)
+    trainer.model.weight = torch.nn.Parameter(torch.zeros(4, 2))
+    trainer.save_checkpoint(tmp_path / "x.pt")
+    other = toy_trainer(tmp_path / "b")
+    before = other.model.weight.detach().clone()
+    with pytest.raises(CheckpointError) as caught:
+        other.load_checkpoint(tmp_path / "x.pt")
+    assert "weight: (4, 2) in the file, (3, 2) in the model" in str(caught.value)
+    assert "extra.weight: in the file only" in str(caught.value)
+    assert torch.equal(other.model.weight, before)
+    assert other.step == 0
+
+
+def test_save_and_load_without_the_optimizer(tmp_path):
+    first = toy_trainer(tmp_path / "a", optimizer=adam)
+    first.fit()
+    first.save_checkpoint(tmp_path / "slim.pt", include_optimizer=False)
+    first.save_checkpoint(tmp_path / "whole.pt")
+    assert checkpoint.read(tmp_path / "slim.pt")["optimizer"] is None
+    second = toy_trainer(tmp_path / "b", optimizer=adam)
+    before = second.model.weight.detach().clone()
+    with pytest.raises(CheckpointError, match=r"holds no optimizer state.*load_optimizer=False"):
+        second.load_checkpoint(tmp_path / "slim.pt")
+    assert torch.equal(second.model.weight, before)
+    second.load_checkpoint(tmp_path / "slim.pt", load_optimizer=False)
+    assert torch.equal(second.model.weight, first.model.weight)
+    assert second.step == 5
+    assert not second.optimizer.state
+    second.load_checkpoint(tmp_path / "whole.pt")
+    for mine, theirs in zip(second.optimizer.state.values(), first.optimizer.state.values()):
+        assert torch.equal(mine["exp_avg"], theirs["exp_avg"])
+        assert mine["step"] == theirs["step"]
+
+
+def test_checkpoint_of_another_optimizer(tmp_path):
+    toy_trainer(tmp_path / "a").save_checkpoint(tmp_path / "sgd.pt")
+    other = toy_trainer(tmp_path / "b", optimizer=adam)
+    with torch.no_grad():
+        other.model.weight.zero_()
+    with pytest.raises(CheckpointError, match="of another optimizer than AdamW"):
+        other.load_checkpoint(tmp_path / "sgd.pt")
+    assert not other.model.weight.any()
+    one_group = toy_trainer(tmp_path / "c")
+    one_group.optimizer = torch.optim.SGD(one_group.model.parameters(), lr=0.1)
+    with pytest.raises(CheckpointError, match=r"groups of \[1, 1\] parameters, this run of \[2\]"):
+        one_group.load_checkpoint(tmp_path / "sgd.pt")
+
+
+# The run folder.
+
+
+def test_who_may_write_into_a_folder(tmp_path):
+    toy_trainer(tmp_path, max_steps=2).fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(
+        CheckpointError, match=f"already holds a checkpoint .*resume={re.escape(str(tmp_path))}"
+    ):
+        toy_trainer(tmp_path).fit()
+    with pytest.raises(UserError, match=r"step 2, past the end of this run .1 steps"):
+        toy_trainer(tmp_path, max_steps=1, resume="auto").fit()
+    with pytest.raises(UserError, match="continues in its own run folder"):
+        toy_trainer(tmp_path / "other", resume=str(tmp_path)).fit()
+    with pytest.raises(CheckpointError, match="no run folder or checkpoint at"):
+        toy_trainer(tmp_path, resume=str(tmp_path / "nowhere")).fit()
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_truncated_checkpoint_overwrites_nothing(tmp_path):
+    toy_trainer(tmp_path, max_steps=2, loggers=[JSONLines()]).fit()
+    last = tmp_path / "checkpoints" / "last.pt"
+    last.write_bytes(last.read_bytes()[:500])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
+        toy_trainer(tmp_path, max_steps=4, resume="auto", loggers=[JSONLines()]).fit()
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"cannot write to the run folder .*Not a directory.*hydra.run.dir"):
+        toy_trainer(tmp_path / "file" / "run").fit()
+
+
+def test_a_run_that_has_ended_gives_its_metrics_again(tmp_path):
+    metrics = toy_trainer(tmp_path, loggers=[JSONLines()]).fit()
+    again = toy_trainer(tmp_path, loggers=[JSONLines()], resume="auto")
+    assert again.fit() == metrics
+    assert metrics["train/loss"] > 0
+
+
+def test_best_and_kept_checkpoints(tmp_path):
+    trainer = toy_trainer(
+        tmp_path, max_steps=6, validate_every_steps=1, snapshot_every_steps=4, best_k=2, lr=0.02
+    )
+    values = []
+
+    def validate():
+        values.append([5.0, 1.0, 4.0, 2.0, 9.0, 3.0][trainer.step - 1])
+        return values[-1]
+
+    trainer.validate = validate
+    trainer.fit()
+    assert leftovers(tmp_path / "checkpoints") == [
+        "best_00000002.pt",
+        "best_00000004.pt",
+        "last.pt",
+        "step_00000004.pt",
+    ]
+    for name in leftovers(tmp_path / "checkpoints"):
+        step = 6 if name == "last.pt" else int(name[5:13])
+        assert checkpoint.read(tmp_path / "checkpoints" / name)["step"] == step
+    assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["best"]["table"] == [(1.0, 2), (2.0, 4)]
+
+
+def test_copies_where_there_are_no_hard_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", link)
+    toy_trainer(tmp_path, max_steps=2, validate_every_steps=2).fit()
+    assert leftovers(tmp_path / "checkpoints") == ["best_00000002.pt", "last.pt"]
+    assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["step"] == 2
+
+
+def test_periodic_saving(tmp_path):
+    saved = []
+
+    class Watch(Trainer):
+        def save_checkpoint(self, path, include_optimizer=True):
+            saved.append((self.step, path.name))
+            super().save_checkpoint(path, include_optimizer)
+
+    toy_trainer(
+        tmp_path, kind=Watch, max_steps=7, save_every_steps=3
+    ).fit()  # with save_every_epochs at its default
+    assert saved == [(3, "last.pt"), (6, "last.pt"), (7, "last.pt")]
+    saved.clear()
+    toy_trainer(tmp_path / "epochs", kind=Watch, max_steps=7).fit()  # an epoch is 2.5 steps
+    assert [step for step, _ in saved] == [3, 5, 7]
+
+
+def test_the_table_of_the_best():
+    best = BestCheckpoints(k=2, metric="accuracy", mode="max")
+    assert [best.offer(value, step) for step, value in enumerate([0.5, 0.4, 0.6, 0.3, 0.6])] == [
+        True,
+        True,
+        True,
+        False,
+        True,
+    ]
+    assert best.table == [(0.6, 2), (0.6, 4)]
+    assert best.dropped() == ["best_00000001.pt", "best_00000000.pt"]
+    assert best.dropped() == []
+    other = BestCheckpoints(k=2, metric="accuracy", mode="max")
+    other.load_state_dict(best.state_dict())
+    assert other.table == best.table
+    for metric, mode in (("accuracy", "min"), ("loss", "max")):
+        changed = BestCheckpoints(k=2, metric=metric, mode=mode)
+        changed.load_state_dict(best.state_dict())
+        assert changed.table == []
+    assert not BestCheckpoints(k=0, metric="x", mode="min").offer(1.0, 1)
+    for wrong in ({"k": -1, "mode": "min"}, {"k": 1, "mode": "lowest"}):
+        with pytest.raises(ValueError, match="best_mode"):
+            BestCheckpoints(metric="x", **wrong)
+
+
+# Going on.
+
+TIMES = {"samples_per_second", "data_wait", "memory_gib"}
+
+
+def lines_of(folder):
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def assert_identical(one, two):
+    """Bit by bit, through dicts and lists."""
+    assert type(one) is type(two)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+    elif isinstance(one, (dict, list, tuple)):
+        assert len(one) == len(two)
+        pairs = [(one[key], two[key]) for key in one] if isinstance(one, dict) else list(zip(one, two))
+        for mine, theirs in pairs:
+            assert_identical(mine, theirs)
+    else:
+        assert one == two
+
+
+def assert_same_run(folder, other, names=("last.pt",)):
+    for name in names:
+        one, two = (checkpoint.read(f / "checkpoints" / name) for f in (folder, other))
+        for key in ("model", "optimizer", "best", "step", "scaler"):
+            assert_identical(one[key], two[key])
+    assert lines_of(folder) == lines_of(other)
+    assert (folder / "results.json").read_text() == (other / "results.json").read_text()
+
+
+def stop_at(step, trainer, number):
+    """Have a signal come while a step is made, or (half steps) in what follows it."""
+
+    class Stop(Logger):
+        def advance(self, at):
+            if at == step:
+                os.kill(os.getpid(), number)
+
+    train = trainer._train
+
+    def stopping_train(batch):
+        train(batch)
+        if trainer.step == step:
+            os.kill(os.getpid(), number)
+
+    if step == int(step):
+        trainer._train = stopping_train
+    else:
+        step = int(step)
+        trainer.loggers.append(Stop())
+
+
+SETTINGS = {"max_steps": 8, "optimizer": adam, "validate_every_steps": 2, "save_every_steps": 3}
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 4.5, 7.5, 8])
+@pytest.mark.parametrize("number", [2, 15])
+def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, step, number):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    toy_trainer(whole, loggers=[JSONLines()], **SETTINGS).fit()
+    trainer = toy_trainer(parts, loggers=[JSONLines()], **SETTINGS)
+    stop_at(step, trainer, number)
+    with pytest.raises(Interrupted, match=f"go on with resume={re.escape(str(parts))}") as caught:
+        trainer.fit()
+    assert caught.value.exit_code == 128 + number
+    stopped = int(step) + (step != int(step))
+    assert checkpoint.read(parts / "checkpoints" / "last.pt")["step"] == stopped
+    toy_trainer(parts, loggers=[JSONLines()], resume="auto", **SETTINGS).fit()
+    assert_same_run(whole, parts)
+
+
+def test_a_signal_after_the_last_step_ends_a_whole_run(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    stop_at(5.5, trainer, 2)
+    with pytest.raises(Interrupted, match="has ended"):
+        trainer.fit()
+    assert (tmp_path / "results.json").exists()
+    assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["step"] == 5
+
+
+@pytest.mark.parametrize("failed", [1, 3, 4, 7])
+def test_a_run_that_crashed_goes_on_exactly(tmp_path, failed):
+    """What was logged after the checkpoint is void."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    toy_trainer(whole, loggers=[JSONLines()], **SETTINGS).fit()
+    with pytest.raises(NonFiniteError):
+        toy_trainer(parts, loggers=[JSONLines()], data=ToyData(poison=failed), **SETTINGS).fit()
+    with open(parts / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "train/lo')
+    toy_trainer(parts, loggers=[JSONLines()], resume="auto", **SETTINGS).fit()
+    assert_same_run(whole, parts)
+
+
+def test_a_longer_run_goes_on_exactly(tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    toy_trainer(whole, loggers=[JSONLines()], **SETTINGS).fit()
+    toy_trainer(parts, loggers=[JSONLines()], **{**SETTINGS, "max_steps": 6}).fit()
+    toy_trainer(parts, loggers=[JSONLines()], resume=str(parts), **SETTINGS).fit()
+    assert_same_run(whole, parts)
+
+
+def test_killed_between_two_files(tmp_path, monkeypatch):
+    """A run killed after the best checkpoint and before last.pt repeats the steps between, and has both."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    settings = {**SETTINGS, "best_metric": "train/loss", "snapshot_every_steps": 4}
+    toy_trainer(whole, loggers=[JSONLines()], **settings).fit()
+    trainer = toy_trainer(parts, loggers=[JSONLines()], **settings)
+    copy = trainer.folder.copy
+
+    def dying_copy(name, new_name):
+        if trainer.step == 4:
+            raise SystemExit
+        copy(name, new_name)
+
+    trainer.folder.copy = dying_copy
+    with pytest.raises(SystemExit):
+        trainer.fit()
+    toy_trainer(parts, loggers=[JSONLines()], resume="auto", **settings).fit()
+    assert leftovers(whole / "checkpoints") == leftovers(parts / "checkpoints")
+    assert_same_run(whole, parts, leftovers(whole / "checkpoints"))

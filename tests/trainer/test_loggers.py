@@ -1,0 +1,183 @@
+"""Loggers, the console, periods and the meter."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+
+import pytest
+import torch
+
+from jepa.trainer import Console, JSONLines, TensorBoard
+from jepa.trainer.console import duration
+from jepa.trainer.due import due, period
+from jepa.trainer.measure import StepMeter, to_floats
+from jepa.types import Horizon
+
+HORIZON = Horizon(max_steps=20, steps_per_epoch=2.5)
+
+
+def steps_of(path):
+    return [json.loads(line)["step"] for line in path.read_text().splitlines()]
+
+
+def write(folder, steps, *, start):
+    logger = JSONLines()
+    logger.open(folder, start, HORIZON)
+    for step in steps:
+        logger.log({"loss": step / 10}, step)
+    logger.close()
+
+
+def test_lines_after_the_checkpoint_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(tmp_path, [1, 2, 3, 4, 5], start=0)
+    assert json.loads(path.read_text().splitlines()[1]) == {"step": 2, "loss": 0.2}
+    write(tmp_path, [4, 5, 6], start=3)
+    assert steps_of(path) == [1, 2, 3, 4, 5, 6]
+    write(tmp_path, [], start=0)
+    assert path.read_text() == ""
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_half_a_line_is_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(tmp_path, [1, 2], start=0)
+    for rest in ('{"step": 2, "lo', '{"step": 2}\n{', "[1]\n", "\x00\x00"):
+        path.write_text(path.read_text() + rest)
+        write(tmp_path, [3], start=2)
+        assert steps_of(path)[-1] == 3
+        assert set(steps_of(path)) == {1, 2, 3}
+
+
+def test_lines_are_on_disk_at_once(tmp_path):
+    logger = JSONLines()
+    logger.open(tmp_path, 0, HORIZON)
+    logger.log({"loss": 1.0}, 1)
+    assert steps_of(tmp_path / "metrics.jsonl") == [1]
+    logger.close()
+
+
+@pytest.mark.slow
+def test_tensorboard_voids_what_was_later(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for start, value in ((0, 1.0), (3, 2.0), (0, 3.0)):
+        logger = TensorBoard()
+        logger.open(tmp_path, start, HORIZON)
+        for step in range(start + 1, 6):
+            logger.log({"train/loss": value}, step)
+        logger.close()
+        time.sleep(1.1)  # files are named by the second
+        events = EventAccumulator(str(tmp_path / "tensorboard"))
+        events.Reload()
+        expected = [value if step > start else 1.0 for step in range(1, 6)]
+        assert [(e.step, e.value) for e in events.Scalars("train/loss")] == list(enumerate(expected, 1))
+
+
+def console(terminal=False, **settings):
+    made = Console(**settings)
+    file = io.StringIO()
+    made._console.file = file
+    made._console._force_terminal, made._console._width = terminal, 120
+    return made, file
+
+
+VALUES = {"train/loss": 0.51234, "lr": 1e-3, "samples_per_second": 1234.5}
+
+
+def test_plain_lines():
+    made, file = console(seconds_between_lines=0)
+    made.open(None, 0, HORIZON)
+    made.log(VALUES, 5)
+    made.log({"val/loss": 1.0}, 5)
+    made.message("a word [not markup?]")
+    made.close()
+    lines = file.getvalue().splitlines()
+    assert lines[0].startswith(
+        "epoch 2.0/8.0  step 5/20  loss 0.5123  lr 1.00e-03  1,234 samples/s  0:00 left"
+    )
+    assert len(lines) == 2
+    assert "\x1b" not in file.getvalue()
+
+
+def test_lines_are_rare_but_the_last_comes():
+    made, file = console(seconds_between_lines=1000)
+    made.open(None, 0, HORIZON)
+    for step in range(1, 21):
+        made.log(VALUES, step)
+    assert [line.split("step ")[1].split()[0] for line in file.getvalue().splitlines()] == ["1/20", "20/20"]
+
+
+def test_a_bar_in_a_terminal():
+    made, file = console(terminal=True)
+    made.open(None, 3, HORIZON)
+    made.advance(4)
+    made.log(VALUES, 4)
+    made.message("above the bar")
+    made.advance(20)
+    made.close()
+    text = file.getvalue()
+    for piece in ("above the bar", "loss 0.5123", "20/20", "epoch 8.0/8.0", "lr 1.00e-03"):
+        assert piece in text
+    assert made._progress is None
+
+
+def test_a_path_with_brackets_is_shown_as_it_is():
+    made, file = console()
+    made.open(None, 0, HORIZON)
+    made.message("training from scratch in outputs/[a]/:cat:/run")
+    assert "outputs/[a]/:cat:/run" in file.getvalue()
+
+
+def test_durations():
+    assert [duration(s) for s in (0, 59.6, 61, 3599, 3600, 90061)] == [
+        "0:00",
+        "1:00",
+        "1:01",
+        "59:59",
+        "1:00:00",
+        "25:01:01",
+    ]
+
+
+def test_due():
+    assert [step for step in range(1, 11) if due(step, 3)] == [3, 6, 9]
+    assert [step for step in range(1, 11) if due(step, 2.5)] == [3, 5, 8, 10]
+    assert [step for step in range(1, 4) if due(step, 0.4)] == [1, 2, 3]
+    assert not any(due(step, None) for step in range(10))
+
+
+def test_periods():
+    assert period("save", None, None, HORIZON) is None
+    assert period("save", 2, None, HORIZON) == 5.0
+    assert period("save", None, 7, HORIZON) == 7
+    assert period("save", 2, 7, HORIZON) == 7  # steps win, as trainer.max_steps does
+    for wrong in ((0, None), (-1, None), (None, 0)):
+        with pytest.raises(ValueError, match="save_every_epochs and save_every_steps must be positive"):
+            period("save", *wrong, HORIZON)
+
+
+def test_the_meter():
+    meter = StepMeter(torch.device("cpu"))
+
+    def slow():
+        for item in "abc":
+            time.sleep(0.02)
+            yield item
+
+    for _ in meter.waiting_for(slow()):
+        meter.count(10)
+    values = meter.read()
+    assert 0 < values["samples_per_second"] <= 30 / 0.06
+    assert 0.8 < values["data_wait"] <= 1.0
+    assert 0.01 < values["memory_gib"] < 100
+    assert meter.read()["samples_per_second"] == 0.0
+
+
+def test_floats_come_in_order():
+    values = to_floats({"a": torch.tensor(1), "b": 2.5, "c": torch.tensor(3.0, dtype=torch.float64)})
+    assert values == {"a": 1.0, "b": 2.5, "c": 3.0}
+    assert all(type(value) is float for value in values.values())
+    assert to_floats({"x": 1.0}) == {"x": 1.0}

@@ -1,0 +1,399 @@
+"""One optimizer step: accumulation, clipping, finiteness, schedules, a user's own step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import ToyData, toy_trainer
+
+from jepa import build_trainer, load_config
+from jepa.optim import Cosine, Linear
+from jepa.trainer import Logger, Trainer
+from jepa.trainer.precision import clip_gradients, resolve_device, resolve_precision
+from jepa.types import Latents
+from jepa.utils.errors import NonFiniteError, UserError
+
+PLAIN = (
+    "data.batch_size=24",
+    "loss.terms.invariance=null",
+    "loss.terms.sigreg=null",
+    "loss.projector=null",
+    "optimizer._target_=torch.optim.SGD",
+    "~optimizer.betas",
+    "~optimizer.eps",
+    "scheduler=constant",
+    "optimizer.lr=0.05",
+    "~logger.console",
+    "~logger.jsonl",
+    "~logger.tensorboard",
+    "evaluation=none",
+)
+
+
+class Memory(Logger):
+    """Keeps what it is told."""
+
+    def __init__(self):
+        self.lines, self.messages, self.closed = [], [], False
+
+    def log(self, metrics, step):
+        self.lines.append({"step": step, **metrics})
+
+    def message(self, text):
+        self.messages.append(str(text))
+
+    def close(self):
+        self.closed = True
+
+    def values(self, name):
+        return [line[name] for line in self.lines if name in line]
+
+
+def fit(tmp_path, **settings):
+    """The losses and the trainer of a fitted toy."""
+    memory = Memory()
+    trainer = toy_trainer(tmp_path / str(len(list(tmp_path.iterdir()))), loggers=[memory], **settings)
+    if trainer.precision.name == "fp16":
+        trainer.precision.scaler = torch.amp.GradScaler(
+            "cpu", init_scale=256.0
+        )  # the usual one overflows the toy
+    trainer.fit()
+    return memory.values("train/loss"), trainer
+
+
+def weights_of(trainer):
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+# Accumulation.
+
+
+@pytest.mark.slow
+def test_micro_batches_equal_the_whole_batch(tiny, tmp_path):
+    """The real model: masks, losses and weights do not depend on how the batch is cut."""
+    runs = []
+    for size in (24, 6):
+        config = load_config(
+            [
+                *tiny,
+                *PLAIN,
+                "trainer.max_steps=5",
+                f"trainer.micro_batch_size={size}",
+                f"run_dir={tmp_path}/{size}",
+            ]
+        )
+        trainer, memory = build_trainer(config), Memory()
+        trainer.loggers.append(memory)
+        trainer.fit()
+        runs.append((memory.values("train/loss"), memory.values("grad_norm"), trainer))
+    (losses, norms, whole), *others = runs
+    assert len(losses) == 5
+    assert len(set(losses)) == 5
+    for other_losses, other_norms, other in others:
+        assert other_losses == pytest.approx(losses, rel=2e-6)
+        assert other_norms == pytest.approx(norms, rel=2e-5)
+        for name, tensor in whole.model.state_dict().items():
+            torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+        assert other.validate() == pytest.approx(whole.validate(), rel=1e-5)
+
+
+def test_each_micro_batch_takes_its_slice_of_the_draw(tmp_path):
+    losses, whole = fit(tmp_path)
+    part_losses, parts = fit(tmp_path, micro_batch_size=4)
+    assert part_losses == pytest.approx(losses, rel=1e-6)
+    torch.testing.assert_close(parts.model.weight, whole.model.weight, rtol=1e-6, atol=1e-7)
+    draws = parts.model.prepared[:3]
+    assert [(d.step, d.total, d.start, d.count) for d in draws] == [
+        (0, 12, 0, 4),
+        (0, 12, 4, 4),
+        (0, 12, 8, 4),
+    ]
+    assert parts.validate() == pytest.approx(whole.validate(), rel=1e-6)
+
+
+def test_a_micro_batch_that_does_not_divide_names_those_that_do(tmp_path):
+    with pytest.raises(
+        UserError, match=r"micro_batch_size=5 does not divide data.batch_size=12.*\[1, 2, 3, 4, 6, 12\]"
+    ):
+        toy_trainer(tmp_path, micro_batch_size=5)
+    with pytest.raises(UserError, match="does not divide"):
+        toy_trainer(tmp_path, micro_batch_size=0)
+
+
+def test_batch_statistics_refuse_micro_batches(tiny, tmp_path):
+    overrides = [*tiny, *PLAIN[-4:], "trainer.micro_batch_size=8", f"run_dir={tmp_path}"]
+    with pytest.raises(UserError, match="allow_microbatch_statistics=true"):
+        build_trainer(load_config(overrides))
+    trainer = build_trainer(load_config([*overrides, "trainer.allow_microbatch_statistics=true"]))
+    assert trainer.micro_batch_size == 8
+    assert build_trainer(load_config([*overrides, "trainer.micro_batch_size=32"])).micro_batch_size == 32
+
+
+# Clipping.
+
+
+def gradients(model):
+    return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+@pytest.fixture
+def linear():
+    model = torch.nn.Linear(3, 2)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())) * 3
+    return model
+
+
+def test_clipping_in_closed_form(linear):
+    before = gradients(linear).clone()
+    assert clip_gradients(linear, None, None).item() == pytest.approx(before.norm().item())
+    assert torch.equal(gradients(linear), before)
+    assert clip_gradients(linear, 1e6, 1e6).item() == pytest.approx(before.norm().item())
+    torch.testing.assert_close(gradients(linear), before)
+    assert clip_gradients(linear, 0.5, None).item() == pytest.approx(before.norm().item())
+    torch.testing.assert_close(gradients(linear), before * (0.5 / (before.norm() + 1e-6)))
+
+
+def test_clipping_by_value_comes_before_the_norm(linear):
+    before = gradients(linear).clone()
+    assert before.abs().max() > 1
+    assert clip_gradients(linear, 0.5, 1.0).item() == pytest.approx(before.norm().item())
+    clamped = before.clamp(-1, 1)
+    torch.testing.assert_close(gradients(linear), clamped * (0.5 / (clamped.norm() + 1e-6)))
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ({"grad_clip_norm": 0.01}, lambda g: g * (0.01 / (g.norm() + 1e-6))),
+        ({"grad_clip_value": 0.2}, lambda g: g.clamp(-0.2, 0.2)),
+    ],
+)
+def test_the_loop_clips(tmp_path, setting, expected):
+    trainer = toy_trainer(tmp_path, max_steps=1, lr=1.0, **setting)
+    before = torch.cat([p.detach().flatten().clone() for p in trainer.model.parameters()])
+    free = toy_trainer(tmp_path / "free", max_steps=1, lr=1.0)
+    free.fit()
+    gradient = before - torch.cat([p.detach().flatten() for p in free.model.parameters()])
+    trainer.fit()
+    moved = before - torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+    torch.testing.assert_close(moved, expected(gradient), rtol=1e-4, atol=1e-6)
+    assert trainer.metrics["grad_norm"] == pytest.approx(gradient.norm().item(), rel=1e-4)
+
+
+# Finiteness and fp16.
+
+
+def test_a_non_finite_loss_stops_before_the_weights_move(tmp_path):
+    trainer = toy_trainer(tmp_path, data=ToyData(poison=2))
+    healthy = toy_trainer(tmp_path / "healthy", max_steps=2)
+    healthy.fit()
+    with pytest.raises(NonFiniteError, match=r"not finite at step 3: .*train/loss=(inf|nan)"):
+        trainer.fit()
+    assert trainer.step == 2
+    for name, value in weights_of(healthy).items():
+        assert torch.equal(weights_of(trainer)[name], value)
+
+
+class InfiniteGradient(Trainer):
+    """Overflows the gradient, not the loss, in the steps of `overflows`."""
+
+    overflows = (1,)
+
+    def training_step(self, batch, step):
+        loss = self.criterion(self.model(self.prepare_batch(batch)))["loss"]
+        if step in self.overflows:
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+
+def test_a_non_finite_gradient_stops_fp32(tmp_path):
+    with pytest.raises(NonFiniteError, match="at step 2"):
+        fit(tmp_path, kind=InfiniteGradient)
+
+
+def test_fp16_skips_a_step_that_overflows(tmp_path):
+    seen = []
+
+    class Watch(InfiniteGradient):
+        def _after_step(self, stopping):
+            seen.append((self.precision.scaler.get_scale(), self.model.weight.detach().clone()))
+            super()._after_step(stopping)
+
+    _, trainer = fit(tmp_path, kind=Watch, precision="fp16", max_steps=3)
+    scales, weights = zip(*seen)
+    assert trainer.precision.scaler.is_enabled()
+    assert torch.equal(weights[1], weights[0])
+    assert not torch.equal(weights[2], weights[1])
+    assert scales[1] == scales[0] / 2 == scales[2]
+    assert trainer.model.updates == [0, 2]
+    assert trainer.step == 3
+
+
+def test_fp16_gives_up_after_many_skipped_steps(tmp_path):
+    class Always(InfiniteGradient):
+        overflows = range(100)
+
+    with pytest.raises(NonFiniteError, match="at step 21"):
+        fit(tmp_path, kind=Always, precision="fp16", max_steps=100)
+
+
+def test_fp16_scaling_cancels(tmp_path):
+    losses, _ = fit(tmp_path)
+    scaled, trainer = fit(tmp_path, precision="fp16")
+    assert scaled == pytest.approx(losses, rel=1e-2)
+    assert trainer.metrics["grad_norm"] < 100
+
+
+def test_resuming_fp32_in_fp16(tmp_path):
+    first = toy_trainer(tmp_path, max_steps=2)
+    first.fit()
+    second = toy_trainer(tmp_path, max_steps=4, precision="fp16", resume="auto")
+    second.fit()
+    assert second.step == 4
+
+
+def test_names_of_devices_and_precisions():
+    with pytest.raises(UserError, match=r"trainer.device=cudda cannot be used here"):
+        resolve_device("cudda")
+    with pytest.raises(UserError, match=r"trainer.precision=fp8: expected auto, fp32, bf16, fp16"):
+        resolve_precision("fp8", torch.device("cpu"))
+    assert resolve_precision("auto", torch.device("cpu")) in ("bf16", "fp32")
+
+
+# Schedules.
+
+
+def test_schedules_reach_the_optimizer(tmp_path):
+    seen = []
+
+    class Watch(torch.optim.SGD):
+        def step(self, closure=None):
+            seen.append([(group["lr"], group["weight_decay"]) for group in self.param_groups])
+            return super().step(closure)
+
+    memory = Memory()
+    trainer = toy_trainer(tmp_path, optimizer=Watch, loggers=[memory], max_steps=4)
+    lr, decay = Linear(start=0.0, final=0.4), Cosine(start=0.1, final=0.3)
+    trainer.scheduler = {"lr": lr, "weight_decay": decay}
+    trainer.fit()
+    expected = [(lr(n, trainer.horizon), decay(n, trainer.horizon)) for n in (1, 2, 3, 4)]
+    assert [first for first, _ in seen] == expected
+    assert [second for _, second in seen] == [(rate, 0.0) for rate, _ in expected]
+    assert memory.values("lr") == [rate for rate, _ in expected] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert memory.values("weight_decay") == [value for _, value in expected]
+    assert memory.values("momentum") == [0.5] * 4
+    assert trainer.model.updates == [0, 1, 2, 3]
+
+
+def test_the_length_of_a_run(tmp_path):
+    assert toy_trainer(tmp_path, max_steps=None, max_epochs=4).horizon.max_steps == 10  # 4 * 30 / 12
+    assert toy_trainer(tmp_path, max_steps=7, max_epochs=4).horizon.max_steps == 7
+    for wrong in (
+        {"max_steps": None, "max_epochs": None},
+        {"max_steps": 0},
+        {"max_steps": None, "max_epochs": -1},
+    ):
+        with pytest.raises(UserError, match=r"trainer.max_"):
+            toy_trainer(tmp_path, **wrong)
+    with pytest.raises(UserError, match="log_every"):
+        toy_trainer(tmp_path, log_every=0)
+
+
+# A user's own step.
+
+
+class OwnDict(Trainer):
+    """A step that gives a dict."""
+
+    def training_step(self, batch, step):
+        prepared = self.prepare_batch(batch)
+        assert self.prepare_batch(prepared) is prepared
+        loss = self.criterion(self.model(prepared))["loss"]
+        return {"loss": 2 * loss, "half": loss / 2, "count": step}
+
+
+class OwnBare(Trainer):
+    """A step that gives a scalar."""
+
+    def training_step(self, batch, step):
+        return 2 * self.criterion(self.model(self.prepare_batch(batch)))["loss"]
+
+
+def test_own_training_steps(tmp_path):
+    losses, _ = fit(tmp_path, max_steps=1)
+    doubled, own = fit(tmp_path, kind=OwnDict, max_steps=1, micro_batch_size=4)
+    bare, _ = fit(tmp_path, kind=OwnBare, max_steps=1)
+    assert doubled == pytest.approx([2 * losses[0]], rel=1e-6)
+    assert bare == pytest.approx(doubled)
+    assert own.metrics["train/half"] == pytest.approx(losses[0] / 2, rel=1e-6)
+    assert own.metrics["train/count"] == 0
+
+
+def test_prepare_batch_outside_the_loop(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    batch = {"x": torch.zeros(12, 3)}
+    once = trainer.prepare_batch(batch)
+    assert once["noise"].shape == (12, 2)
+    assert torch.equal(once["noise"], trainer.prepare_batch(batch)["noise"])
+    assert trainer.prepare_batch(once) is once
+    trainer.step = 1
+    assert not torch.equal(once["noise"], trainer.prepare_batch(batch)["noise"])
+
+
+def test_statistics_of_a_micro_batch_of_one(recwarn):
+    latents = Latents(predictions=[torch.ones(1, 1, 1, 4)], embeddings=torch.ones(2, 1, 4))
+    assert latents.statistics() == {"prediction_std": 0.0, "embedding_std": 0.0}
+    assert not recwarn.list
+
+
+# Validation and words.
+
+
+def test_validation_is_the_same_every_time_and_moves_nothing(tiny, tmp_path):
+    trainer = build_trainer(
+        load_config([*tiny, *PLAIN[-4:], "model.encoder.dropout=0.1", f"run_dir={tmp_path}"])
+    )
+    before = {name: t.clone() for name, t in trainer.model.state_dict().items()}
+    random_state = torch.get_rng_state()
+    first = trainer.validate()
+    assert torch.equal(torch.get_rng_state(), random_state)
+    torch.rand(5)
+    trainer.step = 3
+    assert trainer.validate() == first
+    for name, tensor in trainer.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    assert trainer.step == 3
+    assert not list(tmp_path.rglob("*.pt"))
+
+
+def test_validating_does_not_change_training(tmp_path):
+    losses, plain = fit(tmp_path)
+    watched, other = fit(tmp_path, validate_every_steps=1)
+    assert watched == losses
+    assert torch.equal(other.model.weight, plain.model.weight)
+    assert other.metrics["val/loss"] == other.validate()
+
+
+def test_what_a_run_says_and_logs(tmp_path):
+    memory = Memory()
+    trainer = toy_trainer(tmp_path, loggers=[memory], log_every=2, validate_every_steps=5, micro_batch_size=6)
+    metrics = trainer.fit()
+    assert memory.closed
+    assert memory.messages[0] == f"training from scratch in {tmp_path}"
+    assert "5 steps of 12 (2 x 6) on cpu in fp32" in memory.messages[1]
+    training = [line["step"] for line in memory.lines if "train/loss" in line]
+    assert training == [1, 2, 4, 5]
+    assert [line["step"] for line in memory.lines if "val/loss" in line] == [5]
+    last = next(line for line in memory.lines if line["step"] == 5)
+    assert {"train/loss/square", "train/spread", "grad_norm", "samples_per_second", "data_wait"} <= set(last)
+    assert last["epoch"] == 2.0
+    assert all(type(value) in (int, float) for line in memory.lines for value in line.values())
+    assert metrics["train/loss"] == last["train/loss"]
+
+
+def test_loggers_are_closed_when_a_run_fails(tmp_path):
+    memory = Memory()
+    with pytest.raises(NonFiniteError):
+        toy_trainer(tmp_path, data=ToyData(poison=0), loggers=[memory]).fit()
+    assert memory.closed

@@ -1,0 +1,92 @@
+"""A model and data of a few numbers, to test the loop without a network."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from jepa.optim import Constant
+from jepa.trainer import Trainer
+from jepa.types import DataSpec, Draw
+from jepa.utils.random import generator
+
+
+class ToyLoss(nn.Module):
+    """Mean square of the latents."""
+
+    batch_statistics = False
+    term_names = ["square"]
+
+    def forward(self, latents):
+        loss = latents.values.square().mean()
+        return {"loss": loss, "loss/square": loss}
+
+
+class ToyLatents:
+    """What the toy hands to its loss."""
+
+    def __init__(self, values):
+        self.values = values
+
+    def statistics(self):
+        return {"spread": self.values.detach().std()}
+
+
+class ToyModel(nn.Module):
+    """x @ weight + bias + noise of (seed, step), drawn for the whole batch; counts the target's updates."""
+
+    def __init__(self):
+        super().__init__()
+        self.loss = ToyLoss()
+        self.weight = nn.Parameter(torch.linspace(-1, 1, 6).view(3, 2))
+        self.bias = nn.Parameter(torch.full((2,), 0.5))
+        self.prepared: list[Draw] = []
+        self.updates: list[int] = []
+
+    def prepare(self, batch, draw):
+        self.prepared.append(draw)
+        noise = torch.randn(draw.total, 2, generator=draw.generator("cpu", "noise"))
+        return {**batch, "noise": noise[draw.samples]}
+
+    def forward(self, batch):
+        return ToyLatents(batch["x"] @ self.weight + self.bias + batch["noise"])
+
+    def update_target(self, step, horizon):
+        self.updates.append(step)
+        return {"momentum": 0.5}
+
+
+class ToyData:
+    """Normal numbers, a function of seed and step; `poison` is a step at which they are infinite."""
+
+    def __init__(self, batch_size=12, poison=None, scale=1.0):
+        self.batch_size, self.poison, self.scale = batch_size, poison, scale
+        self.spec = DataSpec(num_train=30, num_test=20, input_shape=(3,), classes=None)
+
+    def train_batches(self, *, seed, start_step, stop_step):
+        for step in range(start_step, stop_step):
+            x = torch.randn(self.batch_size, 3, generator=generator("cpu", seed, "data", step)) * self.scale
+            yield {"x": torch.full_like(x, float("inf")) if step == self.poison else x}
+
+    def validation_batches(self, *, batch_size):
+        for x in torch.linspace(-1, 1, 60).view(20, 3).split(batch_size):
+            yield {"x": x}
+
+
+def toy_trainer(run_dir, *, kind=Trainer, data=None, loggers=(), lr=0.1, optimizer=None, **settings):
+    """A trainer of the toy by SGD."""
+    model = ToyModel()
+    groups = [
+        {"params": [model.weight], "decays": True},
+        {"params": [model.bias], "decays": False, "weight_decay": 0.0},
+    ]
+    defaults = {"max_steps": 5, "device": "cpu", "precision": "fp32", "log_every": 1}
+    return kind(
+        model=model,
+        data=data or ToyData(),
+        optimizer=(optimizer or torch.optim.SGD)(groups, lr=lr),
+        scheduler={"lr": Constant(value=lr)},
+        loggers=list(loggers),
+        run_dir=run_dir,
+        **{**defaults, **settings},
+    )

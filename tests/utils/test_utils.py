@@ -1,0 +1,309 @@
+"""Random streams, the check of configurations, suggestions, memory, weights, run folders."""
+
+from __future__ import annotations
+
+import collections.abc
+import functools
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Optional
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from jepa.utils.check import check_config, describe, fits
+from jepa.utils.config import dotted_keys, known_keys, override_key, run_folder_of, with_stored_overrides
+from jepa.utils.errors import CheckpointError, UserError, system_errors
+from jepa.utils.memory import keep_freed_memory
+from jepa.utils.random import derive_seed, generator, seeded
+from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
+from jepa.utils.weights import load_state, locate, read_file
+
+# Random streams.
+
+
+def test_seeds_differ_by_everything():
+    seeds = [
+        derive_seed(s, stream, *c)
+        for s in (0, 1, 11)
+        for stream in ("a", "b")
+        for c in ((), (1,), (1, 1), (11,))
+    ]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert derive_seed(0, "mask", 3) == 8568783435518715260  # the same on every machine
+
+
+def test_generators_are_functions_of_their_arguments():
+    def draw(*key):
+        return torch.rand(4, generator=generator("cpu", *key))
+
+    assert torch.equal(draw(0, "mask", 5), draw(0, "mask", 5))
+    assert not torch.equal(draw(0, "mask", 5), draw(0, "mask", 6))
+    assert not torch.equal(draw(0, "mask", 5), draw(0, "augment", 5))
+
+
+def test_seeded_blocks_put_the_state_back():
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    with seeded(0, "init"):
+        first = torch.rand(3)
+    assert torch.equal(torch.get_rng_state(), state)
+    with pytest.raises(RuntimeError), seeded(0, "init"):  # noqa: PT012
+        assert torch.equal(torch.rand(3), first)
+        raise RuntimeError
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# The check of configurations.
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "expected"),
+    [
+        (1, int, True),
+        (1.0, int, False),
+        (True, int, False),
+        ("1", int, False),
+        (1, float, True),
+        (1.5, float, True),
+        (True, float, False),
+        (None, float, False),
+        (None, float | None, True),
+        (None, Optional[float], True),  # noqa: UP045
+        ("x", int | None, False),
+        (True, bool, True),
+        (0, bool, False),
+        ("a", str, True),
+        (1, str, False),
+        ("min", Literal["min", "max"], True),
+        ("low", Literal["min", "max"], False),
+        ([1, 2], Sequence[int], True),
+        ([1, "b"], Sequence[int], False),
+        ([1, 2.5], tuple[float, float], True),
+        ((), list[int], False),
+        ("ab", Sequence[str], False),
+        (3, Sequence[int], False),
+        ([8, 8], int | Sequence[int], True),
+        (8, int | Sequence[int], True),
+        ({"a": 1}, Mapping[str, int], True),
+        (3, Mapping[str, int], False),
+        ({"_target_": "x.Y"}, int, True),
+        ({"a": 1}, int, False),
+        ("anything", typing.Any, True),
+        (3, Callable[..., int], True),
+        (3, collections.abc.Callable, True),
+    ],
+)
+def test_fits(value, hint, expected):
+    assert fits(value, hint) is expected
+
+
+def test_describe():
+    assert describe(int) == "int"
+    assert describe(Literal["a", "b"]) == "Literal['a', 'b']"
+    assert describe(float | None) == "float | None"
+    assert describe(Sequence[int]) == "collections.abc.Sequence[int]"
+
+
+def takes(*, width: int, names: Sequence[str] = (), inner: object = None) -> tuple:
+    """Something to name in a config."""
+    return width, names, inner
+
+
+def takes_any(**others: object) -> dict:
+    """Takes whatever it is given."""
+    return others
+
+
+TAKES = f"{__name__}.takes"
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+
+
+def test_check_config():
+    good = {"_target_": TAKES, "width": 3, "names": ["a"], "inner": {"_target_": TAKES, "width": 1}}
+    check_config({"model": good, "list": [good], "other": 3})
+    check_config({"_target_": f"{__name__}.takes_any", "x": 1})
+    check_config({"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 1, "betas": [0.9, 0.99]})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"widht": 3}, r"model.part.widht: .*takes takes no such argument; did you mean width\?"),
+        ({"zzz": 3}, "model.part.zzz: .*it takes width, names, inner"),
+        ({"width": "3"}, r"model.part.width='3' \(str\): .* expects int"),
+        ({"names": [1]}, r"model.part.names=\[1\] \(list\)"),
+        ({"inner": {"_target_": TAKES, "width": None}}, r"model.part.inner.width=None \(NoneType\)"),
+        ({"inner": [{"_target_": TAKES, "x": 1}]}, r"model.part.inner\[0\].x"),
+        ({"_target_": f"{__name__}.nothing"}, "model.part._target_=.*nothing cannot be imported"),
+        ({"_target_": "no_such_package.Thing"}, "no_such_package.Thing cannot be imported"),
+        (
+            {"_target_": "torch.optim.AdamW", "_partial_": True, "lrr": 1},
+            "model.part.lrr: torch.optim.AdamW .*mean lr",
+        ),
+    ],
+)
+def test_check_config_names_the_key(change, message):
+    node = {"_target_": TAKES, "width": 1, **change}
+    if change.get("_target_", TAKES) != TAKES:
+        node.pop("width")
+    with pytest.raises(UserError, match=message):
+        check_config({"model": {"part": node}})
+
+
+# Configurations and run folders.
+
+
+def test_the_folder_of_a_resumed_run(tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "last.pt").touch()
+    (tmp_path / "lone.pt").touch()
+    for given in (run, run / "checkpoints", run / "checkpoints" / "last.pt"):
+        assert run_folder_of(str(given), "default") == str(run)
+    assert run_folder_of(str(tmp_path / "lone.pt"), "default") == str(tmp_path)
+    for given in (None, "auto"):
+        assert run_folder_of(given, "default") == "default"
+
+
+def test_stored_overrides(tmp_path):
+    stored = ["data=mnist", "optimizer.lr=1", "~loss.projector", "resume=auto", "+a.b=2"]
+    OmegaConf.save({"overrides": stored}, tmp_path / "config.yaml")
+    resume = f"resume={tmp_path}"
+    assert with_stored_overrides([resume]) == [
+        "data=mnist",
+        "optimizer.lr=1",
+        "~loss.projector",
+        "+a.b=2",
+        resume,
+    ]
+    given = with_stored_overrides(["optimizer.lr=2", resume, "++a.b=3", "--config-dir", "x"])
+    assert given == [
+        "optimizer.lr=2",
+        "data=mnist",
+        "~loss.projector",
+        resume,
+        "++a.b=3",
+        "--config-dir",
+        "x",
+    ]
+    for unchanged in (["a=1"], ["resume=auto"], ["resume=null", "a=1"], ["resume=nowhere/run"]):
+        assert with_stored_overrides(unchanged) == unchanged
+    (tmp_path / "config.yaml").write_text("trainer: {}\n")  # of a run from Python
+    assert with_stored_overrides([resume]) == [resume]
+
+
+def test_keys():
+    assert [override_key(o) for o in ("a=1", "+a.b=1", "++a.b=1", "~a", "~a.b=1")] == [
+        "a",
+        "a.b",
+        "a.b",
+        "a",
+        "a.b",
+    ]
+    assert dotted_keys({"a": {"b": 1, "c": {"d": 2}}}) == ["a", "a.b", "a.c", "a.c.d"]
+    assert {"resume", "optimizer.lr", "model.encoder.depth", "trainer.max_steps"} <= set(known_keys())
+
+
+def test_what_the_system_refuses_is_no_bug():
+    with pytest.raises(UserError, match=r"/x/y: No space left on device.*hydra.run.dir"), system_errors():
+        raise OSError(28, "No space left on device", "/x/y")
+    with pytest.raises(FileNotFoundError), system_errors():
+        raise FileNotFoundError(2, "No such file", "/x/y")
+
+
+def test_memory():
+    import platform
+
+    assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
+
+
+# Weights.
+
+
+def test_locate(tmp_path):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="holds no checkpoint"):
+        locate(tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.pt"
+    last.touch()
+    for given in (last, last.parent, tmp_path / "run", str(tmp_path / "run")):
+        assert locate(given) == last
+    with pytest.raises(CheckpointError, match="no run folder or checkpoint at"):
+        locate(tmp_path / "nowhere")
+
+
+def test_read_file(tmp_path):
+    with pytest.raises(CheckpointError, match="no checkpoint at"):
+        read_file(tmp_path / "x.pt")
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
+    assert read_file(tmp_path / "x.pt")["a"] == 1
+    torch.save(functools.partial(print), tmp_path / "x.pt")
+    with pytest.raises(CheckpointError, match="cannot read"):
+        read_file(tmp_path / "x.pt")
+
+
+def model():
+    return torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
+
+
+@pytest.mark.parametrize(
+    ("change", "lines"),
+    [
+        (lambda w: w.pop("0.bias"), ["0.bias: missing in the file", "1 keys missing"]),
+        (lambda w: w.update(extra=torch.ones(1)), ["extra: in the file only", "1 unexpected"]),
+        (
+            lambda w: w.update({"1.weight": torch.ones(1, 4)}),
+            ["1.weight: (1, 4) in the file, (1, 3) in the model"],
+        ),
+        (lambda w: w.update({f"x{i}": torch.ones(1) for i in range(20)}), ["... and 8 more"]),
+    ],
+)
+def test_weights_that_do_not_fit_leave_the_model_alone(tmp_path, change, lines):
+    own, weights = model(), model().state_dict()
+    before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    change(weights)
+    with pytest.raises(CheckpointError) as caught:
+        load_state(own, weights, tmp_path / "x.pt")
+    for line in lines:
+        assert line in str(caught.value)
+    for name, tensor in own.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+def test_weights_that_fit(tmp_path):
+    own, weights = model(), model().state_dict()
+    load_state(own, weights, tmp_path)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in own.state_dict().items())
+    other = model().state_dict()
+    kept = {name: tensor.clone() for name, tensor in own.state_dict().items()}
+    del other["1.bias"]
+    other["1.weight"] = torch.ones(9, 9)
+    load_state(own, other, tmp_path, keep=("1.",))
+    assert torch.equal(own[0].weight, other["0.weight"])
+    assert torch.equal(own[1].weight, kept["1.weight"])
+
+
+# Tensors.
+
+
+def test_tokens():
+    tokens = torch.arange(12.0).view(1, 6, 2)
+    assert gather_tokens(tokens, torch.tensor([[[3, 0], [5, 5]]])).tolist() == [
+        [[[6, 7], [0, 1]], [[10, 11], [10, 11]]]
+    ]
+    normed = layer_norm(torch.randn(2, 3, 8, dtype=torch.bfloat16))
+    assert normed.dtype == torch.float32
+    torch.testing.assert_close(normed.mean(-1), torch.zeros(2, 3), atol=1e-6, rtol=0)
+    valid = torch.tensor([[True, True, False, False, False, False]])
+    assert masked_mean(tokens, valid).tolist() == [[1.0, 2.0]]
+    assert masked_mean(tokens).tolist() == [[5.0, 6.0]]
+    assert masked_mean(tokens, torch.zeros_like(valid)).tolist() == [[0.0, 0.0]]
