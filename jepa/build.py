@@ -38,9 +38,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     data = build(config, "data")
     check_input(model, data.spec.input_shape)
     run_dir = Path(config.run_dir or default_run_dir())
-    resumes = config.resume is not None and (
-        config.resume != "auto" or (run_dir / "checkpoints/last.pt").exists()
-    )
+    resumes = config.resume is not None and (config.resume != "auto" or (run_dir / "checkpoints/last.pt").exists())
     if config.init_from is not None and not resumes:  # the file may be gone by then
         load_pretrained(model, config.init_from)
     return convert_errors("trainer", make_trainer)(

@@ -32,7 +32,13 @@ RECIPES = {
 def run(overrides: list[str], seed: int) -> dict:
     """One run of train.py in a temporary folder: its results and the wall time of the whole process."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, str(ROOT / "train.py"), *overrides, f"trainer.seed={seed}", f"hydra.run.dir={folder}"]
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            *overrides,
+            f"trainer.seed={seed}",
+            f"hydra.run.dir={folder}",
+        ]
         begun = time.monotonic()
         subprocess.run(command, check=True, cwd=ROOT)
         seconds = time.monotonic() - begun

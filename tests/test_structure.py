@@ -26,13 +26,9 @@ def imports_of(path: Path) -> set[str]:
 def test_packages_import_no_other_package(package):
     allowed = {package, "types", "utils"}
     for path in (JEPA / package).rglob("*.py"):
-        across = {
-            module for module in imports_of(path) if module.split(".")[1:2] not in [[a] for a in allowed]
-        }
+        across = {module for module in imports_of(path) if module.split(".")[1:2] not in [[a] for a in allowed]}
         assert not across, f"{path.relative_to(JEPA)} imports {across}"
 
 
 def test_the_packages_are_found():
-    assert {"models", "masks", "losses", "optim", "trainer", "evaluation", "data", "interop", "utils"} <= set(
-        PACKAGES
-    )
+    assert {"models", "masks", "losses", "optim", "trainer", "evaluation", "data", "interop", "utils"} <= set(PACKAGES)

@@ -69,9 +69,7 @@ class Augment:
             if not 0 <= value <= highest:
                 raise ValueError(f"augment.{name}={value} is not in [0, {highest}]; 0 switches it off")
         if not 0 <= self.rotation <= 180:
-            raise ValueError(
-                f"augment.rotation={self.rotation} is not in [0, 180] degrees; 0 switches it off"
-            )
+            raise ValueError(f"augment.rotation={self.rotation} is not in [0, 180] degrees; 0 switches it off")
 
     def draw(self, count: int, random: torch.Generator) -> Tensor:
         """The uniform numbers (count, NUMBERS) behind that many views of one sample.
@@ -132,6 +130,4 @@ def _largest_box(height: int, width: int, aspect: float) -> Tensor:
 def _check_range(name: str, value: Sequence[float], *, highest: float) -> None:
     if len(value) != 2 or not 0 < value[0] <= value[1] <= highest:
         limit = "" if highest == math.inf else f" <= {highest:g}"
-        raise ValueError(
-            f"augment.{name}={list(value)} is not a range [low, high] with 0 < low <= high{limit}"
-        )
+        raise ValueError(f"augment.{name}={list(value)} is not a range [low, high] with 0 < low <= high{limit}")

@@ -59,9 +59,7 @@ class ImageData:
     ) -> None:
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
         if len(size) != 2 or min(size) < 1:
-            raise ValueError(
-                f"data.image_size={image_size} is neither a side nor [height, width], at least 1"
-            )
+            raise ValueError(f"data.image_size={image_size} is neither a side nor [height, width], at least 1")
         _check_counts(channels=channels, views=views, batch_size=batch_size, prefetch_factor=prefetch_factor)
         if num_workers < 0:
             raise ValueError(f"data.num_workers={num_workers} is negative; 0 reads in the main process")
@@ -86,8 +84,7 @@ class ImageData:
         splits = source() if root is None else source(root=os.path.expanduser(root))
         self._splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
         self._bad = {
-            name: BadSamples(total=len(samples), max_share=max_bad_share)
-            for name, samples in self._splits.items()
+            name: BadSamples(total=len(samples), max_share=max_bad_share) for name, samples in self._splits.items()
         }
         for name, samples in self._splits.items():
             if not len(samples):
@@ -117,9 +114,7 @@ class ImageData:
         """
         order = SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
-        requests = (
-            order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step)
-        )
+        requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
         return self._load("train", requests, seed=seed)
 
     def evaluation_batches(

@@ -37,9 +37,7 @@ class EvaluationData(Protocol):
 
     spec: DataSpec
 
-    def evaluation_batches(
-        self, split: str, *, batch_size: int, limit: int | None
-    ) -> Iterable[dict[str, Any]]:
+    def evaluation_batches(self, split: str, *, batch_size: int, limit: int | None) -> Iterable[dict[str, Any]]:
         """Batches {"x": (b, C, *S) float32, "label": (b,) int64 or absent} of "train" or "test"."""
 
 

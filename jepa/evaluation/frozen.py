@@ -170,8 +170,7 @@ class FrozenEvaluation:
         probes = {} if obstacle else self.probes
         with torch.autocast(device.type, enabled=False):
             scores = {
-                metric: probe(train, test, classes=data.spec.classes, seed=seed)
-                for metric, probe in probes.items()
+                metric: probe(train, test, classes=data.spec.classes, seed=seed) for metric, probe in probes.items()
             }
             return scores | {metric: measure(measured.x) for metric, measure in _LABEL_FREE.items()}
 

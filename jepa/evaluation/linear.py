@@ -55,9 +55,7 @@ class LinearProbe:
                 "above 0 (without penalty, separable classes have no solution)"
             )
         if held_out_every < 2:
-            raise ValueError(
-                f"evaluation.probes.linear.held_out_every must be at least 2, got {held_out_every}"
-            )
+            raise ValueError(f"evaluation.probes.linear.held_out_every must be at least 2, got {held_out_every}")
         self.penalties = tuple(sorted(penalties, reverse=True))
         self.held_out_every = held_out_every
 

@@ -113,14 +113,10 @@ def is_published(content: Any) -> bool:
 
 def strip_prefix(content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
     """The three state dicts of a published file, names without `module.`."""
-    return {
-        part: {name.removeprefix("module."): tensor for name, tensor in content[part].items()} for part in PARTS
-    }
+    return {part: {name.removeprefix("module."): tensor for name, tensor in content[part].items()} for part in PARTS}
 
 
-def load_published_weights(
-    model: nn.Module, content: Mapping[str, Mapping[str, Tensor]], path: Path
-) -> None:
+def load_published_weights(model: nn.Module, content: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
     """Put published state dicts into a masked JEPA, strictly; the stored positions are compared with ours.
 
     Raises CheckpointError that lists what differs; the model is untouched then.
@@ -138,9 +134,7 @@ def load_published_weights(
         ):
             raise CheckpointError(f"{path}: {part}.{name} does not hold sine-cosine positions")
     weights = {f"encoder.vit.{name}": t for name, t in content["encoder"].items() if name != "pos_embed"}
-    weights |= {
-        f"target.encoder.vit.{name}": t for name, t in content["target_encoder"].items() if name != "pos_embed"
-    }
+    weights |= {f"target.encoder.vit.{name}": t for name, t in content["target_encoder"].items() if name != "pos_embed"}
     for name, tensor in content["predictor"].items():
         head, dot, rest = name.partition(".")
         if head != "predictor_pos_embed":

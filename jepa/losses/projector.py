@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Projector(nn.Module):
         make_norm = nn.BatchNorm1d if norm == "batch" else nn.LayerNorm
         widths = [in_dim, *hidden]
         layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:]):
+        for before, after in pairwise(widths):
             layers += [nn.Linear(before, after, bias=False), make_norm(after), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], out_dim))
 

@@ -30,7 +30,9 @@ class SIGReg(nn.Module):
     def __init__(self, *, num_slices: int = 256, knots: int = 17, last_knot: float = 3.0) -> None:
         super().__init__()
         if num_slices < 1 or knots < 2 or last_knot <= 0:
-            raise ValueError(f"got num_slices={num_slices}, knots={knots}, last_knot={last_knot}, expected >= 1, >= 2, > 0")
+            raise ValueError(
+                f"got num_slices={num_slices}, knots={knots}, last_knot={last_knot}, expected >= 1, >= 2, > 0"
+            )
         self.num_slices = num_slices
         t = torch.linspace(0, last_knot, knots)
         gaussian = torch.exp(-t.square() / 2)  # characteristic function of N(0, 1), and the window
@@ -44,9 +46,7 @@ class SIGReg(nn.Module):
         """The statistic, an fp32 scalar."""
         samples = latents.projections
         generator = None if latents.draw is None else latents.draw.generator(samples.device, "sigreg")
-        directions = torch.randn(
-            samples.shape[-1], self.num_slices, device=samples.device, generator=generator
-        )
+        directions = torch.randn(samples.shape[-1], self.num_slices, device=samples.device, generator=generator)
         with torch.autocast(samples.device.type, enabled=False):
             return self.statistic(samples.float() @ (directions / directions.norm(dim=0))).mean()
 

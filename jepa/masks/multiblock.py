@@ -39,9 +39,9 @@ class MultiBlockMask:
     allow_overlap: let the context keep tokens that are also targets.
 
     P, the tokens predicted per block, is the least target scale times the grid. A block's sides are rounded square
-    roots, widened where rounding left fewer than P; from larger blocks P tokens are picked, all equally likely. K, the context
-    tokens kept, is the 5 % quantile of what the targets leave of the context block, found once per grid from draws of
-    a fixed seed; a sample with fewer tokens left is drawn again, from those same draws.
+    roots, widened where rounding left fewer than P; from larger blocks P tokens are picked, all equally likely. K, the
+    context tokens kept, is the 5 % quantile of what the targets leave of the context block, found once per grid from
+    draws of a fixed seed; a sample with fewer tokens left is drawn again, from those same draws.
     """
 
     def __init__(
@@ -98,9 +98,7 @@ class MultiBlockMask:
         target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
         return [Mask(context, targets, context_valid=context_valid, target_valid=target_valid)]
 
-    def _draw(
-        self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None
-    ) -> Tensor:
+    def _draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """First cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
         ratio = grid[-2] / grid[-1] if len(grid) > 1 else 1.0
         context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), device, generator)

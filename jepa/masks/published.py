@@ -90,9 +90,7 @@ class PublishedMultiBlockMask:
             )
         return height, width
 
-    def _block(
-        self, grid: Grid, size: tuple[int, int], regions: list[Tensor], rng: torch.Generator
-    ) -> Tensor:
+    def _block(self, grid: Grid, size: tuple[int, int], regions: list[Tensor], rng: torch.Generator) -> Tensor:
         """A block (H, W) bool inside the given regions, the last of which are given up one by one."""
         for dropped in range(len(regions) + 1):
             allowed = torch.ones(grid, dtype=torch.bool)

@@ -15,9 +15,7 @@ class RandomMask:
     the context leaves. num_masks: independent draws per sample, each of which is one more view of it.
     """
 
-    def __init__(
-        self, *, context_share: float = 0.4, target_share: float | None = None, num_masks: int = 1
-    ) -> None:
+    def __init__(self, *, context_share: float = 0.4, target_share: float | None = None, num_masks: int = 1) -> None:
         rest = 1 - context_share
         target_share = rest if target_share is None else target_share
         if not (0 < context_share < 1 and 0 < target_share <= rest + 1e-9):

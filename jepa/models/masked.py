@@ -61,9 +61,7 @@ class MaskedJEPA(nn.Module):
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
         """The batch with its `masks`, drawn for the global batch of which this is a slice."""
         x, views = flatten_views(batch)
-        masks = self.masker(
-            draw.total * views, self.encoder.grid(x), generator=draw.generator(x.device, "mask")
-        )
+        masks = self.masker(draw.total * views, self.encoder.grid(x), generator=draw.generator(x.device, "mask"))
         mine = slice(draw.samples.start * views, draw.samples.stop * views)
         return {**batch, "masks": [mask[mine] for mask in masks], "draw": draw}
 

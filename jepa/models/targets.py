@@ -47,9 +47,15 @@ class EMATarget(nn.Module):
 
 
 class StopGradientTarget(nn.Module):
-    """The encoder itself, without gradient; collapses unless a loss term prevents it."""
+    """The encoder itself, without gradient; collapses unless a loss term prevents it.
+
+    encoder: every target is completed with it; nothing of it is kept here.
+    """
 
     prevents_collapse = False
+
+    def __init__(self, *, encoder: nn.Module) -> None:
+        super().__init__()
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor) -> Tensor:

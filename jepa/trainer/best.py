@@ -10,9 +10,7 @@ class BestCheckpoints:
 
     def __init__(self, *, k: int, metric: str, mode: Literal["min", "max"]) -> None:
         if k < 0 or mode not in ("min", "max"):
-            raise ValueError(
-                f"got trainer.best_k={k}, trainer.best_mode={mode!r}, expected k >= 0 and 'min' or 'max'"
-            )
+            raise ValueError(f"got trainer.best_k={k}, trainer.best_mode={mode!r}, expected k >= 0 and 'min' or 'max'")
         self.k, self.metric, self.mode = k, metric, mode
         self.table: list[tuple[float, int]] = []
         self._dropped: list[int] = []

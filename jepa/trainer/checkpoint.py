@@ -40,13 +40,9 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
         kept = (
-            f"The checkpoint written before is intact: {path}"
-            if path.exists()
-            else "No checkpoint was there before."
+            f"The checkpoint written before is intact: {path}" if path.exists() else "No checkpoint was there before."
         )
-        raise CheckpointError(
-            f"could not write the checkpoint {path}: {reason(error, path)}. {kept}"
-        ) from error
+        raise CheckpointError(f"could not write the checkpoint {path}: {reason(error, path)}. {kept}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -62,9 +58,7 @@ def read(path: Path) -> dict[str, Any]:
             "published file use init_from=<file>; to continue a run use resume=<its folder>"
         )
     if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path} has format version {content.get('version')}, this code reads {VERSION}"
-        )
+        raise CheckpointError(f"{path} has format version {content.get('version')}, this code reads {VERSION}")
     if missing := [key for key in KEYS if key not in content]:
         raise CheckpointError(f"{path} lacks {missing}: it is damaged")
     return content
@@ -73,9 +67,7 @@ def read(path: Path) -> dict[str, Any]:
 def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, path: Path) -> None:
     """Raise CheckpointError when there is no optimizer state or it is of another optimizer."""
     if state is None:
-        raise CheckpointError(
-            f"{path} holds no optimizer state: use init_from=, or load with load_optimizer=False"
-        )
+        raise CheckpointError(f"{path} holds no optimizer state: use init_from=, or load with load_optimizer=False")
     theirs = [len(group["params"]) for group in state["param_groups"]]
     ours = [len(group["params"]) for group in optimizer.param_groups]
     if theirs != ours:

@@ -52,7 +52,9 @@ class Console(Logger):
         """Show a line of training; evaluation is announced as messages."""
         if "train/loss" not in metrics:
             return
-        values = f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_second']:,.0f} samples/s"
+        values = (
+            f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_second']:,.0f} samples/s"
+        )
         if self._progress:
             self._progress.update(self._task, values=values)
             return

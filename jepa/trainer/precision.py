@@ -25,7 +25,7 @@ def resolve_device(name: str) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
-            f"trainer.device={name} cannot be used here ({str(error).splitlines()[0]}): use auto, cpu, cuda, cuda:1, mps"
+            f"trainer.device={name} cannot be used here ({str(error).splitlines()[0]}): use auto, cpu, cuda or mps"
         ) from error
     return device
 

@@ -94,9 +94,7 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         entries = [json.loads(line) for line in lines if is_before(line, step)]
-        return {
-            name: value for entry in entries for name, value in entry.items() if name not in ("step", "epoch")
-        }
+        return {name: value for entry in entries for name, value in entry.items() if name not in ("step", "epoch")}
 
     def copy(self, name: str, new_name: str) -> None:
         """Put a checkpoint under another name too, whole or not at all: a hard link where that can be, else a copy."""

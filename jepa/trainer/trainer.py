@@ -106,7 +106,7 @@ class Trainer:
         if self.micro_batch_size < data.batch_size and statistics and not allow_microbatch_statistics:
             raise UserError(
                 f"trainer.micro_batch_size={micro_batch_size}: the loss looks at statistics of the whole batch "
-                f"({', '.join(model.loss.term_names)}), which micro-batches do not add up to: leave it unset, or accept "
+                f"({', '.join(model.loss.term_names)}), which micro-batches do not add up to: leave it unset, or take "
                 "statistics of micro-batches with trainer.allow_microbatch_statistics=true"
             )
         if log_every < 1:
@@ -177,9 +177,7 @@ class Trainer:
                             stop.number,
                         )
             if stop.number is not None:  # came after the last step: the run is whole, a sweep ends
-                raise Interrupted(
-                    f"the run in {self.folder.path} has ended, what follows is left out", stop.number
-                )
+                raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", stop.number)
         finally:
             for logger in self.loggers:
                 logger.close()
@@ -200,9 +198,7 @@ class Trainer:
 
     def _batches(self) -> Iterator[Batch]:
         """The batches still to come, each timed for how long it was waited for."""
-        batches = self.data.train_batches(
-            seed=self.seed, start_step=self.step, stop_step=self.horizon.max_steps
-        )
+        batches = self.data.train_batches(seed=self.seed, start_step=self.step, stop_step=self.horizon.max_steps)
         return self._meter.waiting_for(batches)
 
     def _train(self, batch: Batch) -> None:
@@ -342,9 +338,7 @@ class Trainer:
             )
         self._say(self.evaluation.table(self._results))
         rows = self._results.items()
-        metrics = self._log(
-            {f"eval/{row}/{name}": value for row, values in rows for name, value in values.items()}
-        )
+        metrics = self._log({f"eval/{row}/{name}": value for row, values in rows for name, value in values.items()})
         self._write_results()
         self._meter.restart()
         return metrics
@@ -391,9 +385,7 @@ class Trainer:
     def _save(self, best: bool, snapshot: bool) -> None:
         """Write the files that stay, then last.pt: a run killed between them goes on from before and mends it."""
         names = (
-            [f"step_{self.step:08d}.pt"] * snapshot
-            + [self.best.file_name(self.step)] * best
-            + [self.folder.last.name]
+            [f"step_{self.step:08d}.pt"] * snapshot + [self.best.file_name(self.step)] * best + [self.folder.last.name]
         )
         self.save_checkpoint(self.folder.checkpoints / names[0])
         for name in names[1:]:
@@ -427,9 +419,7 @@ def make_horizon(max_epochs: float | None, max_steps: int | None, steps_per_epoc
     """The length of the run in steps. Raises UserError when it has none."""
     if max_steps is None:
         if max_epochs is None or max_epochs <= 0:
-            raise UserError(
-                f"trainer.max_epochs={max_epochs}, trainer.max_steps=null: give one of them, above 0"
-            )
+            raise UserError(f"trainer.max_epochs={max_epochs}, trainer.max_steps=null: give one of them, above 0")
         max_steps = max(1, round(max_epochs * steps_per_epoch))
     if max_steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1, got {max_steps}")

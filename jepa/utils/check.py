@@ -39,15 +39,15 @@ def check_call(node: dict[str, Any], key: str) -> None:
     try:
         function = get_object(target)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(
-            f"{key}._target_={target} cannot be imported: {str(error).splitlines()[0]}"
-        ) from error
+        raise UserError(f"{key}._target_={target} cannot be imported: {str(error).splitlines()[0]}") from error
     try:
         parameters = inspect.signature(function).parameters
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
     except (ValueError, TypeError, NameError):
         return  # built in C, or annotated with names that do not exist at run time
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    if inspect.isclass(function) and getattr(function.__init__, "__qualname__", "") == "Module.__init__":
+        parameters, takes_any = {}, False  # torch's own takes anything, and refuses it later
     for name, value in node.items():
         if name in SPECIAL:
             continue
@@ -84,15 +84,9 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (list, tuple, collections.abc.Sequence):
         inner = [a for a in typing.get_args(hint) if a is not ...]
         return isinstance(value, list) and all(fits(item, inner[0]) for item in value if len(inner) == 1)
-    if kind in (dict, collections.abc.Mapping):
-        return False
-    return True
+    return kind not in (dict, collections.abc.Mapping)
 
 
 def describe(hint: Any) -> str:
     """A type as a person would write it."""
-    return (
-        hint.__name__
-        if inspect.isclass(hint) and not typing.get_args(hint)
-        else str(hint).replace("typing.", "")
-    )
+    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")

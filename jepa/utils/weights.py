@@ -53,9 +53,7 @@ def read_file(path: Path) -> Any:
 
 
 @torch.no_grad()
-def load_state(
-    model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
-) -> None:
+def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()) -> None:
     """Load a state dict strictly, after a check that leaves the model untouched when it does not fit.
 
     keep: prefixes of names for which the model may keep its own values, where the file has none or others.
@@ -70,9 +68,7 @@ def check_state(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
     """The model's own tensors that a state dict would go into. Raises as `load_state` does."""
-    weights = (
-        {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
-    )
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
     own = {name: t for name, t in model.state_dict().items() if not (keep and name.startswith(keep))}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
     unexpected = [f"  {name}: in the file only" for name in weights if name not in own]

@@ -142,9 +142,7 @@ def test_plain_resizes_the_short_side_and_crops_the_centre(kind):
 
 def test_an_image_of_the_right_size_is_only_normalised():
     image = picture()
-    apply = ImageTransform(
-        size=(16, 16), channels=1, mean=[0.5], std=[0.25], interpolation="bicubic", augment=None
-    )
+    apply = ImageTransform(size=(16, 16), channels=1, mean=[0.5], std=[0.25], interpolation="bicubic", augment=None)
     expected = (image / 255.0 - 0.5) / 0.25
     torch.testing.assert_close(apply.plain(image), expected)
     torch.testing.assert_close(apply.plain(as_file(image)), expected)

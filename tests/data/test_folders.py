@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
 
@@ -69,11 +68,11 @@ def test_a_flat_folder_is_data_without_labels(tmp_path, folder):
     assert batch.keys() == {"x"}
 
 
-def test_one_class_is_data_without_labels_and_is_logged(tmp_path, caplog):
+def test_one_class_is_refused_with_the_way_to_train_without_labels(tmp_path):
     write_classes(tmp_path, classes=1)
-    with caplog.at_level(logging.WARNING, "jepa"):
-        assert image_folder(root=str(tmp_path)).class_names is None
-    assert "one class folder a" in caplog.text
+    with pytest.raises(DataError, match=r"one class folder only \(a\), nothing to classify"):
+        image_folder(root=str(tmp_path))
+    assert image_folder(root=str(next(tmp_path.rglob("a")))).class_names is None
 
 
 def test_files_are_found_at_any_depth_through_links_and_without_the_hidden(tmp_path):

@@ -23,9 +23,7 @@ def counted(number: int = 10) -> Splits:
     """Images whose pixels, and labels, are their index."""
     index = torch.arange(number)
     images = index.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 6, 6).contiguous()
-    return Splits(
-        train=TensorImages(images, index), test=TensorImages(images, index), class_names=("",) * number
-    )
+    return Splits(train=TensorImages(images, index), test=TensorImages(images, index), class_names=("",) * number)
 
 
 def tensor_data(**settings) -> ImageData:
@@ -76,9 +74,7 @@ def test_stream_is_the_same_from_the_middle_with_workers_and_ranks(kind, tmp_pat
     whole = list(build().train_batches(seed=3, start_step=0, stop_step=6))
     assert same(build().train_batches(seed=3, start_step=4, stop_step=6), whole[4:])
     assert same(build(num_workers=2).train_batches(seed=3, start_step=1, stop_step=6), whole[1:])
-    ranks = [
-        build().train_batches(seed=3, start_step=0, stop_step=6, rank=rank, world_size=2) for rank in range(2)
-    ]
+    ranks = [build().train_batches(seed=3, start_step=0, stop_step=6, rank=rank, world_size=2) for rank in range(2)]
     joined = [{key: torch.cat([a[key], b[key]]) for key in a} for a, b in zip(*ranks)]
     assert same(joined, whole)
 

@@ -226,9 +226,7 @@ def test_configs_build(config, at_end):
 
 def test_table_has_a_row_per_network_and_a_column_per_metric():
     console = Console(width=100, file=io.StringIO())  # not a terminal
-    console.print(
-        format_table({"trained": {"linear": 0.9724, "rankme": 41.23}, "raw_input": {"rankme": 9.5}})
-    )
+    console.print(format_table({"trained": {"linear": 0.9724, "rankme": 41.23}, "raw_input": {"rankme": 9.5}}))
     lines = console.file.getvalue().splitlines()
     assert "\x1b" not in console.file.getvalue()
     heading = next(line for line in lines if "features" in line and "rankme" in line)

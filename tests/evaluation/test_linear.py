@@ -19,9 +19,7 @@ def digits() -> tuple[Features, Features]:
 def blobs(size: int, classes: int = 3, spread: float = 0.1) -> Features:
     generator = torch.Generator().manual_seed(size)
     labels = torch.arange(size) % classes
-    return Features(
-        torch.eye(classes)[labels] + spread * torch.randn(size, classes, generator=generator), labels
-    )
+    return Features(torch.eye(classes)[labels] + spread * torch.randn(size, classes, generator=generator), labels)
 
 
 def problem(size: int = 300, width: int = 8, classes: int = 4) -> tuple[torch.Tensor, torch.Tensor]:

@@ -50,7 +50,7 @@ def test_token_weights():
 def test_invariance():
     views = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, 1.0]]])  # (V, B, E)
     assert Invariance()(Latents(projections=views)).item() == pytest.approx(2 / 8)
-    with pytest.raises(ValueError, match="there is one: set data.views=2"):
+    with pytest.raises(ValueError, match=r"there is one: set data\.views=2"):
         Invariance()(Latents(projections=views[:1]))
 
 
@@ -60,7 +60,7 @@ def sigreg(samples, **options):
 
 
 def test_sigreg_of_a_collapsed_batch_in_closed_form():
-    """All samples at 0: the characteristic function is 1 everywhere, so N * integral of (1 - e^(-t^2/2))^2 e^(-t^2/2)."""
+    """All samples at 0, characteristic function 1: N * integral of (1 - e^(-t^2/2))^2 e^(-t^2/2)."""
     integral = math.sqrt(2 * math.pi) * (1 - 2 / math.sqrt(2) + 1 / math.sqrt(3))
     tail = 2 * 0.003  # the trapezoid rule stops at 3
     assert sigreg(torch.zeros(100, 8)) / 100 == pytest.approx(integral, abs=tail)
@@ -144,7 +144,10 @@ def test_terms_share_one_projector_that_is_part_of_the_module():
     ("changes", "message"),
     [
         ({"terms": {}}, "loss.terms is empty"),
-        ({"terms": {"sigreg": {"weight": 1.0, "term": SIGReg()}}}, r"\['sigreg'\] read projections: set loss.projector"),
+        (
+            {"terms": {"sigreg": {"weight": 1.0, "term": SIGReg()}}},
+            r"\['sigreg'\] read projections: set loss.projector",
+        ),
         ({"terms": {"a": {"wieght": 1.0, "term": MSE()}}}, "loss.terms.a has the keys"),
     ],
 )

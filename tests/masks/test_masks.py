@@ -28,7 +28,7 @@ def check(mask: Mask, grid: tuple[int, ...], blocks: int) -> None:
     assert mask.context.dtype == mask.targets.dtype == torch.int64
     assert mask.targets.shape[1] == blocks
     for index in (mask.context, mask.targets):
-        assert 0 <= index.min()
+        assert index.min() >= 0
         assert index.max() < tokens
     context = membership(mask.context, tokens)
     assert context.max() == 1

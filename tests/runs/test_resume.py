@@ -147,9 +147,7 @@ def test_what_a_resume_refuses(train, quick, tmp_path, refused):
     folder = tmp_path / "run"
 
     def files():
-        paths = (
-            p for p in folder.rglob("*") if p.is_file() and ".hydra" not in p.parts and p.suffix != ".log"
-        )
+        paths = (p for p in folder.rglob("*") if p.is_file() and ".hydra" not in p.parts and p.suffix != ".log")
         return {path: path.read_bytes() for path in paths}
 
     before = files()

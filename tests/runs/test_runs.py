@@ -83,9 +83,7 @@ def test_torch_is_not_imported_for_help(tmp_path, arguments):
         "slow = {'torch', 'timm', 'sklearn', 'numpy', 'PIL', 'rich', 'tensorboard'} & set(sys.modules)\n"
         "print('slow', sorted(slow), file=sys.stderr)\n"
     )
-    process = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
-    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "slow []" in process.stderr, process.stderr
     if arguments == ["--cfg", "job"]:
         assert process.stdout.startswith("model:")
@@ -247,9 +245,7 @@ def test_starting_from_published_weights(train, tiny, shared_dir, refused, tmp_p
     ]
     ok(train(*run, "hydra.run.dir=run"))
     weights = torch.load(tmp_path / "run/checkpoints/last.pt", weights_only=True)["model"]
-    assert torch.equal(
-        weights["encoder.vit.patch_embed.proj.weight"], encoder["module.patch_embed.proj.weight"]
-    )
+    assert torch.equal(weights["encoder.vit.patch_embed.proj.weight"], encoder["module.patch_embed.proj.weight"])
     message = refused(train(*run, "model.encoder.depth=1", "hydra.run.dir=other"))
     assert "in the file only" in message
     assert not (tmp_path / "other/checkpoints").exists()
@@ -260,13 +256,9 @@ def test_python_gives_the_same_run(train, quick, tmp_path):
 
     ok(train(*quick, "hydra.run.dir=one"))
     metrics = build_trainer(load_config([*quick, f"run_dir={tmp_path}/two", "~logger.console"])).fit()
-    one, two = (
-        torch.load(tmp_path / n / "checkpoints/last.pt", weights_only=True)["model"] for n in ("one", "two")
-    )
+    one, two = (torch.load(tmp_path / n / "checkpoints/last.pt", weights_only=True)["model"] for n in ("one", "two"))
     for name in one:
-        torch.testing.assert_close(
-            two[name], one[name], rtol=1e-4, atol=1e-6
-        )  # another process, another alignment
+        torch.testing.assert_close(two[name], one[name], rtol=1e-4, atol=1e-6)  # another process, another alignment
     assert metrics["train/loss"] == pytest.approx(lines_of(tmp_path / "one")[-1]["train/loss"], rel=1e-5)
 
 

@@ -206,9 +206,7 @@ def test_checkpoint_of_another_optimizer(tmp_path):
 def test_who_may_write_into_a_folder(tmp_path):
     toy_trainer(tmp_path, max_steps=2).fit()
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(
-        CheckpointError, match=f"already holds a checkpoint .*resume={re.escape(str(tmp_path))}"
-    ):
+    with pytest.raises(CheckpointError, match=f"already holds a checkpoint .*resume={re.escape(str(tmp_path))}"):
         toy_trainer(tmp_path).fit()
     with pytest.raises(UserError, match=r"step 2, past the end of this run .1 steps"):
         toy_trainer(tmp_path, max_steps=1, resume="auto").fit()
@@ -244,9 +242,7 @@ def test_a_run_that_has_ended_gives_its_metrics_again(tmp_path):
 
 
 def test_best_and_kept_checkpoints(tmp_path):
-    trainer = toy_trainer(
-        tmp_path, max_steps=6, validate_every_steps=1, snapshot_every_steps=4, best_k=2, lr=0.02
-    )
+    trainer = toy_trainer(tmp_path, max_steps=6, validate_every_steps=1, snapshot_every_steps=4, best_k=2, lr=0.02)
     values = []
 
     def validate():
@@ -285,9 +281,7 @@ def test_periodic_saving(tmp_path):
             saved.append((self.step, path.name))
             super().save_checkpoint(path, include_optimizer)
 
-    toy_trainer(
-        tmp_path, kind=Watch, max_steps=7, save_every_steps=3
-    ).fit()  # with save_every_epochs at its default
+    toy_trainer(tmp_path, kind=Watch, max_steps=7, save_every_steps=3).fit()  # with save_every_epochs at its default
     assert saved == [(3, "last.pt"), (6, "last.pt"), (7, "last.pt")]
     saved.clear()
     toy_trainer(tmp_path / "epochs", kind=Watch, max_steps=7).fit()  # an epoch is 2.5 steps

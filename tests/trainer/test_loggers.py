@@ -95,9 +95,7 @@ def test_plain_lines():
     made.message("a word [not markup?]")
     made.close()
     lines = file.getvalue().splitlines()
-    assert lines[0].startswith(
-        "epoch 2.0/8.0  step 5/20  loss 0.5123  lr 1.00e-03  1,234 samples/s  0:00 left"
-    )
+    assert lines[0].startswith("epoch 2.0/8.0  step 5/20  loss 0.5123  lr 1.00e-03  1,234 samples/s  0:00 left")
     assert len(lines) == 2
     assert "\x1b" not in file.getvalue()
 

@@ -54,9 +54,7 @@ def fit(tmp_path, **settings):
     memory = Memory()
     trainer = toy_trainer(tmp_path / str(len(list(tmp_path.iterdir()))), loggers=[memory], **settings)
     if trainer.precision.name == "fp16":
-        trainer.precision.scaler = torch.amp.GradScaler(
-            "cpu", init_scale=256.0
-        )  # the usual one overflows the toy
+        trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)  # the usual one overflows the toy
     trainer.fit()
     return memory.values("train/loss"), trainer
 
@@ -351,9 +349,7 @@ def test_statistics_of_a_micro_batch_of_one(recwarn):
 
 
 def test_validation_is_the_same_every_time_and_moves_nothing(tiny, tmp_path):
-    trainer = build_trainer(
-        load_config([*tiny, *PLAIN[-4:], "model.encoder.dropout=0.1", f"run_dir={tmp_path}"])
-    )
+    trainer = build_trainer(load_config([*tiny, *PLAIN[-4:], "model.encoder.dropout=0.1", f"run_dir={tmp_path}"]))
     before = {name: t.clone() for name, t in trainer.model.state_dict().items()}
     random_state = torch.get_rng_state()
     first = trainer.validate()

@@ -24,12 +24,7 @@ from jepa.utils.weights import load_state, locate, read_file
 
 
 def test_seeds_differ_by_everything():
-    seeds = [
-        derive_seed(s, stream, *c)
-        for s in (0, 1, 11)
-        for stream in ("a", "b")
-        for c in ((), (1,), (1, 1), (11,))
-    ]
+    seeds = [derive_seed(s, stream, *c) for s in (0, 1, 11) for stream in ("a", "b") for c in ((), (1,), (1, 1), (11,))]
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert derive_seed(0, "mask", 3) == 8568783435518715260  # the same on every machine

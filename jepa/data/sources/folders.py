@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 import warnings
@@ -18,7 +17,6 @@ from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
-log = logging.getLogger("jepa")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 TEST_NAMES = ("val", "test", "valid", "validation")
 # What Pillow's decoders raise on damaged files; a SyntaxError is its word for a broken PNG.
@@ -59,16 +57,13 @@ def image_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -
     - <class>/ or train/<class>/ alone: a share `val_fraction` of each class, drawn by `split_seed`, is the
       test split;
     - files without class folders, in root or in train/ (and val/): data without labels.
-    A single class is no task to classify, so it is read as data without labels, which is logged.
-    Raises DataError for a folder that is missing, empty, or that fits none of these.
+    Raises DataError for a folder that is missing, empty, that fits none of these, or that has a single class.
     """
     if not 0 < val_fraction < 1:
         raise ValueError(f"val_fraction={val_fraction} is not between 0 and 1, both excluded")
     folder = Path(root)
     if not folder.is_dir():
-        raise DataError(
-            f"data.root={root} is not a folder; give one that holds train/ and val/, or class folders"
-        )
+        raise DataError(f"data.root={root} is not a folder; give one that holds train/ and val/, or class folders")
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
     test_folder = None
     if train_folder != folder:
@@ -76,8 +71,10 @@ def image_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -
     train = _read_classes(train_folder)
     if train and len(train) == 1:
         (name,) = train
-        log.warning("%s has the one class folder %s: read as data without labels", train_folder, name)
-        train = None
+        raise DataError(
+            f"{train_folder} holds one class folder only ({name}), nothing to classify: give two or more, "
+            f"or train without labels on the files themselves with data.root={train_folder / name}"
+        )
     names = tuple(train) if train else None
     train_groups = train or {"": _all_files(train_folder)}
     if test_folder is None:
@@ -132,9 +129,7 @@ def _read_classes(folder: Path) -> dict[str, list[str]] | None:
     files = {name: sorted(_walk(folder, name)) for name in classes}
     empty = [name for name, paths in files.items() if not paths]
     if len(empty) == len(classes):
-        raise DataError(
-            f"{folder} holds no images ({', '.join(EXTENSIONS)}), neither do its folders {_few(empty)}"
-        )
+        raise DataError(f"{folder} holds no images ({', '.join(EXTENSIONS)}), neither do its folders {_few(empty)}")
     if empty:
         raise DataError(f"{folder}: no images in the class folders {_few(empty)}; fill or remove them")
     return files
@@ -173,9 +168,7 @@ def _split(
         test[name] = [files[i] for i in sorted(order[:count])]
         train[name] = [files[i] for i in sorted(order[count:])]
     if not any(test.values()):
-        raise DataError(
-            f"{folder} has no class with two images, so none can be kept aside for the test split"
-        )
+        raise DataError(f"{folder} has no class with two images, so none can be kept aside for the test split")
     return train, test
 
 
