@@ -74,7 +74,7 @@ def test_dropouts_are_where_they_are_asked_for():
 def test_init_scales_residual_branches_with_depth():
     encoder = small(dim=256, depth=4, heads=4)
     deviations = [block.mlp.fc2.weight.std().item() for block in encoder.vit.blocks]
-    expected = [0.02 / (2 * layer) ** 0.5 for layer in (1, 2, 3, 4)]
+    expected = [(3 * 1024) ** -0.5 / (2 * layer) ** 0.5 for layer in (1, 2, 3, 4)]  # fan_in 4 x 256
     assert deviations == pytest.approx(expected, rel=0.05)
 
 
@@ -82,7 +82,7 @@ def test_any_timm_vit_by_name():
     encoder = timm_vision_transformer(name="vit_tiny_patch16_224", image_size=32, channels=1, patch_size=8)
     assert encoder(torch.randn(1, 1, 32, 32)).shape == (1, 16, 192)
     # registers and class token of the named model are left out
-    encoder = timm_vision_transformer(name="vit_medium_patch16_reg4_256", image_size=32, channels=3)
+    encoder = timm_vision_transformer(name="vit_medium_patch16_reg4_gap_256", image_size=32, channels=3)
     assert encoder(torch.randn(1, 3, 32, 32)).shape == (1, 4, 512)
 
 

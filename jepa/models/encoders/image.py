@@ -55,7 +55,8 @@ class ImageEncoder(nn.Module):
         keep (B, K): encode only these tokens. valid (B, K or N) bool: the tokens that may be attended to.
         layers: block numbers from 0; gives one (B, K or N, D) per number, each through the final norm.
         """
-        tokens = self.vit.patch_embed(x) + self.positions(self.grid(x), x.device)  # (B, N, D)
+        positions = self.positions(self.grid(x), x.device)  # checks x too
+        tokens = self.vit.patch_embed(x) + positions  # (B, N, D)
         if keep is not None:
             tokens = gather_tokens(tokens, keep)  # (B, K, D)
         tokens = self.vit.norm_pre(self.vit.pos_drop(tokens))
