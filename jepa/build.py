@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -16,6 +17,7 @@ from torch import nn
 from jepa.interop import load_pretrained
 from jepa.optim import parameter_groups
 from jepa.trainer import Trainer
+from jepa.types import Draw
 from jepa.utils.check import check_config
 from jepa.utils.config import default_run_dir
 from jepa.utils.errors import UserError
@@ -30,13 +32,13 @@ def build_trainer(config: DictConfig) -> Trainer:
     plain = to_plain(config)
     check_config(plain)
     model = build_model(config)
-    optimizer = build(config, "optimizer")(parameter_groups(model))
+    optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
     loggers = list(build(config, "logger").values())
     evaluation = build(config, "evaluation")
     make_trainer = build(config, "trainer", partial=True)
     data = build(config, "data")
-    check_input(model, data.spec.input_shape)
+    check_input(model, data)
     run_dir = Path(config.run_dir or default_run_dir())
     resumes = config.resume is not None and (config.resume != "auto" or (run_dir / "checkpoints/last.pt").exists())
     if config.init_from is not None and not resumes:  # the file may be gone by then
@@ -71,14 +73,22 @@ def build(config: DictConfig, key: str, partial: bool = False) -> Any:
     return convert_errors(key, functools.partial(instantiate, config[key], _convert_="all", **extra))()
 
 
-def check_input(model: nn.Module, input_shape: tuple[int, ...]) -> None:
-    """Raise UserError when inputs of this shape do not fit the encoder, or masks do not fit its grid."""
-    import torch
+def check_input(model: nn.Module, data: Any) -> None:
+    """Pass two blank samples through model and loss, so that what does not fit is found before training.
 
-    def draw_once() -> None:
-        model.masker(1, model.encoder.grid(torch.empty(1, *input_shape)), generator=torch.Generator())
+    Raises UserError when inputs do not fit the encoder, masks its grid, or the batch the loss.
+    """
+    views = getattr(data, "views", 1)
+    blank = torch.zeros(2, views, *data.spec.input_shape)
+    batch = {"views": blank} if views > 1 else {"x": blank[:, 0]}
 
-    convert_errors("model", draw_once)()
+    @torch.no_grad()
+    def try_once() -> None:
+        model.loss(model(model.prepare(batch, Draw(seed=0, step=0, total=2, start=0, count=2))))
+
+    model.eval()
+    convert_errors("model", try_once)()
+    model.train()
 
 
 def convert_errors(key: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -109,8 +119,3 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key} is not set: give it on the command line, {key}=...") from error
-
-
-def run_folder(trainer: Trainer) -> Path:
-    """Where a trainer writes."""
-    return trainer.folder.path

@@ -123,8 +123,8 @@ class BadSamples(dict[str, str]):
 
     @property
     def limit(self) -> float:
-        """How many may be bad."""
-        return self.max_share * self.total
+        """How many may be bad: the share, but at least one sample of a small split unless the share is 0."""
+        return max(1.0, self.max_share * self.total) if self.max_share > 0 else 0.0
 
     def report(self, found: Mapping[str, str]) -> None:
         """Log and keep what is new. Raises DataError when more than the allowed share is bad."""

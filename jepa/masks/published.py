@@ -37,6 +37,8 @@ class PublishedMultiBlockMask:
         min_context: int = 10,
         allow_overlap: bool = False,
     ) -> None:
+        if num_targets < 1 or min_context < 1:
+            raise ValueError(f"model.mask: num_targets={num_targets}, min_context={min_context}, expected at least 1")
         self.num_targets = num_targets
         self.context_scale = check_range("model.mask.context_scale", context_scale, most=1.0)
         self.target_scale = check_range("model.mask.target_scale", target_scale, most=1.0)

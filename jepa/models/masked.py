@@ -51,6 +51,7 @@ class MaskedJEPA(nn.Module):
         self.loss = loss(embedding_dim=encoder.dim)
         self.masker = mask
         self.token_weights = token_weights
+        self._drawn: tuple[tuple, list[Mask]] | None = None
         if not (self.target.prevents_collapse or self.loss.prevents_collapse or allow_collapse):
             raise ValueError(
                 f"{type(self.target).__name__} with the loss terms {self.loss.term_names} collapses to a constant: "
@@ -61,7 +62,11 @@ class MaskedJEPA(nn.Module):
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
         """The batch with its `masks`, drawn for the global batch of which this is a slice."""
         x, views = flatten_views(batch)
-        masks = self.masker(draw.total * views, self.encoder.grid(x), generator=draw.generator(x.device, "mask"))
+        key = (draw.seed, draw.step, draw.total * views, self.encoder.grid(x), x.device)
+        if self._drawn is None or self._drawn[0] != key:  # micro-batches of a step share one draw
+            generator = draw.generator(x.device, "mask")
+            self._drawn = key, self.masker(draw.total * views, self.encoder.grid(x), generator=generator)
+        masks = self._drawn[1]
         mine = slice(draw.samples.start * views, draw.samples.stop * views)
         return {**batch, "masks": [mask[mine] for mask in masks], "draw": draw}
 

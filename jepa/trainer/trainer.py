@@ -109,6 +109,9 @@ class Trainer:
                 f"({', '.join(model.loss.term_names)}), which micro-batches do not add up to: leave it unset, or take "
                 "statistics of micro-batches with trainer.allow_microbatch_statistics=true"
             )
+        for name, value in (("grad_clip_norm", grad_clip_norm), ("grad_clip_value", grad_clip_value)):
+            if value is not None and value <= 0:
+                raise UserError(f"trainer.{name}={value}: expected a value above 0, or null for no clipping")
         if log_every < 1:
             raise UserError(f"trainer.log_every must be at least 1, got {log_every}")
         self.log_every = log_every
@@ -159,6 +162,8 @@ class Trainer:
             self._remember()
         if self.step == self.horizon.max_steps and not self._pending:
             return self._end_again(start)
+        if self._pending:
+            self.folder.drop_measurements(self.step)
         for logger in self.loggers:
             logger.open(self.folder.path, self.step, self.horizon)
         try:
@@ -166,6 +171,7 @@ class Trainer:
             with StopRequest() as stop, closing(self._batches()) as batches:
                 if self._pending:
                     self._measure_and_save()
+                self._meter.restart()
                 for batch in batches:
                     self._train(batch)
                     stopping = stop.number is not None  # a signal from here on waits for the next step
@@ -288,13 +294,17 @@ class Trainer:
     def _measure_and_save(self, fresh: Mapping[str, float] | None = None) -> None:
         """Validate, evaluate and save what is due at this step; fresh: metrics of the step."""
         fresh, ended = dict(fresh or {}), self.step == self.horizon.max_steps
-        self._pending = False
+        if self._evaluation_due(ended) or (ended and due(self.step, self.validate_every)):
+            # A probe that fails must not cost the training.
+            self._pending = True
+            self.save_checkpoint(self.folder.last)
         if due(self.step, self.validate_every):
             fresh |= self._log({"val/loss": self.validate()})
         if self._evaluation_due(ended):
             fresh |= self._evaluate()
         if ended:
             self._write_results()
+        self._pending = False
         best = self.best.metric in fresh and self.best.offer(fresh[self.best.metric], self.step)
         snapshot = due(self.step, self.snapshot_every)
         if due(self.step, self.save_every) or ended or best or snapshot:
@@ -327,6 +337,7 @@ class Trainer:
             with self.precision.autocast():
                 loss = self.criterion(self.model(self._prepare(batch, draw)))["loss"]
             total, samples = total + loss.float() * count, samples + count
+        self._meter.restart()
         return (total / samples).item()
 
     def _evaluate(self) -> Mapping[str, float]:
@@ -376,7 +387,10 @@ class Trainer:
             checkpoint.check_optimizer(self.optimizer, content["optimizer"], path)
         load_state(self.model, content["model"], path)
         if load_optimizer:
+            settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
             self.optimizer.load_state_dict(content["optimizer"])
+            for group, now in zip(self.optimizer.param_groups, settings):
+                group.update(now)  # what this run was given wins over what the file remembers
             if content["scaler"]:  # a run in another precision leaves none
                 self.precision.scaler.load_state_dict(content["scaler"])
         self.best.load_state_dict(content["best"])
