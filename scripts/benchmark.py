@@ -44,8 +44,8 @@ class FixedImages:
 
     def __init__(self, batch_size: int) -> None:
         self.batch_size = batch_size
-        self.spec = DataSpec(num_train=10**6, num_test=0, input_shape=(3, 224, 224), classes=None)
-        self._x = torch.randn(batch_size, 3, 224, 224)
+        self.spec = DataSpec(num_train=10**6, num_test=0, input_shape=(1, 224, 224), classes=None)
+        self._x = torch.randn(batch_size, 1, 224, 224)
 
     def train_batches(self, *, seed: int, start_step: int, stop_step: int):
         """The batch, as often as there are steps."""
@@ -53,15 +53,16 @@ class FixedImages:
             yield {"x": self._x}
 
 
-def loop(steps: int = 12) -> dict[str, float]:
+def loop(steps: int = 8) -> dict[str, float]:
     """Time of whole steps, and of their forward, backward, optimizer and target update, in the same run."""
     with tempfile.TemporaryDirectory() as folder:
         config = load_config(
             [
-                "data=imagenet",
-                f"data.root={folder}",
-                "data.source={_target_: jepa.data.sources.digits, _partial_: true}",
-                "~data.root",
+                "experiment=ijepa_digits",
+                "model/encoder=vit_small",
+                "data.image_size=224",
+                "model.predictor={dim: 384, depth: 6}",
+                "model.mask={num_targets: 4, target_scale: [0.15, 0.2], context_scale: [0.85, 1.0]}",
                 "data.batch_size=16",
                 f"trainer.max_steps={steps}",
                 "trainer.validate_every_epochs=null",
@@ -74,6 +75,8 @@ def loop(steps: int = 12) -> dict[str, float]:
         )
         trainer = build_trainer(config)
         trainer.data = FixedImages(16)
+        for logger in trainer.loggers:
+            logger.open(trainer.folder.path, 0, trainer.horizon)
         inside = 0.0
 
         def timed(function: Callable) -> Callable:
