@@ -125,11 +125,12 @@ class Horizon:
     """The length of a run, which turns durations into steps and steps into shares of the run.
 
     max_steps: optimizer steps of the whole run. steps_per_epoch: samples / batch size; need not be whole, as the
-    sample stream crosses epochs.
+    sample stream crosses epochs. batch_size: samples of a step, of all ranks and micro-batches together.
     """
 
     max_steps: int
     steps_per_epoch: float
+    batch_size: int = 1
 
     def epoch(self, step: int) -> float:
         """Epochs that lie behind after `step` steps."""
