@@ -17,10 +17,14 @@ from torch import nn
 from jepa.interop import load_pretrained
 from jepa.optim import parameter_groups
 from jepa.trainer import Trainer
+from jepa.trainer.precision import resolve_device
+from jepa.trainer.saver import find_checkpoint
 from jepa.types import Draw
 from jepa.utils.check import check_config
 from jepa.utils.config import default_run_dir
+from jepa.utils.distributed import first_on_each_machine, from_main, join, telling_others
 from jepa.utils.errors import UserError
+from jepa.utils.launch import read_launch
 from jepa.utils.random import seeded
 
 
@@ -31,17 +35,25 @@ def build_trainer(config: DictConfig) -> Trainer:
     """
     plain = to_plain(config)
     check_config(plain)
+    settings = config.trainer
+    device = resolve_device(settings.device, read_launch().local_rank)
+    join(device, settings.backend, settings.timeout_seconds)
+    with telling_others():
+        return _build_trainer(config, plain)
+
+
+def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     model = build_model(config)
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
-    loggers = list(build(config, "logger").values())
+    loggers = build(config, "logger")
     evaluation = build(config, "evaluation")
     make_trainer = build(config, "trainer", partial=True)
-    data = build(config, "data")
+    with first_on_each_machine():  # it may download
+        data = build(config, "data")
     check_input(model, data)
-    run_dir = Path(config.run_dir or default_run_dir())
-    resumes = config.resume is not None and (config.resume != "auto" or (run_dir / "checkpoints/last.pt").exists())
-    if config.init_from is not None and not resumes:  # the file may be gone by then
+    run_dir = from_main(lambda: Path(config.run_dir or default_run_dir()))
+    if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
         load_pretrained(model, config.init_from)
     return convert_errors("trainer", make_trainer)(
         model=model,
@@ -49,12 +61,21 @@ def build_trainer(config: DictConfig) -> Trainer:
         optimizer=optimizer,
         scheduler=scheduler,
         loggers=loggers,
+        callbacks=build(config, "callbacks"),
         evaluation=evaluation,
         random_init=functools.partial(build_model, config),
         run_dir=run_dir,
         resume=config.resume,
         config=plain,
     )
+
+
+def resumes(config: DictConfig, run_dir: Path) -> bool:
+    """Whether the run goes on from a checkpoint of its own."""
+    if config.resume == "auto":
+        folder = Path(config.trainer.checkpoint_dir or run_dir / "checkpoints")
+        return from_main(lambda: find_checkpoint(folder) is not None)
+    return config.resume is not None
 
 
 def build_model(config: DictConfig) -> nn.Module:

@@ -224,4 +224,5 @@ def _starting_workers() -> Iterator[None]:
 
 def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # for workers that are not forked and inherit nothing
+    signal.set_wakeup_fd(-1)  # a forked one has that of the main process, which counts the signals to stop
     torch.set_num_threads(1)

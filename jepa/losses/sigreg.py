@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.types import Latents
+from jepa.utils.distributed import mean_over_ranks
 
 
 class SIGReg(nn.Module):
@@ -51,8 +52,9 @@ class SIGReg(nn.Module):
             return self.statistic(samples.float() @ (directions / directions.norm(dim=0))).mean()
 
     def statistic(self, x: Tensor) -> Tensor:
-        """Epps-Pulley statistic (..., S) of N samples on each of S lines, x (..., N, S)."""
+        """Epps-Pulley statistic (..., S) of N samples on each of S lines, x (..., N, S); N spans the ranks."""
         angles = x.unsqueeze(-1) * self.knots  # (..., N, S, T)
-        real, imaginary = angles.cos().mean(dim=-3), angles.sin().mean(dim=-3)  # (..., S, T)
+        sums = torch.stack([angles.cos().sum(dim=-3), angles.sin().sum(dim=-3)])  # (2, ..., S, T)
+        (real, imaginary), samples = mean_over_ranks(sums, x.shape[-2])
         error = (real - self.gaussian).square() + imaginary.square()
-        return x.shape[-2] * (error @ self.weights)
+        return samples * (error @ self.weights)

@@ -92,6 +92,10 @@ class MaskedJEPA(nn.Module):
         """Raw features (B, N, D) of the network that makes the targets."""
         return self.target.encode(self.encoder, x)
 
+    def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
+        """Put in force what depends on the step; gives values to log."""
+        return {}
+
     def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
         """Let the target follow the encoder; `step` counts the updates made before. Gives values to log."""
         return self.target.update(self.encoder, step, horizon)

@@ -23,7 +23,7 @@ class BestCheckpoints:
         return (value, step) in self.table
 
     def dropped(self) -> list[str]:
-        """Files that no longer belong to the best since this was last asked."""
+        """Names that no longer belong to the best since this was last asked."""
         names = [self.file_name(step) for step in self._dropped]
         self._dropped = []
         return names
@@ -39,8 +39,8 @@ class BestCheckpoints:
 
     @staticmethod
     def file_name(step: int) -> str:
-        """Name of the checkpoint of a step."""
-        return f"best_{step:08d}.pt"
+        """Name of the checkpoint of a step, without its suffix."""
+        return f"best_{step:08d}"
 
     def _rank(self, entry: tuple[float, int]) -> tuple[float, int]:
         value, step = entry

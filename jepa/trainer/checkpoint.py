@@ -1,7 +1,8 @@
 """Checkpoints: one file, written whole or not at all, read without executing anything.
 
-A checkpoint is a dict with `format`, `version`, `step`, `pending`, `model`, `optimizer`, `scaler`, `best`, `config` and
-`libraries`. As everything random is a function of (seed, step), nothing else is needed to go on exactly.
+A checkpoint is a dict with `format`, `version`, `step`, `pending`, `ended`, `model`, `optimizer`, `scaler`, `best`,
+`metrics` (the last value of each), `callbacks` and `loggers` (name -> state), `config` and `libraries`. As everything
+random is a function of (seed, step), nothing else is needed to go on exactly.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ import timm
 import torch
 
 from jepa.utils.errors import CheckpointError
-from jepa.utils.weights import first_line, read_file
+from jepa.utils.weights import read_file, reason
 
 FORMAT = "jepa"
 VERSION = 1
-KEYS = ("step", "model", "optimizer", "scaler", "best", "config")
+KEYS = ("step", "pending", "ended", "model", "optimizer", "scaler", "best", "metrics", "callbacks", "loggers", "config")
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
@@ -28,7 +29,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
     Raises CheckpointError when the disk is full or the folder cannot be written; what stood at `path` stays.
     """
-    complete = {"format": FORMAT, "version": VERSION, **state, "libraries": libraries()}
+    complete = labelled(state)
     temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,6 +52,17 @@ def read(path: Path) -> dict[str, Any]:
     Raises CheckpointError when the file is missing, cut short, not a checkpoint, or of another format or version.
     """
     content = read_file(path)
+    check(content, path)
+    return content
+
+
+def labelled(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state with what tells the reader what it is."""
+    return {"format": FORMAT, "version": VERSION, **state, "libraries": libraries()}
+
+
+def check(content: Any, path: Path) -> None:
+    """Raise CheckpointError unless this is the whole content of a checkpoint of ours."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
@@ -61,7 +73,6 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} has format version {content.get('version')}, this code reads {VERSION}")
     if missing := [key for key in KEYS if key not in content]:
         raise CheckpointError(f"{path} lacks {missing}: it is damaged")
-    return content
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, path: Path) -> None:
@@ -82,14 +93,3 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] |
 def libraries() -> dict[str, str]:
     """Versions of what wrote a checkpoint."""
     return {"python": platform.python_version(), "torch": str(torch.__version__), "timm": timm.__version__}
-
-
-def reason(error: Exception, path: Path) -> str:
-    """Why a file could not be written, with the space left where that is it."""
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror
-    else:
-        text = first_line(error)
-    folder = path.parent if path.parent.is_dir() else Path(path.anchor or ".")
-    stat = os.statvfs(folder)
-    return f"{text} ({stat.f_bavail * stat.f_frsize / 2**20:,.0f} MiB free)"

@@ -1,27 +1,41 @@
-"""Devices and number formats."""
+"""Devices, number formats and the kernels that compute with them."""
 
 from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Literal
 
 import torch
 from timm.layers import Attention
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jepa.utils.errors import UserError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of a name; "auto" takes CUDA, then MPS, then the CPU.
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device of a name; "auto" takes CUDA, then MPS, then the CPU. Of several processes each takes its own GPU.
 
     Raises UserError when the name is unknown or the device is not there.
     """
     if name == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+            name = "cuda"
+        else:
+            name = "mps" if torch.backends.mps.is_available() and "RANK" not in os.environ else "cpu"
     try:
         device = torch.device(name)
+        if device == torch.device("cuda"):
+            device = torch.device("cuda", local_rank % max(1, torch.cuda.device_count()))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(
@@ -46,30 +60,113 @@ def resolve_precision(name: str, device: torch.device) -> str:
 
 
 class Precision:
-    """Autocast and, for fp16, loss scaling."""
+    """Autocast, for fp16 loss scaling, and the choice of kernels.
 
-    def __init__(self, name: str, device: torch.device) -> None:
+    attention: auto lets torch choose, but on a CPU in bf16 multiplies explicitly; flash, efficient or math ask for
+        that kernel of torch's scaled_dot_product_attention. tf32: let CUDA multiply fp32 matrices in TF32.
+    deterministic: use kernels that give the same numbers every time, with a warning where there is none.
+    detect_anomaly: let autograd name the operation that made a NaN.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        device: torch.device,
+        *,
+        attention: Literal["auto", "flash", "efficient", "math"] = "auto",
+        tf32: bool = False,
+        deterministic: bool = False,
+        detect_anomaly: bool = False,
+    ) -> None:
+        if attention not in ("auto", *KERNELS):
+            raise UserError(f"trainer.attention={attention}: expected auto, {', '.join(KERNELS)}")
         self.name = resolve_precision(name, device)
         self.device = device
+        self.attention = attention
+        self.tf32, self.deterministic, self.detect_anomaly = tf32, deterministic, detect_anomaly
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        if attention != "auto":
+            self._try_attention()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of matrix products."""
+        return DTYPES[self.name]
 
     def autocast(self) -> torch.autocast:
         """A context that computes matrix products in this precision."""
-        return torch.autocast(self.device.type, dtype=DTYPES[self.name], enabled=self.name != "fp32")
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
     def choose_attention(self, model: nn.Module) -> None:
         """Let timm's attention multiply explicitly in bf16 on a CPU, whose fused kernel does not use AMX.
 
         Measured 2 to 4 times faster forward and backward at 60 to 200 tokens; in fp32 the fused kernel wins.
         """
-        explicit = self.device.type == "cpu" and self.name == "bf16"
+        explicit = self.attention == "auto" and self.device.type == "cpu" and self.name == "bf16"
         for module in model.modules():
             if isinstance(module, Attention):
                 module.fused_attn = not explicit
 
+    @contextlib.contextmanager
+    def kernels(self) -> Iterator[None]:
+        """A context with the asked kernels; what was set before comes back after it."""
+        with contextlib.ExitStack() as stack:
+            if self.attention != "auto":
+                stack.enter_context(sdpa_kernel(KERNELS[self.attention]))
+            if self.detect_anomaly:
+                stack.enter_context(torch.autograd.set_detect_anomaly(True))
+            if self.device.type == "cuda":
+                stack.enter_context(_tf32(self.tf32))
+            if self.deterministic:
+                stack.enter_context(_deterministic())
+            try:
+                yield
+            except RuntimeError as error:
+                if self.attention != "auto" and "No available kernel" in str(error):
+                    raise UserError(self._unavailable(error)) from error
+                raise
+
+    def _try_attention(self) -> None:
+        sample = torch.zeros(1, 1, 16, 64, device=self.device, dtype=self.dtype)
+        try:
+            with sdpa_kernel(KERNELS[self.attention]):
+                torch.nn.functional.scaled_dot_product_attention(sample, sample, sample)
+        except RuntimeError as error:
+            raise UserError(self._unavailable(error)) from error
+
+    def _unavailable(self, error: Exception) -> str:
+        return (
+            f"trainer.attention={self.attention} has no kernel for {self.name} on {self.device} "
+            f"({str(error).splitlines()[0]}); flash takes no padding and no fp32 on CUDA: use trainer.attention=auto"
+        )
+
+
+@contextlib.contextmanager
+def _tf32(enabled: bool) -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if enabled else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
 
 def clip_gradients(model: nn.Module, norm: float | None, value: float | None) -> torch.Tensor:
-    """Clip gradients by value, then by total norm; gives the norm as it was before either, a scalar tensor."""
+    """Clip gradients by value, then by total norm; gives the norm as it was before either, a scalar tensor.
+
+    Of a sharded model it is the norm over all ranks.
+    """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     total = torch.nn.utils.get_total_norm(gradients)
     if value is not None:

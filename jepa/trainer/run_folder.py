@@ -4,79 +4,65 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from jepa.trainer import checkpoint
-from jepa.trainer.loggers import is_before
+from jepa.trainer.saver import Saver, find_checkpoint
+from jepa.utils.distributed import is_main
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.weights import locate
-
-if TYPE_CHECKING:
-    from jepa.trainer.trainer import Trainer
+from jepa.utils.weights import locate, reason
 
 
 class RunFolder:
-    """One run's files. resume: see `Trainer`."""
+    """One run's files, which rank 0 writes. resume: see `Trainer`."""
 
-    def __init__(self, path: Path, config: dict[str, Any], resume: str | None) -> None:
+    def __init__(self, path: Path, config: dict[str, Any], resume: str | None, saver: Saver) -> None:
         self.path = path
         self.config = config
         self.resume = resume
-        self.checkpoints = path / "checkpoints"
-        self.last = self.checkpoints / "last.pt"
-        self.results = path / "results.json"
+        self.saver = saver
 
-    def begin(self, trainer: Trainer) -> str:
-        """Load the checkpoint to go on from, if any, then lay the folder out; gives a sentence that says which.
+    @property
+    def last(self) -> Path:
+        """The checkpoint to go on from: what there is, or where it will be."""
+        return find_checkpoint(self.saver.folder) or self.saver.path("last")
 
-        Raises CheckpointError when there is a checkpoint and resume is not asked for, or it cannot be used;
-        UserError when the folder cannot be written. Nothing in the folder has been touched then.
+    def source(self) -> Path | None:
+        """The checkpoint to go on from, None for a fresh start.
+
+        Raises CheckpointError when there is one and resume is not asked for, or none where it is, UserError when it is
+        of another folder.
         """
-        source = self._source()
-        if source is not None:
-            trainer.load_checkpoint(source)
-            start = f"resumed from {source} at step {trainer.step} of {trainer.horizon.max_steps}"
-        elif trainer.step > 0:
-            start = f"going on from step {trainer.step} in the new run folder {self.path}"
-        else:
-            start = f"training from scratch in {self.path}"
-        if trainer.step > trainer.horizon.max_steps:
-            raise UserError(
-                f"the checkpoint {source} is at step {trainer.step}, past the end of this run "
-                f"({trainer.horizon.max_steps} steps): raise trainer.max_epochs or trainer.max_steps"
-            )
-        self._lay_out()
-        return start
-
-    def _source(self) -> Path | None:
-        """The checkpoint to go on from."""
+        last = find_checkpoint(self.saver.folder)
         if self.resume is None:
-            if self.last.exists():
+            if last is not None:
                 raise CheckpointError(
-                    f"the run folder {self.path} already holds a checkpoint ({self.last}): continue it with "
+                    f"the run folder {self.path} already holds a checkpoint ({last}): continue it with "
                     f"resume={self.path} (or resume=auto), or start a new run in another hydra.run.dir"
                 )
             return None
         if self.resume == "auto":
-            return self.last if self.last.exists() else None
+            return last
+        if last is not None and Path(self.resume).resolve() in (self.path.resolve(), self.saver.folder.resolve()):
+            return last
         source = locate(self.resume)
-        if source.resolve().parent != self.checkpoints.resolve():
+        if source.parent.resolve() != self.saver.folder.resolve():
             raise UserError(
                 f"resume={self.resume} continues in its own run folder, but hydra.run.dir is {self.path}: leave "
                 "hydra.run.dir out, or use init_from= to start a new run from the weights"
             )
         return source
 
-    def _lay_out(self) -> None:
+    def lay_out(self) -> None:
+        """Make the folders and write config.yaml. Raises UserError when the folder cannot be written."""
         try:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.saver.folder.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             self._write("config.yaml", self._config_text())
         except OSError as error:
             raise UserError(
-                f"cannot write to the run folder {self.path}: {checkpoint.reason(error, self.path)}: "
+                f"cannot write to the run folder {self.path}: {reason(error, self.path)}: "
                 "choose another with hydra.run.dir=<folder>"
             ) from error
 
@@ -87,37 +73,8 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
-        self._write("results.json", json.dumps(results, indent=2) + "\n")
-
-    def read_metrics(self, step: int) -> dict[str, float]:
-        """The last value of every metric in metrics.jsonl up to a step; nothing when there is none."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        entries = [json.loads(line) for line in lines if is_before(line, step)]
-        return {name: value for entry in entries for name, value in entry.items() if name not in ("step", "epoch")}
-
-    def drop_measurements(self, step: int) -> None:
-        """Take out of metrics.jsonl what was validated and evaluated at a step, as it will be again."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [x for x in lines if is_before(x, step) and (is_before(x, step - 1) or "train/loss" in json.loads(x))]
-        if path.exists():
-            self._write(path.name, "".join(f"{line}\n" for line in kept))
-
-    def copy(self, name: str, new_name: str) -> None:
-        """Put a checkpoint under another name too, whole or not at all: a hard link where that can be, else a copy."""
-        source, target = self.checkpoints / name, self.checkpoints / new_name
-        temporary = self.checkpoints / f".{new_name}.writing"
-        temporary.unlink(missing_ok=True)
-        try:
-            try:
-                os.link(source, temporary)
-            except OSError:
-                shutil.copyfile(source, temporary)
-            os.replace(temporary, target)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise CheckpointError(f"could not write {target}: {checkpoint.reason(error, target)}") from error
+        if is_main():
+            self._write("results.json", json.dumps(results, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.writing"

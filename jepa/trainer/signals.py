@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+import time
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+ECHO_SECONDS = 3.0
+"""torchrun passes on a signal that the terminal has sent to every process already; such an echo is no second signal."""
 
 
 class StopRequest:
-    """A context in which SIGINT and SIGTERM only set `number`, until a second one raises KeyboardInterrupt.
+    """A context in which SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 only set `number`, until a second one.
 
+    The second one ends the process with 128 + its number, also where Python's own handlers would wait: in an exchange
+    with a rank that never comes. So a thread counts them, woken by the file that the C handler writes to.
     Outside the main thread, where Python allows no handlers, it does nothing.
     """
 
@@ -21,14 +27,36 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
+            self._reading, self._writing = os.pipe()
+            os.set_blocking(self._writing, False)
+            self._previous_file = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
             self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self._thread = threading.Thread(target=self._count, name="signals", daemon=True)
+            self._thread.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
+        if not self._previous:
+            return
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._previous_file)
+        os.close(self._writing)  # ends the thread
+        self._thread.join()
+        os.close(self._reading)
+        self._previous = {}
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.number is not None:
-            raise KeyboardInterrupt
-        self.number = number
+        if self.number is None:
+            self.number = number
+
+    def _count(self) -> None:
+        echo_until = None
+        while byte := os.read(self._reading, 1):
+            number = byte[0]
+            if number not in SIGNALS:
+                continue
+            if echo_until is None:
+                echo_until = time.monotonic() + (ECHO_SECONDS if "TORCHELASTIC_RUN_ID" in os.environ else 0)
+            elif time.monotonic() >= echo_until:
+                os._exit(128 + number)

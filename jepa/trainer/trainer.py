@@ -1,12 +1,14 @@
 """The training loop: owns time, devices, optimisation and files; knows nothing of masks, targets or modalities.
 
 The step is the only clock: rates, sample order, augmentation and masks are functions of (seed, step), so a
-checkpoint is weights, optimizer state and the step, and a resumed run equals one that was never interrupted.
+checkpoint is weights, optimizer state and the step, and a resumed run equals one that was never interrupted. Nor do
+ranks and accumulation change it: `data.batch_size` is the batch of all of them together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -16,16 +18,28 @@ from torch import Tensor, nn
 
 from jepa.trainer import checkpoint
 from jepa.trainer.best import BestCheckpoints
+from jepa.trainer.blocks import checkpoint_activations, compile_blocks
+from jepa.trainer.callbacks import Callback
 from jepa.trainer.due import due, period
-from jepa.trainer.loggers import Logger
+from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms
+from jepa.trainer.loggers import Logger, RunInfo
 from jepa.trainer.measure import StepMeter, to_floats
+from jepa.trainer.parallel import Parallel, StrategyName, placed, whole, whole_scalar
 from jepa.trainer.precision import Precision, clip_gradients, resolve_device
+from jepa.trainer.prefetch import prefetch, to_device
+from jepa.trainer.profile import Profile
 from jepa.trainer.run_folder import RunFolder
+from jepa.trainer.saver import Format, Saver
+from jepa.trainer.settings import check_micro_batch_size, check_positive, check_statistics, make_horizon
 from jepa.trainer.signals import StopRequest
-from jepa.types import Batch, Draw, Horizon, Schedule
+from jepa.trainer.validation import validation_loss
+from jepa.types import Batch, Draw, Schedule
+from jepa.utils.distributed import from_main, is_main, join, largest, rank, telling_others, total, world_size
 from jepa.utils.errors import Interrupted, NonFiniteError, UserError
+from jepa.utils.launch import read_launch
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed
+from jepa.utils.sharded import read as read_sharded
 from jepa.utils.weights import check_state, load_state, locate
 
 MOST_SKIPPED = 20
@@ -35,18 +49,30 @@ MOST_SKIPPED = 20
 class Trainer:
     """Trains a model on data. Override `training_step` for a method of your own.
 
-    model: has `loss`, `prepare(batch, draw)`, `forward(batch)`, `update_target(step, horizon)`.
+    model: has `loss`, `prepare(batch, draw)`, `forward(batch)`, `set_step(step, horizon)` and
+        `update_target(step, horizon)`.
     data: has `batch_size` (global), `spec`, `train_batches(...)`, `validation_batches(...)`.
     optimizer: built over the model's parameters; groups with `decays` follow the weight-decay schedule.
     scheduler: schedules `lr` and `weight_decay`, called at the number of the update, from 1.
+    loggers, callbacks: by name; loggers act on rank 0, callbacks on every rank.
     evaluation: called as (model, data, random_init=, device=, seed=) and gives {network: {probe: value}}; has
         `every_epochs`, `every_steps`, `at_end` and `table(results)`. None for no evaluation.
     random_init: makes an untrained model of the same kind, for evaluation to compare with.
-    max_steps, max_epochs: the length of the run; max_steps wins where both are given.
-    micro_batch_size: samples per forward pass; None takes the whole batch at once.
+    plan, preview: sentences about the run to say before it; what shows the whole run where dry_run is set.
+    strategy, backend, timeout_seconds, find_unused_parameters: see `jepa.trainer.parallel.Parallel`,
+        `jepa.utils.distributed.join`; find_unused_parameters None looks for them where training_step is overridden.
+    precision, attention, tf32, deterministic, detect_anomaly: see `jepa.trainer.precision.Precision`.
+    activation_checkpointing, compile: of each layer (`jepa.trainer.blocks`); compile may name a backend of torch.
+    max_steps, max_samples, max_epochs: the length of the run; of several the first of these wins.
+    limit_train_batches, limit_val_batches: cut an epoch and the validation short.
+    micro_batch_size: samples per forward pass on a device; None takes each rank's share of the batch at once.
+    checkpoint_dir, checkpoint_format, async_save: see `jepa.trainer.saver.Saver`; None is `checkpoints` in the run
+        folder. save_every_minutes goes by the clock of rank 0.
     best_metric, best_mode, best_k: which checkpoints to keep beside the last.
     resume: None starts afresh and refuses a folder that holds a checkpoint; "auto" continues from it if there is
         one; a path continues from there. Stated at the start.
+    log_gradients: also log the norm of every parameter's gradient. profile: trace some steps (`jepa.trainer.profile`).
+    dry_run: show what would run, and train nothing.
     config: the resolved configuration, stored in checkpoints and the run folder, not read here.
 
     Raises UserError for settings that contradict each other, before any data is read.
@@ -59,76 +85,141 @@ class Trainer:
         data: Any,
         optimizer: torch.optim.Optimizer,
         scheduler: Mapping[str, Schedule],
-        loggers: list[Logger],
         run_dir: str | Path,
+        loggers: Mapping[str, Logger] | None = None,
+        callbacks: Mapping[str, Callback] | None = None,
         evaluation: Any | None = None,
         random_init: Callable[[], nn.Module] | None = None,
+        plan: Callable[[Any], Sequence[str]] | None = None,
+        preview: Callable[[Trainer], None] | None = None,
         config: Mapping[str, Any] | None = None,
         resume: str | None = None,
         seed: int = 0,
         device: str = "auto",
+        strategy: StrategyName = "auto",
+        backend: Literal["nccl", "gloo"] | None = None,
+        timeout_seconds: float = 1800.0,
+        find_unused_parameters: bool | None = None,
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
+        attention: Literal["auto", "flash", "efficient", "math"] = "auto",
+        tf32: bool = False,
+        deterministic: bool = False,
+        detect_anomaly: bool = False,
+        activation_checkpointing: bool = False,
+        compile: bool | str = False,
         max_epochs: float | None = 100,
         max_steps: int | None = None,
+        max_samples: int | None = None,
+        limit_train_batches: int | None = None,
+        limit_val_batches: int | None = None,
         micro_batch_size: int | None = None,
         allow_microbatch_statistics: bool = False,
         grad_clip_norm: float | None = None,
         grad_clip_value: float | None = None,
         log_every: int = 10,
+        log_gradients: bool = False,
         validate_every_epochs: float | None = None,
         validate_every_steps: int | None = None,
+        checkpoint_dir: str | None = None,
+        checkpoint_format: Format = "plain",
+        async_save: bool = False,
         save_every_epochs: float | None = 1,
         save_every_steps: int | None = None,
+        save_every_minutes: float | None = None,
         snapshot_every_epochs: float | None = None,
         snapshot_every_steps: int | None = None,
         best_k: int = 1,
         best_metric: str = "val/loss",
         best_mode: Literal["min", "max"] = "min",
+        profile: bool = False,
+        dry_run: bool = False,
     ) -> None:
-        self.device = resolve_device(device)
+        self.device = resolve_device(device, read_launch().local_rank)
         if self.device.type == "cpu":
             keep_freed_memory()
-        self.model = model.to(self.device)
-        self.data = data
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.evaluation = evaluation
-        self.random_init = random_init
-        self.loggers = loggers
-        self.folder = RunFolder(Path(run_dir), dict(config or {}), resume)
-        self.precision = Precision(precision, self.device)
-        self.precision.choose_attention(self.model)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        join(self.device, backend, timeout_seconds)
+        self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
+        self.evaluation, self.random_init = evaluation, random_init
+        self.plan, self.preview, self.dry_run, self.profile = plan, preview, dry_run, profile
+        self.loggers = dict(loggers or {}) if is_main() else {}
+        self.callbacks = dict(callbacks or {})
         self.seed = seed
+        self.precision = Precision(
+            precision,
+            self.device,
+            attention=attention,
+            tf32=tf32,
+            deterministic=deterministic,
+            detect_anomaly=detect_anomaly,
+        )
+        self.horizon = make_horizon(
+            max_epochs,
+            max_steps,
+            max_samples,
+            num_train=data.spec.num_train,
+            batch_size=data.batch_size,
+            limit_train_batches=limit_train_batches,
+        )
+        self.limit_val_batches = limit_val_batches
+        self.micro_batch_size = check_micro_batch_size(micro_batch_size, data.batch_size, world_size())
+        check_statistics(
+            model.loss, self.micro_batch_size < data.batch_size // world_size(), allow_microbatch_statistics
+        )
+        check_positive(
+            grad_clip_norm=grad_clip_norm,
+            grad_clip_value=grad_clip_value,
+            log_every=log_every,
+            limit_val_batches=limit_val_batches,
+            save_every_minutes=save_every_minutes,
+        )
         self.grad_clip_norm, self.grad_clip_value = grad_clip_norm, grad_clip_value
-        self.horizon = make_horizon(max_epochs, max_steps, data.spec.num_train / data.batch_size)
-        self.micro_batch_size = check_micro_batch_size(micro_batch_size, data.batch_size)
-        statistics = getattr(model.loss, "batch_statistics", False)
-        if self.micro_batch_size < data.batch_size and statistics and not allow_microbatch_statistics:
-            raise UserError(
-                f"trainer.micro_batch_size={micro_batch_size}: the loss looks at statistics of the whole batch "
-                f"({', '.join(model.loss.term_names)}), which micro-batches do not add up to: leave it unset, or take "
-                "statistics of micro-batches with trainer.allow_microbatch_statistics=true"
-            )
-        for name, value in (("grad_clip_norm", grad_clip_norm), ("grad_clip_value", grad_clip_value)):
-            if value is not None and value <= 0:
-                raise UserError(f"trainer.{name}={value}: expected a value above 0, or null for no clipping")
-        if log_every < 1:
-            raise UserError(f"trainer.log_every must be at least 1, got {log_every}")
-        self.log_every = log_every
+        self.log_every, self.log_gradients = log_every, log_gradients
         self.validate_every = period("validate", validate_every_epochs, validate_every_steps, self.horizon)
         self.save_every = period("save", save_every_epochs, save_every_steps, self.horizon)
+        self.save_every_minutes = save_every_minutes
         self.snapshot_every = period("snapshot", snapshot_every_epochs, snapshot_every_steps, self.horizon)
         self.evaluate_every = None
         if evaluation is not None:
             every = (evaluation.every_epochs, evaluation.every_steps)
             self.evaluate_every = period("evaluation", *every, self.horizon)
         self.best = BestCheckpoints(k=best_k, metric=best_metric, mode=best_mode)
+        run_dir = Path(from_main(lambda: str(run_dir)))
+        folder = Path(checkpoint_dir) if checkpoint_dir else run_dir / "checkpoints"
+        self.saver = Saver(folder, kind=checkpoint_format, asynchronous=async_save)
+        self.folder = RunFolder(run_dir, dict(config or {}), resume, self.saver)
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._results: dict[str, dict[str, float]] = {}
         self._pending = False  # whether what was due at this step is still to be done
+        self._ended: str | None = None  # why the run ends before its last step
+        self._stop = StopRequest()
+        self._signal = 0  # the one that all ranks have agreed to stop for
+        self._save_due = False
         self._meter = StepMeter(self.device)
         self._skipped = 0
+        self._prepare_model(find_unused_parameters, strategy, activation_checkpointing, compile)
+
+    def _prepare_model(
+        self, find_unused: bool | None, strategy: StrategyName, activation_checkpointing: bool, compiled: bool | str
+    ) -> None:
+        """Put the model on its device and wrap what is asked for, innermost first."""
+        self.model.to(self.device)
+        self.precision.choose_attention(self.model)
+        if activation_checkpointing:
+            checkpoint_activations(self.model)
+        if compiled:
+            compile_blocks(self.model, "inductor" if compiled is True else compiled)
+        own_step = type(self).training_step is not Trainer.training_step
+        self.parallel = Parallel(
+            strategy,
+            self.model,
+            self.optimizer,
+            device=self.device,
+            find_unused=own_step if find_unused is None else find_unused,
+            dtype=self.precision.dtype,
+        )
 
     # What a user's own method overrides and calls.
 
@@ -151,203 +242,274 @@ class Trainer:
         if "draw" in batch:
             return batch
         count = next(value for value in batch.values() if isinstance(value, Tensor)).shape[0]
-        return self._prepare(batch, Draw(seed=self.seed, step=self.step, total=count, start=0, count=count))
+        return self.prepared(batch, Draw(seed=self.seed, step=self.step, total=count, start=0, count=count))
+
+    def stop(self, reason: str) -> None:
+        """End the run after this step as if it were the last: evaluated, saved, results written."""
+        self._ended = reason
 
     # The loop.
 
     def fit(self) -> dict[str, float]:
         """Train to the end, evaluate, and give the last value of every metric."""
-        start = self.folder.begin(self)
-        if self.step > 0:
-            self._remember()
-        if self.step == self.horizon.max_steps and not self._pending:
-            return self._end_again(start)
-        if self._pending:
-            self.folder.drop_measurements(self.step)
-        for logger in self.loggers:
-            logger.open(self.folder.path, self.step, self.horizon)
+        with telling_others(), self.precision.kernels():
+            if self.dry_run:
+                self.preview(self)
+                return {}
+            return self._fit()
+
+    def _fit(self) -> dict[str, float]:
+        start = self._begin()
+        if self.ended and not self._pending:
+            self.say(f"{start}: the run has ended, nothing is left to do")
+            return self.metrics
+        run = RunInfo(self.folder.path, self.step, self.horizon, self.folder.config, redo=self._pending)
+        for logger in self.loggers.values():
+            logger.open(run)
         try:
             self._announce(start)
-            with StopRequest() as stop, closing(self._batches()) as batches:
-                if self._pending:
-                    self._measure_and_save()
-                self._meter.restart()
-                for batch in batches:
-                    self._train(batch)
-                    stopping = stop.number is not None  # a signal from here on waits for the next step
-                    self._after_step(stopping)
-                    if stopping:
-                        raise Interrupted(
-                            f"stopped at step {self.step} of {self.horizon.max_steps}; the checkpoint is "
-                            f"{self.folder.last}; go on with resume={self.folder.path}",
-                            stop.number,
-                        )
-            if stop.number is not None:  # came after the last step: the run is whole, a sweep ends
-                raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", stop.number)
+            for callback in self.callbacks.values():
+                callback.begin(self)
+            with self._stop, closing(self._batches()) as batches:
+                self._train_on(batches)
+            for callback in self.callbacks.values():
+                callback.end(self)
+            self.saver.wait()
+            if self._stop.number is not None:  # came after the last step: the run is whole, a sweep ends
+                message = f"the run in {self.folder.path} has ended, what follows is left out"
+                raise Interrupted(message, self._stop.number)
         finally:
-            for logger in self.loggers:
+            self.saver.close()
+            for logger in self.loggers.values():
                 logger.close()
         return self.metrics
 
-    def _end_again(self, start: str) -> dict[str, float]:
-        """The metrics of a run that had ended before."""
-        self._say(f"{start}: the run has ended, nothing is left to do")
-        return self.metrics
+    def _begin(self) -> str:
+        """Load the checkpoint to go on from, if any, then lay the folder out; gives a sentence that says which.
 
-    def _remember(self) -> None:
-        """Take up the last values and results of the run that goes on."""
-        self.metrics = self.folder.read_metrics(self.step)
-        for name, value in self.metrics.items():
-            if name.startswith("eval/"):
-                _, row, probe = name.split("/", 2)
-                self._results.setdefault(row, {})[probe] = value
+        Nothing in the folder has been touched when this raises.
+        """
+        source = from_main(self.folder.source)
+        if source is not None:
+            self.load_checkpoint(source)
+            start = f"resumed from {source} at step {self.step} of {self.horizon.max_steps}"
+        elif self.step > 0:
+            start = f"going on from step {self.step} in the new run folder {self.folder.path}"
+        else:
+            start = f"training from scratch in {self.folder.path}"
+        if self.step > self.horizon.max_steps:
+            raise UserError(
+                f"the checkpoint {source} is at step {self.step}, past the end of this run "
+                f"({self.horizon.max_steps} steps): raise trainer.max_epochs or trainer.max_steps"
+            )
+        from_main(self.folder.lay_out)
+        self.model.set_step(max(0, self.step - 1), self.horizon)
+        return start
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over, by its length or because `stop` was called."""
+        return self.step == self.horizon.max_steps or self._ended is not None
+
+    def _train_on(self, batches: Iterator[Batch]) -> None:
+        """Train until the run ends or all ranks have agreed to stop."""
+        self._saved_at = time.monotonic()
+        if self._pending:
+            self._measure_and_save()
+        if self.ended:
+            return
+        profile = self._start_profile()
+        self._meter.restart()
+        for batch in batches:
+            self.train_step(batch)
+            self._say_profile(profile and profile.advance(self.step))
+            self._after_step()
+            if self._signal:
+                raise Interrupted(
+                    f"stopped at step {self.step} of {self.horizon.max_steps}; the checkpoint is "
+                    f"{self.folder.last}; go on with resume={self.folder.path}",
+                    self._signal,
+                )
+            if self.ended:
+                break
+        self._say_profile(profile and profile.close())
+
+    def _start_profile(self) -> Profile | None:
+        if not (self.profile and is_main()):
+            return None
+        return Profile(
+            folder=self.folder.path, start=self.step, stop=self.horizon.max_steps, device=self.device
+        )
+
+    def _say_profile(self, table: Any | None) -> None:
+        if table is not None:
+            self.say(table)
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches still to come, each timed for how long it was waited for."""
-        batches = self.data.train_batches(seed=self.seed, start_step=self.step, stop_step=self.horizon.max_steps)
-        return self._meter.waiting_for(batches)
+        """The batches still to come, on the device, each timed for how long it was waited for."""
+        batches = self.data.train_batches(
+            seed=self.seed,
+            start_step=self.step,
+            stop_step=self.horizon.max_steps,
+            rank=rank(),
+            world_size=world_size(),
+        )
+        return prefetch(self._meter.waiting_for(batches), self.device)
 
-    def _train(self, batch: Batch) -> None:
-        """One optimizer step on a global batch; leaves its values, as tensors, in the meter."""
+    def train_step(self, batch: Batch) -> None:
+        """One optimizer step on this rank's share of a batch; keeps what is to be logged, as tensors."""
         scheduled = self._set_schedules()
         # For dropout; everything else that is random has a generator of its own.
-        torch.manual_seed(derive_seed(self.seed, "step", self.step))
+        torch.manual_seed(derive_seed(self.seed, "step", self.step, *([rank()] if rank() else [])))
         self.model.train()
-        values = self._forward_backward(batch)
+        logs = self._logs(self.step + 1)
+        values = self.forward_backward(batch)
+        self.parallel.check_gradients()
         self.precision.scaler.unscale_(self.optimizer)
-        values["grad_norm"] = clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value)
-        if not self._is_finite(values):
-            self.precision.scaler.update()
-        else:
+        values |= self._gradient_norms() if logs else {}
+        values["grad_norm"] = whole_scalar(clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value))
+        ratio = UpdateRatio(self.model)
+        if logs:
+            ratio.keep()
+        if self._may_step(values):
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
             scheduled |= self.model.update_target(self.step, self.horizon)
+        else:
+            self.precision.scaler.update()
+        if logs:
+            values["update_ratio"] = ratio.read()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self._meter.count(self.data.batch_size)
         self._last = {**values, **scheduled}
 
-    def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of the batch, accumulated over micro-batches; gives the mean of what the steps gave."""
-        total, size = self.data.batch_size, self.micro_batch_size
+    def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Gradients of the batch, accumulated over micro-batches; gives this rank's mean of what the steps gave."""
+        share, size = self.data.batch_size // world_size(), self.micro_batch_size
         sums: dict[str, Tensor] = {}
-        for start in range(0, total, size):
+        for start in range(0, share, size):
             part = {name: value[start : start + size] for name, value in batch.items()}
-            draw = Draw(seed=self.seed, step=self.step, total=total, start=start, count=size)
-            with self.precision.autocast():
-                outputs = self.training_step(self._prepare(part, draw), self.step)
-            outputs = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
-            self.precision.scaler.scale(outputs["loss"] * (size / total)).backward()
+            first = rank() * share + start
+            draw = Draw(seed=self.seed, step=self.step, total=self.data.batch_size, start=first, count=size)
+            with self.parallel.synchronised(last=start + size == share):
+                with self.precision.autocast():
+                    outputs = self.parallel(self.training_step, self.prepared(part, draw), self.step)
+                outputs = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
+                self.precision.scaler.scale(outputs["loss"] * (size / share)).backward()
             for name, value in outputs.items():
-                value = torch.as_tensor(value).detach().float() * (size / total)
+                value = torch.as_tensor(value, device=self.device).detach().float() * (size / share)
                 sums[f"train/{name}"] = sums[f"train/{name}"] + value if f"train/{name}" in sums else value
         return sums
 
-    def _prepare(self, batch: Batch, draw: Draw) -> Batch:
-        on_device = {
-            name: value.to(self.device, non_blocking=True) if isinstance(value, Tensor) else value
-            for name, value in batch.items()
-        }
-        return {**self.model.prepare(on_device, draw), "draw": draw}
+    def prepared(self, batch: Batch, draw: Draw) -> Batch:
+        """A batch on the device with the random choices of a draw made by the model."""
+        return {**self.model.prepare(to_device(batch, self.device), draw), "draw": draw}
 
     def _set_schedules(self) -> dict[str, float]:
-        """Put the learning rate and weight decay of this update into the optimizer."""
+        """Put the learning rate, weight decay and loss weights of this update in force."""
         update = self.step + 1
         values = {name: schedule(update, self.horizon) for name, schedule in self.scheduler.items()}
         for group in self.optimizer.param_groups:
             group["lr"] = values["lr"]
             if group.get("decays") and "weight_decay" in values:
                 group["weight_decay"] = values["weight_decay"]
-        return values
+        return values | self.model.set_step(self.step, self.horizon)
 
-    def _is_finite(self, values: Mapping[str, Tensor]) -> bool:
-        """Whether the step may be taken. Raises NonFiniteError where it may not and fp16 does not explain it."""
-        if bool(torch.isfinite(values["grad_norm"]) & torch.isfinite(values["train/loss"])):
+    def _gradient_norms(self) -> dict[str, Tensor]:
+        return module_norms(self.model) | (parameter_norms(self.model) if self.log_gradients else {})
+
+    def _may_step(self, values: Mapping[str, Tensor]) -> bool:
+        """Whether all ranks may take the step; they also agree here on stopping and on saving by the clock.
+
+        Raises NonFiniteError where they may not and fp16 does not explain it.
+        """
+        bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
+        late = self.save_every_minutes and time.monotonic() - self._saved_at >= 60 * self.save_every_minutes
+        asked = bad.new_tensor([self._stop.number or 0, bool(late) and is_main()], dtype=torch.float32)
+        loss_bad, norm_bad, signal, late = largest(torch.cat([bad.float(), asked])).tolist()
+        self._signal, self._save_due = int(signal), bool(late)
+        if not (loss_bad or norm_bad):
             self._skipped = 0
             return True
         self._skipped += 1
-        overflow = self.precision.name == "fp16" and bool(torch.isfinite(values["train/loss"]))
-        if overflow and self._skipped <= MOST_SKIPPED:
+        if self.precision.name == "fp16" and not loss_bad and self._skipped <= MOST_SKIPPED:
             return False
-        shown = ", ".join(f"{name}={value:.4g}" for name, value in to_floats(values).items())
+        shown = ", ".join(
+            f"{name}={value:.4g}" for name, value in to_floats(values).items() if not name.startswith("grad_norm/")
+        )
         raise NonFiniteError(
             f"not finite at step {self.step + 1}: {shown}. The weights were not changed by it. Lower optimizer.lr, "
             "lengthen the warm-up, set trainer.grad_clip_norm=1, or use trainer.precision=fp32 to find the cause"
         )
 
-    def _after_step(self, stopping: bool) -> None:
+    # What is due after a step.
+
+    def _after_step(self) -> None:
         """Log, validate, evaluate and save what is due after this step.
 
         A run that stops only saves, and does the rest when it is resumed.
         """
         fresh: dict[str, float] = {}
-        for logger in self.loggers:
+        self.saver.poll()
+        for logger in self.loggers.values():
             logger.advance(self.step)
         if self._logs(self.step):
-            fresh |= self._log({**to_floats(self._last), **self._meter.read()})
-        self._pending = stopping
-        if stopping:
-            self.save_checkpoint(self.folder.last)
+            fresh |= self._log({**self._reduced(self._last), **self._meter.read()})
+        for callback in self.callbacks.values():
+            callback.step_end(self)
+        self._pending = bool(self._signal)
+        if self._signal:
+            self.save_checkpoint()
+            self.saver.wait()
         else:
             self._measure_and_save(fresh)
 
     def _measure_and_save(self, fresh: Mapping[str, float] | None = None) -> None:
         """Validate, evaluate and save what is due at this step; fresh: metrics of the step."""
-        fresh, ended = dict(fresh or {}), self.step == self.horizon.max_steps
-        if self._evaluation_due(ended) or (ended and due(self.step, self.validate_every)):
+        fresh = dict(fresh or {})
+        if self._evaluation_due() or (self.ended and due(self.step, self.validate_every)):
             # A probe that fails must not cost the training.
             self._pending = True
-            self.save_checkpoint(self.folder.last)
+            self.save_checkpoint()
         if due(self.step, self.validate_every):
             fresh |= self._log({"val/loss": self.validate()})
-        if self._evaluation_due(ended):
+        if self._evaluation_due():
             fresh |= self._evaluate()
-        if ended:
+        if self.ended:
             self._write_results()
         self._pending = False
         best = self.best.metric in fresh and self.best.offer(fresh[self.best.metric], self.step)
         snapshot = due(self.step, self.snapshot_every)
-        if due(self.step, self.save_every) or ended or best or snapshot:
-            self._save(best=best, snapshot=snapshot)
+        if due(self.step, self.save_every) or self._save_due or self.ended or best or snapshot:
+            names = [f"step_{self.step:08d}"] * snapshot + [self.best.file_name(self.step)] * best + ["last"]
+            self.saver.save(self.state(), names, self.best.dropped())
+            self._saved_at = time.monotonic()
 
     def _logs(self, step: int) -> bool:
         """Whether the values of the step that ends at this count are logged."""
         return due(step, self.log_every) or step in (1, self.horizon.max_steps)
 
-    def _evaluation_due(self, ended: bool) -> bool:
+    def _evaluation_due(self) -> bool:
         if self.evaluation is None:
             return False
-        return due(self.step, self.evaluate_every) or (ended and self.evaluation.at_end)
+        return due(self.step, self.evaluate_every) or (self.ended and self.evaluation.at_end)
 
-    # Validation and evaluation.
-
-    @torch.no_grad()
     def validate(self) -> float:
         """Mean loss on the held-out split, with masks that are the same every time."""
-        self.model.eval()
-        seed = derive_seed(self.seed, "validation")
-        total, samples = torch.zeros((), device=self.device), 0
-        batches = self.data.validation_batches(batch_size=self.micro_batch_size)
-        for number, batch in enumerate(batches):
-            count = next(iter(batch.values())).shape[0]
-            # Drawn for batches of the global size, so that micro-batches change nothing.
-            whole, start = divmod(number * self.micro_batch_size, self.data.batch_size)
-            size = min(self.data.batch_size, self.data.spec.num_test - whole * self.data.batch_size)
-            draw = Draw(seed=seed, step=whole, total=size, start=start, count=count)
-            with self.precision.autocast():
-                loss = self.criterion(self.model(self._prepare(batch, draw)))["loss"]
-            total, samples = total + loss.float() * count, samples + count
+        loss = validation_loss(self, self.limit_val_batches)
         self._meter.restart()
-        return (total / samples).item()
+        return loss
 
     def _evaluate(self) -> Mapping[str, float]:
         """Probe the frozen features, show the table, write results.json; gives the metrics."""
-        self._say(f"evaluating frozen features at step {self.step}")
+        self.say(f"evaluating frozen features at step {self.step}")
         with self.precision.autocast():
-            self._results = self.evaluation(
-                self.model, self.data, random_init=self.random_init, device=self.device, seed=self.seed
+            results = self.evaluation(
+                self.parallel.networks(), self.data, random_init=self.random_init, device=self.device, seed=self.seed
             )
-        self._say(self.evaluation.table(self._results))
+        self._results = from_main(lambda: results)
+        self.say(self.evaluation.table(self._results))
         rows = self._results.items()
         metrics = self._log({f"eval/{row}/{name}": value for row, values in rows for name, value in values.items()})
         self._write_results()
@@ -356,96 +518,128 @@ class Trainer:
 
     def _write_results(self) -> None:
         loss = {"val/loss": self.metrics["val/loss"]} if "val/loss" in self.metrics else {}
-        self.folder.write_results({**self._results, **loss, "step": self.step})
+        stopped = {"stopped": self._ended} if self._ended else {}
+        self.folder.write_results({**self._results, **loss, **stopped, "step": self.step})
 
     # Files and words.
 
-    def save_checkpoint(self, path: str | Path, include_optimizer: bool = True) -> None:
-        """Write a checkpoint, without the optimizer's state if so asked. Raises CheckpointError if it cannot."""
-        checkpoint.write(
-            Path(path),
-            {
-                "step": self.step,
-                "pending": self._pending,
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict() if include_optimizer else None,
-                "scaler": self.precision.scaler.state_dict() if include_optimizer else None,
-                "best": self.best.state_dict(),
-                "config": self.folder.config,
-            },
-        )
+    def state(self) -> dict[str, Any]:
+        """Everything a checkpoint holds. Every rank calls this; sharded tensors are gathered for the plain format."""
+        state = {
+            "step": self.step,
+            "pending": self._pending,
+            "ended": self._ended,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.precision.scaler.state_dict(),
+            "best": self.best.state_dict(),
+            "metrics": dict(self.metrics),
+            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
+            "loggers": {name: logger.state_dict() for name, logger in self.loggers.items()},
+            "config": self.folder.config,
+        }
+        return state if self.saver.kind == "sharded" else whole(state)
+
+    def save_checkpoint(self, path: str | Path | None = None, include_optimizer: bool = True) -> None:
+        """Write a checkpoint; without a path to the run folder's last. Raises CheckpointError if it cannot.
+
+        A path gets the plain format, without the optimizer's state if so asked.
+        """
+        if path is None:
+            self.saver.save(self.state(), ["last"], [])
+            return
+        state = whole(self.state())
+        if not include_optimizer:
+            state |= {"optimizer": None, "scaler": None}
+        from_main(lambda: checkpoint.write(Path(path), state))
 
     def load_checkpoint(self, path: str | Path, load_optimizer: bool = True) -> None:
-        """Take weights, step and, unless told not to, optimizer state from a checkpoint file or run folder.
+        """Take weights, step and, unless told not to, optimizer state from a checkpoint or run folder.
 
-        Raises CheckpointError when it cannot be read or does not fit; the model is untouched then.
+        Either format loads on any number of ranks. Raises CheckpointError when it cannot be read or does not fit; the
+        model is untouched then.
         """
         path = locate(path)
-        content = checkpoint.read(path)
+        if path.is_dir():
+            content = read_sharded(path, self._sharded_like)
+            checkpoint.check(content, path)
+        else:
+            content = checkpoint.read(path)
         check_state(self.model, content["model"], path)
         if load_optimizer:
             checkpoint.check_optimizer(self.optimizer, content["optimizer"], path)
-        load_state(self.model, content["model"], path)
+        own = self.model.state_dict()
+        load_state(self.model, {name: placed(value, own[name]) for name, value in content["model"].items()}, path)
         if load_optimizer:
-            settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(content["optimizer"])
-            for group, now in zip(self.optimizer.param_groups, settings):
-                group.update(now)  # what this run was given wins over what the file remembers
-            if content["scaler"]:  # a run in another precision leaves none
-                self.precision.scaler.load_state_dict(content["scaler"])
+            self._load_optimizer(content)
         self.best.load_state_dict(content["best"])
-        self.step, self._pending = content["step"], content.get("pending", False)
+        for kind, own in (("callbacks", self.callbacks), ("loggers", self.loggers)):
+            for name in own.keys() & content[kind].keys():
+                own[name].load_state_dict(content[kind][name])
+        self.step, self._pending, self._ended = content["step"], content["pending"], content["ended"]
+        self.metrics, self._results = dict(content["metrics"]), {}
+        for name, value in self.metrics.items():
+            if name.startswith("eval/"):
+                _, row, probe = name.split("/", 2)
+                self._results.setdefault(row, {})[probe] = value
 
-    def _save(self, best: bool, snapshot: bool) -> None:
-        """Write the files that stay, then last.pt: a run killed between them goes on from before and mends it."""
-        names = (
-            [f"step_{self.step:08d}.pt"] * snapshot + [self.best.file_name(self.step)] * best + [self.folder.last.name]
-        )
-        self.save_checkpoint(self.folder.checkpoints / names[0])
-        for name in names[1:]:
-            self.folder.copy(names[0], name)
-        for name in self.best.dropped():
-            (self.folder.checkpoints / name).unlink(missing_ok=True)
+    def _load_optimizer(self, content: Mapping[str, Any]) -> None:
+        settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        state = {
+            number: {k: placed(v, parameters[number]) if _fits(v, parameters[number]) else v for k, v in entry.items()}
+            for number, entry in content["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**content["optimizer"], "state": state})
+        for group, now in zip(self.optimizer.param_groups, settings):
+            group.update(now)  # what this run was given wins over what the file remembers
+        if content["scaler"]:  # a run in another precision leaves none
+            self.precision.scaler.load_state_dict(content["scaler"])
+
+    def _sharded_like(self, keys: tuple) -> Tensor | None:
+        """The tensor of this run that one in a sharded checkpoint goes into."""
+        if keys[0] == "model":
+            return self.model.state_dict().get(keys[1])
+        if keys[:2] == ("optimizer", "state"):
+            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+            return parameters[keys[2]] if keys[2] < len(parameters) else None
+        return None
 
     def _log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         self.metrics.update(metrics)
-        for logger in self.loggers:
+        for logger in self.loggers.values():
             logger.log({"epoch": self.horizon.epoch(self.step), **metrics}, self.step)
+        for callback in self.callbacks.values():
+            callback.measured(self, metrics)
         return metrics
 
-    def _say(self, text: Any) -> None:
-        for logger in self.loggers:
+    def _reduced(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
+        """Values as floats, those of the training step as the mean over ranks."""
+        names = [name for name in values if name.startswith("train/")]
+        means = total(torch.stack([values[name] for name in names])) / world_size()
+        return to_floats({**values, **dict(zip(names, means))})
+
+    def say(self, text: Any) -> None:
+        """Show something to a person, on rank 0."""
+        for logger in self.loggers.values():
             logger.message(text)
 
     def _announce(self, start: str) -> None:
         millions = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
-        accumulation = self.data.batch_size // self.micro_batch_size
-        self._say(start)
-        self._say(
+        ranks, size = world_size(), self.micro_batch_size
+        parts = [f"{ranks} ranks"] * (ranks > 1) + [f"{self.data.batch_size // ranks // size} x {size}"]
+        split = f" ({' of '.join(parts)})" if size < self.data.batch_size else ""
+        how = f" with {self.parallel.name.upper()}" if ranks > 1 else ""
+        self.say(start)
+        self.say(
             f"{millions:.2f} M trainable parameters, {self.data.spec.num_train:,} training samples, "
-            f"{self.horizon.max_steps:,} steps of {self.data.batch_size}"
-            + (f" ({accumulation} x {self.micro_batch_size})" if accumulation > 1 else "")
-            + f" on {self.device} in {self.precision.name}"
+            f"{self.horizon.max_steps:,} steps of {self.data.batch_size}{split} on {self.device.type}{how} in "
+            f"{self.precision.name}"
         )
+        for line in self.plan(self.horizon) if self.plan else ():
+            self.say(line)
 
 
-def make_horizon(max_epochs: float | None, max_steps: int | None, steps_per_epoch: float) -> Horizon:
-    """The length of the run in steps. Raises UserError when it has none."""
-    if max_steps is None:
-        if max_epochs is None or max_epochs <= 0:
-            raise UserError(f"trainer.max_epochs={max_epochs}, trainer.max_steps=null: give one of them, above 0")
-        max_steps = max(1, round(max_epochs * steps_per_epoch))
-    if max_steps < 1:
-        raise UserError(f"trainer.max_steps must be at least 1, got {max_steps}")
-    return Horizon(max_steps=max_steps, steps_per_epoch=steps_per_epoch)
-
-
-def check_micro_batch_size(micro_batch_size: int | None, batch_size: int) -> int:
-    """The micro-batch size. Raises UserError unless it divides the batch, with the sizes that do."""
-    size = batch_size if micro_batch_size is None else micro_batch_size
-    if size < 1 or batch_size % size:
-        fits = [n for n in range(1, batch_size + 1) if batch_size % n == 0]
-        raise UserError(
-            f"trainer.micro_batch_size={size} does not divide data.batch_size={batch_size}: use one of {fits}"
-        )
-    return size
+def _fits(value: Any, parameter: Tensor) -> bool:
+    """Whether an entry of the optimizer's state has the shape of its parameter, and so is sharded like it."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape

@@ -33,6 +33,10 @@ class NonFiniteError(UserError):
     """A loss or gradient that is NaN or infinite; raised before the weights move."""
 
 
+class PeerError(UserError):
+    """Another rank has failed; the message is its reason."""
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop by a signal, and has saved its checkpoint.
 

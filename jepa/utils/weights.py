@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -18,10 +19,14 @@ SHOWN = 12
 
 
 def locate(path: str | Path) -> Path:
-    """The checkpoint file of a run folder, a checkpoints folder or a file. Raises CheckpointError without one."""
+    """The checkpoint of a run folder, of a checkpoints folder, or itself: a file, or a folder of sharded parts.
+
+    Raises CheckpointError without one.
+    """
     path = Path(path)
-    for candidate in (path, path / "checkpoints" / "last.pt", path / "last.pt"):
-        if candidate.is_file():
+    names = ("last.pt", "last.sharded")
+    for candidate in (path, *(path / "checkpoints" / name for name in names), *(path / name for name in names)):
+        if candidate.is_file() or (candidate / "state.pt").is_file():
             return candidate
     if path.is_dir():
         raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt)")
@@ -29,10 +34,14 @@ def locate(path: str | Path) -> Path:
 
 
 def read_file(path: Path) -> Any:
-    """Whatever a file written by torch holds, onto the CPU, without running code from it.
+    """Whatever a file written by torch, or a folder of sharded parts, holds, onto the CPU, without running code from it.
 
     Raises CheckpointError when it is missing or cannot be read.
     """
+    if path.is_dir():
+        from jepa.utils.sharded import read
+
+        return read(path)
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
@@ -90,3 +99,14 @@ def check_state(
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its class."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Why a file could not be written, with the space left where that is it."""
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+    else:
+        text = first_line(error)
+    folder = path.parent if path.parent.is_dir() else Path(path.anchor or ".")
+    stat = os.statvfs(folder)
+    return f"{text} ({stat.f_bavail * stat.f_frsize / 2**20:,.0f} MiB free)"

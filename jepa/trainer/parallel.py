@@ -1,0 +1,170 @@
+"""One process, DDP or FSDP2 around the same step.
+
+What is wrapped is a `Step`, whose forward runs any function on the model's parts. So a `training_step` of a user that
+calls submodules directly still synchronises gradients (DDP) and gathers weights (FSDP): both hang their hooks on that
+forward alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from jepa.trainer.batch_norm import span_ranks
+from jepa.trainer.blocks import blocks_of
+from jepa.utils.distributed import joined, world_size
+from jepa.utils.errors import UserError
+
+StrategyName = Literal["auto", "ddp", "fsdp"]
+
+
+class Step(nn.Module):
+    """Runs functions that use the model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What the function gives."""
+        return function(*arguments)
+
+
+class Parallel:
+    """How the step of one process joins those of the others.
+
+    strategy: "ddp" keeps the whole model in every process; "fsdp" shards weights, gradients, optimizer state and the
+        target's copy, layer by layer; "auto" is ddp. In a single process nothing is wrapped.
+    optimizer: its parameters are replaced by the sharded ones.
+    find_unused: let DDP accept parameters that take no part in a step.
+    dtype: in which FSDP gathers the weights of layers; gradients are reduced in fp32.
+
+    Raises UserError for an unknown strategy and for fsdp on a model without layers.
+    """
+
+    def __init__(
+        self,
+        strategy: StrategyName,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        find_unused: bool,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        if strategy not in ("auto", "ddp", "fsdp"):
+            raise UserError(f"trainer.strategy={strategy}: expected auto, ddp or fsdp")
+        self.name = "single" if not joined() else "ddp" if strategy == "auto" else strategy
+        self.model = model
+        self._find_unused = find_unused
+        self._checked = self.name != "ddp" or find_unused
+        self.step: nn.Module = Step(model)
+        if self.name != "single":
+            span_ranks(model)
+        if self.name == "ddp":
+            self.step = DistributedDataParallel(
+                self.step, forward_sync_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=find_unused
+            )
+        if self.name == "fsdp":
+            shard(self.step, device, dtype, optimizer)
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Run a function that uses the model's parts."""
+        return self.step(function, *arguments)
+
+    def synchronised(self, last: bool) -> AbstractContextManager:
+        """A context for forward and backward; gradients are exchanged after the last micro-batch of a step alone."""
+        if self.name == "fsdp":
+            self.step.set_requires_gradient_sync(last)
+        if self.name == "ddp" and not last:
+            return self.step.no_sync()
+        return contextlib.nullcontext()
+
+    def check_gradients(self) -> None:
+        """Raise UserError when a parameter took no part in the first step, which DDP would wait for in the second."""
+        if self._checked:
+            return
+        self._checked = True
+        unused = [n for n, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
+        if unused:
+            raise UserError(
+                f"{len(unused)} parameters took no part in the loss ({', '.join(unused[:4])}, ...), and DDP waits for "
+                "all: set trainer.find_unused_parameters=true, or freeze them (requires_grad_(False))"
+            )
+
+    def networks(self) -> nn.Module:
+        """The model for evaluation: with `encode_target` and `encoder` that may be called by themselves."""
+        return _Networks(self) if self.name == "fsdp" else self.model
+
+
+class _Networks(nn.Module):
+    """The parts of a sharded model, each call of which gathers the weights it needs."""
+
+    def __init__(self, parallel: Parallel) -> None:
+        super().__init__()
+        self.model = parallel.model
+        self._run = parallel
+
+    def encode_target(self, x: Tensor) -> Tensor:
+        """Features (B, N, D) of the network that makes the targets."""
+        return self._run(self.model.encode_target, x)
+
+    def encoder(self, x: Tensor) -> Tensor:
+        """Features (B, N, D) of the trained encoder."""
+        return self._run(self.model.encoder, x)
+
+
+def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> None:
+    """Shard a step's model over all ranks, frozen copies like trained networks, and repoint the optimizer."""
+    mesh = init_device_mesh(device.type, (world_size(),))
+    names = {id(parameter): name for name, parameter in step.named_parameters()}
+    # Inputs keep their own format, as under autocast alone; what lies between the layers stays in fp32.
+    low = None if dtype == torch.float32 or device.type == "cpu" else dtype
+    policy = MixedPrecisionPolicy(param_dtype=low, reduce_dtype=torch.float32, cast_forward_inputs=False)
+    for block in blocks_of(step, "trainer.strategy=fsdp"):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    fully_shard(step, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
+    sharded = dict(step.named_parameters())
+    for group in optimizer.param_groups:
+        group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
+        if group.get("fused") and not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+            group["fused"] = False  # torch has no fused kernel of the others for sharded tensors
+
+
+def whole(node: Any) -> Any:
+    """A nested state with every sharded tensor gathered, onto the CPU, on all ranks."""
+    if isinstance(node, DTensor):
+        return node.full_tensor().cpu()
+    if isinstance(node, dict):
+        return {key: whole(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(whole(value) for value in node)
+    return node
+
+
+def placed(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor as another one is sharded; as it is, where the other is not."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    tensor = tensor.to(like.device_mesh.device_type)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_scalar(tensor: Tensor) -> Tensor:
+    """A norm over all ranks as a plain tensor."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether a model's parameters are spread over ranks."""
+    return dist.is_available() and any(isinstance(p, DTensor) for p in model.parameters())

@@ -1,0 +1,166 @@
+"""Putting checkpoints where they belong: plain or sharded, at once or while training goes on."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from jepa.trainer import checkpoint
+from jepa.utils import sharded
+from jepa.utils.distributed import from_main, is_main, joined
+from jepa.utils.errors import CheckpointError
+from jepa.utils.weights import reason
+
+Format = Literal["plain", "sharded"]
+SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": sharded.SUFFIX}
+
+
+class Saver:
+    """Writes checkpoints into one folder.
+
+    kind: "plain", one file with everything that rank 0 writes, or "sharded", to which each rank writes its part.
+    asynchronous: return once the state is copied, and write in the background; the one before is waited for.
+
+    What cannot be written raises CheckpointError, in the background case from the next call of any method.
+    """
+
+    def __init__(self, folder: Path, *, kind: Format, asynchronous: bool) -> None:
+        if kind not in SUFFIXES:
+            raise ValueError(f"trainer.checkpoint_format: got {kind!r}, expected 'plain' or 'sharded'")
+        self.folder, self.kind, self.asynchronous = folder, kind, asynchronous
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver") if asynchronous else None
+        background = asynchronous and kind == "sharded" and joined()
+        self._group = dist.new_group(backend="gloo") if background else None
+        self._writing: Future | None = None
+        self._then: Callable[[], None] | None = None
+
+    def path(self, name: str) -> Path:
+        """Where the checkpoint of a name is written."""
+        return self.folder / f"{name}{SUFFIXES[self.kind]}"
+
+    def save(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
+        """Write a state under names, the last of them last, so that a run killed between goes on from before it.
+
+        dropped: names that stand for nothing any more.
+        """
+        self.wait()
+        if self.kind == "sharded":
+            self._save_sharded(state, names, dropped)
+        elif is_main():
+            if self._pool is None:
+                self._write_plain(state, names, dropped)
+            else:
+                self._writing = self._pool.submit(self._write_plain, copied(state), names, dropped)
+
+    def wait(self) -> None:
+        """Return when nothing is being written any more."""
+        writing, then, self._writing, self._then = self._writing, self._then, None, None
+        if writing is not None:
+            try:
+                writing.result()
+            except (OSError, RuntimeError) as error:
+                raise CheckpointError(f"could not write a checkpoint to {self.folder}: {error}") from error
+        if then is not None and is_main():
+            then()
+
+    def poll(self) -> None:
+        """Finish what has been written in the background; raises what went wrong there. Does not wait."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
+
+    def close(self) -> None:
+        """Wait for the last one and end the thread."""
+        try:
+            self.wait()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
+
+    def _write_plain(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
+        checkpoint.write(self.path(names[0]), state)
+        for name in names[1:]:
+            link_or_copy(self.path(names[0]), self.path(name))
+        self._drop(dropped)
+
+    def _save_sharded(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
+        folder = from_main(lambda: self._free_folder(state["step"]))
+
+        def publish() -> None:
+            sharded.publish(self.folder, folder, [self.path(name).name for name in names])
+            self._drop(dropped)
+
+        if self._pool is not None and not joined():
+            self._writing = self._pool.submit(sharded.write, folder, copied(checkpoint.labelled(state)))
+        else:
+            self._writing = sharded.write(folder, checkpoint.labelled(state), self._group)
+        self._then = publish
+        if not self.asynchronous:
+            self.wait()
+
+    def _free_folder(self, step: int) -> Path:
+        """A folder for a step's parts; another one where the same step is saved again and the first one stands."""
+        folder = self.folder / f"sharded_{step:08d}"
+        standing = {os.readlink(link) for link in self.folder.glob(f"*{sharded.SUFFIX}") if link.is_symlink()}
+        return folder.with_name(f"{folder.name}_again") if folder.name in standing else folder
+
+    def _drop(self, names: list[str]) -> None:
+        """Remove what stands for nothing any more, and the last checkpoint of the other format."""
+        other = next(suffix for kind, suffix in SUFFIXES.items() if kind != self.kind)
+        if self.path("last").exists():
+            (self.folder / f"last{other}").unlink(missing_ok=True)
+        for name in names:
+            for suffix in SUFFIXES.values():
+                (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+        sharded.prune(self.folder)
+
+
+def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
+    """The checkpoint of a name in either format, None when there is none."""
+    return next((p for suffix in SUFFIXES.values() if (p := folder / f"{name}{suffix}").exists()), None)
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Put a file under another name too, whole or not at all: a hard link where that can be, else a copy."""
+    temporary = target.with_name(f".{target.name}.writing")
+    temporary.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise CheckpointError(f"could not write {target}: {reason(error, target)}") from error
+
+
+def copied(node: Any) -> Any:
+    """A nested state whose tensors are copies on the CPU, which training does not change any more."""
+    copies: list[tuple[Tensor, Tensor]] = []
+
+    def walk(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            pinned = value.device.type == "cuda"
+            copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
+            copies.append((copy, value.detach()))
+            return copy
+        if isinstance(value, dict):
+            return {key: walk(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(walk(item) for item in value)
+        return value
+
+    result = walk(node)
+    for copy, value in copies:
+        copy.copy_(value, non_blocking=True)
+    if any(value.device.type == "cuda" for _, value in copies):
+        torch.cuda.synchronize()
+    return result

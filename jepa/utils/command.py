@@ -1,0 +1,88 @@
+"""Running a Hydra entry point as a command: one sentence on stderr for a mistake, and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from jepa.utils.config import explain, with_stored_overrides
+from jepa.utils.errors import SYSTEM_ERRORS, Interrupted, PeerError, UserError, system_error, system_errors
+from jepa.utils.launch import read_launch
+
+
+def run_command(main: Callable[[], object]) -> None:
+    """Call a function decorated with `hydra.main` and turn what the user can mend into a message and exit code 1.
+
+    Of several processes only rank 0 leaves what Hydra writes; the others write to a folder that goes when they end.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed and swallowed by Hydra
+    sys.argv[1:] = with_stored_overrides(sys.argv[1:])
+    with contextlib.ExitStack() as stack:
+        try:
+            rank = read_launch().rank
+            if rank > 0:
+                folder = stack.enter_context(tempfile.TemporaryDirectory())
+                sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+            main()
+            part()
+        except UserError as error:
+            if not getattr(error, "reported", False):
+                print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+        except (HydraException, OmegaConfBaseException) as error:
+            sys.exit(f"error: {explain(error)}" if rank == 0 else 1)  # the same on every rank
+        except OSError as error:  # Hydra could not make the run folder
+            if error.errno not in SYSTEM_ERRORS | {errno.ENOENT}:  # the latter from below /proc
+                raise
+            sys.exit(f"error: {system_error(error)}")
+        except Interrupted as stop:
+            if rank == 0:
+                print(stop, file=sys.stderr)
+            part()
+            sys.exit(stop.exit_code)
+        except KeyboardInterrupt:
+            sys.exit(130)
+
+
+def part() -> None:
+    """Leave the other processes, if any were joined; torch is imported only where that can be."""
+    if "jepa.utils.distributed" in sys.modules:
+        from jepa.utils.distributed import leave
+
+        leave()
+
+
+@contextlib.contextmanager
+def reported_errors() -> Iterator[None]:
+    """A context that prints a UserError at once: a sweep raises it only after its last job.
+
+    Outside a sweep there is nothing to raise it to but Hydra, which would add a line. The failure of another rank is
+    printed there.
+    """
+    try:
+        with system_errors():
+            yield
+    except UserError as error:
+        if not isinstance(error, PeerError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        error.reported = True
+        if HydraConfig.get().mode == RunMode.RUN:
+            raise SystemExit(1) from error
+        raise
+
+
+def complete(config: DictConfig) -> None:
+    """Put into a composed configuration what Hydra alone knows: the run folder and the overrides."""
+    with open_dict(config):
+        config.run_dir = HydraConfig.get().runtime.output_dir
+        config.overrides = list(HydraConfig.get().overrides.task)  # for resume=<folder>

@@ -1,0 +1,199 @@
+"""Processes that train together: joining them, agreeing, and sums over ranks that gradients pass through.
+
+Without a process group everything here is that of a single process, and costs nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.launch import Launch, read_launch
+from jepa.utils.peers import PeerWatch
+
+Value = TypeVar("Value")
+
+_watch: PeerWatch | None = None
+_alone = False
+
+
+def joined() -> bool:
+    """Whether this process is one of several."""
+    return dist.is_available() and dist.is_initialized() and not _alone
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if joined() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if joined() else 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return rank() == 0
+
+
+def join(device: torch.device, backend: str | None = None, timeout_seconds: float = 1800.0) -> Launch:
+    """Join the processes that were started with this one; does nothing in a single process or a second time.
+
+    backend: nccl or gloo; None takes nccl for CUDA and gloo elsewhere. Small things are always sent by gloo.
+    timeout_seconds: how long one exchange may take before it counts as failed.
+
+    Raises UserError when a backend cannot be used or the others do not come.
+    """
+    global _watch
+    launch = read_launch()
+    if launch.world_size == 1 or dist.is_initialized():
+        return launch
+    if backend not in (None, "nccl", "gloo"):
+        raise UserError(f"trainer.backend={backend}: expected nccl, gloo or null (by the device)")
+    backend = backend or ("nccl" if device.type == "cuda" else "gloo")
+    if backend == "nccl" and (device.type != "cuda" or not dist.is_nccl_available()):
+        raise UserError(f"trainer.backend=nccl needs CUDA, but the device is {device}: use trainer.backend=gloo")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"several processes cannot train on {device.type}: use trainer.device=cpu or cuda")
+    try:
+        dist.init_process_group(
+            backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
+            init_method=f"tcp://{launch.address}:{launch.port}" if launch.by == "SLURM" else "env://",
+            rank=launch.rank,
+            world_size=launch.world_size,
+            timeout=timedelta(seconds=timeout_seconds),
+        )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"rank {launch.rank} of {launch.world_size} ({launch.by}) could not join the others at "
+            f"{launch.address}:{launch.port} ({str(error).splitlines()[0]}): start all of them, and let them reach "
+            "that address (MASTER_ADDR, MASTER_PORT)"
+        ) from error
+    _watch = PeerWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
+    return launch
+
+
+def leave() -> None:
+    """Part from the other processes, once all have come to this point. Does nothing in a single process."""
+    global _watch
+    if not dist.is_initialized():
+        return
+    if _watch is not None and not _watch.failed:
+        dist.barrier()
+        _watch.close()
+        dist.destroy_process_group()
+    _watch = None
+
+
+@contextlib.contextmanager
+def telling_others() -> Iterator[None]:
+    """A context whose failure the other ranks learn of, so that none waits for this one.
+
+    An exchange that fails because another rank is gone becomes a PeerError that says why, where that is known.
+    """
+    try:
+        yield
+    except Interrupted:  # all ranks have agreed on it
+        raise
+    except BaseException as error:
+        if _watch is None or _watch.failed:
+            raise
+        told = _watch.tell(error)
+        if told is error:
+            raise
+        raise told from None
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """A context in which sums span this process only: all ranks compute the same thing."""
+    global _alone
+    before, _alone = _alone, True
+    try:
+        yield
+    finally:
+        _alone = before
+
+
+@contextlib.contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """A context that one process of each machine goes through before the others, such as to download data."""
+    if not joined():
+        yield
+        return
+    first = read_launch().local_rank == 0
+    if not first:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if first:
+            dist.barrier()
+
+
+def from_main(function: Callable[[], Value]) -> Value:
+    """What the function gives on rank 0, on every rank; a UserError there is raised on every rank."""
+    if not joined():
+        return function()
+    content: list[Any] = [None]
+    if is_main():
+        try:
+            content = [("value", function())]
+        except UserError as error:
+            content = [("error", (type(error), error.args))]
+    dist.broadcast_object_list(content, src=0, device=torch.device("cpu"))
+    kind, value = content[0]
+    if kind == "error":
+        raise value[0](*value[1])
+    return value
+
+
+def largest(values: Tensor) -> Tensor:
+    """The largest value over ranks, entry by entry."""
+    if joined():
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    return values
+
+
+def total(values: Tensor) -> Tensor:
+    """The sum over ranks, without gradient."""
+    if joined():
+        dist.all_reduce(values)
+    return values
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Sum forward, and of the gradients backward: each rank's value enters the loss of every rank."""
+
+    @staticmethod
+    def forward(context: Any, tensor: Tensor) -> Tensor:
+        return total(tensor.clone(memory_format=torch.contiguous_format))
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return total(gradient.clone(memory_format=torch.contiguous_format))
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over ranks, the same on every rank, that gradients pass through.
+
+    With the mean of gradients over ranks that DDP and FSDP take, parameters get the gradient of the mean of the ranks'
+    losses: that of one process with the whole batch, where each rank's loss is a function of such sums.
+    """
+    return _SumOverRanks.apply(tensor) if joined() else tensor
+
+
+def mean_over_ranks(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
+    """Sums over this rank's `count` samples -> the mean over the samples of all ranks, and how many these are."""
+    if not joined():
+        return sums / count, count
+    counted = sum_over_ranks(torch.cat([sums.flatten(), sums.new_tensor([count])]))
+    return counted[:-1].view_as(sums) / counted[-1].detach(), counted[-1].detach()

@@ -1,0 +1,77 @@
+"""Which of how many processes this is: read from the variables of torchrun, of SLURM or of submitit."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from jepa.utils.errors import UserError
+
+SLURM_PORTS = range(20000, 30000)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """This process among those that were started together.
+
+    rank: 0 .. world_size - 1. local_rank: its number on this machine. address, port: where rank 0 listens.
+    by: who started them, "torchrun" or "SLURM"; None for a single process.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    address: str = "127.0.0.1"
+    port: int = 29500
+    by: str | None = None
+
+
+def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
+    """The launch that the environment tells of; os.environ when None.
+
+    torchrun sets RANK and WORLD_SIZE. srun, and so submitit, sets SLURM_PROCID and the number of tasks of the step; a
+    batch script itself is no step, and stays a single process unless MASTER_ADDR says otherwise.
+
+    Raises UserError for variables that contradict each other.
+    """
+    environment = os.environ if environment is None else environment
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        names, by = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "torchrun"
+    elif "SLURM_STEP_NUM_TASKS" in environment:
+        names, by = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), "SLURM"
+    elif "SLURM_NTASKS" in environment and "SLURM_PROCID" in environment and _runs_tasks(environment):
+        names, by = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "SLURM"
+    else:
+        return Launch()
+    try:
+        rank, world_size, local_rank = (int(environment.get(name, "0")) for name in names)
+        port = int(environment.get("MASTER_PORT", _port_of(environment)))
+    except ValueError as error:
+        raise UserError(f"the launcher's variables {', '.join(names)}, MASTER_PORT are no numbers: {error}") from error
+    if not 0 <= rank < world_size:
+        raise UserError(f"{names[0]}={rank} is not below {names[1]}={world_size}: start all processes alike")
+    if world_size == 1:
+        return Launch()
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
+    address = environment.get("MASTER_ADDR", first_node(nodes))
+    return Launch(rank=rank, world_size=world_size, local_rank=local_rank, address=address, port=port, by=by)
+
+
+def _runs_tasks(environment: Mapping[str, str]) -> bool:
+    # A batch script has SLURM_NTASKS too, though it runs once: then nobody else would come.
+    return "SLURM_STEP_ID" in environment or "MASTER_ADDR" in environment
+
+
+def _port_of(environment: Mapping[str, str]) -> int:
+    """A port that all tasks of a step derive alike, and two jobs on one machine rarely share."""
+    job = "".join(re.findall(r"\d", environment.get("SLURM_JOB_ID", ""))) or "0"
+    step = "".join(re.findall(r"\d", environment.get("SLURM_STEP_ID", ""))) or "0"
+    return SLURM_PORTS[(int(job) * 7 + int(step)) % len(SLURM_PORTS)]
+
+
+def first_node(nodes: str) -> str:
+    """The first host of a SLURM node list: "gpu[03-05,9],login" -> "gpu03"."""
+    match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
+    return "".join(part or "" for part in match.groups()) if match else nodes

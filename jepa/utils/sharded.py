@@ -1,0 +1,161 @@
+"""Sharded checkpoints: a folder to which every rank writes its own part (torch.distributed.checkpoint).
+
+`<name>.sharded` is a link to a folder `sharded_<step>` with the parts and `state.pt`, which holds the rest of the state
+and where each tensor belongs. A link is switched in one go, and only after every part is on disk, so that a run killed
+at any moment finds the folder before. It loads on any number of ranks, also on one without FSDP.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+
+from jepa.utils.distributed import is_main, joined
+from jepa.utils.errors import CheckpointError
+from jepa.utils.weights import first_line, read_file, reason
+
+SUFFIX = ".sharded"
+STATE = "state.pt"
+TENSOR = "tensor of the parts"
+
+
+def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
+    """Write a state's parts; every rank calls this.
+
+    background: a gloo group for nothing else, over which the parts are written in the background once they are copied
+        (the exchanges of training must not meet those of writing); gives a future.
+
+    Raises CheckpointError when it cannot be written.
+    """
+    rest, tensors = split(state)
+    try:
+        if is_main():
+            shutil.rmtree(folder, ignore_errors=True)  # what a killed run has left
+            folder.mkdir(parents=True)
+            with open(folder / STATE, "wb") as file:
+                torch.save(rest, file)
+                file.flush()
+                os.fsync(file.fileno())
+        if joined():
+            dist.barrier()
+        if background is not None:
+            return dcp.async_save(tensors, checkpoint_id=folder, process_group=background)
+        with quiet():
+            dcp.save(tensors, checkpoint_id=folder, no_dist=not joined())
+    except (OSError, RuntimeError, dcp.CheckpointException) as error:
+        raise CheckpointError(
+            f"could not write the checkpoint {folder}: {reason(cause(error), folder)}. "
+            "The checkpoint written before is intact"
+        ) from error
+    return None
+
+
+def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None) -> dict[str, Any]:
+    """A state read back. like: the tensor whose sharding the one at these keys gets; whole on the CPU without one.
+
+    Raises CheckpointError when a part is missing or damaged.
+    """
+    rest = read_file(path / STATE)
+    places = find_tensors(rest)
+    try:
+        metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
+        with quiet():
+            dcp.load(tensors, checkpoint_id=path, no_dist=not joined())
+    except (OSError, RuntimeError, LookupError, ValueError, EOFError, dcp.CheckpointException) as error:
+        raise CheckpointError(
+            f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
+            "Nothing was overwritten; use another checkpoint, or start a new run"
+        ) from error
+    return joined_again(rest, tensors)
+
+
+def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
+    """Let names stand for a written folder. Rank 0 calls this."""
+    for name in names:
+        link, temporary = checkpoints / name, checkpoints / f".{name}.writing"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(folder.name)
+        os.replace(temporary, link)
+
+
+def prune(checkpoints: Path) -> None:
+    """Remove the folders that no name stands for."""
+    kept = {os.readlink(link) for link in checkpoints.glob(f"*{SUFFIX}") if link.is_symlink()}
+    for folder in checkpoints.glob("sharded_*"):
+        if folder.name not in kept:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """A context without the warning that one process saves by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A nested state with each tensor replaced by its name, and the tensors by name."""
+    tensors: dict[str, Tensor] = {}
+
+    def walk(node: Any, path: str) -> Any:
+        if isinstance(node, Tensor):
+            tensors[path] = node.detach()
+            return {TENSOR: path}
+        if isinstance(node, Mapping):
+            return {key: walk(value, f"{path}/{key}") for key, value in node.items()}
+        if isinstance(node, (list, tuple)):
+            return [walk(value, f"{path}/{number}") for number, value in enumerate(node)]
+        return node
+
+    return {key: walk(value, key) for key, value in state.items()}, tensors
+
+
+def find_tensors(node: Any, keys: tuple = ()) -> dict[str, tuple]:
+    """Name -> keys that lead to it, of every tensor replaced by its name."""
+    if isinstance(node, dict):
+        if set(node) == {TENSOR}:
+            return {node[TENSOR]: keys}
+        return {n: k for key, value in node.items() for n, k in find_tensors(value, (*keys, key)).items()}
+    if isinstance(node, list):
+        return {n: k for i, value in enumerate(node) for n, k in find_tensors(value, (*keys, i)).items()}
+    return {}
+
+
+def joined_again(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """The nested state with the tensors back in their places."""
+    if isinstance(node, dict):
+        if set(node) == {TENSOR}:
+            return tensors[node[TENSOR]]
+        return {key: joined_again(value, tensors) for key, value in node.items()}
+    if isinstance(node, list):
+        return [joined_again(value, tensors) for value in node]
+    return node
+
+
+def cause(error: BaseException) -> BaseException:
+    """What a rank met, out of the exception that gathers those of all ranks."""
+    if isinstance(error, dcp.CheckpointException):
+        first = next(iter(error.failures.values()))
+        return first[0] if isinstance(first, tuple) else first
+    return error
+
+
+def _empty(metadata: Any, like: Tensor | None) -> Tensor:
+    """A tensor to read into."""
+    if isinstance(like, DTensor) and like.shape == metadata.size:
+        return torch.zeros_like(like, dtype=metadata.properties.dtype).detach()
+    return torch.empty(metadata.size, dtype=metadata.properties.dtype)
