@@ -1,7 +1,7 @@
 """The training loop, its files and its words."""
 
 from jepa.trainer.console import Console
-from jepa.trainer.loggers import JSONLines, Logger, TensorBoard
+from jepa.trainer.loggers import JSONLines, Logger, RunInfo, TensorBoard
 from jepa.trainer.trainer import Trainer
 
-__all__ = ["Console", "JSONLines", "Logger", "TensorBoard", "Trainer"]
+__all__ = ["Console", "JSONLines", "Logger", "RunInfo", "TensorBoard", "Trainer"]

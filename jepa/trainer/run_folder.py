@@ -94,15 +94,8 @@ class RunFolder:
         path = self.path / "metrics.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         entries = [json.loads(line) for line in lines if is_before(line, step)]
-        return {name: value for entry in entries for name, value in entry.items() if name not in ("step", "epoch")}
-
-    def drop_measurements(self, step: int) -> None:
-        """Take out of metrics.jsonl what was validated and evaluated at a step, as it will be again."""
-        path = self.path / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        kept = [x for x in lines if is_before(x, step) and (is_before(x, step - 1) or "train/loss" in json.loads(x))]
-        if path.exists():
-            self._write(path.name, "".join(f"{line}\n" for line in kept))
+        last = {name: value for entry in entries for name, value in entry.items() if name not in ("step", "epoch")}
+        return {name: float("nan") if value is None else value for name, value in last.items()}  # as JSONLines writes
 
     def copy(self, name: str, new_name: str) -> None:
         """Put a checkpoint under another name too, whole or not at all: a hard link where that can be, else a copy."""

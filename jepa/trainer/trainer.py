@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from jepa.trainer import checkpoint
 from jepa.trainer.best import BestCheckpoints
 from jepa.trainer.due import due, period
-from jepa.trainer.loggers import Logger
+from jepa.trainer.loggers import Logger, RunInfo
 from jepa.trainer.measure import StepMeter, to_floats
 from jepa.trainer.precision import Precision, clip_gradients, resolve_device
 from jepa.trainer.run_folder import RunFolder
@@ -162,10 +162,9 @@ class Trainer:
             self._remember()
         if self.step == self.horizon.max_steps and not self._pending:
             return self._end_again(start)
-        if self._pending:
-            self.folder.drop_measurements(self.step)
+        run = RunInfo(self.folder.path, self.step, self.horizon, self.folder.config, redo=self._pending)
         for logger in self.loggers:
-            logger.open(self.folder.path, self.step, self.horizon)
+            logger.open(run)
         try:
             self._announce(start)
             with StopRequest() as stop, closing(self._batches()) as batches:
