@@ -18,6 +18,7 @@ import torch
 
 from jepa import build_trainer, load_config
 from jepa.masks import MultiBlockMask
+from jepa.trainer import RunInfo
 from jepa.types import DataSpec
 
 
@@ -76,7 +77,7 @@ def loop(steps: int = 8) -> dict[str, float]:
         trainer = build_trainer(config)
         trainer.data = FixedImages(16)
         for logger in trainer.loggers:
-            logger.open(trainer.folder.path, 0, trainer.horizon)
+            logger.open(RunInfo(trainer.folder.path, 0, trainer.horizon))
         inside = 0.0
 
         def timed(function: Callable) -> Callable:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from jepa.trainer.loggers import Logger
-from jepa.types import Horizon
+from jepa.trainer.gradients import PREFIX
+from jepa.trainer.loggers import Logger, RunInfo
 
 
 class Console(Logger):
     """Epoch, step, loss, learning rate, samples per second and time left.
 
     seconds_between_lines: when the output is not a terminal, at most one line of training in that time.
+    show_gradients: with every line also the gradient norms of the top-level modules, where they are measured
+        (`trainer.log_gradients`).
     """
 
-    def __init__(self, *, seconds_between_lines: float = 5.0) -> None:
-        self.seconds_between_lines = seconds_between_lines
+    def __init__(self, *, seconds_between_lines: float = 5.0, show_gradients: bool = False) -> None:
+        self.seconds_between_lines, self.show_gradients = seconds_between_lines, show_gradients
         self._console = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._progress: Progress | None = None
 
-    def open(self, run_dir: Path, step: int, horizon: Horizon) -> None:
+    def open(self, run: RunInfo) -> None:
         """Start the bar, or the clock of the plain lines."""
-        self._horizon, self._first_step = horizon, step
+        self._horizon, self._first_step = run.horizon, run.step
         self._begun, self._last_line = time.monotonic(), -float("inf")
         if self._console.is_terminal:
             columns = (
@@ -39,7 +40,7 @@ class Console(Logger):
             )
             self._progress = Progress(*columns, console=self._console, refresh_per_second=4)
             self._task = self._progress.add_task(
-                "", total=horizon.max_steps, completed=step, epoch=self._epoch(step), values=""
+                "", total=run.horizon.max_steps, completed=run.step, epoch=self._epoch(run.step), values=""
             )
             self._progress.start()
 
@@ -57,6 +58,7 @@ class Console(Logger):
         )
         if self._progress:
             self._progress.update(self._task, values=values)
+            self._show_gradients(metrics)
             return
         now = time.monotonic()
         last = step == self._horizon.max_steps
@@ -66,6 +68,7 @@ class Console(Logger):
         left = (now - self._begun) / max(1, step - self._first_step) * (self._horizon.max_steps - step)
         position = f"{self._epoch(step)}  step {step}/{self._horizon.max_steps}"
         self._console.print(f"{position}  {values}  {duration(left)} left")
+        self._show_gradients(metrics)
 
     def message(self, text: Any) -> None:
         """Print above the bar."""
@@ -76,6 +79,12 @@ class Console(Logger):
         if self._progress:
             self._progress.stop()
             self._progress = None
+
+    def _show_gradients(self, metrics: Mapping[str, float]) -> None:
+        parts = [(name.removeprefix(PREFIX), value) for name, value in metrics.items() if name.startswith(PREFIX)]
+        modules = [f"{name} {value:.2e}" for name, value in parts if "." not in name]
+        if self.show_gradients and modules:
+            self._console.print(f"  gradient norms  {'  '.join(modules)}")
 
     def _epoch(self, step: int) -> str:
         total = self._horizon.epoch(self._horizon.max_steps)

@@ -1,24 +1,43 @@
-"""Where metrics go: a file of JSON lines, TensorBoard. The console is in `jepa.trainer.console`."""
+"""Where metrics go: a file of JSON lines, TensorBoard. The console and W&B are in `console` and `wandb_logger`."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jepa.types import Horizon
 
 
+@dataclass(frozen=True)
+class RunInfo:
+    """What a logger is told about the run it opens for.
+
+    folder: the run folder, which exists. step: steps that lie behind; what was logged later than that is void.
+    config: the resolved configuration. redo: what was validated and evaluated at exactly `step` is measured again.
+    """
+
+    folder: Path
+    step: int
+    horizon: Horizon
+    config: Mapping[str, Any] = field(default_factory=dict)
+    redo: bool = False
+
+
 class Logger:
     """Receives what happens in a run; a subclass overrides what it is interested in.
 
-    Metrics are plain floats under full names (`train/loss`, `lr`, ...).
+    Metrics are plain floats under full names (`train/loss`, `lr`, ...). Under several ranks only the first one's
+    loggers are opened. A logger that must remember something across a resume gives it by `state_dict`, which is
+    stored in checkpoints under the logger's name in the configuration and loaded before `open`.
     """
 
-    def open(self, run_dir: Path, step: int, horizon: Horizon) -> None:
-        """The run starts or goes on after `step` steps: what was logged later than that is void."""
+    def open(self, run: RunInfo) -> None:
+        """The run starts or goes on."""
 
     def advance(self, step: int) -> None:
         """A step has been made."""
@@ -32,27 +51,65 @@ class Logger:
     def close(self) -> None:
         """The run ends."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
 
 class JSONLines(Logger):
-    """`metrics.jsonl` in the run folder: one object a line, each with `step`."""
+    """One JSON object a line, each with `step`; a value that is not finite is written as null.
 
-    def open(self, run_dir: Path, step: int, horizon: Horizon) -> None:
-        """Open the file for appending, cut back to the lines up to `step`."""
-        path = run_dir / "metrics.jsonl"
+    path: null writes `metrics.jsonl` in the run folder; a relative path stands in the run folder too, so that the
+    runs of a sweep do not share it. What another run left in a file outside the run folder is kept under a new name.
+    """
+
+    def __init__(self, *, path: str | None = None) -> None:
+        self.path = path
+
+    def open(self, run: RunInfo) -> None:
+        """Open the file for appending, cut back to the lines that hold."""
+        path = run.folder / (self.path or "metrics.jsonl")
+        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            lines = [line for line in path.read_text().splitlines() if is_before(line, step)]
-            temporary = path.with_suffix(".jsonl.writing")
-            temporary.write_text("".join(f"{line}\n" for line in lines))
-            os.replace(temporary, path)
+            if run.step == 0 and not path.resolve().is_relative_to(run.folder.resolve()):
+                set_aside(path)
+            else:
+                cut_back(path, run)
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Append one line."""
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def cut_back(path: Path, run: RunInfo) -> None:
+    """Keep the lines up to the run's step, without what was measured at that step if it will be again."""
+
+    def holds(line: str) -> bool:
+        if not is_before(line, run.step):
+            return False
+        return not run.redo or is_before(line, run.step - 1) or "train/loss" in json.loads(line)
+
+    lines = [line for line in path.read_text().splitlines() if holds(line)]
+    temporary = path.with_name(f".{path.name}.writing")
+    temporary.write_text("".join(f"{line}\n" for line in lines))
+    os.replace(temporary, path)
+
+
+def set_aside(path: Path) -> None:
+    """Rename a file to the first free of `<name>.1`, `<name>.2`, ..."""
+    number = 1
+    while (free := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    os.replace(path, free)
 
 
 def is_before(line: str, step: int) -> bool:
@@ -64,13 +121,20 @@ def is_before(line: str, step: int) -> bool:
 
 
 class TensorBoard(Logger):
-    """TensorBoard event files in `tensorboard/` of the run folder."""
+    """TensorBoard event files.
 
-    def open(self, run_dir: Path, step: int, horizon: Horizon) -> None:
-        """Open a writer that voids what was logged after `step`."""
+    folder: null writes to `tensorboard/` in the run folder; a relative path stands in the run folder too. One
+    folder is one curve in TensorBoard, so runs must not share it.
+    """
+
+    def __init__(self, *, folder: str | None = None) -> None:
+        self.folder = folder
+
+    def open(self, run: RunInfo) -> None:
+        """Open a writer that voids what was logged after the run's step."""
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._writer = SummaryWriter(str(run.folder / (self.folder or "tensorboard")), purge_step=run.step + 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Write one scalar per metric."""

@@ -42,22 +42,28 @@ class StepMeter:
             yield item
 
     def read(self) -> dict[str, float]:
-        """{"samples_per_second", "data_wait", "memory_gib"} since the last reading.
+        """{"samples_per_second", "data_wait", "memory_gib", ...} since the last reading.
 
-        data_wait is a share of the time; memory the peak allocated on a CUDA device, else the process's own.
+        data_wait is a share of the time. Memory in GiB: on a CUDA device `memory_peak_gib`, the most that tensors
+        have taken in the run and `memory_gib` too, `memory_allocated_gib`, what they take now, and
+        `memory_reserved_gib`, what the allocator holds; elsewhere `memory_gib` alone, what the process has resident.
         """
         elapsed = max(time.perf_counter() - self._begun, 1e-9)
-        if self._device.type == "cuda":
-            memory = torch.cuda.max_memory_allocated(self._device)
-        else:
-            memory = self._process.memory_info().rss
-        values = {
-            "samples_per_second": self._samples / elapsed,
-            "data_wait": self._waited / elapsed,
-            "memory_gib": memory / 2**30,
-        }
+        values = {"samples_per_second": self._samples / elapsed, "data_wait": self._waited / elapsed, **self._memory()}
         self.restart()
         return values
+
+    def _memory(self) -> dict[str, float]:
+        if self._device.type != "cuda":
+            return {"memory_gib": self._process.memory_info().rss / 2**30}
+        statistics = torch.cuda.memory_stats(self._device)  # of the allocator: empty before its first use
+        peak = statistics.get("allocated_bytes.all.peak", 0) / 2**30
+        return {
+            "memory_gib": peak,
+            "memory_peak_gib": peak,
+            "memory_allocated_gib": statistics.get("allocated_bytes.all.current", 0) / 2**30,
+            "memory_reserved_gib": statistics.get("reserved_bytes.all.current", 0) / 2**30,
+        }
 
 
 def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:

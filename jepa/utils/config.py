@@ -9,7 +9,9 @@ from datetime import datetime
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -39,8 +41,16 @@ def load_config(
 
 
 def register_resolvers() -> None:
-    """Make `${run_dir:...}` known to configs; may be called again."""
+    """Make `${run_dir:...}` and `${sweep_name:}` known to configs; may be called again."""
     OmegaConf.register_new_resolver("run_dir", run_folder_of, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+
+
+def sweep_name() -> str | None:
+    """Name of the folder of the sweep that this run is a job of; None in a single run and from Python."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 def run_folder_of(resume: str | None, default: str) -> str:

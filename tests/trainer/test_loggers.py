@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 
 import pytest
 import torch
 
-from jepa.trainer import Console, JSONLines, TensorBoard
+from jepa.trainer import Console, JSONLines, Logger, RunInfo, TensorBoard
 from jepa.trainer.console import duration
 from jepa.trainer.due import due, period
 from jepa.trainer.measure import StepMeter, to_floats
+from jepa.trainer.run_folder import RunFolder
 from jepa.types import Horizon
 
 HORIZON = Horizon(max_steps=20, steps_per_epoch=2.5)
@@ -22,9 +24,13 @@ def steps_of(path):
     return [json.loads(line)["step"] for line in path.read_text().splitlines()]
 
 
+def info(folder, step=0, redo=False):
+    return RunInfo(folder, step, HORIZON, {}, redo)
+
+
 def write(folder, steps, *, start):
     logger = JSONLines()
-    logger.open(folder, start, HORIZON)
+    logger.open(info(folder, start))
     for step in steps:
         logger.log({"loss": step / 10}, step)
     logger.close()
@@ -53,10 +59,65 @@ def test_half_a_line_is_cut(tmp_path):
 
 def test_lines_are_on_disk_at_once(tmp_path):
     logger = JSONLines()
-    logger.open(tmp_path, 0, HORIZON)
+    logger.open(info(tmp_path))
     logger.log({"loss": 1.0}, 1)
     assert steps_of(tmp_path / "metrics.jsonl") == [1]
     logger.close()
+
+
+def test_what_is_measured_again_is_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"step": 2, "val/loss": 1.0}, {"step": 3, "train/loss": 2.0}, {"step": 3, "val/loss": 3.0}]
+    for redo, left in ((False, lines), (True, lines[:2])):
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        logger = JSONLines()
+        logger.open(info(tmp_path, 3, redo))
+        logger.close()
+        assert [json.loads(line) for line in path.read_text().splitlines()] == left
+
+
+def test_values_that_are_not_finite_are_null(tmp_path):
+    logger = JSONLines()
+    logger.open(info(tmp_path))
+    logger.log({"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.5}, 1)
+    logger.close()
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "a": None, "b": None, "c": None, "d": 1.5}
+    folder = RunFolder(tmp_path, {}, None)
+    assert math.isnan(folder.read_metrics(1)["a"])
+    assert folder.read_metrics(1)["d"] == 1.5
+
+
+def test_a_path_of_ones_own(tmp_path):
+    run, shared = tmp_path / "run", tmp_path / "shared" / "lines.jsonl"
+    run.mkdir()
+    for path, file in (("sub/lines.jsonl", run / "sub" / "lines.jsonl"), (str(shared), shared)):
+        for start, steps in ((0, [1, 2]), (1, [2, 3])):
+            logger = JSONLines(path=path)
+            logger.open(info(run, start))
+            for step in steps:
+                logger.log({"loss": 1.0}, step)
+            logger.close()
+        assert steps_of(file) == [1, 2, 3]
+    for kept in (1, 2):
+        logger = JSONLines(path=str(shared))  # another run, which must not erase that one
+        logger.open(info(run))
+        logger.close()
+        assert steps_of(shared.with_name("lines.jsonl.1")) == [1, 2, 3]
+        assert len(list(shared.parent.iterdir())) == kept + 1
+
+
+def test_tensorboard_in_a_folder_of_ones_own(tmp_path):
+    for folder, expected in ((None, "run/tensorboard"), ("tb", "run/tb"), (str(tmp_path / "tb"), "tb")):
+        logger = TensorBoard(folder=folder)
+        logger.open(info(tmp_path / "run"))
+        logger.close()
+        assert list((tmp_path / expected).glob("events*"))
+
+
+def test_a_logger_without_state():
+    assert Logger().state_dict() == {}
+    Logger().load_state_dict({})
 
 
 @pytest.mark.slow
@@ -65,7 +126,7 @@ def test_tensorboard_voids_what_was_later(tmp_path):
 
     for start, value in ((0, 1.0), (3, 2.0), (0, 3.0)):
         logger = TensorBoard()
-        logger.open(tmp_path, start, HORIZON)
+        logger.open(info(tmp_path, start))
         for step in range(start + 1, 6):
             logger.log({"train/loss": value}, step)
         logger.close()
@@ -89,7 +150,7 @@ VALUES = {"train/loss": 0.51234, "lr": 1e-3, "samples_per_second": 1234.5}
 
 def test_plain_lines():
     made, file = console(seconds_between_lines=0)
-    made.open(None, 0, HORIZON)
+    made.open(info(None))
     made.log(VALUES, 5)
     made.log({"val/loss": 1.0}, 5)
     made.message("a word [not markup?]")
@@ -102,7 +163,7 @@ def test_plain_lines():
 
 def test_lines_are_rare_but_the_last_comes():
     made, file = console(seconds_between_lines=1000)
-    made.open(None, 0, HORIZON)
+    made.open(info(None))
     for step in range(1, 21):
         made.log(VALUES, step)
     assert [line.split("step ")[1].split()[0] for line in file.getvalue().splitlines()] == ["1/20", "20/20"]
@@ -110,7 +171,7 @@ def test_lines_are_rare_but_the_last_comes():
 
 def test_a_bar_in_a_terminal():
     made, file = console(terminal=True)
-    made.open(None, 3, HORIZON)
+    made.open(info(None, 3))
     made.advance(4)
     made.log(VALUES, 4)
     made.message("above the bar")
@@ -122,9 +183,26 @@ def test_a_bar_in_a_terminal():
     assert made._progress is None
 
 
+@pytest.mark.parametrize("terminal", [False, True])
+def test_gradient_norms_of_the_modules(terminal):
+    metrics = {**VALUES, "grad_norm": 3.0, "grad_norm/encoder": 0.25, "grad_norm/encoder.norm.weight": 1.0}
+    made, file = console(terminal=terminal, seconds_between_lines=0, show_gradients=True)
+    made.open(info(None))
+    made.log(metrics, 5)
+    made.log(VALUES, 6)
+    made.close()
+    assert file.getvalue().count("gradient norms  encoder 2.50e-01") == 1
+    assert "encoder.norm" not in file.getvalue()
+    made, file = console(terminal=terminal, seconds_between_lines=0)
+    made.open(info(None))
+    made.log(metrics, 5)
+    made.close()
+    assert "gradient norms" not in file.getvalue()
+
+
 def test_a_path_with_brackets_is_shown_as_it_is():
     made, file = console()
-    made.open(None, 0, HORIZON)
+    made.open(info(None))
     made.message("training from scratch in outputs/[a]/:cat:/run")
     assert "outputs/[a]/:cat:/run" in file.getvalue()
 
@@ -179,3 +257,14 @@ def test_floats_come_in_order():
     assert values == {"a": 1.0, "b": 2.5, "c": 3.0}
     assert all(type(value) is float for value in values.values())
     assert to_floats({"x": 1.0}) == {"x": 1.0}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_memory_of_a_cuda_device():
+    held = torch.ones(2**28, device="cuda")  # 1 GiB
+    more = torch.ones(2**28, device="cuda")
+    del more
+    values = StepMeter(torch.device("cuda")).read()
+    assert values["memory_gib"] == values["memory_peak_gib"] >= 2.0
+    assert 1.0 <= values["memory_allocated_gib"] < 2.0 <= values["memory_reserved_gib"]
+    del held

@@ -1,0 +1,157 @@
+"""Callbacks: they watch a run and may ask it to stop; they never change weights, gradients or batches."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from jepa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer import Trainer
+
+
+class Callback:
+    """Watches a run; a subclass overrides what it is interested in. Called on every rank alike.
+
+    Order: `load_state_dict` where the run goes on from a checkpoint, `begin`, then per step `step_end` and one
+    `measured` for each set of metrics, last `end`. `trainer.stop(reason)` ends the run after the step, or before
+    the first one when called in `begin`.
+    """
+
+    def begin(self, trainer: Trainer) -> None:
+        """The run starts or goes on, after `trainer.step` steps."""
+
+    def step_end(self, trainer: Trainer) -> None:
+        """A step has been made, and counted in `trainer.step`."""
+
+    def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Metrics have been logged: plain floats, the same on every rank. What is measured together comes together.
+
+        That is one call for the values of a training step, one for a validation, one for an evaluation.
+        """
+
+    def end(self, trainer: Trainer) -> None:
+        """The run ends, in whatever way."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it: plain values and tensors."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+
+
+class EarlyStopping(Callback):
+    """Ends the run when a metric has not improved for `patience` measurements of it in a row.
+
+    monitor: name of the metric. min_delta: what a value must be better by than the best to count, in its units.
+    mode: whether less ("min") or more ("max") is better. A value that is not a number is never better.
+
+    Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
+    nothing of its kind is measured, else with the first metrics of its kind that come without it.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str = "val/loss",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        mode: Literal["min", "max"] = "min",
+    ) -> None:
+        if patience < 1 or min_delta < 0 or mode not in ("min", "max"):
+            raise ValueError(
+                f"got patience={patience}, min_delta={min_delta}, mode={mode!r}, expected patience >= 1, "
+                "min_delta >= 0 and mode 'min' or 'max'"
+            )
+        self.monitor, self.patience, self.min_delta, self.mode = monitor, patience, min_delta, mode
+        self.best: float | None = None
+        self.best_step = 0
+        self.waited = 0
+        self._seen: set[str] = set()
+
+    def begin(self, trainer: Trainer) -> None:
+        """Check that the metric can come; stop at once where the run had been stopped by it before."""
+        period = {"val": ("validate_every", "trainer.validate_every_epochs=1")}
+        period["eval"] = ("evaluate_every", "evaluation=frozen evaluation.every_epochs=10")
+        attribute, remedy = period.get(family(self.monitor), (None, None))
+        if attribute is not None and getattr(trainer, attribute) is None:
+            raise UserError(
+                f"early stopping watches monitor={self.monitor}, which is not measured during this run: set {remedy}, "
+                "or watch another metric, such as monitor=train/loss"
+            )
+        self._stop_if_due(trainer)
+
+    def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Compare with the best so far."""
+        self._seen |= metrics.keys()
+        if self.monitor in metrics:
+            self._compare(metrics[self.monitor], trainer.step)
+            self._stop_if_due(trainer)
+        elif not self._came:
+            self._check_kind(metrics)
+
+    def end(self, trainer: Trainer) -> None:
+        """Warn when the metric never came in a whole run."""
+        if not self._came and trainer.step >= trainer.horizon.max_steps:
+            came = ", ".join(sorted(self._seen)) or "none"
+            warnings.warn(
+                f"early stopping never saw monitor={self.monitor}; the metrics that came are: {came}", stacklevel=2
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best value, its step and the measurements since."""
+        return {
+            "monitor": self.monitor,
+            "mode": self.mode,
+            "best": self.best,
+            "best_step": self.best_step,
+            "waited": self.waited,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state over, unless it is of another metric or order, which starts afresh."""
+        if (state["monitor"], state["mode"]) == (self.monitor, self.mode):
+            self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
+
+    @property
+    def _came(self) -> bool:
+        return self.best_step > 0 or self.waited > 0
+
+    def _compare(self, value: float, step: int) -> None:
+        sign = 1 if self.mode == "min" else -1
+        if self.best is None:
+            better = not math.isnan(value)
+        else:
+            better = sign * value < sign * self.best - self.min_delta
+        if better:
+            self.best, self.best_step, self.waited = value, step, 0
+        else:
+            self.waited += 1
+
+    def _stop_if_due(self, trainer: Trainer) -> None:
+        if self.waited >= self.patience:
+            best = f"{self.best:.4g} at step {self.best_step}" if self.best is not None else "never a number"
+            trainer.stop(
+                f"{self.monitor} has not improved for {self.waited} measurements (best: {best}; "
+                f"patience={self.patience})"
+            )
+
+    def _check_kind(self, metrics: Mapping[str, float]) -> None:
+        """Raise UserError when metrics of the monitor's kind have come without it."""
+        names = sorted(name for name in metrics if family(name) == family(self.monitor))
+        if not names or (family(self.monitor) == "train" and "train/loss" not in names):
+            return
+        close = difflib.get_close_matches(self.monitor, names, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+        raise UserError(f"early stopping watches monitor={self.monitor}, which was not among the metrics: {hint}")
+
+
+def family(name: str) -> str:
+    """What a metric is measured with: "val", "eval", or "train" for all that comes with a training step."""
+    kind = name.partition("/")[0]
+    return kind if kind in ("val", "eval") else "train"

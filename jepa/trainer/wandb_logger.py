@@ -1,0 +1,152 @@
+"""Weights & Biases: logger=[console,jsonl,wandb], or +logger/wandb... beside the default ones.
+
+W&B uploads from a process of its own, so training never waits for the network; without one the run is kept in the
+run folder, to be uploaded later.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jepa.trainer.loggers import Logger, RunInfo
+from jepa.utils.errors import UserError
+
+
+class WandB(Logger):
+    """Metrics, configuration and final values in a W&B run, whose files stand in `wandb/` of the run folder.
+
+    project, entity, tags, group: as W&B has them. name: null takes the last two parts of the run folder.
+    mode: "online" uploads while training, and goes "offline" by itself, saying so, where nobody is logged in or no
+        server answers; "offline" keeps everything for `wandb sync`; "disabled" does nothing.
+    folder: where W&B's files go; null is the run folder, a relative path stands in it.
+    init_timeout, finish_timeout: seconds to wait for the server at the start and for what is not yet uploaded at
+        the end.
+
+    The run's id is kept in checkpoints, so that a resumed run continues its curves. They are drawn over a metric
+    `step` of our own: W&B's must never decrease, and a run that goes on from a checkpoint repeats the steps since.
+    Such points stand twice in the history, the newer with a later `_timestamp`, and the start says so.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str = "jepa",
+        entity: str | None = None,
+        tags: Sequence[str] = (),
+        group: str | None = None,
+        name: str | None = None,
+        mode: Literal["online", "offline", "disabled"] = "online",
+        folder: str | None = None,
+        init_timeout: float = 15.0,
+        finish_timeout: float = 60.0,
+    ) -> None:
+        if init_timeout <= 0 or finish_timeout <= 0:
+            raise ValueError(f"got init_timeout={init_timeout}, finish_timeout={finish_timeout}, expected above 0 s")
+        self.project, self.entity, self.tags, self.group = project, entity, list(tags), group
+        self.name, self.mode, self.folder = name, mode, folder
+        self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
+        self.id: str | None = None
+        self._run: Any = None
+
+    def open(self, run: RunInfo) -> None:
+        """Start or continue the W&B run, waiting at most `init_timeout` seconds.
+
+        Raises UserError when W&B refuses the settings or the API key's form.
+        """
+        if self.mode == "disabled":
+            return
+        import wandb
+
+        resumed, self.id = self.id is not None, self.id or secrets.token_hex(4)
+        self._outer_error = sys.exc_info()[1]
+        folder = run.folder / (self.folder or "")
+        folder.mkdir(parents=True, exist_ok=True)
+        wandb.setup(wandb.Settings(silent=True))
+        try:
+            self._run, why_offline = self._start(wandb, run, folder)
+        except wandb.errors.Error as error:
+            raise UserError(f"logger.wandb: {first_sentence(error)}: check project, entity and the API key") from error
+        # On top of W&B's own step, which counts the calls of log.
+        self._run.define_metric("step", hidden=True)
+        self._run.define_metric("*", step_metric="step")
+        self._files = Path(self._run.dir).parent
+        if self._run.offline:
+            text = f"{why_offline}kept in {self._files}, upload with: wandb sync {self._files.parent}"
+        else:
+            text = self._run.url
+        again = f" (run {self.id} goes on from step {run.step}; steps it had logged after that stand twice)"
+        print(f"W&B: {text}{again if resumed else ''}", flush=True)
+
+    def _start(self, wandb: Any, run: RunInfo, folder: Path) -> tuple[Any, str]:
+        """The W&B run, and why it is offline against what was asked for."""
+        settings = {
+            "project": self.project,
+            "entity": self.entity,
+            "tags": self.tags or None,
+            "group": self.group,
+            "name": self.name or "/".join(run.folder.resolve().parts[-2:]),
+            "config": dict(run.config),
+            "dir": str(folder),
+            "id": self.id,
+            "resume": "allow",
+            "reinit": "finish_previous",
+            "allow_val_change": True,
+            "settings": wandb.Settings(
+                silent=True,
+                console="off",
+                init_timeout=self.init_timeout,
+                finish_timeout=self.finish_timeout,
+                finish_timeout_raises=True,
+            ),
+        }
+        if self.mode == "offline":
+            return wandb.init(mode="offline", **settings), ""
+        # Asks nobody: a prompt would hold the run up until someone looks.
+        if not wandb.login(prompt=False, verify=False):
+            return wandb.init(mode="offline", **settings), "nobody is logged in (wandb login), the run is "
+        try:
+            return wandb.init(mode="online", **settings), ""
+        except wandb.errors.AuthenticationError:
+            raise
+        except wandb.errors.CommError as error:
+            why = f"no connection ({first_sentence(error)}), the run is "
+            wandb.teardown()  # W&B's process holds the id of a run that could not start
+            wandb.setup(wandb.Settings(silent=True))
+            return wandb.init(mode="offline", **settings), why
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Hand the metrics to W&B's process."""
+        if self._run is not None:
+            self._run.log({**metrics, "step": step})
+
+    def close(self) -> None:
+        """End the W&B run, as failed where an error ends ours; wait at most `finish_timeout` seconds for uploads."""
+        if self._run is None:
+            return
+        failed = sys.exc_info()[1] not in (None, self._outer_error)
+        try:
+            self._run.finish(exit_code=int(failed))
+        except TimeoutError:
+            print(
+                f"W&B: not all was uploaded in {self.finish_timeout:.0f} s, upload the rest with: "
+                f"wandb sync {self._files}",
+                flush=True,
+            )
+        self._run = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The id and group of the W&B run."""
+        return {"id": self.id, "group": self.group}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue that run; a group given now wins."""
+        self.id, self.group = state["id"], self.group or state["group"]
+
+
+def first_sentence(error: BaseException) -> str:
+    """The first line of an error, without its full stop."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
