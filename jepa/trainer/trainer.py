@@ -100,7 +100,7 @@ class Trainer:
         self.precision.choose_attention(self.model)
         self.seed = seed
         self.grad_clip_norm, self.grad_clip_value = grad_clip_norm, grad_clip_value
-        self.horizon = make_horizon(max_epochs, max_steps, data.spec.num_train / data.batch_size)
+        self.horizon = make_horizon(max_epochs, max_steps, data.spec.num_train, data.batch_size)
         self.micro_batch_size = check_micro_batch_size(micro_batch_size, data.batch_size)
         statistics = getattr(model.loss, "batch_statistics", False)
         if self.micro_batch_size < data.batch_size and statistics and not allow_microbatch_statistics:
@@ -429,15 +429,16 @@ class Trainer:
         )
 
 
-def make_horizon(max_epochs: float | None, max_steps: int | None, steps_per_epoch: float) -> Horizon:
+def make_horizon(max_epochs: float | None, max_steps: int | None, samples: int, batch_size: int) -> Horizon:
     """The length of the run in steps. Raises UserError when it has none."""
+    steps_per_epoch = samples / batch_size
     if max_steps is None:
         if max_epochs is None or max_epochs <= 0:
             raise UserError(f"trainer.max_epochs={max_epochs}, trainer.max_steps=null: give one of them, above 0")
         max_steps = max(1, round(max_epochs * steps_per_epoch))
     if max_steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1, got {max_steps}")
-    return Horizon(max_steps=max_steps, steps_per_epoch=steps_per_epoch)
+    return Horizon(max_steps=max_steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
 
 
 def check_micro_batch_size(micro_batch_size: int | None, batch_size: int) -> int:
