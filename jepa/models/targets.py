@@ -37,7 +37,8 @@ class EMATarget(nn.Module):
             check_momentum(value)
         if reference_batch_size is not None and reference_batch_size < 1:
             raise ValueError(
-                f"model.target.reference_batch_size={reference_batch_size}: expected at least 1, or null for no scaling"
+                f"model.target.reference_batch_size={reference_batch_size} (scaling.reference_batch_size): expected at "
+                "least 1, or null for no scaling"
             )
         self.reference_batch_size = reference_batch_size
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()

@@ -134,4 +134,5 @@ def momentum_in_words(momentum: float, horizon: Horizon) -> str:
 def length_in_words(steps: float, horizon: Horizon) -> str:
     """A length in samples, steps and epochs."""
     epochs = horizon.epoch(steps)
-    return f"{round(steps * horizon.batch_size):,} samples ({round(steps):,} steps, {epochs:.1f} epochs)"
+    shown = f"{epochs:.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
+    return f"{round(steps * horizon.batch_size):,} samples ({round(steps):,} steps, {shown} epochs)"
