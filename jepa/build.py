@@ -46,6 +46,7 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     model = build_model(config)
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
+    scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=scheduler)
     loggers = build(config, "logger")
     evaluation = build(config, "evaluation")
     make_trainer = build(config, "trainer", partial=True)

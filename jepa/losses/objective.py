@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, TypedDict
 
 from torch import Tensor, nn
 
-from jepa.types import Latents
+from jepa.types import Horizon, Latents, Schedule
+from jepa.utils.schedules import SAMPLE_RUN, values_over_a_run
 
 
 class Term(Protocol):
@@ -27,9 +29,9 @@ class Term(Protocol):
 
 
 class WeightedTerm(TypedDict):
-    """One entry of `loss.terms`: a term and the factor it enters the loss with."""
+    """One entry of `loss.terms`: a term and the factor, or schedule of the factor, it enters the loss with."""
 
-    weight: float
+    weight: float | Schedule
     term: Term
 
 
@@ -40,7 +42,10 @@ class Objective(nn.Module):
     projector: called with `in_dim=` to be completed; the terms that read projections share it.
     embedding_dim: width of the embeddings.
 
-    Raises ValueError without terms, and when terms read projections and there is no projector.
+    A weight may be a schedule; `set_step` puts its value in force, until then it is the one a run starts with.
+
+    Raises ValueError without terms, for a weight that is neither a finite number nor a schedule, and when terms
+    read projections and there is no projector.
     """
 
     def __init__(
@@ -58,7 +63,15 @@ class Objective(nn.Module):
             if set(entry) != {"weight", "term"}:
                 raise ValueError(f"loss.terms.{name} has the keys {sorted(entry)}, expected weight and term")
         self.terms = nn.ModuleDict({name: entry["term"] for name, entry in present.items()})
-        self.weights = {name: entry["weight"] for name, entry in present.items()}
+        self.schedules: dict[str, Schedule] = {}
+        self.weights: dict[str, float] = {}
+        for name, entry in present.items():
+            weight = entry["weight"]
+            check_weight(name, weight)
+            if callable(weight):
+                self.schedules[name] = weight
+                weight = weight(0, SAMPLE_RUN)
+            self.weights[name] = weight
         wanting = [name for name, term in self.terms.items() if "projections" in term.needs]
         if wanting and projector is None:
             raise ValueError(f"loss.terms {wanting} read projections: set loss.projector")
@@ -71,8 +84,26 @@ class Objective(nn.Module):
 
     @property
     def prevents_collapse(self) -> bool:
-        """Whether some term with a positive weight does."""
-        return any(term.prevents_collapse for name, term in self.terms.items() if self.weights[name] > 0)
+        """Whether some term with a positive weight does.
+
+        A scheduled weight counts when it is positive at any time of a run. That refuses what cannot work and no
+        more: while the weight is 0, nothing of that term holds the embeddings apart.
+        """
+        return any(term.prevents_collapse for name, term in self.terms.items() if self._ever_positive(name))
+
+    def _ever_positive(self, name: str) -> bool:
+        if name in self.schedules:
+            return max(values_over_a_run(self.schedules[name])) > 0
+        return self.weights[name] > 0
+
+    def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
+        """Put in force the weights of a step; `step` counts the updates made before.
+
+        Gives {"weight/<term>": its weight} of the scheduled terms, to log.
+        """
+        for name, schedule in self.schedules.items():
+            self.weights[name] = float(schedule(step, horizon))
+        return {f"weight/{name}": self.weights[name] for name in self.schedules}
 
     @property
     def batch_statistics(self) -> bool:
@@ -88,3 +119,14 @@ class Objective(nn.Module):
         values = {name: term(latents) for name, term in self.terms.items()}
         total = sum(self.weights[name] * value for name, value in values.items())
         return {"loss": total, **{f"loss/{name}": value for name, value in values.items()}}
+
+
+def check_weight(name: str, weight: object) -> None:
+    """Raise ValueError for a weight that is neither a finite number nor a schedule of finite numbers."""
+    values = values_over_a_run(weight) if callable(weight) else [weight]
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise ValueError(
+                f"loss.terms.{name}.weight={value!r}: expected a number, or a schedule such as "
+                "{_target_: jepa.optim.Linear, start: 0.0, final: 0.05}; loss.terms." + name + "=null leaves it out"
+            )

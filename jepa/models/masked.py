@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.types import Batch, Draw, Horizon, Latents, Mask, Masker
+from jepa.types import Batch, Draw, Horizon, Latents, Mask, Masker, Schedule
 from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
 
 
@@ -93,8 +93,16 @@ class MaskedJEPA(nn.Module):
         return self.target.encode(self.encoder, x)
 
     def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
-        """Put in force what depends on the step; gives values to log."""
-        return {}
+        """Put in force what the loss schedules for this step; `step` counts the updates made before.
+
+        Gives values to log.
+        """
+        return self.loss.set_step(step, horizon)
+
+    @property
+    def momentum_schedule(self) -> Schedule | None:
+        """The target's momentum as it is applied, called as `schedule(step, horizon)`; None without one."""
+        return getattr(self.target, "momentum_at", None)
 
     def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
         """Let the target follow the encoder; `step` counts the updates made before. Gives values to log."""

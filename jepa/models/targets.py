@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.types import Encoder, Horizon, Schedule
+from jepa.utils.schedules import values_over_a_run
 
 
 class EMATarget(nn.Module):
@@ -16,12 +17,30 @@ class EMATarget(nn.Module):
     momentum: m as a schedule over the run, called with the number of updates made before this one (the first
     update uses the schedule's value at 0, as published). The copy stays in evaluation mode, so that targets carry
     no dropout, and takes no gradient. Buffers are copied, not averaged.
+
+    reference_batch_size: the batch size B0 that m was chosen for. A run at B uses m ** (B / B0), so that the average
+        forgets as fast per sample (Busbridge et al. 2023, arXiv 2307.13813); None uses m at any batch size.
+
+    Raises ValueError for a momentum that leaves 0 to 1 at any time, and a reference below 1.
     """
 
     prevents_collapse = True  # by itself: in practice, with a slow enough momentum
 
-    def __init__(self, *, encoder: nn.Module, momentum: Schedule) -> None:
+    def __init__(self, *, encoder: nn.Module, momentum: Schedule, reference_batch_size: int | None = None) -> None:
         super().__init__()
+        if not callable(momentum):
+            raise ValueError(
+                f"model.target.momentum={momentum!r}: expected a schedule, such as "
+                "{_target_: jepa.optim.Constant, value: 0.996}"
+            )
+        for value in values_over_a_run(momentum):
+            check_momentum(value)
+        if reference_batch_size is not None and reference_batch_size < 1:
+            raise ValueError(
+                f"model.target.reference_batch_size={reference_batch_size} (scaling.reference_batch_size): expected at "
+                "least 1, or null for no scaling"
+            )
+        self.reference_batch_size = reference_batch_size
         self.encoder = copy.deepcopy(encoder).requires_grad_(False).eval()
         self.momentum = momentum
 
@@ -39,11 +58,18 @@ class EMATarget(nn.Module):
     @torch.no_grad()
     def update(self, encoder: nn.Module, step: int, horizon: Horizon) -> dict[str, float]:
         """Follow the encoder by one update; gives {"momentum": m}."""
-        momentum = self.momentum(step, horizon)
+        momentum = self.momentum_at(step, horizon)
         torch._foreach_lerp_(list(self.encoder.parameters()), list(encoder.parameters()), 1 - momentum)
         for mine, theirs in zip(self.encoder.buffers(), encoder.buffers()):
             mine.copy_(theirs)
         return {"momentum": momentum}
+
+    def momentum_at(self, step: float, horizon: Horizon) -> float:
+        """The momentum in force after `step` updates, scaled to the run's batch size; itself a schedule."""
+        momentum = check_momentum(self.momentum(step, horizon))
+        if self.reference_batch_size is None:
+            return momentum
+        return momentum ** (horizon.batch_size / self.reference_batch_size)
 
 
 class StopGradientTarget(nn.Module):
@@ -65,3 +91,12 @@ class StopGradientTarget(nn.Module):
     def update(self, encoder: nn.Module, step: int, horizon: Horizon) -> dict[str, float]:
         """Nothing to follow."""
         return {}
+
+
+def check_momentum(momentum: float) -> float:
+    """The momentum, within 0 to 1. Raises ValueError for one outside, with which the target would be no average."""
+    if not -1e-9 <= momentum <= 1 + 1e-9:  # a ramp to 1 may end a rounding error above it
+        raise ValueError(
+            f"model.target.momentum becomes {momentum:g}: it must stay between 0 (the encoder itself) and 1 (frozen)"
+        )
+    return min(1.0, max(0.0, momentum))

@@ -1,6 +1,23 @@
-"""Parameter groups and schedules; the optimizers are torch's own."""
+"""Parameter groups, schedules and their scaling with the batch size; the optimizers are those of torch and timm."""
 
+from jepa.optim.durations import Duration
 from jepa.optim.groups import parameter_groups
-from jepa.optim.schedules import Constant, Cosine, Linear, WarmupCosine
+from jepa.optim.scaling import Scaled, half_life, plan, scale_scheduler
+from jepa.optim.schedules import Constant, Cosine, Linear, Step
+from jepa.optim.warmups import Warmup, WarmupCosine, WarmupStableDecay
 
-__all__ = ["Constant", "Cosine", "Linear", "WarmupCosine", "parameter_groups"]
+__all__ = [
+    "Constant",
+    "Cosine",
+    "Duration",
+    "Linear",
+    "Scaled",
+    "Step",
+    "Warmup",
+    "WarmupCosine",
+    "WarmupStableDecay",
+    "half_life",
+    "parameter_groups",
+    "plan",
+    "scale_scheduler",
+]

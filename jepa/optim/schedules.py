@@ -1,15 +1,18 @@
 """Schedules: pure functions of the step, called as `schedule(step, horizon)`.
 
 The learning rate and weight decay of update u are taken at step u (from 1); a target's momentum at the number of
-updates made before (from 0). Both as in the published I-JEPA code. `stretch` makes a schedule run as if training
-were that much longer (published as `ipe_scale`), so that it ends before its own end.
+updates made before (from 0). Both as in the published I-JEPA code. A loss weight is called as momentum is. Any
+schedule serves any of them. `stretch` makes a schedule run as if training were that much longer (published as
+`ipe_scale`), so that it ends before its own end.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
+from jepa.optim.durations import Duration
 from jepa.types import Horizon
 
 
@@ -57,37 +60,31 @@ class Cosine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WarmupCosine:
-    """A straight line from start to peak over the warm-up, then half a cosine to final.
+class Step:
+    """start, times gamma after every step_size: start * gamma ** floor(step / step_size).
 
-    Give the warm-up in epochs or in steps, not both; without either there is none. One that is longer than the run
-    never reaches its peak, as when a long recipe is cut short by trainer.max_steps.
+    step_size: in `unit`; counted from the start of the run, a warm-up before it included (`Warmup`).
+
+    Raises ValueError for a step_size or gamma that is not above 0, and for an unknown unit.
     """
 
-    peak: float
-    start: float = 0.0
-    final: float = 0.0
-    warmup_epochs: float | None = None
-    warmup_steps: int | None = None
-    stretch: float = 1.0
+    start: float
+    step_size: float
+    gamma: float = 0.1
+    unit: Literal["epochs", "steps", "samples"] = "epochs"
 
     def __post_init__(self) -> None:
-        check_stretch(self.stretch)
-        if self.warmup_epochs is not None and self.warmup_steps is not None:
-            raise ValueError("give scheduler.warmup_epochs or scheduler.warmup_steps, not both")
+        if self.unit not in ("epochs", "steps", "samples"):
+            raise ValueError(f"unit={self.unit!r}: expected epochs, steps or samples")
+        if not 0 < self.step_size < math.inf:
+            raise ValueError(f"step_size={self.step_size}: expected a number of {self.unit} above 0")
+        if not 0 < self.gamma < math.inf:
+            raise ValueError(f"gamma={self.gamma}: expected a factor above 0, such as 0.1")
 
     def __call__(self, step: float, horizon: Horizon) -> float:
         """The value after `step` steps."""
-        warmup, total = self.warmup(horizon), horizon.max_steps * self.stretch
-        if step < warmup:
-            return self.start + (self.peak - self.start) * step / warmup
-        return half_cosine(self.peak, self.final, min(1.0, (step - warmup) / max(1.0, total - warmup)))
-
-    def warmup(self, horizon: Horizon) -> float:
-        """Length of the warm-up in steps."""
-        if self.warmup_epochs is not None:
-            return round(self.warmup_epochs * horizon.steps_per_epoch)
-        return self.warmup_steps or 0
+        size = Duration(name="step_size", **{self.unit: self.step_size}).exact(horizon)
+        return self.start * self.gamma ** math.floor(step / size + 1e-9)  # rounding must not delay a drop
 
 
 def progress(step: float, horizon: Horizon, stretch: float) -> float:
@@ -102,5 +99,5 @@ def half_cosine(start: float, final: float, share: float) -> float:
 
 def check_stretch(stretch: float) -> None:
     """Raise ValueError for a stretch that would end a schedule at once."""
-    if stretch <= 0:
-        raise ValueError(f"stretch must be positive, got {stretch}")
+    if not 0 < stretch < math.inf:
+        raise ValueError(f"stretch must be positive, got {stretch}: 1.0 ends with the run")

@@ -61,6 +61,9 @@ def check_call(node: dict[str, Any], key: str) -> None:
             raise UserError(
                 f"{key}.{name}={value!r} ({type(value).__name__}): {target} expects {describe(hints[name])}"
             )
+        default = parameters[name].default  # the only type that functions without annotations tell
+        if name not in hints and isinstance(value, str) and isinstance(default, (int, float)):
+            raise UserError(f"{key}.{name}={value!r}: {target} expects {type(default).__name__}, such as {default}")
 
 
 def fits(value: Any, hint: Any) -> bool:

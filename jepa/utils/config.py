@@ -110,6 +110,7 @@ def explain(error: BaseException) -> str:
 def known_keys() -> list[str]:
     """Every dotted key of the files in conf/, by the group they stand in."""
     keys = {"resume", "init_from", "optimized_metric", "run_dir"}
+    keys |= {"scaling.reference_batch_size", "scaling.rule"}
     for path in CONFIG_DIR.rglob("*.yaml"):
         group = ".".join(path.relative_to(CONFIG_DIR).parts[:-1])
         if group.split(".")[0] not in ("", "recipe", "experiment"):

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from jepa.losses import L1, MSE, Invariance, Objective, Projector, SIGReg, SmoothL1
-from jepa.types import Draw, Latents
+from jepa.types import Draw, Horizon, Latents
 
 
 def latents(weights=None) -> Latents:
@@ -161,3 +161,37 @@ def test_bad_terms():
         SmoothL1(beta=0)
     with pytest.raises(ValueError, match="num_slices=0"):
         SIGReg(num_slices=0)
+
+
+RUN = Horizon(max_steps=10, steps_per_epoch=5, batch_size=4)
+
+
+def ramp(step, horizon):
+    """A schedule from 0 to 2."""
+    return 2 * step / horizon.max_steps
+
+
+def test_a_weight_may_be_a_schedule():
+    terms = {"prediction": {"weight": 0.5, "term": MSE()}, "other": {"weight": ramp, "term": L1()}}
+    objective = make(terms=terms)
+    for step, weight in ((None, 0.0), (0, 0.0), (5, 1.0), (10, 2.0), (2, 0.4)):
+        if step is not None:
+            assert objective.set_step(step, RUN) == {"weight/other": pytest.approx(weight)}
+        values = objective(latents())
+        expected = 0.5 * values["loss/prediction"] + weight * values["loss/other"]
+        assert values["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+    assert make().set_step(5, RUN) == {}
+
+
+@pytest.mark.parametrize(
+    ("weight", "prevents"), [(ramp, True), (lambda *_: 0.0, False), (lambda s, h: 1 - s / h.max_steps, True)]
+)
+def test_a_term_of_scheduled_weight_prevents_collapse_where_it_is_ever_positive(weight, prevents):
+    terms = {"sigreg": {"weight": weight, "term": SIGReg(num_slices=4)}}
+    assert make(terms=terms, projector=partial(Projector, hidden=[8], out_dim=4)).prevents_collapse is prevents
+
+
+@pytest.mark.parametrize("weight", ["abc", None, True, float("nan"), {"start": 0.0}, lambda step, horizon: math.inf])
+def test_bad_weights(weight):
+    with pytest.raises(ValueError, match=r"loss\.terms\.a\.weight=.*: expected a number, or a schedule such as"):
+        make(terms={"a": {"weight": weight, "term": MSE()}})

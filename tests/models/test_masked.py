@@ -113,6 +113,19 @@ def test_ema_follows_the_encoder_by_one_minus_momentum():
         assert not new.requires_grad
 
 
+def test_the_step_puts_loss_weights_in_force_and_the_momentum_is_a_schedule():
+    scheduled = {"prediction": {"weight": lambda step, horizon: 1 - step / horizon.max_steps, "term": SmoothL1()}}
+    target = partial(EMATarget, momentum=Constant(value=0.9), reference_batch_size=2)
+    model = make(loss=partial(Objective, terms=scheduled), target=target)
+    assert model.set_step(4, HORIZON) == {"weight/prediction": pytest.approx(0.6)}
+    assert model.loss.weights == {"prediction": pytest.approx(0.6)}
+    assert make().set_step(4, HORIZON) == {}
+    at_four = Horizon(max_steps=10, steps_per_epoch=5, batch_size=4)
+    assert model.momentum_schedule(3, at_four) == pytest.approx(0.81)
+    assert model.update_target(3, at_four) == {"momentum": pytest.approx(0.81)}
+    assert make(target=StopGradientTarget, allow_collapse=True).momentum_schedule is None
+
+
 def test_ema_target_stays_in_evaluation_mode():
     encoder = vision_transformer(
         image_size=16, channels=1, patch_size=4, dim=32, depth=2, heads=2, dropout=0.5, drop_path=0.5

@@ -1,0 +1,138 @@
+"""Scaling a recipe to another batch size, and saying in words what a run will do.
+
+    python train.py data.batch_size=1024 scaling.reference_batch_size=256
+
+trains at 1024 with the learning rate and momentum that were found to be good at 256.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from jepa.optim.durations import Duration
+from jepa.types import Horizon, Schedule
+
+Rule = Literal["linear", "sqrt", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scaled:
+    """A schedule made for a reference batch size B0, at the run's batch size B: times B / B0, or its root.
+
+    rule: "linear" (Goyal et al. 2017, arXiv 1706.02677), meant for SGD; "sqrt" (Malladi et al. 2022, arXiv
+        2205.10287), meant for Adam and its kin; "none" leaves the values as they are.
+
+    A warm-up in epochs or samples keeps its length in samples; one in steps is a length in steps and does not scale.
+
+    Raises ValueError for a reference below 1 and an unknown rule.
+    """
+
+    schedule: Schedule
+    reference_batch_size: int
+    rule: Rule = "linear"
+
+    def __post_init__(self) -> None:
+        check(self.reference_batch_size, self.rule)
+
+    def __call__(self, step: float, horizon: Horizon) -> float:
+        """The scaled value after `step` steps."""
+        return self.schedule(step, horizon) * self.factor(horizon)
+
+    def factor(self, horizon: Horizon) -> float:
+        """What values are multiplied by."""
+        ratio = horizon.batch_size / self.reference_batch_size
+        return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.rule]
+
+    @property
+    def warmup_duration(self) -> Duration | None:
+        """Length of the schedule's warm-up, if it has one."""
+        return getattr(self.schedule, "warmup_duration", None)
+
+
+def scale_scheduler(
+    *, scheduler: Mapping[str, Schedule], reference_batch_size: int | None = None, rule: Rule = "linear"
+) -> dict[str, Schedule]:
+    """The scheduler with its learning rate scaled; as it is without a reference batch size or by the rule "none".
+
+    Weight decay is left alone, being multiplied by the learning rate anyway.
+
+    Raises ValueError for a reference below 1 and an unknown rule.
+    """
+    check(reference_batch_size, rule)
+    if reference_batch_size is None or rule == "none" or "lr" not in scheduler:
+        return dict(scheduler)
+    return {**scheduler, "lr": Scaled(schedule=scheduler["lr"], reference_batch_size=reference_batch_size, rule=rule)}
+
+
+def check(reference_batch_size: int | None, rule: str) -> None:
+    """Raise ValueError for a reference below 1 and an unknown rule."""
+    if reference_batch_size is not None and reference_batch_size < 1:
+        raise ValueError(
+            f"scaling.reference_batch_size={reference_batch_size}: expected the batch size that the learning rate and "
+            "momentum were chosen for, at least 1, or null for no scaling"
+        )
+    if rule not in ("linear", "sqrt", "none"):
+        raise ValueError(f"scaling.rule={rule!r}: expected linear, sqrt or none")
+
+
+def half_life(momentum: float) -> float:
+    """Updates after which half of a moving average is new: log(1/2) / log(m); 0 for m = 0, infinite for m = 1."""
+    if momentum <= 0:
+        return 0.0
+    return math.inf if momentum >= 1 else math.log(0.5) / math.log(momentum)
+
+
+def plan(horizon: Horizon, scheduler: Mapping[str, Schedule], momentum: Schedule | None = None) -> list[str]:
+    """What a run will do with its learning rate, weight decay and moving average, as plain sentences.
+
+    momentum: the moving average's, as it is applied at the run's batch size; None without one.
+    """
+    lines = []
+    if "lr" in scheduler:
+        lines.append(learning_rate_in_words(horizon, scheduler["lr"]))
+    if "weight_decay" in scheduler:
+        start, final = (scheduler["weight_decay"](step, horizon) for step in (0, horizon.max_steps))
+        lines.append(f"weight decay {start:.3g}" + ("" if f"{start:.3g}" == f"{final:.3g}" else f" -> {final:.3g}"))
+    if momentum is not None:
+        start, final = (momentum_in_words(momentum(step, horizon), horizon) for step in (0, horizon.max_steps))
+        lines.append(f"target momentum {start}" + (" throughout" if start == final else f" -> {final}"))
+    return lines
+
+
+def learning_rate_in_words(horizon: Horizon, schedule: Schedule) -> str:
+    """The peak of a learning rate, what it is scaled from, and the warm-up before it."""
+    duration = getattr(schedule, "warmup_duration", None)
+    exact = 0.0 if duration is None else duration.exact(horizon)
+    last = horizon.max_steps
+    updates = {1, last, max(1, min(round(exact), last))} | {max(1, last * part // 1000) for part in range(1001)}
+    values = [schedule(update, horizon) for update in sorted(updates)]
+    peak = max(values)
+    text = f"learning rate {peak:.1e} " + ("throughout" if min(values) == peak else "at its peak")
+    if isinstance(schedule, Scaled):
+        factor = schedule.factor(horizon)
+        text += (
+            f" ({peak / factor:.1e} per {schedule.reference_batch_size:,} samples, times {factor:.3g} for "
+            f"{horizon.batch_size:,} by the {schedule.rule} rule)"
+        )
+    if round(exact) < 1:
+        return text if min(values) == peak else f"{text}, without warm-up"
+    text += f", after a warm-up of {length_in_words(exact, horizon)}"
+    return text if exact <= last else f"{text}, longer than the run of {last:,} steps"
+
+
+def momentum_in_words(momentum: float, horizon: Horizon) -> str:
+    """A momentum and its half-life."""
+    if momentum >= 1:
+        return f"{momentum:.6g} (frozen)"
+    steps = half_life(momentum)
+    return f"{momentum:.6g} (half-life {steps * horizon.batch_size:,.0f} samples, {steps:,.1f} steps)"
+
+
+def length_in_words(steps: float, horizon: Horizon) -> str:
+    """A length in samples, steps and epochs."""
+    epochs = horizon.epoch(steps)
+    shown = f"{epochs:.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
+    return f"{round(steps * horizon.batch_size):,} samples ({round(steps):,} steps, {shown} epochs)"

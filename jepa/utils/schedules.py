@@ -1,0 +1,13 @@
+"""Looking at a schedule before the length of the run is known, to refuse what would go wrong in the middle of it."""
+
+from __future__ import annotations
+
+from jepa.types import Horizon, Schedule
+
+SAMPLE_RUN = Horizon(max_steps=10_000, steps_per_epoch=100, batch_size=64)
+"""A run of 100 epochs, long enough for the warm-ups in use."""
+
+
+def values_over_a_run(schedule: Schedule) -> list[float]:
+    """Values of a schedule from the start to the end of a made-up run of 100 epochs, four to the epoch."""
+    return [schedule(step, SAMPLE_RUN) for step in range(0, SAMPLE_RUN.max_steps + 1, 25)]
