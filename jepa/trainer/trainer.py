@@ -45,6 +45,7 @@ class Trainer:
     max_steps, max_epochs: the length of the run; max_steps wins where both are given.
     micro_batch_size: samples per forward pass; None takes the whole batch at once.
     best_metric, best_mode, best_k: which checkpoints to keep beside the last.
+    dry_run: only show what would run; train.py looks at it.
     resume: None starts afresh and refuses a folder that holds a checkpoint; "auto" continues from it if there is
         one; a path continues from there. Stated at the start.
     config: the resolved configuration, stored in checkpoints and the run folder, not read here.
@@ -84,6 +85,7 @@ class Trainer:
         best_k: int = 1,
         best_metric: str = "val/loss",
         best_mode: Literal["min", "max"] = "min",
+        dry_run: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         if self.device.type == "cpu":
@@ -123,6 +125,7 @@ class Trainer:
             every = (evaluation.every_epochs, evaluation.every_steps)
             self.evaluate_every = period("evaluation", *every, self.horizon)
         self.best = BestCheckpoints(k=best_k, metric=best_metric, mode=best_mode)
+        self.dry_run = dry_run
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._results: dict[str, dict[str, float]] = {}
@@ -173,7 +176,7 @@ class Trainer:
                     self._measure_and_save()
                 self._meter.restart()
                 for batch in batches:
-                    self._train(batch)
+                    self.train_step(batch)
                     stopping = stop.number is not None  # a signal from here on waits for the next step
                     self._after_step(stopping)
                     if stopping:
@@ -191,7 +194,7 @@ class Trainer:
 
     def _end_again(self, start: str) -> dict[str, float]:
         """The metrics of a run that had ended before."""
-        self._say(f"{start}: the run has ended, nothing is left to do")
+        self.say(f"{start}: the run has ended, nothing is left to do")
         return self.metrics
 
     def _remember(self) -> None:
@@ -207,13 +210,13 @@ class Trainer:
         batches = self.data.train_batches(seed=self.seed, start_step=self.step, stop_step=self.horizon.max_steps)
         return self._meter.waiting_for(batches)
 
-    def _train(self, batch: Batch) -> None:
-        """One optimizer step on a global batch; leaves its values, as tensors, in the meter."""
+    def train_step(self, batch: Batch) -> dict[str, Any]:
+        """One optimizer step on a global batch; gives its values, losses as tensors."""
         scheduled = self._set_schedules()
         # For dropout; everything else that is random has a generator of its own.
         torch.manual_seed(derive_seed(self.seed, "step", self.step))
         self.model.train()
-        values = self._forward_backward(batch)
+        values = self.forward_backward(batch)
         self.precision.scaler.unscale_(self.optimizer)
         values["grad_norm"] = clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value)
         if not self._is_finite(values):
@@ -226,8 +229,9 @@ class Trainer:
         self.step += 1
         self._meter.count(self.data.batch_size)
         self._last = {**values, **scheduled}
+        return self._last
 
-    def _forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the batch, accumulated over micro-batches; gives the mean of what the steps gave."""
         total, size = self.data.batch_size, self.micro_batch_size
         sums: dict[str, Tensor] = {}
@@ -342,12 +346,12 @@ class Trainer:
 
     def _evaluate(self) -> Mapping[str, float]:
         """Probe the frozen features, show the table, write results.json; gives the metrics."""
-        self._say(f"evaluating frozen features at step {self.step}")
+        self.say(f"evaluating frozen features at step {self.step}")
         with self.precision.autocast():
             self._results = self.evaluation(
                 self.model, self.data, random_init=self.random_init, device=self.device, seed=self.seed
             )
-        self._say(self.evaluation.table(self._results))
+        self.say(self.evaluation.table(self._results))
         rows = self._results.items()
         metrics = self._log({f"eval/{row}/{name}": value for row, values in rows for name, value in values.items()})
         self._write_results()
@@ -413,15 +417,15 @@ class Trainer:
             logger.log({"epoch": self.horizon.epoch(self.step), **metrics}, self.step)
         return metrics
 
-    def _say(self, text: Any) -> None:
+    def say(self, text: Any) -> None:
         for logger in self.loggers:
             logger.message(text)
 
     def _announce(self, start: str) -> None:
         millions = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         accumulation = self.data.batch_size // self.micro_batch_size
-        self._say(start)
-        self._say(
+        self.say(start)
+        self.say(
             f"{millions:.2f} M trainable parameters, {self.data.spec.num_train:,} training samples, "
             f"{self.horizon.max_steps:,} steps of {self.data.batch_size}"
             + (f" ({accumulation} x {self.micro_batch_size})" if accumulation > 1 else "")
