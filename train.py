@@ -28,7 +28,13 @@ def main(config: DictConfig) -> float | None:
         config.overrides = list(HydraConfig.get().overrides.task)  # for resume=<folder>
     try:
         with system_errors():
-            metrics = build_trainer(config).fit()
+            trainer = build_trainer(config)
+            if trainer.dry_run:
+                from jepa.report import preview
+
+                preview(trainer, plan=[f"Would train in {trainer.folder.path}"])
+                return None
+            metrics = trainer.fit()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)  # at once: a sweep raises it after its last job
         raise

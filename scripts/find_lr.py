@@ -59,7 +59,13 @@ def told(finding, config: DictConfig) -> str:
         return "\n".join(lines)
     others = [o for o in config.overrides if not o.lstrip("+~").startswith(("find_lr.", "optimizer.lr="))]
     command = shlex.join(["python", "train.py", *others, f"optimizer.lr={finding.suggestion:.2g}"])
-    lines += [f"Steepest descent at a learning rate of {finding.suggestion:.2g}. To use it:", "", f"  {command}", ""]
+    lines += [
+        f"The loss falls most steeply at {finding.suggestion:.2g} and is lowest at {finding.lowest:.2g}; with AdamW a "
+        f"tenth of the latter, {finding.lowest / 10:.2g}, is often the better peak. To use the former:",
+        "",
+        f"  {command}",
+        "",
+    ]
     return "\n".join(lines)
 
 

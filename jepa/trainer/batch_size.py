@@ -1,6 +1,6 @@
 """Finding the micro-batch size by trial: real forward and backward passes of rising size, within the memory.
 
-    python scripts/find_batch_size.py data=digits
+python scripts/find_batch_size.py data=digits
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ class _Search:
     def run(self) -> None:
         """Fill `trials`."""
         trainer = self.trainer
-        batches = trainer.data.train_batches(
-            seed=trainer.seed, start_step=trainer.step, stop_step=trainer.step + 1
-        )
+        batches = trainer.data.train_batches(seed=trainer.seed, start_step=trainer.step, stop_step=trainer.step + 1)
         with closing(batches):
             self.batch = {name: value for name, value in next(batches).items() if isinstance(value, Tensor)}
         self._check_room(self._memory_now(), "before any batch")
@@ -156,9 +154,7 @@ class _Search:
             memory, speed = None, None
         self._clean_up()  # here, as the error's traceback held the tensors
         fits = memory is not None and (self.limit is None or memory <= self.limit)
-        self.trials[size] = Trial(
-            size, fits, True, None if memory is None else memory / 2**30, speed if fits else None
-        )
+        self.trials[size] = Trial(size, fits, True, None if memory is None else memory / 2**30, speed if fits else None)
         return fits
 
     def _predict(self, size: int) -> float | None:
