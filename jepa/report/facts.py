@@ -92,6 +92,11 @@ def schedule_table(
     return names, [(name, step, values[step]) for name, step in rows]
 
 
+def longest_warmup(schedules: Mapping[str, Schedule], horizon: Horizon) -> float:
+    """Steps of the longest warm-up of any schedule; 0 without."""
+    return max((s.warmup(horizon) for s in schedules.values() if hasattr(s, "warmup")), default=0)
+
+
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
     """(mean, std) that inputs were normalised by, each (C or 1, 1, 1); None where the data names none."""
     for owner in (data, getattr(data, "transform", None)):

@@ -19,6 +19,9 @@ INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
 BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
 """Outlines of target blocks, legible on dark and light pictures; they repeat after the last."""
 
+FILTER = "nearest"
+"""How pictures are enlarged: pixels stay pixels."""
+
 STYLE = {
     "font.size": 10,
     "axes.edgecolor": SOFT,
@@ -93,10 +96,12 @@ def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = N
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
+        figure.get_layout_engine().set(wspace=0.06 if across > 1 else 0.03)
+        larger = max(1, 64 // width)  # so that the line between views is thin, also on tiny pictures
         for number, axes in zip(range(count), grid.flat):
-            gap = np.ones((height, max(1, width // 24), 3))
-            strips = [part for view in views[number] for part in (gap, to_rgb(view))][1:]
-            axes.imshow(np.concatenate(strips, axis=1), interpolation="nearest")
+            strips = [np.kron(to_rgb(view), np.ones((larger, larger, 1))) for view in views[number]]
+            gap = np.ones((strips[0].shape[0], max(1, strips[0].shape[1] // 40), 3))
+            axes.imshow(np.concatenate([p for strip in strips for p in (gap, strip)][1:], axis=1), interpolation=FILTER)
             if labels:
                 axes.set_title(labels[number], fontsize=8, pad=2)
 
@@ -124,7 +129,7 @@ def mask_figure(
             axes.set_axis_off()
         for number in range(count):
             row, first = number // across, number % across * (1 + groups)
-            cells[row, first].imshow(to_rgb(pictures[number]), interpolation="nearest")
+            cells[row, first].imshow(to_rgb(pictures[number]), interpolation=FILTER)
             for group, mask in enumerate(masks):
                 draw_mask(cells[row, first + 1 + group], to_rgb(pictures[number]), mask, number, grid)
         for column in range(columns):
@@ -150,13 +155,13 @@ def draw_mask(axes: Any, picture: np.ndarray, mask: Mask, number: int, grid: Gri
     seen = np.zeros(grid, dtype=bool)
     seen.flat[members(mask, "context", number).numpy()] = True
     weight = np.kron(seen, np.ones((round(down), round(right))))[..., None]  # (H, W, 1)
-    hidden = 0.16 * picture + 0.84 * np.array([0.27, 0.30, 0.34])
-    axes.imshow(picture * weight + hidden * (1 - weight), interpolation="nearest")
+    hidden = 0.28 * picture + 0.72 * np.array([0.27, 0.30, 0.34])
+    axes.imshow(picture * weight + hidden * (1 - weight), interpolation=FILTER)
     for block in range(mask.targets.shape[1]):
         inside = np.zeros(grid, dtype=bool)
         inside.flat[members(mask, "targets", number, block).numpy()] = True
         # Blocks that overlap stay apart by lines that lie a little inside of each other.
-        inset = 0.05 + 0.06 * (block % 4)
+        inset = 0.04 + 0.05 * (block % 4)
         for start, end in outline(inside, inset):
             axes.plot(
                 [start[0] * right - 0.5, end[0] * right - 0.5],
@@ -172,12 +177,22 @@ def outline(inside: np.ndarray, inset: float) -> list[tuple[tuple[float, float],
     padded = np.pad(inside, 1)
     edges = []
     for y, x in zip(*np.nonzero(inside)):
-        up, down = padded[y, x + 1], padded[y + 2, x + 1]
-        left, right = padded[y + 1, x], padded[y + 1, x + 2]
-        x0, x1 = x + (0 if left else inset), x + 1 - (0 if right else inset)
-        y0, y1 = y + (0 if up else inset), y + 1 - (0 if down else inset)
-        edges += [((x0, y0), (x1, y0))] * (not up) + [((x0, y1), (x1, y1))] * (not down)
-        edges += [((x0, y0), (x0, y1))] * (not left) + [((x1, y0), (x1, y1))] * (not right)
+        near = padded[y : y + 3, x : x + 3]  # the cell's neighbours
+        (up, down), (left, right) = (near[0, 1], near[2, 1]), (near[1, 0], near[1, 2])
+
+        def end(beside: bool, diagonal: bool) -> float:
+            """How far from the cell's corner an edge ends: before it at a corner that stands out, else behind it."""
+            return inset if not beside else -inset if diagonal else 0.0
+
+        top, bottom, west, east = y + inset, y + 1 - inset, x + inset, x + 1 - inset
+        if not up:
+            edges.append(((x + end(left, near[0, 0]), top), (x + 1 - end(right, near[0, 2]), top)))
+        if not down:
+            edges.append(((x + end(left, near[2, 0]), bottom), (x + 1 - end(right, near[2, 2]), bottom)))
+        if not left:
+            edges.append(((west, y + end(up, near[0, 0])), (west, y + 1 - end(down, near[2, 0]))))
+        if not right:
+            edges.append(((east, y + end(up, near[0, 2])), (east, y + 1 - end(down, near[2, 2]))))
     return edges
 
 

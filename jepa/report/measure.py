@@ -78,7 +78,7 @@ def loss_of(trainer: Any, batch: Batch) -> Tensor:
 def stages(model: nn.Module, run: Callable[[], object]) -> list[Stage]:
     """The modules that `run` calls, in order: the model's children, those of the loss, and those of a child that is
     not itself called, as an averaged encoder inside of a target."""
-    parents = {"": model, **{name: child for name, child in model.named_children()}}
+    parents = {"": model, **dict(model.named_children())}
     watched = {
         f"{parent}.{name}".lstrip("."): child
         for parent, module in parents.items()

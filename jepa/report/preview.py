@@ -19,7 +19,7 @@ from torch import Tensor
 
 from jepa.report import facts
 from jepa.report.figures import mask_figure, sample_figure
-from jepa.report.measure import Cost, measure_cost, next_batch, parameter_counts, prepared, stages
+from jepa.report.measure import Cost, measure_cost, next_batch, parameter_counts, prepared, shapes_of, stages
 from jepa.types import Batch, Grid, Latents, Mask
 from jepa.utils.preserve import preserved
 
@@ -156,15 +156,13 @@ class _Report:
             rows.append([f"{name}: context tokens", times(mask.context.shape), ""])
             rows.append([f"{name}: target tokens", times(mask.targets.shape), "blocks x tokens of each"])
         for stage in passed:
-            given, calls = ", ".join(map(times, stage.inputs[:2])), f"{stage.calls} times: " * (stage.calls > 1)
-            rows.append([stage.name, ", ".join(map(times, stage.outputs)), f"{calls}from {given}" if given else calls])
+            given, calls = listed(stage.inputs), f"{stage.calls} times, last " * (stage.calls > 1)
+            rows.append([stage.name, listed(stage.outputs), f"{calls}from {given}" if given else calls])
         if isinstance(found["latents"], Latents):
             for name in ("predictions", "targets", "embeddings"):
                 value = getattr(found["latents"], name)
                 if value is not None:
-                    tensors = value if isinstance(value, list) else [value]
-                    rows.append([f"latents.{name}", ", ".join(times(t.shape) for t in tensors), ""])
-        rows = [[name, shape or "scalar", note] for name, shape, note in rows]
+                    rows.append([f"latents.{name}", listed(shapes_of(value)), ""])
         self.table("Shapes of one micro-batch", ["stage", "shape", ""], rows, left=3)
 
     def cost(self, cost: Cost) -> None:
@@ -235,6 +233,9 @@ class _Report:
         names, rows = facts.schedule_table(trainer.scheduler, momentum if callable(momentum) else None, trainer.horizon)
         shown = [[name, f"{step:,}", *(f"{value:.4g}" for value in values)] for name, step, values in rows]
         self.table("Schedules", ["", "step", *names], shown)
+        warmup = facts.longest_warmup(trainer.scheduler, trainer.horizon)
+        if warmup > trainer.horizon.max_steps:
+            self.say(f"The warm-up of {warmup:,.0f} steps is longer than the run and never reaches its peak.\n")
 
     def disk(self, cost: Cost) -> None:
         """Room that checkpoints need, and room there is."""
@@ -275,6 +276,20 @@ class _Report:
 def times(shape: Sequence[int]) -> str:
     """3 x 224 x 224."""
     return " x ".join(map(str, shape))
+
+
+def listed(shapes: Sequence[Sequence[int]]) -> str:
+    """Shapes side by side, equal ones counted: "2 of 64 x 128, 4 scalars"."""
+    counts: dict[str, int] = {}
+    for shape in shapes:
+        counts[times(shape)] = counts.get(times(shape), 0) + 1
+    texts = []
+    for shape, number in counts.items():
+        if shape:
+            texts.append(f"{number} of {shape}" if number > 1 else shape)
+        else:
+            texts.append(f"{number} scalars" if number > 1 else "scalar")
+    return ", ".join(texts)
 
 
 def binary(size: float) -> str:

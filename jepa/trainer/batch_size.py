@@ -11,8 +11,9 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa.trainer.finders import check_single_process
 from jepa.utils.errors import UserError
@@ -107,8 +108,7 @@ class _Search:
         self.cuda = trainer.device.type == "cuda"
         self.trials: dict[int, Trial] = {}
         self.limit = self._limit(limit_gib)
-        # Statistics over a batch, and batch norm, need two samples.
-        least = 2 if getattr(trainer.model.loss, "batch_statistics", False) else 1
+        least = 2 if needs_two_samples(trainer.model) else 1
         total = trainer.data.batch_size
         self.divisors = [size for size in range(least, total + 1) if total % size == 0]
         if not self.divisors or max_size < self.divisors[0]:
@@ -152,7 +152,6 @@ class _Search:
             if not is_out_of_memory(error):
                 raise
             memory, speed = None, None
-        self._clean_up()  # here, as the error's traceback held the tensors
         fits = memory is not None and (self.limit is None or memory <= self.limit)
         self.trials[size] = Trial(size, fits, True, None if memory is None else memory / 2**30, speed if fits else None)
         return fits
@@ -206,13 +205,11 @@ class _Search:
                 raise
             self._base = None
         if self._base is None:
-            self._clean_up()
             self._refuse("weights, gradients and optimizer state alone take more than there is")
         # Gradients too: each pass needs them.
         for parameter in self.trainer.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._clean_up()
         self._base = self._memory_now()
         self._check_room(self._base, "with gradients and optimizer state")
 
@@ -233,9 +230,7 @@ class _Search:
         if self.cuda:
             return float(torch.cuda.memory_allocated(self.trainer.device))
         release_freed_memory()
-        with PeakMemory() as peak:
-            pass
-        return float(peak.peak)
+        return float(psutil.Process().memory_info().rss)
 
     @contextmanager
     def _peak(self) -> Iterator[Any]:
@@ -248,9 +243,16 @@ class _Search:
                 yield lambda: float(peak.peak)
 
     def _clean_up(self) -> None:
+        """Give back what an earlier size left, so that what is measured is this one's."""
         release_freed_memory()
         if self.cuda:
             torch.cuda.empty_cache()
+
+
+def needs_two_samples(model: nn.Module) -> bool:
+    """Whether a batch of one has no meaning: statistics over the batch, and batch norm, need two."""
+    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
+    return normalised or getattr(model.loss, "batch_statistics", False)
 
 
 def resized(batch: dict[str, Tensor], size: int) -> dict[str, Tensor]:
