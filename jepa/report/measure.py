@@ -61,8 +61,9 @@ def next_batch(trainer: Any) -> Batch:
 def prepared(trainer: Any, batch: Batch, size: int) -> Batch:
     """The first `size` samples of a batch on the device, with the masks that training would give them."""
     total = next(value for value in batch.values() if isinstance(value, Tensor)).shape[0]
-    part = {
-        name: value[:size].to(trainer.device) if isinstance(value, Tensor) else value for name, value in batch.items()
+    part = {  # cloned, as a slice would keep the whole batch alive and be counted with it
+        name: value[:size].clone().to(trainer.device) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
     }
     draw = Draw(seed=trainer.seed, step=trainer.step, total=total, start=0, count=min(size, total))
     return {**trainer.model.prepare(part, draw), "draw": draw}

@@ -5,23 +5,22 @@ python scripts/find_batch_size.py data=digits
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 import torch
 from torch import Tensor, nn
 
 from jepa.trainer.finders import check_single_process
+from jepa.trainer.trainer import Trainer
 from jepa.utils.errors import UserError
 from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
 from jepa.utils.preserve import preserved
-
-if TYPE_CHECKING:
-    from jepa.trainer.trainer import Trainer
 
 SHARE_OF_AVAILABLE = 0.8
 """Of the memory that is available, what the search may use unless told."""
@@ -121,6 +120,7 @@ class _Search:
     def run(self) -> None:
         """Fill `trials`."""
         trainer = self.trainer
+        gc.collect()
         batches = trainer.data.train_batches(seed=trainer.seed, start_step=trainer.step, stop_step=trainer.step + 1)
         with closing(batches):
             self.batch = {name: value for name, value in next(batches).items() if isinstance(value, Tensor)}
@@ -152,6 +152,8 @@ class _Search:
             if not is_out_of_memory(error):
                 raise
             memory, speed = None, None
+        if memory is None:
+            gc.collect()  # the error's traceback, gone by here, may have left cycles that hold tensors
         fits = memory is not None and (self.limit is None or memory <= self.limit)
         self.trials[size] = Trial(size, fits, True, None if memory is None else memory / 2**30, speed if fits else None)
         return fits

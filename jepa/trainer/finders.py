@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 
+from jepa.trainer.trainer import Trainer
 from jepa.types import Horizon
 from jepa.utils.errors import NonFiniteError, UserError
 from jepa.utils.preserve import preserved
-
-if TYPE_CHECKING:
-    from jepa.trainer.trainer import Trainer
 
 
 @dataclass(frozen=True)

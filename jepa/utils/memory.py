@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import sys
 import threading
 from pathlib import Path
@@ -33,7 +32,6 @@ def release_freed_memory() -> bool:
 
     Gives whether it could; does nothing outside Linux with glibc.
     """
-    gc.collect()
     if not sys.platform.startswith("linux"):
         return False
     try:
