@@ -18,7 +18,10 @@ _HOMES = {
     "UserError": "jepa.utils.errors",
     "build_model": "jepa.build",
     "build_trainer": "jepa.build",
+    "find_batch_size": "jepa.trainer",
+    "find_learning_rate": "jepa.trainer",
     "load_config": "jepa.utils.config",
+    "preview": "jepa.report",
 }
 
 __all__ = list(_HOMES)

@@ -15,11 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from jepa.interop import load_pretrained
-from jepa.optim import parameter_groups
+from jepa.optim import parameter_groups, plan
+from jepa.report import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.trainer.saver import find_checkpoint
-from jepa.types import Draw
+from jepa.types import Draw, Horizon
 from jepa.utils.check import check_config
 from jepa.utils.config import default_run_dir
 from jepa.utils.distributed import first_on_each_machine, from_main, join, telling_others
@@ -56,6 +57,11 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     run_dir = from_main(lambda: Path(config.run_dir or default_run_dir()))
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
         load_pretrained(model, config.init_from)
+    momentum = getattr(model, "momentum_schedule", None)
+
+    def in_words(horizon: Horizon) -> list[str]:
+        return plan(horizon, scheduler, momentum)
+
     return convert_errors("trainer", make_trainer)(
         model=model,
         data=data,
@@ -65,6 +71,8 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         callbacks=build(config, "callbacks"),
         evaluation=evaluation,
         random_init=functools.partial(build_model, config),
+        plan=in_words,
+        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.horizon)]),
         run_dir=run_dir,
         resume=config.resume,
         config=plain,

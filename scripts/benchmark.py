@@ -100,7 +100,7 @@ def loop(steps: int = 8) -> dict[str, float]:
         batches = trainer.data.train_batches(seed=0, start_step=0, stop_step=steps)
         for number, batch in enumerate(batches):
             inside, begun = 0.0, time.perf_counter()
-            trainer._train(batch)
+            trainer.train_step(batch)
             if number < steps - 1:
                 trainer._after_step(stopping=False)
             total = time.perf_counter() - begun

@@ -91,10 +91,11 @@ class ForkServer:
         self._codes: dict[int, int] = {}
         self._started: list[int] = []
 
-    def start(self, arguments: list[str], folder: Path, environment: dict[str, str]) -> Run:
+    def start(self, arguments: list[str], folder: Path, environment: dict[str, str], script: str = "train.py") -> Run:
         """Start a run in a folder."""
         output = folder / f".run{time.monotonic_ns()}"
         request = {"argv": arguments, "cwd": str(folder), "environment": environment, "output": str(output)}
+        request["script"] = script
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         self._hear(until=lambda: self._started, timeout=120)

@@ -27,13 +27,14 @@ TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 
 
 def run(request: dict) -> int:
-    """train.py with these arguments, in this process; gives its exit code."""
+    """train.py, or another script of the repository, with these arguments, in this process; gives its exit code."""
+    script = str(TRAIN.parent / request.get("script", TRAIN.name))
     os.chdir(request["cwd"])
     os.environ.update(request["environment"])
     sys.path[:0] = request["environment"].get("PYTHONPATH", "").split(os.pathsep)
-    sys.argv = [str(TRAIN), *request["argv"]]
+    sys.argv = [script, *request["argv"]]
     try:
-        runpy.run_path(str(TRAIN), run_name="__main__")
+        runpy.run_path(script, run_name="__main__")
     except SystemExit as stop:
         if isinstance(stop.code, str):
             print(stop.code, file=sys.stderr)

@@ -48,6 +48,7 @@ class Parallel:
     optimizer: its parameters are replaced by the sharded ones.
     find_unused: let DDP accept parameters that take no part in a step.
     dtype: in which FSDP gathers the weights of layers; gradients are reduced in fp32.
+    wrap: False leaves the model as it is among several processes too.
 
     Raises UserError for an unknown strategy and for fsdp on a model without layers.
     """
@@ -61,10 +62,11 @@ class Parallel:
         device: torch.device,
         find_unused: bool,
         dtype: torch.dtype = torch.float32,
+        wrap: bool = True,
     ) -> None:
         if strategy not in ("auto", "ddp", "fsdp"):
             raise UserError(f"trainer.strategy={strategy}: expected auto, ddp or fsdp")
-        self.name = "single" if not joined() else "ddp" if strategy == "auto" else strategy
+        self.name = "single" if not (joined() and wrap) else "ddp" if strategy == "auto" else strategy
         self.model = model
         self._find_unused = find_unused
         self._checked = self.name != "ddp" or find_unused

@@ -34,7 +34,7 @@ from jepa.trainer.settings import check_micro_batch_size, check_positive, check_
 from jepa.trainer.signals import StopRequest
 from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, Draw, Schedule
-from jepa.utils.distributed import from_main, is_main, join, largest, rank, telling_others, total, world_size
+from jepa.utils.distributed import alone, from_main, is_main, join, largest, rank, telling_others, total, world_size
 from jepa.utils.errors import Interrupted, NonFiniteError, UserError
 from jepa.utils.launch import read_launch
 from jepa.utils.memory import keep_freed_memory
@@ -140,6 +140,7 @@ class Trainer:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         join(self.device, backend, timeout_seconds)
+        self.rank, self.world_size = rank(), world_size()
         self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
         self.evaluation, self.random_init = evaluation, random_init
         self.plan, self.preview, self.dry_run, self.profile = plan, preview, dry_run, profile
@@ -163,7 +164,7 @@ class Trainer:
             limit_train_batches=limit_train_batches,
         )
         self.limit_val_batches = limit_val_batches
-        self.micro_batch_size = check_micro_batch_size(micro_batch_size, data.batch_size, world_size())
+        self.micro_batch_size = check_micro_batch_size(micro_batch_size, data.batch_size, self.world_size)
         check_statistics(
             model.loss, self.micro_batch_size < data.batch_size // world_size(), allow_microbatch_statistics
         )
@@ -219,6 +220,7 @@ class Trainer:
             device=self.device,
             find_unused=own_step if find_unused is None else find_unused,
             dtype=self.precision.dtype,
+            wrap=not self.dry_run,
         )
 
     # What a user's own method overrides and calls.
@@ -254,7 +256,9 @@ class Trainer:
         """Train to the end, evaluate, and give the last value of every metric."""
         with telling_others(), self.precision.kernels():
             if self.dry_run:
-                self.preview(self)
+                if is_main():
+                    with alone():
+                        self.preview(self)
                 return {}
             return self._fit()
 
@@ -356,8 +360,8 @@ class Trainer:
         )
         return prefetch(self._meter.waiting_for(batches), self.device)
 
-    def train_step(self, batch: Batch) -> None:
-        """One optimizer step on this rank's share of a batch; keeps what is to be logged, as tensors."""
+    def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
+        """One optimizer step on this rank's share of a batch; gives and keeps what is to be logged, as tensors."""
         scheduled = self._set_schedules()
         # For dropout; everything else that is random has a generator of its own.
         torch.manual_seed(derive_seed(self.seed, "step", self.step, *([rank()] if rank() else [])))
@@ -383,6 +387,7 @@ class Trainer:
         self.step += 1
         self._meter.count(self.data.batch_size)
         self._last = {**values, **scheduled}
+        return self._last
 
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the batch, accumulated over micro-batches; gives this rank's mean of what the steps gave."""
@@ -616,7 +621,7 @@ class Trainer:
     def _reduced(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Values as floats, those of the training step as the mean over ranks."""
         names = [name for name in values if name.startswith("train/")]
-        means = total(torch.stack([values[name] for name in names])) / world_size()
+        means = total(torch.stack([values[name] for name in names])) / self.world_size
         return to_floats({**values, **dict(zip(names, means))})
 
     def say(self, text: Any) -> None:
@@ -624,19 +629,21 @@ class Trainer:
         for logger in self.loggers.values():
             logger.message(text)
 
-    def _announce(self, start: str) -> None:
+    def in_words(self) -> list[str]:
+        """How much is trained on how much, where and in what parts."""
         millions = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
-        ranks, size = world_size(), self.micro_batch_size
-        parts = [f"{ranks} ranks"] * (ranks > 1) + [f"{self.data.batch_size // ranks // size} x {size}"]
-        split = f" ({' of '.join(parts)})" if size < self.data.batch_size else ""
-        how = f" with {self.parallel.name.upper()}" if ranks > 1 else ""
-        self.say(start)
-        self.say(
+        size, share = self.micro_batch_size, self.data.batch_size // self.world_size
+        parts = [f"{self.world_size} ranks"] * (self.world_size > 1) + [f"{share // size} x {size}"] * (size < share)
+        split = f" ({' of '.join(parts)})" if parts else ""
+        how = f" with {self.parallel.name.upper()}" if self.parallel.name != "single" else ""
+        return [
             f"{millions:.2f} M trainable parameters, {self.data.spec.num_train:,} training samples, "
             f"{self.horizon.max_steps:,} steps of {self.data.batch_size}{split} on {self.device.type}{how} in "
             f"{self.precision.name}"
-        )
-        for line in self.plan(self.horizon) if self.plan else ():
+        ]
+
+    def _announce(self, start: str) -> None:
+        for line in (start, *self.in_words(), *(self.plan(self.horizon) if self.plan else ())):
             self.say(line)
 
 

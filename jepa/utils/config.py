@@ -113,9 +113,11 @@ def known_keys() -> list[str]:
     keys |= {"scaling.reference_batch_size", "scaling.rule"}
     for path in CONFIG_DIR.rglob("*.yaml"):
         group = ".".join(path.relative_to(CONFIG_DIR).parts[:-1])
+        node = OmegaConf.to_container(OmegaConf.load(path))
         if group.split(".")[0] not in ("", "recipe", "experiment"):
-            node = OmegaConf.to_container(OmegaConf.load(path))
             keys |= {f"{group}.{key}" for key in dotted_keys(node)}
+        elif not group and path.stem in node:  # a script's own options
+            keys |= {f"{path.stem}.{key}" for key in dotted_keys(node[path.stem])}
     return sorted(keys)
 
 

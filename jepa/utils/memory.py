@@ -1,9 +1,13 @@
-"""Telling the C library to keep the memory that training frees and asks for again at every step."""
+"""Memory of the process: telling the C library to keep what training frees, measuring, and what is left to take."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+import threading
+from pathlib import Path
+
+import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
@@ -21,3 +25,60 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False  # another C library
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def release_freed_memory() -> bool:
+    """Hand what malloc keeps of freed memory back to the system, so that the resident set says what is in use.
+
+    Gives whether it could; does nothing outside Linux with glibc.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def available_memory() -> int:
+    """Bytes that this process could still take: what the machine has free, or less where a container limits it."""
+    available = psutil.virtual_memory().available
+    try:
+        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+    except (OSError, ValueError):
+        return available  # no container, or an older kernel
+    return available if limit == "max" else max(0, min(available, int(limit) - used))
+
+
+class PeakMemory:
+    """A context that measures the largest resident set of this process while it lasts, in bytes: `peak`.
+
+    A thread looks every few milliseconds; operations of torch leave it room. So a peak that is shorter than that
+    can be missed, but for what malloc keeps of it: with `keep_freed_memory` that is all.
+    """
+
+    def __init__(self, seconds: float = 0.002) -> None:
+        self.peak = 0
+        self._seconds = seconds
+        self._process = psutil.Process()
+
+    def __enter__(self) -> PeakMemory:
+        self._ended = threading.Event()
+        self._look()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._look()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._seconds):
+            self._look()
+
+    def _look(self) -> None:
+        self.peak = max(self.peak, self._process.memory_info().rss)

@@ -354,7 +354,7 @@ def stop_at(step, trainer, number):
             if at == step:
                 os.kill(os.getpid(), number)
 
-    train = trainer._train
+    train = trainer.train_step
 
     def stopping_train(batch):
         train(batch)
@@ -362,7 +362,7 @@ def stop_at(step, trainer, number):
             os.kill(os.getpid(), number)
 
     if step == int(step):
-        trainer._train = stopping_train
+        trainer.train_step = stopping_train
     else:
         step = int(step)
         trainer.loggers.append(Stop())

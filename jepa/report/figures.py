@@ -1,0 +1,218 @@
+"""Figures as PNG files. They take plain numbers and tensors, and know nothing of runs."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa.types import Grid, Mask
+
+INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
+BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
+"""Outlines of target blocks, legible on dark and light pictures; they repeat after the last."""
+
+FILTER = "nearest"
+"""How pictures are enlarged: pixels stay pixels."""
+
+STYLE = {
+    "font.size": 10,
+    "axes.edgecolor": SOFT,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.color": INK,
+    "legend.frameon": False,
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+}
+
+
+@contextlib.contextmanager
+def new_figure(path: Path, width: float, height: float) -> Iterator[Any]:
+    """A matplotlib figure of so many inches, written to a PNG at the end; needs no display and touches no global."""
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(figure)
+        yield figure
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.writing")
+        figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+
+
+def learning_rate_figure(
+    learning_rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float],
+    suggestion: float | None,
+    *,
+    path: Path,
+) -> None:
+    """Loss over a rising learning rate, raw and smoothed, with the suggested rate marked."""
+    with new_figure(path, 8, 4.5) as figure:
+        axes = figure.add_subplot()
+        axes.plot(learning_rates, losses, ".", color=SOFT, markersize=5, label="loss of each step")
+        axes.plot(learning_rates, smoothed, color=ACCENT, linewidth=2, label="smoothed")
+        if suggestion is not None:
+            height = float(np.interp(np.log(suggestion), np.log(learning_rates), smoothed))
+            axes.axvline(suggestion, color=SECOND, linewidth=1, linestyle="--")
+            axes.plot([suggestion], [height], "o", color=SECOND, markersize=8, label=f"suggestion: {suggestion:.2g}")
+        axes.set_xscale("log")
+        # An explosion must not flatten the curve that it ends.
+        low, high = min(losses), max(smoothed)
+        room = 0.06 * (high - low or abs(high) or 1.0)
+        axes.set_ylim(low - room, high + 2 * room)
+        axes.set(xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
+        axes.grid(alpha=0.25)
+        axes.legend(loc="best")
+
+
+def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
+    """A sheet of pictures: views (B, V, C, H, W) in [0, 1], C 1 or 3; the views of a sample side by side, framed."""
+    count, across = views.shape[:2]
+    height, width = views.shape[-2:]
+    columns = max(1, min(count, math.ceil(math.sqrt(count * height / (width * across)) + 0.5)))
+    rows = -(-count // columns)
+    cell = 10.0 / columns
+    tall = cell * height / (width * across) + (0.22 if labels else 0.05)
+    with new_figure(path, 10.2, max(1.5, rows * tall + 0.5)) as figure:
+        figure.suptitle(title, fontsize=11)
+        grid = figure.subplots(rows, columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        figure.get_layout_engine().set(wspace=0.06 if across > 1 else 0.03)
+        larger = max(1, 64 // width)  # so that the line between views is thin, also on tiny pictures
+        for number, axes in zip(range(count), grid.flat):
+            strips = [np.kron(to_rgb(view), np.ones((larger, larger, 1))) for view in views[number]]
+            gap = np.ones((strips[0].shape[0], max(1, strips[0].shape[1] // 40), 3))
+            axes.imshow(np.concatenate([p for strip in strips for p in (gap, strip)][1:], axis=1), interpolation=FILTER)
+            if labels:
+                axes.set_title(labels[number], fontsize=8, pad=2)
+
+
+def mask_figure(
+    pictures: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", most: int = 6
+) -> None:
+    """How masks fall on pictures (B, C, H, W) in [0, 1]: a row per sample, a column per mask group, then the share of
+    samples in which each token is seen and predicted.
+
+    The context is as bright as it is; what is hidden is dimmed; each target block is outlined in a colour.
+    """
+    count = min(most, len(pictures))
+    groups = len(masks)
+    across = max(1, 6 // (1 + groups))  # samples side by side
+    rows = -(-count // across)
+    columns = across * (1 + groups)
+    size = 10.0 / columns
+    tall = size * pictures.shape[-2] / pictures.shape[-1]
+    with new_figure(path, 10.4, rows * (tall + 0.1) + 3.4) as figure:
+        figure.suptitle(title, fontsize=11)
+        upper, lower = figure.subfigures(2, 1, height_ratios=[rows * (tall + 0.1), 2.9])
+        cells = upper.subplots(rows, columns, squeeze=False)
+        for axes in cells.flat:
+            axes.set_axis_off()
+        for number in range(count):
+            row, first = number // across, number % across * (1 + groups)
+            cells[row, first].imshow(to_rgb(pictures[number]), interpolation=FILTER)
+            for group, mask in enumerate(masks):
+                draw_mask(cells[row, first + 1 + group], to_rgb(pictures[number]), mask, number, grid)
+        for column in range(columns):
+            group = column % (1 + groups)
+            name = "input" if not group else "masked" if groups == 1 else f"mask {group}"
+            cells[0, column].set_title(name, fontsize=9, pad=3)
+        maps = [
+            (f"{name} by the {part}", frequency(mask, part, math.prod(grid)).view(grid))
+            for mask, name in zip(masks, ["share"] if groups == 1 else [f"mask {n + 1}: share" for n in range(groups)])
+            for part in ("context", "targets")
+        ]
+        for axes, (name, values) in zip(lower.subplots(1, len(maps), squeeze=False).flat, maps):
+            name = name.replace("by the context", "seen as context").replace("by the targets", "predicted")
+            image = axes.imshow(values.numpy(), vmin=0, vmax=max(float(values.max()), 1e-6), cmap="viridis")
+            axes.set(title=name, xticks=[], yticks=[])
+            lower.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
+
+
+def draw_mask(axes: Any, picture: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:
+    """One sample's mask over its picture (H, W, 3)."""
+    height, width = picture.shape[:2]
+    down, right = height / grid[0], width / grid[1]
+    seen = np.zeros(grid, dtype=bool)
+    seen.flat[members(mask, "context", number).numpy()] = True
+    weight = np.kron(seen, np.ones((round(down), round(right))))[..., None]  # (H, W, 1)
+    hidden = 0.28 * picture + 0.72 * np.array([0.27, 0.30, 0.34])
+    axes.imshow(picture * weight + hidden * (1 - weight), interpolation=FILTER)
+    for block in range(mask.targets.shape[1]):
+        inside = np.zeros(grid, dtype=bool)
+        inside.flat[members(mask, "targets", number, block).numpy()] = True
+        # Blocks that overlap stay apart by lines that lie a little inside of each other.
+        inset = 0.04 + 0.05 * (block % 4)
+        for start, end in outline(inside, inset):
+            axes.plot(
+                [start[0] * right - 0.5, end[0] * right - 0.5],
+                [start[1] * down - 0.5, end[1] * down - 0.5],
+                color=BLOCK_COLOURS[block % len(BLOCK_COLOURS)],
+                linewidth=1.8,
+                solid_capstyle="projecting",
+            )
+
+
+def outline(inside: np.ndarray, inset: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Edges (x, y) to (x, y), in cells, of a set of cells (rows, columns); drawn `inset` cells inside of it."""
+    padded = np.pad(inside, 1)
+    edges = []
+    for y, x in zip(*np.nonzero(inside)):
+        near = padded[y : y + 3, x : x + 3]  # the cell's neighbours
+        (up, down), (left, right) = (near[0, 1], near[2, 1]), (near[1, 0], near[1, 2])
+
+        def end(beside: bool, diagonal: bool) -> float:
+            """How far from the cell's corner an edge ends: before it at a corner that stands out, else behind it."""
+            return inset if not beside else -inset if diagonal else 0.0
+
+        top, bottom, west, east = y + inset, y + 1 - inset, x + inset, x + 1 - inset
+        if not up:
+            edges.append(((x + end(left, near[0, 0]), top), (x + 1 - end(right, near[0, 2]), top)))
+        if not down:
+            edges.append(((x + end(left, near[2, 0]), bottom), (x + 1 - end(right, near[2, 2]), bottom)))
+        if not left:
+            edges.append(((west, y + end(up, near[0, 0])), (west, y + 1 - end(down, near[2, 0]))))
+        if not right:
+            edges.append(((east, y + end(up, near[0, 2])), (east, y + 1 - end(down, near[2, 2]))))
+    return edges
+
+
+def members(mask: Mask, part: str, number: int, block: int | None = None) -> Tensor:
+    """Token indices of one sample's context or targets, without padding, on the CPU."""
+    index, valid = (mask.context, mask.context_valid) if part == "context" else (mask.targets, mask.target_valid)
+    index, valid = index[number], None if valid is None else valid[number]
+    if block is not None:
+        index, valid = index[block], None if valid is None else valid[block]
+    return (index if valid is None else index[valid]).flatten().cpu()
+
+
+def frequency(mask: Mask, part: str, tokens: int) -> Tensor:
+    """Share (N,) of samples in which each token is in the context, or in at least one target."""
+    inside = torch.zeros(mask.context.shape[0], tokens)
+    for number in range(len(inside)):
+        inside[number, members(mask, part, number)] = 1
+    return inside.mean(dim=0)
+
+
+def to_rgb(picture: Tensor) -> np.ndarray:
+    """(C, H, W) in [0, 1], C 1 or 3 -> (H, W, 3)."""
+    return picture.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()

@@ -1,0 +1,94 @@
+"""Trying something with a trainer and leaving it as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@contextlib.contextmanager
+def preserved(trainer: Any, *, parameters: bool = True, optimizer: bool = True) -> Iterator[None]:
+    """A context after which a trainer is as it was before, bit by bit, however the block is left.
+
+    Put back are the model's parameters, gradients, buffers and modes (a target is part of the model), the optimizer's
+    state and settings, the loss scaler, the trainer's own attributes (step, schedules, metrics, ...) and the random
+    state of torch, numpy and Python. The copies lie beside the originals: the block costs that much memory more.
+
+    parameters, optimizer: False where the block is known not to change them, which saves their copies.
+    """
+    model, own = trainer.model, dict(vars(trainer))
+    containers = {name: value.copy() for name, value in own.items() if isinstance(value, (dict, list))}
+    kept = {tensor: tensor.detach().clone() for tensor in _tensors(model, parameters)}
+    gradients = {p: None if p.grad is None else p.grad.detach().clone() for p in model.parameters()}
+    modes = {module: module.training for module in model.modules()}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
+    state = _copy(dict(trainer.optimizer.state)) if optimizer else None
+    scaler = trainer.precision.scaler.state_dict()
+    generators = _random_state()
+    try:
+        yield
+    finally:
+        vars(trainer).clear()
+        vars(trainer).update(own)
+        for name, content in containers.items():
+            _refill(own[name], content)
+        with torch.no_grad():
+            for tensor, value in kept.items():
+                tensor.copy_(value)
+        for parameter, gradient in gradients.items():
+            parameter.grad = gradient
+        for module, mode in modes.items():
+            module.training = mode
+        for group, settings in zip(trainer.optimizer.param_groups, groups):
+            parameters_of = group["params"]
+            group.clear()
+            group.update({"params": parameters_of, **settings})
+        if state is not None:
+            _refill(trainer.optimizer.state, state)
+        trainer.precision.scaler.load_state_dict(scaler)
+        # The scaler remembers until update() that gradients were unscaled; a block left in between skips that.
+        getattr(trainer.precision.scaler, "_per_optimizer_states", {}).clear()
+        _set_random_state(generators)
+
+
+def _tensors(model: nn.Module, parameters: bool) -> Iterator[Tensor]:
+    if parameters:
+        yield from model.parameters()
+    yield from model.buffers()  # those outside the state dict too
+
+
+def _copy(value: Any) -> Any:
+    """A copy of nested containers with their tensors cloned; keys (parameters) stay the same objects."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copy(item) for item in value)
+    return value
+
+
+def _refill(container: dict | list, content: dict | list) -> None:
+    """Put the old content back into the same object, which others may hold."""
+    container.clear()
+    container.update(content) if isinstance(container, dict) else container.extend(content)
+
+
+def _random_state() -> tuple:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+
+
+def _set_random_state(state: tuple) -> None:
+    cpu, cuda, of_numpy, of_python = state
+    torch.set_rng_state(cpu)
+    if cuda is not None:
+        torch.cuda.set_rng_state_all(cuda)
+    np.random.set_state(of_numpy)
+    random.setstate(of_python)
