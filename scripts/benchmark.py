@@ -76,7 +76,7 @@ def loop(steps: int = 8) -> dict[str, float]:
         )
         trainer = build_trainer(config)
         trainer.data = FixedImages(16)
-        for logger in trainer.loggers:
+        for logger in trainer.loggers.values():
             logger.open(RunInfo(trainer.folder.path, 0, trainer.horizon))
         inside = 0.0
 

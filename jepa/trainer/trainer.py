@@ -166,7 +166,7 @@ class Trainer:
         self.limit_val_batches = limit_val_batches
         self.micro_batch_size = check_micro_batch_size(micro_batch_size, data.batch_size, self.world_size)
         check_statistics(
-            model.loss, self.micro_batch_size < data.batch_size // world_size(), allow_microbatch_statistics
+            model.loss, self.micro_batch_size < data.batch_size // self.world_size, allow_microbatch_statistics
         )
         check_positive(
             grad_clip_norm=grad_clip_norm,
@@ -341,9 +341,7 @@ class Trainer:
     def _start_profile(self) -> Profile | None:
         if not (self.profile and is_main()):
             return None
-        return Profile(
-            folder=self.folder.path, start=self.step, stop=self.horizon.max_steps, device=self.device
-        )
+        return Profile(folder=self.folder.path, start=self.step, stop=self.horizon.max_steps, device=self.device)
 
     def _say_profile(self, table: Any | None) -> None:
         if table is not None:
@@ -355,8 +353,8 @@ class Trainer:
             seed=self.seed,
             start_step=self.step,
             stop_step=self.horizon.max_steps,
-            rank=rank(),
-            world_size=world_size(),
+            rank=self.rank,
+            world_size=self.world_size,
         )
         return prefetch(self._meter.waiting_for(batches), self.device)
 
@@ -364,7 +362,7 @@ class Trainer:
         """One optimizer step on this rank's share of a batch; gives and keeps what is to be logged, as tensors."""
         scheduled = self._set_schedules()
         # For dropout; everything else that is random has a generator of its own.
-        torch.manual_seed(derive_seed(self.seed, "step", self.step, *([rank()] if rank() else [])))
+        torch.manual_seed(derive_seed(self.seed, "step", self.step, *([self.rank] if self.rank else [])))
         self.model.train()
         logs = self._logs(self.step + 1)
         values = self.forward_backward(batch)
@@ -391,11 +389,11 @@ class Trainer:
 
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Gradients of the batch, accumulated over micro-batches; gives this rank's mean of what the steps gave."""
-        share, size = self.data.batch_size // world_size(), self.micro_batch_size
+        share, size = self.data.batch_size // self.world_size, self.micro_batch_size
         sums: dict[str, Tensor] = {}
         for start in range(0, share, size):
             part = {name: value[start : start + size] for name, value in batch.items()}
-            first = rank() * share + start
+            first = self.rank * share + start
             draw = Draw(seed=self.seed, step=self.step, total=self.data.batch_size, start=first, count=size)
             with self.parallel.synchronised(last=start + size == share):
                 with self.precision.autocast():

@@ -49,7 +49,9 @@ class PeerWatch:
                 own = f"rank {self.rank} lost another rank, which was killed or has crashed ({describe(error)})"
             first = self._store.compare_set("failure", "", own).decode()
         except (RuntimeError, OSError) as gone:  # the store lives in another process
-            return UserError(f"rank {self.rank} lost the other ranks: rank 0 or its launcher is gone ({describe(gone)})")
+            return UserError(
+                f"rank {self.rank} lost the other ranks: rank 0 or its launcher is gone ({describe(gone)})"
+            )
         if first != own:
             return PeerError(first)
         return UserError(own) if lost else error

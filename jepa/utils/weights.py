@@ -34,7 +34,7 @@ def locate(path: str | Path) -> Path:
 
 
 def read_file(path: Path) -> Any:
-    """Whatever a file written by torch, or a folder of sharded parts, holds, onto the CPU, without running code from it.
+    """What a file written by torch or a folder of sharded parts holds, onto the CPU, without running code from it.
 
     Raises CheckpointError when it is missing or cannot be read.
     """

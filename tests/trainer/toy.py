@@ -51,6 +51,9 @@ class ToyModel(nn.Module):
     def forward(self, batch):
         return ToyLatents(batch["x"] @ self.weight + self.bias + batch["noise"])
 
+    def set_step(self, step, horizon):
+        return {}
+
     def update_target(self, step, horizon):
         self.updates.append(step)
         return {"momentum": 0.5}
@@ -63,7 +66,7 @@ class ToyData:
         self.batch_size, self.poison, self.scale = batch_size, poison, scale
         self.spec = DataSpec(num_train=30, num_test=20, input_shape=(3,), classes=None)
 
-    def train_batches(self, *, seed, start_step, stop_step):
+    def train_batches(self, *, seed, start_step, stop_step, rank=0, world_size=1):
         for step in range(start_step, stop_step):
             x = torch.randn(self.batch_size, 3, generator=generator("cpu", seed, "data", step)) * self.scale
             yield {"x": torch.full_like(x, float("inf")) if step == self.poison else x}
@@ -86,7 +89,7 @@ def toy_trainer(run_dir, *, kind=Trainer, data=None, loggers=(), lr=0.1, optimiz
         data=data or ToyData(),
         optimizer=(optimizer or torch.optim.SGD)(groups, lr=lr),
         scheduler={"lr": Constant(value=lr)},
-        loggers=list(loggers),
+        loggers={str(number): logger for number, logger in enumerate(loggers)},
         run_dir=run_dir,
         **{**defaults, **settings},
     )
