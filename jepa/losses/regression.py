@@ -13,7 +13,8 @@ class Regression(nn.Module):
     """Mean over features, target tokens, samples and masks of an elementwise distance.
 
     Latents.target_weights, where given, weigh the tokens; their mean over the whole batch is 1, so that ranks and
-    micro-batches add up to it. A subclass gives the distance. Targets come layer-normed and without gradient from the model.
+    micro-batches add up to it. A subclass gives the distance. Targets come layer-normed and without gradient from the
+    model.
     """
 
     prevents_collapse = False
