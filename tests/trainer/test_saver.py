@@ -239,6 +239,29 @@ def test_a_run_ends_by_an_error_in_the_background(tmp_path, monkeypatch):
     assert closed
 
 
+@pytest.mark.xfail(reason="closing the saver raises before loggers are closed, over the first error", strict=False)
+def test_an_error_of_the_run_comes_before_one_in_the_background(tmp_path, monkeypatch):
+    closed, failing = [], threading.Event()
+
+    class Watch(Logger):
+        def close(self):
+            closed.append(True)
+
+    def write(path, content):
+        assert failing.wait(timeout=30)
+        raise CheckpointError("the disk is full")
+
+    monkeypatch.setattr(checkpoint, "write", write)
+    trainer = toy_trainer(tmp_path, loggers=[Watch()], async_save=True, data=ToyData(poison=1), save_every_steps=1)
+    close = trainer.saver.close
+    trainer.saver.close = lambda: (failing.set(), close())
+    try:
+        with pytest.raises(NonFiniteError):
+            trainer.fit()
+    finally:
+        assert closed
+
+
 # Killed.
 
 
