@@ -22,6 +22,7 @@ def refused():
         assert "Traceback" not in process.stderr + process.stdout, process.stderr
         assert process.stderr.count("error: ") == 1, process.stderr
         assert process.stderr.startswith("error: "), process.stderr
+        assert "Error executing job" not in process.stderr
         assert len(process.stderr) < 3000
         return process.stderr
 

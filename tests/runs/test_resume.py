@@ -35,8 +35,9 @@ def identical(one, two):
     return one == two
 
 
-def assert_same(folder, other):
-    one, two = (torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (folder, other))
+def assert_same(folder, other, checkpoints=None):
+    files = (checkpoints or folder / "checkpoints") / "last.pt", other / "checkpoints/last.pt"
+    one, two = (torch.load(file, weights_only=True) for file in files)
     for key in ("step", "model", "optimizer", "scaler", "best", "pending"):
         assert identical(one[key], two[key]), key
     assert lines_of(folder) == lines_of(other)
@@ -113,10 +114,18 @@ def test_a_longer_run_by_its_folder_or_file(train, start, quick, tmp_path, whole
         assert lines_of(tmp_path / "run")[:24] == lines_of(whole)[:24]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_by_a_signal(train, start, quick, tmp_path, whole, number):
+@pytest.mark.parametrize(
+    ("number", "setting"),
+    [
+        (signal.SIGINT, "data.num_workers=2"),
+        (signal.SIGTERM, "data.num_workers=2"),
+        (signal.SIGUSR1, "trainer.async_save=true"),
+        (signal.SIGUSR2, "trainer.checkpoint_dir=elsewhere"),
+    ],
+)
+def test_stopped_by_a_signal(train, start, quick, tmp_path, whole, number, setting):
     folder = tmp_path / "run"
-    run = start(*quick, *RUN, "hydra.run.dir=run", "model.encoder.dropout=0.1", "data.num_workers=2")
+    run = start(*quick, *RUN, "hydra.run.dir=run", "model.encoder.dropout=0.1", setting)
     wait_for(lambda: logged(folder) >= 8)
     run.signal(number)
     process = run.wait()
@@ -124,11 +133,13 @@ def test_stopped_by_a_signal(train, start, quick, tmp_path, whole, number):
     assert "Traceback" not in process.stderr
     assert process.stderr.startswith("stopped at step ")
     assert f"go on with resume={folder}" in process.stderr or "go on with resume=run" in process.stderr
-    step = torch.load(folder / "checkpoints/last.pt", weights_only=True)["step"]
+    checkpoints = tmp_path / "elsewhere" if "checkpoint_dir" in setting else folder / "checkpoints"
+    step = torch.load(checkpoints / "last.pt", weights_only=True)["step"]
     assert f"stopped at step {step} of 24" in process.stderr
     assert lines_of(folder)[-1]["step"] == step
     assert train("resume=run").returncode == 0
-    assert_same(folder, whole)
+    assert_same(folder, whole, checkpoints)
+    assert (folder / "checkpoints").exists() == ("checkpoint_dir" not in setting)
 
 
 def test_ctrl_c_ends_a_sweep(start, quick, tmp_path):

@@ -109,6 +109,24 @@ def test_a_bad_job_of_a_sweep_does_not_end_the_others(train, quick, tmp_path):
     assert (tmp_path / "sweep/1/checkpoints/last.pt").exists()
 
 
+def test_the_options_of_the_trainer(train, quick, refused, tmp_path):
+    keep = [o for o in quick if not o.startswith(("trainer.", "data.batch_size", "evaluation="))]
+    output = ok(train(*keep, "trainer=debug", "trainer.device=cpu", "hydra.run.dir=debug"))
+    assert "4 steps of 2 on cpu in fp32" in output
+    assert output.count("gradient norms  ") == 4
+    lines = lines_of(tmp_path / "debug")
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4]
+    assert {"val/loss", "eval/trained/knn"} <= {name for line in lines for name in line}
+    assert any(name.startswith("grad_norm/encoder.") for name in lines[0])
+    steps = ["trainer.max_steps=1", "evaluation=none"]
+    assert " on cpu in " in ok(train(*keep, *steps, "trainer=cpu", "hydra.run.dir=cpu"))
+    if not torch.cuda.is_available():
+        message = refused(train(*keep, *steps, "trainer=gpu", "hydra.run.dir=gpu"))
+        assert message.startswith("error: trainer.device=cuda cannot be used here (")
+        assert message.endswith("): use auto, cpu, cuda or mps\n")
+        assert not (tmp_path / "gpu/checkpoints").exists()
+
+
 def test_a_users_own_yaml_from_another_folder(train, quick, tmp_path):
     folder = tmp_path / "my_conf" / "experiment"
     folder.mkdir(parents=True)
