@@ -49,6 +49,7 @@ TINY = (
     "trainer.max_steps=600",
     "trainer.log_every=1",
     "trainer.validate_every_epochs=1",
+    "trainer.limit_val_batches=2",
     "trainer.save_every_steps=1",
     "evaluation=none",
     "logger=[console,jsonl]",
