@@ -4,7 +4,7 @@ masks:  milliseconds to draw multi-block masks for 256 images on a 14 x 14 grid,
 loop:   the share of a ViT-S/16 step (batch 16, 224 px) that is not forward, backward, optimizer or target update.
 ddp:    samples per second of 2 processes that train the default run on digits together, as a share of that of
         2 which train apart; one thread and one core each, 64 samples each, data and logging included.
-saving: how long a checkpoint of 228 M numbers holds the loop up, written at once or in the background, beside the
+saving: how long a checkpoint of 239 M numbers holds the loop up, written at once or in the background, beside the
         time of one copy of them in memory; both formats.
 Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs; what a ratio compares is measured
 in turns.
@@ -137,13 +137,16 @@ def ddp(rounds: int = 7, steps: int = 12) -> dict[str, float]:
             context.Process(target=train_when_told, args=arguments, daemon=True).start()
             group.append(ours)
     rates: dict[str, list[float]] = {"together": [], "apart": []}
+    shares = []
     for pipe in groups["together"] + groups["apart"]:
         pipe.recv()
     for _ in range(rounds + 1):
         for name, group in groups.items():
             for pipe in group:
                 pipe.send(steps)
-            rates[name].append(sum(64 * steps / pipe.recv() for pipe in group))
+            times = [pipe.recv() for pipe in group]
+            rates[name].append(sum(64 * steps / wall for wall, _ in times))
+            shares += [busy / wall for wall, busy in times if name == "apart"]
     for pipe in groups["together"] + groups["apart"]:
         pipe.send(0)
         pipe.recv()
@@ -152,11 +155,14 @@ def ddp(rounds: int = 7, steps: int = 12) -> dict[str, float]:
         **{f"samples_per_second_{name}": statistics.median(values[1:]) for name, values in rates.items()},
         "ratio": statistics.median(ratios),
         "ratios": [min(ratios), max(ratios)],
+        "share_of_a_core_apart": statistics.median(shares),  # below 1 something else was running
     }
 
 
 def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -> None:
-    """A process that trains as many steps as it is told through the pipe and answers with the seconds; 0 ends it.
+    """A process that trains as many steps as it is told through the pipe and answers with its seconds, 0 ends it.
+
+    The answer is the wall time and the processor time.
 
     port: where two processes meet that train together; None for one that trains apart.
     """
@@ -185,12 +191,12 @@ def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -
         batches = trainer._batches()
         pipe.send("ready")
         while steps := pipe.recv():
-            begun = time.perf_counter()
+            begun = time.perf_counter(), time.process_time()
             for batch in islice(batches, steps):
                 trainer.train_step(batch)
                 if not trainer.ended:
                     trainer._after_step()
-            pipe.send(time.perf_counter() - begun)
+            pipe.send((time.perf_counter() - begun[0], time.process_time() - begun[1]))
         leave()
         pipe.send("over")
 
