@@ -210,7 +210,6 @@ def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
             "model.encoder={patch_size: 2, depth: 8}",
             "model.predictor.dim=384",
             "data.batch_size=2",
-            "logger={}",
             f"run_dir={folder}",
         ]
         trainer = build_trainer(load_config(overrides))
