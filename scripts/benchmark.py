@@ -1,25 +1,37 @@
-"""Measure what the code costs: python scripts/benchmark.py [masks] [loop]
+"""Measure what the code costs: python scripts/benchmark.py [masks] [loop] [ddp] [saving]
 
-masks: milliseconds to draw multi-block masks for 256 images on a 14 x 14 grid, one thread.
-loop:  the share of a ViT-S/16 step (batch 16, 224 px) that is not forward, backward, optimizer or target update.
-Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs.
+masks:  milliseconds to draw multi-block masks for 256 images on a 14 x 14 grid, one thread.
+loop:   the share of a ViT-S/16 step (batch 16, 224 px) that is not forward, backward, optimizer or target update.
+ddp:    samples per second of 2 processes that train the default run on digits together, as a share of that of
+        2 which train apart; one thread and one core each, 64 samples each, data and logging included.
+saving: how long a checkpoint of 239 M numbers holds the loop up, written at once or in the background, beside the
+        time of one copy of them in memory; both formats.
+Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs; what a ratio compares is measured
+in turns.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
+import socket
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
 
 import torch
 
 from jepa import build_trainer, load_config
 from jepa.masks import MultiBlockMask
 from jepa.trainer import RunInfo
+from jepa.trainer.saver import Saver, copied
 from jepa.types import DataSpec
+from jepa.utils.distributed import leave
 
 
 def median_ms(function: Callable[[], object], repeats: int) -> float:
@@ -48,7 +60,7 @@ class FixedImages:
         self.spec = DataSpec(num_train=10**6, num_test=0, input_shape=(1, 224, 224), classes=None)
         self._x = torch.randn(batch_size, 1, 224, 224)
 
-    def train_batches(self, *, seed: int, start_step: int, stop_step: int):
+    def train_batches(self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1):
         """The batch, as often as there are steps."""
         for _ in range(start_step, stop_step):
             yield {"x": self._x}
@@ -102,14 +114,148 @@ def loop(steps: int = 8) -> dict[str, float]:
             inside, begun = 0.0, time.perf_counter()
             trainer.train_step(batch)
             if number < steps - 1:
-                trainer._after_step(stopping=False)
+                trainer._after_step()
             total = time.perf_counter() - begun
             if number >= 2:
                 shares.append(1 - inside / total)
         return {"overhead_share": statistics.median(shares), "steps": len(shares)}
 
 
+def ddp(rounds: int = 7, steps: int = 12) -> dict[str, float]:
+    """Rates of two processes together and apart, in turns, after one round to warm up."""
+    if len(cores := sorted(os.sched_getaffinity(0))) < 2:
+        raise SystemExit("ddp needs 2 cores")
+    context = multiprocessing.get_context("spawn")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    groups: dict[str, list] = {"together": [], "apart": []}
+    for name, group in groups.items():
+        for number in range(2):
+            ours, theirs = context.Pipe()
+            arguments = (theirs, number, cores[number], port if name == "together" else None, steps * (rounds + 1))
+            context.Process(target=train_when_told, args=arguments, daemon=True).start()
+            group.append(ours)
+    rates: dict[str, list[float]] = {"together": [], "apart": []}
+    shares = []
+    for pipe in groups["together"] + groups["apart"]:
+        pipe.recv()
+    for _ in range(rounds + 1):
+        for name, group in groups.items():
+            for pipe in group:
+                pipe.send(steps)
+            times = [pipe.recv() for pipe in group]
+            rates[name].append(sum(64 * steps / wall for wall, _ in times))
+            shares += [busy / wall for wall, busy in times if name == "apart"]
+    for pipe in groups["together"] + groups["apart"]:
+        pipe.send(0)
+        pipe.recv()
+    ratios = [one / other for one, other in zip(*(values[1:] for values in rates.values()))]
+    return {
+        **{f"samples_per_second_{name}": statistics.median(values[1:]) for name, values in rates.items()},
+        "ratio": statistics.median(ratios),
+        "ratios": [min(ratios), max(ratios)],
+        "share_of_a_core_apart": statistics.median(shares),  # below 1 something else was running
+    }
+
+
+def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -> None:
+    """A process that trains as many steps as it is told through the pipe and answers with its seconds, 0 ends it.
+
+    The answer is the wall time and the processor time.
+
+    port: where two processes meet that train together; None for one that trains apart.
+    """
+    os.sched_setaffinity(0, {core})
+    torch.set_num_threads(1)
+    if port is not None:
+        names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+    with tempfile.TemporaryDirectory() as folder:
+        size = 64 if port is None else 128
+        config = load_config(
+            [
+                f"data.batch_size={size}",
+                f"trainer.max_steps={most}",
+                "trainer.device=cpu",
+                "trainer.validate_every_epochs=null",
+                "trainer.save_every_epochs=null",
+                "logger=[jsonl]",
+                "evaluation=none",
+                f"run_dir={folder}",
+            ]
+        )
+        trainer = build_trainer(config)
+        for logger in trainer.loggers.values():
+            logger.open(RunInfo(Path(folder), 0, trainer.horizon))
+        batches = trainer._batches()
+        pipe.send("ready")
+        while steps := pipe.recv():
+            begun = time.perf_counter(), time.process_time()
+            for batch in islice(batches, steps):
+                trainer.train_step(batch)
+                if not trainer.ended:
+                    trainer._after_step()
+            pipe.send((time.perf_counter() - begun[0], time.process_time() - begun[1]))
+        leave()
+        pipe.send("over")
+
+
+def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
+    """Seconds that one save holds the loop up, and of one copy of the state, in turns; after one round to warm up."""
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [
+            "experiment=ijepa_digits",
+            "model/encoder=vit_base",
+            "model.encoder={patch_size: 2, depth: 8}",
+            "model.predictor.dim=384",
+            "data.batch_size=2",
+            f"run_dir={folder}",
+        ]
+        trainer = build_trainer(load_config(overrides))
+        trainer.train_step(next(trainer._batches()))  # so that the optimizer has its moments
+        results = {}
+        for kind in ("plain", "sharded"):
+            savers = {
+                name: Saver(Path(folder, kind, name), kind=kind, asynchronous=name == "asynchronous") for name in WAYS
+            }
+            for saver in savers.values():
+                saver.folder.mkdir(parents=True)
+            seconds: dict[str, list[float]] = {"copy": [], **{name: [] for name in WAYS}}
+            trainer.saver = savers["synchronous"]
+            for _ in range(rounds + 1):
+                begun = time.perf_counter()
+                copied(trainer.state())
+                seconds["copy"].append(time.perf_counter() - begun)
+                for name, saver in savers.items():
+                    begun = time.perf_counter()
+                    saver.save(trainer.state(), ["last"], [])
+                    seconds[name].append(time.perf_counter() - begun)
+                    saver.wait()  # the loop would go on here
+            for saver in savers.values():
+                saver.close()
+            medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
+            results[kind] = {
+                **{f"seconds_{name}": value for name, value in medians.items()},
+                "asynchronous_to_synchronous": medians["asynchronous"] / medians["synchronous"],
+                "asynchronous_to_copy": medians["asynchronous"] / medians["copy"],
+            }
+        numbers = sum(value.numel() for value in tensors(trainer.state()))
+        return {"million_numbers": round(numbers / 1e6), **results}
+
+
+WAYS = ("synchronous", "asynchronous")
+
+
+def tensors(node):
+    """Every tensor in a nested state."""
+    if isinstance(node, torch.Tensor):
+        return [node]
+    values = node.values() if isinstance(node, dict) else node if isinstance(node, (list, tuple)) else ()
+    return [tensor for value in values for tensor in tensors(value)]
+
+
 if __name__ == "__main__":
     chosen = sys.argv[1:] or ["masks", "loop"]
-    known = {"masks": masks, "loop": loop}
+    known = {"masks": masks, "loop": loop, "ddp": ddp, "saving": saving}
     print(json.dumps({name: known[name]() for name in chosen}, indent=2))

@@ -2,8 +2,11 @@
 
     python scripts/reproduce.py digits                    three seeds of the default run
     python scripts/reproduce.py fashion_mnist --root DIR  with the data in DIR
+    python scripts/reproduce.py kills                     a tiny run, killed at random moments and resumed
 
-Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine.
+Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine. That
+of kills holds how often a run was killed, how often in the middle of a write, and whether it ended like one that
+was not.
 """
 
 from __future__ import annotations
@@ -12,12 +15,15 @@ import argparse
 import json
 import os
 import platform
+import random
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,6 +33,28 @@ RECIPES = {
     "fashion_mnist": (["data=fashion_mnist"], (0,)),
 }
 """Name -> the overrides, and the seeds."""
+
+KILLS = 20
+"""Per way of saving."""
+
+SECONDS_TO_KILL = 2.0
+"""A run is killed at a moment between its start and this."""
+
+TINY = (
+    "data.batch_size=32",
+    "model.encoder={dim: 32, depth: 1}",
+    "model.predictor={dim: 32, depth: 1}",
+    "loss.projector={hidden: [32], out_dim: 16}",
+    "trainer.precision=fp32",
+    "trainer.max_steps=600",
+    "trainer.log_every=1",
+    "trainer.validate_every_epochs=1",
+    "trainer.limit_val_batches=2",
+    "trainer.save_every_steps=1",
+    "evaluation=none",
+    "logger=[console,jsonl]",
+)
+"""A run that saves after every step, so that a kill often meets a write."""
 
 
 def run(overrides: list[str], seed: int) -> dict:
@@ -45,13 +73,106 @@ def run(overrides: list[str], seed: int) -> dict:
         return {"seed": seed, "seconds": round(seconds), **json.loads((Path(folder) / "results.json").read_text())}
 
 
+def kills() -> dict:
+    """Runs that are killed and resumed until they end, beside one that is let be; one pair per way of saving."""
+    return {
+        "command": " ".join(["python train.py", *map(shlex.quote, TINY)]),
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        **{
+            name: killed([*TINY, f"trainer.async_save={asynchronous}"])
+            for name, asynchronous in (("synchronous", "false"), ("asynchronous", "true"))
+        },
+    }
+
+
+def killed(overrides: list[str]) -> dict:
+    """One run that is killed KILLS times at random moments, against one that is not: what was met, and whether equal.
+
+    A kill has landed in a write where a temporary file is left.
+    """
+    moments = random.Random(0)
+    with tempfile.TemporaryDirectory() as base:
+        whole, broken = Path(base, "whole"), Path(base, "broken")
+        subprocess.run(command(overrides, whole), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        steps, in_write = [], 0
+        for _ in range(KILLS):
+            with subprocess.Popen(command(overrides, broken), cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+                check_start(next(process.stdout, ""), steps)
+                time.sleep(moments.uniform(0, SECONDS_TO_KILL))
+                if process.poll() is not None:
+                    raise SystemExit(f"the run ended after {len(steps)} kills: make trainer.max_steps larger")
+                process.kill()
+            steps.append(read(broken)["step"] if (broken / "checkpoints/last.pt").exists() else 0)
+            in_write += any(broken.glob("checkpoints/.*.writing"))
+            print(f"killed at step {steps[-1]}; in a write so far: {in_write} of {len(steps)}", flush=True)
+        subprocess.run(command(overrides, broken), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        one, other = read(whole), read(broken)
+        return {
+            "kills": KILLS,
+            "in_a_write": in_write,
+            "steps_at_kills": steps,
+            "steps": other["step"],
+            "same_weights": same(one["model"], other["model"]),
+            "same_optimizer_state": same(one["optimizer"], other["optimizer"]),
+            "same_losses": losses(whole) == losses(broken),
+        }
+
+
+def command(overrides: list[str], folder: Path) -> list[str]:
+    """A run in a folder that goes on if there is something."""
+    return [sys.executable, str(ROOT / "train.py"), *overrides, f"hydra.run.dir={folder}", "resume=auto"]
+
+
+def check_start(line: str, steps: list[int]) -> None:
+    """Exit unless a run's first line says that it goes on from the checkpoint that was found after the last kill."""
+    wanted = f"at step {steps[-1]} of " if steps and steps[-1] else "training from scratch"
+    if wanted not in line:
+        raise SystemExit(f"expected {wanted!r}, the run said {line!r}")
+
+
+def read(folder: Path) -> dict:
+    """A run's last checkpoint."""
+    import torch
+
+    return torch.load(folder / "checkpoints/last.pt", weights_only=True)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two nested states are equal, bit for bit."""
+    import torch
+
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def losses(folder: Path) -> list[tuple]:
+    """Step and losses of every line of a run's metrics.jsonl."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines]
+
+
 def main() -> None:
     """Run a recipe and write its file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=sorted(RECIPES))
+    parser.add_argument("recipe", choices=sorted([*RECIPES, "kills"]))
     parser.add_argument("--root", help="data.root, for data that is not bundled")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
     arguments = parser.parse_args()
+    content = kills() if arguments.recipe == "kills" else probed(arguments)
+    path = ROOT / "scripts" / "results" / f"{arguments.recipe}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+    print(f"wrote {path.relative_to(ROOT)}")
+
+
+def probed(arguments: argparse.Namespace) -> dict:
+    """A recipe over its seeds."""
     overrides, seeds = RECIPES[arguments.recipe]
     location = [f"data.root={arguments.root}"] if arguments.root else []
     runs = [run([*overrides, *location], seed) for seed in arguments.seeds or seeds]
@@ -64,17 +185,14 @@ def main() -> None:
         for probe in ("linear", "knn")
         for values in [[r["trained"][probe] for r in runs]]
     }
-    content = {
+    print(json.dumps(best))
+    return {
         "command": " ".join(["python train.py", *overrides]),
         "cores": os.cpu_count(),
         "machine": platform.machine(),
         "trained": best,
         "runs": runs,
     }
-    path = ROOT / "scripts" / "results" / f"{arguments.recipe}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"wrote {path.relative_to(ROOT)}: {json.dumps(best)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich import box
 from rich.table import Table
 
 
@@ -13,8 +14,8 @@ def format_table(results: Mapping[str, Mapping[str, float]]) -> Table:
     Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
     """
     columns = list(dict.fromkeys(metric for metrics in results.values() for metric in metrics))
-    table = Table(title="Evaluation of frozen features")
-    table.add_column("features")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("frozen features of")
     for column in columns:
         table.add_column(column, justify="right")
     for name, metrics in results.items():

@@ -43,7 +43,9 @@ def preview(trainer: Any, *, plan: Sequence[str] = (), console: Console | None =
         report.write(plan)
     folder = trainer.folder.path / "preview"
     folder.mkdir(parents=True, exist_ok=True)
-    console.print(f"Nothing was trained. Written to {folder}: {', '.join([*report.pictures, 'report.txt'])}")
+    console.print(
+        f"Nothing was trained. Written to {folder}: {', '.join([*report.pictures, 'report.txt'])}", soft_wrap=True
+    )
     temporary = folder / ".report.txt.writing"
     temporary.write_text(report.text())
     os.replace(temporary, folder / "report.txt")
@@ -74,7 +76,7 @@ class _Report:
 
     def say(self, text: Any) -> None:
         """Print a line or table."""
-        self.console.print(text)
+        self.console.print(text, soft_wrap=isinstance(text, str))
         self._copy.print(text)
 
     def text(self) -> str:

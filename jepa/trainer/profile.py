@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import torch
+from rich import box
 from rich.table import Table
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
@@ -88,9 +89,8 @@ class Profile:
             return event.self_device_time_total if cuda else event.self_cpu_time_total
 
         total = sum(map(own, operations)) or 1.0
-        table = Table(
-            title=f"Profile of steps {self.first + 1} to {self._step}; trace: {self.path}", title_justify="left"
-        )
+        title = f"Profile of steps {self.first + 1} to {self._step}; trace: {self.path}"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("operation", overflow="fold")
         columns = ("calls", "CPU ms", *(["CUDA ms"] * cuda), "share")
         for name in columns:

@@ -74,9 +74,9 @@ def check_statistics(loss: nn.Module, accumulates: bool, allowed: bool) -> None:
     """Raise UserError when a loss looks at the whole batch and gets it in parts."""
     if accumulates and not allowed and getattr(loss, "batch_statistics", False):
         raise UserError(
-            "trainer.micro_batch_size: the loss looks at statistics of the whole batch "
-            f"({', '.join(loss.term_names)}), which micro-batches do not add up to: leave it unset, or take "
-            "statistics of micro-batches with trainer.allow_microbatch_statistics=true"
+            "trainer.micro_batch_size: a term of the loss, or a batch norm in it, looks at statistics of the whole "
+            "batch, which micro-batches do not add up to: leave it unset, or take statistics of micro-batches with "
+            "trainer.allow_microbatch_statistics=true"
         )
 
 
