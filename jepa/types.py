@@ -22,7 +22,7 @@ Batch: TypeAlias = dict[str, Any]
 """What a loader yields and the model prepares, all tensors with B first:
 
 `x` (B, C, *S), or `views` (B, V, C, *S) when each sample is augmented V times; `label` (B,) int64, read by
-evaluation only; `masks`, a list of `Mask` over B * V samples, once the model has drawn them.
+evaluation only; `masks`, a list of `Mask` over B * V samples, and `target_weights`, once the model has drawn them.
 """
 
 
@@ -87,7 +87,8 @@ class Latents:
 
     predictions, targets: lists with one (B, M, P, D) per mask; targets are layer-normed without parameters and
         carry no gradient where the method wants none.
-    target_weights: None (all tokens count alike), or a list like `targets` of (B, M, P) weights >= 0.
+    target_weights: None (all tokens count alike), or a list like `targets` of (B, M, P) weights >= 0,
+        of mean 1 over the samples of all ranks and micro-batches.
     embeddings: (V, B, D), the mean over context tokens of every view (each mask of a sample gives one view).
     projections: (V, B, E), `embeddings` through the loss's projector.
     draw: where a loss's random choices come from; None takes torch's global generator.

@@ -12,8 +12,9 @@ from jepa.types import Latents
 class Regression(nn.Module):
     """Mean over features, target tokens, samples and masks of an elementwise distance.
 
-    Latents.target_weights, where given, weigh the tokens: sum(w * d) / sum(w) per mask. A subclass gives the
-    distance. Targets come layer-normed and without gradient from the model.
+    Latents.target_weights, where given, weigh the tokens; their mean over the whole batch is 1, so that ranks and
+    micro-batches add up to it. A subclass gives the distance. Targets come layer-normed and without gradient from the
+    model.
     """
 
     prevents_collapse = False
@@ -66,6 +67,4 @@ class MSE(Regression):
 
 def _mean(distance: Tensor, weight: Tensor | None) -> Tensor:
     """Mean of distances (B, M, P, D), tokens weighted by (B, M, P)."""
-    if weight is None:
-        return distance.mean()
-    return (distance.mean(-1) * weight).sum() / weight.sum().clamp(min=1e-12)
+    return distance.mean() if weight is None else (distance.mean(-1) * weight).mean()

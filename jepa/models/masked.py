@@ -7,6 +7,7 @@ I-JEPA (Assran et al. 2023, arXiv 2301.08243) for images; nothing here knows wha
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
@@ -51,7 +52,7 @@ class MaskedJEPA(nn.Module):
         self.loss = loss(embedding_dim=encoder.dim)
         self.masker = mask
         self.token_weights = token_weights
-        self._drawn: tuple[tuple, list[Mask]] | None = None
+        self._drawn: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
         if not (self.target.prevents_collapse or self.loss.prevents_collapse or allow_collapse):
             raise ValueError(
                 f"{type(self.target).__name__} with the loss terms {self.loss.term_names} collapses to a constant: "
@@ -60,20 +61,27 @@ class MaskedJEPA(nn.Module):
             )
 
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
-        """The batch with its `masks`, drawn for the global batch of which this is a slice."""
+        """The batch with its `masks` and `target_weights`, drawn for the global batch of which this is a slice."""
         x, views = flatten_views(batch)
-        key = (draw.seed, draw.step, draw.total * views, self.encoder.grid(x), x.device)
+        grid = self.encoder.grid(x)
+        key = (draw.seed, draw.step, draw.total * views, grid, x.device)
         if self._drawn is None or self._drawn[0] != key:  # micro-batches of a step share one draw
-            generator = draw.generator(x.device, "mask")
-            self._drawn = key, self.masker(draw.total * views, self.encoder.grid(x), generator=generator)
-        masks = self._drawn[1]
+            masks = self.masker(draw.total * views, grid, generator=draw.generator(x.device, "mask"))
+            self._drawn = key, masks, [self._weights(mask, math.prod(grid)) for mask in masks]
+        _, masks, weights = self._drawn
         mine = slice(draw.samples.start * views, draw.samples.stop * views)
-        return {**batch, "masks": [mask[mine] for mask in masks], "draw": draw}
+        return {
+            **batch,
+            "masks": [mask[mine] for mask in masks],
+            "target_weights": [None if weight is None else weight[mine] for weight in weights],
+            "draw": draw,
+        }
 
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch."""
         x, views = flatten_views(batch)
-        return replace(self.latents(x, batch["masks"], views=views), draw=batch.get("draw"))
+        latents = self.latents(x, batch["masks"], views=views)
+        return replace(latents, target_weights=batch["target_weights"], draw=batch["draw"])
 
     def latents(self, x: Tensor, masks: list[Mask], views: int = 1) -> Latents:
         """Predictions, targets and embeddings of inputs x (B * views, C, *S), views of a sample adjacent."""
@@ -109,14 +117,14 @@ class MaskedJEPA(nn.Module):
         return self.target.update(self.encoder, step, horizon)
 
     def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
-        """(B, M, P) weights of target tokens; None when all count alike."""
-        valid = None if mask.target_valid is None else mask.target_valid.float()
-        if self.token_weights == "uniform":
-            return valid
-        counted = torch.ones_like(mask.targets, dtype=torch.float32) if valid is None else valid
-        index = mask.targets.flatten(1)
-        coverage = counted.new_zeros(index.shape[0], tokens).scatter_add_(1, index, counted.flatten(1))
-        return counted / coverage.gather(1, index).view_as(counted).clamp(min=1)
+        """(B, M, P) weights of target tokens, with mean 1 over the batch; None when all count alike."""
+        counted = None if mask.target_valid is None else mask.target_valid.float()
+        if self.token_weights == "inverse_coverage":
+            counted = torch.ones_like(mask.targets, dtype=torch.float32) if counted is None else counted
+            index = mask.targets.flatten(1)
+            coverage = counted.new_zeros(index.shape[0], tokens).scatter_add_(1, index, counted.flatten(1))
+            counted = counted / coverage.gather(1, index).view_as(counted).clamp(min=1)
+        return None if counted is None else counted / counted.mean().clamp(min=1e-12)
 
 
 def flatten_views(batch: Batch) -> tuple[Tensor, int]:

@@ -35,7 +35,7 @@ class Callback:
         """
 
     def end(self, trainer: Trainer) -> None:
-        """The run ends, in whatever way."""
+        """The run has come to its end; not called where it is interrupted or fails."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it: plain values and tensors."""

@@ -12,13 +12,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from jepa.trainer.gradients import PREFIX
 from jepa.trainer.loggers import Logger, RunInfo
 
+FEW_STEPS = 20
+
 
 class Console(Logger):
     """Epoch, step, loss, learning rate, samples per second and time left.
 
-    seconds_between_lines: when the output is not a terminal, at most one line of training in that time.
-    show_gradients: with every line also the gradient norms of the top-level modules, where they are measured
-        (`trainer.log_gradients`).
+    seconds_between_lines: when the output is not a terminal, at most one line of training in that time; a run of at
+        most 20 steps shows all.
+    show_gradients: with every line also the gradient norms of the top-level modules.
     """
 
     def __init__(self, *, seconds_between_lines: float = 5.0, show_gradients: bool = False) -> None:
@@ -62,7 +64,8 @@ class Console(Logger):
             return
         now = time.monotonic()
         last = step == self._horizon.max_steps
-        if now - self._last_line < self.seconds_between_lines and not last:
+        few = self._horizon.max_steps <= FEW_STEPS
+        if now - self._last_line < self.seconds_between_lines and not (last or few):
             return
         self._last_line = now
         left = (now - self._begun) / max(1, step - self._first_step) * (self._horizon.max_steps - step)

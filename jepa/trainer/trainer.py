@@ -21,10 +21,11 @@ from jepa.trainer.best import BestCheckpoints
 from jepa.trainer.blocks import checkpoint_activations, compile_blocks
 from jepa.trainer.callbacks import Callback
 from jepa.trainer.due import due, period
+from jepa.trainer.duties import measure_and_save
 from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms
 from jepa.trainer.loggers import Logger, RunInfo
 from jepa.trainer.measure import StepMeter, to_floats
-from jepa.trainer.parallel import Parallel, StrategyName, placed, whole, whole_scalar
+from jepa.trainer.parallel import Parallel, StrategyName, whole, whole_scalar
 from jepa.trainer.precision import Precision, clip_gradients, resolve_device
 from jepa.trainer.prefetch import prefetch, to_device
 from jepa.trainer.profile import Profile
@@ -32,6 +33,7 @@ from jepa.trainer.run_folder import RunFolder
 from jepa.trainer.saver import Format, Saver
 from jepa.trainer.settings import check_micro_batch_size, check_positive, check_statistics, make_horizon
 from jepa.trainer.signals import StopRequest
+from jepa.trainer.state import restore, state_of
 from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, Draw, Schedule
 from jepa.utils.distributed import alone, from_main, is_main, join, largest, rank, telling_others, total, world_size
@@ -39,8 +41,7 @@ from jepa.utils.errors import Interrupted, NonFiniteError, UserError
 from jepa.utils.launch import read_launch
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed
-from jepa.utils.sharded import read as read_sharded
-from jepa.utils.weights import check_state, load_state, locate
+from jepa.utils.weights import locate
 
 MOST_SKIPPED = 20
 """fp16 steps in a row that may be skipped for overflow before the run stops."""
@@ -192,13 +193,12 @@ class Trainer:
         self.folder = RunFolder(run_dir, dict(config or {}), resume, self.saver)
         self.step = 0
         self.metrics: dict[str, float] = {}
-        self._results: dict[str, dict[str, float]] = {}
-        self._pending = False  # whether what was due at this step is still to be done
-        self._ended: str | None = None  # why the run ends before its last step
+        self.pending = False  # whether what was due at this step is still to be done
+        self.stopped: str | None = None  # why the run ends before its last step
         self._stop = StopRequest()
-        self._signal = 0  # the one that all ranks have agreed to stop for
-        self._save_due = False
-        self._meter = StepMeter(self.device)
+        self.signal = 0  # the one that all ranks have agreed to stop for
+        self.save_asked = False
+        self.meter = StepMeter(self.device)
         self._skipped = 0
         self._prepare_model(find_unused_parameters, strategy, activation_checkpointing, compile)
 
@@ -234,7 +234,7 @@ class Trainer:
         """The loss of a batch: a scalar, or a dict with "loss" and whatever else is to be logged."""
         batch = self.prepare_batch(batch)
         latents = self.model(batch)
-        return {**self.criterion(latents), **(latents.statistics() if self._logs(step + 1) else {})}
+        return {**self.criterion(latents), **(latents.statistics() if self.logs_at(step + 1) else {})}
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """The batch on the device, with the random choices of this step (masks) drawn by the model.
@@ -248,7 +248,7 @@ class Trainer:
 
     def stop(self, reason: str) -> None:
         """End the run after this step as if it were the last: evaluated, saved, results written."""
-        self._ended = reason
+        self.stopped = reason
 
     # The loop.
 
@@ -264,10 +264,10 @@ class Trainer:
 
     def _fit(self) -> dict[str, float]:
         start = self._begin()
-        if self.ended and not self._pending:
+        if self.ended and not self.pending:
             self.say(f"{start}: the run has ended, nothing is left to do")
             return self.metrics
-        run = RunInfo(self.folder.path, self.step, self.horizon, self.folder.config, redo=self._pending)
+        run = RunInfo(self.folder.path, self.step, self.horizon, self.folder.config, redo=self.pending)
         for logger in self.loggers.values():
             logger.open(run)
         try:
@@ -278,6 +278,7 @@ class Trainer:
                 self._train_on(batches)
             for callback in self.callbacks.values():
                 callback.end(self)
+            self._say_what_is_missing()
             self.saver.wait()
             if self._stop.number is not None:  # came after the last step: the run is whole, a sweep ends
                 message = f"the run in {self.folder.path} has ended, what follows is left out"
@@ -313,26 +314,26 @@ class Trainer:
     @property
     def ended(self) -> bool:
         """Whether the run is over, by its length or because `stop` was called."""
-        return self.step == self.horizon.max_steps or self._ended is not None
+        return self.step == self.horizon.max_steps or self.stopped is not None
 
     def _train_on(self, batches: Iterator[Batch]) -> None:
         """Train until the run ends or all ranks have agreed to stop."""
-        self._saved_at = time.monotonic()
-        if self._pending:
-            self._measure_and_save()
+        self.saved_at = time.monotonic()
+        if self.pending:
+            measure_and_save(self)
         if self.ended:
             return
         profile = self._start_profile()
-        self._meter.restart()
+        self.meter.restart()
         for batch in batches:
             self.train_step(batch)
             self._say_profile(profile and profile.advance(self.step))
             self._after_step()
-            if self._signal:
+            if self.signal:
                 raise Interrupted(
                     f"stopped at step {self.step} of {self.horizon.max_steps}; the checkpoint is "
                     f"{self.folder.last}; go on with resume={self.folder.path}",
-                    self._signal,
+                    self.signal,
                 )
             if self.ended:
                 break
@@ -356,7 +357,7 @@ class Trainer:
             rank=self.rank,
             world_size=self.world_size,
         )
-        return prefetch(self._meter.waiting_for(batches), self.device)
+        return prefetch(self.meter.waiting_for(batches), self.device)
 
     def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
         """One optimizer step on this rank's share of a batch; gives and keeps what is to be logged, as tensors."""
@@ -364,7 +365,7 @@ class Trainer:
         # For dropout; everything else that is random has a generator of its own.
         torch.manual_seed(derive_seed(self.seed, "step", self.step, *([self.rank] if self.rank else [])))
         self.model.train()
-        logs = self._logs(self.step + 1)
+        logs = self.logs_at(self.step + 1)
         values = self.forward_backward(batch)
         self.parallel.check_gradients()
         self.precision.scaler.unscale_(self.optimizer)
@@ -377,13 +378,13 @@ class Trainer:
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
             scheduled |= self.model.update_target(self.step, self.horizon)
-        else:
-            self.precision.scaler.update()
+        else:  # each rank may have met infinities in another part
+            self.precision.scaler.update(self.precision.scaler.get_scale() * self.precision.scaler.get_backoff_factor())
         if logs:
             values["update_ratio"] = ratio.read()
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        self._meter.count(self.data.batch_size)
+        self.meter.count(self.data.batch_size)
         self._last = {**values, **scheduled}
         return self._last
 
@@ -428,10 +429,10 @@ class Trainer:
         Raises NonFiniteError where they may not and fp16 does not explain it.
         """
         bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
-        late = self.save_every_minutes and time.monotonic() - self._saved_at >= 60 * self.save_every_minutes
+        late = self.save_every_minutes and time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
         asked = bad.new_tensor([self._stop.number or 0, bool(late) and is_main()], dtype=torch.float32)
         loss_bad, norm_bad, signal, late = largest(torch.cat([bad.float(), asked])).tolist()
-        self._signal, self._save_due = int(signal), bool(late)
+        self.signal, self.save_asked = int(signal), bool(late)
         if not (loss_bad or norm_bad):
             self._skipped = 0
             return True
@@ -457,90 +458,32 @@ class Trainer:
         self.saver.poll()
         for logger in self.loggers.values():
             logger.advance(self.step)
-        if self._logs(self.step):
-            fresh |= self._log({**self._reduced(self._last), **self._meter.read()})
+        if self.logs_at(self.step):
+            fresh |= self.log({**self._reduced(self._last), **self.meter.read()})
         for callback in self.callbacks.values():
             callback.step_end(self)
-        self._pending = bool(self._signal)
-        if self._signal:
+        self.pending = bool(self.signal)
+        if self.signal:
             self.save_checkpoint()
             self.saver.wait()
         else:
-            self._measure_and_save(fresh)
+            measure_and_save(self, fresh)
 
-    def _measure_and_save(self, fresh: Mapping[str, float] | None = None) -> None:
-        """Validate, evaluate and save what is due at this step; fresh: metrics of the step."""
-        fresh = dict(fresh or {})
-        if self._evaluation_due() or (self.ended and due(self.step, self.validate_every)):
-            # A probe that fails must not cost the training.
-            self._pending = True
-            self.save_checkpoint()
-        if due(self.step, self.validate_every):
-            fresh |= self._log({"val/loss": self.validate()})
-        if self._evaluation_due():
-            fresh |= self._evaluate()
-        if self.ended:
-            self._write_results()
-        self._pending = False
-        best = self.best.metric in fresh and self.best.offer(fresh[self.best.metric], self.step)
-        snapshot = due(self.step, self.snapshot_every)
-        if due(self.step, self.save_every) or self._save_due or self.ended or best or snapshot:
-            names = [f"step_{self.step:08d}"] * snapshot + [self.best.file_name(self.step)] * best + ["last"]
-            self.saver.save(self.state(), names, self.best.dropped())
-            self._saved_at = time.monotonic()
-
-    def _logs(self, step: int) -> bool:
+    def logs_at(self, step: int) -> bool:
         """Whether the values of the step that ends at this count are logged."""
         return due(step, self.log_every) or step in (1, self.horizon.max_steps)
-
-    def _evaluation_due(self) -> bool:
-        if self.evaluation is None:
-            return False
-        return due(self.step, self.evaluate_every) or (self.ended and self.evaluation.at_end)
 
     def validate(self) -> float:
         """Mean loss on the held-out split, with masks that are the same every time."""
         loss = validation_loss(self, self.limit_val_batches)
-        self._meter.restart()
+        self.meter.restart()
         return loss
-
-    def _evaluate(self) -> Mapping[str, float]:
-        """Probe the frozen features, show the table, write results.json; gives the metrics."""
-        self.say(f"evaluating frozen features at step {self.step}")
-        with self.precision.autocast():
-            results = self.evaluation(
-                self.parallel.networks(), self.data, random_init=self.random_init, device=self.device, seed=self.seed
-            )
-        self._results = from_main(lambda: results)
-        self.say(self.evaluation.table(self._results))
-        rows = self._results.items()
-        metrics = self._log({f"eval/{row}/{name}": value for row, values in rows for name, value in values.items()})
-        self._write_results()
-        self._meter.restart()
-        return metrics
-
-    def _write_results(self) -> None:
-        loss = {"val/loss": self.metrics["val/loss"]} if "val/loss" in self.metrics else {}
-        stopped = {"stopped": self._ended} if self._ended else {}
-        self.folder.write_results({**self._results, **loss, **stopped, "step": self.step})
 
     # Files and words.
 
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint holds. Every rank calls this; sharded tensors are gathered for the plain format."""
-        state = {
-            "step": self.step,
-            "pending": self._pending,
-            "ended": self._ended,
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict(),
-            "best": self.best.state_dict(),
-            "metrics": dict(self.metrics),
-            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
-            "loggers": {name: logger.state_dict() for name, logger in self.loggers.items()},
-            "config": self.folder.config,
-        }
+        state = state_of(self)
         return state if self.saver.kind == "sharded" else whole(state)
 
     def save_checkpoint(self, path: str | Path | None = None, include_optimizer: bool = True) -> None:
@@ -551,7 +494,7 @@ class Trainer:
         if path is None:
             self.saver.save(self.state(), ["last"], [])
             return
-        state = whole(self.state())
+        state = whole(state_of(self))
         if not include_optimizer:
             state |= {"optimizer": None, "scaler": None}
         from_main(lambda: checkpoint.write(Path(path), state))
@@ -562,53 +505,9 @@ class Trainer:
         Either format loads on any number of ranks. Raises CheckpointError when it cannot be read or does not fit; the
         model is untouched then.
         """
-        path = locate(path)
-        if path.is_dir():
-            content = read_sharded(path, self._sharded_like)
-            checkpoint.check(content, path)
-        else:
-            content = checkpoint.read(path)
-        check_state(self.model, content["model"], path)
-        if load_optimizer:
-            checkpoint.check_optimizer(self.optimizer, content["optimizer"], path)
-        own = self.model.state_dict()
-        load_state(self.model, {name: placed(value, own[name]) for name, value in content["model"].items()}, path)
-        if load_optimizer:
-            self._load_optimizer(content)
-        self.best.load_state_dict(content["best"])
-        for kind, own in (("callbacks", self.callbacks), ("loggers", self.loggers)):
-            for name in own.keys() & content[kind].keys():
-                own[name].load_state_dict(content[kind][name])
-        self.step, self._pending, self._ended = content["step"], content["pending"], content["ended"]
-        self.metrics, self._results = dict(content["metrics"]), {}
-        for name, value in self.metrics.items():
-            if name.startswith("eval/"):
-                _, row, probe = name.split("/", 2)
-                self._results.setdefault(row, {})[probe] = value
+        restore(self, locate(path), load_optimizer)
 
-    def _load_optimizer(self, content: Mapping[str, Any]) -> None:
-        settings = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        state = {
-            number: {k: placed(v, parameters[number]) if _fits(v, parameters[number]) else v for k, v in entry.items()}
-            for number, entry in content["optimizer"]["state"].items()
-        }
-        self.optimizer.load_state_dict({**content["optimizer"], "state": state})
-        for group, now in zip(self.optimizer.param_groups, settings):
-            group.update(now)  # what this run was given wins over what the file remembers
-        if content["scaler"]:  # a run in another precision leaves none
-            self.precision.scaler.load_state_dict(content["scaler"])
-
-    def _sharded_like(self, keys: tuple) -> Tensor | None:
-        """The tensor of this run that one in a sharded checkpoint goes into."""
-        if keys[0] == "model":
-            return self.model.state_dict().get(keys[1])
-        if keys[:2] == ("optimizer", "state"):
-            parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-            return parameters[keys[2]] if keys[2] < len(parameters) else None
-        return None
-
-    def _log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+    def log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         self.metrics.update(metrics)
         for logger in self.loggers.values():
             logger.log({"epoch": self.horizon.epoch(self.step), **metrics}, self.step)
@@ -640,11 +539,15 @@ class Trainer:
             f"{self.precision.name}"
         ]
 
+    def _say_what_is_missing(self) -> None:
+        """Tell of a metric that decides what to keep and never came, as after a typo."""
+        measured = self.best.metric in self.metrics
+        if self.best.k and not measured and (self.validate_every or self.best.metric != "val/loss"):
+            self.say(
+                f"no best checkpoint was kept, as trainer.best_metric={self.best.metric} was not among the metrics: "
+                f"{', '.join(sorted(self.metrics))}"
+            )
+
     def _announce(self, start: str) -> None:
         for line in (start, *self.in_words(), *(self.plan(self.horizon) if self.plan else ())):
             self.say(line)
-
-
-def _fits(value: Any, parameter: Tensor) -> bool:
-    """Whether an entry of the optimizer's state has the shape of its parameter, and so is sharded like it."""
-    return isinstance(value, Tensor) and value.shape == parameter.shape

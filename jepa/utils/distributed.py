@@ -5,7 +5,9 @@ Without a process group everything here is that of a single process, and costs n
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -77,16 +79,20 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
             f"{launch.address}:{launch.port} ({str(error).splitlines()[0]}): start all of them, and let them reach "
             "that address (MASTER_ADDR, MASTER_PORT)"
         ) from error
+    atexit.register(leave)
     _watch = PeerWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
     return launch
 
 
 def leave() -> None:
-    """Part from the other processes, once all have come to this point. Does nothing in a single process."""
+    """Part from the other processes, once all have come to this point. Does nothing in a single process.
+
+    A process that ends for an error does not wait for others, which may wait for it elsewhere.
+    """
     global _watch
     if not dist.is_initialized():
         return
-    if _watch is not None and not _watch.failed:
+    if _watch is not None and not _watch.failed and getattr(sys, "last_value", None) is None:
         dist.barrier()
         _watch.close()
         dist.destroy_process_group()

@@ -40,7 +40,7 @@ def test_token_weights():
     ones = [torch.ones(3, 2, 4), torch.ones(3, 1, 5)]
     assert torch.allclose(MSE()(latents(ones)), MSE()(latents()))
     first = [torch.zeros(3, 2, 4), torch.ones(3, 1, 5)]
-    first[0][1, 0, 2] = 5.0  # one token alone: its weight cancels
+    first[0][1, 0, 2] = 24.0  # one token alone has all the weight of its mask
     given = latents(first)
     token = F.mse_loss(given.predictions[0][1, 0, 2], given.targets[0][1, 0, 2])
     rest = F.mse_loss(given.predictions[1], given.targets[1])

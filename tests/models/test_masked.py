@@ -154,7 +154,7 @@ def test_inverse_coverage_counts_every_token_once():
     model, x = make(token_weights="inverse_coverage"), torch.randn(1, 1, 16, 16)
     mask = Mask(torch.tensor([[0, 1]]), torch.tensor([[[4, 5], [5, 6]]]))
     weights = model.latents(x, [mask]).target_weights[0]
-    assert torch.equal(weights, torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]))
+    torch.testing.assert_close(weights, torch.tensor([[[4 / 3, 2 / 3], [2 / 3, 4 / 3]]]))  # 1 and 1/2, of mean 1
     with pytest.raises(ValueError, match="token_weights"):
         make(token_weights="some")
 

@@ -28,5 +28,5 @@ def test_optimizer_options_given_at_resume_win(tiny, tmp_path):
     changed = [*tiny, f"run_dir={tmp_path}/b", "evaluation=none", "optimizer.betas=[0.5,0.6]"]
     second = build_trainer(load_config(changed))
     second.load_checkpoint(tmp_path / "a")
-    assert [group["betas"] for group in second.optimizer.param_groups] == [(0.5, 0.6)] * 2
+    assert {group["betas"] for group in second.optimizer.param_groups} == {(0.5, 0.6)}
     assert second.step == 6

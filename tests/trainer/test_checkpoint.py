@@ -11,8 +11,10 @@ import pytest
 import torch
 from toy import ToyData, toy_trainer
 
-from jepa.trainer import JSONLines, Logger, Trainer, checkpoint
+from jepa.trainer import JSONLines, Logger, Trainer, checkpoint, saver
+from jepa.trainer import trainer as trainer_module
 from jepa.trainer.best import BestCheckpoints
+from jepa.trainer.saver import link_or_copy
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
 
 
@@ -23,10 +25,15 @@ def adam(groups, lr):
 def state(**others):
     values = {
         "step": 3,
+        "pending": False,
+        "ended": None,
         "model": {"w": torch.ones(2)},
         "optimizer": None,
         "scaler": None,
         "best": {},
+        "metrics": {},
+        "callbacks": {},
+        "loggers": {},
         "config": {},
     }
     return {**values, **others}
@@ -34,6 +41,18 @@ def state(**others):
 
 def leftovers(folder):
     return sorted(path.name for path in folder.iterdir())
+
+
+def watch_saves(trainer):
+    """(step, names) of everything the trainer saves from now on."""
+    saves, save = [], trainer.saver.save
+
+    def watching(state, names, dropped):
+        saves.append((state["step"], names))
+        save(state, names, dropped)
+
+    trainer.saver.save = watching
+    return saves
 
 
 # Writing.
@@ -120,7 +139,7 @@ def test_damaged_and_foreign_files(tmp_path):
         ({**state(), "format": "jepa", "version": 99}, "format version 99, this code reads 1"),
         (
             {"format": "jepa", "version": 1, "step": 1, "model": {}},
-            r"lacks \['optimizer', 'scaler', 'best', 'config'\]",
+            r"lacks \['pending', 'ended', 'optimizer', .*'config'\]",
         ),
     ],
 )
@@ -235,10 +254,24 @@ def test_a_folder_that_cannot_be_made(tmp_path):
 
 
 def test_a_run_that_has_ended_gives_its_metrics_again(tmp_path):
-    metrics = toy_trainer(tmp_path, loggers=[JSONLines()]).fit()
-    again = toy_trainer(tmp_path, loggers=[JSONLines()], resume="auto")
+    """Also those that are not finite, and those logged before an interruption."""
+
+    class Odd(Trainer):
+        def training_step(self, batch, step):
+            return {**super().training_step(batch, step), "odd": float("inf")}
+
+    metrics = toy_trainer(tmp_path, kind=Odd, loggers=[JSONLines()], validate_every_steps=2).fit()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    again, words = toy_trainer(tmp_path, loggers=[JSONLines()], resume="auto"), []
+    again.say = words.append
     assert again.fit() == metrics
     assert metrics["train/loss"] > 0
+    assert metrics["train/odd"] == float("inf")
+    assert "val/loss" in metrics
+    assert words == [
+        f"resumed from {tmp_path}/checkpoints/last.pt at step 5 of 5: the run has ended, nothing is left to do"
+    ]
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_best_and_kept_checkpoints(tmp_path):
@@ -274,18 +307,36 @@ def test_copies_where_there_are_no_hard_links(tmp_path, monkeypatch):
 
 
 def test_periodic_saving(tmp_path):
-    saved = []
+    def saved(folder, **settings):
+        trainer = toy_trainer(tmp_path / folder, max_steps=7, **settings)
+        return watch_saves(trainer), trainer.fit()
 
-    class Watch(Trainer):
-        def save_checkpoint(self, path, include_optimizer=True):
-            saved.append((self.step, path.name))
-            super().save_checkpoint(path, include_optimizer)
+    last = ["last"]
+    steps, _ = saved("steps", save_every_steps=3)  # with save_every_epochs at its default
+    assert steps == [(3, last), (6, last), (7, last)]
+    steps, _ = saved("epochs")  # an epoch is 2.5 steps
+    assert steps == [(3, last), (5, last), (7, last)]
+    steps, _ = saved("never", save_every_epochs=None)
+    assert steps == [(7, last)]
 
-    toy_trainer(tmp_path, kind=Watch, max_steps=7, save_every_steps=3).fit()  # with save_every_epochs at its default
-    assert saved == [(3, "last.pt"), (6, "last.pt"), (7, "last.pt")]
-    saved.clear()
-    toy_trainer(tmp_path / "epochs", kind=Watch, max_steps=7).fit()  # an epoch is 2.5 steps
-    assert [step for step, _ in saved] == [3, 5, 7]
+
+def test_saving_by_the_clock(tmp_path, monkeypatch):
+    """Steps take 40 s: every minute and a half is every third, counted from the last save of any kind."""
+    now = [0.0]
+    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
+    settings = {"save_every_epochs": None, "save_every_minutes": 1.5, "snapshot_every_steps": 7}
+    trainer = toy_trainer(tmp_path, max_steps=12, **settings)
+    saves, step = watch_saves(trainer), trainer.train_step
+
+    def slow_step(batch):
+        now[0] += 40
+        return step(batch)
+
+    trainer.train_step = slow_step
+    trainer.fit()
+    assert [at for at, _ in saves] == [3, 6, 7, 10, 12]
+    with pytest.raises(UserError, match=r"trainer.save_every_minutes=0: expected a value above 0"):
+        toy_trainer(tmp_path / "wrong", save_every_minutes=0)
 
 
 def test_the_table_of_the_best():
@@ -298,7 +349,7 @@ def test_the_table_of_the_best():
         True,
     ]
     assert best.table == [(0.6, 2), (0.6, 4)]
-    assert best.dropped() == ["best_00000001.pt", "best_00000000.pt"]
+    assert best.dropped() == ["best_00000001", "best_00000000"]
     assert best.dropped() == []
     other = BestCheckpoints(k=2, metric="accuracy", mode="max")
     other.load_state_dict(best.state_dict())
@@ -318,9 +369,12 @@ def test_the_table_of_the_best():
 TIMES = {"samples_per_second", "data_wait", "memory_gib"}
 
 
+def without_times(values):
+    return {name: value for name, value in values.items() if name not in TIMES}
+
+
 def lines_of(folder):
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+    return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_identical(one, two):
@@ -340,8 +394,9 @@ def assert_identical(one, two):
 def assert_same_run(folder, other, names=("last.pt",)):
     for name in names:
         one, two = (checkpoint.read(f / "checkpoints" / name) for f in (folder, other))
-        for key in ("model", "optimizer", "best", "step", "scaler"):
+        for key in ("model", "optimizer", "best", "step", "scaler", "pending", "ended", "callbacks"):
             assert_identical(one[key], two[key])
+        assert without_times(one["metrics"]) == without_times(two["metrics"])
     assert lines_of(folder) == lines_of(other)
     assert (folder / "results.json").read_text() == (other / "results.json").read_text()
 
@@ -354,18 +409,18 @@ def stop_at(step, trainer, number):
             if at == step:
                 os.kill(os.getpid(), number)
 
-    train = trainer.train_step
+    forward_backward = trainer.forward_backward
 
-    def stopping_train(batch):
-        train(batch)
-        if trainer.step == step:
+    def stopping(batch):
+        if trainer.step + 1 == step:
             os.kill(os.getpid(), number)
+        return forward_backward(batch)
 
     if step == int(step):
-        trainer.train_step = stopping_train
+        trainer.forward_backward = stopping
     else:
         step = int(step)
-        trainer.loggers.append(Stop())
+        trainer.loggers["stop"] = Stop()
 
 
 SETTINGS = {"max_steps": 8, "optimizer": adam, "validate_every_steps": 2, "save_every_steps": 3}
@@ -423,16 +478,18 @@ def test_killed_between_two_files(tmp_path, monkeypatch):
     settings = {**SETTINGS, "best_metric": "train/loss", "snapshot_every_steps": 4}
     toy_trainer(whole, loggers=[JSONLines()], **settings).fit()
     trainer = toy_trainer(parts, loggers=[JSONLines()], **settings)
-    copy = trainer.folder.copy
 
-    def dying_copy(name, new_name):
+    def dying_link(source, target):
         if trainer.step == 4:
             raise SystemExit
-        copy(name, new_name)
+        link_or_copy(source, target)
 
-    trainer.folder.copy = dying_copy
-    with pytest.raises(SystemExit):
-        trainer.fit()
+    with monkeypatch.context() as patch:
+        patch.setattr(saver, "link_or_copy", dying_link)
+        with pytest.raises(SystemExit):
+            trainer.fit()
+    assert "step_00000004.pt" in leftovers(parts / "checkpoints")
+    assert checkpoint.read(parts / "checkpoints" / "last.pt")["step"] == 3
     toy_trainer(parts, loggers=[JSONLines()], resume="auto", **settings).fit()
     assert leftovers(whole / "checkpoints") == leftovers(parts / "checkpoints")
     assert_same_run(whole, parts, leftovers(whole / "checkpoints"))

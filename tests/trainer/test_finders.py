@@ -216,13 +216,13 @@ def test_preserved_keeps_the_scaler_and_what_objects_hold(tmp_path):
         scaler.scale(trainer.model.weight.sum()).backward()
         scaler.unscale_(trainer.optimizer)
         scaler._growth_tracker.fill_(5)
-        trainer.loggers.append("one more")
+        trainer.loggers["more"] = "one more"
         trainer.new = 1
         raise KeyError
     assert not hasattr(trainer, "new")
     assert trainer.precision.scaler.state_dict() == before
     assert trainer.loggers is loggers
-    assert loggers == []
+    assert loggers == {}
     trainer.precision.scaler.scale(trainer.model.weight.sum()).backward()
     trainer.precision.scaler.unscale_(trainer.optimizer)  # would refuse a second time
 

@@ -1,0 +1,84 @@
+"""What is due after a step besides logging: validating, evaluating and saving."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from jepa.trainer.due import due
+from jepa.utils.distributed import from_main
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer import Trainer
+
+
+def measure_and_save(trainer: Trainer, fresh: Mapping[str, float] | None = None) -> None:
+    """Validate, evaluate and save what is due at this step. fresh: the metrics of the step."""
+    fresh = dict(fresh or {})
+    if due(trainer.step, trainer.validate_every):
+        if trainer.ended:
+            _secure(trainer)
+        fresh |= trainer.log({"val/loss": trainer.validate()})
+    if evaluation_due(trainer):
+        _secure(trainer)
+        fresh |= evaluate(trainer)
+    if trainer.ended:
+        _write_results(trainer)
+    trainer.pending = False
+    _save_if_due(trainer, fresh)
+
+
+def evaluation_due(trainer: Trainer) -> bool:
+    """Whether frozen features are probed at this step."""
+    if trainer.evaluation is None:
+        return False
+    return due(trainer.step, trainer.evaluate_every) or (trainer.ended and trainer.evaluation.at_end)
+
+
+def evaluate(trainer: Trainer) -> Mapping[str, float]:
+    """Probe the frozen features, show the table, write results.json; gives the metrics."""
+    trainer.say(f"evaluating frozen features at step {trainer.step}")
+    with trainer.precision.autocast():
+        results = trainer.evaluation(
+            trainer.parallel.networks(),
+            trainer.data,
+            random_init=trainer.random_init,
+            device=trainer.device,
+            seed=trainer.seed,
+        )
+    results = from_main(lambda: results)
+    trainer.say(trainer.evaluation.table(results))
+    metrics = {f"eval/{row}/{name}": value for row, values in results.items() for name, value in values.items()}
+    trainer.log(metrics)
+    _write_results(trainer)
+    trainer.meter.restart()
+    return metrics
+
+
+def _secure(trainer: Trainer) -> None:
+    """Save before what may fail: a probe that does must not cost the training."""
+    if not trainer.pending:
+        trainer.pending = True
+        trainer.save_checkpoint()
+
+
+def _save_if_due(trainer: Trainer, fresh: Mapping[str, float]) -> None:
+    best = trainer.best.metric in fresh and trainer.best.offer(fresh[trainer.best.metric], trainer.step)
+    snapshot = due(trainer.step, trainer.snapshot_every)
+    if due(trainer.step, trainer.save_every) or trainer.save_asked or trainer.ended or best or snapshot:
+        names = [f"step_{trainer.step:08d}"] * snapshot + [trainer.best.file_name(trainer.step)] * best + ["last"]
+        trainer.saver.save(trainer.state(), names, trainer.best.dropped())
+        trainer.saved_at = time.monotonic()
+
+
+def _write_results(trainer: Trainer) -> None:
+    """results.json: a row per network that was probed, the validation loss, and the step."""
+    rows: dict[str, dict[str, float]] = {}
+    for name, value in trainer.metrics.items():
+        if name.startswith("eval/"):
+            _, row, probe = name.split("/", 2)
+            rows.setdefault(row, {})[probe] = value
+    loss = {"val/loss": trainer.metrics["val/loss"]} if "val/loss" in trainer.metrics else {}
+    stopped = {"stopped": trainer.stopped} if trainer.stopped else {}
+    trainer.folder.write_results({**rows, **loss, **stopped, "step": trainer.step})

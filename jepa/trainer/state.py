@@ -1,0 +1,91 @@
+"""What a checkpoint holds of a trainer, and putting it back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from jepa.trainer import checkpoint
+from jepa.trainer.parallel import placed
+from jepa.utils.sharded import read as read_sharded
+from jepa.utils.weights import check_state, load_state
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer import Trainer
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """The nested state, with tensors that are the trainer's own, sharded ones as this rank's part."""
+    return {
+        "step": trainer.step,
+        "pending": trainer.pending,
+        "ended": trainer.stopped,
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "scaler": trainer.precision.scaler.state_dict(),
+        "best": trainer.best.state_dict(),
+        "metrics": dict(trainer.metrics),
+        "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
+        "loggers": {name: logger.state_dict() for name, logger in trainer.loggers.items()},
+        "config": trainer.folder.config,
+    }
+
+
+def restore(trainer: Trainer, path: Path, load_optimizer: bool) -> None:
+    """Put a checkpoint of either format into a trainer on any number of ranks; see `Trainer.load_checkpoint`."""
+    if path.is_dir():
+        content = read_sharded(path, lambda keys: _counterpart(trainer, keys))
+        checkpoint.check(content, path)
+    else:
+        content = checkpoint.read(path)
+    check_state(trainer.model, content["model"], path)
+    if load_optimizer:
+        checkpoint.check_optimizer(trainer.optimizer, content["optimizer"], path)
+    own = trainer.model.state_dict()
+    load_state(trainer.model, {name: placed(value, own[name]) for name, value in content["model"].items()}, path)
+    if load_optimizer:
+        _restore_optimizer(trainer, content)
+    trainer.best.load_state_dict(content["best"])
+    for kind, mine in (("callbacks", trainer.callbacks), ("loggers", trainer.loggers)):
+        for name in mine.keys() & content[kind].keys():
+            mine[name].load_state_dict(content[kind][name])
+    trainer.step, trainer.pending, trainer.stopped = content["step"], content["pending"], content["ended"]
+    trainer.metrics = dict(content["metrics"])
+
+
+def _restore_optimizer(trainer: Trainer, content: Mapping[str, Any]) -> None:
+    optimizer = trainer.optimizer
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    parameters = _parameters(trainer)
+    state = {
+        number: {k: placed(v, parameters[number]) if _fits(v, parameters[number]) else v for k, v in entry.items()}
+        for number, entry in content["optimizer"]["state"].items()
+    }
+    optimizer.load_state_dict({**content["optimizer"], "state": state})
+    for group, now in zip(optimizer.param_groups, settings):
+        group.update(now)  # what this run was given wins over what the file remembers
+    if content["scaler"]:  # a run in another precision leaves none
+        trainer.precision.scaler.load_state_dict(content["scaler"])
+
+
+def _counterpart(trainer: Trainer, keys: tuple) -> Tensor | None:
+    """The tensor of this run that one in a sharded checkpoint goes into."""
+    if keys[0] == "model":
+        return trainer.model.state_dict().get(keys[1])
+    if keys[:2] == ("optimizer", "state"):
+        parameters = _parameters(trainer)
+        return parameters[keys[2]] if keys[2] < len(parameters) else None
+    return None
+
+
+def _parameters(trainer: Trainer) -> list[Tensor]:
+    """Parameters in the order in which the optimizer's state numbers them."""
+    return [parameter for group in trainer.optimizer.param_groups for parameter in group["params"]]
+
+
+def _fits(value: Any, parameter: Tensor) -> bool:
+    """Whether an entry of the optimizer's state has the shape of its parameter, and so is sharded like it."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
