@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jepa.trainer.due import due
 from jepa.utils.distributed import from_main
@@ -14,14 +15,15 @@ if TYPE_CHECKING:
 
 
 def measure_and_save(trainer: Trainer, fresh: Mapping[str, float] | None = None) -> None:
-    """Validate, evaluate and save what is due at this step. fresh: the metrics of the step."""
-    fresh = dict(fresh or {})
+    """Validate, evaluate and save what is due at this step. fresh: the step's metrics; None where it is resumed."""
+    fresh = dict(_metrics_of_step(trainer) if fresh is None else fresh)
+    before = _remembered(trainer)
     if due(trainer.step, trainer.validate_every):
         if trainer.ended:
-            _secure(trainer)
+            _secure(trainer, before)
         fresh |= trainer.log({"val/loss": trainer.validate()})
     if evaluation_due(trainer):
-        _secure(trainer)
+        _secure(trainer, before)
         fresh |= evaluate(trainer)
     if trainer.ended:
         _write_results(trainer)
@@ -56,11 +58,27 @@ def evaluate(trainer: Trainer) -> Mapping[str, float]:
     return metrics
 
 
-def _secure(trainer: Trainer) -> None:
-    """Save before what may fail: a probe that does must not cost the training."""
+def _metrics_of_step(trainer: Trainer) -> Mapping[str, float]:
+    """What was logged with the step that a checkpoint with something pending is of."""
+    if not trainer.logs_at(trainer.step):
+        return {}
+    return {name: value for name, value in trainer.metrics.items() if not name.startswith(("val/", "eval/"))}
+
+
+def _remembered(trainer: Trainer) -> dict[str, Any]:
+    """What measuring changes of a checkpoint."""
+    callbacks = {name: copy.deepcopy(callback.state_dict()) for name, callback in trainer.callbacks.items()}
+    return {"ended": trainer.stopped, "metrics": dict(trainer.metrics), "callbacks": callbacks}
+
+
+def _secure(trainer: Trainer, before: Mapping[str, Any]) -> None:
+    """Save before what may fail: a probe that does must not cost the training.
+
+    before: as it was before anything was measured, as all of it will be measured again.
+    """
     if not trainer.pending:
         trainer.pending = True
-        trainer.save_checkpoint()
+        trainer.saver.save({**trainer.state(), **before}, ["last"], [])
 
 
 def _save_if_due(trainer: Trainer, fresh: Mapping[str, float]) -> None:

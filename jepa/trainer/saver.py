@@ -106,10 +106,12 @@ class Saver:
             self.wait()
 
     def _free_folder(self, step: int) -> Path:
-        """A folder for a step's parts; another one where the same step is saved again and the first one stands."""
+        """A folder for a step's parts that no name stands for; the same step may be saved again."""
         folder = self.folder / f"sharded_{step:08d}"
         standing = {os.readlink(link) for link in self.folder.glob(f"*{sharded.SUFFIX}") if link.is_symlink()}
-        return folder.with_name(f"{folder.name}_again") if folder.name in standing else folder
+        while folder.name in standing:
+            folder = folder.with_name(f"{folder.name}_again")
+        return folder
 
     def _drop(self, names: list[str]) -> None:
         """Remove what stands for nothing any more, and the last checkpoint of the other format."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,9 +25,7 @@ def validation_loss(trainer: Trainer, limit_batches: int | None = None) -> float
     seed = derive_seed(trainer.seed, "validation")
     ranks, size = world_size(), trainer.micro_batch_size * world_size()
     sums = torch.zeros(2, device=trainer.device)
-    for number, batch in enumerate(trainer.data.validation_batches(batch_size=size)):
-        if limit_batches is not None and number >= limit_batches:
-            break
+    for number, batch in enumerate(islice(trainer.data.validation_batches(batch_size=size), limit_batches)):
         count = next(iter(batch.values())).shape[0]
         # Drawn for batches of the global size, so that neither ranks nor micro-batches change anything.
         whole, start = divmod(number * size, trainer.data.batch_size)

@@ -58,7 +58,7 @@ def run_folder_of(resume: str | None, default: str) -> str:
     if resume in (None, "auto"):
         return default
     path = Path(resume)
-    if path.is_dir():
+    if path.is_dir() and not (path / "state.pt").is_file():  # which a sharded checkpoint has
         return str(path.parent if path.name == "checkpoints" else path)
     return str(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 

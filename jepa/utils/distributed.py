@@ -72,6 +72,7 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(seconds=timeout_seconds),
+            device_id=device if backend == "nccl" else None,
         )
     except (dist.DistError, RuntimeError, ValueError) as error:
         raise UserError(

@@ -73,5 +73,5 @@ def _port_of(environment: Mapping[str, str]) -> int:
 
 def first_node(nodes: str) -> str:
     """The first host of a SLURM node list: "gpu[03-05,9],login" -> "gpu03"."""
-    match = re.match(r"([^,\[]+)(?:\[(\w+)[^\]]*\])?([^,\[]*)", nodes)
-    return "".join(part or "" for part in match.groups()) if match else nodes
+    match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match[0]) if match else nodes

@@ -9,17 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 
 from jepa.utils.distributed import is_main, joined
@@ -29,6 +33,18 @@ from jepa.utils.weights import first_line, read_file, reason
 SUFFIX = ".sharded"
 STATE = "state.pt"
 TENSOR = "tensor of the parts"
+DESCRIPTIONS = {
+    *(("torch.distributed.checkpoint.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
+    *(("torch.distributed.checkpoint.metadata", name) for name in ("TensorProperties", "TensorStorageMetadata")),
+    *(("torch.distributed.checkpoint.metadata", name) for name in ("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")),
+    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    *((module, "PosixPath") for module in ("pathlib", "pathlib._local")),
+}
+"""What the file about the parts is made of, beside torch's number formats."""
+UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, EOFError, UnpicklingError, CheckpointException)
+UNREADABLE += (AttributeError, TypeError, ImportError)  # a damaged pickle may raise nearly anything
 
 
 def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
@@ -54,7 +70,7 @@ def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup 
             return dcp.async_save(tensors, checkpoint_id=folder, process_group=background)
         with quiet():
             dcp.save(tensors, checkpoint_id=folder, no_dist=not joined())
-    except (OSError, RuntimeError, dcp.CheckpointException) as error:
+    except (OSError, RuntimeError, CheckpointException) as error:
         raise CheckpointError(
             f"could not write the checkpoint {folder}: {reason(cause(error), folder)}. "
             "The checkpoint written before is intact"
@@ -70,11 +86,12 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
     rest = read_file(path / STATE)
     places = find_tensors(rest)
     try:
-        metadata = dcp.FileSystemReader(path).read_metadata().state_dict_metadata
+        reader = _Reader(path)
+        metadata = reader.read_metadata().state_dict_metadata
         tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
         with quiet():
-            dcp.load(tensors, checkpoint_id=path, no_dist=not joined())
-    except (OSError, RuntimeError, LookupError, ValueError, EOFError, dcp.CheckpointException) as error:
+            dcp.load(tensors, storage_reader=reader, no_dist=not joined())
+    except UNREADABLE as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
             "Nothing was overwritten; use another checkpoint, or start a new run"
@@ -148,10 +165,36 @@ def joined_again(node: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 def cause(error: BaseException) -> BaseException:
     """What a rank met, out of the exception that gathers those of all ranks."""
-    if isinstance(error, dcp.CheckpointException):
+    if isinstance(error, CheckpointException):
         first = next(iter(error.failures.values()))
         return first[0] if isinstance(first, tuple) else first
     return error
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds what describes tensors and nothing else, so that reading a checkpoint executes nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The class of a name; raises UnpicklingError unless it is known."""
+        if (module, name) in DESCRIPTIONS or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        raise UnpicklingError(f"{module}.{name} does not belong into a checkpoint")
+
+
+class _Reader(dcp.FileSystemReader):
+    """torch's own, whose `read_metadata` would execute what the file says."""
+
+    def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
+        """What is written about the parts."""
+        with open(Path(self.path) / ".metadata", "rb") as file:
+            metadata = _Unpickler(file).load()
+        if not isinstance(metadata, Metadata):
+            raise UnpicklingError(f"it is a {type(metadata).__name__}")
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
 
 
 def _empty(metadata: Any, like: Tensor | None) -> Tensor:

@@ -11,11 +11,12 @@ import pytest
 import torch
 from toy import ToyData, toy_trainer
 
-from jepa.trainer import JSONLines, Logger, Trainer, checkpoint, saver
+from jepa.trainer import Callback, EarlyStopping, JSONLines, Logger, Trainer, checkpoint, saver
 from jepa.trainer import trainer as trainer_module
 from jepa.trainer.best import BestCheckpoints
-from jepa.trainer.saver import link_or_copy
+from jepa.trainer.saver import find_checkpoint, link_or_copy
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
+from jepa.utils.weights import read_file
 
 
 def adam(groups, lr):
@@ -393,7 +394,7 @@ def assert_identical(one, two):
 
 def assert_same_run(folder, other, names=("last.pt",)):
     for name in names:
-        one, two = (checkpoint.read(f / "checkpoints" / name) for f in (folder, other))
+        one, two = (read_file(f / "checkpoints" / name) for f in (folder, other))
         for key in ("model", "optimizer", "best", "step", "scaler", "pending", "ended", "callbacks"):
             assert_identical(one[key], two[key])
         assert without_times(one["metrics"]) == without_times(two["metrics"])
@@ -427,19 +428,21 @@ SETTINGS = {"max_steps": 8, "optimizer": adam, "validate_every_steps": 2, "save_
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 4.5, 7.5, 8])
-@pytest.mark.parametrize("number", [2, 15])
-def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, step, number):
+@pytest.mark.parametrize(("number", "metric"), [(2, "val/loss"), (15, "train/loss")])
+def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, step, number, metric):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    toy_trainer(whole, loggers=[JSONLines()], **SETTINGS).fit()
-    trainer = toy_trainer(parts, loggers=[JSONLines()], **SETTINGS)
+    settings = {**SETTINGS, "best_metric": metric, "best_k": 8, "log_every": 2}
+    toy_trainer(whole, loggers=[JSONLines()], **settings).fit()
+    trainer = toy_trainer(parts, loggers=[JSONLines()], **settings)
     stop_at(step, trainer, number)
     with pytest.raises(Interrupted, match=f"go on with resume={re.escape(str(parts))}") as caught:
         trainer.fit()
     assert caught.value.exit_code == 128 + number
     stopped = int(step) + (step != int(step))
     assert checkpoint.read(parts / "checkpoints" / "last.pt")["step"] == stopped
-    toy_trainer(parts, loggers=[JSONLines()], resume="auto", **SETTINGS).fit()
-    assert_same_run(whole, parts)
+    toy_trainer(parts, loggers=[JSONLines()], resume="auto", **settings).fit()
+    assert leftovers(whole / "checkpoints") == leftovers(parts / "checkpoints")
+    assert_same_run(whole, parts, leftovers(whole / "checkpoints"))
 
 
 def test_a_signal_after_the_last_step_ends_a_whole_run(tmp_path):
@@ -451,17 +454,101 @@ def test_a_signal_after_the_last_step_ends_a_whole_run(tmp_path):
     assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["step"] == 5
 
 
+class Overflow(Trainer):
+    """Overflows the gradient at some steps; a scale that can be halved and doubled within a short run."""
+
+    def __init__(self, **settings):
+        super().__init__(**settings)
+        self.precision.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
+
+    def training_step(self, batch, step):
+        loss = super().training_step(batch, step)["loss"]
+        if step in (0, 5):
+            loss.register_hook(lambda gradient: gradient * float("inf"))
+        return loss
+
+
+class Momentary(Callback):
+    """Remembers what it was told of."""
+
+    def __init__(self):
+        self.seen = []
+
+    def measured(self, trainer, metrics):
+        self.seen.append([trainer.step, metrics.get("train/loss", metrics.get("val/loss"))])
+
+    def state_dict(self):
+        return {"seen": self.seen}
+
+    def load_state_dict(self, state):
+        self.seen = state["seen"]
+
+
 @pytest.mark.parametrize("failed", [1, 3, 4, 7])
-def test_a_run_that_crashed_goes_on_exactly(tmp_path, failed):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"micro_batch_size": 4, "grad_clip_norm": 0.1},
+        {"kind": Overflow, "precision": "fp16"},
+        {"async_save": True, "save_every_steps": 1, "checkpoint_format": "sharded"},
+    ],
+    ids=["plain", "micro-batches", "fp16", "background"],
+)
+def test_a_run_that_crashed_goes_on_exactly(tmp_path, failed, settings):
     """What was logged after the checkpoint is void."""
+
+    def run(folder, **others):
+        parts = {"loggers": [JSONLines()], "callbacks": {"seen": Momentary()}}
+        return toy_trainer(folder, **{**SETTINGS, **settings, **parts, **others})
+
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    toy_trainer(whole, loggers=[JSONLines()], **SETTINGS).fit()
+    run(whole).fit()
     with pytest.raises(NonFiniteError):
-        toy_trainer(parts, loggers=[JSONLines()], data=ToyData(poison=failed), **SETTINGS).fit()
+        run(parts, data=ToyData(poison=failed)).fit()
     with open(parts / "metrics.jsonl", "a") as file:
         file.write('{"step": 1, "train/lo')
-    toy_trainer(parts, loggers=[JSONLines()], resume="auto", **SETTINGS).fit()
-    assert_same_run(whole, parts)
+    last = run(parts, resume="auto")
+    last.fit()
+    assert_same_run(whole, parts, [find_checkpoint(whole / "checkpoints").name])
+    if "precision" in settings:
+        assert 5 not in last.model.updates
+        assert 7 in last.model.updates
+
+
+def test_what_is_measured_again_was_not_counted_before(tmp_path):
+    """A run whose evaluation fails goes on as if it had not: callbacks see each measurement once."""
+
+    class Evaluation:
+        every_epochs, every_steps, at_end, fails_at = None, 2, True, None
+
+        def __call__(self, model, data, *, random_init, device, seed):
+            if trainer.step == self.fails_at:
+                raise SystemExit
+            return {"trained": {"knn": trainer.step / 10}}
+
+        def table(self, results):
+            return "table"
+
+    def run(folder, fails_at=None, **others):
+        evaluation = Evaluation()
+        evaluation.fails_at = fails_at
+        callbacks = {"seen": Momentary(), "early": EarlyStopping(patience=2, min_delta=1e9)}
+        parts = {"loggers": [JSONLines()], "callbacks": callbacks, "evaluation": evaluation}
+        return toy_trainer(folder, **SETTINGS, **parts, **others)
+
+    trainer = run(tmp_path / "whole")
+    trainer.fit()
+    assert trainer.step == 6  # stopped early: two values that are not better
+    for fails_at in (2, 4, 6):
+        parts = tmp_path / str(fails_at)
+        trainer = run(parts, fails_at)
+        with pytest.raises(SystemExit):
+            trainer.fit()
+        assert checkpoint.read(parts / "checkpoints" / "last.pt")["step"] == fails_at
+        trainer = run(parts, resume="auto")
+        trainer.fit()
+        assert_same_run(tmp_path / "whole", parts)
 
 
 def test_a_longer_run_goes_on_exactly(tmp_path):

@@ -229,6 +229,25 @@ def test_fp16_skips_a_step_that_overflows(tmp_path):
     assert trainer.step == 3
 
 
+@pytest.mark.xfail(reason="GradScaler.update(new_scale) keeps the count of good steps", strict=False)
+def test_fp16_counts_good_steps_anew_after_a_skipped_one(tmp_path):
+    class Third(InfiniteGradient):
+        overflows = (2,)
+
+    memory = []
+    trainer = toy_trainer(tmp_path, kind=Third, precision="fp16", max_steps=4)
+    trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
+    step = trainer.train_step
+
+    def watch(batch):
+        step(batch)
+        memory.append(trainer.precision.scaler.get_scale())
+
+    trainer.train_step = watch
+    trainer.fit()
+    assert memory == [256, 256, 128, 128]
+
+
 def test_fp16_gives_up_after_many_skipped_steps(tmp_path):
     class Always(InfiniteGradient):
         overflows = range(100)
