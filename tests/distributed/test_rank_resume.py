@@ -84,8 +84,8 @@ def assert_same(folder, other, exact=True):
     for name in states[0]:
         if exact:
             assert torch.equal(states[0][name], states[1][name]), name
-        else:  # Adam's division makes the direction of gradients near 0 free
-            torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=2e-5, msg=name)
+        else:
+            torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-5, msg=name)
     ones, others = lines_of(folder), lines_of(other)
     assert [line[0] for line in ones] == [line[0] for line in others] == list(range(1, STEPS + 1))
     assert (
@@ -147,9 +147,9 @@ def test_plain_from_fsdp_is_resumed_exactly(train_ranks, quick, tmp_path, whole)
 
 
 def test_sharded_on_two_ranks_then_one_then_two(train_ranks, train, quick, tmp_path, whole):
+    """By SGD and without dropout, which adds the rank to its seed: then ranks change nothing but rounding."""
+    quick = [*(argument for argument in quick if "dropout" not in argument), "optimizer=sgd", "optimizer.lr=0.01"]
     arguments, folder = [*quick, *SHARDED, "resume=auto"], tmp_path / "run"
-    # Dropout adds the rank to its seed: without it, ranks change nothing.
-    arguments.remove("model.encoder.dropout=0.1")
     for steps, ranks in ((4, 2), (8, 1), (STEPS, 2)):
         given = [*arguments, f"trainer.max_steps={steps}", "trainer=fsdp"]
         processes = train_ranks(*given) if ranks == 2 else [train(*given)]
@@ -157,7 +157,7 @@ def test_sharded_on_two_ranks_then_one_then_two(train_ranks, train, quick, tmp_p
         assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["last.sharded", f"sharded_{steps:08d}"]
     other = tmp_path / "other"
     other.mkdir()
-    process = train(*[a for a in quick if "dropout" not in a], folder=other)
+    process = train(*quick, folder=other)
     assert process.returncode == 0, process.stderr
     assert_same(folder, other / "run", exact=False)
 
