@@ -25,7 +25,7 @@ from jepa.utils.check import check_config
 from jepa.utils.config import default_run_dir
 from jepa.utils.distributed import first_on_each_machine, from_main, join, telling_others
 from jepa.utils.errors import UserError
-from jepa.utils.launch import read_launch
+from jepa.utils.launch import read_launch, same_on_every_rank
 from jepa.utils.random import seeded
 
 
@@ -34,8 +34,9 @@ def build_trainer(config: DictConfig) -> Trainer:
 
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
-    plain = to_plain(config)
-    check_config(plain)
+    with same_on_every_rank():
+        plain = to_plain(config)
+        check_config(plain)
     settings = config.trainer
     device = resolve_device(settings.device, read_launch().local_rank)
     join(device, settings.backend, settings.timeout_seconds)

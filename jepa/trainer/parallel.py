@@ -141,6 +141,7 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
         group["params"] = [sharded[names[id(parameter)]] for parameter in group["params"]]
         if group.get("fused") and not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
             group["fused"] = False  # torch has no fused kernel of the others for sharded tensors
+            optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
 
 
 def whole(node: Any) -> Any:

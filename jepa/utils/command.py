@@ -73,7 +73,7 @@ def reported_errors() -> Iterator[None]:
         with system_errors():
             yield
     except UserError as error:
-        if not isinstance(error, PeerError):
+        if not (isinstance(error, PeerError) or getattr(error, "reported", False)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         error.reported = True
         if HydraConfig.get().mode == RunMode.RUN:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from jepa.utils.errors import UserError
@@ -57,6 +58,16 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
     address = environment.get("MASTER_ADDR", first_node(nodes))
     return Launch(rank=rank, world_size=world_size, local_rank=local_rank, address=address, port=port, by=by)
+
+
+@contextlib.contextmanager
+def same_on_every_rank() -> Iterator[None]:
+    """A context whose UserErrors come on every rank alike, and before they can talk: only rank 0 shall report them."""
+    try:
+        yield
+    except UserError as error:
+        error.reported = read_launch().rank > 0
+        raise
 
 
 def _runs_tasks(environment: Mapping[str, str]) -> bool:

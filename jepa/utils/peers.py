@@ -16,6 +16,8 @@ SILENCE_SECONDS = 60.0
 """A rank that was not heard of for so long counts as dead."""
 GRACE_SECONDS = 10.0
 """Time that the main thread gets to end by itself once another rank has failed."""
+HEARING_BEATS = 4
+"""Beats that rank 0, whose end takes the store along, waits for the others to hear of its failure."""
 
 
 class PeerWatch:
@@ -27,6 +29,7 @@ class PeerWatch:
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         self.failed = False
+        self._heard: str | None = None  # the failure that the thread has read
         self._store = PrefixStore("jepa/peers", store)
         self._thread_store = PrefixStore("jepa/peers", store.clone())  # a connection of its own
         self._closed = threading.Event()
@@ -48,13 +51,24 @@ class PeerWatch:
             if lost:
                 own = f"rank {self.rank} lost another rank, which was killed or has crashed ({describe(error)})"
             first = self._store.compare_set("failure", "", own).decode()
+            self._store.set(f"heard/{self.rank}", "")
+            if self.rank == 0:
+                self._wait_for_ears()
         except (RuntimeError, OSError) as gone:  # the store lives in another process
+            if self._heard is not None:
+                return PeerError(self._heard)
             return UserError(
                 f"rank {self.rank} lost the other ranks: rank 0 or its launcher is gone ({describe(gone)})"
             )
         if first != own:
             return PeerError(first)
         return UserError(own) if lost else error
+
+    def _wait_for_ears(self) -> None:
+        end = time.monotonic() + HEARING_BEATS * BEAT_SECONDS
+        ears = [f"heard/{rank}" for rank in range(1, self.world_size)]
+        while not self._store.check(ears) and time.monotonic() < end:
+            time.sleep(BEAT_SECONDS / 20)
 
     def close(self) -> None:
         """End the watch, as all ranks have come to their end."""
@@ -69,7 +83,9 @@ class PeerWatch:
                 beats += 1
                 self._thread_store.set(f"beat/{self.rank}", str(beats))
                 if self._thread_store.check(["failure"]):
-                    self._end(self._thread_store.get("failure").decode())
+                    self._heard = self._thread_store.get("failure").decode()
+                    self._thread_store.set(f"heard/{self.rank}", "")
+                    self._end(self._heard)
                 for rank in heard:
                     self._listen(rank, heard)
             except (RuntimeError, OSError) as error:  # the store lives in another process, which is gone

@@ -1,0 +1,171 @@
+"""Sums over ranks, SIGReg and batch norm of two ranks against one process that holds all samples, and the watch.
+
+Called with a file's name, to which each rank adds its number; leaves there the traceback, or None, of each check.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+import traceback
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from jepa.losses import SIGReg
+from jepa.trainer.batch_norm import RankBatchNorm, span_ranks
+from jepa.types import Draw, Latents
+from jepa.utils.distributed import (
+    alone,
+    from_main,
+    join,
+    largest,
+    leave,
+    mean_over_ranks,
+    rank,
+    sum_over_ranks,
+    total,
+    world_size,
+)
+from jepa.utils.errors import UserError
+
+CLOSE = {"rtol": 2e-5, "atol": 1e-6}
+EVEN, UNEVEN = (8, 8), (11, 5)
+
+
+def mine(tensor: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
+    """This rank's part along the first axis."""
+    return tensor.split(sizes)[rank()]
+
+
+def randn(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+def gradients_of(loss, parameters) -> list[torch.Tensor]:
+    """Gradients of the mean of the ranks' losses, as DDP takes them."""
+    return [total(g) / world_size() for g in torch.autograd.grad(loss, parameters)]
+
+
+def same(one, other) -> None:
+    torch.testing.assert_close(one, other, **CLOSE)
+
+
+def check_sum_and_mean():
+    weight = randn(4, 3).requires_grad_()
+    for sizes in (EVEN, UNEVEN):
+        x = randn(sum(sizes), 4)
+        part = mine(x, sizes) @ weight
+        average, count = mean_over_ranks(part.sum(0), len(part))
+        loss = average.square().sum() * count
+        expected = (x @ weight).mean(0).square().sum() * 16
+        same(loss, expected)
+        assert int(count) == 16
+        same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])
+        part = mine(x, sizes) @ weight
+        loss, expected = sum_over_ranks(part.exp().sum(0)).log().sum(), (x @ weight).exp().sum(0).log().sum()
+        same(loss, expected)
+        same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])
+
+
+def check_sigreg():
+    term, weight = SIGReg(num_slices=8), randn(4, 6).requires_grad_()
+    for sizes in (EVEN, UNEVEN):
+        x = randn(16, 2, 4)  # (B, V, D)
+        draw = Draw(seed=3, step=5, total=16, start=0, count=16)
+        loss = term(Latents(projections=(mine(x, sizes) @ weight).transpose(0, 1), draw=draw))
+        with alone():
+            expected = term(Latents(projections=(x @ weight).transpose(0, 1), draw=draw))
+            whole = torch.autograd.grad(expected, [weight])[0]
+        same(loss, expected)
+        same(gradients_of(loss, [weight])[0], whole)
+
+
+def check_batch_norm():
+    for sizes, shape in ((EVEN, (16, 4)), (UNEVEN, (16, 4)), (UNEVEN, (16, 4, 3))):
+        for momentum in (0.1, None):
+            own = nn.Sequential(nn.BatchNorm1d(4, momentum=momentum))
+            torch.nn.init.uniform_(own[0].weight)
+            reference = copy.deepcopy(own)[0]
+            span_ranks(own)
+            assert isinstance(own[0], RankBatchNorm)
+            for step in range(3):
+                x = (randn(*shape) * (step + 1) + 100 * step).requires_grad_()
+                out, expected = own(mine(x, sizes)), reference(x)
+                torch.testing.assert_close(out, mine(expected, sizes), rtol=1e-4, atol=1e-4)
+                # The loss of a rank is a mean over its own samples, so that equal shares weigh alike.
+                factor = out.numel() / expected.numel() * 2
+                loss, expected = out.cos().mean() * factor, expected.cos().mean()
+                inputs = [own[0].weight, own[0].bias]
+                for one, two in zip(
+                    gradients_of(loss, inputs), torch.autograd.grad(expected, list(reference.parameters()))
+                ):
+                    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)
+            assert own.state_dict().keys() == {f"0.{name}" for name in reference.state_dict()}
+            for name, buffer in reference.named_buffers():
+                torch.testing.assert_close(own[0].get_buffer(name), buffer, rtol=1e-5, atol=1e-5)
+            own.eval(), reference.eval()
+            same(own(x), reference(x))
+
+
+def check_batch_norm_passes_gradients_to_its_inputs():
+    own, x = RankBatchNorm(4), randn(16, 4)
+    weight = randn(4, 4).requires_grad_()
+    loss = own(mine(x, UNEVEN) @ weight).pow(3).sum() / 8
+    with alone():
+        expected = torch.autograd.grad(own(x @ weight).pow(3).mean() * 4, [weight])[0]
+    torch.testing.assert_close(gradients_of(loss, [weight])[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def check_batch_norm_of_large_means():
+    """Sums of squares would cancel here."""
+    x = (randn(16, 2) + 4000).float()
+    out = RankBatchNorm(2)(mine(x, UNEVEN))
+    torch.testing.assert_close(out, mine(nn.BatchNorm1d(2)(x), UNEVEN), rtol=1e-2, atol=1e-2)
+
+
+def check_alone():
+    x = torch.ones(3)
+    with alone():
+        assert (rank(), world_size()) == (0, 1)
+        same(sum_over_ranks(x), x)
+    assert world_size() == 2
+    same(sum_over_ranks(x), 2 * x)
+
+
+def check_agreement():
+    assert largest(torch.tensor([rank(), 5 - rank()])).tolist() == [1, 5]
+    assert from_main(lambda: f"from {rank()}") == "from 0"
+
+    def fail():
+        raise UserError("only rank 0 knows")
+
+    message = ""
+    try:
+        from_main(fail)
+    except UserError as error:
+        message = str(error)
+    assert message == "only rank 0 knows"
+
+
+CHECKS = {name.removeprefix("check_"): function for name, function in globals().items() if name.startswith("check_")}
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    join(torch.device("cpu"))
+    results = {}
+    for name, check in CHECKS.items():
+        try:
+            check()
+            results[name] = None
+        except Exception:
+            results[name] = traceback.format_exc()
+        dist.barrier()
+    torch.save(results, f"{path}{rank()}.pt")
+    leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
