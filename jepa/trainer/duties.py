@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def measure_and_save(trainer: Trainer, fresh: Mapping[str, float] | None = None) -> None:
     """Validate, evaluate and save what is due at this step. fresh: the step's metrics; None where it is resumed."""
     fresh = dict(_metrics_of_step(trainer) if fresh is None else fresh)
-    before = _remembered(trainer)
+    before = _remembered(trainer) if due(trainer.step, trainer.validate_every) or evaluation_due(trainer) else {}
     if due(trainer.step, trainer.validate_every):
         if trainer.ended:
             _secure(trainer, before)

@@ -97,6 +97,13 @@ class Precision:
         """A context that computes matrix products in this precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
+    def skip_step(self) -> None:
+        """Lower the loss scale after a step that overflowed, on every rank alike: only some may have met infinities."""
+        state = self.scaler.state_dict()
+        self.scaler.update()
+        lower = {"scale": state["scale"] * self.scaler.get_backoff_factor(), "_growth_tracker": 0}
+        self.scaler.load_state_dict({**state, **lower})
+
     def choose_attention(self, model: nn.Module) -> None:
         """Let timm's attention multiply explicitly in bf16 on a CPU, whose fused kernel does not use AMX.
 

@@ -125,8 +125,13 @@ class Saver:
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
-    """The checkpoint of a name in either format, None when there is none."""
-    return next((p for suffix in SUFFIXES.values() if (p := folder / f"{name}{suffix}").exists()), None)
+    """The checkpoint of a name in either format, None when there is none.
+
+    Of both, which a run leaves that is killed while it changes the format, the newer one. A link to a folder that is
+    gone counts: it is for the reader to refuse.
+    """
+    found = [path for suffix in SUFFIXES.values() if os.path.lexists(path := folder / f"{name}{suffix}")]
+    return max(found, key=lambda path: path.lstat().st_mtime_ns, default=None)
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -7,6 +7,7 @@ ranks and accumulation change it: `data.batch_size` is the batch of all of them 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -37,11 +38,13 @@ from jepa.trainer.state import restore, state_of
 from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, Draw, Schedule
 from jepa.utils.distributed import alone, from_main, is_main, join, largest, rank, telling_others, total, world_size
-from jepa.utils.errors import Interrupted, NonFiniteError, UserError
+from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
 from jepa.utils.launch import read_launch
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed
 from jepa.utils.weights import locate
+
+log = logging.getLogger("jepa")
 
 MOST_SKIPPED = 20
 """fp16 steps in a row that may be skipped for overflow before the run stops."""
@@ -284,7 +287,10 @@ class Trainer:
                 message = f"the run in {self.folder.path} has ended, what follows is left out"
                 raise Interrupted(message, self._stop.number)
         finally:
-            self.saver.close()
+            try:
+                self.saver.close()
+            except CheckpointError as error:  # the run has failed before, as it waits for its checkpoints otherwise
+                log.error("%s", error)
             for logger in self.loggers.values():
                 logger.close()
         return self.metrics
@@ -378,8 +384,8 @@ class Trainer:
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
             scheduled |= self.model.update_target(self.step, self.horizon)
-        else:  # each rank may have met infinities in another part
-            self.precision.scaler.update(self.precision.scaler.get_scale() * self.precision.scaler.get_backoff_factor())
+        else:
+            self.precision.skip_step()
         if logs:
             values["update_ratio"] = ratio.read()
         self.optimizer.zero_grad(set_to_none=True)
@@ -541,8 +547,9 @@ class Trainer:
 
     def _say_what_is_missing(self) -> None:
         """Tell of a metric that decides what to keep and never came, as after a typo."""
-        measured = self.best.metric in self.metrics
-        if self.best.k and not measured and (self.validate_every or self.best.metric != "val/loss"):
+        validated = self.validate_every is not None and self.validate_every <= self.step
+        due = validated if self.best.metric == "val/loss" else True
+        if self.best.k and due and self.best.metric not in self.metrics:
             self.say(
                 f"no best checkpoint was kept, as trainer.best_metric={self.best.metric} was not among the metrics: "
                 f"{', '.join(sorted(self.metrics))}"

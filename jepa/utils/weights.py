@@ -24,13 +24,22 @@ def locate(path: str | Path) -> Path:
     Raises CheckpointError without one.
     """
     path = Path(path)
-    names = ("last.pt", "last.sharded")
-    for candidate in (path, *(path / "checkpoints" / name for name in names), *(path / name for name in names)):
+    folders = (path / "checkpoints", path, *_folder_elsewhere(path))
+    for candidate in (path, *(folder / name for folder in folders for name in ("last.pt", "last.sharded"))):
         if candidate.is_file() or (candidate / "state.pt").is_file():
             return candidate
     if path.is_dir():
         raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt)")
     raise CheckpointError(f"no run folder or checkpoint at {path}")
+
+
+def _folder_elsewhere(path: Path) -> list[Path]:
+    """Where the config of a run folder says that its checkpoints are."""
+    from omegaconf import OmegaConf
+
+    config = path / "config.yaml"
+    folder = OmegaConf.select(OmegaConf.load(config), "trainer.checkpoint_dir") if config.is_file() else None
+    return [Path(folder)] if folder else []
 
 
 def read_file(path: Path) -> Any:

@@ -229,7 +229,6 @@ def test_fp16_skips_a_step_that_overflows(tmp_path):
     assert trainer.step == 3
 
 
-@pytest.mark.xfail(reason="GradScaler.update(new_scale) keeps the count of good steps", strict=False)
 def test_fp16_counts_good_steps_anew_after_a_skipped_one(tmp_path):
     class Third(InfiniteGradient):
         overflows = (2,)

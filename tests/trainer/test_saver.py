@@ -239,7 +239,6 @@ def test_a_run_ends_by_an_error_in_the_background(tmp_path, monkeypatch):
     assert closed
 
 
-@pytest.mark.xfail(reason="closing the saver raises before loggers are closed, over the first error", strict=False)
 def test_an_error_of_the_run_comes_before_one_in_the_background(tmp_path, monkeypatch):
     closed, failing = [], threading.Event()
 
