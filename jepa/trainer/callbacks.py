@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -96,12 +95,10 @@ class EarlyStopping(Callback):
             self._check_kind(metrics)
 
     def end(self, trainer: Trainer) -> None:
-        """Warn when the metric never came in a whole run."""
+        """Say so when the metric never came in a whole run."""
         if not self._came and trainer.step >= trainer.horizon.max_steps:
             came = ", ".join(sorted(self._seen)) or "none"
-            warnings.warn(
-                f"early stopping never saw monitor={self.monitor}; the metrics that came are: {came}", stacklevel=2
-            )
+            trainer.say(f"early stopping never saw monitor={self.monitor}; the metrics that came are: {came}")
 
     def state_dict(self) -> dict[str, Any]:
         """The best value, its step and the measurements since."""

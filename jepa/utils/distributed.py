@@ -22,6 +22,9 @@ from jepa.utils.peers import PeerWatch
 
 Value = TypeVar("Value")
 
+JOIN_SECONDS = 300.0
+"""How long the ranks that SLURM has started wait for the last of them."""
+
 _watch: PeerWatch | None = None
 _alone = False
 
@@ -68,7 +71,7 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
     try:
         dist.init_process_group(
             backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
-            init_method=f"tcp://{launch.address}:{launch.port}" if launch.by == "SLURM" else "env://",
+            store=_meet(launch) if launch.by == "SLURM" else None,  # torchrun's own otherwise
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(seconds=timeout_seconds),
@@ -83,6 +86,18 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
     atexit.register(leave)
     _watch = PeerWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
     return launch
+
+
+def _meet(launch: Launch) -> dist.Store:
+    """The store of all ranks, once all of them have come."""
+    return dist.TCPStore(
+        launch.address,
+        launch.port,
+        launch.world_size,
+        is_master=launch.rank == 0,
+        timeout=timedelta(seconds=JOIN_SECONDS),
+        wait_for_workers=True,
+    )
 
 
 def leave() -> None:
