@@ -23,7 +23,7 @@ from jepa.trainer.saver import find_checkpoint
 from jepa.types import Draw, Horizon
 from jepa.utils.check import check_config
 from jepa.utils.config import default_run_dir
-from jepa.utils.distributed import first_on_each_machine, from_main, join, telling_others
+from jepa.utils.distributed import TIMEOUT_SECONDS, first_on_each_machine, from_main, join, telling_others
 from jepa.utils.errors import UserError
 from jepa.utils.launch import read_launch, same_on_every_rank
 from jepa.utils.random import seeded
@@ -38,8 +38,8 @@ def build_trainer(config: DictConfig) -> Trainer:
         plain = to_plain(config)
         check_config(plain)
     settings = config.trainer
-    device = resolve_device(settings.device, read_launch().local_rank)
-    join(device, settings.backend, settings.timeout_seconds)
+    device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
+    join(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))
     with telling_others():
         return _build_trainer(config, plain)
 

@@ -81,7 +81,7 @@ def schedule_table(
     names = [*schedules, *(["momentum"] if momentum else [])]
     last = horizon.max_steps
     points = {"start": 1, "25 %": round(0.25 * last), "50 %": round(0.5 * last), "75 %": round(0.75 * last)}
-    warmup = max((s.warmup(horizon) for s in schedules.values() if hasattr(s, "warmup")), default=0)
+    warmup = longest_warmup(schedules, horizon)
     if warmup > 0:
         points["end of warm-up" if warmup <= last else "(warm-up does not end)"] = round(min(warmup, last))
     rows = sorted(((name, max(1, step)) for name, step in [*points.items(), ("end", last)]), key=lambda row: row[1])
@@ -94,7 +94,8 @@ def schedule_table(
 
 def longest_warmup(schedules: Mapping[str, Schedule], horizon: Horizon) -> float:
     """Steps of the longest warm-up of any schedule; 0 without."""
-    return max((s.warmup(horizon) for s in schedules.values() if hasattr(s, "warmup")), default=0)
+    durations = (getattr(schedule, "warmup_duration", None) for schedule in schedules.values())
+    return max((duration.whole(horizon) for duration in durations if duration is not None), default=0)
 
 
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:

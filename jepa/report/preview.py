@@ -231,8 +231,8 @@ class _Report:
     def schedules(self) -> None:
         """Values of every schedule over the run."""
         trainer = self.trainer
-        momentum = getattr(getattr(trainer.model, "target", None), "momentum", None)
-        names, rows = facts.schedule_table(trainer.scheduler, momentum if callable(momentum) else None, trainer.horizon)
+        momentum = getattr(trainer.model, "momentum_schedule", None)
+        names, rows = facts.schedule_table(trainer.scheduler, momentum, trainer.horizon)
         shown = [[name, f"{step:,}", *(f"{value:.4g}" for value in values)] for name, step, values in rows]
         self.table("Schedules", ["", "step", *names], shown)
         warmup = facts.longest_warmup(trainer.scheduler, trainer.horizon)

@@ -8,6 +8,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from jepa.utils.distributed import joined, rank, sum_over_ranks, world_size
+from jepa.utils.errors import UserError
+
+TORCHS_OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class RankBatchNorm(_BatchNorm):
@@ -59,9 +62,17 @@ def _merge(mean: Tensor, square: Tensor, count: float) -> tuple[Tensor, Tensor, 
 
 
 def span_ranks(module: nn.Module) -> None:
-    """Let every batch norm below a module take its statistics over all ranks; parameters stay the same objects."""
+    """Let every batch norm below a module take its statistics over all ranks; parameters stay the same objects.
+
+    Raises UserError for a batch norm that does more than torch's own, which would be lost.
+    """
     for child_name, child in module.named_children():
         if isinstance(child, _BatchNorm) and not isinstance(child, RankBatchNorm):
+            if type(child) not in TORCHS_OWN:
+                raise UserError(
+                    f"{type(child).__name__} ({child_name} of {type(module).__name__}) is a batch norm that is not "
+                    "torch's own, and cannot span several processes: use nn.BatchNorm1d, 2d or 3d, or another norm"
+                )
             setattr(module, child_name, _converted(child))
         else:
             span_ranks(child)

@@ -82,7 +82,7 @@ def find_batch_size(
     check_settings(limit_gib, max_size, repeats)
     check_single_process("find_batch_size")
     search = _Search(trainer, limit_gib, max_size or 4 * trainer.data.batch_size, repeats)
-    with preserved(trainer, parameters=False, optimizer=not trainer.optimizer.state):
+    with trainer.precision.kernels(), preserved(trainer, parameters=False, optimizer=not trainer.optimizer.state):
         search.run()
     trials = sorted(search.trials.values(), key=lambda trial: trial.size)
     largest = max(trial.size for trial in trials if trial.fits)

@@ -20,7 +20,7 @@ from jepa.utils.errors import CheckpointError
 from jepa.utils.weights import read_file, reason
 
 FORMAT = "jepa"
-VERSION = 1
+VERSION = 2
 KEYS = ("step", "pending", "ended", "model", "optimizer", "scaler", "best", "metrics", "callbacks", "loggers", "config")
 
 
@@ -38,12 +38,22 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
         kept = (
             f"The checkpoint written before is intact: {path}" if path.exists() else "No checkpoint was there before."
         )
         raise CheckpointError(f"could not write the checkpoint {path}: {reason(error, path)}. {kept}") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Let a rename in a folder reach the disk."""
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def find_learning_rate(
     rates: list[float] = []
     losses: list[float] = []
     ended: Literal["max_lr", "diverged", "not finite"] = "max_lr"
-    with preserved(trainer):
+    with trainer.precision.kernels(), preserved(trainer):
         start = trainer.step
         rise = ExponentialRise(low=min_lr, high=max_lr, first=start + 1, last=start + steps)
         trainer.scheduler = {**trainer.scheduler, "lr": rise}

@@ -10,6 +10,8 @@ import psutil
 import torch
 from torch import Tensor
 
+from jepa.utils.distributed import largest
+
 Item = TypeVar("Item")
 
 
@@ -19,6 +21,12 @@ class StepMeter:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._process = psutil.Process()
+        self.restart()
+
+    def start(self) -> None:
+        """The run starts: the peak of memory is its own from here on."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
         self.restart()
 
     def restart(self) -> None:
@@ -64,6 +72,13 @@ class StepMeter:
             "memory_allocated_gib": statistics.get("allocated_bytes.all.current", 0) / 2**30,
             "memory_reserved_gib": statistics.get("reserved_bytes.all.current", 0) / 2**30,
         }
+
+
+def slowest_of_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Of what each rank has measured, the same on all: the least samples per second and the most of the rest."""
+    signs = [-1.0 if name == "samples_per_second" else 1.0 for name in values]
+    signed = torch.tensor([sign * value for sign, value in zip(signs, values.values())], device=device)
+    return {name: sign * value for name, sign, value in zip(values, signs, largest(signed).tolist())}
 
 
 def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:

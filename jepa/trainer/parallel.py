@@ -22,7 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jepa.trainer.batch_norm import span_ranks
 from jepa.trainer.blocks import blocks_of
-from jepa.utils.distributed import joined, world_size
+from jepa.utils.distributed import is_main, joined, world_size
 from jepa.utils.errors import UserError
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
@@ -145,9 +145,10 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
 
 
 def whole(node: Any) -> Any:
-    """A nested state with every sharded tensor gathered, onto the CPU, on all ranks."""
+    """A nested state with every sharded tensor gathered, onto the CPU; on other ranks than 0 empty in its place."""
     if isinstance(node, DTensor):
-        return node.full_tensor().cpu()
+        full = node.full_tensor()
+        return full.cpu() if is_main() else full.new_empty(0)
     if isinstance(node, dict):
         return {key: whole(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):

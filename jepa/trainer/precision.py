@@ -85,6 +85,8 @@ class Precision:
         self.attention = attention
         self.tf32, self.deterministic, self.detect_anomaly = tf32, deterministic, detect_anomaly
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by cuBLAS when first used
         if attention != "auto":
             self._try_attention()
 
@@ -150,17 +152,18 @@ class Precision:
 
 @contextlib.contextmanager
 def _tf32(enabled: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("high" if enabled else "highest")
+    torch.backends.cudnn.allow_tf32 = enabled  # convolutions, by default in TF32
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
 
 
 @contextlib.contextmanager
 def _deterministic() -> Iterator[None]:
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it cuBLAS is not
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:

@@ -37,9 +37,11 @@ class RunFolder:
         last = find_checkpoint(self.saver.folder)
         if self.resume is None:
             if last is not None:
+                own = self.saver.folder.resolve().is_relative_to(self.path.resolve())
+                elsewhere = "" if own else " and trainer.checkpoint_dir (${hydra:job.num} in it tells jobs apart)"
                 raise CheckpointError(
                     f"the run folder {self.path} already holds a checkpoint ({last}): continue it with "
-                    f"resume={self.path} (or resume=auto), or start a new run in another hydra.run.dir"
+                    f"resume={self.path} (or resume=auto), or start a new run in another hydra.run.dir" + elsewhere
                 )
             return None
         if self.resume == "auto":

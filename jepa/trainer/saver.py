@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.checkpoint import CheckpointException
 
 from jepa.trainer import checkpoint
 from jepa.utils import sharded
@@ -66,8 +67,11 @@ class Saver:
         if writing is not None:
             try:
                 writing.result()
-            except (OSError, RuntimeError) as error:
-                raise CheckpointError(f"could not write a checkpoint to {self.folder}: {error}") from error
+            except (OSError, RuntimeError, CheckpointException) as error:
+                raise CheckpointError(
+                    f"could not write a checkpoint: {reason(sharded.cause(error), self.folder / 'last')}. "
+                    f"What was written before is intact in {self.folder}"
+                ) from error
         if then is not None and is_main():
             then()
 

@@ -12,6 +12,8 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_SECONDS = 3.0
 """torchrun passes on a signal that the terminal has sent to every process already; such an echo is no second signal."""
 
+END = b"\0"
+
 
 class StopRequest:
     """A context in which SIGINT, SIGTERM, SIGUSR1 and SIGUSR2 only set `number`, until a second one.
@@ -41,8 +43,9 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_file)
-        os.close(self._writing)  # ends the thread
+        os.write(self._writing, END)  # not its closing: a child forked meanwhile keeps it open
         self._thread.join()
+        os.close(self._writing)
         os.close(self._reading)
         self._previous = {}
 
@@ -52,7 +55,7 @@ class StopRequest:
 
     def _count(self) -> None:
         echo_until = None
-        while byte := os.read(self._reading, 1):
+        while (byte := os.read(self._reading, 1)) != END:
             number = byte[0]
             if number not in SIGNALS:
                 continue

@@ -52,8 +52,19 @@ def restore(trainer: Trainer, path: Path, load_optimizer: bool) -> None:
     for kind, mine in (("callbacks", trainer.callbacks), ("loggers", trainer.loggers)):
         for name in mine.keys() & content[kind].keys():
             mine[name].load_state_dict(content[kind][name])
-    trainer.step, trainer.pending, trainer.stopped = content["step"], content["pending"], content["ended"]
+    trainer.step, trainer.pending = content["step"], content["pending"]
+    trainer.stopped = content["ended"] if _ends_alike(trainer, content["config"]) else None
     trainer.metrics = dict(content["metrics"])
+
+
+def _ends_alike(trainer: Trainer, config: Mapping[str, Any]) -> bool:
+    """Whether a run that was stopped early stays so: not with other callbacks, nor with another length."""
+
+    def ending(config: Mapping[str, Any]) -> list[Any]:
+        lengths = [config.get("trainer", {}).get(name) for name in ("max_epochs", "max_steps", "max_samples")]
+        return [config.get("callbacks"), *lengths]
+
+    return ending(config) == ending(trainer.folder.config)
 
 
 def _restore_optimizer(trainer: Trainer, content: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ ranks and accumulation change it: `data.batch_size` is the batch of all of them 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +26,7 @@ from jepa.trainer.due import due, period
 from jepa.trainer.duties import measure_and_save
 from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms
 from jepa.trainer.loggers import Logger, RunInfo
-from jepa.trainer.measure import StepMeter, to_floats
+from jepa.trainer.measure import StepMeter, slowest_of_ranks, to_floats
 from jepa.trainer.parallel import Parallel, StrategyName, whole, whole_scalar
 from jepa.trainer.precision import Precision, clip_gradients, resolve_device
 from jepa.trainer.prefetch import prefetch, to_device
@@ -37,7 +38,19 @@ from jepa.trainer.signals import StopRequest
 from jepa.trainer.state import restore, state_of
 from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, Draw, Schedule
-from jepa.utils.distributed import alone, from_main, is_main, join, largest, rank, telling_others, total, world_size
+from jepa.utils.distributed import (
+    TIMEOUT_SECONDS,
+    alone,
+    first_of_ranks,
+    from_main,
+    is_main,
+    join,
+    largest,
+    rank,
+    telling_others,
+    total,
+    world_size,
+)
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
 from jepa.utils.launch import read_launch
 from jepa.utils.memory import keep_freed_memory
@@ -102,7 +115,7 @@ class Trainer:
         device: str = "auto",
         strategy: StrategyName = "auto",
         backend: Literal["nccl", "gloo"] | None = None,
-        timeout_seconds: float = 1800.0,
+        timeout_seconds: float = TIMEOUT_SECONDS,
         find_unused_parameters: bool | None = None,
         precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
         attention: Literal["auto", "flash", "efficient", "math"] = "auto",
@@ -150,7 +163,7 @@ class Trainer:
         self.plan, self.preview, self.dry_run, self.profile = plan, preview, dry_run, profile
         self.loggers = dict(loggers or {}) if is_main() else {}
         self.callbacks = dict(callbacks or {})
-        self.seed = seed
+        self.seed, self.strategy = seed, strategy
         self.precision = Precision(
             precision,
             self.device,
@@ -178,6 +191,7 @@ class Trainer:
             log_every=log_every,
             limit_val_batches=limit_val_batches,
             save_every_minutes=save_every_minutes,
+            timeout_seconds=timeout_seconds,
         )
         self.grad_clip_norm, self.grad_clip_value = grad_clip_norm, grad_clip_value
         self.log_every, self.log_gradients = log_every, log_gradients
@@ -197,7 +211,8 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.pending = False  # whether what was due at this step is still to be done
-        self.stopped: str | None = None  # why the run ends before its last step
+        self.stopped: str | None = None  # why the run ends before its last step, as all ranks have agreed
+        self._stop_asked: str | None = None
         self._stop = StopRequest()
         self.signal = 0  # the one that all ranks have agreed to stop for
         self.save_asked = False
@@ -250,8 +265,11 @@ class Trainer:
         return self.prepared(batch, Draw(seed=self.seed, step=self.step, total=count, start=0, count=count))
 
     def stop(self, reason: str) -> None:
-        """End the run after this step as if it were the last: evaluated, saved, results written."""
-        self.stopped = reason
+        """End the run after this step as if it were the last: evaluated, saved, results written.
+
+        For callbacks; it is enough that one rank asks for it.
+        """
+        self._stop_asked = reason
 
     # The loop.
 
@@ -268,32 +286,41 @@ class Trainer:
     def _fit(self) -> dict[str, float]:
         start = self._begin()
         if self.ended and not self.pending:
-            self.say(f"{start}: the run has ended, nothing is left to do")
+            why = f" ({self.stopped}; other callbacks or a longer run go on)" if self.stopped else ""
+            self.say(f"{start}: the run has ended{why}, nothing is left to do")
             return self.metrics
         run = RunInfo(self.folder.path, self.step, self.horizon, self.folder.config, redo=self.pending)
-        for logger in self.loggers.values():
-            logger.open(run)
-        try:
-            self._announce(start)
-            for callback in self.callbacks.values():
-                callback.begin(self)
-            with self._stop, closing(self._batches()) as batches:
-                self._train_on(batches)
-            for callback in self.callbacks.values():
-                callback.end(self)
-            self._say_what_is_missing()
-            self.saver.wait()
-            if self._stop.number is not None:  # came after the last step: the run is whole, a sweep ends
-                message = f"the run in {self.folder.path} has ended, what follows is left out"
-                raise Interrupted(message, self._stop.number)
-        finally:
-            try:
-                self.saver.close()
-            except CheckpointError as error:  # the run has failed before, as it waits for its checkpoints otherwise
-                log.error("%s", error)
+        with contextlib.ExitStack() as stack:
             for logger in self.loggers.values():
-                logger.close()
+                logger.open(run)
+                stack.callback(logger.close)
+            stack.callback(self._close_saver)
+            self._announce(start)
+            with self._stop:
+                self._tell_callbacks("begin")
+                with closing(self._batches()) as batches:
+                    self._train_on(batches)
+                self._tell_callbacks("end")
+                self._say_what_is_missing()
+                self.saver.wait()
+            number = int(largest(torch.tensor([float(self._stop.number or 0)], device=self.device)).item())
+            if number:  # came after the last step: the run is whole, a sweep ends
+                raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", number)
         return self.metrics
+
+    def _close_saver(self) -> None:
+        try:
+            self.saver.close()
+        except CheckpointError as error:  # the run has failed before, as it waits for its checkpoints otherwise
+            log.error("%s", error)
+
+    def _tell_callbacks(self, event: str, *arguments: Any) -> None:
+        """Call a method of every callback; then all ranks know whether one of them asks to stop."""
+        if not self.callbacks:
+            return
+        for callback in self.callbacks.values():
+            getattr(callback, event)(self, *arguments)
+        self.stopped = self.stopped or first_of_ranks(self._stop_asked)
 
     def _begin(self) -> str:
         """Load the checkpoint to go on from, if any, then lay the folder out; gives a sentence that says which.
@@ -330,7 +357,13 @@ class Trainer:
         if self.ended:
             return
         profile = self._start_profile()
-        self.meter.restart()
+        self.meter.start()
+        try:
+            self._loop(batches, profile)
+        finally:
+            self._say_profile(profile and profile.close())
+
+    def _loop(self, batches: Iterator[Batch], profile: Profile | None) -> None:
         for batch in batches:
             self.train_step(batch)
             self._say_profile(profile and profile.advance(self.step))
@@ -343,7 +376,6 @@ class Trainer:
                 )
             if self.ended:
                 break
-        self._say_profile(profile and profile.close())
 
     def _start_profile(self) -> Profile | None:
         if not (self.profile and is_main()):
@@ -465,9 +497,8 @@ class Trainer:
         for logger in self.loggers.values():
             logger.advance(self.step)
         if self.logs_at(self.step):
-            fresh |= self.log({**self._reduced(self._last), **self.meter.read()})
-        for callback in self.callbacks.values():
-            callback.step_end(self)
+            fresh |= self.log({**self._reduced(self._last), **slowest_of_ranks(self.meter.read(), self.device)})
+        self._tell_callbacks("step_end")
         self.pending = bool(self.signal)
         if self.signal:
             self.save_checkpoint()
@@ -517,8 +548,7 @@ class Trainer:
         self.metrics.update(metrics)
         for logger in self.loggers.values():
             logger.log({"epoch": self.horizon.epoch(self.step), **metrics}, self.step)
-        for callback in self.callbacks.values():
-            callback.measured(self, metrics)
+        self._tell_callbacks("measured", metrics)
         return metrics
 
     def _reduced(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
@@ -558,3 +588,8 @@ class Trainer:
     def _announce(self, start: str) -> None:
         for line in (start, *self.in_words(), *(self.plan(self.horizon) if self.plan else ())):
             self.say(line)
+        if self.strategy != "auto" and self.world_size == 1:
+            self.say(
+                f"trainer.strategy={self.strategy} does nothing in a single process: start several, as by "
+                "torchrun --nproc_per_node=2 train.py ..."
+            )

@@ -32,7 +32,9 @@ def run_command(main: Callable[[], object]) -> None:
             rank = read_launch().rank
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
-                sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+                # Beside the other overrides, as argparse wants them side by side.
+                place = next((n for n, a in enumerate(sys.argv) if n and a[0] != "-" and "=" in a), 1)
+                sys.argv[place:place] = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
             main()
             part()
         except UserError as error:

@@ -22,6 +22,7 @@ from jepa.utils.peers import PeerWatch
 
 Value = TypeVar("Value")
 
+TIMEOUT_SECONDS = 1800.0
 JOIN_SECONDS = 300.0
 """How long the ranks that SLURM has started wait for the last of them."""
 
@@ -49,7 +50,7 @@ def is_main() -> bool:
     return rank() == 0
 
 
-def join(device: torch.device, backend: str | None = None, timeout_seconds: float = 1800.0) -> Launch:
+def join(device: torch.device, backend: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> Launch:
     """Join the processes that were started with this one; does nothing in a single process or a second time.
 
     backend: nccl or gloo; None takes nccl for CUDA and gloo elsewhere. Small things are always sent by gloo.
@@ -59,13 +60,22 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
     """
     global _watch
     launch = read_launch()
-    if launch.world_size == 1 or dist.is_initialized():
+    if launch.world_size == 1:
+        return launch
+    if dist.is_initialized():
+        if _watch is not None and _watch.failed:
+            _watch.next_job()
         return launch
     if backend not in (None, "nccl", "gloo"):
         raise UserError(f"trainer.backend={backend}: expected nccl, gloo or null (by the device)")
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     if backend == "nccl" and (device.type != "cuda" or not dist.is_nccl_available()):
         raise UserError(f"trainer.backend=nccl needs CUDA, but the device is {device}: use trainer.backend=gloo")
+    if backend == "nccl" and launch.by == "torchrun" and launch.local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"rank {launch.rank} is process {launch.local_rank + 1} of its machine, which has "
+            f"{torch.cuda.device_count()} GPUs: start one process for each"
+        )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"several processes cannot train on {device.type}: use trainer.device=cpu or cuda")
     try:
@@ -176,6 +186,19 @@ def from_main(function: Callable[[], Value]) -> Value:
     if kind == "error":
         raise value[0](*value[1])
     return value
+
+
+def first_of_ranks(text: str | None) -> str | None:
+    """What the first rank says that says anything, on every rank; None when none does."""
+    if not joined():
+        return text
+    flag = torch.tensor([text is not None], dtype=torch.uint8)
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX)
+    if not flag.item():
+        return None
+    said: list[str | None] = [None] * world_size()
+    dist.all_gather_object(said, text)
+    return next(item for item in said if item is not None)
 
 
 def largest(values: Tensor) -> Tensor:

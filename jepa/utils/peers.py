@@ -29,6 +29,7 @@ class PeerWatch:
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         self.failed = False
+        self._job = 0  # of a sweep; a failure that all ranks share leaves the others of its jobs alone
         self._heard: str | None = None  # the failure that the thread has read
         self._store = PrefixStore("jepa/peers", store)
         self._thread_store = PrefixStore("jepa/peers", store.clone())  # a connection of its own
@@ -46,12 +47,12 @@ class PeerWatch:
         own = f"rank {self.rank} failed: {describe(error)}"
         try:
             end = time.monotonic() + GRACE_SECONDS / 2
-            while lost and not self._store.check(["failure"]) and time.monotonic() < end:
+            while lost and not self._store.check([self._key("failure")]) and time.monotonic() < end:
                 time.sleep(0.1)
             if lost:
                 own = f"rank {self.rank} lost another rank, which was killed or has crashed ({describe(error)})"
-            first = self._store.compare_set("failure", "", own).decode()
-            self._store.set(f"heard/{self.rank}", "")
+            first = self._store.compare_set(self._key("failure"), "", own).decode()
+            self._store.set(self._key(f"heard/{self.rank}"), "")
             if self.rank == 0:
                 self._wait_for_ears()
         except (RuntimeError, OSError) as gone:  # the store lives in another process
@@ -66,9 +67,28 @@ class PeerWatch:
 
     def _wait_for_ears(self) -> None:
         end = time.monotonic() + HEARING_BEATS * BEAT_SECONDS
-        ears = [f"heard/{rank}" for rank in range(1, self.world_size)]
+        ears = [self._key(f"heard/{rank}") for rank in range(1, self.world_size)]
         while not self._store.check(ears) and time.monotonic() < end:
             time.sleep(BEAT_SECONDS / 20)
+
+    def next_job(self) -> None:
+        """Leave a job of a sweep that has failed, once every rank has. Raises SystemExit when one does not.
+
+        Then the failure was not of all ranks, and one may still wait for this rank in the middle of that job.
+        """
+        left = [self._key(f"left/{rank}") for rank in range(self.world_size)]
+        self._store.set(left[self.rank], "")
+        end = time.monotonic() + GRACE_SECONDS
+        while not self._store.check(left):
+            if time.monotonic() > end:
+                raise SystemExit(1)
+            time.sleep(BEAT_SECONDS / 20)
+        self._heard = None
+        self._job += 1
+        self.failed = False
+
+    def _key(self, name: str) -> str:
+        return f"{self._job}/{name}"
 
     def close(self) -> None:
         """End the watch, as all ranks have come to their end."""
@@ -82,9 +102,9 @@ class PeerWatch:
             try:
                 beats += 1
                 self._thread_store.set(f"beat/{self.rank}", str(beats))
-                if self._thread_store.check(["failure"]):
-                    self._heard = self._thread_store.get("failure").decode()
-                    self._thread_store.set(f"heard/{self.rank}", "")
+                if self._thread_store.check([self._key("failure")]):
+                    self._heard = self._thread_store.get(self._key("failure")).decode()
+                    self._thread_store.set(self._key(f"heard/{self.rank}"), "")
                     self._end(self._heard)
                 for rank in heard:
                     self._listen(rank, heard)
@@ -102,12 +122,14 @@ class PeerWatch:
             heard[rank] = (beat, now)
         elif now - heard[rank][1] > SILENCE_SECONDS:
             reason = f"rank {rank} has not been heard of for {SILENCE_SECONDS:.0f} s: it was killed or hangs"
-            self._end(self._thread_store.compare_set("failure", "", reason).decode())
+            self._end(self._thread_store.compare_set(self._key("failure"), "", reason).decode())
 
     def _end(self, reason: str) -> None:
         """End this process, unless it does so by itself in a while; it may wait for a rank that never comes."""
-        if self._closed.wait(GRACE_SECONDS):
-            return
+        job, end = self._job, time.monotonic() + GRACE_SECONDS
+        while time.monotonic() < end:
+            if self._closed.wait(BEAT_SECONDS) or self._job != job:
+                return
         if not self.failed:
             print(f"error: rank {self.rank} ends, as {reason}", file=sys.stderr, flush=True)
         os._exit(1)

@@ -137,9 +137,9 @@ def test_damaged_and_foreign_files(tmp_path):
             r"not a checkpoint of this project .*'encoder', 'epoch'.*init_from=<file>",
         ),
         ([1, 2], "it holds list"),
-        ({**state(), "format": "jepa", "version": 99}, "format version 99, this code reads 1"),
+        ({**state(), "format": "jepa", "version": 99}, "format version 99, this code reads 2"),
         (
-            {"format": "jepa", "version": 1, "step": 1, "model": {}},
+            {"format": "jepa", "version": 2, "step": 1, "model": {}},
             r"lacks \['pending', 'ended', 'optimizer', .*'config'\]",
         ),
     ],
@@ -161,7 +161,7 @@ class Bomb:
 
 
 def test_reading_executes_nothing(tmp_path):
-    torch.save({**state(), "format": "jepa", "version": 1, "x": Bomb(tmp_path / "boom")}, tmp_path / "x.pt")
+    torch.save({**state(), "format": "jepa", "version": 2, "x": Bomb(tmp_path / "boom")}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError):
         checkpoint.read(tmp_path / "x.pt")
     assert not (tmp_path / "boom").exists()
