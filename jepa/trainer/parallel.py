@@ -144,15 +144,18 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
             optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
 
 
-def whole(node: Any) -> Any:
-    """A nested state with every sharded tensor gathered, onto the CPU; on other ranks than 0 empty in its place."""
+def whole(node: Any, on_all_ranks: bool = False) -> Any:
+    """A nested state with every sharded tensor gathered, onto the CPU.
+
+    on_all_ranks: False leaves empty tensors on other ranks than 0, which write nothing.
+    """
     if isinstance(node, DTensor):
         full = node.full_tensor()
-        return full.cpu() if is_main() else full.new_empty(0)
+        return full.cpu() if on_all_ranks or is_main() else full.new_empty(0)
     if isinstance(node, dict):
-        return {key: whole(value) for key, value in node.items()}
+        return {key: whole(value, on_all_ranks) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return type(node)(whole(value) for value in node)
+        return type(node)(whole(value, on_all_ranks) for value in node)
     return node
 
 

@@ -123,7 +123,7 @@ def train(name: str, folder: Path) -> dict:
         "lines": lines,
         "step": trainer.step,
         "metrics": trainer.metrics,
-        "model": whole(trainer.model.state_dict()),
+        "model": whole(trainer.model.state_dict(), on_all_ranks=True),
         "scaler": trainer.precision.scaler.state_dict(),
         "wrapped": trainer.parallel.name,
     }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from rank_trainings import SINGLE, TRAININGS
@@ -161,3 +163,12 @@ def test_fp16_skips_the_same_steps_on_all_ranks(trained, name):
     taken = [line["grad_norm"] is not None for line in zero["lines"]]
     assert not taken[0]
     assert any(taken)
+
+
+def test_one_rank_may_ask_for_the_end_and_what_differs_by_rank_is_agreed_on(train_ranks, tiny, tmp_path):
+    ask = ["+callbacks.ask._target_=rank_helpers.AskForTheEnd", "+callbacks.ask.rank=1", "+callbacks.ask.step=3"]
+    best = ["trainer.best_metric=data_wait", "trainer.best_k=2", "trainer=fsdp", "trainer.max_steps=50"]
+    processes = train_ranks(*tiny, "~logger.tensorboard", "evaluation=none", *ask, *best, "hydra.run.dir=run")
+    assert [process.returncode for process in processes] == [0, 0], processes[0].stderr + processes[1].stderr
+    results = json.loads((tmp_path / "run/results.json").read_text())
+    assert (results["step"], results["stopped"]) == (3, "rank 1 has had enough")

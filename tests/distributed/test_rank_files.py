@@ -84,3 +84,12 @@ def test_by_torchrun(tiny, tmp_path):
     assert process.stdout.count("training from scratch") == 1
     assert len(lines_of(tmp_path / "run")) == 6
     assert {path.split("/")[0] for path in tree_of(tmp_path)} == {"run"}
+
+
+def test_a_sweep_goes_on_after_a_job_that_all_ranks_refuse(train_ranks, tiny, tmp_path):
+    arguments = [*tiny, "~logger.tensorboard", "evaluation=none", "trainer.grad_clip_norm=-1,null", "-m"]
+    slow = ["+callbacks.slow._target_=rank_helpers.Slow", "+callbacks.slow.seconds=0.3", "trainer.max_steps=45"]
+    zero, one = train_ranks(*arguments[:-1], *slow, "hydra.sweep.dir=sweep", "-m")
+    assert (zero.returncode, one.returncode) == (1, 1)
+    assert (zero.stderr + one.stderr).count("error: trainer.grad_clip_norm=-1") == 1
+    assert len(lines_of(tmp_path / "sweep/1")) == 45  # longer than the watch waits before it ends a process
