@@ -66,7 +66,10 @@ class Run:
 
     def wait(self, timeout: float = 120) -> subprocess.CompletedProcess:
         """The finished process; `returncode` is minus the signal's number where one ended it."""
-        code = self._server.code_of(self.pid, timeout)
+        try:
+            code = self._server.code_of(self.pid, timeout)
+        except TimeoutError as error:
+            raise TimeoutError(f"{error}; its stderr:\n{self._output.with_suffix('.err').read_text()}") from error
         out, err = (self._output.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
         return subprocess.CompletedProcess(["train.py"], code, out, err)
 

@@ -6,6 +6,7 @@ out go {"pid": ...} when a run has started and {"pid": ..., "code": ...} when it
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import runpy
@@ -23,6 +24,7 @@ import jepa.build
 import jepa.data.sources
 import jepa.evaluation  # noqa: F401
 
+HANGS_SECONDS = 90
 TRAIN = Path(__file__).resolve().parents[1] / "train.py"
 
 
@@ -57,6 +59,7 @@ def start(request: dict) -> int:
     for number, name in ((0, "/dev/null"), (1, request["output"] + ".out"), (2, request["output"] + ".err")):
         target = os.open(name, os.O_RDONLY if number == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(target, number)
+    faulthandler.dump_traceback_later(HANGS_SECONDS)  # to stderr, which the test shows
     code = run(request)
     sys.stdout.flush()
     sys.stderr.flush()
