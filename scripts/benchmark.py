@@ -148,7 +148,8 @@ def ddp(rounds: int = 7, steps: int = 12) -> dict[str, float]:
             rates[name].append(sum(64 * steps / wall for wall, _ in times))
             shares += [busy / wall for wall, busy in times if name == "apart"]
     for pipe in groups["together"] + groups["apart"]:
-        pipe.send(0)
+        pipe.send(0)  # to all, as those that train together part together
+    for pipe in groups["together"] + groups["apart"]:
         pipe.recv()
     ratios = [one / other for one, other in zip(*(values[1:] for values in rates.values()))]
     return {
