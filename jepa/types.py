@@ -21,8 +21,8 @@ Grid: TypeAlias = tuple[int, ...]
 Batch: TypeAlias = dict[str, Any]
 """What a loader yields and the model prepares, all tensors with B first:
 
-`x` (B, C, *S), or `views` (B, V, C, *S) when each sample is augmented V times; `label` (B,) int64, read by
-evaluation only; `masks`, a list of `Mask` over B * V samples, and `target_weights`, once the model has drawn them.
+`x` (B, C, *S), or `views` (B, V, C, *S) when each sample is augmented V times; `local_views` (B, L, C, *s), smaller
+crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of `Mask` over B * V samples, and `target_weights`, once the model has drawn them.
 """
 
 
@@ -89,7 +89,11 @@ class Latents:
         carry no gradient where the method wants none.
     target_weights: None (all tokens count alike), or a list like `targets` of (B, M, P) weights >= 0,
         of mean 1 over the samples of all ranks and micro-batches.
-    embeddings: (V, B, D), the mean over context tokens of every view (each mask of a sample gives one view).
+    positions: list like `targets` of (B, M, P, A) int64, the place of each target token on the A axes of the grid.
+    inputs: list like `targets` of what the input holds at the target tokens: (B, M, P, values), or (B, M, P) int64
+        for inputs that are ids. Like positions made only where a term of the loss needs them.
+    embeddings: (V, B, D), the mean over the seen tokens of every view (each mask of a sample gives one view).
+    global_views: how many of the views, the first ones, show the whole of a sample; None: all do.
     projections: (V, B, E), `embeddings` through the loss's projector.
     draw: where a loss's random choices come from; None takes torch's global generator.
     """
@@ -97,7 +101,10 @@ class Latents:
     predictions: list[Tensor] | None = None
     targets: list[Tensor] | None = None
     target_weights: list[Tensor | None] | None = None
+    positions: list[Tensor] | None = None
+    inputs: list[Tensor] | None = None
     embeddings: Tensor | None = None
+    global_views: int | None = None
     projections: Tensor | None = None
     draw: Draw | None = None
 
@@ -145,12 +152,19 @@ class Schedule(Protocol):
 
 
 class Encoder(Protocol):
-    """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place."""
+    """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place.
+
+    dim: width of the features. token_values: how many input values a token covers.
+    """
 
     dim: int
+    token_values: int
 
     def grid(self, x: Tensor) -> Grid:
         """The token grid of inputs x (B, C, *S)."""
+
+    def token_inputs(self, x: Tensor) -> Tensor:
+        """What the input holds at each token of the grid: (B, N, token_values)."""
 
     def __call__(
         self,
