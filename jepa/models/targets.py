@@ -74,9 +74,9 @@ class EMATarget(nn.Module):
 
 
 class SharedTarget(nn.Module):
-    """The encoder itself, with gradient: targets move towards predictions too. Collapses unless a loss term prevents it.
+    """The encoder itself, with gradient: targets move towards predictions too.
 
-    What LeWM does with SIGReg beside the prediction: one network, no moving average.
+    Collapses unless a loss term prevents it. LeWM does so with SIGReg: one network, no moving average.
 
     encoder: every target is completed with it; nothing of it is kept here.
     """
