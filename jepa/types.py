@@ -155,7 +155,8 @@ class Schedule(Protocol):
 class Encoder(Protocol):
     """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place.
 
-    dim: width of the features. token_values: how many input values a token covers.
+    dim: width of the features. token_values: how many input values a token covers; of ids, how
+    many there are.
     """
 
     dim: int
