@@ -207,7 +207,7 @@ def token_encoder(model: Any, extraction: Extraction) -> Callable[[Tensor], Tens
     if depth is None or "layers" not in signature.parameters:
         raise UserError(
             f"evaluation.layers={extraction.layers}: the {extraction.network} network of {type(model).__name__} gives "
-            "its last layer only (a sharded model does): use evaluation.layers=last"
+            "its last layer only: use evaluation.layers=last"
         )
     if depth < blocks:
         raise UserError(
