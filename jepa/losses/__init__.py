@@ -1,9 +1,29 @@
 """Losses: latents to named scalars."""
 
+from jepa.losses.infonce import InfoNCE
 from jepa.losses.invariance import Invariance
+from jepa.losses.multiscale import MultiScale
 from jepa.losses.objective import Objective, WeightedTerm
 from jepa.losses.projector import Projector
-from jepa.losses.regression import L1, MSE, SmoothL1
+from jepa.losses.reconstruction import Reconstruction
+from jepa.losses.regression import L1, MSE, Cosine, Lp, SmoothL1
 from jepa.losses.sigreg import SIGReg
+from jepa.losses.vicreg import Covariance, Variance
 
-__all__ = ["L1", "MSE", "Invariance", "Objective", "Projector", "SIGReg", "SmoothL1", "WeightedTerm"]
+__all__ = [
+    "L1",
+    "MSE",
+    "Cosine",
+    "Covariance",
+    "InfoNCE",
+    "Invariance",
+    "Lp",
+    "MultiScale",
+    "Objective",
+    "Projector",
+    "Reconstruction",
+    "SIGReg",
+    "SmoothL1",
+    "Variance",
+    "WeightedTerm",
+]

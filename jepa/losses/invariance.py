@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import Tensor, nn
 
 from jepa.types import Latents
 
+REFERENCES = ("mean", "global", "pairs")
+
 
 class Invariance(nn.Module):
-    """Mean squared distance of each view's projection (V, B, E) to the mean over the sample's views.
+    """Mean squared distance between the projections (V, B, E) of a sample's views.
 
-    LeJEPA's invariance term (arXiv 2511.08544), with all views in the mean. Raises ValueError for a single view.
+    reference: what a view is compared with.
+        "mean": the mean over all views of the sample.
+        "global": the mean over its `Latents.global_views` first views, which show it whole; LeJEPA's invariance
+            (arXiv 2511.08544) with crops beside them. The same as "mean" where all views are global.
+        "pairs": every other view; mean over pairs of |z - z'|^2 / E, VICReg's s(Z, Z') (arXiv 2105.04906, equation 5)
+            as its code normalises it. With V views it is 2 V / (V - 1) times "mean".
+
+    Gradients reach the reference too. Raises ValueError for a single view.
     """
 
     prevents_collapse = False
     batch_statistics = False
     needs = ("projections",)
+
+    def __init__(self, *, reference: Literal["mean", "global", "pairs"] = "mean") -> None:
+        super().__init__()
+        if reference not in REFERENCES:
+            raise ValueError(f"loss.terms.invariance.term.reference: got {reference!r}, expected one of {REFERENCES}")
+        self.reference = reference
 
     def forward(self, latents: Latents) -> Tensor:
         """The distance, an fp32 scalar."""
@@ -25,4 +42,7 @@ class Invariance(nn.Module):
                 "loss.terms.invariance compares views of a sample and there is one: set data.views=2, "
                 "or draw several masks"
             )
-        return (views - views.mean(dim=0)).square().mean()
+        globals_only = views[: latents.global_views] if self.reference == "global" else views
+        distance = (views - globals_only.mean(dim=0)).square().mean()
+        # The squares about the mean of V numbers are 1 / V times those of the differences of all pairs.
+        return distance * (2 * len(views) / (len(views) - 1)) if self.reference == "pairs" else distance

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import fields, replace
 from typing import Protocol, TypedDict
 
 from torch import Tensor, nn
 
 from jepa.types import Horizon, Latents, Schedule
 from jepa.utils.schedules import SAMPLE_RUN, values_over_a_run
+
+LATENTS = tuple(field.name for field in fields(Latents))
+EXAMPLES = {"prevents_collapse": False, "batch_statistics": False, "needs": ("predictions", "targets")}
+"""What every term says of itself, and how a term that compares tokens would."""
 
 
 class Term(Protocol):
@@ -32,20 +36,24 @@ class WeightedTerm(TypedDict):
     """One entry of `loss.terms`: a term and the factor, or schedule of the factor, it enters the loss with."""
 
     weight: float | Schedule
-    term: Term
+    term: Term | Callable[..., Term]
 
 
 class Objective(nn.Module):
     """Weighted sum of named terms.
 
-    terms: name -> WeightedTerm; an entry of None is left out, so that a config can remove what another brought.
-    projector: called with `in_dim=` to be completed; the terms that read projections share it.
-    embedding_dim: width of the embeddings.
+    terms: name -> WeightedTerm; an entry of None is left out, so that a config can remove what another brought. A term
+        with weights of its own is called with `in_dim=embedding_dim, out_dim=token_values` to be completed.
+    embedding_dim: width of the embeddings, and of the predictions.
+    token_values: how many input values a token covers, None where the encoder does not say.
+    projector: called with `in_dim=` to be completed; the terms that read projections share it. None: projections are
+        the embeddings themselves.
 
-    A weight may be a schedule; `set_step` puts its value in force, until then it is the one a run starts with.
+    A weight may be a schedule; `set_step` puts its value in force, until then it is the one a run starts with. A term
+    of weight 0 is computed and logged.
 
-    Raises ValueError without terms, for a weight that is neither a finite number nor a schedule, and when terms
-    read projections and there is no projector.
+    Raises ValueError without terms, for a term that does not say what it reads and does, and for a weight that is
+    neither a finite number nor a schedule.
     """
 
     def __init__(
@@ -63,7 +71,9 @@ class Objective(nn.Module):
         for name, entry in present.items():
             if set(entry) != {"weight", "term"}:
                 raise ValueError(f"loss.terms.{name} has the keys {sorted(entry)}, expected weight and term")
-        self.terms = nn.ModuleDict({name: entry["term"] for name, entry in present.items()})
+        self.terms = nn.ModuleDict(
+            {name: complete(name, entry["term"], embedding_dim, token_values) for name, entry in present.items()}
+        )
         self.schedules: dict[str, Schedule] = {}
         self.weights: dict[str, float] = {}
         for name, entry in present.items():
@@ -73,10 +83,10 @@ class Objective(nn.Module):
                 self.schedules[name] = weight
                 weight = weight(0, SAMPLE_RUN)
             self.weights[name] = weight
-        wanting = [name for name, term in self.terms.items() if "projections" in term.needs]
-        if wanting and projector is None:
-            raise ValueError(f"loss.terms {wanting} read projections: set loss.projector")
-        self.projector = projector(in_dim=embedding_dim) if wanting else None
+        # Where no term reads projections, a head would take no part in the loss, and DDP would wait for it.
+        self.projector = (
+            None if projector is None or "projections" not in self.needs else projector(in_dim=embedding_dim)
+        )
 
     @property
     def term_names(self) -> list[str]:
@@ -84,12 +94,25 @@ class Objective(nn.Module):
         return list(self.terms)
 
     @property
-    def needs(self) -> set[str]:
+    def needs(self) -> tuple[str, ...]:
         """The fields of `Latents` that the terms read."""
-        return {name for term in self.terms.values() for name in term.needs}
+        return tuple(field for field in LATENTS if any(field in term.needs for term in self.terms.values()))
 
-    def require(self, made, by) -> None:
-        pass
+    def require(self, made: Collection[str], *, by: str) -> None:
+        """Raise ValueError unless a model makes all that the terms read.
+
+        made: the fields of `Latents` that it fills; embeddings are enough for projections. by: its name.
+        """
+        available = {*made, *(["projections"] if "embeddings" in made else [])}
+        missing = {name: [field for field in term.needs if field not in available] for name, term in self.terms.items()}
+        missing = {name: lacking for name, lacking in missing.items() if lacking}
+        if missing:
+            reads = "; ".join(f"loss.terms.{name} reads {', '.join(lacking)}" for name, lacking in missing.items())
+            without = " ".join(f"loss.terms.{name}=null" for name in missing)
+            raise ValueError(
+                f"{by} makes {', '.join(field for field in LATENTS if field in available)}, but {reads}: leave out "
+                f"what it cannot compute ({without}), or choose another loss or model"
+            )
 
     @property
     def prevents_collapse(self) -> bool:
@@ -123,11 +146,40 @@ class Objective(nn.Module):
 
     def forward(self, latents: Latents) -> dict[str, Tensor]:
         """{"loss": the weighted sum, "loss/<term>": each term before its weight}, fp32 scalars."""
-        if self.projector is not None:
-            latents = replace(latents, projections=self.projector(latents.embeddings))
+        if latents.embeddings is not None and "projections" in self.needs:
+            projections = latents.embeddings if self.projector is None else self.projector(latents.embeddings)
+            latents = replace(latents, projections=projections)
         values = {name: term(latents) for name, term in self.terms.items()}
         total = sum(self.weights[name] * value for name, value in values.items())
         return {"loss": total, **{f"loss/{name}": value for name, value in values.items()}}
+
+
+def complete(name: str, term: Term | Callable[..., Term], embedding_dim: int, token_values: int | None) -> nn.Module:
+    """A term ready for use. Raises ValueError for what is none, or does not say what it reads and does."""
+    key = f"loss.terms.{name}.term"
+    if callable(term) and not isinstance(term, nn.Module):
+        try:
+            term = term(in_dim=embedding_dim, out_dim=token_values)
+        except TypeError as error:
+            raise ValueError(
+                f"{key} is partial, and completing it with in_dim=, out_dim= failed ({error}): take both, or leave out "
+                "_partial_"
+            ) from error
+    if not isinstance(term, nn.Module):
+        raise ValueError(f"{key}: got {type(term).__name__}, expected a torch.nn.Module")
+    for attribute, example in EXAMPLES.items():
+        if not hasattr(term, attribute):
+            raise ValueError(
+                f"{key}: {type(term).__name__} has no attribute {attribute}: give the class one, such as "
+                f"{attribute} = {example} (jepa.losses.objective.Term says what it means)"
+            )
+    unknown = [term.needs] if isinstance(term.needs, str) else [field for field in term.needs if field not in LATENTS]
+    if unknown:
+        raise ValueError(
+            f"{key}: {type(term).__name__}.needs is {term.needs!r}, expected a tuple of fields of jepa.types.Latents: "
+            f"{', '.join(LATENTS)}"
+        )
+    return term
 
 
 def check_weight(name: str, weight: object) -> None:

@@ -1,4 +1,4 @@
-"""Regression of target latents: smooth-L1 (I-JEPA), L1 (V-JEPA), mean squared error."""
+"""Regression of target latents: smooth-L1 (I-JEPA), L1 and its powers (V-JEPA), mean squared error, cosine."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.losses.tokens import token_mean
 from jepa.types import Latents
 
 
 class Regression(nn.Module):
-    """Mean over features, target tokens, samples and masks of an elementwise distance.
+    """Mean over target tokens, samples and masks of a distance between two tokens.
 
     Latents.target_weights, where given, weigh the tokens; their mean over the whole batch is 1, so that ranks and
     micro-batches add up to it. A subclass gives the distance. Targets come layer-normed and without gradient from the
@@ -22,21 +23,24 @@ class Regression(nn.Module):
     needs = ("predictions", "targets")
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Elementwise distance, (B, M, P, D) -> (B, M, P, D)."""
-        raise TypeError("Regression has no distance of its own: use SmoothL1, L1 or MSE")
+        """Distance of each token, (..., D) and (..., D) -> (...)."""
+        raise TypeError("Regression has no distance of its own: use SmoothL1, L1, Lp, MSE or Cosine")
 
     def forward(self, latents: Latents) -> Tensor:
         """The loss, an fp32 scalar."""
         weights = latents.target_weights or [None] * len(latents.targets)
         means = [
-            _mean(self.distance(prediction.float(), target.float()), weight)
+            token_mean(self.distance(prediction.float(), target.float()), weight)
             for prediction, target, weight in zip(latents.predictions, latents.targets, weights)
         ]
         return torch.stack(means).mean()
 
 
 class SmoothL1(Regression):
-    """Huber-like: d^2 / (2 beta) below beta, d - beta / 2 above. Published I-JEPA uses beta 1."""
+    """Huber-like: d^2 / (2 beta) below beta, d - beta / 2 above, mean over features.
+
+    I-JEPA (arXiv 2301.08243) gives an L2 distance in its equation 1; the released code uses this with beta 1.
+    """
 
     def __init__(self, *, beta: float = 1.0) -> None:
         super().__init__()
@@ -45,26 +49,47 @@ class SmoothL1(Regression):
         self.beta = beta
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Elementwise smooth-L1."""
-        return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.beta)
+        """Smooth-L1 of each token, (..., D) -> (...)."""
+        return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.beta).mean(-1)
 
 
 class L1(Regression):
-    """Absolute error."""
+    """Absolute error, mean over features (V-JEPA, arXiv 2404.08471, equation 1)."""
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Elementwise absolute error."""
-        return (prediction - target).abs()
+        """Absolute error of each token, (..., D) -> (...)."""
+        return (prediction - target).abs().mean(-1)
+
+
+class Lp(Regression):
+    """|d|^p / p, mean over features: the released V-JEPA's loss (arXiv 2404.08471), whose `loss_exp` is p.
+
+    loss_exponent: p > 0; 1 is L1, 2 is half the squared error.
+    """
+
+    def __init__(self, *, loss_exponent: float = 1.0) -> None:
+        super().__init__()
+        if not loss_exponent > 0:
+            raise ValueError(f"loss_exponent: got {loss_exponent}, expected a number above 0; 1 is the absolute error")
+        self.loss_exponent = loss_exponent
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """|d|^p / p of each token, (..., D) -> (...)."""
+        error = (prediction - target).abs().clamp(min=1e-12)  # at 0 the slope for p < 1 is infinite
+        return error.pow(self.loss_exponent).mean(-1) / self.loss_exponent
 
 
 class MSE(Regression):
-    """Squared error."""
+    """Squared error, mean over features."""
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Elementwise squared error."""
-        return (prediction - target).square()
+        """Squared error of each token, (..., D) -> (...)."""
+        return (prediction - target).square().mean(-1)
 
 
-def _mean(distance: Tensor, weight: Tensor | None) -> Tensor:
-    """Mean of distances (B, M, P, D), tokens weighted by (B, M, P)."""
-    return distance.mean() if weight is None else (distance.mean(-1) * weight).mean()
+class Cosine(Regression):
+    """1 - cosine similarity, from 0 to 2: directions alone count, as in BYOL (arXiv 2006.07733, equation 2, halved)."""
+
+    def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """1 - cosine similarity of each token, (..., D) -> (...)."""
+        return 1 - F.cosine_similarity(prediction, target, dim=-1)

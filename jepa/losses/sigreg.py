@@ -1,10 +1,16 @@
 """SIGReg: embeddings should look like samples of an isotropic Gaussian (LeJEPA, arXiv 2511.08544).
 
-The Epps-Pulley statistic of random one-dimensional projections. Published implementations disagree; ours follows
-the LeJEPA reference: the integral of |phi_N(t) - phi(t)|^2 w(t) over the whole line, with w(t) = exp(-t^2 / 2),
-times the number of samples N, by the trapezoid rule on knots from 0 to `last_knot` doubled by symmetry; computed
-for each view by itself; mean over slices and views. No whitening: the statistic itself asks for zero mean and
-unit variance.
+The Epps-Pulley statistic of random one-dimensional projections, for the empirical characteristic function phi_N of
+the samples on a line and that of N(0, 1), phi(t) = exp(-t^2 / 2):
+
+    N * integral over the whole line of |phi_N(t) - phi(t)|^2 w(t) dt,   w(t) = exp(-t^2 / 2)
+
+by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry. Published implementations disagree; this is
+the convention of the LeJEPA reference: N counts the samples of all ranks in one view; each view is tested by itself;
+mean over slices and views. eb_jepa leaves out the factor N (its coefficients are larger in turn), and
+stable-pretraining tests the samples of all views together. No whitening: the statistic itself asks for zero mean and
+unit variance. For samples of N(0, I) its expectation is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06 whatever N; a batch that
+has collapsed to 0 has 0.41 N.
 """
 
 from __future__ import annotations
@@ -20,8 +26,8 @@ class SIGReg(nn.Module):
     """Sliced Epps-Pulley distance of the projections (V, B, E) to N(0, I).
 
     num_slices: random directions, drawn anew at every step, the same on every rank. knots: points of the
-    trapezoid rule on [0, last_knot], both ends included. Near 1.3 for B samples of N(0, I), and of the order of B
-    for a batch that has collapsed.
+    trapezoid rule on [0, last_knot], both ends included. It prevents collapse: its value grows with N there. Memory is
+    a few times V * B * num_slices * knots numbers.
     """
 
     prevents_collapse = True

@@ -242,3 +242,28 @@ def mean_over_ranks(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
         return sums / count, count
     counted = sum_over_ranks(torch.cat([sums.flatten(), sums.new_tensor([count])]))
     return counted[:-1].view_as(sums) / counted[-1].detach(), counted[-1].detach()
+
+
+def rows_over_ranks(count: int) -> tuple[int, int]:
+    """Where this rank's `count` rows begin among the rows of all ranks, in order of rank, and how many those are."""
+    if not joined():
+        return 0, count
+    counts = torch.zeros(world_size(), dtype=torch.int64)
+    counts[rank()] = count
+    counts = total(counts).tolist()
+    return sum(counts[: rank()]), sum(counts)
+
+
+def gather_over_ranks(rows: Tensor, index: Tensor | None = None, *, place: tuple[int, int] | None = None) -> Tensor:
+    """The rows of all ranks in order of rank, the same on every rank, that gradients pass through as in sum_over_ranks.
+
+    rows: (n, ...), where n may differ between ranks. index: rows to pick, by their number among all, the same on every
+    rank; these alone are exchanged. place: what `rows_over_ranks(n)` gives, where it is known.
+    """
+    if not joined():
+        return rows if index is None else rows[index]
+    first, count = rows_over_ranks(len(rows)) if place is None else place
+    index = torch.arange(count, device=rows.device) if index is None else index
+    mine = (index >= first) & (index < first + len(rows))
+    padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])  # its last row stands for those of other ranks
+    return sum_over_ranks(padded[torch.where(mine, index - first, len(rows))])

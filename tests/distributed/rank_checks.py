@@ -1,4 +1,4 @@
-"""Sums over ranks, SIGReg and batch norm of two ranks against one process that holds all samples, and the watch.
+"""Sums and rows over ranks, SIGReg and batch norm of two ranks against one process with all samples, and the watch.
 
 Called with a file's name, to which each rank adds its number; leaves there the traceback, or None, of each check.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import sys
 import traceback
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -19,11 +20,13 @@ from jepa.types import Draw, Latents
 from jepa.utils.distributed import (
     alone,
     from_main,
+    gather_over_ranks,
     join,
     largest,
     leave,
     mean_over_ranks,
     rank,
+    rows_over_ranks,
     sum_over_ranks,
     total,
     world_size,
@@ -67,6 +70,22 @@ def check_sum_and_mean():
         loss, expected = sum_over_ranks(part.exp().sum(0)).log().sum(), (x @ weight).exp().sum(0).log().sum()
         same(loss, expected)
         same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])
+
+
+def check_gathered_rows():
+    weight = randn(4, 3).requires_grad_()
+    for sizes in (EVEN, UNEVEN, (0, 16)):
+        x = randn(16, 4)
+        place = rows_over_ranks(len(mine(x, sizes)))
+        assert place == (rank() * sizes[0], 16)
+        for index in (None, torch.tensor([15, 0, 7, 8, 0])):
+            rows = gather_over_ranks(mine(x, sizes) @ weight, index)
+            expected = x @ weight if index is None else (x @ weight)[index]
+            same(rows, expected)
+            given = gather_over_ranks(mine(x, sizes), index, place=place)
+            assert torch.equal(given, x if index is None else x[index])
+            loss, expected = rows.exp().sum(), expected.exp().sum()
+            same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])
 
 
 def check_sigreg():
@@ -152,11 +171,12 @@ def check_agreement():
 CHECKS = {name.removeprefix("check_"): function for name, function in globals().items() if name.startswith("check_")}
 
 
-def main(path: str) -> None:
+def main(path: str, checks: dict[str, Callable[[], None]]) -> None:
+    """Run all checks in this rank."""
     torch.set_num_threads(1)
     join(torch.device("cpu"))
     results = {}
-    for name, check in CHECKS.items():
+    for name, check in checks.items():
         try:
             check()
             results[name] = None
@@ -168,4 +188,4 @@ def main(path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(sys.argv[1], CHECKS)

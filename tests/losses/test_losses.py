@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from jepa.losses import L1, MSE, Invariance, Objective, Projector, SIGReg, SmoothL1
+from jepa.losses import L1, MSE, Invariance, Objective, Projector, Reconstruction, SIGReg, SmoothL1, Variance
 from jepa.types import Draw, Horizon, Latents
 
 
@@ -144,16 +144,77 @@ def test_terms_share_one_projector_that_is_part_of_the_module():
     ("changes", "message"),
     [
         ({"terms": {}}, "loss.terms is empty"),
+        ({"terms": {"a": {"weight": 1.0, "term": object()}}}, r"loss\.terms\.a\.term: got object, expected a torch"),
         (
-            {"terms": {"sigreg": {"weight": 1.0, "term": SIGReg()}}},
-            r"\['sigreg'\] read projections: set loss.projector",
+            {"terms": {"a": {"weight": 1.0, "term": MSE}}},
+            r"loss\.terms\.a\.term is partial, and completing it with in_d",
         ),
+        ({"terms": {"a": {"weight": 1.0, "term": partial(Reconstruction)}}}, r"loss\.terms\.reconstruction=null"),
         ({"terms": {"a": {"wieght": 1.0, "term": MSE()}}}, "loss.terms.a has the keys"),
     ],
 )
 def test_bad_objectives(changes, message):
     with pytest.raises(ValueError, match=message):
         make(**changes)
+
+
+@pytest.mark.parametrize("attribute", ["prevents_collapse", "batch_statistics", "needs"])
+def test_a_term_says_what_it_is(attribute):
+    class Mine(torch.nn.Module):
+        prevents_collapse = False
+        batch_statistics = False
+        needs = ("embeddings",)
+
+    def build():
+        return make(terms={"mine": {"weight": 1.0, "term": Mine()}})
+
+    assert build().needs == ("embeddings",)
+    delattr(Mine, attribute)
+    with pytest.raises(
+        ValueError, match=rf"loss\.terms\.mine\.term: Mine has no attribute {attribute}: .*{attribute} = "
+    ):
+        build()
+    for needs in ("embeddings", ("predictions", "pixels")):
+        Mine.prevents_collapse = Mine.batch_statistics = False
+        Mine.needs = needs
+        with pytest.raises(ValueError, match=r"Mine\.needs is .*expected a tuple of fields of jepa\.types\.Latents"):
+            build()
+
+
+def test_without_a_projector_projections_are_the_embeddings():
+    objective = make(terms={"variance": {"weight": 1.0, "term": Variance()}})
+    assert objective.projector is None
+    embeddings = torch.randn(2, 6, 8)
+    assert torch.equal(objective(Latents(embeddings=embeddings))["loss"], Variance()(Latents(projections=embeddings)))
+
+
+def test_a_projector_that_no_term_reads_is_not_built():
+    assert make(projector=partial(Projector, hidden=[16], out_dim=4)).projector is None
+
+
+def test_a_partial_term_is_completed_with_the_widths():
+    decoder = {"weight": 1.0, "term": partial(Reconstruction, hidden=[16])}
+    objective = make(terms={"reconstruction": decoder}, token_values=3)
+    assert [tuple(p.shape) for p in objective.parameters()] == [(16, 8), (16,), (3, 16), (3,)]
+    assert objective.prevents_collapse
+    assert not objective.batch_statistics
+
+
+def test_what_a_model_makes_is_held_against_what_the_terms_read():
+    terms = {
+        "prediction": {"weight": 0.0, "term": MSE()},
+        "sigreg": {"weight": 0.1, "term": SIGReg(num_slices=4)},
+        "reconstruction": {"weight": 1.0, "term": partial(Reconstruction)},
+    }
+    objective = make(terms=terms, token_values=3)
+    assert objective.needs == ("predictions", "targets", "inputs", "projections")
+    objective.require({"predictions", "targets", "inputs", "embeddings"}, by="MaskedJEPA")
+    with pytest.raises(ValueError, match="LeJEPA makes embeddings, projections, but") as caught:
+        objective.require({"embeddings"}, by="LeJEPA")
+    message = str(caught.value)
+    assert "loss.terms.prediction reads predictions, targets; loss.terms.reconstruction reads" in message
+    assert "(loss.terms.prediction=null loss.terms.reconstruction=null)" in message
+    assert "sigreg" not in message
 
 
 def test_bad_terms():

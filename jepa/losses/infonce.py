@@ -1,0 +1,132 @@
+"""InfoNCE: tell what belongs together from everything else in the batch (CPC, arXiv 1807.03748, equation 4)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa.losses.tokens import place_numbers
+from jepa.types import Latents
+from jepa.utils.distributed import gather_over_ranks, mean_over_ranks, rows_over_ranks
+
+
+class InfoNCE(nn.Module):
+    """Mean over queries of -log(e^(s+ / t) / (e^(s+ / t) + sum over negatives of e^(s / t))), s the cosine similarity.
+
+    over: what is told apart.
+        "tokens": each prediction (B, M, P, D) finds its target among the target tokens of the same mask, in its own and
+            in all other samples: CPC's prediction of latents. As target blocks overlap, keys that are the same token of
+            the same sample (equal `Latents.positions`) are no negatives. Tokens of weight 0 are neither queries nor
+            keys; other weights weigh the queries.
+        "embeddings": each view's projection (V, B, E) finds every other view of its sample (each ordered pair counts
+            once) among all views of all other samples: SimCLR's NT-Xent (arXiv 2002.05709, equation 1) for V views.
+    temperature: t.
+    negative_samples: draw that many keys, anew at every step, and take negatives from them alone; None takes all. The
+        queries of a step share the draw: one for each query would cost as many times more memory, and a matrix product
+        becomes a gather. A query's own token is left out where it was drawn. All ranks draw the same keys, and
+        exchange these alone.
+
+    Samples are those of all ranks, and so is the mean: one process with the whole batch has the same loss and gradient.
+    It prevents collapse: with equal latents, no query finds its key, at a loss of log(1 + negatives).
+    """
+
+    prevents_collapse = True
+    batch_statistics = True
+
+    def __init__(
+        self,
+        *,
+        temperature: float = 0.1,
+        over: Literal["tokens", "embeddings"] = "tokens",
+        negative_samples: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature: got {temperature}, expected a number above 0, such as 0.1")
+        if over not in ("tokens", "embeddings"):
+            raise ValueError(f"over: got {over!r}, expected 'tokens' or 'embeddings'")
+        if negative_samples is not None and negative_samples < 1:
+            raise ValueError(f"negative_samples: got {negative_samples}, expected at least 1, or null for all")
+        self.temperature = temperature
+        self.over = over
+        self.negative_samples = negative_samples
+        self.needs = ("projections",) if over == "embeddings" else ("predictions", "targets", "positions")
+
+    def forward(self, latents: Latents) -> Tensor:
+        """The loss, an fp32 scalar, the same on every rank."""
+        given = latents.targets[0] if self.over == "tokens" else latents.projections
+        generator = None if latents.draw is None else latents.draw.generator(given.device, "infonce")
+        with torch.autocast(given.device.type, enabled=False):  # bf16 would round s / t to a few hundredths
+            if self.over == "embeddings":
+                return self._views(latents.projections.float(), generator)
+            weights = latents.target_weights or [None] * len(latents.targets)
+            masks = zip(latents.predictions, latents.targets, latents.positions, weights)
+            return torch.stack([self._tokens(*mask, generator) for mask in masks]).mean()
+
+    def _tokens(
+        self,
+        prediction: Tensor,
+        target: Tensor,
+        positions: Tensor,
+        weight: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """The loss of one mask, (B, M, P, D) with positions (B, M, P, A) and weights (B, M, P)."""
+        queries, keys = (F.normalize(t.float().flatten(1, 2), dim=-1) for t in (prediction, target))  # (B, M * P, D)
+        places = place_numbers(positions).flatten(1)
+        same = places.unsqueeze(2) == places.unsqueeze(1)  # (B, M * P, M * P)
+        weight = None if weight is None else weight.flatten(1)
+        negative = self._negatives(queries, keys, same, None if weight is None else weight > 0, generator)
+        positive = (queries * keys).sum(-1) / self.temperature
+        loss = F.softplus(negative - positive)  # (B, M * P)
+        return mean_over_ranks((loss if weight is None else loss * weight).sum(), loss.numel())[0]
+
+    def _views(self, projections: Tensor, generator: torch.Generator | None) -> Tensor:
+        """The loss of projections (V, B, E)."""
+        views, samples = projections.shape[:2]
+        if views < 2:
+            raise ValueError(
+                "InfoNCE(over=embeddings) compares views of a sample and there is one: set data.views=2, draw several "
+                "masks, or use over=tokens"
+            )
+        keys = F.normalize(projections, dim=-1).transpose(0, 1)  # (B, V, E)
+        same = torch.ones(samples, views, views, dtype=torch.bool, device=keys.device)
+        negative = self._negatives(keys, keys, same, None, generator)
+        positive = keys @ keys.transpose(1, 2) / self.temperature  # (B, V, V)
+        loss = F.softplus(negative.unsqueeze(2) - positive)
+        others = ~torch.eye(views, dtype=torch.bool, device=keys.device)
+        return mean_over_ranks(loss[:, others].sum(), samples * views * (views - 1))[0]
+
+    def _negatives(
+        self,
+        queries: Tensor,
+        keys: Tensor,
+        same: Tensor,
+        counted: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Tensor:
+        """log of the sum of e^(s / t) over each query's negatives, (B, T), for queries and keys (B, T, D).
+
+        same (B, T, T): the keys of a query's own sample that are none of its negatives. counted (B, T): which keys are
+        any query's. Keys are those of all ranks, numbered sample by sample.
+        """
+        tokens = keys.shape[1]
+        first, samples = rows_over_ranks(len(keys))
+        place = (first * tokens, samples * tokens)
+        usable = None if counted is None else gather_over_ranks(counted.float().flatten(), place=place) > 0
+        chosen = torch.arange(place[1], device=keys.device)
+        if self.negative_samples is not None and self.negative_samples < len(chosen):
+            scores = torch.rand(len(chosen), device=keys.device, generator=generator)
+            scores = scores if usable is None else scores.masked_fill(~usable, -1)  # drawn last, if at all
+            chosen = scores.topk(self.negative_samples).indices
+        candidates = gather_over_ranks(keys.flatten(0, 1), index=chosen, place=place)  # (n, D)
+        own = chosen // tokens - first == torch.arange(len(keys), device=keys.device).unsqueeze(1)  # (B, n)
+        excluded = own.unsqueeze(1) & same[:, :, chosen % tokens]  # (B, T, n)
+        if usable is not None:
+            excluded = excluded | ~usable[chosen]
+        logits = queries @ candidates.T / self.temperature
+        # Not -inf: a query without any negative then has loss 0 and gradient 0 instead of NaN.
+        return logits.masked_fill(excluded, -1e9).logsumexp(dim=-1)

@@ -1,0 +1,81 @@
+"""MultiScale: predictions compared with targets token by token, and after averaging over ever larger cells."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from jepa.losses.regression import Regression, SmoothL1
+from jepa.losses.tokens import group_equal, place_numbers, token_mean
+from jepa.types import Latents
+
+
+class MultiScale(nn.Module):
+    """Sum over scales s of w_s * mean over cells of d(mean of predictions in the cell, mean of targets in the cell).
+
+    At scale s the grid is cut into cells of s tokens along every axis, as a spatial pyramid is (Lazebnik et al. 2006,
+    "Beyond Bags of Features"); tokens of one target block that lie in the same cell are averaged before they are
+    compared, so that coarse content counts even where the details cannot be told. A cell weighs as much as the tokens
+    in it: scale 1 alone is the plain regression, and blocks need not line up with cells. No published JEPA prescribes
+    this; the pooling is over the predicted tokens, on grids of any number of axes.
+
+    scales: s, in tokens. weights: w_s, one for each scale; None weighs all alike, 1 in sum.
+    distance: d, a regression such as SmoothL1 (which None takes), L1, MSE, Cosine.
+    """
+
+    prevents_collapse = False
+    batch_statistics = False
+    needs = ("predictions", "targets", "positions")
+
+    def __init__(
+        self,
+        *,
+        scales: Sequence[int] = (1, 2, 4),
+        weights: Sequence[float] | None = None,
+        distance: Regression | None = None,
+    ) -> None:
+        super().__init__()
+        if not scales or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in scales):
+            raise ValueError(
+                f"scales: got {list(scales)}, expected whole numbers of tokens from 1 on, such as [1, 2, 4]"
+            )
+        weights = [1 / len(scales)] * len(scales) if weights is None else list(weights)
+        if len(weights) != len(scales) or not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights):
+            raise ValueError(
+                f"weights: got {weights} for the scales {list(scales)}, expected one number >= 0 for each, "
+                "not all 0, or null to weigh them alike"
+            )
+        self.scales = list(scales)
+        self.weights = weights
+        self.regression = SmoothL1() if distance is None else distance
+
+    def forward(self, latents: Latents) -> Tensor:
+        """The loss, an fp32 scalar."""
+        token_weights = latents.target_weights or [None] * len(latents.targets)
+        means = [
+            sum(w * self._at_scale(s, *tensors) for s, w in zip(self.scales, self.weights))
+            for tensors in zip(latents.predictions, latents.targets, latents.positions, token_weights)
+        ]
+        return torch.stack(means).mean()
+
+    def _at_scale(
+        self, scale: int, prediction: Tensor, target: Tensor, places: Tensor, weight: Tensor | None
+    ) -> Tensor:
+        """Mean distance of pooled (B, M, P, D), with places (B, M, P, A) and weights (B, M, P)."""
+        if scale == 1:
+            return token_mean(self.regression.distance(prediction.float(), target.float()), weight)
+        cells = group_equal(place_numbers(places // scale))  # (B, M, P)
+        weight = torch.ones_like(cells, dtype=torch.float32) if weight is None else weight.float()
+        sums = torch.zeros_like(weight).scatter_add(
+            -1, cells, weight
+        )  # by cell; what lies beyond the last cell stays 0
+        share = (weight / sums.gather(-1, cells).clamp(min=1e-12)).unsqueeze(-1)  # of a token in its cell
+        index = cells.unsqueeze(-1).expand_as(prediction)
+
+        def pool(tokens: Tensor) -> Tensor:
+            return torch.zeros_like(tokens).scatter_add(-2, index, tokens * share)
+
+        return token_mean(self.regression.distance(pool(prediction.float()), pool(target.float())), sums)

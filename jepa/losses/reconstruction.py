@@ -1,0 +1,76 @@
+"""Reconstruction: decode what the input holds at hidden tokens from their predicted latents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa.losses.tokens import token_mean
+from jepa.types import Latents
+
+
+class Reconstruction(nn.Module):
+    """A decoder from predictions (B, M, P, D) to the input's values at the same tokens, and its error.
+
+    Values: mean squared error over values, target tokens, samples and masks, that of MAE (arXiv 2111.06377, section 3)
+    with a decoder of its own only. Ids (int64 inputs): cross-entropy over `out_dim` classes, as masked language models
+    have it (BERT, arXiv 1810.04805). Latents.target_weights weigh the tokens.
+
+    It prevents collapse: inputs are given, not learned, so an encoder that gives every sample the same leaves the
+    decoder nothing but their mean to say at each place, at a loss of the inputs' variance.
+
+    in_dim, out_dim: completed by the objective with the width of the predictions and the encoder's `token_values`, the
+        number of values a token covers, or of different ids.
+    hidden: widths of hidden layers with GELU; none makes the decoder linear.
+    normalize: values less their mean and over their standard deviation within each token, MAE's `norm_pix_loss`.
+    """
+
+    prevents_collapse = True
+    batch_statistics = False
+    needs = ("predictions", "inputs")
+
+    def __init__(
+        self, *, in_dim: int, out_dim: int | None, hidden: Sequence[int] = (), normalize: bool = False
+    ) -> None:
+        super().__init__()
+        if out_dim is None:
+            raise ValueError(
+                "reconstruction decodes the input's values and the encoder does not say how many a token covers "
+                "(token_values): use an encoder that does, or loss.terms.reconstruction=null"
+            )
+        if normalize and out_dim == 1:
+            raise ValueError("normalize=true: got tokens of one value, which has no spread: use normalize=false")
+        self.out_dim = out_dim
+        self.normalize = normalize
+        layers: list[nn.Module] = []
+        for before, after in pairwise([in_dim, *hidden]):
+            layers += [nn.Linear(before, after), nn.GELU()]
+        self.decoder = nn.Sequential(*layers, nn.Linear([in_dim, *hidden][-1], out_dim))
+
+    def forward(self, latents: Latents) -> Tensor:
+        """The error, an fp32 scalar."""
+        weights = latents.target_weights or [None] * len(latents.inputs)
+        means = [
+            token_mean(self._error(self.decoder(prediction).float(), values), weight)
+            for prediction, values, weight in zip(latents.predictions, latents.inputs, weights)
+        ]
+        return torch.stack(means).mean()
+
+    def _error(self, decoded: Tensor, values: Tensor) -> Tensor:
+        """Error of each token (B, M, P), decoded (B, M, P, out_dim) against values, or ids (B, M, P)."""
+        if not values.is_floating_point():
+            return F.cross_entropy(decoded.flatten(0, -2), values.flatten(), reduction="none").view(values.shape)
+        if values.shape != decoded.shape:
+            raise ValueError(
+                f"reconstruction: got inputs of {tuple(values.shape)} for decoded tokens of {tuple(decoded.shape)}: "
+                "the encoder's token_inputs and token_values disagree"
+            )
+        values = values.float()
+        if self.normalize:
+            variance, mean = torch.var_mean(values, dim=-1, keepdim=True)
+            values = (values - mean) / (variance + 1e-6).sqrt()
+        return (decoded - values).square().mean(-1)

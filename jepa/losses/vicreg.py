@@ -1,0 +1,90 @@
+"""Variance and covariance of projections over the batch (VICReg, Bardes et al. 2022, arXiv 2105.04906).
+
+With `Invariance(reference="pairs")` they make VICReg. Statistics are taken over the samples of all ranks, for each view
+by itself, and both terms are means over views. The released code averages the variance term over its two views and adds
+up the covariance term, so its coefficients 25 (invariance), 25 (variance) and 1 (covariance) are 25, 25 and 2 here.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa.types import Latents
+from jepa.utils.distributed import mean_over_ranks
+
+DIVISORS = ("features", "pairs")
+
+
+class Variance(nn.Module):
+    """v(Z) = mean over features of max(0, margin - sqrt(Var(z_j) + eps)), Var with N - 1 (equations 1 and 2).
+
+    Reads the projections (V, B, E). A batch that has collapsed costs almost `margin`, which only features that vary
+    from sample to sample bring down: it prevents collapse.
+    """
+
+    prevents_collapse = True
+    batch_statistics = True
+    needs = ("projections",)
+
+    def __init__(self, *, margin: float = 1.0, eps: float = 1e-4) -> None:
+        super().__init__()
+        if not (margin > 0 and eps > 0):
+            raise ValueError(f"got margin={margin}, eps={eps}, expected both above 0 (VICReg has 1 and 1e-4)")
+        self.margin = margin
+        self.eps = eps
+
+    def forward(self, latents: Latents) -> Tensor:
+        """The hinge, an fp32 scalar."""
+        x, degrees = centred(latents.projections)
+        variance = _over_degrees(x.square().sum(dim=1), x.shape[1], degrees)  # (V, E)
+        return (self.margin - (variance + self.eps).sqrt()).relu().mean()
+
+
+class Covariance(nn.Module):
+    """c(Z) = sum over i != j of C(Z)_ij^2 / E, C the covariance matrix with N - 1 (equations 3 and 4).
+
+    Reads the projections (V, B, E); the matrices (V, E, E) are what the ranks exchange. Zero for constant projections:
+    it does not prevent collapse.
+
+    divisor: "features", E, as paper and code have it; "pairs", E (E - 1), the mean over the off-diagonal entries that
+        eb_jepa (facebookresearch/eb_jepa) takes with coefficients of 10 to 100.
+    """
+
+    prevents_collapse = False
+    batch_statistics = True
+    needs = ("projections",)
+
+    def __init__(self, *, divisor: Literal["features", "pairs"] = "features") -> None:
+        super().__init__()
+        if divisor not in DIVISORS:
+            raise ValueError(f"loss.terms.covariance.term.divisor: got {divisor!r}, expected one of {DIVISORS}")
+        self.divisor = divisor
+
+    def forward(self, latents: Latents) -> Tensor:
+        """The squared off-diagonal entries, an fp32 scalar."""
+        x, degrees = centred(latents.projections)
+        with torch.autocast(x.device.type, enabled=False):
+            covariance = _over_degrees(x.transpose(1, 2) @ x, x.shape[1], degrees)  # (V, E, E)
+        width = x.shape[-1]
+        diagonal = torch.eye(width, dtype=torch.bool, device=x.device)
+        entries = width if self.divisor == "features" else max(width * (width - 1), 1)
+        return covariance.masked_fill(diagonal, 0).square().sum(dim=(1, 2)).mean() / entries
+
+
+def centred(projections: Tensor) -> tuple[Tensor, Tensor]:
+    """Projections (V, B, E) less the mean over the samples of all ranks, in fp32; and N - 1, at least 1.
+
+    Two passes, of which this is the first: sums of squares about 0 would cancel where means are large.
+    """
+    x = projections.float()
+    mean, count = mean_over_ranks(x.sum(dim=1), x.shape[1])
+    return x - mean.unsqueeze(1), torch.as_tensor(count).sub(1).clamp(min=1)
+
+
+def _over_degrees(sums: Tensor, count: int, degrees: Tensor) -> Tensor:
+    """Sums over this rank's samples -> the sum over those of all ranks, divided by N - 1."""
+    mean, count = mean_over_ranks(sums, count)
+    return mean * (count / degrees)
