@@ -2,11 +2,13 @@
 
     python scripts/reproduce.py digits                    three seeds of the default run
     python scripts/reproduce.py fashion_mnist --root DIR  with the data in DIR
+    python scripts/reproduce.py objectives --data digits  I-JEPA, masked + SIGReg, LeJEPA and VICReg, three seeds each
     python scripts/reproduce.py kills                     a tiny run, killed at random moments and resumed
 
-Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine. That
-of kills holds how often a run was killed, how often in the middle of a write, and whether it ended like one that
-was not.
+Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine. Those
+of objectives go to objectives_<data>.json after every run: started again, it goes on after the runs that the file
+holds (delete it when a recipe has changed), and it ends with a Markdown table. That of kills holds how often a run was
+killed, how often in the middle of a write, and whether it ended like one that was not.
 """
 
 from __future__ import annotations
@@ -16,12 +18,14 @@ import json
 import os
 import platform
 import random
+import resource
 import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +37,16 @@ RECIPES = {
     "fashion_mnist": (["data=fashion_mnist"], (0,)),
 }
 """Name -> the overrides, and the seeds."""
+
+OBJECTIVES = {
+    "LeJEPA": "lejepa",
+    "VICReg": "vicreg",
+    "masked + SIGReg": "sigreg",
+    "I-JEPA (EMA)": "ijepa",
+}
+"""Name -> the experiment, less the data set behind it (lejepa_digits); in the order in which they run."""
+
+BASELINES = {"random_init": "random weights", "raw_input": "raw pixels"}
 
 KILLS = 20
 """Per way of saving."""
@@ -67,10 +81,90 @@ def run(overrides: list[str], seed: int) -> dict:
             f"trainer.seed={seed}",
             f"hydra.run.dir={folder}",
         ]
-        begun = time.monotonic()
+        begun, used = time.monotonic(), processor_seconds()
         subprocess.run(command, check=True, cwd=ROOT)
-        seconds = time.monotonic() - begun
-        return {"seed": seed, "seconds": round(seconds), **json.loads((Path(folder) / "results.json").read_text())}
+        took = {"seconds": round(time.monotonic() - begun), "cpu_seconds": round(processor_seconds() - used)}
+        return {"seed": seed, **took, **json.loads((Path(folder) / "results.json").read_text())}
+
+
+def processor_seconds() -> float:
+    """Of all processes run so far: unlike wall time, the same on a busy machine."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def objectives(data: str, location: list[str], seeds: Sequence[int], path: Path) -> dict:
+    """Every objective over the seeds, seed by seed; the file at `path` grows with every run, and is gone on with."""
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    done = {(entry["command"], entry["seed"]) for entry in runs}
+    for seed in seeds:
+        for name, experiment in OBJECTIVES.items():
+            overrides = [f"experiment={experiment}_{data}"]
+            entry = {"objective": name, "command": " ".join(["python train.py", *overrides])}
+            if (entry["command"], seed) not in done:
+                runs.append(entry | run([*overrides, *location], seed))
+                write(path, compared(runs))
+    content = compared(runs)
+    print(markdown(content))
+    return content
+
+
+def compared(runs: list[dict]) -> dict:
+    """Runs of several objectives as means and ranges over their seeds, best k-NN first, with the baselines below."""
+    rows: dict[str, dict] = {}
+    for name in dict.fromkeys(entry["objective"] for entry in runs):
+        mine = [entry for entry in runs if entry["objective"] == name]
+        rows[name] = {
+            "command": mine[0]["command"],
+            "seeds": [entry["seed"] for entry in mine],
+            "steps": mine[0]["step"],
+            **{unit: round(statistics.mean(entry[unit] for entry in mine)) for unit in ("seconds", "cpu_seconds")},
+            **spreads([entry["trained"] for entry in mine]),
+        }
+    rows = dict(sorted(rows.items(), key=lambda row: -row[1]["knn"]["mean"]))
+    baselines = {name: spreads([entry[name] for entry in runs]) for name in BASELINES}
+    return {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "objectives": rows,
+        **baselines,
+        "runs": runs,
+    }
+
+
+def spreads(scores: list[dict]) -> dict:
+    """Per probe, mean and range over runs."""
+    return {
+        probe: {
+            "mean": round(statistics.mean(values), 4),
+            "min": round(min(values), 4),
+            "max": round(max(values), 4),
+        }
+        for probe in ("linear", "knn")
+        for values in [[score[probe] for score in scores]]
+    }
+
+
+def markdown(content: dict) -> str:
+    """The table for the README."""
+
+    def cells(row: dict) -> list[str]:
+        return [f"{row[p]['mean']:.3f} ({row[p]['min']:.3f} to {row[p]['max']:.3f})" for p in ("linear", "knn")]
+
+    lines = [["objective", "linear", "k-NN", "seeds", "steps", "seconds"], ["---"] * 6]
+    for name, row in content["objectives"].items():
+        counts = (len(row["seeds"]), row["steps"], row["cpu_seconds"])
+        lines.append([name, *cells(row), *map(str, counts)])
+    lines += [[name, *cells(content[key]), "", "", ""] for key, name in BASELINES.items()]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def write(path: Path, content: dict) -> None:
+    """Replace a file of results in one go, so that none is ever half written."""
+    path.parent.mkdir(exist_ok=True)
+    draft = path.with_name(f".{path.name}.writing")
+    draft.write_text(json.dumps(content, indent=2) + "\n")
+    draft.replace(path)
 
 
 def kills() -> dict:
@@ -160,31 +254,28 @@ def losses(folder: Path) -> list[tuple]:
 def main() -> None:
     """Run a recipe and write its file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=sorted([*RECIPES, "kills"]))
+    parser.add_argument("recipe", choices=sorted([*RECIPES, "kills", "objectives"]))
+    parser.add_argument("--data", choices=["digits", "fashion_mnist"], default="digits", help="of objectives")
     parser.add_argument("--root", help="data.root, for data that is not bundled")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
     arguments = parser.parse_args()
-    content = kills() if arguments.recipe == "kills" else probed(arguments)
-    path = ROOT / "scripts" / "results" / f"{arguments.recipe}.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    location = [f"data.root={arguments.root}"] if arguments.root else []
+    results = ROOT / "scripts" / "results"
+    path = results / f"{arguments.recipe}.json"
+    if arguments.recipe == "objectives":
+        path = results / f"objectives_{arguments.data}.json"
+        content = objectives(arguments.data, location, arguments.seeds or (0, 1, 2), path)
+    else:
+        content = kills() if arguments.recipe == "kills" else probed(arguments.recipe, location, arguments.seeds)
+    write(path, content)
     print(f"wrote {path.relative_to(ROOT)}")
 
 
-def probed(arguments: argparse.Namespace) -> dict:
-    """A recipe over its seeds."""
-    overrides, seeds = RECIPES[arguments.recipe]
-    location = [f"data.root={arguments.root}"] if arguments.root else []
-    runs = [run([*overrides, *location], seed) for seed in arguments.seeds or seeds]
-    best = {
-        probe: {
-            "mean": round(statistics.mean(values), 4),
-            "min": round(min(values), 4),
-            "max": round(max(values), 4),
-        }
-        for probe in ("linear", "knn")
-        for values in [[r["trained"][probe] for r in runs]]
-    }
+def probed(recipe: str, location: list[str], seeds: Sequence[int] | None) -> dict:
+    """A recipe over its seeds, or those given."""
+    overrides, usual = RECIPES[recipe]
+    runs = [run([*overrides, *location], seed) for seed in seeds or usual]
+    best = spreads([entry["trained"] for entry in runs])
     print(json.dumps(best))
     return {
         "command": " ".join(["python train.py", *overrides]),
