@@ -67,7 +67,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         model.encode_target(torch.zeros(1, *data.spec.input_shape, device=device))
 
     convert_errors("data.image_size", try_once)()
-    key = cache_key(opened.fingerprint, plain["data"], data.spec, plain["evaluation"], f"{precision.name} {device.type}")
+    key = cache_key(
+        opened.fingerprint, plain["data"], data.spec, plain["evaluation"], f"{precision.name} {device.type}"
+    )
     with precision.kernels(), precision.autocast():
         rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)
     if opened.kind == "random":  # there is nothing trained: the row is the random one

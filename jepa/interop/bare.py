@@ -14,12 +14,10 @@ from hydra.utils import get_method, instantiate
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from jepa.interop.layouts import CARD
 from jepa.interop.networks import TimmFeatures
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.weights import check_state, first_line, load_state
-
-CARD = "jepa_encoder"
-"""Key of the safetensors header under which an exported encoder says how it is built."""
 
 
 def sizes_of(weights: Mapping[str, Tensor], path: Path, part: str = "encoder") -> dict[str, Any]:
@@ -100,7 +98,9 @@ def is_sincos(table: Tensor, grid: tuple[int, int]) -> bool:
     """Whether positions (N, D) are those that our encoders compute."""
     if table.shape[1] % 4:
         return False
-    return torch.allclose(table.float(), get_method("jepa.models.positions.sincos_positions")(table.shape[1], grid), atol=1e-4)
+    return torch.allclose(
+        table.float(), get_method("jepa.models.positions.sincos_positions")(table.shape[1], grid), atol=1e-4
+    )
 
 
 def open_exported(weights: Mapping[str, Tensor], header: str, path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -208,7 +208,7 @@ def _timm_vit(
         "reg_tokens": weights["reg_token"].shape[1] if "reg_token" in weights else 0,
         "no_embed_class": extra == 0,
     }
-    return VisionTransformer(**arguments), {"vit": arguments}
+    return VisionTransformer(**arguments), arguments
 
 
 def build_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:

@@ -55,7 +55,7 @@ def open_configured(
     opened = source.open(
         build=lambda: build_model(joined),
         given=given_model(config, given) if source.kind != "random" else {},
-        image_size=_size(joined) if told else None,
+        image_size=_size(joined) if known or "image_size" in given.below("data") else None,
         channels=joined.data.channels if told and (known or "channels" in given.below("data")) else None,
     )
     if told and data != "none":

@@ -23,6 +23,9 @@ TARGETS = ("target_encoder", "ema_encoder")
 PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.", "vit.")
 """What wrappers put before every name: DDP, torch.compile, V-JEPA's multi-mask wrapper, and owners of the encoder."""
 
+CARD = "jepa_encoder"
+"""Key of the safetensors header under which an exported encoder says how it is built."""
+
 EXPECTED = (
     "expected a run folder or checkpoint of this project, a published file with encoder, predictor and target_encoder "
     "(or ema_encoder), or the state dict of one encoder"
@@ -35,7 +38,7 @@ class Layout:
 
     kind: "run" (ours), "published" (encoder, predictor and target) or "encoder" (one or both encoders, no predictor).
     parts: "encoder", "target_encoder", "predictor" -> state dict with plain names; those that are there.
-    content: all of a checkpoint of ours. metadata: the header of a safetensors file.
+    content: all of a checkpoint of ours. metadata: what an export of ours says of itself.
     lines: what was detected, in words.
     """
 
@@ -53,7 +56,7 @@ def read_layout(path: Path) -> Layout:
     """
     if path.suffix == ".safetensors" and path.is_file():
         weights, metadata = read_safetensors(path)
-        return detect(weights, path, metadata)
+        return detect(weights, path, {key: value for key, value in metadata.items() if key == CARD})
     return detect(read_file(path), path)
 
 
@@ -76,7 +79,8 @@ def detect(content: Any, path: Path, metadata: Mapping[str, str] | None = None) 
     if content.get("format") == "jepa":
         return _run(content, path)
     if is_state(content):
-        state, told = plain_names(content)
+        # With a header that says what they are the names are right as they stand.
+        state, told = (dict(content), "") if metadata else plain_names(content)
         return Layout("encoder", {"encoder": state}, metadata=metadata or {}, lines=_lines("one state dict", told))
     states = {str(name): value for name, value in content.items() if is_state(value)}
     targets = [name for name in TARGETS if name in states]

@@ -79,7 +79,12 @@ def open_timm(name: str, image_size: tuple[int, int], channels: int) -> Named:
         lines.append(f"its {features.prefix_tokens} class or register tokens are no features")
     mean, std = settings.get("mean"), settings.get("std")
     return Named(
-        features.eval(), lambda: TimmFeatures(create(False)).eval(), channels, mean and tuple(mean), std and tuple(std), lines
+        features.eval(),
+        lambda: TimmFeatures(create(False)).eval(),
+        channels,
+        mean and tuple(mean),
+        std and tuple(std),
+        lines,
     )
 
 
@@ -170,7 +175,9 @@ def config_file(name: str) -> str:
     """Path of a model's config.json, fetched unless it is in a local folder. Raises UserError for a folder without."""
     if Path(name).is_dir():
         if not (Path(name) / "config.json").is_file():
-            raise UserError(f"checkpoint=hf:{name}: the folder has no config.json, so is no model in Hugging Face's format")
+            raise UserError(
+                f"checkpoint=hf:{name}: the folder has no config.json, so is no model in Hugging Face's format"
+            )
         return str(Path(name) / "config.json")
     from huggingface_hub import hf_hub_download
 
@@ -223,4 +230,6 @@ def differing(name: str, theirs: Sequence[float] | None, ours: Sequence[float]) 
     if len(wide) == len(theirs) and all(abs(a - b) < 2e-3 for a, b in zip(wide, theirs)):
         return None
     values = ",".join(f"{value:g}" for value in theirs)
-    return f"warning: data.{name}={list(ours)}, but the model was trained with {list(theirs)}: set data.{name}=[{values}]"
+    return (
+        f"warning: data.{name}={list(ours)}, but the model was trained with {list(theirs)}: set data.{name}=[{values}]"
+    )

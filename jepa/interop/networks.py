@@ -89,9 +89,7 @@ class TimmFeatures(nn.Module):
             return features[:, self.prefix_tokens :]
         check_layers(layers, self.depth)
         order = sorted(set(layers))
-        found = self.model.forward_intermediates(
-            x, indices=order, norm=True, output_fmt="NLC", intermediates_only=True
-        )
+        found = self.model.forward_intermediates(x, indices=order, norm=True, output_fmt="NLC", intermediates_only=True)
         return [found[order.index(number)] for number in layers]
 
 

@@ -21,8 +21,8 @@ import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from jepa.interop.bare import CARD, check_given, open_exported, open_vit, targets_in
-from jepa.interop.layouts import Layout, read_layout
+from jepa.interop.bare import check_given, open_exported, open_vit, targets_in
+from jepa.interop.layouts import CARD, Layout, read_layout
 from jepa.interop.named import open_hugging_face, open_timm
 from jepa.interop.networks import FrozenNetworks
 from jepa.interop.published import image_size_of, load_published_weights, published_config
@@ -42,7 +42,7 @@ class Opened:
     lines: what was found, in words. description: what the model is beside its weights, as plain values.
     encoder: the configuration that builds its encoder, where that is one of ours. image_size: (H, W) it was made for.
     mean, std: of the pictures it was trained on, where that is known and may differ from the data's.
-    step, metrics: of a run's checkpoint.
+    step, metrics, data: of a run's checkpoint, and the data's configuration.
     """
 
     source: str
@@ -58,6 +58,7 @@ class Opened:
     std: tuple[float, ...] | None = None
     step: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
 
     @cached_property
     def fingerprint(self) -> str:
@@ -85,20 +86,22 @@ class Source:
     def open(
         self,
         *,
-        build: Callable[[], nn.Module],
-        given: Mapping[str, Any],
-        image_size: tuple[int, int] | None,
-        channels: int | None,
-        random_init: Callable[[], nn.Module] | None = None,
+        build: Callable[[], nn.Module] | None = None,
+        given: Mapping[str, Any] | None = None,
+        image_size: tuple[int, int] | None = None,
+        channels: int | None = None,
     ) -> Opened:
         """The model with its weights.
 
-        build: makes the model of the composed configuration, for runs and for `random`.
+        build: makes the model, for `random`, and for runs where it is not that of the stored configuration.
         given: what the command line says of the model (`jepa.utils.given.given_model`).
         image_size, channels: of the pictures that it will see; None, where there are none yet, takes its own.
 
         Raises CheckpointError that lists what does not fit, UserError for what is missing or contradicts the file.
         """
+        given = given or {}
+        if build is None:
+            build = self._build_stored
         if self.kind in ("timm", "hf"):
             opened = self._named(given, image_size, channels)
         elif self.kind == "random":
@@ -118,6 +121,12 @@ class Source:
         if image_size is not None and own not in (None, image_size) and self.kind in ("run", "published", "encoder"):
             opened.lines.append(f"made for pictures of {_by(own)} pixels, used on {_by(image_size)}")
         return opened
+
+    def _build_stored(self) -> nn.Module:
+        if self.config is None or "model" not in self.config:
+            raise UserError(f"checkpoint={self.name} needs the configuration of a model")
+        loss = instantiate(self.config["loss"], _convert_="all")
+        return instantiate(self.config["model"], _partial_=True, _convert_="all")(loss=loss)
 
     def _run(self, given: Mapping[str, Any], image_size: Any, build: Callable[[], nn.Module]) -> Opened:
         content = self.layout.content
@@ -147,6 +156,7 @@ class Source:
             channels=data.get("channels"),
             step=content.get("step"),
             metrics=dict(content.get("metrics") or {}),
+            data=data or None,
         )
 
     def _published(self, given: Mapping[str, Any], image_size: Any) -> Opened:
@@ -207,7 +217,7 @@ class Source:
             lines,
             {"encoder": config},
             encoder=config if "_target_" in config else None,
-            image_size=_pair(config.get("image_size")),
+            image_size=_pair(config.get("image_size", config.get("img_size"))),
             channels=config.get("channels", config.get("in_chans")),
         )
 
@@ -227,6 +237,7 @@ class Source:
             image_size=_pair(config["image_size"]),
             channels=config["channels"],
             step=card.get("step"),
+            data=card.get("data"),
         )
 
     def _named(self, given: Mapping[str, Any], image_size: Any, channels: int | None) -> Opened:

@@ -142,7 +142,8 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
 def is_published(content: Any) -> bool:
     """Whether what a file holds is an I-JEPA checkpoint."""
     return isinstance(content, Mapping) and all(
-        any(isinstance(content.get(name), Mapping) for name in names) for names in (("encoder",), ("predictor",), TARGETS)
+        any(isinstance(content.get(name), Mapping) for name in names)
+        for names in (("encoder",), ("predictor",), TARGETS)
     )
 
 
