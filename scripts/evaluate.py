@@ -67,9 +67,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         model.encode_target(torch.zeros(1, *data.spec.input_shape, device=device))
 
     convert_errors("data.image_size", try_once)()
-    key = cache_key(
-        opened.fingerprint, plain["data"], data.spec, plain["evaluation"], f"{precision.name} {device.type}"
-    )
+    key = cache_key(opened.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")
     with precision.kernels(), precision.autocast():
         rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)
     if opened.kind == "random":  # there is nothing trained: the row is the random one
@@ -101,18 +99,16 @@ def of_the_run(opened: Any, given: Given) -> dict[str, Any]:
     return loss | ({} if opened.step is None else {"step": opened.step})
 
 
-def cache_key(fingerprint: str, data: Mapping[str, Any], spec: Any, evaluation: Mapping[str, Any], number: str) -> str:
-    """A name for the features of a network on data: all that they depend on, and nothing else.
+def cache_key(fingerprint: str, data: Mapping[str, Any], spec: Any, number: str) -> str:
+    """A name for the features of a checkpoint on data: all that evaluation does not know of itself.
 
     number: the format and kind of device they are computed in.
     """
     loading = ("augment", "views", "batch_size", "num_workers", "prefetch_factor", "pin_memory", "max_bad_share")
-    scoring = ("probes", "batch_size", "every_epochs", "every_steps", "at_end")
     content = {
         "checkpoint": fingerprint,
         "data": {name: value for name, value in data.items() if name not in loading},
         "samples": [spec.num_train, spec.num_test],
-        "evaluation": {name: value for name, value in evaluation.items() if name not in scoring},
         "number": number,
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Literal
 
@@ -9,10 +10,12 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from jepa.interop.named import differing
-from jepa.interop.opening import Opened, find_source
+from jepa.interop.opened import Opened
+from jepa.interop.opening import find_source
 from jepa.utils.check import check_config
 from jepa.utils.errors import UserError
 from jepa.utils.given import Given, given_model, with_stored
+from jepa.utils.launch import read_launch
 
 PICTURES = ("image_size", "mean", "std", "interpolation")
 """Keys of data that say how pictures become inputs."""
@@ -38,6 +41,8 @@ def open_configured(
         raise UserError(
             "checkpoint is not set: give checkpoint=<run folder or file>, timm:<name>, hf:<name or folder> or random"
         )
+    if read_launch().world_size > 1:
+        raise UserError("this script runs as one process: start it without torchrun or srun")
     given = Given(config.overrides)
     source = find_source(str(config.checkpoint))
     stored = source.config or {}
@@ -53,7 +58,7 @@ def open_configured(
     check_config({key: _resolved(joined, key) for key in plain if key not in skipped and isinstance(plain[key], dict)})
     told = known or bool(given.below("data"))
     opened = source.open(
-        build=lambda: build_model(joined),
+        build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
         given=given_model(config, given) if source.kind != "random" else {},
         image_size=_size(joined) if known or "image_size" in given.below("data") else None,
         channels=joined.data.channels if told and (known or "channels" in given.below("data")) else None,

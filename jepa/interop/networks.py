@@ -87,6 +87,8 @@ class TimmFeatures(nn.Module):
             if features.ndim != 3:
                 raise UserError(f"{type(self.model).__name__} of timm gives features of shape {tuple(features.shape)}")
             return features[:, self.prefix_tokens :]
+        if self.depth is None:
+            raise ValueError(f"layers {list(layers)}: {type(self.model).__name__} of timm has no list of blocks")
         check_layers(layers, self.depth)
         order = sorted(set(layers))
         found = self.model.forward_intermediates(x, indices=order, norm=True, output_fmt="NLC", intermediates_only=True)
@@ -149,7 +151,7 @@ def refuse_masks(keep: Tensor | None, valid: Tensor | None) -> None:
         raise ValueError("this encoder was not made here and encodes whole inputs only")
 
 
-def check_layers(layers: Sequence[int], depth: int | None) -> None:
+def check_layers(layers: Sequence[int], depth: int) -> None:
     """Raise ValueError for block numbers that do not exist."""
-    if depth is not None and (missing := [number for number in layers if not 0 <= number < depth]):
+    if missing := [number for number in layers if not 0 <= number < depth]:
         raise ValueError(f"layers {missing} do not exist: the encoder has {depth}, from 0")

@@ -9,65 +9,24 @@ Whatever was detected, adapted or left alone is told in `lines`; what does not f
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from torch import nn
 
-from jepa.interop.bare import check_given, open_exported, open_vit, targets_in
+from jepa.interop.bare import check_given, open_exported, open_vit
 from jepa.interop.layouts import CARD, Layout, read_layout
 from jepa.interop.named import open_hugging_face, open_timm
 from jepa.interop.networks import FrozenNetworks
+from jepa.interop.opened import Kind, Opened, check_trust, foreign_code
 from jepa.interop.published import image_size_of, load_published_weights, published_config
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.given import flatten
 from jepa.utils.weights import load_state, locate
-
-Kind = Literal["run", "published", "encoder", "timm", "hf", "random"]
-OURS = ("jepa.", "torch.nn.", "torch.optim.")
-
-
-@dataclass
-class Opened:
-    """A model opened from a checkpoint, in evaluation mode on the CPU.
-
-    model: has `encoder(x)` and `encode_target(x)`. random_init: builds the same kind untrained.
-    lines: what was found, in words. description: what the model is beside its weights, as plain values.
-    encoder: the configuration that builds its encoder, where that is one of ours. image_size: (H, W) it was made for.
-    mean, std: of the pictures it was trained on, where that is known and may differ from the data's.
-    step, metrics, data: of a run's checkpoint, and the data's configuration.
-    """
-
-    source: str
-    kind: Kind
-    model: nn.Module
-    random_init: Callable[[], nn.Module]
-    lines: list[str]
-    description: dict[str, Any]
-    encoder: dict[str, Any] | None = None
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    step: int | None = None
-    metrics: dict[str, Any] = field(default_factory=dict)
-    data: dict[str, Any] | None = None
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A hash of the weights and of what the model is, the same wherever they are stored."""
-        digest = hashlib.blake2b(json.dumps(self.description, sort_keys=True, default=str).encode(), digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
 
 
 @dataclass
@@ -141,7 +100,7 @@ class Source:
         model = build()
         load_state(model, content["model"], self.path)
         lines = [f"checkpoint of this project at step {content.get('step')}: {stored.get('_target_')}"]
-        if foreign := _foreign(content["config"]):
+        if foreign := foreign_code(content["config"]):
             lines.append(f"built with code from outside this repository: {', '.join(foreign)}")
         data, encoder = content["config"].get("data", {}), stored.get("encoder")
         return Opened(
@@ -283,7 +242,7 @@ def find_source(name: str) -> Source:
     source = Source(name, layout.kind, path, layout)
     if layout.kind == "run":
         source.config = dict(layout.content["config"])
-        _check_trust(source)
+        check_trust(source.config, source.path, Path(source.name))
     elif CARD in layout.metadata:
         source.config = _card_config(layout.metadata[CARD])
     return source
@@ -296,25 +255,6 @@ def _card_config(header: str) -> dict[str, Any] | None:
         return {"data": card["data"]} if card.get("data") else None
     except (ValueError, LookupError, AttributeError):
         return None
-
-
-def _check_trust(source: Source) -> None:
-    """Refuse a file that names code from elsewhere, as building it would run that code with the file's arguments.
-
-    In a run folder, whose config.yaml says the same, it is one's own.
-    """
-    folders = [Path(source.name), *source.path.parents[:2]]
-    if (foreign := _foreign(source.config)) and not any((folder / "config.yaml").is_file() for folder in folders):
-        raise CheckpointError(
-            f"{source.path} would call {', '.join(foreign)}, code from outside this repository, and is not in a run "
-            "folder: if you trust it, put the run's config.yaml beside it"
-        )
-
-
-def _foreign(config: Mapping[str, Any]) -> list[str]:
-    """What the model, loss, data and evaluation of a configuration call outside of this repository."""
-    sections = [config.get(section, {}) for section in ("model", "loss", "data", "evaluation")]
-    return list(dict.fromkeys(t for section in sections for t in targets_in(section) if not t.startswith(OURS)))
 
 
 def _is_ours(encoder: Any) -> bool:

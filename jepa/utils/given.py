@@ -36,10 +36,14 @@ class Given:
             else:
                 (self.removed if override.startswith("~") else self.values).append(key)
 
+    @property
+    def experiment(self) -> bool:
+        """Whether a recipe was chosen, which sets data and model."""
+        return self.options.get("experiment", "null") not in ("null", "")
+
     def option(self, section: str) -> bool:
-        """Whether the section as a whole was chosen; an experiment chooses data and model."""
-        chosen = section in self.options or any(key.startswith(f"{section}/") for key in self.options)
-        return chosen or (section in ("data", "model") and self.options.get("experiment", "null") != "null")
+        """Whether a section as a whole was chosen."""
+        return section in self.options or (section == "data" and self.experiment)
 
     def below(self, section: str) -> list[str]:
         """The given values of a section, as keys without it: "encoder.heads" of `model.encoder.heads=4`."""
@@ -57,12 +61,19 @@ def addable(arguments: Sequence[str]) -> list[str]:
 
 
 def given_model(config: DictConfig, given: Given) -> dict[str, Any]:
-    """What the command line says of the model: {"encoder.heads": 4}; all of an option that was chosen as a whole."""
-    plain = OmegaConf.to_container(config.model, resolve=True)
-    flat = flatten(plain)
+    """What the command line says of the model: {"encoder.heads": 4}; all of an encoder that was chosen as a whole.
+
+    An experiment chooses encoder and predictor; `model=` by itself its class alone, as the data sets the sizes.
+    """
+    flat = flatten(OmegaConf.to_container(config.model, resolve=True))
     derived = {"encoder.image_size", "encoder.channels"}  # they follow the data
-    chosen = {key for key, value in flat.items() if value is not None and not key.rpartition(".")[2].startswith("_")}
-    keys = (chosen - derived if given.option("model") else set()) | set(given.below("model"))
+    whole = [part for part in ("encoder", "predictor") if f"model/{part}" in given.options or given.experiment]
+    keys = {
+        key
+        for key, value in flat.items()
+        if key.split(".")[0] in whole and value is not None and not key.rpartition(".")[2].startswith("_")
+    }
+    keys = keys - derived | set(given.below("model")) | ({"_target_"} if "model" in given.options else set())
     values = {key: OmegaConf.select(config, f"model.{key}") for key in sorted(keys)}
     return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
 
