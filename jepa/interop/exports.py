@@ -32,7 +32,15 @@ SUFFIXES = {
 }
 """What a file of each format may be called; the first is the default."""
 
-TIMM_NAMES = ("tiny_patch16", "small_patch16", "base_patch16", "large_patch16", "huge_patch14", "giant_patch14")
+TIMM_SIZES = {
+    "vit_tiny_patch16_224": (192, 12, 3, 4.0),
+    "vit_small_patch16_224": (384, 12, 6, 4.0),
+    "vit_base_patch16_224": (768, 12, 12, 4.0),
+    "vit_large_patch16_224": (1024, 24, 16, 4.0),
+    "vit_huge_patch14_224": (1280, 32, 16, 4.0),
+    "vit_giant_patch14_224": (1408, 40, 16, 48 / 11),
+}
+"""Width, depth, heads and MLP ratio of timm's Vision Transformers; a slip would show when the export is read back."""
 
 
 class Features(nn.Module):
@@ -166,23 +174,9 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
         "mlp_ratio": block.mlp.fc1.out_features / encoder.dim,
     }
     qkv = {} if block.attn.qkv.bias is not None else {"qkv_bias": False}
-    for part in TIMM_NAMES:
-        name = f"vit_{part}_224"
-        if sizes == known_sizes(name):
-            return {"model_name": name, **call, **qkv}
+    if name := next((n for n, known in TIMM_SIZES.items() if known == tuple(sizes.values())), None):
+        return {"model_name": name, **call, **qkv}
     return {"model_name": "vit_base_patch16_224", **call, **sizes, **qkv}
-
-
-def known_sizes(name: str) -> dict[str, Any]:
-    """The sizes of one of timm's ViTs."""
-    with torch.device("meta"):
-        vit = timm.create_model(name, num_classes=0)
-    return {
-        "embed_dim": vit.embed_dim,
-        "depth": len(vit.blocks),
-        "num_heads": vit.blocks[0].attn.num_heads,
-        "mlp_ratio": vit.blocks[0].mlp.fc1.out_features / vit.embed_dim,
-    }
 
 
 def simple(size: tuple[int, int]) -> int | list[int]:

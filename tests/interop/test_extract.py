@@ -75,11 +75,8 @@ def test_mistakes(run_folder, pictures, extract, tmp_path):
         ([f"input={tmp_path / 'empty'}"], "holds no pictures"),
         ([f"input={pictures / 'b'}", "output=f.csv"], "ends with .npz or .parquet"),
         ([f"input={pictures}", "layers=[7]"], r"layers \[7\] do not exist: the encoder has 2"),
-        ([f"input={pictures}", "layers=last"], "expected a list of block numbers"),
-        ([f"input={pictures}", "pooling=cls"], "pooling=cls: expected mean, max or none"),
         ([f"input={pictures}", "pooling=none", "output=f.parquet"], "write it to output=<name>.npz"),
         ([f"input={pictures}", "network=teacher"], "network='teacher': expected context or target"),
-        ([f"input={pictures}", "batch_size=0"], "batch_size=0: expected at least 1"),
     ]:
         with pytest.raises(UserError, match=message):
             extract(f"checkpoint={run_folder}", f"output={tmp_path / 'f.npz'}", *overrides)
