@@ -72,7 +72,8 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)
     if opened.kind == "random":  # there is nothing trained: the row is the random one
         rows, spread = ({name: row for name, row in part.items() if name != "trained"} for part in (rows, spread))
-    Console().print(evaluation.table(rows))
+    console = Console()
+    console.print(evaluation.table(rows), width=None if console.is_terminal else 200)  # a file has no width
     results = {**rows, **of_the_run(opened, Given(config.overrides)), "checkpoint": str(config.checkpoint)}
     results |= {"data": plain["data"]} | ({"spread": spread} if spread else {})
     write_text(Path(joined.output), json.dumps(results, indent=2) + "\n")
