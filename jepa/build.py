@@ -88,9 +88,12 @@ def resumes(config: DictConfig, run_dir: Path) -> bool:
     return config.resume is not None
 
 
-def build_model(config: DictConfig) -> nn.Module:
-    """The model with its loss, freshly initialised from trainer.seed; the same weights every time."""
-    with seeded(config.trainer.seed, "init"):
+def build_model(config: DictConfig, seed: int | None = None) -> nn.Module:
+    """The model with its loss, freshly initialised from the seed; the same weights every time.
+
+    seed: None takes trainer.seed.
+    """
+    with seeded(config.trainer.seed if seed is None else seed, "init"):
         loss = build(config, "loss")
         return convert_errors("model", build(config, "model", partial=True))(loss=loss)
 
