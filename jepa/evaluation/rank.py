@@ -2,22 +2,6 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from jepa.utils.spread import feature_std, rankme
 
-
-def rankme(features: Tensor, eps: float = 1e-7) -> float:
-    """Effective rank of features (N, D), between 1 and min(N, D).
-
-    exp(-sum_k p_k log p_k) with p_k = s_k / sum(s) + eps over the singular values s of the uncentred matrix
-    (RankMe, Garrido et al. 2023, arXiv 2210.02885; the paper takes 25,600 samples). Being uncentred, it
-    counts the mean as one direction; features that are all zero have rank 1.
-    """
-    values = torch.linalg.svdvals(features.float())
-    p = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + eps
-    return float(torch.exp(-(p * p.log()).sum()))
-
-
-def feature_std(features: Tensor) -> float:
-    """Standard deviation over samples, averaged over the D features of (N, D); 0 is complete collapse."""
-    return float(features.float().std(dim=0, correction=0).mean())
+__all__ = ["feature_std", "rankme"]
