@@ -111,9 +111,7 @@ def check_input(model: nn.Module, data: Any) -> None:
 
     Raises UserError when inputs do not fit the encoder, masks its grid, or the batch the loss.
     """
-    views = getattr(data, "views", 1)
-    blank = torch.zeros(2, views, *data.spec.input_shape)
-    batch = {"views": blank} if views > 1 else {"x": blank[:, 0]}
+    batch = data.blank_batch(2)
 
     @torch.no_grad()
     def try_once() -> None:

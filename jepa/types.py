@@ -22,7 +22,8 @@ Batch: TypeAlias = dict[str, Any]
 """What a loader yields and the model prepares, all tensors with B first:
 
 `x` (B, C, *S), or `views` (B, V, C, *S) when each sample is augmented V times; `local_views` (B, L, C, *s), smaller
-crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of `Mask` over B * V samples, and `target_weights`, once the model has drawn them.
+crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of `Mask` over B * V samples, and
+`target_weights`, once the model has drawn them.
 """
 
 

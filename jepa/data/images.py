@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -19,6 +19,9 @@ from jepa.types import Batch, DataSpec
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
+VALIDATION_SEED = 0
+"""Of the views of the test split on which the loss is measured: the same ones in every run, whatever its seed."""
+
 
 class ImageData:
     """Batches of images: the sample stream for training, and both splits in fixed order for evaluation.
@@ -29,7 +32,8 @@ class ImageData:
     mean, std: of pixel values in [0, 1], one for each channel or one for all.
     augment: how training views are made; None to crop and resize as in evaluation.
     interpolation: `bicubic` or `bilinear`.
-    views: augmented views per training sample.
+    views: augmented views per training sample, which show the whole of it as far as `augment` lets them.
+    local_views: small crops per training sample beside these, of `local_size` pixels and made by `local_augment`.
     batch_size: samples per training step, of all ranks and micro-batches together.
     num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads
     ahead.
@@ -51,15 +55,16 @@ class ImageData:
         augment: Augment | None = None,
         interpolation: str = "bicubic",
         views: int = 1,
+        local_views: int = 0,
+        local_size: int | Sequence[int] | None = None,
+        local_augment: Augment | None = None,
         batch_size: int = 256,
         num_workers: int = 0,
         pin_memory: bool | Literal["auto"] = "auto",
         prefetch_factor: int = 2,
         max_bad_share: float = 0.1,
     ) -> None:
-        size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"data.image_size={image_size} is neither a side nor [height, width], at least 1")
+        size = _size("image_size", image_size)
         _check_counts(channels=channels, views=views, batch_size=batch_size, prefetch_factor=prefetch_factor)
         if num_workers < 0:
             raise ValueError(f"data.num_workers={num_workers} is negative; 0 reads in the main process")
@@ -70,6 +75,13 @@ class ImageData:
         if not 0 <= max_bad_share < 1:
             raise ValueError(f"data.max_bad_share={max_bad_share} is not in [0, 1)")
         _check_statistics(mean, std, channels)
+        if local_views < 0:
+            raise ValueError(f"data.local_views={local_views} is negative; 0 makes none")
+        if local_views and (local_size is None or local_augment is None):
+            raise ValueError(
+                f"data.local_views={local_views} needs data.local_size (pixels) and data.local_augment "
+                "(as data.augment, such as {_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
+            )
 
         self.batch_size = batch_size
         self.views = views
@@ -77,9 +89,15 @@ class ImageData:
         self.prefetch_factor = prefetch_factor
         # Pinning without a GPU only makes torch warn.
         self.pin_memory = bool(pin_memory) and torch.cuda.is_available()
-        self.transform = ImageTransform(
-            size=size, channels=channels, mean=mean, std=std, interpolation=interpolation, augment=augment
-        )
+
+        def transform(size: tuple[int, int], augment: Augment | None) -> ImageTransform:
+            return ImageTransform(
+                size=size, channels=channels, mean=mean, std=std, interpolation=interpolation, augment=augment
+            )
+
+        self.transform = transform(size, augment)
+        self.local_views = local_views
+        self.local_transform = transform(_size("local_size", local_size), local_augment) if local_views else None
         # A shell leaves the ~ of data.root=~/images to us.
         splits = source() if root is None else source(root=os.path.expanduser(root))
         self._splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
@@ -108,9 +126,10 @@ class ImageData:
         """The batches of steps start_step .. stop_step - 1; of each, this rank's b samples.
 
         b is batch_size / world_size. Yields `x` (b, C, H, W) float32, or `views` (b, V, C, H, W) if there are
-        several, and `label` (b,) int64 if the data has labels. A batch depends on the seed, the step and the
-        rank alone (`jepa.data.stream`). Raises UserError if the ranks cannot share a batch evenly, DataError
-        if too many samples are unreadable. Close the iterator if you leave it early: it may own processes.
+        several or local ones, `local_views` (b, L, C, h, w), and `label` (b,) int64 if the data has labels. A batch
+        depends on the seed, the step and the rank alone (`jepa.data.stream`). Raises UserError if the ranks cannot
+        share a batch evenly, DataError if too many samples are unreadable. Close the iterator if you leave it early:
+        it may own processes.
         """
         order = SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
@@ -132,19 +151,48 @@ class ImageData:
         return self._load(split, requests, seed=None)
 
     def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """The test split as training batches look: with `views` copies of each sample, not augmented."""
-        for batch in self.evaluation_batches("test", batch_size=batch_size):
-            if self.views > 1:
-                x = batch.pop("x")
-                batch["views"] = x.unsqueeze(1).expand(-1, self.views, *x.shape[1:])
-            yield batch
+        """The test split as training batches look, the same every time.
 
-    def _load(self, split: str, requests: Iterable[Request], *, seed: int | None) -> Iterator[Batch]:
+        Several views of a sample are augmented, as they would else be one; a single one is not.
+        """
+        if not self._several:
+            return self.evaluation_batches("test", batch_size=batch_size)
+        requests = fixed_order(self.spec.num_test, batch_size=batch_size)
+        return self._load("test", requests, seed=VALIDATION_SEED)
+
+    def view_batches(
+        self, split: Literal["train", "test"], *, views: int, batch_size: int, limit: int | None = None, seed: int = 0
+    ) -> Iterator[Batch]:
+        """`views` (b, views, C, H, W), augmented as in training, of at most `limit` samples; the same for a seed."""
+        _check_counts(views=views, batch_size=batch_size)
+        requests = fixed_order(len(self._splits[split]), batch_size=batch_size, limit=limit)
+        return self._load(split, requests, seed=seed, views=views)
+
+    def blank_batch(self, count: int) -> Batch:
+        """A training batch of so many samples, all zeros, without labels."""
+        blank: Batch = {"views": torch.zeros(count, self.views, *self.spec.input_shape)}
+        if self.local_transform is not None:
+            shape = (self.spec.input_shape[0], *self.local_transform.size)
+            blank["local_views"] = torch.zeros(count, self.local_views, *shape)
+        return blank if self._several else {"x": blank["views"].squeeze(1)}
+
+    @property
+    def _several(self) -> bool:
+        """Whether a training sample comes as `views` rather than `x`."""
+        return self.views > 1 or self.local_views > 0
+
+    def _load(
+        self, split: str, requests: Iterable[Request], *, seed: int | None, views: int | None = None
+    ) -> Iterator[Batch]:
+        """views: None takes those of training, local ones with them, or `x` where there is one; a number only these."""
         bad = self._bad[split]
         make_batch = _ImageBatches(
             samples=self._splits[split],
             transform=self.transform,
-            views=self.views,
+            views=views or self.views,
+            local_transform=self.local_transform if views is None else None,
+            local_views=self.local_views,
+            stacked=self._several if views is None else True,
             seed=seed,
             labelled=self.spec.classes is not None,
             bad_limit=bad.limit,
@@ -166,54 +214,66 @@ class _ImageBatches:
     samples: Samples
     transform: ImageTransform
     views: int
+    local_transform: ImageTransform | None
+    local_views: int
+    stacked: bool
     seed: int | None
     labelled: bool
     bad_limit: float
 
     def __call__(self, request: Request) -> Batch:
         batch: Batch = {}
-        uniform = self._uniform(request.counters)
         if isinstance(self.samples, TensorImages):
             images = self.samples.images[request.indices]
-            pixels = self._transform(images, uniform)
             labels = None if self.samples.labels is None else self.samples.labels[request.indices]
+            batch |= self._views(images, request.counters)
         else:
             bad: dict[str, str] = {}
-            pixels, labels = self._one_by_one(request.indices, uniform, bad)
+            labels, parts = [], []
+            for counter, index in zip(request.counters, request.indices):
+                image, label = read(self.samples, index, bad=bad, limit=self.bad_limit)
+                parts.append(self._views(image if isinstance(image, Image.Image) else image[None], [counter]))
+                labels.append(label)
+            batch |= {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
             batch["bad"] = bad
-        if self.seed is not None and self.views > 1:
-            batch["views"] = pixels  # (b, V, C, H, W)
-        else:
-            batch["x"] = pixels.squeeze(1)  # (b, C, H, W)
         if self.labelled:
             batch["label"] = torch.as_tensor(labels, dtype=torch.int64)
         return batch
 
-    def _one_by_one(
-        self, indices: Sequence[int], uniform: Tensor | None, bad: dict[str, str]
-    ) -> tuple[Tensor, list[Any]]:
-        pixels, labels = [], []
-        for row, index in enumerate(indices):
-            image, label = read(self.samples, index, bad=bad, limit=self.bad_limit)
-            image = image if isinstance(image, Image.Image) else image[None]
-            pixels.append(self._transform(image, None if uniform is None else uniform[row : row + 1]))
-            labels.append(label)
-        return torch.cat(pixels), labels
+    def _views(self, images: Image.Image | Tensor, counters: Sequence[int]) -> Batch:
+        """What becomes of one PIL image, or of uint8 (b, C, h, w), whose counters these are."""
+        if self.seed is None:
+            return {"x": self.transform.plain(images)}
+        views = self._augmented(self.transform, self.views, "augment", images, counters)
+        batch: Batch = {"views": views} if self.stacked else {"x": views.squeeze(1)}
+        if self.local_transform is not None:
+            batch["local_views"] = self._augmented(
+                self.local_transform, self.local_views, "augment/local", images, counters
+            )
+        return batch
 
-    def _uniform(self, counters: Sequence[int]) -> Tensor | None:
-        """The numbers behind the views of each sample, (b, V, numbers); None where nothing is random."""
-        augment = self.transform.augment
-        if augment is None or self.seed is None:
-            return None
-        randoms = (generator("cpu", self.seed, "augment", counter) for counter in counters)
-        return torch.stack([augment.draw(self.views, random) for random in randoms])
+    def _augmented(
+        self,
+        transform: ImageTransform,
+        views: int,
+        stream: str,
+        images: Image.Image | Tensor,
+        counters: Sequence[int],
+    ) -> Tensor:
+        """Views (b, V, C, H, W), each a function of the seed, the stream and the sample's counter."""
+        augment = transform.augment
+        if augment is None:  # nothing is random
+            return transform.plain(images).unsqueeze(1).expand(-1, views, -1, -1, -1)
+        randoms = (generator("cpu", self.seed, stream, counter) for counter in counters)
+        return transform.augmented(images, torch.stack([augment.draw(views, random) for random in randoms]))
 
-    def _transform(self, images: Image.Image | Tensor, uniform: Tensor | None) -> Tensor:
-        """(b, V, C, H, W), where V is 1 in evaluation."""
-        if uniform is not None:
-            return self.transform.augmented(images, uniform)
-        views = 1 if self.seed is None else self.views
-        return self.transform.plain(images).unsqueeze(1).expand(-1, views, -1, -1, -1)
+
+def _size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a side or a pair. Raises ValueError for anything else."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"data.{name}={size} is neither a side nor [height, width], at least 1")
+    return pair
 
 
 def _check_counts(**counts: int) -> None:

@@ -53,6 +53,7 @@ class Objective(nn.Module):
         *,
         terms: Mapping[str, WeightedTerm | None],
         embedding_dim: int,
+        token_values: int | None = None,
         projector: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
@@ -81,6 +82,14 @@ class Objective(nn.Module):
     def term_names(self) -> list[str]:
         """Names of the terms, in order."""
         return list(self.terms)
+
+    @property
+    def needs(self) -> set[str]:
+        """The fields of `Latents` that the terms read."""
+        return {name for term in self.terms.values() for name in term.needs}
+
+    def require(self, made, by) -> None:
+        pass
 
     @property
     def prevents_collapse(self) -> bool:

@@ -3,13 +3,16 @@
 from jepa.models.encoders import ImageEncoder, timm_vision_transformer, vision_transformer
 from jepa.models.masked import MaskedJEPA
 from jepa.models.predictor import Predictor
-from jepa.models.targets import EMATarget, StopGradientTarget
+from jepa.models.targets import EMATarget, SharedTarget, StopGradientTarget
+from jepa.models.views import LeJEPA
 
 __all__ = [
     "EMATarget",
     "ImageEncoder",
+    "LeJEPA",
     "MaskedJEPA",
     "Predictor",
+    "SharedTarget",
     "StopGradientTarget",
     "timm_vision_transformer",
     "vision_transformer",

@@ -7,16 +7,16 @@ I-JEPA (Assran et al. 2023, arXiv 2301.08243) for images; nothing here knows wha
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from jepa.models.drawing import MaskDrawer, flatten_views, views_first
 from jepa.types import Batch, Draw, Horizon, Latents, Mask, Masker, Schedule
-from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
+from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, positions_on
 
 
 class MaskedJEPA(nn.Module):
@@ -25,7 +25,8 @@ class MaskedJEPA(nn.Module):
     encoder: follows `jepa.types.Encoder`.
     predictor, target: called with `encoder=` to be completed (`_partial_` in configs).
     mask: draws what is seen and what is predicted.
-    loss: called with `embedding_dim=` to be completed; kept here so that its heads are trained and saved.
+    loss: called with `embedding_dim=` and `token_values=` to be completed; kept here so that its heads are trained
+        and saved.
     token_weights: "uniform", or "inverse_coverage" to weigh a target token that lies in c blocks by 1 / c.
     allow_collapse: accept a target and loss of which neither prevents collapse.
 
@@ -49,10 +50,9 @@ class MaskedJEPA(nn.Module):
         self.encoder = encoder
         self.predictor = predictor(encoder=encoder)
         self.target = target(encoder=encoder)
-        self.loss = loss(embedding_dim=encoder.dim)
-        self.masker = mask
+        self.loss = loss(embedding_dim=encoder.dim, token_values=encoder.token_values)
         self.token_weights = token_weights
-        self._drawn: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
+        self._draw_masks = MaskDrawer(mask, self._weights)
         if not (self.target.prevents_collapse or self.loss.prevents_collapse or allow_collapse):
             raise ValueError(
                 f"{type(self.target).__name__} with the loss terms {self.loss.term_names} collapses to a constant: "
@@ -63,19 +63,8 @@ class MaskedJEPA(nn.Module):
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
         """The batch with its `masks` and `target_weights`, drawn for the global batch of which this is a slice."""
         x, views = flatten_views(batch)
-        grid = self.encoder.grid(x)
-        key = (draw.seed, draw.step, draw.total * views, grid, x.device)
-        if self._drawn is None or self._drawn[0] != key:  # micro-batches of a step share one draw
-            masks = self.masker(draw.total * views, grid, generator=draw.generator(x.device, "mask"))
-            self._drawn = key, masks, [self._weights(mask, math.prod(grid)) for mask in masks]
-        _, masks, weights = self._drawn
-        mine = slice(draw.samples.start * views, draw.samples.stop * views)
-        return {
-            **batch,
-            "masks": [mask[mine] for mask in masks],
-            "target_weights": [None if weight is None else weight[mine] for weight in weights],
-            "draw": draw,
-        }
+        drawn = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device)
+        return {**batch, **drawn, "draw": draw}
 
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch."""
@@ -93,12 +82,18 @@ class MaskedJEPA(nn.Module):
             predictions=[self.predictor(c, mask, grid) for c, mask in zip(contexts, masks)],
             targets=[gather_tokens(features, mask.targets) for mask in masks],
             target_weights=[self._weights(mask, features.shape[1]) for mask in masks],
-            embeddings=pooled.unflatten(1, (-1, views)).transpose(1, 2).flatten(0, 1),  # (masks * views, B, D)
+            positions=[positions_on(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
+            inputs=self._inputs(x, masks) if "inputs" in self.loss.needs else None,
+            embeddings=views_first(pooled, views),  # (masks * views, B, D)
         )
 
-    def encode_target(self, x: Tensor) -> Tensor:
-        """Raw features (B, N, D) of the network that makes the targets."""
-        return self.target.encode(self.encoder, x)
+    def _inputs(self, x: Tensor, masks: list[Mask]) -> list[Tensor]:
+        tokens = self.encoder.token_inputs(x)
+        return [gather_tokens(tokens, mask.targets) for mask in masks]
+
+    def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Raw features (B, N, D) of the network that makes the targets; a list, one per asked layer."""
+        return self.target.encode(self.encoder, x, layers)
 
     def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
         """Put in force what the loss schedules for this step; `step` counts the updates made before.
@@ -125,10 +120,3 @@ class MaskedJEPA(nn.Module):
             coverage = counted.new_zeros(index.shape[0], tokens).scatter_add_(1, index, counted.flatten(1))
             counted = counted / coverage.gather(1, index).view_as(counted).clamp(min=1)
         return None if counted is None else counted / counted.mean().clamp(min=1e-12)
-
-
-def flatten_views(batch: Batch) -> tuple[Tensor, int]:
-    """The batch's inputs (B * V, C, *S), views of a sample adjacent, and V."""
-    if "views" in batch:
-        return batch["views"].flatten(0, 1), batch["views"].shape[1]
-    return batch["x"], 1

@@ -1,8 +1,9 @@
-"""Who makes the targets: an exponential moving average of the encoder, or the encoder itself without gradient."""
+"""Who makes the targets: an exponential moving average of the encoder, or the encoder itself."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -52,9 +53,9 @@ class EMATarget(nn.Module):
         return self
 
     @torch.no_grad()
-    def encode(self, encoder: Encoder, x: Tensor) -> Tensor:
-        """Features (B, N, D) of whole inputs by the averaged copy."""
-        return self.encoder(x)
+    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Features (B, N, D) of whole inputs by the averaged copy; a list, one per asked layer."""
+        return self.encoder(x, layers=layers)
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, step: int, horizon: Horizon) -> dict[str, float]:
@@ -84,8 +85,10 @@ class EMATarget(nn.Module):
         return momentum ** (horizon.batch_size / self.reference_batch_size)
 
 
-class StopGradientTarget(nn.Module):
-    """The encoder itself, without gradient; collapses unless a loss term prevents it.
+class SharedTarget(nn.Module):
+    """The encoder itself, with gradient: targets move towards predictions too.
+
+    Collapses unless a loss term prevents it. LeWM does so with SIGReg: one network, no moving average.
 
     encoder: every target is completed with it; nothing of it is kept here.
     """
@@ -95,14 +98,22 @@ class StopGradientTarget(nn.Module):
     def __init__(self, *, encoder: nn.Module) -> None:
         super().__init__()
 
-    @torch.no_grad()
-    def encode(self, encoder: Encoder, x: Tensor) -> Tensor:
-        """Features (B, N, D) of whole inputs by the encoder that is being trained."""
-        return encoder(x)
+    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Features (B, N, D) of whole inputs by the encoder that is being trained; a list, one per asked layer."""
+        return encoder(x, layers=layers)
 
     def update(self, encoder: nn.Module, step: int, horizon: Horizon) -> dict[str, float]:
         """Nothing to follow."""
         return {}
+
+
+class StopGradientTarget(SharedTarget):
+    """The encoder itself, without gradient; collapses unless a loss term prevents it."""
+
+    @torch.no_grad()
+    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Features (B, N, D) of whole inputs by the encoder that is being trained; a list, one per asked layer."""
+        return encoder(x, layers=layers)
 
 
 def check_momentum(momentum: float) -> float:

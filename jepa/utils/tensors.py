@@ -8,12 +8,23 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.types import Grid
+
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Pick tokens by index: (B, N, D) at (B, ...) int64 -> (B, ..., D)."""
     flat = index.flatten(1)  # (B, anything)
     picked = torch.gather(tokens, 1, flat.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
     return picked.unflatten(1, index.shape[1:])
+
+
+def positions_on(grid: Grid, index: Tensor) -> Tensor:
+    """Places (..., A) on the A axes of a grid, of row-major flat indices (...)."""
+    places = []
+    for size in reversed(grid):
+        places.append(index % size)
+        index = index // size
+    return torch.stack(places[::-1], dim=-1)
 
 
 def layer_norm(features: Tensor) -> Tensor:

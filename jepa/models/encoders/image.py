@@ -32,6 +32,7 @@ class ImageEncoder(nn.Module):
         self.heads: int = vit.blocks[0].attn.num_heads
         self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
         self.channels: int = vit.patch_embed.proj.in_channels
+        self.token_values: int = self.channels * self.patch_size[0] * self.patch_size[1]
         self.positions = SinCosPositions(self.dim)
         vit.patch_embed.strict_img_size = False  # positions are computed for the grid that comes
 
@@ -42,6 +43,12 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"expected pictures (B, {self.channels}, H, W), got {tuple(x.shape)}")
         check_patch_size(tuple(size), self.patch_size)
         return tuple(side // patch for side, patch in zip(size, self.patch_size))
+
+    def token_inputs(self, x: Tensor) -> Tensor:
+        """Patches (B, N, C * patch pixels) of pictures (B, C, H, W), each row by row, channel by channel."""
+        (rows, columns), (height, width) = self.grid(x), self.patch_size
+        patches = x.unflatten(3, (columns, width)).unflatten(2, (rows, height))  # (B, C, rows, h, columns, w)
+        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
     def forward(
         self,

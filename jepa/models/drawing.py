@@ -1,0 +1,48 @@
+"""The masks of a step: drawn once for the global batch, of which ranks and micro-batches take their slices."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa.types import Batch, Draw, Grid, Mask, Masker
+
+
+class MaskDrawer:
+    """Calls a masker for the whole batch of a step and remembers what came until another step is asked for.
+
+    weigh: (mask, tokens of the grid) -> (B, M, P) weights of the target tokens of the whole batch, or None.
+    """
+
+    def __init__(self, masker: Masker, weigh: Callable[[Mask, int], Tensor | None]) -> None:
+        self.masker, self.weigh = masker, weigh
+        self._drawn: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
+
+    def __call__(self, draw: Draw, *, views: int, grid: Grid, device: torch.device) -> dict[str, Any]:
+        """{"masks", "target_weights"} of the draw's samples, `views` of each adjacent."""
+        key = (draw.seed, draw.step, draw.total * views, grid, device)
+        if self._drawn is None or self._drawn[0] != key:  # micro-batches of a step share one draw
+            masks = self.masker(draw.total * views, grid, generator=draw.generator(device, "mask"))
+            self._drawn = key, masks, [self.weigh(mask, math.prod(grid)) for mask in masks]
+        _, masks, weights = self._drawn
+        mine = slice(draw.samples.start * views, draw.samples.stop * views)
+        return {
+            "masks": [mask[mine] for mask in masks],
+            "target_weights": [None if weight is None else weight[mine] for weight in weights],
+        }
+
+
+def flatten_views(batch: Batch) -> tuple[Tensor, int]:
+    """The batch's inputs (B * V, C, *S), views of a sample adjacent, and V."""
+    if "views" in batch:
+        return batch["views"].flatten(0, 1), batch["views"].shape[1]
+    return batch["x"], 1
+
+
+def views_first(pooled: Tensor, views: int) -> Tensor:
+    """(masks, B * V, D), views of a sample adjacent -> (masks * V, B, D)."""
+    return pooled.unflatten(1, (-1, views)).transpose(1, 2).flatten(0, 1)
