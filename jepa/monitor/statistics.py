@@ -131,8 +131,8 @@ def statistics(rows: Rows) -> dict[str, float]:
 
     train/<kind>_std: standard deviation over samples or tokens, mean over features, in units of the latents.
     monitor/<kind>_spread: root of the variance over samples or tokens as a share of the mean square, 0 to 1.
-    monitor/<kind>_rank: effective rank (RankMe). monitor/<kind>_cosine: mean cosine of two of them.
-    monitor/embedding_dimensions: effective rank of embeddings around their mean, which it does not count.
+    monitor/<kind>_dimensions: effective rank around their mean, which is not counted. monitor/<kind>_cosine: mean
+        cosine of two of them. monitor/embedding_rank: effective rank of embeddings, mean included (RankMe).
     monitor/dead_features: share of the features of embeddings that hardly vary.
     monitor/view_variance: share of the variance of embeddings that lies between the views of a sample.
     monitor/target_places: share of the variance of targets that their place explains, whatever the sample.
@@ -145,7 +145,7 @@ def statistics(rows: Rows) -> dict[str, float]:
         values["train/embedding_std"] = float(torch.stack([deviations(view).mean() for view in rows.embeddings]).mean())
         values["monitor/dead_features"] = dead_share(flat)
         values |= shape_of("embedding", flat)
-        values["monitor/embedding_dimensions"] = rankme(flat - flat.mean(dim=0))
+        values["monitor/embedding_rank"] = rankme(flat)
         if len(rows.embeddings) > 1:
             values["monitor/view_variance"] = within_share(rows.embeddings)
     if usable(rows.targets):
@@ -168,10 +168,10 @@ def usable(rows: Tensor | None) -> bool:
 
 
 def shape_of(kind: str, rows: Tensor) -> dict[str, float]:
-    """Spread, rank and cosine of rows (n, D)."""
+    """Spread, dimensions and cosine of rows (n, D)."""
     return {
         f"monitor/{kind}_spread": relative_spread(rows),
-        f"monitor/{kind}_rank": rankme(rows),
+        f"monitor/{kind}_dimensions": rankme(rows - rows.mean(dim=0)),
         f"monitor/{kind}_cosine": pair_cosine(rows),
     }
 

@@ -49,11 +49,14 @@ class Verdict:
 class Thresholds:
     """Where a value becomes a sign; see `jepa.monitor.statistics` for what is measured.
 
-    in_a_row: measurements that must show the same sign. spread: of targets or embeddings, below which they are
-    constant; fall: the share of the spread at the start that it must have fallen below as well. embedding_spread: the
-    same for embeddings, which start lower. places: the share of the targets that their place explains above which they
-    tell nothing of the sample. rank_share: of the highest effective rank so far, below which dimensions have been lost.
-    likeness: of inputs, above which data may be constant. loss_ratio: to the first loss, above which it has diverged.
+    in_a_row: measurements that must show the same sign.
+    spread: of targets, below which they are constant. embedding_spread: the same of embeddings, which start lower.
+    fall: the share of either at the start below which it must have fallen as well.
+    places: the share of the variance of targets that their place explains above which they tell nothing of the sample.
+    lost_rank: the share of the highest effective rank of embeddings so far below which dimensions have been lost.
+    falling_rank: the share that is enough where the rank of targets fell below `target_rank` of its own highest.
+    likeness: of inputs, above which the data may be constant.
+    loss_ratio: to the first loss, above which it has diverged.
     """
 
     in_a_row: int = 3
@@ -61,7 +64,9 @@ class Thresholds:
     embedding_spread: float = 0.02
     fall: float = 0.6
     places: float = 0.85
-    rank_share: float = 0.6
+    lost_rank: float = 0.3
+    falling_rank: float = 0.6
+    target_rank: float = 0.9
     likeness: float = 0.85
     loss_ratio: float = 3.0
 
@@ -116,9 +121,9 @@ def positional_collapse(history: Sequence[Measurement], now: Measurement, thresh
 def dimensional_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
     """Embeddings that have lost dimensions they had."""
     name = "monitor/embedding_dimensions"
-    best, value = highest(history, now, name), now.get(name)
-    if best is not None and value is not None and value < thresholds.rank_share * best[1]:
-        return f"the effective rank of embeddings fell {course(history, now, name, best)}"
+    kept, kept_by_targets = share_left(history, now, name), share_left(history, now, "monitor/target_dimensions")
+    if kept < thresholds.lost_rank or (kept < thresholds.falling_rank and kept_by_targets < thresholds.target_rank):
+        return f"the effective rank of embeddings fell {course(history, now, name, highest(history, now, name))}"
     return None
 
 
@@ -170,6 +175,12 @@ def highest(history: Sequence[Measurement], now: Measurement, name: str) -> tupl
         (known[i][0], statistics.median(value for _, value in known[max(0, i - 1) : i + 2])) for i in range(len(known))
     ]
     return max(medians, key=lambda entry: entry[1], default=None)
+
+
+def share_left(history: Sequence[Measurement], now: Measurement, name: str) -> float:
+    """A value now as a share of the highest before; 1 where that is not known."""
+    best, value = highest(history, now, name), now.get(name)
+    return 1.0 if best is None or value is None else value / best[1]
 
 
 def course(
