@@ -1,4 +1,4 @@
-"""Measure what the code costs: python scripts/benchmark.py [masks] [loop] [ddp] [saving]
+"""Measure what the code costs: python scripts/benchmark.py [masks] [loop] [ddp] [saving] [monitor]
 
 masks:  milliseconds to draw multi-block masks for 256 images on a 14 x 14 grid, one thread.
 loop:   the share of a ViT-S/16 step (batch 16, 224 px) that is not forward, backward, optimizer or target update.
@@ -6,6 +6,8 @@ ddp:    samples per second of 2 processes that train the default run on digits t
         2 which train apart; one thread and one core each, 64 samples each, data and logging included.
 saving: how long a checkpoint of 239 M numbers holds the loop up, written at once or in the background, beside the
         time of one copy of them in memory; both formats.
+monitor: what a look of the collapse monitor adds to the run, as a share of the steps between two looks; the default
+        run on digits, the same steps with and without a look in turns, one thread.
 Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs; what a ratio compares is measured
 in turns.
 """
@@ -248,6 +250,34 @@ def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
 WAYS = ("synchronous", "asynchronous")
 
 
+def monitor(rounds: int = 30) -> dict[str, float]:
+    """Milliseconds of a step that is looked at and of one that is not, logging of the figures included."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = ["evaluation=none", "logger=jsonl", "trainer.log_every=1000000", "trainer.save_every_epochs=null"]
+        trainer = build_trainer(load_config([*overrides, "trainer.max_steps=1000000", f"run_dir={folder}"]))
+        for logger in trainer.loggers.values():
+            logger.open(RunInfo(trainer.folder.path, 0, trainer.horizon))
+        every, looks = trainer.monitor.every_steps, False
+        trainer.monitor.due = lambda step, horizon: looks
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for number, batch in enumerate(islice(trainer._batches(), 2 * rounds + 6)):
+            looks = number % 2 == 1
+            begun = time.perf_counter()
+            trainer.train_step(batch)
+            trainer._log_step()
+            seconds[looks].append(time.perf_counter() - begun)
+        plain, looked_at = (values[3:] for values in seconds.values())
+        added = statistics.median(one - other for one, other in zip(looked_at, plain))
+        return {
+            "milliseconds_plain": 1e3 * statistics.median(plain),
+            "milliseconds_looked_at": 1e3 * statistics.median(looked_at),
+            "milliseconds_added": 1e3 * added,
+            "every_steps": every,
+            "share_of_the_run": added / every / statistics.median(plain),
+        }
+
+
 def tensors(node):
     """Every tensor in a nested state."""
     if isinstance(node, torch.Tensor):
@@ -258,5 +288,5 @@ def tensors(node):
 
 if __name__ == "__main__":
     chosen = sys.argv[1:] or ["masks", "loop"]
-    known = {"masks": masks, "loop": loop, "ddp": ddp, "saving": saving}
+    known = {"masks": masks, "loop": loop, "ddp": ddp, "saving": saving, "monitor": monitor}
     print(json.dumps({name: known[name]() for name in chosen}, indent=2))
