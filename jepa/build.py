@@ -51,6 +51,7 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=scheduler)
     loggers = build(config, "logger")
     evaluation = build(config, "evaluation")
+    monitor = build(config, "monitor") or None
     make_trainer = build(config, "trainer", partial=True)
     with first_on_each_machine():  # it may download
         data = build(config, "data")
@@ -71,6 +72,7 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         loggers=loggers,
         callbacks=build(config, "callbacks"),
         evaluation=evaluation,
+        monitor=monitor,
         random_init=functools.partial(build_model, config),
         plan=in_words,
         preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.horizon)]),

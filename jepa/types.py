@@ -109,25 +109,6 @@ class Latents:
     projections: Tensor | None = None
     draw: Draw | None = None
 
-    @torch.no_grad()
-    def statistics(self) -> dict[str, Tensor]:
-        """Standard deviation over the batch, mean over features: near 0 means that the latents are constant."""
-        fields = {
-            "prediction_std": self.predictions,
-            "target_std": self.targets,
-            "embedding_std": None if self.embeddings is None else list(self.embeddings),
-        }
-
-        def spread(tensor: Tensor) -> Tensor:
-            rows = tensor.float().flatten(0, -2)
-            return rows.std(dim=0, correction=min(1, len(rows) - 1)).mean()  # a single row has none
-
-        return {
-            name: torch.stack([spread(tensor) for tensor in tensors]).mean()
-            for name, tensors in fields.items()
-            if tensors
-        }
-
 
 @dataclass(frozen=True)
 class Horizon:

@@ -1,4 +1,4 @@
-"""Measure what the code costs: python scripts/benchmark.py [masks] [loop] [ddp] [saving] [linear] [--root=DIR]
+"""Measure what the code costs: python scripts/benchmark.py [NAME ...] [--root=DIR]
 
 masks:  milliseconds to draw multi-block masks for 256 images on a 14 x 14 grid, one thread.
 loop:   the share of a ViT-S/16 step (batch 16, 224 px) that is not forward, backward, optimizer or target update.
@@ -11,6 +11,8 @@ linear: seconds of the linear probe on 60,000 x 384 features of 10 classes besid
         on 80 % of the samples, a choice on the others, the best again on all. `one_fit` is the last of its 8 fits
         alone, at the penalty that the probe chose. The features are synthetic, correlated like those of a network;
         with --root they are random ReLU features of the Fashion-MNIST in that folder. One round, as it takes minutes.
+monitor: what a look of the collapse monitor adds to the run, as a share of the steps between two looks; the default
+        run on digits, the same steps with and without a look in turns, one thread.
 Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs; what a ratio compares is measured
 in turns.
 """
@@ -316,6 +318,34 @@ def pictures_as_features(root: str, width: int = 384) -> tuple[Features, Feature
 WAYS = ("synchronous", "asynchronous")
 
 
+def monitor(rounds: int = 30) -> dict[str, float]:
+    """Milliseconds of a step that is looked at and of one that is not, logging of the figures included."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = ["evaluation=none", "logger=jsonl", "trainer.log_every=1000000", "trainer.save_every_epochs=null"]
+        trainer = build_trainer(load_config([*overrides, "trainer.max_steps=1000000", f"run_dir={folder}"]))
+        for logger in trainer.loggers.values():
+            logger.open(RunInfo(trainer.folder.path, 0, trainer.horizon))
+        every, looks = trainer.monitor.every_steps, False
+        trainer.monitor.due = lambda step, horizon: looks
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        for number, batch in enumerate(islice(trainer._batches(), 2 * rounds + 6)):
+            looks = number % 2 == 1
+            begun = time.perf_counter()
+            trainer.train_step(batch)
+            trainer._log_step()
+            seconds[looks].append(time.perf_counter() - begun)
+        plain, looked_at = (values[3:] for values in seconds.values())
+        added = statistics.median(one - other for one, other in zip(looked_at, plain))
+        return {
+            "milliseconds_plain": 1e3 * statistics.median(plain),
+            "milliseconds_looked_at": 1e3 * statistics.median(looked_at),
+            "milliseconds_added": 1e3 * added,
+            "every_steps": every,
+            "share_of_the_run": added / every / statistics.median(plain),
+        }
+
+
 def tensors(node):
     """Every tensor in a nested state."""
     if isinstance(node, torch.Tensor):
@@ -333,6 +363,7 @@ if __name__ == "__main__":
         "loop": loop,
         "ddp": ddp,
         "saving": saving,
+        "monitor": monitor,
         "linear": lambda: linear(root=roots[-1] if roots else None),
     }
     print(json.dumps({name: known[name]() for name in chosen}, indent=2))

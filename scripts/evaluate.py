@@ -107,7 +107,18 @@ def cache_key(fingerprint: str, data: Mapping[str, Any], spec: Any, number: str)
 
     number: the format and kind of device they are computed in.
     """
-    loading = ("augment", "views", "local_views", "local_size", "local_augment", "batch_size", "num_workers", "prefetch_factor", "pin_memory", "max_bad_share")
+    loading = (
+        "augment",
+        "views",
+        "local_views",
+        "local_size",
+        "local_augment",
+        "batch_size",
+        "num_workers",
+        "prefetch_factor",
+        "pin_memory",
+        "max_bad_share",
+    )
     content = {
         "checkpoint": fingerprint,
         "data": {name: value for name, value in data.items() if name not in loading},

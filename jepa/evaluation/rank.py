@@ -7,17 +7,11 @@ import logging
 import torch
 from torch import Tensor
 
+from jepa.utils.spread import effective_rank, feature_std, rankme
+
+__all__ = ["LiDAR", "feature_std", "lidar", "rankme"]
+
 log = logging.getLogger("jepa")
-
-
-def rankme(features: Tensor, eps: float = 1e-7) -> float:
-    """Effective rank of features (N, D), between 1 and min(N, D).
-
-    exp(-sum_k p_k log p_k) with p_k = s_k / sum(s) + eps over the singular values s of the uncentred matrix
-    (RankMe, Garrido et al. 2023, arXiv 2210.02885; the paper takes 25,600 samples). Being uncentred, it
-    counts the mean as one direction; features that are all zero have rank 1.
-    """
-    return _effective_rank(torch.linalg.svdvals(features.float()), eps)
 
 
 def lidar(embeddings: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
@@ -46,18 +40,7 @@ def lidar(embeddings: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
     between = (centres - centres.mean(dim=0)) / (samples - 1) ** 0.5
     # With W = L L^T the eigenvalues are the squared singular values of L^-1 times the root of B.
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(within), between.T, upper=False)
-    return _effective_rank(torch.linalg.svdvals(whitened).square(), eps)
-
-
-def _effective_rank(values: Tensor, eps: float) -> float:
-    """Exponential of the entropy of the values' shares."""
-    p = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + eps
-    return float(torch.exp(-(p * p.log()).sum()))
-
-
-def feature_std(features: Tensor) -> float:
-    """Standard deviation over samples, averaged over the D features of (N, D); 0 is complete collapse."""
-    return float(features.float().std(dim=0, correction=0).mean())
+    return effective_rank(torch.linalg.svdvals(whitened).square(), eps)
 
 
 class LiDAR:
