@@ -69,6 +69,8 @@ def open_configured(
         image_size=_size(joined) if known or "image_size" in given.below("data") else None,
         channels=joined.data.channels if told and (known or "channels" in given.below("data")) else None,
     )
+    if opened.channels is not None and not known and "channels" not in given.below("data"):
+        joined.data.channels = opened.channels  # the composed default is of other data
     if told and data != "none":
         warnings = [differing(name, getattr(opened, name), joined.data[name]) for name in ("mean", "std")]
         opened.lines += [line for line in warnings if line]
