@@ -47,9 +47,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     from jepa.build import build, build_model, convert_errors, to_plain
     from jepa.interop.configured import open_configured
     from jepa.trainer.precision import Precision, resolve_device
-    from jepa.utils.files import write_text
+    from jepa.utils.files import check_output, write_text
 
-    check_output(config)
+    check_output(Path(config.output), str(config.checkpoint))
     opened, joined = open_configured(config, build_model, data="splits")
     for line in opened.lines:
         print(line, flush=True)
@@ -70,10 +70,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     key = cache_key(opened.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")
     with precision.kernels(), precision.autocast():
         rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)
-    if opened.kind == "random":  # there is nothing trained: the row is the random one
-        rows, spread = ({name: row for name, row in part.items() if name != "trained"} for part in (rows, spread))
-    console = Console()
-    console.print(evaluation.table(rows), width=None if console.is_terminal else 200)  # a file has no width
+    Console().print(evaluation.table(rows))
     results = {**rows, **of_the_run(opened, Given(config.overrides)), "checkpoint": str(config.checkpoint)}
     results |= {"data": plain["data"]} | ({"spread": spread} if spread else {})
     write_text(Path(joined.output), json.dumps(results, indent=2) + "\n")
@@ -91,15 +88,20 @@ def score(
     from jepa.evaluation import FeatureCache
 
     cache = FeatureCache(folder=Path(cache_dir), key=key) if cache_dir else None
-    rows = evaluation(opened.model, data, random_init=opened.random_init, device=device, seed=seed, cache=cache)
+    trained = None if opened.kind == "random" else opened.model
+    rows = evaluation(trained, data, random_init=opened.random_init, device=device, seed=seed, cache=cache)
     return rows, evaluation.spread
 
 
 def of_the_run(opened: Any, given: Given) -> dict[str, Any]:
-    """What a run's results.json holds beside the rows: the step, and on its own data the validation loss then."""
+    """What a run's results.json holds beside the rows: the monitor's verdict, why it was stopped, and the step.
+
+    On its own data also the validation loss then.
+    """
     own_data = not given.option("data") and not given.below("data")
     loss = {"val/loss": opened.metrics["val/loss"]} if own_data and "val/loss" in opened.metrics else {}
-    return loss | ({} if opened.step is None else {"step": opened.step})
+    told = {"collapse": opened.collapse, "stopped": opened.stopped, "step": opened.step}
+    return loss | {name: value for name, value in told.items() if value is not None}
 
 
 def cache_key(fingerprint: str, data: Mapping[str, Any], spec: Any, number: str) -> str:
@@ -126,15 +128,6 @@ def cache_key(fingerprint: str, data: Mapping[str, Any], spec: Any, number: str)
         "number": number,
     }
     return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
-
-
-def check_output(config: DictConfig) -> None:
-    """Raise UserError when the output would overwrite what a run has written itself."""
-    from jepa.utils.errors import UserError
-
-    output = Path(config.output).resolve()
-    if output.name in ("results.json", "metrics.jsonl", "config.yaml") and (output.parent / "checkpoints").is_dir():
-        raise UserError(f"output={config.output} is the run's own file: give another name, such as evaluation.json")
 
 
 if __name__ == "__main__":

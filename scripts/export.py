@@ -77,9 +77,10 @@ def export_encoder(config: DictConfig) -> Path:
 
 
 def output_of(config: DictConfig) -> Path:
-    """The file to write. Raises UserError for a format, network or suffix that is not known."""
+    """The file to write. Raises UserError for a format, network or suffix that is not known, or a run's own file."""
     from jepa.interop.exports import SUFFIXES
     from jepa.utils.errors import UserError
+    from jepa.utils.files import check_output
 
     for key, known in (("format", SUFFIXES), ("network", ("target", "context")), ("features", ("tokens", "pooled"))):
         if config[key] not in known:
@@ -89,6 +90,7 @@ def output_of(config: DictConfig) -> Path:
     path = Path(config.output or Path(config.run_dir) / f"{stem}{suffixes[0]}")
     if path.suffix not in suffixes:
         raise UserError(f"output={path}: a file of format={config.format} ends with {' or '.join(suffixes)}")
+    check_output(path, str(config.checkpoint))
     return path
 
 

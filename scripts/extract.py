@@ -46,6 +46,10 @@ def extract(config: DictConfig) -> Path:
 
     path = check(config)
     names = pictures_below(config)
+    if path.suffix == ".parquet" and (odd := [name for name in names if shown(name) != name]):
+        raise DataError(
+            f"input={config.input}: {shown(odd[0])} is no name in UTF-8: rename it, or write output=<name>.npz"
+        )
     opened, joined = open_configured(config, build_model, data="pictures")
     for line in opened.lines:
         print(line, flush=True)
@@ -58,12 +62,14 @@ def extract(config: DictConfig) -> Path:
     with precision.kernels(), precision.autocast():
         kept, columns = encode(encoder, pictures, config, device)
     if unreadable:
-        listed = [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:SHOWN]]
+        listed = [f"  {shown(name)}: {shown(reason)}" for name, reason in list(unreadable.items())[:SHOWN]]
         more = [f"  ... and {len(unreadable) - SHOWN} more"] if len(unreadable) > SHOWN else []
         print("\n".join([f"left out {len(unreadable)} of {len(names)} pictures that cannot be read:", *listed, *more]))
     if not kept:
         reason = next(iter(unreadable.values()))
-        raise DataError(f"input={config.input}: none of its {len(names)} pictures can be read; the first: {reason}")
+        raise DataError(
+            f"input={config.input}: none of its {len(names)} pictures can be read; the first: {shown(reason)}"
+        )
     write(path, kept, columns)
     shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in columns.items())
     print(f"{path}: {len(kept)} pictures, {shapes}")
@@ -90,6 +96,8 @@ def check(config: DictConfig) -> Path:
         OmegaConf.is_list(config.layers) and config.layers and all(isinstance(n, int) for n in config.layers)
     ):
         raise UserError(f"layers={config.layers}: expected a list of block numbers, as layers=[2,3], or null")
+    if config.layers is not None and len(set(config.layers)) < len(config.layers):
+        raise UserError(f"layers={config.layers}: a block is named twice, expected different ones")
     return path
 
 
@@ -119,12 +127,23 @@ def pictures_below(config: DictConfig) -> list[str]:
     return sorted(found)
 
 
+def shown(text: str) -> str:
+    """A text that can be printed, whatever bytes are in a file's name."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """Path and input (1, C, H, W) of every picture that can be read; fills `unreadable` with path -> reason."""
+    """Path and input (1, C, H, W) of every picture that can be read; fills `unreadable` with path -> reason.
+
+    Raises UserError for mean and std that do not fit the channels.
+    """
+    from jepa.build import convert_errors
+    from jepa.data.images import check_statistics
     from jepa.data.sources.folders import ImageFiles
     from jepa.data.stream import UnreadableSample
     from jepa.data.transforms import ImageTransform
 
+    convert_errors("data", check_statistics)(data.mean, data.std, data.channels)
     size = data.image_size
     transform = ImageTransform(
         size=(size, size) if isinstance(size, int) else tuple(size),

@@ -74,7 +74,7 @@ class ImageData:
             raise ValueError(f"data.interpolation={interpolation} is neither bicubic nor bilinear")
         if not 0 <= max_bad_share < 1:
             raise ValueError(f"data.max_bad_share={max_bad_share} is not in [0, 1)")
-        _check_statistics(mean, std, channels)
+        check_statistics(mean, std, channels)
         if local_views < 0:
             raise ValueError(f"data.local_views={local_views} is negative; 0 makes none")
         if local_views and (local_size is None or local_augment is None):
@@ -282,7 +282,8 @@ def _check_counts(**counts: int) -> None:
             raise ValueError(f"data.{name}={value} is less than 1")
 
 
-def _check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raise ValueError for means and deviations that do not fit the channels, or deviations not above 0."""
     for name, values in (("mean", mean), ("std", std)):
         if len(values) not in (1, channels):
             raise ValueError(

@@ -126,7 +126,7 @@ class FrozenEvaluation:
 
     def __call__(
         self,
-        model: nn.Module,
+        model: nn.Module | None,
         data: EvaluationData,
         *,
         random_init: Callable[..., nn.Module],
@@ -136,8 +136,9 @@ class FrozenEvaluation:
     ) -> Results:
         """Metrics of the trained network and of the two baselines; `spread` then holds their deviations.
 
-        model: on the device, with `encode_target(x)` and `encoder(x)`, both (B, C, *S) -> (B, N, D). Mixed
-            precision is the caller's autocast; it reaches the encoder, the probes compute in fp32.
+        model: on the device, with `encode_target(x)` and `encoder(x)`, both (B, C, *S) -> (B, N, D); None for the
+            baselines alone. Mixed precision is the caller's autocast; it reaches the encoder, the probes compute in
+            fp32.
         random_init: gives a fresh model of the same kind; called with `seed=` if it takes that. The baselines
             depend on data and seed only: they are computed, and this is called, only when one of these is not
             that of the last call.
@@ -161,7 +162,9 @@ class FrozenEvaluation:
             return subject("random_init", made.to(device), seed)
 
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            results = {"trained": self._row("trained", lambda _: subject("trained", model), seed)}
+            results = (
+                {} if model is None else {"trained": self._row("trained", lambda _: subject("trained", model), seed)}
+            )
             known_data, known_seed = self._baselines_of
             if known_data is not data or known_seed != seed:
                 self._baselines = {

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from rich import box
 from rich.table import Table
 
+WIDE = 6
+"""Metrics that fit side by side."""
+
 
 def format_table(
     results: Mapping[str, Mapping[str, float]], spread: Mapping[str, Mapping[str, float]] | None = None
@@ -15,16 +18,24 @@ def format_table(
 
     spread: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
 
+    Where that is too wide for 80 columns, it has one row per metric and one column per network.
+
     Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
     """
-    columns = list(dict.fromkeys(metric for metrics in results.values() for metric in metrics))
+    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
+    spread = spread or {}
+
+    def cell(name: str, metric: str) -> str:
+        return _format(results[name].get(metric), spread.get(name, {}).get(metric))
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("frozen features of")
+    tall = len(metrics) > WIDE or any(spread.get(name) for name in results)
+    rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
     for column in columns:
         table.add_column(column, justify="right")
-    for name, metrics in results.items():
-        spreads = (spread or {}).get(name, {})
-        table.add_row(name, *(_format(metrics.get(column), spreads.get(column)) for column in columns))
+    for row in rows:
+        table.add_row(row, *(cell(column, row) if tall else cell(row, column) for column in columns))
     return table
 
 

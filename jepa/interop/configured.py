@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -13,6 +14,7 @@ from jepa.interop.named import differing
 from jepa.interop.opened import Opened
 from jepa.interop.opening import find_source
 from jepa.utils.check import check_config
+from jepa.utils.config import dotted_keys, known_keys
 from jepa.utils.errors import UserError
 from jepa.utils.given import Given, given_model, with_stored
 from jepa.utils.launch import read_launch
@@ -46,6 +48,8 @@ def open_configured(
     given = Given(config.overrides)
     source = find_source(str(config.checkpoint))
     stored = source.config or {}
+    if "loss" in stored and (given.option("loss") or given.below("loss")):
+        raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
     joined = with_stored(config, stored, given)
     known = "data" in stored or given.option("data") or source.kind == "random"
     if not known:
@@ -56,6 +60,8 @@ def open_configured(
     if data != "splits":
         skipped = (*skipped, "data", "evaluation")
     check_config({key: _resolved(joined, key) for key in plain if key not in skipped and isinstance(plain[key], dict)})
+    if data == "splits":
+        _check_probes(joined, stored, given)
     told = known or bool(given.below("data"))
     opened = source.open(
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
@@ -63,6 +69,8 @@ def open_configured(
         image_size=_size(joined) if known or "image_size" in given.below("data") else None,
         channels=joined.data.channels if told and (known or "channels" in given.below("data")) else None,
     )
+    if opened.channels is not None and not known and "channels" not in given.below("data"):
+        joined.data.channels = opened.channels  # the composed default is of other data
     if told and data != "none":
         warnings = [differing(name, getattr(opened, name), joined.data[name]) for name in ("mean", "std")]
         opened.lines += [line for line in warnings if line]
@@ -75,10 +83,23 @@ def open_configured(
     return opened, joined
 
 
+def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: Given) -> None:
+    """Raise UserError for a given value of a probe that does not exist, as the command line may add any name."""
+    known = {*known_keys(), *(f"evaluation.{key}" for key in dotted_keys(stored.get("evaluation")))}
+    names = [name.removeprefix("evaluation.probes.") for name in known if name.startswith("evaluation.probes.")]
+    for name in {key.split(".")[1] for key in given.below("evaluation") if key.startswith("probes.")} - set(names):
+        node = joined.evaluation.probes[name]
+        if node is None or "_target_" not in node:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else "a new one needs its _target_"
+            raise UserError(f"evaluation.probes.{name}: there is no such probe; {hint}")
+
+
 def _resolved(config: DictConfig, key: str) -> object:
     """One section as plain values. Raises UserError for a value that is not set."""
-    for name in OmegaConf.missing_keys(config[key]):
-        raise UserError(f"{key}.{name} is not set: give it on the command line, {key}.{name}=...")
+    for name in sorted(OmegaConf.missing_keys(config[key])):
+        name = name if name.startswith(f"{key}.") else f"{key}.{name}"
+        raise UserError(f"{name} is not set: give it on the command line, {name}=...")
     return OmegaConf.to_container(config[key], resolve=True)
 
 

@@ -84,6 +84,9 @@ def detect(content: Any, path: Path, metadata: Mapping[str, str] | None = None) 
         return Layout("encoder", {"encoder": state}, metadata=metadata or {}, lines=_lines("one state dict", told))
     states = {str(name): value for name, value in content.items() if is_state(value)}
     targets = [name for name in TARGETS if name in states]
+    for name in ("encoder", "predictor", *TARGETS):
+        if isinstance(content.get(name), Mapping) and name not in states:
+            raise CheckpointError(f"{path}: its entry {name!r} holds other things than tensors: {EXPECTED}")
     if len(targets) == 2:
         raise CheckpointError(f"{path} holds both {' and '.join(TARGETS)}: which makes the targets cannot be told")
     others = [n for n, s in states.items() if n not in ("encoder", "predictor", *targets) and looks_like_encoder(s)]
@@ -118,7 +121,9 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[State, str]:
 
 
 def _run(content: Mapping[str, Any], path: Path) -> Layout:
-    if not isinstance(content.get("config"), Mapping) or not is_state(content.get("model")):
+    config = content.get("config")
+    described = isinstance(config, Mapping) and isinstance(config.get("model"), Mapping)
+    if not described or not is_state(content.get("model")):
         raise CheckpointError(f"{path} says it is a checkpoint of this project but lacks its config or model: damaged")
     return Layout("run", content=content)
 

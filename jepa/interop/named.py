@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import timm
+from safetensors import SafetensorError
 from torch import nn
 
 from jepa.interop.networks import TimmFeatures, TransformersFeatures
@@ -19,6 +21,10 @@ from jepa.utils.weights import SHOWN, first_line
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names that belong to what stands behind the features, or to training: they may differ, and are told."""
+
+
+LISTED = 1000
+"""Characters of torch's list of keys that do not fit."""
 
 
 @dataclass(frozen=True)
@@ -210,8 +216,9 @@ def fetched(source: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, LookupError) as error:
-        cause = first_line(error)
+    except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
+        unfit = isinstance(error, RuntimeError) and "state_dict" in str(error)  # it lists the keys
+        cause = textwrap.shorten(str(error), LISTED) if unfit else first_line(error)
         offline = isinstance(error, OSError) and not Path(source.partition(":")[2]).exists()
         advice = (
             ". Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder "

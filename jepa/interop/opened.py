@@ -28,7 +28,8 @@ class Opened:
     lines: what was found, in words. description: what the model is beside its weights, as plain values.
     encoder: the configuration that builds its encoder, where that is one of ours. image_size: (H, W) it was made for.
     mean, std: of the pictures it was trained on, where that is known and may differ from the data's.
-    step, metrics, data: of a run's checkpoint, and the data's configuration.
+    step, metrics, data: of a run's checkpoint, and the data's configuration. stopped: why it ended early, if it did.
+    collapse: what its monitor last said, as in results.json; unknown where nothing has watched.
     """
 
     source: str
@@ -45,6 +46,8 @@ class Opened:
     step: int | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] | None = None
+    stopped: str | None = None
+    collapse: dict[str, Any] = field(default_factory=lambda: unwatched("this is no checkpoint of a run"))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -54,6 +57,20 @@ class Opened:
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
             digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def unwatched(why: str) -> dict[str, Any]:
+    """`collapse` of what no monitor has watched."""
+    return {"verdict": "unknown", "evidence": f"{why}, so no monitor has watched it"}
+
+
+def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
+    """`collapse` of a run's checkpoint, with its rollbacks if it went back."""
+    if not content.get("monitor"):
+        return unwatched("its run had no monitor")
+    name, evidence, _ = content["monitor"]["verdict"]
+    back = {"rollbacks": list(content["rollbacks"])} if content.get("rollbacks") else {}
+    return {"verdict": name, "evidence": evidence, **back}
 
 
 def check_trust(config: Mapping[str, Any], path: Path, name: Path) -> None:

@@ -22,7 +22,7 @@ from jepa.interop.bare import check_given, open_exported, open_vit
 from jepa.interop.layouts import CARD, Layout, read_layout
 from jepa.interop.named import open_hugging_face, open_timm
 from jepa.interop.networks import FrozenNetworks
-from jepa.interop.opened import Kind, Opened, check_trust, foreign_code
+from jepa.interop.opened import Kind, Opened, check_trust, collapse_of, foreign_code
 from jepa.interop.published import image_size_of, load_published_weights, published_config
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.given import flatten
@@ -116,6 +116,8 @@ class Source:
             step=content.get("step"),
             metrics=dict(content.get("metrics") or {}),
             data=data or None,
+            stopped=content.get("ended"),
+            collapse=collapse_of(content),
         )
 
     def _published(self, given: Mapping[str, Any], image_size: Any) -> Opened:

@@ -14,11 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from jepa.interop.bare import check_given, count_blocks, heads_of, pair, sizes_of, table_side
+from jepa.interop.bare import check_given, count_blocks, heads_of, is_sincos, pair, sizes_of, table_side
 from jepa.interop.layouts import TARGETS, Layout, detect
 from jepa.utils.errors import CheckpointError
 from jepa.utils.weights import load_state, locate, read_file
@@ -153,17 +152,15 @@ def load_published_weights(model: nn.Module, content: Mapping[str, Mapping[str, 
     Raises CheckpointError that lists what differs; the model is untouched then.
     """
     positions = {
-        "encoder": (content["encoder"], "pos_embed", model.encoder.positions),
-        "target_encoder": (content["target_encoder"], "pos_embed", model.encoder.positions),
-        "predictor": (content["predictor"], "predictor_pos_embed", model.predictor.positions),
+        "encoder": (content["encoder"], "pos_embed", model.encoder.positions.dim),
+        "target_encoder": (content["target_encoder"], "pos_embed", model.encoder.positions.dim),
+        "predictor": (content["predictor"], "predictor_pos_embed", model.predictor.positions.dim),
     }
-    for part, (weights, name, ours) in positions.items():
+    for part, (weights, name, dim) in positions.items():
         if name not in weights:
             raise CheckpointError(f"{path}: {part}.{name} is missing")
         side, _ = table_side(weights[name], 0, path)  # published grids are square
-        if weights[name].shape[2] == ours.dim and not torch.allclose(
-            weights[name][0], ours((side, side), torch.device("cpu")), atol=1e-4
-        ):
+        if weights[name].shape[2] == dim and not is_sincos(weights[name][0], (side, side)):
             raise CheckpointError(f"{path}: {part}.{name} does not hold sine-cosine positions")
     weights = {f"encoder.vit.{name}": t for name, t in content["encoder"].items() if name != "pos_embed"}
     weights |= {f"target.encoder.vit.{name}": t for name, t in content["target_encoder"].items() if name != "pos_embed"}

@@ -22,8 +22,8 @@ def needles(size: int, seed: int, tokens: int = 12, width: int = 16) -> Features
 
 
 def test_finds_the_token_that_the_mean_hides():
-    train, test = needles(320, seed=0), needles(200, seed=1)
-    probe = AttentiveProbe(learning_rates=(1e-2,), weight_decays=(0.01,), epochs=40, batch_size=32)
+    train, test = needles(240, seed=0, tokens=6, width=12), needles(200, seed=1, tokens=6, width=12)
+    probe = AttentiveProbe(learning_rates=(2e-2,), weight_decays=(0.01,), epochs=15, batch_size=32)
     attentive = probe(train, test, classes=4, seed=0)
     pooled = [Features(split.x.float().mean(dim=1), split.labels) for split in (train, test)]
     assert LinearProbe()(*pooled, classes=4, seed=0) < 0.5

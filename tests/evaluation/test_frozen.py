@@ -235,3 +235,13 @@ def test_table_has_a_row_per_network_and_a_column_per_metric():
     assert "0.972" in trained
     assert "41.2" in trained
     assert "-" in next(line for line in lines if "raw_input" in line)
+
+
+def test_a_wide_table_has_a_row_per_metric():
+    console = Console(width=80, file=io.StringIO())
+    results = {name: {f"metric_{number}": 0.5 for number in range(12)} for name in ("trained", "random_init")}
+    console.print(format_table(results, {"trained": {"metric_3": 0.004}}))
+    lines = [line.split() for line in console.file.getvalue().splitlines()]
+    assert ["frozen", "features", "of", "trained", "random_init"] in lines
+    assert ["metric_3", "0.500", "±", "0.004", "0.500"] in lines
+    assert ["metric_11", "0.500", "0.500"] in lines

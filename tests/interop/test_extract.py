@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import pandas
 import pytest
@@ -64,8 +66,21 @@ def test_a_published_file_needs_to_know_the_pictures(shared_dir, pictures, extra
     common = [f"checkpoint={checkpoint}", f"input={pictures}", "model.encoder.heads=4", f"output={tmp_path / 'f.npz'}"]
     with pytest.raises(UserError, match=r"give data.image_size=... data.mean=... data.std=..."):
         extract(*common)
-    told = ["data.image_size=16", "data.channels=3", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
+    told = ["data.image_size=16", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
     assert np.load(extract(*common, *told))["features"].shape == (6, 48)
+
+
+def test_names_that_are_no_text(run_folder, pictures, extract, tmp_path, capsys):
+    (pictures / "0.png").rename(os.fsdecode(os.fsencode(pictures / "a.png").replace(b"a.png", b"\xff.png")))
+    (pictures / "1.png").rename(os.fsdecode(os.fsencode(pictures / "b.png").replace(b"b.png", b"\xfe.png")))
+    (pictures / "2.png").write_bytes(b"")
+    next(path for path in pictures.iterdir() if path.name == "\udcfe.png").write_bytes(b"")
+    common = [f"checkpoint={run_folder}", f"input={pictures}"]
+    paths = np.load(extract(*common, f"output={tmp_path / 'f.npz'}"))["path"].tolist()
+    assert paths == [*NAMES[3:], "\udcff.png"]
+    assert r"\udcfe.png: the file is empty" in capsys.readouterr().out
+    with pytest.raises(DataError, match=r"\\udcfe.png is no name in UTF-8"):
+        extract(*common, f"output={tmp_path / 'f.parquet'}")
 
 
 def test_mistakes(run_folder, pictures, extract, tmp_path):
@@ -74,6 +89,8 @@ def test_mistakes(run_folder, pictures, extract, tmp_path):
         ([f"input={tmp_path / 'absent'}"], "is not a folder"),
         ([f"input={tmp_path / 'empty'}"], "holds no pictures"),
         ([f"input={pictures / 'b'}", "output=f.csv"], "ends with .npz or .parquet"),
+        ([f"input={pictures}", "layers=[1,1]"], "a block is named twice"),
+        ([f"input={pictures}", "data.mean=[0.1,0.2]"], "data.mean has 2 values; expected 1"),
         ([f"input={pictures}", "layers=[7]"], r"layers \[7\] do not exist: the encoder has 2"),
         ([f"input={pictures}", "pooling=none", "output=f.parquet"], "write it to output=<name>.npz"),
         ([f"input={pictures}", "network=teacher"], "network='teacher': expected context or target"),

@@ -35,8 +35,8 @@ def opened(path, given=HEADS, **others):
     return find_source(str(path)).open(given=given, **others)
 
 
-def close(got, wanted):
-    return torch.allclose(got, wanted, atol=1e-5)
+def close(got, wanted, tolerance=1e-5):
+    return torch.allclose(got, wanted, atol=tolerance)
 
 
 def saved(content, folder, name="file.pt"):
@@ -78,6 +78,18 @@ def test_prefixes_and_ema_encoder(parts, expected, tmp_path, prefix):
 
 
 @torch.no_grad()
+def test_half_precision(parts, expected, tmp_path):
+    short = {
+        name: {key: tensor.bfloat16() for key, tensor in parts[name].items()}
+        for name in ("encoder", "predictor", "target_encoder")
+    }
+    model = opened(saved(short, tmp_path)).model
+    assert close(model.encode_target(expected["image"]), expected["target_encoder_full"], 0.1)
+    bare = opened(saved(short["target_encoder"], tmp_path))
+    assert "its positions are sine-cosine, computed for the grid that comes" in bare.lines
+
+
+@torch.no_grad()
 def test_encoders_alone(parts, expected, tmp_path):
     x = expected["image"]
     both = opened(saved({"encoder": parts["encoder"], "target_encoder": parts["target_encoder"]}, tmp_path))
@@ -106,6 +118,8 @@ def test_encoders_alone(parts, expected, tmp_path):
             lambda c: c["target_encoder"].update({"module.norm.bias": torch.zeros(3)}),
             r"target.encoder.vit.norm.bias: \(3,\) in the file, \(48,\) in the model",
         ),
+        (lambda c: c["encoder"].update({"module.blocks.last.w": torch.zeros(1)}), "blocks.last.w: in the file only"),
+        (lambda c: c["encoder"].update({"module.step": 3}), "its entry 'encoder' holds other things than tensors"),
         (lambda c: c["target_encoder"]["module.pos_embed"].add_(0.1), "target_encoder.pos_embed does not hold"),
         (lambda c: c.update(ema_encoder=c["encoder"]), "both target_encoder and ema_encoder"),
         (lambda c: c.update(student=c["encoder"]), r"student \(29 tensors, an encoder\): expected a run folder"),
@@ -173,6 +187,9 @@ def test_a_run_that_does_not_fit(run_folder, tmp_path):
         opened(saved(content, tmp_path), {})
     content["config"]["model"]["mask"]["_target_"] = "os.system"
     with pytest.raises(CheckpointError, match=r"would call os.system, code from outside this repository"):
+        opened(saved(content, tmp_path), {})
+    del content["config"]["model"]
+    with pytest.raises(CheckpointError, match="lacks its config or model"):
         opened(saved(content, tmp_path), {})
     with pytest.raises(CheckpointError, match="lacks its config or model"):
         opened(saved({"format": "jepa", "version": 2}, tmp_path))

@@ -40,9 +40,6 @@ def run_folder(start, tiny):
     return folder / "out"
 
 
-ON_CPU = ("trainer.device=cpu", "trainer.precision=fp32")
-
-
 def test_a_run_scores_what_it_scored_at_its_end(start, run_folder):
     process, folder = start(
         "scripts/evaluate.py", f"checkpoint={run_folder}", "output=scores.json", "trainer.device=cpu"
@@ -59,59 +56,8 @@ def test_a_run_scores_what_it_scored_at_its_end(start, run_folder):
     assert "raw_input" in process.stdout
 
 
-def test_other_data_and_a_lone_file(start, run_folder, shared_dir):
-    data = ["data=mnist", f"data.root={shared_dir / 'data' / 'mnist'}", "data.image_size=8"]
-    last = run_folder / "checkpoints" / "last.pt"
-    process, folder = start("scripts/evaluate.py", f"checkpoint={last}", *data, *FEW, *ON_CPU)
-    assert process.returncode == 0, process.stderr
-    scores = json.loads((folder / "out" / "evaluation.json").read_text())
-    assert scores["data"]["source"]["_target_"] == "jepa.data.sources.mnist"
-    assert scores["trained"].keys() == scores["raw_input"].keys() == {"knn", "rankme", "feature_std"}
-    assert "val/loss" not in scores
-    assert "pictures are normalised with data.mean=" in process.stdout
-
-
-def test_a_published_file(start, refused, shared_dir):
-    file = shared_dir / "fixtures" / "ijepa_tiny.pth.tar"
-    data = ["data=digits", "data.image_size=32", "data.channels=3", *FEW, *ON_CPU]
-    process, folder = start("scripts/evaluate.py", f"checkpoint={file}", "model.encoder.heads=4", *data)
-    assert process.returncode == 0, process.stderr
-    scores = json.loads((folder / "out" / "evaluation.json").read_text())
-    assert {"trained", "random_init", "raw_input"} <= scores.keys()
-    assert scores["trained"] != scores["random_init"]
-    process, _ = start("scripts/evaluate.py", f"checkpoint={file}", *data)
-    assert "give model.encoder.heads=<number>" in refused(process)
-    process, _ = start("scripts/evaluate.py", f"checkpoint={file}", "model.encoder.heads=4")
-    assert "data is not set" in refused(process)
-
-
-def test_random_weights(start, tiny):
-    model = [override for override in tiny if override.startswith("model.")]
-    process, folder = start("scripts/evaluate.py", "checkpoint=random", *model, *FEW, *ON_CPU)
-    assert process.returncode == 0, process.stderr
-    assert json.loads((folder / "out" / "evaluation.json").read_text()).keys() == {
-        "random_init",
-        "raw_input",
-        "checkpoint",
-        "data",
-    }
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "checkpoint is not set: give checkpoint=<run folder or file>"),
-        (["checkpoint=RUN", "model.encoder.depth=5"], "model.encoder.depth=5, but the model of"),
-        (["checkpoint=RUN", "data.image_size=7"], "model.encoder.patch_size=2 does not divide data.image_size=7"),
-        (["checkpoint=RUN", "data.imagesize=8"], "data.imagesize: jepa.data.ImageData takes no such argument"),
-        (["checkpoint=RUN", "output=RUN/results.json"], "is the run's own file"),
-        (["checkpoint=RUN", "data.channels=3"], "add data.channels=1"),
-        (["checkpoint=nowhere"], "no run folder or checkpoint at nowhere; expected"),
-    ],
-)
-def test_mistakes(start, refused, run_folder, arguments, words):
-    arguments = [argument.replace("RUN", str(run_folder)) for argument in arguments]
-    assert words in refused(start("scripts/evaluate.py", *arguments)[0])
+def test_a_mistake(start, refused):
+    assert "checkpoint is not set: give checkpoint=<run folder or file>" in refused(start("scripts/evaluate.py")[0])
 
 
 def test_export_and_extract(start, run_folder, tmp_path):
