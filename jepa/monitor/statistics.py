@@ -28,7 +28,8 @@ class Rows:
     """The rows of a step that are looked at, fp32 on the model's device; None where the method makes none.
 
     embeddings (V, b, D), of the views that show the whole of a sample. targets and predictions (n, D), each of another
-    n perhaps. places (n,): the flat grid index of each row of targets. inputs (V, b, values), a subset of their values.
+    n perhaps. places (n,): the flat grid index of each row of targets, -1 where the same token of the same sample
+    stands among them already. inputs (V, b, values), a subset of their values.
     """
 
     embeddings: Tensor | None = None
@@ -88,11 +89,19 @@ def joined_rows(tensors: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor:
 
 
 def places_of(masks: Sequence[Mask], targets: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor | None:
-    """The grid index of each picked row of targets; None where masks do not tell."""
+    """Places of the picked rows of targets, see `Rows`; None where masks do not tell.
+
+    Target blocks overlap, and what is picked twice is alike: counted, it would pass for what the place explains.
+    """
     told = len(masks) == len(targets) and all(m.targets.shape == t.shape[:-1] for m, t in zip(masks, targets))
     if not told or len({t.shape[-1] for t in targets}) > 1:
         return None
-    return torch.cat([mask.targets.flatten()[i] for mask, i in zip(masks, picked)])
+    places = torch.cat([mask.targets.flatten()[i] for mask, i in zip(masks, picked)])
+    samples = torch.cat([i // mask.targets.shape[1:].numel() for mask, i in zip(masks, picked)])
+    tokens, order = (samples * 2**32 + places).sort(stable=True)
+    again = torch.zeros_like(places, dtype=torch.bool)
+    again[order[1:]] = tokens[1:] == tokens[:-1]
+    return places.masked_fill(again, -1)
 
 
 def input_rows(batch: Mapping[str, Any]) -> Tensor | None:
@@ -209,7 +218,11 @@ def within_share(rows: Tensor) -> float:
 
 
 def explained_share(rows: Tensor, groups: Tensor) -> float | None:
-    """Share of the variance of rows (n, D) that their group (n,) explains, without bias; None for too few in groups."""
+    """Share of the variance of rows (n, D) that their group (n,) explains, without bias; None for too few in groups.
+
+    Rows of a group below 0 are left out.
+    """
+    rows, groups = rows[groups >= 0], groups[groups >= 0]
     _, group, counts = groups.unique(return_inverse=True, return_counts=True)
     means = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, group, rows) / counts.unsqueeze(1)
     counts = counts[group]
@@ -223,6 +236,9 @@ def explained_share(rows: Tensor, groups: Tensor) -> float | None:
 
 
 def likeness(rows: Tensor) -> float:
-    """Share of the variance of all values of rows (b, values) that is the same in each row; 1 for equal rows."""
+    """Share of the variance of all values of rows (b, values) that is the same in each row; 1 for equal rows.
+
+    0 for rows that have nothing in common, however few they are.
+    """
     whole = (rows - rows.mean()).square().mean()
-    return float(1 - rows.var(dim=0, correction=0).mean() / whole) if whole > 0 else 1.0
+    return max(0.0, float(1 - rows.var(dim=0, correction=1).mean() / whole)) if whole > 0 else 1.0
