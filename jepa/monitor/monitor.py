@@ -19,6 +19,10 @@ from jepa.utils.distributed import from_main, total
 
 KEPT = ("train/loss", "grad_norm", "update_ratio", "lr")
 """What is kept of a step's other values."""
+NOTHING_SEEN = (
+    "the training step makes no jepa.types.Latents by calling the model, or of other shapes on each rank, so nothing "
+    "can be watched"
+)
 
 
 class CollapseMonitor:
@@ -97,9 +101,8 @@ class CollapseMonitor:
         # One rank computes, so that rounding cannot make them judge differently.
         metrics = from_main(lambda: {**({} if rows is None else statistics(rows)), **drift})
         if rows is None:
-            self.verdict = Verdict(
-                UNKNOWN, "the training step makes no jepa.types.Latents by calling the model, so nothing can be watched"
-            )
+            if not self.history:
+                self.verdict = Verdict(UNKNOWN, NOTHING_SEEN)
             return metrics
         kept = {name: float(values[name]) for name in KEPT if name in values}
         self.history.append({"step": float(step), **kept, **metrics})

@@ -14,6 +14,8 @@ Measurement = Mapping[str, float]
 """`step`, `train/loss` and what `jepa.monitor.statistics` gives, by name; what could not be measured is missing."""
 
 HEALTHY, UNKNOWN = "healthy", "unknown"
+SPREADS = ("monitor/target_spread", "monitor/embedding_spread")
+"""Without either of which nothing is known of a run."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ def judge(history: Sequence[Measurement], thresholds: Thresholds) -> Verdict:
         suspected = suspected or name
     if len(history) < thresholds.in_a_row:
         return Verdict(UNKNOWN, f"{len(history)} of {thresholds.in_a_row} measurements", suspected)
+    if not any(name in measurement for measurement in last for name in SPREADS):
+        return Verdict(UNKNOWN, "the latents hold no two finite targets, nor embeddings of two samples", suspected)
     return Verdict(HEALTHY, describe(history), suspected)
 
 
@@ -171,10 +175,11 @@ def start_of(history: Sequence[Measurement], name: str) -> float | None:
 def highest(history: Sequence[Measurement], now: Measurement, name: str) -> tuple[float, float] | None:
     """(step, value) of the highest median of three values in a row before `now`; one outlier is no level."""
     known = [(m["step"], m[name]) for m in history if name in m and m["step"] < now["step"]]
-    medians = [
-        (known[i][0], statistics.median(value for _, value in known[max(0, i - 1) : i + 2])) for i in range(len(known))
-    ]
-    return max(medians, key=lambda entry: entry[1], default=None)
+    values = [value for _, value in known]
+    # The middle of three by hand: all of a long history is gone through at every measurement.
+    medians = [max(min(a, b), min(max(a, b), c)) for a, b, c in zip(values, values[1:], values[2:])]
+    ends = [statistics.median(values[:2]), *medians, statistics.median(values[-2:])] if values else []
+    return max(zip((step for step, _ in known), ends), key=lambda entry: entry[1], default=None)
 
 
 def share_left(history: Sequence[Measurement], now: Measurement, name: str) -> float:

@@ -132,4 +132,6 @@ def test_a_sign_must_last():
 
 def test_nothing_known_but_the_loss():
     found = judge([{"step": 20.0 * n, "train/loss": 1.0} for n in range(5)], Thresholds())
-    assert (found.name, found.evidence) == ("healthy", "at step 80")
+    assert (found.name, found.is_sound) == ("unknown", True)
+    assert "no two finite targets" in found.evidence
+    assert judge([{"step": 20.0 * n, "train/loss": 1.0 + n * n} for n in range(9)], Thresholds()).name == "diverged"
