@@ -27,12 +27,13 @@ FEWEST_OF_A_PLACE = 64
 class Rows:
     """The rows of a step that are looked at, fp32 on the model's device; None where the method makes none.
 
-    embeddings (V, b, D), of the views that show the whole of a sample. targets and predictions (n, D), each of another
-    n perhaps. places (n,): the flat grid index of each row of targets, -1 where the same token of the same sample
-    stands among them already. inputs (V, b, values), a subset of their values.
+    embeddings (V, b, D), of the views that show the whole of a sample; projections (V, b, E), of the same. targets and
+    predictions (n, D), each of another n perhaps. places (n,): the flat grid index of each row of targets, -1 where the
+    same token of the same sample stands among them already. inputs (V, b, values), a subset of their values.
     """
 
     embeddings: Tensor | None = None
+    projections: Tensor | None = None
     targets: Tensor | None = None
     predictions: Tensor | None = None
     places: Tensor | None = None
@@ -49,9 +50,7 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
     batch = batch if isinstance(batch, Mapping) else {}
     embeddings = latents.embeddings
     if embeddings is not None:
-        embeddings = embeddings[: latents.global_views][:max_rows]
-        samples = spaced(embeddings.shape[1], max(2, max_rows // len(embeddings)), embeddings.device)
-        embeddings = embeddings.index_select(1, samples).float()
+        embeddings = view_rows(embeddings, latents.global_views, max_rows)
     targets, places = None, None
     if latents.targets:
         weights = latents.target_weights or [None] * len(latents.targets)
@@ -63,7 +62,17 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
     if latents.predictions:
         picked = [pick(p, None, max_rows // len(latents.predictions)) for p in latents.predictions]
         predictions = joined_rows(latents.predictions, picked)
-    return Rows(embeddings, targets, predictions, places, input_rows(batch))
+    return Rows(
+        embeddings=embeddings, targets=targets, predictions=predictions, places=places, inputs=input_rows(batch)
+    )
+
+
+@torch.no_grad()
+def view_rows(tensor: Tensor, views: int | None, max_rows: int) -> Tensor:
+    """Evenly spaced samples, at least two, of the first views of (V, B, D), copied in fp32. views: None for all."""
+    tensor = tensor[:views][:max_rows]
+    samples = spaced(tensor.shape[1], max(2, max_rows // len(tensor)), tensor.device)
+    return tensor.index_select(1, samples).float()
 
 
 def spaced(length: int, count: int, device: torch.device) -> Tensor:
@@ -130,7 +139,7 @@ def of_all_ranks(rows: Rows | None, device: torch.device, widest: int = 8) -> Ro
         slots[rank()] = tensor
         return torch.cat(total(slots).unbind(), dim=dim)
 
-    along = {"embeddings": 1, "inputs": 1}
+    along = {"embeddings": 1, "projections": 1, "inputs": 1}
     return replace(rows, **{n: gathered(t, along.get(n, 0)) for n, t in given.items() if t is not None})
 
 
@@ -151,12 +160,15 @@ def statistics(rows: Rows) -> dict[str, float]:
     values: dict[str, float] = {}
     if usable(rows.embeddings):
         flat = rows.embeddings.flatten(0, 1)
-        values["train/embedding_std"] = float(torch.stack([deviations(view).mean() for view in rows.embeddings]).mean())
+        values["train/embedding_std"] = view_deviation(rows.embeddings)
         values["monitor/dead_features"] = dead_share(flat)
         values |= shape_of("embedding", flat)
         values["monitor/embedding_rank"] = rankme(flat)
         if len(rows.embeddings) > 1:
             values["monitor/view_variance"] = within_share(rows.embeddings)
+    if usable(rows.projections):
+        values["train/projection_std"] = view_deviation(rows.projections)
+        values["monitor/projection_spread"] = relative_spread(rows.projections.flatten(0, 1))
     if usable(rows.targets):
         values["train/target_std"] = float(deviations(rows.targets).mean())
         values |= shape_of("target", rows.targets)
@@ -188,6 +200,11 @@ def shape_of(kind: str, rows: Tensor) -> dict[str, float]:
 def deviations(rows: Tensor) -> Tensor:
     """Standard deviation (D,) of each feature of rows (n, D)."""
     return rows.std(dim=0, correction=min(1, len(rows) - 1))
+
+
+def view_deviation(rows: Tensor) -> float:
+    """Standard deviation over samples of (V, b, D), mean over views and features."""
+    return float(torch.stack([deviations(view).mean() for view in rows]).mean())
 
 
 def relative_spread(rows: Tensor) -> float:

@@ -54,6 +54,8 @@ class Thresholds:
     in_a_row: measurements that must show the same sign.
     spread: of targets, below which they are constant. embedding_spread: the same of embeddings, which start lower.
     fall: the share of either at the start below which it must have fallen as well.
+    projection_fall: the share of the deviation of projections at the start below which they have collapsed, where their
+        spread did not rise: it does where they only shrink to the scale that the loss asks for.
     places: the share of the variance of targets that their place explains above which they tell nothing of the sample.
     lost_rank: the share of the highest effective rank of embeddings so far below which dimensions have been lost.
     falling_rank: the share that is enough where the rank of targets fell below `target_rank` of its own highest.
@@ -65,6 +67,7 @@ class Thresholds:
     spread: float = 0.3
     embedding_spread: float = 0.02
     fall: float = 0.6
+    projection_fall: float = 0.4
     places: float = 0.85
     lost_rank: float = 0.3
     falling_rank: float = 0.6
@@ -105,12 +108,20 @@ def constant_data(history: Sequence[Measurement], now: Measurement, thresholds: 
 
 
 def complete_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
-    """Targets or embeddings that hardly differ any more."""
+    """Targets, embeddings or projections that hardly differ any more.
+
+    Projections collapse first where views are all that is compared: the head's norm keeps the encoder from following.
+    """
     for kind, least in (("target", thresholds.spread), ("embedding", thresholds.embedding_spread)):
         name = f"monitor/{kind}_spread"
         first, value = start_of(history, name), now.get(name)
         if first is not None and value is not None and value < min(least, thresholds.fall * first):
             return f"the spread of {kind}s fell {course(history, now, name)}"
+    deviation, spread = "train/projection_std", "monitor/projection_spread"
+    if deviation in now:
+        fell = now[deviation] < thresholds.projection_fall * start_of(history, deviation)
+        if fell and now[spread] < start_of(history, spread):
+            return f"the deviation of projections fell {course(history, now, deviation)}"
     return None
 
 
@@ -157,6 +168,8 @@ def remedy(name: str, history: Sequence[Measurement]) -> str:
     rate = "lower optimizer.lr" if ratio < 1e-2 else f"lower optimizer.lr (update_ratio is {ratio:.1e}, 1e-3 is usual)"
     if name == "diverged" or ratio >= 1e-2:
         return f"{rate}, or set trainer.grad_clip_norm=1"
+    if "monitor/target_spread" not in history[-1]:
+        return "add a term that holds views of different samples apart (loss=sigreg, loss=vicreg, loss=infonce)"
     if drift is None:
         return "add loss.terms.sigreg, or take the targets from a moving average (model/target=ema)"
     follows = "" if drift > 1e-3 else " (the target follows the encoder at once)"

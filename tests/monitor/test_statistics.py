@@ -35,6 +35,12 @@ def test_constant_features():
     assert values["monitor/dead_features"] == 1
 
 
+def test_projections():
+    values = statistics(Rows(projections=3 + 2 * normal(2, 400, 4)))
+    assert values["train/projection_std"] == pytest.approx(2, abs=0.1)
+    assert values["monitor/projection_spread"] == pytest.approx((4 / 13) ** 0.5, abs=0.02)
+
+
 def test_half_of_the_features_dead():
     rows = normal(1, 50, 8)
     rows[..., 4:] = 3.0
