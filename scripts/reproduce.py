@@ -84,6 +84,7 @@ COLLAPSING = {
     "no stop-gradient": (IJEPA, "model.target._target_=scripts.reproduce.shared_target", "model.allow_collapse=true"),
     "stop-gradient, nothing against collapse": ("model/target=stop_gradient", *UNREGULARISED),
     "moving average, invariance alone": UNREGULARISED[:1],
+    "views, invariance alone": ("model=lejepa", *UNREGULARISED),
     "momentum 0": (IJEPA, "model.target.momentum.start=0", "model.target.momentum.final=0"),
     "learning rate x 100": ("optimizer.lr=0.1",),
     "learning rate x 100, ijepa": (IJEPA, "optimizer.lr=0.1"),
@@ -100,6 +101,9 @@ HEALTHY = {
     "a third of the learning rate": ("optimizer.lr=3e-4",),
     "twice the learning rate": ("optimizer.lr=2e-3",),
     "stop-gradient with SIGReg": ("model/target=stop_gradient",),
+    "views": ("model=lejepa",),
+    "views, VICReg": ("model=lejepa", "loss=vicreg"),
+    "views, InfoNCE": ("model=lejepa", "loss=infonce"),
 }
 """Name -> the overrides on top of WATCHED."""
 

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from jepa.monitor.statistics import Rows, of_all_ranks, statistics, take_rows
+from jepa.monitor.statistics import Rows, of_all_ranks, statistics, take_rows, view_rows
 from jepa.monitor.verdict import UNKNOWN, Thresholds, Verdict, judge
 from jepa.types import Horizon, Latents
 from jepa.utils.distributed import from_main, total
 
 KEPT = ("train/loss", "grad_norm", "update_ratio", "lr")
 """What is kept of a step's other values."""
+NOTHING_SEEN = (
+    "the training step makes no jepa.types.Latents by calling the model, or of other shapes on each rank, so nothing "
+    "can be watched"
+)
 
 
 class CollapseMonitor:
@@ -70,19 +75,32 @@ class CollapseMonitor:
     def watching(self, model: nn.Module, ranks: int = 1) -> Iterator[None]:
         """A context in which the latents that the model gives last are looked at, whoever calls it.
 
+        So is what `model.loss.projector`, where there is one, makes of their embeddings.
+
         ranks: how many processes share `max_rows`.
         """
         self._rows = None
+        most, views = max(8, self.max_rows // ranks), None
 
         def look(module: nn.Module, arguments: tuple, latents: Any) -> None:
+            nonlocal views
             if isinstance(latents, Latents):
-                self._rows = take_rows(latents, arguments[0] if arguments else None, max(8, self.max_rows // ranks))
+                self._rows = take_rows(latents, arguments[0] if arguments else None, most)
+                views = latents.global_views
 
-        handle = model.register_forward_hook(look)
+        def look_behind(module: nn.Module, arguments: tuple, projections: Any) -> None:
+            if self._rows is not None and isinstance(projections, Tensor) and projections.ndim == 3:
+                self._rows = replace(self._rows, projections=view_rows(projections, views, most))
+
+        handles = [model.register_forward_hook(look)]
+        projector = getattr(getattr(model, "loss", None), "projector", None)
+        if isinstance(projector, nn.Module):
+            handles.append(projector.register_forward_hook(look_behind))
         try:
             yield
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def measure(
         self, model: nn.Module, step: int, values: Mapping[str, float], device: torch.device
@@ -97,9 +115,8 @@ class CollapseMonitor:
         # One rank computes, so that rounding cannot make them judge differently.
         metrics = from_main(lambda: {**({} if rows is None else statistics(rows)), **drift})
         if rows is None:
-            self.verdict = Verdict(
-                UNKNOWN, "the training step makes no jepa.types.Latents by calling the model, so nothing can be watched"
-            )
+            if not self.history:
+                self.verdict = Verdict(UNKNOWN, NOTHING_SEEN)
             return metrics
         kept = {name: float(values[name]) for name in KEPT if name in values}
         self.history.append({"step": float(step), **kept, **metrics})

@@ -27,11 +27,13 @@ FEWEST_OF_A_PLACE = 64
 class Rows:
     """The rows of a step that are looked at, fp32 on the model's device; None where the method makes none.
 
-    embeddings (V, b, D), of the views that show the whole of a sample. targets and predictions (n, D), each of another
-    n perhaps. places (n,): the flat grid index of each row of targets. inputs (V, b, values), a subset of their values.
+    embeddings (V, b, D), of the views that show the whole of a sample; projections (V, b, E), of the same. targets and
+    predictions (n, D), each of another n perhaps. places (n,): the flat grid index of each row of targets, -1 where the
+    same token of the same sample stands among them already. inputs (V, b, values), a subset of their values.
     """
 
     embeddings: Tensor | None = None
+    projections: Tensor | None = None
     targets: Tensor | None = None
     predictions: Tensor | None = None
     places: Tensor | None = None
@@ -48,9 +50,7 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
     batch = batch if isinstance(batch, Mapping) else {}
     embeddings = latents.embeddings
     if embeddings is not None:
-        embeddings = embeddings[: latents.global_views][:max_rows]
-        samples = spaced(embeddings.shape[1], max(2, max_rows // len(embeddings)), embeddings.device)
-        embeddings = embeddings.index_select(1, samples).float()
+        embeddings = view_rows(embeddings, latents.global_views, max_rows)
     targets, places = None, None
     if latents.targets:
         weights = latents.target_weights or [None] * len(latents.targets)
@@ -62,7 +62,17 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
     if latents.predictions:
         picked = [pick(p, None, max_rows // len(latents.predictions)) for p in latents.predictions]
         predictions = joined_rows(latents.predictions, picked)
-    return Rows(embeddings, targets, predictions, places, input_rows(batch))
+    return Rows(
+        embeddings=embeddings, targets=targets, predictions=predictions, places=places, inputs=input_rows(batch)
+    )
+
+
+@torch.no_grad()
+def view_rows(tensor: Tensor, views: int | None, max_rows: int) -> Tensor:
+    """Evenly spaced samples, at least two, of the first views of (V, B, D), copied in fp32. views: None for all."""
+    tensor = tensor[:views][:max_rows]
+    samples = spaced(tensor.shape[1], max(2, max_rows // len(tensor)), tensor.device)
+    return tensor.index_select(1, samples).float()
 
 
 def spaced(length: int, count: int, device: torch.device) -> Tensor:
@@ -88,11 +98,19 @@ def joined_rows(tensors: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor:
 
 
 def places_of(masks: Sequence[Mask], targets: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor | None:
-    """The grid index of each picked row of targets; None where masks do not tell."""
+    """Places of the picked rows of targets, see `Rows`; None where masks do not tell.
+
+    Target blocks overlap, and what is picked twice is alike: counted, it would pass for what the place explains.
+    """
     told = len(masks) == len(targets) and all(m.targets.shape == t.shape[:-1] for m, t in zip(masks, targets))
     if not told or len({t.shape[-1] for t in targets}) > 1:
         return None
-    return torch.cat([mask.targets.flatten()[i] for mask, i in zip(masks, picked)])
+    places = torch.cat([mask.targets.flatten()[i] for mask, i in zip(masks, picked)])
+    samples = torch.cat([i // mask.targets.shape[1:].numel() for mask, i in zip(masks, picked)])
+    tokens, order = (samples * 2**32 + places).sort(stable=True)
+    again = torch.zeros_like(places, dtype=torch.bool)
+    again[order[1:]] = tokens[1:] == tokens[:-1]
+    return places.masked_fill(again, -1)
 
 
 def input_rows(batch: Mapping[str, Any]) -> Tensor | None:
@@ -121,7 +139,7 @@ def of_all_ranks(rows: Rows | None, device: torch.device, widest: int = 8) -> Ro
         slots[rank()] = tensor
         return torch.cat(total(slots).unbind(), dim=dim)
 
-    along = {"embeddings": 1, "inputs": 1}
+    along = {"embeddings": 1, "projections": 1, "inputs": 1}
     return replace(rows, **{n: gathered(t, along.get(n, 0)) for n, t in given.items() if t is not None})
 
 
@@ -142,12 +160,15 @@ def statistics(rows: Rows) -> dict[str, float]:
     values: dict[str, float] = {}
     if usable(rows.embeddings):
         flat = rows.embeddings.flatten(0, 1)
-        values["train/embedding_std"] = float(torch.stack([deviations(view).mean() for view in rows.embeddings]).mean())
+        values["train/embedding_std"] = view_deviation(rows.embeddings)
         values["monitor/dead_features"] = dead_share(flat)
         values |= shape_of("embedding", flat)
         values["monitor/embedding_rank"] = rankme(flat)
         if len(rows.embeddings) > 1:
             values["monitor/view_variance"] = within_share(rows.embeddings)
+    if usable(rows.projections):
+        values["train/projection_std"] = view_deviation(rows.projections)
+        values["monitor/projection_spread"] = relative_spread(rows.projections.flatten(0, 1))
     if usable(rows.targets):
         values["train/target_std"] = float(deviations(rows.targets).mean())
         values |= shape_of("target", rows.targets)
@@ -181,6 +202,11 @@ def deviations(rows: Tensor) -> Tensor:
     return rows.std(dim=0, correction=min(1, len(rows) - 1))
 
 
+def view_deviation(rows: Tensor) -> float:
+    """Standard deviation over samples of (V, b, D), mean over views and features."""
+    return float(torch.stack([deviations(view).mean() for view in rows]).mean())
+
+
 def relative_spread(rows: Tensor) -> float:
     """Root of the variance of rows (n, D), summed over features, per mean square: 0 constant, 1 without a mean."""
     square = rows.square().sum(dim=-1).mean()
@@ -209,7 +235,11 @@ def within_share(rows: Tensor) -> float:
 
 
 def explained_share(rows: Tensor, groups: Tensor) -> float | None:
-    """Share of the variance of rows (n, D) that their group (n,) explains, without bias; None for too few in groups."""
+    """Share of the variance of rows (n, D) that their group (n,) explains, without bias; None for too few in groups.
+
+    Rows of a group below 0 are left out.
+    """
+    rows, groups = rows[groups >= 0], groups[groups >= 0]
     _, group, counts = groups.unique(return_inverse=True, return_counts=True)
     means = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, group, rows) / counts.unsqueeze(1)
     counts = counts[group]
@@ -223,6 +253,9 @@ def explained_share(rows: Tensor, groups: Tensor) -> float | None:
 
 
 def likeness(rows: Tensor) -> float:
-    """Share of the variance of all values of rows (b, values) that is the same in each row; 1 for equal rows."""
+    """Share of the variance of all values of rows (b, values) that is the same in each row; 1 for equal rows.
+
+    0 for rows that have nothing in common, however few they are.
+    """
     whole = (rows - rows.mean()).square().mean()
-    return float(1 - rows.var(dim=0, correction=0).mean() / whole) if whole > 0 else 1.0
+    return max(0.0, float(1 - rows.var(dim=0, correction=1).mean() / whole)) if whole > 0 else 1.0

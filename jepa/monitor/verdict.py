@@ -14,6 +14,8 @@ Measurement = Mapping[str, float]
 """`step`, `train/loss` and what `jepa.monitor.statistics` gives, by name; what could not be measured is missing."""
 
 HEALTHY, UNKNOWN = "healthy", "unknown"
+SPREADS = ("monitor/target_spread", "monitor/embedding_spread")
+"""Without either of which nothing is known of a run."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Thresholds:
     in_a_row: measurements that must show the same sign.
     spread: of targets, below which they are constant. embedding_spread: the same of embeddings, which start lower.
     fall: the share of either at the start below which it must have fallen as well.
+    projection_fall: the share of the deviation of projections at the start below which they have collapsed, where their
+        spread did not rise: it does where they only shrink to the scale that the loss asks for.
     places: the share of the variance of targets that their place explains above which they tell nothing of the sample.
     lost_rank: the share of the highest effective rank of embeddings so far below which dimensions have been lost.
     falling_rank: the share that is enough where the rank of targets fell below `target_rank` of its own highest.
@@ -63,6 +67,7 @@ class Thresholds:
     spread: float = 0.3
     embedding_spread: float = 0.02
     fall: float = 0.6
+    projection_fall: float = 0.4
     places: float = 0.85
     lost_rank: float = 0.3
     falling_rank: float = 0.6
@@ -84,6 +89,8 @@ def judge(history: Sequence[Measurement], thresholds: Thresholds) -> Verdict:
         suspected = suspected or name
     if len(history) < thresholds.in_a_row:
         return Verdict(UNKNOWN, f"{len(history)} of {thresholds.in_a_row} measurements", suspected)
+    if not any(name in measurement for measurement in last for name in SPREADS):
+        return Verdict(UNKNOWN, "the latents hold no two finite targets, nor embeddings of two samples", suspected)
     return Verdict(HEALTHY, describe(history), suspected)
 
 
@@ -101,12 +108,20 @@ def constant_data(history: Sequence[Measurement], now: Measurement, thresholds: 
 
 
 def complete_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
-    """Targets or embeddings that hardly differ any more."""
+    """Targets, embeddings or projections that hardly differ any more.
+
+    Projections collapse first where views are all that is compared: the head's norm keeps the encoder from following.
+    """
     for kind, least in (("target", thresholds.spread), ("embedding", thresholds.embedding_spread)):
         name = f"monitor/{kind}_spread"
         first, value = start_of(history, name), now.get(name)
         if first is not None and value is not None and value < min(least, thresholds.fall * first):
             return f"the spread of {kind}s fell {course(history, now, name)}"
+    deviation, spread = "train/projection_std", "monitor/projection_spread"
+    if deviation in now:
+        fell = now[deviation] < thresholds.projection_fall * start_of(history, deviation)
+        if fell and now[spread] < start_of(history, spread):
+            return f"the deviation of projections fell {course(history, now, deviation)}"
     return None
 
 
@@ -153,6 +168,8 @@ def remedy(name: str, history: Sequence[Measurement]) -> str:
     rate = "lower optimizer.lr" if ratio < 1e-2 else f"lower optimizer.lr (update_ratio is {ratio:.1e}, 1e-3 is usual)"
     if name == "diverged" or ratio >= 1e-2:
         return f"{rate}, or set trainer.grad_clip_norm=1"
+    if "monitor/target_spread" not in history[-1]:
+        return "add a term that holds views of different samples apart (loss=sigreg, loss=vicreg, loss=infonce)"
     if drift is None:
         return "add loss.terms.sigreg, or take the targets from a moving average (model/target=ema)"
     follows = "" if drift > 1e-3 else " (the target follows the encoder at once)"
@@ -171,10 +188,11 @@ def start_of(history: Sequence[Measurement], name: str) -> float | None:
 def highest(history: Sequence[Measurement], now: Measurement, name: str) -> tuple[float, float] | None:
     """(step, value) of the highest median of three values in a row before `now`; one outlier is no level."""
     known = [(m["step"], m[name]) for m in history if name in m and m["step"] < now["step"]]
-    medians = [
-        (known[i][0], statistics.median(value for _, value in known[max(0, i - 1) : i + 2])) for i in range(len(known))
-    ]
-    return max(medians, key=lambda entry: entry[1], default=None)
+    values = [value for _, value in known]
+    # The middle of three by hand: all of a long history is gone through at every measurement.
+    medians = [max(min(a, b), min(max(a, b), c)) for a, b, c in zip(values, values[1:], values[2:])]
+    ends = [statistics.median(values[:2]), *medians, statistics.median(values[-2:])] if values else []
+    return max(zip((step for step, _ in known), ends), key=lambda entry: entry[1], default=None)
 
 
 def share_left(history: Sequence[Measurement], now: Measurement, name: str) -> float:

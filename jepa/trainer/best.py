@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Literal
 
 
@@ -27,6 +28,10 @@ class BestCheckpoints:
         names = [self.file_name(step) for step in self._dropped]
         self._dropped = []
         return names
+
+    def keep(self, steps: Collection[int]) -> None:
+        """Forget all but these steps."""
+        self.table = [(value, step) for value, step in self.table if step in steps]
 
     def state_dict(self) -> dict[str, Any]:
         """The table, for a checkpoint."""

@@ -60,11 +60,26 @@ def act(trainer: Trainer) -> None:
     monitor, verdict = trainer.monitor, trainer.monitor.verdict
     reason = f"{verdict.name}: {verdict.evidence}"
     if monitor.on_collapse == "rollback" and verdict.is_curable:
-        if len(trainer.rollbacks) < monitor.max_rollbacks:
-            trainer.rollback(reason)
-            return
-        reason += f" (after {len(trainer.rollbacks)} rollbacks)"
-    trainer.stopped = trainer.stopped or reason
+        trainer.rollback(reason)
+    else:
+        trainer.stopped = trainer.stopped or reason
+
+
+def ask_to_go_back(trainer: Trainer, reason: str) -> None:
+    """Let the loop go back after this step, or stop where it has done so often enough; see `Trainer.rollback`.
+
+    Raises UserError where no checkpoints to go back to are kept.
+    """
+    monitor = trainer.monitor
+    if monitor is None or monitor.on_collapse != "rollback":
+        raise UserError(
+            f"cannot go back from step {trainer.step} ({reason}): checkpoints to go back to are kept with "
+            "monitor=collapse monitor.on_collapse=rollback alone"
+        )
+    if len(trainer.rollbacks) < monitor.max_rollbacks:
+        trainer.going_back = reason
+    else:
+        trainer.stopped = trainer.stopped or f"{reason} (after {len(trainer.rollbacks)} rollbacks)"
 
 
 def show_status(trainer: Trainer) -> None:
@@ -77,7 +92,8 @@ def show_status(trainer: Trainer) -> None:
 def may_go_back_to(trainer: Trainer) -> bool:
     """Whether a checkpoint of now is one to go back to; always False where nothing ever goes back."""
     monitor = trainer.monitor
-    return monitor is not None and monitor.on_collapse == "rollback" and monitor.verdict.is_sound
+    goes_back = monitor is not None and monitor.on_collapse == "rollback"
+    return goes_back and monitor.verdict.is_sound and trainer.going_back is None
 
 
 def save_a_first(trainer: Trainer, fresh: bool) -> None:
@@ -97,17 +113,18 @@ def results(trainer: Trainer) -> dict[str, Any]:
     return {"collapse": {"verdict": verdict.name, "evidence": verdict.evidence, **back}}
 
 
-def go_back(trainer: Trainer, reason: str) -> None:
+def go_back(trainer: Trainer) -> None:
     """Restore the last healthy checkpoint, with half the learning rate and another seed; see `Trainer.rollback`.
 
     Raises UserError when there is none.
     """
+    reason, trainer.going_back = trainer.going_back, None
     trainer.saver.wait()
     path = from_main(lambda: find_checkpoint(trainer.saver.folder, HEALTHY))
     if path is None:
         raise UserError(
-            f"cannot go back from step {trainer.step} ({reason}): there is no {trainer.saver.path(HEALTHY)}; it is "
-            "written with monitor.on_collapse=rollback alone"
+            f"cannot go back from step {trainer.step} ({reason}): {trainer.saver.path(HEALTHY)} is gone; go on with "
+            f"resume={trainer.folder.path}, or start anew"
         )
     collapsed, rollbacks, best = trainer.step, trainer.rollbacks, {step for _, step in trainer.best.table}
     restore(trainer, path, load_optimizer=True)
@@ -123,5 +140,12 @@ def go_back(trainer: Trainer, reason: str) -> None:
         f"seed {trainer.step_seed}"
     )
     void = best - {step for _, step in trainer.best.table}
+    trainer.best.keep(from_main(lambda: kept_best(trainer)))
     # At once, so that a run killed from here on goes on from here.
     trainer.saver.save(trainer.state(), [HEALTHY, "last"], [trainer.best.file_name(step) for step in sorted(void)])
+
+
+def kept_best(trainer: Trainer) -> list[int]:
+    """Steps of the best checkpoints that are still there: what has gone since may have displaced some."""
+    steps = [step for _, step in trainer.best.table]
+    return [step for step in steps if find_checkpoint(trainer.saver.folder, trainer.best.file_name(step)) is not None]

@@ -63,13 +63,16 @@ def restore(trainer: Trainer, path: Path, load_optimizer: bool) -> None:
 
 
 def _ends_alike(trainer: Trainer, config: Mapping[str, Any]) -> bool:
-    """Whether a run that was stopped early stays so: not with other callbacks, nor with another length."""
+    """Whether a run that was stopped early stays so: not with other callbacks, monitor or length."""
+
+    own = trainer.folder.config
 
     def ending(config: Mapping[str, Any]) -> list[Any]:
         lengths = [config.get("trainer", {}).get(name) for name in ("max_epochs", "max_steps", "max_samples")]
-        return [config.get("callbacks"), config.get("monitor"), *lengths]
+        monitor = config.get("monitor", own.get("monitor"))  # a run from before there was one was stopped by another
+        return [config.get("callbacks"), monitor, *lengths]
 
-    return ending(config) == ending(trainer.folder.config)
+    return ending(config) == ending(own)
 
 
 def _restore_optimizer(trainer: Trainer, content: Mapping[str, Any]) -> None:

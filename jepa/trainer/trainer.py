@@ -215,7 +215,7 @@ class Trainer:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self.rollbacks: list[dict[str, Any]] = []  # those made: from and to which step, and why
-        self._back: str | None = None  # why to go back after this step
+        self.going_back: str | None = None  # why to go back after this step
         self.pending = False  # whether what was due at this step is still to be done
         self.stopped: str | None = None  # why the run ends before its last step, as all ranks have agreed
         self._stop_asked: str | None = None
@@ -279,10 +279,11 @@ class Trainer:
         """After this step, go back to the last healthy checkpoint and train on from there in another way.
 
         The learning rate is halved and the seed of what steps draw raised by one, both for the rest of the run and
-        also when it is resumed. Every rank calls this alike. A checkpoint is healthy where the monitor found the run
-        sound when it was saved; they are kept with monitor.on_collapse=rollback, the first one from before training.
+        also when it is resumed. After `monitor.max_rollbacks` times the run stops instead. Every rank calls this
+        alike. A checkpoint is healthy where the monitor found the run sound when it was saved; they are kept with
+        monitor.on_collapse=rollback, the first one from before training. Raises UserError without that.
         """
-        self._back = reason
+        collapse.ask_to_go_back(self, reason)
 
     # The loop.
 
@@ -309,7 +310,7 @@ class Trainer:
     def _fit(self) -> dict[str, float]:
         start = self._begin()
         if self.ended and not self.pending:
-            why = f" ({self.stopped}; other callbacks or a longer run go on)" if self.stopped else ""
+            why = f" ({self.stopped}; other callbacks, another monitor or a longer run go on)" if self.stopped else ""
             self.say(f"{start}: the run has ended{why}, nothing is left to do")
             return self.metrics
         run = RunInfo(self.folder.path, self.step, self.horizon, self.folder.config, redo=self.pending)
@@ -380,10 +381,9 @@ class Trainer:
         while True:
             with closing(self._batches()) as batches:
                 self._train_on(batches)
-            if self._back is None:
+            if self.going_back is None:
                 return
-            reason, self._back = self._back, None
-            collapse.go_back(self, reason)
+            collapse.go_back(self)
             self._tell_callbacks("begin")
 
     def _train_on(self, batches: Iterator[Batch]) -> None:
@@ -391,7 +391,7 @@ class Trainer:
         self.saved_at = time.monotonic()
         if self.pending:
             measure_and_save(self)
-        if self.ended:
+        if self.ended or self.going_back is not None:
             return
         profile = self._start_profile()
         self.meter.start()
@@ -411,7 +411,7 @@ class Trainer:
                     f"{self.folder.last}; go on with resume={self.folder.path}",
                     self.signal,
                 )
-            if self.ended or self._back is not None:
+            if self.ended or self.going_back is not None:
                 break
 
     def _start_profile(self) -> Profile | None:
@@ -537,11 +537,14 @@ class Trainer:
             logger.advance(self.step)
         fresh |= self._log_step()
         self._tell_callbacks("step_end")
-        self.pending = bool(self.signal)
-        if self.signal:
+        if self.signal and self.going_back is not None:
+            collapse.go_back(self)  # saves what it has gone back to
+            self.saver.wait()
+        elif self.signal:
+            self.pending = True
             self.save_checkpoint()
             self.saver.wait()
-        elif self._back is None:
+        elif self.going_back is None:
             measure_and_save(self, fresh)
 
     def _log_step(self) -> Mapping[str, float]:

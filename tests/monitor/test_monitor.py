@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from jepa import build_trainer, load_config
 from jepa.monitor import CollapseMonitor
 from jepa.trainer import Callback, Console, RunInfo, Trainer
 from jepa.types import Horizon
-from jepa.utils.errors import UserError
+from jepa.utils.errors import Interrupted, UserError
 
 TIMES = {"samples_per_second", "data_wait", "memory_gib"}
 
@@ -73,7 +75,7 @@ def test_warns_and_goes_on(tmp_path):
 
 
 def test_stops(tmp_path):
-    trainer = collapsing_trainer(tmp_path, monitor={"on_collapse": "stop"})
+    trainer = collapsing_trainer(tmp_path, monitor={"on_collapse": "stop"}, config={"monitor": "first"})
     trainer.fit()
     assert trainer.step == 14
     assert results_of(tmp_path)["stopped"].startswith("complete collapse: the spread of embeddings fell")
@@ -115,6 +117,19 @@ def test_a_method_without_latents_is_told_of_once(tmp_path):
     assert results_of(tmp_path)["collapse"]["verdict"] == "unknown"
     (message,) = (message for message in words.messages if "monitor" in message)
     assert "makes no jepa.types.Latents by calling the model" in message
+
+
+def test_a_step_without_latents_changes_no_verdict(tmp_path):
+    class Every(OwnStep):
+        def training_step(self, batch, step):
+            if step < 15:
+                return super().training_step(batch, step)
+            return self.model.bias.square().sum()
+
+    trainer = collapsing_trainer(tmp_path, kind=Every)
+    trainer.fit()
+    assert trainer.monitor.verdict.name == "complete collapse"
+    assert trainer.monitor.history[-1]["step"] == 14
 
 
 def test_steps_between_those_logged_have_lines_of_their_own(tmp_path):
@@ -204,12 +219,33 @@ def test_the_start_is_a_place_to_go_back_to(tmp_path):
     assert trainer.step == 24
 
 
-@pytest.mark.parametrize(("killed_at", "retries"), [(13, 0), (11, 1), (20, 1)])
-def test_a_run_that_goes_back_resumes_exactly(tmp_path, killed_at, retries):
+class Terminate(Callback):
+    """Is asked to stop by a signal during a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def step_end(self, trainer):
+        if trainer.step == self.step - 1 and not trainer.rollbacks:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ("breaking", "message"),
+    [
+        (BreakOff(13, 0), "killed"),
+        (BreakOff(11, 1), "killed"),
+        (BreakOff(20, 1), "killed"),
+        (Terminate(12), "stopped at step 12"),  # collapse is suspected
+        (Terminate(14), "stopped at step 9"),  # collapse is found: it has gone back first
+    ],
+    ids=["before", "after_9", "after_16", "terminated_before", "terminated_while_going_back"],
+)
+def test_a_run_that_goes_back_resumes_exactly(tmp_path, breaking, message):
     whole = collapsing_trainer(tmp_path / "whole", cured_by=1, monitor=BACK)
     whole.fit()
-    broken = {"break": BreakOff(killed_at, retries)}
-    with pytest.raises(RuntimeError, match="killed"):
+    broken = {"break": breaking}
+    with pytest.raises((RuntimeError, Interrupted), match=message):
         collapsing_trainer(tmp_path / "broken", cured_by=1, monitor=BACK, callbacks=broken).fit()
     again = collapsing_trainer(tmp_path / "broken", cured_by=1, monitor=BACK, resume="auto")
     again.fit()
@@ -227,15 +263,49 @@ def test_the_best_of_what_is_void_goes(tmp_path):
     assert files == {f"best_{step:08d}.pt" for _, step in trainer.best.table}
 
 
-def test_going_back_without_a_place_is_refused(tmp_path):
-    class GoBack(Callback):
-        def step_end(self, trainer):
-            if trainer.step == 3:
-                trainer.rollback("enough of it")
+class Rising(Trainer):
+    """Gives a value that is best where the run has collapsed, as some losses are."""
 
-    trainer = collapsing_trainer(tmp_path, callbacks={"back": GoBack()})
+    def train_step(self, batch):
+        values = super().train_step(batch)
+        values["train/judged"] = torch.tensor(float(-self.step if self.rollbacks else self.step))
+        return values
+
+
+def test_a_best_that_a_void_one_displaced_is_listed_no_more(tmp_path):
+    settings = {"best_metric": "train/judged", "best_mode": "max", "kind": Rising}
+    trainer = collapsing_trainer(tmp_path, cured_by=1, monitor=BACK, **settings)
+    trainer.fit()
+    (back,) = trainer.rollbacks
+    assert trainer.best.table == [(-back["to"] - 1.0, back["to"] + 1)]
+    assert (tmp_path / f"checkpoints/best_{back['to'] + 1:08d}.pt").exists()
+
+
+class GoBack(Callback):
+    """Asks to go back when a step has been validated."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def measured(self, trainer, metrics):
+        if "val/loss" in metrics and trainer.step == self.step:
+            trainer.rollback("enough of it")
+
+
+@pytest.mark.parametrize("monitor", ["warn", None])
+def test_going_back_where_no_place_is_kept_is_refused(tmp_path, monitor):
+    trainer = collapsing_trainer(tmp_path, callbacks={"back": GoBack(3)}, validate_every_steps=3)
+    trainer.monitor = trainer.monitor if monitor else None
     with pytest.raises(UserError, match=r"cannot go back from step 3 \(enough of it\).*on_collapse=rollback"):
         trainer.fit()
+
+
+def test_a_callback_goes_back_as_often_as_the_monitor(tmp_path):
+    settings = {"from_step": 99, "validate_every_steps": 3, "save_every_steps": 3, "monitor": BACK}
+    trainer = collapsing_trainer(tmp_path, callbacks={"back": GoBack(6)}, **settings)
+    trainer.fit()
+    assert [(back["from"], back["to"]) for back in trainer.rollbacks] == [(6, 3)] * 2  # not to 6, saved on the way
+    assert (trainer.step, trainer.stopped) == (6, "enough of it (after 2 rollbacks)")
 
 
 # An online probe.

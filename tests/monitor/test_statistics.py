@@ -35,6 +35,12 @@ def test_constant_features():
     assert values["monitor/dead_features"] == 1
 
 
+def test_projections():
+    values = statistics(Rows(projections=3 + 2 * normal(2, 400, 4)))
+    assert values["train/projection_std"] == pytest.approx(2, abs=0.1)
+    assert values["monitor/projection_spread"] == pytest.approx((4 / 13) ** 0.5, abs=0.02)
+
+
 def test_half_of_the_features_dead():
     rows = normal(1, 50, 8)
     rows[..., 4:] = 3.0
@@ -70,11 +76,25 @@ def test_the_place_of_a_target():
     assert explained_share(normal(9, 5), torch.arange(9)) is None
 
 
+def test_overlapping_blocks_of_few_samples_are_no_places():
+    # Two samples of which every token lies in each of four blocks: 256 rows of 64 tokens, with nothing in common.
+    tokens = normal(2, 1, 32, 5)
+    index = torch.arange(32).expand(2, 4, 32)
+    for weights in (None, [(index % 2 == 0).float()]):  # of those that count, rows are picked twice
+        latents = Latents(targets=[tokens.expand(2, 4, 32, 5)], target_weights=weights)
+        rows = take_rows(latents, {"masks": [Mask(context=index[:, 0], targets=index)]}, 512)
+        assert (rows.places >= 0).sum() == (64 if weights is None else 32)
+        assert explained_share(rows.targets, rows.places) is None or (
+            explained_share(rows.targets, rows.places) == pytest.approx(0, abs=0.2)
+        )
+
+
 def test_views_and_likeness():
     sample = normal(1, 40, 6)
     assert within_share(sample.expand(3, 40, 6)) == 0
     assert likeness(sample[0, :1].expand(10, 6)) == pytest.approx(1)
     assert likeness(sample[0]) < 0.2
+    assert likeness(normal(3, 1000)) < 0.05  # of a small micro-batch
     assert likeness(torch.zeros(4, 3)) == 1
 
 

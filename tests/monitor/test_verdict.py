@@ -69,6 +69,20 @@ def test_complete_collapse_and_what_to_do():
     assert "lower optimizer.lr (update_ratio is 5.0e-02" in fast.evidence
 
 
+def test_projections_collapse_before_embeddings_do():
+    views = {"monitor__target_spread": None, "monitor__target_drift": None, "monitor__target_places": None}
+    falling = {
+        "train__projection_std": lambda t: 0.34 * (1 - 0.8 * t),
+        "monitor__projection_spread": lambda t: 0.9 - t / 9,
+    }
+    found = verdict(20, **views, **falling)
+    assert found.name == "complete collapse"
+    assert found.evidence.startswith("the deviation of projections fell from 0.34 to 0.068 in 379 steps")
+    assert "loss=vicreg" in found.evidence
+    shrunk = {**falling, "monitor__projection_spread": lambda t: 0.9 + t / 10}
+    assert verdict(20, **views, **shrunk).name == "healthy"
+
+
 def test_dimensional_collapse_names_where_it_fell_from():
     found = verdict(monitor__embedding_dimensions=lambda t: 41 if t < 0.5 else 3)
     assert found.name == "dimensional collapse"
@@ -132,4 +146,6 @@ def test_a_sign_must_last():
 
 def test_nothing_known_but_the_loss():
     found = judge([{"step": 20.0 * n, "train/loss": 1.0} for n in range(5)], Thresholds())
-    assert (found.name, found.evidence) == ("healthy", "at step 80")
+    assert (found.name, found.is_sound) == ("unknown", True)
+    assert "no two finite targets" in found.evidence
+    assert judge([{"step": 20.0 * n, "train/loss": 1.0 + n * n} for n in range(9)], Thresholds()).name == "diverged"
