@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from jepa.utils.command import complete, reported_errors, run_command
 from jepa.utils.config import register_resolvers
@@ -49,7 +49,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     from jepa.trainer.precision import Precision, resolve_device
     from jepa.utils.files import check_output, write_text
 
-    check_output(Path(config.output), str(config.checkpoint))
+    check_output(Path(config.output), OmegaConf.select(config, "checkpoint"))
     opened, joined = open_configured(config, build_model, data="splits")
     for line in opened.lines:
         print(line, flush=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from jepa.utils.command import complete, reported_errors, run_command
 from jepa.utils.config import register_resolvers
@@ -90,7 +90,7 @@ def output_of(config: DictConfig) -> Path:
     path = Path(config.output or Path(config.run_dir) / f"{stem}{suffixes[0]}")
     if path.suffix not in suffixes:
         raise UserError(f"output={path}: a file of format={config.format} ends with {' or '.join(suffixes)}")
-    check_output(path, str(config.checkpoint))
+    check_output(path, OmegaConf.select(config, "checkpoint"))
     return path
 
 

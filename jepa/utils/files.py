@@ -13,8 +13,10 @@ from jepa.utils.weights import reason
 RUN_FILES = ("results.json", "metrics.jsonl", "config.yaml")
 
 
-def check_output(path: Path, source: str, key: str = "output") -> None:
+def check_output(path: Path, source: str | None, key: str = "output") -> None:
     """Refuse an output before it is computed, which may take long.
+
+    source: the checkpoint, where one is given.
 
     Raises UserError where it would replace a folder, the checkpoint it is made from, or what a run has written.
     """
@@ -23,7 +25,7 @@ def check_output(path: Path, source: str, key: str = "output") -> None:
     of_a_run = full.parent.name == "checkpoints" or (full.name in RUN_FILES and (full.parent / "checkpoints").is_dir())
     if of_a_run:
         raise UserError(f"{key}={path} is a run's own file, or would lie among them: give another name or folder")
-    if Path(source).exists() and full == Path(source).resolve():
+    if source and Path(source).exists() and full == Path(source).resolve():
         raise UserError(f"{key}={path} is the checkpoint itself: give another name")
 
 

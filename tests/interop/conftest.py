@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from jepa import build_trainer, load_config
 from jepa.utils.given import addable
@@ -18,13 +20,15 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = (
     "evaluation.max_train_samples=200",
     "evaluation.max_test_samples=100",
-    "~evaluation.probes.linear",  # takes seconds
+    "~evaluation.probes.linear",  # takes seconds, as does the next
+    "~evaluation.probes.lidar",
     "trainer.device=cpu",
     "trainer.precision=fp32",
 )
 """Overrides that make an evaluation quick."""
 
 
+@functools.cache
 def script(name: str):
     """A script of scripts/ as a module."""
     spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
@@ -34,12 +38,24 @@ def script(name: str):
 
 
 def configured(name: str, folder: Path, *overrides: str) -> DictConfig:
-    """The configuration that `python scripts/<name>.py <overrides>` gets, run from a folder."""
+    """The configuration that `python scripts/<name>.py <overrides>` gets, run from a folder.
+
+    Composing takes half a second: configurations that differ in the script's own options alone share it.
+    """
     added = addable(overrides)
-    config = load_config([*added, f"run_dir={folder}"], config_name=name)
+    options = {*OmegaConf.load(ROOT / "conf" / f"{name}.yaml"), "run_dir"}
+    own = [override for override in added if override.partition("=")[0] in options]
+    config = copy.deepcopy(composed(name, tuple(override for override in added if override not in own)))
+    config.merge_with(OmegaConf.from_dotlist([*own, f"run_dir={folder}"]))
     with open_dict(config):
         config.overrides = added
     return config
+
+
+@functools.cache
+def composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """What Hydra makes of overrides."""
+    return load_config(overrides, config_name=name)
 
 
 @pytest.fixture

@@ -9,10 +9,9 @@ import torch
 
 from jepa.evaluation import FrozenEvaluation
 from jepa.evaluation.subject import Subject
+from jepa.interop.opened import collapse_of
 from jepa.utils.errors import UserError
 from jepa.utils.files import check_output
-
-NO_LIDAR = "~evaluation.probes.lidar"
 
 
 def test_the_keys_are_those_of_results_json(evaluate, run_folder):
@@ -30,21 +29,20 @@ def test_a_run_that_collapsed_or_was_not_watched(evaluate, run_folder, tmp_path)
     content["monitor"]["verdict"] = ["complete collapse", "the spread fell", None]
     content |= {"rollbacks": [{"from": 2, "to": 1, "reason": "x"}], "ended": "x: y"}
     torch.save(content, tmp_path / "x.pt")
-    scores = evaluate(f"checkpoint={tmp_path / 'x.pt'}", NO_LIDAR)
+    scores = evaluate(f"checkpoint={tmp_path / 'x.pt'}", "evaluation.probes.knn=null")
     assert scores["collapse"] == {
         "verdict": "complete collapse",
         "evidence": "the spread fell",
         "rollbacks": content["rollbacks"],
     }
     assert scores["stopped"] == "x: y"
-    torch.save(content | {"monitor": None}, tmp_path / "x.pt")
-    scores = evaluate(f"checkpoint={tmp_path / 'x.pt'}", NO_LIDAR, "evaluation.probes.knn=null")
-    assert scores["collapse"]["evidence"] == "its run had no monitor, so no monitor has watched it"
     assert list(scores["trained"]) == ["rankme", "feature_std"]
+    unwatched = collapse_of(content | {"monitor": None})
+    assert unwatched == {"verdict": "unknown", "evidence": "its run had no monitor, so no monitor has watched it"}
 
 
 def test_a_second_evaluation_encodes_nothing(evaluate, run_folder, tmp_path, monkeypatch):
-    kept = [f"checkpoint={run_folder}", f"cache_dir={tmp_path / 'features'}", NO_LIDAR]
+    kept = [f"checkpoint={run_folder}", f"cache_dir={tmp_path / 'features'}"]
     first = evaluate(*kept)
     assert len(list((tmp_path / "features").iterdir())) == 6
     monkeypatch.setattr(Subject, "_extract", lambda self, split: pytest.fail(f"{self.name} {split} was encoded"))
@@ -53,7 +51,7 @@ def test_a_second_evaluation_encodes_nothing(evaluate, run_folder, tmp_path, mon
 
 def test_other_data(evaluate, run_folder, shared_dir, capsys):
     data = ["data=mnist", f"data.root={shared_dir / 'data' / 'mnist'}", "data.image_size=8", "evaluation.seeds=2"]
-    scores = evaluate(f"checkpoint={run_folder}", *data, NO_LIDAR)
+    scores = evaluate(f"checkpoint={run_folder}", *data)
     assert scores["data"]["source"]["_target_"] == "jepa.data.sources.mnist"
     assert scores["trained"].keys() == scores["raw_input"].keys() == {"knn", "rankme", "feature_std"}
     assert scores["spread"].keys() == {"random_init"}
@@ -64,7 +62,7 @@ def test_other_data(evaluate, run_folder, shared_dir, capsys):
 def test_a_published_file(evaluate, shared_dir):
     file = f"checkpoint={shared_dir / 'fixtures' / 'ijepa_tiny.pth.tar'}"
     data = ["data=digits", "data.image_size=32", "data.channels=3"]
-    scores = evaluate(file, "model.encoder.heads=4", *data, NO_LIDAR, "evaluation.max_train_samples=40")
+    scores = evaluate(file, "model.encoder.heads=4", *data, "evaluation.max_train_samples=40")
     assert scores["trained"] != scores["random_init"]
     assert scores["collapse"]["verdict"] == "unknown"
     with pytest.raises(UserError, match=r"give model.encoder.heads=<number>"):
@@ -81,7 +79,7 @@ def test_random_weights_have_no_trained_row(evaluate, tiny, monkeypatch):
         return original(self, name, *arguments, **options)
 
     monkeypatch.setattr(FrozenEvaluation, "_row", row)
-    scores = evaluate("checkpoint=random", NO_LIDAR, *[override for override in tiny if override.startswith("model.")])
+    scores = evaluate("checkpoint=random", *[override for override in tiny if override.startswith("model.")])
     assert scores.keys() == {"random_init", "raw_input", "collapse", "checkpoint", "data"}
     assert rows == ["random_init", "raw_input"]
 
