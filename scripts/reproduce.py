@@ -46,6 +46,9 @@ OBJECTIVES = {
 }
 """Name -> the experiment, less the data set behind it (lejepa_digits); in the order in which they run."""
 
+LENGTHS = {"ijepa_digits": "trainer.max_epochs=45"}
+"""Experiments that by themselves run longer than their rivals: in the comparison all take about the same time."""
+
 BASELINES = {"random_init": "random weights", "raw_input": "raw pixels"}
 
 KILLS = 20
@@ -99,7 +102,8 @@ def objectives(data: str, location: list[str], seeds: Sequence[int], path: Path)
     done = {(entry["command"], entry["seed"]) for entry in runs}
     for seed in seeds:
         for name, experiment in OBJECTIVES.items():
-            overrides = [f"experiment={experiment}_{data}"]
+            experiment = f"{experiment}_{data}"
+            overrides = [f"experiment={experiment}", *([LENGTHS[experiment]] if experiment in LENGTHS else [])]
             entry = {"objective": name, "command": " ".join(["python train.py", *overrides])}
             if (entry["command"], seed) not in done:
                 runs.append(entry | run([*overrides, *location], seed))
