@@ -25,11 +25,14 @@ install: .venv/.installed  ## make the virtual environment .venv (with uv, fetch
 train: install  ## train the default model on the bundled digits; ARGS="data=mnist ..." overrides
 	$(PYTHON) train.py $(ARGS)
 
+# A process for each core, and each file of tests in one of them.
+PYTEST := $(PYTHON) -m pytest -n auto --dist loadfile
+
 test: install  ## run every test
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: install  ## run the tests that need no whole training run
-	$(PYTHON) -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: install  ## ruff: rules and format
 	.venv/bin/ruff check .

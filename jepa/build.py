@@ -51,6 +51,7 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=scheduler)
     loggers = build(config, "logger")
     evaluation = build(config, "evaluation")
+    monitor = build(config, "monitor") or None
     make_trainer = build(config, "trainer", partial=True)
     with first_on_each_machine():  # it may download
         data = build(config, "data")
@@ -71,6 +72,7 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         loggers=loggers,
         callbacks=build(config, "callbacks"),
         evaluation=evaluation,
+        monitor=monitor,
         random_init=functools.partial(build_model, config),
         plan=in_words,
         preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.horizon)]),
@@ -88,9 +90,12 @@ def resumes(config: DictConfig, run_dir: Path) -> bool:
     return config.resume is not None
 
 
-def build_model(config: DictConfig) -> nn.Module:
-    """The model with its loss, freshly initialised from trainer.seed; the same weights every time."""
-    with seeded(config.trainer.seed, "init"):
+def build_model(config: DictConfig, seed: int | None = None) -> nn.Module:
+    """The model with its loss, freshly initialised from the seed; the same weights every time.
+
+    seed: None takes trainer.seed.
+    """
+    with seeded(config.trainer.seed if seed is None else seed, "init"):
         loss = build(config, "loss")
         return convert_errors("model", build(config, "model", partial=True))(loss=loss)
 

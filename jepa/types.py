@@ -22,7 +22,8 @@ Batch: TypeAlias = dict[str, Any]
 """What a loader yields and the model prepares, all tensors with B first:
 
 `x` (B, C, *S), or `views` (B, V, C, *S) when each sample is augmented V times; `local_views` (B, L, C, *s), smaller
-crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of `Mask` over B * V samples, and `target_weights`, once the model has drawn them.
+crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of `Mask` over B * V samples, and
+`target_weights`, once the model has drawn them.
 """
 
 
@@ -108,25 +109,6 @@ class Latents:
     projections: Tensor | None = None
     draw: Draw | None = None
 
-    @torch.no_grad()
-    def statistics(self) -> dict[str, Tensor]:
-        """Standard deviation over the batch, mean over features: near 0 means that the latents are constant."""
-        fields = {
-            "prediction_std": self.predictions,
-            "target_std": self.targets,
-            "embedding_std": None if self.embeddings is None else list(self.embeddings),
-        }
-
-        def spread(tensor: Tensor) -> Tensor:
-            rows = tensor.float().flatten(0, -2)
-            return rows.std(dim=0, correction=min(1, len(rows) - 1)).mean()  # a single row has none
-
-        return {
-            name: torch.stack([spread(tensor) for tensor in tensors]).mean()
-            for name, tensors in fields.items()
-            if tensors
-        }
-
 
 @dataclass(frozen=True)
 class Horizon:
@@ -154,7 +136,8 @@ class Schedule(Protocol):
 class Encoder(Protocol):
     """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place.
 
-    dim: width of the features. token_values: how many input values a token covers.
+    dim: width of the features. token_values: how many input values a token covers; of ids, how
+    many there are.
     """
 
     dim: int

@@ -4,11 +4,13 @@
     python scripts/reproduce.py fashion_mnist --root DIR  with the data in DIR
     python scripts/reproduce.py objectives --data digits  I-JEPA, masked + SIGReg, LeJEPA and VICReg, three seeds each
     python scripts/reproduce.py kills                     a tiny run, killed at random moments and resumed
+    python scripts/reproduce.py collapse                  runs made to collapse, and healthy ones, under the monitor
 
 Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine. Those
 of objectives go to objectives_<data>.json after every run: started again, it goes on after the runs that the file
 holds (delete it when a recipe has changed), and it ends with a Markdown table. That of kills holds how often a run was
-killed, how often in the middle of a write, and whether it ended like one that was not.
+killed, how often in the middle of a write, and whether it ended like one that was not. That of collapse holds of each
+run whether and when the monitor raised an alarm, and with what evidence.
 """
 
 from __future__ import annotations
@@ -74,14 +76,87 @@ TINY = (
 """A run that saves after every step, so that a kill often meets a write."""
 
 
-def run(overrides: list[str], seed: int) -> dict:
+WATCHED = ("trainer.max_steps=240", "monitor.on_collapse=stop", "evaluation=none", "logger=[console,jsonl]")
+"""An alarm ends the run, so none is overlooked."""
+
+IJEPA = "experiment=ijepa_digits"
+UNREGULARISED = ("loss.terms.sigreg=null", "model.allow_collapse=true")
+CONSTANT = "data.source._target_=scripts.reproduce.constant_digits"
+
+COLLAPSING = {
+    "no stop-gradient": (IJEPA, "model.target._target_=scripts.reproduce.shared_target", "model.allow_collapse=true"),
+    "stop-gradient, nothing against collapse": ("model/target=stop_gradient", *UNREGULARISED),
+    "moving average, invariance alone": UNREGULARISED[:1],
+    "momentum 0": (IJEPA, "model.target.momentum.start=0", "model.target.momentum.final=0"),
+    "learning rate x 100": ("optimizer.lr=0.1",),
+    "learning rate x 100, ijepa": (IJEPA, "optimizer.lr=0.1"),
+    "constant data": (CONSTANT,),
+    "constant data, ijepa": (IJEPA, CONSTANT),
+}
+HEALTHY = {
+    **{f"default, seed {seed}": (f"trainer.seed={seed}",) for seed in range(3)},
+    **{f"ijepa, seed {seed}": (IJEPA, f"trainer.seed={seed}") for seed in range(3)},
+    "ijepa, whole run": (IJEPA, "trainer.max_steps=1200"),
+    "random masks": ("model/mask=random",),
+    "mse": ("loss=mse",),
+    "l1": ("loss=l1",),
+    "a third of the learning rate": ("optimizer.lr=3e-4",),
+    "twice the learning rate": ("optimizer.lr=2e-3",),
+    "stop-gradient with SIGReg": ("model/target=stop_gradient",),
+}
+"""Name -> the overrides on top of WATCHED."""
+
+
+def constant_digits() -> Any:
+    """The digits, all of them the first one; augmentation is all that varies."""
+    from dataclasses import replace
+
+    from jepa.data.sources.base import TensorImages
+    from jepa.data.sources.grey import digits
+
+    splits = digits()
+    same = {
+        name: TensorImages(split.images[:1].expand_as(split.images).clone(), split.labels)
+        for name, split in (("train", splits.train), ("test", splits.test))
+    }
+    return replace(splits, **same)
+
+
+def shared_target(*, encoder: Any, momentum: Any = None, reference_batch_size: int | None = None) -> Any:
+    """The encoder itself with gradient, whatever the recipe says of a momentum."""
+    from jepa.models import SharedTarget
+
+    return SharedTarget(encoder=encoder)
+
+
+def collapse() -> dict:
+    """What the monitor says of each run: name -> verdict, evidence, and the step at which it was stopped."""
+
+    def watch(overrides: tuple[str, ...]) -> dict:
+        result = run([*WATCHED, *overrides], None)
+        alarm = result["step"] if "stopped" in result else None
+        return {"overrides": list(overrides), "alarm_at_step": alarm, **result["collapse"]}
+
+    found = {
+        kind: {name: watch(overrides) for name, overrides in runs.items()}
+        for kind, runs in (("collapsing", COLLAPSING), ("healthy", HEALTHY))
+    }
+    return {
+        "command": " ".join(["python train.py", *WATCHED]),
+        "missed": [name for name, seen in found["collapsing"].items() if seen["alarm_at_step"] is None],
+        "false_alarms": [name for name, seen in found["healthy"].items() if seen["alarm_at_step"] is not None],
+        **found,
+    }
+
+
+def run(overrides: list[str], seed: int | None) -> dict:
     """One run of train.py in a temporary folder: its results and the wall time of the whole process."""
     with tempfile.TemporaryDirectory() as folder:
         command = [
             sys.executable,
             str(ROOT / "train.py"),
             *overrides,
-            f"trainer.seed={seed}",
+            *([] if seed is None else [f"trainer.seed={seed}"]),
             f"hydra.run.dir={folder}",
         ]
         begun, used = time.monotonic(), processor_seconds()
@@ -255,10 +330,14 @@ def losses(folder: Path) -> list[tuple]:
     return [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines]
 
 
+OTHERS = {"kills": kills, "collapse": collapse}
+"""What is no recipe over seeds."""
+
+
 def main() -> None:
     """Run a recipe and write its file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=sorted([*RECIPES, "kills", "objectives"]))
+    parser.add_argument("recipe", choices=sorted([*RECIPES, *OTHERS, "objectives"]))
     parser.add_argument("--data", choices=["digits", "fashion_mnist"], default="digits", help="of objectives")
     parser.add_argument("--root", help="data.root, for data that is not bundled")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
@@ -270,7 +349,8 @@ def main() -> None:
         path = results / f"objectives_{arguments.data}.json"
         content = objectives(arguments.data, location, arguments.seeds or (0, 1, 2), path)
     else:
-        content = kills() if arguments.recipe == "kills" else probed(arguments.recipe, location, arguments.seeds)
+        other = OTHERS.get(arguments.recipe)
+        content = other() if other else probed(arguments.recipe, location, arguments.seeds)
     write(path, content)
     print(f"wrote {path.relative_to(ROOT)}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -18,7 +18,6 @@ from jepa.data.transforms import ImageTransform
 from jepa.types import Batch, DataSpec
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
-
 
 VALIDATION_SEED = 0
 """Of the views of the test split on which the loss is measured: the same ones in every run, whatever its seed."""
@@ -127,9 +126,10 @@ class ImageData:
         """The batches of steps start_step .. stop_step - 1; of each, this rank's b samples.
 
         b is batch_size / world_size. Yields `x` (b, C, H, W) float32, or `views` (b, V, C, H, W) if there are
-        several or local ones, `local_views` (b, L, C, h, w), and `label` (b,) int64 if the data has labels. A batch depends on the seed, the step and the
-        rank alone (`jepa.data.stream`). Raises UserError if the ranks cannot share a batch evenly, DataError
-        if too many samples are unreadable. Close the iterator if you leave it early: it may own processes.
+        several or local ones, `local_views` (b, L, C, h, w), and `label` (b,) int64 if the data has labels. A batch
+        depends on the seed, the step and the rank alone (`jepa.data.stream`). Raises UserError if the ranks cannot
+        share a batch evenly, DataError if too many samples are unreadable. Close the iterator if you leave it early:
+        it may own processes.
         """
         order = SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch

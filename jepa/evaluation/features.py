@@ -1,8 +1,9 @@
-"""Frozen features: one vector per sample, computed once and then shared by all probes."""
+"""Frozen features of one split: a vector per sample, and its tokens where a probe asks for them."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,11 +14,14 @@ from torch.nn import functional as F
 
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
+from jepa.utils.random import generator
+
+log = logging.getLogger("jepa")
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of one split: x (N, D) float32 and labels (N,) int64, None for data without."""
+    """Features x (N, D) float32, or tokens x (N, T, D) float16, and labels (N,) int64, None for data without."""
 
     x: Tensor
     labels: Tensor | None = None
@@ -25,15 +29,24 @@ class Features:
     def __len__(self) -> int:
         return len(self.x)
 
+    def __getitem__(self, samples: Tensor) -> Features:
+        """Some samples, by index or by a mask (N,) bool."""
+        return Features(self.x[samples], None if self.labels is None else self.labels[samples])
 
-class Probe(Protocol):
-    """Learns from the train features and gives the accuracy, in [0, 1], on the test features."""
 
-    def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> float: ...
+@dataclass(frozen=True)
+class Split:
+    """What was extracted of one split; tokens, of all samples or of a random part, only where asked for."""
+
+    pooled: Features
+    tokens: Features | None = None
 
 
 class EvaluationData(Protocol):
-    """What evaluation asks of data: every sample of a split once, in a fixed order, without augmentation."""
+    """What evaluation asks of data: every sample of a split once, in a fixed order, without augmentation.
+
+    Two things more are used where they are there: `view_batches` for LiDAR and `train_batches` for fine-tuning.
+    """
 
     spec: DataSpec
 
@@ -41,29 +54,99 @@ class EvaluationData(Protocol):
         """Batches {"x": (b, C, *S) float32, "label": (b,) int64 or absent} of "train" or "test"."""
 
 
+class TokenStore:
+    """Tokens in half precision within a bound on memory: of all samples, or of a random subset that fits.
+
+    fp16 keeps three decimal digits, and what a final layer norm puts out is far below its largest number, 65,504.
+
+    samples: how many will come. limit_bytes: what the tokens may take, 2 bytes a number; at least one is kept.
+    name: whose they are, for the message that says how many of them are used.
+    """
+
+    def __init__(self, *, samples: int, limit_bytes: float, name: str) -> None:
+        self.samples = samples
+        self.limit_bytes = limit_bytes
+        self.name = name
+        self._keep = torch.ones(samples, dtype=torch.bool)
+        self._tokens: Tensor | None = None
+        self._labels: list[Tensor] = []
+        self._seen = self._kept = 0
+
+    def add(self, tokens: Tensor, labels: Tensor | None) -> None:
+        """Take what is kept of the next samples: tokens (b, T, D)."""
+        if self._tokens is None:
+            self._make_room(tokens)
+        keep = self._keep[self._seen : self._seen + len(tokens)].nonzero().flatten().to(tokens.device)
+        self._seen += len(tokens)
+        self._tokens[self._kept : self._kept + len(keep)] = tokens[keep]
+        self._kept += len(keep)
+        if labels is not None:
+            self._labels.append(labels[keep])
+
+    def _make_room(self, tokens: Tensor) -> None:
+        each = 2 * tokens[0].numel()
+        fit = max(1, int(self.limit_bytes // each))
+        if fit < self.samples:
+            log.warning(
+                "evaluation: %s: tokens of %d of %d samples are used (all would take %.2f GiB in half precision, "
+                "evaluation.token_memory_gib=%g)",
+                *(self.name, fit, self.samples, self.samples * each / 2**30, self.limit_bytes / 2**30),
+            )
+            order = torch.randperm(self.samples, generator=generator("cpu", 0, "evaluation/tokens"))
+            self._keep[order[fit:]] = False
+        # Allocated at once: joining batches at the end would need twice the memory.
+        size = (min(fit, self.samples), *tokens.shape[1:])
+        self._tokens = torch.empty(size, dtype=torch.float16, device=tokens.device)
+
+    def features(self) -> Features:
+        """All that was kept."""
+        return Features(self._tokens[: self._kept], torch.cat(self._labels) if self._labels else None)
+
+
 def collect(
-    encode: Callable[[Tensor], Tensor], batches: Iterable[dict[str, Any]], *, device: torch.device, name: str
-) -> Features | None:
+    encode: Callable[[Tensor], Tensor],
+    batches: Iterable[dict[str, Any]],
+    *,
+    pool: Callable[[Tensor], Tensor] = lambda features: features,
+    device: torch.device,
+    name: str,
+    tokens: TokenStore | None = None,
+) -> Split | None:
     """Features of all batches on the device; None when there are none.
 
-    encode: (b, C, *S) -> (b, D). name: whose features these are, for the message.
+    encode: (b, C, *S) -> (b, T, D). pool: that -> (b, D). tokens: keeps the tokens too.
+    name: whose features these are, for the message.
     Raises UserError when a feature is NaN or infinite.
     """
     features, labels = [], []
     for batch in batches:
-        features.append(encode(batch["x"].to(device, non_blocking=True)).float())
-        if "label" in batch:
-            labels.append(batch["label"].to(device, non_blocking=True))
+        encoded = encode(batch["x"].to(device, non_blocking=True))
+        features.append(pool(encoded).float())
+        label = batch["label"].to(device, non_blocking=True) if "label" in batch else None
+        if label is not None:
+            labels.append(label)
+        if tokens is not None:
+            tokens.add(encoded, label)
     if not features:
         return None
     x = torch.cat(features)
-    broken = int((~x.isfinite()).any(dim=1).sum())
+    check_finite(x, name)
+    if tokens is not None:
+        check_finite(tokens.features().x, f"{name}, tokens in half precision")
+    return Split(
+        Features(x, torch.cat(labels) if labels else None),
+        None if tokens is None else tokens.features(),
+    )
+
+
+def check_finite(x: Tensor, name: str) -> None:
+    """Raise UserError when features (N, ...) hold NaN or infinite values."""
+    broken = int((~x.isfinite()).flatten(1).any(dim=1).sum())
     if broken:
         raise UserError(
             f"evaluation: {name}: the features of {broken} of {len(x)} samples hold NaN or infinite values. "
             "Check the input for such values, lower optimizer.lr, or use trainer.precision=fp32"
         )
-    return Features(x, torch.cat(labels) if labels else None)
 
 
 def pool_input(x: Tensor, size: int) -> Tensor:

@@ -25,6 +25,8 @@ class KNNProbe:
     temperature: the lower, the more the nearest ones count; cosine similarity is at most 1.
     """
 
+    uses_seed = False
+
     def __init__(self, *, neighbours: int = 20, temperature: float = 0.07) -> None:
         if neighbours < 1:
             raise ValueError(f"evaluation.probes.knn.neighbours must be at least 1, got {neighbours}")

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jepa.evaluation.features import Features
 from jepa.evaluation.logistic import fit_logistic
+from jepa.evaluation.sampling import hold_out
 from jepa.utils.errors import UserError
-from jepa.utils.random import generator
 
 log = logging.getLogger("jepa")
 
@@ -89,7 +89,7 @@ class LinearProbe:
 
     def _choose(self, design: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[float, Tensor]:
         """The penalty with the best held-out accuracy, and its coefficients (D + 1, 1, C)."""
-        held_out = _hold_out(labels, self.held_out_every, seed)
+        held_out = hold_out(labels, self.held_out_every, seed)
         coefficients = fit_logistic(
             design[~held_out],
             labels[~held_out],
@@ -107,12 +107,3 @@ class LinearProbe:
 def _design(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """Standardised features and a column of ones: (N, D) -> (N, D + 1)."""
     return torch.cat([(x - mean) / std, x.new_ones(len(x), 1)], dim=1)
-
-
-def _hold_out(labels: Tensor, every: int, seed: int) -> Tensor:
-    """(N,) bool, True for each `every`-th sample once they are shuffled and sorted by label: stratified."""
-    shuffled = torch.randperm(len(labels), generator=generator("cpu", seed, "evaluation/held_out"))
-    order = shuffled[labels.cpu()[shuffled].argsort(stable=True)]
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    held_out[order[::every]] = True
-    return held_out.to(labels.device)

@@ -2,22 +2,70 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor
 
+from jepa.utils.spread import effective_rank, feature_std, rankme
 
-def rankme(features: Tensor, eps: float = 1e-7) -> float:
-    """Effective rank of features (N, D), between 1 and min(N, D).
+__all__ = ["LiDAR", "feature_std", "lidar", "rankme"]
 
-    exp(-sum_k p_k log p_k) with p_k = s_k / sum(s) + eps over the singular values s of the uncentred matrix
-    (RankMe, Garrido et al. 2023, arXiv 2210.02885; the paper takes 25,600 samples). Being uncentred, it
-    counts the mean as one direction; features that are all zero have rank 1.
+log = logging.getLogger("jepa")
+
+
+def lidar(embeddings: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
+    """Effective rank of what tells samples apart, measured in units of how far their views lie apart.
+
+    LiDAR (Thilak et al. 2023, arXiv 2312.04000) for embeddings (n, q, D) of q views of n samples: linear
+    discriminant analysis in which every sample is a class. With the between-sample scatter B (over n - 1) and the
+    within-sample scatter W (over n (q - 1)) it is exp(-sum_k p_k log p_k), p_k being the shares of the eigenvalues
+    of (W + delta)^-1/2 B (W + delta)^-1/2, plus eps. Between 1 and min(n - 1, D).
+
+    delta: added to W's diagonal, so that it can be inverted. Where the views of a sample are all the same, W is 0
+        and this is the effective rank of B alone, which is logged.
+
+    Raises ValueError for fewer than 2 samples or views.
     """
-    values = torch.linalg.svdvals(features.float())
-    p = values / values.sum().clamp(min=torch.finfo(values.dtype).tiny) + eps
-    return float(torch.exp(-(p * p.log()).sum()))
+    samples, views = embeddings.shape[:2]
+    if min(samples, views) < 2:
+        raise ValueError(f"lidar: got {samples} samples of {views} views, expected at least 2 of 2 each")
+    x = embeddings.double().cpu()  # for the inverse; some devices have no float64
+    centres = x.mean(dim=1)
+    spread = (x - centres[:, None]).flatten(0, 1) / (samples * (views - 1)) ** 0.5
+    within = spread.T @ spread
+    if within.trace() <= 1e-12 * centres.square().sum():  # but for rounding
+        log.warning("LiDAR: the views of each sample have the same embedding, so it ranks the samples' scatter alone")
+    within.diagonal().add_(delta)
+    between = (centres - centres.mean(dim=0)) / (samples - 1) ** 0.5
+    # With W = L L^T the eigenvalues are the squared singular values of L^-1 times the root of B.
+    whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(within), between.T, upper=False)
+    return effective_rank(torch.linalg.svdvals(whitened).square(), eps)
 
 
-def feature_std(features: Tensor) -> float:
-    """Standard deviation over samples, averaged over the D features of (N, D); 0 is complete collapse."""
-    return float(features.float().std(dim=0, correction=0).mean())
+class LiDAR:
+    """`lidar` of augmented and masked views of training samples: the embeddings that the model trains.
+
+    Each sample is augmented `views` times, and every mask that the model draws for a view gives one embedding. Raw
+    input has no masks: its views are the augmented ones. Data without `view_batches` is left out, which is logged.
+
+    samples: n; the paper takes 1,000. views: augmented ones of each, 50 in the paper. delta: as in `lidar`.
+
+    Raises ValueError for fewer than 2 samples or views, or a delta that is not above 0.
+    """
+
+    needs = "views"
+
+    def __init__(self, *, samples: int = 256, views: int = 8, delta: float = 1e-4) -> None:
+        for name, value in {"samples": samples, "views": views}.items():
+            if value < 2:
+                raise ValueError(f"evaluation.probes.lidar.{name} must be at least 2, got {value}")
+        if delta <= 0:
+            raise ValueError(f"evaluation.probes.lidar.delta must be above 0, got {delta}: it makes scatter invertible")
+        self.samples = samples
+        self.views = views
+        self.delta = delta
+
+    def __call__(self, embeddings: Tensor) -> float:
+        """The effective rank of embeddings (n, q, D)."""
+        return lidar(embeddings, self.delta)

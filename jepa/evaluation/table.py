@@ -8,8 +8,12 @@ from rich import box
 from rich.table import Table
 
 
-def format_table(results: Mapping[str, Mapping[str, float]]) -> Table:
+def format_table(
+    results: Mapping[str, Mapping[str, float]], spread: Mapping[str, Mapping[str, float]] | None = None
+) -> Table:
     """The results of `FrozenEvaluation`: one row per network, one column per metric in the order they come.
+
+    spread: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
 
     Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
     """
@@ -19,12 +23,14 @@ def format_table(results: Mapping[str, Mapping[str, float]]) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     for name, metrics in results.items():
-        table.add_row(name, *(_format(metrics.get(column)) for column in columns))
+        spreads = (spread or {}).get(name, {})
+        table.add_row(name, *(_format(metrics.get(column), spreads.get(column)) for column in columns))
     return table
 
 
-def _format(value: float | None) -> str:
+def _format(value: float | None, spread: float | None = None) -> str:
     """Three decimals for shares and standard deviations, fewer for large numbers such as ranks."""
     if value is None:
         return "-"
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
+    decimals = 3 if abs(value) < 10 else 1
+    return f"{value:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")

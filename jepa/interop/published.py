@@ -4,11 +4,12 @@
 
 A file holds `encoder`, `predictor` and `target_encoder` (and optimizer state, which is left alone), with names
 that start with `module.` (facebookresearch/ijepa src/helper.py). What the file does not say is asked for.
+`jepa.interop.layouts` detects the variants.
 """
 
 from __future__ import annotations
 
-import math
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,15 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from jepa.interop.bare import check_given, count_blocks, heads_of, pair, sizes_of, table_side
+from jepa.interop.layouts import TARGETS, Layout, detect
 from jepa.utils.errors import CheckpointError
 from jepa.utils.weights import load_state, locate, read_file
 
+log = logging.getLogger("jepa")
+
 PARTS = ("encoder", "predictor", "target_encoder")
+PREDICTOR_SIZES = ("mask_token", "predictor_blocks.0.mlp.fc1.weight")
 
 PREDICTOR_NAMES = {
     "predictor_embed": "embed",
@@ -40,38 +46,56 @@ def load_published(
 
     Raises CheckpointError when the file is not such a checkpoint, or does not fit these sizes.
     """
-    content = read_file(Path(path))
-    if not is_published(content):
-        found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-        raise CheckpointError(f"{path} is not a published I-JEPA checkpoint: expected {list(PARTS)}, found {found}")
-    content = strip_prefix(content)
-    encoder, predictor = content["encoder"], content["predictor"]
-    kernel = encoder["patch_embed.proj.weight"].shape
-    if tuple(kernel[2:]) != (patch_size, patch_size):
-        raise CheckpointError(f"{path} has patches of {kernel[2]} x {kernel[3]} pixels, got patch_size={patch_size}")
-    dim, hidden = kernel[0], encoder["blocks.0.mlp.fc1.weight"].shape[0]
+    path = Path(path)
+    layout = detect_published(read_file(path), path)
+    kernel = sizes_of(layout.parts["encoder"], path)["patch_size"]
+    if kernel != patch_size:
+        rows, columns = pair(kernel)
+        raise CheckpointError(f"{path} has patches of {rows} x {columns} pixels, got patch_size={patch_size}")
+    given = {"encoder.heads": num_heads, "predictor.heads": predictor_heads}
+    model = instantiate(published_config(layout.parts, given, path, image_size=image_size), _convert_="all")
+    load_published_weights(model, layout.parts, path)
+    return model.eval()
+
+
+def detect_published(content: Any, path: Path) -> Layout:
+    """The layout of an I-JEPA file. Raises CheckpointError when it is of another."""
+    if is_published(content):
+        return detect(content, path)
+    found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
+    raise CheckpointError(f"{path} is not a published I-JEPA checkpoint: expected {list(PARTS)}, found {found}")
+
+
+def published_config(
+    parts: Mapping[str, Mapping[str, Tensor]], given: Mapping[str, Any], path: Path, image_size: int | None = None
+) -> dict[str, Any]:
+    """The masked JEPA of a published file's three state dicts, as a configuration without interpolations.
+
+    given: what the command line says, "encoder.heads" at least, as the file does not; "predictor.heads" None or left
+        out is as many. image_size None is that of the stored position table.
+
+    Raises CheckpointError for weights that are of no I-JEPA, UserError for heads missing or sizes unlike the file's.
+    """
+    encoder, predictor = sizes_of(parts["encoder"], path), parts["predictor"]
+    if missing := [name for name in PREDICTOR_SIZES if name not in predictor]:
+        raise CheckpointError(f"{path}: predictor lacks {', '.join(missing)}: it is not that of an I-JEPA")
     width = predictor["mask_token"].shape[-1]
-    config = {
+    small = {
+        "dim": width,
+        "depth": count_blocks(predictor, "predictor_blocks"),
+        "mlp_ratio": predictor["predictor_blocks.0.mlp.fc1.weight"].shape[0] / width,
+    }
+    check_given(encoder, given, "encoder", path)
+    check_given(small, given, "predictor", path)
+    encoder["heads"] = heads_of(encoder, given, path)
+    if given.get("predictor.heads") is not None:
+        small["heads"] = heads_of(small, given, path, "predictor")
+    if image_size is None:
+        image_size = image_size_of(parts["encoder"], path)
+    return {
         "_target_": "jepa.models.MaskedJEPA",
-        "encoder": {
-            "_target_": "jepa.models.vision_transformer",
-            "image_size": image_size,
-            "channels": kernel[1],
-            "patch_size": patch_size,
-            "dim": dim,
-            "depth": count_blocks(encoder, "blocks"),
-            "heads": num_heads,
-            "mlp_ratio": hidden / dim,
-            "qkv_bias": "blocks.0.attn.qkv.bias" in encoder,
-        },
-        "predictor": {
-            "_target_": "jepa.models.Predictor",
-            "_partial_": True,
-            "dim": width,
-            "depth": count_blocks(predictor, "predictor_blocks"),
-            "heads": predictor_heads,
-            "mlp_ratio": predictor["predictor_blocks.0.mlp.fc1.weight"].shape[0] / width,
-        },
+        "encoder": {"_target_": "jepa.models.vision_transformer", "image_size": image_size, **encoder},
+        "predictor": {"_target_": "jepa.models.Predictor", "_partial_": True, "heads": None, **small},
         "mask": {"_target_": "jepa.masks.multiblock_mask"},
         "target": {
             "_target_": "jepa.models.EMATarget",
@@ -84,9 +108,15 @@ def load_published(
             "terms": {"prediction": {"weight": 1.0, "term": {"_target_": "jepa.losses.SmoothL1"}}},
         },
     }
-    model = instantiate(config, _convert_="all")
-    load_published_weights(model, content, Path(path))
-    return model.eval()
+
+
+def image_size_of(encoder: Mapping[str, Tensor], path: Path) -> int | list[int]:
+    """Pixels of the pictures that the stored position table is made for."""
+    if "pos_embed" not in encoder:
+        raise CheckpointError(f"{path}: encoder.pos_embed is missing")
+    side, _ = table_side(encoder["pos_embed"], 0, path)
+    rows, columns = pair(sizes_of(encoder, path)["patch_size"])
+    return side * rows if rows == columns else [side * rows, side * columns]
 
 
 def load_pretrained(model: nn.Module, path: str | Path) -> None:
@@ -97,7 +127,10 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
     path = locate(path)
     content = read_file(path)
     if is_published(content):
-        return load_published_weights(model, strip_prefix(content), path)
+        layout = detect(content, path)
+        for line in layout.lines:
+            log.info("%s: %s", path, line)
+        return load_published_weights(model, layout.parts, path)
     if isinstance(content, Mapping) and content.get("format") == "jepa":
         return load_state(model, content["model"], path, keep=("loss.",))
     found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
@@ -108,12 +141,10 @@ def load_pretrained(model: nn.Module, path: str | Path) -> None:
 
 def is_published(content: Any) -> bool:
     """Whether what a file holds is an I-JEPA checkpoint."""
-    return isinstance(content, Mapping) and all(isinstance(content.get(part), Mapping) for part in PARTS)
-
-
-def strip_prefix(content: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    """The three state dicts of a published file, names without `module.`."""
-    return {part: {name.removeprefix("module."): tensor for name, tensor in content[part].items()} for part in PARTS}
+    return isinstance(content, Mapping) and all(
+        any(isinstance(content.get(name), Mapping) for name in names)
+        for names in (("encoder",), ("predictor",), TARGETS)
+    )
 
 
 def load_published_weights(model: nn.Module, content: Mapping[str, Mapping[str, Tensor]], path: Path) -> None:
@@ -123,12 +154,13 @@ def load_published_weights(model: nn.Module, content: Mapping[str, Mapping[str, 
     """
     positions = {
         "encoder": (content["encoder"], "pos_embed", model.encoder.positions),
+        "target_encoder": (content["target_encoder"], "pos_embed", model.encoder.positions),
         "predictor": (content["predictor"], "predictor_pos_embed", model.predictor.positions),
     }
     for part, (weights, name, ours) in positions.items():
         if name not in weights:
             raise CheckpointError(f"{path}: {part}.{name} is missing")
-        side = math.isqrt(weights[name].shape[1])  # published grids are square
+        side, _ = table_side(weights[name], 0, path)  # published grids are square
         if weights[name].shape[2] == ours.dim and not torch.allclose(
             weights[name][0], ours((side, side), torch.device("cpu")), atol=1e-4
         ):
@@ -140,8 +172,3 @@ def load_published_weights(model: nn.Module, content: Mapping[str, Mapping[str, 
         if head != "predictor_pos_embed":
             weights[f"predictor.{PREDICTOR_NAMES.get(head, head)}{dot}{rest}"] = tensor
     load_state(model, weights, path, keep=("loss.",))
-
-
-def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Number of transformer blocks in a state dict."""
-    return 1 + max(int(name.split(".")[1]) for name in weights if name.startswith(f"{prefix}."))

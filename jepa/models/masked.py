@@ -51,6 +51,8 @@ class MaskedJEPA(nn.Module):
         self.predictor = predictor(encoder=encoder)
         self.target = target(encoder=encoder)
         self.loss = loss(embedding_dim=encoder.dim, token_values=encoder.token_values)
+        made = ("predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "draw")
+        self.loss.require(made, by="MaskedJEPA")
         self.token_weights = token_weights
         self._draw_masks = MaskDrawer(mask, self._weights)
         if not (self.target.prevents_collapse or self.loss.prevents_collapse or allow_collapse):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from jepa.types import Encoder, Horizon, Schedule
 from jepa.utils.schedules import values_over_a_run
+from jepa.utils.tensors import sample_entries
 
 
 class EMATarget(nn.Module):
@@ -65,6 +66,17 @@ class EMATarget(nn.Module):
             mine.copy_(theirs)
         return {"momentum": momentum}
 
+    @torch.no_grad()
+    def drift(self, encoder: nn.Module) -> Tensor:
+        """Sums of squares (2,), fp32, of target - encoder and of the encoder, over some entries of this rank's part.
+
+        Of each parameter every n-th entry is looked at, at most 2048; the root of the ratio tells how far the target
+        lags behind.
+        """
+        mine, theirs = (sample_entries(network.parameters()) for network in (self.encoder, encoder))
+        change = torch._foreach_norm(torch._foreach_sub(mine, theirs))
+        return torch.stack([torch.stack(norms).square().sum() for norms in (change, torch._foreach_norm(theirs))])
+
     def momentum_at(self, step: float, horizon: Horizon) -> float:
         """The momentum in force after `step` updates, scaled to the run's batch size; itself a schedule."""
         momentum = check_momentum(self.momentum(step, horizon))
@@ -74,9 +86,9 @@ class EMATarget(nn.Module):
 
 
 class SharedTarget(nn.Module):
-    """The encoder itself, with gradient: targets move towards predictions too. Collapses unless a loss term prevents it.
+    """The encoder itself, with gradient: targets move towards predictions too.
 
-    What LeWM does with SIGReg beside the prediction: one network, no moving average.
+    Collapses unless a loss term prevents it. LeWM does so with SIGReg: one network, no moving average.
 
     encoder: every target is completed with it; nothing of it is kept here.
     """

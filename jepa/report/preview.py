@@ -110,18 +110,20 @@ class _Report:
                 spread = [f"{value.mean():.3f}", f"{value.std():.3f}"] if value.is_floating_point() else ["", ""]
                 rows.append([name, times(value.shape), str(value.dtype).removeprefix("torch."), *numbers, *spread])
         self.table("A training batch", ["key", "shape", "type", "min", "max", "mean", "std"], rows, left=3)
-        x = batch.get("views", batch.get("x"))
+        x = batch["views"] if "views" in batch else batch.get("x")
         if not facts.are_pictures(x):
             self.say("samples.png is left out: the inputs are not pictures of 1 or 3 channels.")
             return
-        views = x if "views" in batch else x.unsqueeze(1)  # (B, V, C, H, W)
+        self._sheet("samples.png", batch, x if "views" in batch else x.unsqueeze(1), "Training samples")
+        if "local_views" in batch:
+            self._sheet("local_views.png", batch, batch["local_views"], "Local views of training samples")
+
+    def _sheet(self, name: str, batch: Batch, views: Tensor, what: str) -> None:
+        """A sheet of views (B, V, C, H, W)."""
         views = facts.to_pixels(views[: max(4, MOST_PICTURES // views.shape[1])], facts.pixel_statistics(self.data_set))
-        labels = self._labels(batch, len(views))
-        size = f"{times(views.shape[-2:])} pixels"
-        title = f"Training samples as the model gets them ({size}" + (
-            f"; {views.shape[1]} views side by side)" if views.shape[1] > 1 else ")"
-        )
-        sample_figure(views, labels=labels, title=title, path=self._picture("samples.png"))
+        beside = f"; {views.shape[1]} views side by side" if views.shape[1] > 1 else ""
+        title = f"{what} as the model gets them ({times(views.shape[-2:])} pixels{beside})"
+        sample_figure(views, labels=self._labels(batch, len(views)), title=title, path=self._picture(name))
 
     def sizes(self) -> None:
         """Batch sizes and length, as derived."""

@@ -27,6 +27,7 @@ class Console(Logger):
         self.seconds_between_lines, self.show_gradients = seconds_between_lines, show_gradients
         self._console = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._progress: Progress | None = None
+        self._status = self._values = ""
 
     def open(self, run: RunInfo) -> None:
         """Start the bar, or the clock of the plain lines."""
@@ -59,7 +60,8 @@ class Console(Logger):
             f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_second']:,.0f} samples/s"
         )
         if self._progress:
-            self._progress.update(self._task, values=values)
+            self._values = values
+            self._show_values()
             self._show_gradients(metrics)
             return
         now = time.monotonic()
@@ -70,18 +72,31 @@ class Console(Logger):
         self._last_line = now
         left = (now - self._begun) / max(1, step - self._first_step) * (self._horizon.max_steps - step)
         position = f"{self._epoch(step)}  step {step}/{self._horizon.max_steps}"
-        self._console.print(f"{position}  {values}  {duration(left)} left")
+        self._console.print(f"{position}  {self._with_status(values)}  {duration(left)} left")
         self._show_gradients(metrics)
 
     def message(self, text: Any) -> None:
         """Print above the bar."""
         self._console.print(text)
 
+    def status(self, text: str) -> None:
+        """Show it beside the values from now on."""
+        self._status = text
+        self._show_values()
+
     def close(self) -> None:
         """Leave the bar as it stands."""
         if self._progress:
             self._progress.stop()
             self._progress = None
+
+    def _show_values(self) -> None:
+        if self._progress:
+            self._progress.update(self._task, values=self._with_status(self._values))
+
+    def _with_status(self, values: str) -> str:
+        """The values and, unless nothing is known yet, the status."""
+        return "  ".join(part for part in (values, self._status) if part not in ("", "unknown"))
 
     def _show_gradients(self, metrics: Mapping[str, float]) -> None:
         parts = [(name.removeprefix(PREFIX), value) for name, value in metrics.items() if name.startswith(PREFIX)]

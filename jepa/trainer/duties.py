@@ -1,4 +1,4 @@
-"""What is due after a step besides logging: validating, evaluating and saving."""
+"""What is due after a step besides logging: validating, probing, evaluating and saving."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from jepa.trainer import collapse
 from jepa.trainer.due import due
 from jepa.utils.distributed import from_main
 
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
 
 
 def measure_and_save(trainer: Trainer, fresh: Mapping[str, float] | None = None) -> None:
-    """Validate, evaluate and save what is due at this step. fresh: the step's metrics; None where it is resumed."""
+    """Validate, probe, evaluate and save what is due at this step. fresh: the step's metrics; None on a resume."""
     fresh = dict(_metrics_of_step(trainer) if fresh is None else fresh)
-    before = _remembered(trainer) if due(trainer.step, trainer.validate_every) or evaluation_due(trainer) else {}
+    probed = due(trainer.step, trainer.probe_every)
+    measured = due(trainer.step, trainer.validate_every) or probed or evaluation_due(trainer)
+    before = _remembered(trainer) if measured else {}
     if due(trainer.step, trainer.validate_every):
         if trainer.ended:
             _secure(trainer, before)
         fresh |= trainer.log({"val/loss": trainer.validate()})
+    if probed:
+        fresh |= probe(trainer)
     if evaluation_due(trainer):
         _secure(trainer, before)
         fresh |= evaluate(trainer)
@@ -29,6 +34,19 @@ def measure_and_save(trainer: Trainer, fresh: Mapping[str, float] | None = None)
         _write_results(trainer)
     trainer.pending = False
     _save_if_due(trainer, fresh)
+
+
+def probe(trainer: Trainer) -> Mapping[str, float]:
+    """The quick probe of `evaluation.online`: its metrics as `online/...`, of which the monitor takes note."""
+    model = trainer.parallel.networks()
+    with trainer.precision.autocast():
+        results = trainer.evaluation.online(model, trainer.data, device=trainer.device, seed=trainer.seed)
+    metrics = {f"online/{name}": value for name, value in from_main(lambda: results).items()}
+    if trainer.monitor is not None:
+        trainer.monitor.note(metrics)
+    trainer.log(metrics)
+    trainer.meter.restart()
+    return metrics
 
 
 def evaluation_due(trainer: Trainer) -> bool:
@@ -60,15 +78,18 @@ def evaluate(trainer: Trainer) -> Mapping[str, float]:
 
 def _metrics_of_step(trainer: Trainer) -> Mapping[str, float]:
     """What was logged with the step that a checkpoint with something pending is of."""
+    own = {} if trainer.monitor is None or not trainer.monitor.history else trainer.monitor.history[-1]
+    watched = {name for name in own if name in trainer.metrics} if own.get("step") == trainer.step else set()
     if not trainer.logs_at(trainer.step):
-        return {}
-    return {name: value for name, value in trainer.metrics.items() if not name.startswith(("val/", "eval/"))}
+        return {name: trainer.metrics[name] for name in watched if name.startswith("monitor/")}
+    return {name: value for name, value in trainer.metrics.items() if not name.startswith(("val/", "online/", "eval/"))}
 
 
 def _remembered(trainer: Trainer) -> dict[str, Any]:
     """What measuring changes of a checkpoint."""
     callbacks = {name: copy.deepcopy(callback.state_dict()) for name, callback in trainer.callbacks.items()}
-    return {"ended": trainer.stopped, "metrics": dict(trainer.metrics), "callbacks": callbacks}
+    monitor = {"monitor": trainer.monitor.state_dict()} if trainer.monitor is not None else {}
+    return {"ended": trainer.stopped, "metrics": dict(trainer.metrics), "callbacks": callbacks, **monitor}
 
 
 def _secure(trainer: Trainer, before: Mapping[str, Any]) -> None:
@@ -85,13 +106,14 @@ def _save_if_due(trainer: Trainer, fresh: Mapping[str, float]) -> None:
     best = trainer.best.metric in fresh and trainer.best.offer(fresh[trainer.best.metric], trainer.step)
     snapshot = due(trainer.step, trainer.snapshot_every)
     if due(trainer.step, trainer.save_every) or trainer.save_asked or trainer.ended or best or snapshot:
-        names = [f"step_{trainer.step:08d}"] * snapshot + [trainer.best.file_name(trainer.step)] * best + ["last"]
+        names = [f"step_{trainer.step:08d}"] * snapshot + [trainer.best.file_name(trainer.step)] * best
+        names += [collapse.HEALTHY] * collapse.may_go_back_to(trainer) + ["last"]
         trainer.saver.save(trainer.state(), names, trainer.best.dropped())
         trainer.saved_at = time.monotonic()
 
 
 def _write_results(trainer: Trainer) -> None:
-    """results.json: a row per network that was probed, the validation loss, and the step."""
+    """results.json: a row per network that was probed, the validation loss, the monitor's verdict, and the step."""
     rows: dict[str, dict[str, float]] = {}
     for name, value in trainer.metrics.items():
         if name.startswith("eval/"):
@@ -99,4 +121,4 @@ def _write_results(trainer: Trainer) -> None:
             rows.setdefault(row, {})[probe] = value
     loss = {"val/loss": trainer.metrics["val/loss"]} if "val/loss" in trainer.metrics else {}
     stopped = {"stopped": trainer.stopped} if trainer.stopped else {}
-    trainer.folder.write_results({**rows, **loss, **stopped, "step": trainer.step})
+    trainer.folder.write_results({**rows, **loss, **collapse.results(trainer), **stopped, "step": trainer.step})

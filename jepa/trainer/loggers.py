@@ -48,8 +48,11 @@ class Logger:
     def message(self, text: Any) -> None:
         """Something for a person to read: text, or whatever rich can print."""
 
+    def status(self, text: str) -> None:
+        """A few words on how the run is doing, to be shown until the next ones come: the collapse monitor's verdict."""
+
     def close(self) -> None:
-        """The run ends."""
+        """The run ends, or stops being logged; `open` may follow."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of it: plain values and tensors."""
@@ -96,12 +99,17 @@ def cut_back(path: Path, run: RunInfo) -> None:
     def holds(line: str) -> bool:
         if not is_before(line, run.step):
             return False
-        return not run.redo or is_before(line, run.step - 1) or "train/loss" in json.loads(line)
+        return not run.redo or is_before(line, run.step - 1) or not measures(json.loads(line))
 
     lines = [line for line in path.read_text().splitlines() if holds(line)]
     temporary = path.with_name(f".{path.name}.writing")
     temporary.write_text("".join(f"{line}\n" for line in lines))
     os.replace(temporary, path)
+
+
+def measures(line: Mapping[str, Any]) -> bool:
+    """Whether a line is of a validation, a probe or an evaluation, and not of a step itself."""
+    return any(name.startswith(("val/", "online/", "eval/")) for name in line)
 
 
 def set_aside(path: Path) -> None:

@@ -8,7 +8,7 @@ forward alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jepa.trainer.batch_norm import span_ranks
 from jepa.trainer.blocks import blocks_of
+from jepa.types import Batch, Draw
 from jepa.utils.distributed import is_main, joined, world_size
 from jepa.utils.errors import UserError
 
@@ -110,20 +111,35 @@ class Parallel:
 
 
 class _Networks(nn.Module):
-    """The parts of a sharded model, each call of which gathers the weights it needs."""
+    """A sharded model for evaluation: each call gathers the weights it needs."""
 
     def __init__(self, parallel: Parallel) -> None:
         super().__init__()
         self.model = parallel.model
+        self.encoder = _Gathering(parallel, parallel.model.encoder)
         self._run = parallel
 
-    def encode_target(self, x: Tensor) -> Tensor:
-        """Features (B, N, D) of the network that makes the targets."""
-        return self._run(self.model.encode_target, x)
+    def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Features (B, N, D) of the network that makes the targets; a list, one per asked layer."""
+        return self._run(lambda: self.model.encode_target(x, layers=layers))
 
-    def encoder(self, x: Tensor) -> Tensor:
-        """Features (B, N, D) of the trained encoder."""
-        return self._run(self.model.encoder, x)
+    def prepare(self, batch: Batch, draw: Draw) -> Batch:
+        """The batch with what the model draws for it."""
+        return self.model.prepare(batch, draw)
+
+    def forward(self, batch: Batch) -> Any:
+        """Latents of a prepared batch."""
+        return self._run(self.model, batch)
+
+
+class _Gathering:
+    """An encoder of a sharded model."""
+
+    def __init__(self, parallel: Parallel, encoder: nn.Module) -> None:
+        self._run, self._encoder, self.depth = parallel, encoder, getattr(encoder, "depth", None)
+
+    def __call__(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        return self._run(lambda: self._encoder(x, layers=layers))
 
 
 def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> None:

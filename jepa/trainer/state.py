@@ -30,6 +30,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
         "metrics": dict(trainer.metrics),
         "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
         "loggers": {name: logger.state_dict() for name, logger in trainer.loggers.items()},
+        "monitor": None if trainer.monitor is None else trainer.monitor.state_dict(),
+        "rollbacks": list(trainer.rollbacks),
         "config": trainer.folder.config,
     }
 
@@ -52,6 +54,9 @@ def restore(trainer: Trainer, path: Path, load_optimizer: bool) -> None:
     for kind, mine in (("callbacks", trainer.callbacks), ("loggers", trainer.loggers)):
         for name in mine.keys() & content[kind].keys():
             mine[name].load_state_dict(content[kind][name])
+    if trainer.monitor is not None and content.get("monitor"):
+        trainer.monitor.load_state_dict(content["monitor"])
+    trainer.rollbacks = list(content.get("rollbacks", []))
     trainer.step, trainer.pending = content["step"], content["pending"]
     trainer.stopped = content["ended"] if _ends_alike(trainer, content["config"]) else None
     trainer.metrics = dict(content["metrics"])
@@ -62,7 +67,7 @@ def _ends_alike(trainer: Trainer, config: Mapping[str, Any]) -> bool:
 
     def ending(config: Mapping[str, Any]) -> list[Any]:
         lengths = [config.get("trainer", {}).get(name) for name in ("max_epochs", "max_steps", "max_samples")]
-        return [config.get("callbacks"), *lengths]
+        return [config.get("callbacks"), config.get("monitor"), *lengths]
 
     return ending(config) == ending(trainer.folder.config)
 

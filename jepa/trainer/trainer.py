@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.trainer import checkpoint
+from jepa.trainer import checkpoint, collapse
 from jepa.trainer.best import BestCheckpoints
 from jepa.trainer.blocks import checkpoint_activations, compile_blocks
 from jepa.trainer.callbacks import Callback
@@ -74,6 +74,7 @@ class Trainer:
     loggers, callbacks: by name; loggers act on rank 0, callbacks on every rank.
     evaluation: called as (model, data, random_init=, device=, seed=) and gives {network: {probe: value}}; has
         `every_epochs`, `every_steps`, `at_end` and `table(results)`. None for no evaluation.
+    monitor: looks at the latents of some steps and judges the run; see `jepa.monitor.CollapseMonitor`. None for none.
     random_init: makes an untrained model of the same kind, for evaluation to compare with.
     plan, preview: sentences about the run to say before it; what shows the whole run where dry_run is set.
     strategy, backend, timeout_seconds, find_unused_parameters: see `jepa.trainer.parallel.Parallel`,
@@ -106,6 +107,7 @@ class Trainer:
         loggers: Mapping[str, Logger] | None = None,
         callbacks: Mapping[str, Callback] | None = None,
         evaluation: Any | None = None,
+        monitor: Any | None = None,
         random_init: Callable[[], nn.Module] | None = None,
         plan: Callable[[Any], Sequence[str]] | None = None,
         preview: Callable[[Trainer], None] | None = None,
@@ -159,7 +161,7 @@ class Trainer:
         join(self.device, backend, timeout_seconds)
         self.rank, self.world_size = rank(), world_size()
         self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
-        self.evaluation, self.random_init = evaluation, random_init
+        self.evaluation, self.random_init, self.monitor = evaluation, random_init, monitor
         self.plan, self.preview, self.dry_run, self.profile = plan, preview, dry_run, profile
         self.loggers = dict(loggers or {}) if is_main() else {}
         self.callbacks = dict(callbacks or {})
@@ -199,10 +201,12 @@ class Trainer:
         self.save_every = period("save", save_every_epochs, save_every_steps, self.horizon)
         self.save_every_minutes = save_every_minutes
         self.snapshot_every = period("snapshot", snapshot_every_epochs, snapshot_every_steps, self.horizon)
-        self.evaluate_every = None
+        self.evaluate_every = self.probe_every = None
         if evaluation is not None:
             every = (evaluation.every_epochs, evaluation.every_steps)
             self.evaluate_every = period("evaluation", *every, self.horizon)
+            online = (evaluation.online_every_epochs, evaluation.online_every_steps)
+            self.probe_every = period("evaluation.online", *online, self.horizon)
         self.best = BestCheckpoints(k=best_k, metric=best_metric, mode=best_mode)
         run_dir = Path(from_main(lambda: str(run_dir)))
         folder = Path(checkpoint_dir) if checkpoint_dir else run_dir / "checkpoints"
@@ -210,6 +214,8 @@ class Trainer:
         self.folder = RunFolder(run_dir, dict(config or {}), resume, self.saver)
         self.step = 0
         self.metrics: dict[str, float] = {}
+        self.rollbacks: list[dict[str, Any]] = []  # those made: from and to which step, and why
+        self._back: str | None = None  # why to go back after this step
         self.pending = False  # whether what was due at this step is still to be done
         self.stopped: str | None = None  # why the run ends before its last step, as all ranks have agreed
         self._stop_asked: str | None = None
@@ -250,9 +256,7 @@ class Trainer:
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor] | Tensor:
         """The loss of a batch: a scalar, or a dict with "loss" and whatever else is to be logged."""
-        batch = self.prepare_batch(batch)
-        latents = self.model(batch)
-        return {**self.criterion(latents), **(latents.statistics() if self.logs_at(step + 1) else {})}
+        return self.criterion(self.model(self.prepare_batch(batch)))
 
     def prepare_batch(self, batch: Batch) -> Batch:
         """The batch on the device, with the random choices of this step (masks) drawn by the model.
@@ -262,7 +266,7 @@ class Trainer:
         if "draw" in batch:
             return batch
         count = next(value for value in batch.values() if isinstance(value, Tensor)).shape[0]
-        return self.prepared(batch, Draw(seed=self.seed, step=self.step, total=count, start=0, count=count))
+        return self.prepared(batch, Draw(seed=self.step_seed, step=self.step, total=count, start=0, count=count))
 
     def stop(self, reason: str) -> None:
         """End the run after this step as if it were the last: evaluated, saved, results written.
@@ -271,7 +275,26 @@ class Trainer:
         """
         self._stop_asked = reason
 
+    def rollback(self, reason: str) -> None:
+        """After this step, go back to the last healthy checkpoint and train on from there in another way.
+
+        The learning rate is halved and the seed of what steps draw raised by one, both for the rest of the run and
+        also when it is resumed. Every rank calls this alike. A checkpoint is healthy where the monitor found the run
+        sound when it was saved; they are kept with monitor.on_collapse=rollback, the first one from before training.
+        """
+        self._back = reason
+
     # The loop.
+
+    @property
+    def step_seed(self) -> int:
+        """What batches, masks and dropout are drawn by: the seed, and another one after each rollback."""
+        return self.seed + len(self.rollbacks)
+
+    @property
+    def rate_factor(self) -> float:
+        """What the scheduled learning rate is multiplied by: a half for each rollback."""
+        return 0.5 ** len(self.rollbacks)
 
     def fit(self) -> dict[str, float]:
         """Train to the end, evaluate, and give the last value of every metric."""
@@ -296,10 +319,11 @@ class Trainer:
                 stack.callback(logger.close)
             stack.callback(self._close_saver)
             self._announce(start)
+            collapse.show_status(self)
+            collapse.save_a_first(self, fresh=not self.resumed)
             with self._stop:
                 self._tell_callbacks("begin")
-                with closing(self._batches()) as batches:
-                    self._train_on(batches)
+                self._train()
                 self._tell_callbacks("end")
                 self._say_what_is_missing()
                 self.saver.wait()
@@ -328,6 +352,8 @@ class Trainer:
         Nothing in the folder has been touched when this raises.
         """
         source = from_main(self.folder.source)
+        # From before the last one: what stands there as healthy may come from later.
+        self.resumed = source is not None and source == from_main(lambda: self.folder.last)
         if source is not None:
             self.load_checkpoint(source)
             start = f"resumed from {source} at step {self.step} of {self.horizon.max_steps}"
@@ -349,8 +375,19 @@ class Trainer:
         """Whether the run is over, by its length or because `stop` was called."""
         return self.step == self.horizon.max_steps or self.stopped is not None
 
+    def _train(self) -> None:
+        """Train to the end; once more from the last healthy checkpoint after each rollback."""
+        while True:
+            with closing(self._batches()) as batches:
+                self._train_on(batches)
+            if self._back is None:
+                return
+            reason, self._back = self._back, None
+            collapse.go_back(self, reason)
+            self._tell_callbacks("begin")
+
     def _train_on(self, batches: Iterator[Batch]) -> None:
-        """Train until the run ends or all ranks have agreed to stop."""
+        """Train until the run ends or goes back, or all ranks have agreed to stop."""
         self.saved_at = time.monotonic()
         if self.pending:
             measure_and_save(self)
@@ -374,7 +411,7 @@ class Trainer:
                     f"{self.folder.last}; go on with resume={self.folder.path}",
                     self.signal,
                 )
-            if self.ended:
+            if self.ended or self._back is not None:
                 break
 
     def _start_profile(self) -> Profile | None:
@@ -389,7 +426,7 @@ class Trainer:
     def _batches(self) -> Iterator[Batch]:
         """The batches still to come, on the device, each timed for how long it was waited for."""
         batches = self.data.train_batches(
-            seed=self.seed,
+            seed=self.step_seed,
             start_step=self.step,
             stop_step=self.horizon.max_steps,
             rank=self.rank,
@@ -401,10 +438,11 @@ class Trainer:
         """One optimizer step on this rank's share of a batch; gives and keeps what is to be logged, as tensors."""
         scheduled = self._set_schedules()
         # For dropout; everything else that is random has a generator of its own.
-        torch.manual_seed(derive_seed(self.seed, "step", self.step, *([self.rank] if self.rank else [])))
+        torch.manual_seed(derive_seed(self.step_seed, "step", self.step, *([self.rank] if self.rank else [])))
         self.model.train()
         logs = self.logs_at(self.step + 1)
-        values = self.forward_backward(batch)
+        with collapse.watching(self):
+            values = self.forward_backward(batch)
         self.parallel.check_gradients()
         self.precision.scaler.unscale_(self.optimizer)
         values |= self._gradient_norms() if logs else {}
@@ -433,7 +471,7 @@ class Trainer:
         for start in range(0, share, size):
             part = {name: value[start : start + size] for name, value in batch.items()}
             first = self.rank * share + start
-            draw = Draw(seed=self.seed, step=self.step, total=self.data.batch_size, start=first, count=size)
+            draw = Draw(seed=self.step_seed, step=self.step, total=self.data.batch_size, start=first, count=size)
             with self.parallel.synchronised(last=start + size == share):
                 with self.precision.autocast():
                     outputs = self.parallel(self.training_step, self.prepared(part, draw), self.step)
@@ -452,6 +490,7 @@ class Trainer:
         """Put the learning rate, weight decay and loss weights of this update in force."""
         update = self.step + 1
         values = {name: schedule(update, self.horizon) for name, schedule in self.scheduler.items()}
+        values["lr"] *= self.rate_factor
         for group in self.optimizer.param_groups:
             group["lr"] = values["lr"]
             if group.get("decays") and "weight_decay" in values:
@@ -496,15 +535,25 @@ class Trainer:
         self.saver.poll()
         for logger in self.loggers.values():
             logger.advance(self.step)
-        if self.logs_at(self.step):
-            fresh |= self.log({**self._reduced(self._last), **slowest_of_ranks(self.meter.read(), self.device)})
+        fresh |= self._log_step()
         self._tell_callbacks("step_end")
         self.pending = bool(self.signal)
         if self.signal:
             self.save_checkpoint()
             self.saver.wait()
-        else:
+        elif self._back is None:
             measure_and_save(self, fresh)
+
+    def _log_step(self) -> Mapping[str, float]:
+        """Log what is due of this step, its own values and what the monitor has seen, as one; gives it."""
+        logs, watched = self.logs_at(self.step), collapse.watched(self, self.step)
+        if not (logs or watched):
+            return {}
+        values = self._reduced(self._last)
+        metrics = {**values, **slowest_of_ranks(self.meter.read(), self.device)} if logs else {}
+        if watched:
+            metrics |= collapse.measure(self, values)
+        return self.log(metrics)
 
     def logs_at(self, step: int) -> bool:
         """Whether the values of the step that ends at this count are logged."""

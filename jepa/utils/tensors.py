@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,3 +39,10 @@ def masked_mean(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         return tokens.mean(dim=1)
     weights = valid.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def sample_entries(tensors: Iterable[Tensor], most: int = 2048) -> list[Tensor]:
+    """Every n-th entry of each tensor, at most `most`, in fp32; of sharded tensors (DTensor) from this rank's part."""
+    local = [(t.to_local() if hasattr(t, "to_local") else t).detach().reshape(-1) for t in tensors]
+    filled = [t if t.numel() else t.new_zeros(1) for t in local]  # a rank's shard may be empty
+    return [t[:: -(-t.numel() // most)].float() for t in filled]

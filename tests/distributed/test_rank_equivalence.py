@@ -11,7 +11,7 @@ from rank_trainings import SINGLE, TRAININGS
 pytestmark = pytest.mark.slow
 MEASURED = {"samples_per_second", "data_wait", "memory_gib"}
 ESTIMATED = {"update_ratio", "train/embedding_std", "train/target_std", "train/prediction_std"}
-"""From a few entries, or the mean over parts of the batch of a standard deviation."""
+"""From a few entries or rows."""
 SCRIPT = "tests/distributed/rank_trainings.py"
 ON_RANKS = [name for name in TRAININGS if name not in SINGLE] + ["ddp_unused", "fsdp_unused", "ddp_shares"]
 KINDS = ("ddp", "fsdp")
@@ -41,6 +41,8 @@ def assert_same_lines(ones, others, relative=1e-4, absolute=1e-6, but=frozenset(
     for one, other in zip(ones, others):
         assert one.keys() == other.keys()
         for name in one.keys() - MEASURED - ESTIMATED - but:
+            if name.startswith("monitor/"):  # of some rows, which ranks choose otherwise
+                continue
             if one[name] is None:  # not finite: an overflow of fp16
                 assert other[name] is None
                 continue

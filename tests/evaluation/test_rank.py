@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from jepa.evaluation import feature_std, rankme
+from jepa.evaluation import LiDAR, feature_std, lidar, rankme
 
 
 def with_singular_values(values: list[float], rows: int = 50) -> torch.Tensor:
@@ -41,3 +41,66 @@ def test_feature_std_averages_over_features():
     features = torch.tensor([[0.0, 1.0, 5.0], [2.0, 1.0, 9.0]])  # stds 1, 0, 2
     assert feature_std(features) == pytest.approx(1.0)
     assert feature_std(features[:1]) == 0
+
+
+def views_of(centres: torch.Tensor, noise: float, views: int = 6) -> torch.Tensor:
+    """(n, views, D): the views of a sample lie around its centre and average to it."""
+    offsets = torch.randn(len(centres), views, centres.shape[1], generator=torch.Generator().manual_seed(1))
+    return centres[:, None] + noise * (offsets - offsets.mean(dim=1, keepdim=True))
+
+
+def centred(values: list[float], rows: int = 50) -> torch.Tensor:
+    """Rows whose scatter has these variances, along random directions."""
+    x = torch.randn(rows, len(values), generator=torch.Generator().manual_seed(2))
+    left = torch.linalg.qr(x - x.mean(dim=0)).Q
+    right = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(3))).Q
+    return left * torch.tensor(values).sqrt() @ right * (rows - 1) ** 0.5
+
+
+def test_lidar_of_samples_spread_alike_is_the_number_of_directions():
+    assert lidar(views_of(centred([4.0] * 10), noise=1e-4)) == pytest.approx(10, rel=1e-3)
+
+
+def test_lidar_of_views_that_do_not_differ_is_the_rank_of_the_samples(caplog):
+    shares = [0.5, 0.3, 0.15, 0.05]
+    expected = math.exp(-sum(p * math.log(p) for p in shares))
+    assert lidar(views_of(centred(shares), noise=0.0)) == pytest.approx(expected, rel=1e-3)
+    assert "same embedding" in caplog.text
+
+
+def test_lidar_is_the_definition_with_explicit_inverse_roots():
+    x = views_of(centred([3.0, 1.0, 0.5, 0.1, 2.0]), noise=0.7).double()
+    n, q, width = x.shape
+    centres = x.mean(dim=1)
+    between = sum(torch.outer(c, c) for c in centres - centres.mean(dim=0)) / (n - 1)
+    within = sum(torch.outer(e, e) for e in (x - centres[:, None]).flatten(0, 1)) / (n * (q - 1))
+    values, vectors = torch.linalg.eigh(within + 0.01 * torch.eye(width))
+    root = vectors * values.rsqrt() @ vectors.T
+    p = torch.linalg.eigvalsh(root @ between @ root)
+    p = p / p.sum()
+    assert lidar(x, delta=0.01) == pytest.approx(float(torch.exp(-(p * p.log()).sum())), rel=1e-5)
+
+
+def test_lidar_counts_only_directions_in_which_views_agree():
+    """Between-sample scatter alike everywhere, of which half is drowned by the views."""
+    x = views_of(centred([1.0] * 8), noise=0.0)
+    right = torch.linalg.svd(x[:, 0], full_matrices=False).Vh
+    noise = torch.randn(50, 6, 4, generator=torch.Generator().manual_seed(4)) @ right[:4]
+    assert lidar(x + 30 * (noise - noise.mean(dim=1, keepdim=True))) == pytest.approx(4, rel=0.01)
+
+
+def test_lidar_of_collapsed_embeddings_is_one_and_finite(caplog):
+    assert lidar(torch.zeros(5, 3, 4)) == pytest.approx(1, abs=1e-3)
+    assert lidar(torch.ones(5, 3, 4)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("size", [(1, 4, 3), (4, 1, 3)])
+def test_lidar_needs_several_views_of_several_samples(size):
+    with pytest.raises(ValueError, match="at least 2"):
+        lidar(torch.zeros(size))
+
+
+@pytest.mark.parametrize("wrong", [{"samples": 1}, {"views": 1}, {"delta": 0.0}])
+def test_lidar_refuses_impossible_settings(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LiDAR(**wrong)

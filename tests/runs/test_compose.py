@@ -23,7 +23,7 @@ GROUPS = (
     "loss",
     "optimizer",
 )
-GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "experiment")
+GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "monitor", "experiment")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 

@@ -47,7 +47,6 @@ MISTAKES = {
         ],
         ["collapses", "allow_collapse"],
     ),
-    "no projector": (["loss.projector=null"], ["loss.projector"]),
     "syntax": (["model.mask.target_scale=[0.1"], ["[0.1"]),
     "a word alone": (["smooth_l1"], ["smooth_l1"]),
     "a value that is refused": (["data.views=0"], ["data.views=0"]),

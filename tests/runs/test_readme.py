@@ -14,7 +14,7 @@ TEXT = (ROOT / "README.md").read_text()
 MODULES = re.findall(r"```python\n(# (mine\.py): PYTHONPATH=\. python train\.py ([^\n]+)\n.*?)```", TEXT, re.DOTALL)
 PROMISES = {
     "MyTrainer": lambda folder, out: "loss/prediction" in (folder / "metrics.jsonl").read_text(),
-    "StopCollapse": lambda folder, out: "collapse" in json.loads((folder / "results.json").read_text())["stopped"],
+    "StopAtLoss": lambda folder, out: "below 100" in json.loads((folder / "results.json").read_text())["stopped"],
     "Lion": lambda folder, out: "_target_: mine.Lion" in (folder / "config.yaml").read_text(),
 }
 """Class -> whether a run has done what the README says of it."""

@@ -521,6 +521,7 @@ def test_what_is_measured_again_was_not_counted_before(tmp_path):
 
     class Evaluation:
         every_epochs, every_steps, at_end, fails_at = None, 2, True, None
+        online_every_epochs = online_every_steps = None
 
         def __call__(self, model, data, *, random_init, device, seed):
             if trainer.step == self.fails_at:

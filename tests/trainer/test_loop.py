@@ -10,7 +10,6 @@ from jepa import build_trainer, load_config
 from jepa.optim import Cosine, Linear
 from jepa.trainer import Logger, Trainer
 from jepa.trainer.precision import clip_gradients, resolve_device, resolve_precision
-from jepa.types import Latents
 from jepa.utils.errors import NonFiniteError, UserError
 
 PLAIN = (
@@ -358,12 +357,6 @@ def test_prepare_batch_outside_the_loop(tmp_path):
     assert not torch.equal(once["noise"], trainer.prepare_batch(batch)["noise"])
 
 
-def test_statistics_of_a_micro_batch_of_one(recwarn):
-    latents = Latents(predictions=[torch.ones(1, 1, 1, 4)], embeddings=torch.ones(2, 1, 4))
-    assert latents.statistics() == {"prediction_std": 0.0, "embedding_std": 0.0}
-    assert not recwarn.list
-
-
 # Validation and words.
 
 
@@ -401,7 +394,7 @@ def test_what_a_run_says_and_logs(tmp_path):
     assert training == [1, 2, 4, 5]
     assert [line["step"] for line in memory.lines if "val/loss" in line] == [5]
     last = next(line for line in memory.lines if line["step"] == 5)
-    assert {"train/loss/square", "train/spread", "grad_norm", "samples_per_second", "data_wait"} <= set(last)
+    assert {"train/loss/square", "grad_norm", "samples_per_second", "data_wait"} <= set(last)
     assert last["epoch"] == 2.0
     assert all(type(value) in (int, float) for line in memory.lines for value in line.values())
     assert metrics["train/loss"] == last["train/loss"]

@@ -28,9 +28,6 @@ class ToyLatents:
     def __init__(self, values):
         self.values = values
 
-    def statistics(self):
-        return {"spread": self.values.detach().std()}
-
 
 class ToyModel(nn.Module):
     """x @ weight + bias + noise of (seed, step), drawn for the whole batch; counts the target's updates."""

@@ -1,0 +1,146 @@
+"""Fine-tuning: what the weights are worth as a start, when the whole network learns the labels."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa.utils.errors import UserError
+from jepa.utils.random import derive_seed, seeded
+
+log = logging.getLogger("jepa")
+
+
+class FineTuning:
+    """Accuracy of the encoder and a linear head on its pooled features, both trained on the labels for some epochs.
+
+    AdamW with a linear warm-up and a cosine to 0, on the training stream as it is in training: augmented, shuffled,
+    `data.batch_size` samples a step, several views of a sample counting as samples. Only the last layer is pooled,
+    whatever `evaluation.layers` is, and all labels are used, whatever `evaluation.max_train_samples` is. The row of
+    random weights is training from scratch, for as long.
+
+    epochs: passes over the training split. learning_rate, weight_decay: of AdamW; biases and norms are not decayed.
+    warmup_share: of the steps, over which the rate rises from 0. clip_norm: bound on the gradients' total norm.
+
+    Raises ValueError for values outside these.
+    """
+
+    needs = "encoder"
+
+    def __init__(
+        self,
+        *,
+        epochs: float = 5,
+        learning_rate: float = 5e-4,
+        weight_decay: float = 0.05,
+        warmup_share: float = 0.1,
+        clip_norm: float = 1.0,
+    ) -> None:
+        for name, value in {"epochs": epochs, "learning_rate": learning_rate, "clip_norm": clip_norm}.items():
+            if value <= 0:
+                raise ValueError(f"evaluation.probes.fine_tuning.{name} must be above 0, got {value}")
+        if weight_decay < 0:
+            raise ValueError(f"evaluation.probes.fine_tuning.weight_decay must not be below 0, got {weight_decay}")
+        if not 0 <= warmup_share < 1:
+            raise ValueError(f"evaluation.probes.fine_tuning.warmup_share must be in [0, 1), got {warmup_share}")
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_share = warmup_share
+        self.clip_norm = clip_norm
+
+    def __call__(
+        self,
+        encoder: nn.Module,
+        data: Any,
+        *,
+        pool: Callable[[Tensor], Tensor],
+        classes: int,
+        device: torch.device,
+        seed: int,
+        batch_size: int = 256,
+        limit: int | None = None,
+    ) -> float:
+        """Accuracy on the test split, in [0, 1].
+
+        encoder: (b, C, *S) -> (b, T, D), trained in place: hand in a copy. pool: that -> (b, D).
+        batch_size, limit: of the test samples.
+        Raises UserError when the data has no training stream or the loss becomes NaN or infinite.
+        """
+        if not hasattr(data, "train_batches"):
+            raise UserError(
+                f"evaluation.probes.fine_tuning: {type(data).__name__} has no train_batches to train on: "
+                "remove the probe with evaluation.probes.fine_tuning=null"
+            )
+        with seeded(seed, "evaluation/fine_tuning"):  # for dropout
+            head = nn.Linear(encoder.dim, classes).to(device)
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+            with torch.enable_grad():
+                self._train(encoder, head, data, pool, device, seed)
+        encoder.eval()
+        correct = total = 0
+        with torch.no_grad():
+            for batch in data.evaluation_batches("test", batch_size=batch_size, limit=limit):
+                predictions = head(pool(encoder(batch["x"].to(device)))).argmax(dim=1)
+                correct += int((predictions == batch["label"].to(device)).sum())
+                total += len(predictions)
+        return correct / total
+
+    def _train(
+        self,
+        encoder: nn.Module,
+        head: nn.Module,
+        data: Any,
+        pool: Callable[[Tensor], Tensor],
+        device: torch.device,
+        seed: int,
+    ) -> None:
+        encoder.requires_grad_(True).train()
+        parameters = [*encoder.parameters(), *head.parameters()]
+        groups = [
+            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
+            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
+        steps = max(1, round(self.epochs * data.spec.num_train / data.batch_size))
+        stream = data.train_batches(seed=derive_seed(seed, "evaluation/fine_tuning"), start_step=0, stop_step=steps)
+        with contextlib.closing(stream):
+            for step, batch in enumerate(stream):
+                for group in optimizer.param_groups:
+                    group["lr"] = self.learning_rate * self._share(step, steps)
+                x, labels = _samples(batch, device)
+                loss = F.cross_entropy(head(pool(encoder(x))), labels)
+                if not loss.isfinite():
+                    raise UserError(
+                        f"evaluation.probes.fine_tuning: the loss is {float(loss.detach())} at step {step}: lower "
+                        f"evaluation.probes.fine_tuning.learning_rate={self.learning_rate:g}"
+                    )
+                optimizer.zero_grad()
+                loss.backward()
+                nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+                optimizer.step()
+        log.debug("fine-tuning: %d steps, last loss %.4f", steps, float(loss.detach()))
+
+    def _share(self, step: int, steps: int) -> float:
+        """The learning rate of a step as a share of the peak."""
+        warmup = round(self.warmup_share * steps)
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
+
+
+def _samples(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Inputs (b, C, *S) and labels (b,) of a training batch, each view being a sample."""
+    labels = batch["label"].to(device, non_blocking=True)
+    if "views" not in batch:
+        return batch["x"].to(device, non_blocking=True), labels
+    views = batch["views"].to(device, non_blocking=True)
+    return views.flatten(0, 1), labels.repeat_interleave(views.shape[1])

@@ -1,0 +1,46 @@
+"""What a probe is: something that says how good features are, and what it has to be shown for that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypeAlias
+
+from jepa.evaluation.features import Features
+
+Needs: TypeAlias = Literal["features", "tokens", "views", "encoder"]
+
+Score: TypeAlias = float | Mapping[str, float]
+"""One number, reported under the probe's name, or several by suffix: `fewshot` gives {"1": ...}, `fewshot_1`."""
+
+
+class Probe(Protocol):
+    """Learns from the train features and scores the test features: an accuracy in [0, 1], or several by suffix.
+
+    A probe that sets nothing is called with pooled features (N, D). Two optional attributes change that:
+
+    needs: what it is called with.
+        "features", "tokens": (train, test, classes=, seed=), x being (N, D) or (N, T, D).
+        "views": (embeddings,), (n, q, D) of q views of n samples; also where there are no labels.
+        "encoder": (encoder, data, pool=, classes=, device=, seed=), a copy of the encoder that it may train.
+        Raw input has neither tokens nor an encoder: such probes leave its row out.
+    uses_seed: False for one whose score does not depend on the seed, which is then not repeated.
+    """
+
+    def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> Score: ...
+
+
+def needs(probe: Any) -> Needs:
+    """What a probe is called with."""
+    return getattr(probe, "needs", "features")
+
+
+def uses_seed(probe: Any) -> bool:
+    """Whether a probe's score depends on the seed."""
+    return getattr(probe, "uses_seed", True)
+
+
+def named(name: str, score: Score) -> dict[str, float]:
+    """A probe's score as metrics."""
+    if isinstance(score, Mapping):
+        return {f"{name}_{suffix}": float(value) for suffix, value in score.items()}
+    return {name: float(score)}

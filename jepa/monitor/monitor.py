@@ -1,0 +1,143 @@
+"""The collapse monitor: looks at the latents of a step now and then, and says whether the run is well.
+
+python train.py monitor.on_collapse=rollback
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from jepa.monitor.statistics import Rows, of_all_ranks, statistics, take_rows
+from jepa.monitor.verdict import UNKNOWN, Thresholds, Verdict, judge
+from jepa.types import Horizon, Latents
+from jepa.utils.distributed import from_main, total
+
+KEPT = ("train/loss", "grad_norm", "update_ratio", "lr")
+"""What is kept of a step's other values."""
+
+
+class CollapseMonitor:
+    """Measures latents that a step has computed anyway, keeps a history of them, and judges it.
+
+    every_steps: a step in so many is looked at, the first and the last as well.
+    on_collapse: what the trainer does about a bad verdict: "warn" says so; "stop" ends the run; "rollback" goes back to
+        the last checkpoint of a sound state, with half the learning rate and another seed, at most `max_rollbacks`
+        times, then stops.
+    max_rows: tokens, and samples times views, that are looked at, over all ranks.
+    max_measurements: length of the history; beyond it the older half is thinned out.
+    thresholds: see `jepa.monitor.Thresholds`.
+
+    The trainer calls `watching` around the forward passes of a step that is `due`, then `measure`, every rank alike.
+    What it remembers is in `state_dict`.
+
+    Raises ValueError for values out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        every_steps: int = 20,
+        on_collapse: Literal["warn", "stop", "rollback"] = "warn",
+        max_rollbacks: int = 3,
+        max_rows: int = 512,
+        max_measurements: int = 512,
+        thresholds: Thresholds | None = None,
+    ) -> None:
+        if on_collapse not in ("warn", "stop", "rollback"):
+            raise ValueError(f"monitor.on_collapse: got {on_collapse!r}, expected 'warn', 'stop' or 'rollback'")
+        least = {"every_steps": 1, "max_rollbacks": 0, "max_rows": 8, "max_measurements": 16}
+        given = {"every_steps": every_steps, "max_rollbacks": max_rollbacks, "max_rows": max_rows}
+        for name, value in {**given, "max_measurements": max_measurements}.items():
+            if value < least[name]:
+                raise ValueError(f"monitor.{name}: got {value}, expected at least {least[name]}")
+        self.every_steps, self.on_collapse, self.max_rollbacks = every_steps, on_collapse, max_rollbacks
+        self.max_rows, self.max_measurements = max_rows, max_measurements
+        self.thresholds = thresholds or Thresholds()
+        self.verdict = Verdict(UNKNOWN, "nothing has been measured yet")
+        self.history: list[dict[str, float]] = []
+        self._rows: Rows | None = None
+
+    def due(self, step: int, horizon: Horizon) -> bool:
+        """Whether the step that ends at this count is looked at."""
+        return step % self.every_steps == 0 or step in (1, horizon.max_steps)
+
+    @contextlib.contextmanager
+    def watching(self, model: nn.Module, ranks: int = 1) -> Iterator[None]:
+        """A context in which the latents that the model gives last are looked at, whoever calls it.
+
+        ranks: how many processes share `max_rows`.
+        """
+        self._rows = None
+
+        def look(module: nn.Module, arguments: tuple, latents: Any) -> None:
+            if isinstance(latents, Latents):
+                self._rows = take_rows(latents, arguments[0] if arguments else None, max(8, self.max_rows // ranks))
+
+        handle = model.register_forward_hook(look)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def measure(
+        self, model: nn.Module, step: int, values: Mapping[str, float], device: torch.device
+    ) -> dict[str, float]:
+        """Metrics of the step just watched, the same on every rank; the verdict is then that of now.
+
+        values: the step's others (`train/loss`, `grad_norm`, ...), of which some are kept as evidence.
+        """
+        rows = of_all_ranks(self._rows, device)
+        self._rows = None
+        drift = target_drift(model)
+        # One rank computes, so that rounding cannot make them judge differently.
+        metrics = from_main(lambda: {**({} if rows is None else statistics(rows)), **drift})
+        if rows is None:
+            self.verdict = Verdict(
+                UNKNOWN, "the training step makes no jepa.types.Latents by calling the model, so nothing can be watched"
+            )
+            return metrics
+        kept = {name: float(values[name]) for name in KEPT if name in values}
+        self.history.append({"step": float(step), **kept, **metrics})
+        self._thin()
+        self.verdict = judge(self.history, self.thresholds)
+        return metrics
+
+    def note(self, metrics: Mapping[str, float]) -> None:
+        """Keep what an online probe has found as evidence, with the last measurement."""
+        if self.history:
+            self.history[-1] |= {name: float(value) for name, value in metrics.items()}
+            self.verdict = judge(self.history, self.thresholds)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The history and the verdict, as plain values."""
+        verdict = self.verdict
+        return {
+            "history": [dict(measurement) for measurement in self.history],
+            "verdict": [verdict.name, verdict.evidence, verdict.suspected],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave."""
+        self.history = [dict(measurement) for measurement in state["history"]]
+        self.verdict = Verdict(*state["verdict"])
+
+    def _thin(self) -> None:
+        """Drop every other measurement of the older half, but for the first three, which are the run's start."""
+        if len(self.history) > self.max_measurements:
+            half = len(self.history) // 2
+            self.history = self.history[:3] + self.history[3:half:2] + self.history[half:]
+
+
+@torch.no_grad()
+def target_drift(model: nn.Module) -> dict[str, float]:
+    """{"monitor/target_drift": ||target - encoder|| / ||encoder||} where the target keeps weights; else empty."""
+    drift = getattr(getattr(model, "target", None), "drift", None)
+    if drift is None:
+        return {}
+    change, weight = total(drift(model.encoder)).tolist()
+    return {"monitor/target_drift": (change / max(weight, 1e-30)) ** 0.5}

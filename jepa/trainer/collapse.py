@@ -1,0 +1,127 @@
+"""What the loop does with the collapse monitor: shows it steps, says what it finds, stops or goes back."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from jepa.trainer.loggers import RunInfo
+from jepa.trainer.saver import find_checkpoint
+from jepa.trainer.state import restore
+from jepa.utils.distributed import from_main
+from jepa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer import Trainer
+
+HEALTHY = "healthy"
+"""Name of the checkpoint that a run goes back to."""
+
+
+def watched(trainer: Trainer, step: int) -> bool:
+    """Whether the monitor looks at the step that ends at this count."""
+    return trainer.monitor is not None and trainer.monitor.due(step, trainer.horizon)
+
+
+def watching(trainer: Trainer) -> AbstractContextManager:
+    """A context for the forward passes of the coming step."""
+    if not watched(trainer, trainer.step + 1):
+        return contextlib.nullcontext()
+    return trainer.monitor.watching(trainer.model, trainer.world_size)
+
+
+def measure(trainer: Trainer, values: Mapping[str, float]) -> dict[str, float]:
+    """What the monitor has measured of the step just made. values: of the step, the same on every rank."""
+    before = trainer.monitor.verdict.name
+    metrics = trainer.monitor.measure(trainer.model, trainer.step, values, trainer.device)
+    announce(trainer, before)
+    return metrics
+
+
+def announce(trainer: Trainer, before: str) -> None:
+    """Say the verdict where it is another than before, and do what is asked for about it."""
+    verdict = trainer.monitor.verdict
+    if verdict.name != before:
+        show_status(trainer)
+        first = before == "unknown" and not verdict.is_bad
+        missing = verdict.name == "unknown" and not trainer.monitor.history
+        if not first or missing:
+            trainer.say(f"collapse monitor at step {trainer.step}: {verdict.name}: {verdict.evidence}")
+    elif verdict.name == "unknown" and trainer.step == 1 and not trainer.monitor.history:
+        trainer.say(f"collapse monitor: {verdict.evidence}")
+    if verdict.is_bad and trainer.monitor.on_collapse != "warn":
+        act(trainer)
+
+
+def act(trainer: Trainer) -> None:
+    """Stop, or ask for going back, by a bad verdict."""
+    monitor, verdict = trainer.monitor, trainer.monitor.verdict
+    reason = f"{verdict.name}: {verdict.evidence}"
+    if monitor.on_collapse == "rollback" and verdict.is_curable:
+        if len(trainer.rollbacks) < monitor.max_rollbacks:
+            trainer.rollback(reason)
+            return
+        reason += f" (after {len(trainer.rollbacks)} rollbacks)"
+    trainer.stopped = trainer.stopped or reason
+
+
+def show_status(trainer: Trainer) -> None:
+    """Let loggers show the verdict for as long as it stands."""
+    if trainer.monitor is not None:
+        for logger in trainer.loggers.values():
+            logger.status(trainer.monitor.verdict.name)
+
+
+def may_go_back_to(trainer: Trainer) -> bool:
+    """Whether a checkpoint of now is one to go back to; always False where nothing ever goes back."""
+    monitor = trainer.monitor
+    return monitor is not None and monitor.on_collapse == "rollback" and monitor.verdict.is_sound
+
+
+def save_a_first(trainer: Trainer, fresh: bool) -> None:
+    """Make sure that there is a checkpoint to go back to. fresh: whatever stands there is of another run."""
+    if may_go_back_to(trainer) and not trainer.ended:
+        found = from_main(lambda: find_checkpoint(trainer.saver.folder, HEALTHY))
+        if fresh or found is None:
+            trainer.saver.save(trainer.state(), [HEALTHY], [])
+
+
+def results(trainer: Trainer) -> dict[str, Any]:
+    """What results.json holds of it; empty without a monitor."""
+    if trainer.monitor is None:
+        return {}
+    verdict = trainer.monitor.verdict
+    back = {"rollbacks": trainer.rollbacks} if trainer.rollbacks else {}
+    return {"collapse": {"verdict": verdict.name, "evidence": verdict.evidence, **back}}
+
+
+def go_back(trainer: Trainer, reason: str) -> None:
+    """Restore the last healthy checkpoint, with half the learning rate and another seed; see `Trainer.rollback`.
+
+    Raises UserError when there is none.
+    """
+    trainer.saver.wait()
+    path = from_main(lambda: find_checkpoint(trainer.saver.folder, HEALTHY))
+    if path is None:
+        raise UserError(
+            f"cannot go back from step {trainer.step} ({reason}): there is no {trainer.saver.path(HEALTHY)}; it is "
+            "written with monitor.on_collapse=rollback alone"
+        )
+    collapsed, rollbacks, best = trainer.step, trainer.rollbacks, {step for _, step in trainer.best.table}
+    restore(trainer, path, load_optimizer=True)
+    trainer.rollbacks = [*rollbacks, {"from": collapsed, "to": trainer.step, "reason": reason}]
+    trainer.model.set_step(max(0, trainer.step - 1), trainer.horizon)
+    for logger in trainer.loggers.values():  # as on a resume, so that no step stands twice
+        logger.close()
+        logger.open(RunInfo(trainer.folder.path, trainer.step, trainer.horizon, trainer.folder.config))
+    show_status(trainer)
+    trainer.say(
+        f"collapse monitor: {reason}. Rollback {len(trainer.rollbacks)} of at most {trainer.monitor.max_rollbacks}: "
+        f"back from step {collapsed} to {trainer.step} ({path}), the learning rate times {trainer.rate_factor:g}, the "
+        f"seed {trainer.step_seed}"
+    )
+    void = best - {step for _, step in trainer.best.table}
+    # At once, so that a run killed from here on goes on from here.
+    trainer.saver.save(trainer.state(), [HEALTHY, "last"], [trainer.best.file_name(step) for step in sorted(void)])

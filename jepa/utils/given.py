@@ -1,0 +1,115 @@
+"""What of a composed configuration the command line gave, and how a stored one joins it.
+
+A script that opens a checkpoint has two configurations: the one composed from defaults and command line, and the one
+stored in the checkpoint. What was given wins, then what is stored, then the defaults.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from jepa.utils.config import override_key
+
+SECTIONS = ("data", "model", "evaluation")
+NUMERIC = ("seed", "precision", "attention", "tf32", "deterministic")
+"""Keys of trainer on which features and scores depend; a checkpoint's own are kept, so that scores can be repeated."""
+
+
+class Given:
+    """The keys that overrides set: `data=mnist` an option, `data.root=x` a value, `~data.augment` a removed value.
+
+    overrides: as Hydra's `overrides.task` lists them.
+    """
+
+    def __init__(self, overrides: Sequence[str]) -> None:
+        self.options: dict[str, str] = {}
+        self.values: list[str] = []
+        self.removed: list[str] = []
+        for override in overrides:
+            key = override_key(override)
+            if "." not in key:
+                self.options[key] = override.partition("=")[2]
+            else:
+                (self.removed if override.startswith("~") else self.values).append(key)
+
+    @property
+    def experiment(self) -> bool:
+        """Whether a recipe was chosen, which sets data and model."""
+        return self.options.get("experiment", "null") not in ("null", "")
+
+    def option(self, section: str) -> bool:
+        """Whether a section as a whole was chosen."""
+        return section in self.options or (section == "data" and self.experiment)
+
+    def below(self, section: str) -> list[str]:
+        """The given values of a section, as keys without it: "encoder.heads" of `model.encoder.heads=4`."""
+        return [key.removeprefix(f"{section}.") for key in self.values if key.startswith(f"{section}.")]
+
+
+def addable(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments in which values of data, model and evaluation may be new to the composed default.
+
+    `checkpoint=<run on a folder> data.root=photos` changes the run's data, which the default data (digits, without
+    a root) knows nothing about. What no constructor takes is refused later, by `check_config`.
+    """
+    pattern = re.compile(rf"({'|'.join(SECTIONS)})\.[\w.]+=")
+    return [f"++{argument}" if pattern.match(argument) else argument for argument in arguments]
+
+
+def given_model(config: DictConfig, given: Given) -> dict[str, Any]:
+    """What the command line says of the model: {"encoder.heads": 4}; all of an encoder that was chosen as a whole.
+
+    An experiment chooses encoder and predictor; `model=` by itself its class alone, as the data sets the sizes.
+    """
+    flat = flatten(OmegaConf.to_container(config.model, resolve=True))
+    derived = {"encoder.image_size", "encoder.channels"}  # they follow the data
+    whole = [part for part in ("encoder", "predictor") if f"model/{part}" in given.options or given.experiment]
+    keys = {
+        key
+        for key, value in flat.items()
+        if key.split(".")[0] in whole and value is not None and not key.rpartition(".")[2].startswith("_")
+    }
+    keys = keys - derived | set(given.below("model")) | ({"_target_"} if "model" in given.options else set())
+    values = {key: OmegaConf.select(config, f"model.{key}") for key in sorted(keys)}
+    return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
+
+
+def with_stored(config: DictConfig, stored: Mapping[str, Any], given: Given) -> DictConfig:
+    """The composed configuration with the stored model, loss and, unless given, data, evaluation and precision."""
+    joined = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    for section in ("model", "loss"):
+        if section in stored:
+            joined[section] = OmegaConf.create(dict(stored[section]))
+    for section in ("data", "evaluation"):
+        if section in stored and not given.option(section):
+            node = OmegaConf.create(dict(stored[section]))
+            for key in given.below(section):
+                OmegaConf.update(node, key, OmegaConf.select(config, f"{section}.{key}"), force_add=True)
+            for key in given.removed:
+                if key.startswith(f"{section}."):
+                    remove(node, key.removeprefix(f"{section}."))
+            joined[section] = node
+    for key in NUMERIC:
+        if key in stored.get("trainer", {}) and f"trainer.{key}" not in given.values:
+            joined.trainer[key] = stored["trainer"][key]
+    return joined
+
+
+def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of nested dicts by dotted key."""
+    leaves: dict[str, Any] = {}
+    for name, value in node.items():
+        leaves |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return leaves
+
+
+def remove(node: DictConfig, key: str) -> None:
+    """Take one dotted key out, if it is there."""
+    parent, _, name = key.rpartition(".")
+    holder = OmegaConf.select(node, parent) if parent else node
+    if holder is not None:
+        holder.pop(name, None)

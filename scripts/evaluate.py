@@ -1,0 +1,142 @@
+"""Evaluate a checkpoint: python scripts/evaluate.py checkpoint=<run folder, file or name> [data=...] [output=<json>]
+
+Scores frozen features by the probes of conf/evaluation, beside the same architecture untrained and the raw input, and
+writes them as JSON with the keys of a run's results.json. --help shows what can be opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from jepa.utils.command import complete, reported_errors, run_command
+from jepa.utils.config import register_resolvers
+from jepa.utils.given import Given, addable
+
+register_resolvers()
+
+
+@hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
+def main(config: DictConfig) -> float | None:
+    """Compose, open, score; gives the linear probe's accuracy, which a sweep may optimise."""
+    complete(config)
+    with reported_errors():
+        results = evaluate(config)
+    metric = config.optimized_metric or "eval/trained/linear"
+    _, _, rest = metric.partition("/")
+    row, _, name = rest.partition("/")
+    value = results.get(row)
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def evaluate(config: DictConfig) -> dict[str, Any]:
+    """Open, score and write; gives what is written.
+
+    Raises UserError for what is missing, does not fit or cannot be written.
+    """
+    import torch  # not needed for --help
+    from rich.console import Console
+
+    from jepa.build import build, build_model, convert_errors, to_plain
+    from jepa.interop.configured import open_configured
+    from jepa.trainer.precision import Precision, resolve_device
+    from jepa.utils.files import write_text
+
+    check_output(config)
+    opened, joined = open_configured(config, build_model, data="splits")
+    for line in opened.lines:
+        print(line, flush=True)
+    plain = to_plain(joined)
+    settings = joined.trainer
+    device = resolve_device(settings.device)
+    precision = Precision(settings.precision, device, attention=settings.attention, tf32=settings.tf32)
+    evaluation = build(joined, "evaluation")
+    data = build(joined, "data")
+    model = opened.model.to(device)
+    precision.choose_attention(model)
+
+    @torch.no_grad()
+    def try_once() -> None:
+        model.encode_target(torch.zeros(1, *data.spec.input_shape, device=device))
+
+    convert_errors("data.image_size", try_once)()
+    key = cache_key(opened.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")
+    with precision.kernels(), precision.autocast():
+        rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)
+    if opened.kind == "random":  # there is nothing trained: the row is the random one
+        rows, spread = ({name: row for name, row in part.items() if name != "trained"} for part in (rows, spread))
+    console = Console()
+    console.print(evaluation.table(rows), width=None if console.is_terminal else 200)  # a file has no width
+    results = {**rows, **of_the_run(opened, Given(config.overrides)), "checkpoint": str(config.checkpoint)}
+    results |= {"data": plain["data"]} | ({"spread": spread} if spread else {})
+    write_text(Path(joined.output), json.dumps(results, indent=2) + "\n")
+    print(joined.output)
+    return results
+
+
+def score(
+    evaluation: Any, opened: Any, data: Any, device: Any, seed: int, cache_dir: str | None, key: str
+) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
+    """Rows of metrics, and their standard deviation over the probes' seeds where there are several.
+
+    cache_dir, key: where features are kept, and what they are of.
+    """
+    from jepa.evaluation import FeatureCache
+
+    cache = FeatureCache(folder=Path(cache_dir), key=key) if cache_dir else None
+    rows = evaluation(opened.model, data, random_init=opened.random_init, device=device, seed=seed, cache=cache)
+    return rows, evaluation.spread
+
+
+def of_the_run(opened: Any, given: Given) -> dict[str, Any]:
+    """What a run's results.json holds beside the rows: the step, and on its own data the validation loss then."""
+    own_data = not given.option("data") and not given.below("data")
+    loss = {"val/loss": opened.metrics["val/loss"]} if own_data and "val/loss" in opened.metrics else {}
+    return loss | ({} if opened.step is None else {"step": opened.step})
+
+
+def cache_key(fingerprint: str, data: Mapping[str, Any], spec: Any, number: str) -> str:
+    """A name for the features of a checkpoint on data: all that evaluation does not know of itself.
+
+    number: the format and kind of device they are computed in.
+    """
+    loading = (
+        "augment",
+        "views",
+        "local_views",
+        "local_size",
+        "local_augment",
+        "batch_size",
+        "num_workers",
+        "prefetch_factor",
+        "pin_memory",
+        "max_bad_share",
+    )
+    content = {
+        "checkpoint": fingerprint,
+        "data": {name: value for name, value in data.items() if name not in loading},
+        "samples": [spec.num_train, spec.num_test],
+        "number": number,
+    }
+    return hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+
+
+def check_output(config: DictConfig) -> None:
+    """Raise UserError when the output would overwrite what a run has written itself."""
+    from jepa.utils.errors import UserError
+
+    output = Path(config.output).resolve()
+    if output.name in ("results.json", "metrics.jsonl", "config.yaml") and (output.parent / "checkpoints").is_dir():
+        raise UserError(f"output={config.output} is the run's own file: give another name, such as evaluation.json")
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = addable(sys.argv[1:])
+    run_command(main)

@@ -1,0 +1,195 @@
+"""Features of a folder of pictures: python scripts/extract.py checkpoint=<run> input=<folder> output=features.npz
+
+The file holds `path`, relative to the folder, and `features` (n, D), or one `layer_<number>` for each of layers=;
+in .npz as arrays, in .parquet as columns. Pictures that cannot be read are listed and left out.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from jepa.utils.command import complete, reported_errors, run_command
+from jepa.utils.config import register_resolvers
+from jepa.utils.given import addable
+
+register_resolvers()
+
+SHOWN = 20
+"""Unreadable pictures that are listed."""
+
+
+@hydra.main(config_path="../conf", config_name="extract", version_base="1.3")
+def main(config: DictConfig) -> None:
+    """Compose, open, read, write."""
+    complete(config)
+    with reported_errors():
+        extract(config)
+
+
+def extract(config: DictConfig) -> Path:
+    """Open a checkpoint, encode every picture of a folder, and write features with paths; gives the file.
+
+    Raises UserError for what is missing, does not fit or cannot be written, and when no picture can be read.
+    """
+    from jepa.build import build_model
+    from jepa.interop.configured import open_configured
+    from jepa.interop.networks import network_of
+    from jepa.trainer.precision import Precision, resolve_device
+    from jepa.utils.errors import DataError
+
+    path = check(config)
+    names = pictures_below(config)
+    opened, joined = open_configured(config, build_model, data="pictures")
+    for line in opened.lines:
+        print(line, flush=True)
+    device = resolve_device(joined.trainer.device)
+    precision = Precision(joined.trainer.precision, device, attention=joined.trainer.attention)
+    encoder = network_of(opened.model.to(device), config.network)
+    precision.choose_attention(encoder)
+    unreadable: dict[str, str] = {}
+    pictures = read(Path(config.input), names, joined.data, unreadable)
+    with precision.kernels(), precision.autocast():
+        kept, columns = encode(encoder, pictures, config, device)
+    if unreadable:
+        listed = [f"  {name}: {reason}" for name, reason in list(unreadable.items())[:SHOWN]]
+        more = [f"  ... and {len(unreadable) - SHOWN} more"] if len(unreadable) > SHOWN else []
+        print("\n".join([f"left out {len(unreadable)} of {len(names)} pictures that cannot be read:", *listed, *more]))
+    if not kept:
+        reason = next(iter(unreadable.values()))
+        raise DataError(f"input={config.input}: none of its {len(names)} pictures can be read; the first: {reason}")
+    write(path, kept, columns)
+    shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in columns.items())
+    print(f"{path}: {len(kept)} pictures, {shapes}")
+    return path
+
+
+def check(config: DictConfig) -> Path:
+    """The file to write. Raises UserError for values outside what conf/extract.yaml says."""
+    from jepa.utils.errors import UserError
+
+    for key in ("checkpoint", "input"):
+        if OmegaConf.is_missing(config, key):
+            raise UserError(f"{key} is not set: give it on the command line, {key}=...")
+    path = Path(config.output)
+    if path.suffix not in (".npz", ".parquet"):
+        raise UserError(f"output={path}: expected a file that ends with .npz or .parquet")
+    if config.pooling not in ("mean", "max", "none"):
+        raise UserError(f"pooling={config.pooling}: expected mean, max or none")
+    if config.pooling == "none" and path.suffix == ".parquet":
+        raise UserError("pooling=none gives a matrix for each picture: write it to output=<name>.npz")
+    if not isinstance(config.batch_size, int) or config.batch_size < 1:
+        raise UserError(f"batch_size={config.batch_size}: expected at least 1")
+    if config.layers is not None and not (
+        OmegaConf.is_list(config.layers) and config.layers and all(isinstance(n, int) for n in config.layers)
+    ):
+        raise UserError(f"layers={config.layers}: expected a list of block numbers, as layers=[2,3], or null")
+    return path
+
+
+def pictures_below(config: DictConfig) -> list[str]:
+    """Picture files at any depth, relative to the folder, sorted; hidden ones are left out, links followed.
+
+    Raises DataError for a folder that is missing or holds none.
+    """
+    from jepa.data.sources.folders import EXTENSIONS
+    from jepa.utils.errors import DataError
+
+    folder = Path(config.input)
+    if not folder.is_dir():
+        raise DataError(f"input={folder} is not a folder")
+    found, seen = [], set()
+    for place, below, files in os.walk(folder, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link back
+            below[:] = []
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        pictures = [name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(place, name), folder) for name in pictures]
+    if not found:
+        raise DataError(f"input={folder} holds no pictures ({', '.join(EXTENSIONS)})")
+    return sorted(found)
+
+
+def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str, str]) -> Iterator[tuple[str, Any]]:
+    """Path and input (1, C, H, W) of every picture that can be read; fills `unreadable` with path -> reason."""
+    from jepa.data.sources.folders import ImageFiles
+    from jepa.data.stream import UnreadableSample
+    from jepa.data.transforms import ImageTransform
+
+    size = data.image_size
+    transform = ImageTransform(
+        size=(size, size) if isinstance(size, int) else tuple(size),
+        channels=data.channels,
+        mean=list(data.mean),
+        std=list(data.std),
+        interpolation=data.interpolation,
+        augment=None,
+    )
+    files = ImageFiles(folder, names, None)
+    for number, name in enumerate(names):
+        try:
+            image, _ = files[number]
+        except UnreadableSample as error:
+            unreadable[name] = error.reason
+            continue
+        yield name, transform.plain(image)
+
+
+def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig, device: Any) -> tuple[list[str], Any]:
+    """Paths, and column name -> features (n, D) float32, or (n, N, D) with pooling=none."""
+    import itertools
+
+    import numpy as np
+    import torch
+
+    from jepa.build import convert_errors
+
+    pool = {"mean": lambda t: t.mean(dim=1), "max": lambda t: t.amax(dim=1), "none": lambda t: t}[config.pooling]
+    layers = None if config.layers is None else list(config.layers)
+    columns = ["features"] if layers is None else [f"layer_{number}" for number in layers]
+    names: list[str] = []
+    parts: dict[str, list[Any]] = {column: [] for column in columns}
+    run = convert_errors("layers" if layers else "data.image_size", encoder.__call__)
+    with torch.no_grad():
+        while batch := list(itertools.islice(pictures, config.batch_size)):
+            names += [name for name, _ in batch]
+            tokens = run(torch.cat([pixels for _, pixels in batch]).to(device), layers=layers)
+            for column, values in zip(columns, [tokens] if layers is None else tokens):
+                parts[column].append(pool(values.float()).cpu().numpy())
+    return names, {column: np.concatenate(values) for column, values in parts.items()} if names else {}
+
+
+def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
+    """Write paths and features. Raises UserError when the file cannot be written."""
+    from jepa.utils.files import write_whole
+
+    def npz(temporary: Path) -> None:
+        import numpy as np
+
+        with open(temporary, "wb") as file:
+            np.savez(file, path=np.array(names), **columns)
+
+    def parquet(temporary: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        arrays = {"path": pa.array(names, pa.string())}
+        for name, values in columns.items():
+            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+        pq.write_table(pa.table(arrays), temporary)
+
+    write_whole(path, npz if path.suffix == ".npz" else parquet)
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = addable(sys.argv[1:])
+    run_command(main)

@@ -1,0 +1,84 @@
+"""A run, and the scripts' own functions called in this process, which is cheaper than running them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import DictConfig, open_dict
+
+from jepa import build_trainer, load_config
+from jepa.utils.given import addable
+
+ROOT = Path(__file__).resolve().parents[2]
+
+SMALL = (
+    "evaluation.max_train_samples=200",
+    "evaluation.max_test_samples=100",
+    "~evaluation.probes.linear",  # takes seconds
+    "trainer.device=cpu",
+    "trainer.precision=fp32",
+)
+"""Overrides that make an evaluation quick."""
+
+
+def script(name: str):
+    """A script of scripts/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"script_{name}", ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def configured(name: str, folder: Path, *overrides: str) -> DictConfig:
+    """The configuration that `python scripts/<name>.py <overrides>` gets, run from a folder."""
+    added = addable(overrides)
+    config = load_config([*added, f"run_dir={folder}"], config_name=name)
+    with open_dict(config):
+        config.overrides = added
+    return config
+
+
+@pytest.fixture
+def evaluate(tmp_path: Path) -> Callable:
+    """Evaluate as scripts/evaluate.py does; gives what is written."""
+    return lambda *overrides: script("evaluate").evaluate(configured("evaluate", tmp_path, *SMALL, *overrides))
+
+
+@pytest.fixture
+def export(tmp_path: Path) -> Callable:
+    """Export as scripts/export.py does; gives the file."""
+    return lambda *overrides: script("export").export_encoder(configured("export", tmp_path, *overrides))
+
+
+@pytest.fixture
+def extract(tmp_path: Path) -> Callable:
+    """Extract as scripts/extract.py does; gives the file."""
+    return lambda *overrides: script("extract").extract(
+        configured("extract", tmp_path, "trainer.device=cpu", "trainer.precision=fp32", *overrides)
+    )
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of three steps on digits."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    overrides = [
+        *tiny,
+        *SMALL,
+        "trainer.max_steps=3",
+        "model.encoder.depth=2",
+        "~logger.tensorboard",
+        "~logger.console",
+    ]
+    config = load_config([*dict.fromkeys(overrides), f"run_dir={folder}"])
+    with open_dict(config):
+        config.overrides = overrides
+    trainer = build_trainer(config)
+    trainer.fit()
+    trainer.save_checkpoint(folder.parent / "bare.pt", include_optimizer=False)
+    return folder

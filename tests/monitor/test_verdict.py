@@ -1,0 +1,135 @@
+"""Verdicts on histories made up."""
+
+from __future__ import annotations
+
+import pytest
+
+from jepa.monitor import Thresholds, judge
+
+EVERY = 20
+
+
+def history(count=10, **courses):
+    """Measurements every 20 steps; each course is a function of the share of the run, or one value."""
+    healthy = {
+        "train/loss": lambda t: 1 - 0.8 * t,
+        "monitor/embedding_dimensions": lambda t: 15 + 15 * t,
+        "monitor/embedding_rank": 5.0,
+        "monitor/embedding_spread": lambda t: 0.17 + 0.1 * t,
+        "monitor/target_spread": lambda t: 0.7 - 0.15 * t,
+        "monitor/target_dimensions": lambda t: 15 + 10 * t,
+        "monitor/target_places": 0.55,
+        "monitor/input_likeness": 0.4,
+        "monitor/target_drift": 0.03,
+    }
+    courses = {**healthy, **{name.replace("__", "/"): course for name, course in courses.items()}}
+    made = []
+    for number in range(count):
+        share = number / max(1, count - 1)
+        values = {name: course(share) if callable(course) else course for name, course in courses.items()}
+        made.append({"step": float(max(1, number * EVERY)), **{n: v for n, v in values.items() if v is not None}})
+    return made
+
+
+def verdict(*arguments, **courses):
+    return judge(history(*arguments, **courses), Thresholds())
+
+
+def test_a_healthy_run():
+    found = verdict()
+    assert (found.name, found.is_bad, found.is_sound) == ("healthy", False, True)
+    assert "effective rank of embeddings 5" in found.evidence
+
+
+def test_too_few_measurements():
+    assert judge([], Thresholds()).name == "unknown"
+    assert verdict(2).name == "unknown"
+    assert verdict(2).is_sound
+    assert verdict(3).name == "healthy"
+
+
+def test_an_untrained_network_has_not_collapsed():
+    fresh = {"monitor__embedding_spread": 0.03, "monitor__target_spread": 0.25, "monitor__embedding_dimensions": 3.0}
+    assert verdict(**fresh).name == "healthy"
+
+
+def test_complete_collapse_and_what_to_do():
+    found = verdict(monitor__target_spread=lambda t: 0.7 * (1 - t) ** 2)
+    assert found.name == "complete collapse"
+    assert found.evidence.startswith(
+        "the spread of targets fell from 0.7 to 0 in 179 steps, by step 180, while the loss"
+    )
+    assert "raise the EMA momentum (model.target.momentum.start), or add loss.terms.sigreg" in found.evidence
+    without = verdict(monitor__embedding_spread=lambda t: 0.17 * (1 - t) ** 2, monitor__target_drift=None, count=40)
+    assert without.name == "complete collapse"
+    assert "model/target=ema" in without.evidence
+    at_once = verdict(monitor__target_spread=lambda t: 0.7 * (1 - t) ** 2, monitor__target_drift=0.0)
+    assert "the target follows the encoder at once" in at_once.evidence
+    fast = verdict(monitor__target_spread=lambda t: 0.7 * (1 - t) ** 2, update_ratio=0.05)
+    assert "lower optimizer.lr (update_ratio is 5.0e-02" in fast.evidence
+
+
+def test_dimensional_collapse_names_where_it_fell_from():
+    found = verdict(monitor__embedding_dimensions=lambda t: 41 if t < 0.5 else 3)
+    assert found.name == "dimensional collapse"
+    assert "the effective rank of embeddings fell from 41 to 3 in" in found.evidence
+    assert "while the loss fell" in found.evidence
+
+
+def test_embeddings_lose_fewer_dimensions_than_that_only_with_targets():
+    falling = {"monitor__embedding_dimensions": lambda t: 17 - 10 * t}
+    assert verdict(**falling).name == "healthy"
+    assert verdict(**falling, monitor__target_dimensions=lambda t: 15 - 4 * t).name == "dimensional collapse"
+    assert verdict(**falling, monitor__target_dimensions=None).name == "healthy"
+
+
+def test_one_outlier_is_no_level_to_fall_from():
+    assert verdict(monitor__embedding_dimensions=lambda t: 60 if 0.3 < t < 0.4 else 20).name == "healthy"
+
+
+def test_positional_collapse():
+    found = verdict(monitor__target_places=lambda t: 0.5 + 0.49 * t)
+    assert found.name == "positional collapse"
+    assert "99% of the variance of the targets" in found.evidence
+
+
+@pytest.mark.parametrize(
+    "signs",
+    [
+        {"monitor__input_likeness": 1.0},
+        {"monitor__input_likeness": 0.92, "monitor__input_views": 1.1},
+        {"monitor__input_likeness": 0.92, "monitor__target_places": 0.93},
+    ],
+)
+def test_constant_data(signs):
+    found = verdict(**signs)
+    assert (found.name, found.is_curable) == ("constant data", False)
+    assert "trainer.dry_run=true" in found.evidence
+
+
+def test_data_that_is_alike_but_not_constant():
+    assert verdict(monitor__input_likeness=0.9, monitor__input_views=0.2).name == "healthy"
+
+
+def test_divergence():
+    found = verdict(train__loss=lambda t: 1 + 9 * t)
+    assert found.name == "diverged"
+    assert "lower optimizer.lr" in found.evidence
+    assert verdict(train__loss=lambda t: 0.1 + t).name == "diverged"
+    assert verdict(train__loss=lambda t: 1 + t).name == "healthy"
+
+
+def test_a_sign_must_last():
+    measurements = history()
+    for lasting, name in ((1, "healthy"), (2, "healthy"), (3, "complete collapse")):
+        bad = [{**m, "monitor/target_spread": 0.01} for m in measurements[-lasting:]]
+        found = judge(measurements[:-lasting] + bad, Thresholds())
+        assert (found.name, found.is_sound) == (name, False)
+        assert found.suspected == (None if lasting == 3 else "complete collapse")
+    recovered = [*measurements[:-4], {**measurements[-4], "monitor/target_spread": 0.01}, *measurements[-3:]]
+    assert judge(recovered, Thresholds()).is_sound
+
+
+def test_nothing_known_but_the_loss():
+    found = judge([{"step": 20.0 * n, "train/loss": 1.0} for n in range(5)], Thresholds())
+    assert (found.name, found.evidence) == ("healthy", "at step 80")
