@@ -41,8 +41,8 @@ RECIPES = {
 """Name -> the overrides, and the seeds."""
 
 OBJECTIVES = {
-    "LeJEPA": "lejepa",
     "VICReg": "vicreg",
+    "LeJEPA": "lejepa",
     "masked + SIGReg": "sigreg",
     "I-JEPA (EMA)": "ijepa",
 }
@@ -172,13 +172,13 @@ def processor_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def objectives(data: str, location: list[str], seeds: Sequence[int], path: Path) -> dict:
-    """Every objective over the seeds, seed by seed; the file at `path` grows with every run, and is gone on with."""
+def objectives(data: str, location: list[str], names: Sequence[str], seeds: Sequence[int], path: Path) -> dict:
+    """The named objectives, seed by seed; the file at `path` grows with every run, and is gone on with."""
     runs = json.loads(path.read_text())["runs"] if path.exists() else []
     done = {(entry["command"], entry["seed"]) for entry in runs}
     for seed in seeds:
-        for name, experiment in OBJECTIVES.items():
-            overrides = [f"experiment={experiment}_{data}"]
+        for name in names:
+            overrides = [f"experiment={OBJECTIVES[name]}_{data}"]
             entry = {"objective": name, "command": " ".join(["python train.py", *overrides])}
             if (entry["command"], seed) not in done:
                 runs.append(entry | run([*overrides, *location], seed))
@@ -339,6 +339,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=sorted([*RECIPES, *OTHERS, "objectives"]))
     parser.add_argument("--data", choices=["digits", "fashion_mnist"], default="digits", help="of objectives")
+    parser.add_argument("--only", choices=list(OBJECTIVES), nargs="+", help="some of the objectives")
     parser.add_argument("--root", help="data.root, for data that is not bundled")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
     arguments = parser.parse_args()
@@ -347,7 +348,8 @@ def main() -> None:
     path = results / f"{arguments.recipe}.json"
     if arguments.recipe == "objectives":
         path = results / f"objectives_{arguments.data}.json"
-        content = objectives(arguments.data, location, arguments.seeds or (0, 1, 2), path)
+        names = arguments.only or list(OBJECTIVES)
+        content = objectives(arguments.data, location, names, arguments.seeds or (0, 1, 2), path)
     else:
         other = OTHERS.get(arguments.recipe)
         content = other() if other else probed(arguments.recipe, location, arguments.seeds)

@@ -140,21 +140,33 @@ def _matrices(views: Views, height: int, width: int) -> Tensor:
 
 def _recolour(pixels: Tensor, views: Views) -> Tensor:
     """Colour jitter and blur of views (R, C, H, W) with values in [0, 1]."""
-    if views.jitter is None and views.blur is None:
+    if views.jitter is not None:
+        pixels = _jitter(pixels, views.jitter)
+    if views.blur is None:
         return pixels
     # SimCLR's kernel is a tenth of the side; odd, so that it has a centre.
     kernel = [max(3, side // 10 // 2 * 2 + 1) for side in pixels.shape[-2:]]
-    done = []
-    for i, view in enumerate(pixels):
-        if views.jitter is not None:
-            brightness, contrast, saturation, hue = views.jitter[i].tolist()
-            view = F.adjust_contrast(F.adjust_brightness(view, brightness), contrast)
-            if len(view) == 3:
-                view = F.adjust_hue(F.adjust_saturation(view, saturation), hue)
-        if views.blur is not None and views.blur[i] > 0:
-            view = F.gaussian_blur(view, kernel, [views.blur[i].item()] * 2)
-        done.append(view)
-    return torch.stack(done)
+    pairs = zip(pixels, views.blur.tolist())
+    return torch.stack([F.gaussian_blur(view, kernel, [sigma] * 2) if sigma > 0 else view for view, sigma in pairs])
+
+
+def _jitter(pixels: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue of views (R, C, H, W), as torchvision has them but all views at once."""
+    brightness, contrast, saturation, hue = factors[..., None, None, None].unbind(dim=1)  # (R, 1, 1, 1) each
+    pixels = (pixels * brightness).clamp(0, 1)
+    pixels = _blend(pixels, _grey(pixels).mean(dim=(1, 2, 3), keepdim=True), contrast)
+    if pixels.shape[1] != 3:
+        return pixels
+    pixels = _blend(pixels, _grey(pixels), saturation)
+    return torch.stack([F.adjust_hue(view, turn) for view, turn in zip(pixels, hue.flatten().tolist())])
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    return F.rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels
+
+
+def _blend(pixels: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return (pixels * share + other * (1 - share)).clamp(0, 1)
 
 
 def _image(image: Image.Image, channels: int) -> Image.Image:
