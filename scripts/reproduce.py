@@ -94,7 +94,6 @@ COLLAPSING = {
 HEALTHY = {
     **{f"default, seed {seed}": (f"trainer.seed={seed}",) for seed in range(3)},
     **{f"ijepa, seed {seed}": (IJEPA, f"trainer.seed={seed}") for seed in range(3)},
-    "ijepa, whole run": (IJEPA, "trainer.max_steps=1200"),
     "random masks": ("model/mask=random",),
     "mse": ("loss=mse",),
     "l1": ("loss=l1",),
@@ -104,6 +103,7 @@ HEALTHY = {
     "views": ("model=lejepa",),
     "views, VICReg": ("model=lejepa", "loss=vicreg"),
     "views, InfoNCE": ("model=lejepa", "loss=infonce"),
+    "ijepa, 1,200 steps": (IJEPA, "trainer.max_steps=1200"),
 }
 """Name -> the overrides on top of WATCHED."""
 
@@ -130,24 +130,24 @@ def shared_target(*, encoder: Any, momentum: Any = None, reference_batch_size: i
     return SharedTarget(encoder=encoder)
 
 
-def collapse() -> dict:
-    """What the monitor says of each run: name -> verdict, evidence, and the step at which it was stopped."""
+def collapse(path: Path) -> dict:
+    """What the monitor says of each run: verdict, evidence, and the step at which it was stopped.
 
-    def watch(overrides: tuple[str, ...]) -> dict:
-        result = run([*WATCHED, *overrides], None)
-        alarm = result["step"] if "stopped" in result else None
-        return {"overrides": list(overrides), "alarm_at_step": alarm, **result["collapse"]}
-
-    found = {
-        kind: {name: watch(overrides) for name, overrides in runs.items()}
-        for kind, runs in (("collapsing", COLLAPSING), ("healthy", HEALTHY))
-    }
-    return {
-        "command": " ".join(["python train.py", *WATCHED]),
-        "missed": [name for name, seen in found["collapsing"].items() if seen["alarm_at_step"] is None],
-        "false_alarms": [name for name, seen in found["healthy"].items() if seen["alarm_at_step"] is not None],
-        **found,
-    }
+    The file at `path` grows with every run, and is gone on with.
+    """
+    found = json.loads(path.read_text()) if path.exists() else {}
+    content = {"command": " ".join(["python train.py", *WATCHED])}
+    for kind, runs in (("collapsing", COLLAPSING), ("healthy", HEALTHY)):
+        content[kind] = {name: seen for name, seen in found.get(kind, {}).items() if name in runs}
+        for name, overrides in runs.items():
+            if content[kind].get(name, {}).get("overrides") != list(overrides):
+                result = run([*WATCHED, *overrides], None)
+                alarm = result["step"] if "stopped" in result else None
+                content[kind][name] = {"overrides": list(overrides), "alarm_at_step": alarm, **result["collapse"]}
+                write(path, {**found, **content})
+    missed = [name for name, seen in content["collapsing"].items() if seen["alarm_at_step"] is None]
+    false = [name for name, seen in content["healthy"].items() if seen["alarm_at_step"] is not None]
+    return {**content, "missed": missed, "false_alarms": false}
 
 
 def run(overrides: list[str], seed: int | None) -> dict:
@@ -330,8 +330,8 @@ def losses(folder: Path) -> list[tuple]:
     return [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines]
 
 
-OTHERS = {"kills": kills, "collapse": collapse}
-"""What is no recipe over seeds."""
+OTHERS = {"kills": lambda path: kills(), "collapse": collapse}
+"""What is no recipe over seeds, called with the path of its results."""
 
 
 def main() -> None:
@@ -352,7 +352,7 @@ def main() -> None:
         content = objectives(arguments.data, location, names, arguments.seeds or (0, 1, 2), path)
     else:
         other = OTHERS.get(arguments.recipe)
-        content = other() if other else probed(arguments.recipe, location, arguments.seeds)
+        content = other(path) if other else probed(arguments.recipe, location, arguments.seeds)
     write(path, content)
     print(f"wrote {path.relative_to(ROOT)}")
 
