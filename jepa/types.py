@@ -137,7 +137,7 @@ class Encoder(Protocol):
     """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place.
 
     dim: width of the features. token_values: how many input values a token covers; of ids, how
-    many there are.
+    many there are. Like `token_inputs` read only where the loss reconstructs the input; an encoder may lack both.
     """
 
     dim: int

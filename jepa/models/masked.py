@@ -50,7 +50,7 @@ class MaskedJEPA(nn.Module):
         self.encoder = encoder
         self.predictor = predictor(encoder=encoder)
         self.target = target(encoder=encoder)
-        self.loss = loss(embedding_dim=encoder.dim, token_values=encoder.token_values)
+        self.loss = loss(embedding_dim=encoder.dim, token_values=getattr(encoder, "token_values", None))
         made = ("predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "draw")
         self.loss.require(made, by="MaskedJEPA")
         self.token_weights = token_weights

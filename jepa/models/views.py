@@ -45,7 +45,7 @@ class LeJEPA(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.loss = loss(embedding_dim=encoder.dim, token_values=encoder.token_values)
+        self.loss = loss(embedding_dim=encoder.dim, token_values=getattr(encoder, "token_values", None))
         self.loss.require(("embeddings", "global_views", "draw"), by="LeJEPA")
         self._draw_masks = None if mask is None else MaskDrawer(mask, lambda mask, tokens: None)
         if not (self.loss.prevents_collapse or allow_collapse):

@@ -86,7 +86,7 @@ def test_torch_is_not_imported_for_help(tmp_path, arguments):
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "slow []" in process.stderr, process.stderr
     if arguments == ["--cfg", "job"]:
-        assert process.stdout.startswith("model:")
+        assert process.stdout.startswith("data:")
         assert "_target_: jepa.trainer.Trainer" in process.stdout
     if arguments == ["--help"]:
         assert "python train.py -m loss=smooth_l1,mse" in process.stdout
