@@ -197,7 +197,10 @@ def compared(runs: list[dict]) -> dict:
             "command": mine[0]["command"],
             "seeds": [entry["seed"] for entry in mine],
             "steps": mine[0]["step"],
-            **{unit: round(statistics.mean(entry[unit] for entry in mine)) for unit in ("seconds", "cpu_seconds")},
+            **{
+                unit: round(statistics.mean(entry[unit] for entry in mine if unit in entry))
+                for unit in ("seconds", "cpu_seconds")
+            },
             **spreads([entry["trained"] for entry in mine]),
         }
     rows = dict(sorted(rows.items(), key=lambda row: -row[1]["knn"]["mean"]))
