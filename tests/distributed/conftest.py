@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # rank_helpers.py, under any import mode
@@ -97,3 +98,12 @@ def train_ranks(start_ranks) -> Callable[..., list[subprocess.CompletedProcess]]
         return start_ranks(*arguments, **others).wait(timeout)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def results(request, begin_ranks, tmp_path_factory):
+    """What every check of the module's SCRIPT has found on each of two ranks: name -> None, or what went wrong."""
+    folder = tmp_path_factory.mktemp("checks")
+    processes = begin_ranks("result", folder=folder, script=f"tests/distributed/{request.module.SCRIPT}").wait(90)
+    assert [p.returncode for p in processes] == [0, 0], processes[0].stderr + processes[1].stderr
+    return [torch.load(folder / f"result{rank}.pt") for rank in (0, 1)]
