@@ -135,7 +135,7 @@ def go_back(trainer: Trainer) -> None:
         logger.open(RunInfo(trainer.folder.path, trainer.step, trainer.horizon, trainer.folder.config))
     show_status(trainer)
     trainer.say(
-        f"collapse monitor: {reason}. Rollback {len(trainer.rollbacks)} of at most {trainer.monitor.max_rollbacks}: "
+        f"{reason.partition(':')[0]}: rollback {len(trainer.rollbacks)} of at most {trainer.monitor.max_rollbacks}, "
         f"back from step {collapsed} to {trainer.step} ({path}), the learning rate times {trainer.rate_factor:g}, the "
         f"seed {trainer.step_seed}"
     )

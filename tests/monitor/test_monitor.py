@@ -193,8 +193,8 @@ def test_goes_back_and_trains_on_in_another_way(tmp_path, kind):
     (back,) = trainer.rollbacks
     assert (back["from"], back["to"]) == (14, 9)  # at 12 collapse was suspected
     assert words.opened == [0, 9]
-    (message,) = (message for message in words.messages if "Rollback" in message)
-    assert "Rollback 1 of at most 2: back from step 14 to 9" in message
+    (message,) = (message for message in words.messages if "rollback" in message)
+    assert "rollback 1 of at most 2, back from step 14 to 9" in message
     assert "the learning rate times 0.5, the seed 1" in message
     lines = lines_of(tmp_path)
     assert [line["step"] for line in lines] == list(range(1, 25))
