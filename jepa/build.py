@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
@@ -45,6 +45,10 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 
 def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
+    data = None
+    if leaves_open(config.data):
+        data = build_data(config)
+        plain = to_plain(config)
     model = build_model(config)
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
@@ -53,8 +57,7 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     evaluation = build(config, "evaluation")
     monitor = build(config, "monitor") or None
     make_trainer = build(config, "trainer", partial=True)
-    with first_on_each_machine():  # it may download
-        data = build(config, "data")
+    data = data or build_data(config)
     check_input(model, data)
     run_dir = from_main(lambda: Path(config.run_dir or default_run_dir()))
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
@@ -80,6 +83,26 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         resume=config.resume,
         config=plain,
     )
+
+
+FOUND_BY_DATA = ("channels", "length", "vocab_size")
+"""What a configuration of data may leave open (null) for the data to find out; the model is then built with it."""
+
+
+def leaves_open(data: DictConfig) -> bool:
+    """Whether a configuration of data leaves anything to be found in the data."""
+    return any(key in data and data[key] is None for key in FOUND_BY_DATA)
+
+
+def build_data(config: DictConfig) -> Any:
+    """The data of a configuration, into which what that left open is written."""
+    with first_on_each_machine():  # it may download
+        data = build(config, "data")
+    for key in FOUND_BY_DATA:
+        if key in config.data and config.data[key] is None and key in data.spec.found:
+            with open_dict(config):
+                config.data[key] = data.spec.found[key]
+    return data
 
 
 def resumes(config: DictConfig, run_dir: Path) -> bool:

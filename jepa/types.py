@@ -9,21 +9,24 @@ Every package of jepa imports this file and `jepa.utils`, and no other package o
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 Grid: TypeAlias = tuple[int, ...]
-"""Tokens along each axis: (H, W) for images."""
+"""Tokens along each axis: (L,) for text and series, (H, W) for images, (T, H, W) for video."""
 
 Batch: TypeAlias = dict[str, Any]
 """What a loader yields and the model prepares, all tensors with B first:
 
-`x` (B, C, *S), or `views` (B, V, C, *S) when each sample is augmented V times; `local_views` (B, L, C, *s), smaller
-crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of `Mask` over B * V samples, and
-`target_weights`, once the model has drawn them.
+`x` (B, C, *S), or (B, L) int64 for inputs that are ids, or `views` (B, V, C, *S) when each sample is augmented V times;
+`local_views` (B, L, C, *s), smaller crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of
+`Mask` over B * V samples, and `target_weights`, once the model has drawn them.
+
+Padding and missing values stand in `x` itself, so that they need no second tensor on the way to the encoder: NaN in
+float inputs, a padding id in ids. Only encoders that have `token_valid` take such inputs.
 """
 
 
@@ -138,6 +141,9 @@ class Encoder(Protocol):
 
     dim: width of the features. token_values: how many input values a token covers; of ids, how
     many there are. Like `token_inputs` read only where the loss reconstructs the input; an encoder may lack both.
+
+    An encoder whose inputs may be padded has `token_valid(x) -> (B, N) bool` (see `jepa.utils.tensors.token_valid`):
+    tokens marked False hold padding alone. It attends to none of these itself when called without `valid`.
     """
 
     dim: int
@@ -147,7 +153,7 @@ class Encoder(Protocol):
         """The token grid of inputs x (B, C, *S)."""
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """What the input holds at each token of the grid: (B, N, token_values)."""
+        """What the input holds at each token of the grid: (B, N, token_values), or ids (B, N) int64."""
 
     def __call__(
         self,
@@ -174,13 +180,18 @@ class Masker(Protocol):
 
 @dataclass(frozen=True)
 class DataSpec:
-    """What only the built data knows. classes: number of labels, None for data without."""
+    """What only the built data knows.
+
+    input_shape: of one sample, (C, *S), or (L,) for ids. classes: number of labels, None for data without.
+    found: values that a configuration may leave open (null) and that the data found out, such as {"channels": 12}.
+    """
 
     num_train: int
     num_test: int
     input_shape: tuple[int, ...]
     classes: int | None
     class_names: tuple[str, ...] | None = None
+    found: Mapping[str, int] = field(default_factory=dict)
 
 
 Metrics: TypeAlias = Mapping[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,18 +12,15 @@ from PIL import Image
 from torch import Tensor
 
 from jepa.data.augment import Augment
+from jepa.data.base import StreamData, check_counts, check_loading
 from jepa.data.sources.base import Splits, TensorImages
-from jepa.data.stream import BadSamples, Request, SampleOrder, Samples, fixed_order, load, read
+from jepa.data.stream import Request, Samples, read
 from jepa.data.transforms import ImageTransform
-from jepa.types import Batch, DataSpec
-from jepa.utils.errors import DataError
+from jepa.types import Batch
 from jepa.utils.random import generator
 
-VALIDATION_SEED = 0
-"""Of the views of the test split on which the loss is measured: the same ones in every run, whatever its seed."""
 
-
-class ImageData:
+class ImageData(StreamData):
     """Batches of images: the sample stream for training, and both splits in fixed order for evaluation.
 
     source: called as source(root=root), or source() without a root; returns `Splits`.
@@ -65,15 +62,18 @@ class ImageData:
         max_bad_share: float = 0.1,
     ) -> None:
         size = _size("image_size", image_size)
-        _check_counts(channels=channels, views=views, batch_size=batch_size, prefetch_factor=prefetch_factor)
-        if num_workers < 0:
-            raise ValueError(f"data.num_workers={num_workers} is negative; 0 reads in the main process")
-        if pin_memory not in (True, False, "auto"):
-            raise ValueError(f"data.pin_memory={pin_memory} is not true, false or auto")
+        check_counts(channels=channels)
+        loading = {
+            "views": views,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "prefetch_factor": prefetch_factor,
+            "max_bad_share": max_bad_share,
+        }
+        check_loading(**loading)  # before the source is read
         if interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"data.interpolation={interpolation} is neither bicubic nor bilinear")
-        if not 0 <= max_bad_share < 1:
-            raise ValueError(f"data.max_bad_share={max_bad_share} is not in [0, 1)")
         check_statistics(mean, std, channels)
         if local_views < 0:
             raise ValueError(f"data.local_views={local_views} is negative; 0 makes none")
@@ -82,13 +82,6 @@ class ImageData:
                 f"data.local_views={local_views} needs data.local_size (pixels) and data.local_augment "
                 "(as data.augment, such as {_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
             )
-
-        self.batch_size = batch_size
-        self.views = views
-        self.num_workers = num_workers
-        self.prefetch_factor = prefetch_factor
-        # Pinning without a GPU only makes torch warn.
-        self.pin_memory = bool(pin_memory) and torch.cuda.is_available()
 
         def transform(size: tuple[int, int], augment: Augment | None) -> ImageTransform:
             return ImageTransform(
@@ -100,73 +93,7 @@ class ImageData:
         self.local_transform = transform(_size("local_size", local_size), local_augment) if local_views else None
         # A shell leaves the ~ of data.root=~/images to us.
         splits = source() if root is None else source(root=os.path.expanduser(root))
-        self._splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
-        self._bad = {
-            name: BadSamples(total=len(samples), max_share=max_bad_share) for name, samples in self._splits.items()
-        }
-        for name, samples in self._splits.items():
-            if not len(samples):
-                raise DataError(f"the {name} split of the data is empty")
-        self.spec = DataSpec(
-            num_train=len(splits.train),
-            num_test=len(splits.test),
-            input_shape=(channels, *size),
-            classes=None if splits.class_names is None else len(splits.class_names),
-            class_names=splits.class_names,
-        )
-
-    @property
-    def bad_samples(self) -> dict[str, str]:
-        """Path -> reason of the samples found unreadable so far."""
-        return {**self._bad["train"], **self._bad["test"]}
-
-    def train_batches(
-        self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
-    ) -> Iterator[Batch]:
-        """The batches of steps start_step .. stop_step - 1; of each, this rank's b samples.
-
-        b is batch_size / world_size. Yields `x` (b, C, H, W) float32, or `views` (b, V, C, H, W) if there are
-        several or local ones, `local_views` (b, L, C, h, w), and `label` (b,) int64 if the data has labels. A batch
-        depends on the seed, the step and the rank alone (`jepa.data.stream`). Raises UserError if the ranks cannot
-        share a batch evenly, DataError if too many samples are unreadable. Close the iterator if you leave it early:
-        it may own processes.
-        """
-        order = SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
-        order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
-        requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
-        return self._load("train", requests, seed=seed)
-
-    def evaluation_batches(
-        self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
-    ) -> Iterator[Batch]:
-        """A split in fixed order, resized and centre cropped; `x` and `label` as above, the last batch short.
-
-        limit: at most that many samples, a random subset that is the same in every call.
-        Raises ValueError for a split there is not, DataError if too many samples are unreadable.
-        """
-        if split not in self._splits:
-            raise ValueError(f"split={split!r} is neither 'train' nor 'test'")
-        _check_counts(batch_size=batch_size)
-        requests = fixed_order(len(self._splits[split]), batch_size=batch_size, limit=limit)
-        return self._load(split, requests, seed=None)
-
-    def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """The test split as training batches look, the same every time.
-
-        Several views of a sample are augmented, as they would else be one; a single one is not.
-        """
-        if not self._several:
-            return self.evaluation_batches("test", batch_size=batch_size)
-        requests = fixed_order(self.spec.num_test, batch_size=batch_size)
-        return self._load("test", requests, seed=VALIDATION_SEED)
-
-    def view_batches(
-        self, split: Literal["train", "test"], *, views: int, batch_size: int, limit: int | None = None, seed: int = 0
-    ) -> Iterator[Batch]:
-        """`views` (b, views, C, H, W), augmented as in training, of at most `limit` samples; the same for a seed."""
-        _check_counts(views=views, batch_size=batch_size)
-        requests = fixed_order(len(self._splits[split]), batch_size=batch_size, limit=limit)
-        return self._load(split, requests, seed=seed, views=views)
+        super().__init__(splits, prepare=self.transform, input_shape=(channels, *size), **loading)
 
     def blank_batch(self, count: int) -> Batch:
         """A training batch of so many samples, all zeros, without labels."""
@@ -181,12 +108,10 @@ class ImageData:
         """Whether a training sample comes as `views` rather than `x`."""
         return self.views > 1 or self.local_views > 0
 
-    def _load(
-        self, split: str, requests: Iterable[Request], *, seed: int | None, views: int | None = None
-    ) -> Iterator[Batch]:
-        """views: None takes those of training, local ones with them, or `x` where there is one; a number only these."""
-        bad = self._bad[split]
-        make_batch = _ImageBatches(
+    def _batches(
+        self, split: str, *, seed: int | None, views: int | None, bad_limit: float
+    ) -> Callable[[Request], Batch]:
+        return _ImageBatches(
             samples=self._splits[split],
             transform=self.transform,
             views=views or self.views,
@@ -195,15 +120,7 @@ class ImageData:
             stacked=self._several if views is None else True,
             seed=seed,
             labelled=self.spec.classes is not None,
-            bad_limit=bad.limit,
-        )
-        return load(
-            make_batch,
-            requests,
-            bad=bad,
-            num_workers=self.num_workers,
-            prefetch_factor=self.prefetch_factor,
-            pin_memory=self.pin_memory,
+            bad_limit=bad_limit,
         )
 
 
@@ -274,12 +191,6 @@ def _size(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     if len(pair) != 2 or min(pair) < 1:
         raise ValueError(f"data.{name}={size} is neither a side nor [height, width], at least 1")
     return pair
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"data.{name}={value} is less than 1")
 
 
 def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:

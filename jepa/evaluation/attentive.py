@@ -173,19 +173,21 @@ class ParallelHeads(torch.nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (R, b, classes) of tokens (b, T, D)."""
-        pooled = self.query[:, None] + self._attend(F.layer_norm(tokens, tokens.shape[-1:]))
+        padding = (tokens == 0).all(dim=2, keepdim=True)  # how `TokenStore` has it
+        pooled = self.query[:, None] + self._attend(F.layer_norm(tokens, tokens.shape[-1:]), padding)
         normed = F.layer_norm(pooled, pooled.shape[-1:])
         inner = F.gelu(torch.baddbmm(self.mlp_in_bias[:, None], normed, self.mlp_in))
         pooled = pooled + torch.baddbmm(self.mlp_out_bias[:, None], inner, self.mlp_out)
         normed = F.layer_norm(pooled, pooled.shape[-1:])
         return torch.baddbmm(self.classifier_bias[:, None], normed, self.classifier)
 
-    def _attend(self, tokens: Tensor) -> Tensor:
-        """What the queries take from the tokens: (b, T, D) -> (R, b, D)."""
+    def _attend(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+        """What the queries take from the tokens (b, T, D) that are not padding (b, T, 1): (R, b, D)."""
         heads = (self.attention_heads, tokens.shape[2] // self.attention_heads)
         query, key = self.query.unflatten(1, heads), self.key.unflatten(2, heads)
         keys = torch.einsum("rah,rdah->dra", query, key).flatten(1) * heads[1] ** -0.5  # (D, R * A)
-        weights = (tokens @ keys).softmax(dim=1)  # (b, T, R * A)
+        scores = tokens @ keys  # (b, T, R * A)
+        weights = (scores if padding is None else scores.masked_fill(padding, -1e30)).softmax(dim=1)
         means = (weights.transpose(1, 2) @ tokens).unflatten(1, (-1, heads[0]))  # (b, R, A, D)
         values = torch.einsum("brad,rdah->rbah", means, self.value.unflatten(2, heads)).flatten(2)
         return torch.baddbmm(self.out_bias[:, None], values, self.out)

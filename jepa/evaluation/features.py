@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -45,7 +46,8 @@ class Split:
 class EvaluationData(Protocol):
     """What evaluation asks of data: every sample of a split once, in a fixed order, without augmentation.
 
-    Two things more are used where they are there: `view_batches` for LiDAR and `train_batches` for fine-tuning.
+    More is used where it is there: `view_batches` for LiDAR, `train_batches` for fine-tuning, and
+    `raw_features(x, size) -> (b, F)`, which says what raw input is for this data in place of `pool_input`.
     """
 
     spec: DataSpec
@@ -107,26 +109,29 @@ def collect(
     encode: Callable[[Tensor], Tensor],
     batches: Iterable[dict[str, Any]],
     *,
-    pool: Callable[[Tensor], Tensor] = lambda features: features,
+    pool: Callable[[Tensor, Tensor | None], Tensor] = lambda features, valid: features,
+    valid: Callable[[Tensor], Tensor | None] = lambda x: None,
     device: torch.device,
     name: str,
     tokens: TokenStore | None = None,
 ) -> Split | None:
     """Features of all batches on the device; None when there are none.
 
-    encode: (b, C, *S) -> (b, T, D). pool: that -> (b, D). tokens: keeps the tokens too.
+    encode: (b, C, *S) -> (b, T, D). pool: that and what is not padding -> (b, D). valid: inputs -> (b, T) bool, False
+    at padding, or None. tokens: keeps the tokens too, those of padding as zeros.
     name: whose features these are, for the message.
     Raises UserError when a feature is NaN or infinite.
     """
     features, labels = [], []
     for batch in batches:
-        encoded = encode(batch["x"].to(device, non_blocking=True))
-        features.append(pool(encoded).float())
+        x = batch["x"].to(device, non_blocking=True)
+        encoded, real = encode(x), valid(x)
+        features.append(pool(encoded, real).float())
         label = batch["label"].to(device, non_blocking=True) if "label" in batch else None
         if label is not None:
             labels.append(label)
         if tokens is not None:
-            tokens.add(encoded, label)
+            tokens.add(encoded if real is None else encoded.masked_fill(~real.unsqueeze(-1), 0), label)
     if not features:
         return None
     x = torch.cat(features)
@@ -149,14 +154,32 @@ def check_finite(x: Tensor, name: str) -> None:
         )
 
 
+MOST_RAW_FEATURES = 4096
+
+
 def pool_input(x: Tensor, size: int) -> Tensor:
     """Raw input as features: (B, C, *S) -> (B, C * product of S), each axis in S averaged to at most `size`.
 
-    Without the limit a 224 pixel picture would have 150,528 features, too many for any probe. S has one to
-    three axes.
+    Without the limit a 224 pixel picture would have 150,528 features, too many for any probe. S has one to three axes;
+    where three of them would still give more than 4,096 features, `size` is lowered until they do not. Ids (B, L) int64
+    become the logarithm of 1 + how often each occurs.
     """
+    if not x.is_floating_point():
+        return count_ids(x)
+    shape = [min(length, size) for length in x.shape[2:]]
+    while len(shape) > 2 and x.shape[1] * math.prod(shape) > MOST_RAW_FEATURES:
+        shape = [min(length, max(shape) - 1) for length in shape]
     pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[x.ndim - 2]
-    return pool(x, [min(length, size) for length in x.shape[2:]]).flatten(1)
+    return pool(x, shape).flatten(1)
+
+
+def count_ids(x: Tensor, buckets: int = 1024) -> Tensor:
+    """Bags of ids (B, L) -> (B, buckets): log(1 + how often); ids share buckets modulo their number (feature hashing).
+
+    Vocabularies put frequent tokens first, so that the ids which meet in a bucket are a frequent and some rare ones.
+    """
+    counts = torch.zeros(len(x), buckets, device=x.device)
+    return counts.scatter_add_(1, x % buckets, torch.ones_like(x, dtype=counts.dtype)).log1p()
 
 
 @contextlib.contextmanager

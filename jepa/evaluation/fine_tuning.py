@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from jepa.utils.errors import UserError
 from jepa.utils.random import derive_seed, seeded
+from jepa.utils.tensors import token_valid
 
 log = logging.getLogger("jepa")
 
@@ -61,7 +62,7 @@ class FineTuning:
         encoder: nn.Module,
         data: Any,
         *,
-        pool: Callable[[Tensor], Tensor],
+        pool: Callable[[Tensor, Tensor | None], Tensor],
         classes: int,
         device: torch.device,
         seed: int,
@@ -70,7 +71,8 @@ class FineTuning:
     ) -> float:
         """Accuracy on the test split, in [0, 1].
 
-        encoder: (b, C, *S) -> (b, T, D), trained in place: hand in a copy. pool: that -> (b, D).
+        encoder: (b, C, *S) -> (b, T, D), trained in place: hand in a copy. pool: that, and what is not padding, to
+            (b, D).
         batch_size, limit: of the test samples.
         Raises UserError when the data has no training stream or the loss becomes NaN or infinite.
         """
@@ -89,7 +91,8 @@ class FineTuning:
         correct = total = 0
         with torch.no_grad():
             for batch in data.evaluation_batches("test", batch_size=batch_size, limit=limit):
-                predictions = head(pool(encoder(batch["x"].to(device)))).argmax(dim=1)
+                x = batch["x"].to(device)
+                predictions = head(pool(encoder(x), token_valid(encoder, x))).argmax(dim=1)
                 correct += int((predictions == batch["label"].to(device)).sum())
                 total += len(predictions)
         return correct / total
@@ -99,7 +102,7 @@ class FineTuning:
         encoder: nn.Module,
         head: nn.Module,
         data: Any,
-        pool: Callable[[Tensor], Tensor],
+        pool: Callable[[Tensor, Tensor | None], Tensor],
         device: torch.device,
         seed: int,
     ) -> None:
@@ -117,7 +120,7 @@ class FineTuning:
                 for group in optimizer.param_groups:
                     group["lr"] = self.learning_rate * self._share(step, steps)
                 x, labels = _samples(batch, device)
-                loss = F.cross_entropy(head(pool(encoder(x))), labels)
+                loss = F.cross_entropy(head(pool(encoder(x), token_valid(encoder, x))), labels)
                 if not loss.isfinite():
                     raise UserError(
                         f"evaluation.probes.fine_tuning: the loss is {float(loss.detach())} at step {step}: lower "

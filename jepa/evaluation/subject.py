@@ -24,9 +24,9 @@ from jepa.evaluation.features import (
 from jepa.types import Draw
 from jepa.utils.errors import UserError
 from jepa.utils.random import derive_seed
-from jepa.utils.tensors import masked_mean
+from jepa.utils.tensors import masked_max, masked_mean, token_valid
 
-POOLINGS = {"mean": masked_mean, "max": lambda tokens: tokens.float().amax(dim=1)}  # (B, N, D) -> (B, D)
+POOLINGS = {"mean": masked_mean, "max": masked_max}  # (B, N, D) and what is not padding (B, N) -> (B, D)
 
 LAST_BLOCKS = {"last_four": 4}
 
@@ -102,8 +102,8 @@ class Subject:
         self._splits: dict[str, Split | None] = {}
 
     @property
-    def pool(self) -> Callable[[Tensor], Tensor]:
-        """Tokens (b, T, D) to vectors (b, D)."""
+    def pool(self) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """Tokens (b, T, D), and which of them are not padding, to vectors (b, D)."""
         return POOLINGS[self.extraction.pooling]
 
     def split(self, split: str) -> Split | None:
@@ -143,7 +143,15 @@ class Subject:
             )
         encode = token_encoder(self.model, self.extraction)
         with evaluation_mode(self.model):
-            return collect(encode, batches, pool=self.pool, device=self.device, name=name, tokens=store)
+            return collect(
+                encode,
+                batches,
+                pool=self.pool,
+                valid=lambda x: token_valid(self.model.encoder, x),
+                device=self.device,
+                name=name,
+                tokens=store,
+            )
 
     def embeddings(self, *, samples: int, views: int, seed: int) -> Tensor | None:
         """Embeddings (n, q, D) of `views` augmented views of n training samples, each masked as in training.
@@ -187,7 +195,8 @@ class Subject:
         return copy.deepcopy(encoder)
 
     def _raw(self, x: Tensor) -> Tensor:
-        return pool_input(x, self.extraction.raw_input_size)
+        features = getattr(self.data, "raw_features", pool_input)
+        return features(x, self.extraction.raw_input_size)
 
     def _autocast(self) -> str | None:
         kind = self.device.type

@@ -8,8 +8,9 @@ from typing import Literal
 from jepa.masks.multiblock import MultiBlockMask
 from jepa.masks.published import PublishedMultiBlockMask
 from jepa.masks.random import RandomMask
+from jepa.masks.span import SpanMask
 
-__all__ = ["MultiBlockMask", "PublishedMultiBlockMask", "RandomMask", "multiblock_mask"]
+__all__ = ["MultiBlockMask", "PublishedMultiBlockMask", "RandomMask", "SpanMask", "multiblock_mask"]
 
 
 def multiblock_mask(

@@ -1,6 +1,6 @@
 """Models: encoder, predictor, target and masker, from a batch to latents."""
 
-from jepa.models.encoders import ImageEncoder, timm_vision_transformer, vision_transformer
+from jepa.models.encoders import ImageEncoder, TransformerEncoder, timm_vision_transformer, vision_transformer
 from jepa.models.masked import MaskedJEPA
 from jepa.models.predictor import Predictor
 from jepa.models.targets import EMATarget, SharedTarget, StopGradientTarget
@@ -14,6 +14,7 @@ __all__ = [
     "Predictor",
     "SharedTarget",
     "StopGradientTarget",
+    "TransformerEncoder",
     "timm_vision_transformer",
     "vision_transformer",
 ]

@@ -22,8 +22,16 @@ class MaskDrawer:
         self.masker, self.weigh = masker, weigh
         self._drawn: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
 
-    def __call__(self, draw: Draw, *, views: int, grid: Grid, device: torch.device) -> dict[str, Any]:
-        """{"masks", "target_weights"} of the draw's samples, `views` of each adjacent."""
+    def __call__(
+        self, draw: Draw, *, views: int, grid: Grid, device: torch.device, valid: Tensor | None = None
+    ) -> dict[str, Any]:
+        """{"masks", "target_weights"} of the draw's samples, `views` of each adjacent.
+
+        valid (count * views, N) bool: False at their padding. A masker draws the same random numbers whatever the
+        padding, so that with padding, too, the masks of a sample do not depend on who draws them.
+        """
+        if valid is not None:
+            return self._draw_padded(draw, views, grid, valid)
         key = (draw.seed, draw.step, draw.total * views, grid, device)
         if self._drawn is None or self._drawn[0] != key:  # micro-batches of a step share one draw
             masks = self.masker(draw.total * views, grid, generator=draw.generator(device, "mask"))
@@ -34,6 +42,14 @@ class MaskDrawer:
             "masks": [mask[mine] for mask in masks],
             "target_weights": [None if weight is None else weight[mine] for weight in weights],
         }
+
+    def _draw_padded(self, draw: Draw, views: int, grid: Grid, valid: Tensor) -> dict[str, Any]:
+        mine = slice(draw.samples.start * views, draw.samples.stop * views)
+        everyone = valid.new_ones(draw.total * views, valid.shape[1])  # of the others nothing is known, nor used
+        everyone[mine] = valid
+        drawn = self.masker(len(everyone), grid, valid=everyone, generator=draw.generator(valid.device, "mask"))
+        masks = [mask[mine] for mask in drawn]
+        return {"masks": masks, "target_weights": [self.weigh(mask, math.prod(grid)) for mask in masks]}
 
 
 def flatten_views(batch: Batch) -> tuple[Tensor, int]:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.drawing import MaskDrawer, flatten_views, views_first
-from jepa.types import Batch, Draw, Horizon, Latents, Mask, Masker, Schedule
-from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, positions_on
+from jepa.types import Batch, Draw, Grid, Horizon, Latents, Mask, Masker, Schedule
+from jepa.utils.tensors import gather_tokens, masked_mean, positions_on, token_valid
 
 
 class MaskedJEPA(nn.Module):
@@ -27,7 +27,8 @@ class MaskedJEPA(nn.Module):
     mask: draws what is seen and what is predicted.
     loss: called with `embedding_dim=` and `token_values=` to be completed; kept here so that its heads are trained
         and saved.
-    token_weights: "uniform", or "inverse_coverage" to weigh a target token that lies in c blocks by 1 / c.
+    token_weights: "uniform", or "inverse_coverage" to weigh a target token that lies in c blocks by 1 / c. Padding
+        weighs nothing, and where there is any, every sample counts alike, however many of its tokens are predicted.
     allow_collapse: accept a target and loss of which neither prevents collapse.
 
     Raises ValueError when neither target nor loss prevents collapse and allow_collapse is False.
@@ -48,8 +49,10 @@ class MaskedJEPA(nn.Module):
         if token_weights not in ("uniform", "inverse_coverage"):
             raise ValueError(f"token_weights: got {token_weights!r}, expected 'uniform' or 'inverse_coverage'")
         self.encoder = encoder
-        self.predictor = predictor(encoder=encoder)
         self.target = target(encoder=encoder)
+        # Where targets are as wide as features, predictors of a user's own need not know that they might not be.
+        wide = {} if self.target.out_dim == encoder.dim else {"out_dim": self.target.out_dim}
+        self.predictor = predictor(encoder=encoder, **wide)
         self.loss = loss(embedding_dim=encoder.dim, token_values=getattr(encoder, "token_values", None))
         made = ("predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "draw")
         self.loss.require(made, by="MaskedJEPA")
@@ -65,7 +68,8 @@ class MaskedJEPA(nn.Module):
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
         """The batch with its `masks` and `target_weights`, drawn for the global batch of which this is a slice."""
         x, views = flatten_views(batch)
-        drawn = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device)
+        valid = token_valid(self.encoder, x)
+        drawn = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
         return {**batch, **drawn, "draw": draw}
 
     def forward(self, batch: Batch) -> Latents:
@@ -78,20 +82,26 @@ class MaskedJEPA(nn.Module):
         """Predictions, targets and embeddings of inputs x (B * views, C, *S), views of a sample adjacent."""
         grid = self.encoder.grid(x)
         contexts = [self.encoder(x, keep=mask.context, valid=mask.context_valid) for mask in masks]
-        features = layer_norm(self.encode_target(x))  # (B, N, D)
+        targets = self.target.targets(self.encoder, x)  # (B, N, D)
         pooled = torch.stack([masked_mean(c, mask.context_valid) for c, mask in zip(contexts, masks)])
         return Latents(
-            predictions=[self.predictor(c, mask, grid) for c, mask in zip(contexts, masks)],
-            targets=[gather_tokens(features, mask.targets) for mask in masks],
-            target_weights=[self._weights(mask, features.shape[1]) for mask in masks],
+            predictions=[self._predict(c, mask, grid, group) for group, (c, mask) in enumerate(zip(contexts, masks))],
+            targets=[gather_tokens(targets, mask.targets) for mask in masks],
+            target_weights=[self._weights(mask, targets.shape[1]) for mask in masks],
             positions=[positions_on(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
             inputs=self._inputs(x, masks) if "inputs" in self.loss.needs else None,
             embeddings=views_first(pooled, views),  # (masks * views, B, D)
         )
 
+    def _predict(self, context: Tensor, mask: Mask, grid: Grid, group: int) -> Tensor:
+        # Predictors of a user's own need not take groups where there is one.
+        return self.predictor(context, mask, grid, **({"group": group} if group else {}))
+
     def _inputs(self, x: Tensor, masks: list[Mask]) -> list[Tensor]:
-        tokens = self.encoder.token_inputs(x)
-        return [gather_tokens(tokens, mask.targets) for mask in masks]
+        tokens = self.encoder.token_inputs(x)  # (B, N, values), or (B, N) ids
+        if tokens.is_floating_point():
+            return [gather_tokens(tokens, mask.targets) for mask in masks]
+        return [tokens.gather(1, mask.targets.flatten(1)).view_as(mask.targets) for mask in masks]
 
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Raw features (B, N, D) of the network that makes the targets; a list, one per asked layer."""
@@ -114,11 +124,17 @@ class MaskedJEPA(nn.Module):
         return self.target.update(self.encoder, step, horizon)
 
     def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
-        """(B, M, P) weights of target tokens, with mean 1 over the batch; None when all count alike."""
+        """(B, M, P) weights of target tokens, of mean 1 over the batch; None when all count alike.
+
+        Where tokens may be padding their mean is 1 over each sample, as that of the batch cannot be told from a slice.
+        """
         counted = None if mask.target_valid is None else mask.target_valid.float()
         if self.token_weights == "inverse_coverage":
             counted = torch.ones_like(mask.targets, dtype=torch.float32) if counted is None else counted
             index = mask.targets.flatten(1)
             coverage = counted.new_zeros(index.shape[0], tokens).scatter_add_(1, index, counted.flatten(1))
             counted = counted / coverage.gather(1, index).view_as(counted).clamp(min=1)
-        return None if counted is None else counted / counted.mean().clamp(min=1e-12)
+        if counted is None:
+            return None
+        samples = counted.mean() if mask.target_valid is None else counted.mean(dim=(1, 2), keepdim=True)
+        return counted / samples.clamp(min=1e-12)

@@ -1,10 +1,11 @@
-"""Fixed sine-cosine positions on an n-dimensional token grid."""
+"""Positions on a token grid: fixed sine-cosine codes, learned vectors, and rotations of queries and keys."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from jepa.models.blocks import Rotate
 from jepa.types import Grid
 
 
@@ -40,4 +41,77 @@ class SinCosPositions(nn.Module):
         key = (grid, device)
         if key not in self._cache:
             self._cache[key] = sincos_positions(self.dim, grid).to(device)
+        return self._cache[key]
+
+
+class LearnedPositions(nn.Module):
+    """One learned vector per place of a 1-D grid, as in BERT (arXiv 1810.04805)."""
+
+    def __init__(self, dim: int, max_length: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.table = nn.Parameter(torch.empty(max_length, dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def forward(self, grid: Grid, device: torch.device) -> Tensor:
+        """Positions (N, D). Raises ValueError for a grid that is longer than the table, or has several axes."""
+        if len(grid) != 1 or grid[0] > len(self.table):
+            raise ValueError(
+                f"learned positions are for sequences of at most {len(self.table)} tokens, got a grid of {grid}: "
+                "raise model.encoder.max_length, or use positions=rotary"
+            )
+        return self.table[: grid[0]]
+
+
+class RotaryPositions:
+    """Rotary positions on an n-dimensional grid (RoPE, arXiv 2104.09864; several axes as in V-JEPA 2, 2506.09985).
+
+    The head's width is shared by the axes, 2 * floor(floor(head_dim / axes) / 2) channels each; what remains is not
+    rotated. Within an axis, pair k turns by place * base^(-k / pairs).
+
+    convention: "interleaved", adjacent channels (2k, 2k + 1) are a pair and turn by one angle, as V-JEPA 2.1 does and
+        the paper means. "tiled", as V-JEPA 2 was released: adjacent channels are paired too, but the two take the
+        angles of channels i mod pairs, so that it is no rotation; for its weights alone.
+
+    Raises ValueError for heads too narrow to hold a pair for each axis, or another convention.
+    """
+
+    def __init__(self, head_dim: int, *, convention: str = "interleaved", base: float = 10000.0) -> None:
+        if convention not in ("interleaved", "tiled"):
+            raise ValueError(f"rotary_convention: got {convention!r}, expected 'interleaved' or 'tiled'")
+        self.head_dim, self.convention, self.base = head_dim, convention, base
+        self._cache: dict[tuple[Grid, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def rotation(self, grid: Grid, device: torch.device, index: Tensor | None = None) -> Rotate:
+        """The rotation of queries and keys of tokens at `index` (B, K), or of the whole grid."""
+        cos, sin = self._tables(grid, device)  # (N, rotated)
+        if index is not None:
+            cos, sin = cos[index].unsqueeze(1), sin[index].unsqueeze(1)  # (B, 1, K, rotated)
+        rotated = cos.shape[-1]
+
+        def rotate(x: Tensor) -> Tensor:
+            turned, rest = x[..., :rotated], x[..., rotated:]
+            first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
+            across = torch.stack((-second, first), dim=-1).flatten(-2)
+            return torch.cat([(turned * cos + across * sin).to(x.dtype), rest], dim=-1)
+
+        return rotate
+
+    def _tables(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = (grid, device)
+        if key not in self._cache:
+            pairs = self.head_dim // len(grid) // 2
+            if pairs < 1:
+                raise ValueError(
+                    f"rotary positions on {len(grid)} axes need heads of at least {2 * len(grid)} channels, "
+                    f"got {self.head_dim}: use fewer heads or a larger width"
+                )
+            frequency = self.base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+            axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+            angles = [axis.reshape(-1, 1) * frequency for axis in axes]  # each (N, pairs)
+            if self.convention == "interleaved":
+                angles = torch.cat([angle.repeat_interleave(2, dim=1) for angle in angles], dim=1)
+            else:
+                angles = torch.cat([angle.repeat(1, 2) for angle in angles], dim=1)
+            self._cache[key] = angles.cos().float().to(device), angles.sin().float().to(device)
         return self._cache[key]

@@ -2,34 +2,42 @@
 
 from __future__ import annotations
 
-from functools import partial
+from typing import Literal
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from jepa.models.encoders.image import check_heads
+from jepa.models.blocks import block_list, check_heads
 from jepa.models.init import init_transformer
-from jepa.models.positions import SinCosPositions
+from jepa.models.positions import RotaryPositions, SinCosPositions
 from jepa.types import Encoder, Grid, Mask
+from jepa.utils.tensors import attention_mask
 
 
 class Predictor(nn.Module):
     """A narrow ViT over context tokens and one learned mask token per hidden position (arXiv 2301.08243, 3).
 
     Every target block is predicted from the same context and independently of the other blocks: blocks become
-    extra batch entries. Both kinds of token carry fixed sine-cosine positions of the predictor's own width.
+    extra batch entries. Both kinds of token know their places by fixed sine-cosine positions of the predictor's own
+    width, or by rotary ones in every block.
 
-    encoder: gives the input and output width; heads None takes the encoder's number of heads, as published.
+    encoder: gives the input width; heads None takes the encoder's number of heads, as published.
+    out_dim: width of the targets, None for the encoder's.
+    positions, rotary_convention: "sincos", or "rotary" (see `RotaryPositions`).
+    mask_tokens: how many mask tokens there are to learn; mask group g takes token g modulo this (V-JEPA: one for each).
     """
 
     def __init__(
         self,
         *,
         encoder: Encoder,
+        out_dim: int | None = None,
         dim: int = 384,
         depth: int = 12,
         heads: int | None = None,
+        positions: Literal["sincos", "rotary"] = "sincos",
+        rotary_convention: Literal["interleaved", "tiled"] = "interleaved",
+        mask_tokens: int = 1,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -38,48 +46,60 @@ class Predictor(nn.Module):
         super().__init__()
         heads = encoder.heads if heads is None else heads
         check_heads(dim, heads, "model.predictor")
+        if positions not in ("sincos", "rotary"):
+            raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")
+        if mask_tokens < 1:
+            raise ValueError(f"model.predictor.mask_tokens must be at least 1, got {mask_tokens}")
         self.embed = nn.Linear(encoder.dim, dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
-        self.positions = SinCosPositions(dim)
+        self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, dim))
+        self.positions = SinCosPositions(dim) if positions == "sincos" else None
+        self.rotary = RotaryPositions(dim // heads, convention=rotary_convention) if positions == "rotary" else None
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(
-                dim=dim,
-                num_heads=heads,
-                mlp_ratio=mlp_ratio,
-                qkv_bias=True,
-                proj_drop=dropout,
-                attn_drop=attention_dropout,
-                drop_path=drop_path * number / max(depth - 1, 1),
-                norm_layer=partial(nn.LayerNorm, eps=1e-6),
-            )
-            for number in range(depth)
+        self.blocks = block_list(
+            depth=depth,
+            drop_path=drop_path,
+            dim=dim,
+            heads=heads,
+            mlp_ratio=mlp_ratio,
+            dropout=dropout,
+            attention_dropout=attention_dropout,
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.project = nn.Linear(dim, encoder.dim)
+        self.project = nn.Linear(dim, encoder.dim if out_dim is None else out_dim)
         init_transformer(self, self.blocks)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, context: Tensor, mask: Mask, grid: Grid) -> Tensor:
-        """Predicted features (B, M, P, D) at mask.targets from the context's features (B, K, D)."""
+    def forward(self, context: Tensor, mask: Mask, grid: Grid, group: int = 0) -> Tensor:
+        """Predicted features (B, M, P, D) at mask.targets from the context's features (B, K, D).
+
+        group: number of the mask among those of a step.
+        """
         batch, blocks, size = mask.targets.shape
-        positions = self.positions(grid, context.device)  # (N, dim)
-        known = self.embed(context) + positions[mask.context]  # (B, K, dim)
-        wanted = self.mask_token + positions[mask.targets.flatten(0, 1)]  # (B * M, P, dim)
-        tokens = torch.cat([known.repeat_interleave(blocks, dim=0), wanted.to(known.dtype)], dim=1)
+        wanted_at = mask.targets.flatten(0, 1)  # (B * M, P)
+        known = self.embed(context)  # (B, K, dim)
+        wanted = self.mask_token[group % len(self.mask_token)].to(known.dtype).expand(batch * blocks, size, -1)
+        if self.positions is not None:
+            positions = self.positions(grid, context.device)  # (N, dim)
+            known = known + positions[mask.context]
+            wanted = (wanted + positions[wanted_at]).to(known.dtype)
+        tokens = torch.cat([known.repeat_interleave(blocks, dim=0), wanted], dim=1)
         tokens = self.dropout(tokens)  # (B * M, K + P, dim)
-        attention_mask = self._attention_mask(mask)
+        rotate = None
+        if self.rotary is not None:
+            places = torch.cat([mask.context.repeat_interleave(blocks, dim=0), wanted_at], dim=1)
+            rotate = self.rotary.rotation(grid, context.device, places)
+        hidden = attention_mask(self._valid(mask))
         for block in self.blocks:
-            tokens = block(tokens, attn_mask=attention_mask)
+            tokens = block(tokens, hidden, rotate)
         predicted = self.project(self.norm(tokens[:, -size:]))  # (B * M, P, D)
         return predicted.unflatten(0, (batch, blocks))
 
     @staticmethod
-    def _attention_mask(mask: Mask) -> Tensor | None:
-        """(B * M, 1, 1, K + P) bool, False at padding; None when nothing is padded."""
+    def _valid(mask: Mask) -> Tensor | None:
+        """(B * M, K + P) bool, False at padding; None when nothing is padded."""
         if mask.context_valid is None and mask.target_valid is None:
             return None
         context = torch.ones_like(mask.context, dtype=torch.bool) if mask.context_valid is None else mask.context_valid
         targets = torch.ones_like(mask.targets, dtype=torch.bool) if mask.target_valid is None else mask.target_valid
         context = context.repeat_interleave(targets.shape[1], dim=0)  # (B * M, K)
-        return torch.cat([context, targets.flatten(0, 1)], dim=1)[:, None, None, :]
+        return torch.cat([context, targets.flatten(0, 1)], dim=1)

@@ -10,10 +10,54 @@ from torch import Tensor, nn
 
 from jepa.types import Encoder, Horizon, Schedule
 from jepa.utils.schedules import values_over_a_run
-from jepa.utils.tensors import sample_entries
+from jepa.utils.tensors import layer_norm, sample_entries
 
 
-class EMATarget(nn.Module):
+class Target(nn.Module):
+    """What all targets share: from features to what is predicted.
+
+    average_layers: predict the mean of the last so many blocks, each layer-normed, as data2vec does (arXiv 2202.03555,
+        3.3, which normalises each block's output; here it has passed the final norm too). None: of the last alone.
+    concat_layers: predict the outputs of these blocks, numbered from 0, side by side, each layer-normed (the deep
+        supervision of V-JEPA 2.1, arXiv 2603.14482).
+
+    Raises ValueError for both at once, and layers that the encoder does not have.
+    """
+
+    prevents_collapse = False
+
+    def __init__(
+        self, *, encoder: Encoder, average_layers: int | None = None, concat_layers: Sequence[int] | None = None
+    ) -> None:
+        super().__init__()
+        if average_layers is not None and concat_layers is not None:
+            raise ValueError("model.target: set average_layers or concat_layers, not both")
+        depth = getattr(encoder, "depth", None)
+        if average_layers is not None and not 1 <= average_layers <= (depth or 0):
+            raise ValueError(
+                f"model.target.average_layers={average_layers}: expected 1 to {depth}, the encoder's blocks"
+            )
+        if concat_layers is not None and (
+            not concat_layers or not all(0 <= layer < (depth or 0) for layer in concat_layers)
+        ):
+            raise ValueError(
+                f"model.target.concat_layers={list(concat_layers)}: expected blocks from 0 to {(depth or 0) - 1}"
+            )
+        self.average = average_layers is not None
+        self.layers = list(range(depth - average_layers, depth)) if self.average else concat_layers
+        self.out_dim: int = encoder.dim * (1 if self.average or self.layers is None else len(self.layers))
+
+    def targets(self, encoder: Encoder, x: Tensor) -> Tensor:
+        """What is to be predicted of whole inputs, (B, N, out_dim): features layer-normed without parameters, fp32."""
+        if self.layers is None:
+            return layer_norm(self.encode(encoder, x))
+        features = [layer_norm(layer) for layer in self.encode(encoder, x, self.layers)]
+        if self.average:
+            return layer_norm(torch.stack(features).mean(dim=0))
+        return torch.cat(features, dim=-1)
+
+
+class EMATarget(Target):
     """A copy of the encoder that follows it slowly: target <- m * target + (1 - m) * encoder.
 
     momentum: m as a schedule over the run, called with the number of updates made before this one (the first
@@ -23,13 +67,23 @@ class EMATarget(nn.Module):
     reference_batch_size: the batch size B0 that m was chosen for. A run at B uses m ** (B / B0), so that the average
         forgets as fast per sample (Busbridge et al. 2023, arXiv 2307.13813); None uses m at any batch size.
 
+    average_layers, concat_layers: see `Target`.
+
     Raises ValueError for a momentum that leaves 0 to 1 at any time, and a reference below 1.
     """
 
     prevents_collapse = True  # by itself: in practice, with a slow enough momentum
 
-    def __init__(self, *, encoder: nn.Module, momentum: Schedule, reference_batch_size: int | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        momentum: Schedule,
+        reference_batch_size: int | None = None,
+        average_layers: int | None = None,
+        concat_layers: Sequence[int] | None = None,
+    ) -> None:
+        super().__init__(encoder=encoder, average_layers=average_layers, concat_layers=concat_layers)
         if not callable(momentum):
             raise ValueError(
                 f"model.target.momentum={momentum!r}: expected a schedule, such as "
@@ -85,18 +139,13 @@ class EMATarget(nn.Module):
         return momentum ** (horizon.batch_size / self.reference_batch_size)
 
 
-class SharedTarget(nn.Module):
+class SharedTarget(Target):
     """The encoder itself, with gradient: targets move towards predictions too.
 
     Collapses unless a loss term prevents it. LeWM does so with SIGReg: one network, no moving average.
 
-    encoder: every target is completed with it; nothing of it is kept here.
+    encoder: every target is completed with it; nothing of it is kept here. The other arguments are those of `Target`.
     """
-
-    prevents_collapse = False
-
-    def __init__(self, *, encoder: nn.Module) -> None:
-        super().__init__()
 
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Features (B, N, D) of whole inputs by the encoder that is being trained; a list, one per asked layer."""

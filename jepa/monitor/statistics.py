@@ -120,7 +120,8 @@ def input_rows(batch: Mapping[str, Any]) -> Tensor | None:
         return None
     x = x.flatten(2) if "views" in batch and x.ndim > 2 else x.flatten(1).unsqueeze(1)  # (B, V, values)
     x = x[spaced(x.shape[0], INPUT_SAMPLES, x.device)]
-    return x[..., spaced(x.shape[2], INPUT_VALUES, x.device)].float().transpose(0, 1)
+    x = x[..., spaced(x.shape[2], INPUT_VALUES, x.device)].float().transpose(0, 1)
+    return x.nan_to_num()  # padding and missing values
 
 
 def of_all_ranks(rows: Rows | None, device: torch.device, widest: int = 8) -> Rows | None:

@@ -137,6 +137,7 @@ class _Gathering:
 
     def __init__(self, parallel: Parallel, encoder: nn.Module) -> None:
         self._run, self._encoder, self.depth = parallel, encoder, getattr(encoder, "depth", None)
+        self.token_valid = getattr(encoder, "token_valid", lambda x: None)  # reads no weights
 
     def __call__(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         return self._run(lambda: self._encoder(x, layers=layers))

@@ -27,6 +27,20 @@ def positions_on(grid: Grid, index: Tensor) -> Tensor:
     return torch.stack(places[::-1], dim=-1)
 
 
+def token_valid(encoder: object, x: Tensor) -> Tensor | None:
+    """Which tokens (B, N) bool of inputs x hold more than padding; None for an encoder that takes no padding."""
+    find = getattr(encoder, "token_valid", None)
+    return None if find is None else find(x)
+
+
+def attention_mask(valid: Tensor | None) -> Tensor | None:
+    """What attention takes: (B, K) bool, False for padding -> (B, 1, 1, K); None stays None.
+
+    A sample without a single valid token attends to all of them: softmax over none is NaN, and nobody reads it.
+    """
+    return None if valid is None else (valid | ~valid.any(dim=1, keepdim=True))[:, None, None, :]
+
+
 def layer_norm(features: Tensor) -> Tensor:
     """Layer norm over the last axis, without parameters, in fp32 (I-JEPA, arXiv 2301.08243, `forward_target`)."""
     return F.layer_norm(features.float(), features.shape[-1:])
@@ -39,6 +53,14 @@ def masked_mean(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
         return tokens.mean(dim=1)
     weights = valid.unsqueeze(-1).to(tokens.dtype)
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def masked_max(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Largest value over tokens, (B, K, D) -> (B, D) in fp32; padding, marked False in valid (B, K), does not count."""
+    tokens = tokens.float()
+    if valid is not None:
+        tokens = tokens.masked_fill(~(valid | ~valid.any(dim=1, keepdim=True)).unsqueeze(-1), float("-inf"))
+    return tokens.amax(dim=1)
 
 
 def sample_entries(tensors: Iterable[Tensor], most: int = 2048) -> list[Tensor]:

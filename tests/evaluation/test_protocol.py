@@ -114,7 +114,7 @@ def test_fine_tuning_learns_and_leaves_the_network_as_it_was(bars, row_model, ma
 def test_fine_tuning_trains_all_of_the_encoder(bars, row_model):
     encoder = copy.deepcopy(row_model.encoder)
     before = copy.deepcopy(encoder.state_dict())
-    options = {"pool": lambda tokens: tokens.mean(dim=1), "classes": 2, "device": torch.device("cpu"), "seed": 0}
+    options = {"pool": lambda tokens, valid: tokens.mean(dim=1), "classes": 2, "device": torch.device("cpu"), "seed": 0}
     FineTuning(epochs=1)(encoder, bars, **options)
     assert all(not torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
 

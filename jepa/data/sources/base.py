@@ -11,10 +11,10 @@ from jepa.data.stream import Samples
 
 @dataclass(frozen=True)
 class Splits:
-    """Training and test samples, whose items are (image, label).
+    """Training and test samples, whose items are (input, label).
 
-    An image is a PIL image or a uint8 tensor (C, H, W). class_names[label] names a label; None says that the
-    data has no labels, and every label is None.
+    An input is what the data class takes: of `ImageData` a PIL image or a uint8 tensor (C, H, W). class_names[label]
+    names a label; None says that the data has no labels, and every label is None.
     """
 
     train: Samples

@@ -1,5 +1,6 @@
 """Encoders: inputs to tokens on a grid to features."""
 
 from jepa.models.encoders.image import ImageEncoder, timm_vision_transformer, vision_transformer
+from jepa.models.encoders.transformer import TransformerEncoder
 
-__all__ = ["ImageEncoder", "timm_vision_transformer", "vision_transformer"]
+__all__ = ["ImageEncoder", "TransformerEncoder", "timm_vision_transformer", "vision_transformer"]

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.models.blocks import check_heads, pick_layers
 from jepa.models.init import init_transformer
 from jepa.models.positions import SinCosPositions
 from jepa.types import Grid
@@ -76,9 +77,7 @@ class ImageEncoder(nn.Module):
                 outputs[number] = self.vit.norm(tokens)
         if layers is None:
             return self.vit.norm(tokens)
-        if missing := set(layers) - set(outputs):
-            raise ValueError(f"layers {sorted(missing)} do not exist: the encoder has {self.depth}, from 0")
-        return [outputs[number] for number in layers]
+        return pick_layers(outputs, layers, self.depth)
 
     def _embed(self, x: Tensor) -> Tensor:
         """timm's patch embedding (B, N, D) as one matrix product: its convolution takes 16 times as long on CPUs."""
@@ -204,10 +203,3 @@ def check_patch_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -
                 f"model.encoder.patch_size={patch} does not divide data.image_size={side}: "
                 f"use an image size of {near}, or a patch of {', '.join(map(str, fits))}"
             )
-
-
-def check_heads(dim: int, heads: int, key: str) -> None:
-    """Raise ValueError when the heads do not share the width equally."""
-    if heads < 1 or dim % heads:
-        fits = [h for h in range(1, min(dim, 32) + 1) if dim % h == 0]
-        raise ValueError(f"{key}.heads={heads} does not divide {key}.dim={dim}: use one of {fits}")

@@ -1,0 +1,92 @@
+"""Spans of a sequence: what is hidden are runs of neighbouring tokens, or single ones, of a fixed share."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from jepa.masks.packing import split_tokens
+from jepa.types import Grid, Mask
+
+
+class SpanMask:
+    """Masker of sequences: hides `mask_ratio` of the tokens in spans of `mask_length` that do not overlap.
+
+    mask_ratio: share of a sample's tokens to hide, rounded to whole spans; at least one token is hidden and one seen.
+    mask_length: tokens of a span, 1 for single tokens; shorter where a sample has too few tokens.
+    num_masks: independent draws per sample, each of which is one more view of it.
+
+    The sequence is taken as a ring: a span that reaches the end goes on at the beginning, so that every token is
+    hidden equally often (without, the ends would be hidden less). Padding is left out of the ring, and the share is
+    that of the tokens which are not padding. On a grid of several axes tokens are counted row by row.
+    """
+
+    def __init__(self, *, mask_ratio: float = 0.6, mask_length: int = 1, num_masks: int = 1) -> None:
+        if not 0 < mask_ratio < 1:
+            raise ValueError(f"model.mask.mask_ratio={mask_ratio}: expected a share between 0 and 1")
+        for name, value in {"mask_length": mask_length, "num_masks": num_masks}.items():
+            if value < 1:
+                raise ValueError(f"model.mask.{name} must be at least 1, got {value}")
+        self.mask_ratio = mask_ratio
+        self.mask_length = mask_length
+        self.num_masks = num_masks
+
+    def __call__(
+        self,
+        batch_size: int,
+        grid: Grid,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Mask]:
+        """`num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
+
+        Raises ValueError when the grid has a single token.
+        """
+        tokens = math.prod(grid)
+        if tokens < 2:
+            raise ValueError(
+                f"masks need at least 2 tokens, got a grid of {grid}: use smaller patches or longer inputs"
+            )
+        device = torch.device("cpu") if generator is None else generator.device
+        everything = torch.ones(batch_size, tokens, dtype=torch.bool, device=device) if valid is None else valid
+        lengths = torch.arange(1, tokens + 1) if valid is not None else torch.tensor([tokens])
+        spans, span = self._spans(lengths)
+        target_size = int((spans * span).max())
+        context_size = int((lengths - spans * span).max())
+        masks = []
+        for _ in range(self.num_masks):
+            hidden = self._hide(everything, int(spans.max()), generator)
+            masks.append(
+                split_tokens(
+                    hidden, valid, context_size=context_size, target_size=max(1, target_size), generator=generator
+                )
+            )
+        return masks
+
+    def _spans(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """How many spans, and of how many tokens, for samples of so many tokens; none where there is a single token."""
+        span = torch.minimum(torch.full_like(lengths, self.mask_length), (lengths * self.mask_ratio).round().long())
+        span = span.clamp(min=1)
+        most = (lengths - 1) // span  # leaves at least one token to see
+        spans = (lengths * self.mask_ratio / span).round().long().clamp(min=1)
+        return spans.minimum(most), span
+
+    def _hide(self, valid: Tensor, most: int, generator: torch.Generator | None) -> Tensor:
+        """Which tokens are hidden, (B, N) bool."""
+        batch, tokens = valid.shape
+        draws = torch.rand(batch, most + 1, device=valid.device, generator=generator)
+        lengths = valid.sum(dim=1)  # (B,)
+        spans, span = (each[:, None] for each in self._spans(lengths))
+        free = lengths[:, None] - spans * span  # tokens between the spans
+        number = torch.arange(most, device=valid.device)
+        used = number < spans  # (B, most)
+        # Sorted places in what is free, then moved apart by the spans before: uniform, and without overlap.
+        places = torch.where(used, (draws[:, :most] * (free + 1)).long().minimum(free), tokens).sort(dim=1).values
+        first = places + number * span
+        turn = (draws[:, most:] * lengths[:, None]).long()
+        ring = (valid.cumsum(dim=1) - 1 - turn) % lengths.clamp(min=1)[:, None]  # place of each token on its ring
+        inside = (ring[:, None] >= first[..., None]) & (ring[:, None] < (first + span)[..., None])  # (B, most, N)
+        return (inside & used[..., None]).any(dim=1) & valid
