@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,20 +36,19 @@ def build_trainer(config: DictConfig) -> Trainer:
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
     with same_on_every_rank():
-        plain = to_plain(config)
-        check_config(plain)
+        check_config(to_plain(filled(config, dict.fromkeys(FOUND_BY_DATA, 1))))  # any number will do
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
     join(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))
     with telling_others():
-        return _build_trainer(config, plain)
+        return _build_trainer(config)
 
 
-def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
+def _build_trainer(config: DictConfig) -> Trainer:
     data = None
-    if leaves_open(config.data):
+    if left_open(config):
         data = build_data(config)
-        plain = to_plain(config)
+        config = filled(config, data.spec.found)
     model = build_model(config)
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
@@ -57,7 +57,7 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
     evaluation = build(config, "evaluation")
     monitor = build(config, "monitor") or None
     make_trainer = build(config, "trainer", partial=True)
-    data = data or build_data(config)
+    data = build_data(config) if data is None else data
     check_input(model, data)
     run_dir = from_main(lambda: Path(config.run_dir or default_run_dir()))
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
@@ -81,28 +81,34 @@ def _build_trainer(config: DictConfig, plain: dict[str, Any]) -> Trainer:
         preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.horizon)]),
         run_dir=run_dir,
         resume=config.resume,
-        config=plain,
+        config=to_plain(config),
     )
 
 
-FOUND_BY_DATA = ("channels", "length", "vocab_size")
+FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size")
 """What a configuration of data may leave open (null) for the data to find out; the model is then built with it."""
 
 
-def leaves_open(data: DictConfig) -> bool:
-    """Whether a configuration of data leaves anything to be found in the data."""
-    return any(key in data and data[key] is None for key in FOUND_BY_DATA)
+def left_open(config: DictConfig) -> list[str]:
+    """The keys of data, of those that may be, which are left open."""
+    return [key for key in FOUND_BY_DATA if key in config.data and config.data[key] is None]
+
+
+def filled(config: DictConfig, found: Mapping[str, Any]) -> DictConfig:
+    """The configuration with what its data leaves open taken from `found`, where that has it; itself if nothing is."""
+    found = {key: found[key] for key in left_open(config) if key in found}
+    if not found:
+        return config
+    config = copy.deepcopy(config)
+    with open_dict(config):
+        config.data.update(found)
+    return config
 
 
 def build_data(config: DictConfig) -> Any:
-    """The data of a configuration, into which what that left open is written."""
+    """The data of a configuration."""
     with first_on_each_machine():  # it may download
-        data = build(config, "data")
-    for key in FOUND_BY_DATA:
-        if key in config.data and config.data[key] is None and key in data.spec.found:
-            with open_dict(config):
-                config.data[key] = data.spec.found[key]
-    return data
+        return build(config, "data")
 
 
 def resumes(config: DictConfig, run_dir: Path) -> bool:

@@ -46,6 +46,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     from jepa.build import build, build_model, convert_errors, to_plain
     from jepa.interop.configured import open_configured
+    from jepa.models.drawing import flatten_views
     from jepa.trainer.precision import Precision, resolve_device
     from jepa.utils.files import check_output, write_text
 
@@ -64,7 +65,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     @torch.no_grad()
     def try_once() -> None:
-        model.encode_target(torch.zeros(1, *data.spec.input_shape, device=device))
+        model.encode_target(flatten_views(data.blank_batch(1))[0].to(device))
 
     convert_errors("data.image_size", try_once)()
     key = cache_key(opened.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")

@@ -99,10 +99,14 @@ class StreamData:
         alone (`jepa.data.stream`). Raises UserError if the ranks cannot share a batch evenly, DataError if too many
         samples are unreadable. Close the iterator if you leave it early: it may own processes.
         """
-        order = SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
+        order = self.order(seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
         requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
         return self._load("train", requests, seed=seed)
+
+    def order(self, seed: int) -> SampleOrder:
+        """The samples of every step."""
+        return SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
 
     def evaluation_batches(
         self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
