@@ -116,9 +116,17 @@ def to_pixels(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
     return (x * statistics[1] + statistics[0]).clamp(0, 1)
 
 
-def are_pictures(x: Any) -> bool:
-    """Whether inputs are (..., C, H, W) with 1 or 3 channels."""
-    return isinstance(x, Tensor) and x.dim() >= 4 and x.shape[-3] in (1, 3) and x.is_floating_point()
+def kind_of(views: Any) -> str | None:
+    """What inputs (B, V, ...) are: "ids" (L), "series" (C, T), "pictures" (C, H, W) or "video" (C, T, H, W).
+
+    Pictures and video of channels other than 1 and 3 cannot be shown and are None, as is anything else.
+    """
+    if not isinstance(views, Tensor):
+        return None
+    if not views.is_floating_point():
+        return "ids" if views.dim() == 3 else None
+    kind = {4: "series", 5: "pictures", 6: "video"}.get(views.dim())
+    return None if kind in ("pictures", "video") and views.shape[2] not in (1, 3) else kind
 
 
 def kept_checkpoints(trainer: Any) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from jepa.report import facts
 from jepa.report.figures import mask_figure, sample_figure
 from jepa.report.measure import Cost, measure_cost, next_batch, parameter_counts, prepared, shapes_of, stages
+from jepa.report.sequences import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
 from jepa.types import Batch, Grid, Latents, Mask
 from jepa.utils.preserve import preserved
 
@@ -110,13 +111,28 @@ class _Report:
                 spread = [f"{value.mean():.3f}", f"{value.std():.3f}"] if value.is_floating_point() else ["", ""]
                 rows.append([name, times(value.shape), str(value.dtype).removeprefix("torch."), *numbers, *spread])
         self.table("A training batch", ["key", "shape", "type", "min", "max", "mean", "std"], rows, left=3)
-        x = batch["views"] if "views" in batch else batch.get("x")
-        if not facts.are_pictures(x):
-            self.say("samples.png is left out: the inputs are not pictures of 1 or 3 channels.")
-            return
-        self._sheet("samples.png", batch, x if "views" in batch else x.unsqueeze(1), "Training samples")
-        if "local_views" in batch:
-            self._sheet("local_views.png", batch, batch["local_views"], "Local views of training samples")
+        views = batch["views"] if "views" in batch else batch["x"].unsqueeze(1) if "x" in batch else None
+        kind = facts.kind_of(views)
+        if kind == "pictures":
+            self._sheet("samples.png", batch, views, "Training samples")
+            if "local_views" in batch:
+                self._sheet("local_views.png", batch, batch["local_views"], "Local views of training samples")
+        elif kind == "video":
+            self._sheet("samples.png", batch, as_strips(views), "Frames of training samples")
+        elif kind == "series":
+            views = views[:24]
+            title = f"Training samples as the model gets them ({times(views.shape[-2:])})"
+            series_figure(views, labels=self._labels(batch, len(views)), title=title, path=self._picture("samples.png"))
+        elif kind == "ids" and hasattr(self.data_set, "words"):
+            self._text("samples.txt", id_lines(views[:24].flatten(0, 1), self.data_set.words))
+        else:
+            self.say("samples.png is left out: the inputs are neither pictures of 1 or 3 channels, video nor series.")
+
+    def _text(self, name: str, lines: Sequence[str]) -> None:
+        """Lines into a file of the preview."""
+        path = self._picture(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
 
     def _sheet(self, name: str, batch: Batch, views: Tensor, what: str) -> None:
         """A sheet of views (B, V, C, H, W)."""
@@ -222,13 +238,34 @@ class _Report:
         count = masks[0].context.shape[0]
         title = f"Masks of {count} inputs on a grid of {times(grid)} = {tokens} tokens"
         self.table(title, ["per input", *names], rows)
-        x = batch["views"].flatten(0, 1) if "views" in batch else batch.get("x")
-        if not facts.are_pictures(x) or len(grid) != 2:
-            self.say("masks.png is left out: the inputs are not pictures on a grid of rows and columns.")
-            return
-        pictures = facts.to_pixels(x, facts.pixel_statistics(self.data_set))
-        title = "Context as it is, hidden tokens dimmed, each target block outlined"
-        mask_figure(pictures, masks, grid, title=title, most=9, path=self._picture("masks.png"))
+        self._mask_sheet(batch, masks, grid)
+
+    def _mask_sheet(self, batch: Batch, masks: list[Mask], grid: Grid) -> None:
+        """The masks drawn over the inputs they are of."""
+        x = batch["views"].flatten(0, 1) if "views" in batch else batch["x"]
+        kind, title = (
+            facts.kind_of(x.unsqueeze(1)),
+            "Context as it is, hidden tokens dimmed, each target block outlined",
+        )
+        if kind == "series" and hasattr(encoder := self.trainer.model.encoder, "picture"):
+            with torch.no_grad():  # sound, whose tokens lie on a spectrogram
+                x, kind = encoder.picture(x[:9].to(self.trainer.device)), "pictures"
+        if kind == "video":
+            x, (masks, grid), kind = as_strips(x[:9], most=x.shape[2]), strip_masks(masks, grid), "pictures"
+        if kind == "pictures" and len(grid) == 2:
+            pictures = facts.to_pixels(x[:9], facts.pixel_statistics(self.data_set))
+            title = "Context as it is, hidden tokens dimmed, each target block outlined"
+            mask_figure(pictures, masks, grid, title=title, most=9, path=self._picture("masks.png"))
+        elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):
+            title = "Blue is seen, orange predicted, grey neither"
+            series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._picture("masks.png"))
+        elif kind == "ids" and hasattr(self.data_set, "words"):
+            head = "As it stands: seen. [...]: predicted. {...}: neither."
+            self._text("masks.txt", [head, *id_lines(x[:24].cpu(), self.data_set.words, masks)])
+        else:
+            self.say(
+                f"masks.png is left out: there is no picture of inputs {times(x.shape[1:])} on a grid {times(grid)}."
+            )
 
     def schedules(self) -> None:
         """Values of every schedule over the run."""

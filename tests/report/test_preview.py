@@ -174,7 +174,7 @@ def test_cost_of_a_linear_layer(tmp_path):
 
 def test_inputs_that_are_no_pictures(tmp_path):
     text = report_of(line_trainer(tmp_path))
-    assert "samples.png is left out: the inputs are not pictures" in text
+    assert "samples.png is left out: the inputs are neither pictures" in text
     assert "masks.png is left out: the model draws no masks" in text
     assert "no labels" in text
     assert [path.name for path in (tmp_path / "preview").iterdir()] == ["report.txt"]
