@@ -3,12 +3,14 @@
     python scripts/reproduce.py digits                    three seeds of the default run
     python scripts/reproduce.py fashion_mnist --root DIR  with the data in DIR
     python scripts/reproduce.py objectives --data digits  I-JEPA, masked + SIGReg, LeJEPA and VICReg, three seeds each
+    python scripts/reproduce.py modalities --root DIR     video, text, series, sound and pairs, three seeds each
     python scripts/reproduce.py kills                     a tiny run, killed at random moments and resumed
     python scripts/reproduce.py collapse                  runs made to collapse, and healthy ones, under the monitor
 
 Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine. Those
 of objectives go to objectives_<data>.json after every run: started again, it goes on after the runs that the file
-holds (delete it when a recipe has changed), and it ends with a Markdown table. That of kills holds how often a run was
+holds (delete it when a recipe has changed), and it ends with a Markdown table. So do those of modalities, whose data
+lie in DIR as MODALITIES names them; archives are unpacked for the time of the run. That of kills holds how often a run was
 killed, how often in the middle of a write, and whether it ended like one that was not. That of collapse holds of each
 run whether and when the monitor raised an alarm, and with what evidence.
 """
@@ -16,6 +18,7 @@ run whether and when the monitor raised an alarm, and with what evidence.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -25,6 +28,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -47,6 +51,22 @@ OBJECTIVES = {
     "I-JEPA (EMA)": "ijepa",
 }
 """Name -> the experiment, less the data set behind it (lejepa_digits); in the order in which they run."""
+
+MODALITIES = {
+    "fight_frames": ("vjepa_fight_frames", {"data.root": "fight_frames.tar.gz"}, ("linear", "knn")),
+    "banking77": ("text_banking77", {"data.root": "banking77"}, ("linear", "knn")),
+    "sst2": ("text_sst2", {"data.root": "sst2"}, ("linear", "knn")),
+    "ECG5000": ("series_ecg5000", {"data.root": "ucr"}, ("linear", "knn")),
+    "ETTh1": ("series_etth1", {"data.root": "ett/ETTh1.csv"}, ("forecast/96/mse", "forecast/96/mae")),
+    "fsdd digit": ("audio_fsdd", {"data.root": "fsdd.tar.xz"}, ("linear", "knn")),
+    "fsdd speaker": ("audio_fsdd_speaker", {"data.root": "fsdd.tar.xz"}, ("linear", "knn")),
+    "written and spoken": (
+        "crossmodal_digits",
+        {"data.mnist_root": "mnist", "data.fsdd_root": "fsdd.tar.xz"},
+        ("retrieval/written_to_spoken/recall_at_1", "written/linear", "spoken/linear"),
+    ),
+}
+"""Name -> the experiment, where its data lie below the given folder, and what the table shows."""
 
 BASELINES = {"random_init": "random weights", "raw_input": "raw pixels"}
 
@@ -216,14 +236,15 @@ def compared(runs: list[dict]) -> dict:
 
 def spreads(scores: list[dict]) -> dict:
     """Per probe, mean and range over runs."""
+    return {probe: spread_of([score[probe] for score in scores]) for probe in ("linear", "knn")}
+
+
+def spread_of(values: list[float]) -> dict[str, float]:
+    """Mean and range."""
     return {
-        probe: {
-            "mean": round(statistics.mean(values), 4),
-            "min": round(min(values), 4),
-            "max": round(max(values), 4),
-        }
-        for probe in ("linear", "knn")
-        for values in [[score[probe] for score in scores]]
+        "mean": round(statistics.mean(values), 4),
+        "min": round(min(values), 4),
+        "max": round(max(values), 4),
     }
 
 
@@ -247,6 +268,65 @@ def write(path: Path, content: dict) -> None:
     draft = path.with_name(f".{path.name}.writing")
     draft.write_text(json.dumps(content, indent=2) + "\n")
     draft.replace(path)
+
+
+def modalities(root: Path, names: Sequence[str], seeds: Sequence[int], path: Path) -> dict:
+    """The recipes of the named modalities, seed by seed; the file at `path` grows with every run, and is gone on with.
+
+    root: the folder that holds the data.
+    """
+    runs = json.loads(path.read_text())["runs"] if path.exists() else []
+    done = {(entry["name"], entry["seed"]) for entry in runs}
+    with tempfile.TemporaryDirectory() as unpacked:
+        for name, seed in itertools.product(names, seeds):
+            experiment, places, _ = MODALITIES[name]
+            if (name, seed) not in done:
+                overrides = [f"{key}={located(root / place, Path(unpacked))}" for key, place in places.items()]
+                entry = {"name": name, "command": f"python train.py experiment={experiment}"}
+                runs.append(entry | run([f"experiment={experiment}", *overrides], seed))
+                write(path, of_modalities(runs))
+    content = of_modalities(runs)
+    print(modalities_table(content))
+    return content
+
+
+def located(path: Path, unpacked: Path) -> Path:
+    """The data at a path; of an archive the folder it holds, unpacked at the first call."""
+    if not path.name.endswith((".tar", ".tar.gz", ".tar.xz")):
+        return path
+    folder = unpacked / path.name.split(".")[0]
+    if not folder.exists():
+        with tarfile.open(path) as archive:
+            archive.extractall(unpacked, filter="data")
+    return folder
+
+
+def of_modalities(runs: list[dict]) -> dict:
+    """Runs as means and ranges over seeds, by recipe, row and metric."""
+    recipes = {}
+    for name in dict.fromkeys(entry["name"] for entry in runs):
+        mine, (_, _, metrics) = [entry for entry in runs if entry["name"] == name], MODALITIES[name]
+        recipes[name] = {
+            "command": mine[0]["command"],
+            "seeds": [entry["seed"] for entry in mine],
+            "cpu_seconds": round(statistics.mean(entry["cpu_seconds"] for entry in mine)),
+            **{
+                row: {metric: spread_of([e[row][metric] for e in mine]) for metric in metrics if metric in mine[0][row]}
+                for row in ("trained", *BASELINES)
+            },
+        }
+    return {"cores": os.cpu_count(), "machine": platform.machine(), "recipes": recipes, "runs": runs}
+
+
+def modalities_table(content: dict) -> str:
+    """The table for the README."""
+    lines = [["recipe", "measure", "trained", "random weights", "raw input", "seeds", "core seconds"], ["---"] * 7]
+    for name, recipe in content["recipes"].items():
+        for metric in recipe["trained"]:
+            found = [recipe[row].get(metric) for row in ("trained", *BASELINES)]
+            cells = ["-" if f is None else f"{f['mean']:.3f} ({f['min']:.3f} to {f['max']:.3f})" for f in found]
+            lines.append([name, metric, *cells, str(len(recipe["seeds"])), str(recipe["cpu_seconds"])])
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def kills() -> dict:
@@ -340,10 +420,12 @@ OTHERS = {"kills": lambda path: kills(), "collapse": collapse}
 def main() -> None:
     """Run a recipe and write its file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=sorted([*RECIPES, *OTHERS, "objectives"]))
+    parser.add_argument("recipe", choices=sorted([*RECIPES, *OTHERS, "objectives", "modalities"]))
     parser.add_argument("--data", choices=["digits", "fashion_mnist"], default="digits", help="of objectives")
-    parser.add_argument("--only", choices=list(OBJECTIVES), nargs="+", help="some of the objectives")
-    parser.add_argument("--root", help="data.root, for data that is not bundled")
+    parser.add_argument(
+        "--only", choices=[*OBJECTIVES, *MODALITIES], nargs="+", help="some of the objectives or modalities"
+    )
+    parser.add_argument("--root", help="data.root, for data that is not bundled; of modalities the folder of all")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
     arguments = parser.parse_args()
     location = [f"data.root={arguments.root}"] if arguments.root else []
@@ -353,6 +435,11 @@ def main() -> None:
         path = results / f"objectives_{arguments.data}.json"
         names = arguments.only or list(OBJECTIVES)
         content = objectives(arguments.data, location, names, arguments.seeds or (0, 1, 2), path)
+    elif arguments.recipe == "modalities":
+        if not arguments.root:
+            parser.error("modalities needs --root, the folder that holds their data")
+        names = arguments.only or list(MODALITIES)
+        content = modalities(Path(arguments.root).resolve(), names, arguments.seeds or (0, 1, 2), path)
     else:
         other = OTHERS.get(arguments.recipe)
         content = other(path) if other else probed(arguments.recipe, location, arguments.seeds)
