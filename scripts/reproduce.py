@@ -10,9 +10,9 @@
 Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine. Those
 of objectives go to objectives_<data>.json after every run: started again, it goes on after the runs that the file
 holds (delete it when a recipe has changed), and it ends with a Markdown table. So do those of modalities, whose data
-lie in DIR as MODALITIES names them; archives are unpacked for the time of the run. That of kills holds how often a run was
-killed, how often in the middle of a write, and whether it ended like one that was not. That of collapse holds of each
-run whether and when the monitor raised an alarm, and with what evidence.
+lie in DIR as MODALITIES names them; archives are unpacked for the time of the run. That of kills holds how often a run
+was killed, how often in the middle of a write, and whether it ended like one that was not. That of collapse holds of
+each run whether and when the monitor raised an alarm, and with what evidence.
 """
 
 from __future__ import annotations
