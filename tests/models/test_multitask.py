@@ -1,0 +1,144 @@
+"""Several tasks in one run: the sum of their losses, their data side by side, shared trunks."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import nn
+
+from jepa.data.base import StreamData
+from jepa.data.sources.base import Splits
+from jepa.data.tasks import TaskData
+from jepa.losses import MSE, Objective
+from jepa.masks.span import SpanMask
+from jepa.models import EMATarget, MaskedJEPA, Predictor, SharedTarget, TransformerEncoder
+from jepa.models.multitask import MultiTask
+from jepa.optim import Constant
+from jepa.types import Draw
+
+
+class Steps(nn.Module):
+    """Every step of series (B, C, T) is a token."""
+
+    def __init__(self, *, dim: int, channels: int) -> None:
+        super().__init__()
+        self.project, self.token_values = nn.Linear(channels, dim), channels
+
+    def grid(self, x):
+        return (x.shape[-1],)
+
+    def token_inputs(self, x):
+        return x.transpose(1, 2)
+
+    def forward(self, x):
+        return self.project(x.transpose(1, 2))
+
+
+LOSS = partial(Objective, terms={"prediction": {"weight": 1.0, "term": MSE()}})
+
+
+def task(channels: int, *, target=None, depth: int = 2):
+    encoder = TransformerEncoder(stem=partial(Steps, channels=channels), dim=16, depth=depth, heads=2)
+    return partial(
+        MaskedJEPA,
+        encoder=encoder,
+        predictor=partial(Predictor, dim=16, depth=1, heads=2),
+        target=target or partial(EMATarget, momentum=Constant(value=0.9)),
+        mask=SpanMask(),
+        allow_collapse=True,
+    )
+
+
+def series(channels: int, count: int) -> StreamData:
+    samples = [(torch.full((channels, 6), float(n)), None) for n in range(count)]
+    return StreamData(
+        Splits(train=samples, test=samples[: count // 2]),
+        prepare=lambda sample, random: sample,
+        input_shape=(channels, 6),
+        batch_size=99,
+    )
+
+
+def data() -> TaskData:
+    return TaskData(parts={"one": series(1, 20), "two": series(2, 9), "gone": None}, batch_size=4)
+
+
+def test_the_loss_is_the_weighted_sum():
+    torch.manual_seed(0)
+    model = MultiTask(
+        tasks={"one": {"weight": 1.0, "model": task(1)}, "two": {"weight": 0.5, "model": task(2)}}, loss=LOSS
+    )
+    batch = next(data().train_batches(seed=0, start_step=0, stop_step=1))
+    batch = {name: torch.randn_like(value) for name, value in batch.items()}
+    draw = Draw(seed=0, step=0, total=4, start=0, count=4)
+    values = model.loss(model(model.prepare(batch, draw)))
+    alone = {}
+    for name, part in model.tasks.items():
+        alone[name] = part.loss(part(part.prepare({"x": batch[f"{name}/x"]}, draw)))["loss"]
+    assert torch.allclose(values["loss"], alone["one"] + 0.5 * alone["two"])
+    assert set(values) == {"loss", *(f"loss/{n}{t}" for n in ("one", "two") for t in ("", "/prediction"))}
+    values["loss"].backward()
+    missing = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert not missing
+    before = model.tasks["two"].target.encoder.norm.weight.clone()
+    with torch.no_grad():
+        model.tasks["two"].encoder.norm.weight += 1
+    assert model.update_target(0, None)["two/momentum"] == 0.9
+    assert torch.allclose(model.tasks["two"].target.encoder.norm.weight, before + 0.1)
+    assert not any(name.startswith("loss.") for name in model.state_dict())
+
+
+def test_data_of_all_parts_side_by_side():
+    tasks = data()
+    batches = list(tasks.train_batches(seed=0, start_step=0, stop_step=5))
+    assert [batch["two/x"].shape for batch in batches] == [(4, 2, 6)] * 5
+    alone = list(tasks.parts["one"].train_batches(seed=0, start_step=0, stop_step=5))
+    assert all(torch.equal(batch["one/x"], own["x"]) for batch, own in zip(batches, alone))
+    halves = [list(tasks.train_batches(seed=0, start_step=0, stop_step=5, rank=r, world_size=2)) for r in (0, 1)]
+    assert torch.equal(torch.cat([half[3]["two/x"] for half in halves]), batches[3]["two/x"])
+    assert [b["one/x"].shape[0] for b in tasks.validation_batches(batch_size=3)] == [
+        3,
+        1,
+    ]  # as many as the smallest has
+    assert tasks.spec.num_train == 20
+
+
+def test_a_shared_trunk():
+    tasks = {name: {"weight": 1.0, "model": task(c, target=SharedTarget)} for name, c in (("one", 1), ("two", 2))}
+    model = MultiTask(tasks=tasks, loss=LOSS, share_trunk=True)
+    one, two = model.tasks["one"].encoder, model.tasks["two"].encoder
+    assert one.blocks is two.blocks
+    assert one.stem is not two.stem
+    names = [name for name, _ in model.named_parameters()]
+    assert not [name for name in names if name.startswith("tasks.two.encoder.blocks")]
+
+
+@pytest.mark.parametrize(
+    ("tasks", "share", "message"),
+    [
+        ({}, False, "model.tasks is empty"),
+        ({"one": {"weight": 0.0, "model": task(1)}}, False, r"one.weight=0.0: expected a number above 0"),
+        ({"one": {"model": task(1)}}, False, "expected weight and model"),
+        ({"one": {"weight": 1.0, "model": task(1)}}, True, "averaged target"),
+        (
+            {
+                "one": {"weight": 1.0, "model": task(1, target=SharedTarget)},
+                "two": {"weight": 1.0, "model": task(1, target=SharedTarget, depth=3)},
+            },
+            True,
+            "differ in width",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(tasks, share, message):
+    with pytest.raises(ValueError, match=message):
+        MultiTask(tasks=tasks, loss=LOSS, share_trunk=share)
+
+
+def test_parts_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match="is empty"):
+        TaskData(parts={})
+    with pytest.raises(ValueError, match="slash"):
+        TaskData(parts={"a/b": series(1, 3)})
