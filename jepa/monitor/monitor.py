@@ -65,6 +65,7 @@ class CollapseMonitor:
         self.thresholds = thresholds or Thresholds()
         self.verdict = Verdict(UNKNOWN, "nothing has been measured yet")
         self.history: list[dict[str, float]] = []
+        self.tasks: dict[str, CollapseMonitor] = {}
         self._rows: Rows | None = None
 
     def due(self, step: int, horizon: Horizon) -> bool:
@@ -75,10 +76,17 @@ class CollapseMonitor:
     def watching(self, model: nn.Module, ranks: int = 1) -> Iterator[None]:
         """A context in which the latents that the model gives last are looked at, whoever calls it.
 
-        So is what `model.loss.projector`, where there is one, makes of their embeddings.
+        So is what `model.loss.projector`, where there is one, makes of their embeddings. Of a model that is several
+        (`model.tasks`, name -> model) each is watched by itself.
 
         ranks: how many processes share `max_rows`.
         """
+        if tasks := tasks_of(model):
+            with contextlib.ExitStack() as stack:
+                for name, part in tasks.items():
+                    stack.enter_context(self._of_task(name).watching(part, ranks))
+                yield
+            return
         self._rows = None
         most, views = max(8, self.max_rows // ranks), None
 
@@ -109,6 +117,8 @@ class CollapseMonitor:
 
         values: the step's others (`train/loss`, `grad_norm`, ...), of which some are kept as evidence.
         """
+        if tasks := tasks_of(model):
+            return self._measure_tasks(tasks, step, values, device)
         rows = of_all_ranks(self._rows, device)
         self._rows = None
         drift = target_drift(model)
@@ -124,11 +134,39 @@ class CollapseMonitor:
         self.verdict = judge(self.history, self.thresholds)
         return metrics
 
+    def _of_task(self, name: str) -> CollapseMonitor:
+        if name not in self.tasks:
+            self.tasks[name] = CollapseMonitor(
+                every_steps=self.every_steps,
+                max_rows=self.max_rows,
+                max_measurements=self.max_measurements,
+                thresholds=self.thresholds,
+            )
+        return self.tasks[name]
+
+    def _measure_tasks(
+        self, tasks: Mapping[str, nn.Module], step: int, values: Mapping[str, float], device: torch.device
+    ) -> dict[str, float]:
+        """As `measure`, of each task; the verdict is the worst of theirs."""
+        metrics: dict[str, float] = {}
+        for name, model in tasks.items():
+            of_task = {**values, "train/loss": values.get(f"train/loss/{name}", values.get("train/loss", 0.0))}
+            found = self._of_task(name).measure(model, step, of_task, device)
+            metrics |= {key.replace("/", f"/{name}/", 1): value for key, value in found.items()}
+        name, verdict = max(((n, m.verdict) for n, m in self.tasks.items()), key=lambda found: gravity(found[1]))
+        self.verdict = replace(verdict, evidence=f"{name}: {verdict.evidence}")
+        if any(monitor.history for monitor in self.tasks.values()):
+            kept = {name: float(values[name]) for name in KEPT if name in values}
+            self.history.append({"step": float(step), **kept, **metrics})
+            self._thin()
+        return metrics
+
     def note(self, metrics: Mapping[str, float]) -> None:
         """Keep what an online probe has found as evidence, with the last measurement."""
         if self.history:
             self.history[-1] |= {name: float(value) for name, value in metrics.items()}
-            self.verdict = judge(self.history, self.thresholds)
+            if not self.tasks:
+                self.verdict = judge(self.history, self.thresholds)
 
     def state_dict(self) -> dict[str, Any]:
         """The history and the verdict, as plain values."""
@@ -136,18 +174,32 @@ class CollapseMonitor:
         return {
             "history": [dict(measurement) for measurement in self.history],
             "verdict": [verdict.name, verdict.evidence, verdict.suspected],
+            "tasks": {name: monitor.state_dict() for name, monitor in self.tasks.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what `state_dict` gave."""
         self.history = [dict(measurement) for measurement in state["history"]]
         self.verdict = Verdict(*state["verdict"])
+        for name, task in state.get("tasks", {}).items():
+            self._of_task(name).load_state_dict(task)
 
     def _thin(self) -> None:
         """Drop every other measurement of the older half, but for the first three, which are the run's start."""
         if len(self.history) > self.max_measurements:
             half = len(self.history) // 2
             self.history = self.history[:3] + self.history[3:half:2] + self.history[half:]
+
+
+def tasks_of(model: nn.Module) -> Mapping[str, nn.Module]:
+    """The models that a model of several tasks is made of, by name; empty for any other."""
+    tasks = getattr(model, "tasks", None)
+    return dict(tasks.items()) if isinstance(tasks, nn.ModuleDict) else {}
+
+
+def gravity(verdict: Verdict) -> int:
+    """How bad a verdict is, to find the worst of several."""
+    return 3 if verdict.is_bad else 2 if verdict.suspected else 1 if verdict.name == UNKNOWN else 0
 
 
 @torch.no_grad()

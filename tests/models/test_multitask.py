@@ -15,6 +15,7 @@ from jepa.losses import MSE, Objective
 from jepa.masks.span import SpanMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, SharedTarget, TransformerEncoder
 from jepa.models.multitask import MultiTask
+from jepa.monitor import CollapseMonitor
 from jepa.optim import Constant
 from jepa.types import Draw
 
@@ -142,3 +143,27 @@ def test_parts_that_cannot_be_are_refused():
         TaskData(parts={})
     with pytest.raises(ValueError, match="slash"):
         TaskData(parts={"a/b": series(1, 3)})
+
+
+def test_the_monitor_looks_at_each_task():
+    """One task collapses, the other does not; the verdict names the one."""
+    torch.manual_seed(0)
+    model = MultiTask(tasks={n: {"weight": 1.0, "model": task(1)} for n in ("sound", "stuck")}, loss=LOSS)
+    monitor = CollapseMonitor(every_steps=1)
+    for step in range(1, 11):
+        if step == 7:
+            with torch.no_grad():  # the target of the second gives the same whatever comes in
+                model.tasks["stuck"].target.encoder.norm.weight.zero_()
+                model.tasks["stuck"].target.encoder.norm.bias.normal_()
+        batch = {f"{name}/x": torch.randn(32, 1, 6) for name in ("sound", "stuck")}
+        draw = Draw(seed=0, step=step, total=32, start=0, count=32)
+        with monitor.watching(model):
+            model(model.prepare(batch, draw))
+        metrics = monitor.measure(model, step, {"train/loss": 1.0}, torch.device("cpu"))
+    assert {"monitor/sound/target_spread", "monitor/stuck/target_spread"} <= metrics.keys()
+    assert monitor.verdict.is_bad
+    assert monitor.verdict.evidence.startswith("stuck: ")
+    assert monitor.tasks["sound"].verdict.name == "healthy"
+    again = CollapseMonitor(every_steps=1)
+    again.load_state_dict(monitor.state_dict())
+    assert again.state_dict() == monitor.state_dict()
