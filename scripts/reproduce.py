@@ -143,11 +143,18 @@ def constant_digits() -> Any:
     return replace(splits, **same)
 
 
-def shared_target(*, encoder: Any, momentum: Any = None, reference_batch_size: int | None = None) -> Any:
+def shared_target(
+    *,
+    encoder: Any,
+    momentum: Any = None,
+    reference_batch_size: int | None = None,
+    average_layers: int | None = None,
+    concat_layers: Sequence[int] | None = None,
+) -> Any:
     """The encoder itself with gradient, whatever the recipe says of a momentum."""
     from jepa.models import SharedTarget
 
-    return SharedTarget(encoder=encoder)
+    return SharedTarget(encoder=encoder, average_layers=average_layers, concat_layers=concat_layers)
 
 
 def collapse(path: Path) -> dict:
