@@ -86,7 +86,7 @@ def test_augmented_clips_depend_on_the_generator_alone_and_stay_clips():
         assert not ended[0]
         assert torch.equal(ended, ended.cummax(dim=0).values)  # NaN only after the clip
     assert prepare((torch.ones(1), RATE), torch.Generator().manual_seed(0)).shape == (1, 1600)
-    with pytest.raises(ValueError, match="data.augment.crop"):
+    with pytest.raises(ValueError, match=r"data\.augment\.crop"):
         SoundAugment(crop=(0.0, 1.0))
 
 
