@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import nn
 
 from jepa.evaluation.cache import FeatureCache
+from jepa.evaluation.crossmodal import evaluate_pairs, is_paired, online_pairs
 from jepa.evaluation.features import EvaluationData, Features
 from jepa.evaluation.knn import KNNProbe
 from jepa.evaluation.probe import Probe, named, needs, uses_seed
@@ -148,6 +149,8 @@ class FrozenEvaluation:
         NaN or infinite, or when the data is empty.
         """
         device = torch.device(device)
+        if is_paired(data):
+            return evaluate_pairs(self, model, data, random_init=random_init, device=device, seed=seed)
         wants_tokens = data.spec.classes is not None and any(needs(p) == "tokens" for p in self.probes.values())
 
         def subject(name: str, model: nn.Module | None, seed: int | None = None) -> Subject:
@@ -183,6 +186,8 @@ class FrozenEvaluation:
         the seed, there as in the full evaluation, changes nothing. Leaves modes and random state as they were.
         """
         device = torch.device(device)
+        if is_paired(data):
+            return online_pairs(self, model, data, device=device, seed=seed)
         subject = Subject("online", model, data, self.online_extraction, device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             train, test = self._features(subject)
@@ -238,6 +243,8 @@ class FrozenEvaluation:
                 return None
             with torch.autocast(subject.device.type, enabled=False):
                 return probe(embeddings)
+        if kind == "pairs":  # of several modalities, and this is one
+            return None
         if train is None or (kind != "features" and subject.model is None):
             return None
         with torch.autocast(subject.device.type, enabled=False):

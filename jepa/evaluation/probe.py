@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from jepa.evaluation.features import Features
 
-Needs: TypeAlias = Literal["features", "tokens", "views", "encoder"]
+Needs: TypeAlias = Literal["features", "tokens", "views", "encoder", "pairs"]
 
 Score: TypeAlias = float | Mapping[str, float]
 """One number, reported under the probe's name, or several by suffix: `fewshot` gives {"1": ...}, `fewshot_1`."""
@@ -22,6 +22,7 @@ class Probe(Protocol):
         "features", "tokens": (train, test, classes=, seed=), x being (N, D) or (N, T, D).
         "views": (embeddings,), (n, q, D) of q views of n samples; also where there are no labels.
         "encoder": (encoder, data, pool=, classes=, device=, seed=), a copy of the encoder that it may train.
+        "pairs": (embeddings, labels), name of the modality -> (N, E), of data that are pairs.
         Raw input has neither tokens nor an encoder: such probes leave its row out.
     uses_seed: False for one whose score does not depend on the seed, which is then not repeated.
     """

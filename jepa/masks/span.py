@@ -66,6 +66,16 @@ class SpanMask:
             )
         return masks
 
+    def hidden_of(self, lengths: Tensor) -> Tensor:
+        """How many tokens are hidden of samples of so many tokens, int64; none of fewer than two."""
+        spans, span = self._spans(lengths)
+        return spans.clamp(min=0) * span
+
+    def hide(self, valid: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Which tokens are hidden, (B, N) bool; valid (B, N) bool: False at padding. At least two tokens, N > 1."""
+        spans, _ = self._spans(torch.arange(valid.shape[1] + 1))
+        return self._hide(valid, int(spans.max()), generator)
+
     def _spans(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """How many spans, and of how many tokens, for samples of so many tokens; none where there is a single token."""
         span = torch.minimum(torch.full_like(lengths, self.mask_length), (lengths * self.mask_ratio).round().long())

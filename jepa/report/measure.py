@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.types import Batch, Draw
+from jepa.utils.batches import batch_length, map_tensors
 
 
 @dataclass(frozen=True)
@@ -60,11 +61,9 @@ def next_batch(trainer: Any) -> Batch:
 
 def prepared(trainer: Any, batch: Batch, size: int) -> Batch:
     """The first `size` samples of a batch on the device, with the masks that training would give them."""
-    total = next(value for value in batch.values() if isinstance(value, Tensor)).shape[0]
-    part = {  # cloned, as a slice would keep the whole batch alive and be counted with it
-        name: value[:size].clone().to(trainer.device) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    total = batch_length(batch)
+    # Cloned, as a slice would keep the whole batch alive and be counted with it.
+    part = map_tensors(batch, lambda tensor: tensor[:size].clone().to(trainer.device))
     draw = Draw(seed=trainer.seed, step=trainer.step, total=total, start=0, count=min(size, total))
     return {**trainer.model.prepare(part, draw), "draw": draw}
 
@@ -126,7 +125,7 @@ def measure_cost(trainer: Any, batch: Batch) -> Cost:
 
     Changes gradients, optimizer state and weights: for use inside of `preserved`.
     """
-    total = next(value for value in batch.values() if isinstance(value, Tensor)).shape[0]
+    total = batch_length(batch)
     small = min(2, total)
     large = min(2 * small, total)
     kept = []

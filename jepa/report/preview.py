@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +105,11 @@ class _Report:
         shape = times(spec.input_shape)
         self.say(f"Data: {spec.num_train:,} training and {spec.num_test:,} test samples of {shape}, {classes}")
         rows = []
-        for name, value in batch.items():
-            if isinstance(value, Tensor):
-                numbers = [f"{value.min().item():.3g}", f"{value.max().item():.3g}"]
-                spread = [f"{value.mean():.3f}", f"{value.std():.3f}"] if value.is_floating_point() else ["", ""]
-                rows.append([name, times(value.shape), str(value.dtype).removeprefix("torch."), *numbers, *spread])
+        for name, value in named_tensors(batch):
+            there = value[~value.isnan()] if value.is_floating_point() else value  # NaN is padding
+            numbers = [f"{there.min().item():.3g}", f"{there.max().item():.3g}"] if there.numel() else ["", ""]
+            spread = [f"{there.mean():.3f}", f"{there.std():.3f}"] if value.is_floating_point() else ["", ""]
+            rows.append([name, times(value.shape), str(value.dtype).removeprefix("torch."), *numbers, *spread])
         self.table("A training batch", ["key", "shape", "type", "min", "max", "mean", "std"], rows, left=3)
         views = batch["views"] if "views" in batch else batch["x"].unsqueeze(1) if "x" in batch else None
         kind = facts.kind_of(views)
@@ -167,7 +167,7 @@ class _Report:
                 trainer.model.loss(found["latents"])
 
         passed = stages(trainer.model, run)
-        rows = [[f"batch.{name}", times(value.shape), ""] for name, value in part.items() if isinstance(value, Tensor)]
+        rows = [[f"batch.{name}", times(value.shape), ""] for name, value in named_tensors(part)]
         grid = self._grid(part)
         if grid:
             rows.append(["token grid", times(grid), f"{times(grid)} = {torch.Size(grid).numel()} tokens"])
@@ -300,7 +300,7 @@ class _Report:
     def _grid(self, batch: Batch) -> Grid | None:
         encoder = getattr(self.trainer.model, "encoder", None)
         x = batch["views"].flatten(0, 1) if "views" in batch else batch.get("x")
-        return tuple(encoder.grid(x)) if hasattr(encoder, "grid") and x is not None else None
+        return tuple(encoder.grid(x)) if hasattr(encoder, "grid") and isinstance(x, Tensor) else None
 
     def _labels(self, batch: Batch, count: int) -> list[str] | None:
         names = self.trainer.data.spec.class_names
@@ -312,6 +312,15 @@ class _Report:
     def _picture(self, name: str) -> Path:
         self.pictures.append(name)
         return self.trainer.folder.path / "preview" / name
+
+
+def named_tensors(batch: Batch) -> list[tuple[str, Tensor]]:
+    """The tensors of a batch and their names; those of several modalities as x.<name>."""
+    found = [(name, value) for name, value in batch.items() if isinstance(value, Tensor)]
+    inputs = batch.get("x")
+    if isinstance(inputs, Mapping):
+        found += [(f"x.{name}", value) for name, value in inputs.items()]
+    return found
 
 
 def times(shape: Sequence[int]) -> str:

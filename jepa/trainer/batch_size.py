@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from jepa.trainer.finders import check_single_process
 from jepa.trainer.trainer import Trainer
+from jepa.types import Batch
+from jepa.utils.batches import batch_length, map_tensors
 from jepa.utils.errors import UserError
 from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
 from jepa.utils.preserve import preserved
@@ -123,7 +125,7 @@ class _Search:
         gc.collect()
         batches = trainer.data.train_batches(seed=trainer.seed, start_step=trainer.step, stop_step=trainer.step + 1)
         with closing(batches):
-            self.batch = {name: value for name, value in next(batches).items() if isinstance(value, Tensor)}
+            self.batch = next(batches)
         self._check_room(self._memory_now(), "before any batch")
         self._make_optimizer_state()
         low, high = self.smallest, None
@@ -257,11 +259,10 @@ def needs_two_samples(model: nn.Module) -> bool:
     return normalised or getattr(model.loss, "batch_statistics", False)
 
 
-def resized(batch: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+def resized(batch: Batch, size: int) -> Batch:
     """A batch of another size: its first samples, repeated where there are too few."""
-    total = next(iter(batch.values())).shape[0]
-    index = torch.arange(size) % total
-    return {name: value[index] for name, value in batch.items()}
+    index = torch.arange(size) % batch_length(batch)
+    return map_tensors(batch, lambda tensor: tensor[index])
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

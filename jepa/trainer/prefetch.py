@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import torch
-from torch import Tensor
 
 from jepa.types import Batch
+from jepa.utils.batches import map_tensors, tensors_in
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device; the copy need not have ended when memory is pinned."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+    return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -36,8 +33,7 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     while ready is not None:
         working = torch.cuda.current_stream(device)
         working.wait_stream(copying)
-        for value in ready.values():
-            if isinstance(value, Tensor):
-                value.record_stream(working)  # its memory is not given away before the work on it has ended
+        for tensor in tensors_in(ready):
+            tensor.record_stream(working)  # its memory is not given away before the work on it has ended
         present, ready = ready, start()
         yield present

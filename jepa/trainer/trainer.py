@@ -38,6 +38,7 @@ from jepa.trainer.signals import StopRequest
 from jepa.trainer.state import restore, state_of
 from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, Draw, Schedule
+from jepa.utils.batches import batch_length, batch_slice
 from jepa.utils.distributed import (
     TIMEOUT_SECONDS,
     alone,
@@ -265,7 +266,7 @@ class Trainer:
         """
         if "draw" in batch:
             return batch
-        count = next(value for value in batch.values() if isinstance(value, Tensor)).shape[0]
+        count = batch_length(batch)
         return self.prepared(batch, Draw(seed=self.step_seed, step=self.step, total=count, start=0, count=count))
 
     def stop(self, reason: str) -> None:
@@ -469,7 +470,7 @@ class Trainer:
         share, size = self.data.batch_size // self.world_size, self.micro_batch_size
         sums: dict[str, Tensor] = {}
         for start in range(0, share, size):
-            part = {name: value[start : start + size] for name, value in batch.items()}
+            part = batch_slice(batch, slice(start, start + size))
             first = self.rank * share + start
             draw = Draw(seed=self.step_seed, step=self.step, total=self.data.batch_size, start=first, count=size)
             with self.parallel.synchronised(last=start + size == share):

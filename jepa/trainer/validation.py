@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from jepa.types import Batch, Draw
+from jepa.utils.batches import batch_length, batch_slice
 from jepa.utils.distributed import alone, rank, total, world_size
 from jepa.utils.random import derive_seed
 
@@ -26,7 +27,7 @@ def validation_loss(trainer: Trainer, limit_batches: int | None = None) -> float
     ranks, size = world_size(), trainer.micro_batch_size * world_size()
     sums = torch.zeros(2, device=trainer.device)
     for number, batch in enumerate(islice(trainer.data.validation_batches(batch_size=size), limit_batches)):
-        count = next(iter(batch.values())).shape[0]
+        count = batch_length(batch)
         # Drawn for batches of the global size, so that neither ranks nor micro-batches change anything.
         whole, start = divmod(number * size, trainer.data.batch_size)
         drawn = min(trainer.data.batch_size, trainer.data.spec.num_test - whole * trainer.data.batch_size)
@@ -36,7 +37,7 @@ def validation_loss(trainer: Trainer, limit_batches: int | None = None) -> float
                 sums += _loss(trainer, batch, draw) * count / ranks
             continue
         first, last = (count * r // ranks for r in (rank(), rank() + 1))
-        mine = {name: value[first:last] for name, value in batch.items()}
+        mine = batch_slice(batch, slice(first, last))
         draw = Draw(seed=seed, step=whole, total=drawn, start=start + first, count=last - first)
         sums += _loss(trainer, mine, draw) * (last - first)
     loss, samples = total(sums).tolist()

@@ -1,0 +1,190 @@
+"""Log-mel spectrograms, their patches and masks: what padding and hidden tokens must not do."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from jepa.masks.spectrogram import SpectrogramMask
+from jepa.models import TransformerEncoder
+from jepa.models.encoders.spectrogram import SpectrogramStem
+from jepa.utils.spectrogram import LogMel
+from jepa.utils.tensors import gather_tokens, masked_mean
+
+FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "mean": -3.0, "std": 2.0}
+
+
+def encoder(patch_size=(10, 4), **changes) -> TransformerEncoder:
+    torch.manual_seed(0)
+    stem = partial(SpectrogramStem, spectrogram=LogMel(**FRONT), patch_size=list(patch_size))
+    return TransformerEncoder(**{"stem": stem, "dim": 32, "depth": 2, "heads": 2, **changes}).eval()
+
+
+def padded(wave: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.nn.functional.pad(wave, (0, length - wave.shape[-1]), value=float("nan"))
+
+
+def test_log_mel_is_that_of_the_library():
+    from transformers.audio_utils import mel_filter_bank, spectrogram
+
+    wave = torch.randn(1, 1, 3000)
+    window = np.hanning(257)[:-1]
+    bank = mel_filter_bank(129, 20, 0.0, 4000.0, 8000, norm=None, mel_scale="slaney")
+    power = spectrogram(
+        wave[0, 0].numpy().astype(np.float64),
+        window,
+        256,
+        100,
+        power=2.0,
+        center=True,
+        pad_mode="constant",
+        mel_filters=bank / bank.sum(axis=0),
+        mel_floor=0.0,
+    )
+    expected = (np.log(power / np.square(window).sum() + 1e-6) + 3.0) / 2.0
+    assert np.allclose(LogMel(**FRONT)(wave)[0], expected[:, :30], atol=1e-4)
+
+
+def test_a_tone_lights_its_band_and_noise_has_its_variance():
+    front = LogMel(**{**FRONT, "mean": 0.0, "std": 1.0})
+    time = torch.arange(4000) / 8000
+    low, high = (front(torch.sin(2 * torch.pi * f * time)[None, None])[0, :, 20].argmax() for f in (300, 3000))
+    assert low < high
+    noise = 0.1 * torch.randn(8, 1, 40000, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(front(noise).exp().mean(dim=(0, 2))[2:-2], torch.full((16,), 0.01), rtol=0.1)
+
+
+@pytest.mark.parametrize("samples", [1, 99, 100, 101, 1234, 2399, 2400])
+def test_the_spectrogram_of_a_padded_clip_begins_with_that_of_the_clip(samples):
+    front, wave = LogMel(**FRONT), torch.randn(2, 1, samples)
+    alone, longer = front(wave), front(padded(wave, 2400))
+    frames = front.frames(samples)
+    assert alone.shape[2] == frames
+    assert torch.allclose(longer[..., :frames], alone, atol=1e-5)
+    assert longer[..., frames:].eq(0).all()
+    assert front.valid(padded(wave, 2400)).sum(dim=1).tolist() == [frames, frames]
+
+
+@pytest.mark.parametrize("positions", ["sincos", "rotary"])
+@pytest.mark.parametrize("samples", [150, 1234, 2000])
+def test_padding_never_changes_a_feature(samples, positions):
+    network, wave = encoder(positions=positions), torch.randn(3, 1, samples)
+    x = padded(wave, 2400)
+    columns = network.grid(wave)[1]
+    valid = network.token_valid(x)
+    assert valid.unflatten(1, network.grid(x))[:, :, :columns].all()
+    assert not valid.unflatten(1, network.grid(x))[:, :, columns:].any()
+    kept = network(x).unflatten(1, network.grid(x))[:, :, :columns].flatten(1, 2)
+    assert torch.allclose(kept, network(wave), atol=1e-5)
+    assert torch.allclose(masked_mean(network(x), valid), masked_mean(network(wave)), atol=1e-5)
+
+
+def test_hidden_tokens_never_reach_context_features():
+    network = encoder().double()
+    x = torch.randn(2, 1, 2400, dtype=torch.double, requires_grad=True)
+    keep = torch.tensor([[0, 1, 6, 7], [0, 1, 6, 7]])  # the first two columns: frames 0 .. 7, samples 0 .. 827
+    network(x, keep=keep).square().sum().backward()
+    assert x.grad[..., :828].abs().sum() > 0
+    assert x.grad[..., 828:].eq(0).all()
+    inputs = network.token_inputs(x.detach()).requires_grad_()
+    network.stem.token_inputs = lambda _: inputs
+    network(x.detach(), keep=keep).square().sum().backward()
+    shown = torch.zeros(2, 12, dtype=torch.bool).scatter(1, keep, True)
+    assert inputs.grad[~shown].eq(0).all()
+    assert (gather_tokens(inputs.grad, keep).abs().sum(dim=2) > 0).all()
+
+
+def test_the_front_end_stays_exact_under_autocast_and_adds_nothing_to_checkpoints():
+    network, x = encoder(), torch.randn(2, 1, 2400)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inputs = network.token_inputs(x)
+    assert torch.equal(inputs, network.token_inputs(x))
+    assert not [name for name in network.state_dict() if "spectrogram" in name]
+
+
+def test_what_does_not_fit_is_explained():
+    with pytest.raises(ValueError, match="does not divide"):
+        encoder(patch_size=(16, 4))
+    with pytest.raises(ValueError, match="model=audio"):
+        encoder().grid(torch.randn(2, 3, 8, 8))
+    with pytest.raises(ValueError, match="waveforms"):
+        encoder().grid(torch.zeros(2, 10, dtype=torch.int64))
+
+
+def counts(index: torch.Tensor, tokens: int, real: torch.Tensor | None) -> torch.Tensor:
+    real = torch.ones_like(index) if real is None else real.long()
+    return torch.zeros(len(index), tokens, dtype=torch.long).scatter_add_(1, index.flatten(1), real.flatten(1))
+
+
+@pytest.mark.parametrize("grid", [(5, 16), (1, 16), (4, 7), (8, 2)])
+@pytest.mark.parametrize("pad", [False, True])
+def test_masks_hide_whole_moments_and_bands_and_never_padding(grid, pad):
+    rows, columns = grid
+    masker = SpectrogramMask(time_share=0.4, time_length=2, frequency_share=0.25, num_masks=2)
+    valid = None
+    if pad:
+        lengths = torch.arange(64) % columns + 1
+        valid = (torch.arange(columns) < lengths[:, None]).repeat(1, rows)
+    masks = masker(64, grid, valid=valid, generator=torch.Generator().manual_seed(0))
+    assert len(masks) == 2
+    for mask in masks:
+        for index in (mask.context, mask.targets):
+            assert index.min() >= 0
+            assert index.max() < rows * columns
+        seen = counts(mask.context, rows * columns, mask.context_valid)
+        asked = counts(
+            mask.targets[:, 0], rows * columns, None if mask.target_valid is None else mask.target_valid[:, 0]
+        )
+        assert seen.max() == asked.max() == 1
+        assert not (seen.bool() & asked.bool()).any()
+        inside = torch.ones_like(seen).bool() if valid is None else valid
+        assert torch.equal((seen + asked).bool(), inside)  # all that is no padding is seen or predicted
+        grids = seen.bool().unflatten(1, grid)
+        outer = grids.any(dim=2, keepdim=True) & grids.any(dim=1, keepdim=True)
+        assert torch.equal(grids, outer)  # what is seen is rows times columns
+        assert seen.any(dim=1).all()
+
+
+def test_masks_draw_the_same_numbers_whatever_the_padding():
+    masker, short = SpectrogramMask(), torch.ones(4, 80, dtype=torch.bool)
+    short[1:] = (torch.arange(16) < 3).repeat(5)
+    states = []
+    for valid in (torch.ones(4, 80, dtype=torch.bool), short):
+        generator = torch.Generator().manual_seed(0)
+        [mask] = masker(4, (5, 16), valid=valid, generator=generator)
+        states.append((mask.context[0], mask.targets.shape, generator.get_state()))
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+    assert torch.equal(states[0][2], states[1][2])
+
+
+def test_masks_cover_the_grid_evenly():
+    [mask] = SpectrogramMask(time_share=0.5, time_length=2, frequency_share=0.25)(
+        4000, (4, 8), generator=torch.Generator().manual_seed(0)
+    )
+    share = counts(mask.context, 32, mask.context_valid).float().mean(dim=0)
+    assert torch.allclose(share, torch.full((32,), 0.375), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("settings", "grid", "message"),
+    [
+        ({"time_share": 0.0, "frequency_share": 0.5}, (1, 16), "hide nothing"),
+        ({}, (16,), "two axes|got 1 axes"),
+    ],
+)
+def test_grids_that_masks_do_not_fit_are_explained(settings, grid, message):
+    with pytest.raises(ValueError, match=message):
+        SpectrogramMask(**settings)(2, grid)
+
+
+def test_wrong_mask_settings_are_refused():
+    with pytest.raises(ValueError, match="both 0"):
+        SpectrogramMask(time_share=0.0, frequency_share=0.0)
+    with pytest.raises(ValueError, match="time_share"):
+        SpectrogramMask(time_share=1.0)
+    with pytest.raises(ValueError, match="num_masks"):
+        SpectrogramMask(num_masks=0)
