@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +37,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     """
     with same_on_every_rank():
         plain = to_plain(config)
-        check_config(plain)
+        check_config(to_plain(with_assumed(config)))
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
     join(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))
@@ -92,6 +93,16 @@ FOUND_BY_DATA = ("channels", "length", "vocab_size")
 def leaves_open(data: DictConfig) -> bool:
     """Whether a configuration of data leaves anything to be found in the data."""
     return any(key in data and data[key] is None for key in FOUND_BY_DATA)
+
+
+def with_assumed(config: DictConfig) -> DictConfig:
+    """The configuration with a number for what the data has yet to find out: types are checked before it is read."""
+    assumed = copy.deepcopy(config)
+    with open_dict(assumed):
+        for key in FOUND_BY_DATA:
+            if key in assumed.data and assumed.data[key] is None:
+                assumed.data[key] = 1
+    return assumed
 
 
 def build_data(config: DictConfig) -> Any:
