@@ -20,7 +20,7 @@ from torch import nn
 
 from jepa.evaluation.cache import FeatureCache
 from jepa.evaluation.crossmodal import evaluate_pairs, is_paired, online_pairs
-from jepa.evaluation.features import EvaluationData, Features
+from jepa.evaluation.features import EvaluationData, Features, evaluation_mode
 from jepa.evaluation.knn import KNNProbe
 from jepa.evaluation.probe import Probe, named, needs, uses_seed
 from jepa.evaluation.rank import feature_std, rankme
@@ -43,7 +43,7 @@ class FrozenEvaluation:
     network: whose features: "target", the one that makes the targets, or "context", the trained encoder.
     pooling: how a sample's tokens become one vector, "mean" or "max".
     layers: "last", or "last_four": the last four blocks, each through the final norm, side by side.
-    probes: names to `Probe`s; one that is None is left out. All but LiDAR run where there are labels.
+    probes: names to `Probe`s; one that is None is left out. All but LiDAR and forecasts run where there are labels only.
     seeds: how often what depends on the seed is repeated, with seed, seed + 1, ...: the results are means, and
         `spread` holds the standard deviations. Weights of random_init are drawn anew, trained ones stay.
     raw_input_size: pixels (or steps) to which each axis of the raw input is averaged down at most.
@@ -245,6 +245,8 @@ class FrozenEvaluation:
                 return probe(embeddings)
         if kind == "pairs":  # of several modalities, and this is one
             return None
+        if kind == "windows":
+            return self._forecast(name, probe, subject)
         if train is None or (kind != "features" and subject.model is None):
             return None
         with torch.autocast(subject.device.type, enabled=False):
@@ -262,6 +264,19 @@ class FrozenEvaluation:
             if kind == "tokens":
                 train, test = (subject.split(split).tokens for split in ("train", "test"))
             return probe(train, test, classes=classes, seed=seed)
+
+    def _forecast(self, name: str, probe: Any, subject: Subject) -> Any:
+        """What a probe of windows says; None for data that has none."""
+        score, batch_size = None, subject.extraction.batch_size
+        if hasattr(subject.data, "windows"):
+            if subject.model is None:
+                score = probe(None, subject.data, device=subject.device, batch_size=batch_size)
+            else:
+                with evaluation_mode(subject.model):
+                    score = probe(subject.encode, subject.data, device=subject.device, batch_size=batch_size)
+        if score is None:
+            self._say_once(f"no {name}, as this data is no long series that goes on after a window")
+        return score
 
     def _features(self, subject: Subject) -> tuple[Features | None, Features]:
         """Train features, None where probes cannot run on them, and those that label-free metrics are of.

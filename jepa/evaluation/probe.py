@@ -7,10 +7,13 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from jepa.evaluation.features import Features
 
-Needs: TypeAlias = Literal["features", "tokens", "views", "encoder", "pairs"]
+Needs: TypeAlias = Literal["features", "tokens", "views", "encoder", "pairs", "windows"]
 
 Score: TypeAlias = float | Mapping[str, float]
-"""One number, reported under the probe's name, or several by suffix: `fewshot` gives {"1": ...}, `fewshot_1`."""
+"""One number, reported under the probe's name, or several by suffix: `fewshot` gives {"1": ...}, `fewshot_1`.
+
+A suffix that opens with a slash is a path: `forecast` gives {"/96/mse": ...}, `forecast/96/mse`.
+"""
 
 
 class Probe(Protocol):
@@ -23,6 +26,9 @@ class Probe(Protocol):
         "views": (embeddings,), (n, q, D) of q views of n samples; also where there are no labels.
         "encoder": (encoder, data, pool=, classes=, device=, seed=), a copy of the encoder that it may train.
         "pairs": (embeddings, labels), name of the modality -> (N, E), of data that are pairs.
+        "windows": (encode, data, device=, batch_size=), of data that has `windows(split, horizon=)` (see
+            `jepa.evaluation.forecast`); encode gives tokens (b, T, D) and what is not padding, and is None for raw input.
+            Also where there are no labels.
         Raw input has neither tokens nor an encoder: such probes leave its row out.
     uses_seed: False for one whose score does not depend on the seed, which is then not repeated.
     """
@@ -43,5 +49,5 @@ def uses_seed(probe: Any) -> bool:
 def named(name: str, score: Score) -> dict[str, float]:
     """A probe's score as metrics."""
     if isinstance(score, Mapping):
-        return {f"{name}_{suffix}": float(value) for suffix, value in score.items()}
+        return {name + (s if s.startswith("/") else f"_{s}"): float(value) for s, value in score.items()}
     return {name: float(score)}

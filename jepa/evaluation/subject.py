@@ -181,6 +181,10 @@ class Subject:
         check_finite(embeddings, f"{self.name} (views of the train split)")
         return embeddings
 
+    def encode(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens (b, T, D) of inputs on the device, and which of them are not padding; the network is in its mode."""
+        return token_encoder(self.model, self.extraction)(x), token_valid(self.model.encoder, x)
+
     def encoder(self) -> nn.Module:
         """A copy of the encoder, which may be trained. Raises UserError where there is none that can be copied."""
         encoder = self.model.encoder

@@ -19,6 +19,8 @@ KEYS = (
     *("num_workers", "pin_memory", "prefetch_factor", "max_bad_share"),
 )
 
+IMAGES = sorted(path.stem for path in CONFIGS.glob("*.yaml") if "_target_: jepa.data.ImageData" in path.read_text())
+
 
 def build(name: str, **changes) -> ImageData:
     config = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), changes)
@@ -35,7 +37,7 @@ def root_of(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[s
     return {"root": str(request.getfixturevalue("shared_dir") / name)}
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+@pytest.mark.parametrize("name", IMAGES)
 def test_config_builds_and_yields_batches(name, request, tmp_path):
     data = build(name, **root_of(name, request, tmp_path), batch_size=4, num_workers=0)
     (batch,) = data.train_batches(seed=0, start_step=0, stop_step=1)
@@ -54,7 +56,8 @@ def test_config_builds_and_yields_batches(name, request, tmp_path):
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_config_names_every_setting_and_how_to_run_it(path):
     config = OmegaConf.load(path)
-    assert [key for key in KEYS if key not in config] == []
+    if path.stem in IMAGES:
+        assert [key for key in KEYS if key not in config] == []
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"python train.py data={path.stem}" in line for line in comments)
 

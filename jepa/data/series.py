@@ -1,0 +1,313 @@
+"""Time series for training and evaluation: windows of labelled series, or of one long series split by time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa.data.base import StreamData, check_counts, check_loading
+from jepa.data.series_augment import SeriesAugment
+from jepa.data.sources.base import Splits
+from jepa.data.sources.series import SeriesSplits, Timeline
+from jepa.data.stream import Request
+from jepa.types import Batch
+from jepa.utils.errors import DataError
+from jepa.utils.random import generator
+
+NORMALISATIONS = ("none", "last", "window")
+
+
+class SeriesData(StreamData):
+    """Batches of series (C, T) float32: windows, z-scored; NaN is missing or padding.
+
+    source: called as source(root=root), and name=name where there is one; returns `SeriesSplits`.
+    window_size: steps of a sample; None takes whole series, padded at the end to the longest.
+        stride: steps between the windows of a series. Windows of a labelled series have its label.
+    split_channels: each channel of a window is a sample of its own, (1, T), as in PatchTST (arXiv 2211.14730).
+    z_score: subtract each channel's mean and divide by its deviation, both of the training split, without missing values.
+    normalise: of each window and channel on top of that, "last": subtract the last value there is; "window": subtract the
+        mean and divide by the deviation; "none". The network is given the window so: were this done inside it, tokens
+        that are hidden would leave a trace.
+    augment: how training views are made; None leaves them as in evaluation. views: how many per sample.
+    channels, length: what the data must have; None takes what is found.
+    The other arguments are those of `StreamData`.
+
+    Raises ValueError for a wrong setting, and DataError for data missing, damaged, too short, or of other channels.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Callable[..., SeriesSplits],
+        root: str,
+        name: str | None = None,
+        window_size: int | None = None,
+        stride: int = 1,
+        split_channels: bool = False,
+        z_score: bool = True,
+        normalise: Literal["none", "last", "window"] = "none",
+        augment: SeriesAugment | None = None,
+        channels: int | None = None,
+        length: int | None = None,
+        views: int = 1,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        pin_memory: bool | Literal["auto"] = "auto",
+        prefetch_factor: int = 2,
+        max_bad_share: float = 0.1,
+    ) -> None:
+        loading = {
+            "views": views,
+            "batch_size": batch_size,
+            "num_workers": num_workers,
+            "pin_memory": pin_memory,
+            "prefetch_factor": prefetch_factor,
+            "max_bad_share": max_bad_share,
+        }
+        check_loading(**loading)  # before the source is read
+        check_counts(stride=stride, **({} if window_size is None else {"window_size": window_size}))
+        if normalise not in NORMALISATIONS:
+            raise ValueError(f"data.normalise: got {normalise!r}, expected one of {list(NORMALISATIONS)}")
+        self.normalise, self.augment = normalise, augment
+        # A shell leaves the ~ of data.root=~/series to us.
+        splits = source(root=os.path.expanduser(root), **({} if name is None else {"name": name}))
+        self.timeline = splits.timeline
+        train, test = splits.train, splits.test
+        if self.timeline is not None:
+            if window_size is None:
+                raise ValueError("data.window_size=null: expected the steps of a window, as there is one long series")
+            check_parts(self.timeline, window_size, root)
+            train, test = part(self.timeline, "train", window_size), part(self.timeline, "test", window_size)
+        self.mean, self.std = statistics(train) if z_score else (torch.zeros(1, 1), torch.ones(1, 1))
+        steps = window_size or max(series.shape[1] for series in [*train, *test])
+        self.split_channels = split_channels
+        samples = {
+            split: WindowSamples(
+                [(each - self.mean) / self.std for each in series],
+                labels,
+                window_size=steps,
+                stride=stride,
+                split_channels=split_channels,
+            )
+            for split, series, labels in (("train", train, splits.train_labels), ("test", test, splits.test_labels))
+        }
+        found = {"channels": 1 if split_channels else len(train[0]), "length": steps}
+        for key, given in {"channels": channels, "length": length}.items():
+            if given is not None and given != found[key]:
+                raise DataError(f"data.{key}={given}, but the data has {found[key]}: set data.{key}=null")
+        super().__init__(
+            Splits(samples["train"], samples["test"], splits.class_names),
+            prepare=self.prepare_sample,
+            input_shape=(found["channels"], steps),
+            found=found,
+            **loading,
+        )
+
+    def prepare_sample(self, window: Tensor, random: torch.Generator | None) -> Tensor:
+        """One window (C, T), as it is or as a random view of it, normalised; batches are made so, all samples at once."""
+        if random is not None and self.augment is not None:
+            drawn = self.augment.draw(1, tuple(window.shape), random)
+            window = self.augment.apply(window[None], *drawn)[0]
+        return normalised(window, self.normalise)[0]
+
+    def windows(self, split: Literal["train", "validation", "test"], *, horizon: int) -> ForecastWindows | None:
+        """All windows of a part with the `horizon` steps that follow, for forecasting; None for data without a timeline.
+
+        The look-back of a window may reach into the part before; what is forecast never does. Raises DataError for a
+        part that is too short.
+        """
+        if self.timeline is None:
+            return None
+        steps = self.spec.input_shape[1]
+        values = (part(self.timeline, split, steps)[0] - self.mean) / self.std
+        if values.shape[1] < steps + horizon:
+            raise DataError(
+                f"the {split} part of the series has {values.shape[1]} steps with its look-back, too few for a window of "
+                f"{steps} (data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
+            )
+        return ForecastWindows(
+            values,
+            window_size=steps,
+            horizon=horizon,
+            period=self.timeline.period,
+            split_channels=self.split_channels,
+            normalise=self.normalise,
+        )
+
+    def raw_features(self, x: Tensor, size: int) -> Tensor:
+        """Windows (b, C, T) as features (b, C * min(T, size)): means of what is observed, 0 where nothing is."""
+        seen = (~x.isnan()).to(x.dtype)
+        steps = min(x.shape[2], size)
+        sums, counts = (F.adaptive_avg_pool1d(each, steps) for each in (x.nan_to_num(0.0), seen))
+        return (sums / counts.clamp(min=1e-6)).flatten(1)
+
+    def _batches(
+        self, split: str, *, seed: int | None, views: int | None, bad_limit: float
+    ) -> Callable[[Request], Batch]:
+        return _SeriesBatches(
+            samples=self._splits[split],
+            augment=self.augment,
+            normalise=self.normalise,
+            views=views or self.views,
+            stacked=self._several if views is None else True,
+            seed=seed,
+            labelled=self.spec.classes is not None,
+        )
+
+
+class WindowSamples:
+    """Windows of several series (C, T_i) and their labels, as samples (window, label); all in memory.
+
+    A series that is shorter than the window is padded with NaN at its end.
+    """
+
+    def __init__(
+        self,
+        series: Sequence[Tensor],
+        labels: Sequence[int] | None,
+        *,
+        window_size: int,
+        stride: int,
+        split_channels: bool,
+    ) -> None:
+        self.window_size = window_size
+        self.series = [F.pad(each, (0, max(0, window_size - each.shape[1])), value=float("nan")) for each in series]
+        self.labels = labels
+        self.split_channels = split_channels
+        self.channels = len(series[0]) if split_channels else 1
+        self.places = [
+            (number, start)
+            for number, each in enumerate(self.series)
+            for start in range(0, each.shape[1] - window_size + 1, stride)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places) * self.channels
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        place, channel = divmod(index, self.channels)
+        number, start = self.places[place]
+        window = self.series[number][:, start : start + self.window_size]
+        window = window[channel : channel + 1] if self.split_channels else window
+        return window, None if self.labels is None else self.labels[number]
+
+
+@dataclass(frozen=True)
+class ForecastWindows:
+    """Windows of a z-scored series (C, T) with what follows them: n = `len` windows, each of C samples or one.
+
+    period: steps of a season, None where that is not known.
+    """
+
+    values: Tensor
+    window_size: int
+    horizon: int
+    period: int | None
+    split_channels: bool
+    normalise: str
+
+    def __len__(self) -> int:
+        return self.values.shape[1] - self.window_size - self.horizon + 1
+
+    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Of some windows: x as the network gets it, what follows, both z-scored windows' level and scale, the window.
+
+        x and window (b, C, T), future (b, C, horizon), level and scale (b, C, 1): x = (window - level) / scale, b being
+        the number of windows, times the channels where these are split.
+        """
+        steps = torch.arange(self.window_size + self.horizon)
+        both = self.values[:, index[:, None] + steps].transpose(0, 1)  # (n, C, T + horizon)
+        if self.split_channels:
+            both = both.flatten(0, 1).unsqueeze(1)
+        window, future = both.split([self.window_size, self.horizon], dim=2)
+        x, level, scale = normalised(window, self.normalise)
+        return x, future, level, scale, window
+
+
+@dataclass(frozen=True)
+class _SeriesBatches:
+    """Takes the windows of a request and makes their views all at once; seed: None to evaluate."""
+
+    samples: WindowSamples
+    augment: SeriesAugment | None
+    normalise: str
+    views: int
+    stacked: bool
+    seed: int | None
+    labelled: bool
+
+    def __call__(self, request: Request) -> Batch:
+        windows, labels = zip(*(self.samples[index] for index in request.indices))
+        x = torch.stack(windows)  # (b, C, T)
+        batch: Batch = {}
+        if self.seed is None or not self.stacked:
+            batch["x"] = normalised(self._augmented(x, 1, request.counters), self.normalise)[0]
+        else:
+            views = self._augmented(x.repeat_interleave(self.views, dim=0), self.views, request.counters)
+            batch["views"] = normalised(views, self.normalise)[0].unflatten(0, (-1, self.views))
+        if self.labelled:
+            batch["label"] = torch.as_tensor(labels, dtype=torch.int64)
+        return batch
+
+    def _augmented(self, x: Tensor, views: int, counters: Sequence[int]) -> Tensor:
+        """Views (b * views, C, T), each a function of the seed and the sample's counter."""
+        if self.seed is None or self.augment is None:
+            return x
+        shape = tuple(x.shape[1:])
+        draws = [self.augment.draw(views, shape, generator("cpu", self.seed, "augment", c)) for c in counters]
+        return self.augment.apply(x, *(torch.cat(each) for each in zip(*draws)))
+
+
+def part(timeline: Timeline, split: str, lookback: int) -> list[Tensor]:
+    """The steps of a part, and before it as many of the part before as a look-back takes."""
+    number = ("train", "validation", "test").index(split)
+    first = 0 if number == 0 else max(0, timeline.ends[number - 1] - lookback)
+    return [timeline.values[:, first : timeline.ends[number]]]
+
+
+def check_parts(timeline: Timeline, window_size: int, root: str) -> None:
+    """Raise DataError when the training part is shorter than a window, or another part is empty."""
+    first, second, last = timeline.ends
+    if first < window_size:
+        raise DataError(
+            f"{root}: the training part has {first} rows, fewer than data.window_size={window_size}: use shorter windows"
+        )
+    if second <= first or last <= second:
+        raise DataError(f"{root} has {timeline.values.shape[1]} rows, too few for a training, validation and test part")
+
+
+def statistics(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (C, 1) of each channel over all steps there are; a constant channel has deviation 1."""
+    means, stds = [], []
+    for channel in range(len(series[0])):
+        values = torch.cat([each[channel] for each in series]).double()
+        values = values[~values.isnan()]
+        mean = values.mean() if len(values) else torch.zeros((), dtype=torch.float64)
+        std = values.std(correction=0) if len(values) else torch.ones((), dtype=torch.float64)
+        means.append(mean)
+        stds.append(std if std > 1e-8 * (1 + mean.abs()) else torch.ones_like(std))
+    return torch.stack(means).float()[:, None], torch.stack(stds).float()[:, None]
+
+
+def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Windows (..., C, T) normalised, and the level and scale (..., C, 1): x = (window - level) / scale."""
+    seen = ~window.isnan()
+    zero, one = torch.zeros_like(window[..., :1]), torch.ones_like(window[..., :1])
+    if how == "none":
+        return window, zero, one
+    filled = window.nan_to_num(0.0)
+    if how == "last":
+        last = (seen * torch.arange(window.shape[-1], device=window.device)).amax(dim=-1, keepdim=True)
+        level = filled.gather(-1, last)
+        return window - level, level, one
+    count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
+    level = filled.sum(dim=-1, keepdim=True) / count
+    spread = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()
+    scale = torch.where(spread > 1e-5, spread, one)
+    return (window - level) / scale, level, scale
