@@ -64,9 +64,10 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     @torch.no_grad()
     def try_once() -> None:
-        model.encode_target(torch.zeros(1, *data.spec.input_shape, device=device))
+        blank = data.blank_batch(1)
+        model.encode_target((blank["x"] if "x" in blank else blank["views"][:, 0]).to(device))
 
-    convert_errors("data.image_size", try_once)()
+    convert_errors("data.image_size" if "image_size" in joined.data else "data", try_once)()
     key = cache_key(opened.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")
     with precision.kernels(), precision.autocast():
         rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)

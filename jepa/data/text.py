@@ -1,7 +1,7 @@
 """Text as ids, padded to one length.
 
-    python train.py model=text data=text_csv data.root=banking77 data.label_column=category
-    python train.py model=text data=text_lines data.root=corpus.txt
+python train.py model=text data=text_csv data.root=banking77 data.label_column=category
+python train.py model=text data=text_lines data.root=corpus.txt
 """
 
 from __future__ import annotations
@@ -18,8 +18,11 @@ from jepa.data.base import StreamData, check_counts, check_loading
 from jepa.data.sources.base import Splits
 from jepa.data.stream import Samples, UnreadableSample
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
+from jepa.utils.random import generator
 
 MOST_BUCKETS = 1024
+MOST_CHARACTERS = 4_000_000
+"""That a tokenizer is trained on: more would take longer than it helps."""
 
 
 class TextData(StreamData):
@@ -28,7 +31,7 @@ class TextData(StreamData):
     source: called as source(root=root) and with the columns that are given; returns `Splits` of (text, label).
     text_column, label_column: of tables, by name or number.
     tokenizer: "train", a file or folder, or a pretrained name; tokenizer_folder: where it is kept, a run's folder, None
-        for nowhere; algorithm ("bpe", "wordpiece") and lower_case: of one that is trained. See `open_tokenizer`.
+        for nowhere; lower_case: of one that is trained, on at most 4 million characters. See `open_tokenizer`.
     vocab_size: how many ids the model has; None takes as many as the tokenizer has, and says so in `spec.found`.
     max_length: tokens of a sample. Of a longer text, training takes so many in a row at a random place, a new one for
         every view, and evaluation the first.
@@ -47,7 +50,6 @@ class TextData(StreamData):
         label_column: str | int | None = None,
         tokenizer: str = "train",
         tokenizer_folder: str | None = None,
-        algorithm: Literal["bpe", "wordpiece"] = "bpe",
         lower_case: bool = True,
         vocab_size: int | None = 4096,
         max_length: int = 64,
@@ -79,7 +81,6 @@ class TextData(StreamData):
             tokenizer,
             texts=_texts(splits.train),
             vocab_size=vocab_size,
-            algorithm=algorithm,
             lower_case=lower_case,
             folder=None if tokenizer_folder is None else Path(tokenizer_folder),
         )
@@ -114,9 +115,14 @@ class TextData(StreamData):
 
 
 def _texts(samples: Samples) -> Iterator[str]:
-    """The readable texts of a split, to train a tokenizer on."""
-    for index in range(len(samples)):
+    """Texts to train a tokenizer on: all of a split, or as many, in random order, as it takes."""
+    left = MOST_CHARACTERS
+    for index in torch.randperm(len(samples), generator=generator("cpu", 0, "tokenizer")).tolist():
         try:
-            yield samples[index][0]
+            text = samples[index][0]
         except UnreadableSample:
             continue
+        yield text
+        left -= len(text)
+        if left < 0:
+            return

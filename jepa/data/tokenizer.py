@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
@@ -58,7 +57,6 @@ def open_tokenizer(
     *,
     texts: Iterable[str],
     vocab_size: int | None,
-    algorithm: Literal["bpe", "wordpiece"] = "bpe",
     lower_case: bool = True,
     folder: Path | None = None,
 ) -> Tokenizer:
@@ -66,7 +64,7 @@ def open_tokenizer(
 
     name: "train" for one of at most vocab_size ids made from `texts`; a tokenizer.json or a folder that holds one (such
         as a run's); or a pretrained name, which `transformers` finds in its cache or on the hub.
-    algorithm, lower_case: of one that is trained. folder: None to store nothing.
+    lower_case: of one that is trained. folder: None to store nothing.
 
     Raises UserError for a name that leads nowhere, more ids than vocab_size, and a folder with the tokenizer of another
     beginning of the run.
@@ -77,12 +75,12 @@ def open_tokenizer(
     if name == "train":
         if vocab_size is None:
             raise ValueError("data.vocab_size=null: a tokenizer that is trained needs a size, such as 4096")
-        origin |= {"algorithm": algorithm, "vocab_size": vocab_size, "lower_case": lower_case}
+        origin |= {"vocab_size": vocab_size, "lower_case": lower_case}
     stored = None if folder is None else _read_stored(folder, origin)
     if stored is not None:
         tokenizer = stored
     elif name == "train":
-        tokenizer = train_tokenizer(texts, vocab_size=vocab_size, algorithm=algorithm, lower_case=lower_case)
+        tokenizer = train_tokenizer(texts, vocab_size=vocab_size, lower_case=lower_case)
     else:
         tokenizer = _read(name) if _is_path(name) else _pretrained(name)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
@@ -96,41 +94,25 @@ def open_tokenizer(
     return tokenizer
 
 
-def train_tokenizer(
-    texts: Iterable[str], *, vocab_size: int, algorithm: Literal["bpe", "wordpiece"] = "bpe", lower_case: bool = True
-) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool = True) -> Tokenizer:
     """A tokenizer of at most vocab_size ids, the same for the same texts; [PAD] has id 0.
 
-    "bpe" is byte-pair encoding on bytes (as GPT-2 has it), which knows no unknown token. "wordpiece" splits at blanks
-    and punctuation (as BERT does) and has [UNK] for what it cannot spell.
-
-    Raises ValueError for another algorithm and a size that does not hold the bytes.
+    Byte-pair encoding on bytes, as GPT-2 has it, which knows no unknown token. (The library's WordPiece gives other ids
+    every time it is trained, so that machines would disagree.) Raises ValueError for a size that does not hold the
+    bytes.
     """
-    steps = [normalizers.NFC(), *([normalizers.Lowercase()] if lower_case else [])]
-    if algorithm == "bpe":
-        if vocab_size < 300:
-            raise ValueError(f"data.vocab_size={vocab_size}: byte-pair encoding needs 300 or more, 256 are bytes")
-        tokenizer = tokenizers.Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-        tokenizer.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=["[PAD]"],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-    elif algorithm == "wordpiece":
-        if vocab_size < 300:
-            raise ValueError(f"data.vocab_size={vocab_size}: expected 300 or more, to hold the characters and pieces")
-        tokenizer = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-        tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(
-            vocab_size=vocab_size, special_tokens=["[PAD]", "[UNK]"], limit_alphabet=200, show_progress=False
-        )
-    else:
-        raise ValueError(f"data.algorithm: got {algorithm!r}, expected 'bpe' or 'wordpiece'")
-    tokenizer.normalizer = normalizers.Sequence(steps)
+    if vocab_size < 300:
+        raise ValueError(f"data.vocab_size={vocab_size}: byte-pair encoding needs 300 or more, of which 256 are bytes")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lower_case else [])])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["[PAD]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
     tokenizer.train_from_iterator(texts, trainer=trainer)
     return Tokenizer(tokenizer)
 

@@ -27,11 +27,22 @@ GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "monitor", "experi
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 
+def partners(option):
+    """What an option needs beside it, as it is not of pictures."""
+    if option.startswith(("data=text", "data=wikitext")):
+        return ["model=text"]
+    return ["data=text_lines"] if option.startswith(("model=text", "model/encoder=text")) else []
+
+
+PICTURES = [path.stem for path in sorted((CONF / "data").glob("*.yaml")) if "image_size:" in path.read_text()]
+
+
 def compose(*overrides):
     """The configuration, with a root where the data set has none by itself."""
     config = load_config(overrides)
-    if OmegaConf.is_missing(config.data, "root"):
-        config.data.root = "/nowhere"
+    for key in ("root", "path", "column"):
+        if OmegaConf.is_missing(config.data, key):
+            config.data[key] = "/nowhere"
     return config
 
 
@@ -42,17 +53,22 @@ def test_every_group_is_listed():
 
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_compose_and_fit(option):
-    config = compose(option)
+    config = compose(*partners(option), option)
     plain = to_plain(config)
     check_config(plain)
     for key in ("optimizer", "scheduler", "evaluation", "loss"):
         build(config, key)
 
 
-@pytest.mark.parametrize("data", [path.stem for path in sorted((CONF / "data").glob("*.yaml"))])
+@pytest.mark.parametrize("data", PICTURES)
 def test_data_sets_compose_with_every_small_encoder(data):
     for encoder in ("vit", "vit_tiny"):
         check_config(to_plain(compose(f"data={data}", f"model/encoder={encoder}")))
+
+
+def test_a_model_for_other_data_is_told():
+    with pytest.raises(UserError, match=r"model.encoder.image_size: .*'data.image_size' not found: the model and the"):
+        to_plain(compose("data=text_lines"))
 
 
 @pytest.mark.parametrize("loss", ["smooth_l1", "mse", "l1"])

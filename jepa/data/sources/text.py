@@ -124,7 +124,7 @@ def text_csv(
 def wikitext2(*, root: str, download: bool = True) -> Splits:
     """WikiText-2 (Merity et al. 2016, arXiv 1609.07843): paragraphs of Wikipedia articles in English, without labels.
 
-    One sample a paragraph, headings left out: 17,556 to train on, 2,183 to test. root holds wiki.train.tokens and
+    One sample a paragraph, headings left out: 17,556 to train on, 2,185 to test. root holds wiki.train.tokens and
     wiki.test.tokens, or train.txt and test.txt, gzipped or not; otherwise they are downloaded to it (11 and 1.2 MB).
     Raises DataError if they are damaged or out of reach.
     """

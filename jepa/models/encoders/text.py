@@ -19,9 +19,7 @@ class TextStem(nn.Module):
     def __init__(self, *, dim: int, vocab_size: int, padding_id: int = 0) -> None:
         super().__init__()
         if not 0 <= padding_id < vocab_size:
-            raise ValueError(
-                f"model.encoder.stem.padding_id={padding_id} is not among the ids 0 to {vocab_size - 1}"
-            )
+            raise ValueError(f"model.encoder.stem.padding_id={padding_id} is not among the ids 0 to {vocab_size - 1}")
         self.vocab_size, self.padding_id = vocab_size, padding_id
         self.token_values: int = vocab_size
         self.embed = nn.Embedding(vocab_size, dim)
