@@ -12,7 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from torch import nn
 
 from jepa.interop import load_pretrained
@@ -45,6 +45,10 @@ def build_trainer(config: DictConfig) -> Trainer:
 
 
 def _build_trainer(config: DictConfig) -> Trainer:
+    run_dir = from_main(lambda: Path(config.run_dir or default_run_dir()))
+    config = copy.deepcopy(config)
+    with open_dict(config):
+        config.run_dir = str(run_dir)  # for what the data keeps there: the same folder on every rank
     data = None
     if left_open(config):
         data = build_data(config)
@@ -59,7 +63,6 @@ def _build_trainer(config: DictConfig) -> Trainer:
     make_trainer = build(config, "trainer", partial=True)
     data = build_data(config) if data is None else data
     check_input(model, data)
-    run_dir = from_main(lambda: Path(config.run_dir or default_run_dir()))
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
         load_pretrained(model, config.init_from)
     momentum = getattr(model, "momentum_schedule", None)
@@ -179,6 +182,11 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     """The configuration with everything resolved, as dicts and lists. Raises UserError for a missing value."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        raise UserError(
+            f"{error.full_key}: {str(error).splitlines()[0]}: the model and the data do not go together. model=vit and "
+            "model=lejepa are for pictures, model=text for texts; give the model of this data, or other data"
+        ) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key} is not set: give it on the command line, {key}=...") from error

@@ -67,7 +67,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     def try_once() -> None:
         model.encode_target(flatten_views(data.blank_batch(1))[0].to(device))
 
-    convert_errors("data.image_size", try_once)()
+    convert_errors("data.image_size" if "image_size" in joined.data else "data", try_once)()
     key = cache_key(opened.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")
     with precision.kernels(), precision.autocast():
         rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -12,13 +13,15 @@ from torch import nn
 
 from jepa.interop.named import differing
 from jepa.interop.opened import Opened
-from jepa.interop.opening import find_source
+from jepa.interop.opening import Source, find_source
 from jepa.utils.check import check_config
 from jepa.utils.config import dotted_keys, known_keys
 from jepa.utils.errors import UserError
 from jepa.utils.given import Given, given_model, with_stored
 from jepa.utils.launch import read_launch
 
+TOKENIZER = "tokenizer.json"
+"""Of a run on text, in its folder."""
 PICTURES = ("image_size", "mean", "std", "interpolation")
 """Keys of data that say how pictures become inputs."""
 
@@ -51,6 +54,8 @@ def open_configured(
     if "loss" in stored and (given.option("loss") or given.below("loss")):
         raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
     joined = with_stored(config, stored, given)
+    if data == "splits":
+        _keep_tokenizer(joined, stored, given, source)
     known = "data" in stored or given.option("data") or source.kind == "random"
     if not known:
         _check_data_given(data, given, source.name)
@@ -67,17 +72,17 @@ def open_configured(
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
         given=given_model(config, given) if source.kind != "random" else {},
         image_size=_size(joined) if known or "image_size" in given.below("data") else None,
-        channels=joined.data.channels if told and (known or "channels" in given.below("data")) else None,
+        channels=joined.data.get("channels") if told and (known or "channels" in given.below("data")) else None,
     )
     if opened.channels is not None and not known and "channels" not in given.below("data"):
         joined.data.channels = opened.channels  # the composed default is of other data
     if told and data != "none":
-        warnings = [differing(name, getattr(opened, name), joined.data[name]) for name in ("mean", "std")]
+        warnings = [differing(name, getattr(opened, name), joined.data[name]) for name in _statistics(joined)]
         opened.lines += [line for line in warnings if line]
         trained = stored.get("data") or {}
         opened.lines += [
             f"pictures are normalised with data.{name}={list(joined.data[name])}, in training {list(trained[name])}"
-            for name in ("mean", "std")
+            for name in _statistics(joined)
             if name in trained and list(trained[name]) != list(joined.data[name])
         ]
     return opened, joined
@@ -115,6 +120,47 @@ def _check_data_given(data: str, given: Given, name: str) -> None:
         )
 
 
-def _size(config: DictConfig) -> tuple[int, int]:
-    size = config.data.image_size
+def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Given, source: Source) -> None:
+    """Let a run's ids mean on any texts what they meant in training: its own tokenizer and vocabulary, unless given.
+
+    Raises UserError when the tokenizer is not in the run folder.
+    """
+    trained = _text_settings(stored.get("data") or {})
+    section = "data.text" if OmegaConf.select(joined, "data.text") is not None else "data"
+    node = OmegaConf.select(joined, section)
+    if trained is None or node is None or "tokenizer" not in node:
+        return
+    node.tokenizer_folder = None  # evaluating stores none
+    vocab_size, max_length = (stored["data"].get(key) for key in ("vocab_size", "max_length"))
+    if "vocab_size" not in given.below("data") and vocab_size is not None:
+        joined.data.vocab_size = vocab_size
+    if "max_length" not in given.below("data") and max_length is not None:
+        joined.data.max_length = max_length  # learned positions reach no further
+    if "tokenizer" in given.below(section) or source.path is None:
+        return
+    folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
+    path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{source.name}: its {TOKENIZER} is not in the run folder (looked in {folders[1]}): put it there, or give "
+            f"{section}.tokenizer=<file>"
+        )
+    node.tokenizer = str(path)
+
+
+def _text_settings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The part of a configuration of data that says how texts become ids; None where there is none."""
+    part = data.get("text") if isinstance(data.get("text"), Mapping) else data
+    return part if "tokenizer" in part else None
+
+
+def _statistics(config: DictConfig) -> list[str]:
+    """Of mean and std those that the data has; text has none."""
+    return [name for name in ("mean", "std") if name in config.data]
+
+
+def _size(config: DictConfig) -> tuple[int, int] | None:
+    size = config.data.get("image_size")
+    if size is None:
+        return None
     return (size, size) if isinstance(size, int) else tuple(size)

@@ -29,6 +29,8 @@ class MaskedJEPA(nn.Module):
         and saved.
     token_weights: "uniform", or "inverse_coverage" to weigh a target token that lies in c blocks by 1 / c. Padding
         weighs nothing, and where there is any, every sample counts alike, however many of its tokens are predicted.
+    corruption: called as corruption(x, draw, views) for what the context encoder is shown in place of x, of which the
+        targets are made all the same; None shows x.
     allow_collapse: accept a target and loss of which neither prevents collapse.
 
     Raises ValueError when neither target nor loss prevents collapse and allow_collapse is False.
@@ -43,6 +45,7 @@ class MaskedJEPA(nn.Module):
         mask: Masker,
         loss: Callable[..., nn.Module],
         token_weights: Literal["uniform", "inverse_coverage"] = "uniform",
+        corruption: Callable[[Tensor, Draw, int], Tensor] | None = None,
         allow_collapse: bool = False,
     ) -> None:
         super().__init__()
@@ -57,6 +60,7 @@ class MaskedJEPA(nn.Module):
         made = ("predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "draw")
         self.loss.require(made, by="MaskedJEPA")
         self.token_weights = token_weights
+        self.corruption = corruption
         self._draw_masks = MaskDrawer(mask, self._weights)
         if not (self.target.prevents_collapse or self.loss.prevents_collapse or allow_collapse):
             raise ValueError(
@@ -66,22 +70,30 @@ class MaskedJEPA(nn.Module):
             )
 
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
-        """The batch with its `masks` and `target_weights`, drawn for the global batch of which this is a slice."""
+        """The batch with its `masks` and `target_weights`, drawn for the global batch of which this is a slice.
+
+        With a corruption also `shown` (B * views, *S): what the context encoder sees.
+        """
         x, views = flatten_views(batch)
         valid = token_valid(self.encoder, x)
         drawn = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
-        return {**batch, **drawn, "draw": draw}
+        shown = {} if self.corruption is None else {"shown": self.corruption(x, draw, views)}
+        return {**batch, **drawn, **shown, "draw": draw}
 
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch."""
         x, views = flatten_views(batch)
-        latents = self.latents(x, batch["masks"], views=views)
+        latents = self.latents(x, batch["masks"], views=views, shown=batch.get("shown"))
         return replace(latents, target_weights=batch["target_weights"], draw=batch["draw"])
 
-    def latents(self, x: Tensor, masks: list[Mask], views: int = 1) -> Latents:
-        """Predictions, targets and embeddings of inputs x (B * views, C, *S), views of a sample adjacent."""
+    def latents(self, x: Tensor, masks: list[Mask], views: int = 1, shown: Tensor | None = None) -> Latents:
+        """Predictions, targets and embeddings of inputs x (B * views, C, *S), views of a sample adjacent.
+
+        shown: what the context encoder sees in place of x, of the same shape; None for x.
+        """
         grid = self.encoder.grid(x)
-        contexts = [self.encoder(x, keep=mask.context, valid=mask.context_valid) for mask in masks]
+        seen = x if shown is None else shown
+        contexts = [self.encoder(seen, keep=mask.context, valid=mask.context_valid) for mask in masks]
         targets = self.target.targets(self.encoder, x)  # (B, N, D)
         pooled = torch.stack([masked_mean(c, mask.context_valid) for c, mask in zip(contexts, masks)])
         return Latents(

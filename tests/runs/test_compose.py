@@ -79,6 +79,11 @@ def test_data_sets_compose_with_every_small_encoder(data):
         check_config(to_plain(compose(f"data={data}", f"model/encoder={encoder}")))
 
 
+def test_a_model_for_other_data_is_told():
+    with pytest.raises(UserError, match=r"model.encoder.image_size: .*'data.image_size' not found: the model and the"):
+        to_plain(compose("data=text_lines"))
+
+
 @pytest.mark.parametrize("loss", ["smooth_l1", "mse", "l1"])
 def test_losses_build_with_the_default_recipe(loss):
     model = build_model(compose(f"loss={loss}"))

@@ -1,0 +1,228 @@
+"""Any data set of the `datasets` library: one column is the input, another may be the label.
+
+Rows are read by index from memory-mapped Arrow files, so that the sample stream, and with it exact resume, holds.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image as PIL
+from torch import Tensor
+
+from jepa.data.sources.base import Splits
+from jepa.data.stream import UnreadableSample
+from jepa.utils.errors import DataError
+from jepa.utils.random import generator
+
+Kind = Literal["text", "image", "audio"]
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "dev")
+
+
+class Rows:
+    """Rows of a `datasets.Dataset`; items are (what the column holds, decoded; label).
+
+    label_of: from what the label column holds to a number. Items raise UnreadableSample where a picture or sound cannot
+    be decoded, a text is empty, or a label is missing.
+    """
+
+    def __init__(
+        self, rows: Any, column: str, decode: Callable[[Any], Any], label_column: str | None, label_of: dict[Any, int]
+    ) -> None:
+        self.rows = rows.select_columns([column, *([label_column] if label_column else [])])
+        self.column, self.decode, self.label_column, self.label_of = column, decode, label_column, label_of
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        row = self.rows[int(index)]
+        try:
+            value = self.decode(row[self.column])
+            label = None if self.label_column is None else self.label_of[row[self.label_column]]
+        except KeyError as error:
+            raise UnreadableSample(f"row {index}", f"its label is {error}") from error
+        except (OSError, ValueError, TypeError, SyntaxError, EOFError, RuntimeError, struct.error) as error:
+            raise UnreadableSample(f"row {index}", f"column {self.column}: {error}") from error
+        return value, label
+
+
+def open_rows(
+    *,
+    path: str,
+    column: str,
+    label_column: str | None = None,
+    name: str | None = None,
+    train_split: str | None = None,
+    test_split: str | None = None,
+    test_fraction: float = 0.1,
+    split_seed: int = 0,
+) -> tuple[Kind, Splits]:
+    """What kind of input a column holds, and its `Splits`: strings, PIL images, or (waveform (t,), sampling rate).
+
+    path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
+        or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of a data set's
+        configurations.
+    train_split, test_split: None finds train, and test or validation. Where there is no test split, a share
+        `test_fraction` of the rows, drawn by `split_seed`, is kept aside.
+    Class names are those of a ClassLabel, else the values of the label column in train, sorted.
+
+    Raises DataError for what is missing, damaged or of no kind that can be read.
+    """
+    if not 0 < test_fraction < 1:
+        raise ValueError(f"data.test_fraction={test_fraction} is not between 0 and 1, both excluded")
+    found = _open(os.path.expanduser(path), name)
+    train = _pick(found, train_split, TRAIN_NAMES, "train_split", path)
+    if train is None:
+        train = _pick(found, next(iter(found)), (), "train_split", path) if len(found) == 1 else None
+    if train is None:
+        raise DataError(f"data.path={path} has the splits {_few(found)}: name one with data.train_split")
+    test = _pick(found, test_split, TEST_NAMES, "test_split", path)
+    if test is None:
+        train, test = _keep_aside(train, test_fraction, split_seed, path)
+    for key, wanted in (("column", column), ("label_column", label_column)):
+        if wanted is not None and wanted not in train.features:
+            raise DataError(f"data.{key}={wanted}: {path} has the columns {_few(train.features)}")
+    kind, feature = _kind(train.features[column], column)
+    names, label_of = _labels(train, test, label_column)
+    decode = {"text": decode_text, "image": decode_image, "audio": decode_audio}[kind]
+    splits = []
+    for rows in (train, test):
+        rows = rows if feature is None else rows.cast_column(column, feature)
+        splits.append(Rows(rows, column, decode, label_column, label_of))
+    return kind, Splits(train=splits[0], test=splits[1], class_names=names)
+
+
+def decode_text(value: str | None) -> str:
+    """The text. Raises ValueError for an empty one."""
+    if value is None or not value.strip():
+        raise ValueError("the text is empty")
+    return value
+
+
+def decode_image(value: dict[str, Any] | None) -> PIL.Image:
+    """The picture of {"bytes", "path"}. Raises what Pillow raises, ValueError for none."""
+    with PIL.open(_content(value)) as image:
+        image.load()
+        return image
+
+
+def decode_audio(value: dict[str, Any] | None) -> tuple[Tensor, int]:
+    """Waveform (t,) float32, the mean of all channels, and its rate. Raises RuntimeError for what cannot be decoded."""
+    import soundfile  # here, as it loads a library of its own
+
+    wave, rate = soundfile.read(_content(value), dtype="float32", always_2d=True)  # (t, channels)
+    return torch.from_numpy(wave).mean(dim=1), int(rate)
+
+
+def _content(value: dict[str, Any] | None) -> io.BytesIO:
+    if value is None:
+        raise ValueError("it is missing")
+    if value.get("bytes") is not None:
+        return io.BytesIO(value["bytes"])
+    return io.BytesIO(Path(value["path"]).read_bytes())
+
+
+def _open(path: str, name: str | None) -> dict[str, Any]:
+    """Splits by name."""
+    import datasets  # here, as its import takes seconds
+
+    folder = Path(path)
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            return dict(datasets.load_from_disk(path))
+        if (folder / "state.json").is_file():
+            return {"train": datasets.load_from_disk(path)}
+        files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
+        for suffix, read in ((".arrow", _arrow), (".parquet", _parquet)):
+            if chosen := [file for file in files if file.suffix == suffix]:
+                return {split: read(datasets, part) for split, part in _by_split(chosen).items()}
+        if folder.is_file():
+            raise DataError(f"data.path={path}: expected a .parquet or .arrow file, a folder, or a name on the hub")
+        if not folder.exists() and (path[0] in "./~" or path.count("/") > 1):
+            raise DataError(f"data.path={path}: there is no such file or folder")
+        return dict(datasets.load_dataset(path, name))
+    except DataError:
+        raise
+    except Exception as error:  # the library raises errors of pyarrow, fsspec, huggingface_hub and its own
+        lines = str(error).strip().splitlines() or [repr(error)]
+        raise DataError(f"data.path={path} cannot be opened by datasets ({type(error).__name__}: {lines[0]})") from error
+
+
+def _arrow(datasets: Any, files: Sequence[Path]) -> Any:
+    return datasets.concatenate_datasets([datasets.Dataset.from_file(str(file)) for file in files])
+
+
+def _parquet(datasets: Any, files: Sequence[Path]) -> Any:
+    # Written once as Arrow files to the library's cache, which are then memory-mapped.
+    return datasets.load_dataset("parquet", data_files=[str(file) for file in files], split="train")
+
+
+def _by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
+    """Files by the split in their name or folder; all are train where none is named so."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        stem = file.stem.lower()
+        known = [s for s in (*TRAIN_NAMES, *TEST_NAMES) if stem.startswith(s) or file.parent.name.lower() == s]
+        if known:
+            found.setdefault(known[0], []).append(file)
+    return found if any(name in found for name in TRAIN_NAMES) else {"train": list(files)}
+
+
+def _pick(found: dict[str, Any], given: str | None, names: Sequence[str], key: str, path: str) -> Any:
+    if given is not None and given not in found:
+        raise DataError(f"data.{key}={given}: {path} has the splits {_few(found)}")
+    name = given or next((name for name in names if name in found), None)
+    return None if name is None else found[name]
+
+
+def _keep_aside(rows: Any, fraction: float, seed: int, path: str) -> tuple[Any, Any]:
+    if len(rows) < 2:
+        raise DataError(f"data.path={path} holds {len(rows)} rows; expected at least 2, one to be kept aside")
+    count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+    order = torch.randperm(len(rows), generator=generator("cpu", seed, "split")).tolist()
+    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
+
+
+def _kind(feature: Any, column: str) -> tuple[Kind, Any]:
+    """The kind, and the feature that gives bytes rather than what the library would decode; None leaves it."""
+    import datasets
+
+    if isinstance(feature, datasets.Image):
+        return "image", datasets.Image(decode=False)
+    if isinstance(feature, datasets.Audio):
+        return "audio", datasets.Audio(decode=False)
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        return "text", None
+    raise DataError(f"data.column={column} holds {feature}; expected strings, an Image or an Audio column")
+
+
+def _labels(train: Any, test: Any, column: str | None) -> tuple[tuple[str, ...] | None, dict[Any, int]]:
+    """Class names, and from what the column holds to their number."""
+    import datasets
+
+    if column is None:
+        return None, {}
+    feature = train.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names), {number: number for number in range(feature.num_classes)}
+    if not isinstance(feature, datasets.Value) or feature.dtype.startswith(("float", "double")):
+        raise DataError(f"data.label_column={column} holds {feature}; expected a ClassLabel, strings or whole numbers")
+    values = sorted(value for value in train.unique(column) if value is not None)
+    unknown = sorted({value for value in test.unique(column) if value is not None} - set(values))
+    if unknown:
+        raise DataError(f"data.label_column={column}: test holds {_few(unknown)}, train only {_few(values)}")
+    if len(values) < 2:
+        raise DataError(f"data.label_column={column} holds a single label ({_few(values)})")
+    return tuple(map(str, values)), {value: number for number, value in enumerate(values)}
+
+
+def _few(names: Any) -> str:
+    names = [str(name) for name in names]
+    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

@@ -1,0 +1,172 @@
+"""Text to ids: a pretrained tokenizer, one of a file, or one trained on the corpus and stored with the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from jepa.utils.errors import DataError, UserError
+from jepa.utils.files import write_text
+
+PADDING = 0
+"""The id of padding in every input, whatever id it has in the tokenizer."""
+PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|padding|>", "<|endoftext|>")
+TOKENIZER_FILE, ORIGIN_FILE = "tokenizer.json", "tokenizer_origin.json"
+
+
+class Tokenizer:
+    """A tokenizer of the `tokenizers` library whose padding has id 0: the token that had it takes padding's place.
+
+    Special tokens such as [CLS] and [SEP] are not added. A tokenizer without padding gets a token [PAD].
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        names = (token for token in PADDING_TOKENS if tokenizer.token_to_id(token) is not None)
+        if (name := next(names, None)) is None:
+            name = PADDING_TOKENS[0]
+            tokenizer.add_special_tokens([name])
+        self._padding = tokenizer.token_to_id(name)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids run from 0 to this, excluded."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, none of them padding."""
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
+        if self._padding == PADDING:
+            return [each for each in ids if each != PADDING]  # of a text that spells padding out
+        return [self._padding if each == PADDING else each for each in ids if each != self._padding]
+
+    def to_json(self) -> str:
+        """What `tokenizer.json` holds."""
+        return self._tokenizer.to_str()
+
+
+def open_tokenizer(
+    name: str,
+    *,
+    texts: Iterable[str],
+    vocab_size: int | None,
+    lower_case: bool = True,
+    folder: Path | None = None,
+) -> Tokenizer:
+    """The tokenizer that `data.tokenizer` names, kept as `tokenizer.json` in a run's folder and read from it again.
+
+    name: "train" for one of at most vocab_size ids made from `texts`; a tokenizer.json or a folder that holds one (such
+        as a run's); or a pretrained name, which `transformers` finds in its cache or on the hub.
+    lower_case: of one that is trained. folder: None to store nothing.
+
+    Raises UserError for a name that leads nowhere, more ids than vocab_size, and a folder with the tokenizer of another
+    beginning of the run.
+    """
+    # Workers are forked after training has used threads, of which the library would warn in each of them.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    origin: dict[str, object] = {"tokenizer": name}
+    if name == "train":
+        if vocab_size is None:
+            raise ValueError("data.vocab_size=null: a tokenizer that is trained needs a size, such as 4096")
+        origin |= {"vocab_size": vocab_size, "lower_case": lower_case}
+    stored = None if folder is None else _read_stored(folder, origin)
+    if stored is not None:
+        tokenizer = stored
+    elif name == "train":
+        tokenizer = train_tokenizer(texts, vocab_size=vocab_size, lower_case=lower_case)
+    else:
+        tokenizer = _read(name) if _is_path(name) else _pretrained(name)
+    if vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise UserError(
+            f"data.vocab_size={vocab_size} is less than the {tokenizer.vocab_size} ids of data.tokenizer={name}: set "
+            f"data.vocab_size={tokenizer.vocab_size}, or null to take as many as there are"
+        )
+    if folder is not None and stored is None:
+        write_text(folder / ORIGIN_FILE, json.dumps(origin, indent=2) + "\n")
+        write_text(folder / TOKENIZER_FILE, tokenizer.to_json())  # last, as its presence says that both are there
+    return tokenizer
+
+
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool = True) -> Tokenizer:
+    """A tokenizer of at most vocab_size ids, the same for the same texts; [PAD] has id 0.
+
+    Byte-pair encoding on bytes, as GPT-2 has it, which knows no unknown token. (The library's WordPiece gives other ids
+    every time it is trained, so that machines would disagree.) Raises ValueError for a size that does not hold the
+    bytes.
+    """
+    if vocab_size < 300:
+        raise ValueError(f"data.vocab_size={vocab_size}: byte-pair encoding needs 300 or more, of which 256 are bytes")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lower_case else [])])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["[PAD]"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer=trainer)
+    return Tokenizer(tokenizer)
+
+
+def _read_stored(folder: Path, origin: dict[str, object]) -> Tokenizer | None:
+    """The tokenizer in a run's folder; None where there is none yet. Raises UserError for one of another origin."""
+    if not (folder / TOKENIZER_FILE).is_file():
+        return None
+    try:
+        found = json.loads((folder / ORIGIN_FILE).read_text())
+    except (OSError, ValueError):
+        found = None
+    if found != origin:
+        raise UserError(
+            f"{folder} holds the {TOKENIZER_FILE} of {found}, but this run asks for {origin}: go on with the same "
+            "settings, or start in another hydra.run.dir (or remove that file, if no checkpoint depends on it)"
+        )
+    return _read(str(folder / TOKENIZER_FILE))
+
+
+def _is_path(name: str) -> bool:
+    """Whether a name is one of a file or folder rather than `owner/model` on the hub."""
+    return os.path.exists(os.path.expanduser(name)) or name.endswith(".json") or name[0] in "./~" or name.count("/") > 1
+
+
+def _read(name: str) -> Tokenizer:
+    path = Path(os.path.expanduser(name))
+    if path.is_dir() and not (path / TOKENIZER_FILE).is_file():
+        return _pretrained(str(path))
+    path = path / TOKENIZER_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise DataError(
+            f"data.tokenizer={name}: there is no such file; give a {TOKENIZER_FILE}, a folder with one (such as a "
+            "run's), a pretrained name such as bert-base-uncased, or train"
+        )
+    try:
+        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+    except Exception as error:  # the library raises nothing more specific
+        raise DataError(f"data.tokenizer: {path} is not a file of the tokenizers library ({error})") from error
+
+
+def _pretrained(name: str) -> Tokenizer:
+    """By transformers, from its cache or the hub, or from a folder of its files."""
+    from transformers import AutoTokenizer  # here, as its import takes seconds
+
+    try:
+        found = AutoTokenizer.from_pretrained(name, use_fast=True)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = str(error).strip().splitlines() or [repr(error)]
+        raise DataError(
+            f"data.tokenizer={name}: no tokenizer of that name could be had ({reason[0]}). Without network give a "
+            f"{TOKENIZER_FILE} or a folder that was saved with save_pretrained, or data.tokenizer=train"
+        ) from error
+    backend = getattr(found, "backend_tokenizer", None)
+    if backend is None:
+        raise DataError(f"data.tokenizer={name}: {type(found).__name__} has no fast version, which is needed here")
+    return Tokenizer(tokenizers.Tokenizer.from_str(backend.to_str()))
