@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from jepa.data.augment import Augment, centre_box
@@ -200,7 +201,16 @@ class PrepareClip:
             return transform._normalise(_floats(pixels))
         uniform = transform.augment.draw(1, random)
         views = transform.augment.views(uniform, height=height, width=width, size=transform.size)
-        pixels = _floats(transform._geometry(pixels, views, 0))
+        pixels = transform._crop(pixels, views.box[0])
+        if views.flip is not None and views.flip[0]:
+            pixels = F.horizontal_flip(pixels)
+        if views.angle is not None or views.shift is not None:
+            angle = 0.0 if views.angle is None else views.angle[0].item()
+            right, down = (0.0, 0.0) if views.shift is None else views.shift[0].tolist()
+            move = [right * transform.size[1], down * transform.size[0]]
+            # Bilinear whatever is set: torchvision turns tensors in no other way.
+            pixels = F.affine(pixels, angle, move, 1.0, [0.0, 0.0], interpolation=InterpolationMode.BILINEAR)
+        pixels = _floats(pixels)
         if views.jitter is not None:
             views = replace(views, jitter=views.jitter.expand(len(pixels), -1))
         if views.blur is not None:
