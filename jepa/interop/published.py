@@ -98,7 +98,9 @@ def detect_published(content: Any, path: Path) -> Layout:
     if is_published(content):
         return detect(content, path)
     found = sorted(map(str, content)) if isinstance(content, Mapping) else type(content).__name__
-    raise CheckpointError(f"{path} is not a published I-JEPA checkpoint, nor one of V-JEPA: expected {list(PARTS)}, found {found}")
+    raise CheckpointError(
+        f"{path} is not a published I-JEPA checkpoint, nor one of V-JEPA: expected {list(PARTS)}, found {found}"
+    )
 
 
 def published_config(
@@ -193,11 +195,11 @@ def load_published_weights(model: nn.Module, content: Mapping[str, Mapping[str, 
         weights = {f"encoder.{name}": t for name, t in encoder_weights(content["encoder"]).items()}
         weights |= {f"target.encoder.{name}": t for name, t in encoder_weights(content["target_encoder"]).items()}
         weights |= {f"predictor.{name}": t for name, t in predictor_weights(content["predictor"]).items()}
-        return load_state(model, weights, path, keep=("loss.",))
+        load_state(model, weights, path, keep=("loss.",))
+        return
     if not hasattr(model.encoder, "vit"):
-        raise CheckpointError(
-            f"{path} is an I-JEPA, of pictures, but the model's encoder is a {type(model.encoder).__name__}: use model=vit"
-        )
+        kind = type(model.encoder).__name__
+        raise CheckpointError(f"{path} is an I-JEPA, of pictures, but the model's encoder is a {kind}: use model=vit")
     positions = {
         "encoder": (content["encoder"], "pos_embed", model.encoder.positions.dim),
         "target_encoder": (content["target_encoder"], "pos_embed", model.encoder.positions.dim),

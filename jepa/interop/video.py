@@ -4,7 +4,7 @@
 |---|---|---|
 | V-JEPA | 3-D sine-cosine | `pos_embed`, whose layout and grid are found by computing them |
 | V-JEPA 2 | rotary, "tiled" | no positions, and nothing of the next |
-| V-JEPA 2.1 | rotary, "interleaved" | `norms_block`, `patch_embed_img`, `*_mod_embed`, or targets made by `ema_encoder` |
+| V-JEPA 2.1 | rotary, "interleaved" | `norms_block`, `patch_embed_img`, `*_mod_embed` or `ema_encoder` for the target |
 
 What no file says is asked for: the heads, and of V-JEPA 2.1 whether positions are stretched
 (`rotary_reference_side`), a setting of its configuration. `rotary_convention=` wins over the above.

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from jepa.models.blocks import Rotate
 from jepa.types import Grid
 
-
 SINCOS_LAYOUTS = ("equal", "half_time", "uniform_power")
 
 

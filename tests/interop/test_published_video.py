@@ -98,7 +98,7 @@ def test_damaged_positions_are_refused(files, tmp_path):
     content = torch.load(files["vjepa1_tiny"][0], weights_only=True)
     content["encoder"]["module.backbone.pos_embed"].add_(0.1)
     torch.save(content, tmp_path / "damaged.pt")
-    with pytest.raises(CheckpointError, match="encoder.pos_embed does not hold sine-cosine positions of clips"):
+    with pytest.raises(CheckpointError, match=r"encoder.pos_embed does not hold sine-cosine positions of clips"):
         load_published(tmp_path / "damaged.pt", **SIZES, **CLIP)
 
 
@@ -152,9 +152,11 @@ def test_training_starts_from_a_file(files):
     load_pretrained(model, path)
     x = torch.from_numpy(arrays["video"])
     assert close(model.encoder(x), torch.from_numpy(arrays["encoder_full"]))
-    with pytest.raises(CheckpointError, match="set model.encoder.rotary_convention=tiled"):
+    with pytest.raises(CheckpointError, match=r"set model.encoder.rotary_convention=tiled"):
         load_pretrained(fresh(path, rotary_convention="interleaved"), path)
-    with pytest.raises(CheckpointError, match="set model.encoder.positions=sincos model.encoder.sincos_layout=uniform"):
+    with pytest.raises(
+        CheckpointError, match=r"set model.encoder.positions=sincos model.encoder.sincos_layout=uniform"
+    ):
         load_pretrained(fresh(path), files["vjepa1_tiny"][0])
 
 

@@ -88,10 +88,12 @@ def test_padding_and_a_repeatable_draw():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match=r"model.mask.groups.all: 1 blocks of 1 to 1 of a frame leave fewer than 1 of"):
-        draw(TubeMask(groups={"all": BlockGroup(num_blocks=1, spatial_scale=(1, 1), aspect_ratio=(1, 1))}), 2, (4, 4, 4))
+        draw(
+            TubeMask(groups={"all": BlockGroup(num_blocks=1, spatial_scale=(1, 1), aspect_ratio=(1, 1))}), 2, (4, 4, 4)
+        )
     with pytest.raises(ValueError, match="on three axes, got a grid of"):
         draw(masker(), 2, (16,))
     with pytest.raises(ValueError, match="groups is empty"):
         TubeMask(groups={"short": None})
-    with pytest.raises(ValueError, match="expected .low, high."):
+    with pytest.raises(ValueError, match=r"expected .low, high."):
         BlockGroup(num_blocks=1, spatial_scale=(0.0, 0.5))

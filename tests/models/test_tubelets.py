@@ -26,7 +26,8 @@ X = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
 def encoder(images=False, **changes):
     stem = functools.partial(TubeletStem, patch_size=4, tubelet_size=2, images=images)
-    return TransformerEncoder(**{"stem": stem, "dim": 24, "depth": 3, "heads": 2, "sincos_layout": "half_time", **changes})
+    settings = {"stem": stem, "dim": 24, "depth": 3, "heads": 2, "sincos_layout": "half_time"}
+    return TransformerEncoder(**{**settings, **changes})
 
 
 def test_the_stem_is_a_convolution():
@@ -164,9 +165,9 @@ def test_distance_weights():
 
 
 def test_dense_options_that_do_not_fit():
-    with pytest.raises(ValueError, match="loss.terms.context reads context"):
+    with pytest.raises(ValueError, match=r"loss.terms.context reads context"):
         dense_model(predict_context=False)
-    with pytest.raises(ValueError, match=r"context_layers=\[0, 1\]: expected rising block numbers from 0 that end with 2"):
+    with pytest.raises(ValueError, match=r"context_layers=\[0, 1\]: expected rising block numbers .* end with 2"):
         dense_model(context_layers=[0, 1])
     with pytest.raises(ValueError, match="no term of the loss reads them"):
         MaskedJEPA(

@@ -51,7 +51,9 @@ class VideoFile:
             with av.open(self.path) as container:
                 if not container.streams.video:
                     kinds = sorted({stream.type for stream in container.streams})
-                    raise UnreadableSample(self.path, f"it has no pictures, only {', '.join(kinds) or 'an empty shell'}")
+                    raise UnreadableSample(
+                        self.path, f"it has no pictures, only {', '.join(kinds) or 'an empty shell'}"
+                    )
                 return self._decode(container, choose)
         except (av.FFmpegError, ValueError, EOFError, OSError) as error:
             raise UnreadableSample(self.path, f"{type(error).__name__}: {_reason(error)}") from error
