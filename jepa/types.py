@@ -100,6 +100,8 @@ class Latents:
     global_views: how many of the views, the first ones, show the whole of a sample; None: all do.
     projections: (V, B, E), `embeddings` through the loss's projector.
     draw: where a loss's random choices come from; None takes torch's global generator.
+    context: the same of the tokens that are seen, where these are predicted too (V-JEPA 2.1): predictions, targets and
+        target_weights, lists of (B, M, K, D) and (B, M, K), the weights not scaled to a mean of 1.
     """
 
     predictions: list[Tensor] | None = None
@@ -111,6 +113,7 @@ class Latents:
     global_views: int | None = None
     projections: Tensor | None = None
     draw: Draw | None = None
+    context: Latents | None = None
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def sizes_of(weights: Mapping[str, Tensor], path: Path, part: str = "encoder") -
     if len(kernel) != 4:
         raise CheckpointError(
             f"{path}: {part} embeds patches by a kernel of shape {tuple(kernel)}: expected (width, channels, rows, "
-            "columns), of pictures; weights for video (V-JEPA) are not read yet"
+            "columns), of pictures; are these weights of pictures and of clips mixed?"
         )
     return {
         "channels": kernel[1],

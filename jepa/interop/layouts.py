@@ -1,7 +1,7 @@
 """What a file of weights holds: its layout is detected, what is taken off or left alone is told, nothing is guessed.
 
-Known layouts: our checkpoints; I-JEPA's `encoder`, `predictor` and `target_encoder` (or `ema_encoder`) side by side;
-encoders alone, bare or below one entry, as torch or safetensors files.
+Known layouts: our checkpoints; `encoder`, `predictor` and `target_encoder` (or `ema_encoder`) side by side, as I-JEPA and
+V-JEPA have them; encoders alone, bare or below one entry, as torch or safetensors files.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Layout:
     kind: "run" (ours), "published" (encoder, predictor and target) or "encoder" (one or both encoders, no predictor).
     parts: "encoder", "target_encoder", "predictor" -> state dict with plain names; those that are there.
     content: all of a checkpoint of ours. metadata: what an export of ours says of itself.
-    lines: what was detected, in words.
+    lines: what was detected, in words. target_name: what a published file calls the network that makes the targets.
     """
 
     kind: Literal["run", "published", "encoder"]
@@ -47,6 +47,7 @@ class Layout:
     content: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     lines: tuple[str, ...] = ()
+    target_name: str = "target_encoder"
 
 
 def read_layout(path: Path) -> Layout:
@@ -139,7 +140,7 @@ def _side_by_side(content: Mapping[str, Any], states: Mapping[str, State], targe
     words += _left(content, list(prefixes))
     kind = "published" if len(parts) == 3 else "encoder"
     taken = " ".join(dict.fromkeys(prefix for prefix in prefixes.values() if prefix))
-    return Layout(kind, parts, lines=_lines("; ".join(words), taken))
+    return Layout(kind, parts, lines=_lines("; ".join(words), taken), target_name=(targets or TARGETS)[0])
 
 
 def _left(content: Mapping[str, Any], used: list[str]) -> list[str]:

@@ -24,6 +24,7 @@ from jepa.interop.named import open_hugging_face, open_timm
 from jepa.interop.networks import FrozenNetworks
 from jepa.interop.opened import Kind, Opened, check_trust, collapse_of, foreign_code
 from jepa.interop.published import image_size_of, load_published_weights, published_config
+from jepa.interop.video import clip_of, is_video, open_video, told_of_video, video_config
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.given import flatten
 from jepa.utils.weights import load_state, locate
@@ -121,6 +122,8 @@ class Source:
         )
 
     def _published(self, given: Mapping[str, Any], image_size: Any) -> Opened:
+        if is_video(self.layout.parts["encoder"]):
+            return self._published_video(given)
         parts, known = self.layout.parts, {"encoder.image_size", "encoder.name"}
         config = published_config(parts, given, self.path)
         used = {f"{part}.{name}" for part in ("encoder", "predictor") for name in config[part]} | known
@@ -148,16 +151,42 @@ class Source:
             channels=encoder["channels"],
         )
 
+    def _published_video(self, given: Mapping[str, Any]) -> Opened:
+        parts = self.layout.parts
+        config = video_config(parts, given, self.path, self.layout.target_name)
+        _refuse_unknown(given, {*flatten({k: config[k] for k in ("encoder", "predictor")})}, self.path)
+        model = instantiate(config, _convert_="all")
+        load_published_weights(model, parts, self.path)
+        encoder, clip = config["encoder"], clip_of(parts["encoder"], self.path)
+        lines = [*self.layout.lines, told_of_video(config, clip)]
+        if given.get("predictor.heads") is None:
+            lines.append(f"predictor with {encoder['heads']} heads, those of the encoder; V-JEPA 2 has 12")
+        return Opened(
+            self.name,
+            "published",
+            model,
+            lambda: instantiate(config, _convert_="all").eval(),
+            lines,
+            {"model": config},
+            encoder=encoder,
+            image_size=None if clip is None else (clip[1], clip[1]),
+            channels=encoder["stem"]["channels"],
+        )
+
     def _encoder(self, given: Mapping[str, Any], image_size: tuple[int, int] | None) -> Opened:
         if CARD in self.layout.metadata:
             return self._exported(given)
         parts = {name: part for name, part in self.layout.parts.items() if name != "predictor"}
         lines, built = list(self.layout.lines), {}
         for name, weights in parts.items():
-            encoder, config, told = open_vit(weights, given, self.path, image_size)
+            if is_video(weights):
+                encoder, config, told = open_video(weights, given, self.path, self.layout.target_name)
+            else:
+                encoder, config, told = open_vit(weights, given, self.path, image_size)
             built[name] = encoder
             lines += [f"{name}: {line}" for line in told] if len(parts) > 1 else told
-        _refuse_unknown(given, {f"encoder.{n}" for n in (*config, "name", "image_size", "heads")}, self.path)
+        extra = {"name": None, "image_size": None, "heads": None}
+        _refuse_unknown(given, {f"encoder.{name}" for name in flatten({**extra, **config})}, self.path)
         if set(built) == {"target_encoder"}:
             lines.append("it holds the network that makes the targets alone: context and target are both that one")
         first = next(iter(parts.values()))
@@ -179,7 +208,7 @@ class Source:
             {"encoder": config},
             encoder=config if "_target_" in config else None,
             image_size=_pair(config.get("image_size", config.get("img_size"))),
-            channels=config.get("channels", config.get("in_chans")),
+            channels=config.get("channels", config.get("in_chans", config.get("stem", {}).get("channels"))),
         )
 
     def _exported(self, given: Mapping[str, Any]) -> Opened:

@@ -57,8 +57,14 @@ class MaskedJEPA(nn.Module):
         wide = {} if self.target.out_dim == encoder.dim else {"out_dim": self.target.out_dim}
         self.predictor = predictor(encoder=encoder, **wide)
         self.loss = loss(embedding_dim=encoder.dim, token_values=getattr(encoder, "token_values", None))
-        made = ("predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "draw")
-        self.loss.require(made, by="MaskedJEPA")
+        self._dense = getattr(self.predictor, "predicts_context", False)
+        made = ["predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "draw"]
+        self.loss.require(made + ["context"] * self._dense, by="MaskedJEPA")
+        if self._dense and "context" not in self.loss.needs:
+            raise ValueError(
+                "model.predictor.predict_context=true predicts the tokens that are seen, but no term of the loss reads "
+                "them: add one such as jepa.losses.dense.ContextPrediction, or set it to false"
+            )
         self.token_weights = token_weights
         self.corruption = corruption
         self._draw_masks = MaskDrawer(mask, self._weights)
@@ -92,20 +98,47 @@ class MaskedJEPA(nn.Module):
         shown: what the context encoder sees in place of x, of the same shape; None for x.
         """
         grid = self.encoder.grid(x)
-        seen = x if shown is None else shown
-        contexts = [self.encoder(seen, keep=mask.context, valid=mask.context_valid) for mask in masks]
+        visible = x if shown is None else shown
+        contexts = [self._encode_context(visible, mask) for mask in masks]
         targets = self.target.targets(self.encoder, x)  # (B, N, D)
-        pooled = torch.stack([masked_mean(c, mask.context_valid) for c, mask in zip(contexts, masks)])
+        pooled = torch.stack(
+            [masked_mean(c if isinstance(c, Tensor) else c[-1], m.context_valid) for c, m in zip(contexts, masks)]
+        )
+        predicted = [self._predict(c, mask, grid, group) for group, (c, mask) in enumerate(zip(contexts, masks))]
+        seen = None
+        if self._dense:
+            seen = self._seen([at_context for _, at_context in predicted], targets, masks, grid)
+            predicted = [at_targets for at_targets, _ in predicted]
         return Latents(
-            predictions=[self._predict(c, mask, grid, group) for group, (c, mask) in enumerate(zip(contexts, masks))],
+            predictions=predicted,
             targets=[gather_tokens(targets, mask.targets) for mask in masks],
             target_weights=[self._weights(mask, targets.shape[1]) for mask in masks],
             positions=[positions_on(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
             inputs=self._inputs(x, masks) if "inputs" in self.loss.needs else None,
             embeddings=views_first(pooled, views),  # (masks * views, B, D)
+            context=seen,
         )
 
-    def _predict(self, context: Tensor, mask: Mask, grid: Grid, group: int) -> Tensor:
+    def _encode_context(self, x: Tensor, mask: Mask) -> Tensor | list[Tensor]:
+        """What the predictor gets to see: features (B, K, D), or one such tensor for each layer it asks for."""
+        layers = getattr(self.predictor, "context_layers", None)
+        asked = {} if layers is None else {"layers": layers}
+        return self.encoder(x, keep=mask.context, valid=mask.context_valid, **asked)
+
+    @staticmethod
+    def _seen(predictions: list[Tensor], targets: Tensor, masks: list[Mask], grid: Grid) -> Latents:
+        """The dense prediction of V-JEPA 2.1 (arXiv 2603.14482): at the tokens that are seen, (B, M, K, D).
+
+        A token weighs 1 / sqrt(its distance to the nearest hidden token of the block), in steps of the grid.
+        """
+        wanted = [gather_tokens(targets, mask.context).unsqueeze(1) for mask in masks]
+        return Latents(
+            predictions=predictions,
+            targets=[t.expand(-1, p.shape[1], -1, -1) for t, p in zip(wanted, predictions)],
+            target_weights=[distance_weights(mask, grid) for mask in masks],
+        )
+
+    def _predict(self, context: Tensor, mask: Mask, grid: Grid, group: int) -> Tensor | tuple[Tensor, Tensor]:
         # Predictors of a user's own need not take groups where there is one.
         return self.predictor(context, mask, grid, **({"group": group} if group else {}))
 
@@ -150,3 +183,16 @@ class MaskedJEPA(nn.Module):
             return None
         samples = counted.mean() if mask.target_valid is None else counted.mean(dim=(1, 2), keepdim=True)
         return counted / samples.clamp(min=1e-12)
+
+
+def distance_weights(mask: Mask, grid: Grid) -> Tensor:
+    """1 / sqrt(distance of each context token to the nearest target token of a block), (B, M, K) fp32; 0 at padding.
+
+    Distances are Euclidean, in steps along the axes of the grid; a context token that is a target too weighs 1.
+    """
+    context = positions_on(grid, mask.context).float().unsqueeze(1)  # (B, 1, K, A)
+    apart = torch.cdist(context.expand(-1, mask.targets.shape[1], -1, -1), positions_on(grid, mask.targets).float())
+    if mask.target_valid is not None:
+        apart = apart.masked_fill(~mask.target_valid.unsqueeze(2), float("inf"))
+    weights = apart.amin(dim=-1).clamp(min=1).rsqrt()  # from (B, M, K, P)
+    return weights if mask.context_valid is None else weights * mask.context_valid.unsqueeze(1)

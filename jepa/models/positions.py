@@ -8,39 +8,64 @@ from torch import Tensor, nn
 from jepa.models.blocks import Rotate
 from jepa.types import Grid
 
+SINCOS_LAYOUTS = ("equal", "half_time", "uniform_power")
 
-def sincos_positions(dim: int, grid: Grid) -> Tensor:
+
+def sincos_positions(dim: int, grid: Grid, layout: str = "equal") -> Tensor:
     """Sine-cosine codes (N, dim) of every cell of a grid, row-major, fp32.
 
-    The width is shared equally by the axes, last axis first; within an axis come all sines, then all cosines, at
-    frequencies 10000^(-k / n), k = 0 .. n-1. This is the layout of MAE and of the published I-JEPA weights.
+    Within an axis come all sines, then all cosines, at frequencies 10000^(-k / n), k = 0 .. n-1, for its share of 2n
+    of the width. The layout says how the width is shared:
 
-    Raises ValueError when dim cannot be split into sine-cosine pairs for every axis.
+    "equal": equally, the last axis first. This is the layout of MAE and of the published I-JEPA weights.
+    "half_time": of clips, half for time, then a quarter each for rows and columns, as V-JEPA's default.
+    "uniform_power": of clips, a third each for time, rows and columns, rounded up to pairs and cut at the end, as
+        V-JEPA's recipes have it (`uniform_power: true` in facebookresearch/jepa).
+
+    Raises ValueError when dim cannot be split into sine-cosine pairs for every axis, and for another layout.
     """
-    if dim % (2 * len(grid)):
-        raise ValueError(
-            f"sine-cosine positions on {len(grid)} axes need a width divisible by {2 * len(grid)}, got {dim}"
-        )
-    pairs = dim // (2 * len(grid))
-    frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+    shares = sincos_shares(dim, len(grid), layout)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
-    angles = [axis.reshape(-1, 1) * frequency for axis in reversed(axes)]  # each (N, pairs)
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1).float()
+    codes = []
+    for axis, pairs in zip(reversed(axes) if layout == "equal" else axes, shares):
+        frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
+        angle = axis.reshape(-1, 1) * frequency  # (N, pairs)
+        codes += [angle.sin(), angle.cos()]
+    return torch.cat(codes, dim=1)[:, :dim].float()
+
+
+def sincos_shares(dim: int, axes: int, layout: str) -> list[int]:
+    """How many sine-cosine pairs each axis has in a layout, in its order. Raises as `sincos_positions` does."""
+    if layout not in SINCOS_LAYOUTS:
+        raise ValueError(f"sincos_layout: got {layout!r}, expected one of {list(SINCOS_LAYOUTS)}")
+    if layout == "equal":
+        if dim % (2 * axes):
+            raise ValueError(f"sine-cosine positions on {axes} axes need a width divisible by {2 * axes}, got {dim}")
+        return [dim // (2 * axes)] * axes
+    if axes != 3:
+        raise ValueError(f"sincos_layout={layout} is for clips, on three axes, got {axes}: use sincos_layout=equal")
+    if layout == "uniform_power":
+        return [-(-dim // 6)] * 3
+    if dim % 8:
+        raise ValueError(f"sincos_layout=half_time needs a width divisible by 8, got {dim}")
+    return [dim // 4, dim // 8, dim // 8]
 
 
 class SinCosPositions(nn.Module):
     """Positions of whatever grid comes, computed on first sight; no parameters, nothing in the state dict."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, layout: str = "equal") -> None:
         super().__init__()
-        self.dim = dim
+        if layout not in SINCOS_LAYOUTS:
+            raise ValueError(f"sincos_layout: got {layout!r}, expected one of {list(SINCOS_LAYOUTS)}")
+        self.dim, self.layout = dim, layout
         self._cache: dict[tuple[Grid, torch.device], Tensor] = {}
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
         """Positions (N, D) of a grid."""
         key = (grid, device)
         if key not in self._cache:
-            self._cache[key] = sincos_positions(self.dim, grid).to(device)
+            self._cache[key] = sincos_positions(self.dim, grid, self.layout).to(device)
         return self._cache[key]
 
 
@@ -72,14 +97,27 @@ class RotaryPositions:
     convention: "interleaved", adjacent channels (2k, 2k + 1) are a pair and turn by one angle, as V-JEPA 2.1 does and
         the paper means. "tiled", as V-JEPA 2 was released: adjacent channels are paired too, but the two take the
         angles of channels i mod pairs, so that it is no rotation; for its weights alone.
+    reference_side: rows and columns (the last two axes) are stretched so that the last of each has the place
+        reference_side - 1, however many there are, as V-JEPA 2.1 does at other resolutions than its first. None: as
+        they are counted.
 
     Raises ValueError for heads too narrow to hold a pair for each axis, or another convention.
     """
 
-    def __init__(self, head_dim: int, *, convention: str = "interleaved", base: float = 10000.0) -> None:
+    def __init__(
+        self,
+        head_dim: int,
+        *,
+        convention: str = "interleaved",
+        base: float = 10000.0,
+        reference_side: int | None = None,
+    ) -> None:
         if convention not in ("interleaved", "tiled"):
             raise ValueError(f"rotary_convention: got {convention!r}, expected 'interleaved' or 'tiled'")
+        if reference_side is not None and reference_side < 2:
+            raise ValueError(f"rotary_reference_side: got {reference_side}, expected at least 2 or null")
         self.head_dim, self.convention, self.base = head_dim, convention, base
+        self.reference_side = reference_side
         self._cache: dict[tuple[Grid, torch.device], tuple[Tensor, Tensor]] = {}
 
     def rotation(self, grid: Grid, device: torch.device, index: Tensor | None = None) -> Rotate:
@@ -107,7 +145,7 @@ class RotaryPositions:
                     f"got {self.head_dim}: use fewer heads or a larger width"
                 )
             frequency = self.base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-            axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
+            axes = torch.meshgrid(*self._places(grid), indexing="ij")
             angles = [axis.reshape(-1, 1) * frequency for axis in axes]  # each (N, pairs)
             if self.convention == "interleaved":
                 angles = torch.cat([angle.repeat_interleave(2, dim=1) for angle in angles], dim=1)
@@ -115,3 +153,12 @@ class RotaryPositions:
                 angles = torch.cat([angle.repeat(1, 2) for angle in angles], dim=1)
             self._cache[key] = angles.cos().float().to(device), angles.sin().float().to(device)
         return self._cache[key]
+
+    def _places(self, grid: Grid) -> list[Tensor]:
+        """The places along each axis."""
+        places = [torch.arange(n, dtype=torch.float64) for n in grid]
+        if self.reference_side is None:
+            return places
+        first = max(0, len(grid) - 2)
+        stretched = [place * (self.reference_side - 1) / max(1, len(place) - 1) for place in places[first:]]
+        return places[:first] + stretched

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -23,8 +24,18 @@ class Predictor(nn.Module):
 
     encoder: gives the input width; heads None takes the encoder's number of heads, as published.
     out_dim: width of the targets, None for the encoder's.
-    positions, rotary_convention: "sincos", or "rotary" (see `RotaryPositions`).
+    positions: "sincos", or "rotary". sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side:
+        see `RotaryPositions`.
     mask_tokens: how many mask tokens there are to learn; mask group g takes token g modulo this (V-JEPA: one for each).
+    zero_mask_tokens: they start at zero, as V-JEPA's, and not at random.
+
+    Of V-JEPA 2.1 (arXiv 2603.14482):
+    context_layers: blocks of the encoder, from 0, whose features side by side are the context, brought to the
+        encoder's width by a layer of its own; the last one must be the encoder's last. None: its output alone.
+    predict_context: predict the tokens that are seen as well, by a head of their own; a call then gives both.
+    modality_vectors: add a learned vector to all tokens of a grid of one time step (pictures), another to all others.
+
+    Raises ValueError for values outside these.
     """
 
     def __init__(
@@ -36,8 +47,14 @@ class Predictor(nn.Module):
         depth: int = 12,
         heads: int | None = None,
         positions: Literal["sincos", "rotary"] = "sincos",
+        sincos_layout: Literal["equal", "half_time", "uniform_power"] = "equal",
         rotary_convention: Literal["interleaved", "tiled"] = "interleaved",
+        rotary_reference_side: int | None = None,
         mask_tokens: int = 1,
+        zero_mask_tokens: bool = False,
+        context_layers: Sequence[int] | None = None,
+        predict_context: bool = False,
+        modality_vectors: bool = False,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -50,10 +67,18 @@ class Predictor(nn.Module):
             raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")
         if mask_tokens < 1:
             raise ValueError(f"model.predictor.mask_tokens must be at least 1, got {mask_tokens}")
+        self.context_layers = None if context_layers is None else check_context_layers(context_layers, encoder)
         self.embed = nn.Linear(encoder.dim, dim)
+        if self.context_layers is not None:
+            fuse = nn.Linear(encoder.dim * len(self.context_layers), encoder.dim)
+            self.embed = nn.Sequential(fuse, nn.GELU(), self.embed)
         self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, dim))
-        self.positions = SinCosPositions(dim) if positions == "sincos" else None
-        self.rotary = RotaryPositions(dim // heads, convention=rotary_convention) if positions == "rotary" else None
+        self.positions = SinCosPositions(dim, sincos_layout) if positions == "sincos" else None
+        self.rotary = None
+        if positions == "rotary":
+            self.rotary = RotaryPositions(
+                dim // heads, convention=rotary_convention, reference_side=rotary_reference_side
+            )
         self.dropout = nn.Dropout(dropout)
         self.blocks = block_list(
             depth=depth,
@@ -66,14 +91,28 @@ class Predictor(nn.Module):
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.project = nn.Linear(dim, encoder.dim if out_dim is None else out_dim)
+        self.project_context = nn.Linear(dim, self.project.out_features) if predict_context else None
+        self.modality = nn.Parameter(torch.zeros(2, dim)) if modality_vectors else None  # of clips, of pictures
         init_transformer(self, self.blocks)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if not zero_mask_tokens:
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
 
-    def forward(self, context: Tensor, mask: Mask, grid: Grid, group: int = 0) -> Tensor:
+    @property
+    def predicts_context(self) -> bool:
+        """Whether a call gives predictions at the context's tokens as well."""
+        return self.project_context is not None
+
+    def forward(
+        self, context: Tensor | Sequence[Tensor], mask: Mask, grid: Grid, group: int = 0
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predicted features (B, M, P, D) at mask.targets from the context's features (B, K, D).
 
-        group: number of the mask among those of a step.
+        context: with `context_layers` one (B, K, D) for each of them. group: number of the mask among those of a step.
+        With `predict_context` gives those at the context's tokens (B, M, K, D) as well, of which each target block
+        has its own.
         """
+        if self.context_layers is not None:
+            context = torch.cat(list(context), dim=-1)
         batch, blocks, size = mask.targets.shape
         wanted_at = mask.targets.flatten(0, 1)  # (B * M, P)
         known = self.embed(context)  # (B, K, dim)
@@ -83,6 +122,8 @@ class Predictor(nn.Module):
             known = known + positions[mask.context]
             wanted = (wanted + positions[wanted_at]).to(known.dtype)
         tokens = torch.cat([known.repeat_interleave(blocks, dim=0), wanted], dim=1)
+        if self.modality is not None:
+            tokens = tokens + self.modality[int(len(grid) < 3 or grid[0] == 1)]
         tokens = self.dropout(tokens)  # (B * M, K + P, dim)
         rotate = None
         if self.rotary is not None:
@@ -91,8 +132,12 @@ class Predictor(nn.Module):
         hidden = attention_mask(self._valid(mask))
         for block in self.blocks:
             tokens = block(tokens, hidden, rotate)
-        predicted = self.project(self.norm(tokens[:, -size:]))  # (B * M, P, D)
-        return predicted.unflatten(0, (batch, blocks))
+        if self.project_context is None:
+            predicted = self.project(self.norm(tokens[:, -size:]))  # (B * M, P, D)
+            return predicted.unflatten(0, (batch, blocks))
+        tokens = self.norm(tokens)
+        predicted, seen = self.project(tokens[:, -size:]), self.project_context(tokens[:, :-size])
+        return predicted.unflatten(0, (batch, blocks)), seen.unflatten(0, (batch, blocks))
 
     @staticmethod
     def _valid(mask: Mask) -> Tensor | None:
@@ -103,3 +148,14 @@ class Predictor(nn.Module):
         targets = torch.ones_like(mask.targets, dtype=torch.bool) if mask.target_valid is None else mask.target_valid
         context = context.repeat_interleave(targets.shape[1], dim=0)  # (B * M, K)
         return torch.cat([context, targets.flatten(0, 1)], dim=1)
+
+
+def check_context_layers(layers: Sequence[int], encoder: Encoder) -> list[int]:
+    """The layers as a list. Raises ValueError unless they are blocks of the encoder that rise to its last."""
+    layers, depth = list(layers), getattr(encoder, "depth", 0)
+    if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] != depth - 1:
+        raise ValueError(
+            f"model.predictor.context_layers={layers}: expected rising block numbers from 0 that end with {depth - 1}, "
+            "the encoder's last block"
+        )
+    return layers

@@ -50,3 +50,18 @@ def same(first, second) -> bool:
     return len(first) == len(second) and all(
         a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a) for a, b in zip(first, second)
     )
+
+
+def write_videos(root: Path) -> dict[str, str]:
+    """Folders of frames in class folders, all in train/, and the list clips.csv; gives the `root`."""
+    lines = ["clip,class,split"]
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for number in range(3):
+                clip = root / name / f"{split}{number}"
+                clip.mkdir(parents=True)
+                for frame in range(4):
+                    Image.new("RGB", (20, 16), (30 * frame, 40, 50)).save(clip / f"{frame}.png")
+                lines.append(f"{clip.name},{name},{split}")
+    (root / "clips.csv").write_text("\n".join(lines))
+    return {"root": str(root)}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_helpers import write_classes
+from data_helpers import write_classes, write_videos
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from jepa.data import ImageData
 from jepa.data.stream import SampleOrder
@@ -22,8 +22,16 @@ KEYS = (
 IMAGES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if OmegaConf.load(p)._target_ == "jepa.data.ImageData")
 
 
+def load(name: str) -> DictConfig:
+    """A file of conf/data, with those that it starts from."""
+    config = OmegaConf.load(CONFIGS / f"{name}.yaml")
+    bases = [base for base in config.pop("defaults", []) if base != "_self_"]
+    return OmegaConf.merge(*(load(base) for base in bases), config)
+
+
 def build(name: str, **changes) -> ImageData:
-    config = OmegaConf.merge(OmegaConf.load(CONFIGS / f"{name}.yaml"), changes)
+    config = load(name)
+    config = OmegaConf.merge(config, changes)
     return instantiate(config, _convert_="all")
 
 
@@ -32,6 +40,10 @@ def root_of(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[s
         return {}
     if name in ("image_folder", "imagenet"):
         return {"root": str(write_classes(tmp_path))}
+    if name in ("video_folder", "fight_frames"):
+        return write_videos(tmp_path)
+    if name == "moving_mnist":
+        return {"root": str(request.getfixturevalue("shared_dir") / "mnist")}
     if name == "cifar10":
         pytest.skip("needs the data set; its source is tested with a synthetic one")
     return {"root": str(request.getfixturevalue("shared_dir") / name)}
@@ -55,7 +67,7 @@ def test_config_builds_and_yields_batches(name, request, tmp_path):
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_config_names_every_setting_and_how_to_run_it(path):
-    config = OmegaConf.load(path)
+    config = load(path.stem)
     keys = KEYS if path.stem in IMAGES else ("views", "batch_size", *KEYS[-4:])
     assert [key for key in keys if key not in config] == []
     comments = [line for line in path.read_text().splitlines() if line.startswith("#")]

@@ -44,7 +44,9 @@ class TransformerEncoder(nn.Module):
 
     stem: called with `dim=` to be completed.
     positions: "sincos" added, "learned" added (of a 1-D grid, up to max_length), or "rotary" in every block.
-    rotary_convention: see `RotaryPositions`.
+    sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side: see `RotaryPositions`.
+    level_layers: blocks, numbered from 0, whose outputs have a norm of their own when asked for by `layers`; the last
+        block must be among them and has the final norm (V-JEPA 2.1, arXiv 2603.14482). None: the final norm serves all.
     dropout acts on tokens after the positions and after every linear layer of a block; drop_path (stochastic depth)
     grows linearly over the blocks to the given rate.
 
@@ -61,7 +63,10 @@ class TransformerEncoder(nn.Module):
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         positions: Literal["sincos", "learned", "rotary"] = "sincos",
+        sincos_layout: Literal["equal", "half_time", "uniform_power"] = "equal",
         rotary_convention: Literal["interleaved", "tiled"] = "interleaved",
+        rotary_reference_side: int | None = None,
+        level_layers: Sequence[int] | None = None,
         max_length: int | None = None,
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
@@ -90,13 +95,19 @@ class TransformerEncoder(nn.Module):
         )
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.level_layers = check_levels(level_layers, depth)
+        self.level_norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in self.level_layers[:-1])
         init_transformer(self, self.blocks)
         self.positions: nn.Module | None = None
         self.rotary: RotaryPositions | None = None
         if positions == "rotary":
-            self.rotary = RotaryPositions(dim // heads, convention=rotary_convention)
+            self.rotary = RotaryPositions(
+                dim // heads, convention=rotary_convention, reference_side=rotary_reference_side
+            )
+        elif positions == "sincos":
+            self.positions = SinCosPositions(dim, sincos_layout)
         else:
-            self.positions = SinCosPositions(dim) if positions == "sincos" else LearnedPositions(dim, max_length)
+            self.positions = LearnedPositions(dim, max_length)
 
     def grid(self, x: Tensor) -> Grid:
         """The token grid of inputs x, as the stem says."""
@@ -121,7 +132,7 @@ class TransformerEncoder(nn.Module):
 
         keep (B, K): encode only these tokens. valid (B, K or N) bool: the tokens that may be attended to; None takes
         those that are not padding. layers: block numbers from 0; gives one (B, K or N, D) per number, each through
-        the final norm.
+        the final norm, or the norm of its level.
         """
         grid = self.grid(x)
         if valid is None and (valid := self.token_valid(x)) is not None and keep is not None:
@@ -149,7 +160,25 @@ class TransformerEncoder(nn.Module):
         for number, block in enumerate(self.blocks):
             tokens = block(tokens, mask, rotate)
             if layers is not None and number in layers:
-                outputs[number] = self.norm(tokens)
+                outputs[number] = self._norm_of(number)(tokens)
         if layers is None:
             return self.norm(tokens)
         return pick_layers(outputs, layers, self.depth)
+
+    def _norm_of(self, number: int) -> nn.Module:
+        """The norm of a block's output."""
+        levels = self.level_layers[:-1]
+        return self.level_norms[levels.index(number)] if number in levels else self.norm
+
+
+def check_levels(layers: Sequence[int] | None, depth: int) -> list[int]:
+    """The levels as a list. Raises ValueError unless they are block numbers that rise to the last one."""
+    if layers is None:
+        return []
+    layers = list(layers)
+    if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] != depth - 1:
+        raise ValueError(
+            f"model.encoder.level_layers={layers}: expected rising block numbers from 0 that end with {depth - 1}, the "
+            "last block"
+        )
+    return layers

@@ -1,0 +1,175 @@
+"""V-JEPA's masks: tubes through a clip, hidden together, in groups of many small and few large blocks.
+
+For each group a sample's blocks are drawn, what lies in any of them is predicted as one, and all else is seen
+(arXiv 2404.08471, 3.2; facebookresearch/vjepa2 src/masks/multiseq_multiblock3d.py). What this one does otherwise:
+
+- every block of every sample has a size of its own, where there all samples of a batch share one;
+- the tokens seen and predicted are as many as the grid and the settings say, whatever the batch. The published code
+  cuts both lists to the shortest of the batch and keeps the first tokens, of the early frames; here surplus tokens are
+  dropped evenly, and fewer of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from jepa.masks.multiblock import CALIBRATION_DRAWS, SHORT_SHARE, check_range, cover
+from jepa.masks.packing import pack
+from jepa.types import Grid, Mask
+from jepa.utils.random import generator as make_generator
+
+LEAST_FITTING = 0.02
+"""Share of draws that must leave something to see; below it the settings are refused."""
+
+Sizes: TypeAlias = tuple[int, int, Tensor]
+
+
+class BlockGroup:
+    """One group of blocks.
+
+    num_blocks: blocks per sample, which may overlap. spatial_scale: (least, most) share of a frame that one covers.
+    temporal_scale: (least, most) share of the time steps it lasts. aspect_ratio: (least, most) height / width.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_blocks: int,
+        spatial_scale: Sequence[float],
+        temporal_scale: Sequence[float] = (1.0, 1.0),
+        aspect_ratio: Sequence[float] = (0.75, 1.5),
+    ) -> None:
+        if num_blocks < 1:
+            raise ValueError(f"model.mask: num_blocks must be at least 1, got {num_blocks}")
+        self.num_blocks = num_blocks
+        self.spatial_scale = check_range("model.mask: spatial_scale", spatial_scale, most=1.0)
+        self.temporal_scale = check_range("model.mask: temporal_scale", temporal_scale, most=1.0)
+        self.aspect_ratio = check_range("model.mask: aspect_ratio", aspect_ratio)
+
+    def draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
+        """Blocks (2, B, M, 3): first cells and sides, uniform over all places that keep them on the grid."""
+        shape = (batch_size, self.num_blocks)
+        draws = torch.rand(3, *shape, device=device, generator=generator)
+        ranges = (self.spatial_scale, self.temporal_scale, self.aspect_ratio)
+        area, time, ratio = (low + (high - low) * draw for (low, high), draw in zip(ranges, draws))
+        steps, rows, columns = grid
+        cells = (area * rows * columns + 1e-4).floor()  # as published, but for rounding errors of fp32
+        sides = torch.stack(
+            [
+                (time * steps + 1e-4).floor().clamp(1, steps),
+                (cells * ratio).sqrt().round().clamp(1, rows),
+                (cells / ratio).sqrt().round().clamp(1, columns),
+            ],
+            dim=-1,
+        ).long()
+        room = torch.tensor(grid, device=device) - sides + 1
+        start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
+        return torch.stack([torch.minimum(start, room - 1), sides])
+
+
+class TubeMask:
+    """Masker of clips on (time steps, rows, columns); gives one mask for each group.
+
+    groups: name -> BlockGroup; None leaves one out.
+    images: the group for grids of one time step, that is for pictures; None: the same groups as for clips.
+    min_context: fewest context tokens that are accepted.
+    max_temporal_keep: share of the time steps, the first ones, that the context may come from.
+
+    K, the context tokens kept, and P, those predicted, are the 5 % quantiles of what draws of a fixed seed give on the
+    grid, among draws that leave at least min_context; a sample short of either is drawn again, from those same draws.
+    A grid of two axes is taken for one time step.
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: Mapping[str, BlockGroup | None],
+        images: BlockGroup | None = None,
+        min_context: int = 1,
+        max_temporal_keep: float = 1.0,
+    ) -> None:
+        self.groups = {name: group for name, group in groups.items() if group is not None}
+        if not self.groups:
+            raise ValueError("model.mask.groups is empty: give at least one group of blocks")
+        if min_context < 1:
+            raise ValueError(f"model.mask.min_context must be at least 1, got {min_context}")
+        if not 0 < max_temporal_keep <= 1:
+            raise ValueError(f"model.mask.max_temporal_keep={max_temporal_keep}: expected a share above 0, at most 1")
+        self.images, self.min_context, self.max_temporal_keep = images, min_context, max_temporal_keep
+        self._sizes: dict[tuple[str, Grid, torch.device], Sizes] = {}
+
+    def __call__(
+        self,
+        batch_size: int,
+        grid: Grid,
+        *,
+        valid: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> list[Mask]:
+        """One mask with one target block (B, 1, P) per group. valid (B, N) bool: False at padding.
+
+        Raises ValueError for other grids, and when the blocks leave nothing to see.
+        """
+        if len(grid) not in (2, 3):
+            raise ValueError(f"tube masks are for clips, on three axes, got a grid of {grid}: use model/mask=random")
+        grid = (1, *grid) if len(grid) == 2 else tuple(grid)
+        groups = {"images": self.images} if grid[0] == 1 and self.images is not None else self.groups
+        device = torch.device("cpu") if generator is None else generator.device
+        return [self._mask(name, group, batch_size, grid, device, valid, generator) for name, group in groups.items()]
+
+    def _mask(
+        self,
+        name: str,
+        group: BlockGroup,
+        batch_size: int,
+        grid: Grid,
+        device: torch.device,
+        valid: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Mask:
+        if (name, grid, device) not in self._sizes:
+            self._sizes[name, grid, device] = self._calibrate(name, group, grid, device)
+        keep, size, reserve = self._sizes[name, grid, device]
+        hidden = cover(group.draw(batch_size, grid, device, generator), grid)  # (B, N)
+        seen = self._seen(hidden, grid)
+        again = torch.randint(len(reserve), (batch_size,), device=device, generator=generator)
+        short = (seen.sum(dim=1) < keep) | (hidden.sum(dim=1) < size)
+        hidden = torch.where(short[:, None], reserve[again], hidden)
+        context, _ = pack(self._seen(hidden, grid), keep, generator)
+        targets, _ = pack(hidden, size, generator)
+        targets = targets.unsqueeze(1)  # (B, 1, P)
+        if valid is None:
+            return Mask(context, targets)
+        target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
+        return Mask(context, targets, context_valid=valid.gather(1, context), target_valid=target_valid)
+
+    def _seen(self, hidden: Tensor, grid: Grid) -> Tensor:
+        """Tokens (B, N) bool that the context may hold."""
+        steps = max(1, int(grid[0] * self.max_temporal_keep + 1e-4))
+        early = torch.arange(hidden.shape[1], device=hidden.device) < steps * grid[1] * grid[2]
+        return ~hidden & early
+
+    def _calibrate(self, name: str, group: BlockGroup, grid: Grid, device: torch.device) -> Sizes:
+        """K, P, and sets of hidden tokens (R, N) bool that leave and hide at least so many."""
+        fixed = make_generator("cpu", 0, "mask calibration")
+        hidden = cover(group.draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed), grid)
+        seen, count = self._seen(hidden, grid).sum(dim=1), hidden.sum(dim=1)
+        fits = seen >= self.min_context
+        if fits.float().mean() < LEAST_FITTING:
+            where = "model.mask.images" if name == "images" else f"model.mask.groups.{name}"
+            raise ValueError(
+                f"{where}: {group.num_blocks} blocks of {group.spatial_scale[0]:g} to {group.spatial_scale[1]:g} of a "
+                f"frame leave fewer than {self.min_context} of {math.prod(grid)} tokens to see on a grid of "
+                f"{' x '.join(map(str, grid))} (time, rows, columns): use smaller blocks or fewer ones, smaller "
+                "patches (model.encoder.stem.patch_size), or leave the group out (=null)"
+            )
+        keep, size = (
+            int(number[fits].float().quantile(SHORT_SHARE, interpolation="lower")) for number in (seen, count)
+        )
+        enough = fits & (seen >= keep) & (count >= size)
+        return keep, size, hidden[enough].to(device)
