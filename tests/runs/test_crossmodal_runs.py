@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 SMALL = (
     "data=paired",
     "model=crossmodal",
@@ -27,6 +29,7 @@ def roots(shared_dir) -> list[str]:
     return [f"data.mnist_root={data / 'mnist'}", f"data.fsdd_root={data / 'fsdd.tar.xz'}"]
 
 
+@pytest.mark.slow
 def test_digits_train_with_missing_modalities_and_are_evaluated(train, tmp_path, shared_dir):
     done = train(
         *SMALL,
@@ -50,6 +53,7 @@ def test_digits_train_with_missing_modalities_and_are_evaluated(train, tmp_path,
     assert not any(name.startswith("retrieval") for name in results["raw_input"])
 
 
+@pytest.mark.slow
 def test_pairs_are_previewed_resumed_and_split_into_micro_batches(train, tmp_path, shared_dir):
     options = [*SMALL, *roots(shared_dir), "evaluation=none", "hydra.run.dir=run"]
     done = train(*options, "trainer.dry_run=true")
