@@ -161,7 +161,9 @@ def of_modality(evaluation: Any, name: str) -> Any:
     if name not in kept:
         kept[name] = copy.copy(evaluation)
         kept[name].spread, kept[name]._baselines, kept[name]._baselines_of = {}, {}, (None, 0)
-        kept[name].probes = {n: probe for n, probe in evaluation.probes.items() if needs(probe) != "pairs"}
+        # Augmented views of a single modality are no input of a model of several.
+        alone = {n: probe for n, probe in evaluation.probes.items() if needs(probe) not in ("pairs", "views")}
+        kept[name].probes = alone
         kept[name].__dict__.pop("_of_modality", None)
     return kept[name]
 

@@ -269,8 +269,13 @@ class CrossModalJEPA(nn.Module):
             found[name] = mean if projector is None else projector(mean.unsqueeze(0)).squeeze(0)
         return found
 
-    def encode_target(self, x: Inputs, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Raw features (B, N, D) of {name: x} by the network that makes the targets; a list, one per asked layer."""
+    def encode_target(self, x: Inputs, layers: Sequence[int] | None = None) -> Tensor | list[Tensor] | dict[str, Any]:
+        """Raw features (B, N, D) of {name: x} by the network that makes the targets; a list, one per asked layer.
+
+        Of several names, name -> that.
+        """
+        if len(x) > 1:
+            return {name: self.encode_target({name: values}, layers) for name, values in x.items()}
         return self.target.encode(self.encoder, x, layers)
 
     def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
