@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.build import build, build_model, to_plain
+from jepa.build import build, build_model, to_plain, with_assumed
 from jepa.utils.check import check_config
 from jepa.utils.errors import UserError
 
@@ -43,8 +43,7 @@ def test_every_group_is_listed():
 @pytest.mark.parametrize("option", OPTIONS)
 def test_options_compose_and_fit(option):
     config = compose(option)
-    plain = to_plain(config)
-    check_config(plain)
+    check_config(to_plain(with_assumed(config)))
     for key in ("optimizer", "scheduler", "evaluation", "loss"):
         build(config, key)
 
