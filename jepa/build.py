@@ -12,7 +12,7 @@ import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from torch import nn
 
 from jepa.interop import load_pretrained
@@ -184,6 +184,12 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     """The configuration with everything resolved, as dicts and lists. Raises UserError for a missing value."""
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except InterpolationKeyError as error:
+        missing = str(error).splitlines()[0]
+        raise UserError(
+            f"{error.full_key}: {missing}: this option is for other data (model=vit takes pictures, model=series and "
+            "model=temporal_cnn time series, and so on): choose a model= that fits data="
+        ) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
         raise UserError(f"{key} is not set: give it on the command line, {key}=...") from error

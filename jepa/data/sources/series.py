@@ -54,8 +54,8 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
     """A set of the UCR / UEA archive: `<root>/<name>.npz`.
 
     Keys train_x, test_x: float (N, channels, time); train_y, test_y: labels from 0; where lengths differ also
-    train_len, test_len, and what lies beyond is padding; optionally classes, names of the labels. Raises DataError for files
-    missing or damaged.
+    train_len, test_len, and what lies beyond is padding; optionally classes, names of the labels. Raises DataError for
+    files missing or damaged.
     """
     folder = Path(root)
     path = folder / f"{name}.npz"
