@@ -30,9 +30,9 @@ class SeriesData(StreamData):
     window_size: steps of a sample; None takes whole series, padded at the end to the longest.
         stride: steps between the windows of a series. Windows of a labelled series have its label.
     split_channels: each channel of a window is a sample of its own, (1, T), as in PatchTST (arXiv 2211.14730).
-    z_score: subtract each channel's mean and divide by its deviation, both of the training split, without missing values.
-    normalise: of each window and channel on top of that, "last": subtract the last value there is; "window": subtract the
-        mean and divide by the deviation; "none". The network is given the window so: were this done inside it, tokens
+    z_score: subtract each channel's mean and divide by its deviation, both of the training split, less missing values.
+    normalise: of each window and channel on top, "last": subtract the last value there is; "window": subtract the mean
+        and divide by the deviation; "none". The network is given the window so: were this done inside it, tokens
         that are hidden would leave a trace.
     augment: how training views are made; None leaves them as in evaluation. views: how many per sample.
     channels, length: what the data must have; None takes what is found.
@@ -110,14 +110,14 @@ class SeriesData(StreamData):
         )
 
     def prepare_sample(self, window: Tensor, random: torch.Generator | None) -> Tensor:
-        """One window (C, T), as it is or as a random view of it, normalised; batches are made so, all samples at once."""
+        """One window (C, T), as it is or as a random view of it, normalised; batches are made like that."""
         if random is not None and self.augment is not None:
             drawn = self.augment.draw(1, tuple(window.shape), random)
             window = self.augment.apply(window[None], *drawn)[0]
         return normalised(window, self.normalise)[0]
 
     def windows(self, split: Literal["train", "validation", "test"], *, horizon: int) -> ForecastWindows | None:
-        """All windows of a part with the `horizon` steps that follow, for forecasting; None for data without a timeline.
+        """All windows of a part with the `horizon` steps that follow, for forecasts; None for data without a timeline.
 
         The look-back of a window may reach into the part before; what is forecast never does. Raises DataError for a
         part that is too short.
@@ -128,8 +128,8 @@ class SeriesData(StreamData):
         values = (part(self.timeline, split, steps)[0] - self.mean) / self.std
         if values.shape[1] < steps + horizon:
             raise DataError(
-                f"the {split} part of the series has {values.shape[1]} steps with its look-back, too few for a window of "
-                f"{steps} (data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
+                f"the {split} part of the series has {values.shape[1]} steps with its look-back, too few for a window "
+                f"of {steps} (data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
             )
         return ForecastWindows(
             values,
@@ -276,14 +276,14 @@ def check_parts(timeline: Timeline, window_size: int, root: str) -> None:
     first, second, last = timeline.ends
     if first < window_size:
         raise DataError(
-            f"{root}: the training part has {first} rows, fewer than data.window_size={window_size}: use shorter windows"
+            f"{root}: the training part has {first} rows, fewer than data.window_size={window_size}: use shorter ones"
         )
     if second <= first or last <= second:
         raise DataError(f"{root} has {timeline.values.shape[1]} rows, too few for a training, validation and test part")
 
 
 def statistics(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (C, 1) of each channel over all steps there are; a constant channel has deviation 1."""
+    """Mean and standard deviation (C, 1) of each channel over all steps there are; of a constant channel 1."""
     means, stds = [], []
     for channel in range(len(series[0])):
         values = torch.cat([each[channel] for each in series]).double()

@@ -14,8 +14,8 @@ class SeriesAugment:
     """Settings of the views of series, in units of z-scored values; 0 or null switches a step off.
 
     crop: [least, most] share of the steps that is cut out and stretched to full length by linear interpolation, which
-        moves and warps time. scale: standard deviation of the factor 1 + s of each channel. offset: that of what is added
-        to each channel. jitter: that of noise on each value (Um et al. 2017, arXiv 1706.00527).
+        moves and warps time. scale: standard deviation of the factor 1 + s of each channel. offset: that of what is
+        added to each channel. jitter: that of noise on each value (Um et al. 2017, arXiv 1706.00527).
     """
 
     crop: Sequence[float] | None = None
@@ -51,7 +51,7 @@ class SeriesAugment:
         return x + self.jitter * noise if self.jitter else x
 
     def _crop(self, x: Tensor, place: Tensor) -> Tensor:
-        """Cut out and stretch what is not padding at the end; a value between two of which one is missing is missing."""
+        """Cut out and stretch what is not padding at the end; between two of which one is missing is missing."""
         steps = torch.arange(x.shape[2])
         seen = ~x.isnan().all(dim=1)  # (R, T)
         last = (seen * steps).amax(dim=1, keepdim=True)  # (R, 1) last step observed

@@ -46,8 +46,8 @@ class Split:
 class EvaluationData(Protocol):
     """What evaluation asks of data: every sample of a split once, in a fixed order, without augmentation.
 
-    More is used where it is there: `view_batches` for LiDAR, `train_batches` for fine-tuning, `windows` for forecasts, and
-    `raw_features(x, size) -> (b, F)`, which says what raw input is for this data in place of `pool_input`.
+    More is used where it is there: `view_batches` for LiDAR, `train_batches` for fine-tuning, `windows` for forecasts,
+    and `raw_features(x, size) -> (b, F)`, which says what raw input is for this data in place of `pool_input`.
     """
 
     spec: DataSpec

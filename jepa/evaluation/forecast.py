@@ -44,8 +44,8 @@ class Forecast:
 
     horizons: steps ahead, each a head of its own. penalties: times the number of samples; each feature has variance 1.
     pooling: "flatten", or "mean" over tokens, of fewer features and blind to when something was.
-    max_train_windows, max_validation_windows: windows, evenly spread over the part, of at most so many; None for all. Test
-        windows are all used.
+    max_train_windows, max_validation_windows: windows, evenly spread over the part, of at most so many; None for all.
+        Test windows are all used.
 
     For raw input it also gives `last_value`, the last value there is repeated, and where the season is known
     `seasonal_naive`, the value one season earlier. Keys: "/96/mse", "/96/mae", "/96/last_value/mse", ...
@@ -190,8 +190,9 @@ class _Ridge:
             first += len(x)
         samples = int(self.counted.sum())
         if not samples:
+            steps = windows[torch.zeros(1, dtype=torch.int64)][1].shape[2]
             raise UserError(
-                f"evaluation.probes.forecast: every training window of horizon {windows[torch.zeros(1).long()][1].shape[2]} "
+                f"evaluation.probes.forecast: every training window of horizon {steps} "
                 "has missing values in its future: use shorter horizons"
             )
         heads = []
@@ -223,7 +224,9 @@ def _errors(part: _Part, windows: Windows, forecasts: dict[str, Tensor | str]) -
             error = (predicted - future)[known].to(sums[name].dtype)
             sums[name] += torch.stack([error.square().sum(), error.abs().sum()])
     if not count:
-        raise UserError("evaluation.probes.forecast: the future holds nothing but missing values: use other data.source.splits")
+        raise UserError(
+            "evaluation.probes.forecast: the future holds nothing but missing values: use other data.source.splits"
+        )
     return {name: tuple((total / count).tolist()) for name, total in sums.items()}
 
 

@@ -43,7 +43,7 @@ class FrozenEvaluation:
     network: whose features: "target", the one that makes the targets, or "context", the trained encoder.
     pooling: how a sample's tokens become one vector, "mean" or "max".
     layers: "last", or "last_four": the last four blocks, each through the final norm, side by side.
-    probes: names to `Probe`s; one that is None is left out. All but LiDAR and forecasts run where there are labels only.
+    probes: names to `Probe`s; one that is None is left out. All but LiDAR and forecasts need labels.
     seeds: how often what depends on the seed is repeated, with seed, seed + 1, ...: the results are means, and
         `spread` holds the standard deviations. Weights of random_init are drawn anew, trained ones stay.
     raw_input_size: pixels (or steps) to which each axis of the raw input is averaged down at most.

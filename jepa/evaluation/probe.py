@@ -27,7 +27,7 @@ class Probe(Protocol):
         "encoder": (encoder, data, pool=, classes=, device=, seed=), a copy of the encoder that it may train.
         "pairs": (embeddings, labels), name of the modality -> (N, E), of data that are pairs.
         "windows": (encode, data, device=, batch_size=), of data that has `windows(split, horizon=)` (see
-            `jepa.evaluation.forecast`); encode gives tokens (b, T, D) and what is not padding, and is None for raw input.
+            `jepa.evaluation.forecast`); encode gives tokens (b, T, D) and what is not padding, None for raw input.
             Also where there are no labels.
         Raw input has neither tokens nor an encoder: such probes leave its row out.
     uses_seed: False for one whose score does not depend on the seed, which is then not repeated.

@@ -70,11 +70,14 @@ def test_unequal_lengths_are_padded_with_nan_and_padding_is_no_value(tmp_path):
     x = everything(data)
     lengths = (~x[:, 0].isnan()).sum(dim=1)
     assert lengths.tolist() == np.resize([10, 4, 7], 12).tolist()
-    assert not x[1, :, :4].isnan().any() and x[1, :, 4:].isnan().all()
+    assert not x[1, :, :4].isnan().any()
+    assert x[1, :, 4:].isnan().all()
     values = x[~x.isnan()]
-    assert values.mean().abs() < 0.05 and (values.std() - 1).abs() < 0.05
+    assert values.mean().abs() < 0.05
+    assert (values.std() - 1).abs() < 0.05
     features = data.raw_features(x, 5)
-    assert features.shape == (12, 10) and features.isfinite().all()
+    assert features.shape == (12, 10)
+    assert features.isfinite().all()
     torch.testing.assert_close(features[1, 0], x[1, 0, :2].mean())
     assert features[1, 4] == 0  # nothing was observed there
 
@@ -82,12 +85,15 @@ def test_unequal_lengths_are_padded_with_nan_and_padding_is_no_value(tmp_path):
 def test_windows_and_strides(tmp_path):
     root = write_ucr(tmp_path)
     data = SeriesData(source=ucr, root=root, name="Toy", window_size=4, stride=3)
-    assert data.spec.num_train == 12 * 3 and data.spec.input_shape == (2, 4)
+    assert data.spec.num_train == 12 * 3
+    assert data.spec.input_shape == (2, 4)
     whole = everything(SeriesData(source=ucr, root=root, name="Toy"))
     x = everything(data)
-    assert torch.equal(x[1], whole[0, :, 3:7]) and torch.equal(x[3], whole[1, :, :4])
+    assert torch.equal(x[1], whole[0, :, 3:7])
+    assert torch.equal(x[3], whole[1, :, :4])
     split = SeriesData(source=ucr, root=root, name="Toy", split_channels=True)
-    assert split.spec.input_shape == (1, 10) and torch.equal(everything(split)[1], whole[0, 1:])
+    assert split.spec.input_shape == (1, 10)
+    assert torch.equal(everything(split)[1], whole[0, 1:])
 
 
 def test_views_are_random_repeatable_and_keep_padding(tmp_path):
@@ -95,7 +101,8 @@ def test_views_are_random_repeatable_and_keep_padding(tmp_path):
     root = write_ucr(tmp_path, lengths=[10, 4])
     data = SeriesData(source=ucr, root=root, name="Toy", augment=augment, views=2, batch_size=6)
     (first,), (again,) = (list(data.train_batches(seed=0, start_step=1, stop_step=2)) for _ in range(2))
-    assert first["views"].shape == (6, 2, 2, 10) and torch.equal(first["label"], again["label"])
+    assert first["views"].shape == (6, 2, 2, 10)
+    assert torch.equal(first["label"], again["label"])
     torch.testing.assert_close(first["views"], again["views"], equal_nan=True, rtol=0, atol=0)
     assert not torch.equal(first["views"][:, 0].nan_to_num(), first["views"][:, 1].nan_to_num())
     lengths = set((~first["views"][:, :, 0].isnan()).sum(dim=-1).flatten().tolist())
@@ -127,9 +134,13 @@ def test_a_crop_interpolates_and_leaves_full_crops_alone():
 def test_normalisation_of_windows():
     x = torch.tensor([[[1.0, 3.0, NAN, 5.0, NAN]]])
     last, level, scale = normalised(x, "last")
-    assert level.item() == 5 and scale.item() == 1 and last[0, 0, 0] == -4 and last[0, 0, 2].isnan()
+    assert level.item() == 5
+    assert scale.item() == 1
+    assert last[0, 0, 0] == -4
+    assert last[0, 0, 2].isnan()
     window, level, scale = normalised(x, "window")
-    assert level.item() == 3 and window[~window.isnan()].std(correction=0).item() == pytest.approx(1)
+    assert level.item() == 3
+    assert window[~window.isnan()].std(correction=0).item() == pytest.approx(1)
     assert normalised(torch.full((1, 1, 4), 2.0), "window")[0].eq(0).all()
 
 
@@ -138,12 +149,16 @@ def test_normalisation_of_windows():
 
 def test_a_table_is_split_by_time_and_dates_are_left_out(tmp_path):
     data = csv_data(write_table(tmp_path / "t.csv"), source={"splits": [0.5, 0.25, 0.25]})
-    assert data.timeline.names == ("a", "b") and data.timeline.ends == (200, 300, 400) and data.timeline.period == 24
+    assert data.timeline.names == ("a", "b")
+    assert data.timeline.ends == (200, 300, 400)
+    assert data.timeline.period == 24
     assert data.spec.num_train == 200 - 24 + 1
     assert data.spec.num_test == 100 + 1  # the look-back reaches into the validation part
     assert data.spec.classes is None
     train = data.timeline.values[:, :200]
-    expected = (data.timeline.values[:, 376:400] - train.mean(dim=1, keepdim=True)) / train.std(dim=1, correction=0)[:, None]
+    expected = (data.timeline.values[:, 376:400] - train.mean(dim=1, keepdim=True)) / train.std(dim=1, correction=0)[
+        :, None
+    ]
     torch.testing.assert_close(everything(data, "test")[-1], expected)
 
 
@@ -185,20 +200,22 @@ def test_columns_of_text_that_reads_as_dates_and_named_columns(tmp_path):
         csv_data(root, source={"columns": ["c"]})
 
 
-@pytest.mark.parametrize(("name", "step", "steps"), [("ETTh9.csv", "1h", 24), ("x.csv", "1h", 24), ("ETTm1.csv.gz", "15min", 96)])
+@pytest.mark.parametrize(
+    ("name", "step", "steps"), [("ETTh9.csv", "1h", 24), ("x.csv", "1h", 24), ("ETTm1.csv.gz", "15min", 96)]
+)
 def test_ett_splits(tmp_path, name, step, steps):
     table = ett(root=write_table(tmp_path / name, rows=610 * steps, step=step)).timeline
-    assert table.ends == (360 * steps, 480 * steps, 600 * steps) and table.period == steps
+    assert table.ends == (360 * steps, 480 * steps, 600 * steps)
+    assert table.period == steps
 
 
 def test_etth1_has_the_usual_windows(shared_dir):
-    data = SeriesData(
-        source=ett, root=str(shared_dir / "ett" / "ETTh1.csv"), window_size=336, split_channels=True
-    )
+    data = SeriesData(source=ett, root=str(shared_dir / "ett" / "ETTh1.csv"), window_size=336, split_channels=True)
     assert [len(data.windows(s, horizon=96)) for s in ("train", "validation", "test")] == [8209, 2785, 2785]
     assert data.spec.found == {"channels": 1, "length": 336}
     first = data.timeline.values[:, 0]
-    assert data.timeline.names[-1] == "OT" and first[-1] == pytest.approx(30.531, abs=1e-3)
+    assert data.timeline.names[-1] == "OT"
+    assert first[-1] == pytest.approx(30.531, abs=1e-3)
 
 
 def test_the_archive_reads(shared_dir):
@@ -214,9 +231,9 @@ def test_the_archive_reads(shared_dir):
 
 def test_mistakes_in_labelled_data(tmp_path):
     write_ucr(tmp_path)
-    with pytest.raises(DataError, match="data.name can be one of Toy"):
+    with pytest.raises(DataError, match=r"data.name can be one of Toy"):
         ucr(root=str(tmp_path), name="Tyo")
-    with pytest.raises(DataError, match="no .npz files"):
+    with pytest.raises(DataError, match=r"no .npz files"):
         ucr(root=str(tmp_path / "none"), name="Toy")
     (tmp_path / "Broken.npz").write_bytes((tmp_path / "Toy.npz").read_bytes()[:500])
     with pytest.raises(DataError, match=r"Broken.npz cannot be read"):

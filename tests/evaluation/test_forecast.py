@@ -55,14 +55,17 @@ def test_the_head_is_ridge_regression():
     windows = data.windows("train", horizon=6)
     part = _Part(None, windows, 100, pooling="flatten", device=CPU, batch_size=32)
     x, future, *_ = windows[part.index]
-    assert len(part.index) <= 100 and torch.equal(part.x, x.flatten(1))
+    assert len(part.index) <= 100
+    assert torch.equal(part.x, x.flatten(1))
     (head,) = _Ridge(part).fit(windows, [0.1])
     features, target = part.x.double(), future.flatten(1).double()
     scaled = (features - features.mean(dim=0)) / features.std(dim=0, correction=0)
     # The penalty as further samples: sqrt(penalty n) times the unit vectors, of target 0.
     centred = target - target.mean(dim=0)
     rows = torch.cat([scaled, (0.1 * len(scaled)) ** 0.5 * torch.eye(scaled.shape[1], dtype=torch.float64)])
-    weights = torch.linalg.lstsq(rows, torch.cat([centred, centred.new_zeros(scaled.shape[1], centred.shape[1])])).solution
+    weights = torch.linalg.lstsq(
+        rows, torch.cat([centred, centred.new_zeros(scaled.shape[1], centred.shape[1])])
+    ).solution
     expected = scaled @ weights + target.mean(dim=0)
     torch.testing.assert_close(part.x @ head[:-1] + head[-1], expected.float(), atol=1e-4, rtol=1e-4)
 
@@ -139,7 +142,8 @@ def test_it_is_part_of_the_frozen_evaluation_without_labels():
     assert results["trained"]["forecast/6/mse"] > results["raw_input"]["forecast/6/mse"]
     assert "forecast/6/last_value/mse" in results["raw_input"]
     assert "forecast/6/last_value/mse" not in results["trained"]
-    assert "linear" not in results["raw_input"] and "rankme" in results["raw_input"]
+    assert "linear" not in results["raw_input"]
+    assert "rankme" in results["raw_input"]
 
 
 def test_data_without_a_timeline_has_no_forecast(bars, make_row_model, caplog):

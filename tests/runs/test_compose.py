@@ -27,11 +27,13 @@ GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "monitor", "experi
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 NOT_PICTURES = {
-    "video": ["video_folder", "moving_mnist"],
+    "video": ["video_folder", "moving_mnist", "fight_frames"],
     "text": ["text_lines", "text_csv", "wikitext2"],
     "series": ["series_csv", "ett", "ucr"],
     "audio": ["audio_folder", "fsdd"],
-    "crossmodal": ["paired", "paired_coco"],
+    "crossmodal": ["paired"],
+    "crossmodal_captions": ["paired_coco"],
+    "multitask": ["tasks"],
 }
 """Model -> the data sets that it, and not the default model, is for."""
 MODEL_OF = {data: model for model, sets in NOT_PICTURES.items() for data in sets}

@@ -37,7 +37,7 @@ class Timeline:
 
 @dataclass(frozen=True)
 class SeriesSplits:
-    """Training and test series, each (C, T) float32 with NaN for missing, T of any length; or a timeline, split by time.
+    """Training and test series, each (C, T) float32 with NaN for missing, T of any length; or a timeline.
 
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
     """
@@ -53,15 +53,17 @@ class SeriesSplits:
 def ucr(*, root: str, name: str) -> SeriesSplits:
     """A set of the UCR / UEA archive: `<root>/<name>.npz`.
 
-    Keys train_x, test_x: float (N, channels, time); train_y, test_y: labels from 0; where lengths differ also train_len,
-    test_len, and what lies beyond is padding; optionally classes, names of the labels. Raises DataError for files
-    missing or damaged.
+    Keys train_x, test_x: float (N, channels, time); train_y, test_y: labels from 0; where lengths differ also
+    train_len, test_len, and what lies beyond is padding; optionally classes, names of the labels. Raises DataError for
+    files missing or damaged.
     """
     folder = Path(root)
     path = folder / f"{name}.npz"
     if not path.is_file():
         found = sorted(p.stem for p in folder.glob("*.npz")) if folder.is_dir() else []
-        hint = f"data.name can be one of {', '.join(found)}" if found else "no .npz files are in that folder (data.root)"
+        hint = (
+            f"data.name can be one of {', '.join(found)}" if found else "no .npz files are in that folder (data.root)"
+        )
         raise DataError(f"{path} is missing (data.root={root}, data.name={name}): {hint}")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -83,8 +85,8 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
     x, y = arrays[f"{split}_x"], arrays[f"{split}_y"]
     if x.ndim != 3 or len(x) != len(y) or not len(x) or y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0:
         raise DataError(
-            f"{path}: {split}_x is {x.shape} and {split}_y {y.dtype} {y.shape}, expected (N, channels, time) and N whole "
-            "numbers from 0, N above 0"
+            f"{path}: {split}_x is {x.shape} and {split}_y {y.dtype} {y.shape}, expected (N, channels, time) and N "
+            "whole numbers from 0, N above 0"
         )
     series = torch.from_numpy(x.astype(np.float32))
     lengths = arrays.get(f"{split}_len", np.full(len(x), x.shape[2]))
@@ -189,8 +191,8 @@ def _columns(
             continue
         wrong = cells[pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()]
         raise DataError(
-            f"{root}: column {name!r} holds {str(wrong.iloc[0])!r} in row {int(wrong.index[0]) + 1}, which is no number: "
-            "name the channels with data.source.columns=[...], or what stands for missing cells with "
+            f"{root}: column {name!r} holds {str(wrong.iloc[0])!r} in row {int(wrong.index[0]) + 1}, which is no "
+            "number: name the channels with data.source.columns=[...], or what stands for missing cells with "
             "data.source.missing_markers=[...]"
         )
     if not wanted:

@@ -18,7 +18,7 @@ class SeriesStem(nn.Module):
     channel_independent: False lets a token hold its steps of all channels, on a grid (N,). True gives each channel
         tokens of its own, all made by the same weights, on a grid (C, N), row-major.
     missing: missing values are filled with 0, the mean of z-scored data. "indicator" adds a learned vector for each
-        missing step, so that missing is not taken for the mean; without missing values it adds nothing. "zero" does not.
+        missing step, so that missing is not taken for the mean; without missing values it adds nothing.
 
     A length that is no multiple of the patch is padded with NaN at its end. Tokens of nothing but NaN are padding
     (`token_valid`). Patches do not overlap: a hidden token must leave no trace in its neighbours (PatchTST's may).
@@ -51,8 +51,8 @@ class SeriesStem(nn.Module):
         """(N,), or (C, N) for independent channels. Raises ValueError for inputs that are not (B, C, T)."""
         if x.ndim != 3 or not x.is_floating_point() or x.shape[1] != self.channels:
             raise ValueError(
-                f"model=series and model=temporal_cnn take series (batch, {self.channels} channels, time) of floats, got "
-                f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}: use data=ucr, ett or series_csv, or set "
+                f"model=series and model=temporal_cnn take series (batch, {self.channels} channels, time) of floats, "
+                f"got {str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}: use data=ucr, ett or series_csv, or set "
                 "model.encoder.stem.channels"
             )
         patches = -(-x.shape[2] // self.patch_size)
