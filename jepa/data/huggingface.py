@@ -1,7 +1,7 @@
 """Any data set of the `datasets` library as the data of its column's kind.
 
-    python train.py model=text data=hf data.path=stanfordnlp/sst2 data.column=sentence data.label_column=label
-    python train.py data=hf data.path=photos.parquet data.column=image data.label_column=label
+python train.py model=text data=hf data.path=stanfordnlp/sst2 data.column=sentence data.label_column=label
+python train.py data=hf data.path=photos.parquet data.column=image data.label_column=label
 """
 
 from __future__ import annotations

@@ -117,6 +117,18 @@ def _backtrack(
     return torch.where(too_long, 0.0, length), new_loss, new_gradient
 
 
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and vectors of a symmetric matrix.
+
+    In fp32 the algorithm fails on some matrices with many equal eigenvalues: bags of words of which most never occur.
+    """
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        eigenvalues, basis = torch.linalg.eigh(matrix.double())
+        return eigenvalues.to(matrix.dtype), basis.to(matrix.dtype)
+
+
 class _InverseHessian:
     """L-BFGS's estimate of each problem's inverse Hessian, corrected by the steps taken.
 
@@ -128,7 +140,7 @@ class _InverseHessian:
     def __init__(self, design: Tensor, penalties: Tensor, classes: int, memory: int) -> None:
         # 8 samples per column estimate X^T X well enough (as many steps as with all), and stay cheap.
         sample = design[:: max(1, len(design) // (8 * design.shape[1]))]
-        eigenvalues, self.basis = torch.linalg.eigh(sample.T @ sample / len(sample))
+        eigenvalues, self.basis = _eigh(sample.T @ sample / len(sample))
         self.prior = 1 / (eigenvalues.clamp(min=0)[:, None] / classes + penalties)  # (D + 1, R)
         self.memory = memory
         self.past: list[tuple[Tensor, Tensor, Tensor]] = []  # step, gradient change, 1 / their product

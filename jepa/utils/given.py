@@ -65,7 +65,7 @@ def given_model(config: DictConfig, given: Given) -> dict[str, Any]:
 
     An experiment chooses encoder and predictor; `model=` by itself its class alone, as the data sets the sizes.
     """
-    flat = flatten(OmegaConf.to_container(config.model, resolve=True))
+    flat = flatten(OmegaConf.to_container(config.model, resolve=False))  # a run may be scored on data of another model
     derived = {"encoder.image_size", "encoder.channels"}  # they follow the data
     whole = [part for part in ("encoder", "predictor") if f"model/{part}" in given.options or given.experiment]
     keys = {

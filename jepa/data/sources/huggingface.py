@@ -152,7 +152,9 @@ def _open(path: str, name: str | None) -> dict[str, Any]:
         raise
     except Exception as error:  # the library raises errors of pyarrow, fsspec, huggingface_hub and its own
         lines = str(error).strip().splitlines() or [repr(error)]
-        raise DataError(f"data.path={path} cannot be opened by datasets ({type(error).__name__}: {lines[0]})") from error
+        raise DataError(
+            f"data.path={path} cannot be opened by datasets ({type(error).__name__}: {lines[0]})"
+        ) from error
 
 
 def _arrow(datasets: Any, files: Sequence[Path]) -> Any:

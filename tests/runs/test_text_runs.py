@@ -1,0 +1,84 @@
+"""Text, as a user types it: train, resume, evaluate on other texts, and the mistakes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+WORDS = "red green blue card bank money train paper stone river cloud light".split()
+TINY = (
+    *("model=text", "data.vocab_size=320", "data.max_length=8", "data.batch_size=16"),
+    *("model.encoder.dim=32", "model.encoder.depth=1", "model.predictor.dim=32", "trainer.max_steps=4"),
+    *("trainer.log_every=1", "trainer.device=cpu", "~logger.tensorboard"),
+    *("evaluation=none", "hydra.run.dir=out"),
+)
+
+
+def write_texts(folder):
+    """Two tables, of which the label is the first word, and lines of other words."""
+    folder.mkdir()
+    for name, shift in (("train", 0), ("test", 5)):
+        rows = [f"{WORDS[n % 2]} {WORDS[(n + shift) % 12]} {WORDS[n * 7 % 12]},{'ab'[n % 2]}" for n in range(60)]
+        (folder / f"{name}.csv").write_text("\n".join(["text,kind", *rows]))
+    (folder / "corpus.txt").write_text("\n".join(f"{WORDS[n % 5]} {WORDS[n * 3 % 12]} other words" for n in range(90)))
+    return folder
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_trained_on_lines_and_evaluated_on_tables(train, fork_server, tmp_path, refused):
+    texts = write_texts(tmp_path / "texts")
+    lines = [*TINY, "data=text_lines", f"data.root={texts / 'corpus.txt'}", "trainer.save_every_steps=2"]
+    process = train(*lines)
+    assert process.returncode == 0, process.stderr
+    run = tmp_path / "out"
+    tokenizer = (run / "tokenizer.json").read_text()
+    losses = [line["train/loss"] for line in metrics(run) if "train/loss" in line]
+    assert len(losses) == 4
+
+    (texts / "corpus.txt").write_text("changed entirely\n" * 90)  # the tokenizer of the run stays
+    process = train("resume=out", "trainer.max_steps=5")
+    assert process.returncode == 0, process.stderr
+    assert (run / "tokenizer.json").read_text() == tokenizer
+
+    table = ("data=text_csv", f"data.root={texts}", "data.label_column=kind", "trainer.device=cpu")
+    table = (*table, "evaluation=frozen", "~evaluation.probes.lidar", "evaluation.probes.linear.penalties=[0.01]")
+    moved = shutil.move(run, tmp_path / "moved")
+    arguments = [f"checkpoint={moved}", *table, "output=scores.json", "hydra.run.dir=scored"]
+    process = fork_server.start(arguments, tmp_path, {}, script="scripts/evaluate.py").wait()
+    assert process.returncode == 0, process.stderr
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["data"]["tokenizer"] == str(tmp_path / "moved" / "tokenizer.json")
+    assert (scores["data"]["vocab_size"], scores["data"]["max_length"]) == (320, 8)
+    assert {row: {"linear", "knn"} <= scores[row].keys() for row in ("trained", "random_init", "raw_input")} == {
+        "trained": True,
+        "random_init": True,
+        "raw_input": True,
+    }
+    assert not (tmp_path / "scored" / "tokenizer.json").exists()
+
+    (tmp_path / "moved" / "tokenizer.json").unlink()
+    process = fork_server.start(arguments, tmp_path, {}, script="scripts/evaluate.py").wait()
+    assert "its tokenizer.json is not in the run folder" in refused(process)
+
+
+def test_mistakes(train, tmp_path, refused):
+    texts = write_texts(tmp_path / "texts")
+    table = ["data=text_csv", f"data.root={texts}"]
+    assert "data.label_column=label: " in refused(train(*TINY, *table))
+    assert "the model and the data do not go together" in refused(train(*table, "hydra.run.dir=out2"))
+    process = train(*TINY, *table, "data.label_column=kind", "data.tokenizer=nowhere/tokenizer.json")
+    assert "data.tokenizer=nowhere/tokenizer.json: there is no such file" in refused(process)
+
+
+def test_the_dry_run_of_text(train, tmp_path):
+    texts = write_texts(tmp_path / "texts")
+    process = train(*TINY, "data=text_csv", f"data.root={texts}", "data.label_column=kind", "trainer.dry_run=true")
+    assert process.returncode == 0, process.stderr
+    assert "60 training and 60 test samples of 8, 2 classes (a, b)" in process.stdout
