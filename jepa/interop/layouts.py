@@ -1,7 +1,7 @@
 """What a file of weights holds: its layout is detected, what is taken off or left alone is told, nothing is guessed.
 
-Known layouts: our checkpoints; `encoder`, `predictor` and `target_encoder` (or `ema_encoder`) side by side, as I-JEPA and
-V-JEPA have them; encoders alone, bare or below one entry, as torch or safetensors files.
+Known layouts: our checkpoints; `encoder`, `predictor` and `target_encoder` (or `ema_encoder`) side by side, as those of
+I-JEPA and V-JEPA; encoders alone, bare or below one entry, as torch or safetensors files.
 """
 
 from __future__ import annotations

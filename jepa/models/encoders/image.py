@@ -42,7 +42,8 @@ class ImageEncoder(nn.Module):
         """(rows, columns) of tokens of pictures (B, C, H, W). Raises ValueError when they do not fit the patch."""
         channels, *size = x.shape[1:]
         if channels != self.channels or len(size) != 2:
-            raise ValueError(f"expected pictures (B, {self.channels}, H, W), got {tuple(x.shape)}")
+            hint = "; for clips use model=video" if len(size) == 3 else ""
+            raise ValueError(f"expected pictures (B, {self.channels}, H, W), got {tuple(x.shape)}{hint}")
         check_patch_size(tuple(size), self.patch_size)
         return tuple(side // patch for side, patch in zip(size, self.patch_size))
 
