@@ -184,9 +184,9 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
         raise UserError(
-            f"{error.full_key}: {str(error).splitlines()[0]}: this model and these data do not go together. model=vit and "
-            "lejepa take pictures, video clips, text texts, series and temporal_cnn time series, audio sound, crossmodal "
-            "pairs: choose the model= that fits data="
+            f"{error.full_key}: {str(error).splitlines()[0]}: this model and these data do not go together. model=vit "
+            "and lejepa take pictures, video clips, text texts, series and temporal_cnn time series, audio sound, "
+            "crossmodal pairs: choose the model= that fits data="
         ) from error
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None)
