@@ -18,7 +18,7 @@ from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer, train_tokeni
 from jepa.utils.errors import DataError, UserError
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "data"
-WORDS = "red green blue card bank money train paper stone river cloud light".split()
+WORDS = ["red", "green", "blue", "card", "bank", "money", "train", "paper", "stone", "river", "cloud", "light"]
 
 
 def sentences(count: int, seed: int = 0, longest: int = 12) -> list[str]:
@@ -101,7 +101,7 @@ def test_mistakes_in_tables_are_told(tmp_path, tables):
     with pytest.raises(DataError, match="not text in UTF-8"):
         text_lines(root=str(tmp_path / "latin.txt"))
     (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(b"a\nb\n" * 99)[:20])
-    with pytest.raises(DataError, match="cut.txt.gz cannot be read"):
+    with pytest.raises(DataError, match=r"cut.txt.gz cannot be read"):
         text_lines(root=str(tmp_path / "cut.txt.gz"))
 
 

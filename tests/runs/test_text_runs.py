@@ -9,7 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
-WORDS = "red green blue card bank money train paper stone river cloud light".split()
+WORDS = ["red", "green", "blue", "card", "bank", "money", "train", "paper", "stone", "river", "cloud", "light"]
 TINY = (
     *("model=text", "data.vocab_size=320", "data.max_length=8", "data.batch_size=16"),
     *("model.encoder.dim=32", "model.encoder.depth=1", "model.predictor.dim=32", "trainer.max_steps=4"),
