@@ -45,6 +45,11 @@ class TaskData:
         )
 
     @property
+    def modalities(self) -> dict[str, Any]:
+        """The parts, each of which is evaluated by itself."""
+        return self.parts
+
+    @property
     def bad_samples(self) -> dict[str, str]:
         """Path -> reason of the samples found unreadable so far, of all parts."""
         return {name: why for part in self.parts.values() for name, why in part.bad_samples.items()}

@@ -94,8 +94,14 @@ class _ModalityEncoder(nn.Module):
         return self.encoder({self.name: x}, layers=layers)
 
 
+def modality_of(model: nn.Module, name: str) -> nn.Module:
+    """One modality of a model: of a model that is one for each (`model.tasks`), that one."""
+    tasks = getattr(model, "tasks", None)
+    return tasks[name] if isinstance(tasks, nn.ModuleDict) else ModalityView(model, name)
+
+
 def is_paired(data: Any) -> bool:
-    """Whether data are pairs: they have `modalities`, name -> data."""
+    """Whether data are several in one: they have `modalities`, name -> data."""
     return isinstance(getattr(data, "modalities", None), Mapping)
 
 
@@ -126,7 +132,7 @@ def evaluate_pairs(
 
     for name, single in data.modalities.items():
         rows = of_modality(evaluation, name)(
-            None if model is None else ModalityView(model, name),
+            None if model is None else modality_of(model, name),
             single,
             random_init=functools.partial(_fresh_view, fresh, name),
             device=device,
@@ -137,7 +143,7 @@ def evaluate_pairs(
         for row, metrics in of_modality(evaluation, name).spread.items():
             spread.setdefault(row, {}).update({f"{name}/{metric}": value for metric, value in metrics.items()})
     for probe_name, probe in evaluation.probes.items():
-        if needs(probe) == "pairs":
+        if needs(probe) == "pairs" and hasattr(data, "evaluation_batches"):  # sets side by side are no pairs
             for row, network in (("trained", model), ("random_init", fresh())):
                 if network is not None:
                     scores = retrieve(probe, network, data, evaluation.extraction, device=device, name=row)
@@ -150,7 +156,7 @@ def online_pairs(evaluation: Any, model: nn.Module, data: Any, *, device: torch.
     """What `FrozenEvaluation.online` says of each modality."""
     scores = {}
     for name, single in data.modalities.items():
-        found = of_modality(evaluation, name).online(ModalityView(model, name), single, device=device, seed=seed)
+        found = of_modality(evaluation, name).online(modality_of(model, name), single, device=device, seed=seed)
         scores |= {f"{name}/{metric}": value for metric, value in found.items()}
     return scores
 
@@ -192,5 +198,5 @@ def retrieve(
         return probe(embeddings, torch.cat(labels))
 
 
-def _fresh_view(fresh: Callable[..., nn.Module], name: str, seed: int = 0) -> ModalityView:
-    return ModalityView(fresh(seed), name)
+def _fresh_view(fresh: Callable[..., nn.Module], name: str, seed: int = 0) -> nn.Module:
+    return modality_of(fresh(seed), name)

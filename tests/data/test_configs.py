@@ -21,7 +21,7 @@ KEYS = (
 
 COMBINED = ("tasks", "mix", "paired", "paired_coco")
 """Data made of other data, which bring settings of their own."""
-IMAGES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if OmegaConf.load(p)._target_ == "jepa.data.ImageData")
+IMAGES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if OmegaConf.load(p).get("_target_") == "jepa.data.ImageData")
 
 
 def load(name: str) -> DictConfig:
