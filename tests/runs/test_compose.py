@@ -82,7 +82,9 @@ def test_data_sets_compose_with_every_small_encoder(data):
 
 
 def test_a_model_for_other_data_is_told():
-    with pytest.raises(UserError, match=r"model.encoder.image_size: .*'data.image_size' not found: this model and these data"):
+    with pytest.raises(
+        UserError, match=r"model.encoder.image_size: .*'data.image_size' not found: this model and these data"
+    ):
         to_plain(compose("data=text_lines"))
 
 
