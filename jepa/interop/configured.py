@@ -67,17 +67,18 @@ def open_configured(
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
         given=given_model(config, given) if source.kind != "random" else {},
         image_size=_size(joined) if known or "image_size" in given.below("data") else None,
-        channels=joined.data.channels if told and (known or "channels" in given.below("data")) else None,
+        channels=joined.data.get("channels") if told and (known or "channels" in given.below("data")) else None,
     )
     if opened.channels is not None and not known and "channels" not in given.below("data"):
         joined.data.channels = opened.channels  # the composed default is of other data
     if told and data != "none":
-        warnings = [differing(name, getattr(opened, name), joined.data[name]) for name in ("mean", "std")]
+        normalised = [name for name in ("mean", "std") if name in joined.data]
+        warnings = [differing(name, getattr(opened, name), joined.data[name]) for name in normalised]
         opened.lines += [line for line in warnings if line]
         trained = stored.get("data") or {}
         opened.lines += [
             f"pictures are normalised with data.{name}={list(joined.data[name])}, in training {list(trained[name])}"
-            for name in ("mean", "std")
+            for name in normalised
             if name in trained and list(trained[name]) != list(joined.data[name])
         ]
     return opened, joined
@@ -115,6 +116,8 @@ def _check_data_given(data: str, given: Given, name: str) -> None:
         )
 
 
-def _size(config: DictConfig) -> tuple[int, int]:
-    size = config.data.image_size
+def _size(config: DictConfig) -> tuple[int, int] | None:
+    """Height and width of pictures; None for data that is something else."""
+    if (size := config.data.get("image_size")) is None:
+        return None
     return (size, size) if isinstance(size, int) else tuple(size)
