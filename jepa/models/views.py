@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jepa.models.drawing import MaskDrawer, flatten_views, views_first
 from jepa.types import Batch, Draw, Horizon, Latents, Mask, Masker
-from jepa.utils.tensors import masked_mean
+from jepa.utils.tensors import masked_mean, token_valid
 
 
 class LeJEPA(nn.Module):
@@ -59,7 +59,9 @@ class LeJEPA(nn.Module):
         if self._draw_masks is None:
             return {**batch, "draw": draw}
         x, views = flatten_views(batch)
-        masks = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device)["masks"]
+        valid = token_valid(self.encoder, x)
+        drawn = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
+        masks = drawn["masks"]
         return {**batch, "masks": masks, "draw": draw}
 
     def forward(self, batch: Batch) -> Latents:
@@ -67,7 +69,7 @@ class LeJEPA(nn.Module):
         x, views = flatten_views(batch)
         latents = self.latents(x, batch.get("masks"), views=views)
         if "local_views" in batch:
-            local = masked_mean(self.encoder(batch["local_views"].flatten(0, 1)))  # (B * L, D)
+            local = self._pooled(batch["local_views"].flatten(0, 1))  # (B * L, D)
             embeddings = views_first(local.unsqueeze(0), batch["local_views"].shape[1])
             latents = replace(latents, embeddings=torch.cat([latents.embeddings, embeddings]))
         return replace(latents, draw=batch["draw"])
@@ -75,12 +77,16 @@ class LeJEPA(nn.Module):
     def latents(self, x: Tensor, masks: list[Mask] | None = None, views: int = 1) -> Latents:
         """Embeddings of inputs x (B * views, C, *S), views of a sample adjacent, each as far as a mask shows it."""
         if masks is None:
-            pooled = masked_mean(self.encoder(x)).unsqueeze(0)
+            pooled = self._pooled(x).unsqueeze(0)
         else:
             seen = [(self.encoder(x, keep=m.context, valid=m.context_valid), m.context_valid) for m in masks]
             pooled = torch.stack([masked_mean(tokens, valid) for tokens, valid in seen])
         embeddings = views_first(pooled, views)  # (masks * V, B, D)
         return Latents(embeddings=embeddings, global_views=len(embeddings))
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        """The mean over the tokens of whole inputs that are not padding, (B, D)."""
+        return masked_mean(self.encoder(x), token_valid(self.encoder, x))
 
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Raw features (B, N, D) of the encoder: the network that is trained is the only one."""

@@ -9,9 +9,17 @@ import torch
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from jepa.losses import L1, Objective
+from jepa.losses import L1, Invariance, Objective
 from jepa.masks.span import SpanMask
-from jepa.models import EMATarget, MaskedJEPA, Predictor, StopGradientTarget, TransformerEncoder, vision_transformer
+from jepa.models import (
+    EMATarget,
+    LeJEPA,
+    MaskedJEPA,
+    Predictor,
+    StopGradientTarget,
+    TransformerEncoder,
+    vision_transformer,
+)
 from jepa.models.blocks import Block
 from jepa.models.positions import RotaryPositions
 from jepa.optim import Constant
@@ -148,6 +156,26 @@ def test_padding_changes_no_loss_and_every_sample_counts_alike(positions):
     assert torch.allclose(whole, (loss(0, 2) + loss(2, 4)) / 2, atol=1e-6)
     x[1, :, 8:] = 5.0  # now it is input
     assert not torch.allclose(whole, loss(0, 4))
+
+
+def test_views_are_pooled_without_padding():
+    """LeJEPA embeds a padded view as the view alone, with masks and without."""
+    padded = torch.randn(2, 1, 20)
+    padded[:, :, 12:] = torch.nan
+    for mask in (None, SpanMask(mask_ratio=0.5)):
+        torch.manual_seed(0)
+        model = LeJEPA(
+            encoder=encoder(),
+            loss=partial(Objective, terms={"invariance": {"weight": 1.0, "term": Invariance()}}),
+            mask=mask,
+            allow_collapse=True,
+        ).eval()
+        batches = ({"views": x[None]} for x in (padded, padded[..., :12]))
+        draw = Draw(seed=0, step=0, total=1, start=0, count=1)
+        one, other = (model(model.prepare(batch, draw)).embeddings for batch in batches)
+        assert one.isfinite().all()
+        if mask is None:
+            assert torch.allclose(one, other, atol=1e-5)
 
 
 def test_targets_of_several_layers():
