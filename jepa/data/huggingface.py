@@ -2,6 +2,7 @@
 
 python train.py model=text data=hf data.path=stanfordnlp/sst2 data.column=sentence data.label_column=label
 python train.py data=hf data.path=photos.parquet data.column=image data.label_column=label
+python train.py model=audio data=hf data.path=sounds.parquet data.column=audio data.label_column=label
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from jepa.data.base import StreamData, check_loading
 from jepa.data.sources.huggingface import open_rows
 from jepa.utils.errors import DataError
+from jepa.utils.spectrogram import LogMel
 
 
 def hugging_face(
@@ -31,6 +33,9 @@ def hugging_face(
     max_length: int = 64,
     image_size: int | Sequence[int] = 224,
     channels: int = 3,
+    sample_rate: int = 16000,
+    seconds: float = 4.0,
+    spectrogram: LogMel | None = None,
     views: int = 1,
     batch_size: int = 256,
     num_workers: int = 0,
@@ -41,8 +46,8 @@ def hugging_face(
     """Data of a column of strings, an Image column or an Audio column; the first eight arguments: see `open_rows`.
 
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
-        those of their own: vocab_size and max_length of text, image_size and channels of pictures. None: such columns
-        are refused.
+        those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
+        and spectrogram of sound. None: such columns are refused.
 
     Raises DataError for what is missing or damaged, and a column of no kind that can be read.
     """
@@ -71,6 +76,6 @@ def hugging_face(
     own = {
         "text": {"vocab_size": vocab_size, "max_length": max_length},
         "image": {"image_size": image_size, "channels": channels},
-        "audio": {},
+        "audio": {"sample_rate": sample_rate, "seconds": seconds, "spectrogram": spectrogram},
     }[kind]
     return make(source=lambda: splits, **own, **loading)

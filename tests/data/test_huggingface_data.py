@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from PIL import Image as PIL
 
 from jepa.data import ImageData
+from jepa.data.audio import AudioData
 from jepa.data.sources.huggingface import open_rows
 from jepa.data.text import TextData
 from jepa.utils.errors import DataError
@@ -127,7 +128,14 @@ def test_sounds_are_waveforms(tmp_path):
             (found, rate), label = split[index]
             assert (kind, rate, label, found.shape) == ("audio", 8000, None, (80,))
             assert found.numpy() == pytest.approx(wave, abs=1e-3)
-    assert "data.column=audio holds audio, and data.audio does not say" in refused(path=str(folder), column="audio")
+    message = "data.column=audio holds audio, and data.audio does not say"
+    assert message in refused(path=str(folder), column="audio", audio=None)
+    front_end = {"n_fft": 64, "hop_length": 16, "mel_bins": 8}
+    data = build(path=str(folder), column="audio", sample_rate=8000, seconds=0.05, spectrogram=front_end)
+    assert isinstance(data, AudioData)
+    (batch,) = data.evaluation_batches("test", batch_size=4)
+    assert batch["x"].shape == (1, 1, 400)
+    assert (~batch["x"].isnan()).sum() == 80  # the rest is padding
 
 
 def test_mistakes_are_told(tmp_path):
