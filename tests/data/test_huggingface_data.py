@@ -58,6 +58,7 @@ def build(**changes):
     config = OmegaConf.merge(
         OmegaConf.load(CONFIG),
         {"batch_size": 4, "vocab_size": 300, "max_length": 8, "image_size": 8, "text": {"tokenizer_folder": None}},
+        {"sample_rate": 8000, "spectrogram": {"sample_rate": 8000}},
         changes,
     )
     return instantiate(config, _convert_="all")
@@ -131,7 +132,7 @@ def test_sounds_are_waveforms(tmp_path):
     message = "data.column=audio holds audio, and data.audio does not say"
     assert message in refused(path=str(folder), column="audio", audio=None)
     front_end = {"n_fft": 64, "hop_length": 16, "mel_bins": 8}
-    data = build(path=str(folder), column="audio", sample_rate=8000, seconds=0.05, spectrogram=front_end)
+    data = build(path=str(folder), column="audio", seconds=0.05, spectrogram=front_end)
     assert isinstance(data, AudioData)
     (batch,) = data.evaluation_batches("test", batch_size=4)
     assert batch["x"].shape == (1, 1, 400)
