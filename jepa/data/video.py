@@ -36,9 +36,6 @@ class VideoData(StreamData):
         it, there is `views`.
     temporal_jitter: a training clip starts anywhere in its part of the video; else, as in evaluation, in the middle.
     short_videos: a video too short for a clip goes on with its last frame ("repeat") or from its beginning ("loop").
-    background: "subtract" takes each pixel's mean over the clip away, so that what moves is left: for fixed cameras. A
-        hidden token then shows in others of its place, so masks must hide places for the whole clip (`TubeMask` of full
-        length does). "keep" leaves it.
     mean, std, augment, interpolation: as in `ImageData`; all frames of a clip are cropped, flipped and recoloured
         alike.
     The others are those of `StreamData`.
@@ -63,7 +60,6 @@ class VideoData(StreamData):
         clips: int = 1,
         temporal_jitter: bool = True,
         short_videos: Literal["repeat", "loop"] = "repeat",
-        background: Literal["keep", "subtract"] = "keep",
         mean: Sequence[float],
         std: Sequence[float],
         augment: Augment | None = None,
@@ -85,8 +81,6 @@ class VideoData(StreamData):
             raise ValueError(f"data.fps={fps} must be positive; null counts frames by data.frame_stride")
         if short_videos not in ("repeat", "loop"):
             raise ValueError(f"data.short_videos={short_videos!r} is neither repeat nor loop")
-        if background not in ("keep", "subtract"):
-            raise ValueError(f"data.background={background!r} is neither keep nor subtract")
         if interpolation not in ("bicubic", "bilinear"):
             raise ValueError(f"data.interpolation={interpolation} is neither bicubic nor bilinear")
         check_statistics(mean, std, channels)
@@ -118,7 +112,7 @@ class VideoData(StreamData):
             splits = replace(splits, train=Parts(splits.train, clips), test=Parts(splits.test, clips))
         super().__init__(
             splits,
-            prepare=PrepareClip(frames=clip, transform=transform, subtract_background=background == "subtract"),
+            prepare=PrepareClip(frames=clip, transform=transform),
             input_shape=(channels, num_frames, *size),
             **loading,
         )
@@ -181,7 +175,6 @@ class PrepareClip:
 
     frames: ClipFrames
     transform: ImageTransform
-    subtract_background: bool = False
 
     def __call__(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
         """(C, T, H, W) float32. random None: the middle of the video, resized and centre cropped."""
@@ -196,8 +189,7 @@ class PrepareClip:
         read = video.read(choose)  # in rising order, as files are decoded forwards
         pixels = torch.empty_like(read)
         pixels[order] = read
-        clip = self._transform(pixels, random).transpose(0, 1)
-        return clip - clip.mean(dim=1, keepdim=True) if self.subtract_background else clip
+        return self._transform(pixels, random).transpose(0, 1)
 
     def _transform(self, pixels: Tensor, random: torch.Generator | None) -> Tensor:
         """uint8 (T, C, h, w) to normalised (T, C, H, W)."""
