@@ -122,10 +122,11 @@ class CrossPredictor(nn.Module):
         source: tuple[str, Grid, Mask],
         target: tuple[str, Grid],
         wanted: Tensor | None,
+        wanted_valid: Tensor | None = None,
     ) -> Tensor:
         """Predictions (B, P, D) of the target modality's tokens `wanted` (B, P), or (B, 1, D) of their mean (None).
 
-        context (B, K, D): features of what the mask shows of the source.
+        context (B, K, D): features of what the mask shows of the source. wanted_valid (B, P) bool: False at padding.
         """
         name, grid, mask = source
         known = self.embed(context) + self.sources[name] + self.positions(grid, context.device)[mask.context]
@@ -134,9 +135,10 @@ class CrossPredictor(nn.Module):
             query = query + self.positions(target[1], context.device)[wanted]
         tokens = torch.cat([known, query.to(known.dtype)], dim=1)  # (B, K + P, dim)
         valid = None
-        if mask.context_valid is not None:
-            asked = torch.ones(query.shape[:2], dtype=torch.bool, device=query.device)
-            valid = attention_mask(torch.cat([mask.context_valid, asked], dim=1))
+        if mask.context_valid is not None or wanted_valid is not None:
+            parts = zip((known, query), (mask.context_valid, wanted_valid))
+            everyone = [v if v is not None else torch.ones_like(t[..., 0], dtype=torch.bool) for t, v in parts]
+            valid = attention_mask(torch.cat(everyone, dim=1))
         for block in self.blocks:
             tokens = block(tokens, valid)
         return self.project(self.norm(tokens[:, -query.shape[1] :]))
@@ -242,7 +244,9 @@ class CrossModalJEPA(nn.Module):
                     # Of another modality, what the mask of the same number hides.
                     hidden = masks[other][min(number, len(masks[other]) - 1)]
                     index = hidden.targets.flatten(1)  # (B, M * P)
-                    predictions.append(self.predictor(context, source, (other, grids[other]), index).unsqueeze(1))
+                    real = None if hidden.target_valid is None else hidden.target_valid.flatten(1)
+                    predicted = self.predictor(context, source, (other, grids[other]), index, real)
+                    predictions.append(predicted.unsqueeze(1))
                     wanted.append(gather_tokens(targets[other], index).unsqueeze(1))
                     weights.append(both * _even(hidden))
         return Latents(
