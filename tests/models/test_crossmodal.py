@@ -17,7 +17,8 @@ from jepa.models.crossmodal import CrossModalJEPA, CrossPredictor, present
 from jepa.models.encoders.picture import PictureStem
 from jepa.models.encoders.spectrogram import SpectrogramStem
 from jepa.optim import Constant
-from jepa.types import Draw, Horizon
+from jepa.trainer.blocks import blocks_of
+from jepa.types import Draw, Horizon, Mask
 from jepa.utils.spectrogram import LogMel
 
 FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "mean": -3.0, "std": 2.0}
@@ -146,6 +147,21 @@ def test_micro_batches_draw_the_masks_of_the_whole_batch():
     latents = model(model.prepare({"x": part}, Draw(seed=0, step=0, total=4, start=2, count=2)))
     for one, two in zip(whole.predictions, latents.predictions):
         assert torch.allclose(one[2:], two, atol=1e-5)
+
+
+def test_what_is_asked_of_padding_changes_no_other_prediction():
+    model = make(predict="tokens").eval()
+    context, index = model.encoder({"seen": inputs()["seen"]}), torch.arange(6).expand(4, -1)
+    source = ("seen", (4, 4), Mask(torch.arange(16).expand(4, -1), index.unsqueeze(1)))
+    valid = torch.arange(6).expand(4, -1) < 3
+    padded = model.predictor(context, source, ("heard", (1, 8)), index, valid)
+    alone = model.predictor(context, source, ("heard", (1, 8)), index[:, :3])
+    assert torch.allclose(padded[:, :3], alone, atol=1e-6)
+
+
+def test_layers_that_are_shared_are_listed_once():
+    model = make(encoders=encoders(), shared_trunk=True)
+    assert len(blocks_of(model, "test")) == 2 + 1 + 2  # the trunk, the predictor, the trunk's average
 
 
 def test_wrong_settings_are_explained():
