@@ -71,6 +71,14 @@ class ModalityEncoders(nn.Module):
         """Which tokens (B, N) bool of {name: x} hold more than padding; None where its encoder takes none."""
         return token_valid(*self.one(x))
 
+    def present(self, x: Inputs) -> Tensor:
+        """Which samples (B,) bool of {name: x} are there: not NaN throughout, nor nothing but padding."""
+        valid = self.token_valid(x)
+        if valid is not None:
+            return valid.any(dim=1)
+        (values,) = x.values()
+        return ~values.isnan().flatten(1).all(dim=1)
+
     def forward(
         self,
         x: Inputs,
@@ -155,8 +163,9 @@ class CrossModalJEPA(nn.Module):
     in_modality: predict the hidden tokens of each modality from its seen ones, too.
     allow_collapse: accept a target and loss of which neither prevents collapse.
 
-    A sample may lack modalities (`present`): nothing is predicted from or for them, and in pooled embeddings, one view
-    for each modality (and mask), what is there stands in for what is not, so that terms over them see no more of it.
+    A sample may lack modalities (`ModalityEncoders.present`): nothing is predicted from or for them, and in pooled
+    embeddings, one view for each modality (and mask), what is there stands in for what is not, so that terms over them
+    see no more of it.
 
     Raises ValueError for names that differ, settings that do not exist, and what would collapse.
     """
@@ -222,7 +231,7 @@ class CrossModalJEPA(nn.Module):
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch."""
         x, masks = batch["x"], batch["modality_masks"]
-        there = {name: present(x[name]) for name in x}
+        there = {name: self.encoder.present({name: x[name]}) for name in x}
         grids = {name: self.encoder.grid({name: x[name]}) for name in x}
         targets = {name: self.target.targets(self.encoder, {name: x[name]}) for name in x}  # (B, N, D) each
         pooled = {name: self._mean_target(targets[name], {name: x[name]}) for name in x}
@@ -294,11 +303,6 @@ class CrossModalJEPA(nn.Module):
     def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
         """Let the target follow the encoders. Gives values to log."""
         return self.target.update(self.encoder, step, horizon)
-
-
-def present(x: Tensor) -> Tensor:
-    """Which samples (B,) bool of an input are there: not NaN throughout, nor nothing but the padding id 0."""
-    return ((x != 0) if not x.is_floating_point() else ~x.isnan()).flatten(1).any(dim=1)
 
 
 class _NamedMasker:

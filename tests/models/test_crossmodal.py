@@ -13,9 +13,10 @@ from jepa.losses.sigreg import SIGReg
 from jepa.masks import RandomMask
 from jepa.masks.spectrogram import SpectrogramMask
 from jepa.models import EMATarget, StopGradientTarget, TransformerEncoder
-from jepa.models.crossmodal import CrossModalJEPA, CrossPredictor, present
+from jepa.models.crossmodal import CrossModalJEPA, CrossPredictor, ModalityEncoders
 from jepa.models.encoders.picture import PictureStem
 from jepa.models.encoders.spectrogram import SpectrogramStem
+from jepa.models.encoders.text import TextStem
 from jepa.optim import Constant
 from jepa.trainer.blocks import blocks_of
 from jepa.types import Draw, Horizon, Mask
@@ -109,7 +110,7 @@ def test_a_missing_modality_changes_nothing_for_the_others(lost):
     model = make(loss=objective(invariance=Invariance())).eval()
     whole, x = inputs(), inputs()
     x[lost][2] = float("nan")
-    assert present(x[lost]).tolist() == [True, True, False, True]
+    assert model.encoder.present({lost: x[lost]}).tolist() == [True, True, False, True]
     a, b = run(model, whole), run(model, x)
     others = [0, 1, 3]
     for one, two in zip(a.predictions, b.predictions):
@@ -126,6 +127,12 @@ def test_a_missing_modality_changes_nothing_for_the_others(lost):
     assert torch.isfinite(loss)
     for values in model.embed(x).values():
         assert values.isfinite().all()
+
+
+def test_texts_of_padding_alone_are_missing_whatever_its_id():
+    text = TransformerEncoder(stem=partial(TextStem, vocab_size=9, padding_id=7), dim=32, depth=1, heads=2)
+    both = ModalityEncoders({"seen": encoders()["seen"], "read": text})
+    assert both.present({"read": torch.tensor([[7, 7], [0, 0], [0, 7]])}).tolist() == [False, True, True]
 
 
 def test_a_missing_modality_gets_no_gradient():
