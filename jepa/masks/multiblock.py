@@ -74,7 +74,7 @@ class MultiBlockMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """One `Mask` for the batch. valid (B, N) bool: padding tokens, marked False, are never drawn.
+        """One `Mask` for the batch. valid (B, N) bool: False at padding, on which blocks may fall: the mask says where.
 
         Raises ValueError when the settings leave fewer than min_context tokens on this grid.
         """

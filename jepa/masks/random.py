@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jepa.masks.packing import pack
 from jepa.types import Grid, Mask
 
 
@@ -37,7 +38,9 @@ class RandomMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """`num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: padding is drawn last.
+        """`num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
+
+        Shares are then those of the tokens that are not padding.
 
         Raises ValueError when the grid has too few tokens for one context and one target token.
         """
@@ -49,8 +52,8 @@ class RandomMask:
         device = torch.device("cpu") if generator is None else generator.device
         return [self._draw(batch_size, tokens, keep, size, device, valid, generator) for _ in range(self.num_masks)]
 
-    @staticmethod
     def _draw(
+        self,
         batch_size: int,
         tokens: int,
         keep: int,
@@ -61,15 +64,20 @@ class RandomMask:
     ) -> Mask:
         order = torch.rand(batch_size, tokens, device=device, generator=generator)
         if valid is not None:
-            order = order + ~valid
-        order = order.argsort(dim=1)  # (B, N), padding last
+            return self._draw_padded(order, keep, size, valid, generator)
+        order = order.argsort(dim=1)  # (B, N)
         context = order[:, :keep].sort(dim=1).values
         targets = order[:, keep : keep + size].sort(dim=1).values
-        if valid is None:
-            return Mask(context, targets.unsqueeze(1))
-        return Mask(
-            context,
-            targets.unsqueeze(1),
-            context_valid=valid.gather(1, context),
-            target_valid=valid.gather(1, targets).unsqueeze(1),
-        )
+        return Mask(context, targets.unsqueeze(1))
+
+    def _draw_padded(
+        self, order: Tensor, keep: int, size: int, valid: Tensor, generator: torch.Generator | None
+    ) -> Mask:
+        """The mask of samples whose tokens that are `valid` (B, N) are taken in an order (B, N) of numbers below 1."""
+        place = (order + ~valid).argsort(dim=1).argsort(dim=1)  # (B, N), padding last
+        count = valid.sum(dim=1, keepdim=True)  # (B, 1)
+        kept = (count.double() * self.context_share).round().long().clamp(min=1)
+        asked = (count.double() * self.target_share).round().long().clamp(min=1).minimum(count - kept)
+        context, context_valid = pack((place < kept) & valid, keep, generator)
+        targets, target_valid = pack((place >= kept) & (place < kept + asked) & valid, size, generator)
+        return Mask(context, targets.unsqueeze(1), context_valid, target_valid.unsqueeze(1))

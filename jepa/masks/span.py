@@ -79,8 +79,8 @@ class SpanMask:
     def _spans(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """How many spans, and of how many tokens, for samples of so many tokens; none where there is a single token."""
         span = torch.minimum(torch.full_like(lengths, self.mask_length), (lengths * self.mask_ratio).round().long())
-        span = span.clamp(min=1)
-        most = (lengths - 1) // span  # leaves at least one token to see
+        span = span.minimum(lengths - 1).clamp(min=1)  # leaves at least one token to see
+        most = (lengths - 1) // span
         spans = (lengths * self.mask_ratio / span).round().long().clamp(min=1)
         return spans.minimum(most), span
 

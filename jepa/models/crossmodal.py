@@ -71,6 +71,14 @@ class ModalityEncoders(nn.Module):
         """Which tokens (B, N) bool of {name: x} hold more than padding; None where its encoder takes none."""
         return token_valid(*self.one(x))
 
+    def present(self, x: Inputs) -> Tensor:
+        """Which samples (B,) bool of {name: x} are there: not NaN throughout, nor nothing but padding."""
+        valid = self.token_valid(x)
+        if valid is not None:
+            return valid.any(dim=1)
+        (values,) = x.values()
+        return ~values.isnan().flatten(1).all(dim=1)
+
     def forward(
         self,
         x: Inputs,
@@ -122,10 +130,11 @@ class CrossPredictor(nn.Module):
         source: tuple[str, Grid, Mask],
         target: tuple[str, Grid],
         wanted: Tensor | None,
+        wanted_valid: Tensor | None = None,
     ) -> Tensor:
         """Predictions (B, P, D) of the target modality's tokens `wanted` (B, P), or (B, 1, D) of their mean (None).
 
-        context (B, K, D): features of what the mask shows of the source.
+        context (B, K, D): features of what the mask shows of the source. wanted_valid (B, P) bool: False at padding.
         """
         name, grid, mask = source
         known = self.embed(context) + self.sources[name] + self.positions(grid, context.device)[mask.context]
@@ -134,9 +143,10 @@ class CrossPredictor(nn.Module):
             query = query + self.positions(target[1], context.device)[wanted]
         tokens = torch.cat([known, query.to(known.dtype)], dim=1)  # (B, K + P, dim)
         valid = None
-        if mask.context_valid is not None:
-            asked = torch.ones(query.shape[:2], dtype=torch.bool, device=query.device)
-            valid = attention_mask(torch.cat([mask.context_valid, asked], dim=1))
+        if mask.context_valid is not None or wanted_valid is not None:
+            parts = zip((known, query), (mask.context_valid, wanted_valid))
+            everyone = [v if v is not None else torch.ones_like(t[..., 0], dtype=torch.bool) for t, v in parts]
+            valid = attention_mask(torch.cat(everyone, dim=1))
         for block in self.blocks:
             tokens = block(tokens, valid)
         return self.project(self.norm(tokens[:, -query.shape[1] :]))
@@ -153,8 +163,9 @@ class CrossModalJEPA(nn.Module):
     in_modality: predict the hidden tokens of each modality from its seen ones, too.
     allow_collapse: accept a target and loss of which neither prevents collapse.
 
-    A sample may lack modalities (`present`): nothing is predicted from or for them, and in pooled embeddings, one view
-    for each modality (and mask), what is there stands in for what is not, so that terms over them see no more of it.
+    A sample may lack modalities (`ModalityEncoders.present`): nothing is predicted from or for them, and in pooled
+    embeddings, one view for each modality (and mask), what is there stands in for what is not, so that terms over them
+    see no more of it.
 
     Raises ValueError for names that differ, settings that do not exist, and what would collapse.
     """
@@ -220,7 +231,7 @@ class CrossModalJEPA(nn.Module):
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch."""
         x, masks = batch["x"], batch["modality_masks"]
-        there = {name: present(x[name]) for name in x}
+        there = {name: self.encoder.present({name: x[name]}) for name in x}
         grids = {name: self.encoder.grid({name: x[name]}) for name in x}
         targets = {name: self.target.targets(self.encoder, {name: x[name]}) for name in x}  # (B, N, D) each
         pooled = {name: self._mean_target(targets[name], {name: x[name]}) for name in x}
@@ -242,7 +253,9 @@ class CrossModalJEPA(nn.Module):
                     # Of another modality, what the mask of the same number hides.
                     hidden = masks[other][min(number, len(masks[other]) - 1)]
                     index = hidden.targets.flatten(1)  # (B, M * P)
-                    predictions.append(self.predictor(context, source, (other, grids[other]), index).unsqueeze(1))
+                    real = None if hidden.target_valid is None else hidden.target_valid.flatten(1)
+                    predicted = self.predictor(context, source, (other, grids[other]), index, real)
+                    predictions.append(predicted.unsqueeze(1))
                     wanted.append(gather_tokens(targets[other], index).unsqueeze(1))
                     weights.append(both * _even(hidden))
         return Latents(
@@ -290,11 +303,6 @@ class CrossModalJEPA(nn.Module):
     def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
         """Let the target follow the encoders. Gives values to log."""
         return self.target.update(self.encoder, step, horizon)
-
-
-def present(x: Tensor) -> Tensor:
-    """Which samples (B,) bool of an input are there: not NaN throughout, nor nothing but the padding id 0."""
-    return ((x != 0) if not x.is_floating_point() else ~x.isnan()).flatten(1).any(dim=1)
 
 
 class _NamedMasker:

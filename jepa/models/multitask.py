@@ -117,7 +117,10 @@ def share_trunks(models: list[nn.Module]) -> None:
                 "model.share_trunk: an averaged target would be moved once by each task: use model/target=shared"
             )
         sizes = [[tuple(p.shape) for p in nn.ModuleList([e.blocks, e.norm]).parameters()] for e in (first, encoder)]
-        if sizes[0] != sizes[1]:
-            raise ValueError("model.share_trunk: the encoders differ in width, depth or MLP: give them the same sizes")
+        heads = [getattr(e, "heads", None) for e in (first, encoder)]  # no weight tells them
+        if sizes[0] != sizes[1] or heads[0] != heads[1]:
+            raise ValueError(
+                "model.share_trunk: the encoders differ in width, depth, heads or MLP: give them the same sizes"
+            )
     for model in models[1:]:
         model.encoder.blocks, model.encoder.norm = first.blocks, first.norm

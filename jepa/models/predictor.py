@@ -61,7 +61,9 @@ class Predictor(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        heads = encoder.heads if heads is None else heads
+        heads = getattr(encoder, "heads", None) if heads is None else heads
+        if heads is None:
+            raise ValueError(f"model.predictor.heads: {type(encoder).__name__} has none to take over: give a number")
         check_heads(dim, heads, "model.predictor")
         if positions not in ("sincos", "rotary"):
             raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")

@@ -52,15 +52,15 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
     if embeddings is not None:
         embeddings = view_rows(embeddings, latents.global_views, max_rows)
     targets, places = None, None
+    weights = latents.target_weights or [None] * len(latents.targets or latents.predictions or [])
     if latents.targets:
-        weights = latents.target_weights or [None] * len(latents.targets)
         masks = batch.get("masks") or []
         picked = [pick(t, w, max_rows // len(latents.targets)) for t, w in zip(latents.targets, weights)]
         targets = joined_rows(latents.targets, picked)
         places = places_of(masks, latents.targets, picked)
     predictions = None
     if latents.predictions:
-        picked = [pick(p, None, max_rows // len(latents.predictions)) for p in latents.predictions]
+        picked = [pick(p, w, max_rows // len(latents.predictions)) for p, w in zip(latents.predictions, weights)]
         predictions = joined_rows(latents.predictions, picked)
     return Rows(
         embeddings=embeddings, targets=targets, predictions=predictions, places=places, inputs=input_rows(batch)

@@ -243,17 +243,15 @@ class _Report:
     def _mask_sheet(self, batch: Batch, masks: list[Mask], grid: Grid) -> None:
         """The masks drawn over the inputs they are of."""
         x = batch["views"].flatten(0, 1) if "views" in batch else batch["x"]
-        kind, title = (
-            facts.kind_of(x.unsqueeze(1)),
-            "Context as it is, hidden tokens dimmed, each target block outlined",
-        )
-        if kind == "series" and hasattr(encoder := self.trainer.model.encoder, "picture"):
-            with torch.no_grad():  # sound, whose tokens lie on a spectrogram
-                x, kind = encoder.picture(x[:9].to(self.trainer.device)), "pictures"
+        kind, statistics = facts.kind_of(x.unsqueeze(1)), facts.pixel_statistics(self.data_set)
+        stem = getattr(self.trainer.model.encoder, "stem", None)
+        if kind == "series" and hasattr(stem, "picture"):  # sound, whose tokens lie on a spectrogram
+            with torch.no_grad():
+                x, kind, statistics = stem.picture(x[:9].to(self.trainer.device)), "pictures", None
         if kind == "video":
             x, (masks, grid), kind = as_strips(x[:9], most=x.shape[2]), strip_masks(masks, grid), "pictures"
         if kind == "pictures" and len(grid) == 2:
-            pictures = facts.to_pixels(x[:9], facts.pixel_statistics(self.data_set))
+            pictures = facts.to_pixels(x[:9], statistics)
             title = "Context as it is, hidden tokens dimmed, each target block outlined"
             mask_figure(pictures, masks, grid, title=title, most=9, path=self._picture("masks.png"))
         elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):

@@ -16,10 +16,12 @@ from jepa.utils.errors import UserError
 
 
 def block_lists(model: nn.Module) -> Iterator[nn.ModuleList | nn.Sequential]:
-    """Every list of layers in a model."""
+    """Every list of layers in a model, once: networks may share theirs."""
+    found = set()
     for module in model.modules():
         blocks = getattr(module, "blocks", None)
-        if isinstance(blocks, (nn.ModuleList, nn.Sequential)):
+        if isinstance(blocks, (nn.ModuleList, nn.Sequential)) and blocks not in found:
+            found.add(blocks)
             yield blocks
 
 

@@ -8,7 +8,7 @@ forward alone.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
@@ -107,21 +107,31 @@ class Parallel:
 
     def networks(self) -> nn.Module:
         """The model for evaluation: with `encode_target` and `encoder` that may be called by themselves."""
-        return _Networks(self) if self.name == "fsdp" else self.model
+        return _Networks(self, self.model) if self.name == "fsdp" else self.model
 
 
 class _Networks(nn.Module):
-    """A sharded model for evaluation: each call gathers the weights it needs."""
+    """A sharded model for evaluation: each call gathers the weights it needs.
 
-    def __init__(self, parallel: Parallel) -> None:
+    model: a part of `parallel`'s; of one that is several (`tasks`, name -> model) each is such a part.
+    """
+
+    def __init__(self, parallel: Callable[..., Any], model: nn.Module) -> None:
         super().__init__()
-        self.model = parallel.model
-        self.encoder = _Gathering(parallel, parallel.model.encoder)
+        self.model = model
         self._run = parallel
+        if isinstance(tasks := getattr(model, "tasks", None), nn.ModuleDict):
+            self.tasks = nn.ModuleDict({name: _Networks(parallel, task) for name, task in tasks.items()})
+        else:
+            self.encoder = _Gathering(parallel, model.encoder)
 
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Features (B, N, D) of the network that makes the targets; a list, one per asked layer."""
         return self._run(lambda: self.model.encode_target(x, layers=layers))
+
+    def embed(self, x: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
+        """Embeddings in which a model of several modalities compares them."""
+        return self._run(lambda: self.model.embed(x, **options))
 
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
         """The batch with what the model draws for it."""
@@ -135,8 +145,9 @@ class _Networks(nn.Module):
 class _Gathering:
     """An encoder of a sharded model."""
 
-    def __init__(self, parallel: Parallel, encoder: nn.Module) -> None:
-        self._run, self._encoder, self.depth = parallel, encoder, getattr(encoder, "depth", None)
+    def __init__(self, parallel: Callable[..., Any], encoder: nn.Module) -> None:
+        self._run, self._encoder = parallel, encoder
+        self.dim, self.depth = getattr(encoder, "dim", None), getattr(encoder, "depth", None)
         self.token_valid = getattr(encoder, "token_valid", lambda x: None)  # reads no weights
 
     def __call__(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:

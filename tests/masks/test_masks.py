@@ -158,10 +158,21 @@ def test_padding_is_marked(masker):
     valid = torch.ones(16, 64, dtype=torch.bool)
     valid[8:, 40:] = False
     [mask] = masker(16, (64,), valid=valid, generator=seeded())
-    assert torch.equal(mask.context_valid, valid.gather(1, mask.context))
-    assert torch.equal(mask.target_valid, valid.gather(1, mask.targets.flatten(1)).view_as(mask.targets))
+    assert valid.gather(1, mask.context)[mask.context_valid].all()
+    assert valid.gather(1, mask.targets.flatten(1)).view_as(mask.targets)[mask.target_valid].all()
     assert mask.context_valid[:8].all()
     assert mask.target_valid[:8].all()
+
+
+def test_random_shares_are_those_of_what_is_no_padding():
+    lengths = torch.tensor([0, 1, 2, 3, 20, 64])
+    valid = torch.arange(64) < lengths[:, None]
+    [mask] = RandomMask(context_share=0.4)(6, (64,), valid=valid, generator=seeded())
+    assert mask.context_valid.sum(dim=1).tolist() == [0, 1, 1, 1, 8, 26]
+    assert mask.target_valid.sum(dim=(1, 2)).tolist() == [0, 0, 1, 2, 12, 38]
+    [full] = RandomMask(context_share=0.4)(6, (64,), generator=seeded())
+    assert torch.equal(mask.context[5], full.context[5])
+    assert torch.equal(mask.targets[5], full.targets[5])
 
 
 def test_slicing_a_mask():

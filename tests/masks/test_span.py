@@ -35,11 +35,11 @@ def test_what_is_hidden_are_spans():
     assert starts.float().mean() > 2.5  # spans may touch, but are not one block
 
 
-@pytest.mark.parametrize("length", [1, 3])
-def test_padding_is_neither_seen_nor_predicted(length):
+@pytest.mark.parametrize(("ratio", "length"), [(0.5, 1), (0.5, 3), (0.95, 5)])
+def test_padding_is_neither_seen_nor_predicted(ratio, length):
     """Samples of 0 to 20 tokens, with gaps; those of two and more have both a context and a target."""
     valid = torch.rand(400, 20, generator=torch.Generator().manual_seed(1)) < torch.linspace(0, 1, 400)[:, None]
-    mask = draw(SpanMask(mask_ratio=0.5, mask_length=length), 400, 20, valid)
+    mask = draw(SpanMask(mask_ratio=ratio, mask_length=length), 400, 20, valid)
     for number in range(400):
         seen = mask.context[number][mask.context_valid[number]].tolist()
         wanted = mask.targets[number, 0][mask.target_valid[number, 0]].tolist()

@@ -13,11 +13,13 @@ from jepa.losses.sigreg import SIGReg
 from jepa.masks import RandomMask
 from jepa.masks.spectrogram import SpectrogramMask
 from jepa.models import EMATarget, StopGradientTarget, TransformerEncoder
-from jepa.models.crossmodal import CrossModalJEPA, CrossPredictor, present
+from jepa.models.crossmodal import CrossModalJEPA, CrossPredictor, ModalityEncoders
 from jepa.models.encoders.picture import PictureStem
 from jepa.models.encoders.spectrogram import SpectrogramStem
+from jepa.models.encoders.text import TextStem
 from jepa.optim import Constant
-from jepa.types import Draw, Horizon
+from jepa.trainer.blocks import blocks_of
+from jepa.types import Draw, Horizon, Mask
 from jepa.utils.spectrogram import LogMel
 
 FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "mean": -3.0, "std": 2.0}
@@ -108,7 +110,7 @@ def test_a_missing_modality_changes_nothing_for_the_others(lost):
     model = make(loss=objective(invariance=Invariance())).eval()
     whole, x = inputs(), inputs()
     x[lost][2] = float("nan")
-    assert present(x[lost]).tolist() == [True, True, False, True]
+    assert model.encoder.present({lost: x[lost]}).tolist() == [True, True, False, True]
     a, b = run(model, whole), run(model, x)
     others = [0, 1, 3]
     for one, two in zip(a.predictions, b.predictions):
@@ -125,6 +127,12 @@ def test_a_missing_modality_changes_nothing_for_the_others(lost):
     assert torch.isfinite(loss)
     for values in model.embed(x).values():
         assert values.isfinite().all()
+
+
+def test_texts_of_padding_alone_are_missing_whatever_its_id():
+    text = TransformerEncoder(stem=partial(TextStem, vocab_size=9, padding_id=7), dim=32, depth=1, heads=2)
+    both = ModalityEncoders({"seen": encoders()["seen"], "read": text})
+    assert both.present({"read": torch.tensor([[7, 7], [0, 0], [0, 7]])}).tolist() == [False, True, True]
 
 
 def test_a_missing_modality_gets_no_gradient():
@@ -146,6 +154,21 @@ def test_micro_batches_draw_the_masks_of_the_whole_batch():
     latents = model(model.prepare({"x": part}, Draw(seed=0, step=0, total=4, start=2, count=2)))
     for one, two in zip(whole.predictions, latents.predictions):
         assert torch.allclose(one[2:], two, atol=1e-5)
+
+
+def test_what_is_asked_of_padding_changes_no_other_prediction():
+    model = make(predict="tokens").eval()
+    context, index = model.encoder({"seen": inputs()["seen"]}), torch.arange(6).expand(4, -1)
+    source = ("seen", (4, 4), Mask(torch.arange(16).expand(4, -1), index.unsqueeze(1)))
+    valid = torch.arange(6).expand(4, -1) < 3
+    padded = model.predictor(context, source, ("heard", (1, 8)), index, valid)
+    alone = model.predictor(context, source, ("heard", (1, 8)), index[:, :3])
+    assert torch.allclose(padded[:, :3], alone, atol=1e-6)
+
+
+def test_layers_that_are_shared_are_listed_once():
+    model = make(encoders=encoders(), shared_trunk=True)
+    assert len(blocks_of(model, "test")) == 2 + 1 + 2  # the trunk, the predictor, the trunk's average
 
 
 def test_wrong_settings_are_explained():

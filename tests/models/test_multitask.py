@@ -40,8 +40,8 @@ class Steps(nn.Module):
 LOSS = partial(Objective, terms={"prediction": {"weight": 1.0, "term": MSE()}})
 
 
-def task(channels: int, *, target=None, depth: int = 2):
-    encoder = TransformerEncoder(stem=partial(Steps, channels=channels), dim=16, depth=depth, heads=2)
+def task(channels: int, *, target=None, depth: int = 2, heads: int = 2):
+    encoder = TransformerEncoder(stem=partial(Steps, channels=channels), dim=16, depth=depth, heads=heads)
     return partial(
         MaskedJEPA,
         encoder=encoder,
@@ -130,6 +130,14 @@ def test_a_shared_trunk():
             },
             True,
             "differ in width",
+        ),
+        (
+            {
+                "one": {"weight": 1.0, "model": task(1, target=SharedTarget)},
+                "two": {"weight": 1.0, "model": task(1, target=SharedTarget, heads=4)},
+            },
+            True,
+            "differ in .*heads",
         ),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from jepa.masks import SpanMask
+from jepa.models import Predictor
 from jepa.models.encoders import TransformerEncoder
 from jepa.models.encoders.series import SeriesStem
 from jepa.models.encoders.temporal_cnn import DilatedBlock, TemporalCNN
@@ -146,3 +147,5 @@ def test_mistakes():
         make("transformer")(torch.zeros(1, 3, 16))
     with pytest.raises(ValueError, match=r"got float32 \(1, 2, 8, 8\)"):
         make("cnn").grid(torch.zeros(1, 2, 8, 8))
+    with pytest.raises(ValueError, match=r"model\.predictor\.heads: TemporalCNN has none to take over"):
+        Predictor(encoder=make("cnn"), dim=16, depth=1)

@@ -115,7 +115,7 @@ def test_rows_are_few_and_those_that_count():
     assert rows.embeddings.shape == (2, 6, 1)
     assert rows.targets.shape == rows.predictions.shape == (12, 1)
     assert rows.targets.min() >= 4
-    assert rows.predictions.min() == 0
+    assert rows.predictions.min() >= 4
     assert rows.places.unique().tolist() == [0, 1, 2]
     assert rows.inputs.shape == (1, 10, 16)
     assert take_rows(latents, torch.ones(3), 12).inputs is None

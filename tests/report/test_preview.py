@@ -14,10 +14,14 @@ from rich.console import Console
 from torch import nn
 
 from jepa import build_trainer, load_config, preview
+from jepa.masks.spectrogram import SpectrogramMask
+from jepa.models.encoders.spectrogram import SpectrogramStem
 from jepa.optim import Constant, Linear, WarmupCosine
 from jepa.report import facts, figures, measure
+from jepa.report.preview import _Report
 from jepa.types import Horizon, Mask
 from jepa.utils.preserve import preserved
+from jepa.utils.spectrogram import LogMel
 
 
 def tiny_trainer(tiny, folder, *overrides):
@@ -178,6 +182,21 @@ def test_inputs_that_are_no_pictures(tmp_path):
     assert "masks.png is left out: the model draws no masks" in text
     assert "no labels" in text
     assert [path.name for path in (tmp_path / "preview").iterdir()] == ["report.txt"]
+
+
+def test_masks_of_sound_lie_on_its_spectrogram(tmp_path):
+    front = LogMel(sample_rate=8000, n_fft=256, hop_length=100, mel_bins=20)
+    stem = SpectrogramStem(dim=8, spectrogram=front, patch_size=[10, 4])
+    trainer = SimpleNamespace(
+        model=SimpleNamespace(encoder=SimpleNamespace(stem=stem)),
+        data=SimpleNamespace(),
+        device="cpu",
+        folder=SimpleNamespace(path=tmp_path),
+    )
+    x = torch.randn(3, 1, 1000)
+    report = _Report(trainer, Console(file=io.StringIO()))
+    report._mask_sheet({"x": x}, SpectrogramMask()(3, stem.grid(x)), stem.grid(x))
+    assert report.pictures == ["masks.png"]
 
 
 def test_mask_facts():

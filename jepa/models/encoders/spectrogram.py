@@ -51,10 +51,15 @@ class SpectrogramStem(nn.Module):
         """Normalised log-mel values (B, N, bins * frames) of every patch, fp32."""
         rows, columns = self.grid(x)
         bins, frames = self.patch_size
-        mel = self.spectrogram(x)  # (B, mel_bins, frames)
-        mel = F.pad(mel, (0, columns * frames - mel.shape[2]))
+        mel = self.picture(x)
         patches = mel.view(len(mel), rows, bins, columns, frames).transpose(2, 3)  # (B, rows, columns, bins, frames)
         return patches.reshape(len(mel), rows * columns, bins * frames)
+
+    def picture(self, x: Tensor) -> Tensor:
+        """Log-mel values (B, 1, mel bins, frames) of whole patches, low frequencies first, fp32."""
+        _, columns = self.grid(x)
+        mel = self.spectrogram(x)  # (B, mel_bins, frames)
+        return F.pad(mel, (0, columns * self.patch_size[1] - mel.shape[2])).unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Tokens (B, N, dim), without positions."""
