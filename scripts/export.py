@@ -102,7 +102,8 @@ def picture_of(opened: Any, config: DictConfig, given: Given) -> tuple[tuple[int
     size = config.data.image_size if told else opened.image_size
     if size is None or opened.channels is None:
         raise UserError(
-            f"{opened.source} does not say what pictures it takes: give data.image_size= and data.channels="
+            f"{opened.source} does not say what pictures it takes: of an encoder of pictures give data.image_size= and "
+            "data.channels=, those of other inputs are not exported"
         )
     height, width = (size, size) if isinstance(size, int) else tuple(size)
     for side, patch in zip((height, width), getattr(opened.model.encoder, "patch_size", (1, 1))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -146,6 +147,8 @@ class AudioData(StreamData):
             "max_bad_share": max_bad_share,
         }
         check_loading(**loading)  # before the source is read
+        if label is not None and "label" not in inspect.signature(source).parameters:
+            raise ValueError(f"data.label={label!r}: these files have one kind of labels only, set data.label=null")
         # A shell leaves the ~ of data.root=~/sounds to us.
         given = {} if root is None else {"root": os.path.expanduser(root)}
         splits = source(**given, **({} if label is None else {"label": label}))

@@ -99,8 +99,9 @@ class MixedData(StreamData):
                 )
         spec = self.evaluated.spec
         self.spec = replace(self.spec, classes=spec.classes, class_names=spec.class_names, found=known)
-        if hasattr(self.evaluated, "raw_features"):
-            self.raw_features = self.evaluated.raw_features  # what raw input is, for evaluation
+        for name in ("raw_features", "words"):  # what raw input is, for evaluation, and ids as text, for previews
+            if hasattr(self.evaluated, name):
+                setattr(self, name, getattr(self.evaluated, name))
 
     @property
     def bad_samples(self) -> dict[str, str]:

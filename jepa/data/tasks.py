@@ -1,6 +1,6 @@
 """Several data sets side by side: each step brings samples of all of them, one set for each task of a model.
 
-python train.py experiment=multitask_digits
+python train.py experiment=multitask_digits_heartbeats data.parts.heartbeats.root=ucr
 """
 
 from __future__ import annotations

@@ -103,6 +103,10 @@ class TextData(StreamData):
             return ids[first : first + self.max_length]
         return torch.nn.functional.pad(ids, (0, -surplus), value=PADDING)
 
+    def words(self, ids: Tensor) -> list[str]:
+        """What each of the ids (L,) stands for, as previews show it; nothing for padding."""
+        return self.tokenizer.words(ids.tolist())
+
     def raw_features(self, x: Tensor, size: int) -> Tensor:
         """Bags of tokens (b, F): log(1 + how often each id occurs), padding left out.
 

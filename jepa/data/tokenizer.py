@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
@@ -46,6 +46,12 @@ class Tokenizer:
         if self._padding == PADDING:
             return [each for each in ids if each != PADDING]  # of a text that spells padding out
         return [self._padding if each == PADDING else each for each in ids if each != self._padding]
+
+    def words(self, ids: Sequence[int]) -> list[str]:
+        """What each id stands for, without blanks around it; nothing for padding."""
+        own = (self._padding if each == PADDING else PADDING if each == self._padding else each for each in ids)
+        texts = (self._tokenizer.decode([each], skip_special_tokens=False).strip() for each in own)
+        return ["" if each == PADDING else text for each, text in zip(ids, texts)]
 
     def to_json(self) -> str:
         """What `tokenizer.json` holds."""

@@ -51,6 +51,7 @@ def series_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = N
             step = spread(views[number]) * 1.1
             for view, series in enumerate(views[number]):
                 draw_lines(axes, series - view * step)
+            axes.set_xlim(0, views.shape[-1])  # so that padding shows
             if labels:
                 axes.set_title(labels[number], fontsize=8, pad=2)
 

@@ -233,3 +233,21 @@ def test_the_real_recordings(shared_dir):
     splits = fsdd(root=str(shared_dir), label="speaker", download=False)
     assert (len(splits.train), len(splits.test)) == (2700, 300)
     assert splits.class_names == ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+
+
+def test_labels_that_a_source_does_not_tell_apart_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"data\.label='digit': these files have one kind of labels only"):
+        AudioData(
+            source=audio_folder,
+            root=str(tmp_path),
+            label="digit",
+            sample_rate=8000,
+            seconds=0.5,
+            spectrogram=LogMel(sample_rate=8000, n_fft=256, hop_length=100, mel_bins=40),
+        )
+
+
+def test_an_archive_that_is_none_is_told_in_one_line(tmp_path):
+    (tmp_path / "fsdd.tar.xz").write_bytes(b"noise" * 400)
+    with pytest.raises(DataError, match=r"\A[^\n]*is not a whole tar archive [^\n]*\Z"):
+        fsdd(root=str(tmp_path / "fsdd.tar.xz"))

@@ -242,8 +242,24 @@ def test_mistakes_in_labelled_data(tmp_path):
     with pytest.raises(DataError, match=r"lacks \['test_x', 'test_y', 'train_y'\]"):
         ucr(root=str(tmp_path), name="Less")
     write_ucr(tmp_path, "Flat", train_x=np.zeros((12, 10)))
-    with pytest.raises(DataError, match=r"train_x is \(12, 10\)"):
+    with pytest.raises(DataError, match=r"train_x is float64 \(12, 10\)"):
         ucr(root=str(tmp_path), name="Flat")
+    y = np.arange(12) % 2
+    huge = np.full((12, 2, 10), 1e300)
+    wrong = {
+        "train_x is <U32": {"train_x": huge.astype(str)},
+        r"train_x is float64 \(12, 0, 10\)": {"train_x": huge[:, :0]},
+        "train_x holds 1e\\+300 at": {"train_x": huge},
+        "train_x holds nothing but NaN": {"train_x": huge * np.nan},
+        "train_x has 1 channels and test_x 2": {"train_x": np.zeros((12, 1, 10))},
+        "train_len has to hold 12 whole numbers from 1 to 10": {"train_len": y + 0.5},
+        r"test_y holds the labels \[7\]": {"test_y": np.array([0, 1, 7, 0, 1, 0, 1, 0])},
+        "train_y holds the single label 0": {"train_y": y * 0, "test_y": np.zeros(8, int)},
+    }
+    for message, changes in wrong.items():
+        write_ucr(tmp_path, "Wrong", **changes)
+        with pytest.raises(DataError, match=message):
+            ucr(root=str(tmp_path), name="Wrong")
     with pytest.raises(DataError, match=r"data.channels=3, but the data has 2"):
         SeriesData(source=ucr, root=str(tmp_path), name="Toy", channels=3)
     with pytest.raises(ValueError, match=r"data.normalise: got 'first'"):
@@ -277,3 +293,9 @@ def test_mistakes_in_tables(tmp_path):
         csv_data(write_table(tmp_path / "n.csv", text="a,b\n" + "1,\n" * 100))
     with pytest.raises(DataError, match="column 'a' holds an infinite value in row 1"):
         csv_data(write_table(tmp_path / "i.csv", text="a,b\n" + "inf,1\n" * 100))
+    with pytest.raises(DataError, match="column 'a' holds an infinite value in row 1"):  # of float32
+        csv_data(write_table(tmp_path / "h.csv", text="a,b\n" + "1e300,1\n" * 100))
+    with pytest.raises(DataError, match="column 'b' holds no values in the training part, its first 70 rows"):
+        csv_data(write_table(tmp_path / "l.csv", text="a,b\n" + "1,\n" * 70 + "1,2\n" * 30))
+    with pytest.raises(DataError, match="has values where names of columns belong"):
+        csv_data(write_table(tmp_path / "v.csv", text="0.5,0.25\n" * 100))

@@ -105,14 +105,15 @@ def test_mistakes_in_tables_are_told(tmp_path, tables):
         text_lines(root=str(tmp_path / "cut.txt.gz"))
 
 
-def test_short_rows_and_empty_texts_are_replaced_by_the_next(tables):
+def test_short_rows_empty_texts_and_empty_labels_are_replaced_by_the_next(tables):
     lines = (tables / "train.csv").read_text().splitlines()
-    lines[3], lines[5] = "no label", ",a"
+    lines[3], lines[5], lines[7] = "no label", ",a", "text without one, "
     (tables / "train.csv").write_text("\n".join(lines))
     data = table_data(tables)
     (everything,) = data.evaluation_batches("train", batch_size=30)
     assert torch.equal(everything["x"][2], everything["x"][3])
-    assert sorted(data.bad_samples) == [f"{tables / 'train.csv'}, row {n}" for n in (3, 5)]
+    assert sorted(data.bad_samples) == [f"{tables / 'train.csv'}, row {n}" for n in (3, 5, 7)]
+    assert data.spec.class_names == ("a", "b")
     strict = table_data(tables, max_bad_share=0.0)
     with pytest.raises(DataError, match="it has 1 columns, expected 2 or more"):
         list(strict.evaluation_batches("train", batch_size=30))
@@ -141,6 +142,13 @@ def test_the_stream_is_the_same_for_workers_and_after_resume(tables):
     whole = list(batches(0, 0))
     assert same(whole, batches(0, 2))
     assert same(whole[4:], batches(4, 0))
+
+
+def test_ids_are_told_as_words(tables):
+    data = table_data(tables)
+    ids = data.to_ids("the cat")
+    assert " ".join(word for word in data.words(ids) if word).replace(" ", "") == "thecat"
+    assert all(not word for word, each in zip(data.words(ids), ids) if each == 0)
 
 
 def test_bags_of_tokens_leave_padding_out(tables):

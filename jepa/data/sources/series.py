@@ -74,7 +74,13 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
         raise DataError(f"{path} lacks {sorted(missing)}; it holds {sorted(arrays)}")
     parts = {split: _labelled(path, arrays, split) for split in ("train", "test")}
     (train, train_labels), (test, test_labels) = parts["train"], parts["test"]
-    count = 1 + max([*train_labels, *test_labels])
+    if len(train[0]) != len(test[0]):
+        raise DataError(f"{path}: train_x has {len(train[0])} channels and test_x {len(test[0])}, expected as many")
+    if unknown := sorted(set(test_labels) - set(train_labels)):
+        raise DataError(f"{path}: test_y holds the labels {unknown[:5]}, of which train_y has no sample")
+    if len(set(train_labels)) < 2:
+        raise DataError(f"{path}: train_y holds the single label {train_labels[0]}, nothing to classify")
+    count = 1 + max(train_labels)
     names = tuple(map(str, arrays.get("classes", range(count))))
     if len(names) < count:
         raise DataError(f"{path}: classes names {len(names)} labels, but labels go up to {count - 1}")
@@ -83,15 +89,24 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
 
 def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[list[Tensor], list[int]]:
     x, y = arrays[f"{split}_x"], arrays[f"{split}_y"]
-    if x.ndim != 3 or len(x) != len(y) or not len(x) or y.ndim != 1 or y.dtype.kind not in "iu" or y.min() < 0:
+    numbers = x.dtype.kind in "fiub" and x.ndim == 3 and x.size
+    if not numbers or y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
         raise DataError(
-            f"{path}: {split}_x is {x.shape} and {split}_y {y.dtype} {y.shape}, expected (N, channels, time) and N "
-            "whole numbers from 0, N above 0"
+            f"{path}: {split}_x is {x.dtype} {x.shape} and {split}_y {y.dtype} {y.shape}, expected numbers (N, "
+            "channels, time), none of them 0, and N whole numbers from 0"
         )
-    series = torch.from_numpy(x.astype(np.float32))
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        values = x.astype(np.float32)
+    if np.isinf(values).any():
+        where = tuple(int(place) for place in np.argwhere(np.isinf(values))[0])
+        raise DataError(f"{path}: {split}_x holds {x[where]} at {where}, too large for float32; for missing use NaN")
+    if np.isnan(values).all():
+        raise DataError(f"{path}: {split}_x holds nothing but NaN")
+    series = torch.from_numpy(values)
     lengths = arrays.get(f"{split}_len", np.full(len(x), x.shape[2]))
-    if len(lengths) != len(x) or lengths.min() < 1 or lengths.max() > x.shape[2]:
-        raise DataError(f"{path}: {split}_len has to hold {len(x)} lengths from 1 to {x.shape[2]}")
+    whole = lengths.shape == (len(x),) and lengths.dtype.kind in "iu"
+    if not whole or lengths.min() < 1 or lengths.max() > x.shape[2]:
+        raise DataError(f"{path}: {split}_len has to hold {len(x)} whole numbers from 1 to {x.shape[2]}")
     return [each[:, : int(length)] for each, length in zip(series, lengths)], [int(label) for label in y]
 
 
@@ -152,7 +167,14 @@ def series_csv(
         period = _steps_a_day(dates)
     bounds = np.cumsum(splits)
     ends = tuple(min(len(table), round(float(share) * len(table))) for share in bounds)
-    return SeriesSplits(timeline=Timeline(_values(root, numbers), ends, period, tuple(map(str, numbers.columns))))
+    values = _values(root, numbers)
+    for name, row in zip(numbers.columns, values):
+        if ends[0] and bool(row[: ends[0]].isnan().all()):
+            raise DataError(
+                f"{root}: column {name!r} holds no values in the training part, its first {ends[0]} rows: leave it out "
+                "with data.source.columns=[...], or change data.source.splits"
+            )
+    return SeriesSplits(timeline=Timeline(values, ends, period, tuple(map(str, numbers.columns))))
 
 
 def _read_table(root: str, missing_markers: Sequence[str] = ()) -> pandas.DataFrame:
@@ -195,9 +217,22 @@ def _columns(
             "number: name the channels with data.source.columns=[...], or what stands for missing cells with "
             "data.source.missing_markers=[...]"
         )
+    if columns is None and wanted and all(_is_value(str(name)) for name in wanted):
+        raise DataError(
+            f"{root} has values where names of columns belong ({', '.join(map(str, wanted[:3]))}): put a header above "
+            "them, or name the channels with data.source.columns=[...]"
+        )
     if not wanted:
         raise DataError(f"{root} has no columns of numbers; its columns are {', '.join(map(str, table.columns))}")
     return table[wanted], next((found for name in dates if (found := _as_dates(table[name])) is not None), None)
+
+
+def _is_value(name: str) -> bool:
+    """Whether a column's name is a number, but no whole one: those are common names."""
+    try:
+        return not float(name).is_integer()
+    except (ValueError, OverflowError):
+        return False
 
 
 def _as_dates(cells: pandas.Series) -> pandas.Series | None:
@@ -222,10 +257,11 @@ def _steps_a_day(dates: pandas.Series | None) -> int | None:
 
 def _values(root: str, numbers: pandas.DataFrame) -> Tensor:
     """(C, T) float32. Raises DataError for infinite values, and columns that are empty."""
-    values = numbers.to_numpy(dtype=np.float64).T
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        values = numbers.to_numpy(dtype=np.float64).T.astype(np.float32)
     for name, row in zip(numbers.columns, values):
         if np.isinf(row).any():
             raise DataError(f"{root}: column {name!r} holds an infinite value in row {int(np.isinf(row).argmax()) + 1}")
         if np.isnan(row).all():
             raise DataError(f"{root}: column {name!r} holds no values: leave it out with data.source.columns=[...]")
-    return torch.from_numpy(values.astype(np.float32))
+    return torch.from_numpy(values)

@@ -99,7 +99,7 @@ def text_csv(
     text_column, label_column: by name, or by number from 0; label_column None for data without labels. Class names are
     what stands in the label column of train, sorted, by number where all are whole numbers.
     header: whether the first row names the columns; None takes it for that where a column is given by name.
-    A row of too few columns, and an empty text, count as damaged samples (`data.max_bad_share`).
+    A row of too few columns, and an empty text or label, count as damaged samples (`data.max_bad_share`).
     Raises DataError for files that are missing or damaged, a column there is not, and test labels unknown to train.
     """
     _check_fraction(test_fraction)
@@ -108,7 +108,9 @@ def text_csv(
     train = files if path.is_file() else _named(files, ("train",))
     test = [] if path.is_file() else _named(files, TEST_NAMES)
     if not train:
-        raise DataError(f"data.root={root} holds {_few(files)}, but no train.csv or train.tsv")
+        raise DataError(
+            f"data.root={root} holds {_few(files)}, but no train.csv or train.tsv; of a single table give the file"
+        )
     columns = (text_column, label_column)
     header = any(isinstance(column, str) for column in columns) if header is None else header
     tables = [_read_table(found[0], columns, header) for found in (train, test) if found]
@@ -207,13 +209,15 @@ def _read_table(path: Path, columns: tuple[str | int, str | int | None], header:
     if not rows:
         raise DataError(f"{path} holds the names of columns and no rows")
     wanted = 1 + max(place for place in places if place is not None)
-    text, label = places
-    return [
-        f"it has {len(row)} columns, expected {wanted} or more"
-        if len(row) < wanted
-        else (row[text], None if label is None else row[label].strip())
-        for row in rows
-    ]
+    return [_entry(row, *places, wanted) for row in rows]
+
+
+def _entry(row: list[str], text: int, label: int | None, wanted: int) -> Row:
+    if len(row) < wanted:
+        return f"it has {len(row)} columns, expected {wanted} or more"
+    if label is not None and not row[label].strip():
+        return "the label is empty"
+    return row[text], None if label is None else row[label].strip()
 
 
 def _place(column: str | int | None, first: list[str], header: bool, path: Path, key: str) -> int | None:
