@@ -14,10 +14,14 @@ from jepa.types import Batch, Draw, Horizon, Latents
 
 
 class Task(TypedDict):
-    """One entry of `model.tasks`: a model, to be completed with `loss=`, and the factor its loss enters with."""
+    """One entry of `model.tasks`: a model, to be completed with `loss=`, and the factor its loss enters with.
+
+    model may be the name of another task: both are then done by that one's model, as pictures and clips are by an
+    encoder that takes both (`TubeletStem` with images).
+    """
 
     weight: float
-    model: Callable[..., nn.Module]
+    model: Callable[..., nn.Module] | str
 
 
 class MultiTask(nn.Module):
@@ -44,9 +48,15 @@ class MultiTask(nn.Module):
                 raise ValueError(f"model.tasks.{name} has the keys {sorted(task)}, expected weight and model")
             if not task["weight"] > 0:
                 raise ValueError(f"model.tasks.{name}.weight={task['weight']}: expected a number above 0")
-        self.tasks = nn.ModuleDict({name: task["model"](loss=loss) for name, task in present.items()})
+        own = {name: task["model"] for name, task in present.items() if not isinstance(task["model"], str)}
+        self.done_by = {name: name if name in own else task["model"] for name, task in present.items()}
+        if unknown := {name: other for name, other in self.done_by.items() if other not in own}:
+            raise ValueError(
+                f"model.tasks: {unknown} name tasks without a model of their own; others are {list(own)}"
+            )
+        self.tasks = nn.ModuleDict({name: model(loss=loss) for name, model in own.items()})
         self.loss = TaskLosses(
-            {name: model.loss for name, model in self.tasks.items()},
+            {name: self.tasks[other].loss for name, other in self.done_by.items()},
             {name: float(task["weight"]) for name, task in present.items()},
         )
         if share_trunk:
@@ -55,14 +65,14 @@ class MultiTask(nn.Module):
     def prepare(self, batch: Batch, draw: Draw) -> Batch:
         """The batch with what each task's model draws for its part of it."""
         prepared: Batch = {"draw": draw}
-        for name, model in self.tasks.items():
-            part = model.prepare(part_of(batch, name), draw)
+        for name, other in self.done_by.items():
+            part = self.tasks[other].prepare(part_of(batch, name), draw)
             prepared |= {f"{name}/{key}": value for key, value in part.items()}
         return prepared
 
     def forward(self, batch: Batch) -> dict[str, Latents]:
         """Latents of each task, of a prepared batch."""
-        return {name: model(part_of(batch, name)) for name, model in self.tasks.items()}
+        return {name: self.tasks[other](part_of(batch, name)) for name, other in self.done_by.items()}
 
     def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
         """Put in force what the losses schedule for this step. Gives values to log."""

@@ -12,8 +12,10 @@ from jepa.data.base import StreamData
 from jepa.data.sources.base import Splits
 from jepa.data.tasks import TaskData
 from jepa.losses import MSE, Objective
+from jepa.masks import RandomMask
 from jepa.masks.span import SpanMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, SharedTarget, TransformerEncoder
+from jepa.models.encoders.tubelet import TubeletStem
 from jepa.models.multitask import MultiTask
 from jepa.monitor import CollapseMonitor
 from jepa.optim import Constant
@@ -89,6 +91,26 @@ def test_the_loss_is_the_weighted_sum():
     assert model.update_target(0, None)["two/momentum"] == 0.9
     assert torch.allclose(model.tasks["two"].target.encoder.norm.weight, before + 0.1)
     assert not any(name.startswith("loss.") for name in model.state_dict())
+
+
+def test_two_tasks_by_one_model():
+    """Pictures and clips through one encoder: both give gradient, and the target moves once a step."""
+    torch.manual_seed(0)
+    encoder = TransformerEncoder(
+        stem=partial(TubeletStem, channels=1, patch_size=4, tubelet_size=2, images=True), dim=24, depth=1, heads=2
+    )
+    narrow = partial(Predictor, dim=24, depth=1, heads=2)
+    clips = {"weight": 1.0, "model": partial(task(1), encoder=encoder, mask=RandomMask(), predictor=narrow)}
+    model = MultiTask(tasks={"clips": clips, "pictures": {"weight": 0.5, "model": "clips"}}, loss=LOSS)
+    batch = {"clips/x": torch.randn(2, 1, 4, 8, 8), "pictures/x": torch.randn(2, 1, 8, 8)}
+    draw = Draw(seed=0, step=0, total=2, start=0, count=2)
+    values = model.loss(model(model.prepare(batch, draw)))
+    assert torch.allclose(values["loss"], values["loss/clips"] + 0.5 * values["loss/pictures"])
+    values["loss"].backward()
+    assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+    assert list(model.update_target(0, None)) == ["clips/momentum"]
+    with pytest.raises(ValueError, match="without a model of their own"):
+        MultiTask(tasks={"pictures": {"weight": 1.0, "model": "clips"}}, loss=LOSS)
 
 
 def test_data_of_all_parts_side_by_side():
