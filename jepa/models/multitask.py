@@ -51,9 +51,7 @@ class MultiTask(nn.Module):
         own = {name: task["model"] for name, task in present.items() if not isinstance(task["model"], str)}
         self.done_by = {name: name if name in own else task["model"] for name, task in present.items()}
         if unknown := {name: other for name, other in self.done_by.items() if other not in own}:
-            raise ValueError(
-                f"model.tasks: {unknown} name tasks without a model of their own; others are {list(own)}"
-            )
+            raise ValueError(f"model.tasks: {unknown} name tasks without a model of their own; others are {list(own)}")
         self.tasks = nn.ModuleDict({name: model(loss=loss) for name, model in own.items()})
         self.loss = TaskLosses(
             {name: self.tasks[other].loss for name, other in self.done_by.items()},

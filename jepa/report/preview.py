@@ -111,22 +111,33 @@ class _Report:
             spread = [f"{there.mean():.3f}", f"{there.std():.3f}"] if value.is_floating_point() else ["", ""]
             rows.append([name, times(value.shape), str(value.dtype).removeprefix("torch."), *numbers, *spread])
         self.table("A training batch", ["key", "shape", "type", "min", "max", "mean", "std"], rows, left=3)
-        views = batch["views"] if "views" in batch else batch["x"].unsqueeze(1) if "x" in batch else None
-        kind = facts.kind_of(views)
+        for part, views in inputs_of(batch).items():
+            self._samples(part, views, batch)
+
+    def _samples(self, part: str, views: Any, batch: Batch) -> None:
+        """A sheet of the samples of a part of the data, "" for all of it, from views (B, V, ...)."""
+        data, prefix = self._part(part), f"{part}_" if part else ""
+        kind, labels = facts.kind_of(views), None if part else batch.get("label")
         if kind == "pictures":
-            self._sheet("samples.png", batch, views, "Training samples")
+            self._sheet(f"{prefix}samples.png", data, labels, views, "Training samples")
             if "local_views" in batch:
-                self._sheet("local_views.png", batch, batch["local_views"], "Local views of training samples")
+                self._sheet("local_views.png", data, labels, batch["local_views"], "Local views of training samples")
         elif kind == "video":
-            self._sheet("samples.png", batch, as_strips(views), "Frames of training samples")
+            self._sheet(f"{prefix}samples.png", data, labels, as_strips(views), "Frames of training samples")
         elif kind == "series":
             views = views[:24]
             title = f"Training samples as the model gets them ({times(views.shape[-2:])})"
-            series_figure(views, labels=self._labels(batch, len(views)), title=title, path=self._picture("samples.png"))
-        elif kind == "ids" and hasattr(self.data_set, "words"):
-            self._text("samples.txt", id_lines(views[:24].flatten(0, 1), self.data_set.words))
+            names = self._labels(labels, len(views))
+            series_figure(views, labels=names, title=title, path=self._picture(f"{prefix}samples.png"))
+        elif kind == "ids" and hasattr(data, "words"):
+            self._text(f"{prefix}samples.txt", id_lines(views[:24].flatten(0, 1), data.words))
         else:
-            self.say("samples.png is left out: the inputs are neither pictures of 1 or 3 channels, video nor series.")
+            what = "neither pictures of 1 or 3 channels, video nor series"
+            self.say(f"{prefix}samples.png is left out: the inputs are {what}.")
+
+    def _part(self, name: str) -> Any:
+        """The data of one modality or task; all of it for ""."""
+        return getattr(self.data_set, "modalities", {}).get(name, self.data_set)
 
     def _text(self, name: str, lines: Sequence[str]) -> None:
         """Lines into a file of the preview."""
@@ -134,12 +145,12 @@ class _Report:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("\n".join(lines) + "\n")
 
-    def _sheet(self, name: str, batch: Batch, views: Tensor, what: str) -> None:
+    def _sheet(self, name: str, data: Any, labels: Tensor | None, views: Tensor, what: str) -> None:
         """A sheet of views (B, V, C, H, W)."""
-        views = facts.to_pixels(views[: max(4, MOST_PICTURES // views.shape[1])], facts.pixel_statistics(self.data_set))
+        views = facts.to_pixels(views[: max(4, MOST_PICTURES // views.shape[1])], facts.pixel_statistics(data))
         beside = f"; {views.shape[1]} views side by side" if views.shape[1] > 1 else ""
         title = f"{what} as the model gets them ({times(views.shape[-2:])} pixels{beside})"
-        sample_figure(views, labels=self._labels(batch, len(views)), title=title, path=self._picture(name))
+        sample_figure(views, labels=self._labels(labels, len(views)), title=title, path=self._picture(name))
 
     def sizes(self) -> None:
         """Batch sizes and length, as derived."""
@@ -300,11 +311,11 @@ class _Report:
         x = batch["views"].flatten(0, 1) if "views" in batch else batch.get("x")
         return tuple(encoder.grid(x)) if hasattr(encoder, "grid") and isinstance(x, Tensor) else None
 
-    def _labels(self, batch: Batch, count: int) -> list[str] | None:
+    def _labels(self, labels: Tensor | None, count: int) -> list[str] | None:
         names = self.trainer.data.spec.class_names
-        if "label" not in batch:
+        if labels is None:
             return None
-        labels = batch["label"][:count].tolist()
+        labels = labels[:count].tolist()
         return [str(names[label])[:18] if names else str(label) for label in labels]
 
     def _picture(self, name: str) -> Path:
@@ -319,6 +330,18 @@ def named_tensors(batch: Batch) -> list[tuple[str, Tensor]]:
     if isinstance(inputs, Mapping):
         found += [(f"x.{name}", value) for name, value in inputs.items()]
     return found
+
+
+def inputs_of(batch: Batch) -> dict[str, Any]:
+    """Inputs (B, V, ...) by modality or task; by "" where there is one."""
+    if isinstance(batch.get("x"), Mapping):
+        return {name: x.unsqueeze(1) for name, x in batch["x"].items()}
+    found = {}
+    for key, value in batch.items():
+        part, _, kind = key.rpartition("/")
+        if kind in ("x", "views") and isinstance(value, Tensor):
+            found[part] = value if kind == "views" else value.unsqueeze(1)
+    return found or {"": None}
 
 
 def times(shape: Sequence[int]) -> str:

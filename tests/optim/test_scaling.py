@@ -24,6 +24,12 @@ from jepa.types import Horizon
 DIGITS = Horizon(max_steps=808, steps_per_epoch=1437 / 64, batch_size=64)
 
 
+class Point(nn.Linear):
+    """The least encoder there is."""
+
+    dim = 1
+
+
 def horizon(batch_size):
     """A run of 25,600 samples."""
     return Horizon(max_steps=25_600 // batch_size, steps_per_epoch=6400 / batch_size, batch_size=batch_size)
@@ -54,12 +60,12 @@ def test_scaling_a_scheduler():
 
 
 def test_momentum_in_closed_form():
-    target = EMATarget(encoder=nn.Linear(1, 1), momentum=Linear(start=0.9, final=1.0), reference_batch_size=64)
+    target = EMATarget(encoder=Point(1, 1), momentum=Linear(start=0.9, final=1.0), reference_batch_size=64)
     assert target.momentum_at(0, horizon(128)) == pytest.approx(0.81)
     assert target.momentum_at(0, horizon(32)) == pytest.approx(math.sqrt(0.9))
     assert target.momentum_at(0, horizon(64)) == pytest.approx(0.9)
     assert target.momentum_at(200, horizon(128)) == 1.0
-    plain = EMATarget(encoder=nn.Linear(1, 1), momentum=Linear(start=0.9, final=1.0))
+    plain = EMATarget(encoder=Point(1, 1), momentum=Linear(start=0.9, final=1.0))
     assert plain.momentum_at(0, horizon(128)) == pytest.approx(0.9)
 
 
@@ -68,7 +74,7 @@ def test_the_average_is_as_far_after_as_many_samples_at_any_batch_size(batch_siz
     """The weights move on the same line in samples; the averages agree but for the coarser steps."""
 
     def average(size):
-        encoder = nn.Linear(1, 1, bias=False)
+        encoder = Point(1, 1, bias=False)
         nn.init.zeros_(encoder.weight)
         target = EMATarget(encoder=encoder, momentum=Constant(value=0.99), reference_batch_size=64)
         for step in range(25_600 // size):
@@ -101,16 +107,16 @@ def test_half_life():
 )
 def test_bad_momenta(momentum, message):
     with pytest.raises(ValueError, match=message):
-        EMATarget(encoder=nn.Linear(1, 1), momentum=momentum)
+        EMATarget(encoder=Point(1, 1), momentum=momentum)
 
 
 def test_rounding_does_not_make_a_momentum_bad():
     above = Constant(value=1.0000000000000002)
-    assert EMATarget(encoder=nn.Linear(1, 1), momentum=above).momentum_at(0, horizon(64)) == 1.0
+    assert EMATarget(encoder=Point(1, 1), momentum=above).momentum_at(0, horizon(64)) == 1.0
 
 
 def test_a_momentum_that_goes_wrong_in_this_run_alone():
-    encoder = nn.Linear(1, 1)
+    encoder = Point(1, 1)
     target = EMATarget(encoder=encoder, momentum=lambda step, horizon: 0.9 if horizon.max_steps > 500 else 2.0)
     before = encoder.weight.clone()
     with pytest.raises(ValueError, match="becomes 2"):

@@ -43,9 +43,8 @@ DATA_OF = {model: sets[0] for model, sets in NOT_PICTURES.items()} | {"temporal_
 def compose(*overrides):
     """The configuration, with something where the data set has no root or is to find out a size by itself."""
     config = load_config(overrides)
-    for key in config.data:
-        if OmegaConf.is_missing(config.data, key):
-            config.data[key] = "/nowhere"
+    for key in OmegaConf.missing_keys(config.data):
+        OmegaConf.update(config, key if key.startswith("data.") else f"data.{key}", "/nowhere")
     return filled(config, dict.fromkeys(FOUND_BY_DATA, 8))
 
 
@@ -95,12 +94,12 @@ def test_losses_build_with_the_default_recipe(loss):
 
 
 def test_experiments_hold_deltas_only_and_say_how_to_run_them():
+    default = compose()
     for path in (CONF / "experiment").glob("*.yaml"):
         text = path.read_text()
         assert text.startswith("# @package _global_")
         assert f"experiment={path.stem}" in text
         node = OmegaConf.load(path)
-        default = compose()
         deltas = [key for key in ("data", "model", "loss", "trainer") if key in node]
         assert deltas
         assert compose(f"experiment={path.stem}") != default
