@@ -23,6 +23,7 @@ class Attention(nn.Module):
     def __init__(self, *, dim: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
         self.num_heads = heads
+        self.fused_attn = True  # as timm's: False multiplies explicitly, where the fused kernel is slow
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.dropout = dropout
@@ -34,7 +35,12 @@ class Attention(nn.Module):
         if rotate is not None:
             query, key = rotate(query), rotate(key)
         dropout = self.dropout if self.training else 0.0
-        x = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout)
+        if self.fused_attn:
+            x = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout)
+        else:
+            scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, K, K)
+            scores = scores if attn_mask is None else scores.masked_fill(~attn_mask, float("-inf"))
+            x = F.dropout(scores.softmax(dim=-1), dropout) @ value
         return self.proj(x.transpose(1, 2).flatten(2))
 
 

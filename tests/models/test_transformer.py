@@ -23,6 +23,7 @@ from jepa.models import (
 from jepa.models.blocks import Block
 from jepa.models.positions import RotaryPositions
 from jepa.optim import Constant
+from jepa.trainer.precision import Precision
 from jepa.types import Draw
 from jepa.utils.tensors import layer_norm, masked_mean
 
@@ -61,6 +62,17 @@ def test_a_block_computes_what_timms_does():
     ours.load_state_dict(theirs.state_dict())
     x, valid = torch.randn(2, 7, 24), torch.rand(2, 1, 1, 7) > 0.3
     assert torch.allclose(ours(x, valid), theirs(x, attn_mask=valid), atol=1e-6)
+
+
+def test_explicit_attention_is_the_fused_one_and_is_chosen_in_bf16_on_cpus():
+    predictor = Predictor(encoder=encoder(), dim=24, depth=2, heads=2, positions="rotary")
+    valid = torch.arange(8) < torch.tensor([8, 5])[:, None]
+    mask = SpanMask(mask_ratio=0.5)(2, (8,), valid=valid)[0]
+    context = torch.randn(2, mask.context.shape[1], 24)
+    fused = predictor(context, mask, (8,))
+    Precision("bf16", torch.device("cpu")).choose_attention(predictor)
+    assert not any(block.attn.fused_attn for block in predictor.blocks)
+    assert torch.allclose(predictor(context, mask, (8,)), fused, atol=1e-5)
 
 
 @pytest.mark.parametrize("grid", [(12,), (3, 4), (2, 3, 2)])
