@@ -127,7 +127,9 @@ def go_back(trainer: Trainer) -> None:
             f"resume={trainer.folder.path}, or start anew"
         )
     collapsed, rollbacks, best = trainer.step, trainer.rollbacks, {step for _, step in trainer.best.table}
+    seconds = trainer.train_seconds
     restore(trainer, path, load_optimizer=True)
+    trainer.train_seconds = seconds  # spent all the same
     trainer.rollbacks = [*rollbacks, {"from": collapsed, "to": trainer.step, "reason": reason}]
     trainer.model.set_step(max(0, trainer.step - 1), trainer.horizon)
     for logger in trainer.loggers.values():  # as on a resume, so that no step stands twice

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jepa.trainer import collapse
 from jepa.trainer.due import due
+from jepa.trainer.loggers import measures
 from jepa.utils.distributed import from_main
+from jepa.utils.errors import Interrupted
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
@@ -24,13 +27,17 @@ def measure_and_save(trainer: Trainer, fresh: Mapping[str, float] | None = None)
     if due(trainer.step, trainer.validate_every):
         if trainer.ended:
             _secure(trainer, before)
-        fresh |= trainer.log({"val/loss": trainer.validate()})
+        with _stopping_at_once(trainer, before):
+            fresh |= trainer.log({"val/loss": trainer.validate()})
     if probed:
-        fresh |= probe(trainer)
+        with _stopping_at_once(trainer, before):
+            fresh |= probe(trainer)
     if evaluation_due(trainer):
         _secure(trainer, before)
-        fresh |= evaluate(trainer)
+        with _stopping_at_once(trainer, before):
+            fresh |= evaluate(trainer)
     if trainer.ended:
+        trainer.metrics.update(trainer.costs())
         _write_results(trainer)
     trainer.pending = False
     _save_if_due(trainer, fresh)
@@ -82,7 +89,7 @@ def _metrics_of_step(trainer: Trainer) -> Mapping[str, float]:
     watched = {name for name in own if name in trainer.metrics} if own.get("step") == trainer.step else set()
     if not trainer.logs_at(trainer.step):
         return {name: trainer.metrics[name] for name in watched if name.startswith("monitor/")}
-    return {name: value for name, value in trainer.metrics.items() if not name.startswith(("val/", "online/", "eval/"))}
+    return {name: value for name, value in trainer.metrics.items() if not measures({name: value})}
 
 
 def _remembered(trainer: Trainer) -> dict[str, Any]:
@@ -100,6 +107,36 @@ def _secure(trainer: Trainer, before: Mapping[str, Any]) -> None:
     if not trainer.pending:
         trainer.pending = True
         trainer.saver.save({**trainer.state(), **before}, ["last"], [])
+
+
+@contextlib.contextmanager
+def _stopping_at_once(trainer: Trainer, before: Mapping[str, Any]) -> Iterator[None]:
+    """A context in which a signal ends the run without waiting for what is being measured, which may take an hour.
+
+    The resumed run measures it again. Of several ranks that have nothing secured, each has to wait for the others, so
+    there the measurement ends first.
+    """
+
+    def stop(number: int) -> Interrupted:
+        return Interrupted(
+            f"stopped while measuring at step {trainer.step} of {trainer.horizon.max_steps}; the checkpoint is "
+            f"{trainer.folder.last}; go on with resume={trainer.folder.path}",
+            number,
+            agreed=trainer.world_size == 1,
+        )
+
+    if trainer.world_size > 1 and not trainer.pending:
+        yield
+        return
+    try:
+        with trainer.stop_request.at_once(stop):
+            yield
+    except Interrupted:
+        if not trainer.pending:
+            trainer.pending = True
+            trainer.saver.save({**trainer.state(), **before}, ["last"], [])
+        trainer.saver.wait()
+        raise
 
 
 def _save_if_due(trainer: Trainer, fresh: Mapping[str, float]) -> None:

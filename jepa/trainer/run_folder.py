@@ -1,17 +1,24 @@
-"""The run folder: `config.yaml`, `metrics.jsonl`, `results.json`, `checkpoints/last.pt`, and who may write there."""
+"""The run folder: `config.yaml`, `status.json`, `results.json`, `checkpoints/last.pt`, and who may write there."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jepa.trainer.saver import Saver, find_checkpoint
 from jepa.utils.distributed import is_main
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.launch import scheduler_job
+from jepa.utils.status import begin_status, read_status, runs_elsewhere, update_status
 from jepa.utils.weights import locate, reason
+
+SECONDS_BETWEEN_SIGNS = 5.0
+"""How often the status is written at most while the run goes on."""
 
 
 class RunFolder:
@@ -22,6 +29,9 @@ class RunFolder:
         self.config = config
         self.resume = resume
         self.saver = saver
+        self._main = is_main()  # kept, as the process group may be gone when the end is told
+        self._begun = False
+        self._told = -float("inf")
 
     @property
     def last(self) -> Path:
@@ -32,8 +42,13 @@ class RunFolder:
         """The checkpoint to go on from, None for a fresh start.
 
         Raises CheckpointError when there is one and resume is not asked for, or none where it is, UserError when it is
-        of another folder.
+        of another folder, or while another process trains here.
         """
+        now = read_status(self.path)
+        if runs_elsewhere(now):
+            raise UserError(
+                f"the run in {self.path} is being trained by process {now.pid}: wait for it, or end it first"
+            )
         last = find_checkpoint(self.saver.folder)
         if self.resume is None:
             if last is not None:
@@ -56,17 +71,49 @@ class RunFolder:
             )
         return source
 
-    def lay_out(self) -> None:
-        """Make the folders and write config.yaml. Raises UserError when the folder cannot be written."""
+    def lay_out(self, begins: bool = True) -> None:
+        """Make the folders and write config.yaml and, where training begins, that it does.
+
+        Raises UserError when the folder cannot be written.
+        """
         try:
             self.saver.folder.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
             self._write("config.yaml", self._config_text())
+            if begins:
+                begin_status(self.path, list(self.config.get("overrides") or []), scheduler_job())
+                self._begun = True
         except OSError as error:
             raise UserError(
                 f"cannot write to the run folder {self.path}: {reason(error, self.path)}: "
                 "choose another with hydra.run.dir=<folder>"
             ) from error
+
+    def tell(self, **changes: Any) -> None:
+        """Put what has changed into the status: fields of `jepa.utils.status.Status`."""
+        if self._main and self._begun:
+            update_status(self.path, changes)
+            self._told = time.monotonic()
+
+    def tell_progress(self, **changes: Any) -> None:
+        """Likewise, unless there was a sign of life a moment ago."""
+        if time.monotonic() - self._told >= SECONDS_BETWEEN_SIGNS:
+            self.tell(**changes)
+
+    @contextlib.contextmanager
+    def telling_the_end(self) -> Iterator[None]:
+        """A context after which the status says how the run has ended: done, stopped by a signal, or failed and why."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit) as stop:
+            if self._begun and self._main and read_status(self.path).state != "done":
+                self.tell(state="stopped", reason=str(stop) or type(stop).__name__)
+            raise
+        except BaseException as error:
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            self.tell(state="failed", reason=reason)
+            raise
+        self.tell(state="done")
 
     def _config_text(self) -> str:
         from omegaconf import OmegaConf

@@ -70,6 +70,23 @@ def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, world_
     return size
 
 
+def check_processes(nodes: int | None, devices: int | None, world_size: int | None) -> None:
+    """Raise UserError unless `nodes` times `devices` processes train together, where either is given.
+
+    world_size: how many do; None where it does not matter.
+    """
+    check_positive(nodes=nodes, devices=devices)
+    if nodes is None and devices is None:
+        return
+    wanted = (nodes or 1) * (devices or 1)
+    if world_size is not None and wanted != world_size:
+        raise UserError(
+            f"trainer.nodes={nodes or 1} times trainer.devices={devices or 1} are {wanted} processes, but {world_size} "
+            f"{'was' if world_size == 1 else 'were'} started: start them by `torchrun --nproc_per_node={devices or 1} "
+            "train.py ...` or `python train.py -m hydra/launcher=slurm ...` (without -m no launcher is used)"
+        )
+
+
 def check_statistics(loss: nn.Module, accumulates: bool, allowed: bool) -> None:
     """Raise UserError when a loss looks at the whole batch and gets it in parts."""
     if accumulates and not allowed and getattr(loss, "batch_statistics", False):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -25,6 +27,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self._stop: Callable[[int], BaseException] | None = None
         self._previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
@@ -49,9 +52,22 @@ class StopRequest:
         os.close(self._reading)
         self._previous = {}
 
+    @contextlib.contextmanager
+    def at_once(self, stop: Callable[[int], BaseException]) -> Iterator[None]:
+        """A context in which the first signal raises stop(number) then and there, also one from just before."""
+        self._stop = stop
+        try:
+            if self.number is not None:
+                raise stop(self.number)
+            yield
+        finally:
+            self._stop = None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:
             self.number = number
+            if self._stop is not None:
+                raise self._stop(number)
 
     def _count(self) -> None:
         echo_until = None

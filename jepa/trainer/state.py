@@ -21,6 +21,7 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
     """The nested state, with tensors that are the trainer's own, sharded ones as this rank's part."""
     return {
         "step": trainer.step,
+        "train_seconds": trainer.train_seconds,
         "pending": trainer.pending,
         "ended": trainer.stopped,
         "model": trainer.model.state_dict(),
@@ -60,6 +61,7 @@ def restore(trainer: Trainer, path: Path, load_optimizer: bool) -> None:
     trainer.step, trainer.pending = content["step"], content["pending"]
     trainer.stopped = content["ended"] if _ends_alike(trainer, content["config"]) else None
     trainer.metrics = dict(content["metrics"])
+    trainer.train_seconds = content.get("train_seconds", 0.0)
 
 
 def _ends_alike(trainer: Trainer, config: Mapping[str, Any]) -> bool:

@@ -33,7 +33,13 @@ from jepa.trainer.prefetch import prefetch, to_device
 from jepa.trainer.profile import Profile
 from jepa.trainer.run_folder import RunFolder
 from jepa.trainer.saver import Format, Saver
-from jepa.trainer.settings import check_micro_batch_size, check_positive, check_statistics, make_horizon
+from jepa.trainer.settings import (
+    check_micro_batch_size,
+    check_positive,
+    check_processes,
+    check_statistics,
+    make_horizon,
+)
 from jepa.trainer.signals import StopRequest
 from jepa.trainer.state import restore, state_of
 from jepa.trainer.validation import validation_loss
@@ -78,6 +84,8 @@ class Trainer:
     monitor: looks at the latents of some steps and judges the run; see `jepa.monitor.CollapseMonitor`. None for none.
     random_init: makes an untrained model of the same kind, for evaluation to compare with.
     plan, preview: sentences about the run to say before it; what shows the whole run where dry_run is set.
+    nodes, devices: machines, and processes on each, that the run is meant for; refused where other numbers were
+        started. None takes what there is.
     strategy, backend, timeout_seconds, find_unused_parameters: see `jepa.trainer.parallel.Parallel`,
         `jepa.utils.distributed.join`; find_unused_parameters None looks for them where training_step is overridden.
     precision, attention, tf32, deterministic, detect_anomaly: see `jepa.trainer.precision.Precision`.
@@ -116,6 +124,8 @@ class Trainer:
         resume: str | None = None,
         seed: int = 0,
         device: str = "auto",
+        nodes: int | None = None,
+        devices: int | None = None,
         strategy: StrategyName = "auto",
         backend: Literal["nccl", "gloo"] | None = None,
         timeout_seconds: float = TIMEOUT_SECONDS,
@@ -161,6 +171,7 @@ class Trainer:
             torch.cuda.set_device(self.device)
         join(self.device, backend, timeout_seconds)
         self.rank, self.world_size = rank(), world_size()
+        check_processes(nodes, devices, self.world_size if not dry_run else None)
         self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
         self.evaluation, self.random_init, self.monitor = evaluation, random_init, monitor
         self.plan, self.preview, self.dry_run, self.profile = plan, preview, dry_run, profile
@@ -214,13 +225,14 @@ class Trainer:
         self.saver = Saver(folder, kind=checkpoint_format, asynchronous=async_save)
         self.folder = RunFolder(run_dir, dict(config or {}), resume, self.saver)
         self.step = 0
+        self.train_seconds = 0.0
         self.metrics: dict[str, float] = {}
         self.rollbacks: list[dict[str, Any]] = []  # those made: from and to which step, and why
         self.going_back: str | None = None  # why to go back after this step
         self.pending = False  # whether what was due at this step is still to be done
         self.stopped: str | None = None  # why the run ends before its last step, as all ranks have agreed
         self._stop_asked: str | None = None
-        self._stop = StopRequest()
+        self.stop_request = StopRequest()
         self.signal = 0  # the one that all ranks have agreed to stop for
         self.save_asked = False
         self.meter = StepMeter(self.device)
@@ -300,12 +312,13 @@ class Trainer:
 
     def fit(self) -> dict[str, float]:
         """Train to the end, evaluate, and give the last value of every metric."""
-        with telling_others(), self.precision.kernels():
-            if self.dry_run:
+        if self.dry_run:
+            with telling_others(), self.precision.kernels():
                 if is_main():
                     with alone():
                         self.preview(self)
-                return {}
+            return {}
+        with self.folder.telling_the_end(), telling_others(), self.precision.kernels():
             return self._fit()
 
     def _fit(self) -> dict[str, float]:
@@ -323,13 +336,14 @@ class Trainer:
             self._announce(start)
             collapse.show_status(self)
             collapse.save_a_first(self, fresh=not self.resumed)
-            with self._stop:
+            with self.stop_request:
                 self._tell_callbacks("begin")
                 self._train()
                 self._tell_callbacks("end")
                 self._say_what_is_missing()
                 self.saver.wait()
-            number = int(largest(torch.tensor([float(self._stop.number or 0)], device=self.device)).item())
+            self.folder.tell(state="done", reason=self.stopped, **self._progress())
+            number = int(largest(torch.tensor([float(self.stop_request.number or 0)], device=self.device)).item())
             if number:  # came after the last step: the run is whole, a sweep ends
                 raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", number)
         return self.metrics
@@ -368,7 +382,7 @@ class Trainer:
                 f"the checkpoint {source} is at step {self.step}, past the end of this run "
                 f"({self.horizon.max_steps} steps): raise trainer.max_epochs or trainer.max_steps"
             )
-        from_main(self.folder.lay_out)
+        from_main(lambda: self.folder.lay_out(begins=self.pending or not self.ended))
         self.model.set_step(max(0, self.step - 1), self.horizon)
         return start
 
@@ -402,11 +416,14 @@ class Trainer:
             self._say_profile(profile and profile.close())
 
     def _loop(self, batches: Iterator[Batch], profile: Profile | None) -> None:
+        begun = time.perf_counter()
         for batch in batches:
             self.train_step(batch)
+            self.train_seconds += time.perf_counter() - begun
             self._say_profile(profile and profile.advance(self.step))
             self._after_step()
             if self.signal:
+                self.folder.tell(**self._progress())
                 raise Interrupted(
                     f"stopped at step {self.step} of {self.horizon.max_steps}; the checkpoint is "
                     f"{self.folder.last}; go on with resume={self.folder.path}",
@@ -414,6 +431,7 @@ class Trainer:
                 )
             if self.ended or self.going_back is not None:
                 break
+            begun = time.perf_counter()
 
     def _start_profile(self) -> Profile | None:
         if not (self.profile and is_main()):
@@ -508,7 +526,7 @@ class Trainer:
         """
         bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
         late = self.save_every_minutes and time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
-        asked = bad.new_tensor([self._stop.number or 0, bool(late) and is_main()], dtype=torch.float32)
+        asked = bad.new_tensor([self.stop_request.number or 0, bool(late) and is_main()], dtype=torch.float32)
         loss_bad, norm_bad, signal, late = largest(torch.cat([bad.float(), asked])).tolist()
         self.signal, self.save_asked = int(signal), bool(late)
         if not (loss_bad or norm_bad):
@@ -557,7 +575,32 @@ class Trainer:
         metrics = {**values, **slowest_of_ranks(self.meter.read(), self.device)} if logs else {}
         if watched:
             metrics |= collapse.measure(self, values)
+        if logs:
+            self.folder.tell_progress(**self._progress(), samples_per_second=metrics["samples_per_second"])
+        if self.step == self.horizon.max_steps:
+            metrics |= self.costs()
         return self.log(metrics)
+
+    def _progress(self) -> dict[str, Any]:
+        """Where the run is, for its status."""
+        where = {"step": self.step, "max_steps": self.horizon.max_steps}
+        return {**where, "train_seconds": self.train_seconds, "verdict": self.verdict}
+
+    @property
+    def verdict(self) -> str | None:
+        """The collapse monitor's verdict, such as "healthy"; None without a monitor."""
+        return None if self.monitor is None else self.monitor.verdict.name
+
+    def costs(self) -> dict[str, float]:
+        """What the run has cost so far, over all restarts, for whoever weighs accuracy against it.
+
+        `cost/seconds` of training steps, waiting for data included and measuring left out; `cost/samples` trained on;
+        `cost/parameters` that are trained.
+        """
+        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        samples = float(self.step * self.data.batch_size)
+        seconds = from_main(lambda: self.train_seconds)
+        return {"cost/seconds": seconds, "cost/samples": samples, "cost/parameters": float(parameters)}
 
     def logs_at(self, step: int) -> bool:
         """Whether the values of the step that ends at this count are logged."""

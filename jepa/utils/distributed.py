@@ -24,7 +24,7 @@ Value = TypeVar("Value")
 
 TIMEOUT_SECONDS = 1800.0
 JOIN_SECONDS = 300.0
-"""How long the ranks that SLURM has started wait for the last of them."""
+"""How long the ranks that SLURM or submitit has started wait for the last of them."""
 
 _watch: PeerWatch | None = None
 _alone = False
@@ -71,7 +71,7 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
     if backend == "nccl" and (device.type != "cuda" or not dist.is_nccl_available()):
         raise UserError(f"trainer.backend=nccl needs CUDA, but the device is {device}: use trainer.backend=gloo")
-    if backend == "nccl" and launch.by == "torchrun" and launch.local_rank >= torch.cuda.device_count():
+    if backend == "nccl" and launch.by in ("torchrun", "submitit") and launch.local_rank >= torch.cuda.device_count():
         raise UserError(
             f"rank {launch.rank} is process {launch.local_rank + 1} of its machine, which has "
             f"{torch.cuda.device_count()} GPUs: start one process for each"
@@ -81,7 +81,7 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
     try:
         dist.init_process_group(
             backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
-            store=_meet(launch) if launch.by == "SLURM" else None,  # torchrun's own otherwise
+            store=_meet(launch) if launch.by in ("SLURM", "submitit") else None,  # torchrun's own otherwise
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(seconds=timeout_seconds),
@@ -133,7 +133,9 @@ def telling_others() -> Iterator[None]:
     """
     try:
         yield
-    except Interrupted:  # all ranks have agreed on it
+    except Interrupted as stop:
+        if _watch is not None and not stop.agreed:
+            _watch.failed = True  # nobody is waited for on leaving
         raise
     except BaseException as error:
         if _watch is None or _watch.failed:

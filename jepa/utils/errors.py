@@ -40,11 +40,13 @@ class PeerError(UserError):
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop by a signal, and has saved its checkpoint.
 
-    A KeyboardInterrupt, so that it also ends a sweep. exit_code is 128 + the signal's number.
+    A KeyboardInterrupt, so that it also ends a sweep. exit_code is 128 + the signal's number. agreed: whether all ranks
+    stop at the same point; else none may wait for another.
     """
 
-    def __init__(self, message: str, signal_number: int) -> None:
+    def __init__(self, message: str, signal_number: int, *, agreed: bool = True) -> None:
         super().__init__(message)
+        self.signal_number, self.agreed = signal_number, agreed
         self.exit_code = 128 + signal_number
 
 

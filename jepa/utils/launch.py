@@ -18,7 +18,7 @@ class Launch:
     """This process among those that were started together.
 
     rank: 0 .. world_size - 1. local_rank: its number on this machine. address, port: where rank 0 listens.
-    by: who started them, "torchrun" or "SLURM"; None for a single process.
+    by: who started them, "torchrun", "SLURM" or "submitit" (on this machine); None for a single process.
     """
 
     rank: int = 0
@@ -33,13 +33,16 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """The launch that the environment tells of; os.environ when None.
 
     torchrun sets RANK and WORLD_SIZE. srun, and so submitit, sets SLURM_PROCID and the number of tasks of the step; a
-    batch script itself is no step, and stays a single process unless MASTER_ADDR says otherwise.
+    batch script itself is no step, and stays a single process unless MASTER_ADDR says otherwise. submitit's jobs on
+    this machine have variables of its own, which win: it may run inside a job of SLURM.
 
     Raises UserError for variables that contradict each other.
     """
     environment = os.environ if environment is None else environment
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names, by = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "torchrun"
+    elif environment.get("SUBMITIT_EXECUTOR") == "local" and "SUBMITIT_LOCAL_GLOBALID" in environment:
+        names, by = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"), "submitit"
     elif "SLURM_STEP_NUM_TASKS" in environment:
         names, by = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), "SLURM"
     elif "SLURM_NTASKS" in environment and "SLURM_PROCID" in environment and _runs_tasks(environment):
@@ -56,8 +59,18 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     if world_size == 1:
         return Launch()
     nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
-    address = environment.get("MASTER_ADDR", first_node(nodes))
+    address = environment.get("MASTER_ADDR", first_node(nodes) if by == "SLURM" else "127.0.0.1")
     return Launch(rank=rank, world_size=world_size, local_rank=local_rank, address=address, port=port, by=by)
+
+
+def scheduler_job(environment: Mapping[str, str] | None = None) -> str | None:
+    """The id of SLURM's job that this process is part of, "17", or "17_3" in an array; None outside one."""
+    environment = os.environ if environment is None else environment
+    if environment.get("SUBMITIT_EXECUTOR") == "local":
+        return None
+    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
+        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
+    return environment.get("SLURM_JOB_ID")
 
 
 @contextlib.contextmanager
@@ -77,7 +90,8 @@ def _runs_tasks(environment: Mapping[str, str]) -> bool:
 
 def _port_of(environment: Mapping[str, str]) -> int:
     """A port that all tasks of a step derive alike, and two jobs on one machine rarely share."""
-    job = "".join(re.findall(r"\d", environment.get("SLURM_JOB_ID", ""))) or "0"
+    local = environment.get("SUBMITIT_EXECUTOR") == "local"
+    job = "".join(re.findall(r"\d", environment.get("SUBMITIT_LOCAL_JOB_ID" if local else "SLURM_JOB_ID", ""))) or "0"
     step = "".join(re.findall(r"\d", environment.get("SLURM_STEP_ID", ""))) or "0"
     return SLURM_PORTS[(int(job) * 7 + int(step)) % len(SLURM_PORTS)]
 

@@ -9,7 +9,7 @@ import torch
 from rank_trainings import SINGLE, TRAININGS
 
 pytestmark = pytest.mark.slow
-MEASURED = {"samples_per_second", "data_wait", "memory_gib"}
+MEASURED = {"samples_per_second", "data_wait", "memory_gib", "cost/seconds"}
 ESTIMATED = {"update_ratio", "train/embedding_std", "train/target_std", "train/prediction_std"}
 """From a few entries or rows."""
 SCRIPT = "tests/distributed/rank_trainings.py"

@@ -26,10 +26,10 @@ def collapse_of(tiny, folder, *overrides):
     ("overrides", "verdict"),
     [
         ([IJEPA, "model.target._target_=scripts.reproduce.shared_target", "model.allow_collapse=true"], "collapse"),
-        ([IJEPA, "optimizer.lr=0.1", "trainer.max_steps=120"], "collapse"),
+        ([IJEPA, "optimizer.lr=0.3", "trainer.max_steps=120"], "collapse"),
         (["data.source._target_=scripts.reproduce.constant_digits"], "constant data"),
     ],
-    ids=["no_stop_gradient", "learning_rate_x_100", "constant_data"],
+    ids=["no_stop_gradient", "learning_rate_x_300", "constant_data"],
 )
 def test_made_to_collapse(tiny, tmp_path, overrides, verdict):
     found = collapse_of(tiny, tmp_path, *overrides)

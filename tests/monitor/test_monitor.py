@@ -18,7 +18,7 @@ from jepa.trainer import Callback, Console, RunInfo, Trainer
 from jepa.types import Horizon
 from jepa.utils.errors import Interrupted, UserError
 
-TIMES = {"samples_per_second", "data_wait", "memory_gib"}
+TIMES = {"samples_per_second", "data_wait", "memory_gib", "cost/seconds"}
 
 
 def lines_of(folder):

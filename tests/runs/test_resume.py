@@ -11,7 +11,7 @@ import pytest
 import torch
 
 pytestmark = pytest.mark.slow
-TIMES = {"samples_per_second", "data_wait", "memory_gib"}
+TIMES = {"samples_per_second", "data_wait", "memory_gib", "cost/seconds"}
 RUN = [
     "trainer.max_steps=24",
     "trainer.save_every_steps=2",

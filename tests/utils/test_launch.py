@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jepa.utils.errors import UserError
-from jepa.utils.launch import SLURM_PORTS, Launch, first_node, read_launch
+from jepa.utils.launch import SLURM_PORTS, Launch, first_node, read_launch, scheduler_job
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "1234"}
 BATCH = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
@@ -45,6 +45,24 @@ def test_a_batch_script_is_one_process():
     """It has the number of tasks, but runs once."""
     assert read_launch(BATCH) == Launch()
     assert read_launch({**BATCH, "MASTER_ADDR": "gpu03"}).world_size == 4  # processes that were started by hand
+
+
+def test_a_local_job_of_submitit():
+    """Also within a job of SLURM, whose variables it sees."""
+    local = {"SUBMITIT_EXECUTOR": "local", "SUBMITIT_LOCAL_GLOBALID": "1", "SUBMITIT_LOCAL_NTASKS": "2"}
+    local |= {"SUBMITIT_LOCAL_LOCALID": "1", "SUBMITIT_LOCAL_JOB_ID": "4711"}
+    launch = read_launch({**STEP, **local})
+    assert (launch.rank, launch.world_size, launch.local_rank) == (1, 2, 1)
+    assert (launch.by, launch.address) == ("submitit", "127.0.0.1")
+    assert launch.port == read_launch({**local, "SUBMITIT_LOCAL_GLOBALID": "0"}).port
+    assert launch.port != read_launch({**local, "SUBMITIT_LOCAL_JOB_ID": "4712"}).port
+    assert scheduler_job({**STEP, **local}) is None
+
+
+def test_the_job_of_the_scheduler():
+    assert scheduler_job({}) is None
+    assert scheduler_job(STEP) == "77"
+    assert scheduler_job({**STEP, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}) == "70_7"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,135 @@
+"""How a run is doing, as `status.json` in its folder: what `scripts/status.py`, leaderboards and sweeps read.
+
+Rank 0 alone writes it, whole or not at all; a reader may come at any time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+FILE = "status.json"
+State = Literal["queued", "running", "preempted", "stopped", "done", "failed"]
+"""queued: handed to a scheduler. preempted: saved, and waiting to be started again by the scheduler. stopped: by a
+signal from a person. failed: ended by an error, `reason` says which."""
+
+FINISHED: tuple[State, ...] = ("done", "failed", "stopped")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is known of a run.
+
+    reason: why it failed, or ended before its last step. overrides: its options, as on the command line.
+    step, max_steps: where it is; None before the first. samples_per_second: at the last log line.
+    train_seconds: spent on steps so far, over all restarts. verdict: the collapse monitor's.
+    objective: what a sweep optimises, by the metric's name, once it is done (or has failed: what it counts as).
+    settled: whether that is known of a run that is done, which may have no metric at all.
+    host, pid, pid_created: of rank 0, with the process's time of birth, as numbers are used again.
+    job: its id with the scheduler, "17" or "17_3". starts: how often it was started.
+    started, updated: seconds since the epoch, of the first start and of this file.
+    """
+
+    state: State
+    reason: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    step: int | None = None
+    max_steps: int | None = None
+    samples_per_second: float | None = None
+    train_seconds: float | None = None
+    verdict: str | None = None
+    objective: dict[str, float] = field(default_factory=dict)
+    settled: bool = False
+    host: str | None = None
+    pid: int | None = None
+    pid_created: float | None = None
+    job: str | None = None
+    starts: int = 0
+    started: float | None = None
+    updated: float | None = None
+
+
+def read_status(folder: Path) -> Status | None:
+    """The status of a run folder; None where there is none (a run from before there was one, or no run)."""
+    try:
+        content = json.loads((folder / FILE).read_text())
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+        return None
+    known = {item.name for item in dataclasses.fields(Status)}
+    return Status(**{name: value for name, value in content.items() if name in known})
+
+
+def write_status(folder: Path, status: Status) -> None:
+    """Write it, making the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{FILE}.{os.getpid()}.writing"
+    temporary.write_text(json.dumps(dataclasses.asdict(status), indent=2) + "\n")
+    os.replace(temporary, folder / FILE)
+
+
+def update_status(folder: Path, changes: Mapping[str, Any]) -> Status:
+    """Change some of it, keep the rest; gives the whole. A first one without a state is running."""
+    before = read_status(folder) or Status(state="running")
+    status = dataclasses.replace(before, **{**changes, "updated": time.time()})
+    write_status(folder, status)
+    return status
+
+
+def begin_status(folder: Path, overrides: list[str], job: str | None) -> Status:
+    """A process starts, or goes on with, the run of a folder. job: its id with the scheduler, if it has one."""
+    before = read_status(folder)
+    started = before.started if before is not None and before.started is not None else time.time()
+    changes = {
+        "state": "running",
+        "reason": None,
+        "objective": {},
+        "settled": False,
+        "overrides": overrides,
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "pid_created": psutil.Process().create_time(),
+        "job": job,
+        "starts": (before.starts if before is not None else 0) + 1,
+        "started": started,
+    }
+    return update_status(folder, changes)
+
+
+def is_collapse(verdict: str | None) -> bool:
+    """Whether a verdict of the collapse monitor means that the run's features are worth nothing."""
+    return verdict is not None and (verdict.endswith("collapse") or verdict == "diverged")
+
+
+def alive(status: Status | None) -> bool:
+    """Whether a run is under way on this machine: its process exists, or the one that is about to start it."""
+    if status is None or status.state not in ("queued", "running") or status.pid is None:
+        return False
+    if status.host != socket.gethostname():
+        return False
+    try:
+        process = psutil.Process(status.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        return status.pid_created is None or abs(process.create_time() - status.pid_created) < 1
+    except psutil.NoSuchProcess:
+        return False
+
+
+def runs_elsewhere(status: Status | None) -> bool:
+    """Whether a run is being trained on this machine right now, by another process than this one."""
+    return status is not None and status.state == "running" and status.pid != os.getpid() and alive(status)
+
+
+def dead(status: Status) -> bool:
+    """Whether a run says that it is running, on this machine, but its process is gone."""
+    known = status.pid is not None and status.host == socket.gethostname()
+    return status.state == "running" and known and not alive(status)
