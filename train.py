@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import hydra
 from omegaconf import DictConfig
 
-from jepa.utils.command import complete, reported_errors, run_command
+from jepa.sweep.job import run_job
+from jepa.sweep.plugins import register_plugins
+from jepa.utils.command import complete, run_command
 from jepa.utils.config import register_resolvers
 
+if TYPE_CHECKING:
+    from jepa.trainer import Trainer
+
 register_resolvers()
+register_plugins()
 
 
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
-def main(config: DictConfig) -> float | None:
-    """Compose, build, fit; gives the metric that a sweep optimises."""
-    from jepa.build import build_trainer  # torch is not needed for --help
-
+def main(config: DictConfig) -> float | tuple[float, ...] | None:
+    """Compose, build, fit; gives what a sweep optimises."""
     complete(config)
-    with reported_errors():
-        metrics = build_trainer(config).fit()
-    wanted = [config.optimized_metric] if config.optimized_metric else ["eval/trained/linear", "val/loss"]
-    return next((metrics[name] for name in wanted if name in metrics), None)
+    return run_job(config, build)
+
+
+def build(config: DictConfig) -> Trainer:
+    """The trainer; torch is imported only here, as neither --help nor a run that is done needs it."""
+    from jepa.build import build_trainer
+
+    return build_trainer(config)
 
 
 if __name__ == "__main__":

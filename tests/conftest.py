@@ -57,6 +57,12 @@ def tiny() -> list[str]:
     return list(TINY)
 
 
+@pytest.fixture
+def slowly() -> list[str]:
+    """Options of a run whose first start takes a second for each step, with tests/ on PYTHONPATH."""
+    return ["+callbacks.slow._target_=slow.Slow", "+callbacks.slow.seconds=1"]
+
+
 class Run:
     """A run of train.py under way."""
 

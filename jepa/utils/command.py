@@ -19,9 +19,14 @@ from jepa.utils.config import explain, with_stored_overrides
 from jepa.utils.errors import SYSTEM_ERRORS, Interrupted, PeerError, UserError, system_error, system_errors
 from jepa.utils.launch import read_launch
 
+failed_jobs: set[str] = set()
+"""Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
+
 
 def run_command(main: Callable[[], object]) -> None:
     """Call a function decorated with `hydra.main` and turn what the user can mend into a message and exit code 1.
+
+    A sweep goes on where runs fail, and ends with exit code 1 then.
 
     Of several processes only rank 0 leaves what Hydra writes; the others write to a folder that goes when they end.
     """
@@ -37,6 +42,8 @@ def run_command(main: Callable[[], object]) -> None:
                 sys.argv[place:place] = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
             main()
             part()
+            if failed_jobs:
+                sys.exit(1)
         except UserError as error:
             if not getattr(error, "reported", False):
                 print(f"error: {error}", file=sys.stderr)
@@ -50,7 +57,8 @@ def run_command(main: Callable[[], object]) -> None:
         except Interrupted as stop:
             if rank == 0:
                 print(stop, file=sys.stderr)
-            part()
+            if stop.agreed:
+                part()
             sys.exit(stop.exit_code)
         except KeyboardInterrupt:
             sys.exit(130)
@@ -74,6 +82,9 @@ def reported_errors() -> Iterator[None]:
     try:
         with system_errors():
             yield
+    except BrokenPipeError:  # who reads the output has seen enough, as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except UserError as error:
         if not (isinstance(error, PeerError) or getattr(error, "reported", False)):
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -17,6 +17,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from jepa.utils.errors import UserError
 
+SWEEP_FILE = "multirun.yaml"
+"""What Hydra leaves of a sweep in its folder."""
+
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
 
 
@@ -41,9 +44,21 @@ def load_config(
 
 
 def register_resolvers() -> None:
-    """Make `${run_dir:...}` and `${sweep_name:}` known to configs; may be called again."""
+    """Make the resolvers that files in conf/ use known; may be called again."""
     OmegaConf.register_new_resolver("run_dir", run_folder_of, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("first_given", first_given, replace=True)
+    OmegaConf.register_new_resolver("gpus_of", gpus_of, replace=True)
+
+
+def first_given(*values: object) -> object:
+    """The first that is not None, None if all are."""
+    return next((value for value in values if value is not None), None)
+
+
+def gpus_of(device: str, processes: int) -> int:
+    """GPUs for so many processes: one each, none on the processor."""
+    return 0 if device == "cpu" else processes
 
 
 def sweep_name() -> str | None:
@@ -71,10 +86,13 @@ def default_run_dir() -> str:
 def with_stored_overrides(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments, with those of the run that `resume=<folder>` names put before them.
 
-    So `python train.py resume=outputs/...` needs no other option. What is given now wins.
+    So `python train.py resume=outputs/...` needs no other option, nor does one with the folder of a sweep. What is
+    given now wins.
     """
     given = {override_key(argument) for argument in arguments if "=" in argument or argument.startswith("~")}
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "auto")
+    if (Path(resume) / SWEEP_FILE).is_file():
+        return _with_stored_sweep(arguments, Path(resume), given)
     stored = Path(run_folder_of(resume, "")) / "config.yaml"  # Hydra's own copy is also of starts that failed
     if resume in ("auto", "null", "") or not stored.is_file():
         return list(arguments)
@@ -82,6 +100,18 @@ def with_stored_overrides(arguments: Sequence[str]) -> list[str]:
     kept = [line for line in overrides if override_key(line) not in given]
     place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
     return [*arguments[:place], *kept, *arguments[place:]]  # argparse wants overrides side by side
+
+
+def _with_stored_sweep(arguments: Sequence[str], folder: Path, given: set[str]) -> list[str]:
+    """Arguments that go on with the sweep in a folder: its own, each of its runs from where it is."""
+    stored = OmegaConf.load(folder / SWEEP_FILE).hydra.overrides
+    given = given | {"resume", "hydra.mode", "hydra.sweep.dir"}
+    kept = [line for line in [*stored.hydra, *stored.task] if override_key(line) not in given]
+    place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
+    quoted = f"'{folder}'" if re.search(r"[^\w./-]", str(folder)) else str(folder)
+    flag = [] if {"-m", "--multirun"} & set(arguments) else ["--multirun"]
+    own = [*kept, "resume=auto", f"hydra.sweep.dir={quoted}"]
+    return [*flag, *arguments[:place], *own, *arguments[place + 1 :]]
 
 
 def override_key(override: str) -> str:

@@ -23,7 +23,7 @@ GROUPS = (
     "loss",
     "optimizer",
 )
-GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "monitor", "experiment")
+GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "monitor", "experiment", "sweep", "hydra/launcher")
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 NOT_PICTURES = {
@@ -63,7 +63,7 @@ def fitting(option):
 
 def test_every_group_is_listed():
     folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
-    assert {f for f in folders if not f.startswith("recipe")} == {".", "logger", *GROUPS}
+    assert {f for f in folders if not f.startswith("recipe")} == {".", "logger", "wandb", *GROUPS}
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -1,0 +1,1 @@
+"""Studies: what is optimised, launchers and sweepers, and what came out of many runs."""

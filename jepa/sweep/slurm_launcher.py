@@ -1,0 +1,199 @@
+"""hydra/launcher=slurm: the runs of a sweep as a job array of SLURM, resumed when they are queued again."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from jepa.sweep.launcher import JobLauncher
+from jepa.sweep.planned import PlannedRun
+from jepa.sweep.slurm import how_it_ended, queued_jobs
+from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.launch import read_launch
+from jepa.utils.status import Status, read_status, update_status
+
+log = logging.getLogger(__name__)
+
+BASE = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
+BASE |= {"stderr_to_stdout"}
+"""Parameters that submitit has for every kind of executor; the others are SLURM's."""
+
+OURS = {"submitit_folder", "poll_seconds", "max_num_timeout", "image"}
+OURS |= {"container_runtime", "container_mounts", "container_python"}
+"""Parameters that are no settings of sbatch."""
+
+
+class SlurmLauncher(JobLauncher):
+    """The runs of a sweep as one job array of SLURM, each on `nodes` machines with `tasks_per_node` processes.
+
+    The parameters are those of sbatch, which null leaves out; besides:
+
+    gpus_per_node: 0 asks for none. timeout_min, mem_gb: for each run, and each machine. signal_delay_s: how long before
+    the end of its time a run is told to save. max_num_timeout: how often it is queued again after that; preemption does
+    not count. array_parallelism: how many run at a time. setup: shell lines before each. image: of a container to run
+    in, by `container_runtime` ("pyxis", an extension of srun, or "apptainer"), with `container_mounts`
+    ("/data:/data") and the interpreter `container_python` in it. additional_parameters: of sbatch, by name.
+    poll_seconds: between two looks at the queue.
+
+    Raises ValueError for a runtime that is none of these.
+    """
+
+    _EXECUTOR = "slurm"
+
+    def __init__(
+        self,
+        *,
+        submitit_folder: str,
+        poll_seconds: float,
+        timeout_min: int,
+        signal_delay_s: int,
+        max_num_timeout: int,
+        array_parallelism: int,
+        name: str,
+        nodes: int,
+        tasks_per_node: int,
+        gpus_per_node: int | None = None,
+        gpus_per_task: int | None = None,
+        cpus_per_task: int | None = None,
+        cpus_per_gpu: int | None = None,
+        mem_gb: float | None = None,
+        mem_per_cpu: str | None = None,
+        mem_per_gpu: str | None = None,
+        partition: str | None = None,
+        account: str | None = None,
+        qos: str | None = None,
+        constraint: str | None = None,
+        nodelist: str | None = None,
+        exclude: str | None = None,
+        gres: str | None = None,
+        comment: str | None = None,
+        setup: Sequence[str] = (),
+        srun_args: Sequence[str] = (),
+        stderr_to_stdout: bool = False,
+        image: str | None = None,
+        container_runtime: str = "pyxis",
+        container_mounts: Sequence[str] = (),
+        container_python: str = "python",
+        additional_parameters: DictConfig | None = None,
+    ) -> None:
+        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        super().__init__(**given)
+        if container_runtime not in ("pyxis", "apptainer"):
+            raise ValueError(f"hydra.launcher.container_runtime={container_runtime!r}: expected pyxis or apptainer")
+
+    def _executor(self) -> Any:
+        import submitit
+
+        settings = {key: value for key, value in self.params.items() if key not in OURS and value not in (None, [], {})}
+        if not settings.get("gpus_per_node"):
+            settings.pop("gpus_per_node", None)
+        python, arguments = container_command(self.params)
+        if arguments:
+            settings["srun_args"] = [*settings.get("srun_args", []), *arguments]
+        try:
+            executor = submitit.AutoExecutor(
+                folder=self.params["submitit_folder"],
+                cluster="slurm",
+                slurm_max_num_timeout=self.params["max_num_timeout"],
+                slurm_python=python,
+            )
+        except RuntimeError as error:
+            raise UserError(f"hydra/launcher=slurm: {error} (srun is not on PATH)") from error
+        executor.update_parameters(**{key if key in BASE else f"slurm_{key}": value for key, value in settings.items()})
+        return executor
+
+    def _submit(self, runs: Sequence[PlannedRun]) -> None:
+        executor = self._executor()
+        try:
+            if len(runs) == 1:  # submitit's arrays of one are none
+                jobs = [executor.submit(self, *self._arguments(runs[0]))]
+            else:
+                jobs = executor.map_array(self, *zip(*map(self._arguments, runs)))
+        except (subprocess.CalledProcessError, OSError, RuntimeError) as error:
+            told = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
+            told = told.decode(errors="replace") if isinstance(told, bytes) else told
+            raise UserError(f"hydra/launcher=slurm: sbatch refused the jobs: {told.strip()}") from error
+        for run, job in zip(runs, jobs):
+            run.job = job
+            if read_status(run.folder).state == "queued":
+                update_status(run.folder, {"job": job.job_id})
+        first, last = jobs[0].job_id, jobs[-1].job_id
+        log.info(f"submitted {len(jobs)} as {first if first == last else f'{first} to {last}'}")
+
+    def _job_of(self, status: Status, run: PlannedRun) -> Any | None:
+        import submitit
+
+        queue = queued_jobs()
+        if queue is None:
+            raise UserError("hydra/launcher=slurm: squeue does not answer, so it cannot be told which runs still wait")
+        if status.job is None or status.job not in queue:
+            return None
+        count = self.params["nodes"] * self.params["tasks_per_node"]
+        return submitit.SlurmJob(self.params["submitit_folder"], status.job, list(range(count)))
+
+    def _living(self, runs: Sequence[PlannedRun]) -> set[int] | None:
+        queue = queued_jobs()
+        return None if queue is None else {run.number for run in runs if run.job.job_id in queue}
+
+    def _how_it_ended(self, run: PlannedRun) -> str:
+        return how_it_ended(run.job.job_id)
+
+    def _interrupted(self, runs: Sequence[PlannedRun]) -> None:
+        jobs = sorted({run.job.job_id.partition("_")[0] for run in runs if run.job is not None})
+        if jobs:
+            log.info(
+                f"the jobs stay in the queue; wait for them again with `python train.py -m "
+                f"resume={self.config.hydra.sweep.dir}`, end them with `scancel {' '.join(jobs)}`"
+            )
+
+    def _give_back(self, stop: Interrupted, folder: Path) -> None:
+        """Let SLURM start the job again: rank 0 asks for it where the signal was the time limit's.
+
+        After a plain SIGTERM SLURM does what it had in mind: queues the job again (preemption, `scontrol requeue`), or
+        not (`scancel`).
+        """
+        import submitit
+
+        from jepa.utils.distributed import leave
+
+        if stop.agreed:
+            leave()  # when all have saved
+        if read_launch().rank > 0:
+            raise SystemExit(0)
+        if stop.signal_number not in (signal.SIGUSR1, signal.SIGUSR2):
+            return
+        update_status(folder, {"state": "preempted"})
+        requeue = signal.getsignal(submitit.JobEnvironment()._usr_sig())
+        try:
+            requeue(stop.signal_number, None)  # submitit's handler: notes the count, calls scontrol, raises SystemExit
+        except submitit.core.utils.UncompletedJobError as error:
+            allowed = self.params["max_num_timeout"]
+            update_status(
+                folder,
+                {
+                    "state": "stopped",
+                    "reason": f"ran into its time limit more than hydra.launcher.max_num_timeout={allowed} times",
+                },
+            )
+            raise error
+
+
+def container_command(params: Mapping[str, Any]) -> tuple[str | None, list[str]]:
+    """How a job's Python is called, None for this one's, and what srun is given besides, for a container."""
+    image = params["image"]
+    if image is None:
+        return None, []
+    mounts, python = list(params["container_mounts"]), params["container_python"]
+    if params["container_runtime"] == "apptainer":
+        binds = [part for mount in mounts for part in ("--bind", mount)]
+        return shlex.join(["apptainer", "exec", "--nv", *binds, "--pwd", os.getcwd(), image, python]), []
+    arguments = [f"--container-image={image}", f"--container-workdir={os.getcwd()}"]
+    return python, arguments + ([f"--container-mounts={','.join(mounts)}"] if mounts else [])

@@ -1,0 +1,211 @@
+"""Sweeps as a user starts them, one run at a time or several: what is told, what goes on, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+
+from jepa.utils.status import alive, read_status
+
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def options(tiny):
+    """A tiny run with a validation at its end."""
+    own = ["trainer.max_steps=4", "trainer.validate_every_steps=4", "optimized_metric=val/loss"]
+    return [*tiny, "~logger.tensorboard", "evaluation=none", *own]
+
+
+@pytest.fixture
+def sweep(start, options):
+    """Start a sweep in <tmp_path>/sweep; gives it under way."""
+
+    def begin(*others, **environment):
+        return start("-m", *options, "hydra.sweep.dir=sweep", *others, PYTHONPATH=str(TESTS), **environment)
+
+    return begin
+
+
+@pytest.fixture
+def until(tmp_path):
+    """Wait until a condition holds of the status of a run of the sweep; gives that status."""
+
+    def wait(condition, run=0, timeout=60):
+        end = time.monotonic() + timeout
+        while (status := read_status(tmp_path / "sweep" / str(run))) is None or not condition(status):
+            assert time.monotonic() < end, status
+            time.sleep(0.05)
+        return status
+
+    return wait
+
+
+def statuses(tmp_path, count):
+    return [read_status(tmp_path / "sweep" / str(run)) for run in range(count)]
+
+
+@pytest.mark.slow
+def test_failed_and_diverged_runs_end_no_sweep_and_what_is_done_is_not_repeated(sweep, start, tmp_path):
+    rates = "optimizer.lr=1e-3,-1,1e30,2e-3"
+    process = sweep(rates).wait()
+    assert process.returncode == 1, process.stdout + process.stderr  # as one has failed
+    found = statuses(tmp_path, 4)
+    assert [status.state for status in found] == ["done", "failed", "failed", "done"]
+    assert [status.verdict == "diverged" for status in found] == [False, False, True, False]
+    assert [status.objective["val/loss"] == 1e9 for status in found] == [False, True, True, False]
+    assert "Invalid learning rate" in found[1].reason
+    assert found[1].reason in process.stderr
+    assert "Traceback" not in process.stderr
+    with (tmp_path / "sweep" / "leaderboard.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["state"] for row in rows) == ["done", "done", "failed", "failed"]
+    assert (tmp_path / "sweep" / "leaderboard.html").is_file()
+
+    again = start("resume=sweep").wait()  # needs no other option
+    assert again.returncode == 1, again.stderr
+    assert again.stdout.count("done before, val/loss") == 2
+    after = statuses(tmp_path, 4)
+    assert [status.starts for status in after if status.state == "done"] == [1, 1]
+
+
+@pytest.mark.slow
+def test_an_interrupted_sweep_goes_on(sweep, start, slowly, until, tmp_path):
+    process = sweep("optimizer.lr=1e-3,2e-3", "trainer.seed=0", *slowly)
+    until(lambda status: (status.step or 0) >= 1)
+    process.signal(signal.SIGINT)
+    stopped = process.wait()
+    assert stopped.returncode == 130, stopped.stderr
+    first = read_status(tmp_path / "sweep" / "0")
+    assert (first.state, first.step) == ("stopped", first.step)
+    assert read_status(tmp_path / "sweep" / "1") is None
+    again = start("resume=sweep", PYTHONPATH=str(TESTS)).wait()
+    assert again.returncode == 0, again.stderr
+    assert [(status.state, status.starts, status.step) for status in statuses(tmp_path, 2)] == [
+        ("done", 2, 4),
+        ("done", 1, 4),
+    ]
+    assert f"at step {first.step} of 4" in again.stdout
+
+
+def test_a_folder_of_other_runs_is_refused(sweep, tmp_path):
+    assert sweep("optimizer.lr=1e-3", "trainer.seed=0").wait().returncode == 0
+    other = sweep("optimizer.lr=5e-3", "trainer.seed=0", "resume=auto").wait()
+    assert other.returncode == 1
+    assert "0 holds a run with optimizer.lr=0.001 where this sweep has optimizer.lr=0.005" in other.stderr
+    assert read_status(tmp_path / "sweep" / "0").starts == 1
+    unknown = sweep("optimizer.lr=1e-3", "trainer.seed=0", "optimized_metric=val/los", "resume=auto").wait()
+    assert unknown.returncode == 1
+    assert "optimized_metric=val/los was not among the metrics of the run: did you mean val/loss?" in unknown.stderr
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_goes_on(sweep, slowly, until, tmp_path):
+    study = ["sweep=optuna", "sweep.trials=3", *slowly]
+    process = sweep(*study)
+    until(lambda status: (status.step or 0) >= 1, run=1)
+    process.signal(signal.SIGKILL)
+    process.wait()
+    again = sweep(*study).wait()
+    assert again.returncode == 0, again.stderr
+    assert "goes on: 1 of 3 trials done" in again.stdout
+    found = statuses(tmp_path, 3)
+    assert [(status.state, status.starts) for status in found] == [("done", 1), ("done", 2), ("done", 1)]
+    trials = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path}/sweep/study.db").trials
+    assert [trial.value for trial in trials] == [status.objective["val/loss"] for status in found]
+    assert all(f"optimizer.lr={trial.params['optimizer.lr']}" in s.overrides for trial, s in zip(trials, found))
+
+
+LOCAL = ["hydra/launcher=local", "hydra.launcher.poll_seconds=0.2"]
+
+
+@pytest.mark.slow
+def test_runs_side_by_side_share_the_machine_and_survive_their_launcher(sweep, slowly, until, tmp_path):
+    options = [*LOCAL, "hydra.launcher.parallel=2", "hydra.launcher.threads=1", "optimizer.lr=1e-3,2e-3,-1", *slowly]
+    process = sweep(*options)
+    for run in (0, 1):
+        until(lambda status: (status.step or 0) >= 1, run=run)
+    assert all(map(alive, statuses(tmp_path, 2)))  # two at a time
+    assert read_status(tmp_path / "sweep" / "2").state == "queued"
+    process.signal(signal.SIGKILL)
+    process.wait()
+    again = sweep(*options).wait()
+    assert again.returncode == 1, again.stdout + again.stderr
+    assert "3 runs in sweep: 1 to start, 2 under way already" in again.stdout
+    assert "#2 failed: optimizer: Invalid learning rate: -1" in again.stdout
+    assert [(s.state, s.starts) for s in statuses(tmp_path, 3)] == [("done", 1), ("done", 1), ("failed", 1)]
+
+
+@pytest.mark.slow
+def test_an_interruption_lets_all_runs_save(sweep, slowly, until, tmp_path):
+    options = [*LOCAL, "hydra.launcher.parallel=2", "optimizer.lr=1e-3,2e-3,3e-3", *slowly]
+    process = sweep(*options)
+    for run in (0, 1):
+        until(lambda status: (status.step or 0) >= 1, run=run)
+    process.signal(signal.SIGINT)
+    stopped = process.wait()
+    assert stopped.returncode == 130, stopped.stdout + stopped.stderr
+    assert [status.state for status in statuses(tmp_path, 3)] == ["stopped", "stopped", "queued"]
+    assert "stopping the runs under way, which save first" in stopped.stdout
+    again = sweep(*options).wait()
+    assert again.returncode == 0, again.stdout + again.stderr
+    assert [(s.state, s.starts, s.step) for s in statuses(tmp_path, 3)] == [("done", 2, 4)] * 2 + [("done", 1, 4)]
+
+
+@pytest.mark.slow
+def test_two_processes_of_a_run_on_this_machine(sweep, tmp_path):
+    process = sweep(*LOCAL, "hydra.launcher.parallel=1", "trainer=ddp", "trainer.devices=2").wait()
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert read_status(tmp_path / "sweep" / "0").state == "done"
+    logs = sorted((tmp_path / "sweep" / ".submitit").glob("*_log.out"))
+    assert [log.read_text().count("2 ranks") for log in logs] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("others", "message"),
+    [
+        (
+            ["hydra/launcher=slurm", "trainer.devices=1,2"],
+            "trainer.devices cannot be swept over (run 0 has 1",
+        ),
+        (["hydra/launcher=slurm", "trainer.nodes=1,2"], "trainer.nodes cannot be swept over"),
+        (["hydra/launcher=local", "trainer.nodes=2"], "trainer.nodes=2: hydra/launcher=local has this machine alone"),
+        (["hydra/launcher=local", "hydra.launcher.parallel=0"], "parallel=0"),
+        (["hydra/launcher=slurm", "hydra.launcher.container_runtime=docker"], "expected pyxis or apptainer"),
+        (["hydra/launcher=slurm", "hydra.launcher.partitoin=gpu"], "partitoin"),
+        (["sweep.direction=up"], "sweep.direction=up: expected maximize, minimize"),
+    ],
+)
+def test_what_cannot_be_swept(sweep, others, message, tmp_path):
+    process = sweep(*others).wait()
+    assert process.returncode == 1, process.stdout
+    assert message in process.stderr
+    assert "Traceback" not in process.stderr
+    assert read_status(tmp_path / "sweep" / "0") is None
+
+
+def test_no_slurm_here(sweep, tmp_path):
+    process = sweep("hydra/launcher=slurm", PATH=str(tmp_path)).wait()
+    assert process.returncode == 1
+    assert "hydra/launcher=slurm" in process.stderr
+    assert "not on PATH" in process.stderr
+    assert "Traceback" not in process.stderr
+
+
+@pytest.mark.parametrize("option", ["sweep=grid", "hydra/launcher=local"])
+def test_a_sweep_without_its_flag(start, options, option):
+    process = start(*options, option).wait()
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"error: {option} ")
+    assert "python train.py -m" in process.stderr
+
+
+def test_processes_that_nobody_has_started(start, options):
+    process = start(*options, "trainer.devices=2", "trainer.nodes=2").wait()
+    assert process.returncode == 1
+    assert "trainer.nodes=2 times trainer.devices=2 are 4 processes, but 1 was started" in process.stderr
