@@ -5,6 +5,7 @@ from jepa.trainer.callbacks import Callback, EarlyStopping
 from jepa.trainer.console import Console
 from jepa.trainer.finders import LearningRateFinding, find_learning_rate
 from jepa.trainer.loggers import JSONLines, Logger, RunInfo, TensorBoard
+from jepa.trainer.stopping import MedianStopping, SuccessiveHalving
 from jepa.trainer.trainer import Trainer
 from jepa.trainer.wandb_logger import WandB
 
@@ -16,7 +17,9 @@ __all__ = [
     "JSONLines",
     "LearningRateFinding",
     "Logger",
+    "MedianStopping",
     "RunInfo",
+    "SuccessiveHalving",
     "TensorBoard",
     "Trainer",
     "WandB",

@@ -75,14 +75,7 @@ class EarlyStopping(Callback):
 
     def begin(self, trainer: Trainer) -> None:
         """Check that the metric can come; stop at once where the run had been stopped by it before."""
-        period = {"val": ("validate_every", "trainer.validate_every_epochs=1")}
-        period["eval"] = ("evaluate_every", "evaluation=frozen evaluation.every_epochs=10")
-        attribute, remedy = period.get(family(self.monitor), (None, None))
-        if attribute is not None and getattr(trainer, attribute) is None:
-            raise UserError(
-                f"early stopping watches monitor={self.monitor}, which is not measured during this run: set {remedy}, "
-                "or watch another metric, such as monitor=train/loss"
-            )
+        check_is_measured(trainer, self.monitor, f"early stopping watches monitor={self.monitor}", "monitor=train/loss")
         self._stop_if_due(trainer)
 
     def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
@@ -92,7 +85,7 @@ class EarlyStopping(Callback):
             self._compare(metrics[self.monitor], trainer.step)
             self._stop_if_due(trainer)
         elif not self._came:
-            self._check_kind(metrics)
+            check_name(metrics, self.monitor, f"early stopping watches monitor={self.monitor}")
 
     def end(self, trainer: Trainer) -> None:
         """Say so when the metric never came in a whole run."""
@@ -138,17 +131,38 @@ class EarlyStopping(Callback):
                 f"patience={self.patience})"
             )
 
-    def _check_kind(self, metrics: Mapping[str, float]) -> None:
-        """Raise UserError when metrics of the monitor's kind have come without it."""
-        names = sorted(name for name in metrics if family(name) == family(self.monitor))
-        if not names or (family(self.monitor) == "train" and "train/loss" not in names):
-            return
-        close = difflib.get_close_matches(self.monitor, names, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-        raise UserError(f"early stopping watches monitor={self.monitor}, which was not among the metrics: {hint}")
+
+MEASURED_EVERY = {
+    "val": ("validate_every", "trainer.validate_every_epochs=1"),
+    "eval": ("evaluate_every", "evaluation=frozen evaluation.every_epochs=10"),
+    "online": ("probe_every", "evaluation=frozen evaluation.online_every_epochs=5"),
+}
+"""What a kind of metric is measured by: the trainer's period, None for never, and the options that set one."""
+
+
+def check_is_measured(trainer: Trainer, metric: str, who: str, other: str) -> None:
+    """Raise UserError when nothing of a metric's kind is measured during the run.
+
+    who: who asks for it, how. other: what to ask for instead.
+    """
+    attribute, remedy = MEASURED_EVERY.get(family(metric), (None, None))
+    if attribute is not None and getattr(trainer, attribute) is None:
+        raise UserError(
+            f"{who}, which is not measured during this run: set {remedy}, or watch another metric, such as {other}"
+        )
+
+
+def check_name(metrics: Mapping[str, float], metric: str, who: str) -> None:
+    """Raise UserError when metrics of a metric's kind have come without it. who: who asks for it, how."""
+    names = sorted(name for name in metrics if family(name) == family(metric))
+    if not names or (family(metric) == "train" and "train/loss" not in names):
+        return
+    close = difflib.get_close_matches(metric, names, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
+    raise UserError(f"{who}, which was not among the metrics: {hint}")
 
 
 def family(name: str) -> str:
-    """What a metric is measured with: "val", "eval", or "train" for all that comes with a training step."""
+    """What a metric is measured with: "val", "eval", "online", or "train" for all that comes with a training step."""
     kind = name.partition("/")[0]
-    return kind if kind in ("val", "eval") else "train"
+    return kind if kind in MEASURED_EVERY else "train"

@@ -6,6 +6,7 @@ run folder, to be uploaded later.
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,9 @@ class WandB(Logger):
     The run's id is kept in checkpoints, so that a resumed run continues its curves. They are drawn over a metric
     `step` of our own: W&B's must never decrease, and a run that goes on from a checkpoint repeats the steps since.
     Such points stand twice in the history, the newer with a later `_timestamp`, and the start says so.
+
+    In a run that `wandb agent` starts for a sweep (conf/wandb), id, project and entity are the agent's, without which
+    the sweep never sees a result. Checkpoints keep them too, so that it may be resumed without the agent.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class WandB(Logger):
         self.name, self.mode, self.folder = name, mode, folder
         self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
         self.id: str | None = None
+        self._home: dict[str, str | None] | None = None  # project and entity of the sweep that the run is of
         self._run: Any = None
 
     def open(self, run: RunInfo) -> None:
@@ -61,7 +66,8 @@ class WandB(Logger):
             return
         import wandb
 
-        resumed, self.id = self.id is not None, self.id or secrets.token_hex(4)
+        resumed = self.id is not None
+        self.id = self.id or secrets.token_hex(4)
         self._outer_error = sys.exc_info()[1]
         folder = run.folder / (self.folder or "")
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,6 +80,9 @@ class WandB(Logger):
         self._run.define_metric("step", hidden=True)
         self._run.define_metric("*", step_metric="step")
         self._files = Path(self._run.dir).parent
+        if in_sweep():
+            self.id = self._run.id
+            self._home = {"project": self._run.project, "entity": self._run.entity or None}
         if self._run.offline:
             text = f"{why_offline}kept in {self._files}, upload with: wandb sync {self._files.parent}"
         else:
@@ -83,15 +92,16 @@ class WandB(Logger):
 
     def _start(self, wandb: Any, run: RunInfo, folder: Path) -> tuple[Any, str]:
         """The W&B run, and why it is offline against what was asked for."""
+        place = {**(self._home or {"project": self.project, "entity": self.entity}), "id": self.id}
+        if in_sweep():
+            place = dict.fromkeys(place)  # W&B finds the agent's by itself, and would warn of any other
         settings = {
-            "project": self.project,
-            "entity": self.entity,
+            **place,
             "tags": self.tags or None,
             "group": self.group,
             "name": self.name or "/".join(run.folder.resolve().parts[-2:]),
             "config": dict(run.config),
             "dir": str(folder),
-            "id": self.id,
             "resume": "allow",
             "reinit": "finish_previous",
             "allow_val_change": True,
@@ -139,12 +149,18 @@ class WandB(Logger):
         self._run = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The id and group of the W&B run."""
-        return {"id": self.id, "group": self.group}
+        """The id and group of the W&B run, and where it is if an agent has decided that."""
+        return {"id": self.id, "group": self.group, "home": self._home}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue that run; a group given now wins."""
         self.id, self.group = state["id"], self.group or state["group"]
+        self._home = state.get("home")  # which older checkpoints do not have
+
+
+def in_sweep() -> bool:
+    """Whether `wandb agent` has started this process for a sweep."""
+    return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
 def first_sentence(error: BaseException) -> str:

@@ -1,0 +1,296 @@
+"""Stopping bad runs of a sweep early, by what the sweep's other runs have measured by then.
+
+    python train.py -m callbacks=median_stopping optimized_metric=online/knn evaluation.online_every_epochs=1 \\
+        optimizer.lr=1e-4,3e-4,1e-3,3e-3,1e-2
+
+The other runs are the folders beside the run's own, and what is read of them is their `metrics.jsonl`: so it is all
+the same which sweeper chose the runs, which launcher started them, and whether they run one by one or side by side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
+
+from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, check_name, family
+from jepa.trainer.loggers import JSONLines
+from jepa.trainer.other_runs import FILE, OtherRuns
+from jepa.utils.distributed import is_main
+from jepa.utils.errors import UserError
+from jepa.utils.metrics import Direction, direction_of
+from jepa.utils.status import is_collapse, read_status
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer import Trainer
+
+DEFAULT_METRIC = "eval/trained/linear"
+
+
+class SweepStopping(Callback):
+    """What the rules below have in common; a rule says what it keeps of a measurement, and whether that is bad.
+
+    Values are held as costs: less is better, and what is not finite (a line of JSON has null for it) is infinite. So
+    is all of another run that has collapsed, where collapsed="failed": its loss would be the best of all. Whether the
+    run itself has is for the monitor to see (monitor.on_collapse=stop).
+    Every rank keeps the same state; rank 0 alone reads and decides.
+    """
+
+    rule: str
+    """Its name, in words."""
+
+    def __init__(
+        self,
+        *,
+        metric: str | Sequence[str] | None,
+        direction: Direction | Sequence[Direction] | None,
+        collapsed: Literal["failed", "measured"],
+    ) -> None:
+        if collapsed not in ("failed", "measured"):
+            raise ValueError(f"got collapsed={collapsed!r}, expected 'failed' or 'measured'")
+        names = [metric] if isinstance(metric, str) else list(metric or ())
+        self.metric = names[0] if names else DEFAULT_METRIC
+        given = [direction] if isinstance(direction, str) else list(direction or ())
+        self.direction: Direction = given[0] if given else direction_of(self.metric)
+        if self.direction not in ("minimize", "maximize"):
+            raise ValueError(f"got direction={self.direction!r}, expected 'minimize', 'maximize' or None")
+        self.collapsed = collapsed
+        self._who = f"{self.rule} judges by metric={self.metric}"
+        self._came = False
+        self._others: OtherRuns | None = None
+
+    def begin(self, trainer: Trainer) -> None:
+        """Check that the metric can come and is written where other runs read it; say what it is compared with."""
+        check_is_measured(trainer, self.metric, self._who, f"{self._key}.metric=val/loss")
+        if not is_main():
+            return
+        loggers = [logger for logger in trainer.loggers.values() if isinstance(logger, JSONLines)]
+        if not any(logger.path in (None, FILE) for logger in loggers):
+            raise UserError(f"{self.rule} reads the {FILE} of a sweep's runs: set logger=[console,jsonl], path=null")
+        if self._others is None:  # begin comes again after a rollback
+            self._others = OtherRuns(trainer.folder.path, self.metric)
+            trainer.say(self._plan(trainer))
+
+    def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
+        """Note the metric, and stop the run where the rule says so, unless it ends anyway."""
+        if self.metric not in metrics:
+            if not self._came:
+                check_name(metrics, self.metric, self._who)
+            return
+        self._came = True
+        cost = self._cost(metrics[self.metric])
+        due = self._note(trainer.step, cost)
+        if due and self._others is not None and not trainer.ended:
+            reason = self._verdict(trainer.step, cost, self._curves())
+            if reason is not None:
+                trainer.stop(f"{self.rule} at step {trainer.step}: {self.metric} {reason}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """The settings it belongs to, and what the rule has kept."""
+        return {"settings": self._settings(), "came": self._came, "kept": self._kept()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the state over, unless it is of other settings, which start afresh."""
+        if state["settings"] == self._settings():
+            self._came = state["came"]
+            self._keep(state["kept"])
+
+    # What a rule says.
+
+    def _note(self, step: int, cost: float) -> bool:
+        """Take note of a measurement; whether it is one to judge by."""
+        raise NotImplementedError
+
+    def _verdict(self, step: int, cost: float, curves: list[dict[int, float]]) -> str | None:
+        """Why the run is to stop after this measurement, None if it is not. curves: costs by step, of each run."""
+        raise NotImplementedError
+
+    def _first_step(self) -> int:
+        """No step before this one is judged."""
+        raise NotImplementedError
+
+    def _settings(self) -> list[Any]:
+        """What its state depends on."""
+        return [self.metric, self.direction]
+
+    def _kept(self) -> Any:
+        raise NotImplementedError
+
+    def _keep(self, kept: Any) -> None:
+        raise NotImplementedError
+
+    # Costs and words.
+
+    @property
+    def _key(self) -> str:
+        return f"callbacks.{self.rule.replace(' ', '_')}"
+
+    def _curves(self) -> list[dict[int, float]]:
+        """For each other run that has measured the metric: step -> cost."""
+        curves = []
+        for folder, values in self._others.values().items():
+            status = read_status(folder)
+            void = self.collapsed == "failed" and status is not None and is_collapse(status.verdict)
+            curves.append({step: math.inf if void else self._cost(value) for step, value in values.items()})
+        return curves
+
+    def _cost(self, value: float | None) -> float:
+        if value is None or not math.isfinite(value):
+            return math.inf
+        return value if self.direction == "minimize" else -value
+
+    def _shown(self, cost: float) -> str:
+        return "not a number" if math.isinf(cost) else f"{cost if self.direction == 'minimize' else -cost:.4g}"
+
+    def _plan(self, trainer: Trainer) -> str:
+        folder = self._others.folder.parent
+        if not self._others.in_sweep:
+            return f"{self.rule} does nothing: {folder} holds single runs, not those of a sweep"
+        attribute, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
+        period = getattr(trainer, attribute) if attribute else 1
+        first = period * max(1, math.ceil(self._first_step() / period))
+        if first >= trainer.horizon.max_steps:
+            return (
+                f"{self.rule} does nothing in this run of {trainer.horizon.max_steps} steps: it judges from step "
+                f"{first:.0f} on, and not at the last"
+            )
+        best = "least" if self.direction == "minimize" else "greatest"
+        return f"{self.rule} compares {self.metric} (best: {best}) with the other runs in {folder}"
+
+
+class MedianStopping(SweepStopping):
+    """Stops a run whose best value so far is worse than the median of the other runs' best values up to that step.
+
+    The median stopping rule of Golovin et al. 2017 (Google Vizier, section 3.2.2), where the other runs count with
+    the mean of their values up to the step; here with the best, as a noisy start should not help. Compared with are
+    the runs that have a measurement at this step or later, finished or not.
+
+    metric: its name, as logged; of several the first, None for eval/trained/linear. direction: whether less
+        ("minimize") or more ("maximize") is better; None goes by the name (`jepa.utils.metrics.direction_of`).
+    collapsed: whether other runs that the monitor finds collapsed count as "failed", that is as worst, or as what they
+        have "measured".
+    warmup_steps: the first step at which a run may be stopped.
+    every_steps: steps that lie between two judgements at least; None judges each measurement.
+    min_runs: other runs that must have got as far, else it goes on.
+
+    Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
+    nothing of its kind is measured during the run, else with the first metrics of its kind that come without it.
+    """
+
+    rule = "median stopping"
+
+    def __init__(
+        self,
+        *,
+        metric: str | Sequence[str] | None = None,
+        direction: Direction | Sequence[Direction] | None = None,
+        collapsed: Literal["failed", "measured"] = "failed",
+        warmup_steps: int = 0,
+        every_steps: int | None = None,
+        min_runs: int = 4,
+    ) -> None:
+        super().__init__(metric=metric, direction=direction, collapsed=collapsed)
+        if warmup_steps < 0 or min_runs < 1 or (every_steps is not None and every_steps < 1):
+            raise ValueError(
+                f"got warmup_steps={warmup_steps}, every_steps={every_steps}, min_runs={min_runs}, expected "
+                "warmup_steps >= 0, every_steps >= 1 or None, min_runs >= 1"
+            )
+        self.warmup_steps, self.every_steps, self.min_runs = warmup_steps, every_steps, min_runs
+        self.best = math.inf
+        self.judged_step: int | None = None
+
+    def _note(self, step: int, cost: float) -> bool:
+        self.best = min(self.best, cost)
+        early = self.judged_step is not None and step - self.judged_step < (self.every_steps or 1)
+        if step < self.warmup_steps or early:
+            return False
+        self.judged_step = step
+        return True
+
+    def _verdict(self, step: int, cost: float, curves: list[dict[int, float]]) -> str | None:
+        reached = [curve for curve in curves if min(curve) <= step <= max(curve)]
+        bests = [min(cost for at, cost in curve.items() if at <= step) for curve in reached]
+        if len(bests) < self.min_runs or self.best <= median(bests):
+            return None
+        return (
+            f"is {self._shown(self.best)} at best, worse than the median {self._shown(median(bests))} of "
+            f"{len(bests)} other runs"
+        )
+
+    def _first_step(self) -> int:
+        return self.warmup_steps
+
+    def _kept(self) -> list[Any]:
+        return [self.best, self.judged_step]
+
+    def _keep(self, kept: list[Any]) -> None:
+        self.best, self.judged_step = kept
+
+
+class SuccessiveHalving(SweepStopping):
+    """Lets only the best 1/reduction_factor of a sweep's runs go on beyond each rung.
+
+    Asynchronous successive halving (ASHA, Li et al. 2020, arXiv 1810.05934), in the form that stops runs instead of
+    pausing them: a run is held against those that have come to the rung before it, so that none waits. Rungs are at
+    min_steps * reduction_factor**k steps, and a run's value there is its first measurement at or past that step. With
+    n values at a rung, own one included, max(1, floor(n / reduction_factor)) go on; equal ones share the better place.
+
+    metric, direction, collapsed: as for `MedianStopping`.
+    min_steps: steps of the first rung. reduction_factor: of runs from rung to rung, and of steps.
+
+    Raises ValueError for settings out of range, and UserError when the metric cannot come, as `MedianStopping`.
+    """
+
+    rule = "successive halving"
+
+    def __init__(
+        self,
+        *,
+        metric: str | Sequence[str] | None = None,
+        direction: Direction | Sequence[Direction] | None = None,
+        collapsed: Literal["failed", "measured"] = "failed",
+        min_steps: int = 100,
+        reduction_factor: int = 3,
+    ) -> None:
+        super().__init__(metric=metric, direction=direction, collapsed=collapsed)
+        if min_steps < 1 or reduction_factor < 2:
+            raise ValueError(
+                f"got min_steps={min_steps}, reduction_factor={reduction_factor}, expected min_steps >= 1 and "
+                "reduction_factor >= 2"
+            )
+        self.min_steps, self.reduction_factor = min_steps, reduction_factor
+        self.decided = 0
+        """Rungs that lie behind the run."""
+        self._reached: list[int] = []
+
+    def _note(self, step: int, cost: float) -> bool:
+        self._reached = []
+        while (rung := self.min_steps * self.reduction_factor**self.decided) <= step:
+            self._reached.append(rung)
+            self.decided += 1
+        return bool(self._reached)
+
+    def _verdict(self, step: int, cost: float, curves: list[dict[int, float]]) -> str | None:
+        for rung in self._reached:
+            others = [curve[min(at for at in curve if at >= rung)] for curve in curves if max(curve) >= rung]
+            better, count = sum(other < cost for other in others), len(others) + 1
+            go_on = max(1, count // self.reduction_factor)
+            if better >= go_on:
+                return (
+                    f"is {self._shown(cost)}, at the rung of {rung} steps place {better + 1} of {count} (with "
+                    f"{len(others)} other runs), of which {go_on} may go on"
+                )
+        return None
+
+    def _first_step(self) -> int:
+        return self.min_steps
+
+    def _settings(self) -> list[Any]:
+        return [*super()._settings(), self.min_steps, self.reduction_factor]
+
+    def _kept(self) -> int:
+        return self.decided
+
+    def _keep(self, kept: int) -> None:
+        self.decided = kept
