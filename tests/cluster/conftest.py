@@ -1,0 +1,80 @@
+"""The SLURM that the tests of this folder submit to, and sweeps through it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE))  # slurm_cluster.py, under any import mode
+
+from slurm_cluster import Slurm, missing  # noqa: E402
+
+from jepa.utils.status import Status, read_status  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def slurm() -> Iterator[Slurm]:
+    """A cluster of two nodes on this machine, stopped at the end; skips where it cannot be started."""
+    if reason := missing():
+        pytest.skip(reason)
+    cluster = Slurm(Path(tempfile.mkdtemp(prefix="slurm")))
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+@pytest.fixture
+def submit(slurm: Slurm, start: Callable, tiny: list[str], tmp_path: Path) -> Callable:
+    """Start a sweep of tiny runs by hydra/launcher=slurm in <tmp_path>/sweep; gives the launcher under way."""
+    fixed = [*tiny, "~logger.tensorboard", "evaluation=none", "hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
+    variables = {**slurm.environment, "PYTHONPATH": str(HERE.parent)}
+
+    def begin(*options: str, **others: str):
+        return start("-m", *fixed, "hydra.sweep.dir=sweep", *options, **variables, **others)
+
+    return begin
+
+
+@pytest.fixture
+def two_ranks(start: Callable, tmp_path: Path) -> Callable:
+    """Train with two processes that nothing happens to; gives the run folder."""
+
+    def run(*options: str) -> Path:
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(sock.getsockname()[1])}
+        ranks = [
+            start(*options, "hydra.run.dir=let_be", RANK=str(rank), LOCAL_RANK=str(rank), **variables)
+            for rank in (0, 1)
+        ]
+        for process in ranks:
+            done = process.wait()
+            assert done.returncode == 0, done.stderr
+        return tmp_path / "let_be"
+
+    return run
+
+
+@pytest.fixture
+def until(slurm: Slurm, tmp_path: Path) -> Callable:
+    """Wait until a condition holds of the status of a run of the sweep; gives that status."""
+
+    def wait(condition: Callable[[Status], bool], run: int = 0, timeout: float = 90) -> Status:
+        end = time.monotonic() + timeout
+        while True:
+            status = read_status(tmp_path / "sweep" / str(run))
+            if status is not None and condition(status):
+                return status
+            assert time.monotonic() < end, f"{status}\n{slurm.report()}"
+            time.sleep(0.1)
+
+    return wait
