@@ -13,6 +13,9 @@ linear: seconds of the linear probe on 60,000 x 384 features of 10 classes besid
         with --root they are random ReLU features of the Fashion-MNIST in that folder. One round, as it takes minutes.
 monitor: what a look of the collapse monitor adds to the run, as a share of the steps between two looks; the default
         run on digits, the same steps with and without a look in turns, one thread.
+sweep:  seconds of a sweep per run that are not its training steps: to compose, import, set up, save and tear down, and
+        to show the leaderboard at the end; 6 tiny runs one after the other in one process, by hydra/launcher=local
+        in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
 Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs; what a ratio compares is measured
 in turns.
 """
@@ -22,8 +25,10 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -346,6 +351,42 @@ def monitor(rounds: int = 30) -> dict[str, float]:
         }
 
 
+SWEPT = (
+    "data.batch_size=32",
+    "model.encoder={dim: 32, depth: 1}",
+    "model.predictor={dim: 32, depth: 1}",
+    "loss.projector={hidden: [32], out_dim: 16}",
+    "trainer.max_steps=20",
+    "trainer.device=cpu",
+    "evaluation=none",
+    "trainer.seed=0,1,2,3,4,5",
+)
+
+
+def sweep() -> dict[str, float]:
+    """Seconds per run beside its steps, of whole sweeps as a user starts them."""
+    alone = ["hydra.launcher.poll_seconds=0.5"]
+    kinds = {
+        "basic": [],
+        "local": ["hydra/launcher=local", "hydra.launcher.parallel=1", *alone],
+        "slurm": ["hydra/launcher=slurm", "hydra.launcher.array_parallelism=1", *alone],
+    }
+    if shutil.which("sbatch") is None:
+        del kinds["slurm"]
+    seconds = {}
+    for name, options in kinds.items():
+        with tempfile.TemporaryDirectory() as folder:
+            command = [sys.executable, "train.py", "-m", *SWEPT, *options, f"hydra.sweep.dir={folder}"]
+            begun = time.monotonic()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[1])
+            wall = time.monotonic() - begun
+            statuses = [json.loads(path.read_text()) for path in Path(folder).glob("*/status.json")]
+            if [status["state"] for status in statuses] != ["done"] * 6:
+                raise SystemExit(f"{name}: not all of 6 runs are done")
+            seconds[name] = (wall - sum(status["train_seconds"] for status in statuses)) / len(statuses)
+    return seconds
+
+
 def tensors(node):
     """Every tensor in a nested state."""
     if isinstance(node, torch.Tensor):
@@ -364,6 +405,7 @@ if __name__ == "__main__":
         "ddp": ddp,
         "saving": saving,
         "monitor": monitor,
+        "sweep": sweep,
         "linear": lambda: linear(root=roots[-1] if roots else None),
     }
     print(json.dumps({name: known[name]() for name in chosen}, indent=2))

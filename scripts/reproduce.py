@@ -6,13 +6,18 @@
     python scripts/reproduce.py modalities --root DIR     video, text, series, sound and pairs, three seeds each
     python scripts/reproduce.py kills                     a tiny run, killed at random moments and resumed
     python scripts/reproduce.py collapse                  runs made to collapse, and healthy ones, under the monitor
+    python scripts/reproduce.py optuna                    20 short trials of the default run, and the best over seeds
+    python scripts/reproduce.py slurm                     12 default runs by SLURM, whose launcher is killed on the way
 
 Results go to scripts/results/<recipe>.json: per seed the results.json of the run, its wall time and the machine. Those
 of objectives go to objectives_<data>.json after every run: started again, it goes on after the runs that the file
 holds (delete it when a recipe has changed), and it ends with a Markdown table. So do those of modalities, whose data
 lie in DIR as MODALITIES names them; archives are unpacked for the time of the run. That of kills holds how often a run
 was killed, how often in the middle of a write, and whether it ended like one that was not. That of collapse holds of
-each run whether and when the monitor raised an alarm, and with what evidence.
+each run whether and when the monitor raised an alarm, and with what evidence. That of optuna holds the trials, and the
+best setting beside the default's over three other seeds, in short runs and in whole ones; that of slurm what became of
+each run. Both leave their sweeps in outputs/reproduce and go on with what lies there. slurm needs a SLURM: where there
+is none, `python tests/cluster/slurm_cluster.py` starts one.
 """
 
 from __future__ import annotations
@@ -420,7 +425,91 @@ def losses(folder: Path) -> list[tuple]:
     return [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines]
 
 
-OTHERS = {"kills": lambda path: kills(), "collapse": collapse}
+SHORT = ("trainer.max_epochs=9",)
+"""A quarter of the default run."""
+
+TRIALS, FRESH_SEEDS = 20, (1, 2, 3)
+"""Trials have seed 0."""
+
+
+def optuna(path: Path) -> dict:
+    """A study of short runs, and its best setting beside the default's over other seeds.
+
+    The file at `path` grows with every run of these, and is gone on with.
+    """
+    options = ["sweep=optuna", f"sweep.trials={TRIALS}", *SHORT]
+    folder = swept(options)
+    trials = [{"overrides": run["overrides"], **run["objective"]} for run in runs_of(folder, ("optimizer.",))]
+    metric = next(key for key in trials[0] if key != "overrides")
+    best = max(trials, key=lambda trial: trial[metric])
+    content = {"command": " ".join(["python train.py -m", *options]), "trials": trials, "best": best, "seeds": {}}
+    found = json.loads(path.read_text()) if path.exists() else {}
+    if found.get("best") == best:
+        content["seeds"] = found["seeds"]
+    for length, own in (("short", SHORT), ("whole", ())):
+        for name, setting in (("default", []), ("best", best["overrides"])):
+            entry = content["seeds"].setdefault(f"{length}, {name}", {})
+            for seed in map(str, FRESH_SEEDS):
+                if seed not in entry:
+                    entry[seed] = run([*own, *setting], int(seed))["trained"]
+                    write(path, content)
+    content["means"] = {
+        name: {probe: statistics.fmean(scores[probe] for scores in runs.values()) for probe in ("linear", "knn")}
+        for name, runs in content["seeds"].items()
+    }
+    return content
+
+
+SLURM = ("sweep=grid", "hydra/launcher=slurm", "hydra.launcher.poll_seconds=2", "hydra.launcher.array_parallelism=2")
+KILLED_AFTER = 4
+"""Runs of 12 that are done when the launcher is killed."""
+
+
+def slurm(path: Path) -> dict:
+    """The grid of 12 default runs by SLURM, two at a time, whose launcher is killed and started again."""
+    options = [*SLURM, "trainer.device=cpu", "hydra.launcher.cpus_per_task=1"]
+    folder, begun = ROOT / "outputs" / "reproduce" / "slurm", time.monotonic()
+    with subprocess.Popen(sweep_command(options, folder), cwd=ROOT) as launcher:
+        while sum(run["state"] == "done" for run in runs_of(folder)) < KILLED_AFTER:
+            if launcher.poll() is not None:
+                raise SystemExit(f"the launcher ended before {KILLED_AFTER} runs were done")
+            time.sleep(1)
+        launcher.kill()
+    before = [run["state"] for run in runs_of(folder)]
+    swept(options, "slurm")
+    return {
+        "command": " ".join(["python train.py -m", *options]),
+        "cores": os.cpu_count(),
+        "seconds": round(time.monotonic() - begun),
+        "states_when_the_launcher_was_killed": before,
+        "runs": runs_of(folder, ("optimizer.", "trainer.seed")),
+    }
+
+
+def swept(options: Sequence[str], name: str = "optuna") -> Path:
+    """The folder of a sweep in outputs/reproduce that has been run, or gone on with."""
+    folder = ROOT / "outputs" / "reproduce" / name
+    subprocess.run(sweep_command(options, folder), check=True, cwd=ROOT)
+    return folder
+
+
+def sweep_command(options: Sequence[str], folder: Path) -> list[str]:
+    """A sweep in a folder that goes on with what is there."""
+    return [sys.executable, str(ROOT / "train.py"), "-m", *options, "resume=auto", f"hydra.sweep.dir={folder}"]
+
+
+def runs_of(folder: Path, shown: tuple[str, ...] = ()) -> list[dict]:
+    """What the runs of a sweep say of themselves, with those of their options that begin so."""
+    runs = []
+    for path in sorted(folder.glob("*/status.json"), key=lambda path: int(path.parent.name)):
+        status = json.loads(path.read_text())
+        kept = {key: status[key] for key in ("state", "starts", "job", "verdict", "objective")}
+        overrides = [option for option in status["overrides"] if option.startswith(shown)] if shown else []
+        runs.append({"overrides": overrides, **kept, "train_seconds": status["train_seconds"]})
+    return runs
+
+
+OTHERS = {"kills": lambda path: kills(), "collapse": collapse, "optuna": optuna, "slurm": slurm}
 """What is no recipe over seeds, called with the path of its results."""
 
 
