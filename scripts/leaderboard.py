@@ -15,9 +15,6 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.utils.command import reported_errors, run_command
 from jepa.utils.errors import UserError
 
-WIDTH = 160
-"""Characters of a line where no terminal says."""
-
 
 @hydra.main(config_path="../conf", config_name="leaderboard", version_base="1.3")
 def main(config: DictConfig) -> None:
@@ -31,25 +28,24 @@ def rank(config: DictConfig) -> None:
 
     Raises UserError for a folder without runs, a metric that none has, and files that cannot be written.
     """
-    from rich.console import Console
-
     from jepa.sweep.leaderboard import leaderboard
     from jepa.sweep.overview import has_jobs
     from jepa.sweep.slurm import queued_jobs
+    from jepa.sweep.table import console
 
     if OmegaConf.is_missing(config.sweep, "folder"):
         raise UserError("sweep= is missing: give the folder of a sweep, such as sweep=outputs/<date>/<time>-sweep")
+    if not (config.metric is None or isinstance(config.metric, str)):
+        raise UserError(f"metric={config.metric}: give the name of one metric")
     if not (config.limit is None or (isinstance(config.limit, int) and config.limit > 0)):
         raise UserError(f"limit={config.limit}: give a number of rows from 1, or null for all")
     folder = Path(str(config.sweep.folder))
     # The queue is only asked for where it has something to say, as it may take seconds to answer.
     board = leaderboard(folder, config.metric, config.direction, queued_jobs() if has_jobs(folder) else None)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
-    console.print(board.table(config.limit))
+    terminal = console()
+    terminal.print(board.table(config.limit, terminal.width))
     for line in board.conclusions():
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        terminal.print(line, markup=False, highlight=False, soft_wrap=True)
     csv, html = Path(config.csv or folder / "leaderboard.csv"), Path(config.html or folder / "leaderboard.html")
     board.write_csv(csv)
     board.write_page(html)

@@ -11,9 +11,6 @@ from omegaconf import DictConfig
 from jepa.utils.command import reported_errors, run_command
 from jepa.utils.errors import UserError
 
-WIDTH = 160
-"""Characters of a line where no terminal says."""
-
 
 @hydra.main(config_path="../conf", config_name="status", version_base="1.3")
 def main(config: DictConfig) -> None:
@@ -24,20 +21,17 @@ def main(config: DictConfig) -> None:
 
 def show(config: DictConfig) -> None:
     """Print the table and the summary. Raises UserError for a folder without runs."""
-    from rich.console import Console
-
     from jepa.sweep.overview import has_jobs, standings, summary, table, to_show
     from jepa.sweep.slurm import queued_jobs
+    from jepa.sweep.table import console
 
     if not isinstance(config.all, bool):
         raise UserError(f"all={config.all}: give true or false")
     folder = str(config.folder)
     runs = standings(folder, queued_jobs() if has_jobs(folder) else None)
     shown = to_show(runs, config.all)
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
-    console.print(table(shown))
+    terminal = console()
+    terminal.print(table(shown, terminal.width))
     print(summary(runs, len(shown)))
 
 

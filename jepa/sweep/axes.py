@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from jepa.sweep.collect import as_number, canonical, natural
 from jepa.sweep.importance import logarithmic
+from jepa.sweep.wording import number
 
 FEW = 6
 """So many different values have a tick each."""
@@ -39,9 +40,9 @@ def axis_of(name: str, values: Sequence[str]) -> Axis:
     low, high = scale(min(figures)), scale(max(figures))
     different = sorted(set(figures))
     if len(different) > FEW:
-        inner = _decades(low, high) if is_log else [low + (high - low) * part / 4 for part in (1, 2, 3)]
-        different = [different[0], *(10**point if is_log else point for point in inner), different[-1]]
-    ticks = _apart([(_share(scale(figure), low, high), f"{figure:.4g}") for figure in different])
+        inner = [10**point for point in _round(low, high, 1)] if is_log else _round(low, high, _step(low, high))
+        different = [different[0], *inner, different[-1]]
+    ticks = _apart([(_share(scale(figure), low, high), number(figure)) for figure in different])
     return Axis(name, [_share(scale(figure), low, high) for figure in figures], ticks, is_log)
 
 
@@ -50,9 +51,15 @@ def _share(value: float, low: float, high: float) -> float:
     return (value - low) / (high - low) if high > low else 0.5
 
 
-def _decades(low: float, high: float) -> list[int]:
-    """Whole logarithms between two."""
-    return list(range(math.ceil(low), math.floor(high) + 1))
+def _step(low: float, high: float) -> float:
+    """A round step of which three to six go between two numbers."""
+    power = 10 ** math.floor(math.log10((high - low) / 3))
+    return max(power * size for size in (1, 2, 5) if 3 * power * size <= high - low)
+
+
+def _round(low: float, high: float, step: float) -> list[float]:
+    """The multiples of a step between two numbers."""
+    return [step * index for index in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
 
 def _apart(ticks: list[tuple[float, str]]) -> list[tuple[float, str]]:

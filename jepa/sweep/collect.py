@@ -11,14 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from jepa.sweep.reading import current_status, last_values, read_json, read_yaml, result_values, run_folders, verdict_of
+from jepa.sweep.wording import DEFAULT
 from jepa.utils.config import override_key
 from jepa.utils.status import State, Status, is_collapse
 
 SEED = "trainer.seed"
 """The option that tells repetitions of a setting apart."""
 
-DEFAULT, REMOVED = "(default)", "(removed)"
-"""Values of an option that a run does not give, and that it deletes (`~key`)."""
+REMOVED = "(removed)"
+"""Value of an option that a run deletes (`~key`)."""
 
 IGNORED = ("resume", "run_dir")
 """Options that tell where a run is, not what it is; those of Hydra are ignored too."""
@@ -53,6 +54,11 @@ class Run:
     def collapsed(self) -> bool:
         """Whether the collapse monitor has found its features worth nothing."""
         return is_collapse(self.verdict)
+
+    @property
+    def bad(self) -> bool:
+        """Whether it went wrong, and so is in no mean."""
+        return self.state == "failed" or self.collapsed
 
     @property
     def setting(self) -> dict[str, str]:

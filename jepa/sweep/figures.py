@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-import textwrap
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from jepa.sweep.collect import Run
 from jepa.sweep.colours import GREY, colour_bar, colours_of
 from jepa.sweep.importance import logarithmic
 from jepa.sweep.reading import curve
-from jepa.sweep.wording import number, options, short_names, shortened
+from jepa.sweep.wording import number, options, shortened
 
 if TYPE_CHECKING:
     from jepa.sweep.leaderboard import Leaderboard
@@ -25,6 +25,12 @@ CURVES = ("val/loss", "train/loss")
 
 MOST_SETTINGS = 30
 
+MOST_POINTS = 60_000
+"""Of all curves of a page."""
+
+WIDTH_OF_AXIS = 130
+"""Pixels from one axis of the parallel coordinates to the next, at least."""
+
 
 def parallel(board: Leaderboard) -> go.Figure | None:
     """Parallel coordinates: a line for each run over its options and the metric, the best on top.
@@ -33,16 +39,15 @@ def parallel(board: Leaderboard) -> go.Figure | None:
     apart, and need WebGL.
     """
     runs = [run for run in board.runs if run.value(board.metric) is not None]
-    if len(runs) < 2 or not board.options:
+    given = {key: [run.overrides[key] for run in runs] for key in board.options}
+    axes = [axis_of(board.names[key], values) for key, values in given.items() if len(set(values)) > 1]
+    if len(runs) < 2 or not axes:
         return None
-    counted = [run.value(board.metric) for run in board.runs if run.counts(board.metric)]
-    names = short_names(board.options)
-    axes = [axis_of(names[key], [run.overrides[key] for run in runs]) for key in board.options]
     # What failed runs count as would leave no room for the others; they stand at the worse end.
     values = [run.value(board.metric) for run in runs]
-    last = counted or values
-    axes.append(axis_of(board.metric, [repr(min(max(value, min(last)), max(last))) for value in values]))
-    figure = _figure(board, 460)
+    counted = [run.value(board.metric) for run in runs if run.counts(board.metric)] or values
+    axes.append(axis_of(board.metric, [repr(min(max(value, min(counted)), max(counted))) for value in values]))
+    figure = _figure(460)
     colours = colours_of(board)
     for index in reversed(range(len(runs))):
         run, sound = runs[index], runs[index].counts(board.metric)
@@ -55,26 +60,28 @@ def parallel(board: Leaderboard) -> go.Figure | None:
             opacity=0.85 if sound else 0.6,
             **_named(board, run),
         )
+    names = [_wrapped(axis.name, 14) + ("<br><i>log</i>" if axis.is_log else "") for axis in axes]
     for index, axis in enumerate(axes):
-        _draw_axis(figure, index, axis)
+        _draw_axis(figure, index, names[index], axis)
     edge = 0.5 if len(axes) < 4 else 0.35
     figure.update_xaxes(visible=False, range=[-edge, len(axes) - 1 + edge])
     figure.update_yaxes(visible=False, range=[-0.06, 1.06])
-    figure.update_layout(margin={"t": 70, "b": 10, "l": 20, "r": 20})
+    top = 30 + 18 * max(name.count("<br>") + 1 for name in names)
+    figure.update_layout(margin={"t": top, "b": 10, "l": 70, "r": 20}, meta=WIDTH_OF_AXIS * (len(axes) + 1))
     colour_bar(figure, board)
     return figure
 
 
 def curves(board: Leaderboard) -> go.Figure | None:
     """The metric over the steps, where it is measured on the way, else a loss; a line for each run."""
-    found, metric = [], board.metric
+    found, metric, most = [], board.metric, min(1000, MOST_POINTS // len(board.runs))
     for metric in dict.fromkeys((board.metric, *CURVES)):
-        found = [(run, curve(run.path, metric)) for run in board.runs]
+        found = [(run, curve(run.path, metric, most)) for run in board.runs]
         if any(len(points) > 1 for _, points in found):
             break
     else:
         return None
-    figure, colours = _figure(board, 420), colours_of(board)
+    figure, colours = _figure(420), colours_of(board)
     for run, points in reversed(found):
         figure.add_scatter(
             x=[step for step, _ in points],
@@ -85,17 +92,17 @@ def curves(board: Leaderboard) -> go.Figure | None:
         )
     heights = [value for _, points in found for _, value in points]
     figure.update_xaxes(title="step", rangemode="tozero")
-    figure.update_yaxes(title=html.escape(metric), type="log" if logarithmic(heights) else "linear")
+    figure.update_yaxes(title=html.escape(metric), **_scaled(heights))
     colour_bar(figure, board)
     return figure
 
 
 def importance(board: Leaderboard) -> go.Figure | None:
-    """A bar for each option: its share of what the metric depends on."""
+    """A bar for each option: the share of the metric's variance that depends on it."""
     if not board.importances:
         return None
     shares = dict(reversed(board.importances.items()))
-    figure = _figure(board, 90 + 34 * len(shares))
+    figure = _figure(90 + 34 * len(shares))
     figure.add_bar(
         x=list(shares.values()),
         y=[_wrapped(key) for key in shares],
@@ -106,7 +113,7 @@ def importance(board: Leaderboard) -> go.Figure | None:
         cliponaxis=False,
         hoverinfo="skip",
     )
-    figure.update_xaxes(title="share of the importance", range=[0, 1.12 * max(shares.values())], tickformat=".0%")
+    figure.update_xaxes(title="share of the variance", range=[0, 1.12 * max(0.1, *shares.values())], tickformat=".0%")
     figure.update_yaxes(type="category", automargin=True)
     return figure
 
@@ -116,10 +123,9 @@ def settings(board: Leaderboard) -> go.Figure | None:
     shown = [setting for setting in board.settings if setting.estimate is not None][:MOST_SETTINGS]
     if not any(len(setting.values) > 1 for setting in shown):
         return None
-    names = short_names(board.options)
-    labels = [_wrapped(options(s.options, names) or f"run {s.runs[0].folder}") for s in shown]
+    labels = [_wrapped(options(s.options, board.names) or f"run {s.runs[0].folder}") for s in shown]
     labels = [f"{index + 1}.  {label}" for index, label in enumerate(labels)]  # also makes them differ
-    figure = _figure(board, 100 + 22 * sum(1 + label.count("<br>") for label in labels) + 10 * len(labels))
+    figure = _figure(100 + 22 * sum(1 + label.count("<br>") for label in labels) + 10 * len(labels))
     dots = [(value, label, seed) for s, label in zip(shown, labels) for seed, value in s.values.items()]
     figure.add_scatter(
         x=[value for value, _, _ in dots],
@@ -142,7 +148,7 @@ def settings(board: Leaderboard) -> go.Figure | None:
     )
     # Intervals over two seeds can be hundreds of times as wide as what is measured.
     low, high = min(value for value, _, _ in dots), max(value for value, _, _ in dots)
-    room = 0.6 * (high - low or abs(high) or 1.0)
+    room = high - low or abs(high) or 1.0
     lows = [s.estimate.low for s in shown if s.estimate.low is not None]
     highs = [s.estimate.high for s in shown if s.estimate.high is not None]
     figure.update_xaxes(
@@ -163,7 +169,7 @@ def pareto(board: Leaderboard) -> go.Figure | None:
     if not runs:
         return None
     front = sorted(board.front, key=lambda run: run.value(across))
-    figure = _figure(board, 480)
+    figure = _figure(480)
     others = [run for run in runs if run not in front]
     figure.add_scatter(
         x=[run.value(across) for run in others],
@@ -190,12 +196,12 @@ def pareto(board: Leaderboard) -> go.Figure | None:
         spread = [run.value(name) for run in runs]
         arrow = "more" if board.objectives[name] == "maximize" else "less"
         title = f"{html.escape(name)} ({arrow} is better)"
-        update(title=title, type="log" if logarithmic(spread) else "linear")
+        update(title=title, **_scaled(spread))
     figure.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"})
     return figure
 
 
-def _figure(board: Leaderboard, height: int) -> go.Figure:
+def _figure(height: int) -> go.Figure:
     figure = go.Figure()
     figure.update_layout(
         height=height,
@@ -209,20 +215,25 @@ def _figure(board: Leaderboard, height: int) -> go.Figure:
     return figure
 
 
-def _draw_axis(figure: go.Figure, index: int, axis: Axis) -> None:
+def _scaled(values: Sequence[float]) -> dict[str, object]:
+    """How an axis of these values is spaced."""
+    if not logarithmic(values):
+        return {"type": "linear"}
+    return {"type": "log", "dtick": 1 if max(values) > 1e4 * min(values) else "D2", "exponentformat": "e"}
+
+
+def _draw_axis(figure: go.Figure, index: int, name: str, axis: Axis) -> None:
     """A vertical axis with its name above and its ticks at the left."""
     figure.add_shape(type="line", x0=index, x1=index, y0=0, y1=1, line={"color": INK, "width": 1}, layer="below")
-    label = "<br>".join(html.escape(line) for line in textwrap.wrap(axis.name, 22, break_on_hyphens=False))
-    scaled = f"{label}<br><i>log</i>" if axis.is_log else label
     figure.add_annotation(
-        x=index, y=1, yshift=14, text=f"<b>{scaled}</b>", showarrow=False, yanchor="bottom", align="center"
+        x=index, y=1, yshift=14, text=f"<b>{name}</b>", showarrow=False, yanchor="bottom", align="center"
     )
     for position, text in axis.ticks:
         figure.add_annotation(
             x=index,
             y=position,
             xshift=-7,
-            text=html.escape(shortened(text, 18)),
+            text=html.escape(shortened(text, 15)),
             showarrow=False,
             xanchor="right",
             font={"size": 11},
@@ -232,7 +243,7 @@ def _draw_axis(figure: go.Figure, index: int, axis: Axis) -> None:
 
 
 def _dash(run: Run) -> str:
-    return "dot" if run.state == "failed" or run.collapsed else "solid"
+    return "dot" if run.bad else "solid"
 
 
 def _named(board: Leaderboard, run: Run) -> dict[str, str]:
@@ -249,6 +260,13 @@ def _told(board: Leaderboard, run: Run) -> str:
 
 
 def _wrapped(text: str, width: int = 44, most: int = 3) -> str:
-    """A long label over lines, as plotly's markup."""
-    lines: Sequence[str] = textwrap.wrap(text, width, break_on_hyphens=False, max_lines=most, placeholder=" …")
-    return "<br>".join(html.escape(line) for line in lines)
+    """A long label over lines that end at what parts its words, as plotly's markup."""
+    lines = [""]
+    for part in re.findall(r"[^\s._/,]*[\s._/,]?", text):
+        if len(lines[-1]) + len(part.rstrip()) <= width or not lines[-1]:
+            lines[-1] += part
+        else:
+            lines.append(part)
+    if len(lines) > most:
+        lines[most - 1 :] = [lines[most - 1].rstrip() + " …"]
+    return "<br>".join(html.escape(shortened(line, width + 2)) for line in lines)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +11,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.sweep.objective import Objective, as_returned
+from jepa.sweep.objective import Objective, as_returned, evaluates
 from jepa.utils.command import failed_jobs, reported_errors
 from jepa.utils.config import override_key
-from jepa.utils.errors import NonFiniteError, UserError
+from jepa.utils.errors import NonFiniteError, UserError, in_words
 from jepa.utils.launch import read_launch, scheduler_job
-from jepa.utils.status import Status, begin_status, read_status, runs_elsewhere, update_status
+from jepa.utils.status import Status, alive, begin_status, read_status, runs_elsewhere, update_status, warned
 
 FREE_KEYS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "sweep", "optimized_metric")
 """Options, and sections of them, that a run may change when it goes on in its folder; trainer.seed it may not."""
+
+IDLE_KEYS = ("resume", "logger", "sweep", "optimized_metric")
+"""Those with which a run that is done would do nothing else."""
 
 
 def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | tuple[float, ...] | None:
@@ -36,7 +39,7 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
         if not in_sweep:
             check_alone(HydraConfig.get().runtime.choices, config.resume)
         before = check_folder(folder, overrides) if in_sweep and config.resume == "auto" else None
-    if before is not None and is_finished(before, objective) and read_launch().world_size == 1:
+    if before is not None and is_finished(before, objective, overrides) and read_launch().world_size == 1:
         print(f"{folder}: done before, {_shown(before.objective)}", flush=True)
         return as_returned(before.objective)
     try:
@@ -57,7 +60,8 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
     with reported_errors():
         values = objective.measured(metrics, trainer.verdict)
     if read_launch().rank == 0:
-        update_status(folder, {"state": "done", "objective": values, "settled": True})
+        with warned(f"the status of {folder}"):
+            update_status(folder, {"state": "done", "objective": values, "settled": True})
     return as_returned(values)
 
 
@@ -73,10 +77,11 @@ def check_alone(choices: Mapping[str, str | None], resume: str | None) -> None:
 def objective_of(config: DictConfig) -> Objective:
     """The objective that a configuration asks for. Raises UserError where it makes no sense."""
     metric, sweep = config.optimized_metric, OmegaConf.to_container(config.sweep, resolve=True)
+    evaluated = evaluates(config.evaluation)
     if OmegaConf.is_config(metric):
         metric = OmegaConf.to_container(metric)
     with reported_errors():
-        return Objective.of(metric, sweep["direction"], sweep["failed_value"], sweep["collapsed"])
+        return Objective.of(metric, sweep["direction"], sweep["failed_value"], sweep["collapsed"], evaluated)
 
 
 def check_folder(folder: Path, overrides: list[str]) -> Status | None:
@@ -85,9 +90,9 @@ def check_folder(folder: Path, overrides: list[str]) -> Status | None:
     Raises UserError for a run with other options, which would otherwise go on under these.
     """
     before = read_status(folder)
-    if before is None or before.starts == 0:
+    if before is None or (before.starts == 0 and before.job is None and not alive(before)):
         return None
-    now, then = (set(map(_without_quotes, fixed(options))) for options in (overrides, before.overrides))
+    now, then = (fixed(options, FREE_KEYS) for options in (overrides, before.overrides))
     if now != then:
         raise UserError(
             f"{folder} holds a run with {' '.join(sorted(then - now)) or 'fewer options'} where this sweep has "
@@ -97,20 +102,21 @@ def check_folder(folder: Path, overrides: list[str]) -> Status | None:
     return before
 
 
-def fixed(overrides: list[str]) -> list[str]:
-    """Those of a run's options that make it another run."""
+def fixed(overrides: list[str], free: Sequence[str]) -> set[str]:
+    """A run's options without those in the sections that are free, in a form in which equal ones are equal."""
 
-    def free(key: str) -> bool:
+    def is_free(key: str) -> bool:
         section = key.partition("@")[0].partition(".")[0].partition("/")[0]
-        return section in FREE_KEYS and key != "trainer.seed"
+        return section in free and key != "trainer.seed"
 
-    return [option for option in overrides if not free(override_key(option))]
+    return {_without_quotes(option) for option in overrides if not is_free(override_key(option))}
 
 
-def is_finished(status: Status, objective: Objective) -> bool:
-    """Whether a run is done, and what it is worth by an objective known."""
+def is_finished(status: Status, objective: Objective, overrides: list[str]) -> bool:
+    """Whether a run is done, with these options, and what it is worth by an objective known."""
     told = not objective.metrics or set(objective.metrics) == set(status.objective)
-    return status.state == "done" and status.settled and told
+    same = fixed(overrides, IDLE_KEYS) == fixed(status.overrides, IDLE_KEYS)
+    return status.state == "done" and status.settled and told and same
 
 
 def failed(
@@ -121,20 +127,23 @@ def failed(
     if not isinstance(error, NonFiniteError):
         failed_jobs.add(folder.name)
     if read_launch().rank == 0:
-        note_failure(folder, overrides, error, values)
+        with warned(f"the status of {folder}"):
+            note_failure(folder, overrides, error, values)
     return as_returned(values)
 
 
 def note_failure(folder: Path, overrides: list[str], error: Exception, values: dict[str, float]) -> None:
-    """Write that a run has failed, and why, unless the folder is that of another, by which it was refused."""
+    """Write that a run has failed, and why.
+
+    Not where it was refused by another run that is in the folder, and where it is known to have been stopped.
+    """
     before = read_status(folder)
-    if before is not None and (before.state == "done" or runs_elsewhere(before)):
+    if before is not None and (before.state in ("done", "stopped") or runs_elsewhere(before)):
         return
     if before is None or before.starts == 0:
         begin_status(folder, overrides, scheduler_job())
-    reason = str(error).strip() if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     verdict = {"verdict": "diverged"} if isinstance(error, NonFiniteError) else {}
-    update_status(folder, {"state": "failed", "reason": reason, "objective": values, **verdict})
+    update_status(folder, {"state": "failed", "reason": in_words(error), "objective": values, **verdict})
 
 
 def _without_quotes(option: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import signal
 import tempfile
 import time
 from collections.abc import Sequence
@@ -18,15 +19,21 @@ from omegaconf import OmegaConf, open_dict
 
 from jepa.sweep.job import check_folder, is_finished, note_failure, objective_of
 from jepa.sweep.planned import PlannedRun
+from jepa.sweep.wording import plural
 from jepa.utils.config import register_resolvers
 from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.launch import read_launch
-from jepa.utils.status import Status, read_status, write_status
+from jepa.utils.signals import EarlySignal
+from jepa.utils.status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
 
 LOST_SECONDS = 20.0
 """How long a job may be gone without a result before it counts as lost: a shared file system may be slow to show it."""
+
+QUEUED = {"state": "queued", "reason": None, "objective": {}, "settled": False}
+QUEUED |= {"host": None, "pid": None, "pid_created": None, "job": None}
+"""What a status says of a run that waits; of one that was started before, the rest stays."""
 
 PROCESSES = ("nodes", "devices", "device")
 """Settings of the trainer that a launcher reads once for all runs."""
@@ -54,16 +61,20 @@ class JobLauncher(BaseSubmititLauncher):
         found = {"done before": sum(run.value is not None for run in runs)}
         found["under way already"] = len(runs) - len(fresh) - found["done before"]
         others = "".join(f", {count} {what}" for what, count in found.items() if count)
-        log.info(f"{len(runs)} runs in {self.config.hydra.sweep.dir}: {len(fresh)} to start{others}")
+        log.info(f"{plural(len(runs), 'run')} in {self.config.hydra.sweep.dir}: {len(fresh)} to start{others}")
         told = varied([run.overrides for run in runs])
         for run, words in zip(runs, told):
             log.info(f"\t#{run.number} : {words}")
         for run in fresh:
-            write_status(run.folder, Status(state="queued", overrides=run.options, starts=run.starts))
+            run.before = read_status(run.folder)
+            update_status(run.folder, {**QUEUED, "overrides": run.options})
         try:
             self._run(fresh, [run for run in runs if run.job is not None])
-        except KeyboardInterrupt:
-            self._interrupted([run for run in runs if run.value is None])
+        except BaseException as error:
+            for run in fresh:
+                run.unqueue()
+            if isinstance(error, KeyboardInterrupt):
+                self._interrupted([run for run in runs if run.value is None])
             raise
         return [run.returned() for run in runs]
 
@@ -132,9 +143,8 @@ class JobLauncher(BaseSubmititLauncher):
         if status is None:
             return
         check_folder(run.folder, run.options)
-        run.starts = status.starts
-        if is_finished(status, run.objective):
-            run.settle(status.objective)
+        if is_finished(status, run.objective, run.options):
+            run.value = dict(status.objective)
         else:
             run.job = self._job_of(status, run)
 
@@ -155,15 +165,15 @@ class JobLauncher(BaseSubmititLauncher):
                 pause = min(pause * 1.5, self.params["poll_seconds"])
 
     def _look_at(self, run: PlannedRun, lives: bool) -> None:
-        """Say what has changed for a run, and settle it where it has ended."""
+        """Say what has changed for a run, and take what it is worth where it has ended."""
         status = read_status(run.folder)
         paths = run.job.task(0).paths
         if paths.result_pickle.exists():
             run.take_result()
         elif lives:
             run.gone_since = None
-        elif status is not None and is_finished(status, run.objective):
-            run.settle(status.objective)
+        elif status is not None and is_finished(status, run.objective, run.options):
+            run.value = dict(status.objective)
         else:
             run.gone_since = run.gone_since or time.monotonic()
             if time.monotonic() - run.gone_since > LOST_SECONDS or (status is not None and status.state == "stopped"):
@@ -174,7 +184,7 @@ class JobLauncher(BaseSubmititLauncher):
         """Give a run up whose job has gone without a result, and say what is known of why."""
         reason = f"its job {run.job.job_id} left no result: {self._how_it_ended(run)}"
         note_failure(run.folder, run.options, UserError(reason), run.objective.bad())
-        run.settle(run.objective.bad())
+        run.value = run.objective.bad()
         path = run.job.task(0).paths.stderr
         lines = path.read_text(errors="replace").splitlines()[-3:] if path.exists() else []
         if lines:
@@ -187,6 +197,7 @@ class JobLauncher(BaseSubmititLauncher):
     ) -> JobReturn:
         """Run one job of the sweep, in one of its processes; only rank 0 leaves what Hydra writes."""
         register_resolvers()
+        EarlySignal().install(signal.SIGTERM, signal.SIGINT)  # submitit would ignore the first while torch is imported
         with contextlib.ExitStack() as stack:
             if read_launch().rank > 0:
                 elsewhere = stack.enter_context(tempfile.TemporaryDirectory())
@@ -200,6 +211,12 @@ class JobLauncher(BaseSubmititLauncher):
     def _arguments(self, run: PlannedRun) -> tuple[Any, ...]:
         """What the job is called with."""
         return (run.overrides, run.number, run.folder, Singleton.get_state())
+
+
+def check_poll_seconds(seconds: float) -> None:
+    """Raise ValueError for a pause that is none."""
+    if not isinstance(seconds, (int, float)) or not seconds > 0:
+        raise ValueError(f"hydra.launcher.poll_seconds={seconds!r}: expected seconds, above 0")
 
 
 def varied(options: Sequence[Sequence[str]]) -> list[str]:

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, get_args
 
 from jepa.sweep.collect import Run, collect
 from jepa.sweep.importance import importances
-from jepa.sweep.objective import DEFAULT_METRICS
 from jepa.sweep.statistics import Comparison, Setting, compare_with_best, settings_of
-from jepa.sweep.wording import duration, number, option, short_names, shortened
+from jepa.sweep.wording import short_names
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import Direction, direction_of
+from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.status import FINISHED
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 SHOWN_METRICS = ("eval/trained/linear", "eval/trained/knn", "eval/trained/rankme", "val/loss")
-"""What a table shows beside the metric itself, where a run has it."""
+"""What a table shows beside the objectives, where a run has it."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class Leaderboard:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         """The best setting against every other."""
-        return compare_with_best(self.settings)
+        return compare_with_best(self.settings, self.direction)
 
     @cached_property
     def importances(self) -> dict[str, float]:
-        """Option -> its share of the variance of the metric."""
+        """Option -> the share of the metric's variance that depends on it."""
         return importances(self.runs, self.metric)
 
     @cached_property
@@ -76,59 +76,33 @@ class Leaderboard:
         """The runs that no other beats in one objective without losing in another."""
         return pareto_front(self.runs, self.objectives)
 
-    def place(self, run: Run) -> int | None:
-        """A run's place among those that count, from 1."""
-        counted = [other.path for other in self.runs if other.counts(self.metric)]
-        return counted.index(run.path) + 1 if run.path in counted else None
+    @cached_property
+    def places(self) -> dict[Path, int]:
+        """Run, by its path -> its place among those that count, from 1."""
+        counted = (run.path for run in self.runs if run.counts(self.metric))
+        return {path: place for place, path in enumerate(counted, 1)}
 
-    def columns(self) -> list[str]:
-        """The metrics a table shows: the objectives, then the usual ones that a run has."""
+    @cached_property
+    def shown_metrics(self) -> list[str]:
+        """The objectives, then the usual metrics that a run has."""
         usual = [name for name in SHOWN_METRICS if any(name in run.metrics for run in self.runs)]
         return list(dict.fromkeys([*self.objectives, *usual]))
 
-    def cells(self, run: Run) -> list[str]:
-        """A run as texts, in the order of `headings`."""
-        place, status = self.place(run), run.status
-        steps = "" if status.step is None else f"{status.step}" + (f"/{status.max_steps}" if status.max_steps else "")
-        return [
-            "" if place is None else str(place),
-            run.folder,
-            *map(option, run.overrides.values()),
-            *(number(shown_value(run, name)) for name in self.columns()),
-            duration(run.seconds),
-            steps,
-            outcome(run),
-        ]
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Option or shown metric -> its name, as short as it is without doubt."""
+        names = short_names([*self.options, *self.shown_metrics])
+        # The last word of "val/loss" would not do.
+        return names | {metric: metric for metric in self.shown_metrics if metric.count("/") < 2}
 
-    def headings(self) -> list[str]:
-        """Of the columns of a table, as short as they are without doubt."""
-        names = short_names([*self.options, *self.columns()])
-        return ["place", "run", *names.values(), "time", "steps", "state"]
+    def table(self, limit: int | None = None, width: int | None = None) -> Group:
+        """The runs, or the first so many, and the settings where seeds repeat them, to be printed by rich.
 
-    def is_text(self) -> list[bool]:
-        """Whether a column is one of words, not of numbers."""
-        return [False, True, *(True for _ in self.options), *(False for _ in self.columns()), False, False, True]
+        width: characters of a line; None: those of the terminal.
+        """
+        from jepa.sweep.columns import tables
 
-    def table(self, limit: int | None = None) -> Table:
-        """The runs, or the first so many, as a rich table."""
-        from rich.box import SIMPLE_HEAD
-        from rich.table import Table
-        from rich.text import Text
-
-        shown = self.runs if limit is None else self.runs[:limit]
-        left = len(self.runs) - len(shown)
-        way = "more" if self.direction == "maximize" else "less"
-        table = Table(
-            box=SIMPLE_HEAD,
-            title=f"{self.metric}, {way} is better",
-            caption=f"and {left} more: limit={len(self.runs)}" if left else None,
-        )
-        for heading, is_text in zip(self.headings(), self.is_text()):
-            table.add_column(Text(heading), justify="left" if is_text else "right", overflow="fold")
-        for run in shown:
-            style = "red" if run.state == "failed" or run.collapsed else "" if run.counts(self.metric) else "dim"
-            table.add_row(*(Text(cell) for cell in self.cells(run)), style=style)
-        return table
+        return tables(self, limit, width)
 
     def conclusions(self) -> list[str]:
         """What follows, in sentences."""
@@ -142,17 +116,17 @@ class Leaderboard:
         Raises UserError when it cannot be written.
         """
         shared = self.runs[0].shared
-        metrics = sorted({name for run in self.runs for name in run.metrics})
         objectives = sorted({name for run in self.runs for name in run.status.objective})
         about = ["place", "run", "state", "reason", "verdict", "seed"]
         cost = ["step", "max_steps", "train_seconds", "samples_per_second", "starts", "job", "host"]
+        metrics = sorted({name for run in self.runs for name in run.metrics} - {*cost})
         counted = [f"objective/{name}" for name in objectives]
         text = io.StringIO()
         writer = csv.DictWriter(text, [*about, *self.options, *shared, *counted, *metrics, *cost], restval="")
         writer.writeheader()
         for run in self.runs:
-            row = {"place": self.place(run), "run": run.folder, "state": run.state, "reason": run.status.reason}
-            row |= {"verdict": run.verdict, "seed": run.seed, **run.shared, **run.overrides, **run.metrics}
+            facts = (self.places.get(run.path), run.folder, run.state, run.status.reason, run.verdict, run.seed)
+            row = dict(zip(about, facts)) | run.shared | run.overrides | run.metrics
             row |= {f"objective/{name}": value for name, value in run.status.objective.items()}
             writer.writerow(row | {name: getattr(run.status, name) for name in cost})
         write_text(path, text.getvalue(), "csv")
@@ -197,7 +171,10 @@ def leaderboard(
 
 
 def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list[str]:
-    """What a sweep is sorted by, and what it optimises besides. Raises UserError where no run has it."""
+    """What a sweep is sorted by, and what it optimises besides.
+
+    Raises UserError where no run has it, unless that is only since they are under way.
+    """
     told = Counter(tuple(run.status.objective) for run in runs if run.status.objective and run.state == "done")
     # A failed run may not know what the others come to be judged by.
     told = told or Counter(tuple(run.status.objective) for run in runs if run.status.objective)
@@ -208,9 +185,11 @@ def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list
     found = next((name for name in wanted if name in known), None)
     if found is not None:
         return [found, *(name for name in optimised if name != found)] if found in optimised else [found]
+    if metric is None and any(run.state not in FINISHED for run in runs):
+        return [DEFAULT_METRICS[0]]  # which none has come to so far
     if not known:
         raise UserError(
-            f"no run of sweep={folder} has any metric yet: python scripts/status.py folder={folder} tells how they are"
+            f"no run of sweep={folder} has any metric: python scripts/status.py folder={folder} tells how they are"
         )
     close = difflib.get_close_matches(metric or DEFAULT_METRICS[0], known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if metric is not None and close else ""
@@ -244,19 +223,6 @@ def pareto_front(runs: Sequence[Run], objectives: Mapping[str, Direction]) -> li
         return any(other != point and all(o <= p for o, p in zip(other, point)) for _, other in points)
 
     return [run for run, point in points if not dominated(point)]
-
-
-def shown_value(run: Run, metric: str) -> float | None:
-    """A run's value, not finite ones too."""
-    value = run.value(metric)
-    return run.metrics.get(metric) if value is None else value
-
-
-def outcome(run: Run, length: int = 60) -> str:
-    """A run's state, with why, and what the collapse monitor found."""
-    found = f", {run.verdict}" if run.collapsed else ""
-    reason = f": {run.status.reason}" if run.status.reason else ""
-    return shortened(f"{run.state}{found}{reason}", length)
 
 
 def write_text(path: Path, text: str, key: str) -> None:

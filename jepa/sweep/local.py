@@ -17,6 +17,9 @@ from submitit.local.local import LocalExecutor, LocalJob
 
 from jepa.utils.status import Status, alive
 
+CONTROLLER = "submitit.local._local"
+"""The module that starts the processes of a local job and passes signals on to them."""
+
 LONG_MINUTES = 60 * 24 * 365
 """submitit's local jobs have a time limit; ours have none."""
 
@@ -27,7 +30,7 @@ class SessionExecutor(LocalExecutor):
     tasks: processes of a job. gpus: those it may use. threads: of each process.
     """
 
-    def __init__(self, folder: str | Path, *, tasks: int, gpus: Sequence[int], threads: int) -> None:
+    def __init__(self, folder: str | Path, *, tasks: int, gpus: Sequence[str], threads: int) -> None:
         super().__init__(folder)
         self.update_parameters(tasks_per_node=tasks, timeout_min=LONG_MINUTES)
         self.gpus, self.threads = list(gpus), threads
@@ -45,10 +48,10 @@ class SessionExecutor(LocalExecutor):
             "SUBMITIT_STDERR_TO_STDOUT": "",
             "SUBMITIT_LOCAL_WITH_SHELL": "",
             "SUBMITIT_EXECUTOR": "local",
-            "CUDA_VISIBLE_DEVICES": ",".join(map(str, self.gpus)),
+            "CUDA_VISIBLE_DEVICES": ",".join(self.gpus),
             "OMP_NUM_THREADS": str(self.threads),
         }
-        controller = [sys.executable, "-m", "submitit.local._local", str(self.folder)]
+        controller = [sys.executable, "-m", CONTROLLER, str(self.folder)]
         process = subprocess.Popen(controller, env=environment, start_new_session=True)
         return SessionJob(self.folder, str(process.pid), tasks=list(range(tasks)), process=process)
 
@@ -62,6 +65,9 @@ class SessionExecutor(LocalExecutor):
 class SessionJob(LocalJob):
     """A job that can be told to save and stop."""
 
+    def __del__(self) -> None:
+        """Nothing: the job goes on without its launcher, where submitit's own would be cancelled."""
+
     def stop(self) -> None:
         """Tell its processes to save and stop, by its controller, which passes the signal on to each once."""
         with contextlib.suppress(ProcessLookupError):
@@ -72,8 +78,10 @@ class FoundJob(SessionJob):
     """A job of an earlier launcher, known by its run's status alone."""
 
     def __init__(self, folder: str | Path, status: Status, tasks: int) -> None:
-        # The controller leads the session, and is what submitit numbers the job by.
-        super().__init__(folder, str(os.getpgid(status.pid)), tasks=list(range(tasks)))
+        # The controller leads the session, and is what submitit numbers the job by. Whom a person has started has none.
+        leader = os.getpgid(status.pid)
+        job = leader if CONTROLLER in psutil.Process(leader).cmdline() else status.pid
+        super().__init__(folder, str(job), tasks=list(range(tasks)))
         self.status = status
 
     def get_info(self, mode: str = "force") -> dict[str, str]:
@@ -90,18 +98,18 @@ def share_of_threads(threads: int | None, processes: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // processes)
 
 
-def visible_gpus(gpus: Sequence[int] | None, cpu: bool) -> list[int]:
-    """Numbers of the GPUs to use: as given, else those CUDA_VISIBLE_DEVICES names, else all; none on the CPU."""
+def visible_gpus(gpus: Sequence[int] | None, cpu: bool) -> list[str]:
+    """Names of the GPUs to use: as given, else those in CUDA_VISIBLE_DEVICES, else all by number; none on the CPU."""
     if gpus is not None or cpu:
-        return list(gpus or [])
+        return [str(gpu) for gpu in gpus or ()]
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
-        return [int(number) for number in named.split(",") if number.strip().isdigit()]
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
     import torch
 
-    return list(range(torch.cuda.device_count()))
+    return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def share_of_gpus(gpus: Sequence[int], slot: int, tasks: int) -> list[int]:
+def share_of_gpus(gpus: Sequence[str], slot: int, tasks: int) -> list[str]:
     """The GPUs of the run in a slot, one for each of its processes; slots share them in turn where they are too few."""
     return [gpus[(slot * tasks + place) % len(gpus)] for place in range(min(tasks, len(gpus)))]

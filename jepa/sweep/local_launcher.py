@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
-from jepa.sweep.launcher import JobLauncher
+from jepa.sweep.launcher import JobLauncher, check_poll_seconds
 from jepa.sweep.planned import PlannedRun
 from jepa.utils.errors import Interrupted
 from jepa.utils.status import Status, alive, read_status, update_status
@@ -42,8 +43,12 @@ class LocalLauncher(JobLauncher):
         threads: int | None = None,
         gpus: Sequence[int] | None = None,
     ) -> None:
-        if parallel < 1 or (threads or 1) < 1:
-            raise ValueError(f"hydra.launcher: got parallel={parallel}, threads={threads}, expected at least 1")
+        for key, value in (("parallel", parallel), ("threads", threads)):
+            if not (isinstance(value, int) and value >= 1) and not (key == "threads" and value is None):
+                raise ValueError(f"hydra.launcher.{key}={value!r}: expected a whole number from 1")
+        if isinstance(gpus, (int, str)):
+            raise ValueError(f"hydra.launcher.gpus={gpus!r}: expected a list, as [0,1]")
+        check_poll_seconds(poll_seconds)
         if nodes != 1:
             raise ValueError(f"trainer.nodes={nodes}: hydra/launcher=local has this machine alone")
         super().__init__(submitit_folder=submitit_folder, poll_seconds=poll_seconds, gpus=gpus)
@@ -70,9 +75,11 @@ class LocalLauncher(JobLauncher):
     def _start(self, run: PlannedRun, slot: int) -> Any:
         from jepa.sweep.local import SessionExecutor, share_of_gpus, share_of_threads
 
+        for result in self._folder(run).glob("*_result.pkl"):  # numbers of processes come again
+            result.unlink()
         threads = share_of_threads(self.threads, self.parallel * self.tasks)
         executor = SessionExecutor(
-            self.params["submitit_folder"],
+            self._folder(run),
             tasks=self.tasks,
             gpus=share_of_gpus(self._gpus, slot, self.tasks),
             threads=threads,
@@ -88,9 +95,13 @@ class LocalLauncher(JobLauncher):
         from jepa.sweep.local import FoundJob
 
         try:
-            return FoundJob(self.params["submitit_folder"], status, self.tasks)
-        except ProcessLookupError:  # it has ended since
+            return FoundJob(self._folder(run), status, self.tasks)
+        except (ProcessLookupError, psutil.NoSuchProcess):  # it has ended since
             return None
+
+    def _folder(self, run: PlannedRun) -> Path:
+        """Where submitit keeps what it has of a run."""
+        return Path(self.params["submitit_folder"]) / str(run.number)
 
     def _living(self, runs: Sequence[PlannedRun]) -> set[int] | None:
         return {run.number for run in runs if self._lives(run)}

@@ -8,11 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import Direction, direction_of
+from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.status import is_collapse
-
-DEFAULT_METRICS = ("eval/trained/linear", "val/loss")
-"""What is optimised where nothing else is asked for: the first of these that a run has."""
 
 WORST: dict[Direction, float] = {"maximize": 0.0, "minimize": 1e9}
 """What a failed run counts as unless told otherwise. Finite, as samplers and plots want it: accuracies, ranks and
@@ -23,7 +20,7 @@ recalls are never below 0."""
 class Objective:
     """What a run is worth to a sweep.
 
-    metrics: the names asked for; empty for the first of `DEFAULT_METRICS` that the run has. directions: one for each.
+    metrics: the names asked for; empty for the first of `defaults` that the run has. directions: one for each.
     failed_values: what a failed run counts as, one for each. collapsed_counts: whether a run that the monitor finds
     collapsed is worth what it measured, or as much as a failed one.
     """
@@ -32,6 +29,7 @@ class Objective:
     directions: tuple[Direction, ...]
     failed_values: tuple[float, ...]
     collapsed_counts: bool = False
+    defaults: tuple[str, ...] = DEFAULT_METRICS
 
     @classmethod
     def of(
@@ -40,29 +38,41 @@ class Objective:
         direction: str | Sequence[str] | None = None,
         failed_value: float | Sequence[float] | None = None,
         collapsed: str = "failed",
+        evaluated: bool = True,
     ) -> Objective:
         """From what a configuration says: `optimized_metric`, `sweep.{direction, failed_value, collapsed}`.
 
+        evaluated: whether the run has an evaluation, without which the first default cannot come.
+
         Raises UserError for a word that is none of those expected, or another number of values than of metrics.
         """
-        names = (metrics,) if isinstance(metrics, str) else tuple(metrics or ())
+        names = (metrics,) if isinstance(metrics, str) else () if metrics is None else metrics
+        if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+            raise UserError(f"optimized_metric={metrics}: expected the name of a metric, or a list of names")
+        if len(set(names)) < len(names):
+            raise UserError(f"optimized_metric={metrics}: a metric is given twice")
+        names, defaults = tuple(names), DEFAULT_METRICS if evaluated else DEFAULT_METRICS[1:]
         count = max(1, len(names))
         directions = _one_each("sweep.direction", direction, count) or [
-            direction_of(name) for name in names or DEFAULT_METRICS[:1]
+            direction_of(name) for name in names or defaults[:1]
         ]
         if wrong := [word for word in directions if word not in WORST]:
             raise UserError(f"sweep.direction={wrong[0]}: expected maximize, minimize, or null (by the metric's name)")
         if collapsed not in ("failed", "measured"):
             raise UserError(f"sweep.collapsed={collapsed}: expected failed (as bad as a failed run) or measured")
         values = _one_each("sweep.failed_value", failed_value, count) or [WORST[word] for word in directions]
-        return cls(names, tuple(directions), tuple(map(float, values)), collapsed == "measured")
+        try:
+            failed_values = tuple(map(float, values))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"sweep.failed_value={failed_value}: expected a number, or one for each metric") from error
+        return cls(names, tuple(directions), failed_values, collapsed == "measured", defaults)
 
     def measured(self, metrics: Mapping[str, float], verdict: str | None = None) -> dict[str, float]:
         """What a finished run is worth, by metric; empty where nothing was asked for and nothing came.
 
         verdict: the collapse monitor's. Raises UserError for a metric that was asked for and is not among them.
         """
-        names = self.metrics or tuple(name for name in DEFAULT_METRICS if name in metrics)[:1]
+        names = self.metrics or tuple(name for name in self.defaults if name in metrics)[:1]
         for name in names:
             if name not in metrics:
                 close = difflib.get_close_matches(name, metrics, n=1)
@@ -76,10 +86,15 @@ class Objective:
 
     def bad(self, names: Sequence[str] = ()) -> dict[str, float]:
         """What a failed run counts as, by metric."""
-        names = tuple(names) or self.metrics or DEFAULT_METRICS[:1]
-        if names == DEFAULT_METRICS[1:] and not self.metrics:  # a run without labels, found out at its end
+        names = tuple(names) or self.metrics or self.defaults[:1]
+        if not self.metrics and names != self.defaults[:1]:  # a run without labels, found out at its end
             return {names[0]: WORST[direction_of(names[0])]}
         return dict(zip(names, self.failed_values))
+
+
+def evaluates(evaluation: Mapping[str, object] | None) -> bool:
+    """Whether the `evaluation` of a configuration is ever due."""
+    return any((evaluation or {}).get(key) for key in ("at_end", "every_epochs", "every_steps"))
 
 
 def as_returned(values: Mapping[str, float]) -> float | tuple[float, ...] | None:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from jepa.sweep.collect import name_of
 from jepa.sweep.reading import current_status, last_sign, read_yaml, run_folders
-from jepa.sweep.wording import counted, duration, shortened
+from jepa.sweep.table import Column, drawn, numbers, words
+from jepa.sweep.wording import counted, duration, progress, shortened
 from jepa.utils.errors import UserError
 from jepa.utils.status import FINISHED, Status
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 NEWEST = 20
 """Runs that are shown unless all are asked for; those that have not ended always are."""
 
-COLOURS = {"failed": "red", "running": "green", "preempted": "yellow", "queued": "yellow", "stopped": "dim"}
+STYLES = {"failed": "red", "running": "green", "preempted": "yellow", "queued": "yellow", "stopped": "dim"}
 
 
 @dataclass(frozen=True)
@@ -91,23 +92,25 @@ def seconds_left(status: Status, batch_size: int | None = None) -> float | None:
     return steps * batch_size / rate
 
 
-def table(runs: Sequence[Standing], now: float | None = None) -> Table:
-    """A row for each run. now: seconds since the epoch, the present when None."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
+def table(runs: Sequence[Standing], width: int, now: float | None = None) -> Table:
+    """A row for each run, in a line of so many characters. now: seconds since the epoch, the present when None."""
     now = time.time() if now is None else now
-    headings = ("run", "state", "why", "step", "samples/s", "left", "verdict", "job", "starts", "last sign")
-    numbers = ("step", "samples/s", "left", "starts", "last sign")
-    table = Table(box=SIMPLE_HEAD)
-    for name in headings:
-        table.add_column(name, justify="right" if name in numbers else "left", overflow="fold")
-    for run in runs:
-        cells = [Text(cell) for cell in _cells(run, now)]
-        cells[1].stylize(COLOURS.get(run.status.state, ""))
-        table.add_row(*cells)
-    return table
+    statuses = [run.status for run in runs]
+    steps = [progress(status.step, status.max_steps) for status in statuses]
+    signs = [None if run.sign is None else now - run.sign for run in runs]
+    columns = [
+        words("run", [run.folder for run in runs]),
+        words("state", [status.state for status in statuses]),
+        words("why", [shortened(status.reason or "", 100) for status in statuses]),
+        Column("step", steps, steps, worth=6),
+        numbers("samples/s", [status.samples_per_second for status in statuses], rate, 2),
+        numbers("left", [time_left(run) for run in runs], duration, 5),
+        words("verdict", [status.verdict or "" for status in statuses], 4),
+        words("job", [status.job or "" for status in statuses], 1),
+        numbers("starts", [status.starts or None for status in statuses], worth=0),
+        numbers("last sign", signs, lambda ago: f"{duration(ago)} ago" if ago is not None else "", 3),
+    ]
+    return drawn(columns, width, styles=[STYLES.get(status.state, "") for status in statuses])
 
 
 def summary(runs: Sequence[Standing], shown: int) -> str:
@@ -117,28 +120,16 @@ def summary(runs: Sequence[Standing], shown: int) -> str:
     return f"{line}; {hidden} older not shown (all=true shows them)" if hidden else line
 
 
-def _cells(run: Standing, now: float) -> list[str]:
-    status = run.status
-    step = "" if status.step is None else f"{status.step}/{status.max_steps}" if status.max_steps else f"{status.step}"
-    rate = status.samples_per_second
-    needs_batch = status.state == "running" and not status.train_seconds
-    return [
-        run.folder,
-        status.state,
-        shortened(status.reason or "", 60),
-        step,
-        f"{rate:,.0f}" if rate is not None and math.isfinite(rate) else "",
-        duration(seconds_left(status, _batch_size(run.path) if needs_batch else None)),
-        status.verdict or "",
-        status.job or "",
-        str(status.starts) if status.starts else "",
-        "" if run.sign is None else f"{duration(now - run.sign)} ago",
-    ]
+def rate(value: float | None) -> str:
+    """Samples per second."""
+    return f"{value:,.0f}" if value is not None and math.isfinite(value) else ""
 
 
-def _batch_size(path: Path) -> int | None:
-    """Samples of a step, by a run's config.yaml."""
-    config: Any = read_yaml(path / "config.yaml")
+def time_left(run: Standing) -> float | None:
+    """Seconds that a run has to go on, which may need a look into its config.yaml."""
+    if run.status.state != "running" or run.status.train_seconds:
+        return seconds_left(run.status)
+    config: Any = read_yaml(run.path / "config.yaml")
     data = config.get("data") if isinstance(config, dict) else None
     size = data.get("batch_size") if isinstance(data, dict) else None
-    return size if isinstance(size, int) else None
+    return seconds_left(run.status, size if isinstance(size, int) else None)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import html
-import math
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import plotly.io
 from plotly.offline import get_plotlyjs
 
 from jepa.sweep import figures
-from jepa.sweep.collect import Run, as_number
-from jepa.sweep.leaderboard import shown_value
+from jepa.sweep.columns import kind_of, run_columns, setting_columns
+from jepa.sweep.table import Column
 from jepa.sweep.wording import options
 
 if TYPE_CHECKING:
@@ -20,28 +20,29 @@ if TYPE_CHECKING:
 
     from jepa.sweep.leaderboard import Leaderboard
 
-WIDTH_OF_AXIS = 120
-"""Pixels that an axis of the parallel coordinates has at least; wider than the page they scroll."""
+NARROWEST = 560
+"""Pixels that a figure has at least; on a narrower screen it is scrolled. One that needs more says so as its `meta`."""
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; margin: 0 auto; padding: 1.5rem 2rem 4rem;
   max-width: 78rem }
 h1 { font-size: 1.5rem; margin: 0; overflow-wrap: anywhere } h2 { font-size: 1.15rem; margin: 2.2rem 0 .3rem }
 p.note { color: #616e7c; margin: .1rem 0 .6rem } li { margin: .25rem 0; overflow-wrap: anywhere }
-div.wide { overflow-x: auto }
+div.wide { overflow-x: auto } div.tall { max-height: 90vh; overflow-y: auto }
 table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #e4e7eb; text-align: left; vertical-align: top }
-td { max-width: 24rem; overflow-wrap: break-word } td.number { text-align: right; white-space: nowrap }
+td { max-width: 24rem; overflow-wrap: break-word } .number { text-align: right } td.number { white-space: nowrap }
 th { cursor: pointer; position: sticky; top: 0; background: #f5f7fa; white-space: nowrap }
 th.up::after { content: " ▴" } th.down::after { content: " ▾" }
 tr.bad td { color: #b42318; background: #fef3f2 } tr.open td { color: #7b8794 }
 code { font-size: 13px; overflow-wrap: anywhere }
+@media (max-width: 40rem) { body { padding: 1rem } ul { padding-left: 1.2rem } }
 """
 
 SORT = """
-document.querySelectorAll("th").forEach((head, column) => head.onclick = () => {
-  const body = document.querySelector("tbody"), down = head.classList.contains("up");
-  document.querySelectorAll("th").forEach(other => other.classList.remove("up", "down"));
+document.querySelectorAll("th").forEach(head => head.onclick = () => {
+  const body = head.closest("table").tBodies[0], column = head.cellIndex, down = head.classList.contains("up");
+  head.parentNode.querySelectorAll("th").forEach(other => other.classList.remove("up", "down"));
   head.classList.add(down ? "down" : "up");
   const key = row => row.cells[column].dataset.key, sign = down ? -1 : 1;
   const compare = (a, b) => {
@@ -57,8 +58,8 @@ SECTIONS = (
     (
         figures.settings,
         "Settings over their seeds",
-        "Best mean first. Intervals are Student's; a lone seed has none. Whether they overlap is not the test: that is "
-        "in the sentences above.",
+        "Best mean first. Intervals are Student's; a lone seed has none, and the widest are cut at the edge. Whether "
+        "they overlap is not the test: the table below has that of the best setting against each other one.",
     ),
     (
         figures.parallel,
@@ -69,7 +70,8 @@ SECTIONS = (
     (
         figures.importance,
         "What the metric depends on",
-        "Permutation importance in a random forest fitted to the runs that came to their end.",
+        "Share of the metric's variance that goes with an option, by permutation in a random forest, on runs that it "
+        "has not seen. What two options do together counts for both, and noise for none.",
     ),
     (figures.curves, "On the way", "A line for each run, coloured by the final metric; grey as above."),
 )
@@ -84,8 +86,8 @@ def page(board: Leaderboard) -> str:
     for draw, heading, note in SECTIONS:
         figure = draw(board)
         if figure is not None:
-            drawn = _drawn(figure, len(board.options) + 1 if draw is figures.parallel else 1, draw.__name__)
-            sections.append(f'<h2>{heading}</h2><p class="note">{note}</p><div class="wide">{drawn}</div>')
+            below = _table(setting_columns(board)) if draw is figures.settings else ""
+            sections.append(f'<h2>{heading}</h2><p class="note">{note}</p>{_drawn(figure, draw.__name__)}{below}')
     written = time.strftime("%Y-%m-%d %H:%M")
     same = f" The same in all runs: <code>{html.escape(shared)}</code>." if shared and len(board.runs) > 1 else ""
     return f"""<!DOCTYPE html>
@@ -97,13 +99,13 @@ def page(board: Leaderboard) -> str:
 <ul>{sentences}</ul>
 {"".join(sections)}
 <h2>Runs</h2><p class="note">A click on a heading sorts.</p>
-{_table(board)}
+{_table(run_columns(board), [kind_of(board, run) for run in board.runs])}
 <script>{SORT}</script></body></html>
 """
 
 
-def _drawn(figure: go.Figure, axes: int, name: str) -> str:
-    """A figure as a part of the page, at least as wide as its axes need."""
+def _drawn(figure: go.Figure, name: str) -> str:
+    """A figure as a part of the page."""
     part = plotly.io.to_html(
         figure,
         include_plotlyjs=False,
@@ -111,30 +113,22 @@ def _drawn(figure: go.Figure, axes: int, name: str) -> str:
         div_id=name,
         config={"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]},
     )
-    return f'<div style="min-width: {WIDTH_OF_AXIS * axes}px">{part}</div>'
+    width = figure.layout.meta or NARROWEST
+    return f'<div class="wide"><div style="min-width: {width}px">{part}</div></div>'
 
 
-def _table(board: Leaderboard) -> str:
-    """All runs, with the same columns as in the terminal."""
-    head = "".join(f"<th>{html.escape(text)}</th>" for text in board.headings())
+def _table(columns: Sequence[Column], kinds: Sequence[str] | None = None) -> str:
+    """A table that a click sorts. kinds: classes of its rows."""
+    head = "".join(f"<th{_style(column)}>{html.escape(column.heading)}</th>" for column in columns)
     rows = []
-    for run in board.runs:
-        kind = "bad" if run.state == "failed" or run.collapsed else "" if run.counts(board.metric) else "open"
-        cells = zip(board.cells(run), _sort_keys(board, run), board.is_text())
-        rows.append(f'<tr class="{kind}">{"".join(_cell(*cell) for cell in cells)}</tr>')
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    for row, kind in enumerate(kinds or [""] * len(columns[0].cells)):
+        cells = "".join(
+            f'<td{_style(column)} data-key="{html.escape(column.keys[row])}">{html.escape(column.cells[row])}</td>'
+            for column in columns
+        )
+        rows.append(f'<tr class="{kind}">{cells}</tr>')
+    return f'<div class="wide tall"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
 
 
-def _cell(text: str, key: str, is_text: bool) -> str:
-    style = "" if is_text else ' class="number"'
-    return f'<td{style} data-key="{html.escape(key)}">{html.escape(text)}</td>'
-
-
-def _sort_keys(board: Leaderboard, run: Run) -> list[str]:
-    """What the cells of a run are sorted by: numbers in full, times in seconds."""
-    place = board.place(run)
-    values = [shown_value(run, name) for name in board.columns()]
-    given = [text if as_number(text) is None else repr(as_number(text)) for text in run.overrides.values()]
-    figures_ = ["" if value is None or math.isnan(value) else repr(value) for value in values]
-    cost = ["" if value is None else repr(value) for value in (run.seconds, run.status.step)]
-    return ["" if place is None else str(place), run.folder, *given, *figures_, *cost, run.state]
+def _style(column: Column) -> str:
+    return "" if column.is_text else ' class="number"'

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from jepa.sweep.job import note_failure
 from jepa.sweep.objective import Objective, as_returned
 from jepa.utils.errors import UserError
-from jepa.utils.status import Status, read_status
+from jepa.utils.status import FILE, Status, is_collapse, read_status, write_status
 
 
 @dataclass
@@ -20,8 +20,8 @@ class PlannedRun:
     """One run.
 
     overrides: what is swept. options: all of its options, as its own configuration lists them. processes: how many of
-    them it is meant for, and on what. starts: how often it was started by earlier sweeps. job: submitit's.
-    value: what it was worth, or counts as, once that is known.
+    them it is meant for, and on what. before: its status before this sweep was to start it.
+    job: submitit's. value: what it was worth, or counts as, once that is known.
     """
 
     number: int
@@ -30,30 +30,34 @@ class PlannedRun:
     folder: Path
     objective: Objective
     processes: dict[str, Any]
-    starts: int = 0
+    before: Status | None = None
     job: Any | None = None
     value: dict[str, float] | None = None
     gone_since: float | None = None
     result: JobReturn | None = None
     _said: str = field(default="", repr=False)
 
-    def settle(self, value: dict[str, float]) -> None:
-        """The run has ended, worth this."""
-        self.value = value
+    def unqueue(self) -> None:
+        """Its status is again what it was before it was to be started, unless it has a job."""
+        if self.job is None and self.before is None:
+            (self.folder / FILE).unlink(missing_ok=True)
+        elif self.job is None:
+            write_status(self.folder, self.before)
 
     def take_result(self) -> None:
         """Take what the job has left: what the run returned, or an error from outside of it."""
-        job = self.job.task(0)
-        error = job.exception()
-        if error is None:
-            self.result = job.result()
+        from submitit.core.utils import pickle_load
+
+        paths = self.job.task(0).paths
+        outcome, result = pickle_load(paths.result_pickle)  # submitit's own would first wait for the process to end
+        if outcome == "success":
+            self.result = result
             status = read_status(self.folder)
-            self.settle(dict(status.objective) if status is not None else {})
+            self.value = dict(status.objective) if status is not None else {}
             return
-        trace = str(error).partition("You can check full logs")[0]  # the error's own last line stands before that
-        reason = next((line for line in reversed(trace.splitlines()) if line.strip("- ")), type(error).__name__)
-        note_failure(self.folder, self.options, UserError(f"{reason} (see {job.paths.stderr})"), self.objective.bad())
-        self.settle(self.objective.bad())
+        reason = result.strip().splitlines()[-1]  # of a traceback
+        note_failure(self.folder, self.options, UserError(f"{reason} (see {paths.stderr})"), self.objective.bad())
+        self.value = self.objective.bad()
 
     def returned(self) -> JobReturn:
         """What Hydra's sweepers are given. An error that no run of the sweep can do without is raised by them."""
@@ -73,10 +77,8 @@ class PlannedRun:
             self._said = words
 
     def _in_words(self, status: Status | None) -> str:
-        if status is None:
+        if status is None or status.state == "queued":
             return ""
-        if status.state == "queued":
-            return f"queued{f' as job {status.job}' if status.job else ''}"
         if status.state == "running":
             again = f", started {status.starts} times" if status.starts > 1 else ""
             return f"running on {status.host}{again}"
@@ -84,6 +86,7 @@ class PlannedRun:
             return f"preempted at step {status.step}, waits to be started again"
         shown = ", ".join(f"{name} {value:.4g}" for name, value in (self.value or status.objective).items())
         if status.state == "done":
-            why = f" ({status.reason})" if status.reason else ""
+            why = status.reason or (status.verdict if is_collapse(status.verdict) else None)
+            why = f" ({why})" if why else ""
             return f"done{': ' if shown else ''}{shown}{why}" if self.value is not None else ""
         return f"{status.state}: {status.reason}{f' (counts as {shown})' if shown and self.value is not None else ''}"

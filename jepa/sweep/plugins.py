@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from hydra.core.plugins import Plugins
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from jepa.sweep.local_launcher import LocalLauncher
-from jepa.sweep.objective import Objective
+from jepa.sweep.objective import Objective, evaluates
 from jepa.sweep.optuna_sweeper import OptunaSweeper
 from jepa.sweep.slurm_launcher import SlurmLauncher
 
@@ -22,6 +22,6 @@ def register_plugins() -> None:
     OmegaConf.register_new_resolver("sweep_directions", _directions, replace=True)
 
 
-def _directions(metric: object, direction: object) -> list[str]:
+def _directions(metric: object, direction: object, evaluation: DictConfig | None) -> list[str]:
     plain = (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in (metric, direction))
-    return list(Objective.of(*plain).directions)
+    return list(Objective.of(*plain, evaluated=evaluates(evaluation)).directions)

@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
-from jepa.sweep.launcher import JobLauncher
+from jepa.sweep.launcher import JobLauncher, check_poll_seconds
 from jepa.sweep.planned import PlannedRun
 from jepa.sweep.slurm import how_it_ended, queued_jobs
 from jepa.utils.errors import Interrupted, UserError
@@ -88,6 +89,11 @@ class SlurmLauncher(JobLauncher):
         super().__init__(**given)
         if container_runtime not in ("pyxis", "apptainer"):
             raise ValueError(f"hydra.launcher.container_runtime={container_runtime!r}: expected pyxis or apptainer")
+        check_poll_seconds(poll_seconds)
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
+        self._queue: dict[str, str] | None = None
+        return super().launch(job_overrides, initial_job_idx)
 
     def _executor(self) -> Any:
         import submitit
@@ -131,10 +137,13 @@ class SlurmLauncher(JobLauncher):
     def _job_of(self, status: Status, run: PlannedRun) -> Any | None:
         import submitit
 
-        queue = queued_jobs()
-        if queue is None:
+        if status.job is None:
+            return None
+        if self._queue is None:
+            self._queue = queued_jobs()
+        if self._queue is None:
             raise UserError("hydra/launcher=slurm: squeue does not answer, so it cannot be told which runs still wait")
-        if status.job is None or status.job not in queue:
+        if status.job not in self._queue:
             return None
         count = self.params["nodes"] * self.params["tasks_per_node"]
         return submitit.SlurmJob(self.params["submitit_folder"], status.job, list(range(count)))

@@ -46,14 +46,13 @@ class Setting:
 
     options: their options. values: seed -> value, of the runs that count (`Run.counts`); repetitions of one seed are
     no new evidence, so their mean is one value. estimate: over these values, None without any.
-    bad: runs left out as they failed or collapsed; unfinished: those that have no final value (yet). runs: all.
+    bad: runs left out as they failed or collapsed. runs: all.
     """
 
     options: dict[str, str]
     values: dict[str | None, float]
     estimate: Estimate | None
     bad: int
-    unfinished: int
     runs: tuple[Run, ...]
 
 
@@ -61,15 +60,16 @@ class Setting:
 class Comparison:
     """The best setting against another.
 
-    difference: mean of the best minus mean of the other, over the seeds that were compared; low, high: its interval,
-    not corrected for there being other comparisons. p: two-sided; corrected: by Holm over all comparisons. They are
-    None where there is nothing to tell the noise by, which `method` "none" says: see `compare`.
+    lead: how much better the best is, over the seeds that were compared; below 0 where it is worse by those that both
+    have. low, high: its interval, not corrected for there being other comparisons. p: two-sided; corrected: by Holm
+    over all comparisons. They are None where there is nothing to tell the noise by, which `method` "none" says: see
+    `compare`.
     """
 
     other: Setting
     method: Literal["paired", "welch", "none"]
     seeds: int
-    difference: float
+    lead: float
     low: float | None = None
     high: float | None = None
     p: float | None = None
@@ -77,8 +77,8 @@ class Comparison:
 
     @property
     def is_real(self) -> bool:
-        """Whether the difference is told from chance."""
-        return self.corrected is not None and self.corrected < 1 - LEVEL
+        """Whether the lead is told from chance."""
+        return self.lead > 0 and self.corrected is not None and self.corrected < 1 - LEVEL
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -126,19 +126,16 @@ def setting_of(runs: Sequence[Run], metric: str) -> Setting:
         if run.counts(metric):
             seeds.setdefault(run.seed, []).append(run.value(metric))
     values = {seed: math.fsum(group) / len(group) for seed, group in seeds.items()}
-    bad = sum(run.state == "failed" or run.collapsed for run in runs)
-    counted = sum(run.counts(metric) for run in runs)
     return Setting(
         options=runs[0].setting,
         values=values,
         estimate=estimate(list(values.values())) if values else None,
-        bad=bad,
-        unfinished=len(runs) - bad - counted,
+        bad=sum(run.bad for run in runs),
         runs=tuple(runs),
     )
 
 
-def compare(best: Setting, other: Setting) -> Comparison:
+def compare(best: Setting, other: Setting, direction: Direction) -> Comparison:
     """Two settings that have values: by a paired t test over the seeds both have, if these are two or more, else by
     Welch's.
 
@@ -150,37 +147,39 @@ def compare(best: Setting, other: Setting) -> Comparison:
     spread at all: two seeds that agree to the last digit say that the metric is too coarse or the seed without effect,
     not that the noise is zero and p is 0.
     """
+    sign = 1.0 if direction == "maximize" else -1.0
     common = [seed for seed in best.values if seed in other.values]
+    # Rounding is that of the values, not of their differences.
+    noise = ROUNDING * max(abs(value) for setting in (best, other) for value in setting.values.values())
     if len(common) >= 2:
-        differences = [best.values[seed] - other.values[seed] for seed in common]
-        scale = max(abs(setting.values[seed]) for setting in (best, other) for seed in common)
-        mean = math.fsum(differences) / len(common)
-        # Rounding is that of the values, not of their differences.
-        flat = max(differences) - min(differences) <= ROUNDING * scale
+        differences = [sign * (best.values[seed] - other.values[seed]) for seed in common]
+        lead = math.fsum(differences) / len(common)
+        flat = max(differences) - min(differences) <= noise
         error = 0.0 if flat else deviation_of(differences) / math.sqrt(len(common))
-        return tested(other, "paired", len(common), mean, error, len(common) - 1)
-    difference = best.estimate.mean - other.estimate.mean
+        return tested(other, "paired", len(common), lead if abs(lead) > noise else 0.0, error, len(common) - 1)
+    lead = sign * (best.estimate.mean - other.estimate.mean)
+    lead = lead if abs(lead) > noise else 0.0
     counts = best.estimate.count, other.estimate.count
     if min(counts) < 2:
-        return Comparison(other, "none", min(counts), difference)
+        return Comparison(other, "none", min(counts), lead)
     parts = [s.estimate.deviation**2 / s.estimate.count for s in (best, other)]
     freedom = 0.0
     if sum(parts) > 0:
         # As shares, so that the squares of tiny variances do not vanish.
         shares = [part / sum(parts) for part in parts]
         freedom = 1 / sum(share**2 / (count - 1) for share, count in zip(shares, counts))
-    return tested(other, "welch", min(counts), difference, math.sqrt(sum(parts)), freedom)
+    return tested(other, "welch", min(counts), lead, math.sqrt(sum(parts)), freedom)
 
 
 def tested(
-    other: Setting, method: Literal["paired", "welch"], seeds: int, difference: float, error: float, freedom: float
+    other: Setting, method: Literal["paired", "welch"], seeds: int, lead: float, error: float, freedom: float
 ) -> Comparison:
-    """A comparison by its difference, the standard error of that, and the degrees of freedom."""
+    """A comparison by its lead, the standard error of that, and the degrees of freedom."""
     if not error > 0:
-        return Comparison(other, "none", seeds, difference)
-    p = float(2 * stats.t.sf(abs(difference) / error, freedom))
+        return Comparison(other, "none", seeds, lead)
+    p = float(2 * stats.t.sf(abs(lead) / error, freedom))
     half = quantile(freedom) * error
-    return Comparison(other, method, seeds, difference, difference - half, difference + half, p)
+    return Comparison(other, method, seeds, lead, lead - half, lead + half, p)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -194,7 +193,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def compare_with_best(settings: Sequence[Setting]) -> list[Comparison]:
+def compare_with_best(settings: Sequence[Setting], direction: Direction) -> list[Comparison]:
     """The first setting, the best, against every other that has a value, in their order.
 
     A setting of one seed is not tested, and so not corrected for; one without any spread is, with p = 1. That the best
@@ -202,7 +201,7 @@ def compare_with_best(settings: Sequence[Setting]) -> list[Comparison]:
     the comparisons, not for that choice.
     """
     valued = [setting for setting in settings if setting.estimate is not None]
-    comparisons = [compare(valued[0], other) for other in valued[1:]] if valued else []
+    comparisons = [compare(valued[0], other, direction) for other in valued[1:]]
     tests = [index for index, item in enumerate(comparisons) if item.seeds >= 2]
     corrected = holm([1.0 if comparisons[index].p is None else comparisons[index].p for index in tests])
     for index, value in zip(tests, corrected):

@@ -19,11 +19,17 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from jepa.utils.errors import UserError
+from jepa.utils.metrics import direction_of
+from jepa.utils.status import read_status
 
 log = logging.getLogger(__name__)
 
 OVERRIDES = "overrides"
 """Attribute of a trial that keeps the options its run is started with."""
+
+
+METRICS = "metrics"
+"""Attribute of a study that keeps what its runs are judged by."""
 
 
 class StudySweeper(OptunaSweeperImpl):
@@ -37,6 +43,9 @@ class StudySweeper(OptunaSweeperImpl):
 
     def sweep(self, arguments: list[str]) -> None:
         """Run what is left of the study. Raises UserError for a search space or study that does not fit."""
+        for key, value in (("sweep.trials", self.n_trials), ("sweep.parallel", self.n_jobs)):
+            if value < 1:
+                raise UserError(f"{key}={value}: expected a whole number from 1")
         self._process_searchspace_config()
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,8 +100,25 @@ class StudySweeper(OptunaSweeperImpl):
             )
         except (ValueError, SQLAlchemyError) as error:  # other directions; not a database
             raise UserError(f"the study in {self.storage}: {error}; sweep in another hydra.sweep.dir") from error
+        self._check_metrics(study, self.config.optimized_metric)
         study.sampler = self._sampler(overrides, len(study.trials))
         return study
+
+    def _check_metrics(self, study: optuna.Study, names: str | Sequence[str] | None) -> None:
+        """Raise UserError where a study is of other metrics than these, None for the default one."""
+        known = study.user_attrs.get(METRICS)
+        names = [names] if isinstance(names, str) else list(names or ())
+        if known and names and names != known:
+            raise UserError(
+                f"the study in {self.storage} is of {', '.join(known)}, not of {', '.join(names)}: set "
+                f"optimized_metric=[{','.join(known)}], or sweep in another hydra.sweep.dir"
+            )
+        told = [direction.name.lower() for direction in study.directions]
+        if names and not self.config.sweep.direction and told != [direction_of(name) for name in names]:
+            raise UserError(
+                f"the runs give {', '.join(names)}, which the study in {self.storage} does not {' and '.join(told)} "
+                f"rightly: set optimized_metric=[{','.join(names)}], and sweep in another hydra.sweep.dir"
+            )
 
     def _sampler(self, overrides: Sequence[Override], count: int) -> optuna.samplers.BaseSampler:
         """The sampler as configured; a grid gets its values and sets the number of trials."""
@@ -128,6 +154,10 @@ class StudySweeper(OptunaSweeperImpl):
         if values is None:
             raise UserError("the runs give no metric to optimise: set optimized_metric, and let it be measured")
         values = list(values) if isinstance(values, (tuple, list)) else [values]
+        status = read_status(Path(self.config.hydra.sweep.dir) / str(trial.number))
+        if status is not None and status.state == "done":
+            self._check_metrics(study, list(status.objective))
+            study.set_user_attr(METRICS, list(status.objective))
         try:
             study.tell(trial.number, values)
         except RuntimeError as error:  # how the grid sampler says, outside of `optimize`, that nothing is left

@@ -7,8 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+DEFAULT = "(default)"
+"""Value of an option that a run does not give."""
+
 LONGEST = 8
 """Characters of a number that is shown as it was given."""
+
+FIGURES = 7
+"""Digits of the whole part up to which a number is written out."""
 
 COUNTED_STATES = ("done", "running", "queued", "preempted", "stopped", "failed")
 """In the order they are counted in."""
@@ -16,18 +22,28 @@ COUNTED_STATES = ("done", "running", "queued", "preempted", "stopped", "failed")
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:
     """Key -> as few of its last parts as tell it from the others: "optimizer.lr" -> "lr"."""
-    parts = {key: re.split(r"[./]", key) for key in keys}
+    parts = {key: re.split(r"([./])", key) for key in keys}  # with what parts them
     short = {}
     for key, own in parts.items():
-        others = [other for name, other in parts.items() if name != key]
-        used = next((n for n in range(1, len(own) + 1) if all(o[-n:] != own[-n:] for o in others)), len(own))
-        short[key] = ".".join(own[-used:]) if used < len(own) else key
+        others = [other[::2] for name, other in parts.items() if name != key]
+        words = own[::2]
+        used = next((n for n in range(1, len(words)) if all(o[-n:] != words[-n:] for o in others)), len(words))
+        short[key] = "".join(own[1 - 2 * used :])
     return short
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A figure in so many digits; nothing for None."""
-    return "" if value is None else f"{value:.{digits}g}"
+    """A figure in so many digits, or as many as its whole part has; nothing for None."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if 10**digits <= abs(value) < 10**FIGURES else f"{value:.{digits}g}"
+
+
+def padded(value: float | None) -> str:
+    """A figure of a column: noughts at its end keep the points one below another."""
+    if value is None or not 1e-3 <= abs(value) < 1e4:
+        return number(value)
+    return f"{value:#.4g}".rstrip(".")
 
 
 def with_error(mean: float, half: float | None) -> str:
@@ -43,14 +59,21 @@ def with_error(mean: float, half: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds in the two largest units: "4 s", "3 min 05 s", "2 h 05 min", "3 d 04 h"; nothing for None."""
+    """Seconds in the two largest units: "0.4 s", "3 min 05 s", "2 h 05 min", "3 d 04 h"; nothing for None."""
     if seconds is None or not math.isfinite(seconds):
         return ""
-    whole = max(0, round(seconds))
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    whole = round(seconds)
     for size, unit, lower_size, lower in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // lower_size:02d} {lower}"
     return f"{whole} s"
+
+
+def progress(step: int | None, last: int | None) -> str:
+    """Where a run is: "50/100"; nothing before the first step."""
+    return "" if step is None else f"{step}/{last}" if last else f"{step}"
 
 
 def shortened(text: str, length: int) -> str:
@@ -60,9 +83,10 @@ def shortened(text: str, length: int) -> str:
 
 
 def options(overrides: Mapping[str, str], names: Mapping[str, str] | None = None) -> str:
-    """Options on a line: "lr=0.001 loss=mse". names: short ones."""
+    """Options on a line: "lr=0.001 loss=mse"; those that are left at their default are none. names: short ones."""
     names = names or {}
-    return " ".join(f"{names.get(key, key)}={option(value)}" for key, value in overrides.items())
+    given = {key: value for key, value in overrides.items() if value != DEFAULT}
+    return " ".join(f"{names.get(key, key)}={option(value)}" for key, value in given.items())
 
 
 def option(value: str) -> str:
@@ -87,3 +111,8 @@ def plural(count: int, noun: str) -> str:
 def listed(items: Sequence[str]) -> str:
     """ "a", "a and b", "a, b and c"."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def first(items: Sequence[str], most: int) -> str:
+    """ "a, b and 3 more"."""
+    return listed([*items[:most], *([f"{len(items) - most} more"] if len(items) > most else [])])

@@ -136,6 +136,7 @@ def _stopping_at_once(trainer: Trainer, before: Mapping[str, Any]) -> Iterator[N
             trainer.pending = True
             trainer.saver.save({**trainer.state(), **before}, ["last"], [])
         trainer.saver.wait()
+        trainer.folder.tell(**trainer.progress())
         raise
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from jepa.trainer.saver import Saver, find_checkpoint
 from jepa.utils.distributed import is_main
-from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.errors import CheckpointError, UserError, in_words
 from jepa.utils.launch import scheduler_job
-from jepa.utils.status import begin_status, read_status, runs_elsewhere, update_status
+from jepa.utils.status import begin_status, read_status, runs_elsewhere, update_status, warned
 from jepa.utils.weights import locate, reason
 
 SECONDS_BETWEEN_SIGNS = 5.0
@@ -92,8 +92,9 @@ class RunFolder:
     def tell(self, **changes: Any) -> None:
         """Put what has changed into the status: fields of `jepa.utils.status.Status`."""
         if self._main and self._begun:
-            update_status(self.path, changes)
             self._told = time.monotonic()
+            with warned(f"the status of {self.path}"):
+                update_status(self.path, changes)
 
     def tell_progress(self, **changes: Any) -> None:
         """Likewise, unless there was a sign of life a moment ago."""
@@ -106,12 +107,12 @@ class RunFolder:
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as stop:
-            if self._begun and self._main and read_status(self.path).state != "done":
+            now = read_status(self.path)
+            if now is None or now.state != "done":
                 self.tell(state="stopped", reason=str(stop) or type(stop).__name__)
             raise
         except BaseException as error:
-            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            self.tell(state="failed", reason=reason)
+            self.tell(state="failed", reason=in_words(error))
             raise
         self.tell(state="done")
 

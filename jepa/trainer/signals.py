@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from jepa.utils.signals import EarlySignal
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 ECHO_SECONDS = 3.0
 """torchrun passes on a signal that the terminal has sent to every process already; such an echo is no second signal."""
@@ -36,6 +38,8 @@ class StopRequest:
             os.set_blocking(self._writing, False)
             self._previous_file = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
             self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            early = (handler.number for handler in self._previous.values() if isinstance(handler, EarlySignal))
+            self.number = next((number for number in early if number is not None), None)
             self._thread = threading.Thread(target=self._count, name="signals", daemon=True)
             self._thread.start()
         return self

@@ -19,13 +19,11 @@ from jepa.trainer.loggers import JSONLines
 from jepa.trainer.other_runs import FILE, OtherRuns
 from jepa.utils.distributed import is_main
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import Direction, direction_of
+from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.status import is_collapse, read_status
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
-
-DEFAULT_METRIC = "eval/trained/linear"
 
 
 class SweepStopping(Callback):
@@ -50,7 +48,7 @@ class SweepStopping(Callback):
         if collapsed not in ("failed", "measured"):
             raise ValueError(f"got collapsed={collapsed!r}, expected 'failed' or 'measured'")
         names = [metric] if isinstance(metric, str) else list(metric or ())
-        self.metric = names[0] if names else DEFAULT_METRIC
+        self.metric = names[0] if names else DEFAULT_METRICS[0]
         given = [direction] if isinstance(direction, str) else list(direction or ())
         self.direction: Direction = given[0] if given else direction_of(self.metric)
         if self.direction not in ("minimize", "maximize"):

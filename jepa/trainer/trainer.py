@@ -342,7 +342,7 @@ class Trainer:
                 self._tell_callbacks("end")
                 self._say_what_is_missing()
                 self.saver.wait()
-            self.folder.tell(state="done", reason=self.stopped, **self._progress())
+            self.folder.tell(state="done", reason=self.stopped, **self.progress())
             number = int(largest(torch.tensor([float(self.stop_request.number or 0)], device=self.device)).item())
             if number:  # came after the last step: the run is whole, a sweep ends
                 raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", number)
@@ -423,7 +423,7 @@ class Trainer:
             self._say_profile(profile and profile.advance(self.step))
             self._after_step()
             if self.signal:
-                self.folder.tell(**self._progress())
+                self.folder.tell(**self.progress())
                 raise Interrupted(
                     f"stopped at step {self.step} of {self.horizon.max_steps}; the checkpoint is "
                     f"{self.folder.last}; go on with resume={self.folder.path}",
@@ -576,12 +576,12 @@ class Trainer:
         if watched:
             metrics |= collapse.measure(self, values)
         if logs:
-            self.folder.tell_progress(**self._progress(), samples_per_second=metrics["samples_per_second"])
+            self.folder.tell_progress(**self.progress(), samples_per_second=metrics["samples_per_second"])
         if self.step == self.horizon.max_steps:
             metrics |= self.costs()
         return self.log(metrics)
 
-    def _progress(self) -> dict[str, Any]:
+    def progress(self) -> dict[str, Any]:
         """Where the run is, for its status."""
         where = {"step": self.step, "max_steps": self.horizon.max_steps}
         return {**where, "train_seconds": self.train_seconds, "verdict": self.verdict}

@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -21,6 +22,10 @@ from jepa.utils.launch import read_launch
 
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
+
+
+sweep_file: tuple[Path, bytes] | None = None
+"""The file that makes a sweep go on, and what it was before this process's sweep; for when that is refused."""
 
 
 def run_command(main: Callable[[], object]) -> None:
@@ -47,9 +52,17 @@ def run_command(main: Callable[[], object]) -> None:
         except UserError as error:
             if not getattr(error, "reported", False):
                 print(f"error: {error}", file=sys.stderr)
+            if sweep_file is not None and rank == 0:
+                sweep_file[0].write_bytes(sweep_file[1])
             sys.exit(1)
         except (HydraException, OmegaConfBaseException) as error:
             sys.exit(f"error: {explain(error)}" if rank == 0 else 1)  # the same on every rank
+        except RuntimeError as error:
+            if "Unknown plugin class: 'hydra_plugins.jepa." not in str(error):
+                raise
+            sys.exit(
+                "error: hydra/launcher=local, hydra/launcher=slurm and the sweeps of Optuna are for train.py alone"
+            )
         except OSError as error:  # Hydra could not make the run folder
             if error.errno not in SYSTEM_ERRORS | {errno.ENOENT}:  # the latter from below /proc
                 raise

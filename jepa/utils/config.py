@@ -108,8 +108,9 @@ def _with_stored_sweep(arguments: Sequence[str], folder: Path, given: set[str]) 
     given = given | {"resume", "hydra.mode", "hydra.sweep.dir"}
     kept = [line for line in [*stored.hydra, *stored.task] if override_key(line) not in given]
     place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
-    quoted = f"'{folder}'" if re.search(r"[^\w./-]", str(folder)) else str(folder)
-    flag = [] if {"-m", "--multirun"} & set(arguments) else ["--multirun"]
+    text = str(folder)
+    quoted = "'" + text.replace("'", "\\'") + "'" if re.search(r"[^\w./-]", text, re.ASCII) else text
+    flag = [] if {"-m", "--multirun", "-c", "--cfg"} & set(arguments) else ["--multirun"]
     own = [*kept, "resume=auto", f"hydra.sweep.dir={quoted}"]
     return [*flag, *arguments[:place], *own, *arguments[place + 1 :]]
 

@@ -37,6 +37,11 @@ class PeerError(UserError):
     """Another rank has failed; the message is its reason."""
 
 
+def in_words(error: BaseException) -> str:
+    """An error as a reason: a UserError's message, of any other its kind too."""
+    return str(error).strip() if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+
+
 class Interrupted(KeyboardInterrupt):
     """The run was asked to stop by a signal, and has saved its checkpoint.
 

@@ -6,6 +6,9 @@ from typing import Literal
 
 Direction = Literal["maximize", "minimize"]
 
+DEFAULT_METRICS = ("eval/trained/linear", "val/loss")
+"""What a sweep optimises where nothing else is asked for: the first of these that a run has."""
+
 LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "seconds", "parameters", "samples", "gib", "wait")
 """Words in a metric's name, behind its first part, that say so; of all others more is better."""
 

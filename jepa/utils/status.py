@@ -5,12 +5,14 @@ Rank 0 alone writes it, whole or not at all; a reader may come at any time.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import socket
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -62,7 +64,9 @@ def read_status(folder: Path) -> Status | None:
     """The status of a run folder; None where there is none (a run from before there was one, or no run)."""
     try:
         content = json.loads((folder / FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
+        return None
+    if not isinstance(content, dict) or "state" not in content:
         return None
     known = {item.name for item in dataclasses.fields(Status)}
     return Status(**{name: value for name, value in content.items() if name in known})
@@ -72,8 +76,22 @@ def write_status(folder: Path, status: Status) -> None:
     """Write it, making the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{FILE}.{os.getpid()}.writing"
-    temporary.write_text(json.dumps(dataclasses.asdict(status), indent=2) + "\n")
-    os.replace(temporary, folder / FILE)
+    try:
+        temporary.write_text(json.dumps(dataclasses.asdict(status), indent=2) + "\n")
+        os.replace(temporary, folder / FILE)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def warned(what: str) -> Iterator[None]:
+    """A context in which something that cannot be written is a warning: it is no reason to lose a run."""
+    try:
+        yield
+    except OSError as error:
+        print(f"warning: {what} could not be written: {error.strerror}", file=sys.stderr)
 
 
 def update_status(folder: Path, changes: Mapping[str, Any]) -> Status:

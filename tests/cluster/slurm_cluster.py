@@ -338,6 +338,8 @@ def main() -> None:
     try:
         cluster.start()
         print(f"two nodes are up; use them with: export SLURM_CONF={cluster.environment['SLURM_CONF']}", flush=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell ignores in the background
         signal.pause()
     except KeyboardInterrupt:
         pass

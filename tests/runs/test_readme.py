@@ -20,7 +20,7 @@ PROMISES = {
 """Class -> whether a run has done what the README says of it."""
 
 GROUPS = ("data", "model", "model/encoder", "model/mask", "model/target", "loss", "optimizer", "scheduler", "trainer")
-GROUPS += ("logger", "callbacks", "evaluation")
+GROUPS += ("logger", "callbacks", "evaluation", "sweep", "hydra/launcher")
 
 
 def test_every_module_is_found():

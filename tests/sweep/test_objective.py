@@ -46,6 +46,8 @@ def test_failed_collapsed_and_endless_values():
     one, two = Objective.of("online/knn"), Objective.of(["online/knn", "val/loss"], failed_value=[0.1, 7])
     assert one.bad() == {"online/knn": 0.0}
     assert Objective.of("val/loss").bad() == {"val/loss": 1e9}
+    assert Objective.of(None).bad() == {"eval/trained/linear": 0.0}
+    assert Objective.of(None, evaluated=False).bad() == {"val/loss": 1e9}
     assert Objective.of(None).measured({"val/loss": math.nan}) == {"val/loss": 1e9}
     assert two.bad() == {"online/knn": 0.1, "val/loss": 7.0}
     good = {"online/knn": 0.9, "val/loss": 0.5}
@@ -60,6 +62,9 @@ def test_failed_collapsed_and_endless_values():
     ("arguments", "message"),
     [
         (("val/loss", "up"), "sweep.direction=up: expected maximize, minimize"),
+        ((5,), "optimized_metric=5: expected the name of a metric"),
+        ((["val/loss", "val/loss"],), "a metric is given twice"),
+        (("val/loss", None, "much"), "sweep.failed_value=much: expected a number"),
         (("val/loss", None, None, "ignored"), "sweep.collapsed=ignored: expected failed"),
         ((["val/loss", "online/knn"], ["minimize"]), r"sweep.direction=\['minimize'\]: got 1 values for 2"),
         ((["val/loss", "online/knn"], None, [1, 2, 3]), "sweep.failed_value=.*got 3 values for 2"),

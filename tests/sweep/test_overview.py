@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import time
 
 import pytest
+from rich.console import Console
 from runs import METRIC, write_run
 
-from jepa.sweep.overview import seconds_left, standings, summary, to_show
+from jepa.sweep.overview import seconds_left, standings, summary, table, to_show
 from jepa.utils.errors import UserError
 from jepa.utils.status import Status
 
@@ -41,6 +44,28 @@ def test_the_newest_and_those_under_way_are_shown(tmp_path):
     assert shown[-1].folder == "0"
     assert summary(runs, len(shown)) == "25 runs: 24 done, 1 queued; 4 older not shown (all=true shows them)"
     assert len(to_show(runs, everything=True)) == 25
+
+
+def test_a_table_of_any_width(tmp_path):
+    here = {"host": os.uname().nodename, "pid": os.getpid(), "state": "running", "samples_per_second": 1234.5}
+    write_run(tmp_path, 0, "a=1", None, **here, step=25, train_seconds=50.0)
+    write_run(tmp_path, 1, "a=2", None, state="failed", reason="no such file: x\nmore", job="17_3", step=None)
+    write_run(tmp_path, 2, "a=3", None, state="preempted", reason="its time limit is over " * 4, starts=3)
+    runs = standings(tmp_path)
+
+    def shown(width):
+        console = Console(width=width, file=io.StringIO())
+        console.print(table(runs, width, now=max(run.sign for run in runs) + 65))
+        return console.file.getvalue()
+
+    wide = shown(200)
+    assert re.search(r"\n +0 +running +25/100 +1,234 +2 min 30 s +healthy +1 +1 min \d\d s ago", wide)
+    assert re.search(r"\n +1 +failed +no such file: x +healthy +17_3 +1 +1 min", wide)
+    assert re.search(r"\n +2 +preempted +its time limit is over .* 100/100 +healthy +3 ", wide)
+    narrow = shown(80)
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    assert re.search(r"\n +0 +running +25/100 .*2 min 30 s", narrow)
+    assert "no room for " in narrow
 
 
 def test_time_left():
@@ -78,12 +103,14 @@ def test_the_scripts(script, tmp_path):
     assert "2 runs: 1 done, 1 failed" in status.stdout
     board = script("leaderboard", "sweep=outputs/study", f"metric={METRIC}")
     assert board.returncode == 0, board.stderr
-    assert "lr=1e-3" in board.stdout or "1e-3" in board.stdout
+    assert re.search(r"\n +1 +0 +1e-3 +0.5000 ", board.stdout)
+    assert "2 runs: 1 done, 1 failed." in board.stdout
     assert (sweep / "leaderboard.csv").is_file()
     assert (sweep / "leaderboard.html").is_file()
     for name, arguments, message in (
         ("leaderboard", [], "sweep= is missing"),
         ("leaderboard", ["sweep=outputs/study", "limit=0"], "limit=0"),
+        ("leaderboard", ["sweep=outputs/study", "metric=[a,b]"], "give the name of one metric"),
         ("leaderboard", ["sweep=nowhere"], "sweep=nowhere does not exist"),
         ("status", ["folder=nowhere"], "folder=nowhere does not exist"),
         ("status", ["all=maybe"], "all=maybe: give true or false"),

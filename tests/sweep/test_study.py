@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from jepa.sweep.plugins import register_plugins
 from jepa.utils.config import CONFIG_DIR, register_resolvers
 from jepa.utils.errors import UserError
+from jepa.utils.status import Status, write_status
 
 
 class Runs:
@@ -141,6 +142,40 @@ def test_plain_syntax_is_drawn_from_as_hydra_writes_it(sweep):
     logs = [math.log10(float(options["optimizer.lr"])) for options in given]
     assert all(-5 <= value <= -1 for value in logs)
     assert -3.5 < sum(logs) / 40 < -2.5
+
+
+def test_runs_that_are_not_evaluated_are_judged_by_their_loss(sweep):
+    _, study = sweep("sweep=optuna", "evaluation=none", "sweep.trials=1")
+    assert [direction.name for direction in study.directions] == ["MINIMIZE"]
+
+
+@pytest.fixture
+def worth_a_loss(tmp_path):
+    """Runs that tell in their status what they are worth."""
+
+    def worth(options):
+        write_status(tmp_path / "0", Status(state="done", objective={"val/loss": 0.5}))
+        return 0.5
+
+    return worth
+
+
+def test_runs_without_labels_are_noticed(sweep, worth_a_loss):
+    """What a data set has is known to its runs alone."""
+    with pytest.raises(UserError, match=r"the runs give val/loss, .* set optimized_metric=\[val/loss\]"):
+        sweep("sweep=optuna", "sweep.trials=2", worth=worth_a_loss)
+
+
+def test_a_study_keeps_to_its_metric(sweep, worth_a_loss):
+    sweep("sweep=optuna", LOSS, "sweep.trials=1", worth=worth_a_loss)
+    with pytest.raises(UserError, match="is of val/loss, not of train/loss: set optimized_metric="):
+        sweep("sweep=optuna", "optimized_metric=train/loss", "sweep.trials=2")
+
+
+@pytest.mark.parametrize("option", ["sweep.trials=0", "sweep.parallel=0"])
+def test_numbers_of_trials(sweep, option):
+    with pytest.raises(UserError, match=f"{option}: expected a whole number from 1"):
+        sweep("sweep=optuna", LOSS, option)
 
 
 def test_what_a_study_refuses(sweep):

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import csv
 import signal
+import socket
+import subprocess
 import time
 from pathlib import Path
 
 import optuna
 import pytest
 
-from jepa.utils.status import alive, read_status
+from jepa.sweep.job import check_folder, note_failure
+from jepa.sweep.local import FoundJob, share_of_gpus, share_of_threads, visible_gpus
+from jepa.utils.errors import UserError
+from jepa.utils.status import Status, alive, read_status, write_status
 
 TESTS = Path(__file__).resolve().parents[1]
 
@@ -93,13 +98,21 @@ def test_an_interrupted_sweep_goes_on(sweep, start, slowly, until, tmp_path):
     assert f"at step {first.step} of 4" in again.stdout
 
 
-def test_a_folder_of_other_runs_is_refused(sweep, tmp_path):
+def test_a_folder_of_other_runs_is_refused(sweep, start, tmp_path):
     assert sweep("optimizer.lr=1e-3", "trainer.seed=0").wait().returncode == 0
     other = sweep("optimizer.lr=5e-3", "trainer.seed=0", "resume=auto").wait()
     assert other.returncode == 1
     assert "0 holds a run with optimizer.lr=0.001 where this sweep has optimizer.lr=0.005" in other.stderr
     assert read_status(tmp_path / "sweep" / "0").starts == 1
-    unknown = sweep("optimizer.lr=1e-3", "trainer.seed=0", "optimized_metric=val/los", "resume=auto").wait()
+    resumed = start("resume=sweep").wait()  # still with its own options
+    assert resumed.returncode == 0, resumed.stderr
+    assert "done before" in resumed.stdout
+    longer = start("resume=sweep", "trainer.max_steps=6").wait()
+    assert longer.returncode == 0, longer.stderr
+    assert read_status(tmp_path / "sweep" / "0").step == 6  # and not what it was at step 4
+    unknown = sweep(
+        "optimizer.lr=1e-3", "trainer.seed=0", "trainer.max_steps=6", "optimized_metric=val/los", "resume=auto"
+    ).wait()
     assert unknown.returncode == 1
     assert "optimized_metric=val/los was not among the metrics of the run: did you mean val/loss?" in unknown.stderr
 
@@ -150,7 +163,8 @@ def test_an_interruption_lets_all_runs_save(sweep, slowly, until, tmp_path):
     process.signal(signal.SIGINT)
     stopped = process.wait()
     assert stopped.returncode == 130, stopped.stdout + stopped.stderr
-    assert [status.state for status in statuses(tmp_path, 3)] == ["stopped", "stopped", "queued"]
+    assert [status.state for status in statuses(tmp_path, 2)] == ["stopped", "stopped"]
+    assert read_status(tmp_path / "sweep" / "2") is None  # as nobody waits for it
     assert "stopping the runs under way, which save first" in stopped.stdout
     again = sweep(*options).wait()
     assert again.returncode == 0, again.stdout + again.stderr
@@ -158,11 +172,68 @@ def test_an_interruption_lets_all_runs_save(sweep, slowly, until, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_interruption_while_a_job_is_starting(sweep, slowly, until, tmp_path):
+    """Its processes import for seconds, and are not ready to save."""
+    process = sweep(*LOCAL, "hydra.launcher.parallel=1", "trainer.max_steps=300", *slowly)
+    until(lambda status: status.pid is not None)
+    time.sleep(1)
+    process.signal(signal.SIGINT)
+    stopped = process.wait()
+    assert stopped.returncode == 130, stopped.stdout + stopped.stderr
+    status = read_status(tmp_path / "sweep" / "0")
+    assert (status.state, status.step) == ("stopped", 1)
+
+
+def test_a_run_that_a_person_has_started_is_told_itself(tmp_path):
+    """Not the shell it was started from."""
+    shell = ["bash", "-c", "sleep 60 & echo $!; wait"]
+    script = subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        pid = script.stdout.readline().strip()
+        job = FoundJob(tmp_path, Status(state="running", pid=int(pid), host=socket.gethostname()), tasks=1)
+        assert job.job_id == pid
+        job.stop()
+        assert script.wait(10) == 0  # as its child has ended
+    finally:
+        script.kill()
+
+
+def test_gpus_and_cores_are_shared_out(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-8f6d, MIG-1,2")
+    gpus = visible_gpus(None, cpu=False)
+    assert gpus == ["GPU-8f6d", "MIG-1", "2"]
+    assert (visible_gpus([1, 3], cpu=False), visible_gpus(None, cpu=True)) == (["1", "3"], [])
+    assert [share_of_gpus(["0", "1", "2", "3"], slot, 2) for slot in (0, 1, 2)] == [["0", "1"], ["2", "3"], ["0", "1"]]
+    assert [share_of_gpus(["0", "1"], slot, 1) for slot in range(3)] == [["0"], ["1"], ["0"]]
+    assert share_of_gpus([], 0, 2) == []
+    assert share_of_threads(3, 8) == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert share_of_threads(None, 8) == 5
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
+    assert (share_of_threads(None, 4), share_of_threads(None, 32)) == (4, 1)
+
+
+def test_a_queued_run_of_other_options_is_refused(tmp_path):
+    """It would be waited for, and taken for what this sweep asks for."""
+    write_status(tmp_path, Status(state="queued", overrides=["optimizer.lr=1e-3"], job="7"))
+    with pytest.raises(UserError, match=r"holds a run with optimizer.lr=1e-3 where this sweep has optimizer.lr=5e-3"):
+        check_folder(tmp_path, ["optimizer.lr=5e-3", "resume=auto", "trainer.max_steps=3"])
+    assert check_folder(tmp_path, ["optimizer.lr='1e-3'"]).job == "7"
+
+
+def test_a_stopped_run_does_not_become_a_failed_one(tmp_path):
+    write_status(tmp_path, Status(state="stopped", reason="by a signal", starts=1))
+    note_failure(tmp_path, [], UserError("its job left no result"), {"val/loss": 1e9})
+    assert read_status(tmp_path).reason == "by a signal"
+
+
+@pytest.mark.slow
 def test_two_processes_of_a_run_on_this_machine(sweep, tmp_path):
     process = sweep(*LOCAL, "hydra.launcher.parallel=1", "trainer=ddp", "trainer.devices=2").wait()
     assert process.returncode == 0, process.stdout + process.stderr
     assert read_status(tmp_path / "sweep" / "0").state == "done"
-    logs = sorted((tmp_path / "sweep" / ".submitit").glob("*_log.out"))
+    logs = sorted((tmp_path / "sweep" / ".submitit" / "0").glob("*_log.out"))
     assert [log.read_text().count("2 ranks") for log in logs] == [1, 0]
 
 
@@ -175,7 +246,10 @@ def test_two_processes_of_a_run_on_this_machine(sweep, tmp_path):
         ),
         (["hydra/launcher=slurm", "trainer.nodes=1,2"], "trainer.nodes cannot be swept over"),
         (["hydra/launcher=local", "trainer.nodes=2"], "trainer.nodes=2: hydra/launcher=local has this machine alone"),
-        (["hydra/launcher=local", "hydra.launcher.parallel=0"], "parallel=0"),
+        (["hydra/launcher=local", "hydra.launcher.parallel=0"], "parallel=0: expected a whole number from 1"),
+        (["hydra/launcher=local", "hydra.launcher.threads=0"], "threads=0: expected a whole number from 1"),
+        (["hydra/launcher=local", "hydra.launcher.gpus=0"], "gpus=0: expected a list"),
+        (["hydra/launcher=local", "hydra.launcher.poll_seconds=abc"], "poll_seconds='abc': expected seconds"),
         (["hydra/launcher=slurm", "hydra.launcher.container_runtime=docker"], "expected pyxis or apptainer"),
         (["hydra/launcher=slurm", "hydra.launcher.partitoin=gpu"], "partitoin"),
         (["sweep.direction=up"], "sweep.direction=up: expected maximize, minimize"),
