@@ -184,6 +184,9 @@ class JobLauncher(BaseSubmititLauncher):
         """Give a run up whose job has gone without a result, and say what is known of why."""
         reason = f"its job {run.job.job_id} left no result: {self._how_it_ended(run)}"
         note_failure(run.folder, run.options, UserError(reason), run.objective.bad())
+        status = read_status(run.folder)
+        if status is not None and status.state == "stopped":  # which it says itself, but not by whom
+            log.info(f"#{run.number}: {reason}")
         run.value = run.objective.bad()
         path = run.job.task(0).paths.stderr
         lines = path.read_text(errors="replace").splitlines()[-3:] if path.exists() else []

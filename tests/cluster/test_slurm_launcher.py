@@ -87,7 +87,7 @@ def test_a_killed_launcher_is_started_again_and_no_run_is_repeated(submit, slurm
     assert len({status.job.partition("_")[0] for status in statuses}) == 1
 
 
-def test_a_cancelled_run_is_told_and_counts_as_failed(submit, slurm, slowly, until, tmp_path):
+def test_a_cancelled_run_is_told_and_can_go_on(submit, slurm, slowly, until, tmp_path):
     launcher = submit("trainer.max_steps=500", *slowly)
     job = until(lambda status: (status.step or 0) >= 1).job
     slurm.cancel(job)
@@ -95,7 +95,8 @@ def test_a_cancelled_run_is_told_and_counts_as_failed(submit, slurm, slowly, unt
     assert process.returncode == 1, process.stdout + process.stderr
     assert f"its job {job} left no result: CANCELLED" in process.stdout
     status = read_status(tmp_path / "sweep" / "0")
-    assert status.state == "failed"
+    assert status.state == "stopped"
+    assert "(counts as val/loss 1e+09)" in process.stdout
     assert torch.load(tmp_path / "sweep" / "0" / "checkpoints" / "last.pt")["step"] == status.step  # it could save
 
 
