@@ -58,7 +58,7 @@ def run_command(main: Callable[[], object]) -> None:
         except (HydraException, OmegaConfBaseException) as error:
             sys.exit(f"error: {explain(error)}" if rank == 0 else 1)  # the same on every rank
         except RuntimeError as error:
-            if "Unknown plugin class: 'hydra_plugins.jepa." not in str(error):
+            if "Unknown plugin class" not in str(error):
                 raise
             sys.exit(
                 "error: hydra/launcher=local, hydra/launcher=slurm and the sweeps of Optuna are for train.py alone"

@@ -7,6 +7,8 @@ import os
 import pytest
 from slurm_cluster import Slurm, SlurmError
 
+pytestmark = pytest.mark.slow
+
 
 def test_jobs_arrays_and_nodes_run_and_no_accounting_is_kept(slurm: Slurm, tmp_path):
     at = f"--output={tmp_path}/%x_%a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -34,6 +35,7 @@ def test_strips_keep_frames_and_tokens_in_place():
     assert mask.targets.tolist() == [[[17]]]
 
 
+@pytest.mark.slow
 def test_figures_of_series(tmp_path):
     x = torch.randn(5, 2, 3, 40)
     x[0, 0, 1, 10:20] = float("nan")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pytest
 import soundfile
 
 SMALL = (
@@ -36,6 +37,7 @@ def write_folder(root, classes=("high", "low"), each=6):
             soundfile.write(root / name / f"{index}.flac", 0.3 * wave, 16000)
 
 
+@pytest.mark.slow
 def test_a_folder_of_sounds_trains_and_is_evaluated(train, tmp_path):
     write_folder(tmp_path / "sounds")
     done = train("data=audio_folder", "model=audio", "data.root=sounds", "data.seconds=0.5", *SMALL)
@@ -46,6 +48,7 @@ def test_a_folder_of_sounds_trains_and_is_evaluated(train, tmp_path):
         assert {"linear", "knn"} <= rows[row].keys()
 
 
+@pytest.mark.slow
 def test_fsdd_trains_from_its_archive(train, tmp_path, shared_dir):
     root = shared_dir / "data" / "fsdd.tar.xz"
     options = ("data=fsdd", "model=audio", f"data.root={root}", "data.label=speaker", *SMALL, "evaluation=none")

@@ -21,6 +21,8 @@ from jepa.utils.config import CONFIG_DIR, register_resolvers
 from jepa.utils.errors import UserError
 from jepa.utils.status import Status, write_status
 
+pytestmark = pytest.mark.slow
+
 
 class Runs:
     """Launches nothing: a run is worth what a function of its options says. Dies where it is to start run `dies_at`."""

@@ -98,6 +98,7 @@ def test_an_interrupted_sweep_goes_on(sweep, start, slowly, until, tmp_path):
     assert f"at step {first.step} of 4" in again.stdout
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_runs_is_refused(sweep, start, tmp_path):
     assert sweep("optimizer.lr=1e-3", "trainer.seed=0").wait().returncode == 0
     other = sweep("optimizer.lr=5e-3", "trainer.seed=0", "resume=auto").wait()
@@ -237,6 +238,7 @@ def test_two_processes_of_a_run_on_this_machine(sweep, tmp_path):
     assert [log.read_text().count("2 ranks") for log in logs] == [1, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("others", "message"),
     [
@@ -277,6 +279,14 @@ def test_a_sweep_without_its_flag(start, options, option):
     assert process.returncode == 1
     assert process.stderr.startswith(f"error: {option} ")
     assert "python train.py -m" in process.stderr
+
+
+def test_other_scripts_have_no_launchers_of_ours(fork_server, tmp_path):
+    arguments = ["-m", "checkpoint=random", "hydra/launcher=local"]
+    process = fork_server.start(arguments, tmp_path, {}, "scripts/evaluate.py").wait()
+    assert process.returncode == 1
+    assert "hydra/launcher=slurm and the sweeps of Optuna are for train.py alone" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_processes_that_nobody_has_started(start, options):

@@ -261,6 +261,7 @@ def test_activation_checkpointing_changes_nothing(tiny, tmp_path, eager):
     assert calls.count("inner") == 2 * calls.count(True)  # computed again in the backward pass
 
 
+@pytest.mark.slow
 def test_compiling_changes_nothing_and_ends(tiny, tmp_path, eager):
     """Sizes of masks change from step to step: a few graphs must do for all of them."""
     counters = torch._dynamo.utils.counters["stats"]
