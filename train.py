@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import hydra
 from omegaconf import DictConfig
 
+from jepa.config.command import complete, run_command
+from jepa.config.compose import register_resolvers
 from jepa.sweep.job import run_job
 from jepa.sweep.plugins import register_plugins
-from jepa.utils.command import complete, run_command
-from jepa.utils.config import register_resolvers
 
 if TYPE_CHECKING:
     from jepa.trainer import Trainer
@@ -28,7 +28,7 @@ def main(config: DictConfig) -> float | tuple[float, ...] | None:
 
 def build(config: DictConfig) -> Trainer:
     """The trainer; torch is imported only here, as neither --help nor a run that is done needs it."""
-    from jepa.build import build_trainer
+    from jepa.config.build import build_trainer
 
     return build_trainer(config)
 

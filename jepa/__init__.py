@@ -16,11 +16,11 @@ from typing import Any
 _HOMES = {
     "Trainer": "jepa.trainer",
     "UserError": "jepa.utils.errors",
-    "build_model": "jepa.build",
-    "build_trainer": "jepa.build",
+    "build_model": "jepa.config.build",
+    "build_trainer": "jepa.config.build",
     "find_batch_size": "jepa.trainer",
     "find_learning_rate": "jepa.trainer",
-    "load_config": "jepa.utils.config",
+    "load_config": "jepa.config.compose",
     "preview": "jepa.report",
 }
 

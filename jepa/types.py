@@ -60,7 +60,7 @@ class Mask:
 
 
 @dataclass(frozen=True)
-class Draw:
+class StepRandomness:
     """The random choices of one step, made for the whole global batch, of which a slice is taken.
 
     Samples start .. start + count - 1 of the `total` samples of the batch belong to this rank and micro-batch. As
@@ -99,7 +99,7 @@ class Latents:
     embeddings: (V, B, D), the mean over the seen tokens of every view (each mask of a sample gives one view).
     global_views: how many of the views, the first ones, show the whole of a sample; None: all do.
     projections: (V, B, E), `embeddings` through the loss's projector.
-    draw: where a loss's random choices come from; None takes torch's global generator.
+    rng: where a loss's random choices come from; None takes torch's global generator.
     context: the same of the tokens that are seen, where these are predicted too (V-JEPA 2.1): predictions, targets and
         target_weights, lists of (B, M, K, D) and (B, M, K), the weights not scaled to a mean of 1.
     """
@@ -112,12 +112,12 @@ class Latents:
     embeddings: Tensor | None = None
     global_views: int | None = None
     projections: Tensor | None = None
-    draw: Draw | None = None
+    rng: StepRandomness | None = None
     context: Latents | None = None
 
 
 @dataclass(frozen=True)
-class Horizon:
+class RunLength:
     """The length of a run, which turns durations into steps and steps into shares of the run.
 
     max_steps: optimizer steps of the whole run. steps_per_epoch: samples / batch size; need not be whole, as the
@@ -134,22 +134,22 @@ class Horizon:
 
 
 class Schedule(Protocol):
-    """A pure function of the step: the value in force at a step of a run of that horizon."""
+    """A pure function of the step: the value in force at a step of a run of that length."""
 
-    def __call__(self, step: float, horizon: Horizon) -> float: ...
+    def __call__(self, step: float, run_length: RunLength) -> float: ...
 
 
 class Encoder(Protocol):
     """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place.
 
-    dim: width of the features. token_values: how many input values a token covers; of ids, how
+    embed_dim: width of the features. token_values: how many input values a token covers; of ids, how
     many there are. Like `token_inputs` read only where the loss reconstructs the input; an encoder may lack both.
 
     An encoder whose inputs may be padded has `token_valid(x) -> (B, N) bool` (see `jepa.utils.tensors.token_valid`):
     tokens marked False hold padding alone. It attends to none of these itself when called without `valid`.
     """
 
-    dim: int
+    embed_dim: int
     token_values: int
 
     def grid(self, x: Tensor) -> Grid:

@@ -40,14 +40,14 @@ import torch
 from sklearn.linear_model import LogisticRegression
 
 from jepa import build_trainer, load_config
+from jepa.checkpoint.saver import Saver, copied
 from jepa.data.sources import fashion_mnist
+from jepa.distributed.collectives import destroy_process_group
 from jepa.evaluation import Features, LinearProbe
 from jepa.evaluation.sampling import hold_out
 from jepa.masks import MultiBlockMask
 from jepa.trainer import RunInfo
-from jepa.trainer.saver import Saver, copied
 from jepa.types import DataSpec
-from jepa.utils.distributed import leave
 
 
 def median_ms(function: Callable[[], object], repeats: int) -> float:
@@ -105,7 +105,7 @@ def loop(steps: int = 8) -> dict[str, float]:
         trainer = build_trainer(config)
         trainer.data = FixedImages(16)
         for logger in trainer.loggers.values():
-            logger.open(RunInfo(trainer.folder.path, 0, trainer.horizon))
+            logger.open(RunInfo(trainer.folder.path, 0, trainer.run_length))
         inside = 0.0
 
         def timed(function: Callable) -> Callable:
@@ -204,7 +204,7 @@ def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -
         )
         trainer = build_trainer(config)
         for logger in trainer.loggers.values():
-            logger.open(RunInfo(Path(folder), 0, trainer.horizon))
+            logger.open(RunInfo(Path(folder), 0, trainer.run_length))
         batches = trainer._batches()
         pipe.send("ready")
         while steps := pipe.recv():
@@ -214,7 +214,7 @@ def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -
                 if not trainer.ended:
                     trainer._after_step()
             pipe.send((time.perf_counter() - begun[0], time.process_time() - begun[1]))
-        leave()
+        destroy_process_group()
         pipe.send("over")
 
 
@@ -225,7 +225,7 @@ def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
             "experiment=ijepa_digits",
             "model/encoder=vit_base",
             "model.encoder={patch_size: 2, depth: 8}",
-            "model.predictor.dim=384",
+            "model.predictor.embed_dim=384",
             "data.batch_size=2",
             f"run_dir={folder}",
         ]
@@ -330,9 +330,9 @@ def monitor(rounds: int = 30) -> dict[str, float]:
         overrides = ["evaluation=none", "logger=jsonl", "trainer.log_every=1000000", "trainer.save_every_epochs=null"]
         trainer = build_trainer(load_config([*overrides, "trainer.max_steps=1000000", f"run_dir={folder}"]))
         for logger in trainer.loggers.values():
-            logger.open(RunInfo(trainer.folder.path, 0, trainer.horizon))
+            logger.open(RunInfo(trainer.folder.path, 0, trainer.run_length))
         every, looks = trainer.monitor.every_steps, False
-        trainer.monitor.due = lambda step, horizon: looks
+        trainer.monitor.due = lambda step, run_length: looks
         seconds: dict[bool, list[float]] = {False: [], True: []}
         for number, batch in enumerate(islice(trainer._batches(), 2 * rounds + 6)):
             looks = number % 2 == 1

@@ -16,9 +16,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.utils.command import complete, reported_errors, run_command
-from jepa.utils.config import register_resolvers
-from jepa.utils.given import Given, addable
+from jepa.config.command import complete, reported_errors, run_command
+from jepa.config.compose import register_resolvers
+from jepa.config.stored import Given, addable
 
 register_resolvers()
 
@@ -44,7 +44,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     import torch  # not needed for --help
     from rich.console import Console
 
-    from jepa.build import build, build_model, convert_errors, to_plain
+    from jepa.config.build import build, build_model, convert_errors, to_plain
     from jepa.interop.configured import open_configured
     from jepa.models.drawing import flatten_views
     from jepa.trainer.precision import Precision, resolve_device

@@ -14,9 +14,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.utils.command import complete, reported_errors, run_command
-from jepa.utils.config import register_resolvers
-from jepa.utils.given import Given, addable
+from jepa.config.command import complete, reported_errors, run_command
+from jepa.config.compose import register_resolvers
+from jepa.config.stored import Given, addable
 
 register_resolvers()
 
@@ -34,7 +34,7 @@ def export_encoder(config: DictConfig) -> Path:
 
     Raises UserError for what is missing, does not fit or cannot be written, and when what was written differs.
     """
-    from jepa.build import build_model
+    from jepa.config.build import build_model
     from jepa.interop.card import results_of, write_card
     from jepa.interop.configured import open_configured
     from jepa.interop.exports import export

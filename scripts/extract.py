@@ -15,9 +15,9 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.utils.command import complete, reported_errors, run_command
-from jepa.utils.config import register_resolvers
-from jepa.utils.given import addable
+from jepa.config.command import complete, reported_errors, run_command
+from jepa.config.compose import register_resolvers
+from jepa.config.stored import addable
 
 register_resolvers()
 
@@ -38,7 +38,7 @@ def extract(config: DictConfig) -> Path:
 
     Raises UserError for what is missing, does not fit or cannot be written, and when no picture can be read.
     """
-    from jepa.build import build_model
+    from jepa.config.build import build_model
     from jepa.interop.configured import open_configured
     from jepa.interop.networks import network_of
     from jepa.trainer.precision import Precision, resolve_device
@@ -137,7 +137,7 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
 
     Raises UserError for mean and std that do not fit the channels.
     """
-    from jepa.build import convert_errors
+    from jepa.config.build import convert_errors
     from jepa.data.images import check_statistics
     from jepa.data.sources.folders import ImageFiles
     from jepa.data.stream import UnreadableSample
@@ -170,7 +170,7 @@ def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig
     import numpy as np
     import torch
 
-    from jepa.build import convert_errors
+    from jepa.config.build import convert_errors
 
     pool = {"mean": lambda t: t.mean(dim=1), "max": lambda t: t.amax(dim=1), "none": lambda t: t}[config.pooling]
     layers = None if config.layers is None else list(config.layers)

@@ -14,8 +14,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from jepa.utils.command import complete, reported_errors, run_command
-from jepa.utils.config import register_resolvers
+from jepa.config.command import complete, reported_errors, run_command
+from jepa.config.compose import register_resolvers
 
 register_resolvers()
 
@@ -23,7 +23,7 @@ register_resolvers()
 @hydra.main(config_path="../conf", config_name="find_batch_size", version_base="1.3")
 def main(config: DictConfig) -> float | None:
     """Compose, build, try; gives the suggestion."""
-    from jepa.build import build, build_trainer  # torch is not needed for --help
+    from jepa.config.build import build, build_trainer  # torch is not needed for --help
 
     complete(config)
     with reported_errors():

@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.utils.command import reported_errors, run_command
+from jepa.config.command import reported_errors, run_command
 from jepa.utils.errors import UserError
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from jepa.utils.command import reported_errors, run_command
+from jepa.config.command import reported_errors, run_command
 from jepa.utils.errors import UserError
 
 

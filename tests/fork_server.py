@@ -20,7 +20,7 @@ import sklearn.datasets  # noqa: F401
 import torch.utils.tensorboard  # noqa: F401
 from hydra import main  # noqa: F401
 
-import jepa.build
+import jepa.config.build
 import jepa.data.sources
 import jepa.evaluation  # noqa: F401
 

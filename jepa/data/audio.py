@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from jepa.data.base import StreamData, check_counts, check_loading
 from jepa.data.sources.base import Splits
-from jepa.utils.spectrogram import LogMel
+from jepa.utils.log_mel import LogMel
 
 Sound = tuple[Tensor, int]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from jepa.data.base import StreamData, check_loading
 from jepa.data.sources.huggingface import open_rows
 from jepa.utils.errors import DataError
-from jepa.utils.spectrogram import LogMel
+from jepa.utils.log_mel import LogMel
 
 
 def hugging_face(

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jepa.checkpoint.load import read_file, reason
 from jepa.evaluation.features import Features, Split
 from jepa.utils.errors import CheckpointError
-from jepa.utils.weights import read_file, reason
 
 log = logging.getLogger("jepa")
 

@@ -83,7 +83,7 @@ class _ModalityEncoder(nn.Module):
     def __init__(self, encoder: nn.Module, name: str) -> None:
         super().__init__()
         self.encoder, self.name = encoder, name
-        self.dim, self.depth = encoder.dim, encoder.depth
+        self.embed_dim, self.depth = encoder.embed_dim, encoder.depth
 
     def token_valid(self, x: Tensor) -> Tensor | None:
         """Which tokens hold more than padding."""

@@ -82,7 +82,7 @@ class FineTuning:
                 "remove the probe with evaluation.probes.fine_tuning=null"
             )
         with seeded(seed, "evaluation/fine_tuning"):  # for dropout
-            head = nn.Linear(encoder.dim, classes).to(device)
+            head = nn.Linear(encoder.embed_dim, classes).to(device)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
             with torch.enable_grad():

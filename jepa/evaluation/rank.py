@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from jepa.utils.spread import effective_rank, feature_std, rankme
+from jepa.utils.feature_rank import effective_rank, feature_std, rankme
 
 __all__ = ["LiDAR", "feature_std", "lidar", "rankme"]
 

@@ -21,7 +21,7 @@ from jepa.evaluation.features import (
     evaluation_mode,
     pool_input,
 )
-from jepa.types import Draw
+from jepa.types import StepRandomness
 from jepa.utils.errors import UserError
 from jepa.utils.random import derive_seed
 from jepa.utils.tensors import masked_max, masked_mean, token_valid
@@ -170,8 +170,8 @@ class Subject:
                 found.append(self._raw(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
                 continue
             with evaluation_mode(self.model):
-                draw = Draw(seed=seed, step=step, total=len(x), start=0, count=len(x))
-                embeddings = self.model(self.model.prepare({"views": x}, draw)).embeddings  # (V, b, D)
+                rng = StepRandomness(seed=seed, step=step, total=len(x), start=0, count=len(x))
+                embeddings = self.model(self.model.prepare({"views": x}, rng)).embeddings  # (V, b, D)
             if embeddings is None:
                 return None
             found.append(embeddings.transpose(0, 1).float())

@@ -14,10 +14,10 @@ from hydra.utils import get_method, instantiate
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from jepa.checkpoint.load import check_state, first_line, load_state
 from jepa.interop.layouts import CARD
 from jepa.interop.networks import TimmFeatures
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.weights import check_state, first_line, load_state
 
 
 def sizes_of(weights: Mapping[str, Tensor], path: Path, part: str = "encoder") -> dict[str, Any]:
@@ -44,7 +44,7 @@ def sizes_of(weights: Mapping[str, Tensor], path: Path, part: str = "encoder") -
     return {
         "channels": kernel[1],
         "patch_size": kernel[2] if kernel[2] == kernel[3] else list(kernel[2:]),
-        "dim": kernel[0],
+        "embed_dim": kernel[0],
         "depth": count_blocks(weights, "blocks"),
         "mlp_ratio": hidden / kernel[0],
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
@@ -60,7 +60,7 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
 def check_given(sizes: Mapping[str, Any], given: Mapping[str, Any], part: str, path: Path) -> None:
     """Raise UserError where the command line says something else of a part of the model than its file.
 
-    sizes: of the file. given: as `jepa.utils.given.given_model`.
+    sizes: of the file. given: as `jepa.config.stored.given_model`.
     """
     for name, value in sizes.items():
         got = given.get(f"{part}.{name}", value)
@@ -70,16 +70,16 @@ def check_given(sizes: Mapping[str, Any], given: Mapping[str, Any], part: str, p
 
 def heads_of(sizes: Mapping[str, Any], given: Mapping[str, Any], path: Path, part: str = "encoder") -> int:
     """The number of attention heads, which no file says. Raises UserError when it is not given or does not divide."""
-    heads, dim = given.get(f"{part}.heads"), sizes["dim"]
+    heads, dim = given.get(f"{part}.num_heads"), sizes["embed_dim"]
     usual = [h for h in range(1, 33) if dim % h == 0]
     if heads is None:
         common = f", usually {dim // 64} for a width of {dim}" if dim % 64 == 0 else ""
         raise UserError(
-            f"{path} does not say how many attention heads its {part} has: give model.{part}.heads=<number>{common} "
-            f"(it divides {dim}: one of {usual})"
+            f"{path} does not say how many attention heads its {part} has: give model.{part}.num_heads=<number>"
+            f"{common} (it divides {dim}: one of {usual})"
         )
     if not isinstance(heads, int) or heads < 1 or dim % heads:
-        raise UserError(f"model.{part}.heads={heads} does not divide the width {dim} of {path}: use one of {usual}")
+        raise UserError(f"model.{part}.num_heads={heads} does not divide the width {dim} of {path}: use one of {usual}")
     return heads
 
 
@@ -130,7 +130,7 @@ def open_vit(
 ) -> tuple[nn.Module, dict[str, Any], list[str]]:
     """The encoder of a state dict with timm's names, how it is built, and what was found, in words.
 
-    given: what the command line says of the model: `encoder.heads`, or `encoder.name` of a timm model.
+    given: what the command line says of the model: `encoder.num_heads`, or `encoder.name` of a timm model.
     image_size: (H, W) that it will see, to which learned positions are resampled; None leaves them.
     load: False builds the same with random weights.
 
@@ -150,13 +150,13 @@ def open_vit(
     side, extra = table_side(weights["pos_embed"], prefix, path)
     stored = tuple(side * patch for patch in pair(sizes["patch_size"]))
     lines.append(
-        f"ViT of width {sizes['dim']}, depth {sizes['depth']}, {sizes['channels']} channels, positions of {side} x "
-        f"{side} patches of {sizes['patch_size']} pixels (pictures of {stored[0]} x {stored[1]})"
+        f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['channels']} channels, positions of {side}"
+        f" x {side} patches of {sizes['patch_size']} pixels (pictures of {stored[0]} x {stored[1]})"
     )
     name = given.get("encoder.name")
     if name is None and not prefix and is_sincos(weights["pos_embed"][0], (side, side)):
         config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
-        config["heads"] = heads_of(sizes, given, path)
+        config["num_heads"] = heads_of(sizes, given, path)
         encoder = instantiate(config, _convert_="all")
         if load:
             load_state(encoder, {f"vit.{n}": t for n, t in weights.items() if n != "pos_embed"}, path)
@@ -199,7 +199,7 @@ def _timm_vit(
     if name is not None:
         return build_timm(name, arguments), {"timm": name, **arguments}
     arguments |= {
-        "embed_dim": sizes["dim"],
+        "embed_dim": sizes["embed_dim"],
         "depth": sizes["depth"],
         "num_heads": heads_of(sizes, given, path),
         "mlp_ratio": sizes["mlp_ratio"],

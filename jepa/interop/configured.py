@@ -11,14 +11,14 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
+from jepa.config.check import check_config
+from jepa.config.compose import dotted_keys, known_keys
+from jepa.config.stored import Given, given_model, with_stored
+from jepa.distributed.launch import read_launch
 from jepa.interop.named import differing
 from jepa.interop.opened import Opened
 from jepa.interop.opening import Source, find_source
-from jepa.utils.check import check_config
-from jepa.utils.config import dotted_keys, known_keys
 from jepa.utils.errors import UserError
-from jepa.utils.given import Given, given_model, with_stored
-from jepa.utils.launch import read_launch
 
 TOKENIZER = "tokenizer.json"
 """Of a run on text, in its folder."""

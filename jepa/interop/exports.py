@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from jepa.checkpoint.load import first_line
 from jepa.interop.bare import open_exported, pair
 from jepa.interop.layouts import CARD, read_safetensors
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.weights import first_line
 
 TOLERANCE = 1e-5
 """Largest difference of features, per unit of the largest one where that is above 1."""
@@ -168,10 +168,10 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
         return {"model_name": config["name"], **call} | ({"reg_tokens": 0} if "reg" in config["name"] else {})
     block = vit.blocks[0]
     sizes = {
-        "embed_dim": encoder.dim,
+        "embed_dim": encoder.embed_dim,
         "depth": encoder.depth,
-        "num_heads": encoder.heads,
-        "mlp_ratio": block.mlp.fc1.out_features / encoder.dim,
+        "num_heads": encoder.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / encoder.embed_dim,
     }
     qkv = {} if block.attn.qkv.bias is not None else {"qkv_bias": False}
     if name := next((n for n, known in TIMM_SIZES.items() if known == tuple(sizes.values())), None):

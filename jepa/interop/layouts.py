@@ -14,8 +14,8 @@ from typing import Any, Literal
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from jepa.checkpoint.load import first_line, read_file
 from jepa.utils.errors import CheckpointError
-from jepa.utils.weights import first_line, read_file
 
 State = dict[str, Tensor]
 

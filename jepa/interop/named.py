@@ -15,9 +15,9 @@ import timm
 from safetensors import SafetensorError
 from torch import nn
 
+from jepa.checkpoint.load import SHOWN, first_line
 from jepa.interop.networks import TimmFeatures, TransformersFeatures
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.weights import SHOWN, first_line
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names that belong to what stands behind the features, or to training: they may differ, and are told."""

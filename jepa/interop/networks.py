@@ -58,7 +58,7 @@ class TimmFeatures(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.dim: int = model.num_features
+        self.embed_dim: int = model.num_features
         self.prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
         if getattr(model, "output_fmt", "NCHW") == "NHWC":
             raise UserError(f"{type(model).__name__} of timm gives maps with channels last, expected tokens or NCHW")
@@ -104,7 +104,7 @@ class TransformersFeatures(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.dim: int = model.config.hidden_size
+        self.embed_dim: int = model.config.hidden_size
         size = model.config.patch_size
         self.patch_size: tuple[int, int] = (size, size) if isinstance(size, int) else tuple(size)
         self.resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters

@@ -18,6 +18,8 @@ from typing import Any
 from hydra.utils import instantiate
 from torch import nn
 
+from jepa.checkpoint.load import load_state, locate
+from jepa.config.stored import flatten
 from jepa.interop.bare import check_given, open_exported, open_vit
 from jepa.interop.layouts import CARD, Layout, read_layout
 from jepa.interop.named import open_hugging_face, open_timm
@@ -26,8 +28,6 @@ from jepa.interop.opened import Kind, Opened, check_trust, collapse_of, foreign_
 from jepa.interop.published import image_size_of, load_published_weights, published_config
 from jepa.interop.video import clip_of, is_video, open_video, told_of_video, video_config
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.given import flatten
-from jepa.utils.weights import load_state, locate
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Source:
         """The model with its weights.
 
         build: makes the model, for `random`, and for runs where it is not that of the stored configuration.
-        given: what the command line says of the model (`jepa.utils.given.given_model`).
+        given: what the command line says of the model (`jepa.config.stored.given_model`).
         image_size, channels: of the pictures that it will see; None, where there are none yet, takes its own.
 
         Raises CheckpointError that lists what does not fit, UserError for what is missing or contradicts the file.
@@ -134,11 +134,11 @@ class Source:
         encoder = config["encoder"]
         lines = [
             *self.layout.lines,
-            f"I-JEPA of width {encoder['dim']}, depth {encoder['depth']}, {encoder['heads']} heads (as given), patches "
-            f"of {encoder['patch_size']} pixels; its position table is of pictures of {_by(own)}",
+            f"I-JEPA of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as "
+            f"given), patches of {encoder['patch_size']} pixels; its position table is of pictures of {_by(own)}",
         ]
-        if given.get("predictor.heads") is None:
-            lines.append(f"predictor with {encoder['heads']} heads, those of the encoder, as published")
+        if given.get("predictor.num_heads") is None:
+            lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder, as published")
         return Opened(
             self.name,
             "published",
@@ -159,8 +159,8 @@ class Source:
         load_published_weights(model, parts, self.path)
         encoder, clip = config["encoder"], clip_of(parts["encoder"], self.path)
         lines = [*self.layout.lines, told_of_video(config, clip)]
-        if given.get("predictor.heads") is None:
-            lines.append(f"predictor with {encoder['heads']} heads, those of the encoder; V-JEPA 2 has 12")
+        if given.get("predictor.num_heads") is None:
+            lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder; V-JEPA 2 has 12")
         return Opened(
             self.name,
             "published",
@@ -185,7 +185,7 @@ class Source:
                 encoder, config, told = open_vit(weights, given, self.path, image_size)
             built[name] = encoder
             lines += [f"{name}: {line}" for line in told] if len(parts) > 1 else told
-        extra = {"name": None, "image_size": None, "heads": None}
+        extra = {"name": None, "image_size": None, "num_heads": None}
         _refuse_unknown(given, {f"encoder.{name}" for name in flatten({**extra, **config})}, self.path)
         if set(built) == {"target_encoder"}:
             lines.append("it holds the network that makes the targets alone: context and target are both that one")

@@ -18,6 +18,7 @@ from typing import Any, Literal
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from jepa.checkpoint.load import load_state, locate, read_file
 from jepa.interop.bare import check_given, count_blocks, heads_of, is_sincos, pair, sizes_of, table_side
 from jepa.interop.layouts import TARGETS, Layout, detect
 from jepa.interop.video import (
@@ -29,7 +30,6 @@ from jepa.interop.video import (
     video_config,
 )
 from jepa.utils.errors import CheckpointError
-from jepa.utils.weights import load_state, locate, read_file
 
 log = logging.getLogger("jepa")
 
@@ -68,7 +68,7 @@ def load_published(
     path = Path(path)
     layout = detect_published(read_file(path), path)
     encoder = layout.parts["encoder"]
-    given = {"encoder.heads": num_heads, "predictor.heads": predictor_heads}
+    given = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
     if is_video(encoder):
         _check_patch(list(encoder["patch_embed.proj.weight"].shape[3:]), patch_size, path)
         check_clip(encoder, path, image_size=image_size, num_frames=num_frames, tubelet_size=tubelet_size)
@@ -108,8 +108,8 @@ def published_config(
 ) -> dict[str, Any]:
     """The masked JEPA of a published file's three state dicts, as a configuration without interpolations.
 
-    given: what the command line says, "encoder.heads" at least, as the file does not; "predictor.heads" None or left
-        out is as many. image_size None is that of the stored position table.
+    given: what the command line says, "encoder.num_heads" at least, as the file does not; "predictor.num_heads" None or
+        left out is as many. image_size None is that of the stored position table.
 
     Raises CheckpointError for weights that are of no I-JEPA, UserError for heads missing or sizes unlike the file's.
     """
@@ -118,21 +118,21 @@ def published_config(
         raise CheckpointError(f"{path}: predictor lacks {', '.join(missing)}: it is not that of an I-JEPA")
     width = predictor["mask_token"].shape[-1]
     small = {
-        "dim": width,
+        "embed_dim": width,
         "depth": count_blocks(predictor, "predictor_blocks"),
         "mlp_ratio": predictor["predictor_blocks.0.mlp.fc1.weight"].shape[0] / width,
     }
     check_given(encoder, given, "encoder", path)
     check_given(small, given, "predictor", path)
-    encoder["heads"] = heads_of(encoder, given, path)
-    if given.get("predictor.heads") is not None:
-        small["heads"] = heads_of(small, given, path, "predictor")
+    encoder["num_heads"] = heads_of(encoder, given, path)
+    if given.get("predictor.num_heads") is not None:
+        small["num_heads"] = heads_of(small, given, path, "predictor")
     if image_size is None:
         image_size = image_size_of(parts["encoder"], path)
     return {
         "_target_": "jepa.models.MaskedJEPA",
         "encoder": {"_target_": "jepa.models.vision_transformer", "image_size": image_size, **encoder},
-        "predictor": {"_target_": "jepa.models.Predictor", "_partial_": True, "heads": None, **small},
+        "predictor": {"_target_": "jepa.models.Predictor", "_partial_": True, "num_heads": None, **small},
         "mask": {"_target_": "jepa.masks.multiblock_mask"},
         "target": {
             "_target_": "jepa.models.EMATarget",
@@ -201,9 +201,9 @@ def load_published_weights(model: nn.Module, content: Mapping[str, Mapping[str, 
         kind = type(model.encoder).__name__
         raise CheckpointError(f"{path} is an I-JEPA, of pictures, but the model's encoder is a {kind}: use model=vit")
     positions = {
-        "encoder": (content["encoder"], "pos_embed", model.encoder.positions.dim),
-        "target_encoder": (content["target_encoder"], "pos_embed", model.encoder.positions.dim),
-        "predictor": (content["predictor"], "predictor_pos_embed", model.predictor.positions.dim),
+        "encoder": (content["encoder"], "pos_embed", model.encoder.positions.embed_dim),
+        "target_encoder": (content["target_encoder"], "pos_embed", model.encoder.positions.embed_dim),
+        "predictor": (content["predictor"], "predictor_pos_embed", model.predictor.positions.embed_dim),
     }
     for part, (weights, name, dim) in positions.items():
         if name not in weights:

@@ -20,9 +20,9 @@ import torch
 from hydra.utils import get_method, instantiate
 from torch import Tensor, nn
 
+from jepa.checkpoint.load import load_state
 from jepa.interop.bare import check_given, count_blocks, heads_of
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.weights import load_state
 
 NEEDED = ("patch_embed.proj.weight", "patch_embed.proj.bias", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight")
 MARKS_OF_2_1 = ("norms_block.", "patch_embed_img.", "img_mod_embed", "video_mod_embed")
@@ -50,8 +50,8 @@ def video_encoder_config(
 ) -> dict[str, Any]:
     """The encoder of a state dict of V-JEPA, as a configuration.
 
-    given: what the command line says, "encoder.heads" at least. target_name: what the file calls the network that makes
-        the targets.
+    given: what the command line says, "encoder.num_heads" at least. target_name: what the file calls the network that
+        makes the targets.
 
     Raises CheckpointError for what is of no V-JEPA, UserError for heads missing or sizes unlike the file's.
     """
@@ -67,7 +67,7 @@ def video_encoder_config(
         "images": "patch_embed_img.proj.weight" in weights,
     }
     sizes: dict[str, Any] = {
-        "dim": dim,
+        "embed_dim": dim,
         "depth": count_blocks(weights, "blocks"),
         "mlp_ratio": weights["blocks.0.mlp.fc1.weight"].shape[0] / dim,
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
@@ -78,7 +78,7 @@ def video_encoder_config(
     check_given(told, given, "encoder", path)
     check_given({name: value for name, value in stem.items() if name[0] != "_"}, given, "encoder.stem", path)
     sizes["rotary_reference_side"] = given.get("encoder.rotary_reference_side")
-    sizes["heads"] = heads_of(sizes, given, path)
+    sizes["num_heads"] = heads_of(sizes, given, path)
     return {"_target_": "jepa.models.TransformerEncoder", "stem": stem, **sizes}
 
 
@@ -138,7 +138,7 @@ def video_predictor_config(
     fused = predictor.get("predictor_embed.0.weight")
     out_dim = predictor["predictor_proj.weight"].shape[0]
     config: dict[str, Any] = {
-        "dim": width,
+        "embed_dim": width,
         "depth": count_blocks(predictor, "predictor_blocks"),
         "mlp_ratio": predictor["predictor_blocks.0.mlp.fc1.weight"].shape[0] / width,
         "mask_tokens": sum(name.startswith("mask_tokens.") for name in predictor),
@@ -151,11 +151,11 @@ def video_predictor_config(
     check_given(config, given, "predictor", path)
     config["rotary_reference_side"] = encoder["rotary_reference_side"]
     config["context_layers"] = levels if fused is not None else None
-    config["heads"] = None
-    if given.get("predictor.heads") is not None:
-        config["heads"] = heads_of(config, given, path, "predictor")
-    several = levels if levels and out_dim == len(levels) * encoder["dim"] else None
-    if several is None and out_dim != encoder["dim"]:
+    config["num_heads"] = None
+    if given.get("predictor.num_heads") is not None:
+        config["num_heads"] = heads_of(config, given, path, "predictor")
+    several = levels if levels and out_dim == len(levels) * encoder["embed_dim"] else None
+    if several is None and out_dim != encoder["embed_dim"]:
         config["out_dim"] = out_dim  # distilled from a teacher of another width, which the file does not hold
     return {"_target_": "jepa.models.Predictor", "_partial_": True, **config}, several
 
@@ -248,8 +248,8 @@ def told_of_video(config: Mapping[str, Any], clip: tuple[int, int] | None) -> st
         if encoder["rotary_convention"] == "interleaved" and encoder["rotary_reference_side"] is None:
             positions += ", not stretched (model.encoder.rotary_reference_side=<side> where they were)"
     return (
-        f"{name} of width {encoder['dim']}, depth {encoder['depth']}, {encoder['heads']} heads (as given), tubelets of "
-        f"{stem['tubelet_size']} frames of {stem['patch_size']} pixels; {positions}"
+        f"{name} of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
+        f"tubelets of {stem['tubelet_size']} frames of {stem['patch_size']} pixels; {positions}"
     )
 
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.distributed.collectives import all_gather_rows, mean_over_ranks, row_offset
 from jepa.losses.tokens import place_numbers
 from jepa.types import Latents
-from jepa.utils.distributed import gather_over_ranks, mean_over_ranks, rows_over_ranks
 
 
 class InfoNCE(nn.Module):
@@ -58,7 +58,7 @@ class InfoNCE(nn.Module):
     def forward(self, latents: Latents) -> Tensor:
         """The loss, an fp32 scalar, the same on every rank."""
         given = latents.targets[0] if self.over == "tokens" else latents.projections
-        generator = None if latents.draw is None else latents.draw.generator(given.device, "infonce")
+        generator = None if latents.rng is None else latents.rng.generator(given.device, "infonce")
         with torch.autocast(given.device.type, enabled=False):  # bf16 would round s / t to a few hundredths
             if self.over == "embeddings":
                 return self._views(latents.projections.float(), generator)
@@ -114,15 +114,15 @@ class InfoNCE(nn.Module):
         any query's. Keys are those of all ranks, numbered sample by sample.
         """
         tokens = keys.shape[1]
-        first, samples = rows_over_ranks(len(keys))
+        first, samples = row_offset(len(keys))
         place = (first * tokens, samples * tokens)
-        usable = None if counted is None else gather_over_ranks(counted.float().flatten(), place=place) > 0
+        usable = None if counted is None else all_gather_rows(counted.float().flatten(), place=place) > 0
         chosen = torch.arange(place[1], device=keys.device)
         if self.negative_samples is not None and self.negative_samples < len(chosen):
             scores = torch.rand(len(chosen), device=keys.device, generator=generator)
             scores = scores if usable is None else scores.masked_fill(~usable, -1)  # drawn last, if at all
             chosen = scores.topk(self.negative_samples).indices
-        candidates = gather_over_ranks(keys.flatten(0, 1), index=chosen, place=place)  # (n, D)
+        candidates = all_gather_rows(keys.flatten(0, 1), index=chosen, place=place)  # (n, D)
         own = chosen // tokens - first == torch.arange(len(keys), device=keys.device).unsqueeze(1)  # (B, n)
         excluded = own.unsqueeze(1) & same[:, :, chosen % tokens]  # (B, T, n)
         if usable is not None:

@@ -9,7 +9,7 @@ from typing import Protocol, TypedDict
 
 from torch import Tensor, nn
 
-from jepa.types import Horizon, Latents, Schedule
+from jepa.types import Latents, RunLength, Schedule
 from jepa.utils.schedules import SAMPLE_RUN, values_over_a_run
 
 LATENTS = tuple(field.name for field in fields(Latents))
@@ -128,13 +128,13 @@ class Objective(nn.Module):
             return max(values_over_a_run(self.schedules[name])) > 0
         return self.weights[name] > 0
 
-    def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Put in force the weights of a step; `step` counts the updates made before.
 
         Gives {"weight/<term>": its weight} of the scheduled terms, to log.
         """
         for name, schedule in self.schedules.items():
-            self.weights[name] = float(schedule(step, horizon))
+            self.weights[name] = float(schedule(step, run_length))
         return {f"weight/{name}": self.weights[name] for name in self.schedules}
 
     @property

@@ -18,8 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from jepa.distributed.collectives import mean_over_ranks
 from jepa.types import Latents
-from jepa.utils.distributed import mean_over_ranks
 
 
 class SIGReg(nn.Module):
@@ -52,7 +52,7 @@ class SIGReg(nn.Module):
     def forward(self, latents: Latents) -> Tensor:
         """The statistic, an fp32 scalar."""
         samples = latents.projections
-        generator = None if latents.draw is None else latents.draw.generator(samples.device, "sigreg")
+        generator = None if latents.rng is None else latents.rng.generator(samples.device, "sigreg")
         directions = torch.randn(samples.shape[-1], self.num_slices, device=samples.device, generator=generator)
         with torch.autocast(samples.device.type, enabled=False):
             return self.statistic(samples.float() @ (directions / directions.norm(dim=0))).mean()

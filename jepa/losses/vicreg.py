@@ -12,8 +12,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from jepa.distributed.collectives import mean_over_ranks
 from jepa.types import Latents
-from jepa.utils.distributed import mean_over_ranks
 
 DIVISORS = ("features", "pairs")
 

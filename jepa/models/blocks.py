@@ -20,12 +20,12 @@ Rotate = Callable[[Tensor], Tensor]
 class Attention(nn.Module):
     """Multi-head self-attention (arXiv 1706.03762, 3.2.2); queries and keys are rotated where a rotation is given."""
 
-    def __init__(self, *, dim: int, heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
+    def __init__(self, *, embed_dim: int, num_heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
-        self.num_heads = heads
+        self.num_heads = num_heads
         self.fused_attn = True  # as timm's: False multiplies explicitly, where the fused kernel is slow
-        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.proj = nn.Linear(embed_dim, embed_dim)
         self.dropout = dropout
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, rotate: Rotate | None = None) -> Tensor:
@@ -50,8 +50,8 @@ class Block(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
-        heads: int,
+        embed_dim: int,
+        num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         dropout: float = 0.0,
@@ -59,12 +59,12 @@ class Block(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attn = Attention(dim=dim, heads=heads, qkv_bias=qkv_bias, dropout=attention_dropout)
+        self.norm1 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.attn = Attention(embed_dim=embed_dim, num_heads=num_heads, qkv_bias=qkv_bias, dropout=attention_dropout)
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.dropout = nn.Dropout(dropout)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(in_features=dim, hidden_features=int(dim * mlp_ratio), drop=dropout)
+        self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.mlp = Mlp(in_features=embed_dim, hidden_features=int(embed_dim * mlp_ratio), drop=dropout)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, rotate: Rotate | None = None) -> Tensor:
         """x (B, K, D) -> (B, K, D); the other arguments are those of `Attention`."""
@@ -78,11 +78,11 @@ def block_list(*, depth: int, drop_path: float = 0.0, **sizes: object) -> nn.Mod
     return nn.ModuleList(Block(drop_path=rate, **sizes) for rate in rates)
 
 
-def check_heads(dim: int, heads: int, key: str) -> None:
+def check_heads(embed_dim: int, num_heads: int, key: str) -> None:
     """Raise ValueError when the heads do not share the width equally."""
-    if heads < 1 or dim % heads:
-        fits = [h for h in range(1, min(dim, 32) + 1) if dim % h == 0]
-        raise ValueError(f"{key}.heads={heads} does not divide {key}.dim={dim}: use one of {fits}")
+    if num_heads < 1 or embed_dim % num_heads:
+        fits = [h for h in range(1, min(embed_dim, 32) + 1) if embed_dim % h == 0]
+        raise ValueError(f"{key}.num_heads={num_heads} does not divide {key}.embed_dim={embed_dim}: use one of {fits}")
 
 
 def pick_layers(outputs: Mapping[int, Tensor], layers: Sequence[int], depth: int) -> list[Tensor]:

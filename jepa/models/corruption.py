@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.types import Draw
+from jepa.types import StepRandomness
 
 
 class RandomTokens:
@@ -24,14 +24,14 @@ class RandomTokens:
             raise ValueError(f"model.corruption.vocab_size={vocab_size}: expected at least 2, one of which is padding")
         self.vocab_size, self.random_token_prob, self.padding_id = vocab_size, random_token_prob, padding_id
 
-    def __call__(self, x: Tensor, draw: Draw, views: int = 1) -> Tensor:
+    def __call__(self, x: Tensor, rng: StepRandomness, views: int = 1) -> Tensor:
         """Ids (B * views, L), views of a sample adjacent, of the draw's samples; the same whoever draws them."""
         if self.random_token_prob == 0:
             return x
-        random = draw.generator(x.device, "corruption")
-        shape = (draw.total * views, x.shape[1])
+        random = rng.generator(x.device, "corruption")
+        shape = (rng.total * views, x.shape[1])
         chosen = torch.rand(shape, device=x.device, generator=random) < self.random_token_prob
         ids = torch.randint(self.vocab_size - 1, shape, device=x.device, generator=random)
         ids = ids + (ids >= self.padding_id)  # any id but that of padding
-        mine = slice(draw.samples.start * views, draw.samples.stop * views)
+        mine = slice(rng.samples.start * views, rng.samples.stop * views)
         return torch.where(chosen[mine] & (x != self.padding_id), ids[mine], x)

@@ -19,7 +19,7 @@ from jepa.models.blocks import block_list, check_heads
 from jepa.models.drawing import MaskDrawer
 from jepa.models.init import init_transformer
 from jepa.models.positions import SinCosPositions
-from jepa.types import Batch, Draw, Grid, Horizon, Latents, Mask, Masker, Schedule
+from jepa.types import Batch, Grid, Latents, Mask, Masker, RunLength, Schedule, StepRandomness
 from jepa.utils.tensors import attention_mask, gather_tokens, layer_norm, masked_mean, token_valid
 
 Inputs = Mapping[str, Tensor]
@@ -37,11 +37,11 @@ class ModalityEncoders(nn.Module):
 
     def __init__(self, encoders: Mapping[str, nn.Module], *, shared_trunk: bool = False) -> None:
         super().__init__()
-        widths = {name: encoder.dim for name, encoder in encoders.items()}
+        widths = {name: encoder.embed_dim for name, encoder in encoders.items()}
         if len(widths) < 2 or len(set(widths.values())) > 1:
             raise ValueError(f"model.encoders: got the widths {widths}, expected two or more encoders of one width")
         self.encoders = nn.ModuleDict(encoders)
-        self.dim: int = next(iter(widths.values()))
+        self.embed_dim: int = next(iter(widths.values()))
         self.depth: int | None = min(getattr(encoder, "depth", 0) for encoder in encoders.values()) or None
         self.token_values: int | None = None
         if shared_trunk:
@@ -104,22 +104,24 @@ class CrossPredictor(nn.Module):
         *,
         encoder: ModalityEncoders,
         out_dim: int | None = None,
-        dim: int = 96,
+        embed_dim: int = 96,
         depth: int = 2,
-        heads: int = 4,
+        num_heads: int = 4,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(dim, heads, "model.predictor")
+        check_heads(embed_dim, num_heads, "model.predictor")
         names = list(encoder.encoders)
-        self.embed = nn.Linear(encoder.dim, dim)
-        self.sources = nn.ParameterDict({name: torch.zeros(dim) for name in names})
-        self.queries = nn.ParameterDict({name: torch.zeros(dim) for name in names})
-        self.positions = SinCosPositions(dim)
-        self.blocks = block_list(depth=depth, dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.project = nn.Linear(dim, encoder.dim if out_dim is None else out_dim)
+        self.embed = nn.Linear(encoder.embed_dim, embed_dim)
+        self.sources = nn.ParameterDict({name: torch.zeros(embed_dim) for name in names})
+        self.queries = nn.ParameterDict({name: torch.zeros(embed_dim) for name in names})
+        self.positions = SinCosPositions(embed_dim)
+        self.blocks = block_list(
+            depth=depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout
+        )
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
         init_transformer(self, self.blocks)
         for vector in [*self.sources.values(), *self.queries.values()]:
             nn.init.trunc_normal_(vector, std=0.02)
@@ -193,8 +195,8 @@ class CrossModalJEPA(nn.Module):
         self.encoder = ModalityEncoders(encoders, shared_trunk=shared_trunk)
         self.target = target(encoder=self.encoder)
         self.predictor = predictor(encoder=self.encoder, out_dim=self.target.out_dim)
-        self.loss = loss(embedding_dim=self.encoder.dim, token_values=None)
-        self.loss.require(("predictions", "targets", "target_weights", "embeddings", "draw"), by="CrossModalJEPA")
+        self.loss = loss(embedding_dim=self.encoder.embed_dim, token_values=None)
+        self.loss.require(("predictions", "targets", "target_weights", "embeddings", "rng"), by="CrossModalJEPA")
         self.predict, self.in_modality = predict, in_modality
         self._draw_masks = {
             name: MaskDrawer(_NamedMasker(mask, name), lambda mask, tokens: None) for name, mask in masks.items()
@@ -211,7 +213,7 @@ class CrossModalJEPA(nn.Module):
         """Their names, in order."""
         return list(self.encoder.encoders)
 
-    def prepare(self, batch: Batch, draw: Draw) -> Batch:
+    def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
         """The batch with `modality_masks`, name -> masks, drawn for the global batch of which this is a slice.
 
         Raises ValueError for a batch that is no dict of these modalities.
@@ -224,9 +226,9 @@ class CrossModalJEPA(nn.Module):
         for name, drawer in self._draw_masks.items():
             one = {name: x[name]}
             valid = self.encoder.token_valid(one)
-            drawn = drawer(draw, views=1, grid=self.encoder.grid(one), device=x[name].device, valid=valid)
+            drawn = drawer(rng, views=1, grid=self.encoder.grid(one), device=x[name].device, valid=valid)
             masks[name] = drawn["masks"]
-        return {**batch, "modality_masks": masks, "draw": draw}
+        return {**batch, "modality_masks": masks, "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch."""
@@ -263,7 +265,7 @@ class CrossModalJEPA(nn.Module):
             targets=wanted,
             target_weights=weights,
             embeddings=torch.stack([_stand_in(name, dict(views), view, there) for name, view in views]),
-            draw=batch["draw"],
+            rng=batch["rng"],
         )
 
     def _mean_target(self, features: Tensor, x: Inputs) -> Tensor:
@@ -291,18 +293,18 @@ class CrossModalJEPA(nn.Module):
             return {name: self.encode_target({name: values}, layers) for name, values in x.items()}
         return self.target.encode(self.encoder, x, layers)
 
-    def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Put in force what the loss schedules for this step. Gives values to log."""
-        return self.loss.set_step(step, horizon)
+        return self.loss.set_step(step, run_length)
 
     @property
     def momentum_schedule(self) -> Schedule | None:
         """The target's momentum as it is applied; None without one."""
         return getattr(self.target, "momentum_at", None)
 
-    def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Let the target follow the encoders. Gives values to log."""
-        return self.target.update(self.encoder, step, horizon)
+        return self.target.update(self.encoder, step, run_length)
 
 
 class _NamedMasker:
@@ -337,4 +339,4 @@ def _stand_in(name: str, views: Mapping[str, Tensor], view: Tensor, there: Mappi
 
 
 def _shapes(encoder: nn.Module) -> tuple[int, list[tuple[str, torch.Size]]]:
-    return encoder.heads, [(name, p.shape) for name, p in encoder.blocks.named_parameters()]
+    return encoder.num_heads, [(name, p.shape) for name, p in encoder.blocks.named_parameters()]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.types import Batch, Draw, Grid, Mask, Masker
+from jepa.types import Batch, Grid, Mask, Masker, StepRandomness
 
 
 class MaskDrawer:
@@ -23,7 +23,7 @@ class MaskDrawer:
         self._drawn: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
 
     def __call__(
-        self, draw: Draw, *, views: int, grid: Grid, device: torch.device, valid: Tensor | None = None
+        self, rng: StepRandomness, *, views: int, grid: Grid, device: torch.device, valid: Tensor | None = None
     ) -> dict[str, Any]:
         """{"masks", "target_weights"} of the draw's samples, `views` of each adjacent.
 
@@ -31,23 +31,23 @@ class MaskDrawer:
         padding, so that with padding, too, the masks of a sample do not depend on who draws them.
         """
         if valid is not None:
-            return self._draw_padded(draw, views, grid, valid)
-        key = (draw.seed, draw.step, draw.total * views, grid, device)
+            return self._draw_padded(rng, views, grid, valid)
+        key = (rng.seed, rng.step, rng.total * views, grid, device)
         if self._drawn is None or self._drawn[0] != key:  # micro-batches of a step share one draw
-            masks = self.masker(draw.total * views, grid, generator=draw.generator(device, "mask"))
+            masks = self.masker(rng.total * views, grid, generator=rng.generator(device, "mask"))
             self._drawn = key, masks, [self.weigh(mask, math.prod(grid)) for mask in masks]
         _, masks, weights = self._drawn
-        mine = slice(draw.samples.start * views, draw.samples.stop * views)
+        mine = slice(rng.samples.start * views, rng.samples.stop * views)
         return {
             "masks": [mask[mine] for mask in masks],
             "target_weights": [None if weight is None else weight[mine] for weight in weights],
         }
 
-    def _draw_padded(self, draw: Draw, views: int, grid: Grid, valid: Tensor) -> dict[str, Any]:
-        mine = slice(draw.samples.start * views, draw.samples.stop * views)
-        everyone = valid.new_ones(draw.total * views, valid.shape[1])  # of the others nothing is known, nor used
+    def _draw_padded(self, rng: StepRandomness, views: int, grid: Grid, valid: Tensor) -> dict[str, Any]:
+        mine = slice(rng.samples.start * views, rng.samples.stop * views)
+        everyone = valid.new_ones(rng.total * views, valid.shape[1])  # of the others nothing is known, nor used
         everyone[mine] = valid
-        drawn = self.masker(len(everyone), grid, valid=everyone, generator=draw.generator(valid.device, "mask"))
+        drawn = self.masker(len(everyone), grid, valid=everyone, generator=rng.generator(valid.device, "mask"))
         masks = [mask[mine] for mask in drawn]
         return {"masks": masks, "target_weights": [self.weigh(mask, math.prod(grid)) for mask in masks]}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.drawing import MaskDrawer, flatten_views, views_first
-from jepa.types import Batch, Draw, Grid, Horizon, Latents, Mask, Masker, Schedule
+from jepa.types import Batch, Grid, Latents, Mask, Masker, RunLength, Schedule, StepRandomness
 from jepa.utils.tensors import gather_tokens, masked_mean, positions_on, token_valid
 
 
@@ -29,7 +29,7 @@ class MaskedJEPA(nn.Module):
         and saved.
     token_weights: "uniform", or "inverse_coverage" to weigh a target token that lies in c blocks by 1 / c. Padding
         weighs nothing, and where there is any, every sample counts alike, however many of its tokens are predicted.
-    corruption: called as corruption(x, draw, views) for what the context encoder is shown in place of x, of which the
+    corruption: called as corruption(x, rng, views) for what the context encoder is shown in place of x, of which the
         targets are made all the same; None shows x.
     allow_collapse: accept a target and loss of which neither prevents collapse.
 
@@ -45,7 +45,7 @@ class MaskedJEPA(nn.Module):
         mask: Masker,
         loss: Callable[..., nn.Module],
         token_weights: Literal["uniform", "inverse_coverage"] = "uniform",
-        corruption: Callable[[Tensor, Draw, int], Tensor] | None = None,
+        corruption: Callable[[Tensor, StepRandomness, int], Tensor] | None = None,
         allow_collapse: bool = False,
     ) -> None:
         super().__init__()
@@ -54,11 +54,11 @@ class MaskedJEPA(nn.Module):
         self.encoder = encoder
         self.target = target(encoder=encoder)
         # Where targets are as wide as features, predictors of a user's own need not know that they might not be.
-        wide = {} if self.target.out_dim == encoder.dim else {"out_dim": self.target.out_dim}
+        wide = {} if self.target.out_dim == encoder.embed_dim else {"out_dim": self.target.out_dim}
         self.predictor = predictor(encoder=encoder, **wide)
-        self.loss = loss(embedding_dim=encoder.dim, token_values=getattr(encoder, "token_values", None))
+        self.loss = loss(embedding_dim=encoder.embed_dim, token_values=getattr(encoder, "token_values", None))
         self._dense = getattr(self.predictor, "predicts_context", False)
-        made = ["predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "draw"]
+        made = ["predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "rng"]
         self.loss.require(made + ["context"] * self._dense, by="MaskedJEPA")
         if self._dense and "context" not in self.loss.needs:
             raise ValueError(
@@ -75,22 +75,22 @@ class MaskedJEPA(nn.Module):
                 "or set model.allow_collapse=true to watch it happen"
             )
 
-    def prepare(self, batch: Batch, draw: Draw) -> Batch:
+    def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
         """The batch with its `masks` and `target_weights`, drawn for the global batch of which this is a slice.
 
         With a corruption also `shown` (B * views, *S): what the context encoder sees.
         """
         x, views = flatten_views(batch)
         valid = token_valid(self.encoder, x)
-        drawn = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
-        shown = {} if self.corruption is None else {"shown": self.corruption(x, draw, views)}
-        return {**batch, **drawn, **shown, "draw": draw}
+        drawn = self._draw_masks(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
+        shown = {} if self.corruption is None else {"shown": self.corruption(x, rng, views)}
+        return {**batch, **drawn, **shown, "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch."""
         x, views = flatten_views(batch)
         latents = self.latents(x, batch["masks"], views=views, shown=batch.get("shown"))
-        return replace(latents, target_weights=batch["target_weights"], draw=batch["draw"])
+        return replace(latents, target_weights=batch["target_weights"], rng=batch["rng"])
 
     def latents(self, x: Tensor, masks: list[Mask], views: int = 1, shown: Tensor | None = None) -> Latents:
         """Predictions, targets and embeddings of inputs x (B * views, C, *S), views of a sample adjacent.
@@ -152,21 +152,21 @@ class MaskedJEPA(nn.Module):
         """Raw features (B, N, D) of the network that makes the targets; a list, one per asked layer."""
         return self.target.encode(self.encoder, x, layers)
 
-    def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Put in force what the loss schedules for this step; `step` counts the updates made before.
 
         Gives values to log.
         """
-        return self.loss.set_step(step, horizon)
+        return self.loss.set_step(step, run_length)
 
     @property
     def momentum_schedule(self) -> Schedule | None:
-        """The target's momentum as it is applied, called as `schedule(step, horizon)`; None without one."""
+        """The target's momentum as it is applied, called as `schedule(step, run_length)`; None without one."""
         return getattr(self.target, "momentum_at", None)
 
-    def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Let the target follow the encoder; `step` counts the updates made before. Gives values to log."""
-        return self.target.update(self.encoder, step, horizon)
+        return self.target.update(self.encoder, step, run_length)
 
     def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
         """(B, M, P) weights of target tokens, of mean 1 over the batch; None when all count alike.

@@ -10,7 +10,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
-from jepa.types import Batch, Draw, Horizon, Latents
+from jepa.types import Batch, Latents, RunLength, StepRandomness
 
 
 class Task(TypedDict):
@@ -60,11 +60,11 @@ class MultiTask(nn.Module):
         if share_trunk:
             share_trunks(list(self.tasks.values()))
 
-    def prepare(self, batch: Batch, draw: Draw) -> Batch:
+    def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
         """The batch with what each task's model draws for its part of it."""
-        prepared: Batch = {"draw": draw}
+        prepared: Batch = {"rng": rng}
         for name, other in self.done_by.items():
-            part = self.tasks[other].prepare(part_of(batch, name), draw)
+            part = self.tasks[other].prepare(part_of(batch, name), rng)
             prepared |= {f"{name}/{key}": value for key, value in part.items()}
         return prepared
 
@@ -72,13 +72,13 @@ class MultiTask(nn.Module):
         """Latents of each task, of a prepared batch."""
         return {name: self.tasks[other](part_of(batch, name)) for name, other in self.done_by.items()}
 
-    def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Put in force what the losses schedule for this step. Gives values to log."""
-        return self._of_all(lambda model: model.set_step(step, horizon))
+        return self._of_all(lambda model: model.set_step(step, run_length))
 
-    def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Let each target follow its encoder. Gives values to log."""
-        return self._of_all(lambda model: model.update_target(step, horizon))
+        return self._of_all(lambda model: model.update_target(step, run_length))
 
     def _of_all(self, ask: Callable[[Any], dict[str, float]]) -> dict[str, float]:
         return {f"{name}/{key}": value for name, model in self.tasks.items() for key, value in ask(model).items()}
@@ -125,8 +125,8 @@ def share_trunks(models: list[nn.Module]) -> None:
                 "model.share_trunk: an averaged target would be moved once by each task: use model/target=shared"
             )
         sizes = [[tuple(p.shape) for p in nn.ModuleList([e.blocks, e.norm]).parameters()] for e in (first, encoder)]
-        heads = [getattr(e, "heads", None) for e in (first, encoder)]  # no weight tells them
-        if sizes[0] != sizes[1] or heads[0] != heads[1]:
+        num_heads = [getattr(e, "num_heads", None) for e in (first, encoder)]  # no weight tells them
+        if sizes[0] != sizes[1] or num_heads[0] != num_heads[1]:
             raise ValueError(
                 "model.share_trunk: the encoders differ in width, depth, heads or MLP: give them the same sizes"
             )

@@ -11,7 +11,7 @@ from jepa.types import Grid
 SINCOS_LAYOUTS = ("equal", "half_time", "uniform_power")
 
 
-def sincos_positions(dim: int, grid: Grid, layout: str = "equal") -> Tensor:
+def sincos_positions(embed_dim: int, grid: Grid, layout: str = "equal") -> Tensor:
     """Sine-cosine codes (N, dim) of every cell of a grid, row-major, fp32.
 
     Within an axis come all sines, then all cosines, at frequencies 10000^(-k / n), k = 0 .. n-1, for its share of 2n
@@ -24,58 +24,60 @@ def sincos_positions(dim: int, grid: Grid, layout: str = "equal") -> Tensor:
 
     Raises ValueError when dim cannot be split into sine-cosine pairs for every axis, and for another layout.
     """
-    shares = sincos_shares(dim, len(grid), layout)
+    shares = sincos_shares(embed_dim, len(grid), layout)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     codes = []
     for axis, pairs in zip(reversed(axes) if layout == "equal" else axes, shares):
         frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         angle = axis.reshape(-1, 1) * frequency  # (N, pairs)
         codes += [angle.sin(), angle.cos()]
-    return torch.cat(codes, dim=1)[:, :dim].float()
+    return torch.cat(codes, dim=1)[:, :embed_dim].float()
 
 
-def sincos_shares(dim: int, axes: int, layout: str) -> list[int]:
+def sincos_shares(embed_dim: int, axes: int, layout: str) -> list[int]:
     """How many sine-cosine pairs each axis has in a layout, in its order. Raises as `sincos_positions` does."""
     if layout not in SINCOS_LAYOUTS:
         raise ValueError(f"sincos_layout: got {layout!r}, expected one of {list(SINCOS_LAYOUTS)}")
     if layout == "equal":
-        if dim % (2 * axes):
-            raise ValueError(f"sine-cosine positions on {axes} axes need a width divisible by {2 * axes}, got {dim}")
-        return [dim // (2 * axes)] * axes
+        if embed_dim % (2 * axes):
+            raise ValueError(
+                f"sine-cosine positions on {axes} axes need a width divisible by {2 * axes}, got {embed_dim}"
+            )
+        return [embed_dim // (2 * axes)] * axes
     if axes != 3:
         raise ValueError(f"sincos_layout={layout} is for clips, on three axes, got {axes}: use sincos_layout=equal")
     if layout == "uniform_power":
-        return [-(-dim // 6)] * 3
-    if dim % 8:
-        raise ValueError(f"sincos_layout=half_time needs a width divisible by 8, got {dim}")
-    return [dim // 4, dim // 8, dim // 8]
+        return [-(-embed_dim // 6)] * 3
+    if embed_dim % 8:
+        raise ValueError(f"sincos_layout=half_time needs a width divisible by 8, got {embed_dim}")
+    return [embed_dim // 4, embed_dim // 8, embed_dim // 8]
 
 
 class SinCosPositions(nn.Module):
     """Positions of whatever grid comes, computed on first sight; no parameters, nothing in the state dict."""
 
-    def __init__(self, dim: int, layout: str = "equal") -> None:
+    def __init__(self, embed_dim: int, layout: str = "equal") -> None:
         super().__init__()
         if layout not in SINCOS_LAYOUTS:
             raise ValueError(f"sincos_layout: got {layout!r}, expected one of {list(SINCOS_LAYOUTS)}")
-        self.dim, self.layout = dim, layout
+        self.embed_dim, self.layout = embed_dim, layout
         self._cache: dict[tuple[Grid, torch.device], Tensor] = {}
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
         """Positions (N, D) of a grid."""
         key = (grid, device)
         if key not in self._cache:
-            self._cache[key] = sincos_positions(self.dim, grid, self.layout).to(device)
+            self._cache[key] = sincos_positions(self.embed_dim, grid, self.layout).to(device)
         return self._cache[key]
 
 
 class LearnedPositions(nn.Module):
     """One learned vector per place of a 1-D grid, as in BERT (arXiv 1810.04805)."""
 
-    def __init__(self, dim: int, max_length: int) -> None:
+    def __init__(self, embed_dim: int, max_length: int) -> None:
         super().__init__()
-        self.dim = dim
-        self.table = nn.Parameter(torch.empty(max_length, dim))
+        self.embed_dim = embed_dim
+        self.table = nn.Parameter(torch.empty(max_length, embed_dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:

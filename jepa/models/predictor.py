@@ -22,7 +22,7 @@ class Predictor(nn.Module):
     extra batch entries. Both kinds of token know their places by fixed sine-cosine positions of the predictor's own
     width, or by rotary ones in every block.
 
-    encoder: gives the input width; heads None takes the encoder's number of heads, as published.
+    encoder: gives the input width; num_heads None takes the encoder's number of heads, as published.
     out_dim: width of the targets, None for the encoder's.
     positions: "sincos", or "rotary". sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side:
         see `RotaryPositions`.
@@ -43,9 +43,9 @@ class Predictor(nn.Module):
         *,
         encoder: Encoder,
         out_dim: int | None = None,
-        dim: int = 384,
+        embed_dim: int = 384,
         depth: int = 12,
-        heads: int | None = None,
+        num_heads: int | None = None,
         positions: Literal["sincos", "rotary"] = "sincos",
         sincos_layout: Literal["equal", "half_time", "uniform_power"] = "equal",
         rotary_convention: Literal["interleaved", "tiled"] = "interleaved",
@@ -61,40 +61,42 @@ class Predictor(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        heads = getattr(encoder, "heads", None) if heads is None else heads
-        if heads is None:
-            raise ValueError(f"model.predictor.heads: {type(encoder).__name__} has none to take over: give a number")
-        check_heads(dim, heads, "model.predictor")
+        num_heads = getattr(encoder, "num_heads", None) if num_heads is None else num_heads
+        if num_heads is None:
+            raise ValueError(
+                f"model.predictor.num_heads: {type(encoder).__name__} has none to take over: give a number"
+            )
+        check_heads(embed_dim, num_heads, "model.predictor")
         if positions not in ("sincos", "rotary"):
             raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")
         if mask_tokens < 1:
             raise ValueError(f"model.predictor.mask_tokens must be at least 1, got {mask_tokens}")
         self.context_layers = None if context_layers is None else check_context_layers(context_layers, encoder)
-        self.embed = nn.Linear(encoder.dim, dim)
+        self.embed = nn.Linear(encoder.embed_dim, embed_dim)
         if self.context_layers is not None:
-            fuse = nn.Linear(encoder.dim * len(self.context_layers), encoder.dim)
+            fuse = nn.Linear(encoder.embed_dim * len(self.context_layers), encoder.embed_dim)
             self.embed = nn.Sequential(fuse, nn.GELU(), self.embed)
-        self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, dim))
-        self.positions = SinCosPositions(dim, sincos_layout) if positions == "sincos" else None
+        self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, embed_dim))
+        self.positions = SinCosPositions(embed_dim, sincos_layout) if positions == "sincos" else None
         self.rotary = None
         if positions == "rotary":
             self.rotary = RotaryPositions(
-                dim // heads, convention=rotary_convention, reference_side=rotary_reference_side
+                embed_dim // num_heads, convention=rotary_convention, reference_side=rotary_reference_side
             )
         self.dropout = nn.Dropout(dropout)
         self.blocks = block_list(
             depth=depth,
             drop_path=drop_path,
-            dim=dim,
-            heads=heads,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             attention_dropout=attention_dropout,
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
-        self.project = nn.Linear(dim, encoder.dim if out_dim is None else out_dim)
-        self.project_context = nn.Linear(dim, self.project.out_features) if predict_context else None
-        self.modality = nn.Parameter(torch.zeros(2, dim)) if modality_vectors else None  # of clips, of pictures
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
+        self.project_context = nn.Linear(embed_dim, self.project.out_features) if predict_context else None
+        self.modality = nn.Parameter(torch.zeros(2, embed_dim)) if modality_vectors else None  # of clips, of pictures
         init_transformer(self, self.blocks)
         if not zero_mask_tokens:
             nn.init.trunc_normal_(self.mask_token, std=0.02)

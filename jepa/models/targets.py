@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from jepa.types import Encoder, Horizon, Schedule
+from jepa.types import Encoder, RunLength, Schedule
 from jepa.utils.schedules import values_over_a_run
 from jepa.utils.tensors import layer_norm, sample_entries
 
@@ -45,7 +45,7 @@ class Target(nn.Module):
             )
         self.average = average_layers is not None
         self.layers = list(range(depth - average_layers, depth)) if self.average else concat_layers
-        self.out_dim: int = encoder.dim * (1 if self.average or self.layers is None else len(self.layers))
+        self.out_dim: int = encoder.embed_dim * (1 if self.average or self.layers is None else len(self.layers))
 
     def targets(self, encoder: Encoder, x: Tensor) -> Tensor:
         """What is to be predicted of whole inputs, (B, N, out_dim): features layer-normed without parameters, fp32."""
@@ -112,9 +112,9 @@ class EMATarget(Target):
         return self.encoder(x, layers=layers)
 
     @torch.no_grad()
-    def update(self, encoder: nn.Module, step: int, horizon: Horizon) -> dict[str, float]:
+    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
         """Follow the encoder by one update; gives {"momentum": m}."""
-        momentum = self.momentum_at(step, horizon)
+        momentum = self.momentum_at(step, run_length)
         torch._foreach_lerp_(list(self.encoder.parameters()), list(encoder.parameters()), 1 - momentum)
         for mine, theirs in zip(self.encoder.buffers(), encoder.buffers()):
             mine.copy_(theirs)
@@ -131,12 +131,12 @@ class EMATarget(Target):
         change = torch._foreach_norm(torch._foreach_sub(mine, theirs))
         return torch.stack([torch.stack(norms).square().sum() for norms in (change, torch._foreach_norm(theirs))])
 
-    def momentum_at(self, step: float, horizon: Horizon) -> float:
+    def momentum_at(self, step: float, run_length: RunLength) -> float:
         """The momentum in force after `step` updates, scaled to the run's batch size; itself a schedule."""
-        momentum = check_momentum(self.momentum(step, horizon))
+        momentum = check_momentum(self.momentum(step, run_length))
         if self.reference_batch_size is None:
             return momentum
-        return momentum ** (horizon.batch_size / self.reference_batch_size)
+        return momentum ** (run_length.batch_size / self.reference_batch_size)
 
 
 class SharedTarget(Target):
@@ -151,7 +151,7 @@ class SharedTarget(Target):
         """Features (B, N, D) of whole inputs by the encoder that is being trained; a list, one per asked layer."""
         return encoder(x, layers=layers)
 
-    def update(self, encoder: nn.Module, step: int, horizon: Horizon) -> dict[str, float]:
+    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
         """Nothing to follow."""
         return {}
 

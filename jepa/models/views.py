@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.drawing import MaskDrawer, flatten_views, views_first
-from jepa.types import Batch, Draw, Horizon, Latents, Mask, Masker
+from jepa.types import Batch, Latents, Mask, Masker, RunLength, StepRandomness
 from jepa.utils.tensors import masked_mean, token_valid
 
 
@@ -45,8 +45,8 @@ class LeJEPA(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.loss = loss(embedding_dim=encoder.dim, token_values=getattr(encoder, "token_values", None))
-        self.loss.require(("embeddings", "global_views", "draw"), by="LeJEPA")
+        self.loss = loss(embedding_dim=encoder.embed_dim, token_values=getattr(encoder, "token_values", None))
+        self.loss.require(("embeddings", "global_views", "rng"), by="LeJEPA")
         self._draw_masks = None if mask is None else MaskDrawer(mask, lambda mask, tokens: None)
         if not (self.loss.prevents_collapse or allow_collapse):
             raise ValueError(
@@ -54,15 +54,15 @@ class LeJEPA(nn.Module):
                 "it (loss=sigreg, loss=vicreg), or set model.allow_collapse=true to watch it happen"
             )
 
-    def prepare(self, batch: Batch, draw: Draw) -> Batch:
+    def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
         """The batch with the `masks` of its global views, where there are any."""
         if self._draw_masks is None:
-            return {**batch, "draw": draw}
+            return {**batch, "rng": rng}
         x, views = flatten_views(batch)
         valid = token_valid(self.encoder, x)
-        drawn = self._draw_masks(draw, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
+        drawn = self._draw_masks(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
         masks = drawn["masks"]
-        return {**batch, "masks": masks, "draw": draw}
+        return {**batch, "masks": masks, "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
         """Latents of a prepared batch: the embeddings of its views, global ones first."""
@@ -72,7 +72,7 @@ class LeJEPA(nn.Module):
             local = self._pooled(batch["local_views"].flatten(0, 1))  # (B * L, D)
             embeddings = views_first(local.unsqueeze(0), batch["local_views"].shape[1])
             latents = replace(latents, embeddings=torch.cat([latents.embeddings, embeddings]))
-        return replace(latents, draw=batch["draw"])
+        return replace(latents, rng=batch["rng"])
 
     def latents(self, x: Tensor, masks: list[Mask] | None = None, views: int = 1) -> Latents:
         """Embeddings of inputs x (B * views, C, *S), views of a sample adjacent, each as far as a mask shows it."""
@@ -92,10 +92,10 @@ class LeJEPA(nn.Module):
         """Raw features (B, N, D) of the encoder: the network that is trained is the only one."""
         return self.encoder(x, layers=layers)
 
-    def set_step(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
         """Put in force what the loss schedules for this step. Gives values to log."""
-        return self.loss.set_step(step, horizon)
+        return self.loss.set_step(step, run_length)
 
-    def update_target(self, step: int, horizon: Horizon) -> dict[str, float]:
+    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
         """There is no target to move."""
         return {}

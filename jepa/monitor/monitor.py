@@ -13,10 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jepa.distributed.collectives import all_reduce_sum, broadcast_from_rank0
 from jepa.monitor.statistics import Rows, of_all_ranks, statistics, take_rows, view_rows
 from jepa.monitor.verdict import UNKNOWN, Thresholds, Verdict, judge
-from jepa.types import Horizon, Latents
-from jepa.utils.distributed import from_main, total
+from jepa.types import Latents, RunLength
 
 KEPT = ("train/loss", "grad_norm", "update_ratio", "lr")
 """What is kept of a step's other values."""
@@ -68,9 +68,9 @@ class CollapseMonitor:
         self.tasks: dict[str, CollapseMonitor] = {}
         self._rows: Rows | None = None
 
-    def due(self, step: int, horizon: Horizon) -> bool:
+    def due(self, step: int, run_length: RunLength) -> bool:
         """Whether the step that ends at this count is looked at."""
-        return step % self.every_steps == 0 or step in (1, horizon.max_steps)
+        return step % self.every_steps == 0 or step in (1, run_length.max_steps)
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module, ranks: int = 1) -> Iterator[None]:
@@ -123,7 +123,7 @@ class CollapseMonitor:
         self._rows = None
         drift = target_drift(model)
         # One rank computes, so that rounding cannot make them judge differently.
-        metrics = from_main(lambda: {**({} if rows is None else statistics(rows)), **drift})
+        metrics = broadcast_from_rank0(lambda: {**({} if rows is None else statistics(rows)), **drift})
         if rows is None:
             if not self.history:
                 self.verdict = Verdict(UNKNOWN, NOTHING_SEEN)
@@ -208,5 +208,5 @@ def target_drift(model: nn.Module) -> dict[str, float]:
     drift = getattr(getattr(model, "target", None), "drift", None)
     if drift is None:
         return {}
-    change, weight = total(drift(model.encoder)).tolist()
+    change, weight = all_reduce_sum(drift(model.encoder)).tolist()
     return {"monitor/target_drift": (change / max(weight, 1e-30)) ** 0.5}

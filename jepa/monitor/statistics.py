@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, get_rank, get_world_size, is_distributed
 from jepa.types import Latents, Mask
-from jepa.utils.distributed import joined, largest, rank, total, world_size
-from jepa.utils.spread import rankme
+from jepa.utils.feature_rank import rankme
 
 INPUT_SAMPLES, INPUT_VALUES = 64, 4096
 """Samples, and values of each, that are looked at of the inputs."""
@@ -126,19 +126,19 @@ def input_rows(batch: Mapping[str, Any]) -> Tensor | None:
 
 def of_all_ranks(rows: Rows | None, device: torch.device, widest: int = 8) -> Rows | None:
     """The rows of all ranks together, the same on each; None where not all ranks have rows of the same shape."""
-    if not joined():
+    if not is_distributed():
         return rows
     given = {} if rows is None else {f.name: getattr(rows, f.name) for f in fields(rows)}
     sizes = [size for tensor in given.values() for size in (-1, *(() if tensor is None else tensor.shape))]
     signature = torch.tensor(([len(sizes), *sizes] + [0] * 32)[:32], device=device, dtype=torch.float32)
-    limits = largest(torch.cat([signature, -signature]))
+    limits = all_reduce_max(torch.cat([signature, -signature]))
     if rows is None or not torch.equal(limits[:32], -limits[32:]):
         return None
 
     def gathered(tensor: Tensor, dim: int) -> Tensor:
-        slots = tensor.new_zeros(world_size(), *tensor.shape)
-        slots[rank()] = tensor
-        return torch.cat(total(slots).unbind(), dim=dim)
+        slots = tensor.new_zeros(get_world_size(), *tensor.shape)
+        slots[get_rank()] = tensor
+        return torch.cat(all_reduce_sum(slots).unbind(), dim=dim)
 
     along = {"embeddings": 1, "projections": 1, "inputs": 1}
     return replace(rows, **{n: gathered(t, along.get(n, 0)) for n, t in given.items() if t is not None})

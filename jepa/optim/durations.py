@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jepa.types import Horizon
+from jepa.types import RunLength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +35,16 @@ class Duration:
         if self.share is not None and self.share > 1:
             raise ValueError(f"{self.name}_share={self.share}: expected a share of the run between 0 and 1")
 
-    def exact(self, horizon: Horizon, stretch: float = 1.0) -> float:
+    def exact(self, run_length: RunLength, stretch: float = 1.0) -> float:
         """The length in steps, which need not be whole; a share is one of the stretched run."""
         if self.epochs is not None:
-            return self.epochs * horizon.steps_per_epoch
+            return self.epochs * run_length.steps_per_epoch
         if self.samples is not None:
-            return self.samples / horizon.batch_size
+            return self.samples / run_length.batch_size
         if self.share is not None:
-            return self.share * horizon.max_steps * stretch
+            return self.share * run_length.max_steps * stretch
         return self.steps or 0
 
-    def whole(self, horizon: Horizon, stretch: float = 1.0) -> int:
+    def whole(self, run_length: RunLength, stretch: float = 1.0) -> int:
         """The length in whole steps, rounded to the nearest."""
-        return round(self.exact(horizon, stretch))
+        return round(self.exact(run_length, stretch))

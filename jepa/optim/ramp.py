@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jepa.types import Horizon
+from jepa.types import RunLength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Ramp:
         if not 0 <= self.begin_step < self.end_step:
             raise ValueError(f"got begin_step={self.begin_step}, end_step={self.end_step}, expected 0 <= begin < end")
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value after `step` steps."""
         share = (step - self.begin_step) / (self.end_step - self.begin_step)
         return self.start + (self.final - self.start) * min(1.0, max(0.0, share))

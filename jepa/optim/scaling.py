@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jepa.optim.durations import Duration
-from jepa.types import Horizon, Schedule
+from jepa.types import RunLength, Schedule
 
 Rule = Literal["linear", "sqrt", "none"]
 
@@ -37,13 +37,13 @@ class Scaled:
     def __post_init__(self) -> None:
         check(self.reference_batch_size, self.rule)
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The scaled value after `step` steps."""
-        return self.schedule(step, horizon) * self.factor(horizon)
+        return self.schedule(step, run_length) * self.factor(run_length)
 
-    def factor(self, horizon: Horizon) -> float:
+    def factor(self, run_length: RunLength) -> float:
         """What values are multiplied by."""
-        ratio = horizon.batch_size / self.reference_batch_size
+        ratio = run_length.batch_size / self.reference_batch_size
         return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.rule]
 
     @property
@@ -85,54 +85,54 @@ def half_life(momentum: float) -> float:
     return math.inf if momentum >= 1 else math.log(0.5) / math.log(momentum)
 
 
-def plan(horizon: Horizon, scheduler: Mapping[str, Schedule], momentum: Schedule | None = None) -> list[str]:
+def plan(run_length: RunLength, scheduler: Mapping[str, Schedule], momentum: Schedule | None = None) -> list[str]:
     """What a run will do with its learning rate, weight decay and moving average, as plain sentences.
 
     momentum: the moving average's, as it is applied at the run's batch size; None without one.
     """
     lines = []
     if "lr" in scheduler:
-        lines.append(learning_rate_in_words(horizon, scheduler["lr"]))
+        lines.append(learning_rate_in_words(run_length, scheduler["lr"]))
     if "weight_decay" in scheduler:
-        start, final = (scheduler["weight_decay"](step, horizon) for step in (0, horizon.max_steps))
+        start, final = (scheduler["weight_decay"](step, run_length) for step in (0, run_length.max_steps))
         lines.append(f"weight decay {start:.3g}" + ("" if f"{start:.3g}" == f"{final:.3g}" else f" -> {final:.3g}"))
     if momentum is not None:
-        start, final = (momentum_in_words(momentum(step, horizon), horizon) for step in (0, horizon.max_steps))
+        start, final = (momentum_in_words(momentum(step, run_length), run_length) for step in (0, run_length.max_steps))
         lines.append(f"target momentum {start}" + (" throughout" if start == final else f" -> {final}"))
     return lines
 
 
-def learning_rate_in_words(horizon: Horizon, schedule: Schedule) -> str:
+def learning_rate_in_words(run_length: RunLength, schedule: Schedule) -> str:
     """The peak of a learning rate, what it is scaled from, and the warm-up before it."""
     duration = getattr(schedule, "warmup_duration", None)
-    exact = 0.0 if duration is None else duration.exact(horizon)
-    last = horizon.max_steps
+    exact = 0.0 if duration is None else duration.exact(run_length)
+    last = run_length.max_steps
     updates = {1, last, max(1, min(round(exact), last))} | {max(1, last * part // 1000) for part in range(1001)}
-    values = [schedule(update, horizon) for update in sorted(updates)]
+    values = [schedule(update, run_length) for update in sorted(updates)]
     peak = max(values)
     text = f"learning rate {peak:.1e} " + ("throughout" if min(values) == peak else "at its peak")
     if isinstance(schedule, Scaled):
-        factor = schedule.factor(horizon)
+        factor = schedule.factor(run_length)
         text += (
             f" ({peak / factor:.1e} per {schedule.reference_batch_size:,} samples, times {factor:.3g} for "
-            f"{horizon.batch_size:,} by the {schedule.rule} rule)"
+            f"{run_length.batch_size:,} by the {schedule.rule} rule)"
         )
     if round(exact) < 1:
         return text if min(values) == peak else f"{text}, without warm-up"
-    text += f", after a warm-up of {length_in_words(exact, horizon)}"
+    text += f", after a warm-up of {length_in_words(exact, run_length)}"
     return text if exact <= last else f"{text}, longer than the run of {last:,} steps"
 
 
-def momentum_in_words(momentum: float, horizon: Horizon) -> str:
+def momentum_in_words(momentum: float, run_length: RunLength) -> str:
     """A momentum and its half-life."""
     if momentum >= 1:
         return f"{momentum:.6g} (frozen)"
     steps = half_life(momentum)
-    return f"{momentum:.6g} (half-life {steps * horizon.batch_size:,.0f} samples, {steps:,.1f} steps)"
+    return f"{momentum:.6g} (half-life {steps * run_length.batch_size:,.0f} samples, {steps:,.1f} steps)"
 
 
-def length_in_words(steps: float, horizon: Horizon) -> str:
+def length_in_words(steps: float, run_length: RunLength) -> str:
     """A length in samples, steps and epochs."""
-    epochs = horizon.epoch(steps)
+    epochs = run_length.epoch(steps)
     shown = f"{epochs:.1f}" if epochs >= 0.1 else f"{epochs:.1g}"
-    return f"{round(steps * horizon.batch_size):,} samples ({round(steps):,} steps, {shown} epochs)"
+    return f"{round(steps * run_length.batch_size):,} samples ({round(steps):,} steps, {shown} epochs)"

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the step, called as `schedule(step, horizon)`.
+"""Schedules: pure functions of the step, called as `schedule(step, run_length)`.
 
 The learning rate and weight decay of update u are taken at step u (from 1); a target's momentum at the number of
 updates made before (from 0). Both as in the published I-JEPA code. A loss weight is called as momentum is. Any
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jepa.optim.durations import Duration
-from jepa.types import Horizon
+from jepa.types import RunLength
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class Constant:
 
     value: float
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value."""
         return self.value
 
@@ -38,9 +38,9 @@ class Linear:
     def __post_init__(self) -> None:
         check_stretch(self.stretch)
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value after `step` steps."""
-        return self.start + (self.final - self.start) * progress(step, horizon, self.stretch)
+        return self.start + (self.final - self.start) * progress(step, run_length, self.stretch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +54,9 @@ class Cosine:
     def __post_init__(self) -> None:
         check_stretch(self.stretch)
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value after `step` steps."""
-        return half_cosine(self.start, self.final, progress(step, horizon, self.stretch))
+        return half_cosine(self.start, self.final, progress(step, run_length, self.stretch))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +81,15 @@ class Step:
         if not 0 < self.gamma < math.inf:
             raise ValueError(f"gamma={self.gamma}: expected a factor above 0, such as 0.1")
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value after `step` steps."""
-        size = Duration(name="step_size", **{self.unit: self.step_size}).exact(horizon)
+        size = Duration(name="step_size", **{self.unit: self.step_size}).exact(run_length)
         return self.start * self.gamma ** math.floor(step / size + 1e-9)  # rounding must not delay a drop
 
 
-def progress(step: float, horizon: Horizon, stretch: float) -> float:
+def progress(step: float, run_length: RunLength, stretch: float) -> float:
     """Share of the stretched run that lies behind, at most 1."""
-    return min(1.0, step / (horizon.max_steps * stretch))
+    return min(1.0, step / (run_length.max_steps * stretch))
 
 
 def half_cosine(start: float, final: float, share: float) -> float:

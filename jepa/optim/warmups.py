@@ -11,7 +11,7 @@ from typing import Literal
 
 from jepa.optim.durations import Duration
 from jepa.optim.schedules import check_stretch, half_cosine
-from jepa.types import Horizon, Schedule
+from jepa.types import RunLength, Schedule
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,16 @@ class Warmup:
     def __post_init__(self) -> None:
         warmup_of(self)
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value after `step` steps."""
-        warmup = self.warmup(horizon)
+        warmup = self.warmup(run_length)
         if step < warmup:
-            return self.start + (self.schedule(warmup, horizon) - self.start) * step / warmup
-        return self.schedule(step, horizon)
+            return self.start + (self.schedule(warmup, run_length) - self.start) * step / warmup
+        return self.schedule(step, run_length)
 
-    def warmup(self, horizon: Horizon) -> int:
+    def warmup(self, run_length: RunLength) -> int:
         """Length of the warm-up in steps."""
-        return self.warmup_duration.whole(horizon)
+        return self.warmup_duration.whole(run_length)
 
     @property
     def warmup_duration(self) -> Duration:
@@ -68,16 +68,16 @@ class WarmupCosine:
         check_stretch(self.stretch)
         warmup_of(self)
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value after `step` steps."""
-        warmup, total = self.warmup(horizon), horizon.max_steps * self.stretch
+        warmup, total = self.warmup(run_length), run_length.max_steps * self.stretch
         if step < warmup:
             return self.start + (self.peak - self.start) * step / warmup
         return half_cosine(self.peak, self.final, min(1.0, (step - warmup) / max(1.0, total - warmup)))
 
-    def warmup(self, horizon: Horizon) -> int:
+    def warmup(self, run_length: RunLength) -> int:
         """Length of the warm-up in steps."""
-        return self.warmup_duration.whole(horizon)
+        return self.warmup_duration.whole(run_length)
 
     @property
     def warmup_duration(self) -> Duration:
@@ -120,12 +120,12 @@ class WarmupStableDecay:
         if self.shape not in ("linear", "cosine", "sqrt"):
             raise ValueError(f"shape={self.shape!r}: expected linear, cosine or sqrt")
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The value after `step` steps."""
-        warmup, total = self.warmup(horizon), horizon.max_steps * self.stretch
+        warmup, total = self.warmup(run_length), run_length.max_steps * self.stretch
         if step < warmup:
             return self.start + (self.peak - self.start) * step / warmup
-        begin = max(warmup, total - self.decay_duration.whole(horizon, self.stretch))
+        begin = max(warmup, total - self.decay_duration.whole(run_length, self.stretch))
         if step <= begin or begin >= total:
             return self.peak
         share = min(1.0, (step - begin) / (total - begin))
@@ -133,9 +133,9 @@ class WarmupStableDecay:
             return half_cosine(self.peak, self.final, share)
         return self.peak + (self.final - self.peak) * (math.sqrt(share) if self.shape == "sqrt" else share)
 
-    def warmup(self, horizon: Horizon) -> int:
+    def warmup(self, run_length: RunLength) -> int:
         """Length of the warm-up in steps."""
-        return self.warmup_duration.whole(horizon)
+        return self.warmup_duration.whole(run_length)
 
     @property
     def warmup_duration(self) -> Duration:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from jepa.report.figures import members
-from jepa.types import Grid, Horizon, Mask, Schedule
+from jepa.types import Grid, Mask, RunLength, Schedule
 
 
 @dataclass(frozen=True)
@@ -72,30 +72,33 @@ def inside(mask: Mask, part: str, tokens: int) -> Tensor:
 
 
 def schedule_table(
-    schedules: Mapping[str, Schedule], momentum: Schedule | None, horizon: Horizon
+    schedules: Mapping[str, Schedule], momentum: Schedule | None, run_length: RunLength
 ) -> tuple[list[str], list[tuple[str, int, list[float]]]]:
     """Names of the schedules, and rows (what, step, values): start, end of warm-up, quarters, end.
 
     The momentum of update u is taken after u - 1 updates, as the target does.
     """
     names = [*schedules, *(["momentum"] if momentum else [])]
-    last = horizon.max_steps
+    last = run_length.max_steps
     points = {"start": 1, "25 %": round(0.25 * last), "50 %": round(0.5 * last), "75 %": round(0.75 * last)}
-    warmup = longest_warmup(schedules, horizon)
+    warmup = longest_warmup(schedules, run_length)
     if warmup > 0:
         points["end of warm-up" if warmup <= last else "(warm-up does not end)"] = round(min(warmup, last))
     rows = sorted(((name, max(1, step)) for name, step in [*points.items(), ("end", last)]), key=lambda row: row[1])
     values = {
-        step: [*(s(step, horizon) for s in schedules.values()), *([momentum(step - 1, horizon)] if momentum else [])]
+        step: [
+            *(s(step, run_length) for s in schedules.values()),
+            *([momentum(step - 1, run_length)] if momentum else []),
+        ]
         for _, step in rows
     }
     return names, [(name, step, values[step]) for name, step in rows]
 
 
-def longest_warmup(schedules: Mapping[str, Schedule], horizon: Horizon) -> float:
+def longest_warmup(schedules: Mapping[str, Schedule], run_length: RunLength) -> float:
     """Steps of the longest warm-up of any schedule; 0 without."""
     durations = (getattr(schedule, "warmup_duration", None) for schedule in schedules.values())
-    return max((duration.whole(horizon) for duration in durations if duration is not None), default=0)
+    return max((duration.whole(run_length) for duration in durations if duration is not None), default=0)
 
 
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
@@ -132,7 +135,7 @@ def kind_of(views: Any) -> str | None:
 def kept_checkpoints(trainer: Any) -> int:
     """Checkpoints that lie on disk at most: the last, the best, snapshots, and one being written."""
     every = getattr(trainer, "snapshot_every", None)
-    snapshots = 0 if every is None else math.floor(trainer.horizon.max_steps / every)
+    snapshots = 0 if every is None else math.floor(trainer.run_length.max_steps / every)
     return 1 + getattr(getattr(trainer, "best", None), "k", 0) + snapshots + 1
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepa.types import Batch, Draw
+from jepa.types import Batch, StepRandomness
 from jepa.utils.batches import batch_length, map_tensors
 
 
@@ -64,8 +64,8 @@ def prepared(trainer: Any, batch: Batch, size: int) -> Batch:
     total = batch_length(batch)
     # Cloned, as a slice would keep the whole batch alive and be counted with it.
     part = map_tensors(batch, lambda tensor: tensor[:size].clone().to(trainer.device))
-    draw = Draw(seed=trainer.seed, step=trainer.step, total=total, start=0, count=min(size, total))
-    return {**trainer.model.prepare(part, draw), "draw": draw}
+    rng = StepRandomness(seed=trainer.seed, step=trainer.step, total=total, start=0, count=min(size, total))
+    return {**trainer.model.prepare(part, rng), "rng": rng}
 
 
 def loss_of(trainer: Any, batch: Batch) -> Tensor:

@@ -22,7 +22,7 @@ from jepa.report.figures import mask_figure, sample_figure
 from jepa.report.measure import Cost, measure_cost, next_batch, parameter_counts, prepared, shapes_of, stages
 from jepa.report.sequences import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
 from jepa.types import Batch, Grid, Latents, Mask
-from jepa.utils.preserve import preserved
+from jepa.utils.snapshot import preserved
 
 WIDTH = 100
 """Columns of the report, as wide as a terminal usually is."""
@@ -32,8 +32,8 @@ MOST_PICTURES = 48
 def preview(trainer: Any, *, plan: Sequence[str] = (), console: Console | None = None) -> None:
     """Print what a trainer would run, and write `preview/` in its run folder: report.txt, samples.png, masks.png.
 
-    trainer: as `jepa.trainer.Trainer`; read are model, data, optimizer, scheduler, horizon, micro_batch_size, device,
-        precision, seed, step, folder.path. One batch is read; two small forward and backward passes and one
+    trainer: as `jepa.trainer.Trainer`; read are model, data, optimizer, scheduler, run_length, micro_batch_size,
+        device, precision, seed, step, folder.path. One batch is read; two small forward and backward passes and one
         optimizer step are made, all of which is put back.
     plan: sentences on what would happen, printed first.
     """
@@ -157,12 +157,12 @@ class _Report:
         trainer = self.trainer
         total, micro, ranks = trainer.data.batch_size, trainer.micro_batch_size, getattr(trainer, "world_size", 1)
         accumulation = total // ranks // micro
-        horizon = trainer.horizon
+        run_length = trainer.run_length
         self.say(
             f"Batch: {total} samples a step = {ranks} rank{'s' * (ranks > 1)} x {accumulation} micro-batch"
             f"{'es' * (accumulation > 1)} x {micro}\n"
-            f"Length: {horizon.max_steps:,} steps, {horizon.steps_per_epoch:,.1f} an epoch, "
-            f"{horizon.epoch(horizon.max_steps):,.2f} epochs, on {trainer.device} in {trainer.precision.name}\n"
+            f"Length: {run_length.max_steps:,} steps, {run_length.steps_per_epoch:,.1f} an epoch, "
+            f"{run_length.epoch(run_length.max_steps):,.2f} epochs, on {trainer.device} in {trainer.precision.name}\n"
         )
 
     def shapes(self, batch: Batch) -> None:
@@ -205,7 +205,7 @@ class _Report:
         micro, batch = self.trainer.micro_batch_size, self.trainer.data.batch_size
         self.say(
             f"Operations per sample: {si(cost.forward)}FLOP forward, {si(cost.total)}FLOP with backward "
-            f"({si(cost.total * batch)}FLOP a step, {si(cost.total * batch * self.trainer.horizon.max_steps)}FLOP "
+            f"({si(cost.total * batch)}FLOP a step, {si(cost.total * batch * self.trainer.run_length.max_steps)}FLOP "
             "the run), measured; a multiply-add is two\n"
         )
         parts = [
@@ -280,11 +280,11 @@ class _Report:
         """Values of every schedule over the run."""
         trainer = self.trainer
         momentum = getattr(trainer.model, "momentum_schedule", None)
-        names, rows = facts.schedule_table(trainer.scheduler, momentum, trainer.horizon)
+        names, rows = facts.schedule_table(trainer.scheduler, momentum, trainer.run_length)
         shown = [[name, f"{step:,}", *(f"{value:.4g}" for value in values)] for name, step, values in rows]
         self.table("Schedules", ["", "step", *names], shown)
-        warmup = facts.longest_warmup(trainer.scheduler, trainer.horizon)
-        if warmup > trainer.horizon.max_steps:
+        warmup = facts.longest_warmup(trainer.scheduler, trainer.run_length)
+        if warmup > trainer.run_length.max_steps:
             self.say(f"The warm-up of {warmup:,.0f} steps is longer than the run and never reaches its peak.\n")
 
     def disk(self, cost: Cost) -> None:

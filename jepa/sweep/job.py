@@ -11,11 +11,11 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from jepa.config.command import failed_jobs, reported_errors
+from jepa.config.compose import override_key
+from jepa.distributed.launch import read_launch, scheduler_job
 from jepa.sweep.objective import Objective, as_returned, evaluates
-from jepa.utils.command import failed_jobs, reported_errors
-from jepa.utils.config import override_key
 from jepa.utils.errors import NonFiniteError, UserError, in_words
-from jepa.utils.launch import read_launch, scheduler_job
 from jepa.utils.status import Status, alive, begin_status, read_status, runs_elsewhere, update_status, warned
 
 FREE_KEYS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "sweep", "optimized_metric")

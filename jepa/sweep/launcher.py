@@ -17,12 +17,12 @@ from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf, open_dict
 
+from jepa.config.compose import register_resolvers
+from jepa.distributed.launch import read_launch
 from jepa.sweep.job import check_folder, is_finished, note_failure, objective_of
 from jepa.sweep.planned import PlannedRun
 from jepa.sweep.wording import plural
-from jepa.utils.config import register_resolvers
 from jepa.utils.errors import Interrupted, UserError
-from jepa.utils.launch import read_launch
 from jepa.utils.signals import EarlySignal
 from jepa.utils.status import Status, read_status, update_status
 

@@ -124,7 +124,7 @@ class LocalLauncher(JobLauncher):
             time.sleep(0.2)
 
     def _give_back(self, stop: Interrupted, folder: Path) -> None:
-        from jepa.utils.distributed import leave
+        from jepa.distributed.collectives import destroy_process_group
 
         if stop.agreed:
-            leave()
+            destroy_process_group()

@@ -14,11 +14,11 @@ from typing import Any
 from hydra.core.utils import JobReturn
 from omegaconf import DictConfig
 
+from jepa.distributed.launch import read_launch
 from jepa.sweep.launcher import JobLauncher, check_poll_seconds
 from jepa.sweep.planned import PlannedRun
 from jepa.sweep.slurm import how_it_ended, queued_jobs
 from jepa.utils.errors import Interrupted, UserError
-from jepa.utils.launch import read_launch
 from jepa.utils.status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
@@ -171,10 +171,10 @@ class SlurmLauncher(JobLauncher):
         """
         import submitit
 
-        from jepa.utils.distributed import leave
+        from jepa.distributed.collectives import destroy_process_group
 
         if stop.agreed:
-            leave()  # when all have saved
+            destroy_process_group()  # when all have saved
         if read_launch().rank > 0:
             raise SystemExit(0)
         if stop.signal_number not in (signal.SIGUSR1, signal.SIGUSR2):

@@ -8,10 +8,10 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from rich.console import Console
 
-from jepa.utils import command
-from jepa.utils.config import SWEEP_FILE
+from jepa.config import command
+from jepa.config.compose import SWEEP_FILE
+from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
-from jepa.utils.launch import read_launch
 from jepa.utils.status import Status, read_status
 
 MOST_ROWS = 20

@@ -22,7 +22,7 @@ from jepa.types import Batch
 from jepa.utils.batches import batch_length, map_tensors
 from jepa.utils.errors import UserError
 from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
-from jepa.utils.preserve import preserved
+from jepa.utils.snapshot import preserved
 
 SHARE_OF_AVAILABLE = 0.8
 """Of the memory that is available, what the search may use unless told."""

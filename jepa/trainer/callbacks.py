@@ -89,7 +89,7 @@ class EarlyStopping(Callback):
 
     def end(self, trainer: Trainer) -> None:
         """Say so when the metric never came in a whole run."""
-        if not self._came and trainer.step >= trainer.horizon.max_steps:
+        if not self._came and trainer.step >= trainer.run_length.max_steps:
             came = ", ".join(sorted(self._seen)) or "none"
             trainer.say(f"early stopping never saw monitor={self.monitor}; the metrics that came are: {came}")
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
+from jepa.checkpoint.saver import find_checkpoint
+from jepa.distributed.collectives import broadcast_from_rank0
 from jepa.trainer.loggers import RunInfo
-from jepa.trainer.saver import find_checkpoint
 from jepa.trainer.state import restore
-from jepa.utils.distributed import from_main
 from jepa.utils.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ HEALTHY = "healthy"
 
 def watched(trainer: Trainer, step: int) -> bool:
     """Whether the monitor looks at the step that ends at this count."""
-    return trainer.monitor is not None and trainer.monitor.due(step, trainer.horizon)
+    return trainer.monitor is not None and trainer.monitor.due(step, trainer.run_length)
 
 
 def watching(trainer: Trainer) -> AbstractContextManager:
@@ -99,7 +99,7 @@ def may_go_back_to(trainer: Trainer) -> bool:
 def save_a_first(trainer: Trainer, fresh: bool) -> None:
     """Make sure that there is a checkpoint to go back to. fresh: whatever stands there is of another run."""
     if may_go_back_to(trainer) and not trainer.ended:
-        found = from_main(lambda: find_checkpoint(trainer.saver.folder, HEALTHY))
+        found = broadcast_from_rank0(lambda: find_checkpoint(trainer.saver.folder, HEALTHY))
         if fresh or found is None:
             trainer.saver.save(trainer.state(), [HEALTHY], [])
 
@@ -120,7 +120,7 @@ def go_back(trainer: Trainer) -> None:
     """
     reason, trainer.going_back = trainer.going_back, None
     trainer.saver.wait()
-    path = from_main(lambda: find_checkpoint(trainer.saver.folder, HEALTHY))
+    path = broadcast_from_rank0(lambda: find_checkpoint(trainer.saver.folder, HEALTHY))
     if path is None:
         raise UserError(
             f"cannot go back from step {trainer.step} ({reason}): {trainer.saver.path(HEALTHY)} is gone; go on with "
@@ -131,10 +131,10 @@ def go_back(trainer: Trainer) -> None:
     restore(trainer, path, load_optimizer=True)
     trainer.train_seconds = seconds  # spent all the same
     trainer.rollbacks = [*rollbacks, {"from": collapsed, "to": trainer.step, "reason": reason}]
-    trainer.model.set_step(max(0, trainer.step - 1), trainer.horizon)
+    trainer.model.set_step(max(0, trainer.step - 1), trainer.run_length)
     for logger in trainer.loggers.values():  # as on a resume, so that no step stands twice
         logger.close()
-        logger.open(RunInfo(trainer.folder.path, trainer.step, trainer.horizon, trainer.folder.config))
+        logger.open(RunInfo(trainer.folder.path, trainer.step, trainer.run_length, trainer.folder.config))
     show_status(trainer)
     trainer.say(
         f"{reason.partition(':')[0]}: rollback {len(trainer.rollbacks)} of at most {trainer.monitor.max_rollbacks}, "
@@ -142,7 +142,7 @@ def go_back(trainer: Trainer) -> None:
         f"seed {trainer.step_seed}"
     )
     void = best - {step for _, step in trainer.best.table}
-    trainer.best.keep(from_main(lambda: kept_best(trainer)))
+    trainer.best.keep(broadcast_from_rank0(lambda: kept_best(trainer)))
     # At once, so that a run killed from here on goes on from here.
     trainer.saver.save(trainer.state(), [HEALTHY, "last"], [trainer.best.file_name(step) for step in sorted(void)])
 

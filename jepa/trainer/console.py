@@ -31,7 +31,7 @@ class Console(Logger):
 
     def open(self, run: RunInfo) -> None:
         """Start the bar, or the clock of the plain lines."""
-        self._horizon, self._first_step = run.horizon, run.step
+        self._horizon, self._first_step = run.run_length, run.step
         self._begun, self._last_line = time.monotonic(), -float("inf")
         if self._console.is_terminal:
             columns = (
@@ -43,7 +43,7 @@ class Console(Logger):
             )
             self._progress = Progress(*columns, console=self._console, refresh_per_second=4)
             self._task = self._progress.add_task(
-                "", total=run.horizon.max_steps, completed=run.step, epoch=self._epoch(run.step), values=""
+                "", total=run.run_length.max_steps, completed=run.step, epoch=self._epoch(run.step), values=""
             )
             self._progress.start()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from jepa.types import Horizon
+from jepa.types import RunLength
 
 
 def due(step: int, every: float | None) -> bool:
@@ -12,7 +12,7 @@ def due(step: int, every: float | None) -> bool:
     return every is not None and math.floor(step / every) > math.floor((step - 1) / every)
 
 
-def period(name: str, epochs: float | None, steps: int | None, horizon: Horizon) -> float | None:
+def period(name: str, epochs: float | None, steps: int | None, run_length: RunLength) -> float | None:
     """Steps between two events given in epochs or in steps, which win; None when neither is given.
 
     Raises ValueError when the period is not positive.
@@ -21,4 +21,4 @@ def period(name: str, epochs: float | None, steps: int | None, horizon: Horizon)
         raise ValueError(f"{name}_every_epochs and {name}_every_steps must be positive, or null for never")
     if steps is not None or epochs is None:
         return steps
-    return epochs * horizon.steps_per_epoch
+    return epochs * run_length.steps_per_epoch

@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from jepa.distributed.collectives import broadcast_from_rank0
 from jepa.trainer import collapse
 from jepa.trainer.due import due
 from jepa.trainer.loggers import measures
-from jepa.utils.distributed import from_main
 from jepa.utils.errors import Interrupted
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def probe(trainer: Trainer) -> Mapping[str, float]:
     model = trainer.parallel.networks()
     with trainer.precision.autocast():
         results = trainer.evaluation.online(model, trainer.data, device=trainer.device, seed=trainer.seed)
-    metrics = {f"online/{name}": value for name, value in from_main(lambda: results).items()}
+    metrics = {f"online/{name}": value for name, value in broadcast_from_rank0(lambda: results).items()}
     if trainer.monitor is not None:
         trainer.monitor.note(metrics)
     trainer.log(metrics)
@@ -74,7 +74,7 @@ def evaluate(trainer: Trainer) -> Mapping[str, float]:
             device=trainer.device,
             seed=trainer.seed,
         )
-    results = from_main(lambda: results)
+    results = broadcast_from_rank0(lambda: results)
     trainer.say(trainer.evaluation.table(results))
     metrics = {f"eval/{row}/{name}": value for row, values in results.items() for name, value in values.items()}
     trainer.log(metrics)
@@ -119,7 +119,7 @@ def _stopping_at_once(trainer: Trainer, before: Mapping[str, Any]) -> Iterator[N
 
     def stop(number: int) -> Interrupted:
         return Interrupted(
-            f"stopped while measuring at step {trainer.step} of {trainer.horizon.max_steps}; the checkpoint is "
+            f"stopped while measuring at step {trainer.step} of {trainer.run_length.max_steps}; the checkpoint is "
             f"{trainer.folder.last}; go on with resume={trainer.folder.path}",
             number,
             agreed=trainer.world_size == 1,

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from jepa.trainer.trainer import Trainer
-from jepa.types import Horizon
+from jepa.types import RunLength
 from jepa.utils.errors import NonFiniteError, UserError
-from jepa.utils.preserve import preserved
+from jepa.utils.snapshot import preserved
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ExponentialRise:
     first: int
     last: int
 
-    def __call__(self, step: float, horizon: Horizon) -> float:
+    def __call__(self, step: float, run_length: RunLength) -> float:
         """The rate of update `step`."""
         return self.low * (self.high / self.low) ** ((step - self.first) / (self.last - self.first))
 
@@ -93,7 +93,7 @@ def find_learning_rate(
                 if not math.isfinite(loss):
                     ended = "not finite"
                     break
-                rates.append(rise(number, trainer.horizon))
+                rates.append(rise(number, trainer.run_length))
                 losses.append(loss)
                 if has_diverged(losses, divergence, smoothing):
                     ended = "diverged"

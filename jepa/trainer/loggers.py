@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jepa.types import Horizon
+from jepa.types import RunLength
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class RunInfo:
 
     folder: Path
     step: int
-    horizon: Horizon
+    run_length: RunLength
     config: Mapping[str, Any] = field(default_factory=dict)
     redo: bool = False
 

@@ -10,7 +10,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from jepa.utils.distributed import largest
+from jepa.distributed.collectives import all_reduce_max
 
 Item = TypeVar("Item")
 
@@ -78,7 +78,7 @@ def slowest_of_ranks(values: Mapping[str, float], device: torch.device) -> dict[
     """Of what each rank has measured, the same on all: the least samples per second and the most of the rest."""
     signs = [-1.0 if name == "samples_per_second" else 1.0 for name in values]
     signed = torch.tensor([sign * value for sign, value in zip(signs, values.values())], device=device)
-    return {name: sign * value for name, sign, value in zip(values, signs, largest(signed).tolist())}
+    return {name: sign * value for name, sign, value in zip(values, signs, all_reduce_max(signed).tolist())}
 
 
 def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:

@@ -10,12 +10,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jepa.trainer.saver import Saver, find_checkpoint
-from jepa.utils.distributed import is_main
+from jepa.checkpoint.load import locate, reason
+from jepa.checkpoint.saver import Saver, find_checkpoint
+from jepa.distributed.collectives import is_rank0
+from jepa.distributed.launch import scheduler_job
 from jepa.utils.errors import CheckpointError, UserError, in_words
-from jepa.utils.launch import scheduler_job
 from jepa.utils.status import begin_status, read_status, runs_elsewhere, update_status, warned
-from jepa.utils.weights import locate, reason
 
 SECONDS_BETWEEN_SIGNS = 5.0
 """How often the status is written at most while the run goes on."""
@@ -29,7 +29,7 @@ class RunFolder:
         self.config = config
         self.resume = resume
         self.saver = saver
-        self._main = is_main()  # kept, as the process group may be gone when the end is told
+        self._main = is_rank0()  # kept, as the process group may be gone when the end is told
         self._begun = False
         self._told = -float("inf")
 
@@ -123,7 +123,7 @@ class RunFolder:
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
-        if is_main():
+        if is_rank0():
             self._write("results.json", json.dumps(results, indent=2) + "\n")
 
     def _write(self, name: str, text: str) -> None:

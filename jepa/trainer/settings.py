@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from jepa.types import Horizon
+from jepa.types import RunLength
 from jepa.utils.errors import UserError
 
 
-def make_horizon(
+def make_run_length(
     max_epochs: float | None,
     max_steps: int | None,
     max_samples: int | None,
@@ -16,7 +16,7 @@ def make_horizon(
     num_train: int,
     batch_size: int,
     limit_train_batches: int | None = None,
-) -> Horizon:
+) -> RunLength:
     """The length of the run. Steps win over samples, samples over epochs. Raises UserError when it has none.
 
     limit_train_batches: an epoch ends after so many steps.
@@ -39,7 +39,7 @@ def make_horizon(
         max_steps = max(1, round(max_epochs * steps_per_epoch))
     if max_steps < 1:
         raise UserError(f"trainer.max_steps must be at least 1, got {max_steps}")
-    return Horizon(max_steps=max_steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
+    return RunLength(max_steps=max_steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
 
 
 def share_of_rank(batch_size: int, world_size: int) -> int:

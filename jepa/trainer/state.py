@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from jepa.trainer import checkpoint
-from jepa.trainer.parallel import placed
-from jepa.utils.sharded import read as read_sharded
-from jepa.utils.weights import check_state, load_state
+from jepa.checkpoint import plain as checkpoint
+from jepa.checkpoint.load import check_state, load_state
+from jepa.checkpoint.sharded import read as read_sharded
+from jepa.distributed.parallel import placed
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer

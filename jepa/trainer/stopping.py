@@ -14,10 +14,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
+from jepa.distributed.collectives import is_rank0
 from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, check_name, family
 from jepa.trainer.loggers import JSONLines
 from jepa.trainer.other_runs import FILE, OtherRuns
-from jepa.utils.distributed import is_main
 from jepa.utils.errors import UserError
 from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.status import is_collapse, read_status
@@ -61,7 +61,7 @@ class SweepStopping(Callback):
     def begin(self, trainer: Trainer) -> None:
         """Check that the metric can come and is written where other runs read it; say what it is compared with."""
         check_is_measured(trainer, self.metric, self._who, f"{self._key}.metric=val/loss")
-        if not is_main():
+        if not is_rank0():
             return
         loggers = [logger for logger in trainer.loggers.values() if isinstance(logger, JSONLines)]
         if not any(logger.path in (None, FILE) for logger in loggers):
@@ -148,9 +148,9 @@ class SweepStopping(Callback):
         attribute, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
         period = getattr(trainer, attribute) if attribute else 1
         first = period * max(1, math.ceil(self._first_step() / period))
-        if first >= trainer.horizon.max_steps:
+        if first >= trainer.run_length.max_steps:
             return (
-                f"{self.rule} does nothing in this run of {trainer.horizon.max_steps} steps: it judges from step "
+                f"{self.rule} does nothing in this run of {trainer.run_length.max_steps} steps: it judges from step "
                 f"{first:.0f} on, and not at the last"
             )
         best = "least" if self.direction == "minimize" else "greatest"

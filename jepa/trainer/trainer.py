@@ -18,51 +18,52 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.trainer import checkpoint, collapse
+from jepa.checkpoint import plain as checkpoint
+from jepa.checkpoint.load import locate
+from jepa.checkpoint.saver import Format, Saver
+from jepa.distributed.collectives import (
+    TIMEOUT_SECONDS,
+    all_reduce_max,
+    all_reduce_sum,
+    broadcast_from_rank0,
+    first_not_none_over_ranks,
+    get_rank,
+    get_world_size,
+    init_process_group,
+    is_rank0,
+    no_collectives,
+    propagate_failure,
+)
+from jepa.distributed.launch import read_launch
+from jepa.distributed.layers import checkpoint_activations, compile_blocks
+from jepa.distributed.parallel import Parallel, StrategyName, full_scalar, gather_full_tensors
+from jepa.trainer import collapse
 from jepa.trainer.best import BestCheckpoints
-from jepa.trainer.blocks import checkpoint_activations, compile_blocks
 from jepa.trainer.callbacks import Callback
 from jepa.trainer.due import due, period
 from jepa.trainer.duties import measure_and_save
 from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms
 from jepa.trainer.loggers import Logger, RunInfo
 from jepa.trainer.measure import StepMeter, slowest_of_ranks, to_floats
-from jepa.trainer.parallel import Parallel, StrategyName, whole, whole_scalar
 from jepa.trainer.precision import Precision, clip_gradients, resolve_device
 from jepa.trainer.prefetch import prefetch, to_device
 from jepa.trainer.profile import Profile
 from jepa.trainer.run_folder import RunFolder
-from jepa.trainer.saver import Format, Saver
 from jepa.trainer.settings import (
     check_micro_batch_size,
     check_positive,
     check_processes,
     check_statistics,
-    make_horizon,
+    make_run_length,
 )
 from jepa.trainer.signals import StopRequest
 from jepa.trainer.state import restore, state_of
 from jepa.trainer.validation import validation_loss
-from jepa.types import Batch, Draw, Schedule
+from jepa.types import Batch, Schedule, StepRandomness
 from jepa.utils.batches import batch_length, batch_slice
-from jepa.utils.distributed import (
-    TIMEOUT_SECONDS,
-    alone,
-    first_of_ranks,
-    from_main,
-    is_main,
-    join,
-    largest,
-    rank,
-    telling_others,
-    total,
-    world_size,
-)
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
-from jepa.utils.launch import read_launch
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed
-from jepa.utils.weights import locate
 
 log = logging.getLogger("jepa")
 
@@ -73,8 +74,8 @@ MOST_SKIPPED = 20
 class Trainer:
     """Trains a model on data. Override `training_step` for a method of your own.
 
-    model: has `loss`, `prepare(batch, draw)`, `forward(batch)`, `set_step(step, horizon)` and
-        `update_target(step, horizon)`.
+    model: has `loss`, `prepare(batch, rng)`, `forward(batch)`, `set_step(step, run_length)` and
+        `update_target(step, run_length)`.
     data: has `batch_size` (global), `spec`, `train_batches(...)`, `validation_batches(...)`.
     optimizer: built over the model's parameters; groups with `decays` follow the weight-decay schedule.
     scheduler: schedules `lr` and `weight_decay`, called at the number of the update, from 1.
@@ -86,14 +87,14 @@ class Trainer:
     plan, preview: sentences about the run to say before it; what shows the whole run where dry_run is set.
     nodes, devices: machines, and processes on each, that the run is meant for; refused where other numbers were
         started. None takes what there is.
-    strategy, backend, timeout_seconds, find_unused_parameters: see `jepa.trainer.parallel.Parallel`,
-        `jepa.utils.distributed.join`; find_unused_parameters None looks for them where training_step is overridden.
+    strategy, backend, timeout_seconds, find_unused_parameters: see `jepa.distributed.parallel.Parallel`,
+        `jepa.distributed.collectives`; find_unused_parameters None: looked for where training_step is overridden.
     precision, attention, tf32, deterministic, detect_anomaly: see `jepa.trainer.precision.Precision`.
-    activation_checkpointing, compile: of each layer (`jepa.trainer.blocks`); compile may name a backend of torch.
+    activation_checkpointing, compile: of each layer (`jepa.distributed.layers`); compile may name a backend of torch.
     max_steps, max_samples, max_epochs: the length of the run; of several the first of these wins.
     limit_train_batches, limit_val_batches: cut an epoch and the validation short.
     micro_batch_size: samples per forward pass on a device; None takes each rank's share of the batch at once.
-    checkpoint_dir, checkpoint_format, async_save: see `jepa.trainer.saver.Saver`; None is `checkpoints` in the run
+    checkpoint_dir, checkpoint_format, async_save: see `jepa.checkpoint.saver.Saver`; None is `checkpoints` in the run
         folder. save_every_minutes goes by the clock of rank 0.
     best_metric, best_mode, best_k: which checkpoints to keep beside the last.
     resume: None starts afresh and refuses a folder that holds a checkpoint; "auto" continues from it if there is
@@ -169,13 +170,13 @@ class Trainer:
             keep_freed_memory()
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-        join(self.device, backend, timeout_seconds)
-        self.rank, self.world_size = rank(), world_size()
+        init_process_group(self.device, backend, timeout_seconds)
+        self.rank, self.world_size = get_rank(), get_world_size()
         check_processes(nodes, devices, self.world_size if not dry_run else None)
         self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
         self.evaluation, self.random_init, self.monitor = evaluation, random_init, monitor
         self.plan, self.preview, self.dry_run, self.profile = plan, preview, dry_run, profile
-        self.loggers = dict(loggers or {}) if is_main() else {}
+        self.loggers = dict(loggers or {}) if is_rank0() else {}
         self.callbacks = dict(callbacks or {})
         self.seed, self.strategy = seed, strategy
         self.precision = Precision(
@@ -186,7 +187,7 @@ class Trainer:
             deterministic=deterministic,
             detect_anomaly=detect_anomaly,
         )
-        self.horizon = make_horizon(
+        self.run_length = make_run_length(
             max_epochs,
             max_steps,
             max_samples,
@@ -209,18 +210,18 @@ class Trainer:
         )
         self.grad_clip_norm, self.grad_clip_value = grad_clip_norm, grad_clip_value
         self.log_every, self.log_gradients = log_every, log_gradients
-        self.validate_every = period("validate", validate_every_epochs, validate_every_steps, self.horizon)
-        self.save_every = period("save", save_every_epochs, save_every_steps, self.horizon)
+        self.validate_every = period("validate", validate_every_epochs, validate_every_steps, self.run_length)
+        self.save_every = period("save", save_every_epochs, save_every_steps, self.run_length)
         self.save_every_minutes = save_every_minutes
-        self.snapshot_every = period("snapshot", snapshot_every_epochs, snapshot_every_steps, self.horizon)
+        self.snapshot_every = period("snapshot", snapshot_every_epochs, snapshot_every_steps, self.run_length)
         self.evaluate_every = self.probe_every = None
         if evaluation is not None:
             every = (evaluation.every_epochs, evaluation.every_steps)
-            self.evaluate_every = period("evaluation", *every, self.horizon)
+            self.evaluate_every = period("evaluation", *every, self.run_length)
             online = (evaluation.online_every_epochs, evaluation.online_every_steps)
-            self.probe_every = period("evaluation.online", *online, self.horizon)
+            self.probe_every = period("evaluation.online", *online, self.run_length)
         self.best = BestCheckpoints(k=best_k, metric=best_metric, mode=best_mode)
-        run_dir = Path(from_main(lambda: str(run_dir)))
+        run_dir = Path(broadcast_from_rank0(lambda: str(run_dir)))
         folder = Path(checkpoint_dir) if checkpoint_dir else run_dir / "checkpoints"
         self.saver = Saver(folder, kind=checkpoint_format, asynchronous=async_save)
         self.folder = RunFolder(run_dir, dict(config or {}), resume, self.saver)
@@ -276,10 +277,12 @@ class Trainer:
 
         A batch that has been prepared is returned as it is.
         """
-        if "draw" in batch:
+        if "rng" in batch:
             return batch
         count = batch_length(batch)
-        return self.prepared(batch, Draw(seed=self.step_seed, step=self.step, total=count, start=0, count=count))
+        return self.prepared(
+            batch, StepRandomness(seed=self.step_seed, step=self.step, total=count, start=0, count=count)
+        )
 
     def stop(self, reason: str) -> None:
         """End the run after this step as if it were the last: evaluated, saved, results written.
@@ -313,12 +316,12 @@ class Trainer:
     def fit(self) -> dict[str, float]:
         """Train to the end, evaluate, and give the last value of every metric."""
         if self.dry_run:
-            with telling_others(), self.precision.kernels():
-                if is_main():
-                    with alone():
+            with propagate_failure(), self.precision.kernels():
+                if is_rank0():
+                    with no_collectives():
                         self.preview(self)
             return {}
-        with self.folder.telling_the_end(), telling_others(), self.precision.kernels():
+        with self.folder.telling_the_end(), propagate_failure(), self.precision.kernels():
             return self._fit()
 
     def _fit(self) -> dict[str, float]:
@@ -327,7 +330,7 @@ class Trainer:
             why = f" ({self.stopped}; other callbacks, another monitor or a longer run go on)" if self.stopped else ""
             self.say(f"{start}: the run has ended{why}, nothing is left to do")
             return self.metrics
-        run = RunInfo(self.folder.path, self.step, self.horizon, self.folder.config, redo=self.pending)
+        run = RunInfo(self.folder.path, self.step, self.run_length, self.folder.config, redo=self.pending)
         with contextlib.ExitStack() as stack:
             for logger in self.loggers.values():
                 logger.open(run)
@@ -343,7 +346,9 @@ class Trainer:
                 self._say_what_is_missing()
                 self.saver.wait()
             self.folder.tell(state="done", reason=self.stopped, **self.progress())
-            number = int(largest(torch.tensor([float(self.stop_request.number or 0)], device=self.device)).item())
+            number = int(
+                all_reduce_max(torch.tensor([float(self.stop_request.number or 0)], device=self.device)).item()
+            )
             if number:  # came after the last step: the run is whole, a sweep ends
                 raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", number)
         return self.metrics
@@ -360,36 +365,36 @@ class Trainer:
             return
         for callback in self.callbacks.values():
             getattr(callback, event)(self, *arguments)
-        self.stopped = self.stopped or first_of_ranks(self._stop_asked)
+        self.stopped = self.stopped or first_not_none_over_ranks(self._stop_asked)
 
     def _begin(self) -> str:
         """Load the checkpoint to go on from, if any, then lay the folder out; gives a sentence that says which.
 
         Nothing in the folder has been touched when this raises.
         """
-        source = from_main(self.folder.source)
+        source = broadcast_from_rank0(self.folder.source)
         # From before the last one: what stands there as healthy may come from later.
-        self.resumed = source is not None and source == from_main(lambda: self.folder.last)
+        self.resumed = source is not None and source == broadcast_from_rank0(lambda: self.folder.last)
         if source is not None:
             self.load_checkpoint(source)
-            start = f"resumed from {source} at step {self.step} of {self.horizon.max_steps}"
+            start = f"resumed from {source} at step {self.step} of {self.run_length.max_steps}"
         elif self.step > 0:
             start = f"going on from step {self.step} in the new run folder {self.folder.path}"
         else:
             start = f"training from scratch in {self.folder.path}"
-        if self.step > self.horizon.max_steps:
+        if self.step > self.run_length.max_steps:
             raise UserError(
                 f"the checkpoint {source} is at step {self.step}, past the end of this run "
-                f"({self.horizon.max_steps} steps): raise trainer.max_epochs or trainer.max_steps"
+                f"({self.run_length.max_steps} steps): raise trainer.max_epochs or trainer.max_steps"
             )
-        from_main(lambda: self.folder.lay_out(begins=self.pending or not self.ended))
-        self.model.set_step(max(0, self.step - 1), self.horizon)
+        broadcast_from_rank0(lambda: self.folder.lay_out(begins=self.pending or not self.ended))
+        self.model.set_step(max(0, self.step - 1), self.run_length)
         return start
 
     @property
     def ended(self) -> bool:
         """Whether the run is over, by its length or because `stop` was called."""
-        return self.step == self.horizon.max_steps or self.stopped is not None
+        return self.step == self.run_length.max_steps or self.stopped is not None
 
     def _train(self) -> None:
         """Train to the end; once more from the last healthy checkpoint after each rollback."""
@@ -425,7 +430,7 @@ class Trainer:
             if self.signal:
                 self.folder.tell(**self.progress())
                 raise Interrupted(
-                    f"stopped at step {self.step} of {self.horizon.max_steps}; the checkpoint is "
+                    f"stopped at step {self.step} of {self.run_length.max_steps}; the checkpoint is "
                     f"{self.folder.last}; go on with resume={self.folder.path}",
                     self.signal,
                 )
@@ -434,9 +439,9 @@ class Trainer:
             begun = time.perf_counter()
 
     def _start_profile(self) -> Profile | None:
-        if not (self.profile and is_main()):
+        if not (self.profile and is_rank0()):
             return None
-        return Profile(folder=self.folder.path, start=self.step, stop=self.horizon.max_steps, device=self.device)
+        return Profile(folder=self.folder.path, start=self.step, stop=self.run_length.max_steps, device=self.device)
 
     def _say_profile(self, table: Any | None) -> None:
         if table is not None:
@@ -447,7 +452,7 @@ class Trainer:
         batches = self.data.train_batches(
             seed=self.step_seed,
             start_step=self.step,
-            stop_step=self.horizon.max_steps,
+            stop_step=self.run_length.max_steps,
             rank=self.rank,
             world_size=self.world_size,
         )
@@ -465,14 +470,14 @@ class Trainer:
         self.parallel.check_gradients()
         self.precision.scaler.unscale_(self.optimizer)
         values |= self._gradient_norms() if logs else {}
-        values["grad_norm"] = whole_scalar(clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value))
+        values["grad_norm"] = full_scalar(clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value))
         ratio = UpdateRatio(self.model)
         if logs:
             ratio.keep()
         if self._may_step(values):
             self.precision.scaler.step(self.optimizer)
             self.precision.scaler.update()
-            scheduled |= self.model.update_target(self.step, self.horizon)
+            scheduled |= self.model.update_target(self.step, self.run_length)
         else:
             self.precision.skip_step()
         if logs:
@@ -490,10 +495,12 @@ class Trainer:
         for start in range(0, share, size):
             part = batch_slice(batch, slice(start, start + size))
             first = self.rank * share + start
-            draw = Draw(seed=self.step_seed, step=self.step, total=self.data.batch_size, start=first, count=size)
+            rng = StepRandomness(
+                seed=self.step_seed, step=self.step, total=self.data.batch_size, start=first, count=size
+            )
             with self.parallel.synchronised(last=start + size == share):
                 with self.precision.autocast():
-                    outputs = self.parallel(self.training_step, self.prepared(part, draw), self.step)
+                    outputs = self.parallel(self.training_step, self.prepared(part, rng), self.step)
                 outputs = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
                 self.precision.scaler.scale(outputs["loss"] * (size / share)).backward()
             for name, value in outputs.items():
@@ -501,20 +508,20 @@ class Trainer:
                 sums[f"train/{name}"] = sums[f"train/{name}"] + value if f"train/{name}" in sums else value
         return sums
 
-    def prepared(self, batch: Batch, draw: Draw) -> Batch:
+    def prepared(self, batch: Batch, rng: StepRandomness) -> Batch:
         """A batch on the device with the random choices of a draw made by the model."""
-        return {**self.model.prepare(to_device(batch, self.device), draw), "draw": draw}
+        return {**self.model.prepare(to_device(batch, self.device), rng), "rng": rng}
 
     def _set_schedules(self) -> dict[str, float]:
         """Put the learning rate, weight decay and loss weights of this update in force."""
         update = self.step + 1
-        values = {name: schedule(update, self.horizon) for name, schedule in self.scheduler.items()}
+        values = {name: schedule(update, self.run_length) for name, schedule in self.scheduler.items()}
         values["lr"] *= self.rate_factor
         for group in self.optimizer.param_groups:
             group["lr"] = values["lr"]
             if group.get("decays") and "weight_decay" in values:
                 group["weight_decay"] = values["weight_decay"]
-        return values | self.model.set_step(self.step, self.horizon)
+        return values | self.model.set_step(self.step, self.run_length)
 
     def _gradient_norms(self) -> dict[str, Tensor]:
         return module_norms(self.model) | (parameter_norms(self.model) if self.log_gradients else {})
@@ -526,8 +533,8 @@ class Trainer:
         """
         bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
         late = self.save_every_minutes and time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
-        asked = bad.new_tensor([self.stop_request.number or 0, bool(late) and is_main()], dtype=torch.float32)
-        loss_bad, norm_bad, signal, late = largest(torch.cat([bad.float(), asked])).tolist()
+        asked = bad.new_tensor([self.stop_request.number or 0, bool(late) and is_rank0()], dtype=torch.float32)
+        loss_bad, norm_bad, signal, late = all_reduce_max(torch.cat([bad.float(), asked])).tolist()
         self.signal, self.save_asked = int(signal), bool(late)
         if not (loss_bad or norm_bad):
             self._skipped = 0
@@ -577,13 +584,13 @@ class Trainer:
             metrics |= collapse.measure(self, values)
         if logs:
             self.folder.tell_progress(**self.progress(), samples_per_second=metrics["samples_per_second"])
-        if self.step == self.horizon.max_steps:
+        if self.step == self.run_length.max_steps:
             metrics |= self.costs()
         return self.log(metrics)
 
     def progress(self) -> dict[str, Any]:
         """Where the run is, for its status."""
-        where = {"step": self.step, "max_steps": self.horizon.max_steps}
+        where = {"step": self.step, "max_steps": self.run_length.max_steps}
         return {**where, "train_seconds": self.train_seconds, "verdict": self.verdict}
 
     @property
@@ -599,12 +606,12 @@ class Trainer:
         """
         parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         samples = float(self.step * self.data.batch_size)
-        seconds = from_main(lambda: self.train_seconds)
+        seconds = broadcast_from_rank0(lambda: self.train_seconds)
         return {"cost/seconds": seconds, "cost/samples": samples, "cost/parameters": float(parameters)}
 
     def logs_at(self, step: int) -> bool:
         """Whether the values of the step that ends at this count are logged."""
-        return due(step, self.log_every) or step in (1, self.horizon.max_steps)
+        return due(step, self.log_every) or step in (1, self.run_length.max_steps)
 
     def validate(self) -> float:
         """Mean loss on the held-out split, with masks that are the same every time."""
@@ -617,7 +624,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Everything a checkpoint holds. Every rank calls this; sharded tensors are gathered for the plain format."""
         state = state_of(self)
-        return state if self.saver.kind == "sharded" else whole(state)
+        return state if self.saver.kind == "sharded" else gather_full_tensors(state)
 
     def save_checkpoint(self, path: str | Path | None = None, include_optimizer: bool = True) -> None:
         """Write a checkpoint; without a path to the run folder's last. Raises CheckpointError if it cannot.
@@ -627,10 +634,10 @@ class Trainer:
         if path is None:
             self.saver.save(self.state(), ["last"], [])
             return
-        state = whole(state_of(self))
+        state = gather_full_tensors(state_of(self))
         if not include_optimizer:
             state |= {"optimizer": None, "scaler": None}
-        from_main(lambda: checkpoint.write(Path(path), state))
+        broadcast_from_rank0(lambda: checkpoint.write(Path(path), state))
 
     def load_checkpoint(self, path: str | Path, load_optimizer: bool = True) -> None:
         """Take weights, step and, unless told not to, optimizer state from a checkpoint or run folder.
@@ -643,14 +650,14 @@ class Trainer:
     def log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         self.metrics.update(metrics)
         for logger in self.loggers.values():
-            logger.log({"epoch": self.horizon.epoch(self.step), **metrics}, self.step)
+            logger.log({"epoch": self.run_length.epoch(self.step), **metrics}, self.step)
         self._tell_callbacks("measured", metrics)
         return metrics
 
     def _reduced(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
         """Values as floats, those of the training step as the mean over ranks."""
         names = [name for name in values if name.startswith("train/")]
-        means = total(torch.stack([values[name] for name in names])) / self.world_size
+        means = all_reduce_sum(torch.stack([values[name] for name in names])) / self.world_size
         return to_floats({**values, **dict(zip(names, means))})
 
     def say(self, text: Any) -> None:
@@ -667,7 +674,7 @@ class Trainer:
         how = f" with {self.parallel.name.upper()}" if self.parallel.name != "single" else ""
         return [
             f"{millions:.2f} M trainable parameters, {self.data.spec.num_train:,} training samples, "
-            f"{self.horizon.max_steps:,} steps of {self.data.batch_size}{split} on {self.device.type}{how} in "
+            f"{self.run_length.max_steps:,} steps of {self.data.batch_size}{split} on {self.device.type}{how} in "
             f"{self.precision.name}"
         ]
 
@@ -682,7 +689,7 @@ class Trainer:
             )
 
     def _announce(self, start: str) -> None:
-        for line in (start, *self.in_words(), *(self.plan(self.horizon) if self.plan else ())):
+        for line in (start, *self.in_words(), *(self.plan(self.run_length) if self.plan else ())):
             self.say(line)
         if self.strategy != "auto" and self.world_size == 1:
             self.say(

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from jepa.types import Batch, Draw
+from jepa.distributed.collectives import all_reduce_sum, get_rank, get_world_size, no_collectives
+from jepa.types import Batch, StepRandomness
 from jepa.utils.batches import batch_length, batch_slice
-from jepa.utils.distributed import alone, rank, total, world_size
 from jepa.utils.random import derive_seed
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def validation_loss(trainer: Trainer, limit_batches: int | None = None) -> float
     """
     trainer.model.eval()
     seed = derive_seed(trainer.seed, "validation")
-    ranks, size = world_size(), trainer.micro_batch_size * world_size()
+    ranks, size = get_world_size(), trainer.micro_batch_size * get_world_size()
     sums = torch.zeros(2, device=trainer.device)
     for number, batch in enumerate(islice(trainer.data.validation_batches(batch_size=size), limit_batches)):
         count = batch_length(batch)
@@ -32,23 +32,23 @@ def validation_loss(trainer: Trainer, limit_batches: int | None = None) -> float
         whole, start = divmod(number * size, trainer.data.batch_size)
         drawn = min(trainer.data.batch_size, trainer.data.spec.num_test - whole * trainer.data.batch_size)
         if count < ranks:  # too few to share: all ranks do the same
-            draw = Draw(seed=seed, step=whole, total=drawn, start=start, count=count)
-            with alone():
-                sums += _loss(trainer, batch, draw) * count / ranks
+            rng = StepRandomness(seed=seed, step=whole, total=drawn, start=start, count=count)
+            with no_collectives():
+                sums += _loss(trainer, batch, rng) * count / ranks
             continue
-        first, last = (count * r // ranks for r in (rank(), rank() + 1))
+        first, last = (count * r // ranks for r in (get_rank(), get_rank() + 1))
         mine = batch_slice(batch, slice(first, last))
-        draw = Draw(seed=seed, step=whole, total=drawn, start=start + first, count=last - first)
-        sums += _loss(trainer, mine, draw) * (last - first)
-    loss, samples = total(sums).tolist()
+        rng = StepRandomness(seed=seed, step=whole, total=drawn, start=start + first, count=last - first)
+        sums += _loss(trainer, mine, rng) * (last - first)
+    loss, samples = all_reduce_sum(sums).tolist()
     return loss / samples
 
 
-def _loss(trainer: Trainer, batch: Batch, draw: Draw) -> torch.Tensor:
+def _loss(trainer: Trainer, batch: Batch, rng: StepRandomness) -> torch.Tensor:
     """[loss, 1] of one batch."""
 
     def forward() -> torch.Tensor:
-        return trainer.criterion(trainer.model(trainer.prepared(batch, draw)))["loss"]
+        return trainer.criterion(trainer.model(trainer.prepared(batch, rng)))["loss"]
 
     with trainer.precision.autocast():
         loss = trainer.parallel(forward)

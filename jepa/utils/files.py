@@ -7,8 +7,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from jepa.checkpoint.load import reason
 from jepa.utils.errors import UserError
-from jepa.utils.weights import reason
 
 RUN_FILES = ("results.json", "metrics.jsonl", "config.yaml")
 

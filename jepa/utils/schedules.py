@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from jepa.types import Horizon, Schedule
+from jepa.types import RunLength, Schedule
 
-SAMPLE_RUN = Horizon(max_steps=10_000, steps_per_epoch=100, batch_size=64)
+SAMPLE_RUN = RunLength(max_steps=10_000, steps_per_epoch=100, batch_size=64)
 """A run of 100 epochs, long enough for the warm-ups in use."""
 
 

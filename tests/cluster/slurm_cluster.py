@@ -27,7 +27,7 @@ NODES = ("127.0.0.1", "127.0.0.2")
 """Addresses as names: submitit makes the first node's name MASTER_ADDR, and processes must find it."""
 
 PORTS = range(10000, 20000)
-"""Below those the system hands out, and beside those of jepa.utils.launch, so that nobody takes one meanwhile."""
+"""Below those the system hands out, and beside those of jepa.distributed.launch, so that nobody takes one meanwhile."""
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "TIMEOUT"}
 

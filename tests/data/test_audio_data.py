@@ -15,7 +15,7 @@ from jepa.data.sources.base import Splits
 from jepa.data.sources.sounds import SoundFiles, audio_folder, fsdd
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
-from jepa.utils.spectrogram import LogMel
+from jepa.utils.log_mel import LogMel
 
 RATE = 8000
 

@@ -14,23 +14,23 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from jepa.losses import SIGReg
-from jepa.trainer.batch_norm import RankBatchNorm, span_ranks
-from jepa.types import Draw, Latents
-from jepa.utils.distributed import (
-    alone,
-    from_main,
-    gather_over_ranks,
-    join,
-    largest,
-    leave,
+from jepa.distributed.batch_norm import RankBatchNorm, span_ranks
+from jepa.distributed.collectives import (
+    all_gather_rows,
+    all_reduce_max,
+    all_reduce_sum,
+    all_reduce_sum_with_gradient,
+    broadcast_from_rank0,
+    destroy_process_group,
+    get_rank,
+    get_world_size,
+    init_process_group,
     mean_over_ranks,
-    rank,
-    rows_over_ranks,
-    sum_over_ranks,
-    total,
-    world_size,
+    no_collectives,
+    row_offset,
 )
+from jepa.losses import SIGReg
+from jepa.types import Latents, StepRandomness
 from jepa.utils.errors import UserError
 
 CLOSE = {"rtol": 2e-5, "atol": 1e-6}
@@ -39,7 +39,7 @@ EVEN, UNEVEN = (8, 8), (11, 5)
 
 def mine(tensor: torch.Tensor, sizes: tuple[int, int]) -> torch.Tensor:
     """This rank's part along the first axis."""
-    return tensor.split(sizes)[rank()]
+    return tensor.split(sizes)[get_rank()]
 
 
 def randn(*shape: int) -> torch.Tensor:
@@ -48,7 +48,7 @@ def randn(*shape: int) -> torch.Tensor:
 
 def gradients_of(loss, parameters) -> list[torch.Tensor]:
     """Gradients of the mean of the ranks' losses, as DDP takes them."""
-    return [total(g) / world_size() for g in torch.autograd.grad(loss, parameters)]
+    return [all_reduce_sum(g) / get_world_size() for g in torch.autograd.grad(loss, parameters)]
 
 
 def same(one, other) -> None:
@@ -67,7 +67,10 @@ def check_sum_and_mean():
         assert int(count) == 16
         same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])
         part = mine(x, sizes) @ weight
-        loss, expected = sum_over_ranks(part.exp().sum(0)).log().sum(), (x @ weight).exp().sum(0).log().sum()
+        loss, expected = (
+            all_reduce_sum_with_gradient(part.exp().sum(0)).log().sum(),
+            (x @ weight).exp().sum(0).log().sum(),
+        )
         same(loss, expected)
         same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])
 
@@ -76,13 +79,13 @@ def check_gathered_rows():
     weight = randn(4, 3).requires_grad_()
     for sizes in (EVEN, UNEVEN, (0, 16)):
         x = randn(16, 4)
-        place = rows_over_ranks(len(mine(x, sizes)))
-        assert place == (rank() * sizes[0], 16)
+        place = row_offset(len(mine(x, sizes)))
+        assert place == (get_rank() * sizes[0], 16)
         for index in (None, torch.tensor([15, 0, 7, 8, 0])):
-            rows = gather_over_ranks(mine(x, sizes) @ weight, index)
+            rows = all_gather_rows(mine(x, sizes) @ weight, index)
             expected = x @ weight if index is None else (x @ weight)[index]
             same(rows, expected)
-            given = gather_over_ranks(mine(x, sizes), index, place=place)
+            given = all_gather_rows(mine(x, sizes), index, place=place)
             assert torch.equal(given, x if index is None else x[index])
             loss, expected = rows.exp().sum(), expected.exp().sum()
             same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])
@@ -92,10 +95,10 @@ def check_sigreg():
     term, weight = SIGReg(num_slices=8), randn(4, 6).requires_grad_()
     for sizes in (EVEN, UNEVEN):
         x = randn(16, 2, 4)  # (B, V, D)
-        draw = Draw(seed=3, step=5, total=16, start=0, count=16)
-        loss = term(Latents(projections=(mine(x, sizes) @ weight).transpose(0, 1), draw=draw))
-        with alone():
-            expected = term(Latents(projections=(x @ weight).transpose(0, 1), draw=draw))
+        rng = StepRandomness(seed=3, step=5, total=16, start=0, count=16)
+        loss = term(Latents(projections=(mine(x, sizes) @ weight).transpose(0, 1), rng=rng))
+        with no_collectives():
+            expected = term(Latents(projections=(x @ weight).transpose(0, 1), rng=rng))
             whole = torch.autograd.grad(expected, [weight])[0]
         same(loss, expected)
         same(gradients_of(loss, [weight])[0], whole)
@@ -132,7 +135,7 @@ def check_batch_norm_passes_gradients_to_its_inputs():
     own, x = RankBatchNorm(4), randn(16, 4)
     weight = randn(4, 4).requires_grad_()
     loss = own(mine(x, UNEVEN) @ weight).pow(3).sum() / 8
-    with alone():
+    with no_collectives():
         expected = torch.autograd.grad(own(x @ weight).pow(3).mean() * 4, [weight])[0]
     torch.testing.assert_close(gradients_of(loss, [weight])[0], expected, rtol=1e-3, atol=1e-4)
 
@@ -146,23 +149,23 @@ def check_batch_norm_of_large_means():
 
 def check_alone():
     x = torch.ones(3)
-    with alone():
-        assert (rank(), world_size()) == (0, 1)
-        same(sum_over_ranks(x), x)
-    assert world_size() == 2
-    same(sum_over_ranks(x), 2 * x)
+    with no_collectives():
+        assert (get_rank(), get_world_size()) == (0, 1)
+        same(all_reduce_sum_with_gradient(x), x)
+    assert get_world_size() == 2
+    same(all_reduce_sum_with_gradient(x), 2 * x)
 
 
 def check_agreement():
-    assert largest(torch.tensor([rank(), 5 - rank()])).tolist() == [1, 5]
-    assert from_main(lambda: f"from {rank()}") == "from 0"
+    assert all_reduce_max(torch.tensor([get_rank(), 5 - get_rank()])).tolist() == [1, 5]
+    assert broadcast_from_rank0(lambda: f"from {get_rank()}") == "from 0"
 
     def fail():
         raise UserError("only rank 0 knows")
 
     message = ""
     try:
-        from_main(fail)
+        broadcast_from_rank0(fail)
     except UserError as error:
         message = str(error)
     assert message == "only rank 0 knows"
@@ -174,7 +177,7 @@ CHECKS = {name.removeprefix("check_"): function for name, function in globals().
 def main(path: str, checks: dict[str, Callable[[], None]]) -> None:
     """Run all checks in this rank."""
     torch.set_num_threads(1)
-    join(torch.device("cpu"))
+    init_process_group(torch.device("cpu"))
     results = {}
     for name, check in checks.items():
         try:
@@ -183,8 +186,8 @@ def main(path: str, checks: dict[str, Callable[[], None]]) -> None:
         except Exception:
             results[name] = traceback.format_exc()
         dist.barrier()
-    torch.save(results, f"{path}{rank()}.pt")
-    leave()
+    torch.save(results, f"{path}{get_rank()}.pt")
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -11,9 +11,9 @@ import torch
 
 from jepa.data.sources.base import Splits, TensorImages
 from jepa.data.sources.grey import digits
+from jepa.distributed import failure as peers
 from jepa.models import MaskedJEPA
 from jepa.trainer import Callback, Trainer
-from jepa.utils import peers
 from jepa.utils.errors import UserError
 from jepa.utils.tensors import gather_tokens, layer_norm
 

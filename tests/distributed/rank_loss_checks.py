@@ -12,12 +12,12 @@ import torch
 from rank_checks import EVEN, UNEVEN, gradients_of, main, mine, randn, same
 from torch import nn
 
+from jepa.distributed.collectives import no_collectives
 from jepa.losses import Covariance, InfoNCE, Objective, SIGReg, Variance
-from jepa.types import Draw, Latents
-from jepa.utils.distributed import alone
+from jepa.types import Latents, StepRandomness
 
 BATCH, BLOCKS, TOKENS, VIEWS, DIM, WIDTH = 16, 2, 3, 2, 6, 5
-DRAW = Draw(seed=3, step=5, total=BATCH, start=0, count=BATCH)
+DRAW = StepRandomness(seed=3, step=5, total=BATCH, start=0, count=BATCH)
 
 
 class Network(nn.Module):
@@ -48,7 +48,7 @@ class Network(nn.Module):
             positions=[part(self.positions)],
             embeddings=embeddings,
             projections=embeddings,
-            draw=DRAW,
+            rng=DRAW,
         )
 
 
@@ -56,7 +56,7 @@ def agrees(term: nn.Module, weighted: bool = False) -> None:
     """Value and gradients of a term in two ranks are those of one process, for even and uneven shares."""
     network = Network(weighted)
     parameters = [network.maps[2]] if term.needs == ("projections",) else list(network.maps[:2])
-    with alone():
+    with no_collectives():
         expected = term(network())
         gradients = torch.autograd.grad(expected, parameters)
     assert all(gradient.abs().max() > 1e-3 for gradient in gradients)
@@ -100,7 +100,7 @@ def check_statistics_of_large_means():
     """Sums of squares about 0 would cancel here."""
     for term in (Variance(margin=10.0), Covariance()):
         x = (randn(VIEWS, BATCH, WIDTH) + 3000).float()
-        with alone():
+        with no_collectives():
             expected, centred = (term(Latents(projections=views)) for views in (x, x - 3000))
         part = mine(x.transpose(0, 1), UNEVEN).transpose(0, 1)
         torch.testing.assert_close(term(Latents(projections=part)), expected, rtol=1e-3, atol=1e-3)
@@ -122,7 +122,7 @@ def check_a_sum_of_terms():
     network = Network(weighted=True)
     objective = Objective(terms=terms, embedding_dim=WIDTH, projector=partial(head, out_dim=4))
     parameters = [*network.parameters(), *objective.parameters()]
-    with alone():
+    with no_collectives():
         expected = objective(network())
         gradients = torch.autograd.grad(expected["loss"], parameters)
     values = objective(network(UNEVEN))

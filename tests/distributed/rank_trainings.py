@@ -18,17 +18,17 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from jepa import load_config
-from jepa.build import build_trainer
-from jepa.trainer.parallel import whole
-from jepa.types import Draw
-from jepa.utils.distributed import leave, rank
+from jepa.config.build import build_trainer
+from jepa.distributed.collectives import destroy_process_group, get_rank
+from jepa.distributed.parallel import gather_full_tensors
+from jepa.types import StepRandomness
 from jepa.utils.errors import UserError
 
 BASE = [
     "data.batch_size=32",
-    "model.encoder.dim=32",
+    "model.encoder.embed_dim=32",
     "model.encoder.depth=2",
-    "model.predictor.dim=32",
+    "model.predictor.embed_dim=32",
     "model.predictor.depth=1",
     "loss.projector.hidden=[32]",
     "loss.projector.out_dim=16",
@@ -123,7 +123,7 @@ def train(name: str, folder: Path) -> dict:
         "lines": lines,
         "step": trainer.step,
         "metrics": trainer.metrics,
-        "model": whole(trainer.model.state_dict(), on_all_ranks=True),
+        "model": gather_full_tensors(trainer.model.state_dict(), on_all_ranks=True),
         "scaler": trainer.precision.scaler.state_dict(),
         "wrapped": trainer.parallel.name,
     }
@@ -154,8 +154,8 @@ def shares(name: str, folder: Path) -> dict:
     batches, taken = trainer._batches(), []
     share = 32 // trainer.world_size
     for step in range(2):
-        draw = Draw(seed=0, step=step, total=32, start=trainer.rank * share, count=share)
-        batch = trainer.prepared(next(batches), draw)
+        rng = StepRandomness(seed=0, step=step, total=32, start=trainer.rank * share, count=share)
+        batch = trainer.prepared(next(batches), rng)
         taken.append({"views": batch["views"], **{f: getattr(batch["masks"][0], f) for f in ("context", "targets")}})
     return {"taken": taken}
 
@@ -169,11 +169,11 @@ def main(folder: Path, names: list[str]) -> None:
         try:
             result = kind(name, folder)
         except BaseException:
-            torch.save({"failed": traceback.format_exc()}, folder / f"{name}_{rank()}.pt")
+            torch.save({"failed": traceback.format_exc()}, folder / f"{name}_{get_rank()}.pt")
             raise
-        torch.save(result, folder / f"{name}_{rank()}.pt")
+        torch.save(result, folder / f"{name}_{get_rank()}.pt")
         print(f"{name} took {time.monotonic() - begun:.2f} s", flush=True)
-    leave()
+    destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from jepa.utils.weights import read_file
+from jepa.checkpoint.load import read_file
 
 pytestmark = pytest.mark.slow
 STEPS = 14

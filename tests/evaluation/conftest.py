@@ -41,12 +41,12 @@ class BarData:
 class RowEncoder(nn.Module):
     """Rows of the picture as tokens, through residual blocks and a final norm."""
 
-    def __init__(self, dim: int = 8, depth: int = 5):
+    def __init__(self, embed_dim: int = 8, depth: int = 5):
         super().__init__()
-        self.dim, self.depth = dim, depth
-        self.embed = nn.Linear(8, dim)
-        self.blocks = nn.ModuleList(nn.Linear(dim, dim) for _ in range(depth))
-        self.norm = nn.LayerNorm(dim)
+        self.embed_dim, self.depth = embed_dim, depth
+        self.embed = nn.Linear(8, embed_dim)
+        self.blocks = nn.ModuleList(nn.Linear(embed_dim, embed_dim) for _ in range(depth))
+        self.norm = nn.LayerNorm(embed_dim)
         self.calls = 0
 
     def forward(self, x, keep=None, valid=None, layers=None):
@@ -72,8 +72,8 @@ class RowModel(nn.Module):
     def encode_target(self, x, layers=None):
         return self.target.encoder(x, layers=layers)
 
-    def prepare(self, batch, draw):
-        return {**batch, "draw": draw}
+    def prepare(self, batch, rng):
+        return {**batch, "rng": rng}
 
     def forward(self, batch):
         views = batch["views"]

@@ -45,20 +45,20 @@ def test_heads_in_parallel_equal_each_head_alone():
 def test_attention_is_that_of_torch():
     """Absorbing the keys into the query and projecting values after the mean changes nothing."""
     random = torch.Generator().manual_seed(0)
-    heads = ParallelHeads(1, 12, 3, attention_heads=3, hidden=8, random=random)
+    num_heads = ParallelHeads(1, 12, 3, attention_heads=3, hidden=8, random=random)
     with torch.no_grad():
-        heads.query.normal_(generator=random)
-        heads.out_bias.normal_(generator=random)
+        num_heads.query.normal_(generator=random)
+        num_heads.out_bias.normal_(generator=random)
     tokens = torch.randn(5, 7, 12, generator=random)
     reference = torch.nn.MultiheadAttention(12, 3, batch_first=True)
     with torch.no_grad():
         # Its projections are (out, in) and stacked; those here are (in, out).
-        reference.in_proj_weight.copy_(torch.cat([torch.eye(12), heads.key[0].T, heads.value[0].T]))
+        reference.in_proj_weight.copy_(torch.cat([torch.eye(12), num_heads.key[0].T, num_heads.value[0].T]))
         reference.in_proj_bias.zero_()
-        reference.out_proj.weight.copy_(heads.out[0].T)
-        reference.out_proj.bias.copy_(heads.out_bias[0])
-    expected, _ = reference(heads.query[0].expand(5, 1, 12), tokens, tokens)
-    assert torch.allclose(heads._attend(tokens)[0], expected[:, 0], atol=1e-5)
+        reference.out_proj.weight.copy_(num_heads.out[0].T)
+        reference.out_proj.bias.copy_(num_heads.out_bias[0])
+    expected, _ = reference(num_heads.query[0].expand(5, 1, 12), tokens, tokens)
+    assert torch.allclose(num_heads._attend(tokens)[0], expected[:, 0], atol=1e-5)
 
 
 def test_optimizer_is_torchs_adamw_for_every_head():

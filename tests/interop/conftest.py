@@ -13,7 +13,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from jepa import build_trainer, load_config
-from jepa.utils.given import addable
+from jepa.config.stored import addable
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -62,13 +62,13 @@ def test_other_data(evaluate, run_folder, shared_dir, capsys):
 def test_a_published_file(evaluate, shared_dir):
     file = f"checkpoint={shared_dir / 'fixtures' / 'ijepa_tiny.pth.tar'}"
     data = ["data=digits", "data.image_size=32", "data.channels=3"]
-    scores = evaluate(file, "model.encoder.heads=4", *data, "evaluation.max_train_samples=40")
+    scores = evaluate(file, "model.encoder.num_heads=4", *data, "evaluation.max_train_samples=40")
     assert scores["trained"] != scores["random_init"]
     assert scores["collapse"]["verdict"] == "unknown"
-    with pytest.raises(UserError, match=r"give model.encoder.heads=<number>"):
+    with pytest.raises(UserError, match=r"give model.encoder.num_heads=<number>"):
         evaluate(file, *data)
     with pytest.raises(UserError, match="data is not set"):
-        evaluate(file, "model.encoder.heads=4")
+        evaluate(file, "model.encoder.num_heads=4")
 
 
 def test_random_weights_have_no_trained_row(evaluate, tiny, monkeypatch):

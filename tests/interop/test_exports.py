@@ -48,7 +48,7 @@ def test_timm(run, export, tmp_path, capsys):
     names = {"x": x}
     exec(code, names)
     assert names["features"].shape == (3, 32)
-    again = find_source(str(path)).open(given={"encoder.heads": model.encoder.heads})
+    again = find_source(str(path)).open(given={"encoder.num_heads": model.encoder.num_heads})
     assert torch.equal(again.model.encoder(x), model.encode_target(x))
     assert "features agree to" in capsys.readouterr().out
 
@@ -81,7 +81,7 @@ def test_torchscript(run, export, tmp_path, features):
 @torch.no_grad()
 def test_onnx(tmp_path):
     """Of one block, as torch takes seconds for each."""
-    config = {"image_size": 8, "channels": 1, "patch_size": 2, "dim": 32, "depth": 1, "heads": 2}
+    config = {"image_size": 8, "channels": 1, "patch_size": 2, "embed_dim": 32, "depth": 1, "num_heads": 2}
     encoder = vision_transformer(**config).eval()
     arguments = {"image_size": (8, 12), "channels": 1, "features": "tokens", "card": {}, "config": config}
     write_whole(tmp_path / "e.onnx", lambda path: export_encoder(encoder, path, kind="onnx", **arguments))
@@ -112,7 +112,7 @@ def test_what_a_writer_puts_beside_its_file_keeps_its_name(tmp_path):
 def test_a_published_file(shared_dir, export, tmp_path):
     checkpoint = shared_dir / "fixtures" / "ijepa_tiny.pth.tar"
     path = export(
-        f"checkpoint={checkpoint}", "model.encoder.heads=4", "format=timm", f"output={tmp_path / 'e.safetensors'}"
+        f"checkpoint={checkpoint}", "model.encoder.num_heads=4", "format=timm", f"output={tmp_path / 'e.safetensors'}"
     )
     arrays = np.load(shared_dir / "fixtures" / "ijepa_tiny_expected.npz")
     call = json.loads((tmp_path / "e.safetensors.json").read_text())["export"]["create_model"]
@@ -122,7 +122,7 @@ def test_a_published_file(shared_dir, export, tmp_path):
 
 def test_sizes_of_timm_take_its_name():
     with torch.device("meta"):
-        small = vision_transformer(image_size=32, channels=3, patch_size=4, dim=384, depth=12, heads=6)
+        small = vision_transformer(image_size=32, channels=3, patch_size=4, embed_dim=384, depth=12, num_heads=6)
         named = timm_vision_transformer(name="vit_small_patch14_reg4_dinov2", image_size=28, channels=3)
     call = timm_call(small, None, (32, 32))
     assert (call["model_name"], call["patch_size"]) == ("vit_small_patch16_224", 4)

@@ -8,11 +8,11 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+from jepa.checkpoint import sharded
 from jepa.interop import find_source, network_of
-from jepa.utils import sharded
 from jepa.utils.errors import CheckpointError, UserError
 
-HEADS = {"encoder.heads": 4}
+HEADS = {"encoder.num_heads": 4}
 
 
 @pytest.fixture(scope="module")
@@ -137,10 +137,10 @@ def test_what_does_not_fit_is_refused(published, tmp_path, change, message):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({}, r"does not say how many attention heads its encoder has: give model.encoder.heads=<number>"),
-        ({"encoder.heads": 5}, "model.encoder.heads=5 does not divide the width 48"),
-        ({**HEADS, "encoder.dim": 64}, r"model.encoder.dim=64, but .* has 48: leave it out"),
-        ({**HEADS, "predictor.heads": 7}, "model.predictor.heads=7 does not divide the width 24"),
+        ({}, r"does not say how many attention heads its encoder has: give model.encoder.num_heads=<number>"),
+        ({"encoder.num_heads": 5}, "model.encoder.num_heads=5 does not divide the width 48"),
+        ({**HEADS, "encoder.embed_dim": 64}, r"model.encoder.embed_dim=64, but .* has 48: leave it out"),
+        ({**HEADS, "predictor.num_heads": 7}, "model.predictor.num_heads=7 does not divide the width 24"),
         ({**HEADS, "encoder.head": 4}, "model.encoder.head=4: .* takes no such value"),
     ],
 )
@@ -208,7 +208,7 @@ def vit(tmp_path_factory):
 def test_a_timm_file(vit, tmp_path):
     model, path = vit
     x = torch.randn(2, 3, 16, 16)
-    given = {"encoder.heads": 2}
+    given = {"encoder.num_heads": 2}
     found = opened(path, given, image_size=(16, 16), channels=3)
     assert close(found.model.encoder(x), model.forward_features(x)[:, 1:])
     assert close(found.model.encoder(x, layers=[1, 0])[0], model.forward_features(x)[:, 1:])

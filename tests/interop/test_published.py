@@ -8,7 +8,7 @@ import torch
 
 from jepa.interop import load_published
 from jepa.optim import Cosine, Linear, WarmupCosine, parameter_groups
-from jepa.types import Horizon, Mask
+from jepa.types import Mask, RunLength
 from jepa.utils.errors import CheckpointError
 
 
@@ -46,13 +46,13 @@ def test_six_step_trajectory(fixture):
     path, expected = fixture
     model = load(path).train()
     steps_per_epoch, epochs, warmup, stretch = expected["meta"][-4:].tolist()
-    horizon = Horizon(max_steps=int(epochs * steps_per_epoch), steps_per_epoch=steps_per_epoch)
+    run_length = RunLength(max_steps=int(epochs * steps_per_epoch), steps_per_epoch=steps_per_epoch)
     lr = WarmupCosine(start=2e-4, peak=1e-3, final=1e-6, warmup_epochs=warmup, stretch=stretch)
     decay = Cosine(start=0.04, final=0.4, stretch=stretch)
     model.target.momentum = Linear(start=0.996, final=1.0, stretch=stretch)
     optimizer = torch.optim.AdamW(parameter_groups(model), fused=True)
     for step in range(6):
-        values = {"lr": lr(step + 1, horizon), "weight_decay": decay(step + 1, horizon)}
+        values = {"lr": lr(step + 1, run_length), "weight_decay": decay(step + 1, run_length)}
         assert values["lr"] == pytest.approx(expected["trajectory_lr"][step].item(), rel=1e-6)
         assert values["weight_decay"] == pytest.approx(expected["trajectory_wd"][step].item(), rel=1e-6)
         for group in optimizer.param_groups:
@@ -64,7 +64,7 @@ def test_six_step_trajectory(fixture):
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        momentum = model.update_target(step, horizon)["momentum"]
+        momentum = model.update_target(step, run_length)["momentum"]
         assert momentum == pytest.approx(expected["trajectory_momentum"][step].item(), rel=1e-6)
     with torch.no_grad():
         model.eval()

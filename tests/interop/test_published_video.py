@@ -112,7 +112,7 @@ def test_a_layout_and_its_grid_are_found(layout, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_opening_for_evaluation(files, name):
     path, arrays = files[name]
-    opened = find_source(str(path)).open(given={"encoder.heads": 4, "predictor.heads": 2})
+    opened = find_source(str(path)).open(given={"encoder.num_heads": 4, "predictor.num_heads": 2})
     x = torch.from_numpy(arrays["video"])
     assert close(opened.model.encode_target(x), torch.from_numpy(arrays["target_encoder_full"]))
     assert opened.channels == 3
@@ -121,21 +121,21 @@ def test_opening_for_evaluation(files, name):
     with pytest.raises(UserError, match="does not say how many attention heads its encoder has"):
         find_source(str(path)).open()
     with pytest.raises(UserError, match=r"model.encoder.stem.tubelet_size=4, but .* has 2"):
-        find_source(str(path)).open(given={"encoder.heads": 4, "encoder.stem.tubelet_size": 4})
+        find_source(str(path)).open(given={"encoder.num_heads": 4, "encoder.stem.tubelet_size": 4})
 
 
 @torch.no_grad()
 def test_encoders_alone(files, tmp_path):
     path, arrays = files["vjepa2_tiny"]
     torch.save(torch.load(path, weights_only=True)["encoder"], tmp_path / "encoder.pt")
-    opened = find_source(str(tmp_path / "encoder.pt")).open(given={"encoder.heads": 4})
+    opened = find_source(str(tmp_path / "encoder.pt")).open(given={"encoder.num_heads": 4})
     x = torch.from_numpy(arrays["video"])
     assert close(opened.model.encode_target(x), torch.from_numpy(arrays["encoder_full"]))
 
 
 def fresh(path, **changes):
     """An untrained model of a file's sizes."""
-    given = {"encoder.heads": 4, "predictor.heads": 2}
+    given = {"encoder.num_heads": 4, "predictor.num_heads": 2}
     from jepa.interop.layouts import read_layout
     from jepa.interop.video import video_config
 
@@ -209,10 +209,10 @@ def test_a_file_of_2_1(tmp_path):
 
     torch.manual_seed(0)
     encoder = TransformerEncoder(
-        stem=lambda dim: TubeletStem(dim=dim, patch_size=8, images=True),
-        dim=24,
+        stem=lambda embed_dim: TubeletStem(embed_dim=embed_dim, patch_size=8, images=True),
+        embed_dim=24,
         depth=12,
-        heads=2,
+        num_heads=2,
         positions="rotary",
         level_layers=LEVELS[12],
     )
@@ -221,7 +221,7 @@ def test_a_file_of_2_1(tmp_path):
         predictor=lambda encoder, out_dim: Predictor(
             encoder=encoder,
             out_dim=out_dim,
-            dim=16,
+            embed_dim=16,
             depth=2,
             positions="rotary",
             mask_tokens=2,

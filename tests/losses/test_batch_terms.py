@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from jepa.distributed.collectives import all_gather_rows, row_offset
 from jepa.losses import Covariance, InfoNCE, Invariance, Variance
-from jepa.types import Draw, Latents
-from jepa.utils.distributed import gather_over_ranks, rows_over_ranks
+from jepa.types import Latents, StepRandomness
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -21,13 +21,13 @@ def tokens(predictions, targets, positions=None, weights=None, step=0) -> Latent
     """Latents of one mask, (B, M, P, D), on a line of tokens: by default no two are at the same place."""
     if positions is None:
         positions = torch.arange(math.prod(targets.shape[1:3])).view(targets.shape[1:3]).expand(targets.shape[:3])
-    draw = Draw(seed=0, step=step, total=len(targets), start=0, count=len(targets))
+    rng = StepRandomness(seed=0, step=step, total=len(targets), start=0, count=len(targets))
     return Latents(
         predictions=[predictions],
         targets=[targets],
         positions=[positions.unsqueeze(-1)],
         target_weights=None if weights is None else [weights],
-        draw=draw,
+        rng=rng,
     )
 
 
@@ -215,9 +215,9 @@ def test_invariance_references():
 
 def test_rows_of_one_process_are_its_own():
     rows = randn(5, 2).requires_grad_()
-    assert rows_over_ranks(5) == (0, 5)
-    assert gather_over_ranks(rows) is rows
-    picked = gather_over_ranks(rows, torch.tensor([3, 0, 3]))
+    assert row_offset(5) == (0, 5)
+    assert all_gather_rows(rows) is rows
+    picked = all_gather_rows(rows, torch.tensor([3, 0, 3]))
     assert torch.equal(picked, rows[[3, 0, 3]])
     assert torch.autograd.grad(picked.sum(), rows)[0][:, 0].tolist() == [1, 0, 0, 2, 0]
 

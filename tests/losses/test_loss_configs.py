@@ -9,8 +9,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from jepa.types import Draw, Latents
-from jepa.utils.check import check_config
+from jepa.config.check import check_config
+from jepa.types import Latents, StepRandomness
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "loss"
 LOSSES = sorted(path.stem for path in CONF.glob("*.yaml"))
@@ -46,7 +46,7 @@ def latents(weighted: bool = False) -> Latents:
         positions=places,
         inputs=[randn(*shape, VALUES) for shape in shapes],
         embeddings=randn(2, 6, DIM).requires_grad_(),
-        draw=Draw(seed=0, step=0, total=6, start=0, count=6),
+        rng=StepRandomness(seed=0, step=0, total=6, start=0, count=6),
     )
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from jepa.losses import L1, MSE, Invariance, Objective, Projector, Reconstruction, SIGReg, SmoothL1, Variance
-from jepa.types import Draw, Horizon, Latents
+from jepa.types import Latents, RunLength, StepRandomness
 
 
 def latents(weights=None) -> Latents:
@@ -55,8 +55,8 @@ def test_invariance():
 
 
 def sigreg(samples, **options):
-    draw = Draw(seed=0, step=0, total=len(samples), start=0, count=len(samples))
-    return SIGReg(num_slices=128, **options)(Latents(projections=samples.unsqueeze(0), draw=draw)).item()
+    rng = StepRandomness(seed=0, step=0, total=len(samples), start=0, count=len(samples))
+    return SIGReg(num_slices=128, **options)(Latents(projections=samples.unsqueeze(0), rng=rng)).item()
 
 
 def test_sigreg_of_a_collapsed_batch_in_closed_form():
@@ -83,8 +83,8 @@ def test_sigreg_gradient_spreads_a_collapsed_batch():
     samples = (1e-2 * torch.randn(64, 4)).requires_grad_()
     term = SIGReg(num_slices=32)
     for step in range(200):
-        draw = Draw(seed=0, step=step, total=64, start=0, count=64)
-        [gradient] = torch.autograd.grad(term(Latents(projections=samples.unsqueeze(0), draw=draw)), samples)
+        rng = StepRandomness(seed=0, step=step, total=64, start=0, count=64)
+        [gradient] = torch.autograd.grad(term(Latents(projections=samples.unsqueeze(0), rng=rng)), samples)
         samples = (samples - 0.5 * gradient).detach().requires_grad_()
     assert samples.std(0).min() > 0.7
 
@@ -94,9 +94,9 @@ def test_sigreg_slices_follow_seed_and_step_alone():
     samples = torch.randn(1, 32, 8)
 
     def value(**changes):
-        draw = Draw(**{"seed": 0, "step": 5, "total": 64, "start": 0, "count": 32, **changes})
+        rng = StepRandomness(**{"seed": 0, "step": 5, "total": 64, "start": 0, "count": 32, **changes})
         torch.randn(3)  # the global generator plays no part
-        return SIGReg(num_slices=4)(Latents(projections=samples, draw=draw)).item()
+        return SIGReg(num_slices=4)(Latents(projections=samples, rng=rng)).item()
 
     assert value() == value(start=32)
     assert value() != value(step=6)
@@ -224,12 +224,12 @@ def test_bad_terms():
         SIGReg(num_slices=0)
 
 
-RUN = Horizon(max_steps=10, steps_per_epoch=5, batch_size=4)
+RUN = RunLength(max_steps=10, steps_per_epoch=5, batch_size=4)
 
 
-def ramp(step, horizon):
+def ramp(step, run_length):
     """A schedule from 0 to 2."""
-    return 2 * step / horizon.max_steps
+    return 2 * step / run_length.max_steps
 
 
 def test_a_weight_may_be_a_schedule():
@@ -252,7 +252,7 @@ def test_a_term_of_scheduled_weight_prevents_collapse_where_it_is_ever_positive(
     assert make(terms=terms, projector=partial(Projector, hidden=[8], out_dim=4)).prevents_collapse is prevents
 
 
-@pytest.mark.parametrize("weight", ["abc", None, True, float("nan"), {"start": 0.0}, lambda step, horizon: math.inf])
+@pytest.mark.parametrize("weight", ["abc", None, True, float("nan"), {"start": 0.0}, lambda step, run_length: math.inf])
 def test_bad_weights(weight):
     with pytest.raises(ValueError, match=r"loss\.terms\.a\.weight=.*: expected a number, or a schedule such as"):
         make(terms={"a": {"weight": weight, "term": MSE()}})

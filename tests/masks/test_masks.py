@@ -7,9 +7,9 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from jepa.config.compose import CONFIG_DIR
 from jepa.masks import MultiBlockMask, PublishedMultiBlockMask, RandomMask, multiblock_mask
 from jepa.types import Mask
-from jepa.utils.config import CONFIG_DIR
 
 
 def seeded(seed: int = 0) -> torch.Generator:

@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 
+from jepa.distributed.layers import blocks_of
 from jepa.losses import Objective, SmoothL1
 from jepa.losses.invariance import Invariance
 from jepa.losses.sigreg import SIGReg
@@ -18,15 +19,14 @@ from jepa.models.encoders.picture import PictureStem
 from jepa.models.encoders.spectrogram import SpectrogramStem
 from jepa.models.encoders.text import TextStem
 from jepa.optim import Constant
-from jepa.trainer.blocks import blocks_of
-from jepa.types import Draw, Horizon, Mask
-from jepa.utils.spectrogram import LogMel
+from jepa.types import Mask, RunLength, StepRandomness
+from jepa.utils.log_mel import LogMel
 
 FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "mean": -3.0, "std": 2.0}
 
 
 def encoders(**changes) -> dict[str, TransformerEncoder]:
-    sizes = {"dim": 32, "depth": 2, "heads": 2, **changes}
+    sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, **changes}
     return {
         "seen": TransformerEncoder(stem=partial(PictureStem, channels=1, patch_size=4), **sizes),
         "heard": TransformerEncoder(
@@ -45,7 +45,7 @@ def make(**changes) -> CrossModalJEPA:
     torch.manual_seed(0)
     parts = {
         "encoders": encoders(),
-        "predictor": partial(CrossPredictor, dim=16, depth=1, heads=2),
+        "predictor": partial(CrossPredictor, embed_dim=16, depth=1, num_heads=2),
         "target": partial(EMATarget, momentum=Constant(value=0.9)),
         "masks": {"seen": RandomMask(context_share=0.5), "heard": SpectrogramMask(frequency_share=0.0)},
         "loss": objective(),
@@ -62,8 +62,8 @@ def inputs(samples: int = 4) -> dict[str, torch.Tensor]:
 
 def run(model: CrossModalJEPA, x: dict[str, torch.Tensor]):
     samples = len(x["seen"])
-    draw = Draw(seed=0, step=0, total=samples, start=0, count=samples)
-    return model(model.prepare({"x": x}, draw))
+    rng = StepRandomness(seed=0, step=0, total=samples, start=0, count=samples)
+    return model(model.prepare({"x": x}, rng))
 
 
 @pytest.mark.parametrize("predict", ["pooled", "tokens"])
@@ -82,7 +82,7 @@ def test_every_direction_is_predicted_and_trained(predict, in_modality, shared_t
     loss.backward()
     untouched = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not untouched
-    assert model.update_target(0, Horizon(max_steps=2, steps_per_epoch=1))["momentum"] == 0.9
+    assert model.update_target(0, RunLength(max_steps=2, steps_per_epoch=1))["momentum"] == 0.9
 
 
 def test_a_shared_trunk_is_one_in_the_target_too():
@@ -130,7 +130,7 @@ def test_a_missing_modality_changes_nothing_for_the_others(lost):
 
 
 def test_texts_of_padding_alone_are_missing_whatever_its_id():
-    text = TransformerEncoder(stem=partial(TextStem, vocab_size=9, padding_id=7), dim=32, depth=1, heads=2)
+    text = TransformerEncoder(stem=partial(TextStem, vocab_size=9, padding_id=7), embed_dim=32, depth=1, num_heads=2)
     both = ModalityEncoders({"seen": encoders()["seen"], "read": text})
     assert both.present({"read": torch.tensor([[7, 7], [0, 0], [0, 7]])}).tolist() == [False, True, True]
 
@@ -151,7 +151,7 @@ def test_micro_batches_draw_the_masks_of_the_whole_batch():
     model, x = make().eval(), inputs()
     whole = run(model, x)
     part = {name: values[2:] for name, values in x.items()}
-    latents = model(model.prepare({"x": part}, Draw(seed=0, step=0, total=4, start=2, count=2)))
+    latents = model(model.prepare({"x": part}, StepRandomness(seed=0, step=0, total=4, start=2, count=2)))
     for one, two in zip(whole.predictions, latents.predictions):
         assert torch.allclose(one[2:], two, atol=1e-5)
 
@@ -177,9 +177,9 @@ def test_wrong_settings_are_explained():
     with pytest.raises(ValueError, match="pooled"):
         make(predict="all")
     with pytest.raises(ValueError, match="widths"):
-        make(encoders={**encoders(), "heard": encoders(dim=64)["heard"]})
+        make(encoders={**encoders(), "heard": encoders(embed_dim=64)["heard"]})
     with pytest.raises(ValueError, match="collapses"):
         make(target=StopGradientTarget)
     model = make()
     with pytest.raises(ValueError, match="data=paired"):
-        model.prepare({"x": torch.zeros(2, 1, 8, 8)}, Draw(seed=0, step=0, total=2, start=0, count=2))
+        model.prepare({"x": torch.zeros(2, 1, 8, 8)}, StepRandomness(seed=0, step=0, total=2, start=0, count=2))

@@ -8,7 +8,7 @@ from jepa.utils.tensors import gather_tokens
 
 
 def small(**changes):
-    sizes = {"image_size": 16, "channels": 3, "patch_size": 4, "dim": 32, "depth": 2, "heads": 2}
+    sizes = {"image_size": 16, "channels": 3, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2}
     torch.manual_seed(0)
     return vision_transformer(**{**sizes, **changes}).eval()
 
@@ -72,7 +72,7 @@ def test_dropouts_are_where_they_are_asked_for():
 
 
 def test_init_scales_residual_branches_with_depth():
-    encoder = small(dim=256, depth=4, heads=4)
+    encoder = small(embed_dim=256, depth=4, num_heads=4)
     deviations = [block.mlp.fc2.weight.std().item() for block in encoder.vit.blocks]
     expected = [(3 * 1024) ** -0.5 / (2 * layer) ** 0.5 for layer in (1, 2, 3, 4)]  # fan_in 4 x 256
     assert deviations == pytest.approx(expected, rel=0.05)
@@ -91,7 +91,7 @@ def test_any_timm_vit_by_name():
     [
         (lambda: small(patch_size=5), "does not divide data.image_size=16: use an image size of 15 or 20, or a patch"),
         (lambda: small(patch_size=32), "does not divide"),
-        (lambda: small(heads=3), "model.encoder.heads=3 does not divide model.encoder.dim=32"),
+        (lambda: small(num_heads=3), "model.encoder.num_heads=3 does not divide model.encoder.embed_dim=32"),
         (lambda: small(image_size=[1, 2, 3]), "positive side or"),
         (lambda: small()(torch.randn(1, 1, 16, 16)), r"expected pictures \(B, 3, H, W\)"),
         (lambda: small()(torch.randn(1, 3, 15, 16)), "does not divide"),

@@ -10,9 +10,9 @@ from jepa.losses.projector import Projector
 from jepa.masks import MultiBlockMask, RandomMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, StopGradientTarget, vision_transformer
 from jepa.optim import Constant
-from jepa.types import Draw, Horizon, Mask
+from jepa.types import Mask, RunLength, StepRandomness
 
-HORIZON = Horizon(max_steps=10, steps_per_epoch=5)
+HORIZON = RunLength(max_steps=10, steps_per_epoch=5)
 
 
 def prediction_loss():
@@ -22,8 +22,8 @@ def prediction_loss():
 def make(**changes) -> MaskedJEPA:
     torch.manual_seed(0)
     parts = {
-        "encoder": vision_transformer(image_size=16, channels=1, patch_size=4, dim=32, depth=2, heads=2),
-        "predictor": partial(Predictor, dim=16, depth=2),
+        "encoder": vision_transformer(image_size=16, channels=1, patch_size=4, embed_dim=32, depth=2, num_heads=2),
+        "predictor": partial(Predictor, embed_dim=16, depth=2),
         "target": partial(EMATarget, momentum=Constant(value=0.9)),
         "mask": RandomMask(context_share=0.4),
         "loss": prediction_loss(),
@@ -31,8 +31,8 @@ def make(**changes) -> MaskedJEPA:
     return MaskedJEPA(**{**parts, **changes})
 
 
-def draw(total: int, start: int = 0, count: int | None = None, step: int = 0) -> Draw:
-    return Draw(seed=0, step=step, total=total, start=start, count=total if count is None else count)
+def rng(total: int, start: int = 0, count: int | None = None, step: int = 0) -> StepRandomness:
+    return StepRandomness(seed=0, step=step, total=total, start=start, count=total if count is None else count)
 
 
 def test_each_block_is_predicted_by_itself():
@@ -70,7 +70,7 @@ def test_padding_never_changes_a_prediction():
 
 def test_targets_are_layer_normed_and_carry_no_gradient():
     model, x = make(), torch.randn(2, 1, 16, 16)
-    batch = model.prepare({"x": x}, draw(2))
+    batch = model.prepare({"x": x}, rng(2))
     latents = model(batch)
     target = latents.targets[0]
     assert not target.requires_grad
@@ -82,7 +82,7 @@ def test_targets_are_layer_normed_and_carry_no_gradient():
 def test_views_of_a_sample_lie_in_one_column_of_the_embeddings():
     model = make(mask=RandomMask(context_share=0.4, num_masks=2)).eval()
     views = torch.randn(3, 2, 1, 16, 16)
-    batch = model.prepare({"views": views}, draw(3))
+    batch = model.prepare({"views": views}, rng(3))
     embeddings = model(batch).embeddings
     assert embeddings.shape == (4, 3, 32)  # 2 masks x 2 views
     for number, mask in enumerate(batch["masks"]):
@@ -93,11 +93,11 @@ def test_views_of_a_sample_lie_in_one_column_of_the_embeddings():
 
 def test_slices_of_a_batch_get_the_masks_of_the_whole():
     model, views = make(), torch.randn(4, 2, 1, 16, 16)
-    whole = model.prepare({"views": views}, draw(4, step=3))["masks"][0]
-    second = model.prepare({"views": views[2:]}, draw(4, start=2, count=2, step=3))["masks"][0]
+    whole = model.prepare({"views": views}, rng(4, step=3))["masks"][0]
+    second = model.prepare({"views": views[2:]}, rng(4, start=2, count=2, step=3))["masks"][0]
     assert torch.equal(whole.context[4:], second.context)
     assert torch.equal(whole.targets[4:], second.targets)
-    other = model.prepare({"views": views}, draw(4, step=4))["masks"][0]
+    other = model.prepare({"views": views}, rng(4, step=4))["masks"][0]
     assert not torch.equal(whole.context, other.context)
 
 
@@ -114,13 +114,13 @@ def test_ema_follows_the_encoder_by_one_minus_momentum():
 
 
 def test_the_step_puts_loss_weights_in_force_and_the_momentum_is_a_schedule():
-    scheduled = {"prediction": {"weight": lambda step, horizon: 1 - step / horizon.max_steps, "term": SmoothL1()}}
+    scheduled = {"prediction": {"weight": lambda step, run_length: 1 - step / run_length.max_steps, "term": SmoothL1()}}
     target = partial(EMATarget, momentum=Constant(value=0.9), reference_batch_size=2)
     model = make(loss=partial(Objective, terms=scheduled), target=target)
     assert model.set_step(4, HORIZON) == {"weight/prediction": pytest.approx(0.6)}
     assert model.loss.weights == {"prediction": pytest.approx(0.6)}
     assert make().set_step(4, HORIZON) == {}
-    at_four = Horizon(max_steps=10, steps_per_epoch=5, batch_size=4)
+    at_four = RunLength(max_steps=10, steps_per_epoch=5, batch_size=4)
     assert model.momentum_schedule(3, at_four) == pytest.approx(0.81)
     assert model.update_target(3, at_four) == {"momentum": pytest.approx(0.81)}
     assert make(target=StopGradientTarget, allow_collapse=True).momentum_schedule is None
@@ -128,7 +128,7 @@ def test_the_step_puts_loss_weights_in_force_and_the_momentum_is_a_schedule():
 
 def test_ema_target_stays_in_evaluation_mode():
     encoder = vision_transformer(
-        image_size=16, channels=1, patch_size=4, dim=32, depth=2, heads=2, dropout=0.5, drop_path=0.5
+        image_size=16, channels=1, patch_size=4, embed_dim=32, depth=2, num_heads=2, dropout=0.5, drop_path=0.5
     )
     model, x = make(encoder=encoder).train(), torch.randn(2, 1, 16, 16)
     assert torch.equal(model.encode_target(x), model.encode_target(x))

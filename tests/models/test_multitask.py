@@ -19,15 +19,15 @@ from jepa.models.encoders.tubelet import TubeletStem
 from jepa.models.multitask import MultiTask
 from jepa.monitor import CollapseMonitor
 from jepa.optim import Constant
-from jepa.types import Draw
+from jepa.types import StepRandomness
 
 
 class Steps(nn.Module):
     """Every step of series (B, C, T) is a token."""
 
-    def __init__(self, *, dim: int, channels: int) -> None:
+    def __init__(self, *, embed_dim: int, channels: int) -> None:
         super().__init__()
-        self.project, self.token_values = nn.Linear(channels, dim), channels
+        self.project, self.token_values = nn.Linear(channels, embed_dim), channels
 
     def grid(self, x):
         return (x.shape[-1],)
@@ -42,12 +42,12 @@ class Steps(nn.Module):
 LOSS = partial(Objective, terms={"prediction": {"weight": 1.0, "term": MSE()}})
 
 
-def task(channels: int, *, target=None, depth: int = 2, heads: int = 2):
-    encoder = TransformerEncoder(stem=partial(Steps, channels=channels), dim=16, depth=depth, heads=heads)
+def task(channels: int, *, target=None, depth: int = 2, num_heads: int = 2):
+    encoder = TransformerEncoder(stem=partial(Steps, channels=channels), embed_dim=16, depth=depth, num_heads=num_heads)
     return partial(
         MaskedJEPA,
         encoder=encoder,
-        predictor=partial(Predictor, dim=16, depth=1, heads=2),
+        predictor=partial(Predictor, embed_dim=16, depth=1, num_heads=2),
         target=target or partial(EMATarget, momentum=Constant(value=0.9)),
         mask=SpanMask(),
         allow_collapse=True,
@@ -75,11 +75,11 @@ def test_the_loss_is_the_weighted_sum():
     )
     batch = next(data().train_batches(seed=0, start_step=0, stop_step=1))
     batch = {name: torch.randn_like(value) for name, value in batch.items()}
-    draw = Draw(seed=0, step=0, total=4, start=0, count=4)
-    values = model.loss(model(model.prepare(batch, draw)))
+    rng = StepRandomness(seed=0, step=0, total=4, start=0, count=4)
+    values = model.loss(model(model.prepare(batch, rng)))
     alone = {}
     for name, part in model.tasks.items():
-        alone[name] = part.loss(part(part.prepare({"x": batch[f"{name}/x"]}, draw)))["loss"]
+        alone[name] = part.loss(part(part.prepare({"x": batch[f"{name}/x"]}, rng)))["loss"]
     assert torch.allclose(values["loss"], alone["one"] + 0.5 * alone["two"])
     assert set(values) == {"loss", *(f"loss/{n}{t}" for n in ("one", "two") for t in ("", "/prediction"))}
     values["loss"].backward()
@@ -97,14 +97,17 @@ def test_two_tasks_by_one_model():
     """Pictures and clips through one encoder: both give gradient, and the target moves once a step."""
     torch.manual_seed(0)
     encoder = TransformerEncoder(
-        stem=partial(TubeletStem, channels=1, patch_size=4, tubelet_size=2, images=True), dim=24, depth=1, heads=2
+        stem=partial(TubeletStem, channels=1, patch_size=4, tubelet_size=2, images=True),
+        embed_dim=24,
+        depth=1,
+        num_heads=2,
     )
-    narrow = partial(Predictor, dim=24, depth=1, heads=2)
+    narrow = partial(Predictor, embed_dim=24, depth=1, num_heads=2)
     clips = {"weight": 1.0, "model": partial(task(1), encoder=encoder, mask=RandomMask(), predictor=narrow)}
     model = MultiTask(tasks={"clips": clips, "pictures": {"weight": 0.5, "model": "clips"}}, loss=LOSS)
     batch = {"clips/x": torch.randn(2, 1, 4, 8, 8), "pictures/x": torch.randn(2, 1, 8, 8)}
-    draw = Draw(seed=0, step=0, total=2, start=0, count=2)
-    values = model.loss(model(model.prepare(batch, draw)))
+    rng = StepRandomness(seed=0, step=0, total=2, start=0, count=2)
+    values = model.loss(model(model.prepare(batch, rng)))
     assert torch.allclose(values["loss"], values["loss/clips"] + 0.5 * values["loss/pictures"])
     values["loss"].backward()
     assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -156,7 +159,7 @@ def test_a_shared_trunk():
         (
             {
                 "one": {"weight": 1.0, "model": task(1, target=SharedTarget)},
-                "two": {"weight": 1.0, "model": task(1, target=SharedTarget, heads=4)},
+                "two": {"weight": 1.0, "model": task(1, target=SharedTarget, num_heads=4)},
             },
             True,
             "differ in .*heads",
@@ -186,9 +189,9 @@ def test_the_monitor_looks_at_each_task():
                 model.tasks["stuck"].target.encoder.norm.weight.zero_()
                 model.tasks["stuck"].target.encoder.norm.bias.normal_()
         batch = {f"{name}/x": torch.randn(32, 1, 6) for name in ("sound", "stuck")}
-        draw = Draw(seed=0, step=step, total=32, start=0, count=32)
+        rng = StepRandomness(seed=0, step=step, total=32, start=0, count=32)
         with monitor.watching(model):
-            model(model.prepare(batch, draw))
+            model(model.prepare(batch, rng))
         metrics = monitor.measure(model, step, {"train/loss": 1.0}, torch.device("cpu"))
     assert {"monitor/sound/target_spread", "monitor/stuck/target_spread"} <= metrics.keys()
     assert monitor.verdict.is_bad

@@ -24,8 +24,8 @@ def make(kind, *, channels=2, patch_size=4, **options):
     )
     torch.manual_seed(0)
     if kind == "cnn":
-        return TemporalCNN(stem=stem, dim=16, depth=4, **options)
-    return TransformerEncoder(stem=stem, dim=16, depth=2, heads=2, **options)
+        return TemporalCNN(stem=stem, embed_dim=16, depth=4, **options)
+    return TransformerEncoder(stem=stem, embed_dim=16, depth=2, num_heads=2, **options)
 
 
 STEM = {"channel_independent", "missing"}
@@ -112,7 +112,7 @@ def test_missing_values_are_not_the_mean(kind, independent):
 
 
 def test_a_block_reads_nothing_where_it_is_hidden_and_leaves_zeros_there():
-    block = DilatedBlock(dim=6, kernel_size=3, dilation=2)
+    block = DilatedBlock(embed_dim=6, kernel_size=3, dilation=2)
     x, visible = torch.randn(2, 9, 6), torch.ones(2, 9, 1, dtype=torch.bool)
     assert block.convolve.dilation == (2,)
     visible[0, 4] = False
@@ -147,5 +147,5 @@ def test_mistakes():
         make("transformer")(torch.zeros(1, 3, 16))
     with pytest.raises(ValueError, match=r"got float32 \(1, 2, 8, 8\)"):
         make("cnn").grid(torch.zeros(1, 2, 8, 8))
-    with pytest.raises(ValueError, match=r"model\.predictor\.heads: TemporalCNN has none to take over"):
-        Predictor(encoder=make("cnn"), dim=16, depth=1)
+    with pytest.raises(ValueError, match=r"model\.predictor\.num_heads: TemporalCNN has none to take over"):
+        Predictor(encoder=make("cnn"), embed_dim=16, depth=1)

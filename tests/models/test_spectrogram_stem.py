@@ -11,7 +11,7 @@ import torch
 from jepa.masks.spectrogram import SpectrogramMask
 from jepa.models import TransformerEncoder
 from jepa.models.encoders.spectrogram import SpectrogramStem
-from jepa.utils.spectrogram import LogMel
+from jepa.utils.log_mel import LogMel
 from jepa.utils.tensors import gather_tokens, masked_mean
 
 FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "mean": -3.0, "std": 2.0}
@@ -20,7 +20,7 @@ FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "
 def encoder(patch_size=(10, 4), **changes) -> TransformerEncoder:
     torch.manual_seed(0)
     stem = partial(SpectrogramStem, spectrogram=LogMel(**FRONT), patch_size=list(patch_size))
-    return TransformerEncoder(**{"stem": stem, "dim": 32, "depth": 2, "heads": 2, **changes}).eval()
+    return TransformerEncoder(**{"stem": stem, "embed_dim": 32, "depth": 2, "num_heads": 2, **changes}).eval()
 
 
 def padded(wave: torch.Tensor, length: int) -> torch.Tensor:

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from jepa import load_config
-from jepa.build import build_model
+from jepa.config.build import build_model
 from jepa.models.corruption import RandomTokens
 from jepa.models.encoders import TransformerEncoder
 from jepa.models.encoders.text import TextStem
-from jepa.types import Draw
+from jepa.types import StepRandomness
 from jepa.utils.tensors import masked_mean
 
 VOCABULARY, LENGTH = 50, 12
@@ -21,7 +21,9 @@ VOCABULARY, LENGTH = 50, 12
 def make_encoder(positions: str = "learned") -> TransformerEncoder:
     torch.manual_seed(0)
     stem = partial(TextStem, vocab_size=VOCABULARY)
-    return TransformerEncoder(stem=stem, dim=32, depth=2, heads=2, positions=positions, max_length=LENGTH).eval()
+    return TransformerEncoder(
+        stem=stem, embed_dim=32, depth=2, num_heads=2, positions=positions, max_length=LENGTH
+    ).eval()
 
 
 def make_ids(*lengths: int) -> torch.Tensor:
@@ -34,7 +36,7 @@ def make_model(*overrides: str) -> torch.nn.Module:
     config = load_config(
         [
             *("model=text", "data=text_lines", f"data.vocab_size={VOCABULARY}", f"data.max_length={LENGTH}"),
-            *("model.encoder.dim=32", "model.encoder.depth=1", "model.predictor.dim=32", *overrides),
+            *("model.encoder.embed_dim=32", "model.encoder.depth=1", "model.predictor.embed_dim=32", *overrides),
         ]
     )
     return build_model(config, seed=0)
@@ -72,21 +74,23 @@ def test_inputs_of_another_form_are_refused():
     with pytest.raises(ValueError, match="at most 12 tokens"):
         make_encoder()(torch.ones(1, 13, dtype=torch.int64))
     with pytest.raises(ValueError, match="padding_id=50 is not among the ids 0 to 49"):
-        TextStem(dim=8, vocab_size=VOCABULARY, padding_id=50)
+        TextStem(embed_dim=8, vocab_size=VOCABULARY, padding_id=50)
 
 
 def test_random_tokens_do_not_depend_on_who_draws_them():
     corrupt, x = RandomTokens(vocab_size=VOCABULARY, random_token_prob=0.3), make_ids(*[12, 5, 9, 1] * 50)
-    whole = corrupt(x, Draw(seed=0, step=3, total=100, start=0, count=100), 2)
-    halves = [corrupt(x[n : n + 100], Draw(seed=0, step=3, total=100, start=n // 2, count=50), 2) for n in (0, 100)]
+    whole = corrupt(x, StepRandomness(seed=0, step=3, total=100, start=0, count=100), 2)
+    halves = [
+        corrupt(x[n : n + 100], StepRandomness(seed=0, step=3, total=100, start=n // 2, count=50), 2) for n in (0, 100)
+    ]
     assert torch.equal(whole, torch.cat(halves))
     valid = x != 0
     assert torch.equal(whole == 0, x == 0)
     assert (whole != x)[valid].float().mean() == pytest.approx(0.3 * (1 - 1 / 49), abs=0.03)
     assert (int(whole[valid].min()), int(whole.max())) == (1, VOCABULARY - 1)
-    assert not torch.equal(whole, corrupt(x, Draw(seed=0, step=4, total=100, start=0, count=100), 2))
+    assert not torch.equal(whole, corrupt(x, StepRandomness(seed=0, step=4, total=100, start=0, count=100), 2))
     none = RandomTokens(vocab_size=VOCABULARY)
-    assert torch.equal(none(x, Draw(seed=0, step=3, total=100, start=0, count=100), 2), x)
+    assert torch.equal(none(x, StepRandomness(seed=0, step=3, total=100, start=0, count=100), 2), x)
     for wrong in ({"random_token_prob": 1.5}, {"vocab_size": 1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             RandomTokens(**{"vocab_size": VOCABULARY, **wrong})
@@ -94,9 +98,9 @@ def test_random_tokens_do_not_depend_on_who_draws_them():
 
 def test_random_tokens_reach_the_context_and_not_the_targets():
     x = make_ids(12, 8, 5, 3)
-    draw = Draw(seed=0, step=0, total=4, start=0, count=4)
+    rng = StepRandomness(seed=0, step=0, total=4, start=0, count=4)
     clean, corrupted = (make_model(f"model.corruption.random_token_prob={p}").eval() for p in (0.0, 1.0))
-    plain, changed = (model(model.prepare({"x": x}, draw)) for model in (clean, corrupted))
+    plain, changed = (model(model.prepare({"x": x}, rng)) for model in (clean, corrupted))
     assert torch.equal(plain.targets[0], changed.targets[0])
     assert not torch.allclose(plain.embeddings, changed.embeddings)
 
@@ -104,7 +108,7 @@ def test_random_tokens_reach_the_context_and_not_the_targets():
 @pytest.mark.parametrize("overrides", [(), ("model.target.average_layers=1",), ("loss=multitask",)])
 def test_losses_of_padded_texts_reach_every_part(overrides):
     model = make_model(*overrides)
-    batch = model.prepare({"x": make_ids(12, 8, 2, 1)}, Draw(seed=0, step=0, total=4, start=0, count=4))
+    batch = model.prepare({"x": make_ids(12, 8, 2, 1)}, StepRandomness(seed=0, step=0, total=4, start=0, count=4))
     total = model.loss(model(batch))
     total = total["loss"] if isinstance(total, dict) else total
     total.backward()

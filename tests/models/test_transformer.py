@@ -24,16 +24,16 @@ from jepa.models.blocks import Block
 from jepa.models.positions import RotaryPositions
 from jepa.optim import Constant
 from jepa.trainer.precision import Precision
-from jepa.types import Draw
+from jepa.types import StepRandomness
 from jepa.utils.tensors import layer_norm, masked_mean
 
 
 class Patches(nn.Module):
     """Patches of 2 steps of series (B, C, T); NaN is padding."""
 
-    def __init__(self, *, dim: int, channels: int = 1) -> None:
+    def __init__(self, *, embed_dim: int, channels: int = 1) -> None:
         super().__init__()
-        self.project = nn.Linear(2 * channels, dim)
+        self.project = nn.Linear(2 * channels, embed_dim)
         self.token_values = 2 * channels
 
     def grid(self, x):
@@ -51,21 +51,21 @@ class Patches(nn.Module):
 
 def encoder(**settings):
     torch.manual_seed(0)
-    sizes = {"dim": 24, "depth": 3, "heads": 2, **settings}
+    sizes = {"embed_dim": 24, "depth": 3, "num_heads": 2, **settings}
     return TransformerEncoder(stem=Patches, **sizes).eval()
 
 
 def test_a_block_computes_what_timms_does():
     torch.manual_seed(0)
     theirs = TimmBlock(dim=24, num_heads=3, qkv_bias=True, norm_layer=partial(nn.LayerNorm, eps=1e-6))
-    ours = Block(dim=24, heads=3)
+    ours = Block(embed_dim=24, num_heads=3)
     ours.load_state_dict(theirs.state_dict())
     x, valid = torch.randn(2, 7, 24), torch.rand(2, 1, 1, 7) > 0.3
     assert torch.allclose(ours(x, valid), theirs(x, attn_mask=valid), atol=1e-6)
 
 
 def test_explicit_attention_is_the_fused_one_and_is_chosen_in_bf16_on_cpus():
-    predictor = Predictor(encoder=encoder(), dim=24, depth=2, heads=2, positions="rotary")
+    predictor = Predictor(encoder=encoder(), embed_dim=24, depth=2, num_heads=2, positions="rotary")
     valid = torch.arange(8) < torch.tensor([8, 5])[:, None]
     mask = SpanMask(mask_ratio=0.5)(2, (8,), valid=valid)[0]
     context = torch.randn(2, mask.context.shape[1], 24)
@@ -117,7 +117,7 @@ def test_hidden_tokens_never_reach_the_context(positions):
 
 
 def test_hidden_patches_never_reach_the_context_of_pictures():
-    network = vision_transformer(image_size=8, channels=1, patch_size=2, dim=24, depth=2, heads=2)
+    network = vision_transformer(image_size=8, channels=1, patch_size=2, embed_dim=24, depth=2, num_heads=2)
     x = torch.randn(1, 1, 8, 8, requires_grad=True)
     network(x, keep=torch.tensor([[0, 5]])).square().sum().backward()
     touched = x.grad.unflatten(2, (4, 2)).unflatten(4, (4, 2)).abs().sum(dim=(0, 1, 3, 5)).flatten().nonzero()
@@ -143,7 +143,7 @@ def masked(**settings):
     target = settings.pop("target", partial(EMATarget, momentum=Constant(value=0.9)))
     return MaskedJEPA(
         encoder=encoder(),
-        predictor=partial(Predictor, dim=24, depth=2, heads=2, **settings),
+        predictor=partial(Predictor, embed_dim=24, depth=2, num_heads=2, **settings),
         target=target,
         mask=SpanMask(mask_ratio=0.5, mask_length=2),
         loss=partial(Objective, terms={"prediction": {"weight": 1.0, "term": L1()}}),
@@ -159,8 +159,8 @@ def test_padding_changes_no_loss_and_every_sample_counts_alike(positions):
         x[number, :, length:] = torch.nan
 
     def loss(start: int, stop: int) -> torch.Tensor:
-        draw = Draw(seed=0, step=3, total=4, start=start, count=stop - start)
-        return model.loss(model(model.prepare({"x": x[start:stop]}, draw)))["loss"]
+        rng = StepRandomness(seed=0, step=3, total=4, start=start, count=stop - start)
+        return model.loss(model(model.prepare({"x": x[start:stop]}, rng)))["loss"]
 
     whole = loss(0, 4)
     assert whole.isfinite()
@@ -183,8 +183,8 @@ def test_views_are_pooled_without_padding():
             allow_collapse=True,
         ).eval()
         batches = ({"views": x[None]} for x in (padded, padded[..., :12]))
-        draw = Draw(seed=0, step=0, total=1, start=0, count=1)
-        one, other = (model(model.prepare(batch, draw)).embeddings for batch in batches)
+        rng = StepRandomness(seed=0, step=0, total=1, start=0, count=1)
+        one, other = (model(model.prepare(batch, rng)).embeddings for batch in batches)
         assert one.isfinite().all()
         if mask is None:
             assert torch.allclose(one, other, atol=1e-5)
@@ -201,8 +201,8 @@ def test_targets_of_several_layers():
     assert side.out_dim == 48
     assert torch.allclose(side.targets(network, x)[..., :24], layer_norm(outputs[0]), atol=1e-6)
     model = masked(target=partial(EMATarget, momentum=Constant(value=0.9), concat_layers=[0, 2]))
-    draw = Draw(seed=0, step=0, total=2, start=0, count=2)
-    latents = model(model.prepare({"x": x}, draw))
+    rng = StepRandomness(seed=0, step=0, total=2, start=0, count=2)
+    latents = model(model.prepare({"x": x}, rng))
     assert latents.predictions[0].shape == latents.targets[0].shape
     assert latents.predictions[0].shape[-1] == 48
 
@@ -223,10 +223,10 @@ def test_layers_that_are_not_there(change, message):
 
 def test_each_mask_group_has_its_token():
     torch.manual_seed(0)
-    predictor = Predictor(encoder=encoder(), dim=24, depth=1, heads=2, mask_tokens=2)
+    predictor = Predictor(encoder=encoder(), embed_dim=24, depth=1, num_heads=2, mask_tokens=2)
     context, mask = torch.randn(1, 3, 24), SpanMask(mask_ratio=0.5)(1, (6,))[0]
     first, second, third = (predictor(context, mask, (6,), group=group) for group in range(3))
     assert not torch.allclose(first, second)
     assert torch.equal(first, third)
     with pytest.raises(ValueError, match="mask_tokens"):
-        Predictor(encoder=encoder(), dim=24, heads=2, mask_tokens=0)
+        Predictor(encoder=encoder(), embed_dim=24, num_heads=2, mask_tokens=0)

@@ -19,19 +19,19 @@ from jepa.models.masked import distance_weights
 from jepa.models.positions import RotaryPositions, sincos_positions
 from jepa.optim import Constant
 from jepa.optim.ramp import Ramp
-from jepa.types import Horizon, Mask
+from jepa.types import Mask, RunLength
 
 X = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
 def encoder(images=False, **changes):
     stem = functools.partial(TubeletStem, patch_size=4, tubelet_size=2, images=images)
-    settings = {"stem": stem, "dim": 24, "depth": 3, "heads": 2, "sincos_layout": "half_time"}
+    settings = {"stem": stem, "embed_dim": 24, "depth": 3, "num_heads": 2, "sincos_layout": "half_time"}
     return TransformerEncoder(**{**settings, **changes})
 
 
 def test_the_stem_is_a_convolution():
-    stem = TubeletStem(dim=10, channels=3, patch_size=[4, 8], tubelet_size=2)
+    stem = TubeletStem(embed_dim=10, channels=3, patch_size=[4, 8], tubelet_size=2)
     convolution = nn.Conv3d(3, 10, (2, 4, 8), stride=(2, 4, 8))
     with torch.no_grad():
         convolution.weight.copy_(stem.proj.weight.view_as(convolution.weight))
@@ -117,7 +117,13 @@ def test_levels_have_norms_of_their_own():
 
 def dense_model(weighted=True, **changes):
     torch.manual_seed(0)
-    settings = {"dim": 16, "depth": 1, "sincos_layout": "half_time", "context_layers": [0, 2], "predict_context": True}
+    settings = {
+        "embed_dim": 16,
+        "depth": 1,
+        "sincos_layout": "half_time",
+        "context_layers": [0, 2],
+        "predict_context": True,
+    }
     return MaskedJEPA(
         encoder=encoder(images=True, level_layers=[0, 2]),
         predictor=functools.partial(Predictor, **{**settings, "mask_tokens": 2, "modality_vectors": True, **changes}),
@@ -172,7 +178,9 @@ def test_dense_options_that_do_not_fit():
     with pytest.raises(ValueError, match="no term of the loss reads them"):
         MaskedJEPA(
             encoder=encoder(),
-            predictor=functools.partial(Predictor, dim=16, depth=1, sincos_layout="half_time", predict_context=True),
+            predictor=functools.partial(
+                Predictor, embed_dim=16, depth=1, sincos_layout="half_time", predict_context=True
+            ),
             target=functools.partial(EMATarget, momentum=Constant(value=0.9)),
             mask=None,
             loss=lambda **sizes: Objective(terms={"prediction": {"weight": 1.0, "term": L1()}}, **sizes),
@@ -180,7 +188,7 @@ def test_dense_options_that_do_not_fit():
 
 
 def test_ramp():
-    ramp, horizon = Ramp(start=0.0, final=0.5, begin_step=10, end_step=20), Horizon(max_steps=5, steps_per_epoch=1)
-    assert [ramp(step, horizon) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.25, 0.5, 0.5]
+    ramp, run_length = Ramp(start=0.0, final=0.5, begin_step=10, end_step=20), RunLength(max_steps=5, steps_per_epoch=1)
+    assert [ramp(step, run_length) for step in (0, 10, 15, 20, 99)] == [0.0, 0.0, 0.25, 0.5, 0.5]
     with pytest.raises(ValueError, match="expected 0 <= begin < end"):
         Ramp(start=0.0, final=1.0, begin_step=3, end_step=3)

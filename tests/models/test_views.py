@@ -10,14 +10,14 @@ import torch
 from jepa.losses import Invariance, Objective, Projector, SIGReg, SmoothL1
 from jepa.masks import RandomMask
 from jepa.models import LeJEPA, MaskedJEPA, Predictor, SharedTarget, StopGradientTarget, vision_transformer
-from jepa.types import Draw
+from jepa.types import StepRandomness
 from jepa.utils.tensors import positions_on
 
 
 def encoder(**sizes):
     torch.manual_seed(0)
     return vision_transformer(
-        **{"image_size": 16, "channels": 1, "patch_size": 4, "dim": 32, "depth": 2, "heads": 2, **sizes}
+        **{"image_size": 16, "channels": 1, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, **sizes}
     )
 
 
@@ -33,8 +33,8 @@ def make(**changes) -> LeJEPA:
     return LeJEPA(**{"encoder": encoder(), "loss": objective(), **changes})
 
 
-def draw(total: int, start: int = 0, count: int | None = None) -> Draw:
-    return Draw(seed=0, step=0, total=total, start=start, count=total if count is None else count)
+def rng(total: int, start: int = 0, count: int | None = None) -> StepRandomness:
+    return StepRandomness(seed=0, step=0, total=total, start=start, count=total if count is None else count)
 
 
 def views(samples: int = 3, count: int = 2, local: int = 0) -> dict[str, torch.Tensor]:
@@ -45,7 +45,7 @@ def views(samples: int = 3, count: int = 2, local: int = 0) -> dict[str, torch.T
 
 def test_every_view_is_embedded_by_itself_global_ones_first():
     model, batch = make().eval(), views(local=3)
-    latents = model(model.prepare(batch, draw(3)))
+    latents = model(model.prepare(batch, rng(3)))
     assert latents.embeddings.shape == (5, 3, 32)
     assert latents.global_views == 2
     for number in range(2):
@@ -58,7 +58,7 @@ def test_every_view_is_embedded_by_itself_global_ones_first():
 
 def test_masks_make_views_of_one_picture():
     model = make(mask=RandomMask(context_share=0.5, num_masks=2)).eval()
-    batch = model.prepare({"x": torch.randn(4, 1, 16, 16)}, draw(4))
+    batch = model.prepare({"x": torch.randn(4, 1, 16, 16)}, rng(4))
     latents = model(batch)
     assert latents.embeddings.shape == (2, 4, 32)
     seen = model.encoder(batch["x"], keep=batch["masks"][1].context).mean(dim=1)
@@ -69,8 +69,8 @@ def test_masks_make_views_of_one_picture():
 def test_a_slice_of_the_batch_gets_its_part_of_the_draw():
     model = make(mask=RandomMask(context_share=0.5))
     batch = views(4)
-    whole = model.prepare(batch, draw(4))["masks"][0]
-    part = model.prepare({"views": batch["views"][2:]}, draw(4, start=2, count=2))["masks"][0]
+    whole = model.prepare(batch, rng(4))["masks"][0]
+    part = model.prepare({"views": batch["views"][2:]}, rng(4, start=2, count=2))["masks"][0]
     assert torch.equal(whole.context[4:], part.context)
 
 
@@ -80,7 +80,7 @@ def test_gradients_reach_the_encoder_through_every_view():
         batch = views(local=2)
         name, index = ("views", number) if number < 2 else ("local_views", number - 2)
         batch[name].requires_grad_()
-        model.loss(model(model.prepare(batch, draw(3))))["loss"].backward()
+        model.loss(model(model.prepare(batch, rng(3))))["loss"].backward()
         assert batch[name].grad[:, index].abs().sum() > 0
 
 
@@ -102,7 +102,7 @@ def test_a_loss_that_lets_views_collapse_is_refused():
 def masked(target, **terms) -> MaskedJEPA:
     return MaskedJEPA(
         encoder=encoder(),
-        predictor=partial(Predictor, dim=16, depth=1),
+        predictor=partial(Predictor, embed_dim=16, depth=1),
         target=target,
         mask=RandomMask(context_share=0.4, target_share=0.3),
         loss=partial(Objective, terms=terms or {"prediction": {"weight": 1.0, "term": SmoothL1()}}),
@@ -116,7 +116,7 @@ def test_a_shared_target_moves_with_the_prediction_and_a_stopped_one_does_not():
     for target in (SharedTarget, StopGradientTarget):
         model = masked(target).train()
         assert not model.target.prevents_collapse
-        latents = model(model.prepare({"x": x}, draw(3)))
+        latents = model(model.prepare({"x": x}, rng(3)))
         reached.append(latents.targets[0].requires_grad)
         assert model.update_target(0, None) == {}
     assert reached == [True, False]
@@ -129,7 +129,7 @@ def test_positions_and_inputs_of_targets_are_made_where_the_loss_needs_them():
 
     plain, reading = masked(SharedTarget), masked(SharedTarget, prediction={"weight": 1.0, "term": Reader()})
     x = torch.arange(256.0).view(1, 1, 16, 16)
-    batch = reading.prepare({"x": x}, draw(1))
+    batch = reading.prepare({"x": x}, rng(1))
     assert plain(batch).positions is None
     assert plain(batch).inputs is None
     latents = reading(batch)

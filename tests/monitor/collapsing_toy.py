@@ -31,7 +31,7 @@ class CollapsingModel(ToyModel):
 
     def forward(self, batch):
         embeddings = super().forward(batch).values
-        if batch["draw"].step >= self.from_step and batch["draw"].seed < self.cured_by:
+        if batch["rng"].step >= self.from_step and batch["rng"].seed < self.cured_by:
             embeddings = 0 * embeddings + 1 + self.bias
         return Latents(embeddings=embeddings.unsqueeze(0))
 

@@ -15,7 +15,7 @@ from toy import toy_trainer
 from jepa import build_trainer, load_config
 from jepa.monitor import CollapseMonitor
 from jepa.trainer import Callback, Console, RunInfo, Trainer
-from jepa.types import Horizon
+from jepa.types import RunLength
 from jepa.utils.errors import Interrupted, UserError
 
 TIMES = {"samples_per_second", "data_wait", "memory_gib", "cost/seconds"}
@@ -349,7 +349,7 @@ def test_on_by_default_and_off(tiny, tmp_path):
 
 def test_the_console_shows_the_verdict(tmp_path, capsys):
     console = Console()
-    console.open(RunInfo(tmp_path, 0, Horizon(max_steps=4, steps_per_epoch=2.0)))
+    console.open(RunInfo(tmp_path, 0, RunLength(max_steps=4, steps_per_epoch=2.0)))
     values = {"train/loss": 1.0, "lr": 0.1, "samples_per_second": 3.0}
     for step, status in enumerate(("unknown", "healthy", "complete collapse"), start=1):
         console.status(status)

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from jepa import load_config
-from jepa.build import build, build_model, build_trainer, to_plain
+from jepa.config.build import build, build_model, build_trainer, to_plain
+from jepa.config.check import check_config
 from jepa.optim import parameter_groups
-from jepa.types import Draw
-from jepa.utils.check import check_config
+from jepa.types import StepRandomness
 from jepa.utils.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -41,8 +41,8 @@ def batch():
 
 
 def loss_of(model, step=0):
-    draw = Draw(seed=0, step=step, total=32, start=0, count=32)
-    return model.loss(model(model.prepare(batch(), draw)))["loss"]
+    rng = StepRandomness(seed=0, step=step, total=32, start=0, count=32)
+    return model.loss(model(model.prepare(batch(), rng)))["loss"]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -19,31 +19,31 @@ from jepa.optim import (
     plan,
     scale_scheduler,
 )
-from jepa.types import Horizon
+from jepa.types import RunLength
 
-DIGITS = Horizon(max_steps=808, steps_per_epoch=1437 / 64, batch_size=64)
+DIGITS = RunLength(max_steps=808, steps_per_epoch=1437 / 64, batch_size=64)
 
 
 class Point(nn.Linear):
     """The least encoder there is."""
 
-    dim = 1
+    embed_dim = 1
 
 
-def horizon(batch_size):
+def run_length(batch_size):
     """A run of 25,600 samples."""
-    return Horizon(max_steps=25_600 // batch_size, steps_per_epoch=6400 / batch_size, batch_size=batch_size)
+    return RunLength(max_steps=25_600 // batch_size, steps_per_epoch=6400 / batch_size, batch_size=batch_size)
 
 
 @pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
 def test_the_whole_learning_rate_schedule_is_scaled(rule, factor):
     plain = WarmupCosine(peak=0.1, start=0.01, final=0.001, warmup_samples=6400)
     scaled = Scaled(schedule=plain, reference_batch_size=64, rule=rule)
-    run = horizon(256)
+    run = run_length(256)
     assert [scaled(s, run) for s in range(101)] == pytest.approx([factor * plain(s, run) for s in range(101)])
-    reference = [factor * plain(4 * s, horizon(64)) for s in range(101)]  # after the same number of samples
+    reference = [factor * plain(4 * s, run_length(64)) for s in range(101)]  # after the same number of samples
     assert [scaled(s, run) for s in range(101)] == pytest.approx(reference)
-    assert [scaled(s, horizon(64)) for s in (0, 7)] == [plain(s, horizon(64)) for s in (0, 7)]
+    assert [scaled(s, run_length(64)) for s in (0, 7)] == [plain(s, run_length(64)) for s in (0, 7)]
 
 
 def test_scaling_a_scheduler():
@@ -51,8 +51,8 @@ def test_scaling_a_scheduler():
     assert scale_scheduler(scheduler=scheduler) == scheduler
     assert scale_scheduler(scheduler=scheduler, reference_batch_size=64, rule="none") == scheduler
     scaled = scale_scheduler(scheduler=scheduler, reference_batch_size=64)
-    assert scaled["lr"](3, horizon(32)) == pytest.approx(0.05)
-    assert scaled["weight_decay"](3, horizon(32)) == 0.4
+    assert scaled["lr"](3, run_length(32)) == pytest.approx(0.05)
+    assert scaled["weight_decay"](3, run_length(32)) == 0.4
     with pytest.raises(ValueError, match=r"scaling\.reference_batch_size=0: expected"):
         scale_scheduler(scheduler=scheduler, reference_batch_size=0)
     with pytest.raises(ValueError, match=r"scaling\.rule='cubic': expected linear, sqrt or none"):
@@ -61,12 +61,12 @@ def test_scaling_a_scheduler():
 
 def test_momentum_in_closed_form():
     target = EMATarget(encoder=Point(1, 1), momentum=Linear(start=0.9, final=1.0), reference_batch_size=64)
-    assert target.momentum_at(0, horizon(128)) == pytest.approx(0.81)
-    assert target.momentum_at(0, horizon(32)) == pytest.approx(math.sqrt(0.9))
-    assert target.momentum_at(0, horizon(64)) == pytest.approx(0.9)
-    assert target.momentum_at(200, horizon(128)) == 1.0
+    assert target.momentum_at(0, run_length(128)) == pytest.approx(0.81)
+    assert target.momentum_at(0, run_length(32)) == pytest.approx(math.sqrt(0.9))
+    assert target.momentum_at(0, run_length(64)) == pytest.approx(0.9)
+    assert target.momentum_at(200, run_length(128)) == 1.0
     plain = EMATarget(encoder=Point(1, 1), momentum=Linear(start=0.9, final=1.0))
-    assert plain.momentum_at(0, horizon(128)) == pytest.approx(0.9)
+    assert plain.momentum_at(0, run_length(128)) == pytest.approx(0.9)
 
 
 @pytest.mark.parametrize("batch_size", [16, 128, 256])
@@ -80,7 +80,7 @@ def test_the_average_is_as_far_after_as_many_samples_at_any_batch_size(batch_siz
         for step in range(25_600 // size):
             with torch.no_grad():
                 encoder.weight.fill_((step + 1) * size / 25_600)
-            target.update(encoder, step, horizon(size))
+            target.update(encoder, step, run_length(size))
         return target.encoder.weight.item()
 
     still = average(64)
@@ -112,15 +112,15 @@ def test_bad_momenta(momentum, message):
 
 def test_rounding_does_not_make_a_momentum_bad():
     above = Constant(value=1.0000000000000002)
-    assert EMATarget(encoder=Point(1, 1), momentum=above).momentum_at(0, horizon(64)) == 1.0
+    assert EMATarget(encoder=Point(1, 1), momentum=above).momentum_at(0, run_length(64)) == 1.0
 
 
 def test_a_momentum_that_goes_wrong_in_this_run_alone():
     encoder = Point(1, 1)
-    target = EMATarget(encoder=encoder, momentum=lambda step, horizon: 0.9 if horizon.max_steps > 500 else 2.0)
+    target = EMATarget(encoder=encoder, momentum=lambda step, run_length: 0.9 if run_length.max_steps > 500 else 2.0)
     before = encoder.weight.clone()
     with pytest.raises(ValueError, match="becomes 2"):
-        target.update(encoder, 0, horizon(64))
+        target.update(encoder, 0, run_length(64))
     assert torch.equal(target.encoder.weight, before)
     with pytest.raises(ValueError, match=r"model\.target\.reference_batch_size=0"):
         EMATarget(encoder=encoder, momentum=Constant(value=0.9), reference_batch_size=0)
@@ -157,7 +157,7 @@ def test_the_plan_of_a_scaled_run():
 
 
 def test_the_plan_of_a_warmup_that_is_longer_than_the_run():
-    short = Horizon(max_steps=6, steps_per_epoch=10, batch_size=8)
+    short = RunLength(max_steps=6, steps_per_epoch=10, batch_size=8)
     assert plan(short, {"lr": WarmupStableDecay(peak=1e-3, warmup_epochs=5)}) == [
         "learning rate 1.2e-04 at its peak, after a warm-up of 400 samples (50 steps, 5.0 epochs), longer than the run "
         "of 6 steps"

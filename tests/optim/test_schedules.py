@@ -5,13 +5,13 @@ import math
 import pytest
 
 from jepa.optim import Constant, Cosine, Duration, Linear, Step, Warmup, WarmupCosine, WarmupStableDecay
-from jepa.types import Horizon
+from jepa.types import RunLength
 
-RUN = Horizon(max_steps=100, steps_per_epoch=12.5, batch_size=64)
+RUN = RunLength(max_steps=100, steps_per_epoch=12.5, batch_size=64)
 
 
-def over_the_run(schedule, horizon=RUN):
-    return [schedule(step, horizon) for step in range(horizon.max_steps + 1)]
+def over_the_run(schedule, run_length=RUN):
+    return [schedule(step, run_length) for step in range(run_length.max_steps + 1)]
 
 
 def test_constant_and_linear():
@@ -42,8 +42,8 @@ def test_step():
     expected = [1.0, 1.0, 0.1, 0.1, 0.01, 0.001, 0.0001]
     assert [schedule(step, RUN) for step in (0, 24, 25, 49, 50, 75, 100)] == pytest.approx(expected)
     tenth = Step(start=1.0, step_size=0.1, gamma=0.5, unit="epochs")
-    assert tenth(3, Horizon(max_steps=9, steps_per_epoch=1)) == pytest.approx(0.5**30)
-    assert tenth(0.3, Horizon(max_steps=9, steps_per_epoch=1)) == pytest.approx(0.5**3)  # 0.3 / 0.1 is below 3
+    assert tenth(3, RunLength(max_steps=9, steps_per_epoch=1)) == pytest.approx(0.5**30)
+    assert tenth(0.3, RunLength(max_steps=9, steps_per_epoch=1)) == pytest.approx(0.5**3)  # 0.3 / 0.1 is below 3
 
 
 def test_warmup_before_any_schedule():
@@ -75,7 +75,7 @@ def test_a_decay_of_the_whole_run_begins_where_the_warmup_ends():
 
 def test_the_stable_part_does_not_know_how_long_the_run_is():
     schedule = WarmupStableDecay(peak=1.0, warmup_steps=20, decay_steps=30)
-    longer = Horizon(max_steps=200, steps_per_epoch=12.5, batch_size=64)
+    longer = RunLength(max_steps=200, steps_per_epoch=12.5, batch_size=64)
     assert over_the_run(schedule)[:71] == over_the_run(schedule, longer)[:71]
 
 
@@ -110,7 +110,7 @@ def test_a_step_size_is_the_same_in_any_unit():
 
 
 def test_a_warmup_in_samples_is_as_long_at_any_batch_size():
-    whole = Horizon(max_steps=50, steps_per_epoch=6.25, batch_size=128)
+    whole = RunLength(max_steps=50, steps_per_epoch=6.25, batch_size=128)
     for warmup in ({"warmup_epochs": 2.56}, {"warmup_samples": 2048}):
         schedule = WarmupCosine(peak=1.0, **warmup)
         assert [schedule(step, whole) for step in range(51)] == pytest.approx(over_the_run(schedule)[::2])
@@ -119,14 +119,14 @@ def test_a_warmup_in_samples_is_as_long_at_any_batch_size():
 
 @pytest.mark.parametrize("kind", [Linear, Cosine])
 def test_stretch_is_the_longer_run_cut_short(kind):
-    longer = Horizon(max_steps=125, steps_per_epoch=12.5)
+    longer = RunLength(max_steps=125, steps_per_epoch=12.5)
     stretched, plain = kind(start=0.0, final=1.0, stretch=1.25), kind(start=0.0, final=1.0)
     assert over_the_run(stretched) == pytest.approx([plain(s, longer) for s in range(101)])
     assert stretched(100, RUN) < 1.0
 
 
 def test_stretch_of_a_decay():
-    longer = Horizon(max_steps=125, steps_per_epoch=12.5)
+    longer = RunLength(max_steps=125, steps_per_epoch=12.5)
     options = {"peak": 1.0, "warmup_steps": 10, "decay_share": 0.4}
     expected = [WarmupStableDecay(**options)(s, longer) for s in range(101)]
     assert over_the_run(WarmupStableDecay(**options, stretch=1.25)) == pytest.approx(expected)

@@ -19,9 +19,9 @@ from jepa.models.encoders.spectrogram import SpectrogramStem
 from jepa.optim import Constant, Linear, WarmupCosine
 from jepa.report import facts, figures, measure
 from jepa.report.preview import _Report
-from jepa.types import Horizon, Mask
-from jepa.utils.preserve import preserved
-from jepa.utils.spectrogram import LogMel
+from jepa.types import Mask, RunLength
+from jepa.utils.log_mel import LogMel
+from jepa.utils.snapshot import preserved
 
 
 def tiny_trainer(tiny, folder, *overrides):
@@ -147,7 +147,7 @@ def line_trainer(folder):
         data=SimpleNamespace(batch_size=8, spec=spec, train_batches=train_batches),
         optimizer=torch.optim.Adam(model.parameters()),
         scheduler={"lr": Constant(value=0.1)},
-        horizon=Horizon(max_steps=20, steps_per_epoch=10),
+        run_length=RunLength(max_steps=20, steps_per_epoch=10),
         micro_batch_size=4,
         device=torch.device("cpu"),
         precision=SimpleNamespace(
@@ -186,7 +186,7 @@ def test_inputs_that_are_no_pictures(tmp_path):
 
 def test_masks_of_sound_lie_on_its_spectrogram(tmp_path):
     front = LogMel(sample_rate=8000, n_fft=256, hop_length=100, mel_bins=20)
-    stem = SpectrogramStem(dim=8, spectrogram=front, patch_size=[10, 4])
+    stem = SpectrogramStem(embed_dim=8, spectrogram=front, patch_size=[10, 4])
     trainer = SimpleNamespace(
         model=SimpleNamespace(encoder=SimpleNamespace(stem=stem)),
         data=SimpleNamespace(),
@@ -212,9 +212,9 @@ def test_mask_facts():
 
 
 def test_schedule_table():
-    horizon = Horizon(max_steps=100, steps_per_epoch=10)
+    run_length = RunLength(max_steps=100, steps_per_epoch=10)
     schedules = {"lr": WarmupCosine(peak=1.0, warmup_epochs=1), "weight_decay": Constant(value=0.04)}
-    names, rows = facts.schedule_table(schedules, Linear(start=0.0, final=1.0), horizon)
+    names, rows = facts.schedule_table(schedules, Linear(start=0.0, final=1.0), run_length)
     assert names == ["lr", "weight_decay", "momentum"]
     assert [row[:2] for row in rows] == [
         ("start", 1),

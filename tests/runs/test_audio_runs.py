@@ -9,10 +9,10 @@ import pytest
 import soundfile
 
 SMALL = (
-    "model.encoder.dim=32",
+    "model.encoder.embed_dim=32",
     "model.encoder.depth=1",
-    "model.encoder.heads=2",
-    "model.predictor.dim=32",
+    "model.encoder.num_heads=2",
+    "model.predictor.embed_dim=32",
     "model.predictor.depth=1",
     "trainer.max_steps=3",
     "trainer.log_every=1",

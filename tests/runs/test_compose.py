@@ -8,8 +8,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.build import FOUND_BY_DATA, build, build_model, filled, to_plain
-from jepa.utils.check import check_config
+from jepa.config.build import FOUND_BY_DATA, build, build_model, filled, to_plain
+from jepa.config.check import check_config
 from jepa.utils.errors import UserError
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -109,8 +109,8 @@ def test_the_command_line_wins():
     config = compose("experiment=ijepa_digits", "trainer.max_epochs=3", "data.batch_size=8")
     assert (config.trainer.max_epochs, config.data.batch_size) == (3, 8)
     assert config.loss.projector is None
-    assert compose("model/encoder=vit_tiny").model.encoder.dim == 192
-    assert compose().model.encoder.dim == 128
+    assert compose("model/encoder=vit_tiny").model.encoder.embed_dim == 192
+    assert compose().model.encoder.embed_dim == 128
 
 
 def test_loading_from_python(tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.utils.given import Given, addable, with_stored
+from jepa.config.stored import Given, addable, with_stored
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -94,7 +94,7 @@ def test_what_is_given_wins_over_what_is_stored():
         load_config(["data=digits", "trainer.seed=3", "model.encoder.depth=2"]), resolve=True
     )
     overrides = addable(
-        ["data.root=photos", "evaluation.pooling=max", "~evaluation.probes.knn", "model.encoder.heads=4"]
+        ["data.root=photos", "evaluation.pooling=max", "~evaluation.probes.knn", "model.encoder.num_heads=4"]
     )
     assert overrides[0] == "++data.root=photos"
     joined = with_stored(load_config(overrides), stored, Given(overrides))

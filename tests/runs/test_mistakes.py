@@ -28,7 +28,7 @@ MISTAKES = {
         ["does not divide data.batch_size=32", "[1, 2, 4"],
     ),
     "patch that does not divide": (["model.encoder.patch_size=3"], ["patch", "3", "8"]),
-    "heads that do not divide": (["model.encoder.heads=5"], ["heads", "5", "32"]),
+    "heads that do not divide": (["model.encoder.num_heads=5"], ["heads", "5", "32"]),
     "masks that cannot fit": (["model.mask.target_scale=[0.9,0.95]"], ["model.mask", "context"]),
     "image too small for masks": (["model.encoder.patch_size=8"], ["model"]),
     "no data root": (["data=image_folder"], ["data.root is not set", "data.root=..."]),
@@ -58,7 +58,7 @@ def test_mistakes(train, quick, refused, tmp_path, mistake, words):
     (tmp_path / "empty").mkdir()
     if "data=image_folder" in mistake:
         quick = [override for override in quick if "projector" not in override]  # which only digits have
-        quick += ["model.encoder.patch_size=2", "model.encoder.heads=4", "model.mask.num_targets=1"]
+        quick += ["model.encoder.patch_size=2", "model.encoder.num_heads=4", "model.mask.num_targets=1"]
         quick += ["model.mask.min_context=4"]
     message = refused(train(*quick, "hydra.run.dir=run", *mistake))
     for word in words:

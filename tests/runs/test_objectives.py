@@ -12,7 +12,7 @@ from jepa.utils.errors import UserError
 
 SMALL = (
     "data.batch_size=8",
-    "model.encoder.dim=32",
+    "model.encoder.embed_dim=32",
     "model.encoder.depth=1",
     "trainer.max_steps=2",
     "trainer.log_every=1",
@@ -50,7 +50,7 @@ def train(folder, *overrides):
 
 @pytest.mark.parametrize("loss", MASKED)
 def test_masked_models_train_with_every_loss(tmp_path, loss):
-    lines = train(tmp_path, f"loss={loss}", "model.predictor.dim=32", "loss.projector.hidden=[16]")
+    lines = train(tmp_path, f"loss={loss}", "model.predictor.embed_dim=32", "loss.projector.hidden=[16]")
     assert len(lines) == 2
     for line in lines:
         terms = {name.removeprefix("train/loss/") for name in line if name.startswith("train/loss/")}
@@ -74,14 +74,14 @@ def test_lejepa_brings_its_loss_along(tmp_path):
 
 
 def test_one_network_trains_with_sigreg_alone(tmp_path):
-    lines = train(tmp_path, "model/target=shared", "loss=sigreg", "model.predictor.dim=32")
+    lines = train(tmp_path, "model/target=shared", "loss=sigreg", "model.predictor.embed_dim=32")
     assert "momentum" not in lines[0]
 
 
 def test_weights_of_a_mix_are_its_own(tmp_path):
     weights = {"reconstruction": 2.0, "contrastive": 0.25, "prediction": 0.5, "invariance": 0.0, "sigreg": 0.0}
     overrides = [f"loss.terms.{name}.weight={weight}" for name, weight in weights.items()]
-    line = train(tmp_path, "loss=multitask", "model.predictor.dim=32", *overrides)[0]
+    line = train(tmp_path, "loss=multitask", "model.predictor.embed_dim=32", *overrides)[0]
     total = sum(weight * line[f"train/loss/{name}"] for name, weight in weights.items())
     assert line["train/loss"] == pytest.approx(total, rel=1e-5)
 

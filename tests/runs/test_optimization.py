@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from jepa import load_config
-from jepa.build import build_trainer
+from jepa.config.build import build_trainer
 from jepa.optim import plan
 from jepa.utils.errors import UserError
 
@@ -23,7 +23,9 @@ def lines_of(folder):
 
 
 def rates(trainer):
-    return [trainer.scheduler["lr"](update, trainer.horizon) for update in range(1, trainer.horizon.max_steps + 1)]
+    return [
+        trainer.scheduler["lr"](update, trainer.run_length) for update in range(1, trainer.run_length.max_steps + 1)
+    ]
 
 
 DECAY = ("scheduler.decay_share=null", "scheduler.decay_samples=128")
@@ -67,8 +69,8 @@ def test_warmups_and_weight_decay_of_every_scheduler(tiny, tmp_path, scheduler):
     steps = trainer_of(tmp_path, *two, "scheduler.warmup_steps=4")
     assert rates(steps) == rates(trainer_of(tmp_path, *two, "scheduler.warmup_samples=128"))
     assert rates(steps)[:4] == pytest.approx([0.00025, 0.0005, 0.00075, 0.001])
-    assert steps.scheduler["weight_decay"](0, steps.horizon) == pytest.approx(0.04)
-    assert steps.scheduler["weight_decay"](10, steps.horizon) == pytest.approx(0.4)
+    assert steps.scheduler["weight_decay"](0, steps.run_length) == pytest.approx(0.04)
+    assert steps.scheduler["weight_decay"](10, steps.run_length) == pytest.approx(0.4)
     with pytest.raises(UserError, match=r"scheduler\.lr: warmup_epochs=5 and warmup_samples=128: give one of them"):
         trainer_of(tmp_path, *one, "scheduler.warmup_samples=128")
 
@@ -76,8 +78,8 @@ def test_warmups_and_weight_decay_of_every_scheduler(tiny, tmp_path, scheduler):
 def test_scaling_of_learning_rate_and_momentum(tiny, tmp_path):
     overrides = [*tiny, "scheduler=constant", "scaling.reference_batch_size=64", "model.target.momentum.start=0.9"]
     trainer = trainer_of(tmp_path, *overrides)
-    assert trainer.model.momentum_schedule(0, trainer.horizon) == pytest.approx(0.9**0.5)
-    assert plan(trainer.horizon, trainer.scheduler, trainer.model.momentum_schedule)[:2] == [
+    assert trainer.model.momentum_schedule(0, trainer.run_length) == pytest.approx(0.9**0.5)
+    assert plan(trainer.run_length, trainer.scheduler, trainer.model.momentum_schedule)[:2] == [
         "learning rate 5.0e-04 throughout (1.0e-03 per 64 samples, times 0.5 for 32 by the linear rule)",
         "weight decay 0.04",
     ]
@@ -86,7 +88,7 @@ def test_scaling_of_learning_rate_and_momentum(tiny, tmp_path):
 def test_a_scheduled_loss_weight(tiny, tmp_path):
     weight = "{_target_: jepa.optim.Linear, start: 0.0, final: 0.05}"
     trainer = trainer_of(tmp_path, *tiny, f"loss.terms.sigreg.weight={weight}")
-    assert trainer.model.set_step(3, trainer.horizon) == {"weight/sigreg": pytest.approx(0.025)}
+    assert trainer.model.set_step(3, trainer.run_length) == {"weight/sigreg": pytest.approx(0.025)}
     assert trainer.model.loss.weights == {"prediction": 0.1, "invariance": 1.0, "sigreg": pytest.approx(0.025)}
 
 

@@ -56,7 +56,7 @@ def test_the_default_run(train, tiny, tmp_path):
     content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
     assert {"model", "optimizer", "step", "config"} <= set(content)
     assert content["step"] == 6
-    assert content["config"]["model"]["encoder"]["dim"] == 32
+    assert content["config"]["model"]["encoder"]["embed_dim"] == 32
     assert f"training from scratch in {tmp_path}" in output or "training from scratch in outputs" in output
     assert "step 6/6" in output
     assert "trained" in output
@@ -198,7 +198,7 @@ def test_a_users_own_classes(train, quick, tmp_path):
     keep = [o for o in quick if not o.startswith("model.encoder.")]
     own = [
         "model/encoder=patch",
-        "model.predictor.heads=4",
+        "model.predictor.num_heads=4",
         "loss.terms.prediction.term={_target_: my_parts.Cube}",
         "~loss.terms.prediction.term.beta",
         "trainer._target_=my_parts.MyTrainer",
@@ -247,10 +247,10 @@ def test_starting_from_published_weights(train, tiny, shared_dir, refused, tmp_p
         "data.batch_size=8",
         "data.num_workers=0",
         "model.encoder.patch_size=4",
-        f"model.encoder.dim={encoder['module.patch_embed.proj.weight'].shape[0]}",
+        f"model.encoder.embed_dim={encoder['module.patch_embed.proj.weight'].shape[0]}",
         f"model.encoder.depth={depth[0]}",
-        "model.encoder.heads=4",
-        f"model.predictor.dim={predictor['module.mask_token'].shape[-1]}",
+        "model.encoder.num_heads=4",
+        f"model.predictor.embed_dim={predictor['module.mask_token'].shape[-1]}",
         f"model.predictor.depth={depth[1]}",
         "optimizer.lr=0",
         "optimizer.weight_decay=0",

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.slow
 WORDS = ["red", "green", "blue", "card", "bank", "money", "train", "paper", "stone", "river", "cloud", "light"]
 TINY = (
     *("model=text", "data.vocab_size=320", "data.max_length=8", "data.batch_size=16"),
-    *("model.encoder.dim=32", "model.encoder.depth=1", "model.predictor.dim=32", "trainer.max_steps=4"),
+    *("model.encoder.embed_dim=32", "model.encoder.depth=1", "model.predictor.embed_dim=32", "trainer.max_steps=4"),
     *("trainer.log_every=1", "trainer.device=cpu", "~logger.tensorboard"),
     *("evaluation=none", "hydra.run.dir=out"),
 )

@@ -187,8 +187,8 @@ def test_a_line_has_room_for_what_tells_most(tmp_path):
     board = leaderboard(tmp_path)
     wide, narrow = text_of(board, 200, 39), text_of(board, 80, 39)
     assert all(heading in wide for heading in (" knn ", " val/loss ", " steps ", " a ", " f ", " lr "))
-    heads, no_room = narrow.splitlines()[2], narrow.splitlines()[-1]
-    assert re.fullmatch(r" +place +run +(\w +)+lr +linear +state +", heads)
+    num_heads, no_room = narrow.splitlines()[2], narrow.splitlines()[-1]
+    assert re.fullmatch(r" +place +run +(\w +)+lr +linear +state +", num_heads)
     assert re.search(r"no room for [a-f], [a-f], [a-f] and \d more", no_room)
     assert all(len(line) <= 80 for line in text_of(board, 80).splitlines())
     assert len(narrow.splitlines()) == 39 + 6  # a line for each run
@@ -200,10 +200,10 @@ def test_the_csv(grid):
         file.write('{"step": 100, "samples_per_second": 3.5}\n')
     leaderboard(grid).write_csv(grid / "out" / "runs.csv")
     with (grid / "out" / "runs.csv").open() as file:
-        heads, *_ = csv.reader(file)
+        num_heads, *_ = csv.reader(file)
         file.seek(0)
         rows = list(csv.DictReader(file))
-    assert len(set(heads)) == len(heads)
+    assert len(set(num_heads)) == len(num_heads)
     assert [row["run"] for row in rows] == [run.folder for run in board.runs]
     wanted = {"place": "1", "run": "4", "state": "done", "seed": "1", "optimizer.lr": "1e-2", "data": "digits"}
     wanted |= {"objective/" + METRIC: "0.93", METRIC: "0.93", "cost/seconds": "64.0", "train_seconds": "60.0"}

@@ -39,8 +39,8 @@ def test_the_page(grid):
     body = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
     assert asked_of_the_network('<script src="https://example.org/plotly.js"></script>')
     assert not asked_of_the_network(text)
-    heads = ["Settings over their seeds", "Options and metric", "What the metric depends on", "On the way", "Runs"]
-    assert re.findall(r"<h2>(.*?)</h2>", body) == heads
+    num_heads = ["Settings over their seeds", "Options and metric", "What the metric depends on", "On the way", "Runs"]
+    assert re.findall(r"<h2>(.*?)</h2>", body) == num_heads
     settings, runs = body.split("<table>")[1:]
     assert (settings.count("<tr class="), runs.count("<tr class="), runs.count('<tr class="bad"')) == (3, 10, 2)
     assert "&lt;i&gt;&amp;x" in runs

@@ -16,8 +16,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext, RunMode
 from omegaconf import OmegaConf
 
+from jepa.config.compose import CONFIG_DIR, register_resolvers
 from jepa.sweep.plugins import register_plugins
-from jepa.utils.config import CONFIG_DIR, register_resolvers
 from jepa.utils.errors import UserError
 from jepa.utils.status import Status, write_status
 

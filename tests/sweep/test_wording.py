@@ -24,6 +24,6 @@ def test_wording():
         "vit_tiny_long_name",
         "123456789",
     )
-    names = short_names(["optimizer.lr", "model.encoder.dim", "model.predictor.dim", "loss"])
-    assert list(names.values()) == ["lr", "encoder.dim", "predictor.dim", "loss"]
+    names = short_names(["optimizer.lr", "model.encoder.embed_dim", "model.predictor.embed_dim", "loss"])
+    assert list(names.values()) == ["lr", "encoder.embed_dim", "predictor.embed_dim", "loss"]
     assert options({"optimizer.lr": "0.0016051911", "loss": "(default)", "x": "a"}, names) == "lr=0.001605 x=a"

@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import pytest
 
 from jepa import load_config
-from jepa.build import build, to_plain
+from jepa.config.build import build, to_plain
+from jepa.config.check import check_config
 from jepa.trainer import Callback, EarlyStopping
-from jepa.types import Horizon
-from jepa.utils.check import check_config
+from jepa.types import RunLength
 from jepa.utils.errors import UserError
 
 
@@ -19,7 +19,7 @@ class Run:
     """What a callback sees of a trainer."""
 
     def __init__(self, **others):
-        self.step, self.horizon = 0, Horizon(max_steps=100, steps_per_epoch=10)
+        self.step, self.run_length = 0, RunLength(max_steps=100, steps_per_epoch=10)
         self.validate_every, self.evaluate_every = 10, None
         self.reasons, self.said = [], []
         self.__dict__.update(others)

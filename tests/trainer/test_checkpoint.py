@@ -12,12 +12,14 @@ import pytest
 import torch
 from toy import ToyData, toy_trainer
 
-from jepa.trainer import Callback, EarlyStopping, JSONLines, Logger, Trainer, checkpoint, saver
+from jepa.checkpoint import plain as checkpoint
+from jepa.checkpoint import saver
+from jepa.checkpoint.load import read_file
+from jepa.checkpoint.saver import find_checkpoint, link_or_copy
+from jepa.trainer import Callback, EarlyStopping, JSONLines, Logger, Trainer
 from jepa.trainer import trainer as trainer_module
 from jepa.trainer.best import BestCheckpoints
-from jepa.trainer.saver import find_checkpoint, link_or_copy
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
-from jepa.utils.weights import read_file
 
 
 def adam(groups, lr):

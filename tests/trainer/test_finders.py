@@ -18,7 +18,7 @@ from jepa import find_batch_size, find_learning_rate
 from jepa.optim import Constant
 from jepa.trainer import Trainer, batch_size
 from jepa.utils.errors import UserError
-from jepa.utils.preserve import preserved
+from jepa.utils.snapshot import preserved
 
 
 class Quadratic(ToyModel):
@@ -64,9 +64,9 @@ class Rich(ToyModel):
         latents.values = self.dropout(self.norm(latents.values)) * self.frozen
         return latents
 
-    def update_target(self, step, horizon):
+    def update_target(self, step, run_length):
         self.frozen.data.lerp_(self.bias.data, 0.1)
-        return super().update_target(step, horizon)
+        return super().update_target(step, run_length)
 
 
 def rich_trainer(folder, **settings):

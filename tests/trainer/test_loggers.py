@@ -13,9 +13,9 @@ from jepa.trainer import Console, JSONLines, Logger, RunInfo, TensorBoard
 from jepa.trainer.console import duration
 from jepa.trainer.due import due, period
 from jepa.trainer.measure import StepMeter, to_floats
-from jepa.types import Horizon
+from jepa.types import RunLength
 
-HORIZON = Horizon(max_steps=20, steps_per_epoch=2.5)
+HORIZON = RunLength(max_steps=20, steps_per_epoch=2.5)
 
 
 def steps_of(path):
@@ -160,7 +160,7 @@ def test_plain_lines():
 def test_lines_are_rare_but_the_last_comes(steps, shown):
     """A short run shows all."""
     made, file = console(seconds_between_lines=1000)
-    made.open(RunInfo(None, 0, Horizon(max_steps=steps, steps_per_epoch=2.5)))
+    made.open(RunInfo(None, 0, RunLength(max_steps=steps, steps_per_epoch=2.5)))
     for step in range(1, steps + 1):
         made.log(VALUES, step)
     lines = file.getvalue().splitlines()

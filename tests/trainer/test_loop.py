@@ -293,7 +293,7 @@ def test_schedules_reach_the_optimizer(tmp_path):
     lr, decay = Linear(start=0.0, final=0.4), Cosine(start=0.1, final=0.3)
     trainer.scheduler = {"lr": lr, "weight_decay": decay}
     trainer.fit()
-    expected = [(lr(n, trainer.horizon), decay(n, trainer.horizon)) for n in (1, 2, 3, 4)]
+    expected = [(lr(n, trainer.run_length), decay(n, trainer.run_length)) for n in (1, 2, 3, 4)]
     assert [first for first, _ in seen] == expected
     assert [second for _, second in seen] == [(rate, 0.0) for rate, _ in expected]
     assert memory.values("lr") == [rate for rate, _ in expected] == pytest.approx([0.1, 0.2, 0.3, 0.4])
@@ -303,8 +303,8 @@ def test_schedules_reach_the_optimizer(tmp_path):
 
 
 def test_the_length_of_a_run(tmp_path):
-    assert toy_trainer(tmp_path, max_steps=None, max_epochs=4).horizon.max_steps == 10  # 4 * 30 / 12
-    assert toy_trainer(tmp_path, max_steps=7, max_epochs=4).horizon.max_steps == 7
+    assert toy_trainer(tmp_path, max_steps=None, max_epochs=4).run_length.max_steps == 10  # 4 * 30 / 12
+    assert toy_trainer(tmp_path, max_steps=7, max_epochs=4).run_length.max_steps == 7
     for wrong in (
         {"max_steps": None, "max_epochs": None},
         {"max_steps": 0},

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
+from jepa.distributed.parallel import Parallel
 from jepa.evaluation.crossmodal import modality_of
-from jepa.trainer.parallel import Parallel
 
 
 class Encoders(nn.Module):
@@ -17,7 +17,7 @@ class Encoders(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.dim, self.depth, self.layer = 4, 1, nn.Linear(3, 4)
+        self.embed_dim, self.depth, self.layer = 4, 1, nn.Linear(3, 4)
         self.blocks = nn.ModuleList([self.layer])
 
     def forward(self, x, layers=None):
@@ -64,7 +64,7 @@ def test_of_several_modalities():
     expected = model.encoder(x).detach()
     networks = sharded(model)
     view = modality_of(networks, "seen")
-    assert view.encoder.dim == 4
+    assert view.encoder.embed_dim == 4
     for found in (view.encode_target(x), view.encoder(x), networks.embed({"seen": x}, network="target")["seen"]):
         assert torch.equal(found.detach(), expected)
 

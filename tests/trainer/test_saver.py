@@ -12,12 +12,13 @@ import pytest
 import torch
 from toy import ToyData, toy_trainer
 
-from jepa.trainer import Logger, checkpoint, saver
-from jepa.trainer.saver import Saver, copied, find_checkpoint
-from jepa.utils import sharded
-from jepa.utils.config import run_folder_of
+from jepa.checkpoint import plain as checkpoint
+from jepa.checkpoint import saver, sharded
+from jepa.checkpoint.load import locate, read_file
+from jepa.checkpoint.saver import Saver, copied, find_checkpoint
+from jepa.config.compose import run_folder_of
+from jepa.trainer import Logger
 from jepa.utils.errors import CheckpointError, NonFiniteError
-from jepa.utils.weights import locate, read_file
 
 
 def adam(groups, lr):

@@ -44,16 +44,16 @@ def fit_real(tiny, folder, *overrides):
 
 
 def test_lengths_in_samples_and_limited_epochs(tmp_path):
-    def horizon(**settings):
-        return toy_trainer(tmp_path, **{"max_steps": None, **settings}).horizon
+    def run_length(**settings):
+        return toy_trainer(tmp_path, **{"max_steps": None, **settings}).run_length
 
-    assert horizon(max_samples=100).max_steps == 8  # of 12
-    assert horizon(max_samples=1).max_steps == 1
-    assert horizon(max_samples=100, max_steps=3).max_steps == 3
-    assert horizon(max_samples=100, max_epochs=1).max_steps == 8
-    limited = horizon(max_epochs=3, limit_train_batches=2)  # an epoch has 2.5 batches
+    assert run_length(max_samples=100).max_steps == 8  # of 12
+    assert run_length(max_samples=1).max_steps == 1
+    assert run_length(max_samples=100, max_steps=3).max_steps == 3
+    assert run_length(max_samples=100, max_epochs=1).max_steps == 8
+    limited = run_length(max_epochs=3, limit_train_batches=2)  # an epoch has 2.5 batches
     assert (limited.max_steps, limited.steps_per_epoch, limited.epoch(4)) == (6, 2, 2.0)
-    assert horizon(max_epochs=2, limit_train_batches=9).max_steps == 5
+    assert run_length(max_epochs=2, limit_train_batches=9).max_steps == 5
     for name, message in (
         ("max_samples", "max_samples must be at least 1, got 0"),
         ("limit_train_batches", "limit_train_batches must be at least 1, got 0"),
@@ -61,7 +61,7 @@ def test_lengths_in_samples_and_limited_epochs(tmp_path):
         ("grad_clip_norm", "grad_clip_norm=0: expected a value above 0"),
     ):
         with pytest.raises(UserError, match=f"trainer.{message}"):
-            horizon(**{name: 0}, max_epochs=1)
+            run_length(**{name: 0}, max_epochs=1)
 
 
 def test_limited_epochs_and_validation_in_the_loop(tmp_path):

@@ -12,10 +12,10 @@ import pytest
 from toy import toy_trainer
 
 from jepa import load_config
-from jepa.build import build, to_plain
+from jepa.config.build import build, to_plain
+from jepa.config.check import check_config
 from jepa.trainer import JSONLines, MedianStopping, SuccessiveHalving
-from jepa.types import Horizon
-from jepa.utils.check import check_config
+from jepa.types import RunLength
 from jepa.utils.errors import UserError
 from jepa.utils.metrics import direction_of
 from jepa.utils.status import Status, read_status, write_status
@@ -27,7 +27,7 @@ class Run:
     """What these callbacks see of a trainer."""
 
     def __init__(self, folder, **others):
-        self.step, self.horizon, self.ended = 0, Horizon(max_steps=1000, steps_per_epoch=10), False
+        self.step, self.run_length, self.ended = 0, RunLength(max_steps=1000, steps_per_epoch=10), False
         self.validate_every, self.evaluate_every, self.probe_every, self.log_every = 10, None, 10, 10
         self.folder, self.loggers = SimpleNamespace(path=folder), {"jsonl": JSONLines()}
         self.reasons, self.said = [], []
@@ -212,7 +212,7 @@ def test_only_the_first_rank_reads_and_all_keep_the_same(sweep, monkeypatch):
     first = MedianStopping(metric=LOSS), SuccessiveHalving(metric=LOSS, min_steps=2)
     for callback in first:
         assert Run(sweep / "own").feed(callback, {10: 9.0}) == 10
-    monkeypatch.setattr("jepa.trainer.stopping.is_main", lambda: False)
+    monkeypatch.setattr("jepa.trainer.stopping.is_rank0", lambda: False)
     second = MedianStopping(metric=LOSS), SuccessiveHalving(metric=LOSS, min_steps=2)
     for callback in second:
         assert Run(sweep / "own", loggers={}).feed(callback, {10: 9.0}) is None

@@ -9,15 +9,15 @@ import time
 import pytest
 
 from jepa import load_config
-from jepa.build import to_plain
+from jepa.config.build import to_plain
+from jepa.config.check import check_config
 from jepa.trainer import RunInfo, WandB
-from jepa.types import Horizon
-from jepa.utils.check import check_config
+from jepa.types import RunLength
 from jepa.utils.errors import UserError
 
 wandb = pytest.importorskip("wandb")
 
-HORIZON = Horizon(max_steps=10, steps_per_epoch=5.0)
+HORIZON = RunLength(max_steps=10, steps_per_epoch=5.0)
 CONFIG = {"model": {"dim": 32, "heads": [1, 2]}, "resume": None}
 
 

@@ -13,12 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 from test_wandb import CONFIG, HORIZON, history, of_kind
 
 from jepa import load_config
-from jepa.build import build, to_plain
+from jepa.config.build import build, to_plain
+from jepa.config.check import check_config
+from jepa.config.compose import CONFIG_DIR, register_resolvers
 from jepa.sweep.objective import DEFAULT_METRICS
 from jepa.trainer import RunInfo, WandB
 from jepa.trainer.other_runs import DAY
-from jepa.utils.check import check_config
-from jepa.utils.config import CONFIG_DIR, register_resolvers
 
 wandb = pytest.importorskip("wandb")
 from wandb import wandb_agent  # noqa: E402

@@ -7,7 +7,7 @@ from torch import nn
 
 from jepa.optim import Constant
 from jepa.trainer import Trainer
-from jepa.types import DataSpec, Draw
+from jepa.types import DataSpec, StepRandomness
 from jepa.utils.random import generator
 
 
@@ -37,21 +37,21 @@ class ToyModel(nn.Module):
         self.loss = ToyLoss()
         self.weight = nn.Parameter(torch.linspace(-1, 1, 6).view(3, 2))
         self.bias = nn.Parameter(torch.full((2,), 0.5))
-        self.prepared: list[Draw] = []
+        self.prepared: list[StepRandomness] = []
         self.updates: list[int] = []
 
-    def prepare(self, batch, draw):
-        self.prepared.append(draw)
-        noise = torch.randn(draw.total, 2, generator=draw.generator("cpu", "noise"))
-        return {**batch, "noise": noise[draw.samples]}
+    def prepare(self, batch, rng):
+        self.prepared.append(rng)
+        noise = torch.randn(rng.total, 2, generator=rng.generator("cpu", "noise"))
+        return {**batch, "noise": noise[rng.samples]}
 
     def forward(self, batch):
         return ToyLatents(batch["x"] @ self.weight + self.bias + batch["noise"])
 
-    def set_step(self, step, horizon):
+    def set_step(self, step, run_length):
         return {}
 
-    def update_target(self, step, horizon):
+    def update_target(self, step, run_length):
         self.updates.append(step)
         return {"momentum": 0.5}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from jepa.distributed.launch import SLURM_PORTS, Launch, first_node, read_launch, scheduler_job
 from jepa.utils.errors import UserError
-from jepa.utils.launch import SLURM_PORTS, Launch, first_node, read_launch, scheduler_job
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "1234"}
 BATCH = {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}

@@ -12,13 +12,13 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from jepa.utils.check import check_config, describe, fits
-from jepa.utils.config import dotted_keys, known_keys, override_key, run_folder_of, with_stored_overrides
+from jepa.checkpoint.load import load_state, locate, read_file
+from jepa.config.check import check_config, describe, fits
+from jepa.config.compose import dotted_keys, known_keys, override_key, run_folder_of, with_stored_overrides
 from jepa.utils.errors import CheckpointError, UserError, system_errors
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed, generator, seeded
 from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
-from jepa.utils.weights import load_state, locate, read_file
 
 # Random streams.
 

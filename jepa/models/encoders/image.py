@@ -29,13 +29,13 @@ class ImageEncoder(nn.Module):
     def __init__(self, vit: VisionTransformer) -> None:
         super().__init__()
         self.vit = vit
-        self.dim: int = vit.embed_dim
+        self.embed_dim: int = vit.embed_dim
         self.depth: int = len(vit.blocks)
-        self.heads: int = vit.blocks[0].attn.num_heads
+        self.num_heads: int = vit.blocks[0].attn.num_heads
         self.patch_size: tuple[int, int] = tuple(vit.patch_embed.patch_size)
         self.channels: int = vit.patch_embed.proj.in_channels
         self.token_values: int = self.channels * self.patch_size[0] * self.patch_size[1]
-        self.positions = SinCosPositions(self.dim)
+        self.positions = SinCosPositions(self.embed_dim)
         vit.patch_embed.strict_img_size = False  # positions are computed for the grid that comes
 
     def grid(self, x: Tensor) -> Grid:
@@ -91,9 +91,9 @@ def vision_transformer(
     image_size: int | Sequence[int],
     channels: int,
     patch_size: int | Sequence[int],
-    dim: int,
+    embed_dim: int,
     depth: int,
-    heads: int,
+    num_heads: int,
     mlp_ratio: float = 4.0,
     qkv_bias: bool = True,
     dropout: float = 0.0,
@@ -109,7 +109,7 @@ def vision_transformer(
     """
     image_size, patch_size = pair(image_size), pair(patch_size)
     check_patch_size(image_size, patch_size)
-    check_heads(dim, heads, "model.encoder")
+    check_heads(embed_dim, num_heads, "model.encoder")
     vit = VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
@@ -118,9 +118,9 @@ def vision_transformer(
         global_pool="",
         class_token=False,
         pos_embed="none",
-        embed_dim=dim,
+        embed_dim=embed_dim,
         depth=depth,
-        num_heads=heads,
+        num_heads=num_heads,
         mlp_ratio=mlp_ratio,
         qkv_bias=qkv_bias,
         pos_drop_rate=dropout,

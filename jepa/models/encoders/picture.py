@@ -10,15 +10,15 @@ from jepa.types import Grid
 class PictureStem(nn.Module):
     """Pictures (B, C, H, W) to tokens on a grid of (rows, columns), each of patch_size x patch_size pixels.
 
-    dim: width of the tokens. Pixels that are NaN are missing: a patch of nothing else is padding. Raises ValueError for
-    sides that patches do not divide.
+    embed_dim: width of the tokens. Pixels that are NaN are missing: a patch of nothing else is padding. Raises
+    ValueError for sides that patches do not divide.
     """
 
-    def __init__(self, *, dim: int, channels: int, patch_size: int) -> None:
+    def __init__(self, *, embed_dim: int, channels: int, patch_size: int) -> None:
         super().__init__()
         self.channels, self.patch_size = channels, patch_size
         self.token_values: int = channels * patch_size**2
-        self.project = nn.Linear(self.token_values, dim)
+        self.project = nn.Linear(self.token_values, embed_dim)
 
     def grid(self, x: Tensor) -> Grid:
         """Patches along height and width."""
@@ -43,5 +43,5 @@ class PictureStem(nn.Module):
         return self._patches(x).nan_to_num(nan=0.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, dim), without positions."""
+        """Tokens (B, N, embed_dim), without positions."""
         return self.project(self.token_inputs(x))

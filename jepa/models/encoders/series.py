@@ -14,7 +14,7 @@ from jepa.types import Grid
 class SeriesStem(nn.Module):
     """Series (B, C, T) to tokens that cover `patch_size` steps each; NaN marks what is missing, or padding.
 
-    channels: C. dim: width of the tokens.
+    channels: C. embed_dim: width of the tokens.
     channel_independent: False lets a token hold its steps of all channels, on a grid (N,). True gives each channel
         tokens of its own, all made by the same weights, on a grid (C, N), row-major.
     missing: missing values are filled with 0, the mean of z-scored data. "indicator" adds a learned vector for each
@@ -29,7 +29,7 @@ class SeriesStem(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
+        embed_dim: int,
         channels: int,
         patch_size: int,
         channel_independent: bool = False,
@@ -44,8 +44,8 @@ class SeriesStem(nn.Module):
         self.channels, self.patch_size, self.channel_independent = channels, patch_size, channel_independent
         self.token_values = patch_size * (1 if channel_independent else channels)
         # Products of matrices: convolutions over patches are many times slower on CPUs.
-        self.project = nn.Linear(self.token_values, dim)
-        self.absent = nn.Linear(self.token_values, dim, bias=False) if missing == "indicator" else None
+        self.project = nn.Linear(self.token_values, embed_dim)
+        self.absent = nn.Linear(self.token_values, embed_dim, bias=False) if missing == "indicator" else None
 
     def grid(self, x: Tensor) -> Grid:
         """(N,), or (C, N) for independent channels. Raises ValueError for inputs that are not (B, C, T)."""

@@ -8,26 +8,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.types import Grid
-from jepa.utils.spectrogram import LogMel
+from jepa.utils.log_mel import LogMel
 
 
 class SpectrogramStem(nn.Module):
     """Waveforms (B, 1, T), padded with NaN, to tokens on a grid of (frequency, time).
 
-    dim: width of the tokens. spectrogram: the front end, which runs on the device of the waveforms.
+    embed_dim: width of the tokens. spectrogram: the front end, which runs on the device of the waveforms.
     patch_size: [mel bins, frames] of a token. A last patch that is not full goes on with the mean, 0.
 
     A token sees the sound within its frames, and of its neighbours' what a frame (n_fft samples) is longer than
     hop_length. Raises ValueError for a patch that does not divide the mel bins.
     """
 
-    def __init__(self, *, dim: int, spectrogram: LogMel, patch_size: Sequence[int]) -> None:
+    def __init__(self, *, embed_dim: int, spectrogram: LogMel, patch_size: Sequence[int]) -> None:
         super().__init__()
         bins, frames = check_patch(patch_size, spectrogram.mel_bins)
         self.spectrogram = spectrogram
         self.patch_size = (bins, frames)
         self.token_values: int = bins * frames
-        self.project = nn.Linear(self.token_values, dim)
+        self.project = nn.Linear(self.token_values, embed_dim)
 
     def grid(self, x: Tensor) -> Grid:
         """(rows, columns): patches along frequency and time. Raises ValueError for what is no waveform."""
@@ -62,7 +62,7 @@ class SpectrogramStem(nn.Module):
         return F.pad(mel, (0, columns * self.patch_size[1] - mel.shape[2])).unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, dim), without positions."""
+        """Tokens (B, N, embed_dim), without positions."""
         return self.project(self.token_inputs(x))
 
 

@@ -29,13 +29,13 @@ from jepa.utils.tensors import gather_tokens, token_valid
 class DilatedBlock(nn.Module):
     """Norm, dilated convolution over neighbouring visible tokens, GELU, linear layer; added to its input."""
 
-    def __init__(self, *, dim: int, kernel_size: int, dilation: int, dropout: float = 0.0) -> None:
+    def __init__(self, *, embed_dim: int, kernel_size: int, dilation: int, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         reach = dilation * (kernel_size // 2)
-        self.convolve = nn.Conv1d(dim, dim, kernel_size, dilation=dilation, padding=reach)
+        self.convolve = nn.Conv1d(embed_dim, embed_dim, kernel_size, dilation=dilation, padding=reach)
         nn.init.zeros_(self.convolve.bias)
-        self.project = nn.Linear(dim, dim)
+        self.project = nn.Linear(embed_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor, visible: Tensor) -> Tensor:
@@ -49,8 +49,8 @@ class DilatedBlock(nn.Module):
 class TemporalCNN(nn.Module):
     """Stem, positions, dilated residual blocks, final norm (`jepa.types.Encoder`).
 
-    stem: called with `dim=` to be completed. On a grid of several axes, such as (channels, time), it convolves along
-        the last one, every row by itself.
+    stem: called with `embed_dim=` to be completed. On a grid of several axes, such as (channels, time), it convolves
+        along the last one, every row by itself.
     kernel_size: taps of a convolution, odd. max_dilation: block i has dilation 2^i, beginning again at 1 after this.
     positions: "sincos" added to the tokens, or "none"; without, features do not know where in the series they are.
 
@@ -61,7 +61,7 @@ class TemporalCNN(nn.Module):
         self,
         *,
         stem: Callable[..., nn.Module],
-        dim: int,
+        embed_dim: int,
         depth: int,
         kernel_size: int = 3,
         max_dilation: int = 64,
@@ -71,25 +71,25 @@ class TemporalCNN(nn.Module):
         super().__init__()
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"model.encoder.kernel_size must be odd and above 0, got {kernel_size}")
-        for name, value in {"dim": dim, "depth": depth, "max_dilation": max_dilation}.items():
+        for name, value in {"embed_dim": embed_dim, "depth": depth, "max_dilation": max_dilation}.items():
             if value < 1:
                 raise ValueError(f"model.encoder.{name} must be at least 1, got {value}")
         if positions not in ("sincos", "none"):
             raise ValueError(f"model.encoder.positions: got {positions!r}, expected 'sincos' or 'none'")
-        self.dim, self.depth = dim, depth
-        self.stem = stem(dim=dim)
+        self.embed_dim, self.depth = embed_dim, depth
+        self.stem = stem(embed_dim=embed_dim)
         self.token_values: int = self.stem.token_values
         cycle = int(math.log2(max_dilation)) + 1
         self.blocks = nn.ModuleList(
-            DilatedBlock(dim=dim, kernel_size=kernel_size, dilation=2 ** (i % cycle), dropout=dropout)
+            DilatedBlock(embed_dim=embed_dim, kernel_size=kernel_size, dilation=2 ** (i % cycle), dropout=dropout)
             for i in range(depth)
         )
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         init_transformer(self, self.blocks)
         with torch.no_grad():
             for number, block in enumerate(self.blocks, start=1):
                 block.project.weight.div_(math.sqrt(number))
-        self.positions = SinCosPositions(dim) if positions == "sincos" else None
+        self.positions = SinCosPositions(embed_dim) if positions == "sincos" else None
 
     def grid(self, x: Tensor) -> Grid:
         """The token grid of inputs x, as the stem says."""

@@ -16,14 +16,14 @@ class TextStem(nn.Module):
     Raises ValueError for a padding id outside the vocabulary.
     """
 
-    def __init__(self, *, dim: int, vocab_size: int, padding_id: int = 0) -> None:
+    def __init__(self, *, embed_dim: int, vocab_size: int, padding_id: int = 0) -> None:
         super().__init__()
         if not 0 <= padding_id < vocab_size:
             raise ValueError(f"model.encoder.stem.padding_id={padding_id} is not among the ids 0 to {vocab_size - 1}")
         self.vocab_size, self.padding_id = vocab_size, padding_id
         self.token_values: int = vocab_size
-        self.embed = nn.Embedding(vocab_size, dim)
-        nn.init.normal_(self.embed.weight, std=dim**-0.5)
+        self.embed = nn.Embedding(vocab_size, embed_dim)
+        nn.init.normal_(self.embed.weight, std=embed_dim**-0.5)
 
     def grid(self, x: Tensor) -> Grid:
         """(L,) of ids (B, L). Raises ValueError for inputs of another form."""

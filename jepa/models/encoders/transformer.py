@@ -21,7 +21,7 @@ POSITIONS = ("sincos", "learned", "rotary")
 
 
 class Stem(Protocol):
-    """Input to tokens; a module that is completed with `dim=`, the width of the trunk.
+    """Input to tokens; a module that is completed with `embed_dim=`, the width of the trunk.
 
     A token depends on no input but its own, so that a token that is not kept leaves no trace. Stems whose inputs may be
     padded have `token_valid(x) -> (B, N) bool` as well (see `jepa.types.Encoder`).
@@ -42,7 +42,7 @@ class Stem(Protocol):
 class TransformerEncoder(nn.Module):
     """Stem, positions, pre-norm blocks, final norm (`jepa.types.Encoder`).
 
-    stem: called with `dim=` to be completed.
+    stem: called with `embed_dim=` to be completed.
     positions: "sincos" added, "learned" added (of a 1-D grid, up to max_length), or "rotary" in every block.
     sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side: see `RotaryPositions`.
     level_layers: blocks, numbered from 0, whose outputs have a norm of their own when asked for by `layers`; the last
@@ -57,9 +57,9 @@ class TransformerEncoder(nn.Module):
         self,
         *,
         stem: Callable[..., nn.Module],
-        dim: int,
+        embed_dim: int,
         depth: int,
-        heads: int,
+        num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
         positions: Literal["sincos", "learned", "rotary"] = "sincos",
@@ -73,41 +73,41 @@ class TransformerEncoder(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        check_heads(dim, heads, "model.encoder")
+        check_heads(embed_dim, num_heads, "model.encoder")
         if positions not in POSITIONS:
             raise ValueError(f"model.encoder.positions: got {positions!r}, expected one of {list(POSITIONS)}")
         if positions == "learned" and max_length is None:
             raise ValueError(
                 "model.encoder.positions=learned needs model.encoder.max_length, the longest input in tokens"
             )
-        self.dim, self.depth, self.heads = dim, depth, heads
-        self.stem = stem(dim=dim)
+        self.embed_dim, self.depth, self.num_heads = embed_dim, depth, num_heads
+        self.stem = stem(embed_dim=embed_dim)
         self.token_values: int = self.stem.token_values
         self.blocks = block_list(
             depth=depth,
             drop_path=drop_path,
-            dim=dim,
-            heads=heads,
+            embed_dim=embed_dim,
+            num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
             dropout=dropout,
             attention_dropout=attention_dropout,
         )
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.level_layers = check_levels(level_layers, depth)
-        self.level_norms = nn.ModuleList(nn.LayerNorm(dim, eps=1e-6) for _ in self.level_layers[:-1])
+        self.level_norms = nn.ModuleList(nn.LayerNorm(embed_dim, eps=1e-6) for _ in self.level_layers[:-1])
         init_transformer(self, self.blocks)
         self.positions: nn.Module | None = None
         self.rotary: RotaryPositions | None = None
         if positions == "rotary":
             self.rotary = RotaryPositions(
-                dim // heads, convention=rotary_convention, reference_side=rotary_reference_side
+                embed_dim // num_heads, convention=rotary_convention, reference_side=rotary_reference_side
             )
         elif positions == "sincos":
-            self.positions = SinCosPositions(dim, sincos_layout)
+            self.positions = SinCosPositions(embed_dim, sincos_layout)
         else:
-            self.positions = LearnedPositions(dim, max_length)
+            self.positions = LearnedPositions(embed_dim, max_length)
 
     def grid(self, x: Tensor) -> Grid:
         """The token grid of inputs x, as the stem says."""

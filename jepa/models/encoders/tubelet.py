@@ -24,7 +24,7 @@ class TubeletStem(nn.Module):
     def __init__(
         self,
         *,
-        dim: int,
+        embed_dim: int,
         channels: int = 3,
         patch_size: int | list[int] = 16,
         tubelet_size: int = 2,
@@ -41,9 +41,9 @@ class TubeletStem(nn.Module):
         pixels = channels * math.prod(self.patch_size)
         self.token_values = pixels * tubelet_size
         # A matrix product on patches: what Conv3d computes, many times faster on CPUs.
-        self.proj = nn.Linear(self.token_values, dim)
-        self.picture_proj = nn.Linear(pixels, dim) if images else None
-        self.modality = nn.Parameter(torch.empty(2, dim)) if images else None  # of clips, of pictures
+        self.proj = nn.Linear(self.token_values, embed_dim)
+        self.picture_proj = nn.Linear(pixels, embed_dim) if images else None
+        self.modality = nn.Parameter(torch.empty(2, embed_dim)) if images else None  # of clips, of pictures
         if images:
             nn.init.normal_(self.modality, std=1e-6)  # as released: small enough to change nothing at first
 

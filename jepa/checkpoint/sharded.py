@@ -26,9 +26,9 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 
-from jepa.utils.distributed import is_main, joined
+from jepa.checkpoint.load import first_line, read_file, reason
+from jepa.distributed.collectives import is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError
-from jepa.utils.weights import first_line, read_file, reason
 
 SUFFIX = ".sharded"
 STATE = "state.pt"
@@ -57,19 +57,19 @@ def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup 
     """
     rest, tensors = split(state)
     try:
-        if is_main():
+        if is_rank0():
             shutil.rmtree(folder, ignore_errors=True)  # what a killed run has left
             folder.mkdir(parents=True)
             with open(folder / STATE, "wb") as file:
                 torch.save(rest, file)
                 file.flush()
                 os.fsync(file.fileno())
-        if joined():
+        if is_distributed():
             dist.barrier()
         if background is not None:
             return dcp.async_save(tensors, checkpoint_id=folder, process_group=background)
         with quiet():
-            dcp.save(tensors, checkpoint_id=folder, no_dist=not joined())
+            dcp.save(tensors, checkpoint_id=folder, no_dist=not is_distributed())
     except (OSError, RuntimeError, CheckpointException) as error:
         raise CheckpointError(
             f"could not write the checkpoint {folder}: {reason(cause(error), folder)}. "
@@ -90,7 +90,7 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
         metadata = reader.read_metadata().state_dict_metadata
         tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
         with quiet():
-            dcp.load(tensors, storage_reader=reader, no_dist=not joined())
+            dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
     except UNREADABLE as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "

@@ -12,7 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.utils.config import override_key
+from jepa.config.compose import override_key
 
 SECTIONS = ("data", "model", "evaluation")
 NUMERIC = ("seed", "precision", "attention", "tf32", "deterministic")
@@ -46,7 +46,7 @@ class Given:
         return section in self.options or (section == "data" and self.experiment)
 
     def below(self, section: str) -> list[str]:
-        """The given values of a section, as keys without it: "encoder.heads" of `model.encoder.heads=4`."""
+        """The given values of a section, as keys without it: "encoder.num_heads" of `model.encoder.num_heads=4`."""
         return [key.removeprefix(f"{section}.") for key in self.values if key.startswith(f"{section}.")]
 
 
@@ -61,7 +61,7 @@ def addable(arguments: Sequence[str]) -> list[str]:
 
 
 def given_model(config: DictConfig, given: Given) -> dict[str, Any]:
-    """What the command line says of the model: {"encoder.heads": 4}; all of an encoder that was chosen as a whole.
+    """What the command line says of the model: {"encoder.num_heads": 4}; all of an encoder that was chosen as a whole.
 
     An experiment chooses encoder and predictor; `model=` by itself its class alone, as the data sets the sizes.
     """

@@ -15,18 +15,24 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from torch import nn
 
+from jepa.checkpoint.saver import find_checkpoint
+from jepa.config.check import check_config
+from jepa.config.compose import default_run_dir
+from jepa.distributed.collectives import (
+    TIMEOUT_SECONDS,
+    broadcast_from_rank0,
+    init_process_group,
+    local_rank0_first,
+    propagate_failure,
+)
+from jepa.distributed.launch import read_launch, same_on_every_rank
 from jepa.interop import load_pretrained
 from jepa.optim import parameter_groups, plan
 from jepa.report import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
-from jepa.trainer.saver import find_checkpoint
-from jepa.types import Draw, Horizon
-from jepa.utils.check import check_config
-from jepa.utils.config import default_run_dir
-from jepa.utils.distributed import TIMEOUT_SECONDS, first_on_each_machine, from_main, join, telling_others
+from jepa.types import RunLength, StepRandomness
 from jepa.utils.errors import UserError
-from jepa.utils.launch import read_launch, same_on_every_rank
 from jepa.utils.random import seeded
 
 
@@ -39,13 +45,13 @@ def build_trainer(config: DictConfig) -> Trainer:
         check_config(to_plain(filled(config, dict.fromkeys(FOUND_BY_DATA, 1))))  # any number will do
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
-    join(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))
-    with telling_others():
+    init_process_group(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))
+    with propagate_failure():
         return _build_trainer(config)
 
 
 def _build_trainer(config: DictConfig) -> Trainer:
-    run_dir = from_main(lambda: Path(config.run_dir or default_run_dir()))
+    run_dir = broadcast_from_rank0(lambda: Path(config.run_dir or default_run_dir()))
     config = copy.deepcopy(config)
     with open_dict(config):
         config.run_dir = str(run_dir)  # for what the data keeps there: the same folder on every rank
@@ -67,8 +73,8 @@ def _build_trainer(config: DictConfig) -> Trainer:
         load_pretrained(model, config.init_from)
     momentum = getattr(model, "momentum_schedule", None)
 
-    def in_words(horizon: Horizon) -> list[str]:
-        return plan(horizon, scheduler, momentum)
+    def in_words(run_length: RunLength) -> list[str]:
+        return plan(run_length, scheduler, momentum)
 
     return convert_errors("trainer", make_trainer)(
         model=model,
@@ -81,7 +87,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         monitor=monitor,
         random_init=functools.partial(build_model, config),
         plan=in_words,
-        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.horizon)]),
+        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)]),
         run_dir=run_dir,
         resume=config.resume,
         config=to_plain(config),
@@ -110,7 +116,7 @@ def filled(config: DictConfig, found: Mapping[str, Any]) -> DictConfig:
 
 def build_data(config: DictConfig) -> Any:
     """The data of a configuration."""
-    with first_on_each_machine():  # it may download
+    with local_rank0_first():  # it may download
         return build(config, "data")
 
 
@@ -118,7 +124,7 @@ def resumes(config: DictConfig, run_dir: Path) -> bool:
     """Whether the run goes on from a checkpoint of its own."""
     if config.resume == "auto":
         folder = Path(config.trainer.checkpoint_dir or run_dir / "checkpoints")
-        return from_main(lambda: find_checkpoint(folder) is not None)
+        return broadcast_from_rank0(lambda: find_checkpoint(folder) is not None)
     return config.resume is not None
 
 
@@ -150,7 +156,7 @@ def check_input(model: nn.Module, data: Any) -> None:
 
     @torch.no_grad()
     def try_once() -> None:
-        model.loss(model(model.prepare(batch, Draw(seed=0, step=0, total=2, start=0, count=2))))
+        model.loss(model(model.prepare(batch, StepRandomness(seed=0, step=0, total=2, start=0, count=2))))
 
     model.eval()
     convert_errors("model", try_once)()

@@ -48,7 +48,7 @@ def read_file(path: Path) -> Any:
     Raises CheckpointError when it is missing or cannot be read.
     """
     if path.is_dir():
-        from jepa.utils.sharded import read
+        from jepa.checkpoint.sharded import read
 
         return read(path)
     if not path.is_file():

@@ -16,9 +16,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.utils.config import explain, with_stored_overrides
+from jepa.config.compose import explain, with_stored_overrides
+from jepa.distributed.launch import read_launch
 from jepa.utils.errors import SYSTEM_ERRORS, Interrupted, PeerError, UserError, system_error, system_errors
-from jepa.utils.launch import read_launch
 
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
@@ -79,10 +79,10 @@ def run_command(main: Callable[[], object]) -> None:
 
 def part() -> None:
     """Leave the other processes, if any were joined; torch is imported only where that can be."""
-    if "jepa.utils.distributed" in sys.modules:
-        from jepa.utils.distributed import leave
+    if "jepa.distributed.collectives" in sys.modules:
+        from jepa.distributed.collectives import destroy_process_group
 
-        leave()
+        destroy_process_group()
 
 
 @contextlib.contextmanager

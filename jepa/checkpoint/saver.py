@@ -14,11 +14,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 
-from jepa.trainer import checkpoint
-from jepa.utils import sharded
-from jepa.utils.distributed import from_main, is_main, joined
+from jepa.checkpoint import plain as checkpoint
+from jepa.checkpoint import sharded
+from jepa.checkpoint.load import reason
+from jepa.distributed.collectives import broadcast_from_rank0, is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError
-from jepa.utils.weights import reason
 
 Format = Literal["plain", "sharded"]
 SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": sharded.SUFFIX}
@@ -38,7 +38,7 @@ class Saver:
             raise ValueError(f"trainer.checkpoint_format: got {kind!r}, expected 'plain' or 'sharded'")
         self.folder, self.kind, self.asynchronous = folder, kind, asynchronous
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="saver") if asynchronous else None
-        background = asynchronous and kind == "sharded" and joined()
+        background = asynchronous and kind == "sharded" and is_distributed()
         self._group = dist.new_group(backend="gloo") if background else None
         self._writing: Future | None = None
         self._then: Callable[[], None] | None = None
@@ -55,7 +55,7 @@ class Saver:
         self.wait()
         if self.kind == "sharded":
             self._save_sharded(state, names, dropped)
-        elif is_main():
+        elif is_rank0():
             if self._pool is None:
                 self._write_plain(state, names, dropped)
             else:
@@ -72,7 +72,7 @@ class Saver:
                     f"could not write a checkpoint: {reason(sharded.cause(error), self.folder / 'last')}. "
                     f"What was written before is intact in {self.folder}"
                 ) from error
-        if then is not None and is_main():
+        if then is not None and is_rank0():
             then()
 
     def poll(self) -> None:
@@ -95,13 +95,13 @@ class Saver:
         self._drop(dropped)
 
     def _save_sharded(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
-        folder = from_main(lambda: self._free_folder(state["step"]))
+        folder = broadcast_from_rank0(lambda: self._free_folder(state["step"]))
 
         def publish() -> None:
             sharded.publish(self.folder, folder, [self.path(name).name for name in names])
             self._drop(dropped)
 
-        if self._pool is not None and not joined():
+        if self._pool is not None and not is_distributed():
             self._writing = self._pool.submit(sharded.write, folder, copied(checkpoint.labelled(state)))
         else:
             self._writing = sharded.write(folder, checkpoint.labelled(state), self._group)

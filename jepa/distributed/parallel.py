@@ -20,10 +20,10 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from jepa.trainer.batch_norm import span_ranks
-from jepa.trainer.blocks import blocks_of
-from jepa.types import Batch, Draw
-from jepa.utils.distributed import is_main, joined, world_size
+from jepa.distributed.batch_norm import span_ranks
+from jepa.distributed.collectives import get_world_size, is_distributed, is_rank0
+from jepa.distributed.layers import blocks_of
+from jepa.types import Batch, StepRandomness
 from jepa.utils.errors import UserError
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
@@ -67,7 +67,7 @@ class Parallel:
     ) -> None:
         if strategy not in ("auto", "ddp", "fsdp"):
             raise UserError(f"trainer.strategy={strategy}: expected auto, ddp or fsdp")
-        self.name = "single" if not (joined() and wrap) else "ddp" if strategy == "auto" else strategy
+        self.name = "single" if not (is_distributed() and wrap) else "ddp" if strategy == "auto" else strategy
         self.model = model
         self._find_unused = find_unused
         self._checked = self.name != "ddp" or find_unused
@@ -134,9 +134,9 @@ class _Networks(nn.Module):
         """Embeddings in which a model of several modalities compares them."""
         return self._run(lambda: self.model.embed(x, **options))
 
-    def prepare(self, batch: Batch, draw: Draw) -> Batch:
+    def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
         """The batch with what the model draws for it."""
-        return self.model.prepare(batch, draw)
+        return self.model.prepare(batch, rng)
 
     def forward(self, batch: Batch) -> Any:
         """Latents of a prepared batch."""
@@ -148,7 +148,7 @@ class _Gathering:
 
     def __init__(self, parallel: Callable[..., Any], encoder: nn.Module) -> None:
         self._run, self._encoder = parallel, encoder
-        self.dim, self.depth = getattr(encoder, "dim", None), getattr(encoder, "depth", None)
+        self.embed_dim, self.depth = getattr(encoder, "embed_dim", None), getattr(encoder, "depth", None)
         self.token_valid = getattr(encoder, "token_valid", lambda x: None)  # reads no weights
 
     def __call__(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
@@ -157,7 +157,7 @@ class _Gathering:
 
 def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> None:
     """Shard a step's model over all ranks, frozen copies like trained networks, and repoint the optimizer."""
-    mesh = init_device_mesh(device.type, (world_size(),))
+    mesh = init_device_mesh(device.type, (get_world_size(),))
     names = {id(parameter): name for name, parameter in step.named_parameters()}
     # Inputs keep their own format, as under autocast alone; what lies between the layers stays in fp32.
     low = None if dtype == torch.float32 or device.type == "cpu" else dtype
@@ -173,18 +173,18 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
             optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
 
 
-def whole(node: Any, on_all_ranks: bool = False) -> Any:
+def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
     """A nested state with every sharded tensor gathered, onto the CPU.
 
     on_all_ranks: False leaves empty tensors on other ranks than 0, which write nothing.
     """
     if isinstance(node, DTensor):
         full = node.full_tensor()
-        return full.cpu() if on_all_ranks or is_main() else full.new_empty(0)
+        return full.cpu() if on_all_ranks or is_rank0() else full.new_empty(0)
     if isinstance(node, dict):
-        return {key: whole(value, on_all_ranks) for key, value in node.items()}
+        return {key: gather_full_tensors(value, on_all_ranks) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return type(node)(whole(value, on_all_ranks) for value in node)
+        return type(node)(gather_full_tensors(value, on_all_ranks) for value in node)
     return node
 
 
@@ -196,7 +196,7 @@ def placed(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_scalar(tensor: Tensor) -> Tensor:
+def full_scalar(tensor: Tensor) -> Tensor:
     """A norm over all ranks as a plain tensor."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 

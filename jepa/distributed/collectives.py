@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jepa.distributed.failure import PeerWatch
+from jepa.distributed.launch import Launch, read_launch
 from jepa.utils.errors import Interrupted, UserError
-from jepa.utils.launch import Launch, read_launch
-from jepa.utils.peers import PeerWatch
 
 Value = TypeVar("Value")
 
@@ -30,27 +30,29 @@ _watch: PeerWatch | None = None
 _alone = False
 
 
-def joined() -> bool:
+def is_distributed() -> bool:
     """Whether this process is one of several."""
     return dist.is_available() and dist.is_initialized() and not _alone
 
 
-def rank() -> int:
+def get_rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank() if joined() else 0
+    return dist.get_rank() if is_distributed() else 0
 
 
-def world_size() -> int:
+def get_world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if joined() else 1
+    return dist.get_world_size() if is_distributed() else 1
 
 
-def is_main() -> bool:
+def is_rank0() -> bool:
     """Whether this process is the one that writes."""
-    return rank() == 0
+    return get_rank() == 0
 
 
-def join(device: torch.device, backend: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS) -> Launch:
+def init_process_group(
+    device: torch.device, backend: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
+) -> Launch:
     """Join the processes that were started with this one; does nothing in a single process or a second time.
 
     backend: nccl or gloo; None takes nccl for CUDA and gloo elsewhere. Small things are always sent by gloo.
@@ -93,7 +95,7 @@ def join(device: torch.device, backend: str | None = None, timeout_seconds: floa
             f"{launch.address}:{launch.port} ({str(error).splitlines()[0]}): start all of them, and let them reach "
             "that address (MASTER_ADDR, MASTER_PORT)"
         ) from error
-    atexit.register(leave)
+    atexit.register(destroy_process_group)
     _watch = PeerWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
     return launch
 
@@ -110,7 +112,7 @@ def _meet(launch: Launch) -> dist.Store:
     )
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """Part from the other processes, once all have come to this point. Does nothing in a single process.
 
     A process that ends for an error does not wait for others, which may wait for it elsewhere.
@@ -126,7 +128,7 @@ def leave() -> None:
 
 
 @contextlib.contextmanager
-def telling_others() -> Iterator[None]:
+def propagate_failure() -> Iterator[None]:
     """A context whose failure the other ranks learn of, so that none waits for this one.
 
     An exchange that fails because another rank is gone becomes a PeerError that says why, where that is known.
@@ -147,7 +149,7 @@ def telling_others() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def alone() -> Iterator[None]:
+def no_collectives() -> Iterator[None]:
     """A context in which sums span this process only: all ranks compute the same thing."""
     global _alone
     before, _alone = _alone, True
@@ -158,9 +160,9 @@ def alone() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_on_each_machine() -> Iterator[None]:
+def local_rank0_first() -> Iterator[None]:
     """A context that one process of each machine goes through before the others, such as to download data."""
-    if not joined():
+    if not is_distributed():
         yield
         return
     first = read_launch().local_rank == 0
@@ -173,12 +175,12 @@ def first_on_each_machine() -> Iterator[None]:
             dist.barrier()
 
 
-def from_main(function: Callable[[], Value]) -> Value:
+def broadcast_from_rank0(function: Callable[[], Value]) -> Value:
     """What the function gives on rank 0, on every rank; a UserError there is raised on every rank."""
-    if not joined():
+    if not is_distributed():
         return function()
     content: list[Any] = [None]
-    if is_main():
+    if is_rank0():
         try:
             content = [("value", function())]
         except UserError as error:
@@ -190,29 +192,29 @@ def from_main(function: Callable[[], Value]) -> Value:
     return value
 
 
-def first_of_ranks(text: str | None) -> str | None:
+def first_not_none_over_ranks(text: str | None) -> str | None:
     """What the first rank says that says anything, on every rank; None when none does."""
-    if not joined():
+    if not is_distributed():
         return text
     flag = torch.tensor([text is not None], dtype=torch.uint8)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     if not flag.item():
         return None
-    said: list[str | None] = [None] * world_size()
+    said: list[str | None] = [None] * get_world_size()
     dist.all_gather_object(said, text)
     return next(item for item in said if item is not None)
 
 
-def largest(values: Tensor) -> Tensor:
+def all_reduce_max(values: Tensor) -> Tensor:
     """The largest value over ranks, entry by entry."""
-    if joined():
+    if is_distributed():
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 
-def total(values: Tensor) -> Tensor:
+def all_reduce_sum(values: Tensor) -> Tensor:
     """The sum over ranks, without gradient."""
-    if joined():
+    if is_distributed():
         dist.all_reduce(values)
     return values
 
@@ -222,50 +224,50 @@ class _SumOverRanks(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
-        return total(tensor.clone(memory_format=torch.contiguous_format))
+        return all_reduce_sum(tensor.clone(memory_format=torch.contiguous_format))
 
     @staticmethod
     def backward(context: Any, gradient: Tensor) -> Tensor:
-        return total(gradient.clone(memory_format=torch.contiguous_format))
+        return all_reduce_sum(gradient.clone(memory_format=torch.contiguous_format))
 
 
-def sum_over_ranks(tensor: Tensor) -> Tensor:
+def all_reduce_sum_with_gradient(tensor: Tensor) -> Tensor:
     """The sum over ranks, the same on every rank, that gradients pass through.
 
     With the mean of gradients over ranks that DDP and FSDP take, parameters get the gradient of the mean of the ranks'
     losses: that of one process with the whole batch, where each rank's loss is a function of such sums.
     """
-    return _SumOverRanks.apply(tensor) if joined() else tensor
+    return _SumOverRanks.apply(tensor) if is_distributed() else tensor
 
 
 def mean_over_ranks(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
     """Sums over this rank's `count` samples -> the mean over the samples of all ranks, and how many these are."""
-    if not joined():
+    if not is_distributed():
         return sums / count, count
-    counted = sum_over_ranks(torch.cat([sums.flatten(), sums.new_tensor([count])]))
+    counted = all_reduce_sum_with_gradient(torch.cat([sums.flatten(), sums.new_tensor([count])]))
     return counted[:-1].view_as(sums) / counted[-1].detach(), counted[-1].detach()
 
 
-def rows_over_ranks(count: int) -> tuple[int, int]:
+def row_offset(count: int) -> tuple[int, int]:
     """Where this rank's `count` rows begin among the rows of all ranks, in order of rank, and how many those are."""
-    if not joined():
+    if not is_distributed():
         return 0, count
-    counts = torch.zeros(world_size(), dtype=torch.int64)
-    counts[rank()] = count
-    counts = total(counts).tolist()
-    return sum(counts[: rank()]), sum(counts)
+    counts = torch.zeros(get_world_size(), dtype=torch.int64)
+    counts[get_rank()] = count
+    counts = all_reduce_sum(counts).tolist()
+    return sum(counts[: get_rank()]), sum(counts)
 
 
-def gather_over_ranks(rows: Tensor, index: Tensor | None = None, *, place: tuple[int, int] | None = None) -> Tensor:
+def all_gather_rows(rows: Tensor, index: Tensor | None = None, *, place: tuple[int, int] | None = None) -> Tensor:
     """The rows of all ranks in order of rank, the same on every rank, that gradients pass through as in sum_over_ranks.
 
     rows: (n, ...), where n may differ between ranks. index: rows to pick, by their number among all, the same on every
     rank; these alone are exchanged. place: what `rows_over_ranks(n)` gives, where it is known.
     """
-    if not joined():
+    if not is_distributed():
         return rows if index is None else rows[index]
-    first, count = rows_over_ranks(len(rows)) if place is None else place
+    first, count = row_offset(len(rows)) if place is None else place
     index = torch.arange(count, device=rows.device) if index is None else index
     mine = (index >= first) & (index < first + len(rows))
     padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])  # its last row stands for those of other ranks
-    return sum_over_ranks(padded[torch.where(mine, index - first, len(rows))])
+    return all_reduce_sum_with_gradient(padded[torch.where(mine, index - first, len(rows))])

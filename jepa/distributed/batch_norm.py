@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from jepa.utils.distributed import joined, rank, sum_over_ranks, world_size
+from jepa.distributed.collectives import all_reduce_sum_with_gradient, get_rank, get_world_size, is_distributed
 from jepa.utils.errors import UserError
 
 TORCHS_OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -22,7 +22,7 @@ class RankBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, ...) normalised over everything but C."""
-        if not (self.training and joined()):
+        if not (self.training and is_distributed()):
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
         x = input.float()
@@ -53,8 +53,8 @@ def _merge(mean: Tensor, square: Tensor, count: float) -> tuple[Tensor, Tensor, 
     Chan, Golub and LeVeque 1979: exact where sums of squares would cancel. One exchange: each rank fills its own row.
     """
     mine = torch.cat([mean, square, mean.new_tensor([count])])
-    rows = F.pad(mine[None], (0, 0, rank(), world_size() - 1 - rank()))  # (R, 2 C + 1)
-    means, squares, counts = sum_over_ranks(rows).split([len(mean), len(mean), 1], dim=1)
+    rows = F.pad(mine[None], (0, 0, get_rank(), get_world_size() - 1 - get_rank()))  # (R, 2 C + 1)
+    means, squares, counts = all_reduce_sum_with_gradient(rows).split([len(mean), len(mean), 1], dim=1)
     counts = counts.detach()
     all_mean = (means * counts).sum(0) / counts.sum()
     all_square = squares.sum(0) + ((means - all_mean).square() * counts).sum(0)

@@ -1,0 +1,1 @@
+"""From options to a run: composing, checking, building, stored configurations, the command line."""

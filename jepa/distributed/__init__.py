@@ -1,0 +1,1 @@
+"""Processes that train together: launch, process group, collectives, failures, DDP and FSDP."""
