@@ -23,7 +23,7 @@ SMALL = (
     "logger=jsonl",
 )
 MASKED = {
-    **dict.fromkeys(("smooth_l1", "mse", "l1", "lp", "cosine", "infonce", "multiscale"), ["prediction"]),
+    **{name: ["prediction"] for name in ("smooth_l1", "mse", "l1", "lp", "cosine", "infonce", "multiscale")},
     "multitask": ["prediction", "contrastive", "reconstruction"],
     "sigreg": ["prediction", "sigreg"],
     "vicreg": ["prediction", "invariance", "variance", "covariance"],

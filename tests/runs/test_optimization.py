@@ -97,7 +97,7 @@ def test_a_scheduled_loss_weight(tiny, tmp_path):
     [
         (
             "loss.terms.prediction.weight=abc",
-            r"loss\.terms\.prediction\.weight='abc': expected a number, or a schedule",
+            r"prediction\.weight='abc': expected a number, or a schedule",
         ),
         ("loss.terms.prediction.weight={_target_: jepa.optim.Linear, start: 0, finall: 1}", "did you mean final"),
         ("scaling.rule=cubic", r"scaling\.rule='cubic'.*linear"),
