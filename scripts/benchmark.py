@@ -328,7 +328,13 @@ def monitor(rounds: int = 30) -> dict[str, float]:
     """Milliseconds of a step that is looked at and of one that is not, logging of the figures included."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        overrides = ["experiment=digits", "evaluation=none", "logger=jsonl", "trainer.log_every=1000000", "trainer.save_every_epochs=null"]
+        overrides = [
+            "experiment=digits",
+            "evaluation=none",
+            "logger=jsonl",
+            "trainer.log_every=1000000",
+            "trainer.save_every_epochs=null",
+        ]
         trainer = build_trainer(load_config([*overrides, "trainer.max_steps=1000000", f"run_dir={folder}"]))
         for logger in trainer.loggers.values():
             logger.open(RunInfo(trainer.folder.path, 0, trainer.run_length))

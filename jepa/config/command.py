@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import functools
-import itertools
 import os
 import sys
 import tempfile
@@ -118,8 +118,10 @@ def _with_new_keys(arguments: list[str]) -> list[str]:
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
     if read_stored(resume) is not None:
         return addable(arguments)
-    folders = [b for a, b in itertools.pairwise(arguments) if a in ("--config-dir", "-cd")]
-    return with_new_keys(arguments, functools.partial(compose_config, config_dir=folders[0] if folders else None))
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    return with_new_keys(arguments, functools.partial(compose_config, config_dir=folder))
 
 
 def complete(config: DictConfig) -> DictConfig:

@@ -37,7 +37,7 @@ def test_the_default_run(train, tiny, tmp_path):
     assert [line["step"] for line in lines if "val/loss" in line] == [3, 6]
     needed = {
         "train/loss",
-        "train/loss/sigreg",
+        "train/loss/prediction",
         "train/target_std",
         "train/prediction_std",
         "lr",
@@ -200,7 +200,6 @@ def test_a_users_own_classes(train, quick, tmp_path):
         "model/encoder=patch",
         "model.predictor.num_heads=4",
         "loss.terms.prediction.term={_target_: my_parts.Cube}",
-        "~loss.terms.prediction.term.beta",
         "trainer._target_=my_parts.MyTrainer",
         "hydra.run.dir=run",
     ]
