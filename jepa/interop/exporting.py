@@ -1,4 +1,4 @@
-"""Encoders out: as safetensors, for timm, as TorchScript and as ONNX. What is written is read back and compared."""
+"""Export encoders as safetensors, for timm, as TorchScript and as ONNX. What is written is read back and compared."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +17,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import first_line
-from jepa.interop.bare import open_exported, pair
-from jepa.interop.layouts import CARD, read_safetensors
+from jepa.interop.adapter import Loaded
+from jepa.interop.frozen_networks import network_of
+from jepa.interop.loading import load
+from jepa.interop.model_card import results_of, write_card
+from jepa.interop.sizes import side_or_pair
+from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.files import write_whole
 
 TOLERANCE = 1e-5
 """Largest difference of features, per unit of the largest one where that is above 1."""
@@ -43,46 +48,130 @@ TIMM_SIZES = {
 """Width, depth, heads and MLP ratio of timm's Vision Transformers; a slip would show when the export is read back."""
 
 
+def export(
+    loaded: Loaded,
+    path: Path,
+    *,
+    format: Literal["safetensors", "timm", "torchscript", "onnx"] = "safetensors",
+    network: Literal["target", "context"] = "target",
+    features: Literal["tokens", "pooled"] = "tokens",
+    image_size: tuple[int, int] | None = None,
+    results: Mapping[str, Any] | None = None,
+) -> tuple[dict[str, Any], list[Path]]:
+    """Write an encoder of a loaded checkpoint and a card beside it; return the card and the paths written.
+
+    features: what TorchScript and ONNX give. image_size: (H, W) of the pictures; None takes those it was made for.
+    results: rows of scores for the card; None takes those that the checkpoint holds.
+
+    Raises UserError for an encoder that the format cannot hold or a file that cannot be written, CheckpointError when
+    features differ.
+    """
+    image_size = image_size or loaded.image_size
+    if image_size is None or loaded.channels is None:
+        raise UserError(
+            f"{loaded.source} does not say what pictures it takes: of an encoder of pictures give data.image_size= and "
+            "data.channels=, those of other inputs are not exported"
+        )
+    for side, patch in zip(image_size, getattr(loaded.model.encoder, "patch_size", (1, 1))):
+        if side % patch:
+            raise UserError(f"data.image_size={side} is not a multiple of the patches of {patch} pixels")
+    encoder = network_of(loaded.model, network)
+    header = {
+        "source": loaded.source,
+        "network": network,
+        "step": loaded.step,
+        "encoder": loaded.encoder,
+        "data": loaded.data,
+    }
+    card = header | {
+        "fingerprint": loaded.fingerprint,
+        "model": loaded.description,
+        "results": results_of(loaded.metrics) if results is None else dict(results),
+    }
+
+    def write(temporary: Path) -> None:
+        card["export"] = export_encoder(
+            encoder,
+            temporary,
+            format=format,
+            config=loaded.encoder,
+            image_size=image_size,
+            channels=loaded.channels,
+            features=features,
+            header=header,
+        )
+
+    write_whole(path, write)
+    return card, [path, *write_card(card, path)]
+
+
+@torch.no_grad()
+def export_encoder(
+    encoder: nn.Module,
+    path: Path,
+    *,
+    format: str,
+    config: Mapping[str, Any] | None,
+    image_size: tuple[int, int],
+    channels: int,
+    features: Literal["tokens", "pooled"] = "tokens",
+    header: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write an encoder in a format, read it back and compare; return what the card says of it.
+
+    config: how the encoder is built, needed for safetensors. header: of safetensors.
+    """
+    encoder = copy.deepcopy(encoder).cpu().float().eval()
+    example = torch.randn(3, channels, *image_size, generator=torch.Generator().manual_seed(0))
+    facts: dict[str, Any] = {"format": format, "image_size": list(image_size), "channels": channels}
+    if format == "safetensors":
+        if config is None:
+            raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
+        return facts | {"difference": export_safetensors(encoder, path, header or {}, example)}
+    if format == "timm":
+        call = timm_call(encoder, config, image_size)
+        return facts | {"difference": export_timm(encoder, path, call, image_size, example), "create_model": call}
+    traced = Features(encoder, image_size, features).eval()
+    write = export_torchscript if format == "torchscript" else export_onnx
+    return facts | {"features": features, "difference": write(traced, path, example)}
+
+
 class Features(nn.Module):
     """An encoder of pictures of one size: (B, C, H, W) to tokens (B, N, D), or pooled by their mean (B, D)."""
 
     def __init__(self, encoder: nn.Module, image_size: tuple[int, int], features: Literal["tokens", "pooled"]) -> None:
         super().__init__()
-        vit = getattr(encoder, "vit", None)
-        self.baked = isinstance(vit, VisionTransformer)
-        self.encoder = baked(encoder, image_size) if self.baked else encoder
+        self.is_vit = isinstance(getattr(encoder, "vit", None), VisionTransformer)
+        self.encoder = with_stored_positions(encoder, image_size) if self.is_vit else encoder
         self.pooled = features == "pooled"
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features of pictures."""
-        tokens = self.encoder.forward_features(x) if self.baked else self.encoder(x)
+        """Return the features of pictures."""
+        tokens = self.encoder.forward_features(x) if self.is_vit else self.encoder(x)
         return tokens.mean(dim=1) if self.pooled else tokens
 
 
-def baked(encoder: nn.Module, image_size: tuple[int, int]) -> VisionTransformer:
-    """The encoder's timm module with its positions as a weight `pos_embed` (1, N, D), for one size of pictures."""
+def with_stored_positions(encoder: nn.Module, image_size: tuple[int, int]) -> VisionTransformer:
+    """Return the encoder's timm module with positions for one size of pictures as a weight `pos_embed` (1, N, D)."""
     vit = copy.deepcopy(encoder.vit)
     grid = tuple(side // patch for side, patch in zip(image_size, encoder.patch_size))
     vit.pos_embed = nn.Parameter(encoder.positions(grid, torch.device("cpu"))[None].clone())
     return vit.eval()
 
 
-def export_safetensors(encoder: nn.Module, path: Path, card: Mapping[str, Any], example: Tensor) -> float:
-    """Write our encoder's weights, with how it is built in the header; gives the largest difference read back."""
+def export_safetensors(encoder: nn.Module, path: Path, header: Mapping[str, Any], example: Tensor) -> float:
+    """Write our encoder's weights, with how it is built in the header; return the largest difference read back."""
     weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    save_file(weights, path, metadata={"format": "pt", CARD: json.dumps(card)})
-    again, header = read_safetensors(path)
-    return compare("safetensors", encoder(example), open_exported(again, header[CARD], path)[0](example))
+    save_file(weights, path, metadata={"format": "pt", CARD: json.dumps(header)})
+    return compare("safetensors", encoder(example), load(path).model.encoder(example))
 
 
 def export_timm(
     encoder: nn.Module, path: Path, call: Mapping[str, Any], image_size: tuple[int, int], example: Tensor
 ) -> float:
-    """Write weights that `timm.create_model(**call, checkpoint_path=path)` loads; gives the largest difference.
-
-    call: as `timm_call`.
-    """
-    weights = {name: tensor.contiguous() for name, tensor in baked(encoder, image_size).state_dict().items()}
+    """Write weights that `timm.create_model(**call, checkpoint_path=path)` loads; return the largest difference."""
+    state = with_stored_positions(encoder, image_size).state_dict()
+    weights = {name: tensor.contiguous() for name, tensor in state.items()}
     if path.suffix == ".safetensors":
         save_file(weights, path, metadata={"format": "pt"})
     else:
@@ -95,7 +184,7 @@ def export_timm(
 
 
 def export_torchscript(features: Features, path: Path, example: Tensor) -> float:
-    """Write a trace for pictures of one size, in batches of any size; gives the largest difference."""
+    """Write a trace for pictures of one size, in batches of any size; return the largest difference."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of shapes that become constants, as they should, and of its old age
         torch.jit.trace(features, example, check_trace=False).save(str(path))
@@ -106,7 +195,7 @@ def export_torchscript(features: Features, path: Path, example: Tensor) -> float
 def export_onnx(features: Features, path: Path, example: Tensor) -> float:
     """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`.
 
-    Weights beyond ONNX's 2 GB go to `<file>.data` beside it. Gives the largest difference of ONNX Runtime's features.
+    Weights beyond ONNX's 2 GB go to `<file>.data` beside it. Returns the largest difference of ONNX Runtime's features.
     """
     import onnxruntime
 
@@ -136,7 +225,7 @@ def export_onnx(features: Features, path: Path, example: Tensor) -> float:
 
 
 def compare(name: str, wanted: Tensor, got: Tensor) -> float:
-    """The largest difference of features. Raises CheckpointError when it is more than rounding."""
+    """Return the largest difference of features. Raises CheckpointError when it is more than rounding."""
     if wanted.shape != got.shape:
         raise CheckpointError(
             f"the {name} export gives {tuple(got.shape)} where the encoder gives {tuple(wanted.shape)}"
@@ -150,7 +239,7 @@ def compare(name: str, wanted: Tensor, got: Tensor) -> float:
 
 
 def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: tuple[int, int]) -> dict[str, Any]:
-    """Arguments of `timm.create_model` that build an encoder of ours, but for the file.
+    """Return the arguments of `timm.create_model` that build an encoder of ours, but for the file.
 
     Sizes that are those of one of timm's ViTs take its name; any others are given beside `vit_base_patch16_224`.
 
@@ -163,7 +252,8 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
             "use format=torchscript or onnx"
         )
     call: dict[str, Any] = {"num_classes": 0, "global_pool": "avg", "fc_norm": False, "class_token": False}
-    call |= {"img_size": simple(image_size), "patch_size": simple(encoder.patch_size), "in_chans": encoder.channels}
+    call |= {"img_size": side_or_pair(image_size), "patch_size": side_or_pair(encoder.patch_size)}
+    call |= {"in_chans": encoder.channels}
     if config is not None and "name" in config:
         return {"model_name": config["name"], **call} | ({"reg_tokens": 0} if "reg" in config["name"] else {})
     block = vit.blocks[0]
@@ -177,42 +267,3 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
     if name := next((n for n, known in TIMM_SIZES.items() if known == tuple(sizes.values())), None):
         return {"model_name": name, **call, **qkv}
     return {"model_name": "vit_base_patch16_224", **call, **sizes, **qkv}
-
-
-def simple(size: tuple[int, int]) -> int | list[int]:
-    """A side where both are alike, as plain values."""
-    return size[0] if size[0] == size[1] else list(size)
-
-
-@torch.no_grad()
-def export(
-    encoder: nn.Module,
-    path: Path,
-    *,
-    kind: str,
-    config: Mapping[str, Any] | None,
-    image_size: tuple[int, int],
-    channels: int,
-    features: Literal["tokens", "pooled"],
-    card: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write an encoder in a format, read it back and compare; gives what the card says of it.
-
-    kind: safetensors, timm, torchscript or onnx. config: how the encoder is built, needed for safetensors.
-    features: what a traced model gives. card: for the header of safetensors.
-
-    Raises UserError for an encoder that the format cannot hold, CheckpointError when features differ.
-    """
-    encoder = copy.deepcopy(encoder).cpu().float().eval()
-    example = torch.randn(3, channels, *image_size, generator=torch.Generator().manual_seed(0))
-    told: dict[str, Any] = {"format": kind, "image_size": list(pair(simple(image_size))), "channels": channels}
-    if kind == "safetensors":
-        if config is None:
-            raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
-        return told | {"difference": export_safetensors(encoder, path, card, example)}
-    if kind == "timm":
-        call = timm_call(encoder, config, image_size)
-        return told | {"difference": export_timm(encoder, path, call, image_size, example), "create_model": call}
-    traced = Features(encoder, image_size, features).eval()
-    write: Callable[[Features, Path, Tensor], float] = export_torchscript if kind == "torchscript" else export_onnx
-    return told | {"features": features, "difference": write(traced, path, example)}

@@ -1,0 +1,82 @@
+"""Encoders without a predictor as models whose features can be evaluated, not trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa.interop.adapter import Loaded
+from jepa.interop.sizes import to_pair
+from jepa.interop.weights_file import State, WeightsFile
+from jepa.utils.errors import UserError
+
+
+class FrozenNetworks(nn.Module):
+    """One encoder, or a trained one and the one that makes the targets, with the names evaluation asks for.
+
+    encoder, target_encoder: called as encoder(x, layers=None), see `jepa.types.Encoder`; target_encoder None is the
+        encoder itself.
+    """
+
+    def __init__(self, *, encoder: nn.Module, target_encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.target_encoder = target_encoder
+
+    @torch.no_grad()
+    def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Return features (B, N, D) of inputs x (B, C, *S) by the network that makes the targets."""
+        return (self.encoder if self.target_encoder is None else self.target_encoder)(x, layers=layers)
+
+
+def load_frozen_encoders(
+    file: WeightsFile, make_encoder: Callable[[State | None], nn.Module], config: dict[str, Any], lines: list[str]
+) -> Loaded:
+    """Load the encoders that a file holds without a predictor.
+
+    make_encoder: builds an encoder with a state dict, or untrained. config: how it is built.
+    """
+    encoders = [make_encoder(file.parts[name]) for name in ("encoder", "target_encoder") if name in file.parts]
+    if "encoder" not in file.parts:
+        lines.append("it holds the network that makes the targets alone: context and target are both that one")
+    return Loaded(
+        FrozenNetworks(encoder=encoders[0], target_encoder=encoders[1] if len(encoders) > 1 else None),
+        lambda: FrozenNetworks(encoder=make_encoder(None)).eval(),
+        lines,
+        {"encoder": config},
+        encoder=config if "_target_" in config else None,
+        image_size=to_pair(config.get("image_size", config.get("img_size"))),
+        channels=config.get("channels", config.get("in_chans", config.get("stem", {}).get("channels"))),
+    )
+
+
+def networks_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the encoders of a model by their name in `network=`: "context", the trained one, and "target".
+
+    A target that keeps no encoder of its own uses the trained one.
+    """
+    target = getattr(model, "target_encoder", None) or getattr(getattr(model, "target", None), "encoder", None)
+    return {"context": model.encoder, "target": model.encoder if target is None else target}
+
+
+def network_of(model: nn.Module, name: str) -> nn.Module:
+    """Return one of the encoders. Raises UserError for another name."""
+    networks = networks_of(model)
+    if name not in networks:
+        raise UserError(f"network={name!r}: expected {' or '.join(networks)}")
+    return networks[name]
+
+
+def refuse_masks(keep: Tensor | None, valid: Tensor | None) -> None:
+    """Raise ValueError where only some tokens are asked for, which encoders of other projects cannot give."""
+    if keep is not None or valid is not None:
+        raise ValueError("this encoder was not made here and encodes whole inputs only")
+
+
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """Raise ValueError for block numbers that do not exist."""
+    if missing := [number for number in layers if not 0 <= number < depth]:
+        raise ValueError(f"layers {missing} do not exist: the encoder has {depth}, from 0")
