@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from torch import nn
 
-from jepa.checkpoint.load import load_state, locate
+from jepa.checkpoint.load import locate
 from jepa.interop.weights_file import WeightsFile, read_weights_file
-from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.errors import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,6 @@ class Source:
     def path(self) -> Path:
         """Path of the file."""
         return self.file.path
-
-    def has_prefix(self, prefix: str) -> bool:
-        """Return whether the name is `<prefix>:<name>`. Raises UserError when the name is missing."""
-        if self.name == f"{prefix}:":
-            raise UserError(f"{self.key}={self.name}: expected {prefix}:<name>")
-        return self.name.startswith(f"{prefix}:")
 
 
 @dataclass(frozen=True)
@@ -122,20 +116,6 @@ class Loaded:
 def not_monitored(why: str) -> dict[str, Any]:
     """Return the `collapse` of a model that no monitor has watched."""
     return {"verdict": "unknown", "evidence": f"{why}, so no monitor has watched it"}
-
-
-def load_published_model(
-    source: Source, config: dict[str, Any], weights: Mapping[str, Tensor], **others: Any
-) -> Loaded:
-    """Build a masked JEPA from a configuration and load published weights by our names. others: of `Loaded`.
-
-    Raises CheckpointError that lists what does not fit.
-    """
-    model = build(config)
-    load_state(model, weights, source.path, keep=("loss.",))
-    return Loaded(
-        model, lambda: build(config).eval(), description={"model": config}, encoder=config["encoder"], **others
-    )
 
 
 def build(config: Mapping[str, Any]) -> nn.Module:

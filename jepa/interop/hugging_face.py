@@ -172,4 +172,4 @@ def read_json(name: str, file: str) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
-ADAPTER = Adapter("hf", lambda source: source.has_prefix("hf"), load)
+ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load)

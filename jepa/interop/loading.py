@@ -17,11 +17,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from jepa.checkpoint.load import load_state
 from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
-from jepa.interop.adapter import Adapter, Loaded, Options, Source, build
+from jepa.interop.adapter import Adapter, Loaded, Options, Source
 from jepa.interop.sizes import by
-from jepa.interop.weights_file import read_weights_file
 from jepa.utils.errors import CheckpointError, UserError
 
 log = logging.getLogger("jepa")
@@ -122,28 +120,26 @@ def load_published(
 
     Raises CheckpointError when the file is not such a checkpoint, or does not fit these sizes.
     """
-    file = read_weights_file(Path(path))
-    if not ijepa.is_published(file):
+    if not Path(path).exists():
+        raise CheckpointError(f"no checkpoint at {path}")
+    source = find(str(path), key="path")
+    file = source.file
+    if source.adapter not in (vjepa.MODEL, ijepa.ADAPTER):
         raise CheckpointError(
             f"{path} is not a published I-JEPA checkpoint, nor one of V-JEPA: expected "
             f"['encoder', 'predictor', 'target_encoder'], found {sorted(file.run or file.parts)}"
         )
-    patch = list(file.encoder["patch_embed.proj.weight"].shape[-2:])
-    if patch != [patch_size, patch_size]:
+    kernel = file.encoder.get("patch_embed.proj.weight")
+    if kernel is not None and (patch := tuple(kernel.shape[-2:])) != (patch_size, patch_size):
         raise CheckpointError(f"{path} has patches of {by(patch)} pixels, got patch_size={patch_size}")
     overrides = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
+    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
     if file.is_video:
         vjepa.check_clip(file, image_size=image_size, num_frames=num_frames, tubelet_size=tubelet_size)
-        overrides |= {
-            "encoder.rotary_reference_side": rotary_reference_side,
-            "encoder.rotary_convention": rotary_convention,
-        }
-        config, weights = vjepa.model_config(file, overrides), vjepa.model_weights(file)
+        overrides["encoder.rotary_reference_side"] = rotary_reference_side
+        overrides["encoder.rotary_convention"] = rotary_convention
+    elif of_clips := [name for name, value in clip.items() if value is not None]:
+        raise CheckpointError(f"{path} is of pictures, not of clips: leave out {', '.join(of_clips)}")
     else:
-        clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
-        if of_clips := [name for name, value in clip.items() if value is not None]:
-            raise CheckpointError(f"{path} is of pictures, not of clips: leave out {', '.join(of_clips)}")
-        config, weights = ijepa.model_config(file, overrides, image_size), ijepa.model_weights(file)
-    model = build(config)
-    load_state(model, weights, file.path, keep=("loss.",))
-    return model.eval()
+        overrides["encoder.image_size"] = image_size
+    return load(source, overrides=overrides).model

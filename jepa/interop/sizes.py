@@ -130,6 +130,6 @@ def side_or_pair(size: Any) -> int | list[int]:
     return size[0] if size[0] == size[1] else list(size)
 
 
-def by(size: tuple[int, int]) -> str:
-    """Return a size as text: `224 x 224`."""
+def by(size: Any) -> str:
+    """Return (height, width) as text, `224 x 224`."""
     return f"{size[0]} x {size[1]}"

@@ -286,5 +286,5 @@ def create_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
         raise UserError(f"model.encoder.name={name}: timm cannot build it so: {first_line(error)}") from error
 
 
-NAME = Adapter("timm", lambda source: source.has_prefix("timm"), load_name)
+NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_name)
 FILE = Adapter("encoder", lambda source: True, load_file)

@@ -20,10 +20,17 @@ import torch
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
-from jepa.interop.adapter import Adapter, Loaded, Options, Source, build, load_published_model
+from jepa.interop.adapter import Adapter, Loaded, Options, Source, build
 from jepa.interop.frozen_networks import load_frozen_encoders
-from jepa.interop.ijepa import PREDICTOR_NAMES as PICTURE_NAMES
-from jepa.interop.ijepa import is_published
+from jepa.interop.published import (
+    PREDICTOR_NAMES,
+    check_present,
+    is_published,
+    load_masked_jepa,
+    masked_jepa_config,
+    predictor_sizes,
+    rename,
+)
 from jepa.interop.sizes import check_overrides, count_blocks, is_sincos, num_heads, side_or_pair
 from jepa.interop.weights_file import State, WeightsFile
 from jepa.utils.errors import CheckpointError, UserError
@@ -39,21 +46,16 @@ MARKS_OF_2_1 = ("norms_block.", "patch_embed_img.", "img_mod_embed", "video_mod_
 LEVELS = {12: [2, 5, 8, 11], 24: [5, 11, 17, 23], 40: [9, 19, 29, 39], 48: [11, 23, 37, 47]}
 """Depth -> the blocks that V-JEPA 2.1 supervises (app/vjepa_2_1/models/vision_transformer.py)."""
 LAYOUTS = ("uniform_power", "half_time", "equal")
-PREDICTOR_NAMES = {**PICTURE_NAMES, "predictor_proj_context": "project_context"}
+NOT_WEIGHTS = ("pos_embed", "predictor_pos_embed", "img_mod_embed", "video_mod_embed")
 
 
 def load(source: Source, options: Options) -> Loaded:
     """Load the masked JEPA."""
-    file, overrides = source.file, options.overrides
-    config, clip = model_config(file, overrides), clip_size(file)
-    check_overrides(config, overrides, file.path)
-    encoder = config["encoder"]
-    lines = [*file.lines, describe(encoder, clip)]
-    if overrides.get("predictor.num_heads") is None:
-        lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder; V-JEPA 2 has 12")
-    size = None if clip is None else (clip[1], clip[1])
-    channels = encoder["stem"]["channels"]
-    return load_published_model(source, config, model_weights(file), lines=lines, image_size=size, channels=channels)
+    file = source.file
+    config, clip = model_config(file, options.overrides), clip_size(file)
+    check_overrides(config, options.overrides, file.path)
+    found, size = describe(config["encoder"], clip), None if clip is None else (clip[1], clip[1])
+    return load_masked_jepa(source, options, config, model_weights(file), found, "; V-JEPA 2 has 12", size)
 
 
 def load_encoder(source: Source, options: Options) -> Loaded:
@@ -106,27 +108,18 @@ def model_config(file: WeightsFile, overrides: Mapping[str, Any]) -> dict[str, A
     if predictor["predict_context"]:
         dense = {"_target_": "jepa.losses.dense.ContextPrediction", "distance": error}
         terms["context"] = {"weight": 0.5, "term": dense}
-    block = {"_target_": "jepa.masks.video.BlockGroup"}
-    return {
-        "_target_": "jepa.models.MaskedJEPA",
-        "encoder": encoder,
-        "predictor": predictor,
-        "mask": {
-            "_target_": "jepa.masks.video.TubeMask",
-            "groups": {
-                "short": {**block, "num_blocks": 8, "spatial_scale": [0.15, 0.15]},
-                "long": {**block, "num_blocks": 2, "spatial_scale": [0.7, 0.7]},
-            },
-            "images": {**block, "num_blocks": 10, "spatial_scale": [0.15, 0.15]},
-        },
-        "target": {
-            "_target_": "jepa.models.EMATarget",
-            "_partial_": True,
-            "momentum": {"_target_": "jepa.optim.Linear", "start": 0.998, "final": 1.0},
-            "concat_layers": concat_layers,
-        },
-        "loss": {"_target_": "jepa.losses.Objective", "_partial_": True, "terms": terms},
+
+    def blocks(number: int, scale: float) -> dict[str, Any]:
+        return {"_target_": "jepa.masks.video.BlockGroup", "num_blocks": number, "spatial_scale": [scale, scale]}
+
+    mask = {
+        "_target_": "jepa.masks.video.TubeMask",
+        "groups": {"short": blocks(8, 0.15), "long": blocks(2, 0.7)},
+        "images": blocks(10, 0.15),
     }
+    return masked_jepa_config(
+        encoder=encoder, predictor=predictor, mask=mask, terms=terms, momentum=0.998, concat_layers=concat_layers
+    )
 
 
 def encoder_config(file: WeightsFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +128,7 @@ def encoder_config(file: WeightsFile, overrides: Mapping[str, Any]) -> dict[str,
     Raises CheckpointError for what is of no V-JEPA, UserError for heads or supervised blocks missing.
     """
     weights, path = file.encoder, file.path
-    _check_needed(weights, ENCODER_NEEDS, "encoder", path)
+    check_present(weights, ENCODER_NEEDS, "encoder", "a V-JEPA", path)
     width, channels, tubelet, *patch = weights[ENCODER_NEEDS[0]].shape
     config: dict[str, Any] = {
         "_target_": "jepa.models.TransformerEncoder",
@@ -199,27 +192,19 @@ def predictor_config(
 
     Raises CheckpointError for what is of no V-JEPA.
     """
-    weights, path = file.parts["predictor"], file.path
-    _check_needed(weights, PREDICTOR_NEEDS, "predictor", path)
-    width, levels = weights["mask_tokens.0"].shape[-1], encoder["level_layers"]
-    config: dict[str, Any] = {
-        "_target_": "jepa.models.Predictor",
-        "_partial_": True,
-        "embed_dim": width,
-        "depth": count_blocks(weights, "predictor_blocks"),
-        "mlp_ratio": weights["predictor_blocks.0.mlp.fc1.weight"].shape[0] / width,
-        "num_heads": None,
+    weights, path, levels = file.parts["predictor"], file.path, encoder["level_layers"]
+    check_present(weights, PREDICTOR_NEEDS, "predictor", "a V-JEPA", path)
+    config = {
+        **predictor_sizes(weights, "mask_tokens.0", overrides, path),
         "mask_tokens": sum(name.startswith("mask_tokens.") for name in weights),
         "predict_context": "predictor_proj_context.weight" in weights,
         "modality_vectors": "img_mod_embed" in weights,
-        "rotary_reference_side": encoder["rotary_reference_side"],
         "context_layers": levels if "predictor_embed.0.weight" in weights else None,
-        **{name: encoder[name] for name in ("positions", "sincos_layout", "rotary_convention") if name in encoder},
+        **{name: encoder[name] for name in ("positions", "rotary_reference_side")},
+        **{name: encoder[name] for name in ("sincos_layout", "rotary_convention") if name in encoder},
     }
     if (table := weights.get("predictor_pos_embed")) is not None:
         config["sincos_layout"], _ = sincos_layout(table, "predictor.predictor_pos_embed", path)
-    if overrides.get("predictor.num_heads") is not None:
-        config["num_heads"] = num_heads(config, overrides, path, "predictor")
     out_dim = weights["predictor_proj.weight"].shape[0]
     if levels and out_dim == len(levels) * encoder["embed_dim"]:
         return config, levels
@@ -283,34 +268,25 @@ def model_weights(file: WeightsFile) -> dict[str, Tensor]:
 
 def encoder_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published encoder's tensors by the names of our `TransformerEncoder`."""
-    ours = {}
-    last = count_blocks(weights, "norms_block") - 1 if any(n.startswith("norms_block.") for n in weights) else None
-    for name, tensor in weights.items():
-        head, _, rest = name.partition(".")
-        if name in ("pos_embed", "img_mod_embed", "video_mod_embed"):
-            continue
-        if head in ("patch_embed", "patch_embed_img"):
-            matrix = "proj" if head == "patch_embed" else "picture_proj"
-            ours[f"stem.{matrix}.{rest.rpartition('.')[2]}"] = tensor.flatten(1) if tensor.ndim == 5 else tensor
-        elif head == "norms_block":
-            number, _, part = rest.partition(".")
-            ours[f"norm.{part}" if int(number) == last else f"level_norms.{rest}"] = tensor
-        else:
-            ours[name] = tensor
+    names = {"patch_embed.proj.": "stem.proj.", "patch_embed_img.proj.": "stem.picture_proj."}
+    if any(name.startswith("norms_block.") for name in weights):
+        names[f"norms_block.{count_blocks(weights, 'norms_block') - 1}."] = "norm."
+        names["norms_block."] = "level_norms."
+    ours = {
+        rename(name, names): tensor.flatten(1) if tensor.ndim == 5 else tensor
+        for name, tensor in weights.items()
+        if name not in NOT_WEIGHTS
+    }
     return ours | _modality(weights, "stem.modality")
 
 
 def predictor_weights(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a published predictor's tensors by the names of our `Predictor`."""
-    ours, tokens = {}, {}
-    for name, tensor in weights.items():
-        head, dot, rest = name.partition(".")
-        if head == "mask_tokens":
-            tokens[int(rest)] = tensor[0]
-        elif name not in ("predictor_pos_embed", "img_mod_embed", "video_mod_embed"):
-            ours[f"{PREDICTOR_NAMES.get(head, head)}{dot}{rest}"] = tensor
+    tokens = sorted((name for name in weights if name.startswith("mask_tokens.")), key=lambda name: int(name[12:]))
+    names = PREDICTOR_NAMES | {"predictor_proj_context.": "project_context."}
+    ours = {rename(name, names): t for name, t in weights.items() if name not in (*NOT_WEIGHTS, *tokens)}
     if tokens:
-        ours["mask_token"] = torch.stack([tokens[number] for number in sorted(tokens)])
+        ours["mask_token"] = torch.stack([weights[name][0] for name in tokens])
     return ours | _modality(weights, "modality")
 
 
@@ -333,11 +309,6 @@ def _level_layers(
             f"model.encoder.level_layers=[...], of {count} numbers from 0 to {depth - 1}"
         )
     return list(layers)
-
-
-def _check_needed(weights: Mapping[str, Tensor], needed: tuple[str, ...], part: str, path: Path) -> None:
-    if missing := [name for name in needed if name not in weights]:
-        raise CheckpointError(f"{path}: {part} lacks {', '.join(missing)}: it is not that of a V-JEPA")
 
 
 MODEL = Adapter("vjepa", lambda source: source.file.is_video and is_published(source.file), load, load_into=load_into)

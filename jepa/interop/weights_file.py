@@ -97,26 +97,39 @@ def find_parts(content: Any, path: Path) -> WeightsFile:
                 f"{path} says it is a checkpoint of this project but lacks its config or model: damaged"
             )
         return WeightsFile(path, run=content)
-    if is_state_dict(content):
-        state, prefix = plain_names(content)
-        return WeightsFile(path, {"encoder": state}, lines=_lines(["one state dict"], prefix))
-    states = {str(name): value for name, value in content.items() if is_state_dict(value)}
     known = ("encoder", "predictor", *TARGETS)
+    states = {str(name): value for name, value in content.items() if is_state_dict(value)}
     for name in known:
         if isinstance(content.get(name), Mapping) and name not in states:
             raise CheckpointError(f"{path}: its entry {name!r} holds other things than tensors: {EXPECTED}")
     if all(name in states for name in TARGETS):
         raise CheckpointError(f"{path} holds both {' and '.join(TARGETS)}: which makes the targets cannot be told")
     others = [name for name in states if name not in known and _embeds_patches(states[name])]
+    if is_state_dict(content):
+        return _with_plain_names(path, {"encoder": content}, "one state dict")
     if not others and any(name in states for name in ("encoder", *TARGETS)):
-        return _side_by_side(content, {name: states[name] for name in known if name in states}, path)
-    if len(states) == 1:
-        ((name, inner),) = states.items()
-        state, prefix = plain_names(inner)
-        words = [f"the state dict in its entry {name!r}", *_left_alone(content, [name])]
-        return WeightsFile(path, {"encoder": state}, lines=_lines([", ".join(words)], prefix))
-    found = ", ".join(f"{name} ({_describe(value)})" for name, value in content.items()) or "nothing"
-    raise CheckpointError(f"{path} is of no known layout; it holds {found}: {EXPECTED}")
+        parts = {name: states[name] for name in known if name in states}
+        found = [", ".join(parts), *(["ema_encoder makes the targets"] if "ema_encoder" in parts else [])]
+    elif len(states) == 1:
+        ((entry, state),) = states.items()
+        parts, found = {"encoder": state}, [f"the state dict in its entry {entry!r}"]
+    else:
+        entries = ", ".join(f"{name} ({_describe(value)})" for name, value in content.items()) or "nothing"
+        raise CheckpointError(f"{path} is of no known layout; it holds {entries}: {EXPECTED}")
+    used = [id(state) for state in parts.values()]
+    if left := [str(name) for name, value in content.items() if id(value) not in used]:
+        found.append(f"left alone: {', '.join(left)}")
+    return _with_plain_names(path, parts, "; ".join(found))
+
+
+def _with_plain_names(path: Path, states: Mapping[str, Mapping[str, Tensor]], found: str) -> WeightsFile:
+    parts, prefixes = {}, {}
+    for name, state in states.items():
+        part = "target_encoder" if name in TARGETS else name
+        parts[part], prefixes[part] = plain_names(state)
+    prefix = " ".join(dict.fromkeys(filter(None, prefixes.values())))
+    lines = [f"the file holds {found}", *([f"names without their prefix {prefix}"] if prefix else [])]
+    return WeightsFile(path, parts, "ema_encoder" if "ema_encoder" in states else "target_encoder", lines=tuple(lines))
 
 
 def is_state_dict(value: Any) -> bool:
@@ -131,27 +144,6 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[State, str]:
         state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
         taken += prefix
     return state, taken
-
-
-def _side_by_side(content: Mapping[str, Any], states: Mapping[str, State], path: Path) -> WeightsFile:
-    parts, prefixes = {}, []
-    for name, state in states.items():
-        parts["target_encoder" if name in TARGETS else name], prefix = plain_names(state)
-        prefixes.append(prefix)
-    words = [", ".join(states), *(["ema_encoder makes the targets"] if "ema_encoder" in states else [])]
-    words += _left_alone(content, list(states))
-    prefix = " ".join(dict.fromkeys(filter(None, prefixes)))
-    target_name = "ema_encoder" if "ema_encoder" in states else "target_encoder"
-    return WeightsFile(path, parts, target_name, lines=_lines(words, prefix))
-
-
-def _left_alone(content: Mapping[str, Any], used: list[str]) -> list[str]:
-    names = [str(name) for name in content if name not in used]
-    return [f"left alone: {', '.join(names)}"] if names else []
-
-
-def _lines(words: list[str], prefix: str) -> tuple[str, ...]:
-    return (f"the file holds {'; '.join(words)}", *([f"names without their prefix {prefix}"] if prefix else []))
 
 
 def _embeds_patches(state: Mapping[str, Tensor]) -> bool:

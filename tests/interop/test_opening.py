@@ -97,7 +97,7 @@ def test_encoders_alone(parts, expected, tmp_path):
     assert close(network_of(both.model, "target")(x), expected["target_encoder_full"])
     one = opened(saved({"teacher": parts["target_encoder"], "epoch": 3}, tmp_path))
     assert close(one.model.encoder(x), expected["target_encoder_full"])
-    assert "entry 'teacher', left alone: epoch" in one.lines[0]
+    assert "entry 'teacher'; left alone: epoch" in one.lines[0]
     plain = renamed(parts["encoder"], lambda name: name.removeprefix("module."))
     save_file(plain, tmp_path / "bare.safetensors")
     bare = opened(tmp_path / "bare.safetensors")
