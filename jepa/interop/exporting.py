@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
-import logging
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +20,7 @@ from jepa.interop.adapter import Loaded
 from jepa.interop.frozen_networks import network_of
 from jepa.interop.loading import load
 from jepa.interop.model_card import results_of, write_card
+from jepa.interop.quiet import quiet
 from jepa.interop.sizes import side_or_pair
 from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError
@@ -75,65 +75,30 @@ def export(
     for side, patch in zip(image_size, getattr(loaded.model.encoder, "patch_size", (1, 1))):
         if side % patch:
             raise UserError(f"data.image_size={side} is not a multiple of the patches of {patch} pixels")
-    encoder = network_of(loaded.model, network)
-    header = {
-        "source": loaded.source,
-        "network": network,
-        "step": loaded.step,
-        "encoder": loaded.encoder,
-        "data": loaded.data,
-    }
-    card = header | {
-        "fingerprint": loaded.fingerprint,
-        "model": loaded.description,
-        "results": results_of(loaded.metrics) if results is None else dict(results),
-    }
-
-    def write(temporary: Path) -> None:
-        card["export"] = export_encoder(
-            encoder,
-            temporary,
-            format=format,
-            config=loaded.encoder,
-            image_size=image_size,
-            channels=loaded.channels,
-            features=features,
-            header=header,
-        )
-
-    write_whole(path, write)
-    return card, [path, *write_card(card, path)]
-
-
-@torch.no_grad()
-def export_encoder(
-    encoder: nn.Module,
-    path: Path,
-    *,
-    format: str,
-    config: Mapping[str, Any] | None,
-    image_size: tuple[int, int],
-    channels: int,
-    features: Literal["tokens", "pooled"] = "tokens",
-    header: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Write an encoder in a format, read it back and compare; return what the card says of it.
-
-    config: how the encoder is built, needed for safetensors. header: of safetensors.
-    """
-    encoder = copy.deepcopy(encoder).cpu().float().eval()
-    example = torch.randn(3, channels, *image_size, generator=torch.Generator().manual_seed(0))
-    facts: dict[str, Any] = {"format": format, "image_size": list(image_size), "channels": channels}
+    card = {name: getattr(loaded, name) for name in ("source", "step", "encoder", "data")} | {"network": network}
+    facts: dict[str, Any] = {"format": format, "image_size": list(image_size), "channels": loaded.channels}
+    encoder = copy.deepcopy(network_of(loaded.model, network)).cpu().float().eval()
     if format == "safetensors":
-        if config is None:
+        if loaded.encoder is None:
             raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
-        return facts | {"difference": export_safetensors(encoder, path, header or {}, example)}
-    if format == "timm":
-        call = timm_call(encoder, config, image_size)
-        return facts | {"difference": export_timm(encoder, path, call, image_size, example), "create_model": call}
-    traced = Features(encoder, image_size, features).eval()
-    write = export_torchscript if format == "torchscript" else export_onnx
-    return facts | {"features": features, "difference": write(traced, path, example)}
+        write = functools.partial(write_safetensors, encoder, dict(card))
+    elif format == "timm":
+        facts["create_model"] = timm_call(encoder, loaded.encoder, image_size)
+        write = functools.partial(write_timm, encoder, facts["create_model"], image_size)
+    else:
+        facts["features"] = features
+        traced = Features(encoder, image_size, features).eval()
+        write = functools.partial(write_torchscript if format == "torchscript" else write_onnx, traced)
+    example = torch.randn(3, loaded.channels, *image_size, generator=torch.Generator().manual_seed(0))
+
+    @torch.no_grad()
+    def write_and_compare(temporary: Path) -> None:
+        facts["difference"] = write(temporary, example)
+
+    write_whole(path, write_and_compare)
+    card |= {"fingerprint": loaded.fingerprint, "model": loaded.description, "export": facts}
+    card["results"] = results_of(loaded.metrics) if results is None else dict(results)
+    return card, [path, *write_card(card, path)]
 
 
 class Features(nn.Module):
@@ -159,69 +124,65 @@ def with_stored_positions(encoder: nn.Module, image_size: tuple[int, int]) -> Vi
     return vit.eval()
 
 
-def export_safetensors(encoder: nn.Module, path: Path, header: Mapping[str, Any], example: Tensor) -> float:
+def write_safetensors(encoder: nn.Module, header: Mapping[str, Any], path: Path, example: Tensor) -> float:
     """Write our encoder's weights, with how it is built in the header; return the largest difference read back."""
-    weights = {name: tensor.contiguous() for name, tensor in encoder.state_dict().items()}
-    save_file(weights, path, metadata={"format": "pt", CARD: json.dumps(header)})
+    save_file(_contiguous(encoder), path, metadata={"format": "pt", CARD: json.dumps(header)})
     return compare("safetensors", encoder(example), load(path).model.encoder(example))
 
 
-def export_timm(
-    encoder: nn.Module, path: Path, call: Mapping[str, Any], image_size: tuple[int, int], example: Tensor
+def write_timm(
+    encoder: nn.Module, call: Mapping[str, Any], image_size: tuple[int, int], path: Path, example: Tensor
 ) -> float:
     """Write weights that `timm.create_model(**call, checkpoint_path=path)` loads; return the largest difference."""
-    state = with_stored_positions(encoder, image_size).state_dict()
-    weights = {name: tensor.contiguous() for name, tensor in state.items()}
+    weights = _contiguous(with_stored_positions(encoder, image_size))
     if path.suffix == ".safetensors":
         save_file(weights, path, metadata={"format": "pt"})
     else:
         torch.save(weights, path)
     try:
-        model = timm.create_model(**call, checkpoint_path=str(path)).eval()
+        with quiet("timm"):
+            model = timm.create_model(**call, checkpoint_path=str(path)).eval()
     except (RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"timm does not load the export as {dict(call)}: {first_line(error)}") from error
     return compare("timm", encoder(example).mean(dim=1), model(example))
 
 
-def export_torchscript(features: Features, path: Path, example: Tensor) -> float:
+def write_torchscript(features: Features, path: Path, example: Tensor) -> float:
     """Write a trace for pictures of one size, in batches of any size; return the largest difference."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of shapes that become constants, as they should, and of its old age
+    with quiet():  # of shapes that become constants, as they should, and of its old age
         torch.jit.trace(features, example, check_trace=False).save(str(path))
         again = torch.jit.load(str(path), map_location="cpu")
     return max(compare("torchscript", features(x), again(x)) for x in (example, example[:1]))
 
 
-def export_onnx(features: Features, path: Path, example: Tensor) -> float:
+def write_onnx(features: Features, path: Path, example: Tensor) -> float:
     """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`.
 
     Weights beyond ONNX's 2 GB go to `<file>.data` beside it. Returns the largest difference of ONNX Runtime's features.
     """
     import onnxruntime
 
-    level = logging.getLogger("torch.onnx").level
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, about its parts
-            program = torch.onnx.export(
-                features,
-                (example,),
-                dynamo=True,
-                input_names=["x"],
-                output_names=["features"],
-                dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
-                verbose=False,
-            )
-        size = sum(tensor.numel() * tensor.element_size() for tensor in features.state_dict().values())
-        program.save(str(path), external_data=size > 1.9 * 2**30)
-    finally:
-        logging.getLogger("torch.onnx").setLevel(level)
+    with quiet("torch.onnx", "onnx_ir"):
+        program = torch.onnx.export(
+            features,
+            (example,),
+            dynamo=True,
+            input_names=["x"],
+            output_names=["features"],
+            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
+            verbose=False,
+        )
+    size = sum(tensor.numel() * tensor.element_size() for tensor in features.state_dict().values())
+    program.save(str(path), external_data=size > 1.9 * 2**30)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return max(
         compare("onnx", features(x), torch.from_numpy(session.run(["features"], {"x": x.numpy()})[0]))
         for x in (example, example[:1])
     )
+
+
+def _contiguous(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 
 
 def compare(name: str, wanted: Tensor, got: Tensor) -> float:
@@ -251,9 +212,15 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
             f"format=timm: {type(encoder).__name__} is not one of our Vision Transformers; "
             "use format=torchscript or onnx"
         )
-    call: dict[str, Any] = {"num_classes": 0, "global_pool": "avg", "fc_norm": False, "class_token": False}
-    call |= {"img_size": side_or_pair(image_size), "patch_size": side_or_pair(encoder.patch_size)}
-    call |= {"in_chans": encoder.channels}
+    call: dict[str, Any] = {
+        "num_classes": 0,
+        "global_pool": "avg",
+        "fc_norm": False,
+        "class_token": False,
+        "img_size": side_or_pair(image_size),
+        "patch_size": side_or_pair(encoder.patch_size),
+        "in_chans": encoder.channels,
+    }
     if config is not None and "name" in config:
         return {"model_name": config["name"], **call} | ({"reg_tokens": 0} if "reg" in config["name"] else {})
     block = vit.blocks[0]

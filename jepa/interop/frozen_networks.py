@@ -32,21 +32,62 @@ class FrozenNetworks(nn.Module):
         return (self.encoder if self.target_encoder is None else self.target_encoder)(x, layers=layers)
 
 
-def load_frozen_encoders(
+class OtherEncoder(nn.Module):
+    """An encoder of another project behind our contract (`jepa.types.Encoder`), for whole pictures.
+
+    model: the other project's. A subclass has `grid` and:
+        tokens: from pictures to (B, N, D), one token for each patch. depth: number of blocks, None without a list.
+        layer_tokens: the same after each of some blocks, and the final norm.
+    """
+
+    depth: int | None
+
+    def __init__(self, model: nn.Module, embed_dim: int) -> None:
+        super().__init__()
+        self.model = model
+        self.embed_dim = embed_dim
+
+    def forward(
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        """Return features (B, N, D) of pictures x (B, C, H, W); a list, one per block number in layers.
+
+        Raises ValueError for a part of the tokens, and blocks that do not exist.
+        """
+        if keep is not None or valid is not None:
+            raise ValueError("this encoder was not made here and encodes whole inputs only")
+        if layers is None:
+            return self.tokens(x)
+        if self.depth is None:
+            raise ValueError(f"layers {list(layers)}: {type(self.model).__name__} has no list of blocks")
+        if missing := [number for number in layers if not 0 <= number < self.depth]:
+            raise ValueError(f"layers {missing} do not exist: the encoder has {self.depth}, from 0")
+        return self.layer_tokens(x, layers)
+
+
+def loaded_encoders(
+    make_encoder: Callable[[Any], nn.Module], weights: Sequence[Any], lines: list[str], **others: Any
+) -> Loaded:
+    """Return encoders without a predictor as a `Loaded`, of which others are further fields.
+
+    make_encoder: builds one with weights, None for none. weights: of the encoder, and of the target's where it differs.
+    """
+    networks = FrozenNetworks(**dict(zip(("encoder", "target_encoder"), map(make_encoder, weights))))
+    return Loaded(networks, lambda: FrozenNetworks(encoder=make_encoder(None)).eval(), lines, **others)
+
+
+def load_file_encoders(
     file: WeightsFile, make_encoder: Callable[[State | None], nn.Module], config: dict[str, Any], lines: list[str]
 ) -> Loaded:
-    """Load the encoders that a file holds without a predictor.
-
-    make_encoder: builds an encoder with a state dict, or untrained. config: how it is built.
-    """
-    encoders = [make_encoder(file.parts[name]) for name in ("encoder", "target_encoder") if name in file.parts]
+    """Load the encoders that a file holds without a predictor. make_encoder: as above. config: how one is built."""
+    weights = [file.parts[name] for name in ("encoder", "target_encoder") if name in file.parts]
     if "encoder" not in file.parts:
         lines.append("it holds the network that makes the targets alone: context and target are both that one")
-    return Loaded(
-        FrozenNetworks(encoder=encoders[0], target_encoder=encoders[1] if len(encoders) > 1 else None),
-        lambda: FrozenNetworks(encoder=make_encoder(None)).eval(),
+    return loaded_encoders(
+        make_encoder,
+        weights,
         lines,
-        {"encoder": config},
+        description={"encoder": config},
         encoder=config if "_target_" in config else None,
         image_size=to_pair(config.get("image_size", config.get("img_size"))),
         channels=config.get("channels", config.get("in_chans", config.get("stem", {}).get("channels"))),
@@ -68,15 +109,3 @@ def network_of(model: nn.Module, name: str) -> nn.Module:
     if name not in networks:
         raise UserError(f"network={name!r}: expected {' or '.join(networks)}")
     return networks[name]
-
-
-def refuse_masks(keep: Tensor | None, valid: Tensor | None) -> None:
-    """Raise ValueError where only some tokens are asked for, which encoders of other projects cannot give."""
-    if keep is not None or valid is not None:
-        raise ValueError("this encoder was not made here and encodes whole inputs only")
-
-
-def check_layers(layers: Sequence[int], depth: int) -> None:
-    """Raise ValueError for block numbers that do not exist."""
-    if missing := [number for number in layers if not 0 <= number < depth]:
-        raise ValueError(f"layers {missing} do not exist: the encoder has {depth}, from 0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from jepa.checkpoint.load import SHOWN
 from jepa.interop.adapter import Adapter, Loaded, Options, Source
-from jepa.interop.frozen_networks import FrozenNetworks, check_layers, refuse_masks
+from jepa.interop.frozen_networks import OtherEncoder, loaded_encoders
 from jepa.interop.sizes import to_pair
 from jepa.interop.timm_models import check_named, fetching, load_timm
 from jepa.types import Grid
@@ -22,16 +23,14 @@ HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token"
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
 
 
-class TransformersFeatures(nn.Module):
+class TransformersEncoder(OtherEncoder):
     """A vision model of `transformers` as an encoder of patches: the last ones of its tokens, one for each patch.
 
     Class and register tokens stand before them and are dropped. model: gives `last_hidden_state` (B, T, D).
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.embed_dim: int = model.config.hidden_size
+        super().__init__(model, model.config.hidden_size)
         self.patch_size: tuple[int, int] = to_pair(model.config.patch_size)
         self.resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
 
@@ -44,23 +43,25 @@ class TransformersFeatures(nn.Module):
         """Return (rows, columns) of patches of pictures (B, C, H, W)."""
         return tuple(side // patch for side, patch in zip(x.shape[2:], self.patch_size))
 
-    def forward(
-        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
-    ) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of pictures x (B, C, H, W); a list, one per block number in layers."""
-        refuse_masks(keep, valid)
-        rows, columns = self.grid(x)
-        own = to_pair(getattr(self.model.config, "image_size", None))
-        extra = {"interpolate_pos_encoding": True} if self.resamples and own not in (None, tuple(x.shape[2:])) else {}
-        output = self.model(pixel_values=x, output_hidden_states=layers is not None, **extra)
-        if layers is None:
-            return self._patches(output.last_hidden_state, rows * columns)
-        check_layers(layers, self.depth)
-        norm = next((getattr(self.model, n) for n in ("layernorm", "norm") if hasattr(self.model, n)), nn.Identity())
-        return [self._patches(norm(output.hidden_states[number + 1]), rows * columns) for number in layers]
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return features (B, N, D)."""
+        return self._patches(self._run(x).last_hidden_state, x)
 
-    def _patches(self, tokens: Tensor, count: int) -> Tensor:
-        """The patches' part (B, count, D) of the tokens (B, T, D)."""
+    def layer_tokens(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return features (B, N, D) after each of some blocks."""
+        states = self._run(x, output_hidden_states=True).hidden_states
+        norm = next((getattr(self.model, n) for n in ("layernorm", "norm") if hasattr(self.model, n)), nn.Identity())
+        return [self._patches(norm(states[number + 1]), x) for number in layers]
+
+    def _run(self, x: Tensor, **others: bool) -> Any:
+        own = to_pair(getattr(self.model.config, "image_size", None))
+        if self.resamples and own not in (None, tuple(x.shape[2:])):
+            others["interpolate_pos_encoding"] = True
+        return self.model(pixel_values=x, **others)
+
+    def _patches(self, tokens: Tensor, x: Tensor) -> Tensor:
+        """The patches' part (B, N, D) of the tokens (B, T, D)."""
+        count = math.prod(self.grid(x))
         registers = getattr(self.model.config, "num_register_tokens", 0) or 0
         if tokens.shape[1] - count not in (0, registers, registers + 1):
             raise UserError(
@@ -99,32 +100,30 @@ def load(source: Source, options: Options) -> Loaded:
         )
     with fetching(source.name):
         model, found = AutoModel.from_pretrained(name, output_loading_info=True)
-    features = TransformersFeatures(model).eval()
     own = to_pair(config.image_size)
     lines = [f"transformers {type(model).__name__}, width {config.hidden_size}, patches of {config.patch_size} pixels"]
     lines += check_loading(found, source.name)
-    check_pictures(image_size, own, features, source.name)
     if image_size != own:
         lines.append(f"its positions are made for {own} and adapted to pictures of {image_size} by itself")
     try:
         pictures = read_json(name, "preprocessor_config.json")
     except (OSError, ValueError):  # many repositories have none
         pictures = {}
-    mean, std = pictures.get("image_mean"), pictures.get("image_std")
-    return Loaded(
-        FrozenNetworks(encoder=features),
-        lambda: FrozenNetworks(encoder=TransformersFeatures(AutoModel.from_config(config)).eval()),
+    loaded = loaded_encoders(
+        lambda model: TransformersEncoder(AutoModel.from_config(config) if model is None else model).eval(),
+        [model],
         lines,
-        {"name": source.name, "image_size": image_size},
+        description={"name": source.name, "image_size": image_size},
         image_size=image_size,
         channels=channels,
-        mean=mean and tuple(mean),
-        std=std and tuple(std),
     )
+    loaded.mean, loaded.std = (pictures.get(key) and tuple(pictures[key]) for key in ("image_mean", "image_std"))
+    check_pictures(image_size, own, loaded.model.encoder, source.name)
+    return loaded
 
 
 def check_pictures(
-    image_size: tuple[int, int], own: tuple[int, int], features: TransformersFeatures, source: str
+    image_size: tuple[int, int], own: tuple[int, int], features: TransformersEncoder, source: str
 ) -> None:
     """Raise UserError for pictures of a size that a model does not take."""
     if any(side % patch for side, patch in zip(image_size, features.patch_size)):

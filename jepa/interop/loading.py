@@ -45,6 +45,8 @@ def find(name: str, key: str = "checkpoint") -> Source:
 
     Raises CheckpointError when nothing is there, or the file cannot be read or is of no known format.
     """
+    if name in ("timm:", "hf:"):
+        raise UserError(f"{key}={name}: expected {name}<name>")
     source = Source(name, key)
     source.adapter = next(adapter for adapter in ADAPTERS if adapter.recognizes(source))
     source.config = source.adapter.stored_config(source)
@@ -88,7 +90,7 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
     if source.adapter.load_into is None:
         raise CheckpointError(
             f"init_from={checkpoint}: expected a checkpoint of this project or a published I-JEPA or V-JEPA file, "
-            f"found one of format {source.adapter.format}"
+            f"found one in the format {source.adapter.format!r}"
         )
     if source.file.run is None:
         for line in source.file.lines:

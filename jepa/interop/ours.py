@@ -12,9 +12,9 @@ from torch import nn
 from jepa.checkpoint.load import first_line, load_state
 from jepa.checkpoint.moved import upgrade
 from jepa.interop.adapter import Adapter, Loaded, Options, Source, build, not_monitored
-from jepa.interop.frozen_networks import FrozenNetworks
+from jepa.interop.frozen_networks import load_file_encoders
 from jepa.interop.sizes import check_overrides, to_pair
-from jepa.interop.weights_file import CARD
+from jepa.interop.weights_file import CARD, State
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.nested import find_targets, flatten
 
@@ -123,19 +123,17 @@ def load_export(source: Source, options: Options) -> Loaded:
     card = read_card(source)
     config = card["encoder"]
     check_overrides({"encoder": config}, options.overrides, source.path)
-    encoder = build(config)
-    load_state(encoder, source.file.encoder, source.path)
-    return Loaded(
-        FrozenNetworks(encoder=encoder),
-        lambda: FrozenNetworks(encoder=build(config)).eval(),
-        [f"encoder exported from {card.get('source')} (its {card.get('network')} network)"],
-        {"encoder": config},
-        encoder=config,
-        image_size=to_pair(config["image_size"]),
-        channels=config["channels"],
-        step=card.get("step"),
-        data=card.get("data"),
-    )
+
+    def make_encoder(weights: State | None) -> nn.Module:
+        encoder = build(config)
+        if weights is not None:
+            load_state(encoder, weights, source.path)
+        return encoder
+
+    lines = [f"encoder exported from {card.get('source')} (its {card.get('network')} network)"]
+    loaded = load_file_encoders(source.file, make_encoder, config, lines)
+    loaded.step, loaded.data = card.get("step"), card.get("data")
+    return loaded
 
 
 def load_random(source: Source, options: Options) -> Loaded:

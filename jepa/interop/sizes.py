@@ -82,7 +82,7 @@ def check_overrides(
 
     config: {"encoder": ..., "predictor": ...}. overrides: as in `Options`; ignored: keys that may have any value.
     """
-    found = flatten(config)
+    found = flatten({part: config[part] for part in ("encoder", "predictor") if part in config})
     for key, value in overrides.items():
         stored = found.get(key)
         if key in ignored or value is None or not key.startswith(("encoder.", "predictor.")):
@@ -92,7 +92,7 @@ def check_overrides(
             if value != stored and not alike:
                 raise UserError(f"model.{key}={value}, but {path} has {stored}: leave it out")
         elif key.rpartition(".")[2] not in NOT_STORED:
-            known = sorted({*found, *ignored})
+            known = sorted(name for name in {*found, *ignored} if not name.rpartition(".")[2].startswith("_"))
             raise UserError(f"model.{key}={value}: {path} takes no such value; expected one of {known}")
 
 

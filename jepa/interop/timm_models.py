@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from jepa.checkpoint.load import check_state, first_line, load_state
 from jepa.interop.adapter import Adapter, Loaded, Options, Source, build
-from jepa.interop.frozen_networks import FrozenNetworks, check_layers, load_frozen_encoders, refuse_masks
+from jepa.interop.frozen_networks import OtherEncoder, load_file_encoders, loaded_encoders
+from jepa.interop.quiet import quiet
 from jepa.interop.sizes import check_overrides, is_sincos, num_heads, table_side, to_pair, vit_sizes
 from jepa.interop.weights_file import State
 from jepa.types import Grid
@@ -27,7 +27,7 @@ LISTED = 1000
 """Characters of torch's list of keys that do not fit."""
 
 
-class TimmFeatures(nn.Module):
+class TimmEncoder(OtherEncoder):
     """A timm model as an encoder of patches: its tokens after the final norm, without class and register tokens.
 
     model: any of timm's models without classifier whose features are tokens (B, N, D) or maps (B, D, H, W).
@@ -36,9 +36,7 @@ class TimmFeatures(nn.Module):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-        self.embed_dim: int = model.num_features
+        super().__init__(model, model.num_features)
         self.prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
         if getattr(model, "output_fmt", "NCHW") == "NHWC":
             raise UserError(f"{type(model).__name__} of timm gives maps with channels last, expected tokens or NCHW")
@@ -55,21 +53,17 @@ class TimmFeatures(nn.Module):
         with torch.no_grad():
             return tuple(self.model.forward_features(x[:1]).shape[2:])
 
-    def forward(
-        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
-    ) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of pictures x (B, C, H, W); a list, one per block number in layers."""
-        refuse_masks(keep, valid)
-        if layers is None:
-            features = self.model.forward_features(x)
-            if features.ndim == 4:
-                return features.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, N, D)
-            if features.ndim != 3:
-                raise UserError(f"{type(self.model).__name__} of timm gives features of shape {tuple(features.shape)}")
-            return features[:, self.prefix_tokens :]
-        if self.depth is None:
-            raise ValueError(f"layers {list(layers)}: {type(self.model).__name__} of timm has no list of blocks")
-        check_layers(layers, self.depth)
+    def tokens(self, x: Tensor) -> Tensor:
+        """Return features (B, N, D)."""
+        features = self.model.forward_features(x)
+        if features.ndim == 4:
+            return features.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, N, D)
+        if features.ndim != 3:
+            raise UserError(f"{type(self.model).__name__} of timm gives features of shape {tuple(features.shape)}")
+        return features[:, self.prefix_tokens :]
+
+    def layer_tokens(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Return features (B, N, D) after each of some blocks."""
         order = sorted(set(layers))
         found = self.model.forward_intermediates(x, indices=order, norm=True, output_fmt="NLC", intermediates_only=True)
         return [found[order.index(number)] for number in layers]
@@ -109,20 +103,29 @@ def load_timm(name: str, image_size: tuple[int, int], channels: int, source: str
         if tag and tag not in tags:
             raise UserError(f"checkpoint={source}: timm has no weights {tag!r} of {plain}; it has {', '.join(tags)}")
 
-    def create(pretrained: bool) -> nn.Module:
-        arguments = {"pretrained": pretrained, "num_classes": 0, "in_chans": channels}
+    def create(pretrained: bool | None) -> nn.Module:
+        arguments = {"pretrained": bool(pretrained), "num_classes": 0, "in_chans": channels}
         try:
-            return timm.create_model(name, img_size=image_size, **arguments)
+            return TimmEncoder(timm.create_model(name, img_size=image_size, **arguments)).eval()
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-            return timm.create_model(name, **arguments)  # a convolutional one takes any size
+            return TimmEncoder(timm.create_model(name, **arguments)).eval()  # a convolutional one takes any size
 
+    lines: list[str] = []
     with fetching(source):
-        model = create(True)
-    settings = model.pretrained_cfg
-    features = TimmFeatures(model).eval()
-    lines = [f"timm {name}: {type(model).__name__}, features of width {model.num_features}"]
+        loaded = loaded_encoders(
+            create,
+            [True],
+            lines,
+            description={"name": source, "image_size": image_size},
+            image_size=image_size,
+            channels=channels,
+        )
+    encoder = loaded.model.encoder
+    model, settings = encoder.model, encoder.model.pretrained_cfg
+    loaded.mean, loaded.std = (settings.get(key) and tuple(settings[key]) for key in ("mean", "std"))
+    lines.append(f"timm {name}: {type(model).__name__}, features of width {model.num_features}")
     trained = tuple(settings.get("input_size", ()))
     if trained and trained[0] != channels:
         lines.append(f"timm has adapted its first layer from {trained[0]} channels to data.channels={channels}")
@@ -130,19 +133,9 @@ def load_timm(name: str, image_size: tuple[int, int], channels: int, source: str
         lines.append(f"timm has resampled its positions from pictures of {trained[1:]} to {image_size}")
     if not isinstance(getattr(model, "fc_norm", nn.Identity()), nn.Identity):
         lines.append("its last norm (fc_norm) acts on pooled features and is left out of its tokens")
-    if features.prefix_tokens:
-        lines.append(f"its {features.prefix_tokens} class or register tokens are no features")
-    mean, std = settings.get("mean"), settings.get("std")
-    return Loaded(
-        FrozenNetworks(encoder=features),
-        lambda: FrozenNetworks(encoder=TimmFeatures(create(False)).eval()),
-        lines,
-        {"name": source, "image_size": image_size},
-        image_size=image_size,
-        channels=channels,
-        mean=mean and tuple(mean),
-        std=std and tuple(std),
-    )
+    if encoder.prefix_tokens:
+        lines.append(f"its {encoder.prefix_tokens} class or register tokens are no features")
+    return loaded
 
 
 def check_timm_name(name: str, key: str) -> None:
@@ -155,11 +148,9 @@ def check_timm_name(name: str, key: str) -> None:
 @contextlib.contextmanager
 def fetching(source: str) -> Iterator[None]:
     """A context in which weights are fetched; what goes wrong there becomes a CheckpointError."""
-    hub = logging.getLogger("huggingface_hub")
-    level = hub.level
-    hub.setLevel(logging.ERROR)  # its retries are no news beside the error at the end
     try:
-        yield
+        with quiet("huggingface_hub"):  # its retries are no news beside the error at the end
+            yield
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
@@ -171,8 +162,6 @@ def fetching(source: str) -> Iterator[None]:
             "works without: hf:<folder>, timm:local-dir:<folder>"
         )
         raise CheckpointError(f"checkpoint={source} cannot be opened: {cause}{advice if offline else ''}") from error
-    finally:
-        hub.setLevel(level)
 
 
 def load_file(source: Source, options: Options) -> Loaded:
@@ -227,7 +216,7 @@ def load_file(source: Source, options: Options) -> Loaded:
             return encoder.eval()
         return _make_timm(config, state, options.image_size, path)
 
-    return load_frozen_encoders(file, make_encoder, config, lines)
+    return load_file_encoders(file, make_encoder, config, lines)
 
 
 def _is_head(name: str) -> bool:
@@ -236,7 +225,7 @@ def _is_head(name: str) -> bool:
 
 def _make_timm(
     config: Mapping[str, Any], state: State | None, image_size: tuple[int, int] | None, path: Path
-) -> TimmFeatures:
+) -> TimmEncoder:
     """A timm ViT with learned positions, by its arguments."""
     arguments = dict(config)
     name = arguments.pop("timm", None)
@@ -251,7 +240,7 @@ def _make_timm(
         load_state(vit, state, path)
     if image_size not in (None, tuple(arguments["img_size"])):
         vit.set_input_size(img_size=image_size)
-    return TimmFeatures(vit).eval()
+    return TimmEncoder(vit).eval()
 
 
 def _timm_arguments(

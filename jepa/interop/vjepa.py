@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Options, Source, build
-from jepa.interop.frozen_networks import load_frozen_encoders
+from jepa.interop.frozen_networks import load_file_encoders
 from jepa.interop.published import (
     PREDICTOR_NAMES,
     check_present,
@@ -70,7 +70,7 @@ def load_encoder(source: Source, options: Options) -> Loaded:
             load_state(encoder, encoder_weights(weights), file.path)
         return encoder.eval()
 
-    return load_frozen_encoders(file, make_encoder, config, [*file.lines, describe(config, clip_size(file))])
+    return load_file_encoders(file, make_encoder, config, [*file.lines, describe(config, clip_size(file))])
 
 
 def load_into(model: nn.Module, source: Source) -> None:

@@ -10,8 +10,10 @@ import pytest
 import timm
 import torch
 
-from jepa.interop import load
-from jepa.interop.exporting import compare, export_encoder, timm_call
+from jepa.interop import Loaded, load
+from jepa.interop import export as export_loaded
+from jepa.interop.exporting import compare, timm_call
+from jepa.interop.frozen_networks import FrozenNetworks
 from jepa.models import timm_vision_transformer, vision_transformer
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.files import write_whole
@@ -21,6 +23,10 @@ from jepa.utils.files import write_whole
 def run(run_folder):
     opened = load(str(run_folder))
     return run_folder, opened.model, torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def loaded_of(encoder, config, image_size):
+    return Loaded(FrozenNetworks(encoder=encoder), None, [], {}, encoder=config, image_size=image_size, channels=1)
 
 
 def largest(a, b):
@@ -82,14 +88,13 @@ def test_onnx(tmp_path):
     """Of one block, as torch takes seconds for each."""
     config = {"image_size": 8, "channels": 1, "patch_size": 2, "embed_dim": 32, "depth": 1, "num_heads": 2}
     encoder = vision_transformer(**config).eval()
-    arguments = {"image_size": (8, 12), "channels": 1, "config": config}
-    write_whole(tmp_path / "e.onnx", lambda path: export_encoder(encoder, path, format="onnx", **arguments))
+    export_loaded(loaded_of(encoder, config, (8, 12)), tmp_path / "e.onnx", format="onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "e.onnx"))
     for batch in (1, 5):
         x = torch.randn(batch, 1, 8, 12)
         (got,) = session.run(["features"], {"x": x.numpy()})
         assert largest(encoder(x), got) < 1e-5
-    assert [path.name for path in tmp_path.iterdir()] == ["e.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"e.onnx", "e.onnx.json", "e.onnx.md"}
 
 
 def test_what_a_writer_puts_beside_its_file_keeps_its_name(tmp_path):
@@ -135,10 +140,9 @@ def test_a_named_encoder_with_parts_of_its_own(tmp_path):
     config = {"name": "vit_tiny_patch16_224", "image_size": 32, "channels": 1}
     encoder = timm_vision_transformer(**config).eval()
     torch.nn.init.normal_(encoder.vit.norm.bias)
-    arguments = {"image_size": (32, 32), "channels": 1, "config": config}
-    told = export_encoder(encoder, tmp_path / "e.pth", format="timm", **arguments)
-    assert told["create_model"]["model_name"] == "vit_tiny_patch16_224"
-    assert told["difference"] < 1e-5
+    card, _ = export_loaded(loaded_of(encoder, config, (32, 32)), tmp_path / "e.pth", format="timm")
+    assert card["export"]["create_model"]["model_name"] == "vit_tiny_patch16_224"
+    assert card["export"]["difference"] < 1e-5
 
 
 def test_mistakes(run, export, tmp_path):
