@@ -65,47 +65,52 @@ class OtherEncoder(nn.Module):
         return self.layer_tokens(x, layers)
 
 
-def loaded_encoders(
-    make_encoder: Callable[[Any], nn.Module], weights: Sequence[Any], lines: list[str], **others: Any
-) -> Loaded:
-    """Return encoders without a predictor as a `Loaded`, of which others are further fields.
-
-    make_encoder: builds one with weights, None for none. weights: of the encoder, and of the target's where it differs.
-    """
-    networks = FrozenNetworks(**dict(zip(("encoder", "target_encoder"), map(make_encoder, weights))))
-    return Loaded(networks, lambda: FrozenNetworks(encoder=make_encoder(None)).eval(), lines, **others)
-
-
 def load_file_encoders(
     file: WeightsFile, make_encoder: Callable[[State | None], nn.Module], config: dict[str, Any], lines: list[str]
 ) -> Loaded:
-    """Load the encoders that a file holds without a predictor. make_encoder: as above. config: how one is built."""
-    weights = [file.parts[name] for name in ("encoder", "target_encoder") if name in file.parts]
+    """Load the encoders that a file holds without a predictor.
+
+    make_encoder: builds one with a state dict, None for none. config: how one is built.
+    """
     if "encoder" not in file.parts:
         lines.append("it holds the network that makes the targets alone: context and target are both that one")
-    return loaded_encoders(
-        make_encoder,
-        weights,
+    encoders = [make_encoder(file.parts[name]) for name in ("encoder", "target_encoder") if name in file.parts]
+    return Loaded(
+        FrozenNetworks(**dict(zip(("encoder", "target_encoder"), encoders))),
+        lambda: FrozenNetworks(encoder=make_encoder(None)).eval(),
         lines,
-        description={"encoder": config},
+        {"encoder": config},
         encoder=config if "_target_" in config else None,
         image_size=to_pair(config.get("image_size", config.get("img_size"))),
         channels=config.get("channels", config.get("in_chans", config.get("stem", {}).get("channels"))),
     )
 
 
-def networks_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Return the encoders of a model by their name in `network=`: "context", the trained one, and "target".
-
-    A target that keeps no encoder of its own uses the trained one.
-    """
-    target = getattr(model, "target_encoder", None) or getattr(getattr(model, "target", None), "encoder", None)
-    return {"context": model.encoder, "target": model.encoder if target is None else target}
+def loaded_by_name(
+    name: str,
+    make_encoder: Callable[[Any], nn.Module],
+    pretrained: Any,
+    lines: list[str],
+    image_size: tuple[int, int],
+    channels: int,
+) -> Loaded:
+    """Load an encoder that its name defines. make_encoder: builds one from `pretrained`, None for untrained."""
+    return Loaded(
+        FrozenNetworks(encoder=make_encoder(pretrained)),
+        lambda: FrozenNetworks(encoder=make_encoder(None)),
+        lines,
+        {"name": name, "image_size": image_size},
+        image_size=image_size,
+        channels=channels,
+    )
 
 
 def network_of(model: nn.Module, name: str) -> nn.Module:
-    """Return one of the encoders. Raises UserError for another name."""
-    networks = networks_of(model)
-    if name not in networks:
-        raise UserError(f"network={name!r}: expected {' or '.join(networks)}")
-    return networks[name]
+    """Return an encoder of a model: the trained one, "context", or the one that makes the targets, "target".
+
+    A target that keeps no encoder of its own uses the trained one. Raises UserError for another name.
+    """
+    if name not in ("context", "target"):
+        raise UserError(f"network={name!r}: expected context or target")
+    target = getattr(model, "target_encoder", None) or getattr(getattr(model, "target", None), "encoder", None)
+    return model.encoder if name == "context" or target is None else target

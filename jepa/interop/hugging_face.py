@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from jepa.checkpoint.load import SHOWN
 from jepa.interop.adapter import Adapter, Loaded, Options, Source
-from jepa.interop.frozen_networks import OtherEncoder, loaded_encoders
+from jepa.interop.frozen_networks import OtherEncoder, loaded_by_name
 from jepa.interop.sizes import to_pair
 from jepa.interop.timm_models import check_named, fetching, load_timm
 from jepa.types import Grid
@@ -109,13 +109,13 @@ def load(source: Source, options: Options) -> Loaded:
         pictures = read_json(name, "preprocessor_config.json")
     except (OSError, ValueError):  # many repositories have none
         pictures = {}
-    loaded = loaded_encoders(
+    loaded = loaded_by_name(
+        source.name,
         lambda model: TransformersEncoder(AutoModel.from_config(config) if model is None else model).eval(),
-        [model],
+        model,
         lines,
-        description={"name": source.name, "image_size": image_size},
-        image_size=image_size,
-        channels=channels,
+        image_size,
+        channels,
     )
     loaded.mean, loaded.std = (pictures.get(key) and tuple(pictures[key]) for key in ("image_mean", "image_std"))
     check_pictures(image_size, own, loaded.model.encoder, source.name)

@@ -11,18 +11,18 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from jepa.checkpoint.load import check_state, first_line, load_state
+from jepa.checkpoint.load import first_line, load_state
 from jepa.interop.adapter import Adapter, Loaded, Options, Source, build
-from jepa.interop.frozen_networks import OtherEncoder, load_file_encoders, loaded_encoders
+from jepa.interop.frozen_networks import OtherEncoder, load_file_encoders, loaded_by_name
 from jepa.interop.quiet import quiet
-from jepa.interop.sizes import check_overrides, is_sincos, num_heads, table_side, to_pair, vit_sizes
+from jepa.interop.sizes import by, check_overrides, is_sincos, num_heads, table_side, to_pair, vit_sizes
 from jepa.interop.weights_file import State
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 
+CLASSIFIERS = ("head.", "head_dist.")
 LISTED = 1000
 """Characters of torch's list of keys that do not fit."""
 
@@ -114,14 +114,7 @@ def load_timm(name: str, image_size: tuple[int, int], channels: int, source: str
 
     lines: list[str] = []
     with fetching(source):
-        loaded = loaded_encoders(
-            create,
-            [True],
-            lines,
-            description={"name": source, "image_size": image_size},
-            image_size=image_size,
-            channels=channels,
-        )
+        loaded = loaded_by_name(source, create, True, lines, image_size, channels)
     encoder = loaded.model.encoder
     model, settings = encoder.model, encoder.model.pretrained_cfg
     loaded.mean, loaded.std = (settings.get(key) and tuple(settings[key]) for key in ("mean", "std"))
@@ -165,7 +158,7 @@ def fetching(source: str) -> Iterator[None]:
 
 
 def load_file(source: Source, options: Options) -> Loaded:
-    """Load the encoders of state dicts with timm's names, one of our Vision Transformers where it computes the same.
+    """Load the encoders of state dicts with timm's names: as our Vision Transformer where that computes the same.
 
     overrides: `encoder.num_heads`, or `encoder.name` of a timm model. Learned positions are resampled to image_size.
 
@@ -179,100 +172,82 @@ def load_file(source: Source, options: Options) -> Loaded:
             f"{path} holds no positions (pos_embed), and no header that says how they are computed: expected a file "
             "written by scripts/export.py or by timm"
         )
-    heads = [name for name in weights if _is_head(name)]
-    prefix = sum(weights[name].shape[1] for name in ("cls_token", "reg_token") if name in weights)
+    name = overrides.get("encoder.name")
+    prefix = sum(weights[token].shape[1] for token in ("cls_token", "reg_token") if token in weights)
     side, extra = table_side(weights["pos_embed"], path, prefix)
     stored = tuple(side * patch for patch in to_pair(sizes["patch_size"]))
+    sincos = name is None and not prefix and is_sincos(weights["pos_embed"][0], (side, side))
+    if name is None:
+        sizes["num_heads"] = num_heads(sizes, overrides, path)
+    if sincos:
+        config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
+        found = ["its positions are sine-cosine, computed for the grid that comes"]
+    else:
+        config = {"img_size": list(stored), **timm_arguments(weights, sizes, name)}
+        config |= {} if name else {"no_embed_class": extra == 0}
+        found = [f"{prefix} class or register tokens, which are no features"] if prefix else []
+        if options.image_size not in (None, stored):
+            found.append(f"learned positions resampled from pictures of {stored} to {options.image_size}")
+    ignored = ("encoder.name", "encoder.image_size", "encoder.num_heads")
+    check_overrides({"encoder": {**config, **sizes}}, overrides, path, ignored)
+
+    def make_encoder(state: State | None) -> nn.Module:
+        state = state and {key: tensor for key, tensor in state.items() if not key.startswith(CLASSIFIERS)}
+        if not sincos:
+            return make_timm(config, state, options.image_size, path)
+        encoder = build(config)
+        if state is not None:
+            load_state(encoder, {f"vit.{key}": t for key, t in state.items() if key != "pos_embed"}, path)
+        return encoder.eval()
+
+    heads = [key for key in weights if key.startswith(CLASSIFIERS)]
     lines = [
         *file.lines,
         *([f"left alone: {', '.join(heads)}"] if heads else []),
-        f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['channels']} channels, positions of {side}"
-        f" x {side} patches of {sizes['patch_size']} pixels (pictures of {stored[0]} x {stored[1]})",
+        f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['channels']} channels, positions of "
+        f"{by((side, side))} patches of {sizes['patch_size']} pixels (pictures of {by(stored)})",
     ]
-    name = overrides.get("encoder.name")
-    ours = name is None and not prefix and is_sincos(weights["pos_embed"][0], (side, side))
-    if ours:
-        sizes["num_heads"] = num_heads(sizes, overrides, path)
-        config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
-        lines.append("its positions are sine-cosine, computed for the grid that comes")
-    else:
-        config = _timm_arguments(weights, sizes, overrides, path) | {"img_size": list(stored)}
-        if name is None:
-            config["no_embed_class"] = extra == 0
-        if prefix:
-            lines.append(f"{prefix} class or register tokens, which are no features")
-        if options.image_size not in (None, stored):
-            lines.append(f"learned positions resampled from pictures of {stored} to {options.image_size}")
-    check_overrides(
-        {"encoder": {**config, **sizes}}, overrides, path, ("encoder.name", "encoder.image_size", "encoder.num_heads")
-    )
-
-    def make_encoder(state: State | None) -> nn.Module:
-        if ours:
-            encoder = build(config)
-            names = {n: f"vit.{n}" for n in state or () if n != "pos_embed" and not _is_head(n)}
-            if state is not None:
-                load_state(encoder, {ours: state[n] for n, ours in names.items()}, path)
-            return encoder.eval()
-        return _make_timm(config, state, options.image_size, path)
-
-    return load_file_encoders(file, make_encoder, config, lines)
+    return load_file_encoders(file, make_encoder, config, lines + found)
 
 
-def _is_head(name: str) -> bool:
-    return name.startswith(("head.", "head_dist."))
-
-
-def _make_timm(
-    config: Mapping[str, Any], state: State | None, image_size: tuple[int, int] | None, path: Path
-) -> TimmEncoder:
-    """A timm ViT with learned positions, by its arguments."""
-    arguments = dict(config)
-    name = arguments.pop("timm", None)
-    vit = VisionTransformer(**arguments) if name is None else create_timm(name, arguments)
-    if state is not None:
-        state = {name: tensor for name, tensor in state.items() if not _is_head(name)}
-        try:
-            check_state(vit, state, path)
-        except CheckpointError as error:
-            hint = "" if name else "\nIf it is one of timm's variants, name it: model.encoder.name=<name in timm>"
-            raise CheckpointError(f"{error}{hint}") from None
-        load_state(vit, state, path)
-    if image_size not in (None, tuple(arguments["img_size"])):
-        vit.set_input_size(img_size=image_size)
-    return TimmEncoder(vit).eval()
-
-
-def _timm_arguments(
-    weights: Mapping[str, Tensor], sizes: Mapping[str, Any], overrides: Mapping[str, Any], path: Path
-) -> dict[str, Any]:
-    """Arguments of timm's VisionTransformer, or of the model `timm`, into which the weights should fit."""
-    arguments = {
-        "patch_size": sizes["patch_size"],
-        "in_chans": sizes["channels"],
-        "num_classes": 0,
-        "class_token": "cls_token" in weights,
-        "global_pool": "token" if "cls_token" in weights else "avg",
-        "fc_norm": False,
-    }
-    if (name := overrides.get("encoder.name")) is not None:
-        return {"timm": name, **arguments}
+def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any], name: str | None) -> dict[str, Any]:
+    """Return arguments of a timm ViT into which weights should fit. name: of the variant, which has its own sizes."""
+    with_class = "cls_token" in weights
+    arguments = {"patch_size": sizes["patch_size"], "in_chans": sizes["channels"], "num_classes": 0, "fc_norm": False}
+    arguments |= {"class_token": with_class, "global_pool": "token" if with_class else "avg"}
+    if name is not None:
+        return {"model_name": name, **arguments}
     return arguments | {
-        **{key: sizes[key] for key in ("embed_dim", "depth", "mlp_ratio", "qkv_bias")},
-        "num_heads": num_heads(sizes, overrides, path),
+        **{key: sizes[key] for key in ("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")},
         "qk_norm": "blocks.0.attn.q_norm.weight" in weights,
         "init_values": 1e-5 if "blocks.0.ls1.gamma" in weights else None,
         "reg_tokens": weights["reg_token"].shape[1] if "reg_token" in weights else 0,
     }
 
 
-def create_timm(name: str, arguments: Mapping[str, Any]) -> nn.Module:
-    """Build a timm model untrained. Raises UserError for a name it does not know or arguments it does not take."""
-    check_timm_name(name, "model.encoder.name")
+def make_timm(
+    config: Mapping[str, Any], state: State | None, image_size: tuple[int, int] | None, path: Path
+) -> TimmEncoder:
+    """Build a timm ViT with learned positions and load a state dict, None for none.
+
+    Raises UserError for a name that timm does not know or arguments that it does not take.
+    """
+    name = config.get("model_name")
+    if name is not None:
+        check_timm_name(name, "model.encoder.name")
     try:
-        return timm.create_model(name, pretrained=False, **arguments)
+        vit = timm.create_model(pretrained=False, **{"model_name": "vit_base_patch16_224", **config})
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"model.encoder.name={name}: timm cannot build it so: {first_line(error)}") from error
+    if state is not None:
+        try:
+            load_state(vit, state, path)
+        except CheckpointError as error:
+            hint = "" if name else "\nIf it is one of timm's variants, name it: model.encoder.name=<name in timm>"
+            raise CheckpointError(f"{error}{hint}") from None
+    if image_size not in (None, tuple(config["img_size"])):
+        vit.set_input_size(img_size=image_size)
+    return TimmEncoder(vit).eval()
 
 
 NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_name)
