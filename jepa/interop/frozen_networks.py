@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.interop.adapter import Loaded
+from jepa.checkpoint.load import load_state
+from jepa.interop.adapter import Loaded, build
 from jepa.interop.sizes import to_pair
 from jepa.interop.weights_file import State, WeightsFile
 from jepa.utils.errors import UserError
@@ -66,12 +67,27 @@ class OtherEncoder(nn.Module):
 
 
 def load_file_encoders(
-    file: WeightsFile, make_encoder: Callable[[State | None], nn.Module], config: dict[str, Any], lines: list[str]
+    file: WeightsFile,
+    config: dict[str, Any],
+    lines: list[str],
+    *,
+    our_weights: Callable[[State], State] = dict,
+    make_encoder: Callable[[State | None], nn.Module] | None = None,
 ) -> Loaded:
     """Load the encoders that a file holds without a predictor.
 
-    make_encoder: builds one with a state dict, None for none. config: how one is built.
+    config: builds one, unless make_encoder does, with a state dict or None. our_weights: a state dict by our names.
+
+    Raises CheckpointError with the missing, unexpected and mis-shaped keys.
     """
+
+    def build_and_load(weights: State | None) -> nn.Module:
+        encoder = build(config)
+        if weights is not None:
+            load_state(encoder, our_weights(weights), file.path)
+        return encoder
+
+    make_encoder = make_encoder or build_and_load
     if "encoder" not in file.parts:
         lines.append("it holds the network that makes the targets alone: context and target are both that one")
     encoders = [make_encoder(file.parts[name]) for name in ("encoder", "target_encoder") if name in file.parts]

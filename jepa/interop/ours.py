@@ -14,7 +14,7 @@ from jepa.checkpoint.moved import upgrade
 from jepa.interop.adapter import Adapter, Loaded, Options, Source, build, not_monitored
 from jepa.interop.frozen_networks import load_file_encoders
 from jepa.interop.sizes import check_overrides, to_pair
-from jepa.interop.weights_file import CARD, State
+from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.nested import find_targets, flatten
 
@@ -121,17 +121,9 @@ def read_card(source: Source) -> dict[str, Any]:
 def load_export(source: Source, options: Options) -> Loaded:
     """Load an exported encoder. Raises CheckpointError when the weights do not match the model its card names."""
     card = read_card(source)
-    config = card["encoder"]
-    check_overrides({"encoder": config}, options.overrides, source.path)
-
-    def make_encoder(weights: State | None) -> nn.Module:
-        encoder = build(config)
-        if weights is not None:
-            load_state(encoder, weights, source.path)
-        return encoder
-
+    check_overrides({"encoder": card["encoder"]}, options.overrides, source.path)
     lines = [f"encoder exported from {card.get('source')} (its {card.get('network')} network)"]
-    loaded = load_file_encoders(source.file, make_encoder, config, lines)
+    loaded = load_file_encoders(source.file, card["encoder"], lines)
     loaded.step, loaded.data = card.get("step"), card.get("data")
     return loaded
 

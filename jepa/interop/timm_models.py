@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import first_line, load_state
-from jepa.interop.adapter import Adapter, Loaded, Options, Source, build
+from jepa.interop.adapter import Adapter, Loaded, Options, Source
 from jepa.interop.frozen_networks import OtherEncoder, load_file_encoders, loaded_by_name
 from jepa.interop.quiet import quiet
 from jepa.interop.sizes import by, check_overrides, is_sincos, num_heads, table_side, to_pair, vit_sizes
@@ -22,7 +22,6 @@ from jepa.interop.weights_file import State
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 
-CLASSIFIERS = ("head.", "head_dist.")
 LISTED = 1000
 """Characters of torch's list of keys that do not fit."""
 
@@ -191,23 +190,26 @@ def load_file(source: Source, options: Options) -> Loaded:
     ignored = ("encoder.name", "encoder.image_size", "encoder.num_heads")
     check_overrides({"encoder": {**config, **sizes}}, overrides, path, ignored)
 
-    def make_encoder(state: State | None) -> nn.Module:
-        state = state and {key: tensor for key, tensor in state.items() if not key.startswith(CLASSIFIERS)}
-        if not sincos:
-            return make_timm(config, state, options.image_size, path)
-        encoder = build(config)
-        if state is not None:
-            load_state(encoder, {f"vit.{key}": t for key, t in state.items() if key != "pos_embed"}, path)
-        return encoder.eval()
+    def our_weights(state: State) -> State:
+        return {f"vit.{key}": t for key, t in without_classifier(state).items() if key != "pos_embed"}
 
-    heads = [key for key in weights if key.startswith(CLASSIFIERS)]
+    def make_timm_encoder(state: State | None) -> nn.Module:
+        return make_timm(config, state and without_classifier(state), options.image_size, path)
+
+    heads = sorted(weights.keys() - without_classifier(weights).keys())
     lines = [
         *file.lines,
         *([f"left alone: {', '.join(heads)}"] if heads else []),
         f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['channels']} channels, positions of "
         f"{by((side, side))} patches of {sizes['patch_size']} pixels (pictures of {by(stored)})",
     ]
-    return load_file_encoders(file, make_encoder, config, lines + found)
+    make_encoder = None if sincos else make_timm_encoder
+    return load_file_encoders(file, config, lines + found, our_weights=our_weights, make_encoder=make_encoder)
+
+
+def without_classifier(state: Mapping[str, Tensor]) -> State:
+    """Return a state dict without the tensors that stand behind the features."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_dist."))}
 
 
 def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any], name: str | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
-from jepa.interop.adapter import Adapter, Loaded, Options, Source, build
+from jepa.interop.adapter import Adapter, Loaded, Options, Source
 from jepa.interop.frozen_networks import load_file_encoders
 from jepa.interop.published import (
     PREDICTOR_NAMES,
@@ -32,7 +32,7 @@ from jepa.interop.published import (
     rename,
 )
 from jepa.interop.sizes import check_overrides, count_blocks, is_sincos, num_heads, side_or_pair
-from jepa.interop.weights_file import State, WeightsFile
+from jepa.interop.weights_file import WeightsFile
 from jepa.utils.errors import CheckpointError, UserError
 
 ENCODER_NEEDS = (
@@ -63,14 +63,8 @@ def load_encoder(source: Source, options: Options) -> Loaded:
     file = source.file
     config = encoder_config(file, options.overrides)
     check_overrides({"encoder": config}, options.overrides, file.path)
-
-    def make_encoder(weights: State | None) -> nn.Module:
-        encoder = build(config)
-        if weights is not None:
-            load_state(encoder, encoder_weights(weights), file.path)
-        return encoder.eval()
-
-    return load_file_encoders(file, make_encoder, config, [*file.lines, describe(config, clip_size(file))])
+    lines = [*file.lines, describe(config, clip_size(file))]
+    return load_file_encoders(file, config, lines, our_weights=encoder_weights)
 
 
 def load_into(model: nn.Module, source: Source) -> None:
