@@ -38,9 +38,8 @@ def extract(config: DictConfig) -> Path:
 
     Raises UserError for what is missing, does not fit or cannot be written, and when no picture can be read.
     """
-    from jepa.config.build import build_model
-    from jepa.interop.configured import open_configured
-    from jepa.interop.networks import network_of
+    from jepa.config.open_checkpoint import open_checkpoint
+    from jepa.interop import network_of
     from jepa.trainer.precision import Precision, resolve_device
     from jepa.utils.errors import DataError
 
@@ -50,12 +49,12 @@ def extract(config: DictConfig) -> Path:
         raise DataError(
             f"input={config.input}: {shown(odd[0])} is no name in UTF-8: rename it, or write output=<name>.npz"
         )
-    opened, joined = open_configured(config, build_model, data="pictures")
-    for line in opened.lines:
+    loaded, joined = open_checkpoint(config, data="pictures")
+    for line in loaded.lines:
         print(line, flush=True)
     device = resolve_device(joined.trainer.device)
     precision = Precision(joined.trainer.precision, device, attention=joined.trainer.get("attention", "auto"))
-    encoder = network_of(opened.model.to(device), config.network)
+    encoder = network_of(loaded.model.to(device), config.network)
     precision.choose_attention(encoder)
     unreadable: dict[str, str] = {}
     pictures = read(Path(config.input), names, joined.data, unreadable)

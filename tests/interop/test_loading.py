@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from jepa.checkpoint import sharded
-from jepa.interop import find_source, network_of
+from jepa.interop import find, load, network_of
 from jepa.utils.errors import CheckpointError, UserError
 
 HEADS = {"encoder.num_heads": 4}
@@ -31,8 +31,8 @@ def parts(published):
     return torch.load(published, weights_only=True)
 
 
-def opened(path, given=HEADS, **others):
-    return find_source(str(path)).open(given=given, **others)
+def opened(path, overrides=HEADS, **others):
+    return load(path, overrides=overrides, **others)
 
 
 def close(got, wanted, tolerance=1e-5):
@@ -97,7 +97,7 @@ def test_encoders_alone(parts, expected, tmp_path):
     assert close(network_of(both.model, "target")(x), expected["target_encoder_full"])
     one = opened(saved({"teacher": parts["target_encoder"], "epoch": 3}, tmp_path))
     assert close(one.model.encoder(x), expected["target_encoder_full"])
-    assert "entry 'teacher', left alone: epoch" in one.lines[0]
+    assert "entry 'teacher'; left alone: epoch" in one.lines[0]
     plain = renamed(parts["encoder"], lambda name: name.removeprefix("module."))
     save_file(plain, tmp_path / "bare.safetensors")
     bare = opened(tmp_path / "bare.safetensors")
@@ -157,10 +157,10 @@ def test_other_channels_and_sizes(published):
 
 def test_missing_files(tmp_path):
     with pytest.raises(CheckpointError, match="expected a run folder, a file, timm:<name>, hf:<name or folder>"):
-        find_source(str(tmp_path / "absent"))
+        find(str(tmp_path / "absent"))
     (tmp_path / "cut.safetensors").write_bytes(b"12345")
     with pytest.raises(CheckpointError, match="cut short or not a safetensors file"):
-        find_source(str(tmp_path / "cut.safetensors"))
+        find(str(tmp_path / "cut.safetensors"))
 
 
 @torch.no_grad()
@@ -233,7 +233,7 @@ def test_a_timm_name(vit, monkeypatch):
 
     monkeypatch.setattr(timm, "create_model", local)
     name = "timm:vit_tiny_patch16_224.augreg_in21k"
-    found = find_source(name).open(given={}, image_size=(16, 16), channels=3)
+    found = load(name, image_size=(16, 16), channels=3)
     x = torch.randn(2, 3, 16, 16)
     assert close(found.model.encode_target(x), model.forward_features(x)[:, 1:])
     assert "its 1 class or register tokens are no features" in found.lines
@@ -244,19 +244,19 @@ def test_a_timm_name(vit, monkeypatch):
 def test_names_that_do_not_exist(tmp_path, monkeypatch):
     sizes = {"image_size": (16, 16), "channels": 3}
     with pytest.raises(UserError, match=r"timm has no model 'vit_smal_patch16_224'; it has"):
-        find_source("timm:vit_smal_patch16_224").open(given={}, **sizes)
+        load("timm:vit_smal_patch16_224", **sizes)
     with pytest.raises(UserError, match=r"timm has no weights 'mine' of vit_tiny_patch16_224; it has augreg_in21k"):
-        find_source("timm:vit_tiny_patch16_224.mine").open(given={}, **sizes)
+        load("timm:vit_tiny_patch16_224.mine", **sizes)
     with pytest.raises(UserError, match=r"the folder has no config.json"):
-        find_source(f"hf:{tmp_path}").open(given={}, **sizes)
+        load(f"hf:{tmp_path}", **sizes)
     with pytest.raises(UserError, match="says what the model is; leave it out"):
-        find_source("timm:vit_tiny_patch16_224").open(given=HEADS, **sizes)
+        load("timm:vit_tiny_patch16_224", overrides=HEADS, **sizes)
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=r"checkpoint=hf:nobody/nothing cannot be opened: (.|\n)*Is there a network\?"):
-        find_source("hf:nobody/nothing").open(given={}, **sizes)
+        load("hf:nobody/nothing", **sizes)
 
 
 @pytest.fixture(scope="module")
@@ -275,21 +275,21 @@ def hugging_face(tmp_path_factory):
 def test_a_hugging_face_folder(hugging_face, tmp_path):
     model, folder = hugging_face
     x = torch.randn(2, 3, 16, 16)
-    source = find_source(f"hf:{folder}")
-    found = source.open(given={}, image_size=(16, 16), channels=3)
+    source = find(f"hf:{folder}")
+    found = load(source, image_size=(16, 16), channels=3)
     assert close(found.model.encode_target(x), model(x).last_hidden_state)
     assert close(found.model.encoder(x, layers=[0, 1])[1], model(x).last_hidden_state)
     assert not close(found.random_init().encoder(x), found.model.encoder(x))
-    larger = source.open(given={}, image_size=(24, 24), channels=3)
+    larger = load(source, image_size=(24, 24), channels=3)
     assert larger.model.encoder(torch.randn(1, 3, 24, 24)).shape == (1, 36, 32)
     with pytest.raises(UserError, match=r"takes 3 channels, data.channels=1"):
-        source.open(given={}, image_size=(16, 16), channels=1)
+        load(source, image_size=(16, 16), channels=1)
     weights = model.state_dict()
     weights["layernorm.offset"] = weights.pop("layernorm.bias")
     model.config.save_pretrained(tmp_path)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(CheckpointError, match=r"layernorm.bias: missing in the file\n  layernorm.offset: in the file"):
-        find_source(f"hf:{tmp_path}").open(given={}, image_size=(16, 16), channels=3)
+        load(f"hf:{tmp_path}", image_size=(16, 16), channels=3)
     with pytest.raises(CheckpointError, match=r"names of Hugging Face: give the folder"):
         opened(folder / "model.safetensors")
 
@@ -301,6 +301,6 @@ def test_class_and_register_tokens_of_hugging_face(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "num_register_tokens": 3}
     model = Dinov2WithRegistersModel(Dinov2WithRegistersConfig(**sizes, image_size=16, patch_size=4)).eval()
     model.save_pretrained(tmp_path)
-    found = find_source(f"hf:{tmp_path}").open(given={}, image_size=(16, 16), channels=3)
+    found = load(f"hf:{tmp_path}", image_size=(16, 16), channels=3)
     x = torch.randn(2, 3, 16, 16)
     assert close(found.model.encode_target(x), model(x).last_hidden_state[:, 4:])

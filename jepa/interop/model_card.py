@@ -1,4 +1,4 @@
-"""The card of an exported encoder: what it is, what it was trained on, what it scored and how it is loaded."""
+"""The card of an exported encoder: what it is, what it was trained on, its scores, and code that loads it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jepa.utils.files import write_text
+
 
 def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows of a results.json out of a checkpoint's metrics: {"trained": {"knn": ...}, ..., "val/loss": ...}."""
+    """Return rows as in results.json from a checkpoint's metrics: {"trained": {"knn": ...}, ..., "val/loss": ...}."""
     rows: dict[str, Any] = {}
     for name, value in metrics.items():
         if name.startswith("eval/"):
@@ -21,7 +23,7 @@ def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def loading_code(card: Mapping[str, Any], file: str) -> str:
-    """Python that loads an export and gives the features of pictures x (B, C, H, W)."""
+    """Return Python that loads an export and computes the features of pictures x (B, C, H, W)."""
     export = card["export"]
     if export["format"] == "timm":
         call = dict(export["create_model"])
@@ -33,8 +35,7 @@ def loading_code(card: Mapping[str, Any], file: str) -> str:
         )
     if export["format"] == "safetensors":
         return (
-            f'from jepa.interop import find_source\n\nmodel = find_source("{file}").open().model\n'
-            "features = model.encoder(x)  # (B, N, D)"
+            f'from jepa.interop import load\n\nmodel = load("{file}").model\nfeatures = model.encoder(x)  # (B, N, D)'
         )
     shape = "(B, D)" if export["features"] == "pooled" else "(B, N, D)"
     if export["format"] == "torchscript":
@@ -45,16 +46,16 @@ def loading_code(card: Mapping[str, Any], file: str) -> str:
     )
 
 
-def write_card(card: Mapping[str, Any], file: Path, write_text: Any) -> list[Path]:
-    """Write `<file>.json`, the card, and `<file>.md`, the same for people; gives their paths."""
+def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
+    """Write the card beside a file, as `<file>.json` and as Markdown, `<file>.md`, and return their paths."""
     paths = [file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.md")]
     write_text(paths[0], json.dumps(card, indent=2) + "\n")
-    write_text(paths[1], described(card, file.name))
+    write_text(paths[1], to_markdown(card, file.name))
     return paths
 
 
-def described(card: Mapping[str, Any], file: str) -> str:
-    """The card in Markdown."""
+def to_markdown(card: Mapping[str, Any], file: str) -> str:
+    """Return the card in Markdown."""
     export, data = card["export"], card.get("data") or {}
     step = f" at step {card['step']}" if card.get("step") is not None else ""
     lines = [

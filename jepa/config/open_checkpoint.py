@@ -4,40 +4,33 @@ from __future__ import annotations
 
 import difflib
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
 
+from jepa.config.build import build_model
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys, known_keys
 from jepa.config.stored import Given, given_model, with_stored
 from jepa.distributed.launch import read_launch
-from jepa.interop.named import differing
-from jepa.interop.opened import Opened
-from jepa.interop.opening import Source, find_source
+from jepa.interop import Loaded, Source, find, load
 from jepa.utils.errors import UserError
 
 TOKENIZER = "tokenizer.json"
 """Of a run on text, in its folder."""
-PICTURES = ("image_size", "mean", "std", "interpolation")
+PICTURES = ("image_size", "mean", "std")
 """Keys of data that say how pictures become inputs."""
 
 
-def open_configured(
-    config: DictConfig,
-    build_model: Callable[[DictConfig], nn.Module],
-    *,
-    data: Literal["splits", "pictures", "none"],
-) -> tuple[Opened, DictConfig]:
-    """The model of `checkpoint=`, and the configuration in force.
+def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "none"]) -> tuple[Loaded, DictConfig]:
+    """Return the model of `checkpoint=`, and the configuration in force.
 
     A run brings its own model, loss, data, evaluation and precision, of which the command line may change all but the
     model and loss. What else brings no data needs `data=`.
 
-    config: composed, with `checkpoint` and `overrides`. build_model: makes the model of a configuration.
+    config: composed, with `checkpoint` and `overrides`.
     data: what the script does with it: reads its "splits", makes inputs of "pictures", or "none".
 
     Raises UserError for what is missing or contradicts the checkpoint, CheckpointError for what does not fit.
@@ -49,43 +42,61 @@ def open_configured(
     if read_launch().world_size > 1:
         raise UserError("this script runs as one process: start it without torchrun or srun")
     given = Given(config.overrides)
-    source = find_source(str(config.checkpoint))
+    source = find(str(config.checkpoint))
     stored = source.config or {}
     if "loss" in stored and (given.option("loss") or given.below("loss")):
         raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
     joined = with_stored(config, stored, given)
     if data == "splits":
         _keep_tokenizer(joined, stored, given, source)
-    known = "data" in stored or given.option("data") or source.kind == "random"
-    if not known:
+    is_random = source.adapter.format == "random"
+    data_known = "data" in stored or given.option("data") or is_random
+    if not data_known:
         _check_data_given(data, given, source.name)
-    own = source.kind in ("run", "random")
-    plain = OmegaConf.to_container(joined, resolve=False)
-    skipped = () if own else ("model", "loss")  # made from the file; the composed ones are of no use
+    unused = () if "model" in stored or is_random else ("model", "loss")  # made from the file, not as composed
     if data != "splits":
-        skipped = (*skipped, "data", "evaluation")
-    check_config({key: _resolved(joined, key) for key in plain if key not in skipped and isinstance(plain[key], dict)})
+        unused = (*unused, "data", "evaluation")
+    sections = [key for key in joined if key not in unused and OmegaConf.is_dict(joined[key])]
+    check_config({key: _resolved(joined, key) for key in sections})
     if data == "splits":
         _check_probes(joined, stored, given)
-    told = known or bool(given.below("data"))
-    opened = source.open(
+    known = {key for key in ("image_size", "channels") if data_known or key in given.below("data")}
+    loaded = load(
+        source,
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
-        given=given_model(config, given) if source.kind != "random" else {},
-        image_size=_size(joined) if known or "image_size" in given.below("data") else None,
-        channels=joined.data.get("channels") if told and (known or "channels" in given.below("data")) else None,
+        overrides={} if is_random else given_model(config, given),
+        image_size=_image_size(joined) if "image_size" in known else None,
+        channels=joined.data.get("channels") if "channels" in known else None,
     )
-    if opened.channels is not None and not known and "channels" not in given.below("data"):
-        joined.data.channels = opened.channels  # the composed default is of other data
-    if told and data != "none":
-        warnings = [differing(name, getattr(opened, name), joined.data[name]) for name in _statistics(joined)]
-        opened.lines += [line for line in warnings if line]
-        trained = stored.get("data") or {}
-        opened.lines += [
-            f"pictures are normalised with data.{name}={list(joined.data[name])}, in training {list(trained[name])}"
-            for name in _statistics(joined)
-            if name in trained and list(trained[name]) != list(joined.data[name])
-        ]
-    return opened, joined
+    if loaded.channels is not None and "channels" not in known:
+        joined.data.channels = loaded.channels  # the composed default is of other data
+    if data != "none" and (data_known or given.below("data")):
+        loaded.lines += _other_statistics(loaded, joined, stored.get("data") or {})
+    return loaded, joined
+
+
+def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, Any]) -> list[str]:
+    """Lines on where pictures are normalised unlike those that the model was trained on."""
+    names = [name for name in ("mean", "std") if name in config.data]  # text has none
+    lines = []
+    for name in names:
+        ours, theirs = list(config.data[name]), getattr(loaded, name)
+        if theirs is not None and not _alike(ours, theirs):
+            values = ",".join(f"{value:g}" for value in theirs)
+            lines.append(
+                f"warning: data.{name}={ours}, but the model was trained with {list(theirs)}: "
+                f"set data.{name}=[{values}]"
+            )
+    return lines + [
+        f"pictures are normalised with data.{name}={list(config.data[name])}, in training {list(trained[name])}"
+        for name in names
+        if name in trained and list(trained[name]) != list(config.data[name])
+    ]
+
+
+def _alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    wide = list(ours) * (len(theirs) if len(ours) == 1 else 1)
+    return len(wide) == len(theirs) and all(abs(a - b) < 2e-3 for a, b in zip(wide, theirs))
 
 
 def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: Given) -> None:
@@ -112,7 +123,7 @@ def _check_data_given(data: str, given: Given, name: str) -> None:
     """Raise UserError where inputs are needed and nothing says how they are made."""
     if data == "splits":
         raise UserError(f"data is not set: checkpoint={name} does not say what it was trained on; give data=<option>")
-    if data == "pictures" and (missing := [key for key in PICTURES[:3] if key not in given.below("data")]):
+    if data == "pictures" and (missing := [key for key in PICTURES if key not in given.below("data")]):
         raise UserError(
             f"checkpoint={name} does not say how pictures become its inputs: give "
             + " ".join(f"data.{key}=..." for key in missing)
@@ -154,13 +165,6 @@ def _text_settings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return part if "tokenizer" in part else None
 
 
-def _statistics(config: DictConfig) -> list[str]:
-    """Of mean and std those that the data has; text has none."""
-    return [name for name in ("mean", "std") if name in config.data]
-
-
-def _size(config: DictConfig) -> tuple[int, int] | None:
+def _image_size(config: DictConfig) -> tuple[int, int] | None:
     size = config.data.get("image_size")
-    if size is None:
-        return None
-    return (size, size) if isinstance(size, int) else tuple(size)
+    return (size, size) if isinstance(size, int) else size and tuple(size)
