@@ -26,7 +26,6 @@ from jepa.distributed.collectives import (
     propagate_failure,
 )
 from jepa.distributed.launch import read_launch, same_on_every_rank
-from jepa.interop import load_pretrained
 from jepa.optim import parameter_groups, plan
 from jepa.report import preview
 from jepa.trainer import Trainer
@@ -70,6 +69,8 @@ def _build_trainer(config: DictConfig) -> Trainer:
     data = build_data(config) if data is None else data
     check_input(model, data)
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
+        from jepa.interop import load_pretrained  # imports timm and the formats of others
+
         load_pretrained(model, config.init_from)
     momentum = getattr(model, "momentum_schedule", None)
 

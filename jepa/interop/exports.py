@@ -48,8 +48,7 @@ class Features(nn.Module):
 
     def __init__(self, encoder: nn.Module, image_size: tuple[int, int], features: Literal["tokens", "pooled"]) -> None:
         super().__init__()
-        vit = getattr(encoder, "vit", None)
-        self.baked = isinstance(vit, VisionTransformer)
+        self.baked = getattr(encoder, "vit", None) is not None
         self.encoder = baked(encoder, image_size) if self.baked else encoder
         self.pooled = features == "pooled"
 
@@ -60,8 +59,11 @@ class Features(nn.Module):
 
 
 def baked(encoder: nn.Module, image_size: tuple[int, int]) -> VisionTransformer:
-    """The encoder's timm module with its positions as a weight `pos_embed` (1, N, D), for one size of pictures."""
+    """The encoder as timm's module with its positions as a weight `pos_embed` (1, N, D), for one size of pictures."""
     vit = copy.deepcopy(encoder.vit)
+    if not isinstance(vit, VisionTransformer):  # ours has timm's weights and not its forward
+        vit = timm.create_model(**timm_call(encoder, None, image_size) | {"pos_embed": "none"})
+        vit.load_state_dict(encoder.vit.state_dict())
     grid = tuple(side // patch for side, patch in zip(image_size, encoder.patch_size))
     vit.pos_embed = nn.Parameter(encoder.positions(grid, torch.device("cpu"))[None].clone())
     return vit.eval()
@@ -157,7 +159,7 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
     Raises UserError for an encoder that is no ViT of ours.
     """
     vit = getattr(encoder, "vit", None)
-    if not isinstance(vit, VisionTransformer):
+    if vit is None:
         raise UserError(
             f"format=timm: {type(encoder).__name__} is not one of our Vision Transformers; "
             "use format=torchscript or onnx"

@@ -1,0 +1,47 @@
+"""Imports that wait until they are needed: of packages that are slow to import, or that only an extra installs."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+from jepa.utils.errors import UserError
+
+
+class MissingPackageError(UserError):
+    """A package of an extra is not installed; the message names the command that installs it."""
+
+
+def require(module: str, *, extra: str, purpose: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    extra: the one in pyproject.toml that lists the package. purpose: what needs it, the start of the error's sentence.
+
+    Raises MissingPackageError when the package is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != package:
+            raise  # the package is there, and something of its own is missing
+        raise MissingPackageError(f"{purpose} needs the package {package}: pip install 'jepa[{extra}]'") from error
+
+
+def lazy_import(module: str, *, extra: str | None = None, purpose: str | None = None) -> Any:
+    """Return a stand-in for a module that imports it when an attribute is first used.
+
+    extra, purpose: for a module of an optional package, see `require`.
+    """
+    return _LazyModule(module, extra, purpose)
+
+
+class _LazyModule:
+    def __init__(self, module: str, extra: str | None, purpose: str | None) -> None:
+        self._module, self._extra, self._purpose = module, extra, purpose
+
+    def __getattr__(self, name: str) -> Any:
+        if self._extra is None:
+            return getattr(importlib.import_module(self._module), name)
+        return getattr(require(self._module, extra=self._extra, purpose=self._purpose), name)
