@@ -32,6 +32,7 @@ from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
 from jepa.utils.errors import UserError
+from jepa.utils.lazy_import import postpone_dynamo
 from jepa.utils.random import seeded
 
 
@@ -59,6 +60,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         data = build_data(config)
         config = filled(config, data.spec.found)
     model = build_model(config)
+    postpone_dynamo()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=scheduler)

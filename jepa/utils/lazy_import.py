@@ -37,6 +37,18 @@ def lazy_import(module: str, *, extra: str | None = None, purpose: str | None = 
     return _LazyModule(module, extra, purpose)
 
 
+def postpone_dynamo() -> None:
+    """Let optimizers be built without importing torch._dynamo, which takes a second; their first step imports it.
+
+    torch imports it to keep `add_param_group` out of compiled graphs, and nothing of ours calls that from one. A torch
+    that looks for another attribute ignores this one.
+    """
+    from torch.optim import Optimizer
+
+    method = getattr(Optimizer.add_param_group, "__wrapped__", Optimizer.add_param_group)
+    method.__dynamo_disable = method
+
+
 class _LazyModule:
     def __init__(self, module: str, extra: str | None, purpose: str | None) -> None:
         self._module, self._extra, self._purpose = module, extra, purpose
