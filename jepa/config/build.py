@@ -27,7 +27,6 @@ from jepa.distributed.collectives import (
 )
 from jepa.distributed.launch import read_launch, same_on_every_rank
 from jepa.optim import parameter_groups, plan
-from jepa.report import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
@@ -79,6 +78,11 @@ def _build_trainer(config: DictConfig) -> Trainer:
     def in_words(run_length: RunLength) -> list[str]:
         return plan(run_length, scheduler, momentum)
 
+    def show(trainer: Trainer) -> Any:
+        from jepa.report import preview  # for trainer.dry_run alone
+
+        return preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
+
     return convert_errors("trainer", make_trainer)(
         model=model,
         data=data,
@@ -90,7 +94,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         monitor=monitor,
         random_init=functools.partial(build_model, config),
         plan=in_words,
-        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)]),
+        preview=show,
         run_dir=run_dir,
         resume=config.resume,
         config=to_plain(config),

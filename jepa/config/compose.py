@@ -20,7 +20,9 @@ from jepa.utils.errors import UserError
 SWEEP_FILE = "multirun.yaml"
 """What Hydra leaves of a sweep in its folder."""
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
+"""In the package where it is installed from a wheel (see setup.py), beside it in a checkout."""
 
 
 def load_config(

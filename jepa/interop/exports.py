@@ -20,6 +20,7 @@ from jepa.checkpoint.load import first_line
 from jepa.interop.bare import open_exported, pair
 from jepa.interop.layouts import CARD, read_safetensors
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.lazy_import import require
 
 TOLERANCE = 1e-5
 """Largest difference of features, per unit of the largest one where that is above 1."""
@@ -110,8 +111,9 @@ def export_onnx(features: Features, path: Path, example: Tensor) -> float:
 
     Weights beyond ONNX's 2 GB go to `<file>.data` beside it. Gives the largest difference of ONNX Runtime's features.
     """
-    import onnxruntime
-
+    purpose = "format=onnx"
+    onnxruntime = require("onnxruntime", extra="export", purpose=purpose)
+    require("onnxscript", extra="export", purpose=purpose)  # torch.onnx imports it
     level = logging.getLogger("torch.onnx").level
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:

@@ -18,6 +18,7 @@ from torch import nn
 from jepa.checkpoint.load import SHOWN, first_line
 from jepa.interop.networks import TimmFeatures, TransformersFeatures
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.lazy_import import require
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names that belong to what stands behind the features, or to training: they may differ, and are told."""
@@ -114,10 +115,9 @@ def open_hugging_face(name: str, image_size: tuple[int, int], channels: int) -> 
         named = open_timm(f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}", image_size, channels)
         named.lines.insert(0, f"{source} is in timm's format")
         return named
-    from transformers import AutoConfig, AutoModel  # takes seconds
-
+    transformers = require("transformers", extra="hub", purpose=f"checkpoint={source}")
     with fetched(source):
-        config = AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name)
     missing = [key for key in ("hidden_size", "patch_size", "num_hidden_layers", "num_channels") if key not in config]
     if missing:
         raise UserError(f"{source} ({config.model_type}) is no encoder of patches: its config lacks {missing}")
@@ -127,7 +127,7 @@ def open_hugging_face(name: str, image_size: tuple[int, int], channels: int) -> 
             f"data.channels={config.num_channels} (grey pictures are repeated)"
         )
     with fetched(source):
-        model, found = AutoModel.from_pretrained(name, output_loading_info=True)
+        model, found = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
     lines = [f"transformers {type(model).__name__}, width {config.hidden_size}, patches of {config.patch_size} pixels"]
     lines += check_loading(found, source)
     features = TransformersFeatures(model)
@@ -137,7 +137,7 @@ def open_hugging_face(name: str, image_size: tuple[int, int], channels: int) -> 
     if image_size != sides:
         lines.append(f"its positions are made for {sides} and adapted to pictures of {image_size} by itself")
     mean, std = preprocessing(name)
-    fresh = lambda: TransformersFeatures(AutoModel.from_config(config)).eval()  # noqa: E731
+    fresh = lambda: TransformersFeatures(transformers.AutoModel.from_config(config)).eval()  # noqa: E731
     return Named(features.eval(), fresh, channels, mean, std, lines)
 
 

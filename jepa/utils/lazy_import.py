@@ -29,12 +29,9 @@ def require(module: str, *, extra: str, purpose: str) -> ModuleType:
         raise MissingPackageError(f"{purpose} needs the package {package}: pip install 'jepa[{extra}]'") from error
 
 
-def lazy_import(module: str, *, extra: str | None = None, purpose: str | None = None) -> Any:
-    """Return a stand-in for a module that imports it when an attribute is first used.
-
-    extra, purpose: for a module of an optional package, see `require`.
-    """
-    return _LazyModule(module, extra, purpose)
+def lazy_import(module: str) -> Any:
+    """Return a stand-in for a module that imports it when an attribute is first used."""
+    return _LazyModule(module)
 
 
 def postpone_dynamo() -> None:
@@ -50,10 +47,8 @@ def postpone_dynamo() -> None:
 
 
 class _LazyModule:
-    def __init__(self, module: str, extra: str | None, purpose: str | None) -> None:
-        self._module, self._extra, self._purpose = module, extra, purpose
+    def __init__(self, module: str) -> None:
+        self._module = module
 
     def __getattr__(self, name: str) -> Any:
-        if self._extra is None:
-            return getattr(importlib.import_module(self._module), name)
-        return getattr(require(self._module, extra=self._extra, purpose=self._purpose), name)
+        return getattr(importlib.import_module(self._module), name)
