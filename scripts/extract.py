@@ -189,6 +189,7 @@ def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig
 def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
     """Write paths and features. Raises UserError when the file cannot be written."""
     from jepa.utils.files import write_whole
+    from jepa.utils.lazy_import import require
 
     def npz(temporary: Path) -> None:
         import numpy as np
@@ -197,7 +198,7 @@ def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
             np.savez(file, path=np.array(names), **columns)
 
     def parquet(temporary: Path) -> None:
-        import pyarrow as pa
+        pa = require("pyarrow", extra="export", purpose=f"output={path}")
         import pyarrow.parquet as pq
 
         arrays = {"path": pa.array(names, pa.string())}

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 from jepa.checkpoint.load import read_file, reason
@@ -102,4 +102,4 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] |
 
 def libraries() -> dict[str, str]:
     """Versions of what wrote a checkpoint."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "timm": timm.__version__}
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "timm": version("timm")}

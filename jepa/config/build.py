@@ -28,11 +28,11 @@ from jepa.distributed.collectives import (
 )
 from jepa.distributed.launch import read_launch, same_on_every_rank
 from jepa.optim import parameter_groups, plan
-from jepa.report import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
 from jepa.utils.errors import UserError
+from jepa.utils.lazy_import import postpone_dynamo
 from jepa.utils.random import seeded
 
 
@@ -60,6 +60,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         data = build_data(config)
         config = filled(config, data.spec.found)
     model = build_model(config)
+    postpone_dynamo()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
     loggers = build(config, "logger")
@@ -69,13 +70,18 @@ def _build_trainer(config: DictConfig) -> Trainer:
     data = build_data(config) if data is None else data
     check_input(model, data)
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
-        from jepa.interop import load_into
+        from jepa.interop import load_into  # imports timm and the formats of others
 
         load_into(model, config.init_from)
     momentum = getattr(model, "momentum_schedule", None)
 
     def in_words(run_length: RunLength) -> list[str]:
         return [*notes(config), *plan(run_length, scheduler, momentum)]
+
+    def show(trainer: Trainer) -> Any:
+        from jepa.report import preview  # for trainer.dry_run alone
+
+        return preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
 
     return convert_errors("trainer", make_trainer)(
         model=model,
@@ -88,7 +94,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         monitor=monitor,
         random_init=functools.partial(build_model, config),
         plan=in_words,
-        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)]),
+        preview=show,
         run_dir=run_dir,
         resume=config.resume,
         config=to_plain(config),

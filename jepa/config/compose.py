@@ -22,7 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.config.overrides import with_new_keys
 from jepa.utils.errors import UserError
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
+"""In the package where it is installed from a wheel (see setup.py), beside it in a checkout."""
 
 
 def load_config(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.data.base import StreamData, check_counts, check_loading
 from jepa.data.sources.base import Splits
+from jepa.utils.lazy_import import require
 from jepa.utils.log_mel import LogMel
 
 Sound = tuple[Tensor, int]
@@ -166,6 +166,7 @@ def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
     """A waveform (t,) at another rate, by soxr."""
     if rate == sample_rate:
         return wave
+    soxr = require("soxr", extra="audio", purpose="resampling sound")
     # One that is shorter than a sample at the new rate would leave nothing.
     changed = soxr.resample(wave.numpy(), rate, sample_rate).astype(np.float32)
     return torch.from_numpy(changed) if len(changed) else wave[:1]

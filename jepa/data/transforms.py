@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
-from torchvision.transforms.v2 import InterpolationMode
-from torchvision.transforms.v2 import functional as F
 
 from jepa.data.augment import Augment, Views, centre_box
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import
+
+v2 = lazy_import("torchvision.transforms.v2")
+F = lazy_import("torchvision.transforms.v2.functional")
 
 
 class ImageTransform:
@@ -39,13 +42,13 @@ class ImageTransform:
         self.channels = channels
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
-        self.interpolation = InterpolationMode(interpolation)
+        self.interpolation = interpolation
         self.augment = augment
 
     def plain(self, images: Image.Image | Tensor) -> Tensor:
         """One PIL image, or uint8 (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
         pixels = _image(images, self.channels) if isinstance(images, Image.Image) else self._channels(images)
-        height, width = F.get_size(pixels)
+        height, width = _size(pixels)
         pixels = self._crop(pixels, centre_box(height, width, self.size))
         return self._normalise(_floats(pixels))
 
@@ -65,14 +68,18 @@ class ImageTransform:
         pixels = self._normalise(_recolour(pixels, views))
         return pixels.unflatten(0, (batch, count))
 
+    @property
+    def _mode(self) -> Any:
+        return v2.InterpolationMode(self.interpolation)
+
     def _crop(self, image: Image.Image | Tensor, box: Tensor) -> Image.Image | Tensor:
-        height, width = F.get_size(image)
+        height, width = _size(image)
         left, top, w, h = (box * torch.tensor([width, height, width, height])).round().int().tolist()
         w, h = max(w, 1), max(h, 1)
         left, top = min(left, width - w), min(top, height - h)
         if (h, w) == self.size == (height, width):
             return image
-        return F.resized_crop(image, top, left, h, w, list(self.size), self.interpolation, antialias=True)
+        return F.resized_crop(image, top, left, h, w, list(self.size), self._mode, antialias=True)
 
     def _geometry(self, image: Image.Image, views: Views, i: int) -> Image.Image:
         """View i of a PIL image. What a rotation or shift brings in from outside of the crop is black."""
@@ -84,7 +91,7 @@ class ImageTransform:
             angle = 0.0 if views.angle is None else views.angle[i].item()
             right, down = (0.0, 0.0) if views.shift is None else views.shift[i].tolist()
             move = [right * width, down * height]
-            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=self.interpolation)
+            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=self._mode)
         return view
 
     def _warp(self, images: Tensor, views: Views, count: int) -> Tensor:
@@ -96,11 +103,11 @@ class ImageTransform:
         small = [min(images.shape[-2], height), min(images.shape[-1], width)]
         if tuple(small) != tuple(images.shape[-2:]):
             # Sampling a grid skips pixels when it shrinks an image, so that is done beforehand, and well.
-            images = F.resize(images, small, self.interpolation, antialias=True)
+            images = F.resize(images, small, self._mode, antialias=True)
         theta = _matrices(views, height, width)
         images = images.repeat_interleave(count, dim=0)
         grid = affine_grid(theta, [len(images), images.shape[1], height, width], align_corners=False)
-        mode = self.interpolation.value
+        mode = self.interpolation
         return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False).clamp_(0, 1)
 
     def _channels(self, images: Tensor) -> Tensor:
@@ -117,6 +124,11 @@ class ImageTransform:
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
+
+
+def _size(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 
 
 def _matrices(views: Views, height: int, width: int) -> Tensor:

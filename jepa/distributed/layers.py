@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from jepa.utils.errors import UserError
 
@@ -41,6 +40,8 @@ def checkpoint_activations(model: nn.Module) -> None:
 
     Raises UserError when the model has no layers.
     """
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper  # slow to import
+
     blocks_of(model, "trainer.activation_checkpointing=true")
     for blocks in list(block_lists(model)):
         for number, block in enumerate(blocks):

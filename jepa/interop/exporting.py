@@ -25,6 +25,7 @@ from jepa.interop.sizes import side_or_pair
 from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.files import write_whole
+from jepa.utils.lazy_import import require
 
 TOLERANCE = 1e-5
 """Largest difference of features, per unit of the largest one where that is above 1."""
@@ -106,7 +107,7 @@ class Features(nn.Module):
 
     def __init__(self, encoder: nn.Module, image_size: tuple[int, int], features: Literal["tokens", "pooled"]) -> None:
         super().__init__()
-        self.is_vit = isinstance(getattr(encoder, "vit", None), VisionTransformer)
+        self.is_vit = getattr(encoder, "vit", None) is not None
         self.encoder = with_stored_positions(encoder, image_size) if self.is_vit else encoder
         self.pooled = features == "pooled"
 
@@ -119,6 +120,9 @@ class Features(nn.Module):
 def with_stored_positions(encoder: nn.Module, image_size: tuple[int, int]) -> VisionTransformer:
     """Return the encoder's timm module with positions for one size of pictures as a weight `pos_embed` (1, N, D)."""
     vit = copy.deepcopy(encoder.vit)
+    if not isinstance(vit, VisionTransformer):  # ours has timm's weights and not its forward
+        vit = timm.create_model(**timm_call(encoder, None, image_size) | {"pos_embed": "none"})
+        vit.load_state_dict(encoder.vit.state_dict())
     grid = tuple(side // patch for side, patch in zip(image_size, encoder.patch_size))
     vit.pos_embed = nn.Parameter(encoder.positions(grid, torch.device("cpu"))[None].clone())
     return vit.eval()
@@ -160,8 +164,9 @@ def write_onnx(features: Features, path: Path, example: Tensor) -> float:
 
     Weights beyond ONNX's 2 GB go to `<file>.data` beside it. Returns the largest difference of ONNX Runtime's features.
     """
-    import onnxruntime
-
+    purpose = "format=onnx"
+    onnxruntime = require("onnxruntime", extra="export", purpose=purpose)
+    require("onnxscript", extra="export", purpose=purpose)  # torch.onnx imports it
     with quiet("torch.onnx", "onnx_ir"):
         program = torch.onnx.export(
             features,
@@ -206,8 +211,7 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
 
     Raises UserError for an encoder that is no ViT of ours.
     """
-    vit = getattr(encoder, "vit", None)
-    if not isinstance(vit, VisionTransformer):
+    if getattr(encoder, "vit", None) is None:
         raise UserError(
             f"format=timm: {type(encoder).__name__} is not one of our Vision Transformers; "
             "use format=torchscript or onnx"

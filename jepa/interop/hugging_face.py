@@ -18,6 +18,7 @@ from jepa.interop.sizes import to_pair
 from jepa.interop.timm_models import check_named, fetching, load_timm
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.lazy_import import require
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
@@ -86,10 +87,9 @@ def load(source: Source, options: Options) -> Loaded:
         loaded = load_timm(timm_name, image_size, channels, source.name)
         loaded.lines.insert(0, f"{source.name} is in timm's format")
         return loaded
-    from transformers import AutoConfig, AutoModel  # takes seconds
-
+    transformers = require("transformers", extra="hub", purpose=f"checkpoint={source.name}")
     with fetching(source.name):
-        config = AutoConfig.from_pretrained(name)
+        config = transformers.AutoConfig.from_pretrained(name)
     missing = [key for key in ("hidden_size", "patch_size", "num_hidden_layers", "num_channels") if key not in config]
     if missing:
         raise UserError(f"{source.name} ({config.model_type}) is no encoder of patches: its config lacks {missing}")
@@ -99,7 +99,7 @@ def load(source: Source, options: Options) -> Loaded:
             f"data.channels={config.num_channels} (grey pictures are repeated)"
         )
     with fetching(source.name):
-        model, found = AutoModel.from_pretrained(name, output_loading_info=True)
+        model, found = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
     own = to_pair(config.image_size)
     lines = [f"transformers {type(model).__name__}, width {config.hidden_size}, patches of {config.patch_size} pixels"]
     lines += check_loading(found, source.name)
@@ -111,7 +111,9 @@ def load(source: Source, options: Options) -> Loaded:
         pictures = {}
     loaded = loaded_by_name(
         source.name,
-        lambda model: TransformersEncoder(AutoModel.from_config(config) if model is None else model).eval(),
+        lambda model: TransformersEncoder(
+            transformers.AutoModel.from_config(config) if model is None else model
+        ).eval(),
         model,
         lines,
         image_size,

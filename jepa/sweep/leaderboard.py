@@ -19,6 +19,7 @@ from jepa.sweep.importance import importances
 from jepa.sweep.statistics import Comparison, Setting, compare_with_best, settings_of
 from jepa.sweep.wording import short_names
 from jepa.utils.errors import UserError
+from jepa.utils.lazy_import import require
 from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.status import FINISHED
 
@@ -133,6 +134,7 @@ class Leaderboard:
 
     def write_page(self, path: Path) -> None:
         """A page of its own, with tables and figures, that needs no network. Raises as `write_csv` does."""
+        require("plotly", extra="report", purpose="the page of a leaderboard")
         from jepa.sweep.page import page
 
         write_text(path, page(self), "html")

@@ -12,6 +12,7 @@ from jepa.config import command
 from jepa.config.overrides import SWEEP_FILE
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
+from jepa.utils.lazy_import import MissingPackageError
 from jepa.utils.status import Status, read_status
 
 MOST_ROWS = 20
@@ -48,8 +49,12 @@ class SweepSummary(Callback):
         for line in board.conclusions():
             console.print(line)
         board.write_csv(folder / "leaderboard.csv")
-        board.write_page(folder / "leaderboard.html")
-        console.print(f"{folder / 'leaderboard.html'}, leaderboard.csv; go on with `resume={folder}`, see {SWEEP_FILE}")
+        written = f"{folder / 'leaderboard.html'}, leaderboard.csv"
+        try:
+            board.write_page(folder / "leaderboard.html")
+        except MissingPackageError as error:
+            written = f"{folder / 'leaderboard.csv'}; {error}"
+        console.print(f"{written}; go on with `resume={folder}`, see {SWEEP_FILE}")
 
 
 def _is_bad(status: Status) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from jepa.checkpoint import plain as checkpoint
 from jepa.checkpoint.load import check_state, load_state
-from jepa.checkpoint.sharded import read as read_sharded
 from jepa.distributed.parallel import placed
 
 if TYPE_CHECKING:
@@ -40,6 +39,8 @@ def state_of(trainer: Trainer) -> dict[str, Any]:
 def restore(trainer: Trainer, path: Path, load_optimizer: bool) -> None:
     """Put a checkpoint of either format into a trainer on any number of ranks; see `Trainer.load_checkpoint`."""
     if path.is_dir():
+        from jepa.checkpoint.sharded import read as read_sharded  # takes a second to import
+
         content = read_sharded(path, lambda keys: _counterpart(trainer, keys))
         checkpoint.check(content, path)
     else:

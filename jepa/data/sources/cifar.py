@@ -10,14 +10,14 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from torchvision import datasets
 
 from jepa.data.sources.base import Splits, TensorImages
 from jepa.data.sources.download import fetch, missing_files
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import
 
-FACTS = datasets.CIFAR10
-TRAIN_FILES = tuple(name for name, _ in FACTS.train_list)
+datasets = lazy_import("torchvision.datasets")
+TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 FILES = (*TRAIN_FILES, "test_batch", "batches.meta")
 
 
@@ -28,17 +28,18 @@ def cifar10(*, root: str, download: bool = True) -> Splits:
     that folder. Otherwise the tar file is downloaded to it. Raises DataError if it is damaged or out of
     reach.
     """
-    folder, archive = Path(root), Path(root) / FACTS.filename
-    for candidate in (folder, folder / FACTS.base_folder):
+    facts = datasets.CIFAR10
+    folder, archive = Path(root), Path(root) / facts.filename
+    for candidate in (folder, folder / facts.base_folder):
         if all((candidate / name).is_file() for name in FILES):
             return _from_folder(candidate)
     if not archive.is_file():
         try:
             if not download:
                 raise OSError("download=false")
-            fetch(archive, urls=[FACTS.url], md5=FACTS.tgz_md5)
+            fetch(archive, urls=[facts.url], md5=facts.tgz_md5)
         except OSError as error:
-            wanted = [f"{FACTS.filename}   or the folder {FACTS.base_folder} with {', '.join(FILES)}"]
+            wanted = [f"{facts.filename}   or the folder {facts.base_folder} with {', '.join(FILES)}"]
             raise missing_files("CIFAR10", folder, wanted, str(error)) from error
     return _from_archive(archive)
 

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-import av
 import numpy as np
 import torch
 from PIL import Image
@@ -17,6 +16,9 @@ from torch import Tensor
 
 from jepa.data.sources.folders import DECODE_ERRORS, EXTENSIONS
 from jepa.data.stream import UnreadableSample
+from jepa.utils.lazy_import import lazy_import, require
+
+av = lazy_import("av")
 
 VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".gif")
 
@@ -35,6 +37,7 @@ class VideoFile:
     """A file that FFmpeg reads; PyAV brings its own FFmpeg along."""
 
     def __init__(self, path: str) -> None:
+        require("av", extra="video", purpose="reading video")
         self.path = path
 
     def read(self, choose: Choose) -> Tensor:

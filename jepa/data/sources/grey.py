@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import importlib.util
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
 
 from jepa.data.sources.base import Splits, TensorImages
 from jepa.data.sources.download import fetch, missing_files
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import
+
+datasets = lazy_import("torchvision.datasets")
 
 IDX_FILES = {
     "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -27,15 +31,12 @@ def digits() -> Splits:
 
     The grey values 0 .. 16 become 0 .. 255. The split is a permutation drawn with seed 0.
     """
-    from sklearn.datasets import (
-        load_digits,
-    )  # here, as its import takes longer than reading any of these sets
-
-    pixels, labels = load_digits(return_X_y=True)
-    images = torch.from_numpy(pixels * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
+    package = Path(importlib.util.find_spec("sklearn").origin).parent  # found, not imported: that takes a second
+    rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images = torch.from_numpy(rows[:, :-1] * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     train, test = order[:1437], order[1437:]
-    labels = torch.from_numpy(labels).long()
+    labels = torch.from_numpy(rows[:, -1]).long()
     return Splits(
         train=TensorImages(images[train], labels[train]),
         test=TensorImages(images[test], labels[test]),
@@ -62,7 +63,7 @@ def fashion_mnist(*, root: str, download: bool = True) -> Splits:
     return _read_splits(datasets.FashionMNIST, Path(root), download=download)
 
 
-def _read_splits(facts: type[datasets.MNIST], root: Path, *, download: bool) -> Splits:
+def _read_splits(facts: Any, root: Path, *, download: bool) -> Splits:
     """facts: torchvision's class, for the name, classes, addresses and md5 sums of the files."""
     folder = _find_folder(facts.__name__, root)
     if folder is None:
@@ -95,7 +96,7 @@ def _find_file(folder: Path, name: str) -> Path | None:
     return next((path for path in candidates if path.is_file()), None)
 
 
-def _download(facts: type[datasets.MNIST], root: Path, *, download: bool) -> Path:
+def _download(facts: Any, root: Path, *, download: bool) -> Path:
     folder = root / facts.__name__ / "raw"
     files = [file for file, _ in facts.resources]
     if not download:

@@ -19,7 +19,10 @@ from torch import Tensor
 from jepa.data.sources.base import Splits
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import, require
 from jepa.utils.random import generator
+
+datasets = lazy_import("datasets")
 
 Kind = Literal["text", "image", "audio"]
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "dev")
@@ -115,8 +118,7 @@ def decode_image(value: dict[str, Any] | None) -> PIL.Image:
 
 def decode_audio(value: dict[str, Any] | None) -> tuple[Tensor, int]:
     """Waveform (t,) float32, the mean of all channels, and its rate. Raises RuntimeError for what cannot be decoded."""
-    import soundfile  # here, as it loads a library of its own
-
+    soundfile = require("soundfile", extra="audio", purpose="reading sound")
     wave, rate = soundfile.read(_content(value), dtype="float32", always_2d=True)  # (t, channels)
     return torch.from_numpy(wave).mean(dim=1), int(rate)
 
@@ -131,8 +133,7 @@ def _content(value: dict[str, Any] | None) -> io.BytesIO:
 
 def _open(path: str, name: str | None) -> dict[str, Any]:
     """Splits by name."""
-    import datasets  # here, as its import takes seconds
-
+    require("datasets", extra="hub", purpose="reading a data set of Hugging Face")
     folder = Path(path)
     try:
         if (folder / "dataset_dict.json").is_file():
@@ -194,8 +195,6 @@ def _keep_aside(rows: Any, fraction: float, seed: int, path: str) -> tuple[Any, 
 
 def _kind(feature: Any, column: str) -> tuple[Kind, Any]:
     """The kind, and the feature that gives bytes rather than what the library would decode; None leaves it."""
-    import datasets
-
     if isinstance(feature, datasets.Image):
         return "image", datasets.Image(decode=False)
     if isinstance(feature, datasets.Audio):
@@ -207,8 +206,6 @@ def _kind(feature: Any, column: str) -> tuple[Kind, Any]:
 
 def _labels(train: Any, test: Any, column: str | None) -> tuple[tuple[str, ...] | None, dict[Any, int]]:
     """Class names, and from what the column holds to their number."""
-    import datasets
-
     if column is None:
         return None, {}
     feature = train.features[column]

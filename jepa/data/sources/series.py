@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import require
 
 if TYPE_CHECKING:
     import pandas
@@ -178,8 +179,7 @@ def series_csv(
 
 
 def _read_table(root: str, missing_markers: Sequence[str] = ()) -> pandas.DataFrame:
-    import pandas
-
+    pandas = require("pandas", extra="series", purpose="reading a table of time series")
     if not os.path.isfile(root):
         raise DataError(f"data.root={root} is not a file: expected a CSV table, such as data.root=/data/ETTh1.csv")
     try:

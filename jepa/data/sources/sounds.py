@@ -8,10 +8,10 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 
@@ -19,6 +19,7 @@ from jepa.data.sources.base import Splits
 from jepa.data.sources.download import fetch
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import require
 from jepa.utils.random import generator
 
 EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
@@ -74,8 +75,14 @@ class SoundsInMemory:
         return sound, self.labels[index]
 
 
+def require_soundfile() -> ModuleType:
+    """The library that reads files of sound. Raises MissingPackageError without it."""
+    return require("soundfile", extra="audio", purpose="reading sound")
+
+
 def decode(file: str | io.BytesIO, *, name: str) -> Sound:
     """The sound in a file. Raises UnreadableSample."""
+    soundfile = require_soundfile()
     try:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, OSError, ValueError) as error:
@@ -104,6 +111,7 @@ def audio_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -
     folder = Path(root)
     if not folder.is_dir():
         raise DataError(f"data.root={root} is not a folder; give one that holds train/ and test/, or class folders")
+    require_soundfile()  # before training reads the first file
     train_folder = folder / "train" if (folder / "train").is_dir() else folder
     train = _groups(train_folder)
     if len(train) == 1 and "" not in train:
