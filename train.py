@@ -22,8 +22,7 @@ register_plugins()
 @hydra.main(config_path="conf", config_name="config", version_base="1.3")
 def main(config: DictConfig) -> float | tuple[float, ...] | None:
     """Compose, build, fit; gives what a sweep optimises."""
-    complete(config)
-    return run_job(config, build)
+    return run_job(complete(config), build)
 
 
 def build(config: DictConfig) -> Trainer:

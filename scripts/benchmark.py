@@ -90,8 +90,8 @@ def loop(steps: int = 8) -> dict[str, float]:
                 "experiment=ijepa_digits",
                 "model/encoder=vit_small",
                 "data.image_size=224",
-                "model.predictor={dim: 384, depth: 6}",
-                "model.mask={num_targets: 4, target_scale: [0.15, 0.2], context_scale: [0.85, 1.0]}",
+                "data.hints.size=small",
+                "model/mask=multiblock",
                 "data.batch_size=16",
                 f"trainer.max_steps={steps}",
                 "trainer.validate_every_epochs=null",
@@ -192,6 +192,7 @@ def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -
         size = 64 if port is None else 128
         config = load_config(
             [
+                "experiment=digits",
                 f"data.batch_size={size}",
                 f"trainer.max_steps={most}",
                 "trainer.device=cpu",
@@ -327,7 +328,7 @@ def monitor(rounds: int = 30) -> dict[str, float]:
     """Milliseconds of a step that is looked at and of one that is not, logging of the figures included."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        overrides = ["evaluation=none", "logger=jsonl", "trainer.log_every=1000000", "trainer.save_every_epochs=null"]
+        overrides = ["experiment=digits", "evaluation=none", "logger=jsonl", "trainer.log_every=1000000", "trainer.save_every_epochs=null"]
         trainer = build_trainer(load_config([*overrides, "trainer.max_steps=1000000", f"run_dir={folder}"]))
         for logger in trainer.loggers.values():
             logger.open(RunInfo(trainer.folder.path, 0, trainer.run_length))
@@ -353,9 +354,8 @@ def monitor(rounds: int = 30) -> dict[str, float]:
 
 SWEPT = (
     "data.batch_size=32",
-    "model.encoder={dim: 32, depth: 1}",
-    "model.predictor={dim: 32, depth: 1}",
-    "loss.projector={hidden: [32], out_dim: 16}",
+    "model.encoder={embed_dim: 32, depth: 1}",
+    "model.predictor={embed_dim: 32, depth: 1}",
     "trainer.max_steps=20",
     "trainer.device=cpu",
     "evaluation=none",

@@ -26,7 +26,7 @@ register_resolvers()
 @hydra.main(config_path="../conf", config_name="evaluate", version_base="1.3")
 def main(config: DictConfig) -> float | None:
     """Compose, open, score; gives the linear probe's accuracy, which a sweep may optimise."""
-    complete(config)
+    config = complete(config)
     with reported_errors():
         results = evaluate(config)
     metric = config.optimized_metric or "eval/trained/linear"
@@ -57,7 +57,9 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     plain = to_plain(joined)
     settings = joined.trainer
     device = resolve_device(settings.device)
-    precision = Precision(settings.precision, device, attention=settings.attention, tf32=settings.tf32)
+    precision = Precision(
+        settings.precision, device, attention=settings.get("attention", "auto"), tf32=settings.get("tf32", False)
+    )
     evaluation = build(joined, "evaluation")
     data = build(joined, "data")
     model = opened.model.to(device)

@@ -24,7 +24,7 @@ register_resolvers()
 @hydra.main(config_path="../conf", config_name="export", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Compose, open, write."""
-    complete(config)
+    config = complete(config)
     with reported_errors():
         export_encoder(config)
 

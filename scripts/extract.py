@@ -28,7 +28,7 @@ SHOWN = 20
 @hydra.main(config_path="../conf", config_name="extract", version_base="1.3")
 def main(config: DictConfig) -> None:
     """Compose, open, read, write."""
-    complete(config)
+    config = complete(config)
     with reported_errors():
         extract(config)
 
@@ -54,7 +54,7 @@ def extract(config: DictConfig) -> Path:
     for line in opened.lines:
         print(line, flush=True)
     device = resolve_device(joined.trainer.device)
-    precision = Precision(joined.trainer.precision, device, attention=joined.trainer.attention)
+    precision = Precision(joined.trainer.precision, device, attention=joined.trainer.get("attention", "auto"))
     encoder = network_of(opened.model.to(device), config.network)
     precision.choose_attention(encoder)
     unreadable: dict[str, str] = {}

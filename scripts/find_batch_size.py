@@ -25,7 +25,7 @@ def main(config: DictConfig) -> float | None:
     """Compose, build, try; gives the suggestion."""
     from jepa.config.build import build, build_trainer  # torch is not needed for --help
 
-    complete(config)
+    config = complete(config)
     with reported_errors():
         trainer = build_trainer(config)
         finding = build(config, "find_batch_size")(trainer)

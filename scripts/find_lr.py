@@ -26,7 +26,7 @@ def main(config: DictConfig) -> float | None:
     from jepa.config.build import build, build_trainer  # torch is not needed for --help
     from jepa.report import learning_rate_figure
 
-    complete(config)
+    config = complete(config)
     with reported_errors():
         trainer = build_trainer(config)
         finding = build(config, "find_lr")(trainer)

@@ -43,9 +43,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 
 RECIPES = {
-    "digits": (["data=digits"], (0, 1, 2)),
+    "digits": (["experiment=digits"], (0, 1, 2)),
     "ijepa_digits": (["experiment=ijepa_digits"], (0,)),
-    "fashion_mnist": (["data=fashion_mnist"], (0,)),
+    "fashion_mnist": (["experiment=fashion_mnist"], (0,)),
 }
 """Name -> the overrides, and the seeds."""
 
@@ -83,8 +83,9 @@ SECONDS_TO_KILL = 2.0
 
 TINY = (
     "data.batch_size=32",
-    "model.encoder={dim: 32, depth: 1}",
-    "model.predictor={dim: 32, depth: 1}",
+    "model.encoder={embed_dim: 32, depth: 1}",
+    "model.predictor={embed_dim: 32, depth: 1}",
+    "loss=invariance_sigreg",
     "loss.projector={hidden: [32], out_dim: 16}",
     "trainer.precision=fp32",
     "trainer.max_steps=600",
@@ -101,33 +102,33 @@ TINY = (
 WATCHED = ("trainer.max_steps=240", "monitor.on_collapse=stop", "evaluation=none", "logger=[console,jsonl]")
 """An alarm ends the run, so none is overlooked."""
 
-IJEPA = "experiment=ijepa_digits"
+DIGITS, IJEPA = "experiment=digits", "experiment=ijepa_digits"
 UNREGULARISED = ("loss.terms.sigreg=null", "model.allow_collapse=true")
 CONSTANT = "data.source._target_=scripts.reproduce.constant_digits"
 
 COLLAPSING = {
     "no stop-gradient": (IJEPA, "model.target._target_=scripts.reproduce.shared_target", "model.allow_collapse=true"),
-    "stop-gradient, nothing against collapse": ("model/target=stop_gradient", *UNREGULARISED),
-    "moving average, invariance alone": UNREGULARISED[:1],
+    "stop-gradient, nothing against collapse": (DIGITS, "model/target=stop_gradient", *UNREGULARISED),
+    "moving average, invariance alone": (DIGITS, UNREGULARISED[0]),
     "views, invariance alone": ("model=lejepa", *UNREGULARISED),
     "momentum 0": (IJEPA, "model.target.momentum.start=0", "model.target.momentum.final=0"),
-    "learning rate x 100": ("optimizer.lr=0.1",),
+    "learning rate x 100": (DIGITS, "optimizer.lr=0.1"),
     "learning rate x 100, ijepa": (IJEPA, "optimizer.lr=0.1"),
-    "constant data": (CONSTANT,),
+    "constant data": (DIGITS, CONSTANT),
     "constant data, ijepa": (IJEPA, CONSTANT),
 }
 HEALTHY = {
-    **{f"default, seed {seed}": (f"trainer.seed={seed}",) for seed in range(3)},
+    **{f"default, seed {seed}": (DIGITS, f"trainer.seed={seed}") for seed in range(3)},
     **{f"ijepa, seed {seed}": (IJEPA, f"trainer.seed={seed}") for seed in range(3)},
-    "random masks": ("model/mask=random",),
-    "mse": ("loss=mse",),
-    "l1": ("loss=l1",),
-    "a third of the learning rate": ("optimizer.lr=3e-4",),
-    "twice the learning rate": ("optimizer.lr=2e-3",),
-    "stop-gradient with SIGReg": ("model/target=stop_gradient",),
+    "random masks": (DIGITS, "model/mask=random"),
+    "mse": (DIGITS, "loss.terms.prediction.term._target_=jepa.losses.MSE"),
+    "l1": (DIGITS, "loss.terms.prediction.term._target_=jepa.losses.L1"),
+    "a third of the learning rate": (DIGITS, "optimizer.lr=3e-4"),
+    "twice the learning rate": (DIGITS, "optimizer.lr=2e-3"),
+    "stop-gradient with SIGReg": (DIGITS, "model/target=stop_gradient"),
     "views": ("model=lejepa",),
-    "views, VICReg": ("model=lejepa", "loss=vicreg"),
-    "views, InfoNCE": ("model=lejepa", "loss=infonce"),
+    "views, VICReg": ("model=lejepa", "loss=vicreg_views"),
+    "views, InfoNCE": ("model=lejepa", "loss=infonce_views"),
     "ijepa, 1,200 steps": (IJEPA, "trainer.max_steps=1200"),
 }
 """Name -> the overrides on top of WATCHED."""

@@ -24,8 +24,6 @@ TINY = (
     "model.encoder.depth=1",
     "model.predictor.embed_dim=32",
     "model.predictor.depth=1",
-    "loss.projector.hidden=[32]",
-    "loss.projector.out_dim=16",
     "trainer.max_steps=6",
     "trainer.log_every=1",
     "trainer.validate_every_epochs=null",
@@ -43,6 +41,12 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no test data: {folder.name}/ is not beside the repository and JEPA_SHARED is not set")
     return folder
+
+
+@pytest.fixture(scope="session")
+def old_runs() -> Path:
+    """Run folders as an earlier version wrote them (tests/fixtures/README.md)."""
+    return ROOT / "tests" / "fixtures" / "old_runs"
 
 
 @pytest.fixture(autouse=True)

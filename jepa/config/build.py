@@ -18,6 +18,7 @@ from torch import nn
 from jepa.checkpoint.saver import find_checkpoint
 from jepa.config.check import check_config
 from jepa.config.compose import default_run_dir
+from jepa.config.notes import notes
 from jepa.distributed.collectives import (
     TIMEOUT_SECONDS,
     broadcast_from_rank0,
@@ -61,8 +62,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         config = filled(config, data.spec.found)
     model = build_model(config)
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
-    scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
-    scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=scheduler)
+    scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
     loggers = build(config, "logger")
     evaluation = build(config, "evaluation")
     monitor = build(config, "monitor") or None
@@ -74,7 +74,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     momentum = getattr(model, "momentum_schedule", None)
 
     def in_words(run_length: RunLength) -> list[str]:
-        return plan(run_length, scheduler, momentum)
+        return [*notes(config), *plan(run_length, scheduler, momentum)]
 
     return convert_errors("trainer", make_trainer)(
         model=model,
@@ -123,7 +123,7 @@ def build_data(config: DictConfig) -> Any:
 def resumes(config: DictConfig, run_dir: Path) -> bool:
     """Whether the run goes on from a checkpoint of its own."""
     if config.resume == "auto":
-        folder = Path(config.trainer.checkpoint_dir or run_dir / "checkpoints")
+        folder = Path(config.trainer.get("checkpoint_dir") or run_dir / "checkpoints")
         return broadcast_from_rank0(lambda: find_checkpoint(folder) is not None)
     return config.resume is not None
 
@@ -144,7 +144,20 @@ def build(config: DictConfig, key: str, partial: bool = False) -> Any:
     Raises UserError for a value that its constructor refuses.
     """
     extra = {"_partial_": True} if partial else {}
-    return convert_errors(key, functools.partial(instantiate, config[key], _convert_="all", **extra))()
+    node = without_hints(config[key]) if key == "data" else config[key]
+    return convert_errors(key, functools.partial(instantiate, node, _convert_="all", **extra))()
+
+
+def without_hints(data: DictConfig) -> DictConfig:
+    """Return a configuration of data, and of its parts, without the `hints` that are meant for other groups."""
+    data = copy.deepcopy(data)
+    nodes = [data]
+    with open_dict(data):
+        while nodes:
+            node = nodes.pop()
+            node.pop("hints", None)
+            nodes += [value for _, value in node.items_ex(resolve=False) if isinstance(value, DictConfig) and value]
+    return data
 
 
 def check_input(model: nn.Module, data: Any) -> None:
@@ -195,5 +208,7 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
             "crossmodal pairs: choose the model= that fits data="
         ) from error
     except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
+        key, first = getattr(error, "full_key", None), str(error).splitlines()[0]
+        if "while resolving interpolation: " in first:  # raised by a resolver
+            raise UserError(f"{key}: {first.partition('while resolving interpolation: ')[2]}") from error
         raise UserError(f"{key} is not set: give it on the command line, {key}=...") from error

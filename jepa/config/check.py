@@ -13,7 +13,8 @@ from hydra.utils import get_object
 
 from jepa.utils.errors import UserError
 
-SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_", "hints"}
+"""Keys that are no arguments: Hydra's own, and what data tell other groups."""
 
 
 def check_config(node: Any, key: str = "") -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import itertools
 import os
 import sys
 import tempfile
@@ -16,7 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import explain, with_stored_overrides
+from jepa.config.compose import compose_config, explain
+from jepa.config.overrides import override_key, with_new_keys, with_stored_sweep
+from jepa.config.resume import read_stored, resumed
+from jepa.config.stored import addable
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import SYSTEM_ERRORS, Interrupted, PeerError, UserError, system_error, system_errors
 
@@ -36,9 +41,10 @@ def run_command(main: Callable[[], object]) -> None:
     Of several processes only rank 0 leaves what Hydra writes; the others write to a folder that goes when they end.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed and swallowed by Hydra
-    sys.argv[1:] = with_stored_overrides(sys.argv[1:])
+    sys.argv[1:] = with_stored_sweep(sys.argv[1:])
     with contextlib.ExitStack() as stack:
         try:
+            sys.argv[1:] = _with_new_keys(sys.argv[1:])
             rank = read_launch().rank
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -107,8 +113,29 @@ def reported_errors() -> Iterator[None]:
         raise
 
 
-def complete(config: DictConfig) -> None:
-    """Put into a composed configuration what Hydra alone knows: the run folder and the overrides."""
+def _with_new_keys(arguments: list[str]) -> list[str]:
+    """Return arguments in which keys that no yaml lists are added; those of a run that goes on may be new as well."""
+    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
+    if read_stored(resume) is not None:
+        return addable(arguments)
+    folders = [b for a, b in itertools.pairwise(arguments) if a in ("--config-dir", "-cd")]
+    return with_new_keys(arguments, functools.partial(compose_config, config_dir=folders[0] if folders else None))
+
+
+def complete(config: DictConfig) -> DictConfig:
+    """Return a composed configuration with what Hydra alone knows, the run folder and the overrides.
+
+    With `resume=<folder>` that of the run there, and what the command line gives.
+    """
+    overrides = list(HydraConfig.get().overrides.task)
+    stored = read_stored(config.get("resume"))
+    if stored is not None:
+        config = resumed(config, stored, overrides)
+        before = [
+            line for line in stored.get("overrides") or [] if override_key(line) not in map(override_key, overrides)
+        ]
+        overrides = [*before, *overrides]
     with open_dict(config):
         config.run_dir = HydraConfig.get().runtime.output_dir
-        config.overrides = list(HydraConfig.get().overrides.task)  # for resume=<folder>
+        config.overrides = overrides
+    return config

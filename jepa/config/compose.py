@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import math
 import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from jepa.config.overrides import with_new_keys
 from jepa.utils.errors import UserError
-
-SWEEP_FILE = "multirun.yaml"
-"""What Hydra leaves of a sweep in its folder."""
 
 CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
 
@@ -32,15 +33,26 @@ def load_config(
 
     Raises UserError for an unknown key or option.
     """
-    register_resolvers()
-    overrides = list(overrides)
-    if config_dir is not None:
-        overrides.append(f"hydra.searchpath=[file://{Path(config_dir).resolve()}]")
+    make = functools.partial(compose_config, config_dir=config_dir, config_name=config_name)
     try:
-        with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-            return compose(config_name, overrides=overrides)
+        config = make(with_new_keys(overrides, make))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+    with open_dict(config):
+        config.overrides = list(overrides)
+    return config
+
+
+def compose_config(
+    overrides: Sequence[str], *, config_dir: str | Path | None = None, config_name: str = "config"
+) -> DictConfig:
+    """Compose by Hydra alone, which raises its own errors."""
+    register_resolvers()
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
+    if GlobalHydra.instance().is_initialized():  # inside a run, whose search path is the right one
+        return compose(config_name, overrides=[*overrides, *search])
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        return compose(config_name, overrides=[*overrides, *search])
 
 
 def register_resolvers() -> None:
@@ -49,6 +61,24 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
     OmegaConf.register_new_resolver("first_given", first_given, replace=True)
     OmegaConf.register_new_resolver("gpus_of", gpus_of, replace=True)
+    OmegaConf.register_new_resolver("size", size, replace=True)
+    OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors), replace=True)
+
+
+SIZES = {
+    "toy": {"embed_dim": 128, "depth": 4, "num_heads": 4, "predictor_embed_dim": 64, "predictor_depth": 1},
+    "mini": {"embed_dim": 192, "depth": 6, "num_heads": 6, "predictor_embed_dim": 96, "predictor_depth": 2},
+    "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "predictor_embed_dim": 96, "predictor_depth": 4},
+    "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "predictor_embed_dim": 384, "predictor_depth": 6},
+}
+"""What `data.hints.size` stands for: the encoder, and the predictor beside it."""
+
+
+def size(name: str, key: str) -> int:
+    """Return one number of a size by name, for `${size:toy,embed_dim}` in a yaml. Raise UserError for another name."""
+    if name not in SIZES:
+        raise UserError(f"data.hints.size={name}: expected one of {', '.join(SIZES)}")
+    return SIZES[name][key]
 
 
 def first_given(*values: object) -> object:
@@ -83,43 +113,6 @@ def default_run_dir() -> str:
     return datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S-%f")
 
 
-def with_stored_overrides(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments, with those of the run that `resume=<folder>` names put before them.
-
-    So `python train.py resume=outputs/...` needs no other option, nor does one with the folder of a sweep. What is
-    given now wins.
-    """
-    given = {override_key(argument) for argument in arguments if "=" in argument or argument.startswith("~")}
-    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "auto")
-    if (Path(resume) / SWEEP_FILE).is_file():
-        return _with_stored_sweep(arguments, Path(resume), given)
-    stored = Path(run_folder_of(resume, "")) / "config.yaml"  # Hydra's own copy is also of starts that failed
-    if resume in ("auto", "null", "") or not stored.is_file():
-        return list(arguments)
-    overrides = OmegaConf.load(stored).get("overrides") or []
-    kept = [line for line in overrides if override_key(line) not in given]
-    place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
-    return [*arguments[:place], *kept, *arguments[place:]]  # argparse wants overrides side by side
-
-
-def _with_stored_sweep(arguments: Sequence[str], folder: Path, given: set[str]) -> list[str]:
-    """Arguments that go on with the sweep in a folder: its own, each of its runs from where it is."""
-    stored = OmegaConf.load(folder / SWEEP_FILE).hydra.overrides
-    given = given | {"resume", "hydra.mode", "hydra.sweep.dir"}
-    kept = [line for line in [*stored.hydra, *stored.task] if override_key(line) not in given]
-    place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
-    text = str(folder)
-    quoted = "'" + text.replace("'", "\\'") + "'" if re.search(r"[^\w./-]", text, re.ASCII) else text
-    flag = [] if {"-m", "--multirun", "-c", "--cfg"} & set(arguments) else ["--multirun"]
-    own = [*kept, "resume=auto", f"hydra.sweep.dir={quoted}"]
-    return [*flag, *arguments[:place], *own, *arguments[place + 1 :]]
-
-
-def override_key(override: str) -> str:
-    """The key that an override sets: "+a.b=1" -> "a.b"."""
-    return override.partition("=")[0].lstrip("+~")
-
-
 def explain(error: BaseException) -> str:
     """A configuration error in words, with the nearest existing key or option where one is close."""
     lines = [str(part).strip() for part in (error, error.__cause__) if part is not None]
@@ -140,15 +133,14 @@ def explain(error: BaseException) -> str:
 
 def known_keys() -> list[str]:
     """Every dotted key of the files in conf/, by the group they stand in."""
-    keys = {"resume", "init_from", "optimized_metric", "run_dir"}
-    keys |= {"scaling.reference_batch_size", "scaling.rule"}
+    keys = {"optimized_metric"}
     for path in CONFIG_DIR.rglob("*.yaml"):
         group = ".".join(path.relative_to(CONFIG_DIR).parts[:-1])
-        node = OmegaConf.to_container(OmegaConf.load(path))
-        if group.split(".")[0] not in ("", "recipe", "experiment"):
-            keys |= {f"{group}.{key}" for key in dotted_keys(node)}
-        elif not group and path.stem in node:  # a script's own options
-            keys |= {f"{path.stem}.{key}" for key in dotted_keys(node[path.stem])}
+        found = dotted_keys(OmegaConf.to_container(OmegaConf.load(path)))
+        if path.read_text().startswith("# @package _global_") or not group:
+            keys |= {key for key in found if not key.startswith(("defaults", "hydra"))}
+        else:
+            keys |= {f"{group}.{key}" for key in found}
     return sorted(keys)
 
 

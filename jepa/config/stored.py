@@ -12,9 +12,21 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.config.compose import override_key
+from jepa.config.overrides import override_key
 
-SECTIONS = ("data", "model", "evaluation")
+SECTIONS = (
+    "data",
+    "model",
+    "evaluation",
+    "loss",
+    "optimizer",
+    "scheduler",
+    "trainer",
+    "monitor",
+    "callbacks",
+    "logger",
+    "scaling",
+)
 NUMERIC = ("seed", "precision", "attention", "tf32", "deterministic")
 """Keys of trainer on which features and scores depend; a checkpoint's own are kept, so that scores can be repeated."""
 

@@ -59,7 +59,7 @@ class Forecast:
     def __init__(
         self,
         *,
-        horizons: Sequence[int] = (96, 192, 336, 720),
+        horizons: Sequence[int] = (24, 96),
         penalties: Sequence[float] = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4),
         pooling: Literal["flatten", "mean"] = "flatten",
         max_train_windows: int | None = 2000,

@@ -274,7 +274,7 @@ class FrozenEvaluation:
             else:
                 with evaluation_mode(subject.model):
                     score = probe(subject.encode, subject.data, device=subject.device, batch_size=batch_size)
-        if score is None:
+        if score is None and hasattr(subject.data, "windows"):
             self._say_once(f"no {name}, as this data is no long series that goes on after a window")
         return score
 

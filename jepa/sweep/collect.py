@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jepa.config.compose import override_key
+from jepa.config.overrides import override_key
 from jepa.sweep.reading import current_status, last_values, read_json, read_yaml, result_values, run_folders, verdict_of
 from jepa.sweep.wording import DEFAULT
 from jepa.utils.status import State, Status, is_collapse

@@ -12,7 +12,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.command import failed_jobs, reported_errors
-from jepa.config.compose import override_key
+from jepa.config.overrides import override_key
 from jepa.distributed.launch import read_launch, scheduler_job
 from jepa.sweep.objective import Objective, as_returned, evaluates
 from jepa.utils.errors import NonFiniteError, UserError, in_words
@@ -55,7 +55,7 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
             raise
         traceback.print_exc()
         return failed(folder, overrides, error, objective)
-    if config.trainer.dry_run:
+    if config.trainer.get("dry_run"):
         return None
     with reported_errors():
         values = objective.measured(metrics, trainer.verdict)

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from jepa.config import command
-from jepa.config.compose import SWEEP_FILE
+from jepa.config.overrides import SWEEP_FILE
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
 from jepa.utils.status import Status, read_status

@@ -22,21 +22,21 @@ SMALL = (
     "evaluation=none",
     "logger=jsonl",
 )
-VIEWS = ["invariance", "sigreg"]
 MASKED = {
-    "smooth_l1": ["prediction", *VIEWS],
-    "mse": ["prediction", *VIEWS],
-    "l1": ["prediction", *VIEWS],
-    "lp": ["prediction", *VIEWS],
-    "cosine": ["prediction", *VIEWS],
-    "infonce": ["prediction", *VIEWS],
-    "multiscale": ["prediction", *VIEWS],
-    "multitask": ["prediction", "contrastive", "reconstruction", *VIEWS],
-    "sigreg": ["prediction", "sigreg", "invariance"],
+    **{name: ["prediction"] for name in ("smooth_l1", "mse", "l1", "lp", "cosine", "infonce", "multiscale")},
+    "multitask": ["prediction", "contrastive", "reconstruction"],
+    "sigreg": ["prediction", "sigreg"],
     "vicreg": ["prediction", "invariance", "variance", "covariance"],
+    "invariance_sigreg": ["prediction", "invariance", "sigreg"],
 }
-OF_VIEWS = {"sigreg": ["sigreg", "invariance"], "vicreg": ["invariance", "variance", "covariance"]}
-OF_VIEWS["infonce"] = ["contrastive"]
+OF_VIEWS = {"sigreg_views": ["sigreg", "invariance"], "vicreg_views": ["invariance", "variance", "covariance"]}
+OF_VIEWS["infonce_views"] = ["contrastive"]
+PROJECTED = {"vicreg", "invariance_sigreg", *OF_VIEWS}
+
+
+def small(loss):
+    """The options of a loss, its projector made small where it has one."""
+    return [f"loss={loss}", *(["loss.projector.hidden=[16]"] if loss in PROJECTED else [])]
 
 
 def train(folder, *overrides):
@@ -50,7 +50,7 @@ def train(folder, *overrides):
 
 @pytest.mark.parametrize("loss", MASKED)
 def test_masked_models_train_with_every_loss(tmp_path, loss):
-    lines = train(tmp_path, f"loss={loss}", "model.predictor.embed_dim=32", "loss.projector.hidden=[16]")
+    lines = train(tmp_path, *small(loss), "model.predictor.embed_dim=32")
     assert len(lines) == 2
     for line in lines:
         terms = {name.removeprefix("train/loss/") for name in line if name.startswith("train/loss/")}
@@ -60,7 +60,7 @@ def test_masked_models_train_with_every_loss(tmp_path, loss):
 
 @pytest.mark.parametrize("loss", OF_VIEWS)
 def test_models_of_views_train_with_every_loss_of_views(tmp_path, loss):
-    lines = train(tmp_path, "model=lejepa", f"loss={loss}", "loss.projector.hidden=[16]")
+    lines = train(tmp_path, "model=lejepa", *small(loss))
     assert {name.removeprefix("train/loss/") for name in lines[0] if name.startswith("train/loss/")} == set(
         OF_VIEWS[loss]
     )
@@ -79,7 +79,7 @@ def test_one_network_trains_with_sigreg_alone(tmp_path):
 
 
 def test_weights_of_a_mix_are_its_own(tmp_path):
-    weights = {"reconstruction": 2.0, "contrastive": 0.25, "prediction": 0.5, "invariance": 0.0, "sigreg": 0.0}
+    weights = {"reconstruction": 2.0, "contrastive": 0.25, "prediction": 0.5}
     overrides = [f"loss.terms.{name}.weight={weight}" for name, weight in weights.items()]
     line = train(tmp_path, "loss=multitask", "model.predictor.embed_dim=32", *overrides)[0]
     total = sum(weight * line[f"train/loss/{name}"] for name, weight in weights.items())
@@ -90,7 +90,7 @@ def test_weights_of_a_mix_are_its_own(tmp_path):
     ("overrides", "words"),
     [
         (["model=lejepa", "loss=mse"], ["loss.terms.prediction reads predictions", "loss.terms.prediction=null"]),
-        (["model/target=shared", "loss.terms.sigreg=null"], ["SharedTarget", "collapses"]),
+        (["model/target=shared"], ["SharedTarget", "collapses"]),
         (["model=lejepa", "loss.terms.sigreg=null"], ["collapse", "allow_collapse"]),
         (["loss=lp", "loss.terms.prediction.term.loss_exponent=0"], ["loss_exponent"]),
         (["loss=infonce", "loss.terms.prediction.term.temperature=0"], ["temperature"]),

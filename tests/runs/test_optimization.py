@@ -71,7 +71,7 @@ def test_warmups_and_weight_decay_of_every_scheduler(tiny, tmp_path, scheduler):
     assert rates(steps)[:4] == pytest.approx([0.00025, 0.0005, 0.00075, 0.001])
     assert steps.scheduler["weight_decay"](0, steps.run_length) == pytest.approx(0.04)
     assert steps.scheduler["weight_decay"](10, steps.run_length) == pytest.approx(0.4)
-    with pytest.raises(UserError, match=r"scheduler\.lr: warmup_epochs=5 and warmup_samples=128: give one of them"):
+    with pytest.raises(UserError, match=r"scheduler: warmup_epochs=10 and warmup_samples=128: give one of them"):
         trainer_of(tmp_path, *one, "scheduler.warmup_samples=128")
 
 
@@ -87,7 +87,7 @@ def test_scaling_of_learning_rate_and_momentum(tiny, tmp_path):
 
 def test_a_scheduled_loss_weight(tiny, tmp_path):
     weight = "{_target_: jepa.optim.Linear, start: 0.0, final: 0.05}"
-    trainer = trainer_of(tmp_path, *tiny, f"loss.terms.sigreg.weight={weight}")
+    trainer = trainer_of(tmp_path, *tiny, "loss=invariance_sigreg", f"loss.terms.sigreg.weight={weight}")
     assert trainer.model.set_step(3, trainer.run_length) == {"weight/sigreg": pytest.approx(0.025)}
     assert trainer.model.loss.weights == {"prediction": 0.1, "invariance": 1.0, "sigreg": pytest.approx(0.025)}
 
@@ -95,13 +95,16 @@ def test_a_scheduled_loss_weight(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("loss.terms.sigreg.weight=abc", r"loss\.terms\.sigreg\.weight='abc': expected a number, or a schedule"),
-        ("loss.terms.sigreg.weight={_target_: jepa.optim.Linear, start: 0, finall: 1}", "did you mean final"),
+        (
+            "loss.terms.prediction.weight=abc",
+            r"prediction\.weight='abc': expected a number, or a schedule",
+        ),
+        ("loss.terms.prediction.weight={_target_: jepa.optim.Linear, start: 0, finall: 1}", "did you mean final"),
         ("scaling.rule=cubic", r"scaling\.rule='cubic'.*linear"),
         ("scaling.ruel=sqrt", r"Did you mean scaling\.rule"),
         ("scaling.reference_batch_size=0", "reference_batch_size=0.*at least 1"),
         ("model.target.momentum.final=1.2", r"model\.target\.momentum becomes 1\.\d+: it must stay between"),
-        ("scheduler.warmup_epochs=-1", r"scheduler\.lr: warmup_epochs=-1: expected a length"),
+        ("scheduler.warmup_epochs=-1", r"scheduler: warmup_epochs=-1: expected a length"),
     ],
 )
 def test_mistakes_are_refused_before_data_is_read(tiny, tmp_path, override, words):

@@ -10,11 +10,11 @@ from typing import Literal, Optional
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 
 from jepa.checkpoint.load import load_state, locate, read_file
 from jepa.config.check import check_config, describe, fits
-from jepa.config.compose import dotted_keys, known_keys, override_key, run_folder_of, with_stored_overrides
+from jepa.config.compose import dotted_keys, known_keys, run_folder_of
+from jepa.config.overrides import override_key
 from jepa.utils.errors import CheckpointError, UserError, system_errors
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed, generator, seeded
@@ -167,33 +167,6 @@ def test_the_folder_of_a_resumed_run(tmp_path):
     assert run_folder_of(str(tmp_path / "lone.pt"), "default") == str(tmp_path)
     for given in (None, "auto"):
         assert run_folder_of(given, "default") == "default"
-
-
-def test_stored_overrides(tmp_path):
-    stored = ["data=mnist", "optimizer.lr=1", "~loss.projector", "resume=auto", "+a.b=2"]
-    OmegaConf.save({"overrides": stored}, tmp_path / "config.yaml")
-    resume = f"resume={tmp_path}"
-    assert with_stored_overrides([resume]) == [
-        "data=mnist",
-        "optimizer.lr=1",
-        "~loss.projector",
-        "+a.b=2",
-        resume,
-    ]
-    given = with_stored_overrides(["optimizer.lr=2", resume, "++a.b=3", "--config-dir", "x"])
-    assert given == [
-        "optimizer.lr=2",
-        "data=mnist",
-        "~loss.projector",
-        resume,
-        "++a.b=3",
-        "--config-dir",
-        "x",
-    ]
-    for unchanged in (["a=1"], ["resume=auto"], ["resume=null", "a=1"], ["resume=nowhere/run"]):
-        assert with_stored_overrides(unchanged) == unchanged
-    (tmp_path / "config.yaml").write_text("trainer: {}\n")  # of a run from Python
-    assert with_stored_overrides([resume]) == [resume]
 
 
 def test_keys():

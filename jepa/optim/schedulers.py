@@ -1,0 +1,129 @@
+"""What `scheduler=` chooses: the schedules of a run's learning rate and weight decay, by shape.
+
+Each function returns {"lr": Schedule, "weight_decay": Schedule}. Of warmup_epochs, warmup_steps and warmup_samples at
+most one is given; only the first is scaled with the batch size. stretch above 1: the run ends before the schedules do
+(published as ipe_scale). final_weight_decay null: the weight decay stays.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from jepa.optim.schedules import Constant, Cosine, Linear, Step
+from jepa.optim.warmups import Warmup, WarmupCosine, WarmupStableDecay
+from jepa.types import Schedule
+
+
+def constant(
+    *,
+    lr: float,
+    weight_decay: float,
+    start_lr: float = 0.0,
+    warmup_epochs: float | None = None,
+    warmup_steps: int | None = None,
+    warmup_samples: int | None = None,
+) -> dict[str, Schedule]:
+    """The optimizer's learning rate, after a warm-up where one is given, and weight decay throughout."""
+    rate: Schedule = Constant(value=lr)
+    if any(warmup is not None for warmup in (warmup_epochs, warmup_steps, warmup_samples)):
+        rate = Warmup(
+            start=start_lr,
+            schedule=rate,
+            warmup_epochs=warmup_epochs,
+            warmup_steps=warmup_steps,
+            warmup_samples=warmup_samples,
+        )
+    return {"lr": rate, "weight_decay": Constant(value=weight_decay)}
+
+
+def cosine(
+    *,
+    lr: float,
+    weight_decay: float,
+    start_lr: float = 0.0,
+    min_lr: float = 0.0,
+    warmup_epochs: float | None = None,
+    warmup_steps: int | None = None,
+    warmup_samples: int | None = None,
+    final_weight_decay: float | None = None,
+    stretch: float = 1.0,
+) -> dict[str, Schedule]:
+    """Learning rate: a line from start_lr up to lr, then a cosine down to min_lr. Weight decay: a cosine."""
+    rate = WarmupCosine(
+        start=start_lr,
+        peak=lr,
+        final=min_lr,
+        warmup_epochs=warmup_epochs,
+        warmup_steps=warmup_steps,
+        warmup_samples=warmup_samples,
+        stretch=stretch,
+    )
+    final = weight_decay if final_weight_decay is None else final_weight_decay
+    return {"lr": rate, "weight_decay": Cosine(start=weight_decay, final=final, stretch=stretch)}
+
+
+def warmup_stable_decay(
+    *,
+    lr: float,
+    weight_decay: float,
+    start_lr: float = 0.0,
+    min_lr: float = 0.0,
+    warmup_epochs: float | None = None,
+    warmup_steps: int | None = None,
+    warmup_samples: int | None = None,
+    decay_share: float | None = None,
+    decay_epochs: float | None = None,
+    decay_steps: int | None = None,
+    decay_samples: int | None = None,
+    shape: Literal["linear", "cosine", "sqrt"] = "linear",
+    final_weight_decay: float | None = None,
+    stretch: float = 1.0,
+) -> dict[str, Schedule]:
+    """Learning rate: up to lr, there until the decay, which takes a share of the run, then down. Weight decay: a line.
+
+    One of decay_share, decay_epochs, decay_steps, decay_samples is given. decay_share 1: all that follows the warm-up.
+    """
+    rate = WarmupStableDecay(
+        start=start_lr,
+        peak=lr,
+        final=min_lr,
+        warmup_epochs=warmup_epochs,
+        warmup_steps=warmup_steps,
+        warmup_samples=warmup_samples,
+        decay_share=decay_share,
+        decay_epochs=decay_epochs,
+        decay_steps=decay_steps,
+        decay_samples=decay_samples,
+        shape=shape,
+        stretch=stretch,
+    )
+    return {"lr": rate, "weight_decay": _line(weight_decay, final_weight_decay, stretch)}
+
+
+def step(
+    *,
+    lr: float,
+    weight_decay: float,
+    step_size: float,
+    unit: Literal["epochs", "steps", "samples"] = "epochs",
+    gamma: float = 0.1,
+    start_lr: float = 0.0,
+    warmup_epochs: float | None = None,
+    warmup_steps: int | None = None,
+    warmup_samples: int | None = None,
+    final_weight_decay: float | None = None,
+    stretch: float = 1.0,
+) -> dict[str, Schedule]:
+    """Learning rate: a line up to lr; times gamma after every step_size of the run. Weight decay: a line."""
+    rate = Warmup(
+        start=start_lr,
+        schedule=Step(start=lr, step_size=step_size, unit=unit, gamma=gamma),
+        warmup_epochs=warmup_epochs,
+        warmup_steps=warmup_steps,
+        warmup_samples=warmup_samples,
+    )
+    return {"lr": rate, "weight_decay": _line(weight_decay, final_weight_decay, stretch)}
+
+
+def _line(weight_decay: float, final: float | None, stretch: float) -> Linear:
+    return Linear(start=weight_decay, final=weight_decay if final is None else final, stretch=stretch)
