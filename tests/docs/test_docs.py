@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json
 import pkgutil
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,7 @@ from documents import (
     variants,
     write_own_configs,
 )
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from jepa import load_config
@@ -55,6 +58,7 @@ CONTEXTS = (
     "model=video_dense data=video_folder",
     "model=video data=moving_mnist",
     "model=text data=text_csv",
+    "model=text data=hf",
     "model=series data=series_csv model/mask=time_span",
     "model=series data=ucr",
     "experiment=series_etth1",
@@ -63,7 +67,6 @@ CONTEXTS = (
     "experiment=multitask_digits_heartbeats",
     "experiment=clips_and_pictures",
     "data=mix +data@data.parts.a=mnist",
-    "hydra/launcher=slurm",
 )
 """Runs of which at least one must have a key that a page names."""
 
@@ -97,19 +100,27 @@ def compose(overrides: list[str], own: Path | None = None):
 
 @functools.cache
 def keys_of(context: str) -> frozenset[str]:
-    """Every key of a run."""
+    """Every key that a run takes: of its configuration, and of the constructors that it names."""
     config = OmegaConf.to_container(load_config(context.split()))
-    return frozenset(dotted_keys(config))
+    return frozenset([*dotted_keys(config), *constructor_keys(config, "")])
 
 
-def has(context: str, key: str) -> bool:
-    """Whether a run takes a key, in its configuration or by the signature of a constructor."""
-    if key in keys_of(context):
-        return True
+def constructor_keys(node: object, path: str) -> Iterator[str]:
+    """The arguments of every constructor below a node, as dotted keys."""
+    if not isinstance(node, dict):
+        return
+    if isinstance(node.get("_target_"), str):
+        yield from (f"{path}{name}" for name in inspect.signature(get_object(node["_target_"])).parameters)
+    for key, value in node.items():
+        yield from constructor_keys(value, f"{path}{key}.")
+
+
+def has_hydra_key(key: str) -> bool:
+    """Whether Hydra, or the SLURM launcher, has a key."""
     try:
-        load_config([*context.split(), f"{key}=null"])
+        load_config(["hydra/launcher=slurm", f"{key}=null"])
     except UserError as error:
-        return "Could not override" not in str(error) and key.startswith("hydra.")  # there are types that take no null
+        return "Could not override" not in str(error)  # there are types that take no null
     return True
 
 
@@ -174,8 +185,10 @@ def test_keys_and_options_exist(page):
         if is_group(key):
             options = value.strip("[]").split(",")
             assert all((CONF / key / f"{option}.yaml").is_file() or option == "basic" for option in options), word
+        elif key.split(".")[0] == "hydra":
+            assert has_hydra_key(key), word
         else:
-            assert any(has(context, key) for context in CONTEXTS), word
+            assert any(key in keys_of(context) for context in CONTEXTS), word
 
 
 @pytest.mark.parametrize("group", GROUPS)
