@@ -227,7 +227,7 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
     }
     if config is not None and "name" in config:
         return {"model_name": config["name"], **call} | ({"reg_tokens": 0} if "reg" in config["name"] else {})
-    block = vit.blocks[0]
+    block = encoder.vit.blocks[0]
     sizes = {
         "embed_dim": encoder.embed_dim,
         "depth": encoder.depth,
