@@ -50,7 +50,7 @@ class ImageData(StreamData):
         mean: Sequence[float],
         std: Sequence[float],
         augment: Augment | None = None,
-        interpolation: str = "bicubic",
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         views: int = 1,
         local_views: int = 0,
         local_size: int | Sequence[int] | None = None,

@@ -63,7 +63,7 @@ class VideoData(StreamData):
         mean: Sequence[float],
         std: Sequence[float],
         augment: Augment | None = None,
-        interpolation: str = "bicubic",
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
         views: int = 1,
         batch_size: int = 256,
         num_workers: int = 0,
