@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from jepa.data.augment import NUMBERS, Augment, centre_box
-from jepa.data.transforms import ImageTransform
+from jepa.data.image_augment import NUMBERS, Augment, centre_box
+from jepa.data.image_transform import ImageTransform
 
 PLAIN = {"crop_scale": None}
 CROP = {"crop_scale": (0.3, 1.0)}

@@ -15,9 +15,9 @@ from omegaconf import OmegaConf
 from PIL import Image as PIL
 
 from jepa.data import ImageData
-from jepa.data.audio import AudioData
-from jepa.data.sources.huggingface import open_rows
-from jepa.data.text import TextData
+from jepa.data.audio_data import AudioData
+from jepa.data.sources.huggingface_rows import open_rows
+from jepa.data.text_data import TextData
 from jepa.utils.errors import DataError
 
 datasets = pytest.importorskip("datasets")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.data.series import SeriesData, normalised
 from jepa.data.series_augment import SeriesAugment
-from jepa.data.sources.series import ett, series_csv, ucr
+from jepa.data.series_data import SeriesData, normalised
+from jepa.data.sources.series_tables import ett, series_csv, ucr
 from jepa.utils.errors import DataError
 
 NAN = float("nan")

@@ -16,7 +16,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from jepa.data.sources import cifar10, digits, download, fashion_mnist, grey, mnist
+from jepa.data.sources import cifar10, digits, download, fashion_mnist, mnist, small_images
 from jepa.utils.errors import DataError
 
 
@@ -65,7 +65,7 @@ def write_idx(folder, *, zipped: bool, number: int = 12) -> dict[str, bytes]:
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (number, 5, 4), generator=random, dtype=torch.uint8)
     contents = {}
-    for names in grey.IDX_FILES.values():
+    for names in small_images.IDX_FILES.values():
         for name, values in zip(names, (images, torch.arange(number, dtype=torch.uint8) % 10)):
             contents[name] = idx(values)
             path = folder / (f"{name}.gz" if zipped else name)

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from jepa.data.sources.base import Splits
-from jepa.data.sources.folders import DECODE_ERRORS
-from jepa.data.stream import UnreadableSample
+from jepa.data.sources.decoders import decode_image
+from jepa.data.sources.splits import Splits
+from jepa.data.sources.text_files import Texts
 from jepa.utils.errors import DataError
 
 SPLITS = {"train": "train2017", "test": "val2017"}
@@ -34,25 +34,7 @@ class CocoPictures:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         name, content = self.files[index]
-        try:
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-                image.load()
-                return image, index
-        except DECODE_ERRORS as error:
-            raise UnreadableSample(name, f"{type(error).__name__}: {error}") from error
-
-
-class CocoCaptions:
-    """Captions and the numbers of their pictures; items are (text, number)."""
-
-    def __init__(self, texts: Sequence[str], labels: Sequence[int]) -> None:
-        self.texts, self.labels = list(texts), list(labels)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> tuple[str, int]:
-        return self.texts[index], self.labels[index]
+        return decode_image(io.BytesIO(content) if isinstance(content, bytes) else content, name), index
 
 
 def coco_pictures(*, root: str) -> Splits:
@@ -74,7 +56,7 @@ def coco_captions(*, root: str) -> Splits:
     splits = {}
     for split, folder in SPLITS.items():
         numbered = [(t, i) for i, (_, texts) in enumerate(_captions(files, folder)) for t in texts]
-        splits[split] = CocoCaptions([text for text, _ in numbered], [number for _, number in numbered])
+        splits[split] = Texts([text for text, _ in numbered], [number for _, number in numbered], name=folder)
     return Splits(train=splits["train"], test=splits["test"])
 
 

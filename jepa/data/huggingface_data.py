@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from jepa.data.base import StreamData, check_loading
-from jepa.data.sources.huggingface import open_rows
+from jepa.data.data_module import DataModule
+from jepa.data.sources.huggingface_rows import open_rows
 from jepa.utils.errors import DataError
 from jepa.utils.log_mel import LogMel
 
@@ -26,9 +26,9 @@ def hugging_face(
     test_split: str | None = None,
     test_fraction: float = 0.1,
     split_seed: int = 0,
-    text: Callable[..., StreamData] | None = None,
-    image: Callable[..., StreamData] | None = None,
-    audio: Callable[..., StreamData] | None = None,
+    text: Callable[..., DataModule] | None = None,
+    image: Callable[..., DataModule] | None = None,
+    audio: Callable[..., DataModule] | None = None,
     vocab_size: int | None = 4096,
     max_length: int = 64,
     image_size: int | Sequence[int] = 224,
@@ -42,7 +42,7 @@ def hugging_face(
     pin_memory: bool | Literal["auto"] = "auto",
     prefetch_factor: int = 2,
     max_bad_share: float = 0.1,
-) -> StreamData:
+) -> DataModule:
     """Data of a column of strings, an Image column or an Audio column; the first eight arguments: see `open_rows`.
 
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
@@ -59,7 +59,7 @@ def hugging_face(
         "prefetch_factor": prefetch_factor,
         "max_bad_share": max_bad_share,
     }
-    check_loading(**loading)  # before anything is read
+    DataModule(**loading)  # checks them before anything is read
     kind, splits = open_rows(
         path=path,
         column=column,

@@ -6,16 +6,15 @@ python train.py model=text data=text_lines data.root=corpus.txt
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-from jepa.data.base import StreamData, check_counts, check_loading
-from jepa.data.sources.base import Splits
+from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.sources.splits import Splits
 from jepa.data.stream import Samples, UnreadableSample
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
 from jepa.utils.random import generator
@@ -25,73 +24,52 @@ MOST_CHARACTERS = 4_000_000
 """That a tokenizer is trained on: more would take longer than it helps."""
 
 
-class TextData(StreamData):
+@dataclass(kw_only=True, eq=False)
+class TextData(DataModule):
     """Texts as ids (max_length,) int64 with padding, id 0, at the end.
 
     source: called as source(root=root) and with the columns that are given; returns `Splits` of (text, label).
     text_column, label_column: of tables, by name or number.
-    tokenizer: "train", a file or folder, or a pretrained name; tokenizer_folder: where it is kept, a run's folder, None
-        for nowhere; lower_case: of one that is trained, on at most 4 million characters. See `open_tokenizer`.
-    vocab_size: how many ids the model has; None takes as many as the tokenizer has, and says so in `spec.found`.
+    tokenizer: "train", a file or folder, or a pretrained name; the attribute becomes the `Tokenizer`.
+        tokenizer_folder: where it is kept, a run's folder, None for nowhere; lower_case: of one that is trained, on at
+        most 4 million characters. See `open_tokenizer`.
+    vocab_size: how many ids the model has; None takes as many as the tokenizer has, as stated in `spec.found`.
     max_length: tokens of a sample. Of a longer text, training takes so many in a row at a random place, a new one for
         every view, and evaluation the first.
-    views: how often a training sample is prepared; short texts then come twice alike, and the masks differ.
-    batch_size, num_workers, pin_memory, prefetch_factor, max_bad_share: as of all data, see `StreamData`.
-
-    Raises ValueError for a wrong setting, DataError for data or a tokenizer that is missing or damaged.
+    views: how often a training sample is prepared; the views of a short text are equal, and the masks differ.
     """
 
-    def __init__(
-        self,
-        *,
-        source: Callable[..., Splits],
-        root: str | None = None,
-        text_column: str | int | None = None,
-        label_column: str | int | None = None,
-        tokenizer: str = "train",
-        tokenizer_folder: str | None = None,
-        lower_case: bool = True,
-        vocab_size: int | None = 4096,
-        max_length: int = 64,
-        views: int = 1,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        pin_memory: bool | Literal["auto"] = "auto",
-        prefetch_factor: int = 2,
-        max_bad_share: float = 0.1,
-    ) -> None:
-        loading = {
-            "views": views,
-            "batch_size": batch_size,
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "prefetch_factor": prefetch_factor,
-            "max_bad_share": max_bad_share,
-        }
-        check_loading(**loading)  # before the source is read
-        if max_length < 2:
-            raise ValueError(f"data.max_length={max_length}: masks need at least 2 tokens")
-        if vocab_size is not None:
-            check_counts(vocab_size=vocab_size)
-        given = {"root": None if root is None else os.path.expanduser(root)}
-        given |= {"text_column": text_column, "label_column": label_column}
-        splits = source(**{name: value for name, value in given.items() if value is not None})
-        self.max_length = max_length
+    source: Callable[..., Splits]
+    root: str | None = None
+    text_column: str | int | None = None
+    label_column: str | int | None = None
+    tokenizer: str = "train"
+    tokenizer_folder: str | None = None
+    lower_case: bool = True
+    vocab_size: int | None = 4096
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length < 2:
+            raise ValueError(f"data.max_length={self.max_length}: masks need at least 2 tokens")
+        if self.vocab_size is not None:
+            check_counts(vocab_size=self.vocab_size)
+        splits = read_source(self.source, root=self.root, text_column=self.text_column, label_column=self.label_column)
         self.tokenizer: Tokenizer = open_tokenizer(
-            tokenizer,
+            self.tokenizer,
             texts=_texts(splits.train),
-            vocab_size=vocab_size,
-            lower_case=lower_case,
-            folder=None if tokenizer_folder is None else Path(tokenizer_folder),
+            vocab_size=self.vocab_size,
+            lower_case=self.lower_case,
+            folder=None if self.tokenizer_folder is None else Path(self.tokenizer_folder),
         )
-        self.vocab_size = vocab_size or self.tokenizer.vocab_size
-        super().__init__(
+        self.vocab_size = self.vocab_size or self.tokenizer.vocab_size
+        self.setup(
             splits,
             prepare=self.to_ids,
-            input_shape=(max_length,),
+            input_shape=(self.max_length,),
             found={"vocab_size": self.tokenizer.vocab_size},
-            blank=torch.full((max_length,), PADDING + 1, dtype=torch.int64),
-            **loading,
+            blank=torch.full((self.max_length,), PADDING + 1, dtype=torch.int64),
         )
 
     def to_ids(self, text: str, random: torch.Generator | None = None) -> Tensor:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from jepa.data.base import StreamData
-from jepa.data.sources.base import Splits
+from jepa.data.data_module import DataModule
+from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, SampleOrder
 from jepa.types import Batch
 from jepa.utils.errors import UserError
@@ -25,83 +25,83 @@ PERIOD = 1000
 """Samples after which the interleaving of the parts repeats: shares are met to 1 / 1000."""
 
 
-class MixedData(StreamData):
+@dataclass(kw_only=True, eq=False)
+class MixedData(DataModule):
     """Data sets whose samples have one shape, mixed sample by sample; evaluated on one of them.
 
-    parts: name -> a data set (`StreamData`), of which neither the batch size nor the loader's settings are used here.
-        One that is None is left out.
+    parts: name -> a data set, of which neither the batch size nor the loader's settings are used here. One that is None
+        is left out.
     weights: name -> share of the samples, of any scale; None mixes by size, as if the sets were joined.
     evaluate: the part that probes and validation loss are computed on; None for the first.
     channels, image_size, length, vocab_size: what the model is built with; None takes what the parts have.
-    The other arguments are those of `StreamData`.
 
     Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; of a part the
     samples come in the order they would have by themselves. So ranks, workers and resuming change nothing. An epoch is
-    as many samples as all parts have together.
+    as many samples as all parts have together. Unreadable samples are counted over all parts; the largest
+    max_bad_share of a part is the limit.
 
     Raises ValueError for weights that do not fit the parts, UserError for parts that do not fit together.
     """
 
-    def __init__(
-        self,
-        *,
-        parts: Mapping[str, StreamData | None],
-        weights: Mapping[str, float] | None = None,
-        evaluate: str | None = None,
-        channels: int | None = None,
-        image_size: int | Sequence[int] | None = None,
-        length: int | None = None,
-        vocab_size: int | None = None,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        pin_memory: bool | Literal["auto"] = "auto",
-        prefetch_factor: int = 2,
-    ) -> None:
-        self.parts = {name: part for name, part in parts.items() if part is not None}
+    parts: Mapping[str, DataModule | None]
+    weights: Mapping[str, float] | None = None
+    evaluate: str | None = None
+    channels: int | None = None
+    image_size: int | Sequence[int] | None = None
+    length: int | None = None
+    vocab_size: int | None = None
+    views: int = field(init=False)
+    max_bad_share: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts = {name: part for name, part in self.parts.items() if part is not None}
         if not self.parts:
             raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")
         sizes = {name: part.spec.num_train for name, part in self.parts.items()}
-        weights = sizes if weights is None else weights
+        weights = sizes if self.weights is None else self.weights
         if set(weights) != set(self.parts) or not all(weight > 0 for weight in weights.values()):
             raise ValueError(
                 f"data.weights={dict(weights)}: expected a share above 0 for each of data.parts {list(self.parts)}"
             )
-        evaluate = next(iter(self.parts)) if evaluate is None else evaluate
+        evaluate = next(iter(self.parts)) if self.evaluate is None else self.evaluate
         if evaluate not in self.parts:
             raise ValueError(f"data.evaluate={evaluate!r}: expected one of data.parts {list(self.parts)}")
-        alike = {name: {k: tuple(v.shape) for k, v in part.blank_batch(1).items()} for name, part in self.parts.items()}
-        if any(shapes != alike[evaluate] for shapes in alike.values()):
+        shapes = {n: {k: tuple(v.shape) for k, v in part.blank_batch(1).items()} for n, part in self.parts.items()}
+        if any(shape != shapes[evaluate] for shape in shapes.values()):
             raise UserError(
-                f"data.parts give batches of different shapes: {alike}; set the same sizes and views for all"
+                f"data.parts give batches of different shapes: {shapes}; set the same sizes and views for all"
             )
         self.evaluated = self.parts[evaluate]
-        self.weights = [float(weights[name]) for name in self.parts]
+        self.shares = [float(weights[name]) for name in self.parts]
         self.sizes = list(sizes.values())
-        super().__init__(
-            Splits(train=range(sum(self.sizes)), test=range(self.evaluated.spec.num_test)),
+        self.views = self.evaluated.views
+        self.max_bad_share = max(part.max_bad_share for part in self.parts.values())
+        super().__post_init__()
+        spec = self.evaluated.spec
+        self.setup(
+            Splits(train=range(sum(self.sizes)), test=range(spec.num_test), class_names=spec.class_names),
             prepare=self.evaluated.prepare,
-            input_shape=self.evaluated.spec.input_shape,
-            views=self.evaluated.views,
-            batch_size=batch_size,
-            num_workers=num_workers,
-            pin_memory=pin_memory,
-            prefetch_factor=prefetch_factor,
-            # What is unreadable is counted over all parts; each allows its own share.
-            max_bad_share=max(part._bad["train"].max_share for part in self.parts.values()),
+            input_shape=spec.input_shape,
+            found=self._check_found(),
         )
-        known = found_in(self.evaluated)
-        stated = {"channels": channels, "image_size": image_size, "length": length, "vocab_size": vocab_size}
-        for name, value in stated.items():
+        for name in ("raw_features", "words"):  # what raw input is, for evaluation, and ids as text, for previews
+            if hasattr(self.evaluated, name):
+                setattr(self, name, getattr(self.evaluated, name))
+
+    def _check_found(self) -> dict[str, Any]:
+        """The sizes that a model of these samples is built with. Raises UserError where others were asked for."""
+        spec = self.evaluated.spec
+        shape = spec.input_shape
+        known = {"channels": shape[0], "image_size": list(shape[1:])} if len(shape) == 3 else {}
+        known |= spec.found
+        for name in ("channels", "image_size", "length", "vocab_size"):
+            value = getattr(self, name)
             value = [value, value] if name == "image_size" and isinstance(value, int) else value
             if value is not None and as_tuple(value) != as_tuple(known.get(name)):
                 raise UserError(
                     f"data.{name}={value}, but the parts have {known.get(name, 'no such size')}: leave it out"
                 )
-        spec = self.evaluated.spec
-        self.spec = replace(self.spec, classes=spec.classes, class_names=spec.class_names, found=known)
-        for name in ("raw_features", "words"):  # what raw input is, for evaluation, and ids as text, for previews
-            if hasattr(self.evaluated, name):
-                setattr(self, name, getattr(self.evaluated, name))
+        return known
 
     @property
     def bad_samples(self) -> dict[str, str]:
@@ -110,32 +110,34 @@ class MixedData(StreamData):
 
     def order(self, seed: int) -> SampleOrder:
         """The samples of every step, numbered through the parts one after another."""
-        return MixedOrder(sizes=self.sizes, weights=self.weights, batch_size=self.batch_size, seed=seed)
+        return MixedOrder(sizes=self.sizes, weights=self.shares, batch_size=self.batch_size, seed=seed)
 
     def evaluation_batches(
         self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
     ) -> Iterator[Batch]:
-        """Of the evaluated part, as `StreamData.evaluation_batches`."""
+        """Of the evaluated part, as `DataModule.evaluation_batches`."""
         return self.evaluated.evaluation_batches(split, batch_size=batch_size, limit=limit)
 
     def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """Of the evaluated part, as `StreamData.validation_batches`."""
+        """Of the evaluated part, as `DataModule.validation_batches`."""
         return self.evaluated.validation_batches(batch_size=batch_size)
 
     def view_batches(
         self, split: Literal["train", "test"], *, views: int, batch_size: int, limit: int | None = None, seed: int = 0
     ) -> Iterator[Batch]:
-        """Of the evaluated part, as `StreamData.view_batches`."""
+        """Of the evaluated part, as `DataModule.view_batches`."""
         return self.evaluated.view_batches(split, views=views, batch_size=batch_size, limit=limit, seed=seed)
 
     def blank_batch(self, count: int) -> Batch:
-        """Of the evaluated part, as `StreamData.blank_batch`."""
+        """Of the evaluated part, as `DataModule.blank_batch`."""
         return self.evaluated.blank_batch(count)
 
-    def _batches(
-        self, split: str, *, seed: int | None, views: int | None, bad_limit: float
+    def batch_maker(
+        self, split: str, *, seed: int | None, views: int | None = None, bad_limit: float
     ) -> Callable[[Request], Batch]:
-        makers = [part._batches(split, seed=seed, views=views, bad_limit=bad_limit) for part in self.parts.values()]
+        """See `DataModule.batch_maker`."""
+        settings = {"seed": seed, "views": views, "bad_limit": bad_limit}
+        makers = [part.batch_maker(split, **settings) for part in self.parts.values()]
         return _MixedBatches(makers, [0, *accumulate(self.sizes)])
 
 
@@ -204,13 +206,6 @@ class _MixedBatches:
         for name in set.intersection(*(set(batch) for batch in made)):
             joined[name] = torch.cat([batch[name] for batch in made])[order]
         return joined
-
-
-def found_in(data: StreamData) -> dict[str, Any]:
-    """The sizes that a model of this data's samples is built with."""
-    shape = data.spec.input_shape
-    pictures = {"channels": shape[0], "image_size": list(shape[1:])} if len(shape) == 3 else {}
-    return {**pictures, **data.spec.found}
 
 
 def as_tuple(value: Any) -> tuple:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.data.sources.base import Splits, TensorImages
-from jepa.data.sources.clips import TensorVideo
-from jepa.data.sources.grey import mnist
+from jepa.data.sources.decoders import TensorVideo
+from jepa.data.sources.small_images import mnist
+from jepa.data.sources.splits import Splits, TensorImages
 from jepa.utils.random import generator
 
 
