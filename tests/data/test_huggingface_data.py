@@ -55,8 +55,9 @@ def refused(**changes) -> str:
 
 
 def build(**changes):
+    config = OmegaConf.load(CONFIG)
     config = OmegaConf.merge(
-        OmegaConf.load(CONFIG),
+        OmegaConf.masked_copy(config, [key for key in config if key != "hints"]),  # those are for other groups
         {"batch_size": 4, "vocab_size": 300, "max_length": 8, "image_size": 8, "text": {"tokenizer_folder": None}},
         {"sample_rate": 8000, "spectrogram": {"sample_rate": 8000}},
         changes,
