@@ -1,32 +1,33 @@
-"""Data: sources of samples, augmentation, and the sample stream that brings batches."""
+"""Data: sources of samples, augmentation, and the sample stream that brings batches.
 
-from jepa.data.audio_data import AudioData, SoundAugment
-from jepa.data.data_module import DataModule
-from jepa.data.huggingface_data import hugging_face
-from jepa.data.image_augment import Augment
-from jepa.data.image_data import ImageData
-from jepa.data.mixed_data import MixedData
-from jepa.data.paired_data import PairedData, PicturesAndCaptions, WrittenAndSpokenDigits
-from jepa.data.series_augment import SeriesAugment
-from jepa.data.series_data import SeriesData
-from jepa.data.task_data import TaskData
-from jepa.data.text_data import TextData
-from jepa.data.video_data import VideoData
+Classes are imported when they are used, as each modality brings libraries along.
+"""
 
-__all__ = [
-    "AudioData",
-    "Augment",
-    "DataModule",
-    "ImageData",
-    "MixedData",
-    "PairedData",
-    "PicturesAndCaptions",
-    "SeriesAugment",
-    "SeriesData",
-    "SoundAugment",
-    "TaskData",
-    "TextData",
-    "VideoData",
-    "WrittenAndSpokenDigits",
-    "hugging_face",
-]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+FILES = {
+    "AudioData": "audio_data",
+    "SoundAugment": "audio_data",
+    "DataModule": "data_module",
+    "hugging_face": "huggingface_data",
+    "Augment": "image_augment",
+    "ImageData": "image_data",
+    "MixedData": "mixed_data",
+    "PairedData": "paired_data",
+    "PicturesAndCaptions": "paired_data",
+    "WrittenAndSpokenDigits": "paired_data",
+    "SeriesAugment": "series_augment",
+    "SeriesData": "series_data",
+    "TaskData": "task_data",
+    "TextData": "text_data",
+    "VideoData": "video_data",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in FILES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{FILES[name]}"), name)

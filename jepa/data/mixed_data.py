@@ -7,10 +7,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,7 +84,10 @@ class MixedData(DataModule):
             input_shape=spec.input_shape,
             found=self._check_found(),
         )
-        for name in ("raw_features", "words"):  # what raw input is, for evaluation, and ids as text, for previews
+        for name in (
+            *("evaluation_batches", "validation_batches", "view_batches", "blank_batch"),
+            *("raw_features", "words"),  # of some kinds of data
+        ):
             if hasattr(self.evaluated, name):
                 setattr(self, name, getattr(self.evaluated, name))
 
@@ -111,26 +114,6 @@ class MixedData(DataModule):
     def order(self, seed: int) -> SampleOrder:
         """The samples of every step, numbered through the parts one after another."""
         return MixedOrder(sizes=self.sizes, weights=self.shares, batch_size=self.batch_size, seed=seed)
-
-    def evaluation_batches(
-        self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
-    ) -> Iterator[Batch]:
-        """Of the evaluated part, as `DataModule.evaluation_batches`."""
-        return self.evaluated.evaluation_batches(split, batch_size=batch_size, limit=limit)
-
-    def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """Of the evaluated part, as `DataModule.validation_batches`."""
-        return self.evaluated.validation_batches(batch_size=batch_size)
-
-    def view_batches(
-        self, split: Literal["train", "test"], *, views: int, batch_size: int, limit: int | None = None, seed: int = 0
-    ) -> Iterator[Batch]:
-        """Of the evaluated part, as `DataModule.view_batches`."""
-        return self.evaluated.view_batches(split, views=views, batch_size=batch_size, limit=limit, seed=seed)
-
-    def blank_batch(self, count: int) -> Batch:
-        """Of the evaluated part, as `DataModule.blank_batch`."""
-        return self.evaluated.blank_batch(count)
 
     def batch_maker(
         self, split: str, *, seed: int | None, views: int | None = None, bad_limit: float

@@ -123,7 +123,7 @@ def test_without_network_the_error_says_which_files_go_where(tmp_path, offline, 
 
 
 def test_no_download_is_tried_when_it_is_switched_off(tmp_path, offline):
-    with pytest.raises(DataError, match="download=false"):
+    with pytest.raises(DataError, match=r"data\.source\.download=false"):
         mnist(root=str(tmp_path), download=False)
     assert not offline
 

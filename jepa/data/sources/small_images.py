@@ -15,10 +15,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision import datasets
-from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
 
-from jepa.data.sources.download import fetch, missing_files
+from jepa.data.sources.download import download_file
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.utils.errors import DataError
 
@@ -54,7 +52,7 @@ def mnist(*, root: str, download: bool = True) -> Splits:
     is written where they exist. Otherwise they are downloaded. Raises DataError if they are damaged or out of
     reach.
     """
-    return _read_splits(datasets.MNIST, Path(root), download=download)
+    return _read_splits("MNIST", Path(root), download=download)
 
 
 def fashion_mnist(*, root: str, download: bool = True) -> Splits:
@@ -63,25 +61,24 @@ def fashion_mnist(*, root: str, download: bool = True) -> Splits:
 
     Files and errors as for `mnist`, with the folder FashionMNIST/raw.
     """
-    return _read_splits(datasets.FashionMNIST, Path(root), download=download)
+    return _read_splits("FashionMNIST", Path(root), download=download)
 
 
-def _read_splits(facts: type[datasets.MNIST], root: Path, *, download: bool) -> Splits:
-    """facts: torchvision's class, for the name, classes, addresses and md5 sums of the files."""
-    name = facts.__name__
+def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
+    """name: of torchvision's class, which has the classes, addresses and md5 sums of the files."""
+    from torchvision import datasets  # here, as other data do without it
+
+    facts = getattr(datasets, name)
     files = [file for pair in IDX_FILES.values() for file in pair]
     places = (root, root / name / "raw", root / "raw")
     folder = next((place for place in places if all(_find_file(place, file) for file in files)), None)
     if folder is None:
         folder = root / name / "raw"
+        wanted = [file for file, _ in facts.resources]
         for file, md5 in facts.resources:
             if not (folder / file).is_file():
-                try:
-                    if not download:
-                        raise OSError("download=false")
-                    fetch(folder / file, urls=[mirror + file for mirror in facts.mirrors], md5=md5)
-                except OSError as error:
-                    raise missing_files(name, root, [file for file, _ in facts.resources], str(error)) from error
+                urls = [mirror + file for mirror in facts.mirrors]
+                download_file(folder / file, urls=urls, md5=md5, allowed=download, name=name, root=root, wanted=wanted)
     splits = {}
     for split, pair in IDX_FILES.items():
         images, labels = (read_idx(_find_file(folder, file)) for file in pair)
@@ -103,6 +100,8 @@ def _find_file(folder: Path, name: str) -> Path | None:
 
 def read_idx(path: Path) -> Tensor:
     """The tensor in an idx file, gzipped if its name ends so. Raises DataError if it is damaged."""
+    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
+
     try:
         if path.suffix != ".gz":
             return read_sn3_pascalvincent_tensor(str(path))
@@ -121,7 +120,9 @@ def cifar10(*, root: str, download: bool = True) -> Splits:
     that folder. Otherwise the tar file is downloaded to it. Raises DataError if it is damaged or out of
     reach.
     """
-    facts, folder = datasets.CIFAR10, Path(root)
+    from torchvision.datasets import CIFAR10 as facts
+
+    folder = Path(root)
     names = [name for name, _ in (*facts.train_list, *facts.test_list)] + [facts.meta["filename"]]
     places = (folder, folder / facts.base_folder)
     origin = next((place for place in places if all((place / name).is_file() for name in names)), None)
@@ -130,13 +131,9 @@ def cifar10(*, root: str, download: bool = True) -> Splits:
     else:
         origin = folder / facts.filename
         if not origin.is_file():
-            try:
-                if not download:
-                    raise OSError("download=false")
-                fetch(origin, urls=[facts.url], md5=facts.tgz_md5)
-            except OSError as error:
-                wanted = [f"{facts.filename}   or the folder {facts.base_folder} with {', '.join(names)}"]
-                raise missing_files("CIFAR10", folder, wanted, str(error)) from error
+            wanted = [f"{facts.filename}   or the folder {facts.base_folder} with {', '.join(names)}"]
+            source = {"urls": [facts.url], "md5": facts.tgz_md5}
+            download_file(origin, **source, allowed=download, name="CIFAR10", root=folder, wanted=wanted)
         try:
             with tarfile.open(origin) as archive:
                 members = {Path(member.name).name: member for member in archive if member.isfile()}

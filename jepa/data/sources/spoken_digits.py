@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from jepa.data.sources.decoders import Sound, decode_sound
-from jepa.data.sources.download import fetch
+from jepa.data.sources.download import download_file
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
@@ -84,17 +84,13 @@ def _fsdd_place(root: Path, *, download: bool) -> Path:
         if archives:
             return sorted(archives)[0]
     target = root / "free-spoken-digit-dataset.tar.gz"
-    reason = "data.source.download=false"
-    if download:
-        try:
-            fetch(target, urls=[FSDD_URL], md5=None)
-            return target
-        except OSError as error:
-            reason = str(error)
-    raise DataError(
-        f"the Free Spoken Digit Dataset is not in data.root={root} and was not downloaded ({reason}). Put its "
-        "recordings there (0_george_0.wav, ...) or an archive of them (fsdd.tar.xz), or point data.root to either"
-    )
+    wanted = [
+        "the recordings (0_george_0.wav, ...)",
+        "or an archive of them (fsdd.tar.xz), to which data.root may point",
+    ]
+    name = "the Free Spoken Digit Dataset"
+    download_file(target, urls=[FSDD_URL], md5=None, allowed=download, name=name, root=root, wanted=wanted)
+    return target
 
 
 def _fsdd_folder(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jepa.data.sources.download import fetch, missing_files
+from jepa.data.sources.download import download_file
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
@@ -133,20 +133,14 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
         names = (f"wiki.{split}.tokens", f"{split}.txt")
         candidates = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
         path = next((path for path in candidates if path.is_file()), None)
-        found[split] = path or _download_wikitext2(folder, f"{split}.txt", download=download)
+        if path is None:
+            path = folder / f"{split}.txt"
+            source = {"urls": [WIKITEXT2_URL + path.name], "md5": WIKITEXT2_MD5[path.name]}
+            wanted = ["wiki.train.tokens and wiki.test.tokens", "or train.txt and test.txt; gzipped if you like"]
+            download_file(path, **source, allowed=download, name="WikiText-2", root=folder, wanted=wanted)
+        found[split] = path
     paragraphs = {split: _paragraphs(path) for split, path in found.items()}
     return Splits(**{split: Texts(texts, name=str(found[split])) for split, texts in paragraphs.items()})
-
-
-def _download_wikitext2(folder: Path, name: str, *, download: bool) -> Path:
-    try:
-        if not download:
-            raise OSError("download=false")
-        fetch(folder / name, urls=[WIKITEXT2_URL + name], md5=WIKITEXT2_MD5[name])
-    except OSError as error:
-        wanted = ["wiki.train.tokens and wiki.test.tokens", "or train.txt and test.txt; gzipped if you like"]
-        raise missing_files("WikiText-2", folder, wanted, str(error)) from error
-    return folder / name
 
 
 def _paragraphs(path: Path) -> list[str]:
