@@ -5,6 +5,7 @@
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
@@ -21,6 +22,20 @@ VALIDATION_SEED = 0
 
 Prepare = Callable[[Any, torch.Generator | None], Tensor]
 """(input of a source, generator, or None where nothing is random) -> the tensor of one sample."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches of a split are made.
+
+    seed: None for evaluation, where nothing is random. views: of each sample, which then come as `views`; None takes
+    what training has. bad_limit: more unreadable samples than that end the reading.
+    """
+
+    split: str
+    seed: int | None
+    views: int | None
+    bad_limit: float
 
 
 @dataclass(kw_only=True, eq=False)
@@ -151,32 +166,50 @@ class DataModule:
             return {"views": self.blank.expand(count, self.views, *self.blank.shape).clone()}
         return {"x": self.blank.expand(count, *self.blank.shape).clone()}
 
-    def batch_maker(
-        self, split: str, *, seed: int | None, views: int | None = None, bad_limit: float
-    ) -> Callable[[Request], Batch]:
-        """Return the function that reads and prepares the samples of a request, in a worker if there are any.
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """Read and prepare the samples of a request, in a worker if there are any.
 
-        seed: None for evaluation. views: None takes those of training; a number always gives `views`.
+        The key `bad` has the unreadable samples, name -> reason; the next ones take their place.
         """
-        return PreparedBatches(**self._maker_settings(split, seed=seed, views=views, bad_limit=bad_limit))
+        samples = self.splits[reading.split]
+        bad: dict[str, str] = {}
+        inputs, labels = [], []
+        for counter, index in zip(request.counters, request.indices):
 
-    def _maker_settings(self, split: str, *, seed: int | None, views: int | None, bad_limit: float) -> dict[str, Any]:
-        return {
-            "samples": self.splits[split],
-            "prepare": self.prepare,
-            "views": views or self.views,
-            "stacked": self.has_several_views if views is None else True,
-            "seed": seed,
-            "labelled": self.spec.classes is not None,
-            "bad_limit": bad_limit,
-        }
+            def sample(index: int, counter: int = counter) -> tuple[dict[str, Tensor], int | None]:
+                value, label = samples[index]
+                return self.make_inputs(value, counter, reading), label  # which may decode, as of videos
+
+            made, label = read_or_next(sample, index, total=len(samples), bad=bad, limit=reading.bad_limit)
+            inputs.append(made)
+            labels.append(label)
+        batch: Batch = {name: torch.stack([made[name] for made in inputs]) for name in inputs[0]}
+        return self.with_labels(batch | {"bad": bad}, labels)
+
+    def make_inputs(self, value: Any, counter: int, reading: Reading) -> dict[str, Tensor]:
+        """The tensors of one sample: `x`, or `views` (V, ...), random by the seed and the sample's counter."""
+        if reading.seed is None:
+            return {"x": self.prepare(value, None)}
+        random = generator("cpu", reading.seed, "augment", counter)
+        if not self.gives_views(reading):
+            return {"x": self.prepare(value, random)}
+        return {"views": torch.stack([self.prepare(value, random) for _ in range(reading.views or self.views)])}
+
+    def gives_views(self, reading: Reading) -> bool:
+        """Whether batches hold `views` rather than `x`."""
+        return reading.seed is not None and (reading.views is not None or self.has_several_views)
+
+    def with_labels(self, batch: Batch, labels: Any) -> Batch:
+        """The batch with `label` (b,) int64, where the data has labels."""
+        labelled = self.spec.classes is not None
+        return batch | {"label": torch.as_tensor(labels, dtype=torch.int64)} if labelled else batch
 
     def _load(
         self, split: str, requests: Iterable[Request], *, seed: int | None, views: int | None = None
     ) -> Iterator[Batch]:
         bad = self.bad[split]
         return load(
-            self.batch_maker(split, seed=seed, views=views, bad_limit=bad.limit),
+            partial(self.make_batch, reading=Reading(split, seed=seed, views=views, bad_limit=bad.limit)),
             requests,
             bad=bad,
             num_workers=self.num_workers,
@@ -184,55 +217,6 @@ class DataModule:
             # Pinning without a GPU only makes torch warn.
             pin_memory=bool(self.pin_memory) and torch.cuda.is_available(),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedBatches:
-    """Makes a batch of one sample after another, each from a generator of its own; the fields: see `DataModule`.
-
-    stacked: whether training samples come as `views`. seed: None to evaluate.
-    """
-
-    samples: Samples
-    prepare: Prepare
-    views: int
-    stacked: bool
-    seed: int | None
-    labelled: bool
-    bad_limit: float
-
-    def __call__(self, request: Request) -> Batch:
-        bad: dict[str, str] = {}
-        parts, labels = [], []
-        for counter, index in zip(request.counters, request.indices):
-            # Preparing is part of reading, as some inputs (videos) are decoded there.
-            part, label = read_or_next(
-                lambda i, counter=counter: self._sample(i, counter),
-                index,
-                total=len(self.samples),
-                bad=bad,
-                limit=self.bad_limit,
-            )
-            parts.append(part)
-            labels.append(label)
-        batch: Batch = {name: torch.stack([part[name] for part in parts]) for name in parts[0]}
-        return self.with_labels(batch | {"bad": bad}, labels)
-
-    def with_labels(self, batch: Batch, labels: Any) -> Batch:
-        """The batch with `label` (b,) int64, where the data has labels."""
-        return batch | {"label": torch.as_tensor(labels, dtype=torch.int64)} if self.labelled else batch
-
-    def _sample(self, index: int, counter: int) -> tuple[dict[str, Tensor], int | None]:
-        value, label = self.samples[index]
-        return self._inputs(value, counter), label
-
-    def _inputs(self, value: Any, counter: int) -> dict[str, Tensor]:
-        if self.seed is None:
-            return {"x": self.prepare(value, None)}
-        random = generator("cpu", self.seed, "augment", counter)
-        if not self.stacked:
-            return {"x": self.prepare(value, random)}
-        return {"views": torch.stack([self.prepare(value, random) for _ in range(self.views)])}
 
 
 def read_source(source: Callable[..., Any], **settings: Any) -> Any:

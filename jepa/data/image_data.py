@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, PreparedBatches, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform, height_and_width
 from jepa.data.sources.splits import Splits, TensorImages
@@ -86,58 +86,34 @@ class ImageData(DataModule):
             blank["local_views"] = torch.zeros(count, self.local_views, self.channels, *self.local_transform.size)
         return blank
 
-    def batch_maker(
-        self, split: str, *, seed: int | None, views: int | None = None, bad_limit: float
-    ) -> Callable[[Request], Batch]:
-        """See `DataModule.batch_maker`."""
-        return _ImageBatches(
-            **self._maker_settings(split, seed=seed, views=views, bad_limit=bad_limit),
-            local_transform=self.local_transform if views is None else None,
-            local_views=self.local_views,
-        )
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """See `DataModule.make_batch`; images in memory are augmented all at once."""
+        samples = self.splits[reading.split]
+        if not isinstance(samples, TensorImages):
+            return super().make_batch(request, reading)
+        batch = self._augmented(samples.images[request.indices], request.counters, reading)
+        return self.with_labels(batch, None if samples.labels is None else samples.labels[request.indices])
 
+    def make_inputs(self, value: Image.Image | Tensor, counter: int, reading: Reading) -> dict[str, Tensor]:
+        """See `DataModule.make_inputs`."""
+        images = value if isinstance(value, Image.Image) else value[None]
+        return {name: made[0] for name, made in self._augmented(images, [counter], reading).items()}
 
-@dataclass(frozen=True, kw_only=True)
-class _ImageBatches(PreparedBatches):
-    """Augments images in memory a batch at a time, files one by one. prepare: an `ImageTransform`."""
-
-    local_transform: ImageTransform | None
-    local_views: int
-
-    def __call__(self, request: Request) -> Batch:
-        if isinstance(self.samples, TensorImages):
-            images, labels = self.samples.images[request.indices], self.samples.labels
-            batch = self._augmented(images, request.counters)
-            return self.with_labels(batch, labels if labels is None else labels[request.indices])
-        return super().__call__(request)
-
-    def _inputs(self, value: Any, counter: int) -> dict[str, Tensor]:
-        made = self._augmented(value if isinstance(value, Image.Image) else value[None], [counter])
-        return {name: tensor[0] for name, tensor in made.items()}
-
-    def _augmented(self, images: Image.Image | Tensor, counters: Sequence[int]) -> Batch:
+    def _augmented(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
         """Inputs of one PIL image, or of uint8 (b, C, h, w), whose counters these are."""
-        if self.seed is None:
-            return {"x": self.prepare.plain(images)}
-        views = self._views(self.prepare, self.views, "augment", images, counters)
-        batch: Batch = {"views": views} if self.stacked else {"x": views.squeeze(1)}
-        if self.local_transform is not None:
-            batch["local_views"] = self._views(
-                self.local_transform, self.local_views, "augment/local", images, counters
-            )
-        return batch
 
-    def _views(
-        self,
-        transform: ImageTransform,
-        views: int,
-        stream: str,
-        images: Image.Image | Tensor,
-        counters: Sequence[int],
-    ) -> Tensor:
-        """Views (b, V, C, H, W), each a function of the seed, the stream and the sample's counter."""
-        augment = transform.augment
-        if augment is None:  # nothing is random
-            return transform.plain(images).unsqueeze(1).expand(-1, views, -1, -1, -1)
-        randoms = (generator("cpu", self.seed, stream, counter) for counter in counters)
-        return transform.augmented(images, torch.stack([augment.draw(views, random) for random in randoms]))
+        def views(transform: ImageTransform, count: int, stream: str) -> Tensor:
+            """(b, V, C, H, W), each a function of the seed, the stream and the sample's counter."""
+            augment = transform.augment
+            if augment is None:  # nothing is random
+                return transform.plain(images).unsqueeze(1).expand(-1, count, -1, -1, -1)
+            randoms = (generator("cpu", reading.seed, stream, counter) for counter in counters)
+            return transform.augmented(images, torch.stack([augment.draw(count, random) for random in randoms]))
+
+        if reading.seed is None:
+            return {"x": self.transform.plain(images)}
+        made = views(self.transform, reading.views or self.views, "augment")
+        batch: Batch = {"views": made} if self.gives_views(reading) else {"x": made.squeeze(1)}
+        if self.local_transform is not None and reading.views is None:
+            batch["local_views"] = views(self.local_transform, self.local_views, "augment/local")
+        return batch

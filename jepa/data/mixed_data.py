@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule
+from jepa.data.data_module import DataModule, Reading
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, SampleOrder
 from jepa.types import Batch
@@ -115,13 +115,23 @@ class MixedData(DataModule):
         """The samples of every step, numbered through the parts one after another."""
         return MixedOrder(sizes=self.sizes, weights=self.shares, batch_size=self.batch_size, seed=seed)
 
-    def batch_maker(
-        self, split: str, *, seed: int | None, views: int | None = None, bad_limit: float
-    ) -> Callable[[Request], Batch]:
-        """See `DataModule.batch_maker`."""
-        settings = {"seed": seed, "views": views, "bad_limit": bad_limit}
-        makers = [part.batch_maker(split, **settings) for part in self.parts.values()]
-        return _MixedBatches(makers, [0, *accumulate(self.sizes)])
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """Have each part make its samples of a request, and put them in order."""
+        offsets = [0, *accumulate(self.sizes)]
+        owners = [bisect_right(offsets, index) - 1 for index in request.indices]
+        made: list[Batch] = []
+        places: list[int] = []
+        for number, part in enumerate(self.parts.values()):
+            if mine := [place for place, owner in enumerate(owners) if owner == number]:
+                counters = [request.counters[place] for place in mine]
+                indices = [request.indices[place] - offsets[number] for place in mine]
+                made.append(part.make_batch(Request(counters, indices), reading))
+                places += mine
+        order = torch.tensor(places).argsort()
+        joined: Batch = {"bad": {name: why for batch in made for name, why in batch.pop("bad", {}).items()}}
+        for name in set.intersection(*(set(batch) for batch in made)):
+            joined[name] = torch.cat([batch[name] for batch in made])[order]
+        return joined
 
 
 class MixedOrder(SampleOrder):
@@ -164,31 +174,6 @@ def interleave(weights: Sequence[float], length: int) -> Tensor:
     if missing := set(range(len(weights))) - set(places):
         raise ValueError(f"data.weights={list(weights)}: part {min(missing)} has less than 1 in {length} samples")
     return torch.tensor(places)
-
-
-@dataclass(frozen=True)
-class _MixedBatches:
-    """Has each part make its samples of a request and puts them in order."""
-
-    makers: Sequence[Callable[[Request], Batch]]
-    offsets: Sequence[int]
-
-    def __call__(self, request: Request) -> Batch:
-        owners = [bisect_right(self.offsets, index) - 1 for index in request.indices]
-        made: list[Batch] = []
-        places: list[int] = []
-        for part, make in enumerate(self.makers):
-            mine = [place for place, owner in enumerate(owners) if owner == part]
-            if mine:
-                counters = [request.counters[place] for place in mine]
-                indices = [request.indices[place] - self.offsets[part] for place in mine]
-                made.append(make(Request(counters, indices)))
-                places += mine
-        order = torch.tensor(places).argsort()
-        joined: Batch = {"bad": {name: why for batch in made for name, why in batch.pop("bad", {}).items()}}
-        for name in set.intersection(*(set(batch) for batch in made)):
-            joined[name] = torch.cat([batch[name] for batch in made])[order]
-        return joined
 
 
 def as_tuple(value: Any) -> tuple:

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import VALIDATION_SEED, DataModule
+from jepa.data.data_module import VALIDATION_SEED, DataModule, Reading
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, Samples
 from jepa.types import Batch
@@ -72,16 +73,33 @@ class PairedData(DataModule):
         """A training batch of `count` samples without content."""
         return {"x": {name: data.blank_batch(count)["x"] for name, data in self.modalities.items()}}
 
-    def batch_maker(
-        self, split: str, *, seed: int | None, views: int | None = None, bad_limit: float
-    ) -> Callable[[Request], Batch]:
-        """Makes {"x": {name: (b, ...)}, "label": (b,)}; in evaluation nothing is missing."""
-        makers = {
-            name: data.batch_maker(split, seed=seed, views=views, bad_limit=bad_limit)
-            for name, data in self.modalities.items()
-        }
-        missing = self.missing if seed is not None else {}
-        return _PairedBatches(makers, self.anchor, self.partners[split], missing, seed)
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """Make {"x": {name: (b, ...)}, "label": (b,)}; in evaluation nothing is missing."""
+        partners = self.partners[reading.split]
+        labels = partners.labels[torch.as_tensor(request.indices)]
+        chosen = [self._choose(counter, int(label), reading) for counter, label in zip(request.counters, labels)]
+        bad: dict[str, str] = {}
+        x = {}
+        for name, data in self.modalities.items():
+            indices = request.indices if name == self.anchor else [partner[name] for partner, _ in chosen]
+            absent = torch.tensor([name in absent for _, absent in chosen])
+            make = partial(data.make_batch, reading=reading)
+            x[name] = empty_where(read_or_empty(make, request.counters, indices, bad), absent)
+        return {"x": x, "label": labels, "bad": bad}
+
+    def _choose(self, counter: int, label: int, reading: Reading) -> tuple[dict[str, int], set[str]]:
+        """The partners' indices, and the modalities that are left out."""
+        random = generator("cpu", VALIDATION_SEED if reading.seed is None else reading.seed, "partner", counter)
+        draws = torch.rand(2, len(self.modalities), generator=random)
+        partners = {}
+        for draw, (name, by_label) in zip(draws[0], self.partners[reading.split].by_label.items()):
+            candidates = by_label[label]
+            partners[name] = int(candidates[int(draw * len(candidates))])
+        missing = {} if reading.seed is None else self.missing
+        # The modality that is least likely to be left out by its draw is kept.
+        margin = {name: float(draw) - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
+        absent = {name for name, value in margin.items() if value < 0}
+        return partners, absent - {max(margin, key=margin.get)}
 
     def _find_partners(self, split: str) -> _Partners:
         labels = {name: labels_of(name, data.splits[split]) for name, data in self.modalities.items()}
@@ -139,41 +157,6 @@ class _Partners:
 
     labels: Tensor
     by_label: Mapping[str, Mapping[int, Tensor]]
-
-
-@dataclass(frozen=True)
-class _PairedBatches:
-    """Reads the pairs of a request, in a worker if there are any. seed: None to evaluate."""
-
-    makers: Mapping[str, Callable[[Request], Batch]]
-    anchor: str
-    partners: _Partners
-    missing: Mapping[str, float]
-    seed: int | None
-
-    def __call__(self, request: Request) -> Batch:
-        labels = self.partners.labels[torch.as_tensor(request.indices)]
-        chosen = [self._choose(counter, int(label)) for counter, label in zip(request.counters, labels)]
-        bad: dict[str, str] = {}
-        x = {}
-        for name, make in self.makers.items():
-            indices = request.indices if name == self.anchor else [partner[name] for partner, _ in chosen]
-            absent = torch.tensor([name in absent for _, absent in chosen])
-            x[name] = empty_where(read_or_empty(make, request.counters, indices, bad), absent)
-        return {"x": x, "label": labels, "bad": bad}
-
-    def _choose(self, counter: int, label: int) -> tuple[dict[str, int], set[str]]:
-        """The partners' indices, and the modalities that are left out."""
-        random = generator("cpu", VALIDATION_SEED if self.seed is None else self.seed, "partner", counter)
-        draws = torch.rand(2, len(self.makers), generator=random)
-        partners = {}
-        for draw, (name, by_label) in zip(draws[0], self.partners.by_label.items()):
-            candidates = by_label[label]
-            partners[name] = int(candidates[int(draw * len(candidates))])
-        # What is least likely to be left out by its draw is kept.
-        margin = {name: float(draw) - self.missing.get(name, 0.0) for name, draw in zip(self.makers, draws[1])}
-        absent = {name for name, value in margin.items() if value < 0}
-        return partners, absent - {max(margin, key=margin.get)}
 
 
 def read_or_empty(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, PreparedBatches, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.series_augment import SeriesAugment
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
 from jepa.data.sources.splits import Splits
@@ -123,12 +123,19 @@ class SeriesData(DataModule):
         sums, counts = (F.adaptive_avg_pool1d(each, steps) for each in (x.nan_to_num(0.0), seen))
         return (sums / counts.clamp(min=1e-6)).flatten(1)
 
-    def batch_maker(
-        self, split: str, *, seed: int | None, views: int | None = None, bad_limit: float
-    ) -> Callable[[Request], Batch]:
-        """See `DataModule.batch_maker`."""
-        settings = self._maker_settings(split, seed=seed, views=views, bad_limit=bad_limit)
-        return _SeriesBatches(**settings, augment=self.augment, normalise=self.normalise)
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """See `DataModule.make_batch`; the views of all windows are made at once."""
+        windows, labels = zip(*(self.splits[reading.split][index] for index in request.indices))
+        x = torch.stack(windows)  # (b, C, T)
+        views = (reading.views or self.views) if self.gives_views(reading) else 1
+        x = x.repeat_interleave(views, dim=0)
+        if reading.seed is not None and self.augment is not None:
+            randoms = (generator("cpu", reading.seed, "augment", counter) for counter in request.counters)
+            drawn = [self.augment.draw(views, tuple(x.shape[1:]), random) for random in randoms]
+            x = self.augment.apply(x, *(torch.cat(each) for each in zip(*drawn)))
+        x = normalised(x, self.normalise)[0]
+        batch = {"views": x.unflatten(0, (-1, views))} if self.gives_views(reading) else {"x": x}
+        return self.with_labels(batch, labels)
 
 
 class WindowSamples:
@@ -198,32 +205,6 @@ class ForecastWindows:
         window, future = both.split([self.window_size, self.horizon], dim=2)
         x, level, scale = normalised(window, self.normalise)
         return x, future, level, scale, window
-
-
-@dataclass(frozen=True, kw_only=True)
-class _SeriesBatches(PreparedBatches):
-    """Takes the windows of a request and makes their views all at once."""
-
-    augment: SeriesAugment | None
-    normalise: str
-
-    def __call__(self, request: Request) -> Batch:
-        windows, labels = zip(*(self.samples[index] for index in request.indices))
-        x = torch.stack(windows)  # (b, C, T)
-        if self.seed is None or not self.stacked:
-            batch = {"x": normalised(self._augmented(x, 1, request.counters), self.normalise)[0]}
-        else:
-            views = self._augmented(x.repeat_interleave(self.views, dim=0), self.views, request.counters)
-            batch = {"views": normalised(views, self.normalise)[0].unflatten(0, (-1, self.views))}
-        return self.with_labels(batch, labels)
-
-    def _augmented(self, x: Tensor, views: int, counters: Sequence[int]) -> Tensor:
-        """Views (b * views, C, T), each a function of the seed and the sample's counter."""
-        if self.seed is None or self.augment is None:
-            return x
-        shape = tuple(x.shape[1:])
-        draws = [self.augment.draw(views, shape, generator("cpu", self.seed, "augment", c)) for c in counters]
-        return self.augment.apply(x, *(torch.cat(each) for each in zip(*draws)))
 
 
 def part(timeline: Timeline, split: str, lookback: int) -> list[Tensor]:
