@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -70,26 +71,20 @@ class SoundAugment:
         return wave
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareSound:
-    """A sound to x (1, length): resampled to sample_rate, cropped, and padded with NaN at its end.
+def prepare_sound(
+    sound: Sound, random: torch.Generator | None, *, sample_rate: int, length: int, augment: SoundAugment | None = None
+) -> Tensor:
+    """A sound as x (1, length) float32: resampled to sample_rate, cropped, and padded with NaN at its end.
 
     Longer sounds are cropped, at random in training and at their centre in evaluation.
     """
-
-    sample_rate: int
-    length: int
-    augment: SoundAugment | None = None
-
-    def __call__(self, sound: Sound, random: torch.Generator | None) -> Tensor:
-        """x (1, length) float32."""
-        wave = resample(*sound, self.sample_rate)
-        if random is not None and self.augment is not None:
-            wave = self.augment(wave, self.length, random)
-        if (spare := len(wave) - self.length) > 0:
-            start = spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random))
-            wave = wave[start : start + self.length]
-        return F.pad(wave, (0, self.length - len(wave)), value=float("nan")).unsqueeze(0)
+    wave = resample(*sound, sample_rate)
+    if random is not None and augment is not None:
+        wave = augment(wave, length, random)
+    if (spare := len(wave) - length) > 0:
+        start = spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random))
+        wave = wave[start : start + length]
+    return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -132,7 +127,7 @@ class AudioData(DataModule):
             )
         self.setup(
             read_source(self.source, root=self.root, label=self.label),
-            prepare=PrepareSound(sample_rate=self.sample_rate, length=length, augment=self.augment),
+            prepare=partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment),
             input_shape=(1, length),
         )
 

@@ -8,7 +8,7 @@ python train.py model=audio data=hf data.path=sounds.parquet data.column=audio d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 from jepa.data.data_module import DataModule
 from jepa.data.sources.huggingface_rows import open_rows
@@ -51,15 +51,14 @@ def hugging_face(
 
     Raises DataError for what is missing or damaged, and a column of no kind that can be read.
     """
-    loading: dict[str, Any] = {
-        "views": views,
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "pin_memory": pin_memory,
-        "prefetch_factor": prefetch_factor,
-        "max_bad_share": max_bad_share,
-    }
-    DataModule(**loading)  # checks them before anything is read
+    loader = DataModule(
+        views=views,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor,
+        max_bad_share=max_bad_share,
+    )  # which are checked before anything is read
     kind, splits = open_rows(
         path=path,
         column=column,
@@ -78,4 +77,4 @@ def hugging_face(
         "image": {"image_size": image_size, "channels": channels},
         "audio": {"sample_rate": sample_rate, "seconds": seconds, "spectrogram": spectrogram},
     }[kind]
-    return make(source=lambda: splits, **own, **loading)
+    return make(source=lambda: splits, **own, **vars(loader))

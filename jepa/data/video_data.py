@@ -60,7 +60,7 @@ class VideoData(DataModule):
         check_counts(num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be positive; null counts frames by data.frame_stride")
-        transform = ImageTransform(
+        self.transform = ImageTransform(
             size=self.image_size,
             channels=self.channels,
             mean=self.mean,
@@ -68,51 +68,33 @@ class VideoData(DataModule):
             interpolation=self.interpolation,
             augment=self.augment,
         )
-        frames = ClipFrames(
-            num_frames=self.num_frames,
-            frame_stride=self.frame_stride,
-            fps=self.fps,
-            clips=self.clips,
-            temporal_jitter=self.temporal_jitter,
-            loop=self.short_videos == "loop",
-        )
         listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split")}
         splits = read_source(self.source, root=self.root, **(listed if self.csv is not None else {}))
         if self.clips > 1:
             splits = replace(splits, train=Parts(splits.train, self.clips), test=Parts(splits.test, self.clips))
-        self.setup(
-            splits,
-            prepare=PrepareClip(frames=frames, transform=transform),
-            input_shape=(self.channels, self.num_frames, *transform.size),
-        )
+        self.setup(splits, prepare=self.decode_clip, input_shape=(self.channels, self.num_frames, *self.transform.size))
 
+    def decode_clip(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
+        """(C, T, H, W) float32 of a video, or of a part of it; uint8 until the last step.
 
-class Parts:
-    """Each video as several samples, one for each part of it; items are ((video, part), label)."""
+        random None: the middle of the video, resized and centre cropped.
+        """
+        video, part = sample if isinstance(sample, tuple) else (sample, 0)
 
-    def __init__(self, videos: Samples, clips: int) -> None:
-        self.videos, self.clips = videos, clips
+        def choose(count: int, rate: float | None) -> Sequence[int]:
+            numbers = self.choose_frames(count, rate, part=part, random=random)
+            order.extend(sorted(range(len(numbers)), key=numbers.__getitem__))
+            return [numbers[i] for i in order]
 
-    def __len__(self) -> int:
-        return len(self.videos) * self.clips
+        order: list[int] = []
+        read = video.read(choose)  # in rising order, as files are decoded forwards
+        pixels = torch.empty_like(read)
+        pixels[order] = read
+        if random is None or self.augment is None:
+            return self.transform.plain(pixels).transpose(0, 1)
+        return self.transform.augmented_clip(pixels, self.augment.draw(1, random)).transpose(0, 1)
 
-    def __getitem__(self, index: int) -> tuple[tuple[Video, int], int | None]:
-        video, label = self.videos[index // self.clips]
-        return (video, index % self.clips), label
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipFrames:
-    """Which frames of a video make a clip; `VideoData` describes the fields."""
-
-    num_frames: int
-    frame_stride: int
-    fps: float | None
-    clips: int
-    temporal_jitter: bool
-    loop: bool
-
-    def choose(self, count: int, rate: float | None, *, part: int, random: torch.Generator | None) -> list[int]:
+    def choose_frames(self, count: int, rate: float | None, *, part: int, random: torch.Generator | None) -> list[int]:
         """The frames of a clip of a video of `count` frames at `rate` a second. random None: from the middle."""
         step = float(self.frame_stride)
         if self.fps is not None:
@@ -129,30 +111,20 @@ class ClipFrames:
         # Halves are rounded up, so that steps of a whole number stay so.
         first = int(min(low + share * room, max(0.0, count - 1 - last)) + 0.5)
         numbers = [int(first + i * step + 0.5) for i in range(self.num_frames)]
-        return [number % count for number in numbers] if self.loop else [min(number, count - 1) for number in numbers]
+        if self.short_videos == "loop":
+            return [number % count for number in numbers]
+        return [min(number, count - 1) for number in numbers]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareClip:
-    """Decodes a clip of a video and makes it the input of a model; uint8 until the last step."""
+class Parts:
+    """Each video as several samples, one for each part of it; items are ((video, part), label)."""
 
-    frames: ClipFrames
-    transform: ImageTransform
+    def __init__(self, videos: Samples, clips: int) -> None:
+        self.videos, self.clips = videos, clips
 
-    def __call__(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
-        """(C, T, H, W) float32. random None: the middle of the video, resized and centre cropped."""
-        video, part = sample if isinstance(sample, tuple) else (sample, 0)
+    def __len__(self) -> int:
+        return len(self.videos) * self.clips
 
-        def choose(count: int, rate: float | None) -> Sequence[int]:
-            numbers = self.frames.choose(count, rate, part=part, random=random)
-            order.extend(sorted(range(len(numbers)), key=numbers.__getitem__))
-            return [numbers[i] for i in order]
-
-        order: list[int] = []
-        read = video.read(choose)  # in rising order, as files are decoded forwards
-        pixels = torch.empty_like(read)
-        pixels[order] = read
-        augment = self.transform.augment
-        if random is None or augment is None:
-            return self.transform.plain(pixels).transpose(0, 1)
-        return self.transform.augmented_clip(pixels, augment.draw(1, random)).transpose(0, 1)
+    def __getitem__(self, index: int) -> tuple[tuple[Video, int], int | None]:
+        video, label = self.videos[index // self.clips]
+        return (video, index % self.clips), label

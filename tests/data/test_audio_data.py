@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import soundfile
 import torch
 
-from jepa.data.audio_data import AudioData, PrepareSound, SoundAugment, resample
+from jepa.data.audio_data import AudioData, SoundAugment, prepare_sound, resample
 from jepa.data.sources import Splits, audio_folder, fsdd
 from jepa.data.sources.decoders import decode_sound
 from jepa.data.stream import UnreadableSample
@@ -60,7 +61,7 @@ def test_wav_and_flac_of_any_rate_and_channels_are_read_alike(tmp_path):
 
 
 def test_short_clips_are_padded_with_nan_and_long_ones_cropped_at_the_centre():
-    prepare = PrepareSound(sample_rate=RATE, length=100)
+    prepare = partial(prepare_sound, sample_rate=RATE, length=100)
     x = prepare((torch.ones(60), RATE), None)
     assert x.shape == (1, 100)
     assert x[0, :60].eq(1).all()
@@ -73,7 +74,7 @@ def test_short_clips_are_padded_with_nan_and_long_ones_cropped_at_the_centre():
 
 def test_augmented_clips_depend_on_the_generator_alone_and_stay_clips():
     augment = SoundAugment(crop=(0.7, 1.0), speed=(0.9, 1.1), shift=0.2, gain=6.0, tilt=0.5, noise=(10.0, 30.0))
-    prepare = PrepareSound(sample_rate=RATE, length=1600, augment=augment)
+    prepare = partial(prepare_sound, sample_rate=RATE, length=1600, augment=augment)
     sound = (torch.from_numpy(tone(0.15)), RATE)
     made = [prepare(sound, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
     assert torch.equal(made[0].nan_to_num(), made[1].nan_to_num())

@@ -1,5 +1,7 @@
 """Where samples come from. A source is a function, of `root` and its own settings, that returns `Splits`."""
 
+# ruff: noqa: F401
+
 from jepa.data.sources.class_folders import audio_folder, image_folder
 from jepa.data.sources.coco import coco_captions, coco_pictures
 from jepa.data.sources.moving_digits import moving_mnist
@@ -9,25 +11,3 @@ from jepa.data.sources.splits import Splits, TensorImages
 from jepa.data.sources.spoken_digits import fsdd
 from jepa.data.sources.text_files import text_csv, text_lines, wikitext2
 from jepa.data.sources.video_folders import video_folder
-
-__all__ = [
-    "Splits",
-    "TensorImages",
-    "audio_folder",
-    "cifar10",
-    "coco_captions",
-    "coco_pictures",
-    "digits",
-    "ett",
-    "fashion_mnist",
-    "fsdd",
-    "image_folder",
-    "mnist",
-    "moving_mnist",
-    "series_csv",
-    "text_csv",
-    "text_lines",
-    "ucr",
-    "video_folder",
-    "wikitext2",
-]

@@ -10,6 +10,7 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -19,15 +20,19 @@ from jepa.data.sources.splits import Splits
 from jepa.data.sources.text_files import Texts
 from jepa.utils.errors import DataError
 
-SPLITS = {"train": "train2017", "test": "val2017"}
+SPLITS = ("train2017", "val2017")
 
 
+@dataclass(frozen=True)
 class CocoPictures:
     """Pictures, in memory as the files are where they come from an archive; items are (PIL image, number)."""
 
-    def __init__(self, files: Sequence[tuple[str, Path | bytes]]) -> None:
-        self.files = list(files)
-        self.labels = list(range(len(self.files)))
+    files: Sequence[tuple[str, Path | bytes]]
+
+    @property
+    def labels(self) -> list[int]:
+        """The numbers of all pictures."""
+        return list(range(len(self.files)))
 
     def __len__(self) -> int:
         return len(self.files)
@@ -44,20 +49,14 @@ def coco_pictures(*, root: str) -> Splits:
     folder or a .tar of it, or that .tar. Raises DataError where these are not there or do not fit.
     """
     files = _Files(Path(root))
-    splits = {
-        split: CocoPictures([(n, files[n]) for n, _ in _captions(files, folder)]) for split, folder in SPLITS.items()
-    }
-    return Splits(train=splits["train"], test=splits["test"])
+    return Splits(*(CocoPictures([(name, files[name]) for name, _ in _captions(files, split)]) for split in SPLITS))
 
 
 def coco_captions(*, root: str) -> Splits:
     """Captions of train2017 and of val2017 (the test split), about five a picture; root as for `coco_pictures`."""
     files = _Files(Path(root))
-    splits = {}
-    for split, folder in SPLITS.items():
-        numbered = [(t, i) for i, (_, texts) in enumerate(_captions(files, folder)) for t in texts]
-        splits[split] = Texts([text for text, _ in numbered], [number for _, number in numbered], name=folder)
-    return Splits(train=splits["train"], test=splits["test"])
+    numbered = ([(t, i) for i, (_, texts) in enumerate(_captions(files, split)) for t in texts] for split in SPLITS)
+    return Splits(*(Texts(*zip(*captions), name=split) for captions, split in zip(numbered, SPLITS)))
 
 
 class _Files:

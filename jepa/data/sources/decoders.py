@@ -9,6 +9,7 @@ import re
 import struct
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,11 +78,11 @@ class Video(Protocol):
         """The chosen frames, uint8 (T, C, H, W). Raises UnreadableSample when it is damaged or has none."""
 
 
+@dataclass(frozen=True)
 class VideoFile:
     """A file that FFmpeg reads; PyAV brings its own FFmpeg along."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    path: str
 
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames, uint8 (T, 3, H, W).
@@ -150,11 +151,11 @@ class VideoFile:
         return int((container.duration or 0) / 1_000_000 * rate)  # in FFmpeg's AV_TIME_BASE
 
 
+@dataclass(frozen=True)
 class FrameFolder:
     """A folder that holds the frames of one video as image files, in the order of the numbers in their names."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    path: str
 
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames, uint8 (T, 3, H, W)."""
@@ -171,11 +172,11 @@ class FrameFolder:
         return _stack([read[number] for number in numbers], self.path)
 
 
+@dataclass(frozen=True)
 class TensorVideo:
     """Frames in memory, uint8 (T, C, H, W)."""
 
-    def __init__(self, frames: Tensor) -> None:
-        self.frames = frames
+    frames: Tensor
 
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames."""

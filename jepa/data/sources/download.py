@@ -32,7 +32,7 @@ def fetch(path: Path, *, urls: Sequence[str], md5: str | None) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("wb") as file:
                 shutil.copyfileobj(answer, file)
-            if md5 is not None and _md5(part) != md5:
+            if md5 is not None and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() != md5:
                 raise OSError(f"{url} sent something other than the published file (its md5 sum differs)")
             part.replace(path)
             return
@@ -60,11 +60,3 @@ def download_file(
             f"{name} is not in data.root={root} and was not downloaded ({error}). Put these files there, or "
             f"point data.root to a folder that holds them:{listed}"
         ) from error
-
-
-def _md5(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -82,9 +82,7 @@ def open_rows(
         raise DataError(f"data.path={path} has the splits {first_few(found)}: name one with data.train_split")
     test = _pick(found, test_split, TEST_NAMES, "test_split", path)
     if test is None:
-        if len(train) < 2:
-            raise DataError(f"data.path={path} holds {len(train)} rows; expected at least 2, one to be kept aside")
-        kept, held = hold_out(len(train), test_fraction, split_seed)
+        kept, held = hold_out(len(train), test_fraction, split_seed, where=f"data.path={path}")
         train, test = train.select(kept), train.select(held)
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -41,33 +43,36 @@ def moving_mnist(
     side = images.train.images.shape[-1]
     if canvas < side:
         raise ValueError(f"data.source.canvas={canvas} is smaller than a digit, {side} pixels")
-    settings = {"digits": digits, "canvas": canvas, "length": length, "speed": tuple(speed), "seed": seed}
-    made = {
-        split: MovingDigits(getattr(images, split), split, clips, brightness=others_brightness, **settings)
-        for split, clips in {"train": train_clips, "test": test_clips}.items()
-    }
-    return Splits(train=made["train"], test=made["test"], class_names=images.class_names)
+    made = [
+        MovingDigits(
+            images=getattr(images, split),
+            split=split,
+            clips=clips,
+            digits=digits,
+            canvas=canvas,
+            length=length,
+            speed=tuple(speed),
+            brightness=others_brightness,
+            seed=seed,
+        )
+        for split, clips in (("train", train_clips), ("test", test_clips))
+    ]
+    return Splits(*made, class_names=images.class_names)
 
 
+@dataclass(frozen=True, kw_only=True)
 class MovingDigits:
-    """The clips of one split; items are (video, label). `moving_mnist` says what the arguments are."""
+    """The clips of one split; items are (video, label). `moving_mnist` describes the fields."""
 
-    def __init__(
-        self,
-        images: TensorImages,
-        split: str,
-        clips: int,
-        *,
-        digits: int,
-        canvas: int,
-        length: int,
-        speed: tuple[float, float],
-        brightness: float,
-        seed: int,
-    ) -> None:
-        self.images, self.split, self.clips = images, split, clips
-        self.digits, self.canvas, self.length, self.speed = digits, canvas, length, speed
-        self.brightness, self.seed = brightness, seed
+    images: TensorImages
+    split: str
+    clips: int
+    digits: int
+    canvas: int
+    length: int
+    speed: tuple[float, float]
+    brightness: float
+    seed: int
 
     def __len__(self) -> int:
         return self.clips

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from jepa.data.stream import Samples
+from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
 
@@ -29,15 +30,15 @@ class Splits:
     class_names: tuple[str, ...] | None = None
 
 
+@dataclass(frozen=True)
 class TensorImages:
     """Images in memory, uint8 (N, C, H, W), and their labels, int64 (N,) or None.
 
     As all have one size, `ImageData` augments them a batch at a time.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor | None) -> None:
-        self.images = images
-        self.labels = labels
+    images: Tensor
+    labels: Tensor | None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -73,11 +74,15 @@ class FileSamples:
         return self.decode(path), None if self.labels is None else int(self.labels[index])
 
 
-def hold_out(count: int, fraction: float, seed: int, *counters: int) -> tuple[list[int], list[int]]:
+def hold_out(
+    count: int, fraction: float, seed: int, *counters: int, where: str | Path | None = None
+) -> tuple[list[int], list[int]]:
     """Indices of the training and of the test samples, both sorted: `fraction` of `count` for testing, drawn by `seed`.
 
-    At least one of each where there are two or more; a single sample is for training.
+    At least one of each where there are two or more. A single sample is for training, or a DataError if `where` is set.
     """
+    if where is not None and count < 2:
+        raise DataError(f"{where} holds {count} samples; expected at least 2, of which one is kept aside for testing")
     held = min(max(round(fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=generator("cpu", seed, "split", *counters)).tolist()
     return sorted(order[held:]), sorted(order[:held])

@@ -113,7 +113,7 @@ def text_csv(
     header = any(isinstance(column, str) for column in columns) if header is None else header
     tables = [_read_table(found[0], columns, header) for found in (train, test) if found]
     if len(tables) == 1:
-        kept, held = _hold_out(len(tables[0]), test_fraction, split_seed, train[0])
+        kept, held = hold_out(len(tables[0]), test_fraction, split_seed, where=train[0])
         tables = [[tables[0][i] for i in kept], [tables[0][i] for i in held]]
     names = None if label_column is None else _class_names(tables[0], train[0], label_column)
     origins = (train[0], (test or train)[0])
@@ -139,25 +139,16 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
             wanted = ["wiki.train.tokens and wiki.test.tokens", "or train.txt and test.txt; gzipped if you like"]
             download_file(path, **source, allowed=download, name="WikiText-2", root=folder, wanted=wanted)
         found[split] = path
-    paragraphs = {split: _paragraphs(path) for split, path in found.items()}
-    return Splits(**{split: Texts(texts, name=str(found[split])) for split, texts in paragraphs.items()})
-
-
-def _paragraphs(path: Path) -> list[str]:
-    return [line for line in _read_lines([path]) if not (line.startswith("= ") and line.endswith(" ="))]
+    splits = {}
+    for split, path in found.items():
+        paragraphs = [line for line in _read_lines([path]) if not (line.startswith("= ") and line.endswith(" ="))]
+        splits[split] = Texts(paragraphs, name=str(path))
+    return Splits(**splits)
 
 
 def _split_lines(lines: list[str], fraction: float, seed: int, path: Path) -> Splits:
-    train, test = _hold_out(len(lines), fraction, seed, path)
-    return Splits(
-        train=Texts((lines[i] for i in train), name=str(path)), test=Texts((lines[i] for i in test), name=str(path))
-    )
-
-
-def _hold_out(count: int, fraction: float, seed: int, path: Path) -> tuple[list[int], list[int]]:
-    if count < 2:
-        raise DataError(f"{path} holds {count} texts; expected at least 2, of which one is kept aside for testing")
-    return hold_out(count, fraction, seed)
+    parts = hold_out(len(lines), fraction, seed, where=path)
+    return Splits(*(Texts((lines[i] for i in part), name=str(path)) for part in parts))
 
 
 def _read_lines(paths: Sequence[Path]) -> list[str]:
