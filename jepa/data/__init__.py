@@ -8,26 +8,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-FILES = {
-    "AudioData": "audio_data",
-    "SoundAugment": "audio_data",
-    "DataModule": "data_module",
-    "hugging_face": "huggingface_data",
-    "Augment": "image_augment",
-    "ImageData": "image_data",
-    "MixedData": "mixed_data",
-    "PairedData": "paired_data",
-    "PicturesAndCaptions": "paired_data",
-    "WrittenAndSpokenDigits": "paired_data",
-    "SeriesAugment": "series_augment",
-    "SeriesData": "series_data",
-    "TaskData": "task_data",
-    "TextData": "text_data",
-    "VideoData": "video_data",
+NAMES = {
+    "audio_data": ("AudioData", "SoundAugment"),
+    "data_module": ("DataModule",),
+    "huggingface_data": ("hugging_face",),
+    "image_augment": ("Augment",),
+    "image_data": ("ImageData",),
+    "mixed_data": ("MixedData",),
+    "paired_data": ("PairedData", "PicturesAndCaptions", "WrittenAndSpokenDigits"),
+    "series_augment": ("SeriesAugment",),
+    "series_data": ("SeriesData",),
+    "task_data": ("TaskData",),
+    "text_data": ("TextData",),
+    "video_data": ("VideoData",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in FILES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{FILES[name]}"), name)
+    for file, names in NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import soxr
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -91,11 +92,11 @@ def prepare_sound(
 class AudioData(DataModule):
     """Batches of sound, x (B, 1, T) float32, T = sample_rate * seconds, NaN where a clip has ended.
 
-    source: called as source(root=root), or source() without a root, with label= if that is given; returns `Splits`
+    source: called as source(root=root), or source() without a root, with label= if it is set; returns `Splits`
         whose inputs are (waveform (t,) float32, its sample rate); they may be of any length and rate.
     sample_rate: to which all are resampled. seconds: length of x.
     spectrogram: the front end of the encoder; in evaluation, raw input is the mean of each of its mel bands.
-    augment: how training clips are changed; None: longer ones are cropped at random, and that is all.
+    augment: how training clips are changed; None: longer ones are only cropped at random.
     label: which of a source's labels is the class, for sources that have several.
     """
 
@@ -140,8 +141,6 @@ def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
     """A waveform (t,) at another rate, by soxr."""
     if rate == sample_rate:
         return wave
-    import soxr  # here, as images do without it
-
     # One that is shorter than a sample at the new rate would leave nothing.
     changed = soxr.resample(wave.numpy(), rate, sample_rate).astype(np.float32)
     return torch.from_numpy(changed) if len(changed) else wave[:1]

@@ -60,18 +60,11 @@ def hugging_face(
         max_bad_share=max_bad_share,
     )  # which are checked before anything is read
     kind, splits = open_rows(
-        path=path,
-        column=column,
-        label_column=label_column,
-        name=name,
-        train_split=train_split,
-        test_split=test_split,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
+        path, column, label_column, name, train_split, test_split, test_fraction=test_fraction, split_seed=split_seed
     )
     make = {"text": text, "image": image, "audio": audio}[kind]
     if make is None:
-        raise DataError(f"data.column={column} holds {kind}, and data.{kind} does not say how to read it (it is null)")
+        raise DataError(f"data.column={column} holds {kind}, but data.{kind}=null: set there how to read it")
     own = {
         "text": {"vocab_size": vocab_size, "max_length": max_length},
         "image": {"image_size": image_size, "channels": channels},

@@ -1,7 +1,7 @@
 """Random views of images: the settings, and the numbers drawn for each view.
 
-Drawing is apart from applying (`jepa.data.transforms`), so that the choices of a whole batch, each a function
-of (seed, sample counter), are applied in one go.
+Random numbers are drawn here and used in `jepa.data.image_transform`, so that the choices of a batch, each a function
+of (seed, sample counter), are applied all at once.
 """
 
 from __future__ import annotations

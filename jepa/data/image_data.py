@@ -28,7 +28,7 @@ class ImageData(DataModule):
     channels: 3 or 1 for image files, which are converted to it; tensors of a source may have any number.
     mean, std: of pixel values in [0, 1], one for each channel or one for all.
     augment: how training views are made; None to crop and resize as in evaluation.
-    views: augmented views per training sample, which show the whole of it as far as `augment` lets them.
+    views: augmented views per training sample, which show all of it as far as `augment` lets them.
     local_views: small crops per training sample beside these, of `local_size` pixels and made by `local_augment`.
     """
 

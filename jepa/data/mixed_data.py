@@ -159,7 +159,7 @@ class MixedOrder(SampleOrder):
 
 
 def interleave(weights: Sequence[float], length: int) -> Tensor:
-    """Which part each of `length` places belongs to, (length,) int64: shares rounded, evenly spread.
+    """Which part each of `length` places belongs to, (length,) int64: shares rounded, evenly mixed.
 
     Each place goes to the part that is furthest behind its share (smooth weighted round robin).
     """

@@ -34,7 +34,7 @@ class PairedData(DataModule):
     modalities: name -> data, each with one view per sample, of which the loader's settings are not used. Evaluation
         looks at each by itself. Splits stay apart: training samples have training partners, test samples test ones.
     anchor: the modality whose samples are gone through; an epoch is one pass over them. The others' samples of the
-        same label are drawn anew for each, in training by (seed, counter), in evaluation always alike.
+        same label are drawn again for each, in training by (seed, counter), in evaluation always alike.
     missing: name -> share of the training samples that come without this modality; the last one left is kept.
     A label need not be a class: data whose `class_names` are None may number what belongs together by `labels`.
 
@@ -75,8 +75,7 @@ class PairedData(DataModule):
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
         """Make {"x": {name: (b, ...)}, "label": (b,)}; in evaluation nothing is missing."""
-        partners = self.partners[reading.split]
-        labels = partners.labels[torch.as_tensor(request.indices)]
+        labels = self.partners[reading.split][0][torch.as_tensor(request.indices)]
         chosen = [self._choose(counter, int(label), reading) for counter, label in zip(request.counters, labels)]
         bad: dict[str, str] = {}
         x = {}
@@ -92,7 +91,7 @@ class PairedData(DataModule):
         random = generator("cpu", VALIDATION_SEED if reading.seed is None else reading.seed, "partner", counter)
         draws = torch.rand(2, len(self.modalities), generator=random)
         partners = {}
-        for draw, (name, by_label) in zip(draws[0], self.partners[reading.split].by_label.items()):
+        for draw, (name, by_label) in zip(draws[0], self.partners[reading.split][1].items()):
             candidates = by_label[label]
             partners[name] = int(candidates[int(draw * len(candidates))])
         missing = {} if reading.seed is None else self.missing
@@ -101,7 +100,8 @@ class PairedData(DataModule):
         absent = {name for name, value in margin.items() if value < 0}
         return partners, absent - {max(margin, key=margin.get)}
 
-    def _find_partners(self, split: str) -> _Partners:
+    def _find_partners(self, split: str) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
+        """Labels (n,) of the anchor's samples, and name -> label -> indices of the partners."""
         labels = {name: labels_of(name, data.splits[split]) for name, data in self.modalities.items()}
         wanted = labels[self.anchor]
         by_label = {}
@@ -114,7 +114,7 @@ class PairedData(DataModule):
                         f"{self.anchor} has: without partners these cannot be used"
                     )
                 by_label[name] = mine
-        return _Partners(wanted, by_label)
+        return wanted, by_label
 
 
 @dataclass(kw_only=True, eq=False)
@@ -137,7 +137,7 @@ class WrittenAndSpokenDigits(PairedData):
 class PicturesAndCaptions(PairedData):
     """Pictures and captions of one folder: both are completed with root=root and paired by picture.
 
-    Of a picture's captions one is drawn anew each time.
+    One of a picture's captions is drawn each time.
     """
 
     root: str
@@ -149,14 +149,6 @@ class PicturesAndCaptions(PairedData):
     def __post_init__(self) -> None:
         self.modalities = {"picture": self.picture(root=self.root), "caption": self.caption(root=self.root)}
         super().__post_init__()
-
-
-@dataclass(frozen=True)
-class _Partners:
-    """Labels (n,) of the anchor's samples, and name -> label -> indices of the partners."""
-
-    labels: Tensor
-    by_label: Mapping[str, Mapping[int, Tensor]]
 
 
 def read_or_empty(
@@ -180,7 +172,7 @@ def empty_where(x: Tensor, lost: Tensor) -> Tensor:
 
 
 def labels_of(name: str, samples: Samples) -> Tensor:
-    """Labels (n,) int64 of a split, without reading its samples. Raises UserError where it does not tell."""
+    """Labels (n,) int64 of a split, without reading its samples. Raises UserError where it has none."""
     labels = getattr(samples, "labels", None)
     if labels is None:
         raise UserError(

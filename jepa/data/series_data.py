@@ -251,6 +251,6 @@ def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
         return window - level, level, one
     count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
     level = filled.sum(dim=-1, keepdim=True) / count
-    spread = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()
-    scale = torch.where(spread > 1e-5, spread, one)
+    deviation = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()
+    scale = torch.where(deviation > 1e-5, deviation, one)
     return (window - level) / scale, level, scale

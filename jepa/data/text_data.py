@@ -28,14 +28,14 @@ MOST_CHARACTERS = 4_000_000
 class TextData(DataModule):
     """Texts as ids (max_length,) int64 with padding, id 0, at the end.
 
-    source: called as source(root=root) and with the columns that are given; returns `Splits` of (text, label).
+    source: called as source(root=root) and with the columns that are set; returns `Splits` of (text, label).
     text_column, label_column: of tables, by name or number.
     tokenizer: "train", a file or folder, or a pretrained name; the attribute becomes the `Tokenizer`.
         tokenizer_folder: where it is kept, a run's folder, None for nowhere; lower_case: of one that is trained, on at
         most 4 million characters. See `open_tokenizer`.
     vocab_size: how many ids the model has; None takes as many as the tokenizer has, as stated in `spec.found`.
-    max_length: tokens of a sample. Of a longer text, training takes so many in a row at a random place, a new one for
-        every view, and evaluation the first.
+    max_length: tokens of a sample. Of a longer text, training takes a window at a random place, a new one for every
+        view, and evaluation the beginning.
     views: how often a training sample is prepared; the views of a short text are equal, and the masks differ.
     """
 

@@ -6,13 +6,12 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from jepa.utils.errors import DataError, UserError
 from jepa.utils.files import write_text
-
-if TYPE_CHECKING:
-    import tokenizers
 
 PADDING = 0
 """The id of padding in every input, whatever id it has in the tokenizer."""
@@ -108,9 +107,6 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool =
     every time it is trained, so that machines would disagree.) Raises ValueError for a size that does not hold the
     bytes.
     """
-    import tokenizers
-    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
     if vocab_size < 300:
         raise ValueError(f"data.vocab_size={vocab_size}: byte-pair encoding needs 300 or more, of which 256 are bytes")
     tokenizer = tokenizers.Tokenizer(models.BPE())
@@ -149,8 +145,6 @@ def _is_path(name: str) -> bool:
 
 
 def _read(name: str) -> Tokenizer:
-    import tokenizers
-
     path = Path(os.path.expanduser(name))
     if path.is_dir() and not (path / TOKENIZER_FILE).is_file():
         return _pretrained(str(path))
@@ -168,7 +162,6 @@ def _read(name: str) -> Tokenizer:
 
 def _pretrained(name: str) -> Tokenizer:
     """By transformers, from its cache or the hub, or from a folder of its files."""
-    import tokenizers
     from transformers import AutoTokenizer  # here, as its import takes seconds
 
     try:

@@ -204,7 +204,7 @@ def test_fsdd_that_is_not_there_or_damaged_says_so(tmp_path):
     with pytest.raises(DataError, match=r"is not in data\.root"):
         fsdd(root=str(tmp_path), download=False)
     (tmp_path / "fsdd.tar.xz").write_bytes(b"nothing")
-    with pytest.raises(DataError, match="not a whole tar archive"):
+    with pytest.raises(DataError, match="not a complete tar archive"):
         fsdd(root=str(tmp_path), download=False)
     with pytest.raises(ValueError, match=r"data\.label"):
         fsdd(root=str(tmp_path), label="word", download=False)
@@ -249,5 +249,5 @@ def test_labels_that_a_source_does_not_tell_apart_are_refused(tmp_path):
 
 def test_an_archive_that_is_none_is_told_in_one_line(tmp_path):
     (tmp_path / "fsdd.tar.xz").write_bytes(b"noise" * 400)
-    with pytest.raises(DataError, match=r"\A[^\n]*is not a whole tar archive [^\n]*\Z"):
+    with pytest.raises(DataError, match=r"\A[^\n]*is not a complete tar archive [^\n]*\Z"):
         fsdd(root=str(tmp_path / "fsdd.tar.xz"))

@@ -130,7 +130,7 @@ def test_sounds_are_waveforms(tmp_path):
             (found, rate), label = split[index]
             assert (kind, rate, label, found.shape) == ("audio", 8000, None, (80,))
             assert found.numpy() == pytest.approx(wave, abs=1e-3)
-    message = "data.column=audio holds audio, and data.audio does not say"
+    message = "data.column=audio holds audio, but data.audio=null"
     assert message in refused(path=str(folder), column="audio", audio=None)
     front_end = {"n_fft": 64, "hop_length": 16, "mel_bins": 8}
     data = build(path=str(folder), column="audio", seconds=0.05, spectrogram=front_end)

@@ -93,7 +93,7 @@ def test_a_damaged_idx_file_is_named(tmp_path, damage):
         path.write_text("<html>not found</html>")
     else:
         path.write_bytes(gzip.compress(contents["train-images-idx3-ubyte"][:-7]))
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is not a whole idx file"):
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is not a complete idx file"):
         mnist(root=str(folder))
 
 

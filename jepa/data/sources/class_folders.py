@@ -37,12 +37,6 @@ class FileKind:
         # is_file last: the type of a link costs a system call.
         return entry.name.lower().endswith(self.extensions) and entry.is_file()
 
-    @property
-    def formats(self) -> str:
-        """What is looked for, for messages."""
-        frames = ", or folders of frames" if self.is_sample_folder is not None else ""
-        return f"{', '.join(self.extensions)}{frames}"
-
 
 IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_image)
 SOUNDS = FileKind(
@@ -138,7 +132,8 @@ def _read_classes(folder: Path, kind: FileKind) -> Groups:
         return {"": loose}
     if len(empty) == len(classes):
         inside = f", neither do its folders {first_few(classes)}" if classes else ""
-        raise DataError(f"{folder} holds no {kind.name} ({kind.formats}){inside}")
+        inside += " or frames of videos" if kind.is_sample_folder is not None else ""
+        raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)}){inside}")
     if empty:
         raise DataError(f"{folder}: no {kind.name} in the class folders {first_few(empty)}; fill or remove them")
     return groups
@@ -147,7 +142,7 @@ def _read_classes(folder: Path, kind: FileKind) -> Groups:
 def _all_files(folder: Path, kind: FileKind) -> list[str]:
     paths = sorted(_walk(folder, "", kind))
     if not paths:
-        raise DataError(f"{folder} holds no {kind.name} ({kind.formats})")
+        raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)})")
     return paths
 
 

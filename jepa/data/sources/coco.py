@@ -28,11 +28,7 @@ class CocoPictures:
     """Pictures, in memory as the files are where they come from an archive; items are (PIL image, number)."""
 
     files: Sequence[tuple[str, Path | bytes]]
-
-    @property
-    def labels(self) -> list[int]:
-        """The numbers of all pictures."""
-        return list(range(len(self.files)))
+    labels: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -49,7 +45,8 @@ def coco_pictures(*, root: str) -> Splits:
     folder or a .tar of it, or that .tar. Raises DataError where these are not there or do not fit.
     """
     files = _Files(Path(root))
-    return Splits(*(CocoPictures([(name, files[name]) for name, _ in _captions(files, split)]) for split in SPLITS))
+    found = ([(name, files[name]) for name, _ in _captions(files, split)] for split in SPLITS)
+    return Splits(*(CocoPictures(pictures, range(len(pictures))) for pictures in found))
 
 
 def coco_captions(*, root: str) -> Splits:
@@ -80,7 +77,7 @@ class _Files:
                     files = [member for member in archive if member.isfile()]
                     self.content = {"/".join(m.name.split("/")[-2:]): archive.extractfile(m).read() for m in files}
             except (tarfile.TarError, OSError, EOFError) as error:
-                raise DataError(f"data.root={root} is neither a folder nor a whole tar archive ({error})") from error
+                raise DataError(f"data.root={root} is neither a folder nor a complete tar archive ({error})") from error
 
     def __getitem__(self, name: str) -> Path | bytes:
         if self.content is None:

@@ -88,7 +88,7 @@ class VideoFile:
         """The chosen frames, uint8 (T, 3, H, W).
 
         Decoding starts at the last key frame before the first one wanted. Where a file holds fewer frames than it
-        says, its last one stands for those missing.
+        states, its last one takes the place of those missing.
         """
         import av  # here, as images do without it
 

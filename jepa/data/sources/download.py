@@ -1,4 +1,4 @@
-"""Fetches the files of the small public data sets, and says what to do where there is no network."""
+"""Downloads the files of small public data sets; where that fails, the error names the files to put in place."""
 
 from __future__ import annotations
 

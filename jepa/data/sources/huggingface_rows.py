@@ -52,13 +52,13 @@ class Rows:
 
 
 def open_rows(
-    *,
     path: str,
     column: str,
     label_column: str | None = None,
     name: str | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
+    *,
     test_fraction: float = 0.1,
     split_seed: int = 0,
 ) -> tuple[Kind, Splits]:
@@ -164,10 +164,10 @@ def _by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
     return found if any(name in found for name in TRAIN_NAMES) else {"train": list(files)}
 
 
-def _pick(found: dict[str, Any], given: str | None, names: Sequence[str], key: str, path: str) -> Any:
-    if given is not None and given not in found:
-        raise DataError(f"data.{key}={given}: {path} has the splits {first_few(found)}")
-    name = given or next((name for name in names if name in found), None)
+def _pick(found: dict[str, Any], wanted: str | None, names: Sequence[str], key: str, path: str) -> Any:
+    if wanted is not None and wanted not in found:
+        raise DataError(f"data.{key}={wanted}: {path} has the splits {first_few(found)}")
+    name = wanted or next((name for name in names if name in found), None)
     return None if name is None else found[name]
 
 

@@ -30,7 +30,7 @@ def moving_mnist(
 
     Clip i of a split is a function of (seed, split, i): its digits, of the same split of MNIST, their places,
     directions and speeds. The label is the class of the first digit, which is drawn at full brightness and the others
-    at `others_brightness`, as else nothing would tell which one is asked for (in the original all are alike: 1.0).
+    at `others_brightness`, as otherwise nothing would show which one the label means (in the original: 1.0).
 
     root, download: see `mnist`. digits: per clip. canvas: pixels of its side. length: frames. speed: (least, most)
     pixels per frame. Raises ValueError for digits that do not fit, and DataError as `mnist` does.

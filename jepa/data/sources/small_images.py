@@ -85,7 +85,7 @@ def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise DataError(
                 f"{folder}: {pair[0]} of shape {tuple(images.shape)} and {pair[1]} of shape "
-                f"{tuple(labels.shape)} are not (N, H, W) images with (N,) labels; get these files anew"
+                f"{tuple(labels.shape)} are not (N, H, W) images with (N,) labels; get these files again"
             )
         if labels.max() >= len(facts.classes):
             raise DataError(f"{folder}: {pair[1]} holds the label {labels.max()}; expected 0 .. 9")
@@ -110,7 +110,7 @@ def read_idx(path: Path) -> Tensor:
             file.flush()
             return read_sn3_pascalvincent_tensor(file.name)
     except (OSError, EOFError, zlib.error, AssertionError, KeyError, RuntimeError, ValueError) as error:
-        raise DataError(f"{path} is not a whole idx file ({error or type(error).__name__}); get it anew") from error
+        raise DataError(f"{path} is not a complete idx file ({error or type(error).__name__}); get it again") from error
 
 
 def cifar10(*, root: str, download: bool = True) -> Splits:
@@ -139,7 +139,7 @@ def cifar10(*, root: str, download: bool = True) -> Splits:
                 members = {Path(member.name).name: member for member in archive if member.isfile()}
                 contents = {name: archive.extractfile(members[name]).read() for name in names if name in members}
         except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{origin} is damaged ({error}); delete it, then it is downloaded anew") from error
+            raise DataError(f"{origin} is damaged ({error}); delete it, then it is downloaded again") from error
     batches = {name: _unpickle(content, origin / name) for name, content in contents.items()}
     try:
         class_names = tuple(batches[names[-1]]["label_names"])
@@ -170,4 +170,4 @@ def _unpickle(content: bytes, origin: Path) -> dict[str, Any]:
     try:
         return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except (pickle.UnpicklingError, EOFError, ValueError, IndexError, ImportError, AttributeError) as error:
-        raise DataError(f"{origin} is not a batch of CIFAR-10 ({error}); get it anew") from error
+        raise DataError(f"{origin} is not a batch of CIFAR-10 ({error}); get it again") from error

@@ -60,7 +60,7 @@ def fsdd(*, root: str, label: Literal["digit", "speaker"] = "digit", download: b
         files = sorted(_fsdd_folder(place) if place.is_dir() else _fsdd_archive(place))
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = str(error).partition("\n")[0].rstrip(": ")  # tarfile lists every compression it tried
-        raise DataError(f"{place} is not a whole tar archive ({reason}); get it anew") from error
+        raise DataError(f"{place} is not a complete tar archive ({reason}); get it again") from error
     parsed = [(FSDD_NAME.fullmatch(os.path.basename(name)), (name, content)) for name, content in files]
     names = tuple(sorted({match[label] for match, _ in parsed}))
     splits = {}

@@ -167,7 +167,7 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 ({error}): convert it, for example with iconv") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); get it anew") from error
+        raise DataError(f"{path} cannot be read ({error}); get it again") from error
 
 
 Row = tuple[str, str | None] | str
