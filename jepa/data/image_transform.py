@@ -68,8 +68,8 @@ class ImageTransform:
         frames = self._match_channels(frames)
         views = self._views(frames, uniform)
         pixels = _to_float(self._move(frames, views, 0))
-        every = {name: getattr(views, name) for name in ("jitter", "blur")}
-        every = {n: None if v is None else v.expand(len(pixels), *v.shape[1:]) for n, v in every.items()}
+        colours = {"jitter": views.jitter, "blur": views.blur}
+        every = {n: None if v is None else v.expand(len(pixels), *v.shape[1:]) for n, v in colours.items()}
         return self._normalise(_recolour(pixels, replace(views, **every)))
 
     def _views(self, images: Image.Image | Tensor, uniform: Tensor) -> Views:

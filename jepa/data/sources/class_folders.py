@@ -132,8 +132,8 @@ def _read_classes(folder: Path, kind: FileKind) -> Groups:
         return {"": loose}
     if len(empty) == len(classes):
         inside = f", neither do its folders {first_few(classes)}" if classes else ""
-        inside += " or frames of videos" if kind.is_sample_folder is not None else ""
-        raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)}){inside}")
+        frames = " or folders of frames" if kind.is_sample_folder is not None else ""
+        raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)}){frames}{inside}")
     if empty:
         raise DataError(f"{folder}: no {kind.name} in the class folders {first_few(empty)}; fill or remove them")
     return groups

@@ -48,16 +48,14 @@ def digits() -> Splits:
 def mnist(*, root: str, download: bool = True) -> Splits:
     """MNIST (LeCun, Cortes, Burges): 60,000 + 10,000 handwritten digits of 28 x 28 pixels.
 
-    root holds the four idx files, gzipped or not, itself or in MNIST/raw as torchvision leaves them; nothing
-    is written where they exist. Otherwise they are downloaded. Raises DataError if they are damaged or out of
-    reach.
+    root holds the four idx files, gzipped or not, itself or in MNIST/raw as torchvision leaves them; nothing is written
+    where they exist. Otherwise they are downloaded. Raises DataError if they are damaged or out of reach.
     """
     return _read_splits("MNIST", Path(root), download=download)
 
 
 def fashion_mnist(*, root: str, download: bool = True) -> Splits:
-    """Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): 60,000 + 10,000 pieces of clothing, 28 x 28
-    pixels.
+    """Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): 60,000 + 10,000 pieces of clothing, 28 x 28 pixels.
 
     Files and errors as for `mnist`, with the folder FashionMNIST/raw.
     """
@@ -116,9 +114,8 @@ def read_idx(path: Path) -> Tensor:
 def cifar10(*, root: str, download: bool = True) -> Splits:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour images of 32 x 32 pixels in 10 classes.
 
-    root holds cifar-10-python.tar.gz, which is read where it is, or the folder cifar-10-batches-py, or is
-    that folder. Otherwise the tar file is downloaded to it. Raises DataError if it is damaged or out of
-    reach.
+    root holds cifar-10-python.tar.gz, which is read where it is, or the folder cifar-10-batches-py, or is that folder.
+    Otherwise the tar file is downloaded to it. Raises DataError if it is damaged or out of reach.
     """
     from torchvision.datasets import CIFAR10 as facts
 
