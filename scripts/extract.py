@@ -105,7 +105,7 @@ def pictures_below(config: DictConfig) -> list[str]:
 
     Raises DataError for a folder that is missing or holds none.
     """
-    from jepa.data.sources.folders import EXTENSIONS
+    from jepa.data.sources.decoders import IMAGE_EXTENSIONS as EXTENSIONS
     from jepa.utils.errors import DataError
 
     folder = Path(config.input)
@@ -137,10 +137,9 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
     Raises UserError for mean and std that do not fit the channels.
     """
     from jepa.config.build import convert_errors
-    from jepa.data.images import check_statistics
-    from jepa.data.sources.folders import ImageFiles
+    from jepa.data.image_transform import ImageTransform, check_statistics
+    from jepa.data.sources.decoders import decode_image
     from jepa.data.stream import UnreadableSample
-    from jepa.data.transforms import ImageTransform
 
     convert_errors("data", check_statistics)(data.mean, data.std, data.channels)
     size = data.image_size
@@ -152,10 +151,9 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
         interpolation=data.interpolation,
         augment=None,
     )
-    files = ImageFiles(folder, names, None)
-    for number, name in enumerate(names):
+    for name in names:
         try:
-            image, _ = files[number]
+            image = decode_image(folder / name)
         except UnreadableSample as error:
             unreadable[name] = error.reason
             continue

@@ -7,6 +7,29 @@ from typing import Any
 
 MOVED = {
     "jepa.utils.spectrogram.LogMel": "jepa.utils.log_mel.LogMel",
+    "jepa.data.audio.AudioData": "jepa.data.AudioData",
+    "jepa.data.audio.SoundAugment": "jepa.data.SoundAugment",
+    "jepa.data.huggingface.hugging_face": "jepa.data.hugging_face",
+    "jepa.data.mix.MixedData": "jepa.data.MixedData",
+    "jepa.data.paired.pictures_and_captions": "jepa.data.PicturesAndCaptions",
+    "jepa.data.paired.written_and_spoken": "jepa.data.WrittenAndSpokenDigits",
+    "jepa.data.series.SeriesData": "jepa.data.SeriesData",
+    "jepa.data.series_augment.SeriesAugment": "jepa.data.SeriesAugment",
+    "jepa.data.sources.coco.coco_captions": "jepa.data.sources.coco_captions",
+    "jepa.data.sources.coco.coco_pictures": "jepa.data.sources.coco_pictures",
+    "jepa.data.sources.moving_mnist.moving_mnist": "jepa.data.sources.moving_mnist",
+    "jepa.data.sources.series.ett": "jepa.data.sources.ett",
+    "jepa.data.sources.series.series_csv": "jepa.data.sources.series_csv",
+    "jepa.data.sources.series.ucr": "jepa.data.sources.ucr",
+    "jepa.data.sources.sounds.audio_folder": "jepa.data.sources.audio_folder",
+    "jepa.data.sources.sounds.fsdd": "jepa.data.sources.fsdd",
+    "jepa.data.sources.text.text_csv": "jepa.data.sources.text_csv",
+    "jepa.data.sources.text.text_lines": "jepa.data.sources.text_lines",
+    "jepa.data.sources.text.wikitext2": "jepa.data.sources.wikitext2",
+    "jepa.data.sources.videos.video_folder": "jepa.data.sources.video_folder",
+    "jepa.data.tasks.TaskData": "jepa.data.TaskData",
+    "jepa.data.text.TextData": "jepa.data.TextData",
+    "jepa.data.video.VideoData": "jepa.data.VideoData",
 }
 """Dotted path of a class or function as stored -> as it is now."""
 

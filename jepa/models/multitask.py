@@ -25,7 +25,7 @@ class Task(TypedDict):
 
 
 class MultiTask(nn.Module):
-    """A model for each part of `jepa.data.tasks.TaskData`; the loss is the weighted sum of theirs.
+    """A model for each part of `jepa.data.TaskData`; the loss is the weighted sum of theirs.
 
     tasks: name of the part -> Task; an entry of None is left out.
     loss: called as the models call it, once for each, so that every task has heads of its own.

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from jepa import load_config
@@ -86,6 +87,11 @@ def test_stored_names_are_brought_up_to_date(old_runs):
     scheduler = config["scheduler"]
     assert scheduler["_target_"] == "jepa.optim.schedulers.cosine"
     assert (scheduler["lr"], scheduler["warmup_steps"], scheduler["weight_decay"]) == (1e-3, 2, 0.04)
+
+
+def test_every_name_of_an_earlier_version_is_found(old_runs):
+    for target in (old_runs / "targets.txt").read_text().split():
+        assert callable(get_object(upgrade({"_target_": target})["_target_"])), target
 
 
 def test_first_lines_name_the_tuned_run_and_what_an_experiment_still_sets():

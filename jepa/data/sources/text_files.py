@@ -10,13 +10,11 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from jepa.data.sources.base import Splits
-from jepa.data.sources.download import fetch, missing_files
+from jepa.data.sources.download import download_file
+from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
-from jepa.utils.random import generator
 
 TEST_NAMES = ("test", "valid", "validation", "val", "dev")
 WIKITEXT2_URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
@@ -70,7 +68,7 @@ def text_lines(*, root: str, test_fraction: float = 0.05, split_seed: int = 0) -
     lines is, drawn by `split_seed`.
     Raises DataError for files that are missing, damaged, not in UTF-8, or empty.
     """
-    _check_fraction(test_fraction)
+    check_fraction("data.source.test_fraction", test_fraction)
     path = Path(root)
     if path.is_file():
         return _split_lines(_read_lines([path]), test_fraction, split_seed, path)
@@ -102,20 +100,20 @@ def text_csv(
     A row of too few columns, and an empty text or label, count as damaged samples (`data.max_bad_share`).
     Raises DataError for files that are missing or damaged, a column there is not, and test labels unknown to train.
     """
-    _check_fraction(test_fraction)
+    check_fraction("data.source.test_fraction", test_fraction)
     path = Path(root)
     files = [path] if path.is_file() else _files(path, (".csv", ".tsv"))
     train = files if path.is_file() else _named(files, ("train",))
     test = [] if path.is_file() else _named(files, TEST_NAMES)
     if not train:
         raise DataError(
-            f"data.root={root} holds {_few(files)}, but no train.csv or train.tsv; of a single table give the file"
+            f"data.root={root} holds {first_few(files)}, but no train.csv or train.tsv; of a single table give the file"
         )
     columns = (text_column, label_column)
     header = any(isinstance(column, str) for column in columns) if header is None else header
     tables = [_read_table(found[0], columns, header) for found in (train, test) if found]
     if len(tables) == 1:
-        held, kept = _draw(len(tables[0]), test_fraction, split_seed, train[0])
+        kept, held = hold_out(len(tables[0]), test_fraction, split_seed, where=train[0])
         tables = [[tables[0][i] for i in kept], [tables[0][i] for i in held]]
     names = None if label_column is None else _class_names(tables[0], train[0], label_column)
     origins = (train[0], (test or train)[0])
@@ -135,40 +133,22 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
         names = (f"wiki.{split}.tokens", f"{split}.txt")
         candidates = [folder / f"{name}{end}" for name in names for end in ("", ".gz")]
         path = next((path for path in candidates if path.is_file()), None)
-        found[split] = path or _download_wikitext2(folder, f"{split}.txt", download=download)
-    paragraphs = {split: _paragraphs(path) for split, path in found.items()}
-    return Splits(**{split: Texts(texts, name=str(found[split])) for split, texts in paragraphs.items()})
-
-
-def _download_wikitext2(folder: Path, name: str, *, download: bool) -> Path:
-    try:
-        if not download:
-            raise OSError("download=false")
-        fetch(folder / name, urls=[WIKITEXT2_URL + name], md5=WIKITEXT2_MD5[name])
-    except OSError as error:
-        wanted = ["wiki.train.tokens and wiki.test.tokens", "or train.txt and test.txt; gzipped if you like"]
-        raise missing_files("WikiText-2", folder, wanted, str(error)) from error
-    return folder / name
-
-
-def _paragraphs(path: Path) -> list[str]:
-    return [line for line in _read_lines([path]) if not (line.startswith("= ") and line.endswith(" ="))]
+        if path is None:
+            path = folder / f"{split}.txt"
+            source = {"urls": [WIKITEXT2_URL + path.name], "md5": WIKITEXT2_MD5[path.name]}
+            wanted = ["wiki.train.tokens and wiki.test.tokens", "or train.txt and test.txt; gzipped if you like"]
+            download_file(path, **source, allowed=download, name="WikiText-2", root=folder, wanted=wanted)
+        found[split] = path
+    splits = {}
+    for split, path in found.items():
+        paragraphs = [line for line in _read_lines([path]) if not (line.startswith("= ") and line.endswith(" ="))]
+        splits[split] = Texts(paragraphs, name=str(path))
+    return Splits(**splits)
 
 
 def _split_lines(lines: list[str], fraction: float, seed: int, path: Path) -> Splits:
-    test, train = _draw(len(lines), fraction, seed, path)
-    return Splits(
-        train=Texts((lines[i] for i in train), name=str(path)), test=Texts((lines[i] for i in test), name=str(path))
-    )
-
-
-def _draw(count: int, fraction: float, seed: int, path: Path) -> tuple[list[int], list[int]]:
-    """Indices kept aside, and the others, both sorted."""
-    if count < 2:
-        raise DataError(f"{path} holds {count} texts; expected at least 2, of which one is kept aside for testing")
-    kept_aside = min(max(round(fraction * count), 1), count - 1)
-    order = torch.randperm(count, generator=generator("cpu", seed, "split")).tolist()
-    return sorted(order[:kept_aside]), sorted(order[kept_aside:])
+    parts = hold_out(len(lines), fraction, seed, where=path)
+    return Splits(*(Texts((lines[i] for i in part), name=str(path)) for part in parts))
 
 
 def _read_lines(paths: Sequence[Path]) -> list[str]:
@@ -176,7 +156,7 @@ def _read_lines(paths: Sequence[Path]) -> list[str]:
     lines = [line.strip() for path in paths for line in _read(path).split("\n")]
     lines = [line for line in lines if line]
     if not lines:
-        raise DataError(f"{_few(paths)}: there is no text in it")
+        raise DataError(f"{first_few(paths)}: there is no text in it")
     return lines
 
 
@@ -187,7 +167,7 @@ def _read(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8 ({error}): convert it, for example with iconv") from error
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); get it anew") from error
+        raise DataError(f"{path} cannot be read ({error}); get it again") from error
 
 
 Row = tuple[str, str | None] | str
@@ -232,7 +212,7 @@ def _place(column: str | int | None, first: list[str], header: bool, path: Path,
         raise DataError(f"data.{key}_column={column}: without a header (data.source.header=false) give its number")
     if column not in first:
         raise DataError(
-            f"data.{key}_column={column}: {path} begins with the columns {_few(first)}; give one of these, or its "
+            f"data.{key}_column={column}: {path} begins with the columns {first_few(first)}; give one of these, or its "
             "number from 0 where the file has no header"
         )
     return first.index(column)
@@ -241,7 +221,7 @@ def _place(column: str | int | None, first: list[str], header: bool, path: Path,
 def _class_names(rows: Sequence[Row], path: Path, column: str | int) -> tuple[str, ...]:
     labels = {row[1] for row in rows if not isinstance(row, str)}
     if len(labels) < 2:
-        raise DataError(f"{path}: data.label_column={column} holds a single label ({_few(sorted(labels))})")
+        raise DataError(f"{path}: data.label_column={column} holds a single label ({first_few(sorted(labels))})")
     whole = all(label.removeprefix("-").isdecimal() for label in labels)
     return tuple(sorted(labels, key=int) if whole else sorted(labels))
 
@@ -255,7 +235,7 @@ def _labelled(rows: Sequence[Row], names: tuple[str, ...] | None, path: Path) ->
     index = {name: number for number, name in enumerate(names)}
     unknown = sorted({label for number, (_, label) in enumerate(pairs) if number not in broken} - index.keys())
     if unknown:
-        raise DataError(f"{path}: the labels {_few(unknown)} are not in train, which has {_few(names)}")
+        raise DataError(f"{path}: the labels {first_few(unknown)} are not in train, which has {first_few(names)}")
     labels = [index.get(label, 0) for _, label in pairs]
     return Texts(texts, labels, name=str(path), broken=broken)
 
@@ -277,14 +257,3 @@ def _named(files: Sequence[Path], names: Sequence[str]) -> list[Path]:
         if found:
             return found
     return []
-
-
-def _check_fraction(fraction: float) -> None:
-    if not 0 < fraction < 1:
-        raise ValueError(f"data.source.test_fraction={fraction} is not between 0 and 1, both excluded")
-
-
-def _few(names: Iterable[object]) -> str:
-    names = [name.name if isinstance(name, Path) else str(name) for name in names]
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -11,19 +10,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.base import StreamData, check_counts, check_loading
+from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.series_augment import SeriesAugment
-from jepa.data.sources.base import Splits
-from jepa.data.sources.series import SeriesSplits, Timeline
+from jepa.data.sources.series_tables import SeriesSplits, Timeline
+from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request
 from jepa.types import Batch
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
-NORMALISATIONS = ("none", "last", "window")
 
-
-class SeriesData(StreamData):
+@dataclass(kw_only=True, eq=False)
+class SeriesData(DataModule):
     """Batches of series (C, T) float32: windows, z-scored; NaN is missing or padding.
 
     source: called as source(root=root), and name=name where there is one; returns `SeriesSplits`.
@@ -32,81 +30,59 @@ class SeriesData(StreamData):
     split_channels: each channel of a window is a sample of its own, (1, T), as in PatchTST (arXiv 2211.14730).
     z_score: subtract each channel's mean and divide by its deviation, both of the training split, less missing values.
     normalise: of each window and channel on top, "last": subtract the last value there is; "window": subtract the mean
-        and divide by the deviation; "none". The network is given the window so: were this done inside it, tokens
-        that are hidden would leave a trace.
-    augment: how training views are made; None leaves them as in evaluation. views: how many per sample.
+        and divide by the deviation; "none". This is done before the network, in which hidden tokens would leave a
+        trace.
+    augment: how training views are made; None leaves them as in evaluation.
     channels, length: what the data must have; None takes what is found.
-    The other arguments are those of `StreamData`.
 
-    Raises ValueError for a wrong setting, and DataError for data missing, damaged, too short, or of other channels.
+    Raises DataError also for data that is too short or of other channels.
     """
 
-    def __init__(
-        self,
-        *,
-        source: Callable[..., SeriesSplits],
-        root: str,
-        name: str | None = None,
-        window_size: int | None = None,
-        stride: int = 1,
-        split_channels: bool = False,
-        z_score: bool = True,
-        normalise: Literal["none", "last", "window"] = "none",
-        augment: SeriesAugment | None = None,
-        channels: int | None = None,
-        length: int | None = None,
-        views: int = 1,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        pin_memory: bool | Literal["auto"] = "auto",
-        prefetch_factor: int = 2,
-        max_bad_share: float = 0.1,
-    ) -> None:
-        loading = {
-            "views": views,
-            "batch_size": batch_size,
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "prefetch_factor": prefetch_factor,
-            "max_bad_share": max_bad_share,
-        }
-        check_loading(**loading)  # before the source is read
-        check_counts(stride=stride, **({} if window_size is None else {"window_size": window_size}))
-        if normalise not in NORMALISATIONS:
-            raise ValueError(f"data.normalise: got {normalise!r}, expected one of {list(NORMALISATIONS)}")
-        self.normalise, self.augment = normalise, augment
-        # A shell leaves the ~ of data.root=~/series to us.
-        splits = source(root=os.path.expanduser(root), **({} if name is None else {"name": name}))
-        self.timeline = splits.timeline
-        train, test = splits.train, splits.test
+    source: Callable[..., SeriesSplits]
+    root: str
+    name: str | None = None
+    window_size: int | None = None
+    stride: int = 1
+    split_channels: bool = False
+    z_score: bool = True
+    normalise: Literal["none", "last", "window"] = "none"
+    augment: SeriesAugment | None = None
+    channels: int | None = None
+    length: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        window_size = self.window_size
+        check_counts(stride=self.stride, **({} if window_size is None else {"window_size": window_size}))
+        source = read_source(self.source, root=self.root, name=self.name)
+        self.timeline = source.timeline
+        train, test = source.train, source.test
         if self.timeline is not None:
             if window_size is None:
                 raise ValueError("data.window_size=null: expected the steps of a window, as there is one long series")
-            check_parts(self.timeline, window_size, root)
+            check_parts(self.timeline, window_size, self.root)
             train, test = part(self.timeline, "train", window_size), part(self.timeline, "test", window_size)
-        self.mean, self.std = statistics(train) if z_score else (torch.zeros(1, 1), torch.ones(1, 1))
+        self.mean, self.std = statistics(train) if self.z_score else (torch.zeros(1, 1), torch.ones(1, 1))
         steps = window_size or max(series.shape[1] for series in [*train, *test])
-        self.split_channels = split_channels
-        samples = {
-            split: WindowSamples(
+        found = {"channels": 1 if self.split_channels else len(train[0]), "length": steps}
+        for key, size in found.items():
+            if getattr(self, key) not in (None, size):
+                raise DataError(f"data.{key}={getattr(self, key)}, but the data has {size}: set data.{key}=null")
+        splits = [
+            WindowSamples(
                 [(each - self.mean) / self.std for each in series],
                 labels,
                 window_size=steps,
-                stride=stride,
-                split_channels=split_channels,
+                stride=self.stride,
+                split_channels=self.split_channels,
             )
-            for split, series, labels in (("train", train, splits.train_labels), ("test", test, splits.test_labels))
-        }
-        found = {"channels": 1 if split_channels else len(train[0]), "length": steps}
-        for key, given in {"channels": channels, "length": length}.items():
-            if given is not None and given != found[key]:
-                raise DataError(f"data.{key}={given}, but the data has {found[key]}: set data.{key}=null")
-        super().__init__(
-            Splits(samples["train"], samples["test"], splits.class_names),
+            for series, labels in ((train, source.train_labels), (test, source.test_labels))
+        ]
+        self.setup(
+            Splits(*splits, source.class_names),
             prepare=self.prepare_sample,
             input_shape=(found["channels"], steps),
             found=found,
-            **loading,
         )
 
     def prepare_sample(self, window: Tensor, random: torch.Generator | None) -> Tensor:
@@ -147,18 +123,19 @@ class SeriesData(StreamData):
         sums, counts = (F.adaptive_avg_pool1d(each, steps) for each in (x.nan_to_num(0.0), seen))
         return (sums / counts.clamp(min=1e-6)).flatten(1)
 
-    def _batches(
-        self, split: str, *, seed: int | None, views: int | None, bad_limit: float
-    ) -> Callable[[Request], Batch]:
-        return _SeriesBatches(
-            samples=self._splits[split],
-            augment=self.augment,
-            normalise=self.normalise,
-            views=views or self.views,
-            stacked=self._several if views is None else True,
-            seed=seed,
-            labelled=self.spec.classes is not None,
-        )
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """See `DataModule.make_batch`; the views of all windows are made at once."""
+        windows, labels = zip(*(self.splits[reading.split][index] for index in request.indices))
+        x = torch.stack(windows)  # (b, C, T)
+        views = (reading.views or self.views) if self.gives_views(reading) else 1
+        x = x.repeat_interleave(views, dim=0)
+        if reading.seed is not None and self.augment is not None:
+            randoms = (generator("cpu", reading.seed, "augment", counter) for counter in request.counters)
+            drawn = [self.augment.draw(views, tuple(x.shape[1:]), random) for random in randoms]
+            x = self.augment.apply(x, *(torch.cat(each) for each in zip(*drawn)))
+        x = normalised(x, self.normalise)[0]
+        batch = {"views": x.unflatten(0, (-1, views))} if self.gives_views(reading) else {"x": x}
+        return self.with_labels(batch, labels)
 
 
 class WindowSamples:
@@ -230,40 +207,6 @@ class ForecastWindows:
         return x, future, level, scale, window
 
 
-@dataclass(frozen=True)
-class _SeriesBatches:
-    """Takes the windows of a request and makes their views all at once; seed: None to evaluate."""
-
-    samples: WindowSamples
-    augment: SeriesAugment | None
-    normalise: str
-    views: int
-    stacked: bool
-    seed: int | None
-    labelled: bool
-
-    def __call__(self, request: Request) -> Batch:
-        windows, labels = zip(*(self.samples[index] for index in request.indices))
-        x = torch.stack(windows)  # (b, C, T)
-        batch: Batch = {}
-        if self.seed is None or not self.stacked:
-            batch["x"] = normalised(self._augmented(x, 1, request.counters), self.normalise)[0]
-        else:
-            views = self._augmented(x.repeat_interleave(self.views, dim=0), self.views, request.counters)
-            batch["views"] = normalised(views, self.normalise)[0].unflatten(0, (-1, self.views))
-        if self.labelled:
-            batch["label"] = torch.as_tensor(labels, dtype=torch.int64)
-        return batch
-
-    def _augmented(self, x: Tensor, views: int, counters: Sequence[int]) -> Tensor:
-        """Views (b * views, C, T), each a function of the seed and the sample's counter."""
-        if self.seed is None or self.augment is None:
-            return x
-        shape = tuple(x.shape[1:])
-        draws = [self.augment.draw(views, shape, generator("cpu", self.seed, "augment", c)) for c in counters]
-        return self.augment.apply(x, *(torch.cat(each) for each in zip(*draws)))
-
-
 def part(timeline: Timeline, split: str, lookback: int) -> list[Tensor]:
     """The steps of a part, and before it as many of the part before as a look-back takes."""
     number = ("train", "validation", "test").index(split)
@@ -308,6 +251,6 @@ def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
         return window - level, level, one
     count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
     level = filled.sum(dim=-1, keepdim=True) / count
-    spread = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()
-    scale = torch.where(spread > 1e-5, spread, one)
+    deviation = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()
+    scale = torch.where(deviation > 1e-5, deviation, one)
     return (window - level) / scale, level, scale

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from jepa.data.sources.base import Splits, TensorImages
-from jepa.data.sources.clips import TensorVideo
-from jepa.data.sources.grey import mnist
+from jepa.data.sources.decoders import TensorVideo
+from jepa.data.sources.small_images import mnist
+from jepa.data.sources.splits import Splits, TensorImages
 from jepa.utils.random import generator
 
 
@@ -28,7 +30,7 @@ def moving_mnist(
 
     Clip i of a split is a function of (seed, split, i): its digits, of the same split of MNIST, their places,
     directions and speeds. The label is the class of the first digit, which is drawn at full brightness and the others
-    at `others_brightness`, as else nothing would tell which one is asked for (in the original all are alike: 1.0).
+    at `others_brightness`, as otherwise nothing would show which one the label means (in the original: 1.0).
 
     root, download: see `mnist`. digits: per clip. canvas: pixels of its side. length: frames. speed: (least, most)
     pixels per frame. Raises ValueError for digits that do not fit, and DataError as `mnist` does.
@@ -41,33 +43,36 @@ def moving_mnist(
     side = images.train.images.shape[-1]
     if canvas < side:
         raise ValueError(f"data.source.canvas={canvas} is smaller than a digit, {side} pixels")
-    settings = {"digits": digits, "canvas": canvas, "length": length, "speed": tuple(speed), "seed": seed}
-    made = {
-        split: MovingDigits(getattr(images, split), split, clips, brightness=others_brightness, **settings)
-        for split, clips in {"train": train_clips, "test": test_clips}.items()
-    }
-    return Splits(train=made["train"], test=made["test"], class_names=images.class_names)
+    made = [
+        MovingDigits(
+            images=getattr(images, split),
+            split=split,
+            clips=clips,
+            digits=digits,
+            canvas=canvas,
+            length=length,
+            speed=tuple(speed),
+            brightness=others_brightness,
+            seed=seed,
+        )
+        for split, clips in (("train", train_clips), ("test", test_clips))
+    ]
+    return Splits(*made, class_names=images.class_names)
 
 
+@dataclass(frozen=True, kw_only=True)
 class MovingDigits:
-    """The clips of one split; items are (video, label). `moving_mnist` says what the arguments are."""
+    """The clips of one split; items are (video, label). `moving_mnist` describes the fields."""
 
-    def __init__(
-        self,
-        images: TensorImages,
-        split: str,
-        clips: int,
-        *,
-        digits: int,
-        canvas: int,
-        length: int,
-        speed: tuple[float, float],
-        brightness: float,
-        seed: int,
-    ) -> None:
-        self.images, self.split, self.clips = images, split, clips
-        self.digits, self.canvas, self.length, self.speed = digits, canvas, length, speed
-        self.brightness, self.seed = brightness, seed
+    images: TensorImages
+    split: str
+    clips: int
+    digits: int
+    canvas: int
+    length: int
+    speed: tuple[float, float]
+    brightness: float
+    seed: int
 
     def __len__(self) -> int:
         return self.clips

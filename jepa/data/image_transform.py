@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from jepa.data.augment import Augment, Views, centre_box
+from jepa.data.image_augment import Augment, Views, centre_box
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import
 
@@ -23,22 +24,25 @@ F = lazy_import("torchvision.transforms.v2.functional")
 class ImageTransform:
     """Makes float32 inputs of one size and number of channels, normalised by mean and std per channel.
 
-    size: (H, W). interpolation: `bicubic` or `bilinear`. augment: None, or how training views are made.
+    size: (H, W), or one side of a square. mean, std: of pixel values in [0, 1], one per channel or one for all.
+    interpolation: `bicubic` or `bilinear`. augment: None, or how training views are made.
     A PIL image is cropped and resized on its own, with antialiasing. Tensors of one size are warped as a
     whole batch, in one call, which for small images is some fifty times faster.
+    Raises ValueError for settings that do not fit.
     """
 
     def __init__(
         self,
         *,
-        size: tuple[int, int],
+        size: int | Sequence[int],
         channels: int,
         mean: Sequence[float],
         std: Sequence[float],
         interpolation: str,
         augment: Augment | None,
     ) -> None:
-        self.size = size
+        check_statistics(mean, std, channels)
+        self.size = height_and_width("image_size", size)
         self.channels = channels
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
@@ -47,26 +51,33 @@ class ImageTransform:
 
     def plain(self, images: Image.Image | Tensor) -> Tensor:
         """One PIL image, or uint8 (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
-        pixels = _image(images, self.channels) if isinstance(images, Image.Image) else self._channels(images)
+        pixels = self._match_channels(images)
         height, width = _size(pixels)
-        pixels = self._crop(pixels, centre_box(height, width, self.size))
-        return self._normalise(_floats(pixels))
+        return self._normalise(_to_float(self._crop(pixels, centre_box(height, width, self.size))))
 
     def augmented(self, images: Image.Image | Tensor, uniform: Tensor) -> Tensor:
         """One PIL image, or uint8 (B, C, h, w), and numbers (B, V, NUMBERS): views (B, V, C, H, W)."""
         batch, count = uniform.shape[:2]
-        uniform = uniform.flatten(0, 1)
+        images = self._match_channels(images)
+        views = self._views(images, uniform.flatten(0, 1))
         if isinstance(images, Image.Image):
-            image = _image(images, self.channels)
-            views = self.augment.views(uniform, height=image.height, width=image.width, size=self.size)
-            pixels = torch.cat([_floats(self._geometry(image, views, i)) for i in range(count)])
+            pixels = torch.cat([_to_float(self._move(images, views, i)) for i in range(count)])
         else:
-            images = self._channels(images)
-            height, width = images.shape[-2:]
-            views = self.augment.views(uniform, height=height, width=width, size=self.size)
-            pixels = self._warp(_floats(images), views, count)
-        pixels = self._normalise(_recolour(pixels, views))
-        return pixels.unflatten(0, (batch, count))
+            pixels = self._warp(_to_float(images), views, count)
+        return self._normalise(_recolour(pixels, views)).unflatten(0, (batch, count))
+
+    def augmented_clip(self, frames: Tensor, uniform: Tensor) -> Tensor:
+        """Frames uint8 (T, C, h, w) and numbers (1, NUMBERS): one view (T, C, H, W), all frames changed alike."""
+        frames = self._match_channels(frames)
+        views = self._views(frames, uniform)
+        pixels = _to_float(self._move(frames, views, 0))
+        colours = {"jitter": views.jitter, "blur": views.blur}
+        every = {n: None if v is None else v.expand(len(pixels), *v.shape[1:]) for n, v in colours.items()}
+        return self._normalise(_recolour(pixels, replace(views, **every)))
+
+    def _views(self, images: Image.Image | Tensor, uniform: Tensor) -> Views:
+        height, width = _size(images)
+        return self.augment.views(uniform, height=height, width=width, size=self.size)
 
     @property
     def _mode(self) -> Any:
@@ -81,8 +92,8 @@ class ImageTransform:
             return image
         return F.resized_crop(image, top, left, h, w, list(self.size), self._mode, antialias=True)
 
-    def _geometry(self, image: Image.Image, views: Views, i: int) -> Image.Image:
-        """View i of a PIL image. What a rotation or shift brings in from outside of the crop is black."""
+    def _move(self, image: Image.Image | Tensor, views: Views, i: int) -> Image.Image | Tensor:
+        """Crop, flip, rotate and shift for view i. What comes in from outside of the crop is black."""
         view = self._crop(image, views.box[i])
         if views.flip is not None and views.flip[i]:
             view = F.horizontal_flip(view)
@@ -91,7 +102,9 @@ class ImageTransform:
             angle = 0.0 if views.angle is None else views.angle[i].item()
             right, down = (0.0, 0.0) if views.shift is None else views.shift[i].tolist()
             move = [right * width, down * height]
-            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=self._mode)
+            # torchvision rotates tensors bilinearly at best.
+            mode = v2.InterpolationMode.BILINEAR if isinstance(view, Tensor) else self._mode
+            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=mode)
         return view
 
     def _warp(self, images: Tensor, views: Views, count: int) -> Tensor:
@@ -110,7 +123,9 @@ class ImageTransform:
         mode = self.interpolation
         return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False).clamp_(0, 1)
 
-    def _channels(self, images: Tensor) -> Tensor:
+    def _match_channels(self, images: Image.Image | Tensor) -> Image.Image | Tensor:
+        if isinstance(images, Image.Image):
+            return _to_mode(images, self.channels)
         if images.shape[-3] == self.channels:
             return images
         if images.shape[-3] == 1:
@@ -181,7 +196,7 @@ def _blend(pixels: Tensor, other: Tensor, share: Tensor) -> Tensor:
     return (pixels * share + other * (1 - share)).clamp(0, 1)
 
 
-def _image(image: Image.Image, channels: int) -> Image.Image:
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
     """A PIL image of any mode as 8-bit RGB or grey; transparency is dropped."""
     if channels not in (1, 3):
         raise DataError(f"data.channels={channels}, but image files give 3 (colour) or 1 (grey)")
@@ -194,8 +209,27 @@ def _image(image: Image.Image, channels: int) -> Image.Image:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _floats(pixels: Image.Image | Tensor) -> Tensor:
+def _to_float(pixels: Image.Image | Tensor) -> Tensor:
     """uint8 as float32 in [0, 1]; a PIL image as (1, C, H, W)."""
     if isinstance(pixels, Image.Image):
         pixels = F.pil_to_tensor(pixels)[None]
     return pixels.float() / 255
+
+
+def height_and_width(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a side or a pair. Raises ValueError for anything else."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"data.{name}={size} is neither a side nor [height, width], at least 1")
+    return pair
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raise ValueError for means and deviations that do not fit the channels, or deviations not above 0."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"data.{name} has {len(values)} values; expected {channels}, one per channel, or a single one"
+            )
+    if min(std) <= 0:
+        raise ValueError(f"data.std={list(std)} has a value that is not positive")

@@ -105,8 +105,8 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
         raise DataError(f"{path}: {split}_x holds nothing but NaN")
     series = torch.from_numpy(values)
     lengths = arrays.get(f"{split}_len", np.full(len(x), x.shape[2]))
-    whole = lengths.shape == (len(x),) and lengths.dtype.kind in "iu"
-    if not whole or lengths.min() < 1 or lengths.max() > x.shape[2]:
+    integers = lengths.shape == (len(x),) and lengths.dtype.kind in "iu"
+    if not integers or lengths.min() < 1 or lengths.max() > x.shape[2]:
         raise DataError(f"{path}: {split}_len has to hold {len(x)} whole numbers from 1 to {x.shape[2]}")
     return [each[:, : int(length)] for each, length in zip(series, lengths)], [int(label) for label in y]
 
@@ -114,7 +114,7 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
 def ett(*, root: str) -> SeriesSplits:
     """One of the ETT tables (Zhou et al. 2021, arXiv 2012.07436), `ETTh1.csv` or such, also `.csv.gz`.
 
-    The usual split: 12, 4 and 4 months of 30 days. Hourly tables (ETTh) and those of 15 minutes (ETTm) are told by
+    The usual split: 12, 4 and 4 months of 30 days. Hourly tables (ETTh) and those of 15 minutes (ETTm) are known by
     the file's name, or by the steps of its date column. The season is a day. Raises DataError for what is neither.
     """
     table = _read_table(root)
@@ -228,7 +228,7 @@ def _columns(
 
 
 def _is_value(name: str) -> bool:
-    """Whether a column's name is a number, but no whole one: those are common names."""
+    """Whether a column's name is a number, but no integer: those are common names."""
     try:
         return not float(name).is_integer()
     except (ValueError, OverflowError):

@@ -8,10 +8,10 @@ python train.py model=audio data=hf data.path=sounds.parquet data.column=audio d
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from jepa.data.base import StreamData, check_loading
-from jepa.data.sources.huggingface import open_rows
+from jepa.data.data_module import DataModule
+from jepa.data.sources.huggingface_rows import open_rows
 from jepa.utils.errors import DataError
 from jepa.utils.log_mel import LogMel
 
@@ -26,9 +26,9 @@ def hugging_face(
     test_split: str | None = None,
     test_fraction: float = 0.1,
     split_seed: int = 0,
-    text: Callable[..., StreamData] | None = None,
-    image: Callable[..., StreamData] | None = None,
-    audio: Callable[..., StreamData] | None = None,
+    text: Callable[..., DataModule] | None = None,
+    image: Callable[..., DataModule] | None = None,
+    audio: Callable[..., DataModule] | None = None,
     vocab_size: int | None = 4096,
     max_length: int = 64,
     image_size: int | Sequence[int] = 224,
@@ -42,7 +42,7 @@ def hugging_face(
     pin_memory: bool | Literal["auto"] = "auto",
     prefetch_factor: int = 2,
     max_bad_share: float = 0.1,
-) -> StreamData:
+) -> DataModule:
     """Data of a column of strings, an Image column or an Audio column; the first eight arguments: see `open_rows`.
 
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
@@ -51,31 +51,23 @@ def hugging_face(
 
     Raises DataError for what is missing or damaged, and a column of no kind that can be read.
     """
-    loading: dict[str, Any] = {
-        "views": views,
-        "batch_size": batch_size,
-        "num_workers": num_workers,
-        "pin_memory": pin_memory,
-        "prefetch_factor": prefetch_factor,
-        "max_bad_share": max_bad_share,
-    }
-    check_loading(**loading)  # before anything is read
+    loader = DataModule(
+        views=views,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        prefetch_factor=prefetch_factor,
+        max_bad_share=max_bad_share,
+    )  # which are checked before anything is read
     kind, splits = open_rows(
-        path=path,
-        column=column,
-        label_column=label_column,
-        name=name,
-        train_split=train_split,
-        test_split=test_split,
-        test_fraction=test_fraction,
-        split_seed=split_seed,
+        path, column, label_column, name, train_split, test_split, test_fraction=test_fraction, split_seed=split_seed
     )
     make = {"text": text, "image": image, "audio": audio}[kind]
     if make is None:
-        raise DataError(f"data.column={column} holds {kind}, and data.{kind} does not say how to read it (it is null)")
+        raise DataError(f"data.column={column} holds {kind}, but data.{kind}=null: set there how to read it")
     own = {
         "text": {"vocab_size": vocab_size, "max_length": max_length},
         "image": {"image_size": image_size, "channels": channels},
         "audio": {"sample_rate": sample_rate, "seconds": seconds, "spectrogram": spectrogram},
     }[kind]
-    return make(source=lambda: splits, **own, **loading)
+    return make(source=lambda: splits, **own, **vars(loader))

@@ -1,7 +1,7 @@
 """Random views of images: the settings, and the numbers drawn for each view.
 
-Drawing is apart from applying (`jepa.data.transforms`), so that the choices of a whole batch, each a function
-of (seed, sample counter), are applied in one go.
+Random numbers are drawn here and used in `jepa.data.image_transform`, so that the choices of a batch, each a function
+of (seed, sample counter), are applied all at once.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ class Views:
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """Settings of the augmentation; the defaults are I-JEPA's (Assran et al., 2023, arXiv:2301.08243).
+    """Settings of the augmentation; by default each step is off.
 
-    crop_scale: range of the crop's share of the image's area; None for the largest centred crop.
+    crop_scale: range of the crop's share of the image's area, (0.3, 1.0) in I-JEPA (Assran et al., 2023,
+        arXiv:2301.08243); None for the largest centred crop.
     crop_ratio: range of the crop's width / height, log-uniform. horizontal_flip: probability.
     rotation: largest angle in degrees; translate: largest shift as a share of the side; both either way.
     color_jitter: strength s as in SimCLR (Chen et al., 2020, arXiv:2002.05709): brightness, contrast and
@@ -52,8 +53,8 @@ class Augment:
     blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels, as in SimCLR.
     """
 
-    crop_scale: Sequence[float] | None = (0.3, 1.0)
-    crop_ratio: Sequence[float] = (3 / 4, 4 / 3)
+    crop_scale: Sequence[float] | None = None
+    crop_ratio: Sequence[float] = (0.75, 1.3333)
     horizontal_flip: float = 0.0
     rotation: float = 0.0
     translate: float = 0.0

@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import io
 import os
-import struct
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-from PIL import Image as PIL
-from torch import Tensor
-
-from jepa.data.sources.base import Splits
+from jepa.data.sources.decoders import decode_image, decode_sound
+from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import, require
-from jepa.utils.random import generator
 
 datasets = lazy_import("datasets")
 
@@ -36,7 +31,12 @@ class Rows:
     """
 
     def __init__(
-        self, rows: Any, column: str, decode: Callable[[Any], Any], label_column: str | None, label_of: dict[Any, int]
+        self,
+        rows: Any,
+        column: str,
+        decode: Callable[[Any, str], Any],
+        label_column: str | None,
+        label_of: dict[Any, int],
     ) -> None:
         self.rows = rows.select_columns([column, *([label_column] if label_column else [])])
         self.column, self.decode, self.label_column, self.label_of = column, decode, label_column, label_of
@@ -45,25 +45,23 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        row = self.rows[int(index)]
-        try:
-            value = self.decode(row[self.column])
-            label = None if self.label_column is None else self.label_of[row[self.label_column]]
-        except KeyError as error:
-            raise UnreadableSample(f"row {index}", f"its label is {error}") from error
-        except (OSError, ValueError, TypeError, SyntaxError, EOFError, RuntimeError, struct.error) as error:
-            raise UnreadableSample(f"row {index}", f"column {self.column}: {error}") from error
-        return value, label
+        row, name = self.rows[int(index)], f"row {index}, column {self.column}"
+        value = self.decode(row[self.column], name)
+        if self.label_column is None:
+            return value, None
+        if (label := row[self.label_column]) not in self.label_of:
+            raise UnreadableSample(name, f"its label is {label!r}")
+        return value, self.label_of[label]
 
 
 def open_rows(
-    *,
     path: str,
     column: str,
     label_column: str | None = None,
     name: str | None = None,
     train_split: str | None = None,
     test_split: str | None = None,
+    *,
     test_fraction: float = 0.1,
     split_seed: int = 0,
 ) -> tuple[Kind, Splits]:
@@ -78,57 +76,47 @@ def open_rows(
 
     Raises DataError for what is missing, damaged or of no kind that can be read.
     """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"data.test_fraction={test_fraction} is not between 0 and 1, both excluded")
+    check_fraction("data.test_fraction", test_fraction)
     found = _open(os.path.expanduser(path), name)
     train = _pick(found, train_split, TRAIN_NAMES, "train_split", path)
     if train is None:
         train = _pick(found, next(iter(found)), (), "train_split", path) if len(found) == 1 else None
     if train is None:
-        raise DataError(f"data.path={path} has the splits {_few(found)}: name one with data.train_split")
+        raise DataError(f"data.path={path} has the splits {first_few(found)}: name one with data.train_split")
     test = _pick(found, test_split, TEST_NAMES, "test_split", path)
     if test is None:
-        train, test = _keep_aside(train, test_fraction, split_seed, path)
+        kept, held = hold_out(len(train), test_fraction, split_seed, where=f"data.path={path}")
+        train, test = train.select(kept), train.select(held)
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:
-            raise DataError(f"data.{key}={wanted}: {path} has the columns {_few(train.features)}")
+            raise DataError(f"data.{key}={wanted}: {path} has the columns {first_few(train.features)}")
     kind, feature = _kind(train.features[column], column)
     names, label_of = _labels(train, test, label_column)
-    decode = {"text": decode_text, "image": decode_image, "audio": decode_audio}[kind]
     splits = []
     for rows in (train, test):
         rows = rows if feature is None else rows.cast_column(column, feature)
-        splits.append(Rows(rows, column, decode, label_column, label_of))
+        splits.append(Rows(rows, column, DECODE[kind], label_column, label_of))
     return kind, Splits(train=splits[0], test=splits[1], class_names=names)
 
 
-def decode_text(value: str | None) -> str:
-    """The text. Raises ValueError for an empty one."""
+def _text(value: str | None, name: str) -> str:
     if value is None or not value.strip():
-        raise ValueError("the text is empty")
+        raise UnreadableSample(name, "the text is empty")
     return value
 
 
-def decode_image(value: dict[str, Any] | None) -> PIL.Image:
-    """The picture of {"bytes", "path"}. Raises what Pillow raises, ValueError for none."""
-    with PIL.open(_content(value)) as image:
-        image.load()
-        return image
-
-
-def decode_audio(value: dict[str, Any] | None) -> tuple[Tensor, int]:
-    """Waveform (t,) float32, the mean of all channels, and its rate. Raises RuntimeError for what cannot be decoded."""
-    soundfile = require("soundfile", extra="audio", purpose="reading sound")
-    wave, rate = soundfile.read(_content(value), dtype="float32", always_2d=True)  # (t, channels)
-    return torch.from_numpy(wave).mean(dim=1), int(rate)
-
-
-def _content(value: dict[str, Any] | None) -> io.BytesIO:
+def _content(value: dict[str, Any] | None, name: str) -> str | io.BytesIO:
+    """The path or the content of {"bytes", "path"}, as the library stores pictures and sounds."""
     if value is None:
-        raise ValueError("it is missing")
-    if value.get("bytes") is not None:
-        return io.BytesIO(value["bytes"])
-    return io.BytesIO(Path(value["path"]).read_bytes())
+        raise UnreadableSample(name, "it is missing")
+    return value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+
+
+DECODE: dict[Kind, Callable[[Any, str], Any]] = {
+    "text": _text,
+    "image": lambda value, name: decode_image(_content(value, name), name),
+    "audio": lambda value, name: decode_sound(_content(value, name), name),
+}
 
 
 def _open(path: str, name: str | None) -> dict[str, Any]:
@@ -178,19 +166,11 @@ def _by_split(files: Sequence[Path]) -> dict[str, list[Path]]:
     return found if any(name in found for name in TRAIN_NAMES) else {"train": list(files)}
 
 
-def _pick(found: dict[str, Any], given: str | None, names: Sequence[str], key: str, path: str) -> Any:
-    if given is not None and given not in found:
-        raise DataError(f"data.{key}={given}: {path} has the splits {_few(found)}")
-    name = given or next((name for name in names if name in found), None)
+def _pick(found: dict[str, Any], wanted: str | None, names: Sequence[str], key: str, path: str) -> Any:
+    if wanted is not None and wanted not in found:
+        raise DataError(f"data.{key}={wanted}: {path} has the splits {first_few(found)}")
+    name = wanted or next((name for name in names if name in found), None)
     return None if name is None else found[name]
-
-
-def _keep_aside(rows: Any, fraction: float, seed: int, path: str) -> tuple[Any, Any]:
-    if len(rows) < 2:
-        raise DataError(f"data.path={path} holds {len(rows)} rows; expected at least 2, one to be kept aside")
-    count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
-    order = torch.randperm(len(rows), generator=generator("cpu", seed, "split")).tolist()
-    return rows.select(sorted(order[count:])), rows.select(sorted(order[:count]))
 
 
 def _kind(feature: Any, column: str) -> tuple[Kind, Any]:
@@ -216,12 +196,7 @@ def _labels(train: Any, test: Any, column: str | None) -> tuple[tuple[str, ...] 
     values = sorted(value for value in train.unique(column) if value is not None)
     unknown = sorted({value for value in test.unique(column) if value is not None} - set(values))
     if unknown:
-        raise DataError(f"data.label_column={column}: test holds {_few(unknown)}, train only {_few(values)}")
+        raise DataError(f"data.label_column={column}: test holds {first_few(unknown)}, train only {first_few(values)}")
     if len(values) < 2:
-        raise DataError(f"data.label_column={column} holds a single label ({_few(values)})")
+        raise DataError(f"data.label_column={column} holds a single label ({first_few(values)})")
     return tuple(map(str, values)), {value: number for number, value in enumerate(values)}
-
-
-def _few(names: Any) -> str:
-    names = [str(name) for name in names]
-    return ", ".join(names[:8]) + (f", ... ({len(names)} in all)" if len(names) > 8 else "")

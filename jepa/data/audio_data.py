@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.base import StreamData, check_counts, check_loading
-from jepa.data.sources.base import Splits
+from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.sources.decoders import Sound
+from jepa.data.sources.splits import Splits
 from jepa.utils.lazy_import import require
 from jepa.utils.log_mel import LogMel
-
-Sound = tuple[Tensor, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,88 +72,65 @@ class SoundAugment:
         return wave
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareSound:
-    """A sound to x (1, length): resampled to sample_rate, cropped, and padded with NaN at its end.
+def prepare_sound(
+    sound: Sound, random: torch.Generator | None, *, sample_rate: int, length: int, augment: SoundAugment | None = None
+) -> Tensor:
+    """A sound as x (1, length) float32: resampled to sample_rate, cropped, and padded with NaN at its end.
 
     Longer sounds are cropped, at random in training and at their centre in evaluation.
     """
-
-    sample_rate: int
-    length: int
-    augment: SoundAugment | None = None
-
-    def __call__(self, sound: Sound, random: torch.Generator | None) -> Tensor:
-        """x (1, length) float32."""
-        wave = resample(*sound, self.sample_rate)
-        if random is not None and self.augment is not None:
-            wave = self.augment(wave, self.length, random)
-        if (spare := len(wave) - self.length) > 0:
-            start = spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random))
-            wave = wave[start : start + self.length]
-        return F.pad(wave, (0, self.length - len(wave)), value=float("nan")).unsqueeze(0)
+    wave = resample(*sound, sample_rate)
+    if random is not None and augment is not None:
+        wave = augment(wave, length, random)
+    if (spare := len(wave) - length) > 0:
+        start = spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random))
+        wave = wave[start : start + length]
+    return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
 
 
-class AudioData(StreamData):
+@dataclass(kw_only=True, eq=False)
+class AudioData(DataModule):
     """Batches of sound, x (B, 1, T) float32, T = sample_rate * seconds, NaN where a clip has ended.
 
-    source: called as source(root=root), or source() without a root, with label= if that is given; returns `Splits`
+    source: called as source(root=root), or source() without a root, with label= if it is set; returns `Splits`
         whose inputs are (waveform (t,) float32, its sample rate); they may be of any length and rate.
     sample_rate: to which all are resampled. seconds: length of x.
-    spectrogram: the front end of the encoder; says what raw input is in evaluation, the mean of each mel band.
-    augment: how training clips are changed; None: longer ones are cropped at random, and that is all.
+    spectrogram: the front end of the encoder; in evaluation, raw input is the mean of each of its mel bands.
+    augment: how training clips are changed; None: longer ones are only cropped at random.
     label: which of a source's labels is the class, for sources that have several.
-    The other arguments are those of `StreamData`.
-
-    Raises ValueError for a wrong setting, before data is read, and DataError for data missing or damaged.
     """
 
-    def __init__(
-        self,
-        *,
-        source: Callable[..., Splits],
-        root: str | None = None,
-        sample_rate: int,
-        seconds: float,
-        spectrogram: LogMel,
-        augment: SoundAugment | None = None,
-        label: str | None = None,
-        views: int = 1,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        pin_memory: bool | Literal["auto"] = "auto",
-        prefetch_factor: int = 2,
-        max_bad_share: float = 0.1,
-    ) -> None:
-        check_counts(sample_rate=sample_rate)
-        length = round(sample_rate * seconds)
-        if length < spectrogram.hop_length:
+    source: Callable[..., Splits]
+    root: str | None = None
+    sample_rate: int
+    seconds: float
+    spectrogram: LogMel
+    augment: SoundAugment | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(sample_rate=self.sample_rate)
+        length = round(self.sample_rate * self.seconds)
+        if length < self.spectrogram.hop_length:
             raise ValueError(
-                f"data.seconds={seconds} is {length} samples at {sample_rate} Hz, less than "
-                f"data.spectrogram.hop_length={spectrogram.hop_length}: use longer clips"
+                f"data.seconds={self.seconds} is {length} samples at {self.sample_rate} Hz, less than "
+                f"data.spectrogram.hop_length={self.spectrogram.hop_length}: use longer clips"
             )
-        if spectrogram.sample_rate != sample_rate:
+        if self.spectrogram.sample_rate != self.sample_rate:
             raise ValueError(
-                f"data.spectrogram.sample_rate={spectrogram.sample_rate} differs from data.sample_rate={sample_rate}"
+                f"data.spectrogram.sample_rate={self.spectrogram.sample_rate} differs from "
+                f"data.sample_rate={self.sample_rate}"
             )
-        loading = {
-            "views": views,
-            "batch_size": batch_size,
-            "num_workers": num_workers,
-            "pin_memory": pin_memory,
-            "prefetch_factor": prefetch_factor,
-            "max_bad_share": max_bad_share,
-        }
-        check_loading(**loading)  # before the source is read
-        if label is not None and "label" not in inspect.signature(source).parameters:
-            raise ValueError(f"data.label={label!r}: these files have one kind of labels only, set data.label=null")
-        # A shell leaves the ~ of data.root=~/sounds to us.
-        given = {} if root is None else {"root": os.path.expanduser(root)}
-        splits = source(**given, **({} if label is None else {"label": label}))
-        self.sample_rate = sample_rate
-        self.spectrogram = spectrogram
-        prepare = PrepareSound(sample_rate=sample_rate, length=length, augment=augment)
-        super().__init__(splits, prepare=prepare, input_shape=(1, length), **loading)
+        if self.label is not None and "label" not in inspect.signature(self.source).parameters:
+            raise ValueError(
+                f"data.label={self.label!r}: these files have one kind of labels only, set data.label=null"
+            )
+        self.setup(
+            read_source(self.source, root=self.root, label=self.label),
+            prepare=partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment),
+            input_shape=(1, length),
+        )
 
     def raw_features(self, x: Tensor, size: int) -> Tensor:
         """Mean of each mel band over a clip, (b, mel_bins); `size` has no meaning here."""
