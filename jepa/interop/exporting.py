@@ -162,7 +162,7 @@ def write_onnx(features: Features, path: Path, example: Tensor) -> float:
     """
     import onnxruntime
 
-    with quiet("torch.onnx", "onnx_ir"):
+    with quiet("torch.onnx", "onnx_ir", "onnxscript"):
         program = torch.onnx.export(
             features,
             (example,),
