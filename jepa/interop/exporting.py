@@ -167,7 +167,7 @@ def write_onnx(features: Features, path: Path, example: Tensor) -> float:
     purpose = "format=onnx"
     onnxruntime = require("onnxruntime", extra="export", purpose=purpose)
     require("onnxscript", extra="export", purpose=purpose)  # torch.onnx imports it
-    with quiet("torch.onnx", "onnx_ir"):
+    with quiet("torch.onnx", "onnx_ir", "onnxscript"):
         program = torch.onnx.export(
             features,
             (example,),
