@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from data_helpers import write_classes, write_videos
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+import jepa.data
 from jepa.data import ImageData
 from jepa.data.stream import SampleOrder
 
@@ -93,3 +95,13 @@ def test_without_augmentation_training_sees_what_evaluation_sees():
     (everything,) = data.evaluation_batches("train", batch_size=2000)
     order = SampleOrder(num_samples=data.spec.num_train, batch_size=256, seed=0).request(0)
     assert torch.equal(batch["x"], everything["x"][order.indices])
+
+
+@pytest.mark.parametrize(
+    "name", sorted({name for names in jepa.data.NAMES.values() for name in names if "Data" in name})
+)
+def test_types_of_constructors_resolve(name):
+    """Also of inherited fields, in the subclass's file: without them `jepa.config.check` accepts any value."""
+    data_class = getattr(jepa.data, name)
+    assert get_type_hints(data_class.__init__)["batch_size"] is int
+    assert name == "TaskData" or issubclass(data_class, jepa.data.DataModule)
