@@ -28,7 +28,7 @@ from jepa.distributed.collectives import (
 from jepa.distributed.launch import read_launch, same_on_every_rank
 from jepa.interop import load_pretrained
 from jepa.optim import parameter_groups, plan
-from jepa.report import preview
+from jepa.report.dry_run import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
