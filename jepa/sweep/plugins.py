@@ -1,22 +1,36 @@
-"""Register our launchers and sweeper with Hydra, as `_target_: hydra_plugins.jepa.<class>`."""
+"""Register our launchers and sweeper with Hydra, as `_target_: hydra_plugins.jepa.<class>`.
+
+They are functions, so that a module is imported only when a sweep uses it.
+"""
 
 from __future__ import annotations
 
-import importlib
-from functools import partial
 from typing import Any
 
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.sweep_objective import SweepObjective, evaluates
 
-PLUGINS = {
-    "LocalLauncher": "jepa.sweep.local_launcher",
-    "SlurmLauncher": "jepa.sweep.slurm_launcher",
-    "OptunaSweeper": "jepa.sweep.optuna_sweeper",
-}
-"""Class -> module, imported only when a sweep uses it."""
+
+def local_launcher(**settings: Any) -> Launcher:
+    from jepa.sweep.local_launcher import LocalLauncher
+
+    return LocalLauncher(**settings)
+
+
+def slurm_launcher(**settings: Any) -> Launcher:
+    from jepa.sweep.slurm_launcher import SlurmLauncher
+
+    return SlurmLauncher(**settings)
+
+
+def optuna_sweeper(**settings: Any) -> Sweeper:
+    from jepa.sweep.optuna_sweeper import OptunaSweeper
+
+    return OptunaSweeper(**settings)
 
 
 def register_plugins() -> None:
@@ -25,13 +39,10 @@ def register_plugins() -> None:
     Hydra builds only plugins whose name begins with `hydra_plugins.`, a package that we cannot add modules to.
     """
     known = Plugins.instance().class_name_to_class
-    for name, module in PLUGINS.items():
-        known[f"hydra_plugins.jepa.{name}"] = partial(_build, module, name)
+    known["hydra_plugins.jepa.LocalLauncher"] = local_launcher
+    known["hydra_plugins.jepa.SlurmLauncher"] = slurm_launcher
+    known["hydra_plugins.jepa.OptunaSweeper"] = optuna_sweeper
     OmegaConf.register_new_resolver("sweep_directions", _directions, replace=True)
-
-
-def _build(module: str, name: str, /, **settings: Any) -> Any:
-    return getattr(importlib.import_module(module), name)(**settings)
 
 
 def _directions(metric: object, direction: object, evaluation: DictConfig | None) -> list[str]:

@@ -14,7 +14,7 @@ from rich.console import Console
 from run_folders import METRIC, write_run
 
 from jepa.report.leaderboard import read_leaderboard
-from jepa.report.leaderboard_files import write_csv, write_page
+from jepa.report.leaderboard_files import write_csv, write_files, write_page
 from jepa.report.leaderboard_summary import summary
 from jepa.report.leaderboard_tables import tables
 from jepa.report.option_importance import importances
