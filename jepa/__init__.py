@@ -21,7 +21,7 @@ _HOMES = {
     "find_batch_size": "jepa.trainer",
     "find_learning_rate": "jepa.trainer",
     "load_config": "jepa.config.compose",
-    "preview": "jepa.report",
+    "preview": "jepa.report.dry_run",
 }
 
 __all__ = list(_HOMES)

@@ -79,7 +79,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         return [*notes(config), *plan(run_length, scheduler, momentum)]
 
     def show(trainer: Trainer) -> Any:
-        from jepa.report import preview  # for trainer.dry_run alone
+        from jepa.report.dry_run import preview  # for trainer.dry_run alone
 
         return preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
 
