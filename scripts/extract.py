@@ -148,7 +148,7 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
         channels=data.channels,
         mean=list(data.mean),
         std=list(data.std),
-        interpolation=data.interpolation,
+        interpolation=data.get("interpolation", "bicubic"),
         augment=None,
     )
     for name in names:

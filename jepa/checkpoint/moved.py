@@ -7,13 +7,33 @@ from typing import Any
 
 MOVED = {
     "jepa.utils.spectrogram": "jepa.utils.log_mel",
+    "jepa.data.paired.pictures_and_captions": "jepa.data.PicturesAndCaptions",
+    "jepa.data.paired.written_and_spoken": "jepa.data.WrittenAndSpokenDigits",
+    **dict.fromkeys(
+        (f"jepa.data.{name}" for name in ("audio", "huggingface", "mix", "series", "series_augment", "tasks")),
+        "jepa.data",
+    ),
+    **dict.fromkeys(("jepa.data.text", "jepa.data.video"), "jepa.data"),
+    "jepa.data.sources.moving_mnist.moving_mnist": "jepa.data.sources.moving_mnist",
+    **dict.fromkeys(
+        (f"jepa.data.sources.{name}" for name in ("coco", "series", "sounds", "text", "videos")), "jepa.data.sources"
+    ),
 }
-"""Former dotted path of a module or class -> its present one."""
+"""Former dotted path of a module or class -> its present one; the first that fits counts."""
 
 RENAMED_KEYS = {
     "jepa.models": {"dim": "embed_dim", "heads": "num_heads"},
 }
 """Module or class, by its present path -> former key of its constructor -> its present one."""
+
+
+SCHEDULERS = {
+    "jepa.optim.Constant": "constant",
+    "jepa.optim.WarmupCosine": "cosine",
+    "jepa.optim.WarmupStableDecay": "warmup_stable_decay",
+    "jepa.optim.Warmup": "step",
+}
+"""Class of a stored learning-rate schedule -> function of `jepa.optim.schedulers` that makes it now."""
 
 
 def upgrade(config: Any) -> Any:
@@ -28,7 +48,21 @@ def upgrade(config: Any) -> Any:
         for prefix, keys in RENAMED_KEYS.items():
             if is_below(config["_target_"], prefix):
                 config = {name if keys.get(name, name) in config else keys[name]: v for name, v in config.items()}
+    scheduler = config.get("scheduler")
+    if isinstance(scheduler, Mapping) and isinstance(scheduler.get("lr"), Mapping):
+        config["scheduler"] = flat_scheduler(scheduler)
     return {name: upgrade(value) for name, value in config.items()}
+
+
+def flat_scheduler(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the present form of a scheduler that was stored as two schedules beside the values they share."""
+    rate, decay = stored["lr"], stored["weight_decay"]
+    values = {name: value for name, value in stored.items() if not isinstance(value, Mapping)}
+    if "decay_share" in rate:
+        values["decay_share"] = rate["decay_share"]
+    peak = rate.get("peak", rate.get("value", rate.get("schedule", {}).get("start")))
+    target = f"jepa.optim.schedulers.{SCHEDULERS[rate['_target_']]}"
+    return {"_target_": target, "lr": peak, "weight_decay": decay.get("start", decay.get("value")), **values}
 
 
 def present_target(target: str) -> str:

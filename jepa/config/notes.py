@@ -8,7 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.compose import CONFIG_DIR
-from jepa.config.stored import Given, flatten
+from jepa.config.stored import Given
+from jepa.utils.nested import flatten
 
 
 def notes(config: DictConfig) -> list[str]:

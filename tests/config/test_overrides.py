@@ -10,9 +10,9 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from jepa import load_config
+from jepa.checkpoint.moved import upgrade
 from jepa.config.build import to_plain
 from jepa.config.compose import compose_config
-from jepa.config.moved import upgrade
 from jepa.config.notes import notes
 from jepa.config.overrides import with_new_keys
 from jepa.config.resume import resumed
