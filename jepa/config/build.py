@@ -28,7 +28,6 @@ from jepa.distributed.collectives import (
 from jepa.distributed.launch import read_launch, same_on_every_rank
 from jepa.interop import load_pretrained
 from jepa.optim import parameter_groups, plan
-from jepa.report.dry_run import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
@@ -76,6 +75,11 @@ def _build_trainer(config: DictConfig) -> Trainer:
     def in_words(run_length: RunLength) -> list[str]:
         return plan(run_length, scheduler, momentum)
 
+    def show(trainer: Any) -> None:
+        from jepa.report.dry_run import preview
+
+        preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
+
     return convert_errors("trainer", make_trainer)(
         model=model,
         data=data,
@@ -87,7 +91,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         monitor=monitor,
         random_init=functools.partial(build_model, config),
         plan=in_words,
-        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)]),
+        preview=show,
         run_dir=run_dir,
         resume=config.resume,
         config=to_plain(config),
