@@ -83,6 +83,11 @@ def _build_trainer(config: DictConfig) -> Trainer:
 
         return preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
 
+    def show(trainer: Any) -> None:
+        from jepa.report.dry_run import preview
+
+        preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
+
     return convert_errors("trainer", make_trainer)(
         model=model,
         data=data,

@@ -48,7 +48,7 @@ def parallel_coordinates(board: Leaderboard) -> go.Figure | None:
     ends = [min(values), max(values)] if min(values) < max(values) else [values[0] - 1, values[0] + 1]
     places = list(range(0, len(runs), -(-len(runs) // MAX_TICKS)))
     names = [shortened(runs[place].folder, 16) for place in places]
-    last = {"label": board.metric, "values": values}
+    last = {"label": board.metric, "values": values, "tickformat": ".4g"}
     dimensions = [
         {"label": "run", "values": list(range(len(runs))), "range": [len(runs) - 1, 0]}
         | {"tickvals": places, "ticktext": names},
@@ -67,7 +67,7 @@ def parallel_coordinates(board: Leaderboard) -> go.Figure | None:
             "cmax": 1,
         },
     )
-    figure.update_layout(margin={"t": 50, "b": 20, "l": 80, "r": 60})
+    figure.update_layout(margin={"t": 50, "b": 20, "l": 80, "r": 110})
     if len(dimensions) > 9:
         figure.update_layout(width=WIDTH_OF_AXIS * len(dimensions))
     return figure

@@ -18,6 +18,7 @@ from jepa.utils.errors import UserError
 from jepa.utils.status import Status, alive, read_status, write_status
 
 TESTS = Path(__file__).resolve().parents[1]
+PYTHONPATH = f"{TESTS}:{TESTS.parent}"
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def sweep(start, options):
     """Start a sweep in <tmp_path>/sweep; gives it under way."""
 
     def begin(*others, **environment):
-        return start("-m", *options, "hydra.sweep.dir=sweep", *others, PYTHONPATH=str(TESTS), **environment)
+        return start("-m", *options, "hydra.sweep.dir=sweep", *others, PYTHONPATH=PYTHONPATH, **environment)
 
     return begin
 
@@ -89,7 +90,7 @@ def test_an_interrupted_sweep_goes_on(sweep, start, slowly, until, tmp_path):
     first = read_status(tmp_path / "sweep" / "0")
     assert (first.state, first.step) == ("stopped", first.step)
     assert read_status(tmp_path / "sweep" / "1") is None
-    again = start("resume=sweep", PYTHONPATH=str(TESTS)).wait()
+    again = start("resume=sweep", PYTHONPATH=PYTHONPATH).wait()
     assert again.returncode == 0, again.stderr
     assert [(status.state, status.starts, status.step) for status in statuses(tmp_path, 2)] == [
         ("done", 2, 4),
