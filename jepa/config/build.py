@@ -27,7 +27,7 @@ from jepa.distributed.collectives import (
 )
 from jepa.distributed.launch import read_launch, same_on_every_rank
 from jepa.interop import load_pretrained
-from jepa.optim import parameter_groups, plan
+from jepa.optim import NextStep, parameter_groups, plan
 from jepa.report import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
@@ -61,7 +61,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         config = filled(config, data.spec.found)
     model = build_model(config)
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
-    scheduler = {name: node for name, node in build(config, "scheduler").items() if callable(node)}
+    scheduler = {name: NextStep(schedule=node) for name, node in build(config, "scheduler").items() if callable(node)}
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=scheduler)
     loggers = build(config, "logger")
     evaluation = build(config, "evaluation")
@@ -87,7 +87,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         monitor=monitor,
         random_init=functools.partial(build_model, config),
         plan=in_words,
-        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)]),
+        preview=lambda trainer: preview(trainer, plan=trainer.describe()),
         run_dir=run_dir,
         resume=config.resume,
         config=to_plain(config),
@@ -156,7 +156,7 @@ def check_input(model: nn.Module, data: Any) -> None:
 
     @torch.no_grad()
     def try_once() -> None:
-        model.loss(model(model.prepare(batch, StepRandomness(seed=0, step=0, total=2, start=0, count=2))))
+        model.training_step(batch, StepRandomness(seed=0, step=0, total=2, start=0, count=2))
 
     model.eval()
     convert_errors("model", try_once)()

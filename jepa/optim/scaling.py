@@ -94,7 +94,7 @@ def plan(run_length: RunLength, scheduler: Mapping[str, Schedule], momentum: Sch
     if "lr" in scheduler:
         lines.append(learning_rate_in_words(run_length, scheduler["lr"]))
     if "weight_decay" in scheduler:
-        start, final = (scheduler["weight_decay"](step, run_length) for step in (0, run_length.max_steps))
+        start, final = (scheduler["weight_decay"](step, run_length) for step in (0, run_length.max_steps - 1))
         lines.append(f"weight decay {start:.3g}" + ("" if f"{start:.3g}" == f"{final:.3g}" else f" -> {final:.3g}"))
     if momentum is not None:
         start, final = (momentum_in_words(momentum(step, run_length), run_length) for step in (0, run_length.max_steps))
@@ -106,9 +106,10 @@ def learning_rate_in_words(run_length: RunLength, schedule: Schedule) -> str:
     """The peak of a learning rate, what it is scaled from, and the warm-up before it."""
     duration = getattr(schedule, "warmup_duration", None)
     exact = 0.0 if duration is None else duration.exact(run_length)
-    last = run_length.max_steps
-    updates = {1, last, max(1, min(round(exact), last))} | {max(1, last * part // 1000) for part in range(1001)}
-    values = [schedule(update, run_length) for update in sorted(updates)]
+    last = run_length.max_steps - 1
+    around_peak = {max(0, min(round(exact) + shift, last)) for shift in (-1, 0)}
+    steps = {0, *around_peak, *(last * part // 1000 for part in range(1001))}
+    values = [schedule(step, run_length) for step in sorted(steps)]
     peak = max(values)
     text = f"learning rate {peak:.1e} " + ("throughout" if min(values) == peak else "at its peak")
     if isinstance(schedule, Scaled):
@@ -120,7 +121,8 @@ def learning_rate_in_words(run_length: RunLength, schedule: Schedule) -> str:
     if round(exact) < 1:
         return text if min(values) == peak else f"{text}, without warm-up"
     text += f", after a warm-up of {length_in_words(exact, run_length)}"
-    return text if exact <= last else f"{text}, longer than the run of {last:,} steps"
+    longer = exact > run_length.max_steps
+    return f"{text}, longer than the run of {run_length.max_steps:,} steps" if longer else text
 
 
 def momentum_in_words(momentum: float, run_length: RunLength) -> str:

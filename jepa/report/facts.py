@@ -74,10 +74,7 @@ def inside(mask: Mask, part: str, tokens: int) -> Tensor:
 def schedule_table(
     schedules: Mapping[str, Schedule], momentum: Schedule | None, run_length: RunLength
 ) -> tuple[list[str], list[tuple[str, int, list[float]]]]:
-    """Names of the schedules, and rows (what, step, values): start, end of warm-up, quarters, end.
-
-    The momentum of update u is taken after u - 1 updates, as the target does.
-    """
+    """Names of the schedules, and rows (what, number of the step, values): start, end of warm-up, quarters, end."""
     names = [*schedules, *(["momentum"] if momentum else [])]
     last = run_length.max_steps
     points = {"start": 1, "25 %": round(0.25 * last), "50 %": round(0.5 * last), "75 %": round(0.75 * last)}
@@ -85,14 +82,8 @@ def schedule_table(
     if warmup > 0:
         points["end of warm-up" if warmup <= last else "(warm-up does not end)"] = round(min(warmup, last))
     rows = sorted(((name, max(1, step)) for name, step in [*points.items(), ("end", last)]), key=lambda row: row[1])
-    values = {
-        step: [
-            *(s(step, run_length) for s in schedules.values()),
-            *([momentum(step - 1, run_length)] if momentum else []),
-        ]
-        for _, step in rows
-    }
-    return names, [(name, step, values[step]) for name, step in rows]
+    called = [*schedules.values(), *([momentum] if momentum else [])]
+    return names, [(name, step, [s(step - 1, run_length) for s in called]) for name, step in rows]
 
 
 def longest_warmup(schedules: Mapping[str, Schedule], run_length: RunLength) -> float:
@@ -134,9 +125,10 @@ def kind_of(views: Any) -> str | None:
 
 def kept_checkpoints(trainer: Any) -> int:
     """Checkpoints that lie on disk at most: the last, the best, snapshots, and one being written."""
-    every = getattr(trainer, "snapshot_every", None)
+    every = getattr(getattr(trainer, "every", None), "snapshot", None)
     snapshots = 0 if every is None else math.floor(trainer.run_length.max_steps / every)
-    return 1 + getattr(getattr(trainer, "best", None), "k", 0) + snapshots + 1
+    best = trainer.checkpoints.best.k if hasattr(trainer, "checkpoints") else 0
+    return 1 + best + snapshots + 1
 
 
 def free_disk(folder: Path) -> int:

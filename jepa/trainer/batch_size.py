@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.trainer.finders import check_single_process
+from jepa.trainer.prefetch import to_device
 from jepa.trainer.trainer import Trainer
 from jepa.types import Batch
 from jepa.utils.batches import batch_length, map_tensors
@@ -191,7 +192,7 @@ class _Search:
         trainer = self.trainer
         trainer.model.train()
         with trainer.precision.autocast():
-            outputs = trainer.training_step(dict(batch), trainer.step)
+            outputs = trainer.training_step(to_device(batch, trainer.device), trainer.step)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         trainer.precision.scaler.scale(loss).backward()
 

@@ -133,11 +133,11 @@ class EarlyStopping(Callback):
 
 
 MEASURED_EVERY = {
-    "val": ("validate_every", "trainer.validate_every_epochs=1"),
-    "eval": ("evaluate_every", "evaluation=frozen evaluation.every_epochs=10"),
-    "online": ("probe_every", "evaluation=frozen evaluation.online_every_epochs=5"),
+    "val": ("validate", "trainer.validate_every_epochs=1"),
+    "eval": ("evaluate", "evaluation=frozen evaluation.every_epochs=10"),
+    "online": ("probe", "evaluation=frozen evaluation.online_every_epochs=5"),
 }
-"""What a kind of metric is measured by: the trainer's period, None for never, and the options that set one."""
+"""Kind of metric -> the one of the trainer's `every` at which it is measured, and options that set it."""
 
 
 def check_is_measured(trainer: Trainer, metric: str, who: str, other: str) -> None:
@@ -145,8 +145,8 @@ def check_is_measured(trainer: Trainer, metric: str, who: str, other: str) -> No
 
     who: who asks for it, how. other: what to ask for instead.
     """
-    attribute, remedy = MEASURED_EVERY.get(family(metric), (None, None))
-    if attribute is not None and getattr(trainer, attribute) is None:
+    interval, remedy = MEASURED_EVERY.get(family(metric), (None, None))
+    if interval is not None and getattr(trainer.every, interval) is None:
         raise UserError(
             f"{who}, which is not measured during this run: set {remedy}, or watch another metric, such as {other}"
         )

@@ -48,7 +48,7 @@ class ExponentialRise:
     last: int
 
     def __call__(self, step: float, run_length: RunLength) -> float:
-        """The rate of update `step`."""
+        """The rate after `step` updates."""
         return self.low * (self.high / self.low) ** ((step - self.first) / (self.last - self.first))
 
 
@@ -84,16 +84,16 @@ def find_learning_rate(
     ended: Literal["max_lr", "diverged", "not finite"] = "max_lr"
     with trainer.precision.kernels(), preserved(trainer):
         start = trainer.step
-        rise = ExponentialRise(low=min_lr, high=max_lr, first=start + 1, last=start + steps)
+        rise = ExponentialRise(low=min_lr, high=max_lr, first=start, last=start + steps - 1)
         trainer.scheduler = {**trainer.scheduler, "lr": rise}
         batches = trainer.data.train_batches(seed=trainer.seed, start_step=start, stop_step=start + steps)
         with closing(batches):
-            for number, batch in enumerate(batches, start=start + 1):
+            for step, batch in enumerate(batches, start=start):
                 loss = loss_of_step(trainer, batch)
                 if not math.isfinite(loss):
                     ended = "not finite"
                     break
-                rates.append(rise(number, trainer.run_length))
+                rates.append(rise(step, trainer.run_length))
                 losses.append(loss)
                 if has_diverged(losses, divergence, smoothing):
                     ended = "diverged"

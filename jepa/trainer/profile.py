@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
-from rich.table import Table
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 ROWS = 15
 """Operations in the table."""
+
+
+@contextlib.contextmanager
+def profiling(enabled: bool, show: Callable[[Any], None], **window: Any) -> Iterator[Callable[[int], None]]:
+    """Return a context that gives a function to call after every step. show: what gets the table once it is there.
+
+    enabled: False does nothing. window: as for `Profile`.
+    """
+    profile = Profile(**window) if enabled else None
+
+    def advance(step: int) -> None:
+        if profile is not None and (table := profile.advance(step)) is not None:
+            show(table)
+
+    try:
+        yield advance
+    finally:
+        if profile is not None and (table := profile.close()) is not None:
+            show(table)
 
 
 class Profile:
@@ -82,6 +105,9 @@ class Profile:
 
     def _table(self) -> Table:
         """The operations with the most time of their own: on the device under CUDA, else on the CPU."""
+        from rich import box
+        from rich.table import Table
+
         cuda = self._device.type == "cuda"
         operations = [event for event in self._profile.key_averages() if event.device_type == DeviceType.CPU]
 

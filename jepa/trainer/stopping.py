@@ -145,8 +145,8 @@ class SweepStopping(Callback):
         folder = self._others.folder.parent
         if not self._others.in_sweep:
             return f"{self.rule} does nothing: {folder} holds single runs, not those of a sweep"
-        attribute, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
-        period = getattr(trainer, attribute) if attribute else 1
+        interval, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
+        period = getattr(trainer.every, interval) if interval else 1
         first = period * max(1, math.ceil(self._first_step() / period))
         if first >= trainer.run_length.max_steps:
             return (

@@ -238,8 +238,9 @@ def test_fp16_counts_good_steps_anew_after_a_skipped_one(tmp_path):
     step = trainer.train_step
 
     def watch(batch):
-        step(batch)
+        values = step(batch)
         memory.append(trainer.precision.scaler.get_scale())
+        return values
 
     trainer.train_step = watch
     trainer.fit()
@@ -293,10 +294,10 @@ def test_schedules_reach_the_optimizer(tmp_path):
     lr, decay = Linear(start=0.0, final=0.4), Cosine(start=0.1, final=0.3)
     trainer.scheduler = {"lr": lr, "weight_decay": decay}
     trainer.fit()
-    expected = [(lr(n, trainer.run_length), decay(n, trainer.run_length)) for n in (1, 2, 3, 4)]
+    expected = [(lr(n, trainer.run_length), decay(n, trainer.run_length)) for n in (0, 1, 2, 3)]
     assert [first for first, _ in seen] == expected
     assert [second for _, second in seen] == [(rate, 0.0) for rate, _ in expected]
-    assert memory.values("lr") == [rate for rate, _ in expected] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert memory.values("lr") == [rate for rate, _ in expected] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert memory.values("weight_decay") == [value for _, value in expected]
     assert memory.values("momentum") == [0.5] * 4
     assert trainer.model.updates == [0, 1, 2, 3]
@@ -353,7 +354,7 @@ def test_prepare_batch_outside_the_loop(tmp_path):
     assert once["noise"].shape == (12, 2)
     assert torch.equal(once["noise"], trainer.prepare_batch(batch)["noise"])
     assert trainer.prepare_batch(once) is once
-    trainer.step = 1
+    trainer.state.step = 1
     assert not torch.equal(once["noise"], trainer.prepare_batch(batch)["noise"])
 
 
@@ -367,7 +368,7 @@ def test_validation_is_the_same_every_time_and_moves_nothing(tiny, tmp_path):
     first = trainer.validate()
     assert torch.equal(torch.get_rng_state(), random_state)
     torch.rand(5)
-    trainer.step = 3
+    trainer.state.step = 3
     assert trainer.validate() == first
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
