@@ -132,7 +132,10 @@ class Checkpoints:
             f"{', '.join(sorted(self._state.metrics))}"
         )
 
-    def close(self) -> None:
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
         """Wait for what is being written, and end the thread that writes."""
         try:
             self.saver.close()

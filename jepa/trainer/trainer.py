@@ -10,7 +10,6 @@ ranks and accumulation change it: `data.batch_size` is the batch of all of them 
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing
@@ -31,9 +30,8 @@ from jepa.distributed.collectives import (
 from jepa.distributed.parallel import full_scalar
 from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms
 from jepa.trainer.intervals import due
-from jepa.trainer.loggers import RunInfo
 from jepa.trainer.precision import clip_gradients
-from jepa.trainer.prefetch import prefetch, to_device
+from jepa.trainer.prefetch import prefetch, restartable, to_device
 from jepa.trainer.profile import profiling
 from jepa.trainer.step_check import MAX_SKIPPED_STEPS, agree_on_step
 from jepa.trainer.step_metrics import reduce_values, run_costs, slowest_of_ranks
@@ -56,7 +54,7 @@ class Trainer(TrainerParts):
         For a subclass to override, by `prepare_batch`, the parts of `model`, and `criterion`. Everything in the dict is
         logged as `train/<name>`.
         """
-        if self._has_own_parts:
+        if self.overrides("prepare_batch", "criterion") or not hasattr(self.model, "training_step"):
             return self.criterion(self.model(self.prepare_batch(batch)))
         return self.model.training_step(batch, self._randomness(batch))
 
@@ -147,16 +145,10 @@ class Trainer(TrainerParts):
         count = batch_length(batch)
         return StepRandomness(seed=self.step_seed, step=self.step, total=count, start=0, count=count)
 
-    @property
-    def _has_own_parts(self) -> bool:
-        """Whether a subclass overrides parts of the step, or a model has nothing but these."""
-        own = any(getattr(type(self), name) is not getattr(Trainer, name) for name in ("prepare_batch", "criterion"))
-        return own or not hasattr(self.model, "training_step")
-
-    @property
-    def has_own_step(self) -> bool:
-        """Whether a subclass overrides `training_step`."""
-        return type(self).training_step is not Trainer.training_step
+    @classmethod
+    def overrides(cls, *names: str) -> bool:
+        """Whether a user's subclass has a method of its own for any of these names."""
+        return any(getattr(cls, name) is not getattr(Trainer, name) for name in names)
 
     def _set_schedules(self) -> dict[str, float]:
         """Put learning rate, weight decay and loss weights in force; return them, to log."""
@@ -175,13 +167,13 @@ class Trainer(TrainerParts):
         if self._preview is not None:
             return self._show_preview()
         state = self.state
-        with self.folder.record_end(self._progress), propagate_failure(), self.precision.kernels():
+        with self.folder.record_end(self.run_log.progress), propagate_failure(), self.precision.kernels():
             start, resumed = self._begin()
             if self.ended and not state.pending:
                 reason = f" ({state.stop_reason}; other callbacks, another monitor or a longer run go on)"
                 self.say(f"{start}: the run has ended{reason if state.stop_reason else ''}, nothing is left to do")
                 return self.metrics
-            with self._open_loggers(), closing(self._batches()) as batches, self.signals:
+            with self.run_log.open(), self.checkpoints, self.signals, closing(self._batches()) as batches:
                 for line in (start, *self.describe()):
                     self.say(line)
                 if not self.ended:
@@ -234,27 +226,18 @@ class Trainer(TrainerParts):
 
     def _batches(self) -> Iterator[Batch]:
         """Yield the batches still to come, on the device; after a rollback those from the step it went back to."""
-        more = True
-        while more:
-            rollbacks, more = len(self.state.rollbacks), False
-            source = self.data.train_batches(
-                seed=self.step_seed,
-                start_step=self.step,
-                stop_step=self.run_length.max_steps,
-                rank=self.rank,
-                world_size=self.world_size,
-            )
-            with closing(prefetch(self.meter.waiting_for(source), self.device)) as batches:
-                for batch in batches:
-                    yield batch
-                    if more := len(self.state.rollbacks) > rollbacks:
-                        break
+
+        def from_here() -> Iterator[Batch]:
+            steps = {"start_step": self.step, "stop_step": self.run_length.max_steps}
+            batches = self.data.train_batches(seed=self.step_seed, rank=self.rank, world_size=self.world_size, **steps)
+            return prefetch(self.meter.waiting_for(batches), self.device)
+
+        return restartable(from_here, version=lambda: self.step_seed)
 
     def _after_step(self, values: Mapping[str, Tensor | float]) -> None:
         """Log, measure and save what is due. A run that stops only saves, and measures when it is resumed."""
         self.checkpoints.saver.poll()
-        for logger in self.loggers.values():
-            logger.advance(self.step)
+        self.run_log.advance()
         metrics = self.log_step(values)
         self._call_callbacks("step_end")
         if self.state.rollback_reason is not None:
@@ -275,7 +258,7 @@ class Trainer(TrainerParts):
         if watched:
             metrics |= self._check_collapse(values)
         if logs:
-            self.folder.update_progress(**self._progress(), samples_per_second=metrics["samples_per_second"])
+            self.folder.update_progress(**self.run_log.progress(), samples_per_second=metrics["samples_per_second"])
         if self.step == self.run_length.max_steps:
             metrics |= run_costs(self.model, self.state.train_seconds, self.step * self.data.batch_size)
         return self.log(metrics)
@@ -287,8 +270,7 @@ class Trainer(TrainerParts):
     def log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Hand metrics of this step to loggers and callbacks, on every rank alike."""
         self.metrics.update(metrics)
-        for logger in self.loggers.values():
-            logger.log({"epoch": self.run_length.epoch(self.step), **metrics}, self.step)
+        self.run_log.log(metrics)
         self._call_callbacks("measured", metrics)
         return metrics
 
@@ -296,7 +278,7 @@ class Trainer(TrainerParts):
         """Return the monitor's metrics of this step, and stop or go back where it asks for it."""
         found = self.collapse.measure(self.model, self.step, values, self.device)
         if found.changed:
-            self._show_verdict()
+            self.run_log.show_verdict()
         if found.message is not None:
             self.say(found.message)
         if found.action == "rollback":
@@ -332,10 +314,7 @@ class Trainer(TrainerParts):
         """Go back to the last healthy checkpoint; see `rollback`."""
         message = self.checkpoints.roll_back()
         self.model.set_step(max(0, self.step - 1), self.run_length)
-        for logger in self.loggers.values():  # as on a resume, so that no step stands twice
-            logger.close()
-            logger.open(self._run_info())
-        self._show_verdict()
+        self.run_log.reopen()
         self.say(f"{message}, the learning rate times {self.state.lr_factor:g}, the seed {self.step_seed}")
         self.meter.start()
         self._call_callbacks("begin")
@@ -354,42 +333,14 @@ class Trainer(TrainerParts):
         if (message := self.checkpoints.missing_best_metric()) is not None:
             self.say(message)
         self.checkpoints.saver.wait()
-        self.folder.update_status(state="done", reason=self.state.stop_reason, **self._progress())
+        self.folder.update_status(state="done", reason=self.state.stop_reason, **self.run_log.progress())
         number = all_reduce_max(torch.tensor([float(self.signals.number or 0)], device=self.device)).item()
         if number:  # the run is complete, a sweep ends
             raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", int(number))
 
-    # Logging.
-
-    @contextlib.contextmanager
-    def _open_loggers(self) -> Iterator[None]:
-        """Return a context with open loggers, after which nothing is being saved any more."""
-        with contextlib.ExitStack() as stack:
-            for logger in self.loggers.values():
-                logger.open(self._run_info(redo=self.state.pending))
-                stack.callback(logger.close)
-            self._show_verdict()
-            stack.callback(self.checkpoints.close)
-            yield
-
-    def _run_info(self, redo: bool = False) -> RunInfo:
-        return RunInfo(self.folder.path, self.step, self.run_length, self.folder.config, redo=redo)
-
-    def _show_verdict(self) -> None:
-        """Let loggers show the monitor's verdict for as long as it stands."""
-        if self.monitor is not None:
-            for logger in self.loggers.values():
-                logger.status(self.monitor.verdict.name)
-
-    def _progress(self) -> dict[str, Any]:
-        """Where the run is, for its status."""
-        where = {"step": self.step, "max_steps": self.run_length.max_steps}
-        return {**where, "train_seconds": self.state.train_seconds, "verdict": self.verdict}
-
     def _profiling(self) -> AbstractContextManager[Callable[[int], None]]:
-        enabled = self.profile and is_rank0() and not self.ended
-        stop = self.run_length.max_steps
-        return profiling(enabled, self.say, folder=self.folder.path, start=self.step, stop=stop, device=self.device)
+        window = {"start": self.step, "stop": self.run_length.max_steps, "device": self.device}
+        return profiling(self._profiles and not self.ended, self.say, folder=self.folder.path, **window)
 
     def _show_preview(self) -> dict[str, float]:
         """Show what would run."""

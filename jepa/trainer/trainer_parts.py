@@ -19,8 +19,7 @@ from jepa.distributed.collectives import (
     init_process_group,
     is_rank0,
 )
-from jepa.distributed.launch import read_launch
-from jepa.distributed.layers import checkpoint_activations, compile_blocks
+from jepa.distributed.layers import change_layers
 from jepa.distributed.parallel import Parallel, StrategyName
 from jepa.trainer.best import BestCheckpoints
 from jepa.trainer.callbacks import Callback
@@ -29,8 +28,9 @@ from jepa.trainer.collapse import CollapseWatch
 from jepa.trainer.intervals import make_intervals
 from jepa.trainer.loggers import Logger
 from jepa.trainer.measurements import Measurements
-from jepa.trainer.precision import Precision, resolve_device
+from jepa.trainer.precision import Precision, prepare_device
 from jepa.trainer.run_folder import RunFolder
+from jepa.trainer.run_log import RunLog
 from jepa.trainer.run_state import RunState
 from jepa.trainer.settings import (
     check_micro_batch_size,
@@ -42,7 +42,6 @@ from jepa.trainer.settings import (
 from jepa.trainer.step_metrics import StepMeter
 from jepa.types import Schedule
 from jepa.utils.errors import UserError
-from jepa.utils.memory import keep_freed_memory
 from jepa.utils.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -83,9 +82,6 @@ class TrainerParts:
 
     Raises UserError for settings that contradict each other, before any data is read.
     """
-
-    has_own_step: bool
-    """Whether a subclass overrides `training_step`."""
 
     def __init__(
         self,
@@ -152,7 +148,7 @@ class TrainerParts:
         check_processes(nodes, devices, self.world_size if not dry_run else None)
         self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
         self.loggers, self.callbacks = dict(loggers or {}) if is_rank0() else {}, dict(callbacks or {})
-        self.seed, self.limit_val_batches, self.profile = seed, limit_val_batches, profile
+        self.seed, self.limit_val_batches, self._profiles = seed, limit_val_batches, profile and is_rank0()
         self._plan, self._preview = plan, preview if dry_run else None
         self._grad_clip = (grad_clip_norm, grad_clip_value)
         self._log_gradients, self._strategy = log_gradients, strategy
@@ -191,46 +187,51 @@ class TrainerParts:
         self.folder = RunFolder(run_dir, dict(config or {}), resume, saver)
         self.state, self.meter, self.signals = RunState(), StepMeter(self.device), StopRequest()
         self.collapse = CollapseWatch(monitor, self.run_length)
+        of_run = {"state": self.state, "folder": self.folder, "monitor": monitor}
+        self.run_log = RunLog(self.loggers, run_length=self.run_length, **of_run)
         self.checkpoints = Checkpoints(
             saver=saver,
             best=BestCheckpoints(k=best_k, metric=best_metric, mode=best_mode),
             every=self.every,
             every_minutes=save_every_minutes,
-            state=self.state,
             model=model,
             optimizer=optimizer,
             precision=self.precision,
             callbacks=self.callbacks,
             loggers=self.loggers,
-            monitor=monitor,
-            folder=self.folder,
+            **of_run,
         )
-        prepare_model(model, self.precision, activation_checkpointing, compile)
+        model.to(self.device)
+        self.precision.choose_attention(model)
+        change_layers(model, activation_checkpointing=activation_checkpointing, compile=compile)
         self.parallel = Parallel(
             strategy,
             model,
             optimizer,
             device=self.device,
-            find_unused=self.has_own_step if find_unused_parameters is None else find_unused_parameters,
+            find_unused=self.overrides("training_step") if find_unused_parameters is None else find_unused_parameters,
             dtype=self.precision.dtype,
             wrap=not dry_run,
         )
         self.measurements = Measurements(
             evaluation=evaluation,
             random_init=random_init,
-            monitor=monitor,
             data=data,
             parallel=self.parallel,
             precision=self.precision,
             seed=seed,
-            state=self.state,
             run_length=self.run_length,
             every=self.every,
             checkpoints=self.checkpoints,
-            folder=self.folder,
             signals=self.signals,
             meter=self.meter,
+            **of_run,
         )
+
+    @classmethod
+    def overrides(cls, *names: str) -> bool:
+        """Whether a user's subclass has a method of its own for any of these names."""
+        raise NotImplementedError
 
     # What callbacks may read.
 
@@ -314,8 +315,7 @@ class TrainerParts:
 
     def say(self, text: Any) -> None:
         """Show something to a person, on rank 0."""
-        for logger in self.loggers.values():
-            logger.message(text)
+        self.run_log.say(text)
 
     def save_checkpoint(self, path: str | Path | None = None, include_optimizer: bool = True) -> None:
         """Write a checkpoint; without a path to the run folder's last. Raises CheckpointError if it cannot.
@@ -334,23 +334,3 @@ class TrainerParts:
         model is untouched then.
         """
         self.checkpoints.load(locate(path), load_optimizer)
-
-
-def prepare_device(name: str) -> torch.device:
-    """Return the device of a name, made ready for this process. Raises UserError as `resolve_device`."""
-    device = resolve_device(name, read_launch().local_rank)
-    if device.type == "cpu":
-        keep_freed_memory()
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    return device
-
-
-def prepare_model(model: nn.Module, precision: Precision, activation_checkpointing: bool, compiled: bool | str) -> None:
-    """Put the model on its device and wrap its layers as asked for, innermost first."""
-    model.to(precision.device)
-    precision.choose_attention(model)
-    if activation_checkpointing:
-        checkpoint_activations(model)
-    if compiled:
-        compile_blocks(model, "inductor" if compiled is True else compiled)

@@ -18,8 +18,8 @@ def preserved(trainer: Any, *, parameters: bool = True, optimizer: bool = True) 
     """A context after which a trainer is as it was before, bit by bit, however the block is left.
 
     Restored are the model's parameters, gradients, buffers and modes (a target is part of the model), the optimizer's
-    state and settings, the loss scaler, the trainer's own attributes (schedules, ...) and its run state (step, ...), and
-    the random state of torch, numpy and Python. The copies take that much memory more.
+    state and settings, the loss scaler, the trainer's own attributes and run state (schedules, step, ...), and the
+    random state of torch, numpy and Python. The copies take that much memory more.
 
     parameters, optimizer: False where the block is known not to change them, which saves their copies.
     """
