@@ -8,16 +8,13 @@ forward alone.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from jepa.distributed.batch_norm import span_ranks
@@ -157,6 +154,9 @@ class _Gathering:
 
 def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> None:
     """Shard a step's model over all ranks, frozen copies like trained networks, and repoint the optimizer."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh(device.type, (get_world_size(),))
     names = {id(parameter): name for name, parameter in step.named_parameters()}
     # Inputs keep their own format, as under autocast alone; what lies between the layers stays in fp32.
@@ -173,12 +173,18 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
             optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
 
 
+def is_dtensor(value: Any) -> bool:
+    """Whether it is a DTensor; a run without any does not pay for the import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
     """A nested state with every sharded tensor gathered, onto the CPU.
 
     on_all_ranks: False leaves empty tensors on other ranks than 0, which write nothing.
     """
-    if isinstance(node, DTensor):
+    if is_dtensor(node):
         full = node.full_tensor()
         return full.cpu() if on_all_ranks or is_rank0() else full.new_empty(0)
     if isinstance(node, dict):
@@ -190,17 +196,19 @@ def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
 
 def placed(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor as another one is sharded; as it is, where the other is not."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    if not is_dtensor(like) or is_dtensor(tensor):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     tensor = tensor.to(like.device_mesh.device_type)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def full_scalar(tensor: Tensor) -> Tensor:
     """A norm over all ranks as a plain tensor."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's parameters are spread over ranks."""
-    return dist.is_available() and any(isinstance(p, DTensor) for p in model.parameters())
+    return any(is_dtensor(p) for p in model.parameters())

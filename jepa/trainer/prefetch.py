@@ -18,7 +18,7 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def restartable(start: Callable[[], Iterable[Batch]], version: Callable[[], Any]) -> Iterator[Batch]:
-    """Yield the batches of start(), and of another start() as soon as version() is another than before."""
+    """Yield the batches of start(); call it anew for those that follow whenever version() has changed."""
     more = True
     while more:
         before, more = version(), False

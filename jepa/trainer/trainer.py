@@ -135,11 +135,8 @@ class Trainer(TrainerParts):
             self._rng = None
         return losses if isinstance(losses, Mapping) else {"loss": losses}
 
-    _rng: StepRandomness | None = None
-    """Of the micro-batch under way, which users' steps are called without."""
-
     def _randomness(self, batch: Batch) -> StepRandomness:
-        """The randomness of the micro-batch under way; outside of the loop, of a batch that is the step's whole one."""
+        """Return the randomness of the micro-batch under way; outside of the loop, of a full batch of the step."""
         if self._rng is not None:
             return self._rng
         count = batch_length(batch)

@@ -40,7 +40,7 @@ from jepa.trainer.settings import (
     make_run_length,
 )
 from jepa.trainer.step_metrics import StepMeter
-from jepa.types import Schedule
+from jepa.types import Schedule, StepRandomness
 from jepa.utils.errors import UserError
 from jepa.utils.signals import StopRequest
 
@@ -185,6 +185,7 @@ class TrainerParts:
         folder = Path(checkpoint_dir) if checkpoint_dir else run_dir / "checkpoints"
         saver = Saver(folder, kind=checkpoint_format, asynchronous=async_save)
         self.folder = RunFolder(run_dir, dict(config or {}), resume, saver)
+        self._rng: StepRandomness | None = None  # of the micro-batch under way
         self.state, self.meter, self.signals = RunState(), StepMeter(self.device), StopRequest()
         self.collapse = CollapseWatch(monitor, self.run_length)
         of_run = {"state": self.state, "folder": self.folder, "monitor": monitor}
