@@ -34,7 +34,7 @@ class Step(nn.Module):
         self.model = model
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function gives."""
+        """Return what the function returns."""
         return function(*arguments)
 
 
@@ -194,8 +194,8 @@ def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
     return node
 
 
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as another one is sharded; as it is, where the other is not."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a full tensor sharded like another one; unchanged where the other is not sharded."""
     if not is_dtensor(like) or is_dtensor(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor

@@ -24,7 +24,7 @@ from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
 from jepa.utils.snapshot import preserved
 
 SHARE_OF_AVAILABLE = 0.8
-"""Of the memory that is available, what the search may use unless told."""
+"""Of the memory that is available, what the search may use by default."""
 MARGIN = 1.1
 """What a predicted growth of memory is multiplied with, as allocators round up and fragment."""
 PRECISION = 16
@@ -240,7 +240,7 @@ class _Search:
 
     @contextmanager
     def _peak(self) -> Iterator[Any]:
-        """A context that gives a function for the peak memory, in bytes, once it has been left."""
+        """Return a context with a function that returns its peak memory in bytes afterwards."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
             yield lambda: float(torch.cuda.max_memory_allocated(self.trainer.device))

@@ -18,7 +18,7 @@ from jepa.checkpoint.load import check_state, load_state
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.checkpoint.sharded import read as read_sharded
 from jepa.distributed.collectives import broadcast_from_rank0
-from jepa.distributed.parallel import gather_full_tensors, placed
+from jepa.distributed.parallel import gather_full_tensors, shard_like
 from jepa.trainer.best import BestCheckpoints
 from jepa.trainer.intervals import Intervals, due
 from jepa.trainer.precision import Precision
@@ -158,7 +158,7 @@ class Checkpoints:
         if load_optimizer:
             plain.check_optimizer(self._optimizer, content["optimizer"], path)
         own = self._model.state_dict()
-        load_state(self._model, {name: placed(value, own[name]) for name, value in content["model"].items()}, path)
+        load_state(self._model, {name: shard_like(value, own[name]) for name, value in content["model"].items()}, path)
         if load_optimizer:
             self._load_optimizer(content)
         self.best.load_state_dict(content["best"])
@@ -175,7 +175,9 @@ class Checkpoints:
         settings = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
         parameters = self._parameters()
         state = {
-            number: {k: placed(v, parameters[number]) if _fits(v, parameters[number]) else v for k, v in entry.items()}
+            number: {
+                k: shard_like(v, parameters[number]) if _fits(v, parameters[number]) else v for k, v in entry.items()
+            }
             for number, entry in content["optimizer"]["state"].items()
         }
         self._optimizer.load_state_dict({**content["optimizer"], "state": state})
@@ -242,7 +244,7 @@ class Checkpoints:
         state.rollbacks = [*before.rollbacks, {"from": before.step, "to": state.step, "reason": reason}]
         void = best_before - {step for _, step in self.best.table}
         self.best.keep(broadcast_from_rank0(self._best_on_disk))
-        # At once, so that a run killed from here on goes on from here.
+        # At once, so that a run that is killed now resumes from here.
         self.save([HEALTHY, "last"], [self.best.file_name(step) for step in sorted(void)])
         return (
             f"{reason.partition(':')[0]}: rollback {len(state.rollbacks)} of at most {self._monitor.max_rollbacks}, "

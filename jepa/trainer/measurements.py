@@ -61,7 +61,7 @@ class Measurements:
     ) -> None:
         """Validate, probe, evaluate and save what is due at this step; at the end also write results.json.
 
-        metrics: those logged with the step. validate: gives the validation loss. log, say: the trainer's.
+        metrics: those logged with the step. validate: returns the validation loss. log, say: the trainer's.
         """
         metrics, before = dict(metrics), None
         steps: dict[Kind, Callable[[], dict[str, float]]] = {

@@ -184,7 +184,7 @@ def _deterministic() -> Iterator[None]:
 
 
 def clip_gradients(model: nn.Module, norm: float | None, value: float | None) -> torch.Tensor:
-    """Clip gradients by value, then by total norm; gives the norm as it was before either, a scalar tensor.
+    """Clip gradients by value, then by total norm; return the norm before either, a scalar tensor.
 
     Of a sharded model it is the norm over all ranks.
     """

@@ -21,7 +21,7 @@ ROWS = 15
 
 @contextlib.contextmanager
 def profiling(enabled: bool, show: Callable[[Any], None], **window: Any) -> Iterator[Callable[[int], None]]:
-    """Return a context that gives a function to call after every step. show: what gets the table once it is there.
+    """Return a context with a function to call after every step. show: called with the table once it is there.
 
     enabled: False does nothing. window: as for `Profile`.
     """
@@ -61,7 +61,7 @@ class Profile:
         self._begin_if_due()
 
     def advance(self, step: int) -> Table | None:
-        """To be called after every step; gives the table once, when the window has just ended."""
+        """Count a step; return the table when the window has just ended."""
         self._step = step
         if self._ended:
             return None

@@ -97,7 +97,7 @@ class RunFolder:
                 update_status(self.path, changes)
 
     def update_progress(self, **changes: Any) -> None:
-        """Likewise, unless the status was written a moment ago."""
+        """Write changed fields, unless the status was written a moment ago."""
         if time.monotonic() - self._written_at >= SECONDS_BETWEEN_UPDATES:
             self.update_status(**changes)
 

@@ -13,7 +13,7 @@ from jepa.types import RunLength
 
 
 class RunLog:
-    """Hands what happens in a run to its loggers, of which only rank 0 has any.
+    """Passes metrics and messages to the loggers of a run, which only rank 0 has.
 
     monitor: the collapse monitor, whose verdict is shown; None without one.
     """
@@ -48,7 +48,7 @@ class RunLog:
         self.show_verdict()
 
     def advance(self) -> None:
-        """A step has been made."""
+        """Count a step."""
         for logger in self._loggers.values():
             logger.advance(self._state.step)
 

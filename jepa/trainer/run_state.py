@@ -56,7 +56,7 @@ class RunState:
         }
 
     def load_state_dict(self, content: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave; old checkpoints lack some of it."""
+        """Restore what `state_dict` returned; old checkpoints lack some of it."""
         self.step, self.pending, self.stop_reason = content["step"], content["pending"], content["ended"]
         self.train_seconds = content.get("train_seconds", 0.0)
         self.metrics, self.rollbacks = dict(content["metrics"]), list(content.get("rollbacks", []))

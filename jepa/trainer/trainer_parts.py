@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -22,7 +22,6 @@ from jepa.distributed.collectives import (
 from jepa.distributed.layers import change_layers
 from jepa.distributed.parallel import Parallel, StrategyName
 from jepa.trainer.best import BestCheckpoints
-from jepa.trainer.callbacks import Callback
 from jepa.trainer.checkpoints import Checkpoints
 from jepa.trainer.collapse import CollapseWatch
 from jepa.trainer.intervals import make_intervals
@@ -44,9 +43,6 @@ from jepa.types import Schedule, StepRandomness
 from jepa.utils.errors import UserError
 from jepa.utils.signals import StopRequest
 
-if TYPE_CHECKING:
-    from jepa.trainer.trainer import Trainer
-
 
 class TrainerParts:
     """The parts of a trainer and its state; `Trainer` adds the loop and the step.
@@ -56,7 +52,7 @@ class TrainerParts:
     data: has `batch_size` (global), `spec`, `train_batches(...)`, `validation_batches(...)`.
     optimizer: built over the model's parameters; groups with `decays` follow the weight-decay schedule.
     scheduler: schedules `lr` and `weight_decay`, called with the number of updates made before, as all schedules are.
-    loggers, callbacks: by name; loggers act on rank 0, callbacks on every rank.
+    loggers, callbacks: by name, `jepa.trainer.Logger` and `Callback`; loggers act on rank 0, callbacks on every rank.
     evaluation: called as (model, data, random_init=, device=, seed=) and gives {network: {probe: value}}; has
         `every_epochs`, `every_steps`, `at_end` and `table(results)`. None for no evaluation.
     monitor: looks at the latents of some steps and judges the run; see `jepa.monitor.CollapseMonitor`. None for none.
@@ -92,12 +88,12 @@ class TrainerParts:
         scheduler: Mapping[str, Schedule],
         run_dir: str | Path,
         loggers: Mapping[str, Logger] | None = None,
-        callbacks: Mapping[str, Callback] | None = None,
+        callbacks: Mapping[str, Any] | None = None,
         evaluation: Any | None = None,
         monitor: Any | None = None,
         random_init: Callable[[], nn.Module] | None = None,
         plan: Callable[[Any], Sequence[str]] | None = None,
-        preview: Callable[[Trainer], None] | None = None,
+        preview: Callable[[Any], None] | None = None,
         config: Mapping[str, Any] | None = None,
         resume: str | None = None,
         seed: int = 0,

@@ -41,15 +41,15 @@ def validation_loss(
     for number, batch in enumerate(islice(data.validation_batches(batch_size=size), limit_batches)):
         count = batch_length(batch)
         # Drawn for batches of the global size, so that neither ranks nor micro-batches change anything.
-        whole, start = divmod(number * size, data.batch_size)
-        drawn = min(data.batch_size, data.spec.num_test - whole * data.batch_size)
+        step, start = divmod(number * size, data.batch_size)
+        drawn = min(data.batch_size, data.spec.num_test - step * data.batch_size)
         if count < ranks:  # too few to share: all ranks do the same
-            rng = StepRandomness(seed=seed, step=whole, total=drawn, start=start, count=count)
+            rng = StepRandomness(seed=seed, step=step, total=drawn, start=start, count=count)
             with no_collectives():
                 sums += weighted(batch, rng, count / ranks)
             continue
         first, last = (count * r // ranks for r in (get_rank(), get_rank() + 1))
-        rng = StepRandomness(seed=seed, step=whole, total=drawn, start=start + first, count=last - first)
+        rng = StepRandomness(seed=seed, step=step, total=drawn, start=start + first, count=last - first)
         sums += weighted(batch_slice(batch, slice(first, last)), rng, last - first)
     loss, samples = all_reduce_sum(sums).tolist()
     return loss / samples

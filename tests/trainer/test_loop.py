@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from toy import ToyData, toy_trainer
@@ -10,6 +12,7 @@ from jepa import build_trainer, load_config
 from jepa.optim import Cosine, Linear
 from jepa.trainer import Logger, Trainer
 from jepa.trainer.precision import clip_gradients, resolve_device, resolve_precision
+from jepa.types import StepRandomness
 from jepa.utils.errors import NonFiniteError, UserError
 
 PLAIN = (
@@ -345,6 +348,53 @@ def test_own_training_steps(tmp_path):
     assert bare == pytest.approx(doubled)
     assert own.metrics["train/half"] == pytest.approx(losses[0] / 2, rel=1e-6)
     assert own.metrics["train/count"] == 0
+
+
+class OwnCriterion(Trainer):
+    """Parts of the step, which the stock step and validation use."""
+
+    @property
+    def criterion(self):
+        return lambda latents: {"loss": 3 * super(OwnCriterion, self).criterion(latents)["loss"]}
+
+
+class OwnBatches(Trainer):
+    """A batch of its own making."""
+
+    def prepare_batch(self, batch):
+        prepared = super().prepare_batch(batch)
+        return {**prepared, "x": 0 * prepared["x"]}
+
+
+def test_own_parts_of_the_step(tmp_path):
+    losses, _ = fit(tmp_path, max_steps=1)
+    tripled, own = fit(tmp_path, kind=OwnCriterion, max_steps=1, lr=0.0, micro_batch_size=4)
+    assert tripled == pytest.approx([3 * losses[0]], rel=1e-6)
+    still = toy_trainer(tmp_path / "still", max_steps=1)
+    assert own.validate() == pytest.approx(3 * still.validate(), rel=1e-6)
+    empty = ToyData(scale=0.0)
+    assert fit(tmp_path, kind=OwnBatches, max_steps=1)[0] == fit(tmp_path, data=empty, max_steps=1)[0]
+
+
+def test_a_model_of_parts_alone(tmp_path):
+    """One that has `prepare`, `forward` and `loss`, but no step of its own."""
+    losses, _ = fit(tmp_path)
+    trainer, memory = toy_trainer(tmp_path / "parts"), Memory()
+    trainer.loggers["memory"] = memory
+    whole, trainer.model.__class__ = type(trainer.model), type("Parts", (torch.nn.Module,), {})
+    for name in ("prepare", "forward", "set_step", "update_target"):
+        setattr(trainer.model, name, partial(getattr(whole, name), trainer.model))
+    trainer.fit()
+    assert memory.values("train/loss") == losses
+
+
+def test_a_step_is_one_call_of_the_model(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    batch, rng = {"x": torch.ones(12, 3)}, StepRandomness(seed=0, step=0, total=12, start=0, count=12)
+    once = trainer.model.training_step(batch, rng)
+    assert once.keys() == {"loss", "loss/square"}
+    assert trainer.training_step(batch, 0)["loss"] == once["loss"]
+    assert trainer.training_step(trainer.prepare_batch(batch), 0)["loss"] == once["loss"]
 
 
 def test_prepare_batch_outside_the_loop(tmp_path):
