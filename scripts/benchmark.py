@@ -244,14 +244,14 @@ def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
             for saver in savers.values():
                 saver.folder.mkdir(parents=True)
             seconds: dict[str, list[float]] = {"copy": [], **{name: [] for name in WAYS}}
-            trainer.saver = savers["synchronous"]
+            trainer.checkpoints.saver = savers["synchronous"]
             for _ in range(rounds + 1):
                 begun = time.perf_counter()
-                copied(trainer.state())
+                copied(trainer.checkpoints.content())
                 seconds["copy"].append(time.perf_counter() - begun)
                 for name, saver in savers.items():
                     begun = time.perf_counter()
-                    saver.save(trainer.state(), ["last"], [])
+                    saver.save(trainer.checkpoints.content(), ["last"], [])
                     seconds[name].append(time.perf_counter() - begun)
                     saver.wait()  # the loop would go on here
             for saver in savers.values():
@@ -262,7 +262,7 @@ def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
                 "asynchronous_to_synchronous": medians["asynchronous"] / medians["synchronous"],
                 "asynchronous_to_copy": medians["asynchronous"] / medians["copy"],
             }
-        numbers = sum(value.numel() for value in tensors(trainer.state()))
+        numbers = sum(value.numel() for value in tensors(trainer.checkpoints.content()))
         return {"million_numbers": round(numbers / 1e6), **results}
 
 
@@ -348,8 +348,7 @@ def monitor(rounds: int = 30) -> dict[str, float]:
         for number, batch in enumerate(islice(trainer._batches(), 2 * rounds + 6)):
             looks = number % 2 == 1
             begun = time.perf_counter()
-            trainer.train_step(batch)
-            trainer._log_step()
+            trainer.log_step(trainer.train_step(batch))
             seconds[looks].append(time.perf_counter() - begun)
         plain, looked_at = (values[3:] for values in seconds.values())
         added = statistics.median(one - other for one, other in zip(looked_at, plain))

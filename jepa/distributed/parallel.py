@@ -8,12 +8,12 @@ forward alone.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,7 +35,7 @@ class Step(nn.Module):
         self.model = model
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function gives."""
+        """Return what the function returns."""
         return function(*arguments)
 
 
@@ -174,6 +174,12 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
             optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
 
 
+def is_dtensor(value: Any) -> bool:
+    """Whether it is a DTensor; a run without any does not pay for the import."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
+
+
 def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
     """A nested state with every sharded tensor gathered, onto the CPU.
 
@@ -189,8 +195,8 @@ def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
     return node
 
 
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as another one is sharded; as it is, where the other is not."""
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a full tensor sharded like another one; unchanged where the other is not sharded."""
     if not is_dtensor(like) or is_dtensor(tensor):
         return tensor
     from torch.distributed.tensor import distribute_tensor
@@ -206,4 +212,4 @@ def full_scalar(tensor: Tensor) -> Tensor:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's parameters are spread over ranks."""
-    return dist.is_available() and any(is_dtensor(p) for p in model.parameters())
+    return any(is_dtensor(p) for p in model.parameters())

@@ -234,9 +234,10 @@ class _Report:
     def disk(self, cost: StepCost) -> None:
         """Print the disk space that checkpoints need, and the free space."""
         trainer, folder = self.trainer, self.trainer.folder.path.absolute()
-        every = getattr(trainer, "snapshot_every", None)
+        every = getattr(getattr(trainer, "every", None), "snapshot", None)
         snapshots = 0 if every is None else math.floor(trainer.run_length.max_steps / every)
-        count = 2 + getattr(getattr(trainer, "best", None), "k", 0) + snapshots  # the last, and one being written
+        best = trainer.checkpoints.best.k if hasattr(trainer, "checkpoints") else 0
+        count = 2 + best + snapshots  # the last, and one being written
         need = count * cost.checkpoint
         free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
         self.print(
@@ -255,10 +256,7 @@ class _Report:
 def schedule_table(
     schedules: Mapping[str, Schedule], momentum: Schedule | None, run_length: RunLength
 ) -> tuple[list[str], list[tuple[str, int, list[float]]]]:
-    """Return the schedules' names, and rows (name, step, values) at the start, end of warm-up, quarters and end.
-
-    The momentum at update u is that after u - 1 updates, as in the target.
-    """
+    """Return the schedules' names, and rows (name, step, values) at the start, end of warm-up, quarters and end."""
     last = run_length.max_steps
     points = {"start": 1, **{f"{share} %": round(share / 100 * last) for share in (25, 50, 75)}, "end": last}
     warmup = warmup_steps(schedules, run_length)
@@ -267,8 +265,8 @@ def schedule_table(
     rows = []
     for name, step in points.items():
         step = max(1, step)
-        values = [schedule(step, run_length) for schedule in schedules.values()]
-        rows.append((name, step, values + ([momentum(step - 1, run_length)] if momentum else [])))
+        called = [*schedules.values(), *([momentum] if momentum else [])]
+        rows.append((name, step, [schedule(step - 1, run_length) for schedule in called]))
     names = [*schedules, *(["momentum"] if momentum else [])]
     return names, sorted(rows, key=lambda row: (row[1], row[0] == "end"))
 

@@ -59,17 +59,22 @@ def first_batch(trainer: Any) -> Batch:
         return next(batches)
 
 
+def first_samples(batch: Batch, size: int, device: torch.device) -> Batch:
+    """The first `size` samples of a batch on the device."""
+    # Cloned, as a slice would keep the whole batch alive and be counted with it.
+    return map_tensors(batch, lambda tensor: tensor[:size].clone().to(device))
+
+
 def prepared(trainer: Any, batch: Batch, size: int) -> Batch:
     """Return the first `size` samples of a batch on the device, with the masks of training."""
     total = batch_length(batch)
-    # Cloned, as a slice keeps the memory of the full batch.
-    part = map_tensors(batch, lambda tensor: tensor[:size].clone().to(trainer.device))
+    part = first_samples(batch, size, trainer.device)
     rng = StepRandomness(seed=trainer.seed, step=trainer.step, total=total, start=0, count=min(size, total))
     return {**trainer.model.prepare(part, rng), "rng": rng}
 
 
 def loss_of(trainer: Any, batch: Batch) -> Tensor:
-    """Return the training loss of a prepared batch."""
+    """Return the loss of a batch on the device, by the step that training makes."""
     with trainer.precision.autocast():
         outputs = trainer.training_step(batch, trainer.step)
     return outputs["loss"] if isinstance(outputs, Mapping) else outputs
@@ -130,7 +135,7 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
     large = min(2 * small, total)
     kept = []
     for size in (small, large):
-        part = prepared(trainer, batch, size)
+        part = first_samples(batch, size, trainer.device)
         counter = FlopCounterMode(display=False)
         with counter:
             saved: dict[tuple, int] = {}

@@ -157,7 +157,7 @@ def shares(name: str, folder: Path) -> dict:
     share = 32 // trainer.world_size
     for step in range(2):
         rng = StepRandomness(seed=0, step=step, total=32, start=trainer.rank * share, count=share)
-        batch = trainer.prepared(next(batches), rng)
+        batch = trainer.model.prepare(next(batches), rng)
         taken.append({"views": batch["views"], **{f: getattr(batch["masks"][0], f) for f in ("context", "targets")}})
     return {"taken": taken}
 

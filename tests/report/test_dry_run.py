@@ -16,7 +16,7 @@ from torch import nn
 from jepa import build_trainer, load_config, preview
 from jepa.masks.spectrogram import SpectrogramMask
 from jepa.models.encoders.spectrogram import SpectrogramStem
-from jepa.optim import Constant, Linear, WarmupCosine
+from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
 from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_pixels
 from jepa.report.mask_statistics import mask_statistics
@@ -215,7 +215,8 @@ def test_mask_statistics():
 
 def test_schedule_table():
     run_length = RunLength(max_steps=100, steps_per_epoch=10)
-    schedules = {"lr": WarmupCosine(peak=1.0, warmup_epochs=1), "weight_decay": Constant(value=0.04)}
+    lr = NextStep(schedule=WarmupCosine(peak=1.0, warmup_epochs=1))
+    schedules = {"lr": lr, "weight_decay": Constant(value=0.04)}
     names, rows = dry_run.schedule_table(schedules, Linear(start=0.0, final=1.0), run_length)
     assert names == ["lr", "weight_decay", "momentum"]
     assert [row[:2] for row in rows] == [

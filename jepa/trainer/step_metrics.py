@@ -1,4 +1,4 @@
-"""Measuring the loop: throughput, waiting for data, memory."""
+"""Metrics of training steps: means over ranks, throughput, waiting for data, memory and cost."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from jepa.distributed.collectives import all_reduce_max
+from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, broadcast_from_rank0, get_world_size
 
 Item = TypeVar("Item")
 
@@ -24,7 +24,7 @@ class StepMeter:
         self.restart()
 
     def start(self) -> None:
-        """The run starts: the peak of memory is its own from here on."""
+        """Restart, also the peak of memory: training begins or goes on."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self.restart()
@@ -34,11 +34,11 @@ class StepMeter:
         self._begun, self._waited, self._samples = time.perf_counter(), 0.0, 0
 
     def count(self, samples: int) -> None:
-        """A step on so many samples has been made."""
+        """Add a step's samples."""
         self._samples += samples
 
     def waiting_for(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, with the time until each comes counted as waiting."""
+        """Yield the items; the time until each comes is counted as waiting."""
         iterator = iter(items)
         while True:
             asked = time.perf_counter()
@@ -75,14 +75,35 @@ class StepMeter:
 
 
 def slowest_of_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Of what each rank has measured, the same on all: the least samples per second and the most of the rest."""
+    """Return the least samples per second of any rank, and the largest of every other value."""
     signs = [-1.0 if name == "samples_per_second" else 1.0 for name in values]
     signed = torch.tensor([sign * value for sign, value in zip(signs, values.values())], device=device)
     return {name: sign * value for name, sign, value in zip(values, signs, all_reduce_max(signed).tolist())}
 
 
 def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Plain numbers, all tensors fetched from the device in one transfer."""
+    """Return plain numbers; all tensors are fetched from the device in one transfer."""
     names = [name for name, value in values.items() if isinstance(value, Tensor)]
     fetched = torch.stack([values[name].float() for name in names]).tolist() if names else []
     return {**values, **dict(zip(names, fetched))}
+
+
+def reduce_values(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Return values as floats, those of the training step (`train/...`) as the mean over ranks."""
+    names = [name for name in values if name.startswith("train/")]
+    means = all_reduce_sum(torch.stack([values[name] for name in names])) / get_world_size()
+    return to_floats({**values, **dict(zip(names, means))})
+
+
+def run_costs(model: nn.Module, seconds: float, samples: int) -> dict[str, float]:
+    """Return what a run has cost so far, over all restarts, to weigh accuracy against.
+
+    `cost/seconds` of training steps, waiting for data included and measuring left out; `cost/samples` trained on;
+    `cost/parameters` that are trained.
+    """
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "cost/seconds": broadcast_from_rank0(lambda: seconds),
+        "cost/samples": float(samples),
+        "cost/parameters": float(parameters),
+    }

@@ -16,8 +16,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from jepa.trainer.finders import check_single_process
-from jepa.trainer.trainer import Trainer
+from jepa.tools.find_lr import check_single_process
 from jepa.types import Batch
 from jepa.utils.batches import batch_length, map_tensors
 from jepa.utils.errors import UserError
@@ -25,7 +24,7 @@ from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
 from jepa.utils.snapshot import preserved
 
 SHARE_OF_AVAILABLE = 0.8
-"""Of the memory that is available, what the search may use unless told."""
+"""Of the memory that is available, what the search may use by default."""
 MARGIN = 1.1
 """What a predicted growth of memory is multiplied with, as allocators round up and fragment."""
 PRECISION = 16
@@ -66,7 +65,7 @@ class BatchSizeFinding:
 
 
 def find_batch_size(
-    trainer: Trainer, *, limit_gib: float | None = None, max_size: int | None = None, repeats: int = 2
+    trainer: Any, *, limit_gib: float | None = None, max_size: int | None = None, repeats: int = 2
 ) -> BatchSizeFinding:
     """The largest micro-batch that fits into memory, by real forward and backward passes of growing size.
 
@@ -104,7 +103,7 @@ def find_batch_size(
 class _Search:
     """The search under way: which sizes were tried, and what they took."""
 
-    def __init__(self, trainer: Trainer, limit_gib: float | None, max_size: int, repeats: int) -> None:
+    def __init__(self, trainer: Any, limit_gib: float | None, max_size: int, repeats: int) -> None:
         self.trainer, self.max_size, self.repeats = trainer, max_size, repeats
         self.cuda = trainer.device.type == "cuda"
         self.trials: dict[int, Trial] = {}
@@ -172,12 +171,15 @@ class _Search:
 
     def _measure(self, size: int) -> tuple[float, float]:
         """Peak bytes and samples per second of forward and backward."""
-        batch = resized(self.batch, size)
+        batch = self._resized(size)
         self._clean_up()
         with self._peak() as peak:
             seconds = self._time(batch)
         memory = peak()
         return memory, size / min([self._time(batch) for _ in range(self.repeats)] or [seconds])
+
+    def _resized(self, size: int) -> Batch:
+        return map_tensors(resized(self.batch, size), lambda tensor: tensor.to(self.trainer.device))
 
     def _time(self, batch: dict[str, Tensor]) -> float:
         begun = time.perf_counter()
@@ -191,7 +193,7 @@ class _Search:
         trainer = self.trainer
         trainer.model.train()
         with trainer.precision.autocast():
-            outputs = trainer.training_step(dict(batch), trainer.step)
+            outputs = trainer.training_step(batch, trainer.step)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         trainer.precision.scaler.scale(loss).backward()
 
@@ -202,7 +204,7 @@ class _Search:
             return
         try:
             with preserved(self.trainer, optimizer=False):
-                self._pass(resized(self.batch, self.smallest))
+                self._pass(self._resized(self.smallest))
                 self.trainer.optimizer.step()
         except RuntimeError as error:
             if not is_out_of_memory(error):
@@ -238,7 +240,7 @@ class _Search:
 
     @contextmanager
     def _peak(self) -> Iterator[Any]:
-        """A context that gives a function for the peak memory, in bytes, once it has been left."""
+        """Return a context with a function that returns its peak memory in bytes afterwards."""
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
             yield lambda: float(torch.cuda.max_memory_allocated(self.trainer.device))

@@ -16,7 +16,8 @@ from toy import ToyData, ToyModel, toy_trainer
 import jepa
 from jepa import find_batch_size, find_learning_rate
 from jepa.optim import Constant
-from jepa.trainer import Trainer, batch_size
+from jepa.tools.find_batch_size import resized
+from jepa.trainer import Trainer
 from jepa.utils.errors import UserError
 from jepa.utils.snapshot import preserved
 
@@ -96,6 +97,7 @@ def everything(trainer):
                 for name, value in vars(trainer).items()
                 if isinstance(value, (int, float, str, dict, list, tuple, type(None)))
             },
+            "state": vars(trainer.state),
             "random": (torch.get_rng_state(), np.random.get_state()[1], random.getstate()),
         }
     )
@@ -370,8 +372,8 @@ def test_settings_that_make_no_search(tmp_path, settings, words):
 
 def test_batches_are_resized_by_repeating_samples():
     batch = {"x": torch.arange(3)}
-    assert batch_size.resized(batch, 2)["x"].tolist() == [0, 1]
-    assert batch_size.resized(batch, 7)["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert resized(batch, 2)["x"].tolist() == [0, 1]
+    assert resized(batch, 7)["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_the_finders_are_there_at_the_top():

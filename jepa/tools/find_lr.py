@@ -8,12 +8,11 @@ from __future__ import annotations
 import math
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-import torch
 
-from jepa.trainer.trainer import Trainer
+from jepa.distributed.collectives import get_world_size
 from jepa.types import RunLength
 from jepa.utils.errors import NonFiniteError, UserError
 from jepa.utils.snapshot import preserved
@@ -48,12 +47,12 @@ class ExponentialRise:
     last: int
 
     def __call__(self, step: float, run_length: RunLength) -> float:
-        """The rate of update `step`."""
+        """The rate after `step` updates."""
         return self.low * (self.high / self.low) ** ((step - self.first) / (self.last - self.first))
 
 
 def find_learning_rate(
-    trainer: Trainer,
+    trainer: Any,
     *,
     min_lr: float = 1e-7,
     max_lr: float = 1.0,
@@ -61,7 +60,7 @@ def find_learning_rate(
     divergence: float = 2.0,
     smoothing: float = 3.0,
 ) -> LearningRateFinding:
-    """Learning-rate range test (Smith 2017, arXiv 1506.01186): train while the rate rises exponentially.
+    """Return what a learning-rate range test finds: train while the rate rises (Smith 2017, arXiv 1506.01186).
 
     min_lr, max_lr: the range, gone through in `steps` optimizer steps on the batches that training would take next.
     divergence: the test ends once the smoothed loss lies (divergence - 1) times the first loss above its lowest; so
@@ -84,16 +83,16 @@ def find_learning_rate(
     ended: Literal["max_lr", "diverged", "not finite"] = "max_lr"
     with trainer.precision.kernels(), preserved(trainer):
         start = trainer.step
-        rise = ExponentialRise(low=min_lr, high=max_lr, first=start + 1, last=start + steps)
+        rise = ExponentialRise(low=min_lr, high=max_lr, first=start, last=start + steps - 1)
         trainer.scheduler = {**trainer.scheduler, "lr": rise}
         batches = trainer.data.train_batches(seed=trainer.seed, start_step=start, stop_step=start + steps)
         with closing(batches):
-            for number, batch in enumerate(batches, start=start + 1):
+            for step, batch in enumerate(batches, start=start):
                 loss = loss_of_step(trainer, batch)
                 if not math.isfinite(loss):
                     ended = "not finite"
                     break
-                rates.append(rise(number, trainer.run_length))
+                rates.append(rise(step, trainer.run_length))
                 losses.append(loss)
                 if has_diverged(losses, divergence, smoothing):
                     ended = "diverged"
@@ -114,8 +113,8 @@ def find_learning_rate(
     )
 
 
-def loss_of_step(trainer: Trainer, batch: dict) -> float:
-    """Make one training step; gives its loss, NaN where the step was refused as not finite."""
+def loss_of_step(trainer: Any, batch: dict) -> float:
+    """Make one training step; return its loss, NaN where the step was refused as not finite."""
     try:
         return float(trainer.train_step(batch)["train/loss"])
     except NonFiniteError:
@@ -170,6 +169,5 @@ def check_range(min_lr: float, max_lr: float, steps: int, divergence: float, smo
 
 def check_single_process(name: str) -> None:
     """Raise UserError in a distributed run: the global batch is the same on one process, so one is enough."""
-    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if distributed and torch.distributed.get_world_size() > 1:
+    if get_world_size() > 1:
         raise UserError(f"{name} runs on a single process: start it without torchrun; its finding holds for each rank")
