@@ -1,9 +1,9 @@
 """What `scheduler=` chooses: the schedules of a run's learning rate and weight decay, by shape.
 
-Each function returns {"lr": Schedule, "weight_decay": Schedule}, advanced before use as in published code (`NextStep`).
-Of warmup_epochs, warmup_steps and warmup_samples at most one is given; only the first is scaled with the batch size.
-stretch above 1: the run ends before the schedules do (published as ipe_scale). final_weight_decay None: the weight decay
-stays.
+Each function returns {"lr": Schedule, "weight_decay": Schedule}, advanced before use, as in published code.
+Of warmup_epochs, warmup_steps and warmup_samples at most one is given; only the first is scaled with the batch
+size. stretch above 1: the run ends before the schedules do (published as ipe_scale). final_weight_decay None: the
+weight decay stays.
 """
 
 from __future__ import annotations
