@@ -75,18 +75,13 @@ def _build_trainer(config: DictConfig) -> Trainer:
         load_into(model, config.init_from)
     momentum = getattr(model, "momentum_schedule", None)
 
-    def in_words(run_length: RunLength) -> list[str]:
+    def describe(run_length: RunLength) -> list[str]:
         return [*notes(config), *plan(run_length, scheduler, momentum)]
 
-    def show(trainer: Trainer) -> Any:
+    def show(trainer: Trainer) -> None:
         from jepa.report.dry_run import preview  # for trainer.dry_run alone
 
-        return preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
-
-    def show(trainer: Any) -> None:
-        from jepa.report.dry_run import preview
-
-        preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)])
+        preview(trainer, plan=trainer.describe())
 
     return convert_errors("trainer", make_trainer)(
         model=model,
@@ -98,7 +93,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         evaluation=evaluation,
         monitor=monitor,
         random_init=functools.partial(build_model, config),
-        plan=in_words,
+        plan=describe,
         preview=show,
         run_dir=run_dir,
         resume=config.resume,

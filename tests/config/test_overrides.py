@@ -101,6 +101,9 @@ def test_first_lines_name_the_tuned_run_and_what_an_experiment_still_sets():
     assert said() == ["plain defaults: experiment=digits is the run that is tuned for these data"]
     assert said("loss=mse") == said("experiment=digits") == []
     (line,) = said("experiment=fashion_mnist", "data=image_folder", "data.root=x")
-    assert line == "with data=image_folder, experiment=fashion_mnist still sets data.batch_size=64"
+    assert line == (
+        "with data=image_folder, experiment=fashion_mnist still sets model/mask=multiblock_7x7, model/target=ema_fast, "
+        "loss=invariance_sigreg, scheduler=cosine, data.batch_size=64"
+    )
     (line,) = said("experiment=digits", "scheduler=wsd")
     assert line == "with scheduler=wsd, experiment=digits still sets scheduler.warmup_epochs=5"
