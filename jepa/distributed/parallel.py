@@ -8,7 +8,6 @@ forward alone.
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Literal
@@ -172,12 +171,6 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
         if group.get("fused") and not isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
             group["fused"] = False  # torch has no fused kernel of the others for sharded tensors
             optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
-
-
-def is_dtensor(value: Any) -> bool:
-    """Whether it is a DTensor; a run without any does not pay for the import."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(value, module.DTensor)
 
 
 def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
