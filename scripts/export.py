@@ -39,7 +39,7 @@ def export_encoder(config: DictConfig) -> Path:
     from jepa.interop.configured import open_configured
     from jepa.interop.exports import export
     from jepa.interop.networks import network_of
-    from jepa.utils.files import write_text, write_whole
+    from jepa.utils.files import write_atomic, write_text
 
     path = output_of(config)
     opened, joined = open_configured(config, build_model, data="none")
@@ -70,7 +70,7 @@ def export_encoder(config: DictConfig) -> Path:
             card={key: card[key] for key in ("source", "network", "step", "encoder", "data")},
         )
 
-    write_whole(path, write)
+    write_atomic(path, write)
     print(f"features agree to {card['export']['difference']:.1e}")
     print(", ".join(map(str, [path, *write_card(card, path, write_text)])))
     return path

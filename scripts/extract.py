@@ -189,7 +189,7 @@ def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig
 
 def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
     """Write paths and features. Raises UserError when the file cannot be written."""
-    from jepa.utils.files import write_whole
+    from jepa.utils.files import write_atomic
 
     def npz(temporary: Path) -> None:
         import numpy as np
@@ -206,7 +206,7 @@ def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
             arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         pq.write_table(pa.table(arrays), temporary)
 
-    write_whole(path, npz if path.suffix == ".npz" else parquet)
+    write_atomic(path, npz if path.suffix == ".npz" else parquet)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import Any
 import timm
 import torch
 
-from jepa.checkpoint.load import read_file, reason
-from jepa.utils.errors import CheckpointError
+from jepa.checkpoint.load import read_file
+from jepa.utils.errors import CheckpointError, reason
 
 FORMAT = "jepa"
 VERSION = 2

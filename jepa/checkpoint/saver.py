@@ -16,9 +16,8 @@ from torch.distributed.checkpoint import CheckpointException
 
 from jepa.checkpoint import plain as checkpoint
 from jepa.checkpoint import sharded
-from jepa.checkpoint.load import reason
 from jepa.distributed.collectives import broadcast_from_rank0, is_distributed, is_rank0
-from jepa.utils.errors import CheckpointError
+from jepa.utils.errors import CheckpointError, reason
 
 Format = Literal["plain", "sharded"]
 SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": sharded.SUFFIX}

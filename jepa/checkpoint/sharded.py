@@ -26,9 +26,9 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 
-from jepa.checkpoint.load import first_line, read_file, reason
+from jepa.checkpoint.load import read_file
 from jepa.distributed.collectives import is_distributed, is_rank0
-from jepa.utils.errors import CheckpointError
+from jepa.utils.errors import CheckpointError, first_line, reason
 
 SUFFIX = ".sharded"
 STATE = "state.pt"

@@ -1,4 +1,4 @@
-"""Names that have moved: stored configurations of earlier versions, brought to today's names."""
+"""Names in stored configurations that have changed since, and their present names."""
 
 from __future__ import annotations
 
@@ -6,14 +6,26 @@ import re
 from typing import Any
 
 MOVED = {
+    "jepa.evaluation.crossmodal.CrossModalRetrieval": "jepa.evaluation.CrossModalRetrieval",
+    "jepa.losses.dense.ContextPrediction": "jepa.losses.context_prediction.ContextPrediction",
+    "jepa.masks.published.PublishedMultiBlockMask": "jepa.masks.PublishedMultiBlockMask",
+    "jepa.masks.random.RandomMask": "jepa.masks.RandomMask",
+    "jepa.masks.spectrogram.SpectrogramMask": "jepa.masks.time_frequency.SpectrogramMask",
+    "jepa.masks.video.BlockGroup": "jepa.masks.tubes.BlockGroup",
+    "jepa.masks.video.TubeMask": "jepa.masks.tubes.TubeMask",
     "jepa.utils.spectrogram.LogMel": "jepa.utils.log_mel.LogMel",
 }
-"""Dotted path of a class or function as stored -> as it is now."""
+"""Stored dotted path of a class or function -> its present one."""
 
-RENAMED = {"dim": "embed_dim", "heads": "num_heads"}
-"""Arguments of our networks as stored -> as they are now."""
-
-NETWORKS = re.compile(r"jepa\.models\..*(Encoder|CNN|Stem|Predictor|vision_transformer)$")
+RENAMED = {
+    re.compile(r"jepa\.models\..*(Encoder|CNN|Stem|Predictor|vision_transformer)$"): {
+        "dim": "embed_dim",
+        "heads": "num_heads",
+    },
+    re.compile(r"jepa\.evaluation\..*KNNProbe$"): {"neighbours": "k"},
+    re.compile(r"jepa\.evaluation\..*AttentiveProbe$"): {"attention_heads": "num_heads"},
+}
+"""Stored target -> stored names of its arguments -> their present ones."""
 
 
 SCHEDULERS = {
@@ -46,7 +58,7 @@ def _one_scheduler(stored: dict[str, Any]) -> dict[str, Any]:
 
 
 def upgrade_names(config: Any) -> Any:
-    """Return a plain nested configuration with every moved `_target_` and renamed argument as it is called today."""
+    """Return a plain nested configuration with the present names of classes and arguments."""
     if isinstance(config, list):
         return [upgrade_names(item) for item in config]
     if not isinstance(config, dict):
@@ -55,6 +67,7 @@ def upgrade_names(config: Any) -> Any:
     new = {key: upgrade_names(value) for key, value in config.items()}
     if isinstance(target, str):
         new["_target_"] = MOVED.get(target, target)
-        if NETWORKS.match(target):
-            new = {RENAMED.get(key, key): value for key, value in new.items()}
+        for pattern, keys in RENAMED.items():
+            if pattern.match(target):
+                new = {keys.get(key, key): value for key, value in new.items()}
     return new

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa.distributed.failure import PeerWatch
+from jepa.distributed.failure import RankWatch
 from jepa.distributed.launch import Launch, read_launch
 from jepa.utils.errors import Interrupted, UserError
 
@@ -26,7 +26,7 @@ TIMEOUT_SECONDS = 1800.0
 JOIN_SECONDS = 300.0
 """How long the ranks that SLURM or submitit has started wait for the last of them."""
 
-_watch: PeerWatch | None = None
+_watch: RankWatch | None = None
 _alone = False
 
 
@@ -96,7 +96,7 @@ def init_process_group(
             "that address (MASTER_ADDR, MASTER_PORT)"
         ) from error
     atexit.register(destroy_process_group)
-    _watch = PeerWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
+    _watch = RankWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
     return launch
 
 
@@ -131,7 +131,7 @@ def destroy_process_group() -> None:
 def propagate_failure() -> Iterator[None]:
     """A context whose failure the other ranks learn of, so that none waits for this one.
 
-    An exchange that fails because another rank is gone becomes a PeerError that says why, where that is known.
+    An exchange that fails because another rank is gone becomes a OtherRankError that says why, where that is known.
     """
     try:
         yield

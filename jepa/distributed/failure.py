@@ -9,7 +9,7 @@ import time
 
 from torch.distributed import PrefixStore, Store
 
-from jepa.utils.errors import PeerError, UserError
+from jepa.utils.errors import OtherRankError, UserError
 
 BEAT_SECONDS = 1.0
 SILENCE_SECONDS = 60.0
@@ -20,7 +20,7 @@ HEARING_BEATS = 4
 """Beats that rank 0, whose end takes the store along, waits for the others to hear of its failure."""
 
 
-class PeerWatch:
+class RankWatch:
     """A thread that tells the others we are alive, and ends this process when another has failed or gone silent.
 
     store: shared by all ranks. The first failure's reason is kept there.
@@ -38,7 +38,7 @@ class PeerWatch:
         self._thread.start()
 
     def tell(self, error: BaseException) -> BaseException:
-        """Say that this rank has failed; gives the error to raise: a PeerError where another rank was first.
+        """Say that this rank has failed; gives the error to raise: a OtherRankError where another rank was first.
 
         An error that looks like a lost connection waits a little for the rank behind it to tell its own.
         """
@@ -57,12 +57,12 @@ class PeerWatch:
                 self._wait_for_ears()
         except (RuntimeError, OSError) as gone:  # the store lives in another process
             if self._heard is not None:
-                return PeerError(self._heard)
+                return OtherRankError(self._heard)
             return UserError(
                 f"rank {self.rank} lost the other ranks: rank 0 or its launcher is gone ({describe(gone)})"
             )
         if first != own:
-            return PeerError(first)
+            return OtherRankError(first)
         return UserError(own) if lost else error
 
     def _wait_for_ears(self) -> None:

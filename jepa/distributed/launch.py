@@ -63,7 +63,7 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     return Launch(rank=rank, world_size=world_size, local_rank=local_rank, address=address, port=port, by=by)
 
 
-def scheduler_job(environment: Mapping[str, str] | None = None) -> str | None:
+def slurm_job_id(environment: Mapping[str, str] | None = None) -> str | None:
     """The id of SLURM's job that this process is part of, "17", or "17_3" in an array; None outside one."""
     environment = os.environ if environment is None else environment
     if environment.get("SUBMITIT_EXECUTOR") == "local":
@@ -74,7 +74,7 @@ def scheduler_job(environment: Mapping[str, str] | None = None) -> str | None:
 
 
 @contextlib.contextmanager
-def same_on_every_rank() -> Iterator[None]:
+def report_on_rank0() -> Iterator[None]:
     """A context whose UserErrors come on every rank alike, and before they can talk: only rank 0 shall report them."""
     try:
         yield

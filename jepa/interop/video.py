@@ -172,15 +172,15 @@ def video_config(
     error = {"_target_": "jepa.losses.regression.L1"}
     terms: dict[str, Any] = {"prediction": {"weight": 1.0, "term": error}}
     if predictor["predict_context"]:
-        dense = {"_target_": "jepa.losses.dense.ContextPrediction", "distance": error}
+        dense = {"_target_": "jepa.losses.context_prediction.ContextPrediction", "distance": error}
         terms["context"] = {"weight": 0.5, "term": dense}
-    block = {"_target_": "jepa.masks.video.BlockGroup"}
+    block = {"_target_": "jepa.masks.tubes.BlockGroup"}
     return {
         "_target_": "jepa.models.MaskedJEPA",
         "encoder": encoder,
         "predictor": predictor,
         "mask": {
-            "_target_": "jepa.masks.video.TubeMask",
+            "_target_": "jepa.masks.tubes.TubeMask",
             "groups": {
                 "short": {**block, "num_blocks": 8, "spatial_scale": [0.15, 0.15]},
                 "long": {**block, "num_blocks": 2, "spatial_scale": [0.7, 0.7]},

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_gather_rows, mean_over_ranks, row_offset
-from jepa.losses.tokens import place_numbers
 from jepa.types import Latents
+from jepa.utils.tensors import position_ids
 
 
 class InfoNCE(nn.Module):
@@ -76,7 +76,7 @@ class InfoNCE(nn.Module):
     ) -> Tensor:
         """The loss of one mask, (B, M, P, D) with positions (B, M, P, A) and weights (B, M, P)."""
         queries, keys = (F.normalize(t.float().flatten(1, 2), dim=-1) for t in (prediction, target))  # (B, M * P, D)
-        places = place_numbers(positions).flatten(1)
+        places = position_ids(positions).flatten(1)
         same = places.unsqueeze(2) == places.unsqueeze(1)  # (B, M * P, M * P)
         weight = None if weight is None else weight.flatten(1)
         negative = self._negatives(queries, keys, same, None if weight is None else weight > 0, generator)

@@ -10,7 +10,7 @@ from typing import Protocol, TypedDict
 from torch import Tensor, nn
 
 from jepa.types import Latents, RunLength, Schedule
-from jepa.utils.schedules import SAMPLE_RUN, values_over_a_run
+from jepa.utils.schedule_samples import EXAMPLE_RUN, sample_schedule
 
 LATENTS = tuple(field.name for field in fields(Latents))
 EXAMPLES = {"prevents_collapse": False, "batch_statistics": False, "needs": ("predictions", "targets")}
@@ -81,7 +81,7 @@ class Objective(nn.Module):
             check_weight(name, weight)
             if callable(weight):
                 self.schedules[name] = weight
-                weight = weight(0, SAMPLE_RUN)
+                weight = weight(0, EXAMPLE_RUN)
             self.weights[name] = weight
         # Where no term reads projections, a head would take no part in the loss, and DDP would wait for it.
         self.projector = (
@@ -125,7 +125,7 @@ class Objective(nn.Module):
 
     def _ever_positive(self, name: str) -> bool:
         if name in self.schedules:
-            return max(values_over_a_run(self.schedules[name])) > 0
+            return max(sample_schedule(self.schedules[name])) > 0
         return self.weights[name] > 0
 
     def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
@@ -184,7 +184,7 @@ def complete(name: str, term: Term | Callable[..., Term], embedding_dim: int, to
 
 def check_weight(name: str, weight: object) -> None:
     """Raise ValueError for a weight that is neither a finite number nor a schedule of finite numbers."""
-    values = values_over_a_run(weight) if callable(weight) else [weight]
+    values = sample_schedule(weight) if callable(weight) else [weight]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(

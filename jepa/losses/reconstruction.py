@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.losses.tokens import token_mean
+from jepa.losses.target_mean import mean_over_targets
 from jepa.types import Latents
 
 
@@ -53,12 +53,9 @@ class Reconstruction(nn.Module):
 
     def forward(self, latents: Latents) -> Tensor:
         """The error, an fp32 scalar."""
-        weights = latents.target_weights or [None] * len(latents.inputs)
-        means = [
-            token_mean(self._error(self.decoder(prediction).float(), values), weight)
-            for prediction, values, weight in zip(latents.predictions, latents.inputs, weights)
-        ]
-        return torch.stack(means).mean()
+        pairs = zip(latents.predictions, latents.inputs)
+        errors = [self._error(self.decoder(prediction).float(), values) for prediction, values in pairs]
+        return mean_over_targets(errors, latents.target_weights)
 
     def _error(self, decoded: Tensor, values: Tensor) -> Tensor:
         """Error of each token (B, M, P), decoded (B, M, P, out_dim) against values, or ids (B, M, P)."""

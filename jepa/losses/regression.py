@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.losses.tokens import token_mean
+from jepa.losses.target_mean import mean_over_targets
 from jepa.types import Latents
 
 
@@ -28,12 +27,9 @@ class Regression(nn.Module):
 
     def forward(self, latents: Latents) -> Tensor:
         """The loss, an fp32 scalar."""
-        weights = latents.target_weights or [None] * len(latents.targets)
-        means = [
-            token_mean(self.distance(prediction.float(), target.float()), weight)
-            for prediction, target, weight in zip(latents.predictions, latents.targets, weights)
-        ]
-        return torch.stack(means).mean()
+        pairs = zip(latents.predictions, latents.targets)
+        errors = [self.distance(prediction.float(), target.float()) for prediction, target in pairs]
+        return mean_over_targets(errors, latents.target_weights)
 
 
 class SmoothL1(Regression):

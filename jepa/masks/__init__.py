@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jepa.masks.multiblock import MultiBlockMask
-from jepa.masks.published import PublishedMultiBlockMask
-from jepa.masks.random import RandomMask
+from jepa.masks.published_multiblock import PublishedMultiBlockMask
+from jepa.masks.random_tokens import RandomMask
 from jepa.masks.span import SpanMask
 
 __all__ = ["MultiBlockMask", "PublishedMultiBlockMask", "RandomMask", "SpanMask", "multiblock_mask"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jepa.masks.packing import split_tokens
+from jepa.masks.token_indices import mask_from_hidden
 from jepa.types import Grid, Mask
 
 
@@ -68,7 +68,7 @@ class FutureMask:
             hidden = (real.cumsum(dim=1) - 1 >= first[:, None]) & real
             hidden = hidden[:, None].expand(-1, rows, -1).flatten(1)  # (B, N)
             masks.append(
-                split_tokens(
+                mask_from_hidden(
                     hidden, valid, context_size=context_size, target_size=max(1, target_size), generator=generator
                 )
             )

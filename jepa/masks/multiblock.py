@@ -18,6 +18,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from jepa.masks.token_indices import systematic_sample
 from jepa.types import Grid, Mask
 from jepa.utils.random import generator as make_generator
 
@@ -90,7 +91,7 @@ class MultiBlockMask:
         blocks = torch.where(short[:, None, None], reserve[:, again], blocks)
         members = torch.where(short[:, None], reserve_members[again], members)
         rank = members.cumsum(dim=-1, dtype=torch.int32)
-        context = torch.searchsorted(rank, pick_ranks(rank[:, -1], keep, generator) + 1)
+        context = torch.searchsorted(rank, systematic_sample(rank[:, -1], keep, generator) + 1)
         targets = self._pick_targets(blocks[:, :, 1:], grid, generator)
         if valid is None:
             return [Mask(context, targets)]
@@ -115,7 +116,7 @@ class MultiBlockMask:
     def _pick_targets(self, blocks: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
         """P cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
         start, sides = blocks.int()
-        local = pick_ranks(sides.prod(dim=-1), least_tokens(self.target_scale, grid), generator)
+        local = systematic_sample(sides.prod(dim=-1), least_tokens(self.target_scale, grid), generator)
         flat, stride = torch.zeros_like(local), 1
         for axis in reversed(range(len(grid))):
             side = sides[..., axis, None]
@@ -194,16 +195,6 @@ def cover(blocks: Tensor, grid: Grid) -> Tensor:
     for along in leading:
         planes = (planes.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
     return (planes.transpose(1, 2) @ last).flatten(1) > 0  # a sum over blocks
-
-
-def pick_ranks(sizes: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """`count` different members (..., count), numbered from 0, of sets with at least so many; sizes (...).
-
-    Systematic sampling: evenly spaced from a random start, so that every member is equally likely, without sorting.
-    """
-    start = 0.999 * torch.rand(sizes.shape, device=sizes.device, generator=generator)  # below 1 after rounding too
-    spaced = torch.arange(count, device=sizes.device) + start.unsqueeze(-1)
-    return (spaced * (sizes / count).unsqueeze(-1)).int().minimum(sizes.unsqueeze(-1).int() - 1)
 
 
 def check_range(key: str, values: Sequence[float], most: float = math.inf) -> tuple[float, float]:

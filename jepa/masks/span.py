@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from jepa.masks.packing import split_tokens
+from jepa.masks.token_indices import mask_from_hidden
 from jepa.types import Grid, Mask
 
 
@@ -60,7 +60,7 @@ class SpanMask:
         for _ in range(self.num_masks):
             hidden = self._hide(everything, int(spans.max()), generator)
             masks.append(
-                split_tokens(
+                mask_from_hidden(
                     hidden, valid, context_size=context_size, target_size=max(1, target_size), generator=generator
                 )
             )

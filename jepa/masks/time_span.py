@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.masks.packing import split_tokens
 from jepa.masks.span import SpanMask
+from jepa.masks.token_indices import mask_from_hidden
 from jepa.types import Grid, Mask
 
 
@@ -54,7 +54,7 @@ class TimeSpanMask(SpanMask):
             hidden = self._hide(real, int(spans.max()), generator)
             hidden = hidden[:, None].expand(-1, rows, -1) if self.share_channels else hidden.unflatten(0, (-1, rows))
             masks.append(
-                split_tokens(
+                mask_from_hidden(
                     hidden.flatten(1),
                     valid,
                     context_size=seen_most,

@@ -13,7 +13,7 @@ from typing import Any
 from jepa.config.overrides import override_key
 from jepa.sweep.reading import current_status, last_values, read_json, read_yaml, result_values, run_folders, verdict_of
 from jepa.sweep.wording import DEFAULT
-from jepa.utils.status import State, Status, is_collapse
+from jepa.utils.run_status import State, Status, is_collapse
 
 SEED = "trainer.seed"
 """The option that tells repetitions of a setting apart."""

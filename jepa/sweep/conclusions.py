@@ -9,7 +9,7 @@ from jepa.sweep.collect import SEED
 from jepa.sweep.importance import FEWEST
 from jepa.sweep.statistics import LEVEL, Comparison, Setting
 from jepa.sweep.wording import counted, first, listed, number, options, plural, with_error
-from jepa.utils.status import FINISHED
+from jepa.utils.run_status import FINISHED
 
 if TYPE_CHECKING:
     from jepa.sweep.leaderboard import Leaderboard

@@ -13,10 +13,18 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.command import failed_jobs, reported_errors
 from jepa.config.overrides import override_key
-from jepa.distributed.launch import read_launch, scheduler_job
+from jepa.distributed.launch import read_launch, slurm_job_id
 from jepa.sweep.objective import Objective, as_returned, evaluates
-from jepa.utils.errors import NonFiniteError, UserError, in_words
-from jepa.utils.status import Status, alive, begin_status, read_status, runs_elsewhere, update_status, warned
+from jepa.utils.errors import NonFiniteError, UserError, error_message
+from jepa.utils.run_status import (
+    Status,
+    is_alive,
+    is_running_elsewhere,
+    read_status,
+    start_status,
+    update_status,
+    warn_if_not_written,
+)
 
 FREE_KEYS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "sweep", "optimized_metric")
 """Options, and sections of them, that a run may change when it goes on in its folder; trainer.seed it may not."""
@@ -60,7 +68,7 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
     with reported_errors():
         values = objective.measured(metrics, trainer.verdict)
     if read_launch().rank == 0:
-        with warned(f"the status of {folder}"):
+        with warn_if_not_written(f"the status of {folder}"):
             update_status(folder, {"state": "done", "objective": values, "settled": True})
     return as_returned(values)
 
@@ -90,7 +98,7 @@ def check_folder(folder: Path, overrides: list[str]) -> Status | None:
     Raises UserError for a run with other options, which would otherwise go on under these.
     """
     before = read_status(folder)
-    if before is None or (before.starts == 0 and before.job is None and not alive(before)):
+    if before is None or (before.starts == 0 and before.job is None and not is_alive(before)):
         return None
     now, then = (fixed(options, FREE_KEYS) for options in (overrides, before.overrides))
     if now != then:
@@ -127,7 +135,7 @@ def failed(
     if not isinstance(error, NonFiniteError):
         failed_jobs.add(folder.name)
     if read_launch().rank == 0:
-        with warned(f"the status of {folder}"):
+        with warn_if_not_written(f"the status of {folder}"):
             note_failure(folder, overrides, error, values)
     return as_returned(values)
 
@@ -138,12 +146,12 @@ def note_failure(folder: Path, overrides: list[str], error: Exception, values: d
     Not where it was refused by another run that is in the folder, and where it is known to have been stopped.
     """
     before = read_status(folder)
-    if before is not None and (before.state in ("done", "stopped") or runs_elsewhere(before)):
+    if before is not None and (before.state in ("done", "stopped") or is_running_elsewhere(before)):
         return
     if before is None or before.starts == 0:
-        begin_status(folder, overrides, scheduler_job())
+        start_status(folder, overrides, slurm_job_id())
     verdict = {"verdict": "diverged"} if isinstance(error, NonFiniteError) else {}
-    update_status(folder, {"state": "failed", "reason": in_words(error), "objective": values, **verdict})
+    update_status(folder, {"state": "failed", "reason": error_message(error), "objective": values, **verdict})
 
 
 def _without_quotes(option: str) -> str:

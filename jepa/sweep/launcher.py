@@ -23,8 +23,8 @@ from jepa.sweep.job import check_folder, is_finished, note_failure, objective_of
 from jepa.sweep.planned import PlannedRun
 from jepa.sweep.wording import plural
 from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.run_status import Status, read_status, update_status
 from jepa.utils.signals import EarlySignal
-from jepa.utils.status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
 

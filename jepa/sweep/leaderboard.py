@@ -19,8 +19,8 @@ from jepa.sweep.importance import importances
 from jepa.sweep.statistics import Comparison, Setting, compare_with_best, settings_of
 from jepa.sweep.wording import short_names
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
-from jepa.utils.status import FINISHED
+from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.run_status import FINISHED
 
 if TYPE_CHECKING:
     from rich.console import Group

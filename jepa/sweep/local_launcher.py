@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from jepa.sweep.launcher import JobLauncher, check_poll_seconds
 from jepa.sweep.planned import PlannedRun
 from jepa.utils.errors import Interrupted
-from jepa.utils.status import Status, alive, read_status, update_status
+from jepa.utils.run_status import Status, is_alive, read_status, update_status
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +90,7 @@ class LocalLauncher(JobLauncher):
         return job
 
     def _job_of(self, status: Status, run: PlannedRun) -> Any | None:
-        if not alive(status):
+        if not is_alive(status):
             return None
         from jepa.sweep.local import FoundJob
 
@@ -108,7 +108,7 @@ class LocalLauncher(JobLauncher):
 
     def _lives(self, run: PlannedRun) -> bool:
         state = run.job.get_info()["jobState"]
-        return state == "RUNNING" or (state != "FINISHED" and alive(read_status(run.folder)))
+        return state == "RUNNING" or (state != "FINISHED" and is_alive(read_status(run.folder)))
 
     def _how_it_ended(self, run: PlannedRun) -> str:
         return "its process has ended (killed? out of memory?)"

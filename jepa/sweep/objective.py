@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
-from jepa.utils.status import is_collapse
+from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.run_status import is_collapse
 
 WORST: dict[Direction, float] = {"maximize": 0.0, "minimize": 1e9}
 """What a failed run counts as unless told otherwise. Finite, as samplers and plots want it: accuracies, ranks and

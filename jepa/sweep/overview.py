@@ -14,7 +14,7 @@ from jepa.sweep.reading import current_status, last_sign, read_yaml, run_folders
 from jepa.sweep.table import Column, drawn, numbers, words
 from jepa.sweep.wording import counted, duration, progress, shortened
 from jepa.utils.errors import UserError
-from jepa.utils.status import FINISHED, Status
+from jepa.utils.run_status import FINISHED, Status
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from jepa.sweep.job import note_failure
 from jepa.sweep.objective import Objective, as_returned
 from jepa.utils.errors import UserError
-from jepa.utils.status import FILE, Status, is_collapse, read_status, write_status
+from jepa.utils.run_status import STATUS_FILE, Status, is_collapse, read_status, write_status
 
 
 @dataclass
@@ -40,7 +40,7 @@ class PlannedRun:
     def unqueue(self) -> None:
         """Its status is again what it was before it was to be started, unless it has a job."""
         if self.job is None and self.before is None:
-            (self.folder / FILE).unlink(missing_ok=True)
+            (self.folder / STATUS_FILE).unlink(missing_ok=True)
         elif self.job is None:
             write_status(self.folder, self.before)
 

@@ -19,7 +19,7 @@ from jepa.sweep.launcher import JobLauncher, check_poll_seconds
 from jepa.sweep.planned import PlannedRun
 from jepa.sweep.slurm import how_it_ended, queued_jobs
 from jepa.utils.errors import Interrupted, UserError
-from jepa.utils.status import Status, read_status, update_status
+from jepa.utils.run_status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Literal
 from scipy import stats
 
 from jepa.sweep.collect import Run, canonical
-from jepa.utils.metrics import Direction
+from jepa.utils.metric_direction import Direction
 
 LEVEL = 0.95
 """Of all intervals; a difference is told from chance where its corrected p is below 1 - LEVEL."""

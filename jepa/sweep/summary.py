@@ -12,7 +12,7 @@ from jepa.config import command
 from jepa.config.overrides import SWEEP_FILE
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
-from jepa.utils.status import Status, read_status
+from jepa.utils.run_status import Status, read_status
 
 MOST_ROWS = 20
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from jepa.trainer.finders import check_single_process
 from jepa.trainer.trainer import Trainer
 from jepa.types import Batch
-from jepa.utils.batches import batch_length, map_tensors
 from jepa.utils.errors import UserError
 from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
 from jepa.utils.snapshot import preserved
+from jepa.utils.tensors import batch_length, map_tensors
 
 SHARE_OF_AVAILABLE = 0.8
 """Of the memory that is available, what the search may use unless told."""

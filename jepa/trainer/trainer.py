@@ -60,10 +60,10 @@ from jepa.trainer.signals import StopRequest
 from jepa.trainer.state import restore, state_of
 from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, Schedule, StepRandomness
-from jepa.utils.batches import batch_length, batch_slice
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed
+from jepa.utils.tensors import batch_length, batch_slice
 
 log = logging.getLogger("jepa")
 

@@ -9,8 +9,8 @@ import torch
 
 from jepa.distributed.collectives import all_reduce_sum, get_rank, get_world_size, no_collectives
 from jepa.types import Batch, StepRandomness
-from jepa.utils.batches import batch_length, batch_slice
 from jepa.utils.random import derive_seed
+from jepa.utils.tensors import batch_length, batch_slice
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer

@@ -15,7 +15,7 @@ from jepa.interop.exports import compare, timm_call
 from jepa.interop.exports import export as export_encoder
 from jepa.models import timm_vision_transformer, vision_transformer
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.files import write_whole
+from jepa.utils.files import write_atomic
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_onnx(tmp_path):
     config = {"image_size": 8, "channels": 1, "patch_size": 2, "embed_dim": 32, "depth": 1, "num_heads": 2}
     encoder = vision_transformer(**config).eval()
     arguments = {"image_size": (8, 12), "channels": 1, "features": "tokens", "card": {}, "config": config}
-    write_whole(tmp_path / "e.onnx", lambda path: export_encoder(encoder, path, kind="onnx", **arguments))
+    write_atomic(tmp_path / "e.onnx", lambda path: export_encoder(encoder, path, kind="onnx", **arguments))
     session = onnxruntime.InferenceSession(str(tmp_path / "e.onnx"))
     for batch in (1, 5):
         x = torch.randn(batch, 1, 8, 12)
@@ -100,11 +100,11 @@ def test_what_a_writer_puts_beside_its_file_keeps_its_name(tmp_path):
         path.with_name(f"{path.name}.data").write_text("weights")
         path.write_text(f"{path.name}.data")
 
-    write_whole(tmp_path / "out" / "e.onnx", write)
+    write_atomic(tmp_path / "out" / "e.onnx", write)
     assert (tmp_path / "out" / (tmp_path / "out" / "e.onnx").read_text()).read_text() == "weights"
     assert len(list((tmp_path / "out").iterdir())) == 2
     with pytest.raises(ZeroDivisionError):
-        write_whole(tmp_path / "out" / "e.onnx", lambda path: path.write_text(str(1 / 0)))
+        write_atomic(tmp_path / "out" / "e.onnx", lambda path: path.write_text(str(1 / 0)))
     assert (tmp_path / "out" / "e.onnx").read_text() == "e.onnx.data"
 
 

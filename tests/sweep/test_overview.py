@@ -13,7 +13,7 @@ from runs import METRIC, write_run
 
 from jepa.sweep.overview import seconds_left, standings, summary, table, to_show
 from jepa.utils.errors import UserError
-from jepa.utils.status import Status
+from jepa.utils.run_status import Status
 
 
 def test_states_are_held_against_processes_and_the_queue(tmp_path):

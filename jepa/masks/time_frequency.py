@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.masks.packing import split_tokens
 from jepa.masks.span import SpanMask
+from jepa.masks.token_indices import mask_from_hidden
 from jepa.types import Grid, Mask
 
 
@@ -87,7 +87,7 @@ class SpectrogramMask:
             if self._frequency is not None and rows > 1:
                 hidden = hidden | self._frequency.hide(everything.any(dim=2), generator).unsqueeze(2)
             masks.append(
-                split_tokens(
+                mask_from_hidden(
                     hidden.flatten(1),
                     valid,
                     context_size=max(1, int(context.max())),

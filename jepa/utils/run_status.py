@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import psutil
 
-FILE = "status.json"
+STATUS_FILE = "status.json"
 State = Literal["queued", "running", "preempted", "stopped", "done", "failed"]
 """queued: handed to a scheduler. preempted: saved, and waiting to be started again by the scheduler. stopped: by a
 signal from a person. failed: ended by an error, `reason` says which."""
@@ -63,7 +63,7 @@ class Status:
 def read_status(folder: Path) -> Status | None:
     """The status of a run folder; None where there is none (a run from before there was one, or no run)."""
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = json.loads((folder / STATUS_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     if not isinstance(content, dict) or "state" not in content:
@@ -75,10 +75,10 @@ def read_status(folder: Path) -> Status | None:
 def write_status(folder: Path, status: Status) -> None:
     """Write it, making the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.{os.getpid()}.writing"
+    temporary = folder / f".{STATUS_FILE}.{os.getpid()}.writing"
     try:
         temporary.write_text(json.dumps(dataclasses.asdict(status), indent=2) + "\n")
-        os.replace(temporary, folder / FILE)
+        os.replace(temporary, folder / STATUS_FILE)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -86,7 +86,7 @@ def write_status(folder: Path, status: Status) -> None:
 
 
 @contextlib.contextmanager
-def warned(what: str) -> Iterator[None]:
+def warn_if_not_written(what: str) -> Iterator[None]:
     """A context in which something that cannot be written is a warning: it is no reason to lose a run."""
     try:
         yield
@@ -102,7 +102,7 @@ def update_status(folder: Path, changes: Mapping[str, Any]) -> Status:
     return status
 
 
-def begin_status(folder: Path, overrides: list[str], job: str | None) -> Status:
+def start_status(folder: Path, overrides: list[str], job: str | None) -> Status:
     """A process starts, or goes on with, the run of a folder. job: its id with the scheduler, if it has one."""
     before = read_status(folder)
     started = before.started if before is not None and before.started is not None else time.time()
@@ -127,7 +127,7 @@ def is_collapse(verdict: str | None) -> bool:
     return verdict is not None and (verdict.endswith("collapse") or verdict == "diverged")
 
 
-def alive(status: Status | None) -> bool:
+def is_alive(status: Status | None) -> bool:
     """Whether a run is under way on this machine: its process exists, or the one that is about to start it."""
     if status is None or status.state not in ("queued", "running") or status.pid is None:
         return False
@@ -142,12 +142,12 @@ def alive(status: Status | None) -> bool:
         return False
 
 
-def runs_elsewhere(status: Status | None) -> bool:
+def is_running_elsewhere(status: Status | None) -> bool:
     """Whether a run is being trained on this machine right now, by another process than this one."""
-    return status is not None and status.state == "running" and status.pid != os.getpid() and alive(status)
+    return status is not None and status.state == "running" and status.pid != os.getpid() and is_alive(status)
 
 
-def dead(status: Status) -> bool:
+def is_dead(status: Status) -> bool:
     """Whether a run says that it is running, on this machine, but its process is gone."""
     known = status.pid is not None and status.host == socket.gethostname()
-    return status.state == "running" and known and not alive(status)
+    return status.state == "running" and known and not is_alive(status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.masks.packing import pack
+from jepa.masks.token_indices import fixed_size_indices
 from jepa.types import Grid, Mask
 
 
@@ -78,6 +78,6 @@ class RandomMask:
         count = valid.sum(dim=1, keepdim=True)  # (B, 1)
         kept = (count.double() * self.context_share).round().long().clamp(min=1)
         asked = (count.double() * self.target_share).round().long().clamp(min=1).minimum(count - kept)
-        context, context_valid = pack((place < kept) & valid, keep, generator)
-        targets, target_valid = pack((place >= kept) & (place < kept + asked) & valid, size, generator)
+        context, context_valid = fixed_size_indices((place < kept) & valid, keep, generator)
+        targets, target_valid = fixed_size_indices((place >= kept) & (place < kept + asked) & valid, size, generator)
         return Mask(context, targets.unsqueeze(1), context_valid, target_valid.unsqueeze(1))

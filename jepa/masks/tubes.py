@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from jepa.masks.multiblock import CALIBRATION_DRAWS, SHORT_SHARE, check_range, cover
-from jepa.masks.packing import pack
+from jepa.masks.token_indices import fixed_size_indices
 from jepa.types import Grid, Mask
 from jepa.utils.random import generator as make_generator
 
@@ -140,8 +140,8 @@ class TubeMask:
         again = torch.randint(len(reserve), (batch_size,), device=device, generator=generator)
         short = (seen.sum(dim=1) < keep) | (hidden.sum(dim=1) < size)
         hidden = torch.where(short[:, None], reserve[again], hidden)
-        context, _ = pack(self._seen(hidden, grid), keep, generator)
-        targets, _ = pack(hidden, size, generator)
+        context, _ = fixed_size_indices(self._seen(hidden, grid), keep, generator)
+        targets, _ = fixed_size_indices(hidden, size, generator)
         targets = targets.unsqueeze(1)  # (B, 1, P)
         if valid is None:
             return Mask(context, targets)
