@@ -1,4 +1,4 @@
-"""The prediction of the tokens that are seen, beside that of those that are hidden."""
+"""V-JEPA 2.1's dense loss: the prediction of context tokens, beside that of the hidden ones."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from jepa.types import Latents
 
 
 class ContextPrediction(nn.Module):
-    """A regression at the context's tokens, near hidden ones most: V-JEPA 2.1's dense loss (arXiv 2603.14482).
+    """A regression of the context tokens: V-JEPA 2.1's dense loss (arXiv 2603.14482).
 
-    distance: between two tokens, such as L1. The model weighs a token by 1 / sqrt(distance to the nearest hidden one);
-    weighted False counts all alike, as in the published cool-down. Needs model.predictor.predict_context=true.
+    distance: between two tokens, such as L1. weighted: by 1 / sqrt(distance to the nearest hidden token), as the model
+    computes it; False weighs all alike, as in the published cool-down. Needs model.predictor.predict_context=true.
     """
 
     prevents_collapse = False
@@ -25,9 +25,9 @@ class ContextPrediction(nn.Module):
         self.weighted = weighted
 
     def forward(self, latents: Latents) -> Tensor:
-        """The loss, an fp32 scalar."""
-        seen = latents.context
+        """Return the loss, an fp32 scalar."""
+        context = latents.context
         if not self.weighted:
-            weights = [None if weight is None else (weight > 0).float() for weight in seen.target_weights]
-            seen = Latents(predictions=seen.predictions, targets=seen.targets, target_weights=weights)
-        return self.distance(seen)
+            weights = [None if weight is None else (weight > 0).float() for weight in context.target_weights]
+            context = Latents(predictions=context.predictions, targets=context.targets, target_weights=weights)
+        return self.distance(context)

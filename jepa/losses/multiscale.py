@@ -1,4 +1,4 @@
-"""MultiScale: predictions compared with targets token by token, and after averaging over ever larger cells."""
+"""MultiScale: the distance of predictions and targets averaged over cells of the grid, at several scales."""
 
 from __future__ import annotations
 
@@ -18,14 +18,13 @@ from jepa.utils.tensors import position_ids
 class MultiScale(nn.Module):
     """Sum over scales s of w_s * mean over cells of d(mean of predictions in the cell, mean of targets in the cell).
 
-    At scale s the grid is cut into cells of s tokens along every axis, as a spatial pyramid is (Lazebnik et al. 2006,
-    "Beyond Bags of Features"); tokens of one target block that lie in the same cell are averaged before they are
-    compared, so that coarse content counts even where the details cannot be told. A cell weighs as much as the tokens
-    in it: scale 1 alone is the plain regression, and blocks need not line up with cells. No published JEPA prescribes
-    this; the pooling is over the predicted tokens, on grids of any number of axes.
+    At scale s the grid is divided into cells of s tokens along every axis, as in a spatial pyramid (Lazebnik et al.
+    2006, "Beyond Bags of Features"). Tokens of a target block in the same cell are averaged before the distance, so
+    that coarse content counts where details cannot be predicted. A cell is weighted by its predicted tokens: scale 1
+    alone is the plain regression. Of no published JEPA.
 
-    scales: s, in tokens. weights: w_s, one for each scale; None weighs all alike, 1 in sum.
-    distance: d, a regression such as SmoothL1 (which None takes), L1, MSE, Cosine.
+    scales: s, in tokens. weights: w_s, one for each scale; None for equal weights of sum 1.
+    distance: d, a regression such as SmoothL1 (for None), L1, MSE, Cosine.
     """
 
     prevents_collapse = False

@@ -64,7 +64,7 @@ def test_a_low_temperature_is_the_nearest_neighbour(splits):
     assert torch.equal(cold, KNNProbe(k=1).predict(train, test.x, classes=CLASSES))
 
 
-@pytest.mark.parametrize("wrong", [{"neighbours": 0}, {"temperature": 0.0}])
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"temperature": 0.0}])
 def test_refuses_impossible_settings(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         KNNProbe(**wrong)
