@@ -8,8 +8,8 @@ the samples on a line and that of N(0, 1), phi(t) = exp(-t^2 / 2):
 by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry. Published implementations differ; this is the
 convention of the LeJEPA reference: N samples of all ranks in one view, a statistic per view, mean over slices and
 views. eb_jepa has no factor N (and larger coefficients), and stable-pretraining takes the samples of all views
-together. No whitening: the statistic is lowest at zero mean and unit variance. For samples of N(0, I) its expectation is
-sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06 for any N; a batch that has collapsed to 0 has 0.41 N.
+together. No whitening: the statistic is lowest at zero mean and unit variance. For samples of N(0, I) its expectation
+is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06 for any N; a batch that has collapsed to 0 has 0.41 N.
 """
 
 from __future__ import annotations

@@ -134,9 +134,9 @@ class MultiBlockMask:
         if enough.float().mean() < 0.5:
             raise ValueError(
                 f"masks do not fit a grid of {' x '.join(map(str, grid))} tokens: {self.num_targets} targets of "
-                f"{self.target_scale[0]} to {self.target_scale[1]} of the grid leave "
-                f"{int(context_tokens.median())} context tokens (median), fewer than "
-                f"model.mask.min_context={self.min_context}: use fewer targets (model.mask.num_targets), smaller ones (model.mask.target_scale), smaller patches "
+                f"{self.target_scale[0]} to {self.target_scale[1]} of the grid leave {int(context_tokens.median())} "
+                f"context tokens (median), fewer than model.mask.min_context={self.min_context}: use fewer targets "
+                "(model.mask.num_targets), smaller ones (model.mask.target_scale), smaller patches "
                 "(model.encoder.patch_size), or accept fewer context tokens"
             )
         return keep, blocks[:, enough].to(device), members[enough].to(device)

@@ -11,7 +11,7 @@ import torch
 
 from jepa.data.sources.base import Splits, TensorImages
 from jepa.data.sources.grey import digits
-from jepa.distributed import failure as peers
+from jepa.distributed import failure
 from jepa.models import MaskedJEPA
 from jepa.trainer import Callback, Trainer
 from jepa.utils.errors import UserError
@@ -89,7 +89,7 @@ class ShortPatience(Callback):
     """Shortens the times after which a rank counts as dead."""
 
     def begin(self, trainer: Trainer) -> None:
-        peers.BEAT_SECONDS, peers.SILENCE_SECONDS, peers.GRACE_SECONDS = 0.2, 3.0, 2.0
+        failure.HEARTBEAT_SECONDS, failure.TIMEOUT_SECONDS, failure.GRACE_SECONDS = 0.2, 3.0, 2.0
 
 
 class AskForTheEnd(Callback):
