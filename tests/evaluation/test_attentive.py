@@ -45,7 +45,7 @@ def test_heads_in_parallel_equal_each_head_alone():
 def test_attention_is_that_of_torch():
     """Absorbing the keys into the query and projecting values after the mean changes nothing."""
     random = torch.Generator().manual_seed(0)
-    num_heads = ParallelHeads(1, 12, 3, num_heads=3, hidden=8, random=random)
+    num_heads = ParallelHeads(1, 12, 3, num_heads=3, hidden=8, rng=random)
     with torch.no_grad():
         num_heads.query.normal_(generator=random)
         num_heads.out_bias.normal_(generator=random)
