@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jepa.checkpoint.load import locate, reason
+from jepa.checkpoint.load import locate
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.distributed.collectives import is_rank0
 from jepa.distributed.launch import slurm_job_id
-from jepa.utils.errors import CheckpointError, UserError, error_message
+from jepa.utils.errors import CheckpointError, UserError, error_message, reason
 from jepa.utils.run_status import is_running_elsewhere, read_status, start_status, update_status, warn_if_not_written
 
 SECONDS_BETWEEN_SIGNS = 5.0
