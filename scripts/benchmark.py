@@ -46,7 +46,7 @@ from jepa.checkpoint.saver import Saver, copied
 from jepa.data.sources import fashion_mnist
 from jepa.distributed.collectives import destroy_process_group
 from jepa.evaluation import Features, LinearProbe
-from jepa.evaluation.sampling import hold_out
+from jepa.evaluation.stratified import stratified_holdout
 from jepa.masks import MultiBlockMask
 from jepa.trainer import RunInfo
 from jepa.types import DataSpec
@@ -270,7 +270,7 @@ def linear(rounds: int = 1, root: str | None = None) -> dict[str, object]:
     """Seconds and accuracies of both, in turns."""
     train, test = correlated_features() if root is None else pictures_as_features(root)
     labels = train.labels.numpy()
-    rest = hold_out(train.labels, 5, 0).numpy()
+    rest = stratified_holdout(train.labels, 5, 0).numpy()
     seconds: dict[str, list[float]] = {"probe": [], "scikit_learn": [], "scikit_learn_one_fit": []}
     for _ in range(rounds):
         begun = time.perf_counter()

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.config.command import complete, reported_errors, run_command
 from jepa.config.compose import register_resolvers
 from jepa.config.stored import addable
+from jepa.utils.files import write_atomic
 
 register_resolvers()
 
@@ -186,7 +187,6 @@ def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig
 
 def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
     """Write paths and features. Raises UserError when the file cannot be written."""
-    from jepa.utils.files import write_whole
     from jepa.utils.lazy_import import require
 
     def npz(temporary: Path) -> None:
@@ -204,7 +204,7 @@ def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
             arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
         pq.write_table(pa.table(arrays), temporary)
 
-    write_whole(path, npz if path.suffix == ".npz" else parquet)
+    write_atomic(path, npz if path.suffix == ".npz" else parquet)
 
 
 if __name__ == "__main__":

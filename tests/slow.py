@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from jepa.trainer import Callback
-from jepa.utils.status import read_status
+from jepa.utils.run_status import read_status
 
 
 class Slow(Callback):

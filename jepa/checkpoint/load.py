@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import zipfile
 from collections.abc import Mapping
@@ -12,19 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.utils.errors import CheckpointError
+from jepa.utils.errors import CheckpointError, first_line
+
+UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile)
+"""Errors of torch.load for a damaged file."""
 
 SHOWN = 12
-"""Differing keys that an error lists."""
+"""Keys that an error lists."""
 
 
 def locate(path: str | Path) -> Path:
-    """The checkpoint of a run folder, of a checkpoints folder, or itself: a file, or a folder of sharded parts.
+    """Return the checkpoint, a file or a folder of shards, at a path: itself, a run folder or its checkpoints folder.
 
     Raises CheckpointError without one.
     """
     path = Path(path)
-    folders = (path / "checkpoints", path, *_folder_elsewhere(path))
+    folders = (path / "checkpoints", path, *_configured_folder(path))
     for candidate in (path, *(folder / name for folder in folders for name in ("last.pt", "last.sharded"))):
         if candidate.is_file() or (candidate / "state.pt").is_file():
             return candidate
@@ -33,8 +35,8 @@ def locate(path: str | Path) -> Path:
     raise CheckpointError(f"no run folder or checkpoint at {path}")
 
 
-def _folder_elsewhere(path: Path) -> list[Path]:
-    """Where the config of a run folder says that its checkpoints are."""
+def _configured_folder(path: Path) -> list[Path]:
+    """Return [trainer.checkpoint_dir] of the config of a run folder, or []."""
     from omegaconf import OmegaConf
 
     config = path / "config.yaml"
@@ -43,7 +45,7 @@ def _folder_elsewhere(path: Path) -> list[Path]:
 
 
 def read_file(path: Path) -> Any:
-    """What a file written by torch or a folder of sharded parts holds, onto the CPU, without running code from it.
+    """Return the content of a file written by torch, or of a folder of shards, on the CPU; runs no code from it.
 
     Raises CheckpointError when it is missing or cannot be read.
     """
@@ -55,15 +57,7 @@ def read_file(path: Path) -> Any:
         raise CheckpointError(f"no checkpoint at {path}")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        LookupError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-    ) as error:
+    except UNREADABLE as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short or not a checkpoint "
             f"({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
@@ -72,9 +66,9 @@ def read_file(path: Path) -> Any:
 
 @torch.no_grad()
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()) -> None:
-    """Load a state dict strictly, after a check that leaves the model untouched when it does not fit.
+    """Load a state dict strictly; the model is unchanged when it does not fit.
 
-    keep: prefixes of names for which the model may keep its own values, where the file has none or others.
+    keep: prefixes of names that are not loaded: the model keeps its own values.
 
     Raises CheckpointError with the missing, unexpected and mis-shaped keys.
     """
@@ -85,7 +79,7 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep
 def check_state(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """The model's own tensors that a state dict would go into. Raises as `load_state` does."""
+    """Return the model's tensors that a state dict is loaded into. Raises as `load_state` does."""
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
     own = {name: t for name, t in model.state_dict().items() if not (keep and name.startswith(keep))}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
@@ -103,19 +97,3 @@ def check_state(
             + "\n".join(lines[:SHOWN] + more)
         )
     return own
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def reason(error: Exception, path: Path) -> str:
-    """Why a file could not be written, with the space left where that is it."""
-    if isinstance(error, OSError) and error.strerror:
-        text = error.strerror
-    else:
-        text = first_line(error)
-    folder = path.parent if path.parent.is_dir() else Path(path.anchor or ".")
-    stat = os.statvfs(folder)
-    return f"{text} ({stat.f_bavail * stat.f_frsize / 2**20:,.0f} MiB free)"

@@ -7,6 +7,12 @@ from typing import Any
 
 MOVED = {
     "jepa.utils.spectrogram": "jepa.utils.log_mel",
+    "jepa.evaluation.crossmodal": "jepa.evaluation",
+    "jepa.losses.dense": "jepa.losses.context_prediction",
+    "jepa.masks.published": "jepa.masks.published_multiblock",
+    "jepa.masks.random": "jepa.masks.random_tokens",
+    "jepa.masks.spectrogram": "jepa.masks.time_frequency",
+    "jepa.masks.video": "jepa.masks.tubes",
     "jepa.data.paired.pictures_and_captions": "jepa.data.PicturesAndCaptions",
     "jepa.data.paired.written_and_spoken": "jepa.data.WrittenAndSpokenDigits",
     **dict.fromkeys(
@@ -23,6 +29,8 @@ MOVED = {
 
 RENAMED_KEYS = {
     "jepa.models": {"dim": "embed_dim", "heads": "num_heads"},
+    "jepa.evaluation.KNNProbe": {"neighbours": "k"},
+    "jepa.evaluation.AttentiveProbe": {"attention_heads": "num_heads"},
 }
 """Module or class, by its present path -> former key of its constructor -> its present one."""
 

@@ -1,8 +1,8 @@
-"""Checkpoints: one file, written whole or not at all, read without executing anything.
+"""Plain checkpoints: one file, written atomically, read with weights_only.
 
 A checkpoint is a dict with `format`, `version`, `step`, `pending`, `ended`, `model`, `optimizer`, `scaler`, `best`,
 `metrics` (the last value of each), `callbacks` and `loggers` (name -> state), `config` and `libraries`. As everything
-random is a function of (seed, step), nothing else is needed to go on exactly.
+random is a function of (seed, step), no random state is needed to resume exactly.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
-from jepa.checkpoint.load import read_file, reason
-from jepa.utils.errors import CheckpointError
+from jepa.checkpoint.load import read_file
+from jepa.utils.errors import CheckpointError, reason
 
 FORMAT = "jepa"
 VERSION = 2
@@ -27,9 +27,9 @@ KEYS = ("step", "pending", "ended", "model", "optimizer", "scaler", "best", "met
 def write(path: Path, state: Mapping[str, Any]) -> None:
     """Write a checkpoint atomically: to a temporary name beside it, flushed to disk, renamed.
 
-    Raises CheckpointError when the disk is full or the folder cannot be written; what stood at `path` stays.
+    Raises CheckpointError when the disk is full or the folder cannot be written; an existing file at `path` is kept.
     """
-    complete = labelled(state)
+    complete = with_format(state)
     temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Let a rename in a folder reach the disk."""
+    """Flush a folder, and so renames in it, to disk."""
     number = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(number)
@@ -57,7 +57,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read one of our checkpoints, onto the CPU.
+    """Return the content of a checkpoint, on the CPU.
 
     Raises CheckpointError when the file is missing, cut short, not a checkpoint, or of another format or version.
     """
@@ -66,13 +66,13 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def labelled(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state with what tells the reader what it is."""
+def with_format(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with format, version and libraries."""
     return {"format": FORMAT, "version": VERSION, **state, "libraries": libraries()}
 
 
 def check(content: Any, path: Path) -> None:
-    """Raise CheckpointError unless this is the whole content of a checkpoint of ours."""
+    """Raise CheckpointError unless this is the complete content of a checkpoint in our format."""
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = sorted(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise CheckpointError(
@@ -89,10 +89,10 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] |
     """Raise CheckpointError when there is no optimizer state or it is of another optimizer."""
     if state is None:
         raise CheckpointError(f"{path} holds no optimizer state: use init_from=, or load with load_optimizer=False")
-    theirs = [len(group["params"]) for group in state["param_groups"]]
-    ours = [len(group["params"]) for group in optimizer.param_groups]
-    if theirs != ours:
-        raise CheckpointError(f"{path} has optimizer groups of {theirs} parameters, this run of {ours}")
+    stored = [len(group["params"]) for group in state["param_groups"]]
+    own = [len(group["params"]) for group in optimizer.param_groups]
+    if stored != own:
+        raise CheckpointError(f"{path} has optimizer groups of {stored} parameters, this run of {own}")
     missing = set(optimizer.param_groups[0]) - set(state["param_groups"][0])
     if missing:
         raise CheckpointError(

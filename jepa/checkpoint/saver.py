@@ -1,4 +1,4 @@
-"""Putting checkpoints where they belong: plain or sharded, at once or while training goes on."""
+"""Saving checkpoints under names, plain or sharded, in the foreground or in the background."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from jepa.checkpoint import plain as checkpoint
-from jepa.checkpoint.load import reason
 from jepa.distributed.collectives import broadcast_from_rank0, is_distributed, is_rank0
-from jepa.utils.errors import CheckpointError
+from jepa.utils.errors import CheckpointError, reason
 
 Format = Literal["plain", "sharded"]
 SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": ".sharded"}
@@ -25,10 +24,10 @@ SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": ".sharded"}
 class Saver:
     """Writes checkpoints into one folder.
 
-    kind: "plain", one file with everything that rank 0 writes, or "sharded", to which each rank writes its part.
-    asynchronous: return once the state is copied, and write in the background; the one before is waited for.
+    kind: "plain", one file that rank 0 writes, or "sharded", a folder to which each rank writes its shards.
+    asynchronous: return once the state is copied, and write in the background, one checkpoint at a time.
 
-    What cannot be written raises CheckpointError, in the background case from the next call of any method.
+    Raises CheckpointError when a checkpoint cannot be written, in the background from the next call of a method.
     """
 
     def __init__(self, folder: Path, *, kind: Format, asynchronous: bool) -> None:
@@ -42,13 +41,13 @@ class Saver:
         self._then: Callable[[], None] | None = None
 
     def path(self, name: str) -> Path:
-        """Where the checkpoint of a name is written."""
+        """Return the path of the checkpoint of a name."""
         return self.folder / f"{name}{SUFFIXES[self.kind]}"
 
     def save(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
-        """Write a state under names, the last of them last, so that a run killed between goes on from before it.
+        """Write a state under names, in their order, so that a run killed meanwhile resumes from the one before.
 
-        dropped: names that stand for nothing any more.
+        dropped: names to remove.
         """
         self.wait()
         if self.kind == "sharded":
@@ -60,7 +59,7 @@ class Saver:
                 self._writing = self._pool.submit(self._write_plain, copied(state), names, dropped)
 
     def wait(self) -> None:
-        """Return when nothing is being written any more."""
+        """Wait until the checkpoint is written."""
         writing, then, self._writing, self._then = self._writing, self._then, None, None
         if writing is not None:
             failures, cause = self._failures()
@@ -75,12 +74,12 @@ class Saver:
             then()
 
     def poll(self) -> None:
-        """Finish what has been written in the background; raises what went wrong there. Does not wait."""
+        """Finish a checkpoint written in the background, and raise its error; does not wait."""
         if self._writing is not None and self._writing.done():
             self.wait()
 
     def close(self) -> None:
-        """Wait for the last one and end the thread."""
+        """Wait for the last checkpoint and end the thread."""
         try:
             self.wait()
         finally:
@@ -111,15 +110,15 @@ class Saver:
             self._drop(dropped)
 
         if self._pool is not None and not is_distributed():
-            self._writing = self._pool.submit(sharded.write, folder, copied(checkpoint.labelled(state)))
+            self._writing = self._pool.submit(sharded.write, folder, copied(checkpoint.with_format(state)))
         else:
-            self._writing = sharded.write(folder, checkpoint.labelled(state), self._group)
+            self._writing = sharded.write(folder, checkpoint.with_format(state), self._group)
         self._then = publish
         if not self.asynchronous:
             self.wait()
 
     def _free_folder(self, step: int) -> Path:
-        """A folder for a step's parts that no name stands for; the same step may be saved again."""
+        """Return a folder for a step's shards that no link points to; a step may be saved again."""
         folder = self.folder / f"sharded_{step:08d}"
         standing = {os.readlink(link) for link in self.folder.glob(f"*{SUFFIXES['sharded']}") if link.is_symlink()}
         while folder.name in standing:
@@ -127,7 +126,7 @@ class Saver:
         return folder
 
     def _drop(self, names: list[str]) -> None:
-        """Remove what stands for nothing any more, and the last checkpoint of the other format."""
+        """Remove these names, and the last checkpoint of the other format."""
         other = next(suffix for kind, suffix in SUFFIXES.items() if kind != self.kind)
         if self.path("last").exists():
             (self.folder / f"last{other}").unlink(missing_ok=True)
@@ -141,17 +140,17 @@ class Saver:
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
-    """The checkpoint of a name in either format, None when there is none.
+    """Return the checkpoint of a name in either format, None without one.
 
-    Of both, which a run leaves that is killed while it changes the format, the newer one. A link to a folder that is
-    gone counts: it is for the reader to refuse.
+    The newer one of both, which a run leaves that is killed while it changes the format. A broken link counts, so that
+    reading it raises.
     """
     found = [path for suffix in SUFFIXES.values() if os.path.lexists(path := folder / f"{name}{suffix}")]
     return max(found, key=lambda path: path.lstat().st_mtime_ns, default=None)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Put a file under another name too, whole or not at all: a hard link where that can be, else a copy."""
+    """Add another name for a file, atomically: a hard link, or a copy where links are not supported."""
     temporary = target.with_name(f".{target.name}.writing")
     temporary.unlink(missing_ok=True)
     try:
@@ -166,7 +165,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def copied(node: Any) -> Any:
-    """A nested state whose tensors are copies on the CPU, which training does not change any more."""
+    """Return a nested state with its tensors copied to the CPU."""
     copies: list[tuple[Tensor, Tensor]] = []
 
     def walk(value: Any) -> Any:

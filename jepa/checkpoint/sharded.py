@@ -1,8 +1,8 @@
-"""Sharded checkpoints: a folder to which every rank writes its own part (torch.distributed.checkpoint).
+"""Sharded checkpoints: a folder to which every rank writes its shards (torch.distributed.checkpoint).
 
-`<name>.sharded` is a link to a folder `sharded_<step>` with the parts and `state.pt`, which holds the rest of the state
-and where each tensor belongs. A link is switched in one go, and only after every part is on disk, so that a run killed
-at any moment finds the folder before. It loads on any number of ranks, also on one without FSDP.
+`<name>.sharded` is a link to a folder `sharded_<step>` with the shards and `state.pt`, which holds the rest of the
+state and the key of each tensor. A link is replaced atomically, after every shard is on disk, so that a run killed at
+any moment finds the folder before. It loads on any number of ranks, also on one without FSDP.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 
-from jepa.checkpoint.load import first_line, read_file, reason
+from jepa.checkpoint.load import read_file
 from jepa.distributed.collectives import is_distributed, is_rank0
-from jepa.utils.errors import CheckpointError
+from jepa.utils.errors import CheckpointError, first_line, reason
 
 SUFFIX = ".sharded"
 STATE = "state.pt"
@@ -49,10 +49,10 @@ UNREADABLE += (AttributeError, TypeError, ImportError)  # a damaged pickle may r
 
 
 def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
-    """Write a state's parts; every rank calls this.
+    """Write the shards of a state; every rank calls this.
 
-    background: a gloo group for nothing else, over which the parts are written in the background once they are copied
-        (the exchanges of training must not meet those of writing); gives a future.
+    background: a gloo group of its own, so that its collectives do not mix with those of training; write in the
+        background after copying, and return a future.
 
     Raises CheckpointError when it cannot be written.
     """
@@ -80,9 +80,9 @@ def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup 
 
 
 def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None) -> dict[str, Any]:
-    """A state read back. like: the tensor whose sharding the one at these keys gets; whole on the CPU without one.
+    """Return a state. like: keys -> the tensor whose sharding to use; None for the full tensor on the CPU.
 
-    Raises CheckpointError when a part is missing or damaged.
+    Raises CheckpointError when a shard is missing or damaged.
     """
     rest = read_file(path / STATE)
     places = find_tensors(rest)
@@ -97,11 +97,11 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
             "Nothing was overwritten; use another checkpoint, or start a new run"
         ) from error
-    return joined_again(rest, tensors)
+    return merge(rest, tensors)
 
 
 def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
-    """Let names stand for a written folder. Rank 0 calls this."""
+    """Link names to a written folder. Rank 0 calls this."""
     for name in names:
         link, temporary = checkpoints / name, checkpoints / f".{name}.writing"
         temporary.unlink(missing_ok=True)
@@ -110,7 +110,7 @@ def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
 
 
 def prune(checkpoints: Path) -> None:
-    """Remove the folders that no name stands for."""
+    """Remove the folders that no link points to."""
     kept = {os.readlink(link) for link in checkpoints.glob(f"*{SUFFIX}") if link.is_symlink()}
     for folder in checkpoints.glob("sharded_*"):
         if folder.name not in kept:
@@ -119,14 +119,14 @@ def prune(checkpoints: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """A context without the warning that one process saves by itself."""
+    """A context without torch's warning that a single process saves."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         yield
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A nested state with each tensor replaced by its name, and the tensors by name."""
+    """Return a nested state with each tensor replaced by its name, and name -> tensor."""
     tensors: dict[str, Tensor] = {}
 
     def walk(node: Any, path: str) -> Any:
@@ -143,7 +143,7 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def find_tensors(node: Any, keys: tuple = ()) -> dict[str, tuple]:
-    """Name -> keys that lead to it, of every tensor replaced by its name."""
+    """Return name -> keys of the tensors that `split` replaced."""
     if isinstance(node, dict):
         if set(node) == {TENSOR}:
             return {node[TENSOR]: keys}
@@ -153,19 +153,19 @@ def find_tensors(node: Any, keys: tuple = ()) -> dict[str, tuple]:
     return {}
 
 
-def joined_again(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The nested state with the tensors back in their places."""
+def merge(node: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """Return the nested state with the tensors that `split` replaced."""
     if isinstance(node, dict):
         if set(node) == {TENSOR}:
             return tensors[node[TENSOR]]
-        return {key: joined_again(value, tensors) for key, value in node.items()}
+        return {key: merge(value, tensors) for key, value in node.items()}
     if isinstance(node, list):
-        return [joined_again(value, tensors) for value in node]
+        return [merge(value, tensors) for value in node]
     return node
 
 
 def cause(error: BaseException) -> BaseException:
-    """What a rank met, out of the exception that gathers those of all ranks."""
+    """Return the error of a rank in a CheckpointException of all ranks; any other error itself."""
     if isinstance(error, CheckpointException):
         first = next(iter(error.failures.values()))
         return first[0] if isinstance(first, tuple) else first
@@ -173,10 +173,10 @@ def cause(error: BaseException) -> BaseException:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds what describes tensors and nothing else, so that reading a checkpoint executes nothing."""
+    """Unpickles DESCRIPTIONS and dtypes only, so that reading a checkpoint executes no code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """The class of a name; raises UnpicklingError unless it is known."""
+        """Return the class of a name; raises UnpicklingError for any other."""
         if (module, name) in DESCRIPTIONS or (
             module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         ):
@@ -185,10 +185,9 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's own, whose `read_metadata` would execute what the file says."""
+    """torch's reader, without unpickling of arbitrary code in `read_metadata`."""
 
     def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
-        """What is written about the parts."""
         with open(Path(self.path) / ".metadata", "rb") as file:
             metadata = _Unpickler(file).load()
         if not isinstance(metadata, Metadata):
@@ -199,7 +198,7 @@ class _Reader(dcp.FileSystemReader):
 
 
 def _empty(metadata: Any, like: Tensor | None) -> Tensor:
-    """A tensor to read into."""
+    """Return a tensor to read into."""
     if isinstance(like, DTensor) and like.shape == metadata.size:
         return torch.zeros_like(like, dtype=metadata.properties.dtype).detach()
     return torch.empty(metadata.size, dtype=metadata.properties.dtype)

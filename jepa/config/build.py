@@ -26,7 +26,7 @@ from jepa.distributed.collectives import (
     local_rank0_first,
     propagate_failure,
 )
-from jepa.distributed.launch import read_launch, same_on_every_rank
+from jepa.distributed.launch import read_launch, report_on_rank0
 from jepa.optim import parameter_groups, plan
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
@@ -41,7 +41,7 @@ def build_trainer(config: DictConfig) -> Trainer:
 
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
-    with same_on_every_rank():
+    with report_on_rank0():
         check_config(to_plain(filled(config, dict.fromkeys(FOUND_BY_DATA, 1))))  # any number will do
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)

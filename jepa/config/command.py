@@ -24,7 +24,14 @@ from jepa.config.overrides import override_key, with_new_keys, with_stored_sweep
 from jepa.config.resume import read_stored, resumed
 from jepa.config.stored import addable
 from jepa.distributed.launch import read_launch
-from jepa.utils.errors import SYSTEM_ERRORS, Interrupted, PeerError, UserError, system_error, system_errors
+from jepa.utils.errors import (
+    SYSTEM_ERRORS,
+    Interrupted,
+    OtherRankError,
+    UserError,
+    convert_system_errors,
+    system_error_message,
+)
 
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
@@ -79,7 +86,7 @@ def run_command(main: Callable[[], object]) -> None:
         except OSError as error:  # Hydra could not make the run folder
             if error.errno not in SYSTEM_ERRORS | {errno.ENOENT}:  # the latter from below /proc
                 raise
-            sys.exit(f"error: {system_error(error)}")
+            sys.exit(f"error: {system_error_message(error)}")
         except Interrupted as stop:
             if rank == 0:
                 print(stop, file=sys.stderr)
@@ -106,13 +113,13 @@ def reported_errors() -> Iterator[None]:
     printed there.
     """
     try:
-        with system_errors():
+        with convert_system_errors():
             yield
     except BrokenPipeError:  # who reads the output has seen enough, as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except UserError as error:
-        if not (isinstance(error, PeerError) or getattr(error, "reported", False)):
+        if not (isinstance(error, OtherRankError) or getattr(error, "reported", False)):
             print(f"error: {error}", file=sys.stderr, flush=True)
         error.reported = True
         if HydraConfig.get().mode == RunMode.RUN:

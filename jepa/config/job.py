@@ -14,9 +14,17 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.config.command import failed_jobs, reported_errors
 from jepa.config.overrides import override_key
 from jepa.config.sweep_objective import SweepObjective, as_returned, evaluates
-from jepa.distributed.launch import read_launch, scheduler_job
-from jepa.utils.errors import NonFiniteError, UserError, in_words
-from jepa.utils.status import Status, alive, begin_status, read_status, runs_elsewhere, update_status, warned
+from jepa.distributed.launch import read_launch, slurm_job_id
+from jepa.utils.errors import NonFiniteError, UserError, error_message
+from jepa.utils.run_status import (
+    Status,
+    is_alive,
+    is_running_elsewhere,
+    read_status,
+    start_status,
+    update_status,
+    warn_if_not_written,
+)
 
 FREE_SECTIONS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "sweep", "optimized_metric")
 """Sections of the options that a run may change when it goes on in its folder; trainer.seed it may not."""
@@ -57,7 +65,7 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
     with reported_errors():
         values = objective.measured(metrics, trainer.verdict)
     if read_launch().rank == 0:
-        with warned(f"the status of {folder}"):
+        with warn_if_not_written(f"the status of {folder}"):
             update_status(folder, {"state": "done", "objective": values, "settled": True})
     return as_returned(values)
 
@@ -84,7 +92,7 @@ def objective_of(config: DictConfig) -> SweepObjective:
 def check_folder(folder: Path, overrides: list[str]) -> Status | None:
     """Return the status of the run in a folder, None without one. Raise UserError if that run has other options."""
     before = read_status(folder)
-    if before is None or (before.starts == 0 and before.job is None and not alive(before)):
+    if before is None or (before.starts == 0 and before.job is None and not is_alive(before)):
         return None
     now, then = (options_outside(FREE_SECTIONS, options) for options in (overrides, before.overrides))
     if now != then:
@@ -120,12 +128,12 @@ def note_failure(folder: Path, overrides: list[str], error: Exception, values: d
     A run that is done, was stopped, or is being trained by another process keeps its status.
     """
     before = read_status(folder)
-    if before is not None and (before.state in ("done", "stopped") or runs_elsewhere(before)):
+    if before is not None and (before.state in ("done", "stopped") or is_running_elsewhere(before)):
         return
     if before is None or before.starts == 0:
-        begin_status(folder, overrides, scheduler_job())
+        start_status(folder, overrides, slurm_job_id())
     verdict = {"verdict": "diverged"} if isinstance(error, NonFiniteError) else {}
-    update_status(folder, {"state": "failed", "reason": in_words(error), "objective": values, **verdict})
+    update_status(folder, {"state": "failed", "reason": error_message(error), "objective": values, **verdict})
 
 
 def _failed(
@@ -135,6 +143,6 @@ def _failed(
     if not isinstance(error, NonFiniteError):  # a learning rate at which training diverges is a result
         failed_jobs.add(folder.name)
     if read_launch().rank == 0:
-        with warned(f"the status of {folder}"):
+        with warn_if_not_written(f"the status of {folder}"):
             note_failure(folder, overrides, error, values)
     return as_returned(values)

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
-from jepa.utils.status import is_collapse
+from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.run_status import is_collapse
 
 FAILED_VALUE: dict[Direction, float] = {"maximize": 0.0, "minimize": 1e9}
 """Default value of a failed run. Finite, as samplers and plots need it; accuracies and ranks are never below 0."""

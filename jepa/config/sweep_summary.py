@@ -11,7 +11,7 @@ from jepa.config import command
 from jepa.config.overrides import SWEEP_FILE
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
-from jepa.utils.status import read_status
+from jepa.utils.run_status import read_status
 
 MAX_ROWS = 20
 

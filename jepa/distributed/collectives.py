@@ -1,7 +1,4 @@
-"""Processes that train together: joining them, agreeing, and sums over ranks that gradients pass through.
-
-Without a process group everything here is that of a single process, and costs nothing.
-"""
+"""The process group, and collectives over its ranks, some with gradients; without a group those of one process."""
 
 from __future__ import annotations
 
@@ -16,49 +13,46 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa.distributed.failure import PeerWatch
+from jepa.distributed.failure import RankWatch
 from jepa.distributed.launch import Launch, read_launch
 from jepa.utils.errors import Interrupted, UserError
 
 Value = TypeVar("Value")
 
 TIMEOUT_SECONDS = 1800.0
-JOIN_SECONDS = 300.0
-"""How long the ranks that SLURM or submitit has started wait for the last of them."""
+RENDEZVOUS_SECONDS = 300.0
+"""Time that ranks started by SLURM or submitit wait for each other."""
 
-_watch: PeerWatch | None = None
-_alone = False
+_watch: RankWatch | None = None
+_collectives_off = False
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several."""
-    return dist.is_available() and dist.is_initialized() and not _alone
+    """Return whether this process is one of several, and collectives are on."""
+    return dist.is_available() and dist.is_initialized() and not _collectives_off
 
 
 def get_rank() -> int:
-    """Number of this process, from 0."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def get_world_size() -> int:
-    """How many processes train together."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def is_rank0() -> bool:
-    """Whether this process is the one that writes."""
     return get_rank() == 0
 
 
 def init_process_group(
     device: torch.device, backend: str | None = None, timeout_seconds: float = TIMEOUT_SECONDS
 ) -> Launch:
-    """Join the processes that were started with this one; does nothing in a single process or a second time.
+    """Join the process group of this launch; does nothing in a single process or a second time.
 
-    backend: nccl or gloo; None takes nccl for CUDA and gloo elsewhere. Small things are always sent by gloo.
-    timeout_seconds: how long one exchange may take before it counts as failed.
+    backend: nccl or gloo; None takes nccl for CUDA and gloo elsewhere. CPU tensors and objects always use gloo.
+    timeout_seconds: of one collective.
 
-    Raises UserError when a backend cannot be used or the others do not come.
+    Raises UserError when a backend cannot be used or the other ranks do not join.
     """
     global _watch
     launch = read_launch()
@@ -66,7 +60,7 @@ def init_process_group(
         return launch
     if dist.is_initialized():
         if _watch is not None and _watch.failed:
-            _watch.next_job()
+            _watch.start_next_job()
         return launch
     if backend not in (None, "nccl", "gloo"):
         raise UserError(f"trainer.backend={backend}: expected nccl, gloo or null (by the device)")
@@ -83,7 +77,7 @@ def init_process_group(
     try:
         dist.init_process_group(
             backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
-            store=_meet(launch) if launch.by in ("SLURM", "submitit") else None,  # torchrun's own otherwise
+            store=_create_store(launch) if launch.by in ("SLURM", "submitit") else None,  # torchrun's own otherwise
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(seconds=timeout_seconds),
@@ -96,26 +90,26 @@ def init_process_group(
             "that address (MASTER_ADDR, MASTER_PORT)"
         ) from error
     atexit.register(destroy_process_group)
-    _watch = PeerWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
+    _watch = RankWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
     return launch
 
 
-def _meet(launch: Launch) -> dist.Store:
-    """The store of all ranks, once all of them have come."""
+def _create_store(launch: Launch) -> dist.Store:
+    """Return the store of all ranks, once all have connected."""
     return dist.TCPStore(
         launch.address,
         launch.port,
         launch.world_size,
         is_master=launch.rank == 0,
-        timeout=timedelta(seconds=JOIN_SECONDS),
+        timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
         wait_for_workers=True,
     )
 
 
 def destroy_process_group() -> None:
-    """Part from the other processes, once all have come to this point. Does nothing in a single process.
+    """Leave the process group, after a barrier. Does nothing in a single process.
 
-    A process that ends for an error does not wait for others, which may wait for it elsewhere.
+    There is no barrier after an error, as other ranks may wait for this one elsewhere.
     """
     global _watch
     if not dist.is_initialized():
@@ -129,39 +123,39 @@ def destroy_process_group() -> None:
 
 @contextlib.contextmanager
 def propagate_failure() -> Iterator[None]:
-    """A context whose failure the other ranks learn of, so that none waits for this one.
+    """A context that reports its failure to the other ranks, so that none waits for this one.
 
-    An exchange that fails because another rank is gone becomes a PeerError that says why, where that is known.
+    A collective that fails because another rank is gone becomes an OtherRankError with that rank's reason, if known.
     """
     try:
         yield
     except Interrupted as stop:
         if _watch is not None and not stop.agreed:
-            _watch.failed = True  # nobody is waited for on leaving
+            _watch.failed = True  # no barrier at the end
         raise
     except BaseException as error:
         if _watch is None or _watch.failed:
             raise
-        told = _watch.tell(error)
-        if told is error:
+        cause = _watch.report(error)
+        if cause is error:
             raise
-        raise told from None
+        raise cause from None
 
 
 @contextlib.contextmanager
 def no_collectives() -> Iterator[None]:
-    """A context in which sums span this process only: all ranks compute the same thing."""
-    global _alone
-    before, _alone = _alone, True
+    """A context in which collectives span this process only, for what all ranks compute alike."""
+    global _collectives_off
+    before, _collectives_off = _collectives_off, True
     try:
         yield
     finally:
-        _alone = before
+        _collectives_off = before
 
 
 @contextlib.contextmanager
 def local_rank0_first() -> Iterator[None]:
-    """A context that one process of each machine goes through before the others, such as to download data."""
+    """A context that the first process of each machine runs before the others, such as to download data."""
     if not is_distributed():
         yield
         return
@@ -176,7 +170,7 @@ def local_rank0_first() -> Iterator[None]:
 
 
 def broadcast_from_rank0(function: Callable[[], Value]) -> Value:
-    """What the function gives on rank 0, on every rank; a UserError there is raised on every rank."""
+    """Return rank 0's result of the function on every rank; a UserError of rank 0 is raised on every rank."""
     if not is_distributed():
         return function()
     content: list[Any] = [None]
@@ -193,34 +187,34 @@ def broadcast_from_rank0(function: Callable[[], Value]) -> Value:
 
 
 def first_not_none_over_ranks(text: str | None) -> str | None:
-    """What the first rank says that says anything, on every rank; None when none does."""
+    """Return the text of the first rank whose text is not None, on every rank; None without any."""
     if not is_distributed():
         return text
     flag = torch.tensor([text is not None], dtype=torch.uint8)
     dist.all_reduce(flag, op=dist.ReduceOp.MAX)
     if not flag.item():
         return None
-    said: list[str | None] = [None] * get_world_size()
-    dist.all_gather_object(said, text)
-    return next(item for item in said if item is not None)
+    texts: list[str | None] = [None] * get_world_size()
+    dist.all_gather_object(texts, text)
+    return next(item for item in texts if item is not None)
 
 
 def all_reduce_max(values: Tensor) -> Tensor:
-    """The largest value over ranks, entry by entry."""
+    """Return the elementwise maximum over ranks, in place."""
     if is_distributed():
         dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 
 def all_reduce_sum(values: Tensor) -> Tensor:
-    """The sum over ranks, without gradient."""
+    """Return the sum over ranks, in place, without gradient."""
     if is_distributed():
         dist.all_reduce(values)
     return values
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum forward, and of the gradients backward: each rank's value enters the loss of every rank."""
+    """The sum over ranks, forward and of gradients: each rank's value is part of every rank's loss."""
 
     @staticmethod
     def forward(context: Any, tensor: Tensor) -> Tensor:
@@ -232,24 +226,24 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def all_reduce_sum_with_gradient(tensor: Tensor) -> Tensor:
-    """The sum over ranks, the same on every rank, that gradients pass through.
+    """Return the sum over ranks, with gradient.
 
-    With the mean of gradients over ranks that DDP and FSDP take, parameters get the gradient of the mean of the ranks'
-    losses: that of one process with the whole batch, where each rank's loss is a function of such sums.
+    As DDP and FSDP average gradients over ranks, parameters get the gradient of the mean of the ranks' losses: that of
+    one process with the whole batch, where each rank's loss is a function of such sums.
     """
     return _SumOverRanks.apply(tensor) if is_distributed() else tensor
 
 
 def mean_over_ranks(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
-    """Sums over this rank's `count` samples -> the mean over the samples of all ranks, and how many these are."""
+    """Return the mean over the samples of all ranks, and their number, of sums over this rank's `count` samples."""
     if not is_distributed():
         return sums / count, count
-    counted = all_reduce_sum_with_gradient(torch.cat([sums.flatten(), sums.new_tensor([count])]))
-    return counted[:-1].view_as(sums) / counted[-1].detach(), counted[-1].detach()
+    total = all_reduce_sum_with_gradient(torch.cat([sums.flatten(), sums.new_tensor([count])]))
+    return total[:-1].view_as(sums) / total[-1].detach(), total[-1].detach()
 
 
 def row_offset(count: int) -> tuple[int, int]:
-    """Where this rank's `count` rows begin among the rows of all ranks, in order of rank, and how many those are."""
+    """Return the index of the first of this rank's `count` rows among those of all ranks, and their total."""
     if not is_distributed():
         return 0, count
     counts = torch.zeros(get_world_size(), dtype=torch.int64)
@@ -258,16 +252,16 @@ def row_offset(count: int) -> tuple[int, int]:
     return sum(counts[: get_rank()]), sum(counts)
 
 
-def all_gather_rows(rows: Tensor, index: Tensor | None = None, *, place: tuple[int, int] | None = None) -> Tensor:
-    """The rows of all ranks in order of rank, the same on every rank, that gradients pass through as in sum_over_ranks.
+def all_gather_rows(rows: Tensor, index: Tensor | None = None, *, offset: tuple[int, int] | None = None) -> Tensor:
+    """Return the rows of all ranks in order of rank, with gradient as `all_reduce_sum_with_gradient`.
 
-    rows: (n, ...), where n may differ between ranks. index: rows to pick, by their number among all, the same on every
-    rank; these alone are exchanged. place: what `rows_over_ranks(n)` gives, where it is known.
+    rows: (n, ...), where n may differ between ranks. index: numbers of the rows to return, among those of all ranks and
+    the same on every rank; only these are exchanged. offset: the result of `row_offset(n)`, if known.
     """
     if not is_distributed():
         return rows if index is None else rows[index]
-    first, count = row_offset(len(rows)) if place is None else place
+    first, count = row_offset(len(rows)) if offset is None else offset
     index = torch.arange(count, device=rows.device) if index is None else index
-    mine = (index >= first) & (index < first + len(rows))
-    padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])  # its last row stands for those of other ranks
-    return all_reduce_sum_with_gradient(padded[torch.where(mine, index - first, len(rows))])
+    own = (index >= first) & (index < first + len(rows))
+    padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])])  # zeros for rows of other ranks
+    return all_reduce_sum_with_gradient(padded[torch.where(own, index - first, len(rows))])

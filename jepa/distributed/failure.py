@@ -1,4 +1,4 @@
-"""Watching the other ranks, so that one that dies brings the others down soon and with its reason."""
+"""Heartbeats of ranks: when one fails or dies, the others end soon, with its reason."""
 
 from __future__ import annotations
 
@@ -9,38 +9,38 @@ import time
 
 from torch.distributed import PrefixStore, Store
 
-from jepa.utils.errors import PeerError, UserError
+from jepa.utils.errors import OtherRankError, UserError
 
-BEAT_SECONDS = 1.0
-SILENCE_SECONDS = 60.0
-"""A rank that was not heard of for so long counts as dead."""
+HEARTBEAT_SECONDS = 1.0
+TIMEOUT_SECONDS = 60.0
+"""A rank without a heartbeat for so long counts as dead."""
 GRACE_SECONDS = 10.0
-"""Time that the main thread gets to end by itself once another rank has failed."""
-HEARING_BEATS = 4
-"""Beats that rank 0, whose end takes the store along, waits for the others to hear of its failure."""
+"""Time that the main thread has to end by itself after another rank has failed."""
+ACKNOWLEDGE_HEARTBEATS = 4
+"""Heartbeats that rank 0, which holds the store, waits for the others to read its failure."""
 
 
-class PeerWatch:
-    """A thread that tells the others we are alive, and ends this process when another has failed or gone silent.
+class RankWatch:
+    """A thread that sends heartbeats, and ends this process when another rank has failed or stopped sending.
 
-    store: shared by all ranks. The first failure's reason is kept there.
+    store: shared by all ranks; holds the reason of the first failure.
     """
 
     def __init__(self, store: Store, rank: int, world_size: int) -> None:
         self.rank, self.world_size = rank, world_size
         self.failed = False
-        self._job = 0  # of a sweep; a failure that all ranks share leaves the others of its jobs alone
-        self._heard: str | None = None  # the failure that the thread has read
-        self._store = PrefixStore("jepa/peers", store)
-        self._thread_store = PrefixStore("jepa/peers", store.clone())  # a connection of its own
+        self._job = 0  # of a sweep: keys of one job's failure do not end the next
+        self._failure: str | None = None  # that the thread has read
+        self._store = PrefixStore("jepa/ranks", store)
+        self._thread_store = PrefixStore("jepa/ranks", store.clone())  # a connection of its own
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+        self._thread = threading.Thread(target=self._watch, name="rank watch", daemon=True)
         self._thread.start()
 
-    def tell(self, error: BaseException) -> BaseException:
-        """Say that this rank has failed; gives the error to raise: a PeerError where another rank was first.
+    def report(self, error: BaseException) -> BaseException:
+        """Report that this rank has failed; return the error to raise: an OtherRankError if another rank was first.
 
-        An error that looks like a lost connection waits a little for the rank behind it to tell its own.
+        After a lost connection it waits a little for the rank behind it to report its own error.
         """
         self.failed = True
         lost = is_connection_error(error)
@@ -52,29 +52,29 @@ class PeerWatch:
             if lost:
                 own = f"rank {self.rank} lost another rank, which was killed or has crashed ({describe(error)})"
             first = self._store.compare_set(self._key("failure"), "", own).decode()
-            self._store.set(self._key(f"heard/{self.rank}"), "")
+            self._store.set(self._key(f"acknowledged/{self.rank}"), "")
             if self.rank == 0:
-                self._wait_for_ears()
+                self._wait_for_acknowledgements()
         except (RuntimeError, OSError) as gone:  # the store lives in another process
-            if self._heard is not None:
-                return PeerError(self._heard)
+            if self._failure is not None:
+                return OtherRankError(self._failure)
             return UserError(
                 f"rank {self.rank} lost the other ranks: rank 0 or its launcher is gone ({describe(gone)})"
             )
         if first != own:
-            return PeerError(first)
+            return OtherRankError(first)
         return UserError(own) if lost else error
 
-    def _wait_for_ears(self) -> None:
-        end = time.monotonic() + HEARING_BEATS * BEAT_SECONDS
-        ears = [self._key(f"heard/{rank}") for rank in range(1, self.world_size)]
-        while not self._store.check(ears) and time.monotonic() < end:
-            time.sleep(BEAT_SECONDS / 20)
+    def _wait_for_acknowledgements(self) -> None:
+        end = time.monotonic() + ACKNOWLEDGE_HEARTBEATS * HEARTBEAT_SECONDS
+        keys = [self._key(f"acknowledged/{rank}") for rank in range(1, self.world_size)]
+        while not self._store.check(keys) and time.monotonic() < end:
+            time.sleep(HEARTBEAT_SECONDS / 20)
 
-    def next_job(self) -> None:
-        """Leave a job of a sweep that has failed, once every rank has. Raises SystemExit when one does not.
+    def start_next_job(self) -> None:
+        """Leave a failed job of a sweep, together with every other rank.
 
-        Then the failure was not of all ranks, and one may still wait for this rank in the middle of that job.
+        Raises SystemExit when one does not leave: the failure was not that of all ranks, and it may wait for this one.
         """
         left = [self._key(f"left/{rank}") for rank in range(self.world_size)]
         self._store.set(left[self.rank], "")
@@ -82,8 +82,8 @@ class PeerWatch:
         while not self._store.check(left):
             if time.monotonic() > end:
                 raise SystemExit(1)
-            time.sleep(BEAT_SECONDS / 20)
-        self._heard = None
+            time.sleep(HEARTBEAT_SECONDS / 20)
+        self._failure = None
         self._job += 1
         self.failed = False
 
@@ -91,44 +91,44 @@ class PeerWatch:
         return f"{self._job}/{name}"
 
     def close(self) -> None:
-        """End the watch, as all ranks have come to their end."""
+        """Stop the thread."""
         self._closed.set()
-        self._thread.join(timeout=5 * BEAT_SECONDS)
+        self._thread.join(timeout=5 * HEARTBEAT_SECONDS)
 
     def _watch(self) -> None:
-        heard = {rank: (b"", time.monotonic()) for rank in self._watched()}
+        last_beats = {rank: (b"", time.monotonic()) for rank in self._watched()}
         beats = 0
-        while not self._closed.wait(BEAT_SECONDS):
+        while not self._closed.wait(HEARTBEAT_SECONDS):
             try:
                 beats += 1
                 self._thread_store.set(f"beat/{self.rank}", str(beats))
                 if self._thread_store.check([self._key("failure")]):
-                    self._heard = self._thread_store.get(self._key("failure")).decode()
-                    self._thread_store.set(self._key(f"heard/{self.rank}"), "")
-                    self._end(self._heard)
-                for rank in heard:
-                    self._listen(rank, heard)
+                    self._failure = self._thread_store.get(self._key("failure")).decode()
+                    self._thread_store.set(self._key(f"acknowledged/{self.rank}"), "")
+                    self._end(self._failure)
+                for rank in last_beats:
+                    self._check_heartbeat(rank, last_beats)
             except (RuntimeError, OSError) as error:  # the store lives in another process, which is gone
                 self._end(f"the store of the ranks is gone, so rank 0 or its launcher is: {describe(error)}")
 
     def _watched(self) -> list[int]:
-        """Rank 0 listens to all others, they listen to it."""
+        """Rank 0 watches all others, they watch rank 0."""
         return [rank for rank in range(self.world_size) if rank != 0] if self.rank == 0 else [0]
 
-    def _listen(self, rank: int, heard: dict[int, tuple[bytes, float]]) -> None:
+    def _check_heartbeat(self, rank: int, last_beats: dict[int, tuple[bytes, float]]) -> None:
         now = time.monotonic()
         beat = self._thread_store.get(f"beat/{rank}") if self._thread_store.check([f"beat/{rank}"]) else b""
-        if beat != heard[rank][0]:
-            heard[rank] = (beat, now)
-        elif now - heard[rank][1] > SILENCE_SECONDS:
-            reason = f"rank {rank} has not been heard of for {SILENCE_SECONDS:.0f} s: it was killed or hangs"
+        if beat != last_beats[rank][0]:
+            last_beats[rank] = (beat, now)
+        elif now - last_beats[rank][1] > TIMEOUT_SECONDS:
+            reason = f"rank {rank} has not been heard of for {TIMEOUT_SECONDS:.0f} s: it was killed or hangs"
             self._end(self._thread_store.compare_set(self._key("failure"), "", reason).decode())
 
     def _end(self, reason: str) -> None:
-        """End this process, unless it does so by itself in a while; it may wait for a rank that never comes."""
+        """End this process, which may wait for a dead rank, unless it ends by itself in GRACE_SECONDS."""
         job, end = self._job, time.monotonic() + GRACE_SECONDS
         while time.monotonic() < end:
-            if self._closed.wait(BEAT_SECONDS) or self._job != job:
+            if self._closed.wait(HEARTBEAT_SECONDS) or self._job != job:
                 return
         if not self.failed:
             print(f"error: rank {self.rank} ends, as {reason}", file=sys.stderr, flush=True)
@@ -136,13 +136,13 @@ class PeerWatch:
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Whether an exchange with other ranks failed, as it does when one of them is gone."""
+    """Return whether a collective failed, as it does when a rank is gone."""
     text = f"{type(error).__name__} {error}".lower()
     words = ("connection", "gloo", "nccl", "timed out", "distbackenderror", "broken pipe", "recvvalue", "sendbytes")
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def describe(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error as one line."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if type(error).__module__.startswith("jepa") else f"{type(error).__name__}: {text}"

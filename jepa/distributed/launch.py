@@ -1,4 +1,4 @@
-"""Which of how many processes this is: read from the variables of torchrun, of SLURM or of submitit."""
+"""Rank and world size of this process, from the environment variables of torchrun, SLURM or submitit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Launch:
     """This process among those that were started together.
 
     rank: 0 .. world_size - 1. local_rank: its number on this machine. address, port: where rank 0 listens.
-    by: who started them, "torchrun", "SLURM" or "submitit" (on this machine); None for a single process.
+    by: the launcher, "torchrun", "SLURM" or "submitit" (on this machine); None for a single process.
     """
 
     rank: int = 0
@@ -30,11 +30,11 @@ class Launch:
 
 
 def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """The launch that the environment tells of; os.environ when None.
+    """Return the launch of an environment; os.environ for None.
 
     torchrun sets RANK and WORLD_SIZE. srun, and so submitit, sets SLURM_PROCID and the number of tasks of the step; a
-    batch script itself is no step, and stays a single process unless MASTER_ADDR says otherwise. submitit's jobs on
-    this machine have variables of its own, which win: it may run inside a job of SLURM.
+    batch script is no step, and a single process unless MASTER_ADDR is set. The variables of submitit's local jobs come
+    first, as these may run inside a SLURM job.
 
     Raises UserError for variables that contradict each other.
     """
@@ -63,8 +63,8 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     return Launch(rank=rank, world_size=world_size, local_rank=local_rank, address=address, port=port, by=by)
 
 
-def scheduler_job(environment: Mapping[str, str] | None = None) -> str | None:
-    """The id of SLURM's job that this process is part of, "17", or "17_3" in an array; None outside one."""
+def slurm_job_id(environment: Mapping[str, str] | None = None) -> str | None:
+    """Return the id of this process's SLURM job, "17", or "17_3" in an array; None outside a job."""
     environment = os.environ if environment is None else environment
     if environment.get("SUBMITIT_EXECUTOR") == "local":
         return None
@@ -74,8 +74,8 @@ def scheduler_job(environment: Mapping[str, str] | None = None) -> str | None:
 
 
 @contextlib.contextmanager
-def same_on_every_rank() -> Iterator[None]:
-    """A context whose UserErrors come on every rank alike, and before they can talk: only rank 0 shall report them."""
+def report_on_rank0() -> Iterator[None]:
+    """A context in which all ranks raise the same UserErrors, before there is a group; rank 0 reports them."""
     try:
         yield
     except UserError as error:
@@ -84,12 +84,12 @@ def same_on_every_rank() -> Iterator[None]:
 
 
 def _runs_tasks(environment: Mapping[str, str]) -> bool:
-    # A batch script has SLURM_NTASKS too, though it runs once: then nobody else would come.
+    # A batch script has SLURM_NTASKS too, though it is a single process.
     return "SLURM_STEP_ID" in environment or "MASTER_ADDR" in environment
 
 
 def _port_of(environment: Mapping[str, str]) -> int:
-    """A port that all tasks of a step derive alike, and two jobs on one machine rarely share."""
+    """Return a port that is the same for all tasks of a step, and rarely that of another job on the machine."""
     local = environment.get("SUBMITIT_EXECUTOR") == "local"
     job = "".join(re.findall(r"\d", environment.get("SUBMITIT_LOCAL_JOB_ID" if local else "SLURM_JOB_ID", ""))) or "0"
     step = "".join(re.findall(r"\d", environment.get("SLURM_STEP_ID", ""))) or "0"
@@ -97,6 +97,6 @@ def _port_of(environment: Mapping[str, str]) -> int:
 
 
 def first_node(nodes: str) -> str:
-    """The first host of a SLURM node list: "gpu[03-05,9],login" -> "gpu03"."""
+    """Return the first host of a SLURM node list: "gpu[03-05,9],login" -> "gpu03"."""
     match = re.match(r"(?:[^,\[]|\[[^\]]*\])+", nodes)
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", match[0]) if match else nodes

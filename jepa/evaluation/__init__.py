@@ -1,19 +1,21 @@
-"""Evaluation: what frozen features are worth, beside raw input and random weights."""
+"""Evaluation: probes of frozen features, beside the same probes of raw input and of random weights."""
 
 from jepa.evaluation.attentive import AttentiveProbe
-from jepa.evaluation.cache import FeatureCache
+from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.features import Features
 from jepa.evaluation.few_shot import FewShotProbe
 from jepa.evaluation.fine_tuning import FineTuning
 from jepa.evaluation.frozen import FrozenEvaluation
 from jepa.evaluation.knn import KNNProbe
+from jepa.evaluation.lidar_rank import LiDAR, lidar
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.rank import LiDAR, feature_std, lidar, rankme
-from jepa.evaluation.retrieval import Retrieval
-from jepa.evaluation.table import format_table
+from jepa.evaluation.results_table import format_table
+from jepa.evaluation.retrieval import CrossModalRetrieval, Retrieval
+from jepa.utils.feature_rank import feature_std, rankme
 
 __all__ = [
     "AttentiveProbe",
+    "CrossModalRetrieval",
     "FeatureCache",
     "Features",
     "FewShotProbe",

@@ -1,4 +1,4 @@
-"""The attentive probe: a learned query that picks what it needs from the tokens, where pooling takes their mean."""
+"""The attentive probe: cross-attention pooling of frozen tokens with a learned query."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.evaluation.features import Features
-from jepa.evaluation.sampling import hold_out
-from jepa.utils.errors import UserError
+from jepa.evaluation.stratified import stratified_holdout
+from jepa.utils.errors import UserError, check_at_least
 from jepa.utils.random import generator
 
 log = logging.getLogger("jepa")
 
 
 class AttentiveProbe:
-    """Cross-attention pooling with one learned query and a linear classifier, on tokens that stay as they are.
+    """Cross-attention pooling of frozen tokens with one learned query, and a linear classifier.
 
-    The head of V-JEPA (Bardes et al. 2024, arXiv 2404.08471, appendix on evaluation): the query attends to the
-    tokens, the result is added to it, an MLP follows, a layer norm and the classifier. A head is trained for every
-    learning rate with every weight decay, 20 by default as in V-JEPA 2 (arXiv 2506.09985), all in one pass over the
-    tokens. The best on a held-out part of the training samples is trained again on all of them, and only that one
-    sees the test samples. AdamW, the learning rate falling by a cosine to 0; all heads start from the same weights.
+    The head of V-JEPA (Bardes et al. 2024, arXiv 2404.08471, appendix on evaluation): the query attends to the tokens,
+    with a residual connection, then an MLP, a layer norm and the classifier. One head is trained for each pair of
+    learning rate and weight decay, 20 by default as in V-JEPA 2 (arXiv 2506.09985), all in one pass over the tokens.
+    The best on a held-out part of the training samples is trained again on all of them and scored on the test samples.
+    AdamW with a cosine to 0; all heads start from the same weights.
 
-    learning_rates, weight_decays: the candidates; of equally good ones the first wins.
-    attention_heads: of the cross-attention; they have to share the width of the tokens evenly.
+    learning_rates, weight_decays: the candidates; the first of equally good ones is taken.
+    num_heads: of the cross-attention; has to divide the width of the tokens.
     mlp_ratio: hidden width of the MLP as a multiple of the tokens' width.
     epochs, batch_size: of the training. held_out_every: each n-th training sample of a class is held out (5: a fifth).
 
-    Raises ValueError for values that make no sense.
+    Raises ValueError for invalid values.
     """
 
     needs = "tokens"
@@ -43,7 +43,7 @@ class AttentiveProbe:
         *,
         learning_rates: Sequence[float] = (5e-3, 3e-3, 1e-3, 3e-4, 1e-4),
         weight_decays: Sequence[float] = (0.01, 0.1, 0.4, 0.8),
-        attention_heads: int = 4,
+        num_heads: int = 4,
         mlp_ratio: float = 4.0,
         epochs: int = 20,
         batch_size: int = 128,
@@ -56,35 +56,31 @@ class AttentiveProbe:
             raise ValueError(f"{key}.weight_decays: got {list(weight_decays)}, expected at least one, none below 0")
         if mlp_ratio <= 0:
             raise ValueError(f"{key}.mlp_ratio must be above 0, got {mlp_ratio}")
-        counts = {"attention_heads": attention_heads, "epochs": epochs, "batch_size": batch_size}
-        for name, value in counts.items():
-            if value < 1:
-                raise ValueError(f"{key}.{name} must be at least 1, got {value}")
-        if held_out_every < 2:
-            raise ValueError(f"{key}.held_out_every must be at least 2, got {held_out_every}")
+        check_at_least(key, 1, num_heads=num_heads, epochs=epochs, batch_size=batch_size)
+        check_at_least(key, 2, held_out_every=held_out_every)
         self.candidates = list(itertools.product(learning_rates, weight_decays))
-        self.attention_heads = attention_heads
+        self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.epochs = epochs
         self.batch_size = batch_size
         self.held_out_every = held_out_every
 
     def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> float:
-        """Accuracy of the chosen head on the test tokens (N, T, D), in [0, 1].
+        """Return the accuracy of the chosen head on the test tokens (N, T, D), in [0, 1].
 
         Raises UserError when there are fewer than two training samples or the heads do not divide the width.
         """
         if len(train) < 2:
             raise UserError(f"the attentive probe needs at least 2 training samples, got {len(train)}")
-        held_out = hold_out(train.labels, self.held_out_every, seed)
-        kept, rest = (part.nonzero().flatten() for part in (~held_out, held_out))
-        heads = self.fit(train, kept, self.candidates, classes=classes, seed=seed)
-        correct = self._correct(heads, train, rest)
+        held_out = stratified_holdout(train.labels, self.held_out_every, seed)
+        fitted, validation = (part.nonzero().flatten() for part in (~held_out, held_out))
+        heads = self.fit(train, fitted, self.candidates, classes=classes, seed=seed)
+        correct = self._correct(heads, train, validation)
         best = self.candidates[correct.index(max(correct))]
         log.debug("attentive probe: learning rate and weight decay %s, correct per head %s", best, correct)
-        everything = [torch.arange(len(split), device=split.x.device) for split in (train, test)]
-        chosen = self.fit(train, everything[0], [best], classes=classes, seed=seed)
-        return self._correct(chosen, test, everything[1])[0] / len(test)
+        all_train, all_test = (torch.arange(len(split), device=split.x.device) for split in (train, test))
+        chosen = self.fit(train, all_train, [best], classes=classes, seed=seed)
+        return self._correct(chosen, test, all_test)[0] / len(test)
 
     def fit(
         self,
@@ -95,22 +91,22 @@ class AttentiveProbe:
         classes: int,
         seed: int,
     ) -> ParallelHeads:
-        """Heads trained on some samples (n,) of tokens (N, T, D), one per learning rate and weight decay.
+        """Return heads trained on some samples (n,) of tokens (N, T, D), one per learning rate and weight decay.
 
-        The samples are given by index, as a copy of their tokens could double what these take.
+        Samples are an index, as a copy of their tokens could double the memory.
         """
         width, device = train.x.shape[2], train.x.device
-        if width % self.attention_heads:
+        if width % self.num_heads:
             fits = [h for h in range(1, min(width, 32) + 1) if width % h == 0]
             raise UserError(
-                f"evaluation.probes.attentive.attention_heads={self.attention_heads} does not divide the tokens' "
+                f"evaluation.probes.attentive.num_heads={self.num_heads} does not divide the tokens' "
                 f"width {width}: use one of {fits}"
             )
-        random = generator("cpu", seed, "evaluation/attentive")  # on the CPU, so that devices agree
+        rng = generator("cpu", seed, "evaluation/attentive")  # on the CPU, so that devices agree
         hidden = max(1, round(self.mlp_ratio * width))
-        heads = ParallelHeads(
-            len(candidates), width, classes, attention_heads=self.attention_heads, hidden=hidden, random=random
-        ).to(device)
+        heads = ParallelHeads(len(candidates), width, classes, num_heads=self.num_heads, hidden=hidden, rng=rng).to(
+            device
+        )
         optimizer = ParallelAdamW(
             list(heads.parameters()),
             learning_rates=torch.tensor([rate for rate, _ in candidates], device=device),
@@ -119,7 +115,7 @@ class AttentiveProbe:
         total = self.epochs * math.ceil(len(samples) / self.batch_size)
         with torch.enable_grad():
             for epoch in range(self.epochs):
-                order = samples[torch.randperm(len(samples), generator=random).to(device)]
+                order = samples[torch.randperm(len(samples), generator=rng).to(device)]
                 for number, index in enumerate(order.split(self.batch_size)):
                     step = epoch * total // self.epochs + number
                     logits = heads(train.x[index].float())
@@ -132,7 +128,7 @@ class AttentiveProbe:
 
     @torch.no_grad()
     def _correct(self, heads: ParallelHeads, features: Features, samples: Tensor) -> list[int]:
-        """How many of the samples each head gets right."""
+        """Return how many of the samples each head classifies correctly."""
         correct = 0
         for index in samples.split(self.batch_size):
             predictions = heads(features.x[index].float()).argmax(dim=2)  # (R, b)
@@ -141,21 +137,21 @@ class AttentiveProbe:
 
 
 class ParallelHeads(torch.nn.Module):
-    """R attentive heads with weights of their own, all of which start alike.
+    """R attentive heads with separate weights, equal at the start.
 
-    Letters: R heads, b samples, T tokens, D width, A attention heads. The query is the same for every sample, so
-    keys need not be computed: query . (W x) = (W^T query) . x. Likewise values are projected after the attention
-    has averaged the tokens. Both save the two products over all tokens, the whole cost of the layer, for each head.
+    Letters: R heads, b samples, T tokens, D width, A attention heads. The query is the same for every sample, so keys
+    need not be computed: query . (W x) = (W^T query) . x. Values are projected after the attention has averaged the
+    tokens. Both save the products over all tokens, most of the cost of the layer.
     """
 
     def __init__(
-        self, count: int, width: int, classes: int, *, attention_heads: int, hidden: int, random: torch.Generator
+        self, count: int, width: int, classes: int, *, num_heads: int, hidden: int, rng: torch.Generator
     ) -> None:
         super().__init__()
-        self.attention_heads = attention_heads
+        self.num_heads = num_heads
 
         def parameter(*size: int, std: float) -> torch.nn.Parameter:
-            values = torch.randn(size, generator=random) * std
+            values = torch.randn(size, generator=rng) * std
             return torch.nn.Parameter(values.expand(count, *size).clone())
 
         fan_in = width**-0.5
@@ -172,8 +168,8 @@ class ParallelHeads(torch.nn.Module):
         self.classifier_bias = parameter(classes, std=0.0)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Logits (R, b, classes) of tokens (b, T, D)."""
-        padding = (tokens == 0).all(dim=2, keepdim=True)  # how `TokenStore` has it
+        """Return logits (R, b, classes) of tokens (b, T, D)."""
+        padding = (tokens == 0).all(dim=2, keepdim=True)  # as `TokenStore` pads
         pooled = self.query[:, None] + self._attend(F.layer_norm(tokens, tokens.shape[-1:]), padding)
         normed = F.layer_norm(pooled, pooled.shape[-1:])
         inner = F.gelu(torch.baddbmm(self.mlp_in_bias[:, None], normed, self.mlp_in))
@@ -182,8 +178,8 @@ class ParallelHeads(torch.nn.Module):
         return torch.baddbmm(self.classifier_bias[:, None], normed, self.classifier)
 
     def _attend(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
-        """What the queries take from the tokens (b, T, D) that are not padding (b, T, 1): (R, b, D)."""
-        heads = (self.attention_heads, tokens.shape[2] // self.attention_heads)
+        """Return the attention output (R, b, D) over tokens (b, T, D); padding (b, T, 1) bool is left out."""
+        heads = (self.num_heads, tokens.shape[2] // self.num_heads)
         query, key = self.query.unflatten(1, heads), self.key.unflatten(2, heads)
         keys = torch.einsum("rah,rdah->dra", query, key).flatten(1) * heads[1] ** -0.5  # (D, R * A)
         scores = tokens @ keys  # (b, T, R * A)
@@ -194,10 +190,10 @@ class ParallelHeads(torch.nn.Module):
 
 
 class ParallelAdamW:
-    """AdamW (Loshchilov and Hutter 2019) whose rate and decay differ along the first axis of each parameter.
+    """AdamW (Loshchilov and Hutter 2019) with a learning rate and weight decay per entry of the parameters' first axis.
 
-    torch's own takes one number per group, which would make a parameter of each head, and a loop over them.
-    Vectors (R, D), biases and the query, are not decayed.
+    torch.optim.AdamW has one of each per group, which would need a loop over heads. Vectors (R, D), biases and the
+    query, are not decayed.
     """
 
     def __init__(self, parameters: list[Tensor], *, learning_rates: Tensor, weight_decays: Tensor) -> None:
@@ -210,7 +206,7 @@ class ParallelAdamW:
 
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor], *, share: float, betas=(0.9, 0.999), eps: float = 1e-8) -> None:
-        """One update at that share of the learning rates."""
+        """Update the parameters with that share of the learning rates."""
         self._steps += 1
         corrections = [1 - beta**self._steps for beta in betas]
         for parameter, gradient, mean, square in zip(self.parameters, gradients, self._means, self._squares):

@@ -1,4 +1,4 @@
-"""The few-shot probe: what a linear probe makes of few labels."""
+"""The few-shot probe: linear probes on few labels."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ from collections.abc import Sequence
 
 from jepa.evaluation.features import Features
 from jepa.evaluation.linear import LinearProbe
-from jepa.evaluation.sampling import labelled_part
+from jepa.evaluation.stratified import stratified_subset
 from jepa.utils.errors import UserError
 
 
 class FewShotProbe:
     """Linear probes on shares of the training labels: the low-shot protocol of I-JEPA (arXiv 2301.08243, table 2).
 
-    Each draw takes its share of every class, and at least one sample of it. The probe sees nothing of the other
-    training samples, and chooses its penalty on a part of the few that it has.
+    Each subset has its share of every class, and at least one sample of it. The penalty is chosen on a held-out part of
+    the subset; the other training samples are not used.
 
-    shares: of the training labels, in (0, 1]. repeats: draws whose accuracies are averaged.
-    linear: the probe that is fitted; None takes `LinearProbe()`.
+    shares: of the training labels, in (0, 1]. repeats: random subsets whose accuracies are averaged.
+    linear: the probe to fit; None for `LinearProbe()`.
 
     Raises ValueError for other shares and less than one repeat.
     """
@@ -41,17 +41,17 @@ class FewShotProbe:
         self.linear = linear or LinearProbe()
 
     def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> dict[str, float]:
-        """Mean accuracy over the draws, by the share in percent: {"1": ..., "5": ..., "10": ...}."""
+        """Return the mean accuracy over the subsets, by the share in percent: {"1": ..., "5": ..., "10": ...}."""
         return {f"{100 * share:g}": self._accuracy(train, test, share, classes, seed) for share in self.shares}
 
     def _accuracy(self, train: Features, test: Features, share: float, classes: int, seed: int) -> float:
         total = 0.0
         for repeat in range(self.repeats):
-            few = train[labelled_part(train.labels, share, seed, repeat)]
-            if len(few) < 2:
+            subset = train[stratified_subset(train.labels, share, seed, repeat)]
+            if len(subset) < 2:
                 raise UserError(
-                    f"evaluation.probes.fewshot.shares: {share:g} of {len(train)} training samples is {len(few)}, "
+                    f"evaluation.probes.fewshot.shares: {share:g} of {len(train)} training samples is {len(subset)}, "
                     "expected at least 2: use larger shares"
                 )
-            total += self.linear(few, test, classes=classes, seed=seed + repeat)
+            total += self.linear(subset, test, classes=classes, seed=seed + repeat)
         return total / self.repeats

@@ -1,4 +1,4 @@
-"""Fine-tuning: what the weights are worth as a start, when the whole network learns the labels."""
+"""The fine-tuning probe: the accuracy when the encoder itself is trained on the labels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,12 @@ log = logging.getLogger("jepa")
 class FineTuning:
     """Accuracy of the encoder and a linear head on its pooled features, both trained on the labels for some epochs.
 
-    AdamW with a linear warm-up and a cosine to 0, on the training stream as it is in training: augmented, shuffled,
-    `data.batch_size` samples a step, several views of a sample counting as samples. Only the last layer is pooled,
-    whatever `evaluation.layers` is, and all labels are used, whatever `evaluation.max_train_samples` is. The row of
-    random weights is training from scratch, for as long.
+    AdamW with a linear warm-up and a cosine to 0, on the training stream: augmented, shuffled, `data.batch_size`
+    samples a step, each view being a sample. Only the last layer is pooled, whatever `evaluation.layers` is, and all
+    labels are used, whatever `evaluation.max_train_samples` is. The row of random weights is training from scratch.
 
     epochs: passes over the training split. learning_rate, weight_decay: of AdamW; biases and norms are not decayed.
-    warmup_share: of the steps, over which the rate rises from 0. clip_norm: bound on the gradients' total norm.
+    warmup_share: share of the steps in which the rate rises from 0. clip_norm: maximum norm of the gradients.
 
     Raises ValueError for values outside these.
     """
@@ -69,10 +68,9 @@ class FineTuning:
         batch_size: int = 256,
         limit: int | None = None,
     ) -> float:
-        """Accuracy on the test split, in [0, 1].
+        """Return the accuracy on the test split, in [0, 1].
 
-        encoder: (b, C, *S) -> (b, T, D), trained in place: hand in a copy. pool: that, and what is not padding, to
-            (b, D).
+        encoder: (b, C, *S) -> (b, T, D), trained in place. pool: tokens and valid (b, T) -> (b, D).
         batch_size, limit: of the test samples.
         Raises UserError when the data has no training stream or the loss becomes NaN or infinite.
         """
@@ -133,7 +131,7 @@ class FineTuning:
         log.debug("fine-tuning: %d steps, last loss %.4f", steps, float(loss.detach()))
 
     def _share(self, step: int, steps: int) -> float:
-        """The learning rate of a step as a share of the peak."""
+        """Return the learning rate of a step as a share of the peak."""
         warmup = round(self.warmup_share * steps)
         if step < warmup:
             return (step + 1) / (warmup + 1)
@@ -141,7 +139,7 @@ class FineTuning:
 
 
 def _samples(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Inputs (b, C, *S) and labels (b,) of a training batch, each view being a sample."""
+    """Return inputs (b, C, *S) and labels (b,) of a training batch, each view being a sample."""
     labels = batch["label"].to(device, non_blocking=True)
     if "views" not in batch:
         return batch["x"].to(device, non_blocking=True), labels

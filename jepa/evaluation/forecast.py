@@ -1,4 +1,4 @@
-"""Forecasts from frozen features: a ridge regression to the steps that follow a window."""
+"""The forecast probe: ridge regression from the frozen features of a window to the steps after it."""
 
 from __future__ import annotations
 
@@ -9,48 +9,48 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, check_at_least
 from jepa.utils.tensors import masked_mean
 
 log = logging.getLogger("jepa")
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Inputs (b, C, T) to tokens (b, N, D) and which of them are not padding (b, N), or None."""
+"""Inputs (b, C, T) -> tokens (b, N, D) and valid (b, N) bool, False at padding, or None."""
 
 
 class Windows(Protocol):
-    """Windows of one part of a series, and what follows each of them; `period` steps make a season (None: unknown)."""
+    """Windows of one split of a series and the steps after each; `period`: steps of a season, None if unknown."""
 
     period: int | None
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """x (b, C, T) as the network gets it, future (b, C, H), level and scale (b, C, 1), the window (b, C, T).
+        """Return x (b, C, T), the network's input, future (b, C, H), level and scale (b, C, 1), and window (b, C, T).
 
         Window and future are z-scored; x = (window - level) / scale.
         """
 
 
 class Forecast:
-    """Mean squared and absolute error of a linear head from frozen features to the horizon, by closed form.
+    """Mean squared and absolute error of a linear head from frozen features to the horizon, in closed form.
 
-    The head sees the features of a window, all its tokens side by side as in PatchTST (arXiv 2211.14730), standardised;
-    for raw input the window itself. It learns (future - level) / scale (`Windows`), and errors are taken of what
-    is z-scored with the statistics of the training part, as is usual for ETT. Ridge regression in fp64; the penalty is
-    chosen on the validation part, and the head is not fitted again: training part only. Every row of the results
-    uses the same windows. Missing steps of the future count neither in training, which leaves such windows out, nor in
-    the errors.
+    The head's input are the standardised features of a window, all tokens concatenated as in PatchTST (arXiv
+    2211.14730), or the window itself for raw input; its output is (future - level) / scale (`Windows`). Errors are
+    those of values z-scored with the statistics of the training split, as is usual for ETT. Ridge regression in fp64 on
+    the training split, with the penalty chosen on the validation split. Every row of the results uses the same windows.
+    Missing steps of the future do not count in the errors; training leaves out windows with any.
 
-    horizons: steps ahead, each a head of its own. penalties: times the number of samples; each feature has variance 1.
-    pooling: "flatten", or "mean" over tokens, of fewer features and blind to when something was.
-    max_train_windows, max_validation_windows: windows, evenly spread over the part, of at most so many; None for all.
-        Test windows are all used.
+    horizons: steps ahead, with a head each. penalties: candidates, times the number of samples; features have variance
+    1.
+    pooling: "flatten", or "mean" over tokens: fewer features, without the order in time.
+    max_train_windows, max_validation_windows: evenly spaced windows of the split, at most so many; None for all. All
+        test windows are used.
 
-    For raw input it also gives `last_value`, the last value there is repeated, and where the season is known
+    Raw input has two more scores: `last_value`, the last value repeated, and where the season is known
     `seasonal_naive`, the value one season earlier. Keys: "/96/mse", "/96/mae", "/96/last_value/mse", ...
 
-    Raises ValueError for values outside these.
+    Raises ValueError for invalid values.
     """
 
     needs = "windows"
@@ -72,12 +72,7 @@ class Forecast:
             raise ValueError(f"{key}.penalties: got {list(penalties)}, expected at least one, all above 0")
         if pooling not in ("flatten", "mean"):
             raise ValueError(f"{key}.pooling: got {pooling!r}, expected 'flatten' or 'mean'")
-        for name, value in {
-            "max_train_windows": max_train_windows,
-            "max_validation_windows": max_validation_windows,
-        }.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{key}.{name} must be at least 1 or null, got {value}")
+        check_at_least(key, 1, max_train_windows=max_train_windows, max_validation_windows=max_validation_windows)
         self.horizons = tuple(horizons)
         self.penalties = tuple(sorted(penalties, reverse=True))
         self.pooling = pooling
@@ -86,16 +81,18 @@ class Forecast:
     def __call__(
         self, encode: Encode | None, data: Any, *, device: torch.device, batch_size: int
     ) -> dict[str, float] | None:
-        """Errors by horizon; None for data that has no windows to forecast from. encode: None for the raw window."""
-        parts: dict[str, _Part] = {}
+        """Return errors by horizon; None for data without windows to forecast from. encode: None for raw input."""
+        parts: dict[str, _SplitFeatures] = {}
         every = {}
         for horizon in sorted(set(self.horizons)):
             every[horizon] = {split: data.windows(split, horizon=horizon) for split in self.limits}
             if None in every[horizon].values():
                 return None
-        for split, limit in self.limits.items():  # the windows of the shortest horizon hold those of the others
+        for split, limit in self.limits.items():  # the shortest horizon has all windows of the others
             windows = every[min(every)][split]
-            parts[split] = _Part(encode, windows, limit, pooling=self.pooling, device=device, batch_size=batch_size)
+            parts[split] = _SplitFeatures(
+                encode, windows, limit, pooling=self.pooling, device=device, batch_size=batch_size
+            )
         ridge = _Ridge(parts["train"])
         scores: dict[int, dict[str, float]] = {}
         for horizon in sorted(every, reverse=True):
@@ -104,12 +101,12 @@ class Forecast:
             choice = _errors(parts["validation"], windows["validation"], {str(n): h for n, h in enumerate(heads)})
             best = min(range(len(heads)), key=lambda n: choice[str(n)][0])
             log.debug("forecast %d: penalty %g, validation errors %s", horizon, self.penalties[best], choice)
-            rivals: dict[str, Tensor | str] = {"": heads[best]}
+            forecasts: dict[str, Tensor | str] = {"": heads[best]}
             if encode is None:
-                rivals["last_value/"] = "last"
+                forecasts["last_value/"] = "last"
                 if windows["test"].period is not None:
-                    rivals["seasonal_naive/"] = "season"
-            errors = _errors(parts["test"], windows["test"], rivals)
+                    forecasts["seasonal_naive/"] = "season"
+            errors = _errors(parts["test"], windows["test"], forecasts)
             scores[horizon] = {
                 f"/{horizon}/{name}{kind}": value
                 for name, both in errors.items()
@@ -118,8 +115,8 @@ class Forecast:
         return {name: value for horizon in sorted(scores) for name, value in scores[horizon].items()}
 
 
-class _Part:
-    """Features (n, F) float32 of some windows of a part, by `index`; each window has `rows` of them, one per sample."""
+class _SplitFeatures:
+    """Features (n, F) float32 of the windows `index` of a split; each window has `rows` of them, one per sample."""
 
     def __init__(
         self,
@@ -134,25 +131,25 @@ class _Part:
         count = len(windows)
         self.index = torch.arange(0, count, 1 if limit is None else max(1, -(-count // limit)))
         self.device = device
-        found = []
+        features = []
         for chunk in self.index.split(max(1, batch_size)):
             x = windows[chunk][0].to(device)
             if encode is None:
-                found.append(x.nan_to_num(0.0).flatten(1))
+                features.append(x.nan_to_num(0.0).flatten(1))
                 continue
             tokens, valid = encode(x)
             if pooling == "mean":
-                found.append(masked_mean(tokens, valid))
+                features.append(masked_mean(tokens, valid))
                 continue
             tokens = tokens.float() if valid is None else tokens.float().masked_fill(~valid.unsqueeze(-1), 0.0)
-            found.append(tokens.flatten(1))
-        self.x = torch.cat(found)
+            features.append(tokens.flatten(1))
+        self.x = torch.cat(features)
         self.rows = len(self.x) // len(self.index)
         if not bool(self.x.isfinite().all()):
             raise UserError("evaluation: forecast: features hold NaN or infinite values: use trainer.precision=fp32")
 
     def chunks(self, windows: Windows, size: int = 256) -> Iterator[tuple[Tensor, tuple[Tensor, ...]]]:
-        """Features (b, F) and what `windows` says, on the device, of those windows that its horizon leaves."""
+        """Yield features (b, F) and the tensors of `windows`, on the device, of the windows that its horizon has."""
         index = self.index[self.index < len(windows)]
         for number, chunk in enumerate(index.split(size)):
             first = number * size * self.rows
@@ -162,31 +159,31 @@ class _Part:
 class _Ridge:
     """Ridge regression to several horizons from the same features, the longest first.
 
-    A window that has a whole future at one horizon has one at every shorter one, so the products of features are
-    only ever added to.
+    A window with a complete future at one horizon has one at every shorter horizon, so windows are only ever added to
+    the Gram matrix.
     """
 
-    def __init__(self, part: _Part) -> None:
+    def __init__(self, part: _SplitFeatures) -> None:
         self.part = part
         self.mean, std = part.x.mean(dim=0), part.x.std(dim=0, correction=0)
-        # Constant features (rounding can leave a trace) become zeros.
+        # Constant features, whose std may be a rounding error, become zeros.
         self.scale = torch.where(std > 1e-6 * (1e-3 + self.mean.abs()), 1 / std.clamp(min=1e-12), 0.0)
         width = part.x.shape[1] + 1  # the intercept last
-        self.gram = torch.zeros(width, width, dtype=_exact(part.device), device=part.device)
+        self.gram = torch.zeros(width, width, dtype=_solver_dtype(part.device), device=part.device)
         self.counted = torch.zeros(len(part.x), dtype=torch.bool, device=part.device)
 
     def fit(self, windows: Windows, penalties: Sequence[float]) -> list[Tensor]:
-        """Heads (F + 1, C * H), float32, on features as they are, one per penalty."""
+        """Return heads (F + 1, C * H), float32, on features that are not standardised, one per penalty."""
         products, first = 0.0, 0
         for x, (_, future, level, scale, _) in self.part.chunks(windows):
             target = ((future - level) / scale).flatten(1)
-            whole = ~target.isnan().any(dim=1)
+            complete = ~target.isnan().any(dim=1)
             design = _design((x - self.mean) * self.scale).to(self.gram.dtype)
-            products = products + design[whole].T @ target[whole].to(design.dtype)
+            products = products + design[complete].T @ target[complete].to(design.dtype)
             counted = self.counted[first : first + len(x)]
-            new = design[whole & ~counted]
+            new = design[complete & ~counted]
             self.gram += new.T @ new
-            counted |= whole
+            counted |= complete
             first += len(x)
         samples = int(self.counted.sum())
         if not samples:
@@ -199,7 +196,7 @@ class _Ridge:
         for penalty in penalties:
             ridge = torch.full((len(self.gram),), penalty * samples, dtype=self.gram.dtype, device=self.gram.device)
             ridge[-1] = 0.0  # not of the intercept
-            # A feature that is always zero has no other entry than its penalty.
+            # The matrix is regular: a feature that is always zero has its penalty on the diagonal.
             solution = torch.cholesky_solve(products, torch.linalg.cholesky(self.gram + ridge.diag()))
             weights = solution[:-1] * self.scale.to(solution.dtype)[:, None]
             intercept = solution[-1] - self.mean.to(solution.dtype) @ weights
@@ -207,9 +204,11 @@ class _Ridge:
         return heads
 
 
-def _errors(part: _Part, windows: Windows, forecasts: dict[str, Tensor | str]) -> dict[str, tuple[float, float]]:
-    """Mean squared and absolute error of each forecast: a head (F + 1, C * H), "last" or "season"."""
-    sums = {name: torch.zeros(2, dtype=_exact(part.device), device=part.device) for name in forecasts}
+def _errors(
+    part: _SplitFeatures, windows: Windows, forecasts: dict[str, Tensor | str]
+) -> dict[str, tuple[float, float]]:
+    """Return the mean squared and absolute error of each forecast: a head (F + 1, C * H), "last" or "season"."""
+    sums = {name: torch.zeros(2, dtype=_solver_dtype(part.device), device=part.device) for name in forecasts}
     count = 0
     for x, (_, future, level, scale, window) in part.chunks(windows):
         known = ~future.isnan()
@@ -231,9 +230,9 @@ def _errors(part: _Part, windows: Windows, forecasts: dict[str, Tensor | str]) -
 
 
 def _repeated(window: Tensor, period: int, horizon: int) -> Tensor:
-    """The last `period` steps of windows (b, C, T) again and again: (b, C, horizon).
+    """Return the last `period` steps of windows (b, C, T), repeated to (b, C, horizon).
 
-    A step that is missing, or before the window, takes the last value there is before it; before any, 0, the mean.
+    A missing step takes the last value before it; 0, the mean, where there is none.
     """
     steps = torch.arange(window.shape[2], device=window.device)
     last = torch.where(window.isnan(), -1, steps).cummax(dim=2).values  # (b, C, T), -1 before any
@@ -243,10 +242,10 @@ def _repeated(window: Tensor, period: int, horizon: int) -> Tensor:
 
 
 def _design(x: Tensor) -> Tensor:
-    """A column of ones beside features: (n, F) -> (n, F + 1)."""
+    """Return features with a column of ones: (n, F) -> (n, F + 1)."""
     return torch.cat([x, x.new_ones(len(x), 1)], dim=1)
 
 
-def _exact(device: torch.device) -> torch.dtype:
-    """fp64, where the device has it."""
+def _solver_dtype(device: torch.device) -> torch.dtype:
+    """Return fp64, or fp32 on devices without."""
     return torch.float32 if device.type == "mps" else torch.float64

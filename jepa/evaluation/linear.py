@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepa.evaluation.features import Features
 from jepa.evaluation.logistic import fit_logistic
-from jepa.evaluation.sampling import hold_out
+from jepa.evaluation.stratified import stratified_holdout
 from jepa.utils.errors import UserError
 
 log = logging.getLogger("jepa")
@@ -27,19 +27,17 @@ class LinearClassifier:
     penalty: float
 
     def predict(self, x: Tensor) -> Tensor:
-        """Class indices (N,) of features x (N, D)."""
+        """Return class indices (N,) of features x (N, D)."""
         return (_design(x, self.mean, self.std) @ self.coefficients).argmax(dim=1)
 
 
 class LinearProbe:
     """Logistic regression whose L2 penalty is chosen on a held-out part of the training split.
 
-    The chosen penalty is then fitted to the whole training split. Test samples are seen once, for the
-    accuracy that is reported: neither the standardisation nor the penalty depends on them.
+    It is then fitted to all training samples. Neither the standardisation nor the penalty depends on the test samples.
 
-    penalties: candidates, all fitted at once; the loss is mean cross-entropy + penalty / 2 * |weights|^2
-        without the intercept, so that scikit-learn's `C` is 1 / (penalty * N). Of equally good ones the
-        largest wins.
+    penalties: candidates, all fitted at once; the loss is mean cross-entropy + penalty / 2 * |weights|^2 without the
+        intercept, so that scikit-learn's `C` is 1 / (penalty * N). The largest of equally good ones is taken.
     held_out_every: each n-th training sample of a class is held out for the choice (5: a fifth).
     """
 
@@ -60,23 +58,23 @@ class LinearProbe:
         self.held_out_every = held_out_every
 
     def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> float:
-        """Accuracy on the test features, in [0, 1]."""
+        """Return the accuracy on the test features, in [0, 1]."""
         classifier = self.fit(train, classes=classes, seed=seed)
         return float((classifier.predict(test.x) == test.labels).double().mean())
 
     def fit(self, train: Features, *, classes: int, seed: int) -> LinearClassifier:
-        """Standardise, choose the penalty, and fit; the seed decides which samples are held out.
+        """Return the classifier with the chosen penalty; the seed decides which samples are held out.
 
         Raises UserError when there are fewer than two training samples.
         """
         if len(train) < 2:
             raise UserError(f"the linear probe needs at least 2 training samples, got {len(train)}")
         mean, std = train.x.mean(dim=0), train.x.std(dim=0, correction=0)
-        # Constant features (rounding can leave a trace) become zeros; dividing by their std would make noise.
+        # Constant features, whose std may be a rounding error, become zeros instead of noise.
         std = torch.where(std > 1e-6 * mean.abs(), std, 1.0)
         design = _design(train.x, mean, std)
         penalty, start = self._choose(design, train.labels, classes, seed)
-        # Rough fits tell penalties apart; the one that counts starts from there and goes closer.
+        # A loose tolerance is enough to choose the penalty; the final fit starts from its solution.
         coefficients = fit_logistic(
             design,
             train.labels,
@@ -88,8 +86,8 @@ class LinearProbe:
         return LinearClassifier(mean, std, coefficients[:, 0], penalty)
 
     def _choose(self, design: Tensor, labels: Tensor, classes: int, seed: int) -> tuple[float, Tensor]:
-        """The penalty with the best held-out accuracy, and its coefficients (D + 1, 1, C)."""
-        held_out = hold_out(labels, self.held_out_every, seed)
+        """Return the penalty with the best held-out accuracy, and its coefficients (D + 1, 1, C)."""
+        held_out = stratified_holdout(labels, self.held_out_every, seed)
         coefficients = fit_logistic(
             design[~held_out],
             labels[~held_out],
@@ -105,5 +103,5 @@ class LinearProbe:
 
 
 def _design(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Standardised features and a column of ones: (N, D) -> (N, D + 1)."""
+    """Return standardised features and a column of ones: (N, D) -> (N, D + 1)."""
     return torch.cat([(x - mean) / std, x.new_ones(len(x), 1)], dim=1)

@@ -24,7 +24,7 @@ from jepa.interop.quiet import quiet
 from jepa.interop.sizes import side_or_pair
 from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.files import write_whole
+from jepa.utils.files import write_atomic
 from jepa.utils.lazy_import import require
 
 TOLERANCE = 1e-5
@@ -96,7 +96,7 @@ def export(
     def write_and_compare(temporary: Path) -> None:
         facts["difference"] = write(temporary, example)
 
-    write_whole(path, write_and_compare)
+    write_atomic(path, write_and_compare)
     card |= {"fingerprint": loaded.fingerprint, "model": loaded.description, "export": facts}
     card["results"] = results_of(loaded.metrics) if results is None else dict(results)
     return card, [path, *write_card(card, path)]

@@ -100,14 +100,14 @@ def model_config(file: WeightsFile, overrides: Mapping[str, Any]) -> dict[str, A
     error = {"_target_": "jepa.losses.regression.L1"}
     terms: dict[str, Any] = {"prediction": {"weight": 1.0, "term": error}}
     if predictor["predict_context"]:
-        dense = {"_target_": "jepa.losses.dense.ContextPrediction", "distance": error}
+        dense = {"_target_": "jepa.losses.context_prediction.ContextPrediction", "distance": error}
         terms["context"] = {"weight": 0.5, "term": dense}
 
     def blocks(number: int, scale: float) -> dict[str, Any]:
-        return {"_target_": "jepa.masks.video.BlockGroup", "num_blocks": number, "spatial_scale": [scale, scale]}
+        return {"_target_": "jepa.masks.tubes.BlockGroup", "num_blocks": number, "spatial_scale": [scale, scale]}
 
     mask = {
-        "_target_": "jepa.masks.video.TubeMask",
+        "_target_": "jepa.masks.tubes.TubeMask",
         "groups": {"short": blocks(8, 0.15), "long": blocks(2, 0.7)},
         "images": blocks(10, 0.15),
     }

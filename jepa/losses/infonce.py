@@ -1,4 +1,4 @@
-"""InfoNCE: tell what belongs together from everything else in the batch (CPC, arXiv 1807.03748, equation 4)."""
+"""InfoNCE: the contrastive loss of CPC (arXiv 1807.03748, equation 4) and SimCLR, over all ranks."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_gather_rows, mean_over_ranks, row_offset
-from jepa.losses.tokens import place_numbers
 from jepa.types import Latents
+from jepa.utils.tensors import position_ids
 
 
 class InfoNCE(nn.Module):
     """Mean over queries of -log(e^(s+ / t) / (e^(s+ / t) + sum over negatives of e^(s / t))), s the cosine similarity.
 
-    over: what is told apart.
-        "tokens": each prediction (B, M, P, D) finds its target among the target tokens of the same mask, in its own and
-            in all other samples: CPC's prediction of latents. As target blocks overlap, keys that are the same token of
-            the same sample (equal `Latents.positions`) are no negatives. Tokens of weight 0 are neither queries nor
-            keys; other weights weigh the queries.
-        "embeddings": each view's projection (V, B, E) finds every other view of its sample (each ordered pair counts
-            once) among all views of all other samples: SimCLR's NT-Xent (arXiv 2002.05709, equation 1) for V views.
+    over: the queries and keys.
+        "tokens": each prediction (B, M, P, D) is a query and its target the positive; the target tokens of the same
+            mask in all samples are keys: CPC's prediction of latents. As target blocks overlap, keys that are the same
+            token of the same sample (equal `Latents.positions`) are no negatives. Tokens of weight 0 are neither
+            queries nor keys; other weights weigh the queries.
+        "embeddings": each view's projection (V, B, E) is a query, every other view of its sample a positive (each
+            ordered pair counts once), and all views of all other samples are negatives: SimCLR's NT-Xent (arXiv
+            2002.05709, equation 1) for V views.
     temperature: t.
-    negative_samples: draw that many keys, anew at every step, and take negatives from them alone; None takes all. The
-        queries of a step share the draw: one for each query would cost as many times more memory, and a matrix product
-        becomes a gather. A query's own token is left out where it was drawn. All ranks draw the same keys, and
-        exchange these alone.
+    negative_samples: number of keys, sampled at every step, that negatives are taken from; None for all. All queries
+        share them, so that scores are a matrix product; a query's own token is left out. All ranks sample the same keys
+        and exchange only these.
 
-    Samples are those of all ranks, and so is the mean: one process with the whole batch has the same loss and gradient.
-    It prevents collapse: with equal latents, no query finds its key, at a loss of log(1 + negatives).
+    Queries and keys are those of all ranks: one process with the whole batch has the same loss and gradient. It
+    prevents collapse: equal latents have a loss of log(1 + negatives).
     """
 
     prevents_collapse = True
@@ -56,10 +56,10 @@ class InfoNCE(nn.Module):
         self.needs = ("projections",) if over == "embeddings" else ("predictions", "targets", "positions")
 
     def forward(self, latents: Latents) -> Tensor:
-        """The loss, an fp32 scalar, the same on every rank."""
-        given = latents.targets[0] if self.over == "tokens" else latents.projections
-        generator = None if latents.rng is None else latents.rng.generator(given.device, "infonce")
-        with torch.autocast(given.device.type, enabled=False):  # bf16 would round s / t to a few hundredths
+        """Return the loss, an fp32 scalar, the same on every rank."""
+        device = (latents.targets[0] if self.over == "tokens" else latents.projections).device
+        generator = None if latents.rng is None else latents.rng.generator(device, "infonce")
+        with torch.autocast(device.type, enabled=False):  # bf16 would round s / t to a few hundredths
             if self.over == "embeddings":
                 return self._views(latents.projections.float(), generator)
             weights = latents.target_weights or [None] * len(latents.targets)
@@ -74,10 +74,10 @@ class InfoNCE(nn.Module):
         weight: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """The loss of one mask, (B, M, P, D) with positions (B, M, P, A) and weights (B, M, P)."""
+        """Return the loss of one mask, (B, M, P, D) with positions (B, M, P, A) and weights (B, M, P)."""
         queries, keys = (F.normalize(t.float().flatten(1, 2), dim=-1) for t in (prediction, target))  # (B, M * P, D)
-        places = place_numbers(positions).flatten(1)
-        same = places.unsqueeze(2) == places.unsqueeze(1)  # (B, M * P, M * P)
+        ids = position_ids(positions).flatten(1)
+        same = ids.unsqueeze(2) == ids.unsqueeze(1)  # (B, M * P, M * P)
         weight = None if weight is None else weight.flatten(1)
         negative = self._negatives(queries, keys, same, None if weight is None else weight > 0, generator)
         positive = (queries * keys).sum(-1) / self.temperature
@@ -85,7 +85,7 @@ class InfoNCE(nn.Module):
         return mean_over_ranks((loss if weight is None else loss * weight).sum(), loss.numel())[0]
 
     def _views(self, projections: Tensor, generator: torch.Generator | None) -> Tensor:
-        """The loss of projections (V, B, E)."""
+        """Return the loss of projections (V, B, E)."""
         views, samples = projections.shape[:2]
         if views < 2:
             raise ValueError(
@@ -97,32 +97,32 @@ class InfoNCE(nn.Module):
         negative = self._negatives(keys, keys, same, None, generator)
         positive = keys @ keys.transpose(1, 2) / self.temperature  # (B, V, V)
         loss = F.softplus(negative.unsqueeze(2) - positive)
-        others = ~torch.eye(views, dtype=torch.bool, device=keys.device)
-        return mean_over_ranks(loss[:, others].sum(), samples * views * (views - 1))[0]
+        other_views = ~torch.eye(views, dtype=torch.bool, device=keys.device)
+        return mean_over_ranks(loss[:, other_views].sum(), samples * views * (views - 1))[0]
 
     def _negatives(
         self,
         queries: Tensor,
         keys: Tensor,
         same: Tensor,
-        counted: Tensor | None,
+        usable: Tensor | None,
         generator: torch.Generator | None,
     ) -> Tensor:
-        """log of the sum of e^(s / t) over each query's negatives, (B, T), for queries and keys (B, T, D).
+        """Return the log of the sum of e^(s / t) over each query's negatives, (B, T), for queries and keys (B, T, D).
 
-        same (B, T, T): the keys of a query's own sample that are none of its negatives. counted (B, T): which keys are
-        any query's. Keys are those of all ranks, numbered sample by sample.
+        same (B, T, T): keys of a query's own sample that are no negatives of it. usable (B, T): which keys may be
+        negatives; None for all. Keys are those of all ranks, numbered sample by sample.
         """
         tokens = keys.shape[1]
         first, samples = row_offset(len(keys))
-        place = (first * tokens, samples * tokens)
-        usable = None if counted is None else all_gather_rows(counted.float().flatten(), place=place) > 0
-        chosen = torch.arange(place[1], device=keys.device)
+        offset = (first * tokens, samples * tokens)
+        usable = None if usable is None else all_gather_rows(usable.float().flatten(), offset=offset) > 0
+        chosen = torch.arange(offset[1], device=keys.device)
         if self.negative_samples is not None and self.negative_samples < len(chosen):
             scores = torch.rand(len(chosen), device=keys.device, generator=generator)
-            scores = scores if usable is None else scores.masked_fill(~usable, -1)  # drawn last, if at all
+            scores = scores if usable is None else scores.masked_fill(~usable, -1)  # sampled last
             chosen = scores.topk(self.negative_samples).indices
-        candidates = all_gather_rows(keys.flatten(0, 1), index=chosen, place=place)  # (n, D)
+        candidates = all_gather_rows(keys.flatten(0, 1), index=chosen, offset=offset)  # (n, D)
         own = chosen // tokens - first == torch.arange(len(keys), device=keys.device).unsqueeze(1)  # (B, n)
         excluded = own.unsqueeze(1) & same[:, :, chosen % tokens]  # (B, T, n)
         if usable is not None:

@@ -1,4 +1,4 @@
-"""Invariance: the views of a sample should share one projection."""
+"""Invariance: the distance between the projections of a sample's views."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Invariance(nn.Module):
 
     reference: what a view is compared with.
         "mean": the mean over all views of the sample.
-        "global": the mean over its `Latents.global_views` first views, which show it whole; LeJEPA's invariance
-            (arXiv 2511.08544) with crops beside them. The same as "mean" where all views are global.
+        "global": the mean over its first `Latents.global_views` views; LeJEPA's invariance (arXiv 2511.08544) with
+            local crops. The same as "mean" where all views are global.
         "pairs": every other view; mean over pairs of |z - z'|^2 / E, VICReg's s(Z, Z') (arXiv 2105.04906, equation 5)
             as its code normalises it. With V views it is 2 V / (V - 1) times "mean".
 
@@ -35,7 +35,7 @@ class Invariance(nn.Module):
         self.reference = reference
 
     def forward(self, latents: Latents) -> Tensor:
-        """The distance, an fp32 scalar."""
+        """Return the loss, an fp32 scalar."""
         views = latents.projections.float()
         if len(views) < 2:
             raise ValueError(
@@ -44,5 +44,5 @@ class Invariance(nn.Module):
             )
         globals_only = views[: latents.global_views] if self.reference == "global" else views
         distance = (views - globals_only.mean(dim=0)).square().mean()
-        # The squares about the mean of V numbers are 1 / V times those of the differences of all pairs.
+        # Squared distances to the mean of V numbers sum to 1 / V times those of all pairs.
         return distance * (2 * len(views) / (len(views) - 1)) if self.reference == "pairs" else distance

@@ -1,4 +1,4 @@
-"""MultiScale: predictions compared with targets token by token, and after averaging over ever larger cells."""
+"""MultiScale: the distance of predictions and targets averaged over cells of the grid, at several scales."""
 
 from __future__ import annotations
 
@@ -7,23 +7,24 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from jepa.losses.regression import Regression, SmoothL1
-from jepa.losses.tokens import group_equal, place_numbers, token_mean
+from jepa.losses.target_mean import mean_over_targets
 from jepa.types import Latents
+from jepa.utils.tensors import position_ids
 
 
 class MultiScale(nn.Module):
     """Sum over scales s of w_s * mean over cells of d(mean of predictions in the cell, mean of targets in the cell).
 
-    At scale s the grid is cut into cells of s tokens along every axis, as a spatial pyramid is (Lazebnik et al. 2006,
-    "Beyond Bags of Features"); tokens of one target block that lie in the same cell are averaged before they are
-    compared, so that coarse content counts even where the details cannot be told. A cell weighs as much as the tokens
-    in it: scale 1 alone is the plain regression, and blocks need not line up with cells. No published JEPA prescribes
-    this; the pooling is over the predicted tokens, on grids of any number of axes.
+    At scale s the grid is divided into cells of s tokens along every axis, as in a spatial pyramid (Lazebnik et al.
+    2006, "Beyond Bags of Features"). Tokens of a target block in the same cell are averaged before the distance, so
+    that coarse content counts where details cannot be predicted. A cell is weighted by its predicted tokens: scale 1
+    alone is the plain regression. Of no published JEPA.
 
-    scales: s, in tokens. weights: w_s, one for each scale; None weighs all alike, 1 in sum.
-    distance: d, a regression such as SmoothL1 (which None takes), L1, MSE, Cosine.
+    scales: s, in tokens. weights: w_s, one for each scale; None for equal weights of sum 1.
+    distance: d, a regression such as SmoothL1 (for None), L1, MSE, Cosine.
     """
 
     prevents_collapse = False
@@ -53,7 +54,7 @@ class MultiScale(nn.Module):
         self.regression = SmoothL1() if distance is None else distance
 
     def forward(self, latents: Latents) -> Tensor:
-        """The loss, an fp32 scalar."""
+        """Return the loss, an fp32 scalar."""
         token_weights = latents.target_weights or [None] * len(latents.targets)
         means = [
             sum(w * self._at_scale(s, *tensors) for s, w in zip(self.scales, self.weights))
@@ -62,20 +63,26 @@ class MultiScale(nn.Module):
         return torch.stack(means).mean()
 
     def _at_scale(
-        self, scale: int, prediction: Tensor, target: Tensor, places: Tensor, weight: Tensor | None
+        self, scale: int, prediction: Tensor, target: Tensor, positions: Tensor, weight: Tensor | None
     ) -> Tensor:
-        """Mean distance of pooled (B, M, P, D), with places (B, M, P, A) and weights (B, M, P)."""
+        """Return the mean distance of pooled (B, M, P, D), with positions (B, M, P, A) and weights (B, M, P)."""
         if scale == 1:
-            return token_mean(self.regression.distance(prediction.float(), target.float()), weight)
-        cells = group_equal(place_numbers(places // scale))  # (B, M, P)
+            return mean_over_targets([self.regression.distance(prediction.float(), target.float())], [weight])
+        cells = group_equal(position_ids(positions // scale))  # (B, M, P)
         weight = torch.ones_like(cells, dtype=torch.float32) if weight is None else weight.float()
-        sums = torch.zeros_like(weight).scatter_add(
-            -1, cells, weight
-        )  # by cell; what lies beyond the last cell stays 0
-        share = (weight / sums.gather(-1, cells).clamp(min=1e-12)).unsqueeze(-1)  # of a token in its cell
+        cell_weight = torch.zeros_like(weight).scatter_add(-1, cells, weight)  # 0 beyond the last cell
+        token_share = (weight / cell_weight.gather(-1, cells).clamp(min=1e-12)).unsqueeze(-1)
         index = cells.unsqueeze(-1).expand_as(prediction)
 
         def pool(tokens: Tensor) -> Tensor:
-            return torch.zeros_like(tokens).scatter_add(-2, index, tokens * share)
+            return torch.zeros_like(tokens).scatter_add(-2, index, tokens * token_share)
 
-        return token_mean(self.regression.distance(pool(prediction.float()), pool(target.float())), sums)
+        distance = self.regression.distance(pool(prediction.float()), pool(target.float()))
+        return mean_over_targets([distance], [cell_weight])
+
+
+def group_equal(ids: Tensor) -> Tensor:
+    """Return groups of equal ids along the last axis, numbered from 0 in rising order: (..., P) -> (..., P) < P."""
+    ordered, order = ids.sort(dim=-1)
+    groups = F.pad((ordered.diff(dim=-1) != 0).long(), (1, 0)).cumsum(dim=-1)
+    return torch.empty_like(groups).scatter_(-1, order, groups)

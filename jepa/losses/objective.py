@@ -1,4 +1,4 @@
-"""The objective: named terms times weights over one set of latents."""
+"""The objective: a weighted sum of named terms of one set of latents."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Protocol, TypedDict
 from torch import Tensor, nn
 
 from jepa.types import Latents, RunLength, Schedule
-from jepa.utils.schedules import SAMPLE_RUN, values_over_a_run
+from jepa.utils.schedule_samples import EXAMPLE_RUN, sample_schedule
 
 LATENTS = tuple(field.name for field in fields(Latents))
 EXAMPLES = {"prevents_collapse": False, "batch_statistics": False, "needs": ("predictions", "targets")}
-"""What every term says of itself, and how a term that compares tokens would."""
+"""Attributes of every term, with the values of one that compares tokens."""
 
 
 class Term(Protocol):
     """A module from latents to one fp32 scalar.
 
-    prevents_collapse: the term is large when all samples get the same embedding. batch_statistics: its value
-    depends on the whole batch at once, so that micro-batches do not add up to it. needs: the fields of `Latents`
-    it reads.
+    prevents_collapse: whether the term is large when all samples have the same embedding. batch_statistics: whether its
+    value depends on all samples of the batch at once, so that it is not the mean over micro-batches. needs: the fields
+    of `Latents` that it reads.
     """
 
     prevents_collapse: bool
@@ -33,7 +33,7 @@ class Term(Protocol):
 
 
 class WeightedTerm(TypedDict):
-    """One entry of `loss.terms`: a term and the factor, or schedule of the factor, it enters the loss with."""
+    """One entry of `loss.terms`: a term and its weight, or the schedule of its weight."""
 
     weight: float | Schedule
     term: Term | Callable[..., Term]
@@ -42,18 +42,18 @@ class WeightedTerm(TypedDict):
 class Objective(nn.Module):
     """Weighted sum of named terms.
 
-    terms: name -> WeightedTerm; an entry of None is left out, so that a config can remove what another brought. A term
-        with weights of its own is called with `in_dim=embedding_dim, out_dim=token_values` to be completed.
+    terms: name -> WeightedTerm; None removes an entry that another config has added. A partial term is built with
+        `in_dim=embedding_dim, out_dim=token_values`.
     embedding_dim: width of the embeddings, and of the predictions.
-    token_values: how many input values a token covers, None where the encoder does not say.
-    projector: called with `in_dim=` to be completed; the terms that read projections share it. None: projections are
-        the embeddings themselves.
+    token_values: number of input values of a token, None where the encoder has no `token_values`.
+    projector: partial, built with `in_dim=`; shared by the terms that read projections. None: projections are the
+        embeddings.
 
-    A weight may be a schedule; `set_step` puts its value in force, until then it is the one a run starts with. A term
-    of weight 0 is computed and logged.
+    A weight may be a schedule, whose value `set_step` sets; before, it is that of step 0. A term of weight 0 is
+    computed and logged.
 
-    Raises ValueError without terms, for a term that does not say what it reads and does, and for a weight that is
-    neither a finite number nor a schedule.
+    Raises ValueError without terms, for a term without the attributes of `Term`, and for a weight that is neither a
+    finite number nor a schedule.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class Objective(nn.Module):
             if set(entry) != {"weight", "term"}:
                 raise ValueError(f"loss.terms.{name} has the keys {sorted(entry)}, expected weight and term")
         self.terms = nn.ModuleDict(
-            {name: complete(name, entry["term"], embedding_dim, token_values) for name, entry in present.items()}
+            {name: build_term(name, entry["term"], embedding_dim, token_values) for name, entry in present.items()}
         )
         self.schedules: dict[str, Schedule] = {}
         self.weights: dict[str, float] = {}
@@ -81,9 +81,9 @@ class Objective(nn.Module):
             check_weight(name, weight)
             if callable(weight):
                 self.schedules[name] = weight
-                weight = weight(0, SAMPLE_RUN)
+                weight = weight(0, EXAMPLE_RUN)
             self.weights[name] = weight
-        # Where no term reads projections, a head would take no part in the loss, and DDP would wait for it.
+        # DDP waits for the gradients of every parameter, so there is no projector that no term reads.
         self.projector = (
             None if projector is None or "projections" not in self.needs else projector(in_dim=embedding_dim)
         )
@@ -99,9 +99,9 @@ class Objective(nn.Module):
         return tuple(field for field in LATENTS if any(field in term.needs for term in self.terms.values()))
 
     def require(self, made: Collection[str], *, by: str) -> None:
-        """Raise ValueError unless a model makes all that the terms read.
+        """Raise ValueError unless a model makes all fields of `Latents` that the terms read.
 
-        made: the fields of `Latents` that it fills; embeddings are enough for projections. by: its name.
+        made: the fields that it fills; embeddings are enough for projections. by: its name.
         """
         available = {*made, *(["projections"] if "embeddings" in made else [])}
         missing = {name: [field for field in term.needs if field not in available] for name, term in self.terms.items()}
@@ -116,22 +116,21 @@ class Objective(nn.Module):
 
     @property
     def prevents_collapse(self) -> bool:
-        """Whether some term with a positive weight does.
+        """Whether a term with a positive weight prevents collapse.
 
-        A scheduled weight counts when it is positive at any time of a run. That refuses what cannot work and no
-        more: while the weight is 0, nothing of that term holds the embeddings apart.
+        A scheduled weight counts when it is positive at any step, although nothing prevents collapse while it is 0.
         """
         return any(term.prevents_collapse for name, term in self.terms.items() if self._ever_positive(name))
 
     def _ever_positive(self, name: str) -> bool:
         if name in self.schedules:
-            return max(values_over_a_run(self.schedules[name])) > 0
+            return max(sample_schedule(self.schedules[name])) > 0
         return self.weights[name] > 0
 
     def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Put in force the weights of a step; `step` counts the updates made before.
+        """Set the weights of a step; `step` counts the updates before it.
 
-        Gives {"weight/<term>": its weight} of the scheduled terms, to log.
+        Return {"weight/<term>": its weight} of the scheduled terms, to log.
         """
         for name, schedule in self.schedules.items():
             self.weights[name] = float(schedule(step, run_length))
@@ -139,13 +138,13 @@ class Objective(nn.Module):
 
     @property
     def batch_statistics(self) -> bool:
-        """Whether micro-batches do not add up to the batch: a term or the projector looks at all samples at once."""
+        """Whether a term or the projector depends on all samples of the batch at once."""
         return any(term.batch_statistics for term in self.terms.values()) or any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()
         )
 
     def forward(self, latents: Latents) -> dict[str, Tensor]:
-        """{"loss": the weighted sum, "loss/<term>": each term before its weight}, fp32 scalars."""
+        """Return {"loss": the weighted sum, "loss/<term>": each term before its weight}, fp32 scalars."""
         if latents.embeddings is not None and "projections" in self.needs:
             projections = latents.embeddings if self.projector is None else self.projector(latents.embeddings)
             latents = replace(latents, projections=projections)
@@ -154,8 +153,8 @@ class Objective(nn.Module):
         return {"loss": total, **{f"loss/{name}": value for name, value in values.items()}}
 
 
-def complete(name: str, term: Term | Callable[..., Term], embedding_dim: int, token_values: int | None) -> nn.Module:
-    """A term ready for use. Raises ValueError for what is none, or does not say what it reads and does."""
+def build_term(name: str, term: Term | Callable[..., Term], embedding_dim: int, token_values: int | None) -> nn.Module:
+    """Return a term, built if it is partial. Raises ValueError if it is no module or lacks attributes of `Term`."""
     key = f"loss.terms.{name}.term"
     if callable(term) and not isinstance(term, nn.Module):
         try:
@@ -171,7 +170,7 @@ def complete(name: str, term: Term | Callable[..., Term], embedding_dim: int, to
         if not hasattr(term, attribute):
             raise ValueError(
                 f"{key}: {type(term).__name__} has no attribute {attribute}: give the class one, such as "
-                f"{attribute} = {example} (jepa.losses.objective.Term says what it means)"
+                f"{attribute} = {example} (see jepa.losses.objective.Term)"
             )
     unknown = [term.needs] if isinstance(term.needs, str) else [field for field in term.needs if field not in LATENTS]
     if unknown:
@@ -184,7 +183,7 @@ def complete(name: str, term: Term | Callable[..., Term], embedding_dim: int, to
 
 def check_weight(name: str, weight: object) -> None:
     """Raise ValueError for a weight that is neither a finite number nor a schedule of finite numbers."""
-    values = values_over_a_run(weight) if callable(weight) else [weight]
+    values = sample_schedule(weight) if callable(weight) else [weight]
     for value in values:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""The head between embeddings and the terms that compare them."""
+"""The projector: the MLP between embeddings and the terms that read projections."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 
 class Projector(nn.Module):
-    """Linear layers with a norm and GELU between them; the last layer is plain.
+    """Linear layers with a norm and GELU between them.
 
-    hidden: widths of the inner layers. out_dim: width of the projections. norm: "batch", over all views of all
-    samples of the batch together, or "layer". Batch norm blows up the little that is left of embeddings which
-    shrink, and so hides their collapse from the terms behind it; layer norm does not.
+    hidden: widths of the hidden layers. out_dim: width of the projections. norm: "batch", over all views of all samples
+    together, or "layer". Batch norm scales up shrinking embeddings and so hides their collapse from the terms; layer
+    norm does not.
     """
 
     def __init__(
@@ -31,10 +31,10 @@ class Projector(nn.Module):
         make_norm = nn.BatchNorm1d if norm == "batch" else nn.LayerNorm
         widths = [in_dim, *hidden]
         layers: list[nn.Module] = []
-        for before, after in pairwise(widths):
-            layers += [nn.Linear(before, after, bias=False), make_norm(after), nn.GELU()]
+        for in_width, out_width in pairwise(widths):
+            layers += [nn.Linear(in_width, out_width, bias=False), make_norm(out_width), nn.GELU()]
         self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], out_dim))
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(V, B, D) -> (V, B, out_dim)."""
+        """Return projections, (V, B, D) -> (V, B, out_dim)."""
         return self.layers(embeddings.flatten(0, 1)).unflatten(0, embeddings.shape[:2])

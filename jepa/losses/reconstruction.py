@@ -1,4 +1,4 @@
-"""Reconstruction: decode what the input holds at hidden tokens from their predicted latents."""
+"""Reconstruction: the input at hidden tokens, decoded from their predicted latents."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.losses.tokens import token_mean
+from jepa.losses.target_mean import mean_over_targets
 from jepa.types import Latents
 
 
 class Reconstruction(nn.Module):
-    """A decoder from predictions (B, M, P, D) to the input's values at the same tokens, and its error.
+    """The error of an MLP decoder from predictions (B, M, P, D) to the input at the same tokens.
 
-    Values: mean squared error over values, target tokens, samples and masks, that of MAE (arXiv 2111.06377, section 3)
-    with a decoder of its own only. Ids (int64 inputs): cross-entropy over `out_dim` classes, as masked language models
-    have it (BERT, arXiv 1810.04805). Latents.target_weights weigh the tokens.
+    Float inputs: mean squared error over values, target tokens, samples and masks (MAE, arXiv 2111.06377, section 3).
+    Ids (int64): cross-entropy over `out_dim` classes, as masked language models (BERT, arXiv 1810.04805).
+    Latents.target_weights weigh the tokens.
 
-    It prevents collapse: inputs are given, not learned, so an encoder that gives every sample the same leaves the
-    decoder nothing but their mean to say at each place, at a loss of the inputs' variance.
+    It prevents collapse: inputs are not learned, so if all samples have the same embedding, the decoder can only
+    predict the mean input at each position, at a loss of the inputs' variance.
 
-    in_dim, out_dim: completed by the objective with the width of the predictions and the encoder's `token_values`, the
-        number of values a token covers, or of different ids.
-    hidden: widths of hidden layers with GELU; none makes the decoder linear.
-    normalize: values less their mean and over their standard deviation within each token, MAE's `norm_pix_loss`.
+    in_dim, out_dim: the width of the predictions and the encoder's `token_values` (values of a token, or number of
+        ids); set by the objective.
+    hidden: widths of hidden layers with GELU; none for a linear decoder.
+    normalize: standardise the values of each token, MAE's `norm_pix_loss`.
     """
 
     prevents_collapse = True
@@ -47,21 +47,18 @@ class Reconstruction(nn.Module):
         self.out_dim = out_dim
         self.normalize = normalize
         layers: list[nn.Module] = []
-        for before, after in pairwise([in_dim, *hidden]):
-            layers += [nn.Linear(before, after), nn.GELU()]
+        for in_width, out_width in pairwise([in_dim, *hidden]):
+            layers += [nn.Linear(in_width, out_width), nn.GELU()]
         self.decoder = nn.Sequential(*layers, nn.Linear([in_dim, *hidden][-1], out_dim))
 
     def forward(self, latents: Latents) -> Tensor:
-        """The error, an fp32 scalar."""
-        weights = latents.target_weights or [None] * len(latents.inputs)
-        means = [
-            token_mean(self._error(self.decoder(prediction).float(), values), weight)
-            for prediction, values, weight in zip(latents.predictions, latents.inputs, weights)
-        ]
-        return torch.stack(means).mean()
+        """Return the loss, an fp32 scalar."""
+        pairs = zip(latents.predictions, latents.inputs)
+        errors = [self._error(self.decoder(prediction).float(), values) for prediction, values in pairs]
+        return mean_over_targets(errors, latents.target_weights)
 
     def _error(self, decoded: Tensor, values: Tensor) -> Tensor:
-        """Error of each token (B, M, P), decoded (B, M, P, out_dim) against values, or ids (B, M, P)."""
+        """Return the error of each token, decoded (B, M, P, out_dim) and values, or ids (B, M, P) -> (B, M, P)."""
         if not values.is_floating_point():
             return F.cross_entropy(decoded.flatten(0, -2), values.flatten(), reduction="none").view(values.shape)
         if values.shape != decoded.shape:

@@ -1,21 +1,18 @@
-"""Regression of target latents: smooth-L1 (I-JEPA), L1 and its powers (V-JEPA), mean squared error, cosine."""
+"""Regression of target latents, the I-JEPA and V-JEPA loss: SmoothL1, L1, Lp, MSE, Cosine."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.losses.tokens import token_mean
+from jepa.losses.target_mean import mean_over_targets
 from jepa.types import Latents
 
 
 class Regression(nn.Module):
     """Mean over target tokens, samples and masks of a distance between two tokens.
 
-    Latents.target_weights, where given, weigh the tokens; their mean over the whole batch is 1, so that ranks and
-    micro-batches add up to it. A subclass gives the distance. Targets come layer-normed and without gradient from the
-    model.
+    Latents.target_weights weigh the tokens. The model layer-norms and detaches targets. Subclasses define `distance`.
     """
 
     prevents_collapse = False
@@ -23,23 +20,20 @@ class Regression(nn.Module):
     needs = ("predictions", "targets")
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Distance of each token, (..., D) and (..., D) -> (...)."""
+        """Return the distance of each token, (..., D) and (..., D) -> (...)."""
         raise TypeError("Regression has no distance of its own: use SmoothL1, L1, Lp, MSE or Cosine")
 
     def forward(self, latents: Latents) -> Tensor:
-        """The loss, an fp32 scalar."""
-        weights = latents.target_weights or [None] * len(latents.targets)
-        means = [
-            token_mean(self.distance(prediction.float(), target.float()), weight)
-            for prediction, target, weight in zip(latents.predictions, latents.targets, weights)
-        ]
-        return torch.stack(means).mean()
+        """Return the loss, an fp32 scalar."""
+        pairs = zip(latents.predictions, latents.targets)
+        errors = [self.distance(prediction.float(), target.float()) for prediction, target in pairs]
+        return mean_over_targets(errors, latents.target_weights)
 
 
 class SmoothL1(Regression):
     """Huber-like: d^2 / (2 beta) below beta, d - beta / 2 above, mean over features.
 
-    I-JEPA (arXiv 2301.08243) gives an L2 distance in its equation 1; the released code uses this with beta 1.
+    I-JEPA's released code uses this with beta 1; equation 1 of the paper (arXiv 2301.08243) is an L2 distance.
     """
 
     def __init__(self, *, beta: float = 1.0) -> None:
@@ -49,7 +43,6 @@ class SmoothL1(Regression):
         self.beta = beta
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Smooth-L1 of each token, (..., D) -> (...)."""
         return F.smooth_l1_loss(prediction, target, reduction="none", beta=self.beta).mean(-1)
 
 
@@ -57,7 +50,6 @@ class L1(Regression):
     """Absolute error, mean over features (V-JEPA, arXiv 2404.08471, equation 1)."""
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Absolute error of each token, (..., D) -> (...)."""
         return (prediction - target).abs().mean(-1)
 
 
@@ -74,8 +66,7 @@ class Lp(Regression):
         self.loss_exponent = loss_exponent
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """|d|^p / p of each token, (..., D) -> (...)."""
-        error = (prediction - target).abs().clamp(min=1e-12)  # at 0 the slope for p < 1 is infinite
+        error = (prediction - target).abs().clamp(min=1e-12)  # for p < 1 the gradient at 0 is infinite
         return error.pow(self.loss_exponent).mean(-1) / self.loss_exponent
 
 
@@ -83,13 +74,11 @@ class MSE(Regression):
     """Squared error, mean over features."""
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """Squared error of each token, (..., D) -> (...)."""
         return (prediction - target).square().mean(-1)
 
 
 class Cosine(Regression):
-    """1 - cosine similarity, from 0 to 2: directions alone count, as in BYOL (arXiv 2006.07733, equation 2, halved)."""
+    """1 - cosine similarity, in [0, 2] (BYOL, arXiv 2006.07733, half of equation 2)."""
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """1 - cosine similarity of each token, (..., D) -> (...)."""
         return 1 - F.cosine_similarity(prediction, target, dim=-1)

@@ -1,16 +1,15 @@
-"""SIGReg: embeddings should look like samples of an isotropic Gaussian (LeJEPA, arXiv 2511.08544).
+"""SIGReg: the distance of projections to an isotropic Gaussian (LeJEPA, arXiv 2511.08544).
 
 The Epps-Pulley statistic of random one-dimensional projections, for the empirical characteristic function phi_N of
 the samples on a line and that of N(0, 1), phi(t) = exp(-t^2 / 2):
 
     N * integral over the whole line of |phi_N(t) - phi(t)|^2 w(t) dt,   w(t) = exp(-t^2 / 2)
 
-by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry. Published implementations disagree; this is
-the convention of the LeJEPA reference: N counts the samples of all ranks in one view; each view is tested by itself;
-mean over slices and views. eb_jepa leaves out the factor N (its coefficients are larger in turn), and
-stable-pretraining tests the samples of all views together. No whitening: the statistic itself asks for zero mean and
-unit variance. For samples of N(0, I) its expectation is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06 whatever N; a batch that
-has collapsed to 0 has 0.41 N.
+by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry. Published implementations differ; this is the
+convention of the LeJEPA reference: N samples of all ranks in one view, a statistic per view, mean over slices and
+views. eb_jepa has no factor N (and larger coefficients), and stable-pretraining takes the samples of all views
+together. No whitening: the statistic is lowest at zero mean and unit variance. For samples of N(0, I) its expectation
+is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06 for any N; a batch that has collapsed to 0 has 0.41 N.
 """
 
 from __future__ import annotations
@@ -25,9 +24,9 @@ from jepa.types import Latents
 class SIGReg(nn.Module):
     """Sliced Epps-Pulley distance of the projections (V, B, E) to N(0, I).
 
-    num_slices: random directions, drawn anew at every step, the same on every rank. knots: points of the
-    trapezoid rule on [0, last_knot], both ends included. It prevents collapse: its value grows with N there. Memory is
-    a few times V * B * num_slices * knots numbers.
+    num_slices: random directions of each step, the same on every rank. knots: points of the trapezoid rule from 0
+    to last_knot, both included. It prevents collapse: the value of a collapsed batch grows with N. Memory is a few
+    times V * B * num_slices * knots numbers.
     """
 
     prevents_collapse = True
@@ -50,7 +49,7 @@ class SIGReg(nn.Module):
         self.register_buffer("weights", trapezoid * gaussian, persistent=False)
 
     def forward(self, latents: Latents) -> Tensor:
-        """The statistic, an fp32 scalar."""
+        """Return the loss, an fp32 scalar."""
         samples = latents.projections
         generator = None if latents.rng is None else latents.rng.generator(samples.device, "sigreg")
         directions = torch.randn(samples.shape[-1], self.num_slices, device=samples.device, generator=generator)
@@ -58,7 +57,7 @@ class SIGReg(nn.Module):
             return self.statistic(samples.float() @ (directions / directions.norm(dim=0))).mean()
 
     def statistic(self, x: Tensor) -> Tensor:
-        """Epps-Pulley statistic (..., S) of N samples on each of S lines, x (..., N, S); N spans the ranks."""
+        """Return the Epps-Pulley statistic (..., S) of N samples, of all ranks, on S lines, x (..., N, S)."""
         angles = x.unsqueeze(-1) * self.knots  # (..., N, S, T)
         sums = torch.stack([angles.cos().sum(dim=-3), angles.sin().sum(dim=-3)])  # (2, ..., S, T)
         (real, imaginary), samples = mean_over_ranks(sums, x.shape[-2])

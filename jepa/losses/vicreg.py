@@ -1,7 +1,7 @@
 """Variance and covariance of projections over the batch (VICReg, Bardes et al. 2022, arXiv 2105.04906).
 
-With `Invariance(reference="pairs")` they make VICReg. Statistics are taken over the samples of all ranks, for each view
-by itself, and both terms are means over views. The released code averages the variance term over its two views and adds
+With `Invariance(reference="pairs")` they make VICReg. Statistics are over the samples of all ranks, per view, and both
+terms are means over views. The released code averages the variance term over its two views and adds
 up the covariance term, so its coefficients 25 (invariance), 25 (variance) and 1 (covariance) are 25, 25 and 2 here.
 """
 
@@ -21,8 +21,8 @@ DIVISORS = ("features", "pairs")
 class Variance(nn.Module):
     """v(Z) = mean over features of max(0, margin - sqrt(Var(z_j) + eps)), Var with N - 1 (equations 1 and 2).
 
-    Reads the projections (V, B, E). A batch that has collapsed costs almost `margin`, which only features that vary
-    from sample to sample bring down: it prevents collapse.
+    Reads the projections (V, B, E). It prevents collapse: a collapsed batch has a loss of almost `margin`, and only
+    features that vary between samples lower it.
     """
 
     prevents_collapse = True
@@ -37,7 +37,7 @@ class Variance(nn.Module):
         self.eps = eps
 
     def forward(self, latents: Latents) -> Tensor:
-        """The hinge, an fp32 scalar."""
+        """Return the loss, an fp32 scalar."""
         x, degrees = centred(latents.projections)
         variance = _over_degrees(x.square().sum(dim=1), x.shape[1], degrees)  # (V, E)
         return (self.margin - (variance + self.eps).sqrt()).relu().mean()
@@ -49,8 +49,8 @@ class Covariance(nn.Module):
     Reads the projections (V, B, E); the matrices (V, E, E) are what the ranks exchange. Zero for constant projections:
     it does not prevent collapse.
 
-    divisor: "features", E, as paper and code have it; "pairs", E (E - 1), the mean over the off-diagonal entries that
-        eb_jepa (facebookresearch/eb_jepa) takes with coefficients of 10 to 100.
+    divisor: "features", E, as in paper and code; "pairs", E (E - 1), the mean over the off-diagonal entries, as in
+        facebookresearch/eb_jepa with coefficients of 10 to 100.
     """
 
     prevents_collapse = False
@@ -64,7 +64,7 @@ class Covariance(nn.Module):
         self.divisor = divisor
 
     def forward(self, latents: Latents) -> Tensor:
-        """The squared off-diagonal entries, an fp32 scalar."""
+        """Return the loss, an fp32 scalar."""
         x, degrees = centred(latents.projections)
         with torch.autocast(x.device.type, enabled=False):
             covariance = _over_degrees(x.transpose(1, 2) @ x, x.shape[1], degrees)  # (V, E, E)
@@ -75,9 +75,9 @@ class Covariance(nn.Module):
 
 
 def centred(projections: Tensor) -> tuple[Tensor, Tensor]:
-    """Projections (V, B, E) less the mean over the samples of all ranks, in fp32; and N - 1, at least 1.
+    """Return projections (V, B, E) minus the mean over the samples of all ranks, in fp32, and N - 1, at least 1.
 
-    Two passes, of which this is the first: sums of squares about 0 would cancel where means are large.
+    Centred before squaring: the squares of large means would cancel.
     """
     x = projections.float()
     mean, count = mean_over_ranks(x.sum(dim=1), x.shape[1])
@@ -85,6 +85,6 @@ def centred(projections: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _over_degrees(sums: Tensor, count: int, degrees: Tensor) -> Tensor:
-    """Sums over this rank's samples -> the sum over those of all ranks, divided by N - 1."""
+    """Return the sum over all ranks, divided by N - 1, of sums over this rank's samples."""
     mean, count = mean_over_ranks(sums, count)
     return mean * (count / degrees)

@@ -1,4 +1,4 @@
-"""Masks: which tokens are seen and which are predicted, drawn for a whole batch on the device."""
+"""Masks: which tokens the context encoder sees and which are predicted, drawn for a batch on the device."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from jepa.masks.multiblock import MultiBlockMask
-from jepa.masks.published import PublishedMultiBlockMask
-from jepa.masks.random import RandomMask
+from jepa.masks.published_multiblock import PublishedMultiBlockMask
+from jepa.masks.random_tokens import RandomMask
 from jepa.masks.span import SpanMask
 
 __all__ = ["MultiBlockMask", "PublishedMultiBlockMask", "RandomMask", "SpanMask", "multiblock_mask"]
@@ -23,9 +23,9 @@ def multiblock_mask(
     allow_overlap: bool = False,
     compat: Literal["fixed", "published"] = "fixed",
 ) -> MultiBlockMask | PublishedMultiBlockMask:
-    """The multi-block masker: "fixed" is ours, "published" draws as facebookresearch/ijepa does.
+    """Return `MultiBlockMask` for compat "fixed", `PublishedMultiBlockMask` for "published".
 
-    The other arguments are those of `MultiBlockMask`. Raises ValueError for any other compat.
+    Raises ValueError for any other compat.
     """
     kinds = {"fixed": MultiBlockMask, "published": PublishedMultiBlockMask}
     if compat not in kinds:

@@ -1,4 +1,4 @@
-"""The future hidden: the last share of a series is predicted from what came before."""
+"""Future masks: the last share of a series is predicted from the steps before it."""
 
 from __future__ import annotations
 
@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from jepa.masks.packing import split_tokens
+from jepa.masks.token_indices import mask_from_hidden
 from jepa.types import Grid, Mask
+from jepa.utils.errors import check_at_least
 
 
 class FutureMask:
     """Masker whose context is the past and whose target the future, on grids whose last axis is time.
 
     target_share: share of the time steps (tokens along the last axis) to hide, rounded, at least one hidden and one
-        seen; or [least, most], between which each sample's is drawn.
-    num_masks: independent draws per sample, each of which is one more view of it; with a fixed share all are alike.
+        seen; or [least, most], from which each sample's share is drawn uniformly.
+    num_masks: independent masks per sample, each of which is another view of it; equal for a fixed share.
 
-    On a grid of several axes, such as (channels, time), the same steps are hidden in every row. Steps at which a sample
-    holds nothing but padding do not count.
+    On a grid of several axes, such as (channels, time), the same steps are hidden in every row. Steps of padding do not
+    count.
     """
 
     def __init__(self, *, target_share: float | Sequence[float] = 0.4, num_masks: int = 1) -> None:
@@ -28,8 +29,7 @@ class FutureMask:
             raise ValueError(
                 f"model.mask.target_share={target_share}: expected a share between 0 and 1, or [least, most]"
             )
-        if num_masks < 1:
-            raise ValueError(f"model.mask.num_masks must be at least 1, got {num_masks}")
+        check_at_least("model.mask", 1, num_masks=num_masks)
         self.shares = shares
         self.num_masks = num_masks
 
@@ -41,7 +41,7 @@ class FutureMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """`num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
+        """Return `num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
 
         Raises ValueError when the grid has a single time step.
         """
@@ -68,7 +68,7 @@ class FutureMask:
             hidden = (real.cumsum(dim=1) - 1 >= first[:, None]) & real
             hidden = hidden[:, None].expand(-1, rows, -1).flatten(1)  # (B, N)
             masks.append(
-                split_tokens(
+                mask_from_hidden(
                     hidden, valid, context_size=context_size, target_size=max(1, target_size), generator=generator
                 )
             )
@@ -76,5 +76,5 @@ class FutureMask:
 
     @staticmethod
     def _hidden(lengths: Tensor, share: Tensor | float) -> Tensor:
-        """Steps to hide of samples of so many; none where there is a single one."""
+        """Return how many steps of samples of these lengths are hidden; none of a single one."""
         return (lengths * share).round().long().clamp(min=1).minimum((lengths - 1).clamp(min=0))

@@ -1,12 +1,12 @@
-"""Multi-block masks on a grid of any number of axes, drawn for the whole batch at once.
+"""Multi-block masks on a grid of any number of axes, drawn for all samples at once.
 
-One context block, several target blocks; the context loses the tokens of the targets (I-JEPA, arXiv 2301.08243,
-section 3). `PublishedMultiBlockMask` reproduces the published collator; this one mends what it does wrong:
+One context block, without the tokens of several target blocks (I-JEPA, arXiv 2301.08243, section 3). Unlike the
+published collator, which `PublishedMultiBlockMask` reproduces:
 
-- blocks reach every row and column (the published one never shows or predicts the last ones);
+- blocks reach every row and column (the published ones never the last);
 - scale and aspect ratio are drawn independently;
 - every sample draws its own block sizes, and surplus tokens are dropped evenly, not from the bottom up;
-- the number of tokens kept depends on the grid and the settings alone, not on the batch size.
+- the number of context tokens depends on the grid and the settings, not on the batch size.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from jepa.masks.token_indices import systematic_sample
 from jepa.types import Grid, Mask
+from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
 
 CALIBRATION_DRAWS = 2048
-SHORT_SHARE = 0.05
-"""Share of samples whose context may fall short of K and is drawn again; K is set to meet it."""
-
+REDRAWN_SHARE = 0.05
+"""Share of samples with fewer than K context tokens, which are drawn again; K is set to meet it."""
 
 Layouts: TypeAlias = tuple[int, Tensor, Tensor]
+"""K, blocks (2, R, 1 + M, axes) with at least K context tokens, and these tokens (R, N) bool."""
 
 
 class MultiBlockMask:
@@ -34,14 +36,14 @@ class MultiBlockMask:
 
     context_scale, target_scale: (least, most) share of the grid that a block covers.
     aspect_ratio: (least, most) height / width of a target block on the last two axes; the context block has the
-        grid's own shape. Leading axes (time, in video) are spanned whole; on a 1-D grid blocks are spans.
+        grid's own shape. Blocks span leading axes (time, in video); on a 1-D grid blocks are spans.
     min_context: fewest context tokens that are accepted.
     allow_overlap: let the context keep tokens that are also targets.
 
     P, the tokens predicted per block, is the least target scale times the grid. A block's sides are rounded square
-    roots, widened where rounding left fewer than P; from larger blocks P tokens are picked, all equally likely. K, the
-    context tokens kept, is the 5 % quantile of what the targets leave of the context block, found once per grid from
-    draws of a fixed seed; a sample with fewer tokens left is drawn again, from those same draws.
+    roots, enlarged where rounding left fewer than P; of larger blocks P tokens are sampled, all equally likely. K, the
+    context tokens, is the 5 % quantile of the number of context tokens outside the targets, over draws of a fixed seed
+    for each grid; a sample with fewer is replaced by one of these draws with at least K.
     """
 
     def __init__(
@@ -54,10 +56,7 @@ class MultiBlockMask:
         min_context: int = 10,
         allow_overlap: bool = False,
     ) -> None:
-        if num_targets < 1:
-            raise ValueError(f"model.mask.num_targets must be at least 1, got {num_targets}")
-        if min_context < 1:
-            raise ValueError(f"model.mask.min_context must be at least 1, got {min_context}")
+        check_at_least("model.mask", 1, num_targets=num_targets, min_context=min_context)
         self.num_targets = num_targets
         self.context_scale = check_range("model.mask.context_scale", context_scale, most=1.0)
         self.target_scale = check_range("model.mask.target_scale", target_scale, most=1.0)
@@ -74,7 +73,7 @@ class MultiBlockMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """One `Mask` for the batch. valid (B, N) bool: False at padding, on which blocks may fall: the mask says where.
+        """Return one `Mask` for the batch. valid (B, N) bool: False at padding; blocks may include it, marked as such.
 
         Raises ValueError when the settings leave fewer than min_context tokens on this grid.
         """
@@ -82,15 +81,15 @@ class MultiBlockMask:
         device = torch.device("cpu") if generator is None else generator.device
         if (grid, device) not in self._layouts:
             self._layouts[grid, device] = self._calibrate(grid, device)
-        keep, reserve, reserve_members = self._layouts[grid, device]
+        keep, spare_blocks, spare_members = self._layouts[grid, device]
         blocks = self._draw(batch_size, grid, device, generator)  # (2, B, 1 + M, axes)
         members = self._context(blocks, grid)  # (B, N)
         short = members.sum(-1) < keep  # (B,)
-        again = torch.randint(len(reserve_members), (batch_size,), device=device, generator=generator)
-        blocks = torch.where(short[:, None, None], reserve[:, again], blocks)
-        members = torch.where(short[:, None], reserve_members[again], members)
+        again = torch.randint(len(spare_members), (batch_size,), device=device, generator=generator)
+        blocks = torch.where(short[:, None, None], spare_blocks[:, again], blocks)
+        members = torch.where(short[:, None], spare_members[again], members)
         rank = members.cumsum(dim=-1, dtype=torch.int32)
-        context = torch.searchsorted(rank, pick_ranks(rank[:, -1], keep, generator) + 1)
+        context = torch.searchsorted(rank, systematic_sample(rank[:, -1], keep, generator) + 1)
         targets = self._pick_targets(blocks[:, :, 1:], grid, generator)
         if valid is None:
             return [Mask(context, targets)]
@@ -99,7 +98,7 @@ class MultiBlockMask:
         return [Mask(context, targets, context_valid=context_valid, target_valid=target_valid)]
 
     def _draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """First cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
+        """Return the first cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
         ratio = grid[-2] / grid[-1] if len(grid) > 1 else 1.0
         context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), device, generator)
         targets = draw_blocks(
@@ -108,14 +107,14 @@ class MultiBlockMask:
         return torch.cat([context, targets], dim=2)
 
     def _context(self, blocks: Tensor, grid: Grid) -> Tensor:
-        """Tokens (B, N) bool of the context block that are free of targets."""
+        """Return the tokens (B, N) bool of the context block outside the targets."""
         context = cover(blocks[:, :, :1], grid)
         return context if self.allow_overlap else context & ~cover(blocks[:, :, 1:], grid)
 
     def _pick_targets(self, blocks: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
-        """P cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
+        """Return P cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
         start, sides = blocks.int()
-        local = pick_ranks(sides.prod(dim=-1), least_tokens(self.target_scale, grid), generator)
+        local = systematic_sample(sides.prod(dim=-1), min_tokens(self.target_scale, grid), generator)
         flat, stride = torch.zeros_like(local), 1
         for axis in reversed(range(len(grid))):
             side = sides[..., axis, None]
@@ -125,18 +124,18 @@ class MultiBlockMask:
         return flat.long()
 
     def _calibrate(self, grid: Grid, device: torch.device) -> Layouts:
-        """K for a grid, and layouts (2, R, 1 + M, axes) with at least K context tokens (R, N) bool."""
+        """Return the layouts of a grid."""
         fixed = make_generator("cpu", 0, "mask calibration")
         blocks = self._draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed)
         members = self._context(blocks, grid)
-        left = members.sum(-1)
-        keep = max(int(left.float().quantile(SHORT_SHARE, interpolation="lower")), self.min_context)
-        enough = left >= keep
+        context_tokens = members.sum(-1)
+        keep = max(int(context_tokens.float().quantile(REDRAWN_SHARE, interpolation="lower")), self.min_context)
+        enough = context_tokens >= keep
         if enough.float().mean() < 0.5:
             raise ValueError(
                 f"masks do not fit a grid of {' x '.join(map(str, grid))} tokens: {self.num_targets} targets of "
-                f"{self.target_scale[0]} to {self.target_scale[1]} of the grid leave {int(left.median())} context "
-                f"tokens (median), fewer than model.mask.min_context={self.min_context}: use fewer targets "
+                f"{self.target_scale[0]} to {self.target_scale[1]} of the grid leave {int(context_tokens.median())} "
+                f"context tokens (median), fewer than model.mask.min_context={self.min_context}: use fewer targets "
                 "(model.mask.num_targets), smaller ones (model.mask.target_scale), smaller patches "
                 "(model.encoder.patch_size), or accept fewer context tokens"
             )
@@ -151,26 +150,27 @@ def draw_blocks(
     device: torch.device,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """First cells and sides (2, *shape, axes) of blocks, int64.
+    """Return the first cells and sides (2, *shape, axes) of blocks, int64.
 
-    Scale and aspect ratio are uniform and independent, places uniform over all that keep the block on the grid.
+    Scale and aspect ratio are uniform and independent; the first cell is uniform among those that keep the block on the
+    grid.
     """
     draws = torch.rand(2, *shape, device=device, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
     ratio = aspect_ratio[0] + (aspect_ratio[1] - aspect_ratio[0]) * draws[1]
-    sides = block_sides(area, ratio, grid, least_tokens(scale, grid))
-    room = torch.tensor(grid, device=device) - sides + 1  # places along each axis
+    sides = block_sides(area, ratio, grid, min_tokens(scale, grid))
+    room = torch.tensor(grid, device=device) - sides + 1  # possible first cells
     start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
     return torch.stack([torch.minimum(start, room - 1), sides])
 
 
-def least_tokens(scale: tuple[float, float], grid: Grid) -> int:
-    """Tokens that a block of this scale holds at least."""
+def min_tokens(scale: tuple[float, float], grid: Grid) -> int:
+    """Return the fewest tokens of a block of this scale."""
     return max(1, int(scale[0] * math.prod(grid)))
 
 
 def block_sides(area: Tensor, ratio: Tensor, grid: Grid, least: int) -> Tensor:
-    """Sides (..., axes) of blocks that cover about a share `area` of the grid, and at least `least` tokens."""
+    """Return sides (..., axes) of blocks that cover about a share `area` of the grid, and at least `least` tokens."""
     if len(grid) == 1:
         return (area * grid[0]).round().long().clamp(least, grid[0]).unsqueeze(-1)
     *leading, rows, columns = grid
@@ -184,11 +184,11 @@ def block_sides(area: Tensor, ratio: Tensor, grid: Grid, least: int) -> Tensor:
 
 
 def cover(blocks: Tensor, grid: Grid) -> Tensor:
-    """Which cells (B, N) bool lie in any of a sample's blocks (2, B, M, axes)."""
+    """Return which cells (B, N) bool lie in any of a sample's blocks (2, B, M, axes)."""
     start, end = blocks[0], blocks[0] + blocks[1]
     *leading, last = [
-        ((place >= start[..., axis, None]) & (place < end[..., axis, None])).float()  # (B, M, side)
-        for axis, place in enumerate(torch.arange(side, device=blocks.device) for side in grid)
+        ((cell >= start[..., axis, None]) & (cell < end[..., axis, None])).float()  # (B, M, side)
+        for axis, cell in enumerate(torch.arange(side, device=blocks.device) for side in grid)
     ]
     planes = torch.ones_like(last[..., :1])
     for along in leading:
@@ -196,18 +196,8 @@ def cover(blocks: Tensor, grid: Grid) -> Tensor:
     return (planes.transpose(1, 2) @ last).flatten(1) > 0  # a sum over blocks
 
 
-def pick_ranks(sizes: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
-    """`count` different members (..., count), numbered from 0, of sets with at least so many; sizes (...).
-
-    Systematic sampling: evenly spaced from a random start, so that every member is equally likely, without sorting.
-    """
-    start = 0.999 * torch.rand(sizes.shape, device=sizes.device, generator=generator)  # below 1 after rounding too
-    spaced = torch.arange(count, device=sizes.device) + start.unsqueeze(-1)
-    return (spaced * (sizes / count).unsqueeze(-1)).int().minimum(sizes.unsqueeze(-1).int() - 1)
-
-
 def check_range(key: str, values: Sequence[float], most: float = math.inf) -> tuple[float, float]:
-    """(low, high) as floats. Raises ValueError unless 0 < low <= high <= most."""
+    """Return (low, high) as floats. Raises ValueError unless 0 < low <= high <= most."""
     low, high = map(float, values) if len(values) == 2 else (0.0, 0.0)
     if not 0 < low <= high <= most:
         raise ValueError(f"{key}: got {list(values)}, expected [low, high] with 0 < low <= high <= {most}")

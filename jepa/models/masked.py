@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from jepa.models.base_model import JEPA
 from jepa.models.drawing import MaskDrawer, flatten_views, views_first
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
-from jepa.utils.tensors import gather_tokens, masked_mean, positions_on, token_valid
+from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean, token_valid
 
 
 class MaskedJEPA(JEPA):
@@ -64,7 +64,7 @@ class MaskedJEPA(JEPA):
         if self._dense and "context" not in self.loss.needs:
             raise ValueError(
                 "model.predictor.predict_context=true predicts the tokens that are seen, but no term of the loss reads "
-                "them: add one such as jepa.losses.dense.ContextPrediction, or set it to false"
+                "them: add one such as jepa.losses.context_prediction.ContextPrediction, or set it to false"
             )
         self.token_weights = token_weights
         self.corruption = corruption
@@ -114,7 +114,7 @@ class MaskedJEPA(JEPA):
             predictions=predicted,
             targets=[gather_tokens(targets, mask.targets) for mask in masks],
             target_weights=[self._weights(mask, targets.shape[1]) for mask in masks],
-            positions=[positions_on(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
+            positions=[grid_positions(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
             inputs=self._inputs(x, masks) if "inputs" in self.loss.needs else None,
             embeddings=views_first(pooled, views),  # (masks * views, B, D)
             context=seen,
@@ -175,8 +175,8 @@ def distance_weights(mask: Mask, grid: Grid) -> Tensor:
 
     Distances are Euclidean, in steps along the axes of the grid; a context token that is a target too weighs 1.
     """
-    context = positions_on(grid, mask.context).float().unsqueeze(1)  # (B, 1, K, A)
-    apart = torch.cdist(context.expand(-1, mask.targets.shape[1], -1, -1), positions_on(grid, mask.targets).float())
+    context = grid_positions(grid, mask.context).float().unsqueeze(1)  # (B, 1, K, A)
+    apart = torch.cdist(context.expand(-1, mask.targets.shape[1], -1, -1), grid_positions(grid, mask.targets).float())
     if mask.target_valid is not None:
         apart = apart.masked_fill(~mask.target_valid.unsqueeze(2), float("inf"))
     weights = apart.amin(dim=-1).clamp(min=1).rsqrt()  # from (B, M, K, P)

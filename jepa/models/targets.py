@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.types import Encoder, RunLength, Schedule
-from jepa.utils.schedules import values_over_a_run
+from jepa.utils.schedule_samples import sample_schedule
 from jepa.utils.tensors import layer_norm, sample_entries
 
 
@@ -89,7 +89,7 @@ class EMATarget(Target):
                 f"model.target.momentum={momentum!r}: expected a schedule, such as "
                 "{_target_: jepa.optim.Constant, value: 0.996}"
             )
-        for value in values_over_a_run(momentum):
+        for value in sample_schedule(momentum):
             check_momentum(value)
         if reference_batch_size is not None and reference_batch_size < 1:
             raise ValueError(

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.distributed.collectives import all_reduce_sum, broadcast_from_rank0
-from jepa.monitor.statistics import Rows, of_all_ranks, statistics, take_rows, view_rows
+from jepa.monitor.statistics import Rows, all_gather_row_sets, statistics, take_rows, view_rows
 from jepa.monitor.verdict import UNKNOWN, Thresholds, Verdict, judge
 from jepa.types import Latents, RunLength
 
@@ -119,7 +119,7 @@ class CollapseMonitor:
         """
         if tasks := tasks_of(model):
             return self._measure_tasks(tasks, step, values, device)
-        rows = of_all_ranks(self._rows, device)
+        rows = all_gather_row_sets(self._rows, device)
         self._rows = None
         drift = target_drift(model)
         # One rank computes, so that rounding cannot make them judge differently.

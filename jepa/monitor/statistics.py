@@ -1,4 +1,4 @@
-"""What latents tell of collapse: pure functions of a few rows of them.
+"""Collapse statistics: pure functions of a few rows of latents.
 
 n rows (tokens or samples)    V views    b samples    D width
 """
@@ -18,216 +18,215 @@ from jepa.types import Latents, Mask
 from jepa.utils.feature_rank import rankme
 
 INPUT_SAMPLES, INPUT_VALUES = 64, 4096
-"""Samples, and values of each, that are looked at of the inputs."""
-FEWEST_OF_A_PLACE = 64
-"""Rows that share their place with others, below which nothing is said about places."""
+"""Number of inputs, and of values of each, in `Rows.inputs`."""
+MIN_SHARED_POSITIONS = 64
+"""Rows that share their position with another row, below which `monitor/target_places` is not measured."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a step that are looked at, fp32 on the model's device; None where the method makes none.
+    """The measured rows of a step, fp32 on the model's device; None where the method makes none.
 
-    embeddings (V, b, D), of the views that show the whole of a sample; projections (V, b, E), of the same. targets and
-    predictions (n, D), each of another n perhaps. places (n,): the flat grid index of each row of targets, -1 where the
-    same token of the same sample stands among them already. inputs (V, b, values), a subset of their values.
+    embeddings (V, b, D) and projections (V, b, E), of the global views. targets and predictions (n, D), where n may
+    differ. positions (n,): the flat grid index of each row of targets, -1 for a token of a sample that is among the
+    rows already. inputs (V, b, values), a subset of their values.
     """
 
     embeddings: Tensor | None = None
     projections: Tensor | None = None
     targets: Tensor | None = None
     predictions: Tensor | None = None
-    places: Tensor | None = None
+    positions: Tensor | None = None
     inputs: Tensor | None = None
 
 
 @torch.no_grad()
 def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
-    """Evenly spaced rows of a step's latents, copied, so that the latents may be freed.
+    """Return evenly spaced rows of a step's latents, copied, so that the latents may be freed.
 
-    batch: what the model was called with; inputs and the places of targets are read where it has them.
+    batch: the argument of the model; inputs and positions of targets are read where it has them.
     max_rows: of each kind; of embeddings at least two samples.
     """
     batch = batch if isinstance(batch, Mapping) else {}
     embeddings = latents.embeddings
     if embeddings is not None:
         embeddings = view_rows(embeddings, latents.global_views, max_rows)
-    targets, places = None, None
+    targets, positions = None, None
     weights = latents.target_weights or [None] * len(latents.targets or latents.predictions or [])
     if latents.targets:
         masks = batch.get("masks") or []
-        picked = [pick(t, w, max_rows // len(latents.targets)) for t, w in zip(latents.targets, weights)]
-        targets = joined_rows(latents.targets, picked)
-        places = places_of(masks, latents.targets, picked)
+        picked = [pick_rows(t, w, max_rows // len(latents.targets)) for t, w in zip(latents.targets, weights)]
+        targets = concat_rows(latents.targets, picked)
+        positions = target_positions(masks, latents.targets, picked)
     predictions = None
     if latents.predictions:
-        picked = [pick(p, w, max_rows // len(latents.predictions)) for p, w in zip(latents.predictions, weights)]
-        predictions = joined_rows(latents.predictions, picked)
+        picked = [pick_rows(p, w, max_rows // len(latents.predictions)) for p, w in zip(latents.predictions, weights)]
+        predictions = concat_rows(latents.predictions, picked)
     return Rows(
-        embeddings=embeddings, targets=targets, predictions=predictions, places=places, inputs=input_rows(batch)
+        embeddings=embeddings, targets=targets, predictions=predictions, positions=positions, inputs=input_rows(batch)
     )
 
 
 @torch.no_grad()
 def view_rows(tensor: Tensor, views: int | None, max_rows: int) -> Tensor:
-    """Evenly spaced samples, at least two, of the first views of (V, B, D), copied in fp32. views: None for all."""
+    """Return evenly spaced samples, at least two, of the first views of (V, B, D) in fp32. views: None for all."""
     tensor = tensor[:views][:max_rows]
-    samples = spaced(tensor.shape[1], max(2, max_rows // len(tensor)), tensor.device)
+    samples = evenly_spaced(tensor.shape[1], max(2, max_rows // len(tensor)), tensor.device)
     return tensor.index_select(1, samples).float()
 
 
-def spaced(length: int, count: int, device: torch.device) -> Tensor:
-    """At most `count` evenly spaced indices below `length`, int64."""
+def evenly_spaced(length: int, count: int, device: torch.device) -> Tensor:
+    """Return at most `count` evenly spaced indices below `length`, int64."""
     count = min(count, length)
     return torch.linspace(0, length - 1, count, device=device, dtype=torch.float64).round().long()
 
 
-def pick(tensor: Tensor, weights: Tensor | None, count: int) -> Tensor:
-    """Indices of evenly spaced rows of (..., D) among those that count; as many as if all did, if need be twice."""
+def pick_rows(tensor: Tensor, weights: Tensor | None, count: int) -> Tensor:
+    """Return the indices of evenly spaced rows of (..., D) of weight > 0, with repetitions if these are few."""
     number = tensor.shape[:-1].numel()
-    indices = spaced(number, max(2, count), tensor.device)
+    indices = evenly_spaced(number, max(2, count), tensor.device)
     if weights is None or weights.shape != tensor.shape[:-1]:
         return indices
-    counting = weights.flatten().nonzero().flatten()
-    return counting[(indices * len(counting)) // number] if len(counting) else indices
+    weighted = weights.flatten().nonzero().flatten()
+    return weighted[(indices * len(weighted)) // number] if len(weighted) else indices
 
 
-def joined_rows(tensors: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor:
-    """The picked rows of several tensors (..., D); of those of the first one's width."""
+def concat_rows(tensors: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor:
+    """Return the picked rows of several tensors (..., D), of those with the first one's width."""
     width = tensors[0].shape[-1]
     return torch.cat([t.flatten(0, -2)[i].float() for t, i in zip(tensors, picked) if t.shape[-1] == width])
 
 
-def places_of(masks: Sequence[Mask], targets: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor | None:
-    """Places of the picked rows of targets, see `Rows`; None where masks do not tell.
+def target_positions(masks: Sequence[Mask], targets: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor | None:
+    """Return the positions of the picked rows of targets (see `Rows`); None where the masks are not those of targets.
 
-    Target blocks overlap, and what is picked twice is alike: counted, it would pass for what the place explains.
+    Target blocks overlap, and a token picked twice is equal: counted twice, it would seem explained by its position.
     """
-    told = len(masks) == len(targets) and all(m.targets.shape == t.shape[:-1] for m, t in zip(masks, targets))
-    if not told or len({t.shape[-1] for t in targets}) > 1:
+    fits = len(masks) == len(targets) and all(m.targets.shape == t.shape[:-1] for m, t in zip(masks, targets))
+    if not fits or len({t.shape[-1] for t in targets}) > 1:
         return None
-    places = torch.cat([mask.targets.flatten()[i] for mask, i in zip(masks, picked)])
+    positions = torch.cat([mask.targets.flatten()[i] for mask, i in zip(masks, picked)])
     samples = torch.cat([i // mask.targets.shape[1:].numel() for mask, i in zip(masks, picked)])
-    tokens, order = (samples * 2**32 + places).sort(stable=True)
-    again = torch.zeros_like(places, dtype=torch.bool)
-    again[order[1:]] = tokens[1:] == tokens[:-1]
-    return places.masked_fill(again, -1)
+    tokens, order = (samples * 2**32 + positions).sort(stable=True)
+    repeated = torch.zeros_like(positions, dtype=torch.bool)
+    repeated[order[1:]] = tokens[1:] == tokens[:-1]
+    return positions.masked_fill(repeated, -1)
 
 
 def input_rows(batch: Mapping[str, Any]) -> Tensor | None:
-    """Some values of some inputs (V, b, values), from `views` (B, V, ...) or `x` (B, ...)."""
+    """Return some values of some inputs (V, b, values), from `views` (B, V, ...) or `x` (B, ...)."""
     x = batch.get("views", batch.get("x"))
     if not isinstance(x, Tensor) or x.ndim < 2:
         return None
     x = x.flatten(2) if "views" in batch and x.ndim > 2 else x.flatten(1).unsqueeze(1)  # (B, V, values)
-    x = x[spaced(x.shape[0], INPUT_SAMPLES, x.device)]
-    x = x[..., spaced(x.shape[2], INPUT_VALUES, x.device)].float().transpose(0, 1)
+    x = x[evenly_spaced(x.shape[0], INPUT_SAMPLES, x.device)]
+    x = x[..., evenly_spaced(x.shape[2], INPUT_VALUES, x.device)].float().transpose(0, 1)
     return x.nan_to_num()  # padding and missing values
 
 
-def of_all_ranks(rows: Rows | None, device: torch.device, widest: int = 8) -> Rows | None:
-    """The rows of all ranks together, the same on each; None where not all ranks have rows of the same shape."""
+def all_gather_row_sets(rows: Rows | None, device: torch.device, widest: int = 8) -> Rows | None:
+    """Return the rows of all ranks, the same on each; None unless all ranks have rows of the same shape."""
     if not is_distributed():
         return rows
-    given = {} if rows is None else {f.name: getattr(rows, f.name) for f in fields(rows)}
-    sizes = [size for tensor in given.values() for size in (-1, *(() if tensor is None else tensor.shape))]
+    tensors = {} if rows is None else {f.name: getattr(rows, f.name) for f in fields(rows)}
+    sizes = [size for tensor in tensors.values() for size in (-1, *(() if tensor is None else tensor.shape))]
     signature = torch.tensor(([len(sizes), *sizes] + [0] * 32)[:32], device=device, dtype=torch.float32)
     limits = all_reduce_max(torch.cat([signature, -signature]))
     if rows is None or not torch.equal(limits[:32], -limits[32:]):
         return None
 
-    def gathered(tensor: Tensor, dim: int) -> Tensor:
+    def gather(tensor: Tensor, dim: int) -> Tensor:
         slots = tensor.new_zeros(get_world_size(), *tensor.shape)
         slots[get_rank()] = tensor
         return torch.cat(all_reduce_sum(slots).unbind(), dim=dim)
 
-    along = {"embeddings": 1, "projections": 1, "inputs": 1}
-    return replace(rows, **{n: gathered(t, along.get(n, 0)) for n, t in given.items() if t is not None})
+    dims = {"embeddings": 1, "projections": 1, "inputs": 1}
+    return replace(rows, **{n: gather(t, dims.get(n, 0)) for n, t in tensors.items() if t is not None})
 
 
 @torch.no_grad()
 def statistics(rows: Rows) -> dict[str, float]:
-    """Metrics of the rows; what cannot be said is left out, as are rows that are not finite.
+    """Return metrics of the rows, without those of missing or non-finite rows.
 
     train/<kind>_std: standard deviation over samples or tokens, mean over features, in units of the latents.
     monitor/<kind>_spread: root of the variance over samples or tokens as a share of the mean square, 0 to 1.
-    monitor/<kind>_dimensions: effective rank around their mean, which is not counted. monitor/<kind>_cosine: mean
-        cosine of two of them. monitor/embedding_rank: effective rank of embeddings, mean included (RankMe).
-    monitor/dead_features: share of the features of embeddings that hardly vary.
-    monitor/view_variance: share of the variance of embeddings that lies between the views of a sample.
-    monitor/target_places: share of the variance of targets that their place explains, whatever the sample.
-    monitor/input_likeness: share of the variance of inputs that is alike in all samples; 1 for constant data.
-    monitor/input_views: how different views of a sample are, in units of how different samples are; 1 is alike.
+    monitor/<kind>_dimensions: effective rank of the centred rows. monitor/<kind>_cosine: mean cosine of two rows.
+    monitor/embedding_rank: effective rank of embeddings, not centred (RankMe). monitor/dead_features: share of the
+    features of embeddings that hardly vary. monitor/view_variance: share of the variance of embeddings that lies
+    between the views of a sample. monitor/target_places: share of the variance of targets that their position explains.
+    monitor/input_likeness: share of the variance of inputs that all samples share; 1 for constant data.
+    monitor/input_views: variance of inputs between views of a sample over that between samples.
     """
     values: dict[str, float] = {}
-    if usable(rows.embeddings):
+    if has_finite_rows(rows.embeddings):
         flat = rows.embeddings.flatten(0, 1)
         values["train/embedding_std"] = view_deviation(rows.embeddings)
-        values["monitor/dead_features"] = dead_share(flat)
-        values |= shape_of("embedding", flat)
+        values["monitor/dead_features"] = dead_feature_share(flat)
+        values |= spread_metrics("embedding", flat)
         values["monitor/embedding_rank"] = rankme(flat)
         if len(rows.embeddings) > 1:
-            values["monitor/view_variance"] = within_share(rows.embeddings)
-    if usable(rows.projections):
+            values["monitor/view_variance"] = view_variance(rows.embeddings)
+    if has_finite_rows(rows.projections):
         values["train/projection_std"] = view_deviation(rows.projections)
         values["monitor/projection_spread"] = relative_spread(rows.projections.flatten(0, 1))
-    if usable(rows.targets):
+    if has_finite_rows(rows.targets):
         values["train/target_std"] = float(deviations(rows.targets).mean())
-        values |= shape_of("target", rows.targets)
-        places = None if rows.places is None else explained_share(rows.targets, rows.places)
+        values |= spread_metrics("target", rows.targets)
+        places = None if rows.positions is None else explained_variance(rows.targets, rows.positions)
         values |= {} if places is None else {"monitor/target_places": places}
-    if usable(rows.predictions):
+    if has_finite_rows(rows.predictions):
         values["train/prediction_std"] = float(deviations(rows.predictions).mean())
-    if usable(rows.inputs):
-        values["monitor/input_likeness"] = likeness(rows.inputs[0])
+    if has_finite_rows(rows.inputs):
+        values["monitor/input_likeness"] = shared_variance(rows.inputs[0])
         if len(rows.inputs) > 1:
-            values["monitor/input_views"] = within_share(rows.inputs)
+            values["monitor/input_views"] = view_variance(rows.inputs)
     return values
 
 
-def usable(rows: Tensor | None) -> bool:
-    """Whether there are at least two finite rows."""
+def has_finite_rows(rows: Tensor | None) -> bool:
+    """Return whether there are at least two rows, all finite."""
     return rows is not None and rows.shape[-2] > 1 and bool(torch.isfinite(rows).all())
 
 
-def shape_of(kind: str, rows: Tensor) -> dict[str, float]:
-    """Spread, dimensions and cosine of rows (n, D)."""
+def spread_metrics(kind: str, rows: Tensor) -> dict[str, float]:
+    """Return spread, dimensions and cosine of rows (n, D)."""
     return {
         f"monitor/{kind}_spread": relative_spread(rows),
         f"monitor/{kind}_dimensions": rankme(rows - rows.mean(dim=0)),
-        f"monitor/{kind}_cosine": pair_cosine(rows),
+        f"monitor/{kind}_cosine": mean_pair_cosine(rows),
     }
 
 
 def deviations(rows: Tensor) -> Tensor:
-    """Standard deviation (D,) of each feature of rows (n, D)."""
+    """Return the standard deviation (D,) of each feature of rows (n, D)."""
     return rows.std(dim=0, correction=min(1, len(rows) - 1))
 
 
 def view_deviation(rows: Tensor) -> float:
-    """Standard deviation over samples of (V, b, D), mean over views and features."""
+    """Return the standard deviation over samples of (V, b, D), mean over views and features."""
     return float(torch.stack([deviations(view).mean() for view in rows]).mean())
 
 
 def relative_spread(rows: Tensor) -> float:
-    """Root of the variance of rows (n, D), summed over features, per mean square: 0 constant, 1 without a mean."""
+    """Return sqrt(variance / mean square) of rows (n, D), summed over features: 0 for equal rows, 1 for mean 0."""
     square = rows.square().sum(dim=-1).mean()
     return float((rows.var(dim=0, correction=0).sum() / square.clamp(min=1e-30)).sqrt())
 
 
-def pair_cosine(rows: Tensor) -> float:
-    """Mean cosine over all pairs of rows (n, D): by the length of the sum of their unit vectors."""
+def mean_pair_cosine(rows: Tensor) -> float:
+    """Return the mean cosine over all pairs of rows (n, D), by the norm of the sum of their unit vectors."""
     unit = F.normalize(rows.double() if rows.device.type != "mps" else rows, dim=-1)
     count = len(unit)
     return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
 
 
-def dead_share(rows: Tensor, least: float = 0.01) -> float:
-    """Share of the features of rows (n, D) that deviate by less than `least` times the rows' root mean square."""
+def dead_feature_share(rows: Tensor, least: float = 0.01) -> float:
+    """Return the share of features of rows (n, D) whose deviation is at most `least` times the root mean square."""
     return float((deviations(rows) <= least * rows.square().mean().sqrt()).float().mean())
 
 
-def within_share(rows: Tensor) -> float:
-    """Variance between the V rows of a sample, in units of that between samples, of (V, b, D); 1: no sample differs."""
+def view_variance(rows: Tensor) -> float:
+    """Return the variance between views of a sample over that between samples, of (V, b, D); 1: samples are alike."""
     within = rows.var(dim=0, correction=1).sum()
     across = rows.flatten(0, 1).var(dim=0, correction=1).sum()
     samples = rows.shape[1]
@@ -235,8 +234,8 @@ def within_share(rows: Tensor) -> float:
     return float(within / across) if across > 0 else 1.0
 
 
-def explained_share(rows: Tensor, groups: Tensor) -> float | None:
-    """Share of the variance of rows (n, D) that their group (n,) explains, without bias; None for too few in groups.
+def explained_variance(rows: Tensor, groups: Tensor) -> float | None:
+    """Return the unbiased share of the variance of rows (n, D) that their group (n,) explains; None for too few rows.
 
     Rows of a group below 0 are left out.
     """
@@ -245,18 +244,15 @@ def explained_share(rows: Tensor, groups: Tensor) -> float | None:
     means = rows.new_zeros(len(counts), rows.shape[1]).index_add_(0, group, rows) / counts.unsqueeze(1)
     counts = counts[group]
     shared = counts > 1
-    if int(shared.sum()) < FEWEST_OF_A_PLACE:
+    if int(shared.sum()) < MIN_SHARED_POSITIONS:
         return None
-    residues = (rows - means[group]).square().sum(dim=-1)[shared]
-    residue = (residues * counts[shared] / (counts[shared] - 1)).mean()
-    whole = rows.var(dim=0, correction=1).sum()
-    return float(1 - residue / whole) if whole > 0 else None
+    residuals = (rows - means[group]).square().sum(dim=-1)[shared]
+    residual = (residuals * counts[shared] / (counts[shared] - 1)).mean()
+    total = rows.var(dim=0, correction=1).sum()
+    return float(1 - residual / total) if total > 0 else None
 
 
-def likeness(rows: Tensor) -> float:
-    """Share of the variance of all values of rows (b, values) that is the same in each row; 1 for equal rows.
-
-    0 for rows that have nothing in common, however few they are.
-    """
-    whole = (rows - rows.mean()).square().mean()
-    return max(0.0, float(1 - rows.var(dim=0, correction=1).mean() / whole)) if whole > 0 else 1.0
+def shared_variance(rows: Tensor) -> float:
+    """Return the share of the variance of rows (b, values) that all rows share: 1 if equal, 0 if independent."""
+    total = (rows - rows.mean()).square().mean()
+    return max(0.0, float(1 - rows.var(dim=0, correction=1).mean() / total)) if total > 0 else 1.0

@@ -1,7 +1,7 @@
-"""From the measurements of a run to a word on its health, with the evidence and what to do about it. Pure functions.
+"""The verdict on a run by its measurements, with evidence and what to do. Pure functions.
 
-A fresh network looks collapsed: its features hardly differ between samples. So a run is held against its own start,
-and a sign counts only where the last few measurements all show it.
+A new network looks collapsed: its features hardly differ between samples. So a run is compared with its own start, and
+a problem counts only if each of the last few measurements shows it.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Measurement = Mapping[str, float]
-"""`step`, `train/loss` and what `jepa.monitor.statistics` gives, by name; what could not be measured is missing."""
+"""`step`, `train/loss` and the metrics of `jepa.monitor.statistics` by name, without those that were not measured."""
 
 HEALTHY, UNKNOWN = "healthy", "unknown"
 SPREADS = ("monitor/target_spread", "monitor/embedding_spread")
-"""Without either of which nothing is known of a run."""
+"""At least one is needed for a verdict."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word on a run.
+    """The verdict on a run.
 
     name: healthy, unknown, or what is wrong: constant data, complete collapse, positional collapse, dimensional
-        collapse, diverged. evidence: a sentence with figures and steps, and what to do. suspected: what the last
-        measurement shows that is not yet a verdict.
+        collapse, diverged. evidence: a sentence with figures and steps, and what to do. suspected: the verdict that the
+        last measurement alone would give.
     """
 
     name: str = UNKNOWN
@@ -33,34 +33,34 @@ class Verdict:
 
     @property
     def is_bad(self) -> bool:
-        """Whether something is wrong."""
+        """Whether the run has a problem."""
         return self.name not in (HEALTHY, UNKNOWN)
 
     @property
     def is_sound(self) -> bool:
-        """Whether nothing is wrong, nor suspected: what a run may go back to."""
+        """Whether there is no problem, nor a suspected one, so that a rollback may return to this step."""
         return not self.is_bad and self.suspected is None
 
     @property
     def is_curable(self) -> bool:
-        """Whether training differently from an earlier step may help; not where the data is at fault."""
+        """Whether a rollback may help, as it does not for constant data."""
         return self.is_bad and self.name != "constant data"
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where a value becomes a sign; see `jepa.monitor.statistics` for what is measured.
+    """Thresholds of the checks; see `jepa.monitor.statistics` for the metrics.
 
-    in_a_row: measurements that must show the same sign.
-    spread: of targets, below which they are constant. embedding_spread: the same of embeddings, which start lower.
-    fall: the share of either at the start below which it must have fallen as well.
-    projection_fall: the share of the deviation of projections at the start below which they have collapsed, where their
-        spread did not rise: it does where they only shrink to the scale that the loss asks for.
-    places: the share of the variance of targets that their place explains above which they tell nothing of the sample.
-    lost_rank: the share of the highest effective rank of embeddings so far below which dimensions have been lost.
-    falling_rank: the share that is enough where the rank of targets fell below `target_rank` of its own highest.
-    likeness: of inputs, above which the data may be constant.
-    loss_ratio: to the first loss, above which it has diverged.
+    in_a_row: consecutive measurements that must fail the same check.
+    spread: of targets, below which they are constant. embedding_spread: of embeddings, which start lower.
+    fall: fraction of the initial spread below which either must have fallen as well.
+    projection_fall: fraction of the initial deviation of projections below which they have collapsed, unless their
+        spread rose, as it does where they only shrink to the scale of the loss.
+    places: share of the variance of targets that their position explains, above which they do not depend on the sample.
+    lost_rank: fraction of the highest effective rank of embeddings below which dimensions are lost.
+    falling_rank: the same where the rank of targets fell below the fraction `target_rank` of its own highest.
+    likeness: share of the variance that all inputs share, above which the data may be constant.
+    loss_ratio: to the initial loss, above which the run has diverged.
     """
 
     in_a_row: int = 3
@@ -77,15 +77,15 @@ class Thresholds:
 
 
 def judge(history: Sequence[Measurement], thresholds: Thresholds) -> Verdict:
-    """The verdict on a run of these measurements, in the order of their steps."""
+    """Return the verdict on a run of these measurements, in the order of their steps."""
     last = history[-thresholds.in_a_row :]
     suspected = None
-    for name, sign in SIGNS.items():
-        if not history or sign(history, history[-1], thresholds) is None:
+    for name, check in CHECKS.items():
+        if not history or check(history, history[-1], thresholds) is None:
             continue
-        shown = [sign(history, measurement, thresholds) for measurement in last]
-        if len(shown) == thresholds.in_a_row and all(shown):
-            return Verdict(name, f"{shown[-1]}: {name}; {remedy(name, history)}")
+        evidence = [check(history, measurement, thresholds) for measurement in last]
+        if len(evidence) == thresholds.in_a_row and all(evidence):
+            return Verdict(name, f"{evidence[-1]}: {name}; {remedy(name, history)}")
         suspected = suspected or name
     if len(history) < thresholds.in_a_row:
         return Verdict(UNKNOWN, f"{len(history)} of {thresholds.in_a_row} measurements", suspected)
@@ -94,11 +94,11 @@ def judge(history: Sequence[Measurement], thresholds: Thresholds) -> Verdict:
     return Verdict(HEALTHY, describe(history), suspected)
 
 
-# Signs: what a measurement shows, in words, or None.
+# Checks: each returns the evidence for a problem in a measurement, or None.
 
 
 def constant_data(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
-    """Inputs that are alike: exactly, or as far as augmentation and the targets made of them tell."""
+    """Inputs that are equal, or similar while their views or targets do not depend on the sample."""
     likeness = now.get("monitor/input_likeness", 0.0)
     views, places = now.get("monitor/input_views", 0.0), now.get("monitor/target_places", 0.0)
     alike = views > 0.9 or places > thresholds.places
@@ -108,25 +108,25 @@ def constant_data(history: Sequence[Measurement], now: Measurement, thresholds: 
 
 
 def complete_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
-    """Targets, embeddings or projections that hardly differ any more.
+    """Targets, embeddings or projections that are nearly constant.
 
-    Projections collapse first where views are all that is compared: the head's norm keeps the encoder from following.
+    Projections collapse first where the loss compares only views: the norm of the projector protects the encoder.
     """
     for kind, least in (("target", thresholds.spread), ("embedding", thresholds.embedding_spread)):
         name = f"monitor/{kind}_spread"
-        first, value = start_of(history, name), now.get(name)
+        first, value = initial_value(history, name), now.get(name)
         if first is not None and value is not None and value < min(least, thresholds.fall * first):
-            return f"the spread of {kind}s fell {course(history, now, name)}"
+            return f"the spread of {kind}s fell {describe_change(history, now, name)}"
     deviation, spread = "train/projection_std", "monitor/projection_spread"
     if deviation in now:
-        fell = now[deviation] < thresholds.projection_fall * start_of(history, deviation)
-        if fell and now[spread] < start_of(history, spread):
-            return f"the deviation of projections fell {course(history, now, deviation)}"
+        fell = now[deviation] < thresholds.projection_fall * initial_value(history, deviation)
+        if fell and now[spread] < initial_value(history, spread):
+            return f"the deviation of projections fell {describe_change(history, now, deviation)}"
     return None
 
 
 def positional_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
-    """Targets that tell where they are and nothing of the sample."""
+    """Targets that depend on their position and not on the sample."""
     places = now.get("monitor/target_places", 0.0)
     if places > thresholds.places:
         return f"their place explains {places:.0%} of the variance of the targets at step {now['step']:.0f}"
@@ -134,34 +134,37 @@ def positional_collapse(history: Sequence[Measurement], now: Measurement, thresh
 
 
 def dimensional_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
-    """Embeddings that have lost dimensions they had."""
+    """Embeddings whose effective rank fell."""
     name = "monitor/embedding_dimensions"
-    kept, kept_by_targets = share_left(history, now, name), share_left(history, now, "monitor/target_dimensions")
+    kept, kept_by_targets = (
+        fraction_of_peak(history, now, name),
+        fraction_of_peak(history, now, "monitor/target_dimensions"),
+    )
     if kept < thresholds.lost_rank or (kept < thresholds.falling_rank and kept_by_targets < thresholds.target_rank):
-        return f"the effective rank of embeddings fell {course(history, now, name, highest(history, now, name))}"
+        return f"the effective rank of embeddings fell {describe_change(history, now, name, peak(history, now, name))}"
     return None
 
 
 def divergence(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
-    """A loss well above the one at the start."""
-    first, value = start_of(history, "train/loss"), now.get("train/loss")
+    """A loss well above the initial one."""
+    first, value = initial_value(history, "train/loss"), now.get("train/loss")
     if first is not None and value is not None and first > 0 and value > thresholds.loss_ratio * first:
         return f"the loss rose from {first:.3g} to {value:.3g} at step {now['step']:.0f}"
     return None
 
 
-SIGNS: dict[str, Callable[[Sequence[Measurement], Measurement, Thresholds], str | None]] = {
+CHECKS: dict[str, Callable[[Sequence[Measurement], Measurement, Thresholds], str | None]] = {
     "constant data": constant_data,
     "complete collapse": complete_collapse,
     "positional collapse": positional_collapse,
     "dimensional collapse": dimensional_collapse,
     "diverged": divergence,
 }
-"""Verdict -> its sign, the first that holds wins."""
+"""Verdict -> its check, in order of precedence."""
 
 
 def remedy(name: str, history: Sequence[Measurement]) -> str:
-    """What to do about it, by what else was measured."""
+    """Return what to do about a problem, by the last measurement."""
     if name == "constant data":
         return "look at the data (trainer.dry_run=true draws preview/samples.png)"
     drift, ratio = history[-1].get("monitor/target_drift"), history[-1].get("update_ratio", 0.0)
@@ -176,35 +179,35 @@ def remedy(name: str, history: Sequence[Measurement]) -> str:
     return f"raise the EMA momentum (model.target.momentum.start){follows}, or add loss.terms.sigreg, or {rate}"
 
 
-# Words and figures.
+# Values over the history.
 
 
-def start_of(history: Sequence[Measurement], name: str) -> float | None:
-    """Median of the first three values."""
+def initial_value(history: Sequence[Measurement], name: str) -> float | None:
+    """Return the median of the first three values."""
     values = [m[name] for m in history if name in m][:3]
     return statistics.median(values) if values else None
 
 
-def highest(history: Sequence[Measurement], now: Measurement, name: str) -> tuple[float, float] | None:
-    """(step, value) of the highest median of three values in a row before `now`; one outlier is no level."""
+def peak(history: Sequence[Measurement], now: Measurement, name: str) -> tuple[float, float] | None:
+    """Return (step, value) of the highest median of three consecutive values before `now`, which skips outliers."""
     known = [(m["step"], m[name]) for m in history if name in m and m["step"] < now["step"]]
     values = [value for _, value in known]
-    # The middle of three by hand: all of a long history is gone through at every measurement.
+    # Not statistics.median, which is slow: every measurement goes through the complete history.
     medians = [max(min(a, b), min(max(a, b), c)) for a, b, c in zip(values, values[1:], values[2:])]
     ends = [statistics.median(values[:2]), *medians, statistics.median(values[-2:])] if values else []
     return max(zip((step for step, _ in known), ends), key=lambda entry: entry[1], default=None)
 
 
-def share_left(history: Sequence[Measurement], now: Measurement, name: str) -> float:
-    """A value now as a share of the highest before; 1 where that is not known."""
-    best, value = highest(history, now, name), now.get(name)
+def fraction_of_peak(history: Sequence[Measurement], now: Measurement, name: str) -> float:
+    """Return a value as a fraction of its peak; 1 where either is unknown."""
+    best, value = peak(history, now, name), now.get(name)
     return 1.0 if best is None or value is None else value / best[1]
 
 
-def course(
+def describe_change(
     history: Sequence[Measurement], now: Measurement, name: str, since: tuple[float, float] | None = None
 ) -> str:
-    """from 41 to 3 in 400 steps while the loss fell."""
+    """Return such as "from 41 to 3 in 400 steps, by step 900, while the loss fell"; since: (step, value)."""
     if since is None:
         first = next(m for m in history if name in m)
         since = first["step"], first[name]
@@ -218,7 +221,7 @@ def course(
 
 
 def describe(history: Sequence[Measurement]) -> str:
-    """The figures of a healthy run."""
+    """Return the figures of a healthy run."""
     now = history[-1]
     words = {
         "monitor/embedding_rank": "effective rank of embeddings {:.3g}",

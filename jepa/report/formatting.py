@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from jepa.report.runs import DEFAULT
-from jepa.utils.status import State
+from jepa.utils.run_status import State
 
 STATES: tuple[State, ...] = ("done", "running", "queued", "preempted", "stopped", "failed")
 

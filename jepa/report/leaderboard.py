@@ -15,8 +15,8 @@ from jepa.report.option_importance import importances
 from jepa.report.runs import Run, read_runs
 from jepa.report.seed_statistics import Comparison, Setting, compare_with_best, settings_of
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
-from jepa.utils.status import FINISHED
+from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.run_status import FINISHED
 
 if TYPE_CHECKING:
     import pandas

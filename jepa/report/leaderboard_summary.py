@@ -9,7 +9,7 @@ from jepa.report.leaderboard import Leaderboard
 from jepa.report.option_importance import MIN_RUNS
 from jepa.report.runs import SEED
 from jepa.report.seed_statistics import LEVEL, Comparison, Setting
-from jepa.utils.status import FINISHED
+from jepa.utils.run_status import FINISHED
 
 FRONT_SHOWN = 4
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from jepa.utils.status import FILE, Status, dead, read_status
+from jepa.utils.run_status import STATUS_FILE, Status, is_dead, read_status
 
-RUN_FILES = (FILE, "results.json", "metrics.jsonl", "config.yaml")
+RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")
 """A folder with any of these is a run's."""
 
 NOT_PROBES = ("collapse", "spread", "data")
@@ -55,7 +55,7 @@ def current_status(path: Path, queue: Mapping[str, str] | None = None) -> Status
     if status is None:
         return status_from_files(path)
     if queue is None or status.job is None:
-        return dataclasses.replace(status, state="failed", reason=GONE) if dead(status) else status
+        return dataclasses.replace(status, state="failed", reason=GONE) if is_dead(status) else status
     if status.state in ("done", "failed") or (status.state == "stopped" and status.job not in queue):
         return status
     # A job in the queue whose process is gone is about to be started again.

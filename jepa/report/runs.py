@@ -19,7 +19,7 @@ from jepa.report.run_files import (
     run_folders,
     verdict_of,
 )
-from jepa.utils.status import State, Status, is_collapse
+from jepa.utils.run_status import State, Status, is_collapse
 
 SEED = "trainer.seed"
 """The option in which repetitions of a setting differ."""

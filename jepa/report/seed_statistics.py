@@ -17,7 +17,7 @@ import numpy as np
 from scipy import stats
 
 from jepa.report.runs import Run, canonical
-from jepa.utils.metrics import Direction
+from jepa.utils.metric_direction import Direction
 
 LEVEL = 0.95
 """Confidence level of all intervals; a difference is significant if its corrected p is below 1 - LEVEL."""

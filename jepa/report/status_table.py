@@ -14,7 +14,7 @@ from jepa.report.run_files import current_status, last_modified, read_yaml, run_
 from jepa.report.runs import name_of
 from jepa.report.terminal_table import Column, rich_table
 from jepa.utils.errors import UserError
-from jepa.utils.status import FINISHED, Status
+from jepa.utils.run_status import FINISHED, Status
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.types import Batch, StepRandomness
-from jepa.utils.batches import batch_length, map_tensors
+from jepa.utils.tensors import batch_length, map_tensors
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from jepa.config.job import check_folder, is_finished, objective_of
 from jepa.distributed.launch import read_launch
 from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.run_status import Status, read_status, update_status
 from jepa.utils.signals import EarlySignal
-from jepa.utils.status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 from submitit.local.local import LocalExecutor, LocalJob
 
-from jepa.utils.status import Status, alive
+from jepa.utils.run_status import Status, is_alive
 
 CONTROLLER = "submitit.local._local"
 """submitit's module that starts the processes of a local job and passes signals on to them."""
@@ -86,7 +86,7 @@ class FoundJob(SessionJob):
 
     def get_info(self, mode: str = "force") -> dict[str, str]:
         """Return whether its process exists, in submitit's form."""
-        return {"jobState": "RUNNING" if alive(self.status) else "NO PROCESS"}
+        return {"jobState": "RUNNING" if is_alive(self.status) else "NO PROCESS"}
 
 
 def threads_per_process(threads: int | None, processes: int) -> int:

@@ -16,7 +16,7 @@ from jepa.sweep.launcher import JobLauncher, check_poll_seconds
 from jepa.sweep.local_jobs import FoundJob, SessionExecutor, gpus_of_slot, threads_per_process, visible_gpus
 from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted
-from jepa.utils.status import Status, alive, read_status, update_status
+from jepa.utils.run_status import Status, is_alive, read_status, update_status
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ class LocalLauncher(JobLauncher):
         return job
 
     def _find_job(self, status: Status, run: SweepRun) -> Any | None:
-        if not alive(status):
+        if not is_alive(status):
             return None
         try:
             return FoundJob(self._job_folder(run), status, self.tasks)
@@ -103,7 +103,7 @@ class LocalLauncher(JobLauncher):
 
     def _is_active(self, run: SweepRun) -> bool:
         state = run.job.get_info()["jobState"]
-        return state == "RUNNING" or (state != "FINISHED" and alive(read_status(run.folder)))
+        return state == "RUNNING" or (state != "FINISHED" and is_alive(read_status(run.folder)))
 
     def _end_of_job(self, run: SweepRun) -> str:
         return "its process has ended (killed? out of memory?)"

@@ -20,8 +20,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import direction_of
-from jepa.utils.status import read_status
+from jepa.utils.metric_direction import direction_of
+from jepa.utils.run_status import read_status
 
 log = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from jepa.sweep.launcher import JobLauncher, check_poll_seconds
 from jepa.sweep.slurm_queue import end_of_job, queued_jobs
 from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted, UserError
-from jepa.utils.status import Status, read_status, update_status
+from jepa.utils.run_status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from jepa.config.job import note_failure
 from jepa.config.sweep_objective import SweepObjective, as_returned
 from jepa.utils.errors import UserError
-from jepa.utils.status import FILE, Status, is_collapse, read_status, write_status
+from jepa.utils.run_status import STATUS_FILE, Status, is_collapse, read_status, write_status
 
 
 @dataclass
@@ -40,7 +40,7 @@ class SweepRun:
     def restore_status(self) -> None:
         """Put back the status from before the sweep queued this run, unless it has a job."""
         if self.job is None and self.before is None:
-            (self.folder / FILE).unlink(missing_ok=True)
+            (self.folder / STATUS_FILE).unlink(missing_ok=True)
         elif self.job is None:
             write_status(self.folder, self.before)
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from jepa.tools.find_lr import check_single_process
 from jepa.types import Batch
-from jepa.utils.batches import batch_length, map_tensors
 from jepa.utils.errors import UserError
 from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
 from jepa.utils.snapshot import preserved
+from jepa.utils.tensors import batch_length, map_tensors
 
 SHARE_OF_AVAILABLE = 0.8
 """Of the memory that is available, what the search may use by default."""

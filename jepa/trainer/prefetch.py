@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from jepa.types import Batch
-from jepa.utils.batches import map_tensors, tensors_in
+from jepa.utils.tensors import map_tensors, tensors_in
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jepa.checkpoint.load import locate, reason
+from jepa.checkpoint.load import locate
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.distributed.collectives import is_rank0
-from jepa.distributed.launch import scheduler_job
-from jepa.utils.errors import CheckpointError, UserError, in_words
-from jepa.utils.status import begin_status, read_status, runs_elsewhere, update_status, warned
+from jepa.distributed.launch import slurm_job_id
+from jepa.utils.errors import CheckpointError, UserError, error_message, reason
+from jepa.utils.run_status import is_running_elsewhere, read_status, start_status, update_status, warn_if_not_written
 
 SECONDS_BETWEEN_UPDATES = 5.0
 """Between two updates of the status while the run goes on, at least."""
@@ -45,7 +45,7 @@ class RunFolder:
         of another folder, or while another process trains here.
         """
         now = read_status(self.path)
-        if runs_elsewhere(now):
+        if is_running_elsewhere(now):
             raise UserError(
                 f"the run in {self.path} is being trained by process {now.pid}: wait for it, or end it first"
             )
@@ -81,7 +81,7 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             self._write("config.yaml", self._config_text())
             if begins:
-                begin_status(self.path, list(self.config.get("overrides") or []), scheduler_job())
+                start_status(self.path, list(self.config.get("overrides") or []), slurm_job_id())
                 self._begun = True
         except OSError as error:
             raise UserError(
@@ -90,10 +90,10 @@ class RunFolder:
             ) from error
 
     def update_status(self, **changes: Any) -> None:
-        """Write changed fields of `jepa.utils.status.Status`."""
+        """Write changed fields of `jepa.utils.run_status.Status`."""
         if self._is_rank0 and self._begun:
             self._written_at = time.monotonic()
-            with warned(f"the status of {self.path}"):
+            with warn_if_not_written(f"the status of {self.path}"):
                 update_status(self.path, changes)
 
     def update_progress(self, **changes: Any) -> None:
@@ -115,7 +115,7 @@ class RunFolder:
                 self.update_status(state="stopped", reason=str(stop) or type(stop).__name__, **progress())
             raise
         except BaseException as error:
-            self.update_status(state="failed", reason=in_words(error), **progress())
+            self.update_status(state="failed", reason=error_message(error), **progress())
             raise
         self.update_status(state="done", **progress())
 

@@ -19,8 +19,8 @@ from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, 
 from jepa.trainer.loggers import JSONLines
 from jepa.trainer.other_runs import FILE, OtherRuns
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import DEFAULT_METRICS, Direction, direction_of
-from jepa.utils.status import is_collapse, read_status
+from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.run_status import is_collapse, read_status
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
@@ -165,7 +165,7 @@ class MedianStopping(SweepStopping):
     the runs that have a measurement at this step or later, finished or not.
 
     metric: its name, as logged; of several the first, None for eval/trained/linear. direction: whether less
-        ("minimize") or more ("maximize") is better; None goes by the name (`jepa.utils.metrics.direction_of`).
+        ("minimize") or more ("maximize") is better; None goes by the name (`jepa.utils.metric_direction.direction_of`).
     collapsed: whether other runs that the monitor finds collapsed count as "failed", that is as worst, or as what they
         have "measured".
     warmup_steps: the first step at which a run may be stopped.

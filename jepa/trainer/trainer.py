@@ -38,9 +38,9 @@ from jepa.trainer.step_metrics import reduce_values, run_costs, slowest_of_ranks
 from jepa.trainer.trainer_parts import TrainerParts
 from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, StepRandomness
-from jepa.utils.batches import batch_length, batch_slice
 from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.random import derive_seed
+from jepa.utils.tensors import batch_length, batch_slice
 
 
 class Trainer(TrainerParts):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jepa.distributed.collectives import all_reduce_sum, get_rank, get_world_size, no_collectives
 from jepa.types import Batch, StepRandomness
-from jepa.utils.batches import batch_length, batch_slice
 from jepa.utils.random import derive_seed
+from jepa.utils.tensors import batch_length, batch_slice
 
 
 @torch.no_grad()

@@ -1,17 +1,19 @@
-"""The one error class for mistakes a user can mend; everything else is a bug and keeps its traceback."""
+"""Errors that a user can fix, printed without a traceback, and the checks and messages they share."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 SYSTEM_ERRORS = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "ENAMETOOLONG")
     if hasattr(errno, name)
 }
-"""What the system may refuse: a full disk, a read-only folder. Other OSErrors are taken for bugs."""
+"""OSErrors that a user can fix, such as a full disk or a read-only folder. Others are bugs."""
 
 
 class UserError(Exception):
@@ -33,20 +35,40 @@ class NonFiniteError(UserError):
     """A loss or gradient that is NaN or infinite; raised before the weights move."""
 
 
-class PeerError(UserError):
-    """Another rank has failed; the message is its reason."""
+class OtherRankError(UserError):
+    """Another rank has failed; the message is that of its error."""
 
 
-def in_words(error: BaseException) -> str:
-    """An error as a reason: a UserError's message, of any other its kind too."""
+def check_at_least(prefix: str, minimum: int, **values: float | None) -> None:
+    """Raise ValueError for a value below the minimum, with its configuration key `prefix.name`; None passes."""
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"{prefix}.{name} must be at least {minimum}, got {value}")
+
+
+def error_message(error: BaseException) -> str:
+    """Return a UserError's message; of any other error with its class."""
     return str(error).strip() if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its class."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def reason(error: Exception, path: Path) -> str:
+    """Return why a file could not be written, with the free space of its folder."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    folder = path.parent if path.parent.is_dir() else Path(path.anchor or ".")
+    stat = os.statvfs(folder)
+    return f"{text} ({stat.f_bavail * stat.f_frsize / 2**20:,.0f} MiB free)"
+
+
 class Interrupted(KeyboardInterrupt):
-    """The run was asked to stop by a signal, and has saved its checkpoint.
+    """A signal stopped the run, after its checkpoint was saved.
 
     A KeyboardInterrupt, so that it also ends a sweep. exit_code is 128 + the signal's number. agreed: whether all ranks
-    stop at the same point; else none may wait for another.
+    stop at the same step; otherwise no rank may wait for another.
     """
 
     def __init__(self, message: str, signal_number: int, *, agreed: bool = True) -> None:
@@ -56,17 +78,17 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def system_errors() -> Iterator[None]:
-    """A context in which what the system refuses becomes a UserError."""
+def convert_system_errors() -> Iterator[None]:
+    """A context that turns SYSTEM_ERRORS into UserErrors."""
     try:
         yield
     except OSError as error:
         if error.errno not in SYSTEM_ERRORS:
             raise
-        raise UserError(system_error(error)) from error
+        raise UserError(system_error_message(error)) from error
 
 
-def system_error(error: OSError) -> str:
-    """What the system refused, and where."""
+def system_error_message(error: OSError) -> str:
+    """Return what the system refused, and for which file."""
     where = f"{error.filename}: " if error.filename else ""
     return f"{where}{error.strerror}: make room or write elsewhere with hydra.run.dir=<folder>"

@@ -1,4 +1,4 @@
-"""Writing small files whole or not at all."""
+"""Atomic writing of files, and checks of where they go."""
 
 from __future__ import annotations
 
@@ -7,36 +7,35 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from jepa.checkpoint.load import reason
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, reason
 
 RUN_FILES = ("results.json", "metrics.jsonl", "config.yaml")
 
 
 def check_output(path: Path, source: str | None, key: str = "output") -> None:
-    """Refuse an output before it is computed, which may take long.
+    """Raise UserError for an output that would replace a folder, its source, or a file of a run.
 
-    source: the checkpoint, where one is given.
-
-    Raises UserError where it would replace a folder, the checkpoint it is made from, or what a run has written.
+    Call it before the output is computed. source: the checkpoint that the output is made from, if any.
     """
-    refuse_folder(path, key)
+    check_not_folder(path, key)
     full = path.resolve()
-    of_a_run = full.parent.name == "checkpoints" or (full.name in RUN_FILES and (full.parent / "checkpoints").is_dir())
-    if of_a_run:
+    is_run_file = full.parent.name == "checkpoints" or (
+        full.name in RUN_FILES and (full.parent / "checkpoints").is_dir()
+    )
+    if is_run_file:
         raise UserError(f"{key}={path} is a run's own file, or would lie among them: give another name or folder")
     if source and Path(source).exists() and full == Path(source).resolve():
         raise UserError(f"{key}={path} is the checkpoint itself: give another name")
 
 
-def write_whole(path: Path, write: Callable[[Path], None], key: str = "output") -> None:
-    """Let `write` fill a file of that name in a temporary folder, then move it to path; makes the folder of path.
+def write_atomic(path: Path, write: Callable[[Path], None], key: str = "output") -> None:
+    """Call `write` with a path of that name in a temporary folder, then move the file to `path`, whose folder is made.
 
-    What else `write` puts beside its file, which may name it, is moved too, before the file itself.
+    Other files that `write` puts beside its file, which may refer to them, are moved before it.
 
-    Raises UserError when it cannot be written; what stood at path stays.
+    Raises UserError when it cannot be written; an existing file at path is kept.
     """
-    refuse_folder(path, key)
+    check_not_folder(path, key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing.") as folder:
@@ -47,12 +46,12 @@ def write_whole(path: Path, write: Callable[[Path], None], key: str = "output") 
         raise UserError(f"cannot write {key}={path}: {reason(error, path)}") from error
 
 
-def refuse_folder(path: Path, key: str) -> None:
-    """Raise UserError where a folder stands at the path of a file."""
+def check_not_folder(path: Path, key: str) -> None:
+    """Raise UserError if the path of a file is a folder."""
     if path.is_dir():
         raise UserError(f"{key}={path} is a folder: give the name of a file")
 
 
 def write_text(path: Path, text: str, key: str = "output") -> None:
-    """Write a text file whole or not at all. Raises UserError as `write_whole` does."""
-    write_whole(path, lambda temporary: temporary.write_text(text), key)
+    """Write a text file atomically. Raises UserError as `write_atomic` does."""
+    write_atomic(path, lambda temporary: temporary.write_text(text), key)

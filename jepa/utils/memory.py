@@ -1,4 +1,4 @@
-"""Memory of the process: telling the C library to keep what training frees, measuring, and what is left to take."""
+"""Memory of this process: malloc settings, available bytes, peak."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def keep_freed_memory() -> bool:
-    """Let malloc reuse large freed blocks instead of handing each back to the system; gives whether it could.
+    """Let malloc reuse large freed blocks instead of returning them to the system; return whether it could.
 
-    glibc maps every block above 32 MiB anew, so that each large tensor of each step is paged in and zeroed again:
-    on a CPU that took half of the time of the default training step. Does nothing outside Linux with glibc.
+    glibc maps every block above 32 MiB anew, so that each large tensor of a step is paged in and zeroed again: on a CPU
+    that took half of the time of the default training step. Does nothing outside Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -28,9 +28,9 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> bool:
-    """Hand what malloc keeps of freed memory back to the system, so that the resident set says what is in use.
+    """Return freed memory that malloc keeps to the system, so that the resident set is what is in use.
 
-    Gives whether it could; does nothing outside Linux with glibc.
+    Return whether it could; does nothing outside Linux with glibc.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -42,7 +42,7 @@ def release_freed_memory() -> bool:
 
 
 def available_memory() -> int:
-    """Bytes that this process could still take: what the machine has free, or less where a container limits it."""
+    """Return the bytes that this process can still allocate, within the limit of a container."""
     available = psutil.virtual_memory().available
     try:
         limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
@@ -53,10 +53,10 @@ def available_memory() -> int:
 
 
 class PeakMemory:
-    """A context that measures the largest resident set of this process while it lasts, in bytes: `peak`.
+    """A context that measures the largest resident set of this process, in bytes: `peak`.
 
-    A thread looks every few milliseconds; operations of torch leave it room. So a peak that is shorter than that
-    can be missed, but for what malloc keeps of it: with `keep_freed_memory` that is all.
+    A thread samples it every few milliseconds. Shorter peaks are missed unless malloc keeps the memory, as it does
+    after `keep_freed_memory`.
     """
 
     def __init__(self, seconds: float = 0.002) -> None:
@@ -66,7 +66,7 @@ class PeakMemory:
 
     def __enter__(self) -> PeakMemory:
         self._ended = threading.Event()
-        self._look()
+        self._sample()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
@@ -74,11 +74,11 @@ class PeakMemory:
     def __exit__(self, *exception: object) -> None:
         self._ended.set()
         self._thread.join()
-        self._look()
+        self._sample()
 
     def _watch(self) -> None:
         while not self._ended.wait(self._seconds):
-            self._look()
+            self._sample()
 
-    def _look(self) -> None:
+    def _sample(self) -> None:
         self.peak = max(self.peak, self._process.memory_info().rss)

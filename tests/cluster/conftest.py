@@ -16,7 +16,7 @@ sys.path.insert(0, str(HERE))  # slurm_cluster.py, under any import mode
 
 from slurm_cluster import Slurm, missing  # noqa: E402
 
-from jepa.utils.status import Status, read_status  # noqa: E402
+from jepa.utils.run_status import Status, read_status  # noqa: E402
 
 
 @pytest.fixture(scope="session")

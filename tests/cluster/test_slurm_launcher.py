@@ -13,7 +13,7 @@ import pytest
 import torch
 from weights import assert_same_weights
 
-from jepa.utils.status import read_status
+from jepa.utils.run_status import read_status
 
 pytestmark = pytest.mark.slow
 

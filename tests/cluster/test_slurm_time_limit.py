@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from weights import assert_same_weights
 
-from jepa.utils.status import read_status
+from jepa.utils.run_status import read_status
 
 
 @pytest.mark.slow

@@ -85,7 +85,7 @@ def check_gathered_rows():
             rows = all_gather_rows(mine(x, sizes) @ weight, index)
             expected = x @ weight if index is None else (x @ weight)[index]
             same(rows, expected)
-            given = all_gather_rows(mine(x, sizes), index, place=place)
+            given = all_gather_rows(mine(x, sizes), index, offset=place)
             assert torch.equal(given, x if index is None else x[index])
             loss, expected = rows.exp().sum(), expected.exp().sum()
             same(gradients_of(loss, [weight])[0], torch.autograd.grad(expected, [weight])[0])

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from jepa.data.sources import Splits, TensorImages, digits
-from jepa.distributed import failure as peers
+from jepa.distributed import failure
 from jepa.models import MaskedJEPA
 from jepa.trainer import Callback, Trainer
 from jepa.utils.errors import UserError
@@ -88,7 +88,7 @@ class ShortPatience(Callback):
     """Shortens the times after which a rank counts as dead."""
 
     def begin(self, trainer: Trainer) -> None:
-        peers.BEAT_SECONDS, peers.SILENCE_SECONDS, peers.GRACE_SECONDS = 0.2, 3.0, 2.0
+        failure.HEARTBEAT_SECONDS, failure.TIMEOUT_SECONDS, failure.GRACE_SECONDS = 0.2, 3.0, 2.0
 
 
 class AskForTheEnd(Callback):

@@ -45,7 +45,7 @@ def test_heads_in_parallel_equal_each_head_alone():
 def test_attention_is_that_of_torch():
     """Absorbing the keys into the query and projecting values after the mean changes nothing."""
     random = torch.Generator().manual_seed(0)
-    num_heads = ParallelHeads(1, 12, 3, attention_heads=3, hidden=8, random=random)
+    num_heads = ParallelHeads(1, 12, 3, num_heads=3, hidden=8, rng=random)
     with torch.no_grad():
         num_heads.query.normal_(generator=random)
         num_heads.out_bias.normal_(generator=random)
@@ -109,7 +109,7 @@ def test_the_choice_never_sees_the_test_split(monkeypatch):
     [
         {"learning_rates": ()},
         {"weight_decays": (-0.1,)},
-        {"attention_heads": 0},
+        {"num_heads": 0},
         {"mlp_ratio": 0.0},
         {"epochs": 0},
         {"batch_size": 0},
@@ -124,6 +124,6 @@ def test_refuses_impossible_settings(wrong):
 def test_heads_that_do_not_divide_the_width_are_told_which_do():
     train = needles(20, seed=0)
     with pytest.raises(UserError, match=r"width 16: use one of \[1, 2, 4, 8, 16\]"):
-        AttentiveProbe(attention_heads=3)(train, train, classes=4, seed=0)
+        AttentiveProbe(num_heads=3)(train, train, classes=4, seed=0)
     with pytest.raises(UserError, match="at least 2"):
         AttentiveProbe()(train[torch.tensor([0])], train, classes=4, seed=0)

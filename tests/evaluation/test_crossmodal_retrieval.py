@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa.evaluation.crossmodal import CrossModalRetrieval, chance_of
+from jepa.evaluation.retrieval import CrossModalRetrieval, chance_recall
 
 
 def test_equal_embeddings_find_each_other_and_permuted_ones_their_label():
@@ -19,11 +19,11 @@ def test_equal_embeddings_find_each_other_and_permuted_ones_their_label():
 
 
 def test_chance_is_that_of_drawing_without_replacement():
-    assert chance_of(torch.full((10,), 3), 30, 1) == pytest.approx(0.1)
-    assert chance_of(torch.full((10,), 3), 30, 5) == pytest.approx(
+    assert chance_recall(torch.full((10,), 3), 30, 1) == pytest.approx(0.1)
+    assert chance_recall(torch.full((10,), 3), 30, 5) == pytest.approx(
         1 - (27 * 26 * 25 * 24 * 23) / (30 * 29 * 28 * 27 * 26)
     )
-    assert chance_of(torch.ones(4), 4, 10) == pytest.approx(1.0)
+    assert chance_recall(torch.ones(4), 4, 10) == pytest.approx(1.0)
     random = torch.Generator().manual_seed(0)
     labels = torch.arange(2000) % 10
     a, b = (torch.randn(2000, 8, generator=random) for _ in range(2))

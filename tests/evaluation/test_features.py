@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from jepa.evaluation import AttentiveProbe, FeatureCache, FrozenEvaluation, KNNProbe, LinearProbe
+from jepa.evaluation.feature_source import Extraction, FeatureSource
 from jepa.evaluation.features import TokenStore
-from jepa.evaluation.subject import Extraction, Subject
 from jepa.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -30,27 +30,27 @@ def evaluate(evaluation, model, data, make, **options):
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 def test_last_four_layers_lie_side_by_side_each_pooled(bars, row_model, network, pooling):
     extraction = Extraction(network=network, pooling=pooling, layers="last_four", batch_size=20)
-    got = Subject("trained", row_model, bars, extraction, device=CPU).split("test").pooled.x
+    got = FeatureSource("trained", row_model, bars, extraction, device=CPU).split("test").pooled.x
     encoder = row_model.target.encoder if network == "target" else row_model.encoder
     layers = encoder(bars.splits["test"][0], layers=[1, 2, 3, 4])
     expected = [layer.mean(dim=1) if pooling == "mean" else layer.amax(dim=1) for layer in layers]
     assert torch.allclose(got, torch.cat(expected, dim=1), atol=1e-6)
-    last = Subject("trained", row_model, bars, Extraction(network=network, pooling=pooling), device=CPU)
+    last = FeatureSource("trained", row_model, bars, Extraction(network=network, pooling=pooling), device=CPU)
     assert torch.allclose(last.split("test").pooled.x, expected[-1], atol=1e-6)
 
 
 def test_layers_that_the_network_cannot_give(bars, row_model, make_row_model):
     extraction = Extraction(layers="last_four")
     with pytest.raises(UserError, match="has 3 blocks, expected at least 4"):
-        Subject("trained", make_row_model(depth=3), bars, extraction, device=CPU).split("test")
+        FeatureSource("trained", make_row_model(depth=3), bars, extraction, device=CPU).split("test")
     row_model.encode_target = lambda x: row_model.encoder(x)
     with pytest.raises(UserError, match=r"last layer only.*use evaluation.layers=last"):
-        Subject("trained", row_model, bars, extraction, device=CPU).split("test")
-    Subject("trained", row_model, bars, Extraction(), device=CPU).split("test")
+        FeatureSource("trained", row_model, bars, extraction, device=CPU).split("test")
+    FeatureSource("trained", row_model, bars, Extraction(), device=CPU).split("test")
 
 
 def test_tokens_are_kept_in_half_precision_beside_the_pooled_features(bars, row_model):
-    split = Subject("trained", row_model, bars, Extraction(batch_size=20), device=CPU, tokens=True).split("test")
+    split = FeatureSource("trained", row_model, bars, Extraction(batch_size=20), device=CPU, tokens=True).split("test")
     expected = row_model.encode_target(bars.splits["test"][0])
     assert split.tokens.x.dtype == torch.float16
     assert torch.allclose(split.tokens.x.float(), expected, atol=2e-3)
@@ -61,7 +61,7 @@ def test_tokens_are_kept_in_half_precision_beside_the_pooled_features(bars, row_
 def test_tokens_beyond_the_memory_are_a_random_part_and_say_so(bars, row_model, caplog):
     gib = 30 * 8 * 8 * 2 / 2**30  # 30 samples of 8 tokens of width 8, 2 bytes each
     extraction = Extraction(batch_size=20, token_memory_gib=gib)
-    split = Subject("trained", row_model, bars, extraction, device=CPU, tokens=True).split("train")
+    split = FeatureSource("trained", row_model, bars, extraction, device=CPU, tokens=True).split("train")
     assert (len(split.pooled), split.tokens.x.shape) == (96, (30, 8, 8))
     assert "tokens of 30 of 96 samples" in caplog.text
     everything = row_model.encode_target(bars.splits["train"][0]).half()
@@ -80,7 +80,7 @@ def test_fewer_samples_than_announced_leave_no_blank_tokens():
 def test_tokens_too_large_for_half_precision_are_an_error(bars, row_model):
     row_model.encode_target = lambda x: 1e6 * row_model.encoder(x)
     with pytest.raises(UserError, match="half precision"):
-        Subject("trained", row_model, bars, Extraction(), device=CPU, tokens=True).split("test")
+        FeatureSource("trained", row_model, bars, Extraction(), device=CPU, tokens=True).split("test")
 
 
 def test_only_networks_have_tokens(bars, row_model, make_row_model):
@@ -105,7 +105,7 @@ def test_a_hit_gives_what_a_miss_gave_without_the_network(bars, row_model, make_
 )
 def test_another_key_or_setting_is_a_miss(bars, row_model, tmp_path, change):
     def fill(key="key", **changes):
-        subject = Subject(
+        subject = FeatureSource(
             "trained", row_model, bars, Extraction(**changes), device=CPU, cache=FeatureCache(tmp_path, key)
         )
         return subject.split("train")
@@ -119,7 +119,7 @@ def test_another_key_or_setting_is_a_miss(bars, row_model, tmp_path, change):
 def test_a_damaged_file_is_computed_again_and_named(bars, row_model, tmp_path, caplog, damage):
     def read():
         cache = FeatureCache(tmp_path, "key")
-        return Subject("trained", row_model, bars, Extraction(), device=CPU, cache=cache).split("train")
+        return FeatureSource("trained", row_model, bars, Extraction(), device=CPU, cache=cache).split("train")
 
     expected = read()
     (path,) = tmp_path.iterdir()
@@ -142,15 +142,15 @@ def test_a_damaged_file_is_computed_again_and_named(bars, row_model, tmp_path, c
 def test_features_that_cannot_be_written_are_still_used(bars, row_model, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = FeatureCache(tmp_path / "file", "key")
-    assert Subject("trained", row_model, bars, Extraction(), device=CPU, cache=cache).split("test") is not None
+    assert FeatureSource("trained", row_model, bars, Extraction(), device=CPU, cache=cache).split("test") is not None
     assert "not kept" in caplog.text
     assert os.listdir(tmp_path) == ["file"]
 
 
 def test_online_is_knn_and_rank_of_the_network_on_few_samples(bars, row_model):
-    evaluation = build(probes={"knn": KNNProbe(neighbours=3)}, online_train_samples=40, online_test_samples=12)
+    evaluation = build(probes={"knn": KNNProbe(k=3)}, online_train_samples=40, online_test_samples=12)
     scores = evaluation.online(row_model, bars, device="cpu", seed=0)
-    limited = build(probes={"knn": KNNProbe(neighbours=3)}, max_train_samples=40, max_test_samples=12)
+    limited = build(probes={"knn": KNNProbe(k=3)}, max_train_samples=40, max_test_samples=12)
     whole = limited(row_model, bars, random_init=lambda: row_model, device="cpu")["trained"]
     assert scores == {name: whole[name] for name in ("knn", "rankme")}
     assert json.loads(json.dumps(scores)) == scores

@@ -3,7 +3,7 @@ import torch
 from sklearn.datasets import load_digits
 
 from jepa.evaluation import Features, FewShotProbe, LinearProbe
-from jepa.evaluation.sampling import labelled_part
+from jepa.evaluation.stratified import stratified_subset
 from jepa.utils.errors import UserError
 
 
@@ -17,16 +17,18 @@ def digits() -> tuple[Features, Features]:
 
 def test_every_class_gives_its_share_and_at_least_one_sample():
     labels = torch.tensor([0] * 200 + [1] * 100 + [2] * 3)[torch.randperm(303)]
-    counts = [[int((labels[labelled_part(labels, share, 0)] == c).sum()) for c in range(3)] for share in (0.01, 0.1, 1)]
+    counts = [
+        [int((labels[stratified_subset(labels, share, 0)] == c).sum()) for c in range(3)] for share in (0.01, 0.1, 1)
+    ]
     assert counts == [[2, 1, 1], [20, 10, 1], [200, 100, 3]]
 
 
 def test_draws_depend_on_seed_and_repeat_alone():
     labels = torch.arange(100) % 5
-    first = labelled_part(labels, 0.2, seed=1, repeat=0)
-    assert torch.equal(first, labelled_part(labels, 0.2, seed=1, repeat=0))
-    assert not torch.equal(first, labelled_part(labels, 0.2, seed=1, repeat=1))
-    assert not torch.equal(first, labelled_part(labels, 0.2, seed=2, repeat=0))
+    first = stratified_subset(labels, 0.2, seed=1, repeat=0)
+    assert torch.equal(first, stratified_subset(labels, 0.2, seed=1, repeat=0))
+    assert not torch.equal(first, stratified_subset(labels, 0.2, seed=1, repeat=1))
+    assert not torch.equal(first, stratified_subset(labels, 0.2, seed=2, repeat=0))
 
 
 def test_more_labels_help_and_all_of_them_are_the_linear_probe(digits):
@@ -40,7 +42,7 @@ def test_repeats_are_averaged(digits):
     train, test = digits
     probe = FewShotProbe(shares=(0.05,), repeats=2, linear=LinearProbe(penalties=(0.01,)))
     each = [
-        probe.linear(train[labelled_part(train.labels, 0.05, 3, repeat)], test, classes=10, seed=3 + repeat)
+        probe.linear(train[stratified_subset(train.labels, 0.05, 3, repeat)], test, classes=10, seed=3 + repeat)
         for repeat in range(2)
     ]
     assert each[0] != each[1]

@@ -12,8 +12,8 @@ from torch import nn
 from jepa.data.series_data import SeriesData
 from jepa.data.sources.series_tables import SeriesSplits, Timeline, ett
 from jepa.evaluation import FrozenEvaluation
-from jepa.evaluation.forecast import Forecast, _Part, _repeated, _Ridge
-from jepa.evaluation.probe import named
+from jepa.evaluation.forecast import Forecast, _repeated, _Ridge, _SplitFeatures
+from jepa.evaluation.probe import named_scores
 from jepa.utils.errors import UserError
 
 CPU = torch.device("cpu")
@@ -53,7 +53,7 @@ def test_it_forecasts_a_wave_and_reports_simple_forecasts_beside():
 def test_the_head_is_ridge_regression():
     data = wave()()
     windows = data.windows("train", horizon=6)
-    part = _Part(None, windows, 100, pooling="flatten", device=CPU, batch_size=32)
+    part = _SplitFeatures(None, windows, 100, pooling="flatten", device=CPU, batch_size=32)
     x, future, *_ = windows[part.index]
     assert len(part.index) <= 100
     assert torch.equal(part.x, x.flatten(1))
@@ -72,7 +72,7 @@ def test_the_head_is_ridge_regression():
 
 def test_horizons_share_their_products():
     data = wave(gap=slice(100, 103))()
-    part = _Part(None, data.windows("train", horizon=6), None, pooling="flatten", device=CPU, batch_size=32)
+    part = _SplitFeatures(None, data.windows("train", horizon=6), None, pooling="flatten", device=CPU, batch_size=32)
     shared = _Ridge(part)
     together = {h: shared.fit(data.windows("train", horizon=h), [0.01])[0] for h in (30, 6)}
     for horizon, head in together.items():
@@ -154,8 +154,8 @@ def test_data_without_a_timeline_has_no_forecast(bars, make_row_model, caplog):
 
 
 def test_names():
-    assert named("forecast", {"/96/mse": 1.0}) == {"forecast/96/mse": 1.0}
-    assert named("fewshot", {"1": 1.0}) == {"fewshot_1": 1.0}
+    assert named_scores("forecast", {"/96/mse": 1.0}) == {"forecast/96/mse": 1.0}
+    assert named_scores("fewshot", {"1": 1.0}) == {"fewshot_1": 1.0}
 
 
 def test_etth1_simple_forecasts_are_the_known_ones(shared_dir):

@@ -60,7 +60,7 @@ class FakeModel(nn.Module):
 
 
 def build(**changes) -> FrozenEvaluation:
-    probes = {"linear": LinearProbe(), "knn": KNNProbe(neighbours=5)}
+    probes = {"linear": LinearProbe(), "knn": KNNProbe(k=5)}
     return FrozenEvaluation(**{"probes": probes, "batch_size": 32, **changes})
 
 

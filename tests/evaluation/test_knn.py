@@ -36,7 +36,7 @@ def naive_prediction(train: Features, x: torch.Tensor, k: int, temperature: floa
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 10.0), (119, 0.5)])
 def test_agrees_with_a_double_loop(splits, k, temperature):
     train, test = splits
-    probe = KNNProbe(neighbours=k, temperature=temperature)
+    probe = KNNProbe(k=k, temperature=temperature)
     expected = naive_prediction(train, test.x, k, temperature)
     assert probe.predict(train, test.x, classes=CLASSES).tolist() == expected
     right = sum(p == label for p, label in zip(expected, test.labels.tolist()))
@@ -52,7 +52,7 @@ def test_chunks_change_nothing(splits, monkeypatch):
 
 def test_k_beyond_the_training_set_takes_all_and_says_so(splits, caplog):
     train, test = splits
-    assert KNNProbe(neighbours=500).predict(train, test.x, classes=CLASSES).tolist() == naive_prediction(
+    assert KNNProbe(k=500).predict(train, test.x, classes=CLASSES).tolist() == naive_prediction(
         train, test.x, len(train), 0.07
     )
     assert "only 120 training samples" in caplog.text
@@ -60,11 +60,11 @@ def test_k_beyond_the_training_set_takes_all_and_says_so(splits, caplog):
 
 def test_a_low_temperature_is_the_nearest_neighbour(splits):
     train, test = splits
-    cold = KNNProbe(neighbours=20, temperature=1e-6).predict(train, test.x, classes=CLASSES)
-    assert torch.equal(cold, KNNProbe(neighbours=1).predict(train, test.x, classes=CLASSES))
+    cold = KNNProbe(k=20, temperature=1e-6).predict(train, test.x, classes=CLASSES)
+    assert torch.equal(cold, KNNProbe(k=1).predict(train, test.x, classes=CLASSES))
 
 
-@pytest.mark.parametrize("wrong", [{"neighbours": 0}, {"temperature": 0.0}])
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"temperature": 0.0}])
 def test_refuses_impossible_settings(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         KNNProbe(**wrong)

@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from jepa.evaluation import Features, LinearProbe, logistic
-from jepa.evaluation.sampling import hold_out
+from jepa.evaluation.stratified import stratified_holdout
 from jepa.utils.errors import UserError
 
 
@@ -69,7 +69,7 @@ def test_the_penalty_is_the_best_on_held_out_training_samples():
     train = blobs(60, spread=1.0)
     noise = torch.randn(60, 100, generator=torch.Generator().manual_seed(0))
     train = Features(torch.cat([train.x, noise], dim=1), train.labels)
-    held_out = hold_out(train.labels, 5, 0)
+    held_out = stratified_holdout(train.labels, 5, 0)
     kept, rest = (Features(train.x[part], train.labels[part]) for part in (~held_out, held_out))
     candidates = (10.0, 1.0, 0.1, 1e-5)
     scores = [LinearProbe(penalties=(p,))(kept, rest, classes=3, seed=0) for p in candidates]
@@ -80,10 +80,10 @@ def test_the_penalty_is_the_best_on_held_out_training_samples():
 
 def test_held_out_samples_are_a_stratified_fifth():
     labels = torch.tensor([0] * 100 + [1] * 50 + [2] * 5)
-    held_out = hold_out(labels, 5, seed=3)
+    held_out = stratified_holdout(labels, 5, seed=3)
     assert [int(held_out[labels == c].sum()) for c in range(3)] == [20, 10, 1]
-    assert torch.equal(held_out, hold_out(labels, 5, seed=3))
-    assert not torch.equal(held_out, hold_out(labels, 5, seed=4))
+    assert torch.equal(held_out, stratified_holdout(labels, 5, seed=3))
+    assert not torch.equal(held_out, stratified_holdout(labels, 5, seed=4))
 
 
 def test_separable_classes_are_told_apart():

@@ -10,12 +10,12 @@ import torch
 from rich.console import Console
 
 from jepa.evaluation import FineTuning, FrozenEvaluation, KNNProbe, LiDAR, LinearProbe, Retrieval, lidar
-from jepa.evaluation.subject import Extraction, Subject
+from jepa.evaluation.feature_source import Extraction, FeatureSource
 from jepa.utils.errors import UserError
 
 
 def build(**changes) -> FrozenEvaluation:
-    probes = {"linear": LinearProbe(penalties=(1.0, 0.01)), "knn": KNNProbe(neighbours=5)}
+    probes = {"linear": LinearProbe(penalties=(1.0, 0.01)), "knn": KNNProbe(k=5)}
     return FrozenEvaluation(**{"probes": probes, "batch_size": 32, **changes})
 
 
@@ -31,27 +31,27 @@ def test_results_are_means_over_seeds_and_the_spread_is_their_deviation(bars, ro
         for metric, value in metrics.items():
             values = torch.tensor([each[row][metric] for each in single], dtype=torch.float64)
             assert value == pytest.approx(float(values.mean()))
-            if metric in evaluation.spread[row]:
-                assert evaluation.spread[row][metric] == pytest.approx(float(values.std()), abs=1e-9)
+            if metric in evaluation.std[row]:
+                assert evaluation.std[row][metric] == pytest.approx(float(values.std()), abs=1e-9)
     # Trained weights and raw input stay, so what is not random about them has no spread; random weights vary.
-    assert list(evaluation.spread["trained"]) == list(evaluation.spread["raw_input"]) == ["linear"]
-    assert evaluation.spread["random_init"]["rankme"] > 0
+    assert list(evaluation.std["trained"]) == list(evaluation.std["raw_input"]) == ["linear"]
+    assert evaluation.std["random_init"]["rankme"] > 0
 
 
 def test_one_seed_has_no_spread_and_baselines_keep_theirs(bars, row_model, make_row_model):
     evaluation = build()
     evaluation(row_model, bars, random_init=make_row_model, device="cpu")
-    assert evaluation.spread == {}
+    assert evaluation.std == {}
     evaluation = build(seeds=2)
     evaluation(row_model, bars, random_init=make_row_model, device="cpu")
-    first = copy.deepcopy(evaluation.spread)
+    first = copy.deepcopy(evaluation.std)
     evaluation(row_model, bars, random_init=lambda: 1 / 0, device="cpu")  # known baselines
-    assert evaluation.spread == first
+    assert evaluation.std == first
 
 
 def test_the_table_shows_the_spread():
     evaluation = build(seeds=2)
-    evaluation.spread = {"trained": {"linear": 0.0041}}
+    evaluation.std = {"trained": {"linear": 0.0041}}
     console = Console(width=100, file=io.StringIO())
     console.print(evaluation.table({"trained": {"linear": 0.8123, "rankme": 30.0}}))
     assert "0.812 ± 0.004" in console.file.getvalue()
@@ -65,7 +65,7 @@ def test_probes_with_several_numbers_are_named_by_suffix(bars, row_model, make_r
 
 
 def test_lidar_is_of_all_views_and_masks_of_each_sample(bars, row_model, make_row_model):
-    subject = Subject("trained", row_model, bars, Extraction(batch_size=32), device=torch.device("cpu"))
+    subject = FeatureSource("trained", row_model, bars, Extraction(batch_size=32), device=torch.device("cpu"))
     embeddings = subject.embeddings(samples=40, views=3, seed=0)
     assert embeddings.shape == (40, 6, 8)  # 3 views of 2 masks
     assert torch.equal(embeddings, subject.embeddings(samples=40, views=3, seed=0))

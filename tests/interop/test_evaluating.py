@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa.evaluation import FrozenEvaluation
-from jepa.evaluation.subject import Subject
+from jepa.evaluation.feature_source import FeatureSource
 from jepa.interop.ours import collapse_of
 from jepa.utils.errors import UserError
 from jepa.utils.files import check_output
@@ -45,8 +45,8 @@ def test_a_second_evaluation_encodes_nothing(evaluate, run_folder, tmp_path, mon
     kept = [f"checkpoint={run_folder}", f"cache_dir={tmp_path / 'features'}"]
     first = evaluate(*kept)
     assert len(list((tmp_path / "features").iterdir())) == 6
-    monkeypatch.setattr(Subject, "_extract", lambda self, split: pytest.fail(f"{self.name} {split} was encoded"))
-    assert evaluate(*kept, "evaluation.probes.knn.neighbours=20") == first
+    monkeypatch.setattr(FeatureSource, "_extract", lambda self, split: pytest.fail(f"{self.name} {split} was encoded"))
+    assert evaluate(*kept, "evaluation.probes.knn.k=20") == first
 
 
 def test_other_data(evaluate, run_folder, shared_dir, capsys):
@@ -93,7 +93,7 @@ def test_random_weights_have_no_trained_row(evaluate, tiny, monkeypatch):
         (["data=image_folder"], "^data.root is not set: give it on the command line, data.root=..."),
         (["data.channels=3"], "add data.channels=1"),
         (["evaluation.probes.kn=null"], "evaluation.probes.kn: there is no such probe; did you mean knn"),
-        (["evaluation.probes.knnn.neighbours=3"], "evaluation.probes.knnn: there is no such probe"),
+        (["evaluation.probes.knnn.k=3"], "evaluation.probes.knnn: there is no such probe"),
     ],
 )
 def test_mistakes(evaluate, run_folder, arguments, words):

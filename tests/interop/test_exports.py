@@ -16,7 +16,7 @@ from jepa.interop.exporting import compare, timm_call
 from jepa.interop.frozen_networks import FrozenNetworks
 from jepa.models import timm_vision_transformer, vision_transformer
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.files import write_whole
+from jepa.utils.files import write_atomic
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +104,11 @@ def test_what_a_writer_puts_beside_its_file_keeps_its_name(tmp_path):
         path.with_name(f"{path.name}.data").write_text("weights")
         path.write_text(f"{path.name}.data")
 
-    write_whole(tmp_path / "out" / "e.onnx", write)
+    write_atomic(tmp_path / "out" / "e.onnx", write)
     assert (tmp_path / "out" / (tmp_path / "out" / "e.onnx").read_text()).read_text() == "weights"
     assert len(list((tmp_path / "out").iterdir())) == 2
     with pytest.raises(ZeroDivisionError):
-        write_whole(tmp_path / "out" / "e.onnx", lambda path: path.write_text(str(1 / 0)))
+        write_atomic(tmp_path / "out" / "e.onnx", lambda path: path.write_text(str(1 / 0)))
     assert (tmp_path / "out" / "e.onnx").read_text() == "e.onnx.data"
 
 

@@ -195,7 +195,7 @@ def as_published_2_1(model):
 
 @torch.no_grad()
 def test_a_file_of_2_1(tmp_path):
-    from jepa.losses.dense import ContextPrediction
+    from jepa.losses.context_prediction import ContextPrediction
     from jepa.losses.objective import Objective
     from jepa.losses.regression import L1
     from jepa.masks import RandomMask

@@ -9,8 +9,9 @@ import torch
 from torch.nn import functional as F
 
 from jepa.losses import L1, MSE, Cosine, Lp, MultiScale, Reconstruction, SmoothL1
-from jepa.losses.tokens import group_equal, place_numbers
+from jepa.losses.multiscale import group_equal
 from jepa.types import Latents
+from jepa.utils.tensors import position_ids
 
 
 def pair(prediction, target, **others) -> Latents:
@@ -48,7 +49,7 @@ def test_cosine_by_hand():
 
 def test_places_and_groups():
     positions = torch.tensor([[[0, 1], [2, 0], [0, 1], [1, 3]]])
-    numbers = place_numbers(positions)
+    numbers = position_ids(positions)
     assert numbers.tolist() == [[1, 8, 1, 7]]
     assert group_equal(numbers).tolist() == [[0, 2, 0, 1]]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa.masks.packing import pack
 from jepa.masks.span import SpanMask
+from jepa.masks.token_indices import fixed_size_indices
 
 
 def draw(masker, batch, tokens, valid=None, seed=0):
@@ -64,14 +64,14 @@ def test_padding_of_others_changes_nothing():
 
 def test_pack_drops_surplus_evenly():
     members = torch.tensor([[True, False, True, True, True]]).expand(6000, -1)
-    index, real = pack(members, 2, torch.Generator().manual_seed(0))
+    index, real = fixed_size_indices(members, 2, torch.Generator().manual_seed(0))
     assert real.all()
     assert (
         torch.bincount(index.flatten(), minlength=5) / 6000 - torch.tensor([0.5, 0, 0.5, 0.5, 0.5])
     ).abs().max() < 0.02
-    index, real = pack(members[:1], 6)
+    index, real = fixed_size_indices(members[:1], 6)
     assert index[real].tolist() == [0, 2, 3, 4]
-    index, real = pack(torch.zeros(1, 3, dtype=torch.bool), 2)
+    index, real = fixed_size_indices(torch.zeros(1, 3, dtype=torch.bool), 2)
     assert not real.any()
     assert index.max() < 3
 

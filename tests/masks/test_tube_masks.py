@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa.masks.video import BlockGroup, TubeMask
+from jepa.masks.tubes import BlockGroup, TubeMask
 
 GRIDS = [(8, 14, 14), (4, 4, 4), (2, 7, 5), (1, 14, 14), (14, 14)]
 

@@ -12,7 +12,7 @@ from jepa.losses import Objective, SmoothL1
 from jepa.losses.invariance import Invariance
 from jepa.losses.sigreg import SIGReg
 from jepa.masks import RandomMask
-from jepa.masks.spectrogram import SpectrogramMask
+from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models import EMATarget, StopGradientTarget, TransformerEncoder
 from jepa.models.crossmodal import CrossModalJEPA, CrossPredictor, ModalityEncoders
 from jepa.models.encoders.picture import PictureStem

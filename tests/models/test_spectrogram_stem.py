@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.masks.spectrogram import SpectrogramMask
+from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models import TransformerEncoder
 from jepa.models.encoders.spectrogram import SpectrogramStem
 from jepa.utils.log_mel import LogMel

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from jepa.losses.dense import ContextPrediction
+from jepa.losses.context_prediction import ContextPrediction
 from jepa.losses.objective import Objective
 from jepa.losses.regression import L1
-from jepa.masks.video import BlockGroup, TubeMask
+from jepa.masks.tubes import BlockGroup, TubeMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, TransformerEncoder
 from jepa.models.encoders.tubelet import TubeletStem
 from jepa.models.masked import distance_weights

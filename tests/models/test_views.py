@@ -11,7 +11,7 @@ from jepa.losses import Invariance, Objective, Projector, SIGReg, SmoothL1
 from jepa.masks import RandomMask
 from jepa.models import LeJEPA, MaskedJEPA, Predictor, SharedTarget, StopGradientTarget, vision_transformer
 from jepa.types import StepRandomness
-from jepa.utils.tensors import positions_on
+from jepa.utils.tensors import grid_positions
 
 
 def encoder(**sizes):
@@ -143,4 +143,4 @@ def test_positions_and_inputs_of_targets_are_made_where_the_loss_needs_them():
 
 def test_positions_on_a_grid_of_three_axes():
     index = torch.tensor([[0, 23], [13, 6]])
-    assert positions_on((2, 3, 4), index).tolist() == [[[0, 0, 0], [1, 2, 3]], [[1, 0, 1], [0, 1, 2]]]
+    assert grid_positions((2, 3, 4), index).tolist() == [[[0, 0, 0], [1, 2, 3]], [[1, 0, 1], [0, 1, 2]]]

@@ -6,7 +6,13 @@ import pytest
 import torch
 
 from jepa.monitor import Rows, statistics, take_rows
-from jepa.monitor.statistics import explained_share, likeness, pair_cosine, relative_spread, within_share
+from jepa.monitor.statistics import (
+    explained_variance,
+    mean_pair_cosine,
+    relative_spread,
+    shared_variance,
+    view_variance,
+)
 from jepa.types import Latents, Mask
 
 
@@ -58,7 +64,7 @@ def test_a_cosine_is_that_of_all_pairs():
     rows = normal(7, 3)
     unit = rows / rows.norm(dim=1, keepdim=True)
     pairs = [unit[i] @ unit[j] for i in range(7) for j in range(i)]
-    assert pair_cosine(rows) == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-6)
+    assert mean_pair_cosine(rows) == pytest.approx(torch.stack(pairs).mean().item(), abs=1e-6)
 
 
 def test_spread_is_a_share():
@@ -69,11 +75,11 @@ def test_spread_is_a_share():
 def test_the_place_of_a_target():
     places = torch.arange(200) % 4
     of_the_place = normal(4, 5)[places]
-    assert explained_share(of_the_place + 0.01 * normal(200, 5, seed=1), places) > 0.99
-    assert explained_share(normal(200, 5, seed=2), places) == pytest.approx(0, abs=0.05)
-    both = explained_share(of_the_place + of_the_place.std() * normal(200, 5, seed=3), places)
+    assert explained_variance(of_the_place + 0.01 * normal(200, 5, seed=1), places) > 0.99
+    assert explained_variance(normal(200, 5, seed=2), places) == pytest.approx(0, abs=0.05)
+    both = explained_variance(of_the_place + of_the_place.std() * normal(200, 5, seed=3), places)
     assert 0.35 < both < 0.65
-    assert explained_share(normal(9, 5), torch.arange(9)) is None
+    assert explained_variance(normal(9, 5), torch.arange(9)) is None
 
 
 def test_overlapping_blocks_of_few_samples_are_no_places():
@@ -83,19 +89,19 @@ def test_overlapping_blocks_of_few_samples_are_no_places():
     for weights in (None, [(index % 2 == 0).float()]):  # of those that count, rows are picked twice
         latents = Latents(targets=[tokens.expand(2, 4, 32, 5)], target_weights=weights)
         rows = take_rows(latents, {"masks": [Mask(context=index[:, 0], targets=index)]}, 512)
-        assert (rows.places >= 0).sum() == (64 if weights is None else 32)
-        assert explained_share(rows.targets, rows.places) is None or (
-            explained_share(rows.targets, rows.places) == pytest.approx(0, abs=0.2)
+        assert (rows.positions >= 0).sum() == (64 if weights is None else 32)
+        assert explained_variance(rows.targets, rows.positions) is None or (
+            explained_variance(rows.targets, rows.positions) == pytest.approx(0, abs=0.2)
         )
 
 
 def test_views_and_likeness():
     sample = normal(1, 40, 6)
-    assert within_share(sample.expand(3, 40, 6)) == 0
-    assert likeness(sample[0, :1].expand(10, 6)) == pytest.approx(1)
-    assert likeness(sample[0]) < 0.2
-    assert likeness(normal(3, 1000)) < 0.05  # of a small micro-batch
-    assert likeness(torch.zeros(4, 3)) == 1
+    assert view_variance(sample.expand(3, 40, 6)) == 0
+    assert shared_variance(sample[0, :1].expand(10, 6)) == pytest.approx(1)
+    assert shared_variance(sample[0]) < 0.2
+    assert shared_variance(normal(3, 1000)) < 0.05  # of a small micro-batch
+    assert shared_variance(torch.zeros(4, 3)) == 1
 
 
 def test_rows_are_few_and_those_that_count():
@@ -116,7 +122,7 @@ def test_rows_are_few_and_those_that_count():
     assert rows.targets.shape == rows.predictions.shape == (12, 1)
     assert rows.targets.min() >= 4
     assert rows.predictions.min() >= 4
-    assert rows.places.unique().tolist() == [0, 1, 2]
+    assert rows.positions.unique().tolist() == [0, 1, 2]
     assert rows.inputs.shape == (1, 10, 16)
     assert take_rows(latents, torch.ones(3), 12).inputs is None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from jepa.utils.status import Status, write_status
+from jepa.utils.run_status import Status, write_status
 
 METRIC = "eval/trained/linear"
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from jepa import build_trainer, load_config, preview
-from jepa.masks.spectrogram import SpectrogramMask
+from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models.encoders.spectrogram import SpectrogramStem
 from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost

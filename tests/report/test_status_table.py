@@ -13,7 +13,7 @@ from run_folders import METRIC, write_run
 
 from jepa.report.status_table import counts_line, newest, read_states, seconds_left, status_table
 from jepa.utils.errors import UserError
-from jepa.utils.status import Status
+from jepa.utils.run_status import Status
 
 
 def test_states_are_held_against_processes_and_the_queue(tmp_path):

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from jepa.config.compose import CONFIG_DIR, register_resolvers
 from jepa.sweep.plugins import register_plugins
 from jepa.utils.errors import UserError
-from jepa.utils.status import Status, write_status
+from jepa.utils.run_status import Status, write_status
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import pytest
 
 from jepa.config.sweep_objective import SweepObjective, as_returned
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import direction_of
+from jepa.utils.metric_direction import direction_of
 
 
 @pytest.mark.parametrize(

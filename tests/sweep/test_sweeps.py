@@ -15,7 +15,7 @@ import pytest
 from jepa.config.job import check_folder, note_failure
 from jepa.sweep.local_jobs import FoundJob, gpus_of_slot, threads_per_process, visible_gpus
 from jepa.utils.errors import UserError
-from jepa.utils.status import Status, alive, read_status, write_status
+from jepa.utils.run_status import Status, is_alive, read_status, write_status
 
 TESTS = Path(__file__).resolve().parents[1]
 PYTHONPATH = f"{TESTS}:{TESTS.parent}"
@@ -145,7 +145,7 @@ def test_runs_side_by_side_share_the_machine_and_survive_their_launcher(sweep, s
     process = sweep(*options)
     for run in (0, 1):
         until(lambda status: (status.step or 0) >= 1, run=run)
-    assert all(map(alive, statuses(tmp_path, 2)))  # two at a time
+    assert all(map(is_alive, statuses(tmp_path, 2)))  # two at a time
     assert read_status(tmp_path / "sweep" / "2").state == "queued"
     process.signal(signal.SIGKILL)
     process.wait()

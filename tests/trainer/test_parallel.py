@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from jepa.distributed.parallel import Parallel
-from jepa.evaluation.crossmodal import modality_of
+from jepa.evaluation.modalities import modality_of
 
 
 class Encoders(nn.Module):

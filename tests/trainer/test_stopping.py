@@ -18,8 +18,8 @@ from jepa.trainer import JSONLines, MedianStopping, SuccessiveHalving
 from jepa.trainer.intervals import Intervals
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
-from jepa.utils.metrics import direction_of
-from jepa.utils.status import Status, read_status, write_status
+from jepa.utils.metric_direction import direction_of
+from jepa.utils.run_status import Status, read_status, write_status
 
 LOSS, KNN = "val/loss", "online/knn"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jepa.distributed.launch import SLURM_PORTS, Launch, first_node, read_launch, scheduler_job
+from jepa.distributed.launch import SLURM_PORTS, Launch, first_node, read_launch, slurm_job_id
 from jepa.utils.errors import UserError
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "head", "MASTER_PORT": "1234"}
@@ -56,13 +56,13 @@ def test_a_local_job_of_submitit():
     assert (launch.by, launch.address) == ("submitit", "127.0.0.1")
     assert launch.port == read_launch({**local, "SUBMITIT_LOCAL_GLOBALID": "0"}).port
     assert launch.port != read_launch({**local, "SUBMITIT_LOCAL_JOB_ID": "4712"}).port
-    assert scheduler_job({**STEP, **local}) is None
+    assert slurm_job_id({**STEP, **local}) is None
 
 
 def test_the_job_of_the_scheduler():
-    assert scheduler_job({}) is None
-    assert scheduler_job(STEP) == "77"
-    assert scheduler_job({**STEP, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}) == "70_7"
+    assert slurm_job_id({}) is None
+    assert slurm_job_id(STEP) == "77"
+    assert slurm_job_id({**STEP, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "7"}) == "70_7"
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ import socket
 import psutil
 import pytest
 
-from jepa.utils.signals import EarlySignal
-from jepa.utils.status import (
+from jepa.utils.run_status import (
     Status,
-    alive,
-    begin_status,
-    dead,
+    is_alive,
+    is_dead,
+    is_running_elsewhere,
     read_status,
-    runs_elsewhere,
+    start_status,
     update_status,
-    warned,
+    warn_if_not_written,
     write_status,
 )
+from jepa.utils.signals import EarlySignal
 
 
 def test_what_is_written_is_read(tmp_path):
@@ -47,16 +47,16 @@ def test_keys_of_a_later_version_are_left_out(tmp_path):
 
 def test_what_cannot_be_written_is_a_warning_and_leaves_nothing_behind(tmp_path, capsys):
     (tmp_path / "status.json" / "x").mkdir(parents=True)
-    with warned("the status"):
+    with warn_if_not_written("the status"):
         write_status(tmp_path, Status(state="done"))
     assert "warning: the status could not be written" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
 
 
 def test_starts_are_counted(tmp_path):
-    first = begin_status(tmp_path, ["a=1"], None)
+    first = start_status(tmp_path, ["a=1"], None)
     update_status(tmp_path, {"state": "done", "objective": {"x": 1.0}, "settled": True})
-    second = begin_status(tmp_path, ["a=1"], "7")
+    second = start_status(tmp_path, ["a=1"], "7")
     assert (first.starts, second.starts, second.job) == (1, 2, "7")
     assert (second.state, second.objective, second.settled) == ("running", {}, False)
     assert first.started == second.started
@@ -65,14 +65,14 @@ def test_starts_are_counted(tmp_path):
 def test_processes_are_told_from_later_ones_of_their_number():
     me, here = psutil.Process(), socket.gethostname()
     mine = Status(state="running", pid=me.pid, pid_created=me.create_time(), host=here)
-    assert alive(mine)
-    assert not runs_elsewhere(mine)
+    assert is_alive(mine)
+    assert not is_running_elsewhere(mine)
     later = Status(state="running", pid=me.pid, pid_created=me.create_time() - 100, host=here)
-    assert not alive(later)
-    assert dead(later)
-    assert runs_elsewhere(Status(state="running", pid=os.getppid(), host=here))
-    assert not runs_elsewhere(Status(state="running", pid=os.getppid(), host="elsewhere"))
-    assert not dead(Status(state="done", pid=me.pid, host=here))
+    assert not is_alive(later)
+    assert is_dead(later)
+    assert is_running_elsewhere(Status(state="running", pid=os.getppid(), host=here))
+    assert not is_running_elsewhere(Status(state="running", pid=os.getppid(), host="elsewhere"))
+    assert not is_dead(Status(state="done", pid=me.pid, host=here))
 
 
 def test_a_signal_that_comes_early():

@@ -15,7 +15,7 @@ from jepa.checkpoint.load import load_state, locate, read_file
 from jepa.config.check import check_config, describe, fits
 from jepa.config.compose import dotted_keys, known_keys, run_folder_of
 from jepa.config.overrides import override_key
-from jepa.utils.errors import CheckpointError, UserError, system_errors
+from jepa.utils.errors import CheckpointError, UserError, convert_system_errors
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed, generator, seeded
 from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
@@ -182,9 +182,9 @@ def test_keys():
 
 
 def test_what_the_system_refuses_is_no_bug():
-    with pytest.raises(UserError, match=r"/x/y: No space left on device.*hydra.run.dir"), system_errors():
+    with pytest.raises(UserError, match=r"/x/y: No space left on device.*hydra.run.dir"), convert_system_errors():
         raise OSError(28, "No space left on device", "/x/y")
-    with pytest.raises(FileNotFoundError), system_errors():
+    with pytest.raises(FileNotFoundError), convert_system_errors():
         raise FileNotFoundError(2, "No such file", "/x/y")
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.masks.packing import pack
+from jepa.masks.token_indices import fixed_size_indices
 from jepa.types import Grid, Mask
+from jepa.utils.errors import check_at_least
 
 
 class RandomMask:
     """Masker that keeps a random share of the tokens as context and predicts a random share of the others.
 
-    context_share, target_share: shares of the grid's tokens, together at most 1; target_share None takes all that
-    the context leaves. num_masks: independent draws per sample, each of which is one more view of it.
+    context_share, target_share: shares of the grid's tokens, together at most 1; target_share None predicts all
+    other tokens. num_masks: independent masks per sample, each of which is another view of it.
     """
 
     def __init__(self, *, context_share: float = 0.4, target_share: float | None = None, num_masks: int = 1) -> None:
@@ -24,8 +25,7 @@ class RandomMask:
                 f"model.mask: got context_share={context_share} and target_share={target_share}, "
                 "expected shares above 0 that add up to at most 1"
             )
-        if num_masks < 1:
-            raise ValueError(f"model.mask.num_masks must be at least 1, got {num_masks}")
+        check_at_least("model.mask", 1, num_masks=num_masks)
         self.context_share = context_share
         self.target_share = target_share
         self.num_masks = num_masks
@@ -38,9 +38,9 @@ class RandomMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """`num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
+        """Return `num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
 
-        Shares are then those of the tokens that are not padding.
+        Shares are those of the tokens that are not padding.
 
         Raises ValueError when the grid has too few tokens for one context and one target token.
         """
@@ -73,11 +73,11 @@ class RandomMask:
     def _draw_padded(
         self, order: Tensor, keep: int, size: int, valid: Tensor, generator: torch.Generator | None
     ) -> Mask:
-        """The mask of samples whose tokens that are `valid` (B, N) are taken in an order (B, N) of numbers below 1."""
-        place = (order + ~valid).argsort(dim=1).argsort(dim=1)  # (B, N), padding last
+        """Return the mask of padded samples, whose valid tokens (B, N) are taken by rising order (B, N) < 1."""
+        rank = (order + ~valid).argsort(dim=1).argsort(dim=1)  # (B, N), padding last
         count = valid.sum(dim=1, keepdim=True)  # (B, 1)
         kept = (count.double() * self.context_share).round().long().clamp(min=1)
-        asked = (count.double() * self.target_share).round().long().clamp(min=1).minimum(count - kept)
-        context, context_valid = pack((place < kept) & valid, keep, generator)
-        targets, target_valid = pack((place >= kept) & (place < kept + asked) & valid, size, generator)
+        predicted = (count.double() * self.target_share).round().long().clamp(min=1).minimum(count - kept)
+        context, context_valid = fixed_size_indices((rank < kept) & valid, keep, generator)
+        targets, target_valid = fixed_size_indices((rank >= kept) & (rank < kept + predicted) & valid, size, generator)
         return Mask(context, targets.unsqueeze(1), context_valid, target_valid.unsqueeze(1))

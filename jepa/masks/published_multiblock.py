@@ -1,7 +1,7 @@
-"""The published I-JEPA mask collator's distribution, defects included, for reproducing papers.
+"""The masks of the published I-JEPA collator, defects included, to reproduce papers.
 
-What differs from `MultiBlockMask` is listed there; the facts are those of facebookresearch/ijepa
-src/masks/multiblock.py. Sampling loops over samples on the CPU, as theirs does.
+See facebookresearch/ijepa src/masks/multiblock.py, and `MultiBlockMask` for the differences. Loops over samples on the
+CPU, as the published code does.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from jepa.masks.multiblock import check_range
 from jepa.types import Grid, Mask
 
 TRIES = 20
-"""Failed draws after which the context is allowed to overlap one more target block."""
+"""Failed draws after which the context may overlap one more target block."""
 
 
 class PublishedMultiBlockMask:
-    """Masks as facebookresearch/ijepa draws them; 2-D grids only.
+    """Masker of facebookresearch/ijepa; 2-D grids only.
 
-    One uniform number per batch sets both scale and aspect ratio of the targets; all samples share block sizes; a
-    block never reaches the last row and column; every list is cut to the batch's shortest, first indices kept. So
-    the number of context tokens shrinks as batch_size grows. A block must hold more than min_context tokens.
+    One uniform number per batch sets both scale and aspect ratio of the targets; all samples share block sizes; a block
+    never reaches the last row and column; every context is cut to the first indices, as many as the shortest of the
+    batch has. So the number of context tokens falls as batch_size grows. A block must hold more than min_context
+    tokens.
     """
 
     def __init__(
@@ -54,7 +55,7 @@ class PublishedMultiBlockMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """One `Mask` for the batch. Raises ValueError when blocks are too small for min_context, or for padding."""
+        """Return one `Mask` for the batch. Raises ValueError for padding, or blocks too small for min_context."""
         if len(grid) != 2 or valid is not None:
             raise ValueError(f"model.mask.compat=published serves 2-D grids without padding, got a grid of {grid}")
         device = torch.device("cpu") if generator is None else generator.device
@@ -93,13 +94,13 @@ class PublishedMultiBlockMask:
         return height, width
 
     def _block(self, grid: Grid, size: tuple[int, int], regions: list[Tensor], rng: torch.Generator) -> Tensor:
-        """A block (H, W) bool inside the given regions, the last of which are given up one by one."""
+        """Return a block (H, W) bool inside the regions, of which the last are dropped one by one if none fits."""
         for dropped in range(len(regions) + 1):
             allowed = torch.ones(grid, dtype=torch.bool)
             for region in regions[: len(regions) - dropped]:
                 allowed &= region
             for _ in range(TRIES):
-                top = int(torch.randint(grid[0] - size[0], (), generator=rng))  # exclusive: the last row is never hit
+                top = int(torch.randint(grid[0] - size[0], (), generator=rng))  # exclusive: never the last row
                 left = int(torch.randint(grid[1] - size[1], (), generator=rng))
                 block = torch.zeros(grid, dtype=torch.bool)
                 block[top : top + size[0], left : left + size[1]] = True

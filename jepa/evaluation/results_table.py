@@ -1,4 +1,4 @@
-"""Results as a table for the console."""
+"""Evaluation results as a table for the console."""
 
 from __future__ import annotations
 
@@ -7,30 +7,30 @@ from collections.abc import Mapping
 from rich import box
 from rich.table import Table
 
-WIDE = 6
-"""Metrics that fit side by side."""
+MAX_COLUMNS = 6
+"""Metrics that fit into 80 columns."""
 
 
 def format_table(
-    results: Mapping[str, Mapping[str, float]], spread: Mapping[str, Mapping[str, float]] | None = None
+    results: Mapping[str, Mapping[str, float]], std: Mapping[str, Mapping[str, float]] | None = None
 ) -> Table:
-    """The results of `FrozenEvaluation`: one row per network, one column per metric in the order they come.
+    """Return the results of `FrozenEvaluation` as a table with a row per network and a column per metric.
 
-    spread: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
+    Where that is too wide for 80 columns, with a row per metric and a column per network.
 
-    Where that is too wide for 80 columns, it has one row per metric and one column per network.
+    std: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
 
     Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
     """
     metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
-    spread = spread or {}
+    std = std or {}
 
     def cell(name: str, metric: str) -> str:
-        return _format(results[name].get(metric), spread.get(name, {}).get(metric))
+        return _format(results[name].get(metric), std.get(name, {}).get(metric))
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("frozen features of")
-    tall = len(metrics) > WIDE or any(spread.get(name) for name in results)
+    tall = len(metrics) > MAX_COLUMNS or any(std.get(name) for name in results)
     rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
     for column in columns:
         table.add_column(column, justify="right")
@@ -39,9 +39,9 @@ def format_table(
     return table
 
 
-def _format(value: float | None, spread: float | None = None) -> str:
+def _format(value: float | None, std: float | None = None) -> str:
     """Three decimals for shares and standard deviations, fewer for large numbers such as ranks."""
     if value is None:
         return "-"
     decimals = 3 if abs(value) < 10 else 1
-    return f"{value:.{decimals}f}" + ("" if spread is None else f" ± {spread:.{decimals}f}")
+    return f"{value:.{decimals}f}" + ("" if std is None else f" ± {std:.{decimals}f}")

@@ -1,4 +1,4 @@
-"""Label-free measures of features: do they use their dimensions, or have they collapsed?"""
+"""LiDAR: the effective rank of what tells samples apart, without labels."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import logging
 import torch
 from torch import Tensor
 
-from jepa.utils.feature_rank import effective_rank, feature_std, rankme
-
-__all__ = ["LiDAR", "feature_std", "lidar", "rankme"]
+from jepa.utils.feature_rank import effective_rank
 
 log = logging.getLogger("jepa")
 
 
 def lidar(embeddings: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
-    """Effective rank of what tells samples apart, measured in units of how far their views lie apart.
+    """Return the effective rank of the scatter between samples, in units of the scatter between their views.
 
     LiDAR (Thilak et al. 2023, arXiv 2312.04000) for embeddings (n, q, D) of q views of n samples: linear
     discriminant analysis in which every sample is a class. With the between-sample scatter B (over n - 1) and the
     within-sample scatter W (over n (q - 1)) it is exp(-sum_k p_k log p_k), p_k being the shares of the eigenvalues
     of (W + delta)^-1/2 B (W + delta)^-1/2, plus eps. Between 1 and min(n - 1, D).
 
-    delta: added to W's diagonal, so that it can be inverted. Where the views of a sample are all the same, W is 0
-        and this is the effective rank of B alone, which is logged.
+    delta: added to W's diagonal, so that it can be inverted. Where all views of a sample are equal, W is 0 and this is
+        the effective rank of B alone, which is logged.
 
     Raises ValueError for fewer than 2 samples or views.
     """
@@ -32,9 +30,9 @@ def lidar(embeddings: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
         raise ValueError(f"lidar: got {samples} samples of {views} views, expected at least 2 of 2 each")
     x = embeddings.double().cpu()  # for the inverse; some devices have no float64
     centres = x.mean(dim=1)
-    spread = (x - centres[:, None]).flatten(0, 1) / (samples * (views - 1)) ** 0.5
-    within = spread.T @ spread
-    if within.trace() <= 1e-12 * centres.square().sum():  # but for rounding
+    deviations = (x - centres[:, None]).flatten(0, 1) / (samples * (views - 1)) ** 0.5
+    within = deviations.T @ deviations
+    if within.trace() <= 1e-12 * centres.square().sum():  # 0 but for rounding
         log.warning("LiDAR: the views of each sample have the same embedding, so it ranks the samples' scatter alone")
     within.diagonal().add_(delta)
     between = (centres - centres.mean(dim=0)) / (samples - 1) ** 0.5
@@ -46,8 +44,8 @@ def lidar(embeddings: Tensor, delta: float = 1e-4, eps: float = 1e-7) -> float:
 class LiDAR:
     """`lidar` of augmented and masked views of training samples: the embeddings that the model trains.
 
-    Each sample is augmented `views` times, and every mask that the model draws for a view gives one embedding. Raw
-    input has no masks: its views are the augmented ones. Data without `view_batches` is left out, which is logged.
+    Each sample is augmented `views` times, with one embedding per mask of each view; raw input has no masks. Data
+    without `view_batches` has no score, which is logged.
 
     samples: n; the paper takes 1,000. views: augmented ones of each, 50 in the paper. delta: as in `lidar`.
 
@@ -67,5 +65,5 @@ class LiDAR:
         self.delta = delta
 
     def __call__(self, embeddings: Tensor) -> float:
-        """The effective rank of embeddings (n, q, D)."""
+        """Return the effective rank of embeddings (n, q, D)."""
         return lidar(embeddings, self.delta)

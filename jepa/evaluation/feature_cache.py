@@ -1,4 +1,4 @@
-"""Extracted features on disk, so that probing a checkpoint again runs no network."""
+"""A cache of extracted features on disk, so that probing a checkpoint again runs no network."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.checkpoint.load import read_file, reason
+from jepa.checkpoint.load import read_file
 from jepa.evaluation.features import Features, Split
-from jepa.utils.errors import CheckpointError
+from jepa.utils.errors import CheckpointError, reason
 
 log = logging.getLogger("jepa")
 
@@ -26,29 +26,29 @@ log = logging.getLogger("jepa")
 class FeatureCache:
     """A folder of files, one per network and split, each named after a hash of all that its features depend on.
 
-    key: what the caller knows of that, which evaluation does not: the checkpoint, the data and its transform. Changed
-        weights under the same key would be taken for the old ones, so use a hash of the file or its time and size.
+    key: identifies what evaluation cannot see: the checkpoint, the data and its transform. It has to change with the
+        weights, so use a hash of the file or its time and size.
 
-    For one process: of several ranks that share a sharded network, all have to run it, or none.
+    For a single process: of several ranks that share a sharded network, all have to run it, or none.
     """
 
     def __init__(self, folder: str | os.PathLike, key: str) -> None:
         self.folder = Path(folder)
         self.key = key
 
-    def path(self, name: str, what: Mapping[str, Any]) -> Path:
-        """The file of features that depend on `what`, JSON values, besides the key."""
-        text = json.dumps({"key": self.key, "name": name, **what}, sort_keys=True)
+    def path(self, name: str, settings: Mapping[str, Any]) -> Path:
+        """Return the file of features that depend on these settings (JSON values) and the key."""
+        text = json.dumps({"key": self.key, "name": name, **settings}, sort_keys=True)
         return self.folder / f"{name}-{hashlib.blake2b(text.encode(), digest_size=12).hexdigest()}.pt"
 
     def get(
-        self, name: str, what: Mapping[str, Any], compute: Callable[[], Split | None], device: torch.device
+        self, name: str, settings: Mapping[str, Any], compute: Callable[[], Split | None], device: torch.device
     ) -> Split | None:
-        """The features of that name, read from their file, or computed and written to it.
+        """Return the features of that name, read from their file, or computed and written to it.
 
-        A file that is damaged is computed again and one that cannot be written is left out, both with a warning.
+        A damaged file is computed again and one that cannot be written is skipped, both with a warning.
         """
-        path = self.path(name, what)
+        path = self.path(name, settings)
         if path.is_file():
             try:
                 return _read(path, device)
@@ -79,7 +79,7 @@ def _read(path: Path, device: torch.device) -> Split:
 
 
 def _write(path: Path, split: Split) -> None:
-    """Write the whole file under another name first, so that none is ever seen half written."""
+    """Write atomically: to a temporary file that is renamed."""
     tensors = {}
     for name, features in {"pooled": split.pooled, "tokens": split.tokens}.items():
         if features is not None:
@@ -99,7 +99,7 @@ def _write(path: Path, split: Split) -> None:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> int:
-    """Of names and contents; torch's reader does not notice a flipped bit."""
+    """Return a CRC of names and contents, as torch's reader does not notice a flipped bit."""
     total = 0
     for name in sorted(tensors):
         total = zlib.crc32(tensors[name].contiguous().view(torch.uint8).numpy(), zlib.crc32(name.encode(), total))

@@ -1,4 +1,4 @@
-"""What the names of metrics say: which way is better."""
+"""Whether a metric is maximised or minimised, by its name."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from typing import Literal
 Direction = Literal["maximize", "minimize"]
 
 DEFAULT_METRICS = ("eval/trained/linear", "val/loss")
-"""What a sweep optimises where nothing else is asked for: the first of these that a run has."""
+"""The default objective of a sweep: the first of these that a run has."""
 
 LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "seconds", "parameters", "samples", "gib", "wait")
-"""Words in a metric's name, behind its first part, that say so; of all others more is better."""
+"""Words in the name of a metric to minimise, after its first part; all others are maximised."""
 
 
 def direction_of(metric: str) -> Direction:
-    """Which way a metric is better, by its name: "val/loss" is minimised, "eval/trained/linear" maximised.
+    """Return the direction of a metric: "val/loss" is minimised, "eval/trained/linear" maximised.
 
-    A term of a loss ("train/loss/sigreg") is minimised too; what is counted per second is maximised.
+    So is a term of a loss ("train/loss/sigreg") minimised, and a rate per second maximised.
     """
     if metric.endswith("_per_second"):
         return "maximize"

@@ -1,11 +1,11 @@
-"""V-JEPA's masks: tubes through a clip, hidden together, in groups of many small and few large blocks.
+"""V-JEPA's masks: blocks through the time of a clip, in groups of many small and few large ones.
 
-For each group a sample's blocks are drawn, what lies in any of them is predicted as one, and all else is seen
-(arXiv 2404.08471, 3.2; facebookresearch/vjepa2 src/masks/multiseq_multiblock3d.py). What this one does otherwise:
+The tokens in any block of a group are predicted, all others are the context (arXiv 2404.08471, 3.2; facebookresearch/
+vjepa2 src/masks/multiseq_multiblock3d.py). Unlike the published code:
 
-- every block of every sample has a size of its own, where there all samples of a batch share one;
-- the tokens seen and predicted are as many as the grid and the settings say, whatever the batch. The published code
-  cuts both lists to the shortest of the batch and keeps the first tokens, of the early frames; here surplus tokens are
+- every block of every sample has its own size, where there all samples of a batch share one;
+- the numbers of context and predicted tokens depend on the grid and the settings, not on the batch. The published code
+  cuts both to the shortest of the batch and keeps the first tokens, of the early frames; here surplus tokens are
   dropped evenly, and fewer of them.
 """
 
@@ -18,22 +18,24 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from jepa.masks.multiblock import CALIBRATION_DRAWS, SHORT_SHARE, check_range, cover
-from jepa.masks.packing import pack
+from jepa.masks.multiblock import CALIBRATION_DRAWS, REDRAWN_SHARE, check_range, cover
+from jepa.masks.token_indices import fixed_size_indices
 from jepa.types import Grid, Mask
+from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
 
-LEAST_FITTING = 0.02
-"""Share of draws that must leave something to see; below it the settings are refused."""
+MIN_FITTING_SHARE = 0.02
+"""Share of draws with min_context tokens below which the settings are refused."""
 
 Sizes: TypeAlias = tuple[int, int, Tensor]
+"""K, P, and sets of hidden tokens (R, N) bool that fill both."""
 
 
 class BlockGroup:
     """One group of blocks.
 
-    num_blocks: blocks per sample, which may overlap. spatial_scale: (least, most) share of a frame that one covers.
-    temporal_scale: (least, most) share of the time steps it lasts. aspect_ratio: (least, most) height / width.
+    num_blocks: blocks per sample, which may overlap. spatial_scale: (least, most) share of a frame that a block covers.
+    temporal_scale: (least, most) share of the time steps that it covers. aspect_ratio: (least, most) height / width.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class BlockGroup:
         self.aspect_ratio = check_range("model.mask: aspect_ratio", aspect_ratio)
 
     def draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Blocks (2, B, M, 3): first cells and sides, uniform over all places that keep them on the grid."""
+        """Return blocks (2, B, M, 3): first cells, uniform among those that keep the block on the grid, and sides."""
         shape = (batch_size, self.num_blocks)
         draws = torch.rand(3, *shape, device=device, generator=generator)
         ranges = (self.spatial_scale, self.temporal_scale, self.aspect_ratio)
@@ -73,16 +75,15 @@ class BlockGroup:
 
 
 class TubeMask:
-    """Masker of clips on (time steps, rows, columns); gives one mask for each group.
+    """Masker of clips on (time steps, rows, columns), with one mask per group.
 
-    groups: name -> BlockGroup; None leaves one out.
-    images: the group for grids of one time step, that is for pictures; None: the same groups as for clips.
+    groups: name -> BlockGroup; None removes one.
+    images: the group for grids of one time step, that is for images; None: the groups of clips.
     min_context: fewest context tokens that are accepted.
     max_temporal_keep: share of the time steps, the first ones, that the context may come from.
 
-    K, the context tokens kept, and P, those predicted, are the 5 % quantiles of what draws of a fixed seed give on the
-    grid, among draws that leave at least min_context; a sample short of either is drawn again, from those same draws.
-    A grid of two axes is taken for one time step.
+    K, the context tokens, and P, those predicted, are the 5 % quantiles over draws of a fixed seed with at least
+    min_context; a sample with fewer of either is replaced by one of these draws. A grid of two axes is one time step.
     """
 
     def __init__(
@@ -96,8 +97,7 @@ class TubeMask:
         self.groups = {name: group for name, group in groups.items() if group is not None}
         if not self.groups:
             raise ValueError("model.mask.groups is empty: give at least one group of blocks")
-        if min_context < 1:
-            raise ValueError(f"model.mask.min_context must be at least 1, got {min_context}")
+        check_at_least("model.mask", 1, min_context=min_context)
         if not 0 < max_temporal_keep <= 1:
             raise ValueError(f"model.mask.max_temporal_keep={max_temporal_keep}: expected a share above 0, at most 1")
         self.images, self.min_context, self.max_temporal_keep = images, min_context, max_temporal_keep
@@ -111,9 +111,9 @@ class TubeMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """One mask with one target block (B, 1, P) per group. valid (B, N) bool: False at padding.
+        """Return one mask with one target block (B, 1, P) per group. valid (B, N) bool: False at padding.
 
-        Raises ValueError for other grids, and when the blocks leave nothing to see.
+        Raises ValueError for other grids, and when the blocks leave no context.
         """
         if len(grid) not in (2, 3):
             raise ValueError(f"tube masks are for clips, on three axes, got a grid of {grid}: use model/mask=random")
@@ -134,14 +134,14 @@ class TubeMask:
     ) -> Mask:
         if (name, grid, device) not in self._sizes:
             self._sizes[name, grid, device] = self._calibrate(name, group, grid, device)
-        keep, size, reserve = self._sizes[name, grid, device]
+        keep, size, spare = self._sizes[name, grid, device]
         hidden = cover(group.draw(batch_size, grid, device, generator), grid)  # (B, N)
         seen = self._seen(hidden, grid)
-        again = torch.randint(len(reserve), (batch_size,), device=device, generator=generator)
+        again = torch.randint(len(spare), (batch_size,), device=device, generator=generator)
         short = (seen.sum(dim=1) < keep) | (hidden.sum(dim=1) < size)
-        hidden = torch.where(short[:, None], reserve[again], hidden)
-        context, _ = pack(self._seen(hidden, grid), keep, generator)
-        targets, _ = pack(hidden, size, generator)
+        hidden = torch.where(short[:, None], spare[again], hidden)
+        context, _ = fixed_size_indices(self._seen(hidden, grid), keep, generator)
+        targets, _ = fixed_size_indices(hidden, size, generator)
         targets = targets.unsqueeze(1)  # (B, 1, P)
         if valid is None:
             return Mask(context, targets)
@@ -149,18 +149,18 @@ class TubeMask:
         return Mask(context, targets, context_valid=valid.gather(1, context), target_valid=target_valid)
 
     def _seen(self, hidden: Tensor, grid: Grid) -> Tensor:
-        """Tokens (B, N) bool that the context may hold."""
+        """Return the tokens (B, N) bool that may be in the context."""
         steps = max(1, int(grid[0] * self.max_temporal_keep + 1e-4))
         early = torch.arange(hidden.shape[1], device=hidden.device) < steps * grid[1] * grid[2]
         return ~hidden & early
 
     def _calibrate(self, name: str, group: BlockGroup, grid: Grid, device: torch.device) -> Sizes:
-        """K, P, and sets of hidden tokens (R, N) bool that leave and hide at least so many."""
+        """Return the sizes of a group on a grid."""
         fixed = make_generator("cpu", 0, "mask calibration")
         hidden = cover(group.draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed), grid)
         seen, count = self._seen(hidden, grid).sum(dim=1), hidden.sum(dim=1)
         fits = seen >= self.min_context
-        if fits.float().mean() < LEAST_FITTING:
+        if fits.float().mean() < MIN_FITTING_SHARE:
             where = "model.mask.images" if name == "images" else f"model.mask.groups.{name}"
             raise ValueError(
                 f"{where}: {group.num_blocks} blocks of {group.spatial_scale[0]:g} to {group.spatial_scale[1]:g} of a "
@@ -169,7 +169,7 @@ class TubeMask:
                 "patches (model.encoder.stem.patch_size), or leave the group out (=null)"
             )
         keep, size = (
-            int(number[fits].float().quantile(SHORT_SHARE, interpolation="lower")) for number in (seen, count)
+            int(number[fits].float().quantile(REDRAWN_SHARE, interpolation="lower")) for number in (seen, count)
         )
         enough = fits & (seen >= keep) & (count >= size)
         return keep, size, hidden[enough].to(device)

@@ -1,6 +1,6 @@
-"""How a run is doing, as `status.json` in its folder: what `scripts/status.py`, leaderboards and sweeps read.
+"""The state of a run, as `status.json` in its folder, read by `scripts/status.py`, leaderboards and sweeps.
 
-Rank 0 alone writes it, whole or not at all; a reader may come at any time.
+Rank 0 writes it, atomically.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from typing import Any, Literal
 
 import psutil
 
-FILE = "status.json"
+STATUS_FILE = "status.json"
 State = Literal["queued", "running", "preempted", "stopped", "done", "failed"]
-"""queued: handed to a scheduler. preempted: saved, and waiting to be started again by the scheduler. stopped: by a
-signal from a person. failed: ended by an error, `reason` says which."""
+"""queued: submitted to a scheduler. preempted: saved, and queued again by the scheduler. stopped: by a user's signal.
+failed: ended by the error in `reason`."""
 
 FINISHED: tuple[State, ...] = ("done", "failed", "stopped")
 
 
 @dataclass(frozen=True)
 class Status:
-    """What is known of a run.
+    """The state of a run.
 
     reason: why it failed, or ended before its last step. overrides: its options, as on the command line.
-    step, max_steps: where it is; None before the first. samples_per_second: at the last log line.
-    train_seconds: spent on steps so far, over all restarts. verdict: the collapse monitor's.
-    objective: what a sweep optimises, by the metric's name, once it is done (or has failed: what it counts as).
-    settled: whether that is known of a run that is done, which may have no metric at all.
-    host, pid, pid_created: of rank 0, with the process's time of birth, as numbers are used again.
-    job: its id with the scheduler, "17" or "17_3". starts: how often it was started.
+    step, max_steps: its progress; None before the first step. samples_per_second: at the last log line.
+    train_seconds: time of all steps, over all restarts. verdict: the collapse monitor's.
+    objective: metric name -> value that a sweep optimises, once it is done or has failed.
+    settled: whether `objective` is final; a run that is done may have none.
+    host, pid, pid_created: of rank 0, with the process's creation time, as pids are reused.
+    job: its id with the scheduler, "17" or "17_3". starts: number of starts.
     started, updated: seconds since the epoch, of the first start and of this file.
     """
 
@@ -61,9 +61,9 @@ class Status:
 
 
 def read_status(folder: Path) -> Status | None:
-    """The status of a run folder; None where there is none (a run from before there was one, or no run)."""
+    """Return the status of a run folder; None without a readable status.json."""
     try:
-        content = json.loads((folder / FILE).read_text())
+        content = json.loads((folder / STATUS_FILE).read_text())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
         return None
     if not isinstance(content, dict) or "state" not in content:
@@ -73,12 +73,12 @@ def read_status(folder: Path) -> Status | None:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Write it, making the folder."""
+    """Write the status of a run folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{FILE}.{os.getpid()}.writing"
+    temporary = folder / f".{STATUS_FILE}.{os.getpid()}.writing"
     try:
         temporary.write_text(json.dumps(dataclasses.asdict(status), indent=2) + "\n")
-        os.replace(temporary, folder / FILE)
+        os.replace(temporary, folder / STATUS_FILE)
     except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -86,8 +86,8 @@ def write_status(folder: Path, status: Status) -> None:
 
 
 @contextlib.contextmanager
-def warned(what: str) -> Iterator[None]:
-    """A context in which something that cannot be written is a warning: it is no reason to lose a run."""
+def warn_if_not_written(what: str) -> Iterator[None]:
+    """A context that turns an OSError into a warning, as a status file is no reason to end a run."""
     try:
         yield
     except OSError as error:
@@ -95,15 +95,15 @@ def warned(what: str) -> Iterator[None]:
 
 
 def update_status(folder: Path, changes: Mapping[str, Any]) -> Status:
-    """Change some of it, keep the rest; gives the whole. A first one without a state is running."""
+    """Change some fields of the status, and return it; the state of a new one is "running"."""
     before = read_status(folder) or Status(state="running")
     status = dataclasses.replace(before, **{**changes, "updated": time.time()})
     write_status(folder, status)
     return status
 
 
-def begin_status(folder: Path, overrides: list[str], job: str | None) -> Status:
-    """A process starts, or goes on with, the run of a folder. job: its id with the scheduler, if it has one."""
+def start_status(folder: Path, overrides: list[str], job: str | None) -> Status:
+    """Write the status of a run that this process starts or continues. job: its id with the scheduler, if any."""
     before = read_status(folder)
     started = before.started if before is not None and before.started is not None else time.time()
     changes = {
@@ -123,12 +123,12 @@ def begin_status(folder: Path, overrides: list[str], job: str | None) -> Status:
 
 
 def is_collapse(verdict: str | None) -> bool:
-    """Whether a verdict of the collapse monitor means that the run's features are worth nothing."""
+    """Return whether a verdict of the collapse monitor is collapse or divergence."""
     return verdict is not None and (verdict.endswith("collapse") or verdict == "diverged")
 
 
-def alive(status: Status | None) -> bool:
-    """Whether a run is under way on this machine: its process exists, or the one that is about to start it."""
+def is_alive(status: Status | None) -> bool:
+    """Return whether the process of a run, or the one that is about to start it, exists on this machine."""
     if status is None or status.state not in ("queued", "running") or status.pid is None:
         return False
     if status.host != socket.gethostname():
@@ -142,12 +142,12 @@ def alive(status: Status | None) -> bool:
         return False
 
 
-def runs_elsewhere(status: Status | None) -> bool:
-    """Whether a run is being trained on this machine right now, by another process than this one."""
-    return status is not None and status.state == "running" and status.pid != os.getpid() and alive(status)
+def is_running_elsewhere(status: Status | None) -> bool:
+    """Return whether another process on this machine is running this run."""
+    return status is not None and status.state == "running" and status.pid != os.getpid() and is_alive(status)
 
 
-def dead(status: Status) -> bool:
-    """Whether a run says that it is running, on this machine, but its process is gone."""
+def is_dead(status: Status) -> bool:
+    """Return whether a run that should be running on this machine has lost its process."""
     known = status.pid is not None and status.host == socket.gethostname()
-    return status.state == "running" and known and not alive(status)
+    return status.state == "running" and known and not is_alive(status)

@@ -1,4 +1,4 @@
-"""What is scored: a network, or the raw input, seen as a source of features."""
+"""Where evaluated features come from: a network, or the raw input."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.evaluation.cache import FeatureCache
+from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.features import (
     EvaluationData,
     Split,
@@ -22,18 +22,19 @@ from jepa.evaluation.features import (
     pool_input,
 )
 from jepa.types import StepRandomness
-from jepa.utils.errors import UserError
-from jepa.utils.random import derive_seed
+from jepa.utils.errors import UserError, check_at_least
+from jepa.utils.random import derive_seed, seeded
 from jepa.utils.tensors import masked_max, masked_mean, token_valid
 
-POOLINGS = {"mean": masked_mean, "max": masked_max}  # (B, N, D) and what is not padding (B, N) -> (B, D)
+POOLINGS = {"mean": masked_mean, "max": masked_max}
+"""Name -> function of tokens (B, N, D) and valid (B, N) that returns (B, D)."""
 
 LAST_BLOCKS = {"last_four": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extraction:
-    """How features are made; `FrozenEvaluation` describes the fields. Raises ValueError for values outside these."""
+    """How features are extracted; `FrozenEvaluation` describes the fields. Raises ValueError for invalid values."""
 
     network: Literal["target", "context"] = "target"
     pooling: Literal["mean", "max"] = "mean"
@@ -51,19 +52,17 @@ class Extraction:
             raise ValueError(f"evaluation.pooling: got {self.pooling!r}, expected one of {list(POOLINGS)}")
         if self.layers not in ("last", *LAST_BLOCKS):
             raise ValueError(f"evaluation.layers: got {self.layers!r}, expected 'last' or 'last_four'")
-        for name in ("raw_input_size", "batch_size", "max_train_samples", "max_test_samples"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"evaluation.{name} must be at least 1, got {value}")
+        counts = ("raw_input_size", "batch_size", "max_train_samples", "max_test_samples")
+        check_at_least("evaluation", 1, **{name: getattr(self, name) for name in counts})
         if self.token_memory_gib <= 0:
             raise ValueError(f"evaluation.token_memory_gib must be above 0, got {self.token_memory_gib}")
 
     def limit(self, split: str) -> int | None:
-        """At most so many samples of a split; None for all."""
+        """Return the most samples of a split to use; None for all."""
         return self.max_train_samples if split == "train" else self.max_test_samples
 
     def limited(self, train: int, test: int) -> Extraction:
-        """The same with no more than so many samples."""
+        """Return a copy that uses no more than so many samples."""
         return replace(
             self,
             max_train_samples=min(train, self.max_train_samples or train),
@@ -71,10 +70,10 @@ class Extraction:
         )
 
 
-class Subject:
-    """One row of the results: gives the features of a network, or of the raw input, and keeps them.
+class FeatureSource:
+    """The features of one row of the results, of a network or of the raw input; each split is extracted once.
 
-    name: of the row. model: None for the raw input. seed: what the weights depend on, where they do.
+    name: of the row. model: None for the raw input. seed: that of the weights, None where they depend on none.
     tokens: keep the tokens beside the pooled features; raw input has none.
     cache: where features are looked up before the network runs.
     """
@@ -103,27 +102,22 @@ class Subject:
 
     @property
     def pool(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """Tokens (b, T, D), and which of them are not padding, to vectors (b, D)."""
+        """The function of tokens (b, T, D) and valid (b, T) that returns (b, D)."""
         return POOLINGS[self.extraction.pooling]
 
     def split(self, split: str) -> Split | None:
-        """The features of "train" or "test", extracted at the first call; None for an empty split.
+        """Return the features of "train" or "test"; None for an empty split.
 
-        Raises UserError when they are NaN or infinite, or the network cannot give the layers.
+        Raises UserError when they are NaN or infinite, or the network cannot return the layers.
         """
         if split not in self._splits:
             if self.cache is None:
                 self._splits[split] = self._extract(split)
             else:
-                what = {
-                    **asdict(self.extraction),
-                    "split": split,
-                    "seed": self.seed,
-                    "tokens": self.keeps_tokens,
-                    "autocast": self._autocast(),
-                }
+                settings = {**asdict(self.extraction), "split": split, "seed": self.seed}
+                settings |= {"tokens": self.keeps_tokens, "autocast": self._autocast()}
                 self._splits[split] = self.cache.get(
-                    f"{self.name}-{split}", what, lambda: self._extract(split), self.device
+                    f"{self.name}-{split}", settings, lambda: self._extract(split), self.device
                 )
         return self._splits[split]
 
@@ -154,39 +148,39 @@ class Subject:
             )
 
     def embeddings(self, *, samples: int, views: int, seed: int) -> Tensor | None:
-        """Embeddings (n, q, D) of `views` augmented views of n training samples, each masked as in training.
+        """Return embeddings (n, q, D) of `views` augmented views of n training samples, each masked as in training.
 
-        q is views times masks; `views` for raw input. None when the data or the model has no such views.
+        q is views times masks; `views` for raw input. None when the data or the model has no augmented views.
         """
         if not hasattr(self.data, "view_batches") or not (self.model is None or hasattr(self.model, "prepare")):
             return None
         seed = derive_seed(seed, "evaluation/views")
         batch_size = max(1, self.extraction.batch_size // views)
         batches = self.data.view_batches("train", views=views, batch_size=batch_size, limit=samples, seed=seed)
-        found = []
+        parts = []
         for step, batch in enumerate(batches):
             x = batch["views"].to(self.device, non_blocking=True)  # (b, views, C, *S)
             if self.model is None:
-                found.append(self._raw(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
+                parts.append(self._raw(x.flatten(0, 1)).unflatten(0, x.shape[:2]))
                 continue
             with evaluation_mode(self.model):
                 rng = StepRandomness(seed=seed, step=step, total=len(x), start=0, count=len(x))
                 embeddings = self.model(self.model.prepare({"views": x}, rng)).embeddings  # (V, b, D)
             if embeddings is None:
                 return None
-            found.append(embeddings.transpose(0, 1).float())
-        if not found:
+            parts.append(embeddings.transpose(0, 1).float())
+        if not parts:
             return None
-        embeddings = torch.cat(found)
+        embeddings = torch.cat(parts)
         check_finite(embeddings, f"{self.name} (views of the train split)")
         return embeddings
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Tokens (b, T, D) of inputs on the device, and which of them are not padding; the network is in its mode."""
+        """Return tokens (b, T, D) of inputs on the device, and valid (b, T) or None, in the model's present mode."""
         return token_encoder(self.model, self.extraction)(x), token_valid(self.model.encoder, x)
 
-    def encoder(self) -> nn.Module:
-        """A copy of the encoder, which may be trained. Raises UserError where there is none that can be copied."""
+    def copy_encoder(self) -> nn.Module:
+        """Return a copy of the encoder, to be trained. Raises UserError where it cannot be copied."""
         encoder = self.model.encoder
         if self.extraction.network == "target":
             encoder = getattr(getattr(self.model, "target", None), "encoder", encoder)
@@ -208,9 +202,9 @@ class Subject:
 
 
 def token_encoder(model: Any, extraction: Extraction) -> Callable[[Tensor], Tensor]:
-    """The network as (b, C, *S) -> (b, T, D), D being that of all asked layers side by side.
+    """Return the network as a function (b, C, *S) -> (b, T, D), with all layers of `extraction` concatenated in D.
 
-    Raises UserError when several layers are asked for and the encoder is too shallow or cannot give them.
+    Raises UserError when several layers are asked for and the encoder is too shallow or returns only the last.
     """
     encode = model.encode_target if extraction.network == "target" else model.encoder
     if extraction.layers == "last":
@@ -229,3 +223,10 @@ def token_encoder(model: Any, extraction: Extraction) -> Callable[[Tensor], Tens
         )
     layers = list(range(depth - blocks, depth))
     return lambda x: torch.cat(encode(x, layers=layers), dim=-1)
+
+
+def random_model(random_init: Callable[..., nn.Module], seed: int, device: torch.device) -> nn.Module:
+    """Return a randomly initialised model on the device; random_init is called with `seed=` if it takes that."""
+    with seeded(seed, "evaluation/random_init"):
+        takes_seed = "seed" in inspect.signature(random_init).parameters
+        return (random_init(seed=seed) if takes_seed else random_init()).to(device)
