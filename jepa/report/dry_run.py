@@ -59,7 +59,7 @@ class _Report:
     def __init__(self, trainer: Any, console: Console) -> None:
         self.trainer, self.console = trainer, console
         self.folder = trainer.folder.path / "preview"
-        self.pictures = Pictures(trainer, self.folder)
+        self.pictures = Pictures(trainer, self.folder, note=self.print)
         self._copy = Console(record=True, file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
 
     def write(self, plan: Sequence[str]) -> None:
@@ -100,11 +100,6 @@ class _Report:
             table.add_row(*row)
         self.print(table)
 
-    def notes(self) -> None:
-        """Print why pictures are left out."""
-        while self.pictures.notes:
-            self.print(self.pictures.notes.pop(0))
-
     def data(self, batch: Batch) -> None:
         """Print the size of the data and the tensors of a batch, and draw samples."""
         spec = self.trainer.data.spec
@@ -122,7 +117,6 @@ class _Report:
             rows.append([name, shape_text(value.shape), str(value.dtype).removeprefix("torch."), *ends, *moments])
         self.table("A training batch", ["key", "shape", "type", "min", "max", "mean", "std"], rows, text_columns=3)
         self.pictures.samples(batch)
-        self.notes()
 
     def sizes(self) -> None:
         """Print the batch sizes and the length of the run."""
@@ -196,29 +190,13 @@ class _Report:
             self.print("masks.png is left out: the model draws no masks.")
             return
         groups = [mask_statistics(mask, grid) for mask in masks]
-        tokens = groups[0].tokens
-
-        def counts(name: str) -> list[str]:
-            return [f"{getattr(group, name):.1f} ({getattr(group, name) / tokens:.0%})" for group in groups]
-
-        def shares(name: str) -> list[str]:
-            return ["{:.0%} to {:.0%} of samples".format(*getattr(group, name)) for group in groups]
-
-        rows = [
-            ["context tokens kept", *(str(group.context) for group in groups)],
-            ["targets, blocks x tokens", *(f"{group.blocks} x {group.block_tokens}" for group in groups)],
-            ["distinct tokens seen", *counts("seen")],
-            ["distinct tokens predicted", *counts("predicted")],
-            ["neither seen nor predicted", *counts("neither")],
-            ["both seen and predicted", *counts("both")],
-            ["a token is seen in", *shares("seen_share")],
-            ["a token is predicted in", *shares("predicted_share")],
-        ]
+        rows = [[name, *(group[name] for group in groups)] for name in groups[0]]
         names = ["all"] if len(groups) == 1 else [f"mask {index}" for index in range(1, len(groups) + 1)]
-        title = f"Masks of {masks[0].context.shape[0]} inputs on a grid of {shape_text(grid)} = {tokens} tokens"
+        title = (
+            f"Masks of {masks[0].context.shape[0]} inputs on a grid of {shape_text(grid)} = {math.prod(grid)} tokens"
+        )
         self.table(title, ["per input", *names], rows)
         self.pictures.masks(batch, masks, grid)
-        self.notes()
 
     def schedules(self) -> None:
         """Print the values of every schedule over the run."""
