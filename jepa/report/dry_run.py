@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from jepa.report.dry_run_pictures import Pictures
+from jepa.report.formatting import binary_size, shape_text, shapes_text, si_prefix
 from jepa.report.mask_statistics import mask_statistics
 from jepa.report.step_cost import (
     StepCost,
@@ -29,7 +30,6 @@ from jepa.report.step_cost import (
     prepared,
     tensor_shapes,
 )
-from jepa.report.units import binary_size, shape_text, shapes_text, si_prefix
 from jepa.types import Batch, Grid, Latents, Mask, RunLength, Schedule
 from jepa.utils.snapshot import preserved
 
@@ -150,9 +150,9 @@ class _Report:
             name = "mask" if len(part["masks"]) == 1 else f"mask {index}"
             rows.append([f"{name}: context tokens", shape_text(mask.context.shape), ""])
             rows.append([f"{name}: target tokens", shape_text(mask.targets.shape), "blocks x tokens of each"])
-        for module in modules:
-            inputs, calls = shapes_text(module.inputs), f"{module.calls} times, last " * (module.calls > 1)
-            rows.append([module.name, shapes_text(module.outputs), f"{calls}from {inputs}" if inputs else calls])
+        for name, inputs, outputs, calls in modules:
+            times = f"{calls} times, last " * (calls > 1)
+            rows.append([name, shapes_text(outputs), f"{times}from {shapes_text(inputs)}" if inputs else times])
         if isinstance(latents[0], Latents):
             for name in ("predictions", "targets", "embeddings"):
                 if (value := getattr(latents[0], name)) is not None:
@@ -192,9 +192,8 @@ class _Report:
         groups = [mask_statistics(mask, grid) for mask in masks]
         rows = [[name, *(group[name] for group in groups)] for name in groups[0]]
         names = ["all"] if len(groups) == 1 else [f"mask {index}" for index in range(1, len(groups) + 1)]
-        title = (
-            f"Masks of {masks[0].context.shape[0]} inputs on a grid of {shape_text(grid)} = {math.prod(grid)} tokens"
-        )
+        count, tokens = masks[0].context.shape[0], math.prod(grid)
+        title = f"Masks of {count} inputs on a grid of {shape_text(grid)} = {tokens} tokens"
         self.table(title, ["per input", *names], rows)
         self.pictures.masks(batch, masks, grid)
 

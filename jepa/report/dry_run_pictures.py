@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from jepa.report.figures import mask_figure, sample_figure
+from jepa.report.formatting import shape_text
 from jepa.report.sequence_figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
-from jepa.report.units import shape_text
 from jepa.types import Batch, Grid, Mask
 
 MAX_IMAGES = 48

@@ -20,8 +20,8 @@ from jepa.models.encoders.spectrogram import SpectrogramStem
 from jepa.optim import Constant, Linear, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
 from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_pixels
+from jepa.report.formatting import binary_size, shape_text, shapes_text, si_prefix
 from jepa.report.mask_statistics import mask_statistics
-from jepa.report.units import binary_size, shape_text, shapes_text, si_prefix
 from jepa.types import Mask, RunLength
 from jepa.utils.log_mel import LogMel
 from jepa.utils.snapshot import preserved
@@ -267,4 +267,4 @@ def test_numbers_with_units():
     assert shape_text((3, 8, 8)) == "3 x 8 x 8"
     assert [binary_size(500), binary_size(2048), binary_size(3 * 2**30)] == ["500 B", "2.0 KiB", "3.0 GiB"]
     assert [si_prefix(12), si_prefix(1.5e9)] == ["12 ", "1.5 G"]
-    assert shapes_text([(2, 3), (2, 3), (), ()]) == "2 of 2 x 3, 2 scalars"
+    assert shapes_text([(2, 3), (2, 3), (), ()]) == "2 of 2 x 3, 2 of scalar"
