@@ -8,11 +8,11 @@ from typing import Any
 MOVED = {
     "jepa.utils.spectrogram": "jepa.utils.log_mel",
     "jepa.evaluation.crossmodal": "jepa.evaluation",
-    "jepa.losses.dense": "jepa.losses.context_prediction",
-    "jepa.masks.published": "jepa.masks.published_multiblock",
-    "jepa.masks.random": "jepa.masks.random_tokens",
-    "jepa.masks.spectrogram": "jepa.masks.time_frequency",
-    "jepa.masks.video": "jepa.masks.tubes",
+    "jepa.losses.context_prediction": "jepa.losses.context_prediction",
+    "jepa.masks.published_multiblock": "jepa.masks.published_multiblock",
+    "jepa.masks.random_tokens": "jepa.masks.random_tokens",
+    "jepa.masks.time_frequency": "jepa.masks.time_frequency",
+    "jepa.masks.tubes": "jepa.masks.tubes",
     "jepa.data.paired.pictures_and_captions": "jepa.data.PicturesAndCaptions",
     "jepa.data.paired.written_and_spoken": "jepa.data.WrittenAndSpokenDigits",
     **dict.fromkeys(
