@@ -17,13 +17,13 @@ help:  ## show this list
 # The stamp is newer than pyproject.toml only when everything in it is installed.
 .venv/.installed: pyproject.toml | $(UV)
 	@[ -x $(PYTHON) ] || $(UV) venv --quiet --python '>=3.10' .venv
-	$(UV) pip install --quiet --python $(PYTHON) -e '.[dev]'
+	$(UV) pip install --quiet --python $(PYTHON) -e '.[all,dev]'
 	@touch $@
 
 install: .venv/.installed  ## make the virtual environment .venv (with uv, fetched when missing)
 
-train: install  ## train the default model on the bundled digits; ARGS="data=mnist ..." overrides
-	$(PYTHON) train.py $(ARGS)
+train: install  ## train the tuned run on the bundled digits; ARGS="trainer.seed=1 ..." overrides
+	$(PYTHON) train.py experiment=digits $(ARGS)
 
 # A process for each core, and each file of tests in one of them.
 PYTEST := $(PYTHON) -m pytest -n auto --dist loadfile
@@ -39,5 +39,5 @@ lint: install  ## ruff: rules and format
 	.venv/bin/ruff format --check .
 
 clean:  ## remove the environment, caches and build leftovers (outputs/ stays)
-	rm -rf .venv .uv *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .uv build *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

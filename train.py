@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from jepa.config.command import complete, run_command
 from jepa.config.compose import register_resolvers
-from jepa.sweep.job import run_job
+from jepa.config.job import run_job
 from jepa.sweep.plugins import register_plugins
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ _HOMES = {
     "UserError": "jepa.utils.errors",
     "build_model": "jepa.config.build",
     "build_trainer": "jepa.config.build",
-    "find_batch_size": "jepa.trainer",
-    "find_learning_rate": "jepa.trainer",
+    "find_batch_size": "jepa.tools",
+    "find_learning_rate": "jepa.tools",
     "load_config": "jepa.config.compose",
-    "preview": "jepa.report",
+    "preview": "jepa.report.dry_run",
 }
 
 __all__ = list(_HOMES)

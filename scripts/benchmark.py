@@ -16,6 +16,8 @@ monitor: what a look of the collapse monitor adds to the run, as a share of the 
 sweep:  seconds of a sweep per run that are not its training steps: to compose, import, set up, save and tear down, and
         to show the leaderboard at the end; 6 tiny runs one after the other in one process, by hydra/launcher=local
         in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
+startup: seconds from `python train.py` to the first line and to the end of a run of one step without evaluation, and as
+        multiples of a process that only imports torch, in turns.
 Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs; what a ratio compares is measured
 in turns.
 """
@@ -48,6 +50,8 @@ from jepa.evaluation.stratified import stratified_holdout
 from jepa.masks import MultiBlockMask
 from jepa.trainer import RunInfo
 from jepa.types import DataSpec
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def median_ms(function: Callable[[], object], repeats: int) -> float:
@@ -240,14 +244,14 @@ def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
             for saver in savers.values():
                 saver.folder.mkdir(parents=True)
             seconds: dict[str, list[float]] = {"copy": [], **{name: [] for name in WAYS}}
-            trainer.saver = savers["synchronous"]
+            trainer.checkpoints.saver = savers["synchronous"]
             for _ in range(rounds + 1):
                 begun = time.perf_counter()
-                copied(trainer.state())
+                copied(trainer.checkpoints.content())
                 seconds["copy"].append(time.perf_counter() - begun)
                 for name, saver in savers.items():
                     begun = time.perf_counter()
-                    saver.save(trainer.state(), ["last"], [])
+                    saver.save(trainer.checkpoints.content(), ["last"], [])
                     seconds[name].append(time.perf_counter() - begun)
                     saver.wait()  # the loop would go on here
             for saver in savers.values():
@@ -258,7 +262,7 @@ def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
                 "asynchronous_to_synchronous": medians["asynchronous"] / medians["synchronous"],
                 "asynchronous_to_copy": medians["asynchronous"] / medians["copy"],
             }
-        numbers = sum(value.numel() for value in tensors(trainer.state()))
+        numbers = sum(value.numel() for value in tensors(trainer.checkpoints.content()))
         return {"million_numbers": round(numbers / 1e6), **results}
 
 
@@ -344,8 +348,7 @@ def monitor(rounds: int = 30) -> dict[str, float]:
         for number, batch in enumerate(islice(trainer._batches(), 2 * rounds + 6)):
             looks = number % 2 == 1
             begun = time.perf_counter()
-            trainer.train_step(batch)
-            trainer._log_step()
+            trainer.log_step(trainer.train_step(batch))
             seconds[looks].append(time.perf_counter() - begun)
         plain, looked_at = (values[3:] for values in seconds.values())
         added = statistics.median(one - other for one, other in zip(looked_at, plain))
@@ -384,13 +387,33 @@ def sweep() -> dict[str, float]:
         with tempfile.TemporaryDirectory() as folder:
             command = [sys.executable, "train.py", "-m", *SWEPT, *options, f"hydra.sweep.dir={folder}"]
             begun = time.monotonic()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[1])
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
             wall = time.monotonic() - begun
             statuses = [json.loads(path.read_text()) for path in Path(folder).glob("*/status.json")]
             if [status["state"] for status in statuses] != ["done"] * 6:
                 raise SystemExit(f"{name}: not all of 6 runs are done")
             seconds[name] = (wall - sum(status["train_seconds"] for status in statuses)) / len(statuses)
     return seconds
+
+
+def startup(rounds: int = 5) -> dict[str, float]:
+    """Medians of whole processes, after one of each to warm up the disk's cache."""
+    taken: dict[str, list[float]] = {"torch": [], "first_line": [], "end": []}
+    for _ in range(rounds + 1):
+        begun = time.perf_counter()
+        subprocess.run([sys.executable, "-c", "import torch"], check=True)
+        taken["torch"].append(time.perf_counter() - begun)
+        with tempfile.TemporaryDirectory() as folder:
+            options = ["trainer.max_steps=1", "trainer.device=cpu", "evaluation=none", f"hydra.run.dir={folder}"]
+            begun = time.perf_counter()
+            with subprocess.Popen([sys.executable, "train.py", *options], cwd=ROOT, stdout=subprocess.PIPE) as process:
+                process.stdout.readline()
+                taken["first_line"].append(time.perf_counter() - begun)
+                process.communicate()
+            taken["end"].append(time.perf_counter() - begun)
+    seconds = {name: statistics.median(times[1:]) for name, times in taken.items()}
+    ratios = {f"{name}_to_torch": seconds[name] / seconds["torch"] for name in ("first_line", "end")}
+    return {f"{name}_seconds": value for name, value in seconds.items()} | ratios
 
 
 def tensors(node):
@@ -412,6 +435,7 @@ if __name__ == "__main__":
         "saving": saving,
         "monitor": monitor,
         "sweep": sweep,
+        "startup": startup,
         "linear": lambda: linear(root=roots[-1] if roots else None),
     }
     print(json.dumps({name: known[name]() for name in chosen}, indent=2))

@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: python scripts/evaluate.py checkpoint=<run folder, file or name> [data=...] [output=<json>]
 
 Scores frozen features by the probes of conf/evaluation, beside the same architecture untrained and the raw input, and
-writes them as JSON with the keys of a run's results.json. --help shows what can be opened.
+writes them as JSON with the keys of a run's results.json. --help shows what can be loaded.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     import torch  # not needed for --help
     from rich.console import Console
 
-    from jepa.config.build import build, build_model, convert_errors, to_plain
-    from jepa.interop.configured import open_configured
+    from jepa.config.build import build, convert_errors, to_plain
+    from jepa.config.open_checkpoint import open_checkpoint
     from jepa.models.drawing import flatten_views
     from jepa.trainer.precision import Precision, resolve_device
     from jepa.utils.files import check_output, write_text
 
     check_output(Path(config.output), OmegaConf.select(config, "checkpoint"))
-    opened, joined = open_configured(config, build_model, data="splits")
-    for line in opened.lines:
+    loaded, joined = open_checkpoint(config, data="splits")
+    for line in loaded.lines:
         print(line, flush=True)
     plain = to_plain(joined)
     settings = joined.trainer
@@ -62,7 +62,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     )
     evaluation = build(joined, "evaluation")
     data = build(joined, "data")
-    model = opened.model.to(device)
+    model = loaded.model.to(device)
     precision.choose_attention(model)
 
     @torch.no_grad()
@@ -70,11 +70,11 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         model.encode_target(flatten_views(data.blank_batch(1))[0].to(device))
 
     convert_errors("data.image_size" if "image_size" in joined.data else "data", try_once)()
-    key = cache_key(opened.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")
+    key = cache_key(loaded.fingerprint, plain["data"], data.spec, f"{precision.name} {device.type}")
     with precision.kernels(), precision.autocast():
-        rows, spread = score(evaluation, opened, data, device, settings.seed, joined.cache_dir, key)
+        rows, spread = score(evaluation, loaded, data, device, settings.seed, joined.cache_dir, key)
     Console().print(evaluation.table(rows))
-    results = {**rows, **of_the_run(opened, Given(config.overrides)), "checkpoint": str(config.checkpoint)}
+    results = {**rows, **of_the_run(loaded, Given(config.overrides)), "checkpoint": str(config.checkpoint)}
     results |= {"data": plain["data"]} | ({"spread": spread} if spread else {})
     write_text(Path(joined.output), json.dumps(results, indent=2) + "\n")
     print(joined.output)
@@ -82,7 +82,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
 
 def score(
-    evaluation: Any, opened: Any, data: Any, device: Any, seed: int, cache_dir: str | None, key: str
+    evaluation: Any, loaded: Any, data: Any, device: Any, seed: int, cache_dir: str | None, key: str
 ) -> tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]]:
     """Rows of metrics, and their standard deviation over the probes' seeds where there are several.
 
@@ -91,19 +91,19 @@ def score(
     from jepa.evaluation import FeatureCache
 
     cache = FeatureCache(folder=Path(cache_dir), key=key) if cache_dir else None
-    trained = None if opened.kind == "random" else opened.model
-    rows = evaluation(trained, data, random_init=opened.random_init, device=device, seed=seed, cache=cache)
-    return rows, evaluation.std
+    trained = None if loaded.format == "random" else loaded.model
+    rows = evaluation(trained, data, random_init=loaded.random_init, device=device, seed=seed, cache=cache)
+    return rows, evaluation.spread
 
 
-def of_the_run(opened: Any, given: Given) -> dict[str, Any]:
+def of_the_run(loaded: Any, given: Given) -> dict[str, Any]:
     """What a run's results.json holds beside the rows: the monitor's verdict, why it was stopped, and the step.
 
     On its own data also the validation loss then.
     """
     own_data = not given.option("data") and not given.below("data")
-    loss = {"val/loss": opened.metrics["val/loss"]} if own_data and "val/loss" in opened.metrics else {}
-    told = {"collapse": opened.collapse, "stopped": opened.stopped, "step": opened.step}
+    loss = {"val/loss": loaded.metrics["val/loss"]} if own_data and "val/loss" in loaded.metrics else {}
+    told = {"collapse": loaded.collapse, "stopped": loaded.stopped, "step": loaded.step}
     return loss | {name: value for name, value in told.items() if value is not None}
 
 

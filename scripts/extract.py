@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.config.command import complete, reported_errors, run_command
 from jepa.config.compose import register_resolvers
 from jepa.config.stored import addable
+from jepa.utils.files import write_atomic
 
 register_resolvers()
 
@@ -38,9 +39,8 @@ def extract(config: DictConfig) -> Path:
 
     Raises UserError for what is missing, does not fit or cannot be written, and when no picture can be read.
     """
-    from jepa.config.build import build_model
-    from jepa.interop.configured import open_configured
-    from jepa.interop.networks import network_of
+    from jepa.config.open_checkpoint import open_checkpoint
+    from jepa.interop import network_of
     from jepa.trainer.precision import Precision, resolve_device
     from jepa.utils.errors import DataError
 
@@ -50,12 +50,12 @@ def extract(config: DictConfig) -> Path:
         raise DataError(
             f"input={config.input}: {shown(odd[0])} is no name in UTF-8: rename it, or write output=<name>.npz"
         )
-    opened, joined = open_configured(config, build_model, data="pictures")
-    for line in opened.lines:
+    loaded, joined = open_checkpoint(config, data="pictures")
+    for line in loaded.lines:
         print(line, flush=True)
     device = resolve_device(joined.trainer.device)
     precision = Precision(joined.trainer.precision, device, attention=joined.trainer.get("attention", "auto"))
-    encoder = network_of(opened.model.to(device), config.network)
+    encoder = network_of(loaded.model.to(device), config.network)
     precision.choose_attention(encoder)
     unreadable: dict[str, str] = {}
     pictures = read(Path(config.input), names, joined.data, unreadable)
@@ -106,7 +106,7 @@ def pictures_below(config: DictConfig) -> list[str]:
 
     Raises DataError for a folder that is missing or holds none.
     """
-    from jepa.data.sources.folders import EXTENSIONS
+    from jepa.data.sources.decoders import IMAGE_EXTENSIONS as EXTENSIONS
     from jepa.utils.errors import DataError
 
     folder = Path(config.input)
@@ -138,10 +138,9 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
     Raises UserError for mean and std that do not fit the channels.
     """
     from jepa.config.build import convert_errors
-    from jepa.data.images import check_statistics
-    from jepa.data.sources.folders import ImageFiles
+    from jepa.data.image_transform import ImageTransform, check_statistics
+    from jepa.data.sources.decoders import decode_image
     from jepa.data.stream import UnreadableSample
-    from jepa.data.transforms import ImageTransform
 
     convert_errors("data", check_statistics)(data.mean, data.std, data.channels)
     size = data.image_size
@@ -150,13 +149,12 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
         channels=data.channels,
         mean=list(data.mean),
         std=list(data.std),
-        interpolation=data.interpolation,
+        interpolation=data.get("interpolation", "bicubic"),
         augment=None,
     )
-    files = ImageFiles(folder, names, None)
-    for number, name in enumerate(names):
+    for name in names:
         try:
-            image, _ = files[number]
+            image = decode_image(folder / name)
         except UnreadableSample as error:
             unreadable[name] = error.reason
             continue
@@ -189,7 +187,7 @@ def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig
 
 def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
     """Write paths and features. Raises UserError when the file cannot be written."""
-    from jepa.utils.files import write_atomic
+    from jepa.utils.lazy_import import require
 
     def npz(temporary: Path) -> None:
         import numpy as np
@@ -198,7 +196,7 @@ def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
             np.savez(file, path=np.array(names), **columns)
 
     def parquet(temporary: Path) -> None:
-        import pyarrow as pa
+        pa = require("pyarrow", extra="export", purpose=f"output={path}")
         import pyarrow.parquet as pq
 
         arrays = {"path": pa.array(names, pa.string())}

@@ -24,7 +24,7 @@ register_resolvers()
 def main(config: DictConfig) -> float | None:
     """Compose, build, try; gives the suggestion."""
     from jepa.config.build import build, build_trainer  # torch is not needed for --help
-    from jepa.report import learning_rate_figure
+    from jepa.report.figures import learning_rate_figure
 
     config = complete(config)
     with reported_errors():

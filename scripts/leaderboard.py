@@ -1,6 +1,6 @@
 """Rank the runs of a sweep: python scripts/leaderboard.py sweep=<folder> [metric=val/loss] [limit=30]
 
-Prints them, best first, and what follows: which setting won, whether that is more than chance, what mattered. Writes
+Prints them, best first, which setting won, whether that is more than chance, and which options matter. Writes
 leaderboard.csv and leaderboard.html into the folder. May be called while the sweep is running. See --help.
 """
 
@@ -24,14 +24,17 @@ def main(config: DictConfig) -> None:
 
 
 def rank(config: DictConfig) -> None:
-    """Read the runs, print the table and the conclusions, and write the files.
+    """Print the table and the summary, and write the files.
 
-    Raises UserError for a folder without runs, a metric that none has, and files that cannot be written.
+    Raise UserError for a folder without runs, a metric that no run has, and files that cannot be written.
     """
-    from jepa.sweep.leaderboard import leaderboard
-    from jepa.sweep.overview import has_jobs
-    from jepa.sweep.slurm import queued_jobs
-    from jepa.sweep.table import console
+    from jepa.report.leaderboard import read_leaderboard
+    from jepa.report.leaderboard_files import write_files
+    from jepa.report.leaderboard_summary import summary
+    from jepa.report.leaderboard_tables import tables
+    from jepa.report.status_table import has_jobs
+    from jepa.report.terminal_table import terminal
+    from jepa.sweep.slurm_queue import queued_jobs
 
     if OmegaConf.is_missing(config.sweep, "folder"):
         raise UserError("sweep= is missing: give the folder of a sweep, such as sweep=outputs/<date>/<time>-sweep")
@@ -40,16 +43,15 @@ def rank(config: DictConfig) -> None:
     if not (config.limit is None or (isinstance(config.limit, int) and config.limit > 0)):
         raise UserError(f"limit={config.limit}: give a number of rows from 1, or null for all")
     folder = Path(str(config.sweep.folder))
-    # The queue is only asked for where it has something to say, as it may take seconds to answer.
-    board = leaderboard(folder, config.metric, config.direction, queued_jobs() if has_jobs(folder) else None)
-    terminal = console()
-    terminal.print(board.table(config.limit, terminal.width))
-    for line in board.conclusions():
-        terminal.print(line, markup=False, highlight=False, soft_wrap=True)
-    csv, html = Path(config.csv or folder / "leaderboard.csv"), Path(config.html or folder / "leaderboard.html")
-    board.write_csv(csv)
-    board.write_page(html)
-    print(f"{csv}\n{html}")
+    # squeue may take seconds to answer.
+    board = read_leaderboard(folder, config.metric, config.direction, queued_jobs() if has_jobs(folder) else None)
+    console = terminal()
+    console.print(tables(board, config.limit, console.width))
+    files = write_files(
+        board, Path(config.csv or folder / "leaderboard.csv"), Path(config.html or folder / "leaderboard.html")
+    )
+    for line in (*summary(board), *files):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def as_folder(arguments: list[str]) -> list[str]:

@@ -138,8 +138,7 @@ def constant_digits() -> Any:
     """The digits, all of them the first one; augmentation is all that varies."""
     from dataclasses import replace
 
-    from jepa.data.sources.base import TensorImages
-    from jepa.data.sources.grey import digits
+    from jepa.data.sources import TensorImages, digits
 
     splits = digits()
     same = {

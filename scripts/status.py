@@ -20,19 +20,19 @@ def main(config: DictConfig) -> None:
 
 
 def show(config: DictConfig) -> None:
-    """Print the table and the summary. Raises UserError for a folder without runs."""
-    from jepa.sweep.overview import has_jobs, standings, summary, table, to_show
-    from jepa.sweep.slurm import queued_jobs
-    from jepa.sweep.table import console
+    """Print the table and the counts. Raise UserError for a folder without runs."""
+    from jepa.report.status_table import counts_line, has_jobs, newest, read_states, status_table
+    from jepa.report.terminal_table import terminal
+    from jepa.sweep.slurm_queue import queued_jobs
 
     if not isinstance(config.all, bool):
         raise UserError(f"all={config.all}: give true or false")
     folder = str(config.folder)
-    runs = standings(folder, queued_jobs() if has_jobs(folder) else None)
-    shown = to_show(runs, config.all)
-    terminal = console()
-    terminal.print(table(shown, terminal.width))
-    print(summary(runs, len(shown)))
+    runs = read_states(folder, queued_jobs() if has_jobs(folder) else None)
+    shown = runs if config.all else newest(runs)
+    console = terminal()
+    console.print(status_table(shown, console.width))
+    print(counts_line(runs, len(shown)))
 
 
 if __name__ == "__main__":

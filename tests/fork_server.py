@@ -16,7 +16,10 @@ import sys
 import traceback
 from pathlib import Path
 
-import sklearn.datasets  # noqa: F401
+import sklearn.tree  # noqa: F401
+import timm  # noqa: F401
+import torch._dynamo
+import torch.distributed.checkpoint
 import torch.utils.tensorboard  # noqa: F401
 from hydra import main  # noqa: F401
 

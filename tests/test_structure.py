@@ -14,7 +14,7 @@ PACKAGES = sorted(path.name for path in JEPA.iterdir() if (path / "__init__.py")
 SHARED = {"types", "utils", "distributed", "checkpoint"}
 """What every package may import. `jepa.config` is the door: it may import all."""
 
-COMPOSING = {"interop", "sweep"}
+COMPOSING = {"sweep"}
 """What also imports `jepa.config`, as it composes configurations itself."""
 
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 
 from jepa.checkpoint.load import read_file
@@ -101,5 +101,5 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] |
 
 
 def libraries() -> dict[str, str]:
-    """Return the versions of Python, torch and timm."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "timm": timm.__version__}
+    """Versions of what wrote a checkpoint."""
+    return {"python": platform.python_version(), "torch": str(torch.__version__), "timm": version("timm")}

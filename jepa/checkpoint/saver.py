@@ -12,15 +12,13 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.checkpoint import CheckpointException
 
 from jepa.checkpoint import plain as checkpoint
-from jepa.checkpoint import sharded
 from jepa.distributed.collectives import broadcast_from_rank0, is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError, reason
 
 Format = Literal["plain", "sharded"]
-SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": sharded.SUFFIX}
+SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": ".sharded"}
 
 
 class Saver:
@@ -64,11 +62,12 @@ class Saver:
         """Wait until the checkpoint is written."""
         writing, then, self._writing, self._then = self._writing, self._then, None, None
         if writing is not None:
+            failures, cause = self._failures()
             try:
                 writing.result()
-            except (OSError, RuntimeError, CheckpointException) as error:
+            except failures as error:
                 raise CheckpointError(
-                    f"could not write a checkpoint: {reason(sharded.cause(error), self.folder / 'last')}. "
+                    f"could not write a checkpoint: {reason(cause(error), self.folder / 'last')}. "
                     f"What was written before is intact in {self.folder}"
                 ) from error
         if then is not None and is_rank0():
@@ -87,6 +86,14 @@ class Saver:
             if self._pool is not None:
                 self._pool.shutdown()
 
+    def _failures(self) -> tuple[tuple[type[BaseException], ...], Callable[[BaseException], BaseException]]:
+        """What writing may raise, and the function that finds the reason in it."""
+        if self.kind == "plain":
+            return (OSError, RuntimeError), lambda error: error
+        from jepa.checkpoint import sharded
+
+        return sharded.UNWRITABLE, sharded.cause
+
     def _write_plain(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
         checkpoint.write(self.path(names[0]), state)
         for name in names[1:]:
@@ -94,6 +101,8 @@ class Saver:
         self._drop(dropped)
 
     def _save_sharded(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
+        from jepa.checkpoint import sharded  # torch.distributed.checkpoint takes a second to import
+
         folder = broadcast_from_rank0(lambda: self._free_folder(state["step"]))
 
         def publish() -> None:
@@ -111,8 +120,8 @@ class Saver:
     def _free_folder(self, step: int) -> Path:
         """Return a folder for a step's shards that no link points to; a step may be saved again."""
         folder = self.folder / f"sharded_{step:08d}"
-        linked = {os.readlink(link) for link in self.folder.glob(f"*{sharded.SUFFIX}") if link.is_symlink()}
-        while folder.name in linked:
+        standing = {os.readlink(link) for link in self.folder.glob(f"*{SUFFIXES['sharded']}") if link.is_symlink()}
+        while folder.name in standing:
             folder = folder.with_name(f"{folder.name}_again")
         return folder
 
@@ -124,7 +133,10 @@ class Saver:
         for name in names:
             for suffix in SUFFIXES.values():
                 (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
-        sharded.prune(self.folder)
+        if next(self.folder.glob("sharded_*"), None) is not None:
+            from jepa.checkpoint import sharded
+
+            sharded.prune(self.folder)
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:

@@ -42,8 +42,9 @@ DESCRIPTIONS = {
     ("torch", "Size"),
     *((module, "PosixPath") for module in ("pathlib", "pathlib._local")),
 }
-"""Classes in the metadata of shards, besides dtypes."""
-UNREADABLE = (OSError, RuntimeError, LookupError, ValueError, EOFError, UnpicklingError, CheckpointException)
+"""What the file about the parts is made of, beside torch's number formats."""
+UNWRITABLE = (OSError, RuntimeError, CheckpointException)
+UNREADABLE = (*UNWRITABLE, LookupError, ValueError, EOFError, UnpicklingError)
 UNREADABLE += (AttributeError, TypeError, ImportError)  # a damaged pickle may raise nearly anything
 
 
@@ -70,7 +71,7 @@ def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup 
             return dcp.async_save(tensors, checkpoint_id=folder, process_group=background)
         with quiet():
             dcp.save(tensors, checkpoint_id=folder, no_dist=not is_distributed())
-    except (OSError, RuntimeError, CheckpointException) as error:
+    except UNWRITABLE as error:
         raise CheckpointError(
             f"could not write the checkpoint {folder}: {reason(cause(error), folder)}. "
             "The checkpoint written before is intact"

@@ -27,13 +27,12 @@ from jepa.distributed.collectives import (
     propagate_failure,
 )
 from jepa.distributed.launch import read_launch, report_on_rank0
-from jepa.interop import load_pretrained
 from jepa.optim import parameter_groups, plan
-from jepa.report import preview
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
 from jepa.utils.errors import UserError
+from jepa.utils.lazy_import import postpone_dynamo
 from jepa.utils.random import seeded
 
 
@@ -61,6 +60,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         data = build_data(config)
         config = filled(config, data.spec.found)
     model = build_model(config)
+    postpone_dynamo()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
     loggers = build(config, "logger")
@@ -70,11 +70,18 @@ def _build_trainer(config: DictConfig) -> Trainer:
     data = build_data(config) if data is None else data
     check_input(model, data)
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
-        load_pretrained(model, config.init_from)
+        from jepa.interop import load_into  # imports timm and the formats of others
+
+        load_into(model, config.init_from)
     momentum = getattr(model, "momentum_schedule", None)
 
-    def in_words(run_length: RunLength) -> list[str]:
+    def describe(run_length: RunLength) -> list[str]:
         return [*notes(config), *plan(run_length, scheduler, momentum)]
+
+    def show(trainer: Trainer) -> None:
+        from jepa.report.dry_run import preview  # for trainer.dry_run alone
+
+        preview(trainer, plan=trainer.describe())
 
     return convert_errors("trainer", make_trainer)(
         model=model,
@@ -86,8 +93,8 @@ def _build_trainer(config: DictConfig) -> Trainer:
         evaluation=evaluation,
         monitor=monitor,
         random_init=functools.partial(build_model, config),
-        plan=in_words,
-        preview=lambda trainer: preview(trainer, plan=[*trainer.in_words(), *in_words(trainer.run_length)]),
+        plan=describe,
+        preview=show,
         run_dir=run_dir,
         resume=config.resume,
         config=to_plain(config),
@@ -169,7 +176,9 @@ def check_input(model: nn.Module, data: Any) -> None:
 
     @torch.no_grad()
     def try_once() -> None:
-        model.loss(model(model.prepare(batch, StepRandomness(seed=0, step=0, total=2, start=0, count=2))))
+        # A user's own model may have nothing but the parts of the step.
+        step = getattr(model, "training_step", lambda batch, rng: model.loss(model(model.prepare(batch, rng))))
+        step(batch, StepRandomness(seed=0, step=0, total=2, start=0, count=2))
 
     model.eval()
     convert_errors("model", try_once)()

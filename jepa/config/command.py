@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import functools
-import itertools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -35,6 +36,12 @@ from jepa.utils.errors import (
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
 
+
+removed: list[str] = []
+"""Values that the command line takes out of the configuration of a run that goes on, `~logger.tensorboard`.
+
+Hydra would look for them in the default configuration.
+"""
 
 sweep_file: tuple[Path, bytes] | None = None
 """The file that makes a sweep go on, and what it was before this process's sweep; for when that is refused."""
@@ -124,9 +131,12 @@ def _with_new_keys(arguments: list[str]) -> list[str]:
     """Return arguments in which keys that no yaml lists are added; those of a run that goes on may be new as well."""
     resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
     if read_stored(resume) is not None:
-        return addable(arguments)
-    folders = [b for a, b in itertools.pairwise(arguments) if a in ("--config-dir", "-cd")]
-    return with_new_keys(arguments, functools.partial(compose_config, config_dir=folders[0] if folders else None))
+        removed[:] = [argument for argument in arguments if re.match(r"~\w+\.", argument)]
+        return addable([argument for argument in arguments if argument not in removed])
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    folder = parser.parse_known_args(arguments)[0].config_dir
+    return with_new_keys(arguments, functools.partial(compose_config, config_dir=folder))
 
 
 def complete(config: DictConfig) -> DictConfig:
@@ -137,6 +147,7 @@ def complete(config: DictConfig) -> DictConfig:
     overrides = list(HydraConfig.get().overrides.task)
     stored = read_stored(config.get("resume"))
     if stored is not None:
+        overrides += removed
         config = resumed(config, stored, overrides)
         before = [
             line for line in stored.get("overrides") or [] if override_key(line) not in map(override_key, overrides)

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -21,7 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.config.overrides import with_new_keys
 from jepa.utils.errors import UserError
 
-CONFIG_DIR = Path(__file__).resolve().parents[2] / "conf"
+PACKAGE = Path(__file__).resolve().parents[1]
+CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
+"""In the package where it is installed from a wheel (see setup.py), beside it in a checkout."""
 
 
 def load_config(
@@ -62,7 +65,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("first_given", first_given, replace=True)
     OmegaConf.register_new_resolver("gpus_of", gpus_of, replace=True)
     OmegaConf.register_new_resolver("size", size, replace=True)
-    OmegaConf.register_new_resolver("product", lambda *factors: math.prod(factors), replace=True)
+    OmegaConf.register_new_resolver("product", product, replace=True)
 
 
 SIZES = {
@@ -79,6 +82,12 @@ def size(name: str, key: str) -> int:
     if name not in SIZES:
         raise UserError(f"data.hints.size={name}: expected one of {', '.join(SIZES)}")
     return SIZES[name][key]
+
+
+def product(*factors: Any) -> Any:
+    """Return the product of numbers; of others the first, which the check of types then names where it was given."""
+    words = [factor for factor in factors if not isinstance(factor, (int, float))]
+    return words[0] if words else math.prod(factors)
 
 
 def first_given(*values: object) -> object:
@@ -126,7 +135,7 @@ def explain(error: BaseException) -> str:
             text += f"\nDid you mean {group}={close[0]}?"
     elif key:
         close = difflib.get_close_matches(key[1], known_keys(), n=1, cutoff=0.8)
-        if close:
+        if close and close[0] != key[1]:
             text += f"\nDid you mean {close[0]}?"
     return text
 

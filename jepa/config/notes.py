@@ -8,7 +8,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.compose import CONFIG_DIR
-from jepa.config.stored import Given, flatten
+from jepa.config.stored import Given
+from jepa.utils.nested import flatten
 
 
 def notes(config: DictConfig) -> list[str]:
@@ -28,7 +29,10 @@ def _tuned(config: DictConfig, given: Given) -> list[str]:
 
 
 def _still_set(name: str, given: Given) -> list[str]:
-    """Name the values of an experiment that hold in groups of which the command line chose another option."""
+    """Name what an experiment still sets in groups of which the command line chose another option.
+
+    With other data also the options that it chose for these groups by name.
+    """
     node = _experiment(name)
     if node is None:
         return []
@@ -43,8 +47,9 @@ def _still_set(name: str, given: Given) -> list[str]:
             continue
         prefix = f"{group.replace('/', '.')}."
         held = {key: value for key, value in values.items() if key.startswith(prefix) and key not in given.values}
-        if held:
-            shown = ", ".join(f"{key}={value}" for key, value in held.items())
+        kept = {key: value for key, value in own.items() if group == "data" and key not in given.options}
+        if held or kept:
+            shown = ", ".join(f"{key}={value}" for key, value in {**kept, **held}.items())
             lines.append(f"with {group}={option}, experiment={name} still sets {shown}")
     return lines
 

@@ -10,10 +10,11 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jepa.checkpoint.moved import upgrade
 from jepa.config.compose import compose_config, run_folder_of
-from jepa.config.moved import upgrade
 from jepa.config.overrides import override_key
-from jepa.config.stored import Given, flatten, remove
+from jepa.config.stored import Given, remove
+from jepa.utils.nested import flatten
 
 MISSING = object()
 

@@ -13,6 +13,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.overrides import override_key
+from jepa.utils.nested import flatten
 
 SECTIONS = (
     "data",
@@ -109,14 +110,6 @@ def with_stored(config: DictConfig, stored: Mapping[str, Any], given: Given) -> 
         if key in stored.get("trainer", {}) and f"trainer.{key}" not in given.values:
             joined.trainer[key] = stored["trainer"][key]
     return joined
-
-
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of nested dicts by dotted key."""
-    leaves: dict[str, Any] = {}
-    for name, value in node.items():
-        leaves |= flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return leaves
 
 
 def remove(node: DictConfig, key: str) -> None:

@@ -1,6 +1,31 @@
-"""Data: sources of samples, the augmentation of images, and the sample stream that brings batches."""
+"""Data: sources of samples, augmentation, and the sample stream that brings batches.
 
-from jepa.data.augment import Augment
-from jepa.data.images import ImageData
+Classes are imported when they are used, as each modality brings libraries along.
+"""
 
-__all__ = ["Augment", "ImageData"]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+NAMES = {
+    "audio_data": ("AudioData", "SoundAugment"),
+    "data_module": ("DataModule",),
+    "huggingface_data": ("hugging_face",),
+    "image_augment": ("Augment",),
+    "image_data": ("ImageData",),
+    "mixed_data": ("MixedData",),
+    "paired_data": ("PairedData", "PicturesAndCaptions", "WrittenAndSpokenDigits"),
+    "series_augment": ("SeriesAugment",),
+    "series_data": ("SeriesData",),
+    "task_data": ("TaskData",),
+    "text_data": ("TextData",),
+    "video_data": ("VideoData",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for file, names in NAMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{file}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -141,17 +141,17 @@ class BadSamples(dict[str, str]):
             )
 
 
-def read(samples: Samples, index: int, *, bad: dict[str, str], limit: float) -> Any:
-    """`samples[index]`, or the first readable one after it; adds what is unreadable on the way to `bad`."""
+def read_or_next(read: Callable[[int], Any], index: int, *, total: int, bad: dict[str, str], limit: float) -> Any:
+    """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`."""
     while True:
         try:
-            return samples[index]
+            return read(index)
         except UnreadableSample as error:
             bad[error.name] = error.reason
             # As the limit is below the number of samples, this also ends a search in which all are bad.
             if len(bad) > limit:
                 raise _TooManyUnreadable(bad) from None
-            index = (index + 1) % len(samples)
+            index = (index + 1) % total
 
 
 def load(

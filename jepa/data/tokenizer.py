@@ -7,11 +7,11 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
-
 from jepa.utils.errors import DataError, UserError
 from jepa.utils.files import write_text
+from jepa.utils.lazy_import import lazy_import, require
+
+tokenizers = lazy_import("tokenizers")
 
 PADDING = 0
 """The id of padding in every input, whatever id it has in the tokenizer."""
@@ -77,6 +77,7 @@ def open_tokenizer(
     """
     # Workers are forked after training has used threads, of which the library would warn in each of them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    require("tokenizers", extra="text", purpose="splitting text into tokens")
     origin: dict[str, object] = {"tokenizer": name}
     if name == "train":
         if vocab_size is None:
@@ -109,14 +110,16 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool =
     """
     if vocab_size < 300:
         raise ValueError(f"data.vocab_size={vocab_size}: byte-pair encoding needs 300 or more, of which 256 are bytes")
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), *([normalizers.Lowercase()] if lower_case else [])])
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.NFC(), *([tokenizers.normalizers.Lowercase()] if lower_case else [])]
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
         vocab_size=vocab_size,
         special_tokens=["[PAD]"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer=trainer)
@@ -162,10 +165,9 @@ def _read(name: str) -> Tokenizer:
 
 def _pretrained(name: str) -> Tokenizer:
     """By transformers, from its cache or the hub, or from a folder of its files."""
-    from transformers import AutoTokenizer  # here, as its import takes seconds
-
+    transformers = require("transformers", extra="hub", purpose=f"data.tokenizer={name}")
     try:
-        found = AutoTokenizer.from_pretrained(name, use_fast=True)
+        found = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)
     except (OSError, ValueError, ImportError, KeyError) as error:
         reason = str(error).strip().splitlines() or [repr(error)]
         raise DataError(

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from jepa.utils.errors import UserError
 
@@ -36,11 +35,24 @@ def blocks_of(model: nn.Module, setting: str) -> list[nn.Module]:
     return found
 
 
+def change_layers(model: nn.Module, *, activation_checkpointing: bool, compile: bool | str) -> None:
+    """Recompute activations of each layer, and compile each, where asked for; compile may name a backend of torch.
+
+    Raises UserError when the model has no layers, or torch does not know the backend.
+    """
+    if activation_checkpointing:
+        checkpoint_activations(model)
+    if compile:
+        compile_blocks(model, "inductor" if compile is True else compile)
+
+
 def checkpoint_activations(model: nn.Module) -> None:
     """Keep of each trainable layer its input alone and compute the rest again in the backward pass.
 
     Raises UserError when the model has no layers.
     """
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper  # slow to import
+
     blocks_of(model, "trainer.activation_checkpointing=true")
     for blocks in list(block_lists(model)):
         for number, block in enumerate(blocks):

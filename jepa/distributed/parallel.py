@@ -13,11 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from jepa.distributed.batch_norm import span_ranks
@@ -25,6 +21,7 @@ from jepa.distributed.collectives import get_world_size, is_distributed, is_rank
 from jepa.distributed.layers import blocks_of
 from jepa.types import Batch, StepRandomness
 from jepa.utils.errors import UserError
+from jepa.utils.tensors import is_dtensor
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
 
@@ -37,7 +34,7 @@ class Step(nn.Module):
         self.model = model
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What the function gives."""
+        """Return what the function returns."""
         return function(*arguments)
 
 
@@ -157,6 +154,9 @@ class _Gathering:
 
 def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> None:
     """Shard a step's model over all ranks, frozen copies like trained networks, and repoint the optimizer."""
+    from torch.distributed.device_mesh import init_device_mesh  # these take a second to import
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
     mesh = init_device_mesh(device.type, (get_world_size(),))
     names = {id(parameter): name for name, parameter in step.named_parameters()}
     # Inputs keep their own format, as under autocast alone; what lies between the layers stays in fp32.
@@ -178,7 +178,7 @@ def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
 
     on_all_ranks: False leaves empty tensors on other ranks than 0, which write nothing.
     """
-    if isinstance(node, DTensor):
+    if is_dtensor(node):
         full = node.full_tensor()
         return full.cpu() if on_all_ranks or is_rank0() else full.new_empty(0)
     if isinstance(node, dict):
@@ -188,19 +188,21 @@ def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
     return node
 
 
-def placed(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole tensor as another one is sharded; as it is, where the other is not."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """Return a full tensor sharded like another one; unchanged where the other is not sharded."""
+    if not is_dtensor(like) or is_dtensor(tensor):
         return tensor
+    from torch.distributed.tensor import distribute_tensor
+
     tensor = tensor.to(like.device_mesh.device_type)
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
 def full_scalar(tensor: Tensor) -> Tensor:
     """A norm over all ranks as a plain tensor."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether a model's parameters are spread over ranks."""
-    return dist.is_available() and any(isinstance(p, DTensor) for p in model.parameters())
+    return any(is_dtensor(p) for p in model.parameters())

@@ -1,17 +1,18 @@
-"""Checkpoints of this and other projects in, encoders out."""
+"""Checkpoints of this and other projects in (`load`), encoders out (`export`)."""
 
-from jepa.interop.networks import FrozenNetworks, network_of, networks_of
-from jepa.interop.opened import Opened
-from jepa.interop.opening import Source, find_source
-from jepa.interop.published import load_pretrained, load_published
+from jepa.interop.adapter import Loaded, Source
+from jepa.interop.exporting import export
+from jepa.interop.frozen_networks import network_of
+from jepa.interop.loading import ADAPTERS, find, load, load_into, load_published
 
 __all__ = [
-    "FrozenNetworks",
-    "Opened",
+    "ADAPTERS",
+    "Loaded",
     "Source",
-    "find_source",
-    "load_pretrained",
+    "export",
+    "find",
+    "load",
+    "load_into",
     "load_published",
     "network_of",
-    "networks_of",
 ]

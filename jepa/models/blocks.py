@@ -1,7 +1,7 @@
 """Transformer blocks whose attention may rotate queries and keys by their places on the grid.
 
 Without rotation a block computes what timm's does and its weights have the same names; timm's has no rotation that
-takes the places of a subset of the tokens.
+takes the places of a subset of the tokens, and importing it takes two seconds.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,6 +43,35 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).flatten(2))
 
 
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between them."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(embed_dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, K, D) -> (B, K, D)."""
+        return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth (arXiv 1603.09382): in training, set samples to zero at this rate and scale up the others."""
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, ...) -> the same shape."""
+        if not self.training:
+            return x
+        kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
+        return x * (kept.div_(1 - self.rate) if self.rate < 1 else kept)
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: attention, then a two-layer perceptron, each added to its input."""
 
@@ -64,7 +92,7 @@ class Block(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.norm2 = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.mlp = Mlp(in_features=embed_dim, hidden_features=int(embed_dim * mlp_ratio), drop=dropout)
+        self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, rotate: Rotate | None = None) -> Tensor:
         """x (B, K, D) -> (B, K, D); the other arguments are those of `Attention`."""
@@ -74,7 +102,7 @@ class Block(nn.Module):
 
 def block_list(*, depth: int, drop_path: float = 0.0, **sizes: object) -> nn.ModuleList:
     """`depth` blocks; stochastic depth grows linearly to `drop_path`. sizes: the other arguments of `Block`."""
-    rates = torch.linspace(0, drop_path, depth).tolist() if depth else []
+    rates = torch.linspace(0, drop_path, depth, device="cpu").tolist() if depth else []
     return nn.ModuleList(Block(drop_path=rate, **sizes) for rate in rates)
 
 

@@ -15,11 +15,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jepa.models.base_model import JEPA
 from jepa.models.blocks import block_list, check_heads
 from jepa.models.drawing import MaskDrawer
 from jepa.models.init import init_transformer
 from jepa.models.positions import SinCosPositions
-from jepa.types import Batch, Grid, Latents, Mask, Masker, RunLength, Schedule, StepRandomness
+from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
 from jepa.utils.tensors import attention_mask, gather_tokens, layer_norm, masked_mean, token_valid
 
 Inputs = Mapping[str, Tensor]
@@ -154,7 +155,7 @@ class CrossPredictor(nn.Module):
         return self.project(self.norm(tokens[:, -query.shape[1] :]))
 
 
-class CrossModalJEPA(nn.Module):
+class CrossModalJEPA(JEPA):
     """Encoders, predictor, target and maskers of two or more modalities; turns a batch into `Latents`.
 
     encoders: name -> encoder, names as in the data. shared_trunk: see `ModalityEncoders`.
@@ -292,19 +293,6 @@ class CrossModalJEPA(nn.Module):
         if len(x) > 1:
             return {name: self.encode_target({name: values}, layers) for name, values in x.items()}
         return self.target.encode(self.encoder, x, layers)
-
-    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Put in force what the loss schedules for this step. Gives values to log."""
-        return self.loss.set_step(step, run_length)
-
-    @property
-    def momentum_schedule(self) -> Schedule | None:
-        """The target's momentum as it is applied; None without one."""
-        return getattr(self.target, "momentum_at", None)
-
-    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Let the target follow the encoders. Gives values to log."""
-        return self.target.update(self.encoder, step, run_length)
 
 
 class _NamedMasker:

@@ -14,12 +14,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from jepa.models.base_model import JEPA
 from jepa.models.drawing import MaskDrawer, flatten_views, views_first
-from jepa.types import Batch, Grid, Latents, Mask, Masker, RunLength, Schedule, StepRandomness
+from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
 from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean, token_valid
 
 
-class MaskedJEPA(nn.Module):
+class MaskedJEPA(JEPA):
     """Context encoder, predictor, target and masker; turns a batch into `Latents`.
 
     encoder: follows `jepa.types.Encoder`.
@@ -151,22 +152,6 @@ class MaskedJEPA(nn.Module):
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Raw features (B, N, D) of the network that makes the targets; a list, one per asked layer."""
         return self.target.encode(self.encoder, x, layers)
-
-    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Put in force what the loss schedules for this step; `step` counts the updates made before.
-
-        Gives values to log.
-        """
-        return self.loss.set_step(step, run_length)
-
-    @property
-    def momentum_schedule(self) -> Schedule | None:
-        """The target's momentum as it is applied, called as `schedule(step, run_length)`; None without one."""
-        return getattr(self.target, "momentum_at", None)
-
-    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Let the target follow the encoder; `step` counts the updates made before. Gives values to log."""
-        return self.target.update(self.encoder, step, run_length)
 
     def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
         """(B, M, P) weights of target tokens, of mean 1 over the batch; None when all count alike.

@@ -10,6 +10,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor, nn
 
+from jepa.models.base_model import JEPA
 from jepa.types import Batch, Latents, RunLength, StepRandomness
 
 
@@ -24,8 +25,8 @@ class Task(TypedDict):
     model: Callable[..., nn.Module] | str
 
 
-class MultiTask(nn.Module):
-    """A model for each part of `jepa.data.tasks.TaskData`; the loss is the weighted sum of theirs.
+class MultiTask(JEPA):
+    """A model for each part of `jepa.data.TaskData`; the loss is the weighted sum of theirs.
 
     tasks: name of the part -> Task; an entry of None is left out.
     loss: called as the models call it, once for each, so that every task has heads of its own.

@@ -15,12 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from jepa.models.base_model import JEPA
 from jepa.models.drawing import MaskDrawer, flatten_views, views_first
-from jepa.types import Batch, Latents, Mask, Masker, RunLength, StepRandomness
+from jepa.types import Batch, Latents, Mask, Masker, StepRandomness
 from jepa.utils.tensors import masked_mean, token_valid
 
 
-class LeJEPA(nn.Module):
+class LeJEPA(JEPA):
     """One encoder for all views of a sample: `views`, which show the whole of it, and smaller `local_views`.
 
     A view's embedding is the mean over its tokens. The published code takes a class token, which our encoders have
@@ -91,11 +92,3 @@ class LeJEPA(nn.Module):
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Raw features (B, N, D) of the encoder: the network that is trained is the only one."""
         return self.encoder(x, layers=layers)
-
-    def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Put in force what the loss schedules for this step. Gives values to log."""
-        return self.loss.set_step(step, run_length)
-
-    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """There is no target to move."""
-        return {}

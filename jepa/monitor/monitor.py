@@ -1,4 +1,4 @@
-"""The collapse monitor: looks at the latents of a step now and then, and says whether the run is well.
+"""The collapse monitor: measures latents of some steps and judges whether the run collapses.
 
 python train.py monitor.on_collapse=rollback
 """
@@ -29,7 +29,7 @@ NOTHING_SEEN = (
 class CollapseMonitor:
     """Measures latents that a step has computed anyway, keeps a history of them, and judges it.
 
-    every_steps: a step in so many is looked at, the first and the last as well.
+    every_steps: interval of measured steps; the first and the last are measured too.
     on_collapse: what the trainer does about a bad verdict: "warn" says so; "stop" ends the run; "rollback" goes back to
         the last checkpoint of a sound state, with half the learning rate and another seed, at most `max_rollbacks`
         times, then stops.
@@ -74,7 +74,7 @@ class CollapseMonitor:
 
     @contextlib.contextmanager
     def watching(self, model: nn.Module, ranks: int = 1) -> Iterator[None]:
-        """A context in which the latents that the model gives last are looked at, whoever calls it.
+        """Return a context in which the last latents that the model returns are measured, whoever calls it.
 
         So is what `model.loss.projector`, where there is one, makes of their embeddings. Of a model that is several
         (`model.tasks`, name -> model) each is watched by itself.
@@ -162,7 +162,7 @@ class CollapseMonitor:
         return metrics
 
     def note(self, metrics: Mapping[str, float]) -> None:
-        """Keep what an online probe has found as evidence, with the last measurement."""
+        """Add the metrics of an online probe to the last measurement, as evidence."""
         if self.history:
             self.history[-1] |= {name: float(value) for name, value in metrics.items()}
             if not self.tasks:
@@ -178,7 +178,7 @@ class CollapseMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         self.history = [dict(measurement) for measurement in state["history"]]
         self.verdict = Verdict(*state["verdict"])
         for name, task in state.get("tasks", {}).items():

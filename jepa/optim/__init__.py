@@ -3,7 +3,7 @@
 from jepa.optim.durations import Duration
 from jepa.optim.groups import parameter_groups
 from jepa.optim.scaling import Scaled, half_life, plan, scale_scheduler
-from jepa.optim.schedules import Constant, Cosine, Linear, Step
+from jepa.optim.schedules import Constant, Cosine, Linear, NextStep, Step
 from jepa.optim.warmups import Warmup, WarmupCosine, WarmupStableDecay
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Cosine",
     "Duration",
     "Linear",
+    "NextStep",
     "Scaled",
     "Step",
     "Warmup",

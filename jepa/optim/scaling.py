@@ -1,4 +1,4 @@
-"""Scaling a recipe to another batch size, and saying in words what a run will do.
+"""Scaling a recipe to another batch size, and describing what a run will do.
 
     python train.py data.batch_size=1024 scaling.reference_batch_size=256
 
@@ -86,29 +86,30 @@ def half_life(momentum: float) -> float:
 
 
 def plan(run_length: RunLength, scheduler: Mapping[str, Schedule], momentum: Schedule | None = None) -> list[str]:
-    """What a run will do with its learning rate, weight decay and moving average, as plain sentences.
+    """Return sentences on what a run does with learning rate, weight decay and moving average.
 
     momentum: the moving average's, as it is applied at the run's batch size; None without one.
     """
     lines = []
     if "lr" in scheduler:
-        lines.append(learning_rate_in_words(run_length, scheduler["lr"]))
+        lines.append(describe_learning_rate(run_length, scheduler["lr"]))
     if "weight_decay" in scheduler:
-        start, final = (scheduler["weight_decay"](step, run_length) for step in (0, run_length.max_steps))
+        start, final = (scheduler["weight_decay"](step, run_length) for step in (0, run_length.max_steps - 1))
         lines.append(f"weight decay {start:.3g}" + ("" if f"{start:.3g}" == f"{final:.3g}" else f" -> {final:.3g}"))
     if momentum is not None:
-        start, final = (momentum_in_words(momentum(step, run_length), run_length) for step in (0, run_length.max_steps))
+        start, final = (describe_momentum(momentum(step, run_length), run_length) for step in (0, run_length.max_steps))
         lines.append(f"target momentum {start}" + (" throughout" if start == final else f" -> {final}"))
     return lines
 
 
-def learning_rate_in_words(run_length: RunLength, schedule: Schedule) -> str:
+def describe_learning_rate(run_length: RunLength, schedule: Schedule) -> str:
     """The peak of a learning rate, what it is scaled from, and the warm-up before it."""
     duration = getattr(schedule, "warmup_duration", None)
     exact = 0.0 if duration is None else duration.exact(run_length)
-    last = run_length.max_steps
-    updates = {1, last, max(1, min(round(exact), last))} | {max(1, last * part // 1000) for part in range(1001)}
-    values = [schedule(update, run_length) for update in sorted(updates)]
+    last = run_length.max_steps - 1
+    around_peak = {max(0, min(round(exact) + shift, last)) for shift in (-1, 0)}
+    steps = {0, *around_peak, *(last * part // 1000 for part in range(1001))}
+    values = [schedule(step, run_length) for step in sorted(steps)]
     peak = max(values)
     text = f"learning rate {peak:.1e} " + ("throughout" if min(values) == peak else "at its peak")
     if isinstance(schedule, Scaled):
@@ -119,11 +120,12 @@ def learning_rate_in_words(run_length: RunLength, schedule: Schedule) -> str:
         )
     if round(exact) < 1:
         return text if min(values) == peak else f"{text}, without warm-up"
-    text += f", after a warm-up of {length_in_words(exact, run_length)}"
-    return text if exact <= last else f"{text}, longer than the run of {last:,} steps"
+    text += f", after a warm-up of {describe_length(exact, run_length)}"
+    longer = exact > run_length.max_steps
+    return f"{text}, longer than the run of {run_length.max_steps:,} steps" if longer else text
 
 
-def momentum_in_words(momentum: float, run_length: RunLength) -> str:
+def describe_momentum(momentum: float, run_length: RunLength) -> str:
     """A momentum and its half-life."""
     if momentum >= 1:
         return f"{momentum:.6g} (frozen)"
@@ -131,7 +133,7 @@ def momentum_in_words(momentum: float, run_length: RunLength) -> str:
     return f"{momentum:.6g} (half-life {steps * run_length.batch_size:,.0f} samples, {steps:,.1f} steps)"
 
 
-def length_in_words(steps: float, run_length: RunLength) -> str:
+def describe_length(steps: float, run_length: RunLength) -> str:
     """A length in samples, steps and epochs."""
     epochs = run_length.epoch(steps)
     shown = f"{epochs:.1f}" if epochs >= 0.1 else f"{epochs:.1g}"

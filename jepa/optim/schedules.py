@@ -1,8 +1,8 @@
 """Schedules: pure functions of the step, called as `schedule(step, run_length)`.
 
-The learning rate and weight decay of update u are taken at step u (from 1); a target's momentum at the number of
-updates made before (from 0). Both as in the published I-JEPA code. A loss weight is called as momentum is. Any
-schedule serves any of them. `stretch` makes a schedule run as if training were that much longer (published as
+The loop calls all of them with the number of updates made before, from 0: learning rate, weight decay, loss weights and
+a target's momentum. Published code (I-JEPA's and others) advances learning rate and weight decay before it uses them,
+and `NextStep` does so here. `stretch` makes a schedule run as if training were that much longer (published as
 `ipe_scale`), so that it ends before its own end.
 """
 
@@ -13,7 +13,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jepa.optim.durations import Duration
-from jepa.types import RunLength
+from jepa.types import RunLength, Schedule
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextStep:
+    """A schedule that is advanced before it is used: the first update gets its value at step 1."""
+
+    schedule: Schedule
+
+    def __call__(self, step: float, run_length: RunLength) -> float:
+        """The schedule's value at step + 1."""
+        return self.schedule(step + 1, run_length)
+
+    @property
+    def warmup_duration(self) -> Duration | None:
+        """Length of the schedule's warm-up, if it has one."""
+        return getattr(self.schedule, "warmup_duration", None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Figures as PNG files. They take plain numbers and tensors, and know nothing of runs."""
+"""PNG figures with matplotlib: a learning-rate test, sheets of images, and masks on images."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from jepa.report.mask_statistics import token_indices, token_membership
 from jepa.types import Grid, Mask
 
 INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
 BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
-"""Outlines of target blocks, legible on dark and light pictures; they repeat after the last."""
+"""Outlines of target blocks, legible on dark and light images; they repeat after the last."""
 
 FILTER = "nearest"
-"""How pictures are enlarged: pixels stay pixels."""
+"""Interpolation of enlarged images."""
 
 STYLE = {
     "font.size": 10,
@@ -41,7 +41,7 @@ STYLE = {
 
 @contextlib.contextmanager
 def new_figure(path: Path, width: float, height: float) -> Iterator[Any]:
-    """A matplotlib figure of so many inches, written to a PNG at the end; needs no display and touches no global."""
+    """Yield a matplotlib figure of a size in inches and write it as PNG; needs no display and no global state."""
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -64,7 +64,7 @@ def learning_rate_figure(
     *,
     path: Path,
 ) -> None:
-    """Loss over a rising learning rate, raw and smoothed, with the suggested rate marked."""
+    """Draw the loss over a rising learning rate, raw and smoothed, and the suggested rate."""
     with new_figure(path, 8, 4.5) as figure:
         axes = figure.add_subplot()
         axes.plot(learning_rates, losses, ".", color=SOFT, markersize=5, label="loss of each step")
@@ -74,7 +74,7 @@ def learning_rate_figure(
             axes.axvline(suggestion, color=SECOND, linewidth=1, linestyle="--")
             axes.plot([suggestion], [height], "o", color=SECOND, markersize=8, label=f"suggestion: {suggestion:.2g}")
         axes.set_xscale("log")
-        # An explosion must not flatten the curve that it ends.
+        # A diverging loss must not flatten the rest of the curve.
         low, high = min(losses), max(smoothed)
         room = 0.06 * (high - low or abs(high) or 1.0)
         axes.set_ylim(low - room, high + 2 * room)
@@ -84,7 +84,7 @@ def learning_rate_figure(
 
 
 def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
-    """A sheet of pictures: views (B, V, C, H, W) in [0, 1], C 1 or 3; the views of a sample side by side, framed."""
+    """Draw views (B, V, C, H, W) in [0, 1], C 1 or 3; the views of a sample side by side."""
     count, across = views.shape[:2]
     height, width = views.shape[-2:]
     columns = max(1, min(count, math.ceil(math.sqrt(count * height / (width * across)) + 0.5)))
@@ -97,7 +97,7 @@ def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = N
         for axes in grid.flat:
             axes.set_axis_off()
         figure.get_layout_engine().set(wspace=0.06 if across > 1 else 0.03)
-        larger = max(1, 64 // width)  # so that the line between views is thin, also on tiny pictures
+        larger = max(1, 64 // width)  # so that the gap between views is thin, also on tiny images
         for number, axes in zip(range(count), grid.flat):
             strips = [np.kron(to_rgb(view), np.ones((larger, larger, 1))) for view in views[number]]
             gap = np.ones((strips[0].shape[0], max(1, strips[0].shape[1] // 40), 3))
@@ -107,20 +107,20 @@ def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = N
 
 
 def mask_figure(
-    pictures: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", most: int = 6
+    images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", max_samples: int = 6
 ) -> None:
-    """How masks fall on pictures (B, C, H, W) in [0, 1]: a row per sample, a column per mask group, then the share of
-    samples in which each token is seen and predicted.
+    """Draw masks over images (B, C, H, W) in [0, 1]: a row for each sample, a column for each mask group, and below the
+    share of samples in which each token is seen and predicted.
 
-    The context is as bright as it is; what is hidden is dimmed; each target block is outlined in a colour.
+    Hidden tokens are dimmed, and each target block is outlined in a colour.
     """
-    count = min(most, len(pictures))
+    count = min(max_samples, len(images))
     groups = len(masks)
     across = max(1, 6 // (1 + groups))  # samples side by side
     rows = -(-count // across)
     columns = across * (1 + groups)
     size = 10.0 / columns
-    tall = size * pictures.shape[-2] / pictures.shape[-1]
+    tall = size * images.shape[-2] / images.shape[-1]
     with new_figure(path, 10.4, rows * (tall + 0.1) + 3.4) as figure:
         figure.suptitle(title, fontsize=11)
         upper, lower = figure.subfigures(2, 1, height_ratios=[rows * (tall + 0.1), 2.9])
@@ -129,15 +129,15 @@ def mask_figure(
             axes.set_axis_off()
         for number in range(count):
             row, first = number // across, number % across * (1 + groups)
-            cells[row, first].imshow(to_rgb(pictures[number]), interpolation=FILTER)
+            cells[row, first].imshow(to_rgb(images[number]), interpolation=FILTER)
             for group, mask in enumerate(masks):
-                draw_mask(cells[row, first + 1 + group], to_rgb(pictures[number]), mask, number, grid)
+                draw_mask(cells[row, first + 1 + group], to_rgb(images[number]), mask, number, grid)
         for column in range(columns):
             group = column % (1 + groups)
             name = "input" if not group else "masked" if groups == 1 else f"mask {group}"
             cells[0, column].set_title(name, fontsize=9, pad=3)
         maps = [
-            (f"{name} by the {part}", frequency(mask, part, math.prod(grid)).view(grid))
+            (f"{name} by the {part}", token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(grid))
             for mask, name in zip(masks, ["share"] if groups == 1 else [f"mask {n + 1}: share" for n in range(groups)])
             for part in ("context", "targets")
         ]
@@ -148,19 +148,19 @@ def mask_figure(
             lower.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
 
 
-def draw_mask(axes: Any, picture: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:
-    """One sample's mask over its picture (H, W, 3)."""
-    height, width = picture.shape[:2]
+def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:
+    """Draw one sample's mask over its image (H, W, 3)."""
+    height, width = image.shape[:2]
     down, right = height / grid[0], width / grid[1]
     seen = np.zeros(grid, dtype=bool)
-    seen.flat[members(mask, "context", number).numpy()] = True
+    seen.flat[token_indices(mask, "context", number).numpy()] = True
     weight = np.kron(seen, np.ones((round(down), round(right))))[..., None]  # (H, W, 1)
-    hidden = 0.28 * picture + 0.72 * np.array([0.27, 0.30, 0.34])
-    axes.imshow(picture * weight + hidden * (1 - weight), interpolation=FILTER)
+    hidden = 0.28 * image + 0.72 * np.array([0.27, 0.30, 0.34])
+    axes.imshow(image * weight + hidden * (1 - weight), interpolation=FILTER)
     for block in range(mask.targets.shape[1]):
         inside = np.zeros(grid, dtype=bool)
-        inside.flat[members(mask, "targets", number, block).numpy()] = True
-        # Blocks that overlap stay apart by lines that lie a little inside of each other.
+        inside.flat[token_indices(mask, "targets", number, block).numpy()] = True
+        # Outlines of overlapping blocks get different insets.
         inset = 0.04 + 0.05 * (block % 4)
         for start, end in outline(inside, inset):
             axes.plot(
@@ -173,7 +173,7 @@ def draw_mask(axes: Any, picture: np.ndarray, mask: Mask, number: int, grid: Gri
 
 
 def outline(inside: np.ndarray, inset: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Edges (x, y) to (x, y), in cells, of a set of cells (rows, columns); drawn `inset` cells inside of it."""
+    """Return the edges ((x, y), (x, y)) of a set of cells (rows, columns), moved inwards by `inset` cells."""
     padded = np.pad(inside, 1)
     edges = []
     for y, x in zip(*np.nonzero(inside)):
@@ -181,7 +181,7 @@ def outline(inside: np.ndarray, inset: float) -> list[tuple[tuple[float, float],
         (up, down), (left, right) = (near[0, 1], near[2, 1]), (near[1, 0], near[1, 2])
 
         def end(beside: bool, diagonal: bool) -> float:
-            """How far from the cell's corner an edge ends: before it at a corner that stands out, else behind it."""
+            """Return how far from the cell's corner an edge ends: before a convex corner, beyond a concave one."""
             return inset if not beside else -inset if diagonal else 0.0
 
         top, bottom, west, east = y + inset, y + 1 - inset, x + inset, x + 1 - inset
@@ -196,23 +196,6 @@ def outline(inside: np.ndarray, inset: float) -> list[tuple[tuple[float, float],
     return edges
 
 
-def members(mask: Mask, part: str, number: int, block: int | None = None) -> Tensor:
-    """Token indices of one sample's context or targets, without padding, on the CPU."""
-    index, valid = (mask.context, mask.context_valid) if part == "context" else (mask.targets, mask.target_valid)
-    index, valid = index[number], None if valid is None else valid[number]
-    if block is not None:
-        index, valid = index[block], None if valid is None else valid[block]
-    return (index if valid is None else index[valid]).flatten().cpu()
-
-
-def frequency(mask: Mask, part: str, tokens: int) -> Tensor:
-    """Share (N,) of samples in which each token is in the context, or in at least one target."""
-    inside = torch.zeros(mask.context.shape[0], tokens)
-    for number in range(len(inside)):
-        inside[number, members(mask, part, number)] = 1
-    return inside.mean(dim=0)
-
-
-def to_rgb(picture: Tensor) -> np.ndarray:
-    """(C, H, W) in [0, 1], C 1 or 3 -> (H, W, 3)."""
-    return picture.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
+def to_rgb(image: Tensor) -> np.ndarray:
+    """Return an image (C, H, W) in [0, 1], C 1 or 3, as (H, W, 3)."""
+    return image.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()

@@ -1,1 +1,1 @@
-"""Studies: what is optimised, launchers and sweepers, and what came out of many runs."""
+"""Running studies: launchers for this machine and for SLURM, and sweeps by Optuna. Results: see `jepa.report`."""

@@ -1,4 +1,4 @@
-"""What the launchers of sweeps share: runs are submitit's jobs, which outlive the launcher, and are waited for."""
+"""Base of our launchers: the runs of a sweep are submitit jobs, which outlive the launcher that waits for them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 from omegaconf import OmegaConf, open_dict
 
 from jepa.config.compose import register_resolvers
+from jepa.config.job import check_folder, is_finished, objective_of
 from jepa.distributed.launch import read_launch
-from jepa.sweep.job import check_folder, is_finished, note_failure, objective_of
-from jepa.sweep.planned import PlannedRun
-from jepa.sweep.wording import plural
+from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.run_status import Status, read_status, update_status
 from jepa.utils.signals import EarlySignal
@@ -29,85 +28,84 @@ from jepa.utils.signals import EarlySignal
 log = logging.getLogger(__name__)
 
 LOST_SECONDS = 20.0
-"""How long a job may be gone without a result before it counts as lost: a shared file system may be slow to show it."""
+"""How long a job may be gone without a result before its run counts as failed: shared file systems lag behind."""
 
 QUEUED = {"state": "queued", "reason": None, "objective": {}, "settled": False}
 QUEUED |= {"host": None, "pid": None, "pid_created": None, "job": None}
-"""What a status says of a run that waits; of one that was started before, the rest stays."""
+"""Fields of the status of a queued run. A run that was started before keeps its other fields."""
 
-PROCESSES = ("nodes", "devices", "device")
+PROCESS_SETTINGS = ("nodes", "devices", "device")
 """Settings of the trainer that a launcher reads once for all runs."""
 
 
 class JobLauncher(BaseSubmititLauncher):
-    """Starts the runs of a sweep as submitit's jobs and waits for them, saying what becomes of each.
+    """Submit the runs of a sweep as submitit jobs, wait for them and log how each ends.
 
-    A run that is done is not started again, and one whose job still waits or runs is waited for, so the same sweep may
-    be started again after its launcher was killed. A run that fails counts as `sweep.failed_value` and ends no other.
+    Finished runs are not repeated, and runs whose jobs still wait or run are waited for, so a sweep can be started
+    again after its launcher was killed. A failed run counts as `sweep.failed_value`, and the sweep goes on.
     """
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        """Run the jobs; gives what each returned.
+        """Run the jobs and return their results.
 
-        Raises UserError for runs that cannot be started together, before any is, and when nothing can be submitted.
+        Raise UserError, before anything is submitted, for runs that need different processes, and if submitting fails.
         """
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
-        runs = [self._plan(initial_job_idx + place, list(options)) for place, options in enumerate(job_overrides)]
-        self._check(runs)
+        runs = [self._compose(initial_job_idx + index, list(options)) for index, options in enumerate(job_overrides)]
+        self._check_processes(runs)
         for run in runs:
-            self._find_out(run)
-        fresh = [run for run in runs if run.value is None and run.job is None]
-        found = {"done before": sum(run.value is not None for run in runs)}
-        found["under way already"] = len(runs) - len(fresh) - found["done before"]
-        others = "".join(f", {count} {what}" for what, count in found.items() if count)
-        log.info(f"{plural(len(runs), 'run')} in {self.config.hydra.sweep.dir}: {len(fresh)} to start{others}")
-        told = varied([run.overrides for run in runs])
-        for run, words in zip(runs, told):
-            log.info(f"\t#{run.number} : {words}")
-        for run in fresh:
+            self._find_earlier(run)
+        new = [run for run in runs if run.value is None and run.job is None]
+        done = sum(run.value is not None for run in runs)
+        counts = {"to start": len(new), "done before": done, "under way already": len(runs) - len(new) - done}
+        parts = ", ".join(f"{count} {what}" for what, count in counts.items() if count or what == "to start")
+        log.info(f"{len(runs)} run{'s' * (len(runs) != 1)} in {self.config.hydra.sweep.dir}: {parts}")
+        common = set.intersection(*(set(run.overrides) for run in runs)) if len(runs) > 1 else set()
+        for run in runs:
+            log.info(f"\t#{run.number} : {' '.join(option for option in run.overrides if option not in common)}")
+        for run in new:
             run.before = read_status(run.folder)
             update_status(run.folder, {**QUEUED, "overrides": run.options})
         try:
-            self._run(fresh, [run for run in runs if run.job is not None])
+            self._run(new, [run for run in runs if run.job is not None])
         except BaseException as error:
-            for run in fresh:
-                run.unqueue()
+            for run in new:
+                run.restore_status()
             if isinstance(error, KeyboardInterrupt):
-                self._interrupted([run for run in runs if run.value is None])
+                self._on_interrupt([run for run in runs if run.value is None])
             raise
-        return [run.returned() for run in runs]
+        return [run.job_return() for run in runs]
 
-    # What the two kinds differ in.
+    # What a launcher implements.
 
-    def _job_of(self, status: Status, run: PlannedRun) -> Any | None:
-        """The submitit job that a run is being trained by or waits in; None if it needs a new one."""
+    def _find_job(self, status: Status, run: SweepRun) -> Any | None:
+        """Return the submitit job that trains a run or waits to; None if it needs a new one."""
         raise NotImplementedError
 
-    def _submit(self, runs: Sequence[PlannedRun]) -> None:
-        """Submit what can be submitted of these now, and set their jobs."""
+    def _submit(self, runs: Sequence[SweepRun]) -> None:
+        """Submit as many of the runs as fit now, and set their `job`."""
         raise NotImplementedError
 
-    def _living(self, runs: Sequence[PlannedRun]) -> set[int] | None:
-        """Numbers of the runs whose jobs wait or run; None where that cannot be said now."""
+    def _active(self, runs: Sequence[SweepRun]) -> set[int] | None:
+        """Return the numbers of the runs whose jobs wait or run; None if that is unknown now."""
         raise NotImplementedError
 
-    def _how_it_ended(self, run: PlannedRun) -> str:
-        """What became of a job that left no result."""
+    def _end_of_job(self, run: SweepRun) -> str:
+        """Return why a job ended that left no result."""
         raise NotImplementedError
 
-    def _interrupted(self, runs: Sequence[PlannedRun]) -> None:
-        """A person has interrupted the launcher while these had not ended."""
+    def _on_interrupt(self, runs: Sequence[SweepRun]) -> None:
+        """Handle Ctrl-C in the launcher. runs: those that have not ended."""
         raise NotImplementedError
 
-    def _give_back(self, stop: Interrupted, folder: Path) -> None:
-        """In the job: the run in a folder has saved because of a signal."""
+    def _after_save(self, stop: Interrupted, folder: Path) -> None:
+        """Handle, inside the job, a signal after which the run has saved."""
         raise NotImplementedError
 
-    # In the launcher.
+    # In the launcher's process.
 
-    def _plan(self, number: int, overrides: list[str]) -> PlannedRun:
-        """A run of the sweep: where it goes and what it is worth if it fails."""
+    def _compose(self, number: int, overrides: list[str]) -> SweepRun:
         if not any(option.startswith("resume=") for option in overrides):
             overrides = [*overrides, "resume=auto"]
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -120,25 +118,23 @@ class JobLauncher(BaseSubmititLauncher):
             options = list(config.hydra.overrides.task)
         finally:
             HydraConfig.instance().cfg = before
-        objective = objective_of(config)
-        processes = {key: OmegaConf.select(config, f"trainer.{key}") for key in PROCESSES}
-        return PlannedRun(number, overrides, options, folder.resolve(), objective, processes)
+        processes = {key: OmegaConf.select(config, f"trainer.{key}") for key in PROCESS_SETTINGS}
+        return SweepRun(number, overrides, options, folder.resolve(), objective_of(config), processes)
 
-    def _check(self, runs: Sequence[PlannedRun]) -> None:
-        """Raise UserError where runs need different numbers of processes, which are read once for all."""
-        own = {key: OmegaConf.select(self.config, f"trainer.{key}") for key in PROCESSES}
-        for run in runs:
-            other = {key: value for key, value in run.processes.items() if value != own[key]}
-            if other:
-                key, value = next(iter(other.items()))
-                raise UserError(
-                    f"trainer.{key} cannot be swept over (run {run.number} has {value}, the sweep as a whole "
-                    f"{own[key]}): the launcher reads it once, and starts the same processes for every run; make it a "
-                    "sweep for each"
-                )
+    def _check_processes(self, runs: Sequence[SweepRun]) -> None:
+        """Raise UserError if a run needs other processes than the sweep."""
+        for key in PROCESS_SETTINGS:
+            common = OmegaConf.select(self.config, f"trainer.{key}")
+            for run in runs:
+                if run.processes[key] != common:
+                    raise UserError(
+                        f"trainer.{key} cannot be swept over (run {run.number} has {run.processes[key]}, the sweep as "
+                        f"a whole {common}): the launcher reads it once, and starts the same processes for every run; "
+                        "make it a sweep for each"
+                    )
 
-    def _find_out(self, run: PlannedRun) -> None:
-        """Whether a run is done, or its job under way."""
+    def _find_earlier(self, run: SweepRun) -> None:
+        """Set the value or the job of a run that an earlier launcher started."""
         status = read_status(run.folder)
         if status is None:
             return
@@ -146,9 +142,9 @@ class JobLauncher(BaseSubmititLauncher):
         if is_finished(status, run.objective, run.options):
             run.value = dict(status.objective)
         else:
-            run.job = self._job_of(status, run)
+            run.job = self._find_job(status, run)
 
-    def _run(self, waiting: list[PlannedRun], running: list[PlannedRun]) -> None:
+    def _run(self, waiting: list[SweepRun], running: list[SweepRun]) -> None:
         """Submit, and wait until every run has its value."""
         pause = 0.2
         while waiting or running:
@@ -156,73 +152,64 @@ class JobLauncher(BaseSubmititLauncher):
                 self._submit(waiting)
                 running += [run for run in waiting if run.job is not None]
                 waiting = [run for run in waiting if run.job is None]
-            living = self._living(running)
+            active = self._active(running)
             for run in running:
-                self._look_at(run, living is None or run.number in living)
+                self._poll(run, active is None or run.number in active)
             running = [run for run in running if run.value is None]
             if waiting or running:
                 time.sleep(pause)
                 pause = min(pause * 1.5, self.params["poll_seconds"])
 
-    def _look_at(self, run: PlannedRun, lives: bool) -> None:
-        """Say what has changed for a run, and take what it is worth where it has ended."""
+    def _poll(self, run: SweepRun, active: bool) -> None:
+        """Log changes of a run, and set its value if it has ended."""
         status = read_status(run.folder)
-        paths = run.job.task(0).paths
-        if paths.result_pickle.exists():
-            run.take_result()
-        elif lives:
-            run.gone_since = None
+        if run.job.task(0).paths.result_pickle.exists():
+            run.read_result()
+        elif active:
+            run.missing_since = None
         elif status is not None and is_finished(status, run.objective, run.options):
             run.value = dict(status.objective)
         else:
-            run.gone_since = run.gone_since or time.monotonic()
-            if time.monotonic() - run.gone_since > LOST_SECONDS or (status is not None and status.state == "stopped"):
-                self._lose(run)
-        run.say(log, read_status(run.folder))
+            run.missing_since = run.missing_since or time.monotonic()
+            stopped = status is not None and status.state == "stopped"
+            if stopped or time.monotonic() - run.missing_since > LOST_SECONDS:
+                self._fail_lost(run, stopped)
+        run.log_changes(log)
 
-    def _lose(self, run: PlannedRun) -> None:
-        """Give a run up whose job has gone without a result, and say what is known of why."""
-        reason = f"its job {run.job.job_id} left no result: {self._how_it_ended(run)}"
-        note_failure(run.folder, run.options, UserError(reason), run.objective.bad())
-        status = read_status(run.folder)
-        if status is not None and status.state == "stopped":  # which it says itself, but not by whom
+    def _fail_lost(self, run: SweepRun, stopped: bool) -> None:
+        """Count a run as failed whose job is gone without a result, and log the reason."""
+        reason = f"its job {run.job.job_id} left no result: {self._end_of_job(run)}"
+        run.fail(UserError(reason))
+        if stopped:  # its status stays, which does not know who stopped it
             log.info(f"#{run.number}: {reason}")
-        run.value = run.objective.bad()
         path = run.job.task(0).paths.stderr
         lines = path.read_text(errors="replace").splitlines()[-3:] if path.exists() else []
         if lines:
             log.info("\n".join([f"#{run.number}: the end of {path}:", *lines]))
 
-    # In the job.
+    # In the job's processes.
 
     def __call__(
         self, overrides: list[str], number: int, folder: Path, singleton_state: dict[type, Singleton]
     ) -> JobReturn:
-        """Run one job of the sweep, in one of its processes; only rank 0 leaves what Hydra writes."""
+        """Run one job in one of its processes; Hydra's files of ranks above 0 go to a temporary folder."""
         register_resolvers()
-        EarlySignal().install(signal.SIGTERM, signal.SIGINT)  # submitit would ignore the first while torch is imported
+        EarlySignal().install(signal.SIGTERM, signal.SIGINT)  # submitit would ignore SIGTERM while torch is imported
         with contextlib.ExitStack() as stack:
             if read_launch().rank > 0:
-                elsewhere = stack.enter_context(tempfile.TemporaryDirectory())
-                overrides = [*overrides, f"hydra.sweep.dir={elsewhere}"]
+                temporary = stack.enter_context(tempfile.TemporaryDirectory())
+                overrides = [*overrides, f"hydra.sweep.dir={temporary}"]
             try:
                 return super().__call__(overrides, "hydra.sweep.dir", number, str(number), singleton_state)
             except Interrupted as stop:
-                self._give_back(stop, folder)
+                self._after_save(stop, folder)
                 raise SystemExit(stop.exit_code) from stop
 
-    def _arguments(self, run: PlannedRun) -> tuple[Any, ...]:
-        """What the job is called with."""
+    def _job_arguments(self, run: SweepRun) -> tuple[Any, ...]:
         return (run.overrides, run.number, run.folder, Singleton.get_state())
 
 
 def check_poll_seconds(seconds: float) -> None:
-    """Raise ValueError for a pause that is none."""
+    """Raise ValueError unless the pause between two looks at the jobs is above 0."""
     if not isinstance(seconds, (int, float)) or not seconds > 0:
         raise ValueError(f"hydra.launcher.poll_seconds={seconds!r}: expected seconds, above 0")
-
-
-def varied(options: Sequence[Sequence[str]]) -> list[str]:
-    """Of the options of several runs, those that are not the same in all of them; all of a single run's."""
-    common = set.intersection(*map(set, options)) if len(options) > 1 else set()
-    return [" ".join(option for option in each if option not in common) for each in options]

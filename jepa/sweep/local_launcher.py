@@ -13,21 +13,25 @@ from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
 
 from jepa.sweep.launcher import JobLauncher, check_poll_seconds
-from jepa.sweep.planned import PlannedRun
+from jepa.sweep.local_jobs import FoundJob, SessionExecutor, gpus_of_slot, threads_per_process, visible_gpus
+from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted
 from jepa.utils.run_status import Status, is_alive, read_status, update_status
 
 log = logging.getLogger(__name__)
 
+SAVE_SECONDS = 60
+"""How long an interrupted launcher waits for its runs to save."""
+
 
 class LocalLauncher(JobLauncher):
-    """Runs of a sweep side by side on this machine, `parallel` at a time, each with its share of cores and GPUs.
+    """Run `parallel` runs of a sweep at a time on this machine, each with its share of the cores and GPUs.
 
     tasks_per_node: processes of a run. threads: of each process; null shares the cores out, unless OMP_NUM_THREADS is
-    set. gpus: numbers of those to use; null is all that are visible, none where trainer.device=cpu. Each run gets its
-    share; where there are fewer than runs at a time, they share them in turn.
+    set. gpus: numbers of the GPUs to use; null for all that are visible, none if trainer.device=cpu. If there are
+    fewer GPUs than processes, runs share them in turn.
 
-    Raises ValueError for a number out of range.
+    Raise ValueError for a number out of range.
     """
 
     _EXECUTOR = "local"
@@ -55,75 +59,66 @@ class LocalLauncher(JobLauncher):
         self.parallel, self.tasks, self.threads = parallel, tasks_per_node, threads
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
-        self._slots: dict[int, PlannedRun] = {}
+        self._slots: dict[int, SweepRun] = {}
+        self._gpus: list[str] | None = None
         return super().launch(job_overrides, initial_job_idx)
 
-    def _submit(self, runs: Sequence[PlannedRun]) -> None:
-        from jepa.sweep.local import visible_gpus
-
-        for slot, run in list(self._slots.items()):
-            if run.value is not None:
-                del self._slots[slot]
+    def _submit(self, runs: Sequence[SweepRun]) -> None:
+        self._slots = {slot: run for slot, run in self._slots.items() if run.value is None}
         free = [slot for slot in range(self.parallel) if slot not in self._slots]
-        if free and not hasattr(self, "_gpus"):
+        if free and self._gpus is None:
             cpu = OmegaConf.select(self.config, "trainer.device") == "cpu"
             self._gpus = visible_gpus(self.params["gpus"], cpu)
         for slot, run in zip(free, runs):
             self._slots[slot] = run
             run.job = self._start(run, slot)
 
-    def _start(self, run: PlannedRun, slot: int) -> Any:
-        from jepa.sweep.local import SessionExecutor, share_of_gpus, share_of_threads
-
-        for result in self._folder(run).glob("*_result.pkl"):  # numbers of processes come again
+    def _start(self, run: SweepRun, slot: int) -> Any:
+        for result in self._job_folder(run).glob("*_result.pkl"):  # named by process, whose numbers come again
             result.unlink()
-        threads = share_of_threads(self.threads, self.parallel * self.tasks)
         executor = SessionExecutor(
-            self._folder(run),
+            self._job_folder(run),
             tasks=self.tasks,
-            gpus=share_of_gpus(self._gpus, slot, self.tasks),
-            threads=threads,
+            gpus=gpus_of_slot(self._gpus, slot, self.tasks),
+            threads=threads_per_process(self.threads, self.parallel * self.tasks),
         )
-        job = executor.submit(self, *self._arguments(run))
+        job = executor.submit(self, *self._job_arguments(run))
         if read_status(run.folder).state == "queued":
-            update_status(run.folder, executor.signs_of_life(job))
+            update_status(run.folder, executor.process_status(job))
         return job
 
-    def _job_of(self, status: Status, run: PlannedRun) -> Any | None:
+    def _find_job(self, status: Status, run: SweepRun) -> Any | None:
         if not is_alive(status):
             return None
-        from jepa.sweep.local import FoundJob
-
         try:
-            return FoundJob(self._folder(run), status, self.tasks)
-        except (ProcessLookupError, psutil.NoSuchProcess):  # it has ended since
+            return FoundJob(self._job_folder(run), status, self.tasks)
+        except (ProcessLookupError, psutil.NoSuchProcess):  # it has just ended
             return None
 
-    def _folder(self, run: PlannedRun) -> Path:
-        """Where submitit keeps what it has of a run."""
+    def _job_folder(self, run: SweepRun) -> Path:
         return Path(self.params["submitit_folder"]) / str(run.number)
 
-    def _living(self, runs: Sequence[PlannedRun]) -> set[int] | None:
-        return {run.number for run in runs if self._lives(run)}
+    def _active(self, runs: Sequence[SweepRun]) -> set[int] | None:
+        return {run.number for run in runs if self._is_active(run)}
 
-    def _lives(self, run: PlannedRun) -> bool:
+    def _is_active(self, run: SweepRun) -> bool:
         state = run.job.get_info()["jobState"]
         return state == "RUNNING" or (state != "FINISHED" and is_alive(read_status(run.folder)))
 
-    def _how_it_ended(self, run: PlannedRun) -> str:
+    def _end_of_job(self, run: SweepRun) -> str:
         return "its process has ended (killed? out of memory?)"
 
-    def _interrupted(self, runs: Sequence[PlannedRun]) -> None:
-        """Let the runs under way save and stop; a second interruption leaves them to it."""
+    def _on_interrupt(self, runs: Sequence[SweepRun]) -> None:
+        """Ask the runs to save and stop, and wait for them; a second Ctrl-C ends the launcher at once."""
         log.info("stopping the runs under way, which save first")
+        runs = [run for run in runs if run.job is not None]
         for run in runs:
-            if run.job is not None:
-                run.job.stop()
-        end = time.monotonic() + 60
-        while any(run.job is not None and self._lives(run) for run in runs) and time.monotonic() < end:
+            run.job.stop()
+        end = time.monotonic() + SAVE_SECONDS
+        while any(map(self._is_active, runs)) and time.monotonic() < end:
             time.sleep(0.2)
 
-    def _give_back(self, stop: Interrupted, folder: Path) -> None:
+    def _after_save(self, stop: Interrupted, folder: Path) -> None:
         from jepa.distributed.collectives import destroy_process_group
 
         if stop.agreed:

@@ -1,27 +1,50 @@
-"""What Hydra takes launchers and sweepers by: `_target_: hydra_plugins.jepa.<class>`."""
+"""Register our launchers and sweeper with Hydra, as `_target_: hydra_plugins.jepa.<class>`.
+
+They are functions, so that a module is imported only when a sweep uses it.
+"""
 
 from __future__ import annotations
 
+from typing import Any
+
 from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, OmegaConf
 
-from jepa.sweep.local_launcher import LocalLauncher
-from jepa.sweep.objective import Objective, evaluates
-from jepa.sweep.optuna_sweeper import OptunaSweeper
-from jepa.sweep.slurm_launcher import SlurmLauncher
+from jepa.config.sweep_objective import SweepObjective, evaluates
+
+
+def local_launcher(**settings: Any) -> Launcher:
+    from jepa.sweep.local_launcher import LocalLauncher
+
+    return LocalLauncher(**settings)
+
+
+def slurm_launcher(**settings: Any) -> Launcher:
+    from jepa.sweep.slurm_launcher import SlurmLauncher
+
+    return SlurmLauncher(**settings)
+
+
+def optuna_sweeper(**settings: Any) -> Sweeper:
+    from jepa.sweep.optuna_sweeper import OptunaSweeper
+
+    return OptunaSweeper(**settings)
 
 
 def register_plugins() -> None:
-    """Make our launchers and sweepers known to Hydra, and `${sweep_directions:...}` to configs; may be called again.
+    """Register the plugins and the resolver `${sweep_directions:...}`; may be called again.
 
-    Hydra builds only what it knows under a name that begins with `hydra_plugins.`, where no package of ours can be.
+    Hydra builds only plugins whose name begins with `hydra_plugins.`, a package that we cannot add modules to.
     """
     known = Plugins.instance().class_name_to_class
-    for plugin in (SlurmLauncher, LocalLauncher, OptunaSweeper):
-        known[f"hydra_plugins.jepa.{plugin.__name__}"] = plugin
+    known["hydra_plugins.jepa.LocalLauncher"] = local_launcher
+    known["hydra_plugins.jepa.SlurmLauncher"] = slurm_launcher
+    known["hydra_plugins.jepa.OptunaSweeper"] = optuna_sweeper
     OmegaConf.register_new_resolver("sweep_directions", _directions, replace=True)
 
 
 def _directions(metric: object, direction: object, evaluation: DictConfig | None) -> list[str]:
     plain = (OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for value in (metric, direction))
-    return list(Objective.of(*plain, evaluated=evaluates(evaluation)).directions)
+    return list(SweepObjective.of(*plain, evaluated=evaluates(evaluation)).directions)

@@ -1,4 +1,4 @@
-"""hydra/launcher=slurm: the runs of a sweep as a job array of SLURM, resumed when they are queued again."""
+"""hydra/launcher=slurm: the runs of a sweep as a SLURM job array, resumed when they are queued again."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from omegaconf import DictConfig
 
 from jepa.distributed.launch import read_launch
 from jepa.sweep.launcher import JobLauncher, check_poll_seconds
-from jepa.sweep.planned import PlannedRun
-from jepa.sweep.slurm import how_it_ended, queued_jobs
+from jepa.sweep.slurm_queue import end_of_job, queued_jobs
+from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.run_status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
 
-BASE = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
-BASE |= {"stderr_to_stdout"}
+SUBMITIT_KEYS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
+SUBMITIT_KEYS |= {"stderr_to_stdout"}
 """Parameters that submitit has for every kind of executor; the others are SLURM's."""
 
-OURS = {"submitit_folder", "poll_seconds", "max_num_timeout", "image"}
-OURS |= {"container_runtime", "container_mounts", "container_python"}
-"""Parameters that are no settings of sbatch."""
+OWN_KEYS = {"submitit_folder", "poll_seconds", "max_num_timeout", "image"}
+OWN_KEYS |= {"container_runtime", "container_mounts", "container_python"}
+"""Parameters that sbatch does not have."""
 
 
 class SlurmLauncher(JobLauncher):
-    """The runs of a sweep as one job array of SLURM, each on `nodes` machines with `tasks_per_node` processes.
+    """Run a sweep as one SLURM job array, each run on `nodes` machines with `tasks_per_node` processes.
 
-    The parameters are those of sbatch, which null leaves out; besides:
+    Parameters are sbatch's, and null leaves one out. Besides:
 
-    gpus_per_node: 0 asks for none. timeout_min, mem_gb: for each run, and each machine. signal_delay_s: how long before
-    the end of its time a run is told to save. max_num_timeout: how often it is queued again after that; preemption does
-    not count. array_parallelism: how many run at a time. setup: shell lines before each. image: of a container to run
-    in, by `container_runtime` ("pyxis", an extension of srun, or "apptainer"), with `container_mounts`
-    ("/data:/data") and the interpreter `container_python` in it. additional_parameters: of sbatch, by name.
-    poll_seconds: between two looks at the queue.
+    gpus_per_node: 0 for none. timeout_min: for each run. mem_gb: for each machine. signal_delay_s: how long before its
+    time limit a run is asked to save. max_num_timeout: how often it is then queued again; preemptions do not count.
+    array_parallelism: runs at a time. setup: shell lines before each run. image: of a container, run by
+    `container_runtime` ("pyxis", an srun plugin, or "apptainer") with `container_mounts` ("/data:/data") and the
+    interpreter `container_python`. additional_parameters: of sbatch, by name. poll_seconds: between two looks at the
+    queue.
 
-    Raises ValueError for a runtime that is none of these.
+    Raise ValueError for another container runtime.
     """
 
     _EXECUTOR = "slurm"
@@ -85,8 +85,8 @@ class SlurmLauncher(JobLauncher):
         container_python: str = "python",
         additional_parameters: DictConfig | None = None,
     ) -> None:
-        given = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
-        super().__init__(**given)
+        settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
+        super().__init__(**settings)
         if container_runtime not in ("pyxis", "apptainer"):
             raise ValueError(f"hydra.launcher.container_runtime={container_runtime!r}: expected pyxis or apptainer")
         check_poll_seconds(poll_seconds)
@@ -98,7 +98,8 @@ class SlurmLauncher(JobLauncher):
     def _executor(self) -> Any:
         import submitit
 
-        settings = {key: value for key, value in self.params.items() if key not in OURS and value not in (None, [], {})}
+        settings = {key: value for key, value in self.params.items() if key not in OWN_KEYS}
+        settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
         if not settings.get("gpus_per_node"):
             settings.pop("gpus_per_node", None)
         python, arguments = container_command(self.params)
@@ -113,20 +114,21 @@ class SlurmLauncher(JobLauncher):
             )
         except RuntimeError as error:
             raise UserError(f"hydra/launcher=slurm: {error} (srun is not on PATH)") from error
-        executor.update_parameters(**{key if key in BASE else f"slurm_{key}": value for key, value in settings.items()})
+        names = {key: key if key in SUBMITIT_KEYS else f"slurm_{key}" for key in settings}
+        executor.update_parameters(**{names[key]: value for key, value in settings.items()})
         return executor
 
-    def _submit(self, runs: Sequence[PlannedRun]) -> None:
+    def _submit(self, runs: Sequence[SweepRun]) -> None:
         executor = self._executor()
         try:
-            if len(runs) == 1:  # submitit's arrays of one are none
-                jobs = [executor.submit(self, *self._arguments(runs[0]))]
+            if len(runs) == 1:  # submitit has no arrays of one job
+                jobs = [executor.submit(self, *self._job_arguments(runs[0]))]
             else:
-                jobs = executor.map_array(self, *zip(*map(self._arguments, runs)))
+                jobs = executor.map_array(self, *zip(*map(self._job_arguments, runs)))
         except (subprocess.CalledProcessError, OSError, RuntimeError) as error:
-            told = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
-            told = told.decode(errors="replace") if isinstance(told, bytes) else told
-            raise UserError(f"hydra/launcher=slurm: sbatch refused the jobs: {told.strip()}") from error
+            reason = getattr(error, "stderr", None) or getattr(error, "output", None) or str(error)
+            reason = reason.decode(errors="replace") if isinstance(reason, bytes) else reason
+            raise UserError(f"hydra/launcher=slurm: sbatch refused the jobs: {reason.strip()}") from error
         for run, job in zip(runs, jobs):
             run.job = job
             if read_status(run.folder).state == "queued":
@@ -134,7 +136,7 @@ class SlurmLauncher(JobLauncher):
         first, last = jobs[0].job_id, jobs[-1].job_id
         log.info(f"submitted {len(jobs)} as {first if first == last else f'{first} to {last}'}")
 
-    def _job_of(self, status: Status, run: PlannedRun) -> Any | None:
+    def _find_job(self, status: Status, run: SweepRun) -> Any | None:
         import submitit
 
         if status.job is None:
@@ -148,14 +150,14 @@ class SlurmLauncher(JobLauncher):
         count = self.params["nodes"] * self.params["tasks_per_node"]
         return submitit.SlurmJob(self.params["submitit_folder"], status.job, list(range(count)))
 
-    def _living(self, runs: Sequence[PlannedRun]) -> set[int] | None:
+    def _active(self, runs: Sequence[SweepRun]) -> set[int] | None:
         queue = queued_jobs()
         return None if queue is None else {run.number for run in runs if run.job.job_id in queue}
 
-    def _how_it_ended(self, run: PlannedRun) -> str:
-        return how_it_ended(run.job.job_id)
+    def _end_of_job(self, run: SweepRun) -> str:
+        return end_of_job(run.job.job_id)
 
-    def _interrupted(self, runs: Sequence[PlannedRun]) -> None:
+    def _on_interrupt(self, runs: Sequence[SweepRun]) -> None:
         jobs = sorted({run.job.job_id.partition("_")[0] for run in runs if run.job is not None})
         if jobs:
             log.info(
@@ -163,18 +165,17 @@ class SlurmLauncher(JobLauncher):
                 f"resume={self.config.hydra.sweep.dir}`, end them with `scancel {' '.join(jobs)}`"
             )
 
-    def _give_back(self, stop: Interrupted, folder: Path) -> None:
-        """Let SLURM start the job again: rank 0 asks for it where the signal was the time limit's.
+    def _after_save(self, stop: Interrupted, folder: Path) -> None:
+        """Requeue the job, on rank 0, if the signal announced its time limit.
 
-        After a plain SIGTERM SLURM does what it had in mind: queues the job again (preemption, `scontrol requeue`), or
-        not (`scancel`).
+        After a plain SIGTERM SLURM itself requeues the job (preemption, `scontrol requeue`) or ends it (`scancel`).
         """
         import submitit
 
         from jepa.distributed.collectives import destroy_process_group
 
         if stop.agreed:
-            destroy_process_group()  # when all have saved
+            destroy_process_group()  # all ranks have saved
         if read_launch().rank > 0:
             raise SystemExit(0)
         if stop.signal_number not in (signal.SIGUSR1, signal.SIGUSR2):
@@ -184,19 +185,14 @@ class SlurmLauncher(JobLauncher):
         try:
             requeue(stop.signal_number, None)  # submitit's handler: notes the count, calls scontrol, raises SystemExit
         except submitit.core.utils.UncompletedJobError as error:
-            allowed = self.params["max_num_timeout"]
-            update_status(
-                folder,
-                {
-                    "state": "stopped",
-                    "reason": f"ran into its time limit more than hydra.launcher.max_num_timeout={allowed} times",
-                },
-            )
+            limit = self.params["max_num_timeout"]
+            reason = f"ran into its time limit more than hydra.launcher.max_num_timeout={limit} times"
+            update_status(folder, {"state": "stopped", "reason": reason})
             raise error
 
 
 def container_command(params: Mapping[str, Any]) -> tuple[str | None, list[str]]:
-    """How a job's Python is called, None for this one's, and what srun is given besides, for a container."""
+    """Return the command that starts Python in a container and further arguments of srun; (None, []) without one."""
     image = params["image"]
     if image is None:
         return None, []

@@ -38,7 +38,7 @@ class BestCheckpoints:
         return {"metric": self.metric, "mode": self.mode, "table": self.table}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a table over, unless it is of another metric or order, which starts a new one."""
+        """Restore a table, unless it is of another metric or mode."""
         if (state["metric"], state["mode"]) == (self.metric, self.mode):
             self.table = [(value, step) for value, step in state["table"]]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Watches a run; a subclass overrides what it is interested in. Called on every rank alike.
+    """Watches a run; a subclass overrides the methods it needs. Called on every rank alike.
 
     Order: `load_state_dict` where the run goes on from a checkpoint, `begin`, then per step `step_end` and one
     `measured` for each set of metrics, last `end`. `trainer.stop(reason)` ends the run after the step, or before
@@ -22,26 +22,26 @@ class Callback:
     """
 
     def begin(self, trainer: Trainer) -> None:
-        """The run starts or goes on, after `trainer.step` steps."""
+        """Called when the run starts or resumes, after `trainer.step` steps, and after a rollback."""
 
     def step_end(self, trainer: Trainer) -> None:
-        """A step has been made, and counted in `trainer.step`."""
+        """Called after a step, which `trainer.step` counts."""
 
     def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Metrics have been logged: plain floats, the same on every rank. What is measured together comes together.
+        """Called with the metrics of a training step, a validation, a probe or an evaluation, one call for each.
 
-        That is one call for the values of a training step, one for a validation, one for an evaluation.
+        They are plain floats, the same on every rank.
         """
 
     def end(self, trainer: Trainer) -> None:
-        """The run has come to its end; not called where it is interrupted or fails."""
+        """Called at the end of the run, not where it is interrupted or fails."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: plain values and tensors."""
+        """Return what a checkpoint keeps: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 class EarlyStopping(Callback):
@@ -88,7 +88,7 @@ class EarlyStopping(Callback):
             check_name(metrics, self.monitor, f"early stopping watches monitor={self.monitor}")
 
     def end(self, trainer: Trainer) -> None:
-        """Say so when the metric never came in a whole run."""
+        """Warn when the metric never came in a complete run."""
         if not self._came and trainer.step >= trainer.run_length.max_steps:
             came = ", ".join(sorted(self._seen)) or "none"
             trainer.say(f"early stopping never saw monitor={self.monitor}; the metrics that came are: {came}")
@@ -104,7 +104,7 @@ class EarlyStopping(Callback):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state over, unless it is of another metric or order, which starts afresh."""
+        """Restore the state, unless it is of another metric or mode."""
         if (state["monitor"], state["mode"]) == (self.monitor, self.mode):
             self.best, self.best_step, self.waited = state["best"], state["best_step"], state["waited"]
 
@@ -133,11 +133,11 @@ class EarlyStopping(Callback):
 
 
 MEASURED_EVERY = {
-    "val": ("validate_every", "trainer.validate_every_epochs=1"),
-    "eval": ("evaluate_every", "evaluation=frozen evaluation.every_epochs=10"),
-    "online": ("probe_every", "evaluation=frozen evaluation.online_every_epochs=5"),
+    "val": ("validate", "trainer.validate_every_epochs=1"),
+    "eval": ("evaluate", "evaluation=frozen evaluation.every_epochs=10"),
+    "online": ("probe", "evaluation=frozen evaluation.online_every_epochs=5"),
 }
-"""What a kind of metric is measured by: the trainer's period, None for never, and the options that set one."""
+"""Kind of metric -> the one of the trainer's `every` at which it is measured, and options that set it."""
 
 
 def check_is_measured(trainer: Trainer, metric: str, who: str, other: str) -> None:
@@ -145,8 +145,8 @@ def check_is_measured(trainer: Trainer, metric: str, who: str, other: str) -> No
 
     who: who asks for it, how. other: what to ask for instead.
     """
-    attribute, remedy = MEASURED_EVERY.get(family(metric), (None, None))
-    if attribute is not None and getattr(trainer, attribute) is None:
+    interval, remedy = MEASURED_EVERY.get(family(metric), (None, None))
+    if interval is not None and getattr(trainer.every, interval) is None:
         raise UserError(
             f"{who}, which is not measured during this run: set {remedy}, or watch another metric, such as {other}"
         )

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
-
-from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from typing import TYPE_CHECKING, Any
 
 from jepa.trainer.gradients import PREFIX
 from jepa.trainer.loggers import Logger, RunInfo
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 FEW_STEPS = 20
 
@@ -25,6 +25,8 @@ class Console(Logger):
 
     def __init__(self, *, seconds_between_lines: float = 5.0, show_gradients: bool = False) -> None:
         self.seconds_between_lines, self.show_gradients = seconds_between_lines, show_gradients
+        from rich.console import Console as RichConsole
+
         self._console = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._progress: Progress | None = None
         self._status = self._values = ""
@@ -34,6 +36,8 @@ class Console(Logger):
         self._horizon, self._first_step = run.run_length, run.step
         self._begun, self._last_line = time.monotonic(), -float("inf")
         if self._console.is_terminal:
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
             columns = (
                 TextColumn("{task.fields[epoch]}"),
                 BarColumn(bar_width=24),

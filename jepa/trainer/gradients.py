@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from jepa.distributed.collectives import get_world_size
+from jepa.distributed.parallel import is_dtensor
 
 PREFIX = "grad_norm/"
 WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.")
@@ -30,7 +32,7 @@ def module_norms(model: nn.Module) -> dict[str, Tensor]:
     if not trained:
         return {}
     groups = [(top, len(list(names))) for top, names in itertools.groupby(name.partition(".")[0] for name in trained)]
-    squares = whole_squares(trained.values()).split([count for _, count in groups])
+    squares = gradient_squares(trained.values()).split([count for _, count in groups])
     norms = torch.stack([part.sum() for part in squares]).sqrt()
     return {f"{PREFIX}{top}": norm for (top, _), norm in zip(groups, norms.unbind())}
 
@@ -41,7 +43,7 @@ def parameter_norms(model: nn.Module) -> dict[str, Tensor]:
     trained = trained_parameters(model)
     if not trained:
         return {}
-    norms = whole_squares(trained.values()).sqrt()
+    norms = gradient_squares(trained.values()).sqrt()
     return {f"{PREFIX}{name}": norm for name, norm in zip(trained, norms.unbind())}
 
 
@@ -69,12 +71,12 @@ class UpdateRatio:
         parameters = trained_parameters(self._model).values()
         after, factors = zip(*self._entries())
         changes = torch._foreach_sub(list(after), self._before)
-        sharded, world = any(is_sharded(p) for p in parameters), world_size()
+        sharded, world = any(is_sharded(p) for p in parameters), get_world_size()
         # One number per parameter, of the change and of the weights.
         factors = [factor * share(p, sharded, world) for factor, p in zip(factors, parameters)]
         change, weight = (torch.stack(squares(tensors, factors)).sum() for tensors in (changes, self._before))
         self._before = []
-        change, weight = sum_over_ranks([change, weight], sharded).unbind()
+        change, weight = reduce_if_sharded([change, weight], sharded).unbind()
         return (change / weight.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
 
     def _entries(self) -> list[tuple[Tensor, float]]:
@@ -99,14 +101,14 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return named
 
 
-def whole_squares(parameters: Sequence[nn.Parameter]) -> Tensor:
+def gradient_squares(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Sum of squares of the whole gradient of each parameter, (parameters,) in fp32; 0 without a gradient."""
     parameters = list(parameters)
     gradients = [p.grad if p.grad is not None else local(p.detach()).new_zeros(1) for p in parameters]
     # A parameter without gradient lacks it on every rank, so that they agree on what is sharded.
-    sharded, world = any(is_sharded(gradient) for gradient in gradients), world_size()
+    sharded, world = any(is_sharded(gradient) for gradient in gradients), get_world_size()
     factors = [share(gradient, sharded, world) for gradient in gradients]
-    return sum_over_ranks(squares([local(gradient) for gradient in gradients], factors), sharded)
+    return reduce_if_sharded(squares([local(gradient) for gradient in gradients], factors), sharded)
 
 
 def squares(tensors: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor]:
@@ -116,7 +118,7 @@ def squares(tensors: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor]
     return torch._foreach_mul(torch._foreach_mul(norms, norms), list(factors))
 
 
-def sum_over_ranks(sums: Sequence[Tensor], sharded: bool) -> Tensor:
+def reduce_if_sharded(sums: Sequence[Tensor], sharded: bool) -> Tensor:
     """The stacked scalars, added up over all ranks where what they were taken from was sharded."""
     stacked = torch.stack(list(sums))
     if sharded:
@@ -124,20 +126,14 @@ def sum_over_ranks(sums: Sequence[Tensor], sharded: bool) -> Tensor:
     return stacked
 
 
-def is_distributed(tensor: Tensor) -> bool:
-    """Whether it is a DTensor; a run without any does not pay for the import."""
-    module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
-
-
 def is_sharded(tensor: Tensor) -> bool:
     """Whether this rank holds only a part of it."""
-    return is_distributed(tensor) and any(placement.is_shard() for placement in tensor.placements)
+    return is_dtensor(tensor) and any(placement.is_shard() for placement in tensor.placements)
 
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of it."""
-    if not is_distributed(tensor):
+    if not is_dtensor(tensor):
         return tensor
     if any(placement.is_partial() for placement in tensor.placements):
         return tensor.full_tensor()
@@ -153,8 +149,3 @@ def share(tensor: Tensor, sharded: bool, world: int) -> float:
         sizes = zip(tensor.device_mesh.shape, tensor.placements)
         parts = math.prod(size for size, placement in sizes if placement.is_shard())
     return parts / world
-
-
-def world_size() -> int:
-    """Number of ranks, 1 where none were started."""
-    return dist.get_world_size() if dist.is_initialized() else 1

@@ -15,7 +15,7 @@ from jepa.types import RunLength
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a logger is told about the run it opens for.
+    """The run that a logger opens for.
 
     folder: the run folder, which exists. step: steps that lie behind; what was logged later than that is void.
     config: the resolved configuration. redo: what was validated and evaluated at exactly `step` is measured again.
@@ -29,37 +29,37 @@ class RunInfo:
 
 
 class Logger:
-    """Receives what happens in a run; a subclass overrides what it is interested in.
+    """Receives metrics and messages of a run; a subclass overrides the methods it needs.
 
     Metrics are plain floats under full names (`train/loss`, `lr`, ...). Under several ranks only the first one's
-    loggers are opened. A logger that must remember something across a resume gives it by `state_dict`, which is
+    loggers are opened. What a logger must remember across a resume it returns from `state_dict`, which is
     stored in checkpoints under the logger's name in the configuration and loaded before `open`.
     """
 
     def open(self, run: RunInfo) -> None:
-        """The run starts or goes on."""
+        """Called when the run starts or resumes."""
 
     def advance(self, step: int) -> None:
-        """A step has been made."""
+        """Called after every step."""
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Metrics in force after `step` steps."""
+        """Called with metrics measured after `step` steps."""
 
     def message(self, text: Any) -> None:
-        """Something for a person to read: text, or whatever rich can print."""
+        """Called with something for a person to read: text, or what rich can print."""
 
     def status(self, text: str) -> None:
-        """A few words on how the run is doing, to be shown until the next ones come: the collapse monitor's verdict."""
+        """Called with the collapse monitor's verdict, to be shown until the next one."""
 
     def close(self) -> None:
-        """The run ends, or stops being logged; `open` may follow."""
+        """Called at the end of the run or before a rollback, after which `open` follows."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of it: plain values and tensors."""
+        """Return what a checkpoint keeps: plain values and tensors."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
 
 
 class JSONLines(Logger):
@@ -121,7 +121,7 @@ def set_aside(path: Path) -> None:
 
 
 def is_before(line: str, step: int) -> bool:
-    """Whether a line is whole and tells of a step up to this one; a killed run may leave half a line."""
+    """Whether a line is complete and of a step up to this one; a killed run may leave half a line."""
     try:
         return json.loads(line)["step"] <= step
     except (json.JSONDecodeError, KeyError, TypeError):

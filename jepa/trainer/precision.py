@@ -11,7 +11,9 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
+from jepa.utils.memory import keep_freed_memory
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 KERNELS = {
@@ -40,6 +42,16 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         raise UserError(
             f"trainer.device={name} cannot be used here ({str(error).splitlines()[0]}): use auto, cpu, cuda or mps"
         ) from error
+    return device
+
+
+def prepare_device(name: str) -> torch.device:
+    """Return the device of a name, made ready for this process. Raises UserError as `resolve_device`."""
+    device = resolve_device(name, read_launch().local_rank)
+    if device.type == "cpu":
+        keep_freed_memory()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 
@@ -172,7 +184,7 @@ def _deterministic() -> Iterator[None]:
 
 
 def clip_gradients(model: nn.Module, norm: float | None, value: float | None) -> torch.Tensor:
-    """Clip gradients by value, then by total norm; gives the norm as it was before either, a scalar tensor.
+    """Clip gradients by value, then by total norm; return the norm before either, a scalar tensor.
 
     Of a sharded model it is the norm over all ranks.
     """

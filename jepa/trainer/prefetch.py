@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from typing import Any
 
 import torch
 
@@ -13,6 +15,18 @@ from jepa.utils.tensors import map_tensors, tensors_in
 def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on the device; the copy need not have ended when memory is pinned."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def restartable(start: Callable[[], Iterable[Batch]], version: Callable[[], Any]) -> Iterator[Batch]:
+    """Yield the batches of start(); call it anew for those that follow whenever version() has changed."""
+    more = True
+    while more:
+        before, more = version(), False
+        with closing(start()) as batches:
+            for batch in batches:
+                yield batch
+                if more := version() != before:
+                    break
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:

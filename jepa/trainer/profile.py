@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
-from rich import box
-from rich.table import Table
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 ROWS = 15
 """Operations in the table."""
+
+
+@contextlib.contextmanager
+def profiling(enabled: bool, show: Callable[[Any], None], **window: Any) -> Iterator[Callable[[int], None]]:
+    """Return a context with a function to call after every step. show: called with the table once it is there.
+
+    enabled: False does nothing. window: as for `Profile`.
+    """
+    profile = Profile(**window) if enabled else None
+
+    def advance(step: int) -> None:
+        if profile is not None and (table := profile.advance(step)) is not None:
+            show(table)
+
+    try:
+        yield advance
+    finally:
+        if profile is not None and (table := profile.close()) is not None:
+            show(table)
 
 
 class Profile:
@@ -38,7 +61,7 @@ class Profile:
         self._begin_if_due()
 
     def advance(self, step: int) -> Table | None:
-        """To be called after every step; gives the table once, when the window has just ended."""
+        """Count a step; return the table when the window has just ended."""
         self._step = step
         if self._ended:
             return None
@@ -82,6 +105,9 @@ class Profile:
 
     def _table(self) -> Table:
         """The operations with the most time of their own: on the device under CUDA, else on the CPU."""
+        from rich import box
+        from rich.table import Table
+
         cuda = self._device.type == "cuda"
         operations = [event for event in self._profile.key_averages() if event.device_type == DeviceType.CPU]
 

@@ -1,4 +1,4 @@
-"""The run folder: `config.yaml`, `status.json`, `results.json`, `checkpoints/last.pt`, and who may write there."""
+"""The run folder: `config.yaml`, `status.json`, `results.json`, `checkpoints/last.pt`; one run writes there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from jepa.distributed.launch import slurm_job_id
 from jepa.utils.errors import CheckpointError, UserError, error_message, reason
 from jepa.utils.run_status import is_running_elsewhere, read_status, start_status, update_status, warn_if_not_written
 
-SECONDS_BETWEEN_SIGNS = 5.0
-"""How often the status is written at most while the run goes on."""
+SECONDS_BETWEEN_UPDATES = 5.0
+"""Between two updates of the status while the run goes on, at least."""
 
 
 class RunFolder:
@@ -29,9 +29,9 @@ class RunFolder:
         self.config = config
         self.resume = resume
         self.saver = saver
-        self._main = is_rank0()  # kept, as the process group may be gone when the end is told
+        self._is_rank0 = is_rank0()  # kept, as the process group may be gone when the end is recorded
         self._begun = False
-        self._told = -float("inf")
+        self._written_at = -float("inf")
 
     @property
     def last(self) -> Path:
@@ -39,7 +39,7 @@ class RunFolder:
         return find_checkpoint(self.saver.folder) or self.saver.path("last")
 
     def source(self) -> Path | None:
-        """The checkpoint to go on from, None for a fresh start.
+        """Return the checkpoint to go on from, None for a fresh start.
 
         Raises CheckpointError when there is one and resume is not asked for, or none where it is, UserError when it is
         of another folder, or while another process trains here.
@@ -71,8 +71,8 @@ class RunFolder:
             )
         return source
 
-    def lay_out(self, begins: bool = True) -> None:
-        """Make the folders and write config.yaml and, where training begins, that it does.
+    def create(self, begins: bool = True) -> None:
+        """Make the folders, write config.yaml and, where training begins, the status.
 
         Raises UserError when the folder cannot be written.
         """
@@ -89,32 +89,35 @@ class RunFolder:
                 "choose another with hydra.run.dir=<folder>"
             ) from error
 
-    def tell(self, **changes: Any) -> None:
-        """Put what has changed into the status: fields of `jepa.utils.run_status.Status`."""
-        if self._main and self._begun:
-            self._told = time.monotonic()
+    def update_status(self, **changes: Any) -> None:
+        """Write changed fields of `jepa.utils.run_status.Status`."""
+        if self._is_rank0 and self._begun:
+            self._written_at = time.monotonic()
             with warn_if_not_written(f"the status of {self.path}"):
                 update_status(self.path, changes)
 
-    def tell_progress(self, **changes: Any) -> None:
-        """Likewise, unless there was a sign of life a moment ago."""
-        if time.monotonic() - self._told >= SECONDS_BETWEEN_SIGNS:
-            self.tell(**changes)
+    def update_progress(self, **changes: Any) -> None:
+        """Write changed fields, unless the status was written a moment ago."""
+        if time.monotonic() - self._written_at >= SECONDS_BETWEEN_UPDATES:
+            self.update_status(**changes)
 
     @contextlib.contextmanager
-    def telling_the_end(self) -> Iterator[None]:
-        """A context after which the status says how the run has ended: done, stopped by a signal, or failed and why."""
+    def record_end(self, progress: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
+        """Return a context after which the status says how the run ended: done, stopped by a signal, or failed and why.
+
+        progress: further fields of the status, as of then.
+        """
         try:
             yield
         except (KeyboardInterrupt, SystemExit) as stop:
             now = read_status(self.path)
             if now is None or now.state != "done":
-                self.tell(state="stopped", reason=str(stop) or type(stop).__name__)
+                self.update_status(state="stopped", reason=str(stop) or type(stop).__name__, **progress())
             raise
         except BaseException as error:
-            self.tell(state="failed", reason=error_message(error))
+            self.update_status(state="failed", reason=error_message(error), **progress())
             raise
-        self.tell(state="done")
+        self.update_status(state="done", **progress())
 
     def _config_text(self) -> str:
         from omegaconf import OmegaConf

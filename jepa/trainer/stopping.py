@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class SweepStopping(Callback):
-    """What the rules below have in common; a rule says what it keeps of a measurement, and whether that is bad.
+    """Base of the rules below, each of which keeps something of every measurement and judges by it.
 
     Values are held as costs: less is better, and what is not finite (a line of JSON has null for it) is infinite. So
     is all of another run that has collapsed, where collapsed="failed": its loss would be the best of all. Whether the
@@ -36,7 +36,7 @@ class SweepStopping(Callback):
     """
 
     rule: str
-    """Its name, in words."""
+    """Name of the rule, for messages."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class SweepStopping(Callback):
             trainer.say(self._plan(trainer))
 
     def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Note the metric, and stop the run where the rule says so, unless it ends anyway."""
+        """Record the metric and stop the run by the rule, unless it ends anyway."""
         if self.metric not in metrics:
             if not self._came:
                 check_name(metrics, self.metric, self._who)
@@ -89,15 +89,15 @@ class SweepStopping(Callback):
         return {"settings": self._settings(), "came": self._came, "kept": self._kept()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take the state over, unless it is of other settings, which start afresh."""
+        """Restore the state, unless it is of other settings."""
         if state["settings"] == self._settings():
             self._came = state["came"]
             self._keep(state["kept"])
 
-    # What a rule says.
+    # For a rule to define.
 
     def _note(self, step: int, cost: float) -> bool:
-        """Take note of a measurement; whether it is one to judge by."""
+        """Record a measurement; return whether to judge by it."""
         raise NotImplementedError
 
     def _verdict(self, step: int, cost: float, curves: list[dict[int, float]]) -> str | None:
@@ -145,8 +145,8 @@ class SweepStopping(Callback):
         folder = self._others.folder.parent
         if not self._others.in_sweep:
             return f"{self.rule} does nothing: {folder} holds single runs, not those of a sweep"
-        attribute, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
-        period = getattr(trainer, attribute) if attribute else 1
+        interval, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
+        period = getattr(trainer.every, interval) if interval else 1
         first = period * max(1, math.ceil(self._first_step() / period))
         if first >= trainer.run_length.max_steps:
             return (

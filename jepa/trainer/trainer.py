@@ -1,4 +1,7 @@
-"""The training loop: owns time, devices, optimisation and files; knows nothing of masks, targets or modalities.
+"""The training loop: `fit` runs it, `train_step` is one optimizer step, `training_step` the losses of a batch.
+
+It owns time, devices, optimisation and files, and knows nothing of masks, targets or modalities: what a step computes
+is the model's (`jepa.models.JEPA.training_step`).
 
 The step is the only clock: rates, sample order, augmentation and masks are functions of (seed, step), so a
 checkpoint is weights, optimizer state and the step, and a resumed run equals one that was never interrupted. Nor do
@@ -7,374 +10,201 @@ ranks and accumulation change it: `data.batch_size` is the batch of all of them 
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jepa.checkpoint import plain as checkpoint
-from jepa.checkpoint.load import locate
-from jepa.checkpoint.saver import Format, Saver
 from jepa.distributed.collectives import (
-    TIMEOUT_SECONDS,
     all_reduce_max,
-    all_reduce_sum,
     broadcast_from_rank0,
     first_not_none_over_ranks,
-    get_rank,
-    get_world_size,
-    init_process_group,
     is_rank0,
     no_collectives,
     propagate_failure,
 )
-from jepa.distributed.launch import read_launch
-from jepa.distributed.layers import checkpoint_activations, compile_blocks
-from jepa.distributed.parallel import Parallel, StrategyName, full_scalar, gather_full_tensors
-from jepa.trainer import collapse
-from jepa.trainer.best import BestCheckpoints
-from jepa.trainer.callbacks import Callback
-from jepa.trainer.due import due, period
-from jepa.trainer.duties import measure_and_save
+from jepa.distributed.parallel import full_scalar
 from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms
-from jepa.trainer.loggers import Logger, RunInfo
-from jepa.trainer.measure import StepMeter, slowest_of_ranks, to_floats
-from jepa.trainer.precision import Precision, clip_gradients, resolve_device
-from jepa.trainer.prefetch import prefetch, to_device
-from jepa.trainer.profile import Profile
-from jepa.trainer.run_folder import RunFolder
-from jepa.trainer.settings import (
-    check_micro_batch_size,
-    check_positive,
-    check_processes,
-    check_statistics,
-    make_run_length,
-)
-from jepa.trainer.signals import StopRequest
-from jepa.trainer.state import restore, state_of
+from jepa.trainer.intervals import due
+from jepa.trainer.precision import clip_gradients
+from jepa.trainer.prefetch import prefetch, restartable, to_device
+from jepa.trainer.profile import profiling
+from jepa.trainer.step_check import MAX_SKIPPED_STEPS, agree_on_step
+from jepa.trainer.step_metrics import reduce_values, run_costs, slowest_of_ranks
+from jepa.trainer.trainer_parts import TrainerParts
 from jepa.trainer.validation import validation_loss
-from jepa.types import Batch, Schedule, StepRandomness
-from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
-from jepa.utils.memory import keep_freed_memory
+from jepa.types import Batch, StepRandomness
+from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.random import derive_seed
 from jepa.utils.tensors import batch_length, batch_slice
 
-log = logging.getLogger("jepa")
 
-MOST_SKIPPED = 20
-"""fp16 steps in a row that may be skipped for overflow before the run stops."""
+class Trainer(TrainerParts):
+    """Trains a model on data; `TrainerParts` has the arguments. Override `training_step` for your own method."""
 
+    # The step.
 
-class Trainer:
-    """Trains a model on data. Override `training_step` for a method of your own.
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor] | Tensor:
+        """Return the losses of this rank's micro-batch, {"loss": ..., "loss/<term>": ...}, or the loss alone.
 
-    model: has `loss`, `prepare(batch, rng)`, `forward(batch)`, `set_step(step, run_length)` and
-        `update_target(step, run_length)`.
-    data: has `batch_size` (global), `spec`, `train_batches(...)`, `validation_batches(...)`.
-    optimizer: built over the model's parameters; groups with `decays` follow the weight-decay schedule.
-    scheduler: schedules `lr` and `weight_decay`, called at the number of the update, from 1.
-    loggers, callbacks: by name; loggers act on rank 0, callbacks on every rank.
-    evaluation: called as (model, data, random_init=, device=, seed=) and gives {network: {probe: value}}; has
-        `every_epochs`, `every_steps`, `at_end` and `table(results)`. None for no evaluation.
-    monitor: looks at the latents of some steps and judges the run; see `jepa.monitor.CollapseMonitor`. None for none.
-    random_init: makes an untrained model of the same kind, for evaluation to compare with.
-    plan, preview: sentences about the run to say before it; what shows the whole run where dry_run is set.
-    nodes, devices: machines, and processes on each, that the run is meant for; refused where other numbers were
-        started. None takes what there is.
-    strategy, backend, timeout_seconds, find_unused_parameters: see `jepa.distributed.parallel.Parallel`,
-        `jepa.distributed.collectives`; find_unused_parameters None: looked for where training_step is overridden.
-    precision, attention, tf32, deterministic, detect_anomaly: see `jepa.trainer.precision.Precision`.
-    activation_checkpointing, compile: of each layer (`jepa.distributed.layers`); compile may name a backend of torch.
-    max_steps, max_samples, max_epochs: the length of the run; of several the first of these wins.
-    limit_train_batches, limit_val_batches: cut an epoch and the validation short.
-    micro_batch_size: samples per forward pass on a device; None takes each rank's share of the batch at once.
-    checkpoint_dir, checkpoint_format, async_save: see `jepa.checkpoint.saver.Saver`; None is `checkpoints` in the run
-        folder. save_every_minutes goes by the clock of rank 0.
-    best_metric, best_mode, best_k: which checkpoints to keep beside the last.
-    resume: None starts afresh and refuses a folder that holds a checkpoint; "auto" continues from it if there is
-        one; a path continues from there. Stated at the start.
-    log_gradients: also log the norm of every parameter's gradient. profile: trace some steps (`jepa.trainer.profile`).
-    dry_run: show what would run, and train nothing.
-    config: the resolved configuration, stored in checkpoints and the run folder, not read here.
+        For a subclass to override, by `prepare_batch`, the parts of `model`, and `criterion`. Everything in the dict is
+        logged as `train/<name>`.
+        """
+        if self.overrides("prepare_batch", "criterion") or not hasattr(self.model, "training_step"):
+            return self.criterion(self.model(self.prepare_batch(batch)))
+        return self.model.training_step(batch, self._randomness(batch))
 
-    Raises UserError for settings that contradict each other, before any data is read.
-    """
-
-    def __init__(
-        self,
-        *,
-        model: nn.Module,
-        data: Any,
-        optimizer: torch.optim.Optimizer,
-        scheduler: Mapping[str, Schedule],
-        run_dir: str | Path,
-        loggers: Mapping[str, Logger] | None = None,
-        callbacks: Mapping[str, Callback] | None = None,
-        evaluation: Any | None = None,
-        monitor: Any | None = None,
-        random_init: Callable[[], nn.Module] | None = None,
-        plan: Callable[[Any], Sequence[str]] | None = None,
-        preview: Callable[[Trainer], None] | None = None,
-        config: Mapping[str, Any] | None = None,
-        resume: str | None = None,
-        seed: int = 0,
-        device: str = "auto",
-        nodes: int | None = None,
-        devices: int | None = None,
-        strategy: StrategyName = "auto",
-        backend: Literal["nccl", "gloo"] | None = None,
-        timeout_seconds: float = TIMEOUT_SECONDS,
-        find_unused_parameters: bool | None = None,
-        precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto",
-        attention: Literal["auto", "flash", "efficient", "math"] = "auto",
-        tf32: bool = False,
-        deterministic: bool = False,
-        detect_anomaly: bool = False,
-        activation_checkpointing: bool = False,
-        compile: bool | str = False,
-        max_epochs: float | None = 100,
-        max_steps: int | None = None,
-        max_samples: int | None = None,
-        limit_train_batches: int | None = None,
-        limit_val_batches: int | None = None,
-        micro_batch_size: int | None = None,
-        allow_microbatch_statistics: bool = False,
-        grad_clip_norm: float | None = None,
-        grad_clip_value: float | None = None,
-        log_every: int = 10,
-        log_gradients: bool = False,
-        validate_every_epochs: float | None = None,
-        validate_every_steps: int | None = None,
-        checkpoint_dir: str | None = None,
-        checkpoint_format: Format = "plain",
-        async_save: bool = False,
-        save_every_epochs: float | None = 1,
-        save_every_steps: int | None = None,
-        save_every_minutes: float | None = None,
-        snapshot_every_epochs: float | None = None,
-        snapshot_every_steps: int | None = None,
-        best_k: int = 1,
-        best_metric: str = "val/loss",
-        best_mode: Literal["min", "max"] = "min",
-        profile: bool = False,
-        dry_run: bool = False,
-    ) -> None:
-        self.device = resolve_device(device, read_launch().local_rank)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-        init_process_group(self.device, backend, timeout_seconds)
-        self.rank, self.world_size = get_rank(), get_world_size()
-        check_processes(nodes, devices, self.world_size if not dry_run else None)
-        self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
-        self.evaluation, self.random_init, self.monitor = evaluation, random_init, monitor
-        self.plan, self.preview, self.dry_run, self.profile = plan, preview, dry_run, profile
-        self.loggers = dict(loggers or {}) if is_rank0() else {}
-        self.callbacks = dict(callbacks or {})
-        self.seed, self.strategy = seed, strategy
-        self.precision = Precision(
-            precision,
-            self.device,
-            attention=attention,
-            tf32=tf32,
-            deterministic=deterministic,
-            detect_anomaly=detect_anomaly,
-        )
-        self.run_length = make_run_length(
-            max_epochs,
-            max_steps,
-            max_samples,
-            num_train=data.spec.num_train,
-            batch_size=data.batch_size,
-            limit_train_batches=limit_train_batches,
-        )
-        self.limit_val_batches = limit_val_batches
-        self.micro_batch_size = check_micro_batch_size(micro_batch_size, data.batch_size, self.world_size)
-        check_statistics(
-            model.loss, self.micro_batch_size < data.batch_size // self.world_size, allow_microbatch_statistics
-        )
-        check_positive(
-            grad_clip_norm=grad_clip_norm,
-            grad_clip_value=grad_clip_value,
-            log_every=log_every,
-            limit_val_batches=limit_val_batches,
-            save_every_minutes=save_every_minutes,
-            timeout_seconds=timeout_seconds,
-        )
-        self.grad_clip_norm, self.grad_clip_value = grad_clip_norm, grad_clip_value
-        self.log_every, self.log_gradients = log_every, log_gradients
-        self.validate_every = period("validate", validate_every_epochs, validate_every_steps, self.run_length)
-        self.save_every = period("save", save_every_epochs, save_every_steps, self.run_length)
-        self.save_every_minutes = save_every_minutes
-        self.snapshot_every = period("snapshot", snapshot_every_epochs, snapshot_every_steps, self.run_length)
-        self.evaluate_every = self.probe_every = None
-        if evaluation is not None:
-            every = (evaluation.every_epochs, evaluation.every_steps)
-            self.evaluate_every = period("evaluation", *every, self.run_length)
-            online = (evaluation.online_every_epochs, evaluation.online_every_steps)
-            self.probe_every = period("evaluation.online", *online, self.run_length)
-        self.best = BestCheckpoints(k=best_k, metric=best_metric, mode=best_mode)
-        run_dir = Path(broadcast_from_rank0(lambda: str(run_dir)))
-        folder = Path(checkpoint_dir) if checkpoint_dir else run_dir / "checkpoints"
-        self.saver = Saver(folder, kind=checkpoint_format, asynchronous=async_save)
-        self.folder = RunFolder(run_dir, dict(config or {}), resume, self.saver)
-        self.step = 0
-        self.train_seconds = 0.0
-        self.metrics: dict[str, float] = {}
-        self.rollbacks: list[dict[str, Any]] = []  # those made: from and to which step, and why
-        self.going_back: str | None = None  # why to go back after this step
-        self.pending = False  # whether what was due at this step is still to be done
-        self.stopped: str | None = None  # why the run ends before its last step, as all ranks have agreed
-        self._stop_asked: str | None = None
-        self.stop_request = StopRequest()
-        self.signal = 0  # the one that all ranks have agreed to stop for
-        self.save_asked = False
-        self.meter = StepMeter(self.device)
-        self._skipped = 0
-        self._prepare_model(find_unused_parameters, strategy, activation_checkpointing, compile)
-
-    def _prepare_model(
-        self, find_unused: bool | None, strategy: StrategyName, activation_checkpointing: bool, compiled: bool | str
-    ) -> None:
-        """Put the model on its device and wrap what is asked for, innermost first."""
-        self.model.to(self.device)
-        self.precision.choose_attention(self.model)
-        if activation_checkpointing:
-            checkpoint_activations(self.model)
-        if compiled:
-            compile_blocks(self.model, "inductor" if compiled is True else compiled)
-        own_step = type(self).training_step is not Trainer.training_step
-        self.parallel = Parallel(
-            strategy,
-            self.model,
-            self.optimizer,
-            device=self.device,
-            find_unused=own_step if find_unused is None else find_unused,
-            dtype=self.precision.dtype,
-            wrap=not self.dry_run,
-        )
-
-    # What a user's own method overrides and calls.
+    def prepare_batch(self, batch: Batch) -> Batch:
+        """Return the batch on the device with what the model draws for it (masks); a prepared one as it is."""
+        if "rng" in batch:
+            return batch
+        batch, rng = to_device(batch, self.device), self._randomness(batch)
+        return {**self.model.prepare(batch, rng), "rng": rng}
 
     @property
     def criterion(self) -> nn.Module:
         """The loss: latents to {"loss": ..., "loss/<term>": ...}."""
         return self.model.loss
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor] | Tensor:
-        """The loss of a batch: a scalar, or a dict with "loss" and whatever else is to be logged."""
-        return self.criterion(self.model(self.prepare_batch(batch)))
-
-    def prepare_batch(self, batch: Batch) -> Batch:
-        """The batch on the device, with the random choices of this step (masks) drawn by the model.
-
-        A batch that has been prepared is returned as it is.
-        """
-        if "rng" in batch:
-            return batch
-        count = batch_length(batch)
-        return self.prepared(
-            batch, StepRandomness(seed=self.step_seed, step=self.step, total=count, start=0, count=count)
+    def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
+        """Make one optimizer step on this rank's share of a batch; return what may be logged, as tensors."""
+        state, optimizer, scaler = self.state, self.optimizer, self.precision.scaler
+        scheduled = self._set_schedules()
+        # For dropout; everything else that is random has a generator of its own.
+        torch.manual_seed(derive_seed(self.step_seed, "step", self.step, *([self.rank] if self.rank else [])))
+        self.model.train()
+        logs = self._logs_at(self.step + 1)
+        with self.collapse.watching(self.step + 1, self.model):
+            values = self.forward_backward(batch)
+        self.parallel.check_gradients()
+        scaler.unscale_(optimizer)
+        if logs:
+            values |= module_norms(self.model) | (parameter_norms(self.model) if self._log_gradients else {})
+        values["grad_norm"] = full_scalar(clip_gradients(self.model, *self._grad_clip))
+        ratio = UpdateRatio(self.model)
+        if logs:
+            ratio.keep()
+        agreed = agree_on_step(
+            values,
+            step=self.step + 1,
+            signal=self.signals.number,
+            save=is_rank0() and self.checkpoints.overdue(),
+            may_skip=self.precision.name == "fp16" and state.skipped_steps < MAX_SKIPPED_STEPS,
         )
+        if agreed.finite:
+            scaler.step(optimizer)
+            scaler.update()
+            scheduled |= self.model.update_target(self.step, self.run_length)
+        else:
+            self.precision.skip_step()
+        state.skipped_steps = 0 if agreed.finite else state.skipped_steps + 1
+        if logs:
+            values["update_ratio"] = ratio.read()
+        optimizer.zero_grad(set_to_none=True)
+        state.signal, state.save_requested = agreed.signal, agreed.save
+        state.step += 1
+        self.meter.count(self.data.batch_size)
+        return {**values, **scheduled}
 
-    def stop(self, reason: str) -> None:
-        """End the run after this step as if it were the last: evaluated, saved, results written.
+    def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
+        """Accumulate gradients over micro-batches; return this rank's mean of their losses, as `train/<name>`."""
+        share, size = self.data.batch_size // self.world_size, self.micro_batch_size
+        sums: dict[str, Tensor] = {}
+        for start in range(0, share, size):
+            first, total = self.rank * share + start, self.data.batch_size
+            rng = StepRandomness(seed=self.step_seed, step=self.step, total=total, start=first, count=size)
+            with self.parallel.synchronised(last=start + size == share):
+                losses = self._losses(self.training_step, batch_slice(batch, slice(start, start + size)), rng)
+                self.precision.scaler.scale(losses["loss"] * (size / share)).backward()
+            for name, value in losses.items():
+                value = torch.as_tensor(value, device=self.device).detach().float() * (size / share)
+                sums[f"train/{name}"] = sums[f"train/{name}"] + value if f"train/{name}" in sums else value
+        return sums
 
-        For callbacks; it is enough that one rank asks for it.
-        """
-        self._stop_asked = reason
+    def _losses(self, step: Callable[[Batch, int], Any], batch: Batch, rng: StepRandomness) -> Mapping[str, Tensor]:
+        """Run a training step in the asked precision, wrapped by DDP or FSDP. rng: of the samples in the batch."""
+        self._rng = rng
+        try:
+            with self.precision.autocast():
+                losses = self.parallel(step, to_device(batch, self.device), self.step)
+        finally:
+            self._rng = None
+        return losses if isinstance(losses, Mapping) else {"loss": losses}
 
-    def rollback(self, reason: str) -> None:
-        """After this step, go back to the last healthy checkpoint and train on from there in another way.
+    def _randomness(self, batch: Batch) -> StepRandomness:
+        """Return the randomness of the micro-batch under way; outside of the loop, of a full batch of the step."""
+        if self._rng is not None:
+            return self._rng
+        count = batch_length(batch)
+        return StepRandomness(seed=self.step_seed, step=self.step, total=count, start=0, count=count)
 
-        The learning rate is halved and the seed of what steps draw raised by one, both for the rest of the run and
-        also when it is resumed. After `monitor.max_rollbacks` times the run stops instead. Every rank calls this
-        alike. A checkpoint is healthy where the monitor found the run sound when it was saved; they are kept with
-        monitor.on_collapse=rollback, the first one from before training. Raises UserError without that.
-        """
-        collapse.ask_to_go_back(self, reason)
+    @classmethod
+    def overrides(cls, *names: str) -> bool:
+        """Whether a user's subclass has a method of its own for any of these names."""
+        return any(getattr(cls, name) is not getattr(Trainer, name) for name in names)
+
+    def _set_schedules(self) -> dict[str, float]:
+        """Put learning rate, weight decay and loss weights in force; return them, to log."""
+        values = {name: schedule(self.step, self.run_length) for name, schedule in self.scheduler.items()}
+        values["lr"] *= self.state.lr_factor
+        for group in self.optimizer.param_groups:
+            group["lr"] = values["lr"]
+            if group.get("decays") and "weight_decay" in values:
+                group["weight_decay"] = values["weight_decay"]
+        return values | self.model.set_step(self.step, self.run_length)
 
     # The loop.
 
-    @property
-    def step_seed(self) -> int:
-        """What batches, masks and dropout are drawn by: the seed, and another one after each rollback."""
-        return self.seed + len(self.rollbacks)
-
-    @property
-    def rate_factor(self) -> float:
-        """What the scheduled learning rate is multiplied by: a half for each rollback."""
-        return 0.5 ** len(self.rollbacks)
-
     def fit(self) -> dict[str, float]:
-        """Train to the end, evaluate, and give the last value of every metric."""
-        if self.dry_run:
-            with propagate_failure(), self.precision.kernels():
-                if is_rank0():
-                    with no_collectives():
-                        self.preview(self)
-            return {}
-        with self.folder.telling_the_end(), propagate_failure(), self.precision.kernels():
-            return self._fit()
-
-    def _fit(self) -> dict[str, float]:
-        start = self._begin()
-        if self.ended and not self.pending:
-            why = f" ({self.stopped}; other callbacks, another monitor or a longer run go on)" if self.stopped else ""
-            self.say(f"{start}: the run has ended{why}, nothing is left to do")
-            return self.metrics
-        run = RunInfo(self.folder.path, self.step, self.run_length, self.folder.config, redo=self.pending)
-        with contextlib.ExitStack() as stack:
-            for logger in self.loggers.values():
-                logger.open(run)
-                stack.callback(logger.close)
-            stack.callback(self._close_saver)
-            self._announce(start)
-            collapse.show_status(self)
-            collapse.save_a_first(self, fresh=not self.resumed)
-            with self.stop_request:
-                self._tell_callbacks("begin")
-                self._train()
-                self._tell_callbacks("end")
-                self._say_what_is_missing()
-                self.saver.wait()
-            self.folder.tell(state="done", reason=self.stopped, **self.progress())
-            number = int(
-                all_reduce_max(torch.tensor([float(self.stop_request.number or 0)], device=self.device)).item()
-            )
-            if number:  # came after the last step: the run is whole, a sweep ends
-                raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", number)
+        """Train to the end, evaluate, and return the last value of every metric."""
+        if self._preview is not None:
+            return self._show_preview()
+        state = self.state
+        with self.folder.record_end(self.run_log.progress), propagate_failure(), self.precision.kernels():
+            start, resumed = self._begin()
+            if self.ended and not state.pending:
+                reason = f" ({state.stop_reason}; other callbacks, another monitor or a longer run go on)"
+                self.say(f"{start}: the run has ended{reason if state.stop_reason else ''}, nothing is left to do")
+                return self.metrics
+            with self.run_log.open(), self.checkpoints, self.signals, closing(self._batches()) as batches:
+                for line in (start, *self.describe()):
+                    self.say(line)
+                if not self.ended:
+                    self.checkpoints.save_first_healthy(resumed=resumed)
+                self._call_callbacks("begin")
+                if state.pending:
+                    self._measure_and_save(self.measurements.metrics_of_step(self._logs_at(self.step)))
+                self.checkpoints.start_clock()
+                self.meter.start()
+                with self._profiling() as profile:
+                    while True:
+                        if state.rollback_reason is not None:
+                            self._roll_back()
+                        if state.signal:
+                            self._interrupt()
+                        if self.ended:
+                            break
+                        begun = time.perf_counter()
+                        values = self.train_step(next(batches))
+                        state.train_seconds += time.perf_counter() - begun
+                        profile(self.step)
+                        self._after_step(values)
+                self._call_callbacks("end")
+                self._finish()
         return self.metrics
 
-    def _close_saver(self) -> None:
-        try:
-            self.saver.close()
-        except CheckpointError as error:  # the run has failed before, as it waits for its checkpoints otherwise
-            log.error("%s", error)
-
-    def _tell_callbacks(self, event: str, *arguments: Any) -> None:
-        """Call a method of every callback; then all ranks know whether one of them asks to stop."""
-        if not self.callbacks:
-            return
-        for callback in self.callbacks.values():
-            getattr(callback, event)(self, *arguments)
-        self.stopped = self.stopped or first_not_none_over_ranks(self._stop_asked)
-
-    def _begin(self) -> str:
-        """Load the checkpoint to go on from, if any, then lay the folder out; gives a sentence that says which.
+    def _begin(self) -> tuple[str, bool]:
+        """Load the checkpoint to go on from, if any, and create the folder; return a sentence, and whether it resumes.
 
         Nothing in the folder has been touched when this raises.
         """
         source = broadcast_from_rank0(self.folder.source)
         # From before the last one: what stands there as healthy may come from later.
-        self.resumed = source is not None and source == broadcast_from_rank0(lambda: self.folder.last)
+        resumed = source is not None and source == broadcast_from_rank0(lambda: self.folder.last)
         if source is not None:
             self.load_checkpoint(source)
             start = f"resumed from {source} at step {self.step} of {self.run_length.max_steps}"
@@ -387,312 +217,132 @@ class Trainer:
                 f"the checkpoint {source} is at step {self.step}, past the end of this run "
                 f"({self.run_length.max_steps} steps): raise trainer.max_epochs or trainer.max_steps"
             )
-        broadcast_from_rank0(lambda: self.folder.lay_out(begins=self.pending or not self.ended))
+        broadcast_from_rank0(lambda: self.folder.create(begins=self.state.pending or not self.ended))
         self.model.set_step(max(0, self.step - 1), self.run_length)
-        return start
-
-    @property
-    def ended(self) -> bool:
-        """Whether the run is over, by its length or because `stop` was called."""
-        return self.step == self.run_length.max_steps or self.stopped is not None
-
-    def _train(self) -> None:
-        """Train to the end; once more from the last healthy checkpoint after each rollback."""
-        while True:
-            with closing(self._batches()) as batches:
-                self._train_on(batches)
-            if self.going_back is None:
-                return
-            collapse.go_back(self)
-            self._tell_callbacks("begin")
-
-    def _train_on(self, batches: Iterator[Batch]) -> None:
-        """Train until the run ends or goes back, or all ranks have agreed to stop."""
-        self.saved_at = time.monotonic()
-        if self.pending:
-            measure_and_save(self)
-        if self.ended or self.going_back is not None:
-            return
-        profile = self._start_profile()
-        self.meter.start()
-        try:
-            self._loop(batches, profile)
-        finally:
-            self._say_profile(profile and profile.close())
-
-    def _loop(self, batches: Iterator[Batch], profile: Profile | None) -> None:
-        begun = time.perf_counter()
-        for batch in batches:
-            self.train_step(batch)
-            self.train_seconds += time.perf_counter() - begun
-            self._say_profile(profile and profile.advance(self.step))
-            self._after_step()
-            if self.signal:
-                self.folder.tell(**self.progress())
-                raise Interrupted(
-                    f"stopped at step {self.step} of {self.run_length.max_steps}; the checkpoint is "
-                    f"{self.folder.last}; go on with resume={self.folder.path}",
-                    self.signal,
-                )
-            if self.ended or self.going_back is not None:
-                break
-            begun = time.perf_counter()
-
-    def _start_profile(self) -> Profile | None:
-        if not (self.profile and is_rank0()):
-            return None
-        return Profile(folder=self.folder.path, start=self.step, stop=self.run_length.max_steps, device=self.device)
-
-    def _say_profile(self, table: Any | None) -> None:
-        if table is not None:
-            self.say(table)
+        return start, resumed
 
     def _batches(self) -> Iterator[Batch]:
-        """The batches still to come, on the device, each timed for how long it was waited for."""
-        batches = self.data.train_batches(
-            seed=self.step_seed,
-            start_step=self.step,
-            stop_step=self.run_length.max_steps,
-            rank=self.rank,
-            world_size=self.world_size,
-        )
-        return prefetch(self.meter.waiting_for(batches), self.device)
+        """Yield the batches still to come, on the device; after a rollback those from the step it went back to."""
 
-    def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
-        """One optimizer step on this rank's share of a batch; gives and keeps what is to be logged, as tensors."""
-        scheduled = self._set_schedules()
-        # For dropout; everything else that is random has a generator of its own.
-        torch.manual_seed(derive_seed(self.step_seed, "step", self.step, *([self.rank] if self.rank else [])))
-        self.model.train()
-        logs = self.logs_at(self.step + 1)
-        with collapse.watching(self):
-            values = self.forward_backward(batch)
-        self.parallel.check_gradients()
-        self.precision.scaler.unscale_(self.optimizer)
-        values |= self._gradient_norms() if logs else {}
-        values["grad_norm"] = full_scalar(clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value))
-        ratio = UpdateRatio(self.model)
-        if logs:
-            ratio.keep()
-        if self._may_step(values):
-            self.precision.scaler.step(self.optimizer)
-            self.precision.scaler.update()
-            scheduled |= self.model.update_target(self.step, self.run_length)
+        def from_here() -> Iterator[Batch]:
+            steps = {"start_step": self.step, "stop_step": self.run_length.max_steps}
+            batches = self.data.train_batches(seed=self.step_seed, rank=self.rank, world_size=self.world_size, **steps)
+            return prefetch(self.meter.waiting_for(batches), self.device)
+
+        return restartable(from_here, version=lambda: self.step_seed)
+
+    def _after_step(self, values: Mapping[str, Tensor | float]) -> None:
+        """Log, measure and save what is due. A run that stops only saves, and measures when it is resumed."""
+        self.checkpoints.saver.poll()
+        self.run_log.advance()
+        metrics = self.log_step(values)
+        self._call_callbacks("step_end")
+        if self.state.rollback_reason is not None:
+            return
+        if self.state.signal:
+            self.state.pending = True
+            self.checkpoints.save()
         else:
-            self.precision.skip_step()
-        if logs:
-            values["update_ratio"] = ratio.read()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.meter.count(self.data.batch_size)
-        self._last = {**values, **scheduled}
-        return self._last
+            self._measure_and_save(metrics)
 
-    def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
-        """Gradients of the batch, accumulated over micro-batches; gives this rank's mean of what the steps gave."""
-        share, size = self.data.batch_size // self.world_size, self.micro_batch_size
-        sums: dict[str, Tensor] = {}
-        for start in range(0, share, size):
-            part = batch_slice(batch, slice(start, start + size))
-            first = self.rank * share + start
-            rng = StepRandomness(
-                seed=self.step_seed, step=self.step, total=self.data.batch_size, start=first, count=size
-            )
-            with self.parallel.synchronised(last=start + size == share):
-                with self.precision.autocast():
-                    outputs = self.parallel(self.training_step, self.prepared(part, rng), self.step)
-                outputs = outputs if isinstance(outputs, Mapping) else {"loss": outputs}
-                self.precision.scaler.scale(outputs["loss"] * (size / share)).backward()
-            for name, value in outputs.items():
-                value = torch.as_tensor(value, device=self.device).detach().float() * (size / share)
-                sums[f"train/{name}"] = sums[f"train/{name}"] + value if f"train/{name}" in sums else value
-        return sums
-
-    def prepared(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """A batch on the device with the random choices of a draw made by the model."""
-        return {**self.model.prepare(to_device(batch, self.device), rng), "rng": rng}
-
-    def _set_schedules(self) -> dict[str, float]:
-        """Put the learning rate, weight decay and loss weights of this update in force."""
-        update = self.step + 1
-        values = {name: schedule(update, self.run_length) for name, schedule in self.scheduler.items()}
-        values["lr"] *= self.rate_factor
-        for group in self.optimizer.param_groups:
-            group["lr"] = values["lr"]
-            if group.get("decays") and "weight_decay" in values:
-                group["weight_decay"] = values["weight_decay"]
-        return values | self.model.set_step(self.step, self.run_length)
-
-    def _gradient_norms(self) -> dict[str, Tensor]:
-        return module_norms(self.model) | (parameter_norms(self.model) if self.log_gradients else {})
-
-    def _may_step(self, values: Mapping[str, Tensor]) -> bool:
-        """Whether all ranks may take the step; they also agree here on stopping and on saving by the clock.
-
-        Raises NonFiniteError where they may not and fp16 does not explain it.
-        """
-        bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
-        late = self.save_every_minutes and time.monotonic() - self.saved_at >= 60 * self.save_every_minutes
-        asked = bad.new_tensor([self.stop_request.number or 0, bool(late) and is_rank0()], dtype=torch.float32)
-        loss_bad, norm_bad, signal, late = all_reduce_max(torch.cat([bad.float(), asked])).tolist()
-        self.signal, self.save_asked = int(signal), bool(late)
-        if not (loss_bad or norm_bad):
-            self._skipped = 0
-            return True
-        self._skipped += 1
-        if self.precision.name == "fp16" and not loss_bad and self._skipped <= MOST_SKIPPED:
-            return False
-        shown = ", ".join(
-            f"{name}={value:.4g}" for name, value in to_floats(values).items() if not name.startswith("grad_norm/")
-        )
-        raise NonFiniteError(
-            f"not finite at step {self.step + 1}: {shown}. The weights were not changed by it. Lower optimizer.lr, "
-            "lengthen the warm-up, set trainer.grad_clip_norm=1, or use trainer.precision=fp32 to find the cause"
-        )
-
-    # What is due after a step.
-
-    def _after_step(self) -> None:
-        """Log, validate, evaluate and save what is due after this step.
-
-        A run that stops only saves, and does the rest when it is resumed.
-        """
-        fresh: dict[str, float] = {}
-        self.saver.poll()
-        for logger in self.loggers.values():
-            logger.advance(self.step)
-        fresh |= self._log_step()
-        self._tell_callbacks("step_end")
-        if self.signal and self.going_back is not None:
-            collapse.go_back(self)  # saves what it has gone back to
-            self.saver.wait()
-        elif self.signal:
-            self.pending = True
-            self.save_checkpoint()
-            self.saver.wait()
-        elif self.going_back is None:
-            measure_and_save(self, fresh)
-
-    def _log_step(self) -> Mapping[str, float]:
-        """Log what is due of this step, its own values and what the monitor has seen, as one; gives it."""
-        logs, watched = self.logs_at(self.step), collapse.watched(self, self.step)
+    def log_step(self, values: Mapping[str, Tensor | float]) -> Mapping[str, float]:
+        """Log what is due of the step just made, with what the monitor finds in it; return what was logged."""
+        logs, watched = self._logs_at(self.step), self.collapse.due(self.step)
         if not (logs or watched):
             return {}
-        values = self._reduced(self._last)
+        values = reduce_values(values)
         metrics = {**values, **slowest_of_ranks(self.meter.read(), self.device)} if logs else {}
         if watched:
-            metrics |= collapse.measure(self, values)
+            metrics |= self._check_collapse(values)
         if logs:
-            self.folder.tell_progress(**self.progress(), samples_per_second=metrics["samples_per_second"])
+            self.folder.update_progress(**self.run_log.progress(), samples_per_second=metrics["samples_per_second"])
         if self.step == self.run_length.max_steps:
-            metrics |= self.costs()
+            metrics |= run_costs(self.model, self.state.train_seconds, self.step * self.data.batch_size)
         return self.log(metrics)
 
-    def progress(self) -> dict[str, Any]:
-        """Where the run is, for its status."""
-        where = {"step": self.step, "max_steps": self.run_length.max_steps}
-        return {**where, "train_seconds": self.train_seconds, "verdict": self.verdict}
-
-    @property
-    def verdict(self) -> str | None:
-        """The collapse monitor's verdict, such as "healthy"; None without a monitor."""
-        return None if self.monitor is None else self.monitor.verdict.name
-
-    def costs(self) -> dict[str, float]:
-        """What the run has cost so far, over all restarts, for whoever weighs accuracy against it.
-
-        `cost/seconds` of training steps, waiting for data included and measuring left out; `cost/samples` trained on;
-        `cost/parameters` that are trained.
-        """
-        parameters = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        samples = float(self.step * self.data.batch_size)
-        seconds = broadcast_from_rank0(lambda: self.train_seconds)
-        return {"cost/seconds": seconds, "cost/samples": samples, "cost/parameters": float(parameters)}
-
-    def logs_at(self, step: int) -> bool:
-        """Whether the values of the step that ends at this count are logged."""
-        return due(step, self.log_every) or step in (1, self.run_length.max_steps)
-
-    def validate(self) -> float:
-        """Mean loss on the held-out split, with masks that are the same every time."""
-        loss = validation_loss(self, self.limit_val_batches)
-        self.meter.restart()
-        return loss
-
-    # Files and words.
-
-    def state(self) -> dict[str, Any]:
-        """Everything a checkpoint holds. Every rank calls this; sharded tensors are gathered for the plain format."""
-        state = state_of(self)
-        return state if self.saver.kind == "sharded" else gather_full_tensors(state)
-
-    def save_checkpoint(self, path: str | Path | None = None, include_optimizer: bool = True) -> None:
-        """Write a checkpoint; without a path to the run folder's last. Raises CheckpointError if it cannot.
-
-        A path gets the plain format, without the optimizer's state if so asked.
-        """
-        if path is None:
-            self.saver.save(self.state(), ["last"], [])
-            return
-        state = gather_full_tensors(state_of(self))
-        if not include_optimizer:
-            state |= {"optimizer": None, "scaler": None}
-        broadcast_from_rank0(lambda: checkpoint.write(Path(path), state))
-
-    def load_checkpoint(self, path: str | Path, load_optimizer: bool = True) -> None:
-        """Take weights, step and, unless told not to, optimizer state from a checkpoint or run folder.
-
-        Either format loads on any number of ranks. Raises CheckpointError when it cannot be read or does not fit; the
-        model is untouched then.
-        """
-        restore(self, locate(path), load_optimizer)
+    def _logs_at(self, step: int) -> bool:
+        """Whether the values of the step with this number, from 1, are logged."""
+        return due(step, self.every.log) or step in (1, self.run_length.max_steps)
 
     def log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
+        """Hand metrics of this step to loggers and callbacks, on every rank alike."""
         self.metrics.update(metrics)
-        for logger in self.loggers.values():
-            logger.log({"epoch": self.run_length.epoch(self.step), **metrics}, self.step)
-        self._tell_callbacks("measured", metrics)
+        self.run_log.log(metrics)
+        self._call_callbacks("measured", metrics)
         return metrics
 
-    def _reduced(self, values: Mapping[str, Tensor | float]) -> dict[str, float]:
-        """Values as floats, those of the training step as the mean over ranks."""
-        names = [name for name in values if name.startswith("train/")]
-        means = all_reduce_sum(torch.stack([values[name] for name in names])) / self.world_size
-        return to_floats({**values, **dict(zip(names, means))})
+    def _check_collapse(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Return the monitor's metrics of this step, and stop or go back where it asks for it."""
+        found = self.collapse.measure(self.model, self.step, values, self.device)
+        if found.changed:
+            self.run_log.show_verdict()
+        if found.message is not None:
+            self.say(found.message)
+        if found.action == "rollback":
+            self.rollback(found.reason)
+        elif found.action == "stop":
+            self.state.stop_reason = self.state.stop_reason or found.reason
+        return found.metrics
 
-    def say(self, text: Any) -> None:
-        """Show something to a person, on rank 0."""
-        for logger in self.loggers.values():
-            logger.message(text)
+    def _measure_and_save(self, metrics: Mapping[str, float]) -> None:
+        self.measurements.measure_and_save(metrics, validate=self.validate, log=self.log, say=self.say)
 
-    def in_words(self) -> list[str]:
-        """How much is trained on how much, where and in what parts."""
-        millions = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
-        size, share = self.micro_batch_size, self.data.batch_size // self.world_size
-        parts = [f"{self.world_size} ranks"] * (self.world_size > 1) + [f"{share // size} x {size}"] * (size < share)
-        split = f" ({' of '.join(parts)})" if parts else ""
-        how = f" with {self.parallel.name.upper()}" if self.parallel.name != "single" else ""
-        return [
-            f"{millions:.2f} M trainable parameters, {self.data.spec.num_train:,} training samples, "
-            f"{self.run_length.max_steps:,} steps of {self.data.batch_size}{split} on {self.device.type}{how} in "
-            f"{self.precision.name}"
-        ]
+    def validate(self) -> float:
+        """Return the mean loss on the held-out split, with masks that are the same every time."""
+        self.model.eval()
+        return validation_loss(
+            lambda batch, rng: self._losses(partial(Trainer.training_step, self), batch, rng),
+            self.data,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            device=self.device,
+            limit_batches=self.limit_val_batches,
+        )
 
-    def _say_what_is_missing(self) -> None:
-        """Tell of a metric that decides what to keep and never came, as after a typo."""
-        validated = self.validate_every is not None and self.validate_every <= self.step
-        due = validated if self.best.metric == "val/loss" else True
-        if self.best.k and due and self.best.metric not in self.metrics:
-            self.say(
-                f"no best checkpoint was kept, as trainer.best_metric={self.best.metric} was not among the metrics: "
-                f"{', '.join(sorted(self.metrics))}"
-            )
+    def _call_callbacks(self, event: str, *arguments: Any) -> None:
+        """Call a method of every callback; then all ranks know whether one of them asks to stop."""
+        if self.callbacks:
+            for callback in self.callbacks.values():
+                getattr(callback, event)(self, *arguments)
+            state = self.state
+            state.stop_reason = state.stop_reason or first_not_none_over_ranks(state.stop_requested)
 
-    def _announce(self, start: str) -> None:
-        for line in (start, *self.in_words(), *(self.plan(self.run_length) if self.plan else ())):
-            self.say(line)
-        if self.strategy != "auto" and self.world_size == 1:
-            self.say(
-                f"trainer.strategy={self.strategy} does nothing in a single process: start several, as by "
-                "torchrun --nproc_per_node=2 train.py ..."
-            )
+    def _roll_back(self) -> None:
+        """Go back to the last healthy checkpoint; see `rollback`."""
+        message = self.checkpoints.roll_back()
+        self.model.set_step(max(0, self.step - 1), self.run_length)
+        self.run_log.reopen()
+        self.say(f"{message}, the learning rate times {self.state.lr_factor:g}, the seed {self.step_seed}")
+        self.meter.start()
+        self._call_callbacks("begin")
+
+    def _interrupt(self) -> None:
+        """End the run at a step whose checkpoint has been saved. Raises Interrupted."""
+        self.checkpoints.saver.wait()
+        raise Interrupted(
+            f"stopped at step {self.step} of {self.run_length.max_steps}; the checkpoint is {self.folder.last}; go on "
+            f"with resume={self.folder.path}",
+            self.state.signal,
+        )
+
+    def _finish(self) -> None:
+        """Wait for the last checkpoint and record the end; raise Interrupted for a signal after the last step."""
+        if (message := self.checkpoints.missing_best_metric()) is not None:
+            self.say(message)
+        self.checkpoints.saver.wait()
+        self.folder.update_status(state="done", reason=self.state.stop_reason, **self.run_log.progress())
+        number = all_reduce_max(torch.tensor([float(self.signals.number or 0)], device=self.device)).item()
+        if number:  # the run is complete, a sweep ends
+            raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", int(number))
+
+    def _profiling(self) -> AbstractContextManager[Callable[[int], None]]:
+        window = {"start": self.step, "stop": self.run_length.max_steps, "device": self.device}
+        return profiling(self._profiles and not self.ended, self.say, folder=self.folder.path, **window)
+
+    def _show_preview(self) -> dict[str, float]:
+        """Show what would run."""
+        with propagate_failure(), self.precision.kernels():
+            if is_rank0():
+                with no_collectives():
+                    self._preview(self)
+        return {}

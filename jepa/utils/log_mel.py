@@ -7,8 +7,6 @@ clip has the frames of the unpadded one, and then some that do not count.
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -93,17 +91,30 @@ class LogMel(nn.Module):
         return (self(x) * valid).sum(dim=-1) / valid.sum(dim=-1).clamp(min=1)
 
 
+KNEE, STEPS = 1000.0, 27 / np.log(6.4)
+"""Slaney's mel scale (Auditory Toolbox, 1998): linear up to 1000 Hz, 15 mels, then 27 mels for each factor of 6.4."""
+
+
+def mels(frequency: np.ndarray) -> np.ndarray:
+    """Hz to mels."""
+    return np.where(frequency < KNEE, 15 * frequency / KNEE, 15 + STEPS * np.log(np.maximum(frequency, KNEE) / KNEE))
+
+
+def hertz(mel: np.ndarray) -> np.ndarray:
+    """Mels to Hz."""
+    return np.where(mel < 15, KNEE * mel / 15, KNEE * np.exp((mel - 15) / STEPS))
+
+
 def mel_filters(mel_bins: int, n_fft: int, low: float, high: float, sample_rate: int) -> Tensor:
     """Triangular filters (mel_bins, n_fft // 2 + 1) on power spectra, each of unit sum: a weighted mean of its bins.
 
     Raises ValueError where a filter would lie between two frequencies of the spectrum and see nothing.
     """
-    from transformers.audio_utils import mel_filter_bank  # here, as importing it takes seconds
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of empty filters, refused below
-        bank = mel_filter_bank(n_fft // 2 + 1, mel_bins, low, high, sample_rate, norm=None, mel_scale="slaney")
-    filters = torch.from_numpy(np.ascontiguousarray(bank.T)).float()
+    corners = hertz(np.linspace(*mels(np.array([low, high])), mel_bins + 2))
+    away = corners[:, None] - np.linspace(0, sample_rate // 2, n_fft // 2 + 1)  # of each frequency from each corner
+    width = np.diff(corners)[:, None]
+    bank = np.maximum(0, np.minimum(-away[:-2] / width[:-1], away[2:] / width[1:]))
+    filters = torch.from_numpy(bank).float()
     empty = int((filters.sum(dim=1) == 0).sum())
     if empty:
         raise ValueError(

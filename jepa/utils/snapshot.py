@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 def preserved(trainer: Any, *, parameters: bool = True, optimizer: bool = True) -> Iterator[None]:
     """A context after which a trainer is as it was before, bit by bit, however the block is left.
 
-    Put back are the model's parameters, gradients, buffers and modes (a target is part of the model), the optimizer's
-    state and settings, the loss scaler, the trainer's own attributes (step, schedules, metrics, ...) and the random
-    state of torch, numpy and Python. The copies lie beside the originals: the block costs that much memory more.
+    Restored are the model's parameters, gradients, buffers and modes (a target is part of the model), the optimizer's
+    state and settings, the loss scaler, the trainer's own attributes and run state (schedules, step, ...), and the
+    random state of torch, numpy and Python. The copies take that much memory more.
 
     parameters, optimizer: False where the block is known not to change them, which saves their copies.
     """
     model, own = trainer.model, dict(vars(trainer))
+    run_state = copy.deepcopy(vars(trainer.state)) if hasattr(trainer, "state") else None
     containers = {name: value.copy() for name, value in own.items() if isinstance(value, (dict, list))}
     kept = {tensor: tensor.detach().clone() for tensor in _tensors(model, parameters)}
     gradients = {p: None if p.grad is None else p.grad.detach().clone() for p in model.parameters()}
@@ -36,6 +38,8 @@ def preserved(trainer: Any, *, parameters: bool = True, optimizer: bool = True) 
     finally:
         vars(trainer).clear()
         vars(trainer).update(own)
+        if run_state is not None:
+            vars(trainer.state).update(run_state)
         for name, content in containers.items():
             _refill(own[name], content)
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -10,6 +11,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.types import Grid
+
+
+def is_dtensor(value: object) -> bool:
+    """Return whether it is a tensor sharded over ranks; nothing is imported for a run that shards none."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def slurm() -> Iterator[Slurm]:
 def submit(slurm: Slurm, start: Callable, tiny: list[str], tmp_path: Path) -> Callable:
     """Start a sweep of tiny runs by hydra/launcher=slurm in <tmp_path>/sweep; gives the launcher under way."""
     fixed = [*tiny, "~logger.tensorboard", "evaluation=none", "hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
-    variables = {**slurm.environment, "PYTHONPATH": str(HERE.parent)}
+    variables = {**slurm.environment, "PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}"}
 
     def begin(*options: str, **others: str):
         return start("-m", *fixed, "hydra.sweep.dir=sweep", *options, **variables, **others)

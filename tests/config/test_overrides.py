@@ -6,12 +6,13 @@ import json
 import shutil
 
 import pytest
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from jepa import load_config
+from jepa.checkpoint.moved import upgrade
 from jepa.config.build import to_plain
 from jepa.config.compose import compose_config
-from jepa.config.moved import upgrade
 from jepa.config.notes import notes
 from jepa.config.overrides import with_new_keys
 from jepa.config.resume import resumed
@@ -88,6 +89,11 @@ def test_stored_names_are_brought_up_to_date(old_runs):
     assert (scheduler["lr"], scheduler["warmup_steps"], scheduler["weight_decay"]) == (1e-3, 2, 0.04)
 
 
+def test_every_name_of_an_earlier_version_is_found(old_runs):
+    for target in (old_runs / "targets.txt").read_text().split():
+        assert callable(get_object(upgrade({"_target_": target})["_target_"])), target
+
+
 def test_first_lines_name_the_tuned_run_and_what_an_experiment_still_sets():
     def said(*overrides):
         return notes(load_config(overrides))
@@ -95,6 +101,9 @@ def test_first_lines_name_the_tuned_run_and_what_an_experiment_still_sets():
     assert said() == ["plain defaults: experiment=digits is the run that is tuned for these data"]
     assert said("loss=mse") == said("experiment=digits") == []
     (line,) = said("experiment=fashion_mnist", "data=image_folder", "data.root=x")
-    assert line == "with data=image_folder, experiment=fashion_mnist still sets data.batch_size=64"
+    assert line == (
+        "with data=image_folder, experiment=fashion_mnist still sets model/mask=multiblock_7x7, model/target=ema_fast, "
+        "loss=invariance_sigreg, scheduler=cosine, data.batch_size=64"
+    )
     (line,) = said("experiment=digits", "scheduler=wsd")
     assert line == "with scheduler=wsd, experiment=digits still sets scheduler.warmup_epochs=5"

@@ -7,8 +7,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from jepa.data import ImageData
+from jepa.data import Augment, ImageData
 from jepa.data.sources import image_folder
+
+CROPS = Augment(crop_scale=(0.3, 1.0))
 
 
 def write_image(path: Path, *, seed: int = 0, size: tuple[int, int] = (20, 16), mode: str = "RGB") -> Path:

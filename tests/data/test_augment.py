@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from jepa.data.augment import NUMBERS, Augment, centre_box
-from jepa.data.transforms import ImageTransform
+from jepa.data.image_augment import NUMBERS, Augment, centre_box
+from jepa.data.image_transform import ImageTransform
 
 PLAIN = {"crop_scale": None}
+CROP = {"crop_scale": (0.3, 1.0)}
 
 
 def transform(augment: Augment | None, size=(16, 16), channels=1, interpolation="bilinear") -> ImageTransform:
@@ -106,14 +107,14 @@ def test_crops_are_distributed_as_torchvisions(shape):
 def test_a_setting_leaves_the_choices_of_the_others():
     numbers = uniform(5)[0]
     size = {"height": 16, "width": 16, "size": (16, 16)}
-    alone = Augment(rotation=10).views(numbers, **size)
-    together = Augment(rotation=10, translate=0.1, blur=0.5, horizontal_flip=0.5).views(numbers, **size)
+    alone = Augment(**CROP, rotation=10).views(numbers, **size)
+    together = Augment(**CROP, rotation=10, translate=0.1, blur=0.5, horizontal_flip=0.5).views(numbers, **size)
     assert torch.equal(alone.angle, together.angle)
     assert torch.equal(alone.box, together.box)
 
 
 def test_views_of_a_sample_differ():
-    views = transform(Augment(rotation=10, translate=0.1)).augmented(picture(), uniform(4))[0]
+    views = transform(Augment(**CROP, rotation=10, translate=0.1)).augmented(picture(), uniform(4))[0]
     distances = torch.cdist(views.flatten(1), views.flatten(1))
     assert (distances + torch.eye(4) > 0.01).all()
 

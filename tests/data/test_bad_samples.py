@@ -7,10 +7,9 @@ import warnings
 
 import pytest
 import torch
-from data_helpers import folder_data, same, write_classes
+from data_helpers import CROPS, folder_data, same, write_classes
 from PIL import Image
 
-from jepa.data import Augment
 from jepa.utils.errors import DataError
 
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
@@ -28,7 +27,7 @@ def test_a_bad_file_is_replaced_by_the_next_and_reported_once(tmp_path, caplog, 
     write_classes(tmp_path / "train", classes=2, each=10)
     write_classes(tmp_path / "val", classes=2, each=10)
     damage(tmp_path, "train/a/9.png", "val/a/9.png")
-    data = folder_data(tmp_path, num_workers=workers, augment=Augment())
+    data = folder_data(tmp_path, num_workers=workers, augment=CROPS)
     with caplog.at_level(logging.WARNING, "jepa"):
         batches = list(data.train_batches(seed=0, start_step=0, stop_step=15))  # three epochs
         for _ in range(2):
@@ -41,7 +40,7 @@ def test_a_bad_file_is_replaced_by_the_next_and_reported_once(tmp_path, caplog, 
     assert labels.sum() == 3 * 11, "the next file, of the other class, came with its own label"
     assert torch.equal((test[0]["x"][:, 0, 4, 4] * 255).round().long(), 60 * test[0]["label"])
     assert all("bad" not in batch for batch in batches + test)
-    again = folder_data(tmp_path, augment=Augment())
+    again = folder_data(tmp_path, augment=CROPS)
     assert same(again.train_batches(seed=0, start_step=0, stop_step=15), batches)
 
 

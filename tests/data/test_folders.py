@@ -163,8 +163,8 @@ def broken_layouts():
         (only_empty_classes, "holds no images"),
         (one_empty_class, "no images in the class folders empty; fill or remove"),
         (unknown_class, "classes c are not in train/, which has a, b"),
-        (flat_val, "holds 1 images but no class folders; expected val/<class>/<image>"),
-        (mixed, "holds 1 images beside the folders a, b"),
+        (flat_val, "holds 1 images but no class folders; expected val/<class>/<file>"),
+        (mixed, r"holds 1 images \(stray.png\) beside the folders a, b"),
         (single, "none can be kept aside"),
     ]
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from jepa.data.base import StreamData
-from jepa.data.mix import MixedData, MixedOrder, interleave
-from jepa.data.sources.base import Splits
+from jepa.data import DataModule
+from jepa.data.mixed_data import MixedData, MixedOrder, interleave
+from jepa.data.sources import Splits
 from jepa.data.stream import SampleOrder
 from jepa.utils.errors import UserError
 
@@ -21,13 +21,14 @@ class Numbers(list):
         super().__init__((float(start + i), i % 2) for i in range(count))
 
 
-def numbers(start: int, count: int, length: int = 3, **settings) -> StreamData:
-    return StreamData(
+def numbers(start: int, count: int, length: int = 3, **settings) -> DataModule:
+    data = DataModule(**settings)
+    data.setup(
         Splits(train=Numbers(start, count), test=Numbers(start, 4), class_names=("even", "odd")),
         prepare=lambda sample, random: torch.full((1, length), sample),
         input_shape=(1, length),
-        **settings,
     )
+    return data
 
 
 def mixed(**settings) -> MixedData:

@@ -9,10 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from jepa.data.base import StreamData
-from jepa.data.paired import PairedData, labels_of
-from jepa.data.sources.base import Splits
-from jepa.data.sources.coco import coco_captions, coco_pictures
+from jepa.data import DataModule
+from jepa.data.paired_data import PairedData, labels_of
+from jepa.data.sources import Splits, coco_captions, coco_pictures
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError
 
@@ -33,12 +32,14 @@ class Numbers:
         return self.first + index, self.labels[index]
 
 
-def single(train: Numbers, test: Numbers, *, ids: bool = False, views: int = 1) -> StreamData:
+def single(train: Numbers, test: Numbers, *, ids: bool = False, views: int = 1) -> DataModule:
     def prepare(number: int, random: torch.Generator | None) -> torch.Tensor:
         return torch.full((2,), number, dtype=torch.int64 if ids else torch.float32)
 
     splits = Splits(train=train, test=test, class_names=("a", "b", "c"))
-    return StreamData(splits, prepare=prepare, input_shape=(2,), views=views, max_bad_share=0.5)
+    data = DataModule(views=views, max_bad_share=0.5)
+    data.setup(splits, prepare=prepare, input_shape=(2,))
+    return data
 
 
 def pairs(**settings) -> PairedData:

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.data.series import SeriesData, normalised
 from jepa.data.series_augment import SeriesAugment
-from jepa.data.sources.series import ett, series_csv, ucr
+from jepa.data.series_data import SeriesData, normalised
+from jepa.data.sources.series_tables import ett, series_csv, ucr
 from jepa.utils.errors import DataError
 
 NAN = float("nan")
@@ -262,7 +262,7 @@ def test_mistakes_in_labelled_data(tmp_path):
             ucr(root=str(tmp_path), name="Wrong")
     with pytest.raises(DataError, match=r"data.channels=3, but the data has 2"):
         SeriesData(source=ucr, root=str(tmp_path), name="Toy", channels=3)
-    with pytest.raises(ValueError, match=r"data.normalise: got 'first'"):
+    with pytest.raises(ValueError, match=r"data.normalise=first: expected one of none, last, window"):
         SeriesData(source=ucr, root=str(tmp_path), name="Toy", normalise="first")
     with pytest.raises(ValueError, match=r"data.augment.crop"):
         SeriesAugment(crop=[0.9, 1.2])

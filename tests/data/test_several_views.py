@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from data_helpers import folder_data, same, write_classes, write_image
+from data_helpers import CROPS, folder_data, same, write_classes, write_image
 
 from jepa.data import Augment
 
@@ -19,7 +19,7 @@ def pictures(tmp_path):
 
 
 def test_local_views_come_beside_the_global_ones(pictures):
-    data = folder_data(pictures, augment=Augment(), views=2, **LOCAL)
+    data = folder_data(pictures, augment=CROPS, views=2, **LOCAL)
     batch = next(data.train_batches(seed=0, start_step=0, stop_step=1))
     assert batch["views"].shape == (4, 2, 3, 8, 8)
     assert batch["local_views"].shape == (4, 3, 3, 4, 4)
@@ -32,7 +32,7 @@ def test_local_views_come_beside_the_global_ones(pictures):
 
 def test_local_views_leave_the_global_ones_as_they_were(pictures):
     def first(**settings):
-        data = folder_data(pictures, augment=Augment(), **settings)
+        data = folder_data(pictures, augment=CROPS, **settings)
         return next(data.train_batches(seed=0, start_step=3, stop_step=4))
 
     assert torch.equal(first(views=2)["views"], first(views=2, **LOCAL)["views"])
@@ -42,7 +42,7 @@ def test_local_views_leave_the_global_ones_as_they_were(pictures):
 def test_local_views_do_not_depend_on_workers(pictures):
     batches = [
         list(
-            folder_data(pictures, augment=Augment(), views=2, num_workers=workers, **LOCAL).train_batches(
+            folder_data(pictures, augment=CROPS, views=2, num_workers=workers, **LOCAL).train_batches(
                 seed=0, start_step=1, stop_step=3
             )
         )
@@ -52,17 +52,17 @@ def test_local_views_do_not_depend_on_workers(pictures):
 
 
 def test_validation_shows_augmented_views_that_stay_the_same(pictures):
-    data = folder_data(pictures, augment=Augment(), views=2)
+    data = folder_data(pictures, augment=CROPS, views=2)
     first, again = ([*data.validation_batches(batch_size=4)] for _ in range(2))
     assert same(first, again)
     assert not torch.equal(first[0]["views"][:, 0], first[0]["views"][:, 1])
-    single = next(iter(folder_data(pictures, augment=Augment()).validation_batches(batch_size=4)))
+    single = next(iter(folder_data(pictures, augment=CROPS).validation_batches(batch_size=4)))
     plain = next(iter(data.evaluation_batches("test", batch_size=4)))
     assert torch.equal(single["x"], plain["x"])
 
 
 def test_views_for_evaluation_are_of_the_samples_asked_for(pictures):
-    data = folder_data(pictures, augment=Augment(), **LOCAL)
+    data = folder_data(pictures, augment=CROPS, **LOCAL)
     [batch] = data.view_batches("train", views=5, batch_size=8, limit=3, seed=1)
     assert batch["views"].shape == (3, 5, 3, 8, 8)
     assert "local_views" not in batch

@@ -16,7 +16,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from jepa.data.sources import cifar10, digits, download, fashion_mnist, grey, mnist
+from jepa.data.sources import cifar10, digits, download, fashion_mnist, mnist, small_images
 from jepa.utils.errors import DataError
 
 
@@ -65,7 +65,7 @@ def write_idx(folder, *, zipped: bool, number: int = 12) -> dict[str, bytes]:
     random = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (number, 5, 4), generator=random, dtype=torch.uint8)
     contents = {}
-    for names in grey.IDX_FILES.values():
+    for names in small_images.IDX_FILES.values():
         for name, values in zip(names, (images, torch.arange(number, dtype=torch.uint8) % 10)):
             contents[name] = idx(values)
             path = folder / (f"{name}.gz" if zipped else name)
@@ -93,7 +93,7 @@ def test_a_damaged_idx_file_is_named(tmp_path, damage):
         path.write_text("<html>not found</html>")
     else:
         path.write_bytes(gzip.compress(contents["train-images-idx3-ubyte"][:-7]))
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is not a whole idx file"):
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is not a complete idx file"):
         mnist(root=str(folder))
 
 
@@ -123,7 +123,7 @@ def test_without_network_the_error_says_which_files_go_where(tmp_path, offline, 
 
 
 def test_no_download_is_tried_when_it_is_switched_off(tmp_path, offline):
-    with pytest.raises(DataError, match="download=false"):
+    with pytest.raises(DataError, match=r"data\.source\.download=false"):
         mnist(root=str(tmp_path), download=False)
     assert not offline
 

@@ -16,7 +16,7 @@ from jepa.data.sources import Splits, TensorImages
 from jepa.data.stream import SampleOrder, fixed_order
 from jepa.utils.errors import UserError
 
-AUGMENT = Augment(horizontal_flip=0.5, rotation=10, translate=0.1, color_jitter=0.5, blur=0.5)
+AUGMENT = Augment(crop_scale=(0.3, 1.0), horizontal_flip=0.5, rotation=10, translate=0.1, color_jitter=0.5, blur=0.5)
 
 
 def counted(number: int = 10) -> Splits:

@@ -12,8 +12,8 @@ from data_helpers import same
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from jepa.data.sources.text import text_csv, text_lines, wikitext2
-from jepa.data.text import TextData
+from jepa.data.sources import text_csv, text_lines, wikitext2
+from jepa.data.text_data import TextData
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer, train_tokenizer
 from jepa.utils.errors import DataError, UserError
 
@@ -256,17 +256,17 @@ def test_wikitext2_out_of_reach(tmp_path):
 
 
 def test_wikitext2_is_downloaded_and_checked(tmp_path, monkeypatch):
-    from jepa.data.sources import text
+    from jepa.data.sources import text_files
 
     served = tmp_path / "served"
     served.mkdir()
     for name in ("train.txt", "test.txt"):
         (served / name).write_text(" = Title = \n A paragraph of words . \n")
-    monkeypatch.setattr(text, "WIKITEXT2_URL", f"{served.as_uri()}/")
+    monkeypatch.setattr(text_files, "WIKITEXT2_URL", f"{served.as_uri()}/")
     with pytest.raises(DataError, match="something other than the published file"):
         wikitext2(root=str(tmp_path / "a"))
     md5 = hashlib.md5((served / "train.txt").read_bytes()).hexdigest()
-    monkeypatch.setattr(text, "WIKITEXT2_MD5", {"train.txt": md5, "test.txt": md5})
+    monkeypatch.setattr(text_files, "WIKITEXT2_MD5", {"train.txt": md5, "test.txt": md5})
     assert wikitext2(root=str(tmp_path / "b")).train[0] == ("A paragraph of words .", None)
 
 

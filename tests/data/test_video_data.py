@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 
 from jepa.data import Augment
-from jepa.data.sources.clips import FrameFolder, TensorVideo, VideoFile
-from jepa.data.sources.moving_mnist import moving_mnist
-from jepa.data.sources.videos import video_folder
+from jepa.data.sources import Splits, moving_mnist, video_folder
+from jepa.data.sources.decoders import FrameFolder, TensorVideo, VideoFile
 from jepa.data.stream import UnreadableSample
-from jepa.data.video import ClipFrames, VideoData
+from jepa.data.video_data import VideoData
 from jepa.utils.errors import DataError
 
 GREYS = {"mean": [0.0], "std": [1.0]}
@@ -123,9 +122,10 @@ def test_what_cannot_be_read_says_why(tmp_path):
         VideoFile(str(tmp_path / "absent.mp4")).read(lambda count, rate: [0])
 
 
-def choose(count, rate=None, part=0, random=None, **changes):
-    settings = {"num_frames": 4, "frame_stride": 2, "fps": None, "clips": 1, "temporal_jitter": True, "loop": False}
-    return ClipFrames(**{**settings, **changes}).choose(count, rate, part=part, random=random)
+def choose(count, rate=None, part=0, random=None, loop=False, **changes):
+    settings = {"num_frames": 4, "frame_stride": 2, "image_size": 4, **GREYS, **changes}
+    data = VideoData(source=lambda: Splits(train=[0], test=[0]), short_videos="loop" if loop else "repeat", **settings)
+    return data.choose_frames(count, rate, part=part, random=random)
 
 
 def test_which_frames_make_a_clip():
@@ -212,7 +212,7 @@ def test_lists(tmp_path):
 
 
 def test_folders_that_do_not_fit(tmp_path):
-    with pytest.raises(DataError, match=r"holds no videos: expected files such as \.mp4"):
+    with pytest.raises(DataError, match=r"holds no videos \(\.mp4"):
         video_data(tmp_path)
     with pytest.raises(DataError, match=r"data\.root is not set"):
         video_folder()
@@ -228,7 +228,7 @@ def test_folders_that_do_not_fit(tmp_path):
         video_data(tmp_path)
     shutil.rmtree(tmp_path / "train" / "sit")
     write_frames(tmp_path / "test" / "swim" / "a")
-    with pytest.raises(DataError, match="the classes swim are in the test split only"):
+    with pytest.raises(DataError, match="the classes swim are not in train/, which has run, walk"):
         video_data(tmp_path)
 
 
@@ -246,7 +246,6 @@ def test_bad_videos_give_way_to_the_next(tmp_path):
 def test_all_frames_are_changed_alike():
     pixels = torch.randint(0, 256, (1, 3, 20, 24), dtype=torch.uint8).expand(6, -1, -1, -1)
     augment = Augment(crop_scale=(0.3, 0.6), horizontal_flip=0.5, color_jitter=0.5, blur=0.5, rotation=10.0)
-    from jepa.data.sources.base import Splits
 
     class Still:
         def __len__(self):
@@ -284,8 +283,8 @@ def test_the_stream_does_not_depend_on_workers(tmp_path):
     [
         ({"num_frames": 0}, "data.num_frames=0 is less than 1"),
         ({"fps": 0.0}, "data.fps=0.0 must be positive"),
-        ({"short_videos": "skip"}, "neither repeat nor loop"),
-        ({"channels": 2}, "data.channels=2: clips have 3"),
+        ({"short_videos": "skip"}, "data.short_videos=skip: expected one of repeat, loop"),
+        ({"channels": 2}, "data.channels=2: expected one of 1, 3"),
         ({"image_size": 0}, "data.image_size=0 is neither a side"),
     ],
 )

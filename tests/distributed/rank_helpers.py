@@ -9,8 +9,7 @@ from dataclasses import replace
 
 import torch
 
-from jepa.data.sources.base import Splits, TensorImages
-from jepa.data.sources.grey import digits
+from jepa.data.sources import Splits, TensorImages, digits
 from jepa.distributed import failure
 from jepa.models import MaskedJEPA
 from jepa.trainer import Callback, Trainer

@@ -30,6 +30,8 @@ BASE = [
     "model.encoder.depth=2",
     "model.predictor.embed_dim=32",
     "model.predictor.depth=1",
+    "model/mask=multiblock_4x4",
+    "loss=invariance_sigreg",
     "loss.projector.hidden=[32]",
     "loss.projector.out_dim=16",
     "optimizer=sgd",
@@ -108,7 +110,7 @@ def config_of(overrides: list[str]) -> DictConfig:
     values += [override for override in overrides if override.startswith("run_dir")]
     config = copy.deepcopy(composed(tuple(override for override in overrides if override not in values)))
     for key, value in (value.split("=", 1) for value in values):
-        OmegaConf.update(config, key.lstrip("+"), yaml.safe_load(value), force_add=key.startswith("+"), merge=False)
+        OmegaConf.update(config, key.lstrip("+"), yaml.safe_load(value), force_add=True, merge=False)
     return config
 
 
@@ -155,7 +157,7 @@ def shares(name: str, folder: Path) -> dict:
     share = 32 // trainer.world_size
     for step in range(2):
         rng = StepRandomness(seed=0, step=step, total=32, start=trainer.rank * share, count=share)
-        batch = trainer.prepared(next(batches), rng)
+        batch = trainer.model.prepare(next(batches), rng)
         taken.append({"views": batch["views"], **{f: getattr(batch["masks"][0], f) for f in ("context", "targets")}})
     return {"taken": taken}
 

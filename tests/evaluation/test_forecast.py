@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from jepa.data.series import SeriesData
-from jepa.data.sources.series import SeriesSplits, Timeline, ett
+from jepa.data.series_data import SeriesData
+from jepa.data.sources.series_tables import SeriesSplits, Timeline, ett
 from jepa.evaluation import FrozenEvaluation
 from jepa.evaluation.forecast import Forecast, _repeated, _Ridge, _SplitFeatures
 from jepa.evaluation.probe import named_scores

@@ -61,7 +61,9 @@ def composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
 @pytest.fixture
 def evaluate(tmp_path: Path) -> Callable:
     """Evaluate as scripts/evaluate.py does; gives what is written."""
-    return lambda *overrides: script("evaluate").evaluate(configured("evaluate", tmp_path, *SMALL, *overrides))
+    return lambda *overrides, small=SMALL: script("evaluate").evaluate(
+        configured("evaluate", tmp_path, *small, *overrides)
+    )
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import torch
 
 from jepa.evaluation import FrozenEvaluation
 from jepa.evaluation.feature_source import FeatureSource
-from jepa.interop.opened import collapse_of
+from jepa.interop.ours import collapse_of
 from jepa.utils.errors import UserError
 from jepa.utils.files import check_output
 

@@ -10,9 +10,10 @@ import pytest
 import timm
 import torch
 
-from jepa.interop import find_source
-from jepa.interop.exports import compare, timm_call
-from jepa.interop.exports import export as export_encoder
+from jepa.interop import Loaded, load
+from jepa.interop import export as export_loaded
+from jepa.interop.exporting import compare, timm_call
+from jepa.interop.frozen_networks import FrozenNetworks
 from jepa.models import timm_vision_transformer, vision_transformer
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.files import write_atomic
@@ -20,8 +21,12 @@ from jepa.utils.files import write_atomic
 
 @pytest.fixture(scope="module")
 def run(run_folder):
-    opened = find_source(str(run_folder)).open()
+    opened = load(str(run_folder))
     return run_folder, opened.model, torch.randn(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def loaded_of(encoder, config, image_size):
+    return Loaded(FrozenNetworks(encoder=encoder), None, [], {}, encoder=config, image_size=image_size, channels=1)
 
 
 def largest(a, b):
@@ -48,7 +53,7 @@ def test_timm(run, export, tmp_path, capsys):
     names = {"x": x}
     exec(code, names)
     assert names["features"].shape == (3, 32)
-    again = find_source(str(path)).open(given={"encoder.num_heads": model.encoder.num_heads})
+    again = load(str(path), overrides={"encoder.num_heads": model.encoder.num_heads})
     assert torch.equal(again.model.encoder(x), model.encode_target(x))
     assert "features agree to" in capsys.readouterr().out
 
@@ -58,7 +63,7 @@ def test_timm(run, export, tmp_path, capsys):
 def test_safetensors(run, export, evaluate, tmp_path, network):
     folder, model, x = run
     path = export(f"checkpoint={folder}", f"network={network}", f"output={tmp_path / 'e.safetensors'}")
-    again = find_source(str(path)).open()
+    again = load(str(path))
     wanted = model.encoder(x) if network == "context" else model.encode_target(x)
     assert torch.equal(again.model.encoder(x), wanted)
     assert again.step == 3
@@ -83,14 +88,13 @@ def test_onnx(tmp_path):
     """Of one block, as torch takes seconds for each."""
     config = {"image_size": 8, "channels": 1, "patch_size": 2, "embed_dim": 32, "depth": 1, "num_heads": 2}
     encoder = vision_transformer(**config).eval()
-    arguments = {"image_size": (8, 12), "channels": 1, "features": "tokens", "card": {}, "config": config}
-    write_atomic(tmp_path / "e.onnx", lambda path: export_encoder(encoder, path, kind="onnx", **arguments))
+    export_loaded(loaded_of(encoder, config, (8, 12)), tmp_path / "e.onnx", format="onnx")
     session = onnxruntime.InferenceSession(str(tmp_path / "e.onnx"))
     for batch in (1, 5):
         x = torch.randn(batch, 1, 8, 12)
         (got,) = session.run(["features"], {"x": x.numpy()})
         assert largest(encoder(x), got) < 1e-5
-    assert [path.name for path in tmp_path.iterdir()] == ["e.onnx"]
+    assert {path.name for path in tmp_path.iterdir()} == {"e.onnx", "e.onnx.json", "e.onnx.md"}
 
 
 def test_what_a_writer_puts_beside_its_file_keeps_its_name(tmp_path):
@@ -136,10 +140,9 @@ def test_a_named_encoder_with_parts_of_its_own(tmp_path):
     config = {"name": "vit_tiny_patch16_224", "image_size": 32, "channels": 1}
     encoder = timm_vision_transformer(**config).eval()
     torch.nn.init.normal_(encoder.vit.norm.bias)
-    arguments = {"image_size": (32, 32), "channels": 1, "features": "tokens", "card": {}, "config": config}
-    told = export_encoder(encoder, tmp_path / "e.pth", kind="timm", **arguments)
-    assert told["create_model"]["model_name"] == "vit_tiny_patch16_224"
-    assert told["difference"] < 1e-5
+    card, _ = export_loaded(loaded_of(encoder, config, (32, 32)), tmp_path / "e.pth", format="timm")
+    assert card["export"]["create_model"]["model_name"] == "vit_tiny_patch16_224"
+    assert card["export"]["difference"] < 1e-5
 
 
 def test_mistakes(run, export, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from jepa.interop import find_source
+from jepa.interop import load
 from jepa.utils.errors import DataError, UserError
 
 
@@ -45,7 +45,7 @@ def test_npz_and_parquet(run_folder, pictures, extract, tmp_path, capsys):
     assert table["path"].tolist() == NAMES
     assert np.array_equal(np.stack(table["features"]), npz["features"])
     # The same by hand: grey, as the run was trained, of its size and normalised by its mean and std.
-    model = find_source(str(run_folder)).open().model
+    model = load(str(run_folder)).model
     pixels = torch.from_numpy(np.array(Image.open(pictures / NAMES[4]))).float()[None, None] / 255
     with torch.no_grad():
         wanted = model.encode_target((pixels - 0.305) / 0.376).mean(dim=1)

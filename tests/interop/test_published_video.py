@@ -7,8 +7,8 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from jepa.interop import find_source, load_pretrained, load_published
-from jepa.interop.video import LEVELS, sincos_of
+from jepa.interop import find, load, load_into, load_published
+from jepa.interop.vjepa import LEVELS, model_config, sincos_layout
 from jepa.models.positions import sincos_positions
 from jepa.types import Mask
 from jepa.utils.errors import CheckpointError, UserError
@@ -105,30 +105,30 @@ def test_damaged_positions_are_refused(files, tmp_path):
 @pytest.mark.parametrize("layout", ["half_time", "uniform_power"])
 def test_a_layout_and_its_grid_are_found(layout, tmp_path):
     table = sincos_positions(48, (2, 6, 6), layout)[None]
-    assert sincos_of(table, "pos_embed", tmp_path) == (layout, (2, 6, 6))
+    assert sincos_layout(table, "pos_embed", tmp_path) == (layout, (2, 6, 6))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NAMES)
 def test_opening_for_evaluation(files, name):
     path, arrays = files[name]
-    opened = find_source(str(path)).open(given={"encoder.num_heads": 4, "predictor.num_heads": 2})
+    opened = load(str(path), overrides={"encoder.num_heads": 4, "predictor.num_heads": 2})
     x = torch.from_numpy(arrays["video"])
     assert close(opened.model.encode_target(x), torch.from_numpy(arrays["target_encoder_full"]))
     assert opened.channels == 3
     assert any({"vjepa1_tiny": "uniform_power", "vjepa2_tiny": "tiled"}[name] in line for line in opened.lines)
     assert not close(opened.random_init().encode_target(x), opened.model.encode_target(x), 1e-3)
     with pytest.raises(UserError, match="does not say how many attention heads its encoder has"):
-        find_source(str(path)).open()
+        load(str(path))
     with pytest.raises(UserError, match=r"model.encoder.stem.tubelet_size=4, but .* has 2"):
-        find_source(str(path)).open(given={"encoder.num_heads": 4, "encoder.stem.tubelet_size": 4})
+        load(str(path), overrides={"encoder.num_heads": 4, "encoder.stem.tubelet_size": 4})
 
 
 @torch.no_grad()
 def test_encoders_alone(files, tmp_path):
     path, arrays = files["vjepa2_tiny"]
     torch.save(torch.load(path, weights_only=True)["encoder"], tmp_path / "encoder.pt")
-    opened = find_source(str(tmp_path / "encoder.pt")).open(given={"encoder.num_heads": 4})
+    opened = load(str(tmp_path / "encoder.pt"), overrides={"encoder.num_heads": 4})
     x = torch.from_numpy(arrays["video"])
     assert close(opened.model.encode_target(x), torch.from_numpy(arrays["encoder_full"]))
 
@@ -136,11 +136,7 @@ def test_encoders_alone(files, tmp_path):
 def fresh(path, **changes):
     """An untrained model of a file's sizes."""
     given = {"encoder.num_heads": 4, "predictor.num_heads": 2}
-    from jepa.interop.layouts import read_layout
-    from jepa.interop.video import video_config
-
-    layout = read_layout(path)
-    config = video_config(layout.parts, given, path, layout.target_name)
+    config = model_config(find(str(path)).file, given)
     config["encoder"] |= changes
     return instantiate(config, _convert_="all").eval()
 
@@ -149,15 +145,15 @@ def fresh(path, **changes):
 def test_training_starts_from_a_file(files):
     path, arrays = files["vjepa2_tiny"]
     model = fresh(path)
-    load_pretrained(model, path)
+    load_into(model, path)
     x = torch.from_numpy(arrays["video"])
     assert close(model.encoder(x), torch.from_numpy(arrays["encoder_full"]))
     with pytest.raises(CheckpointError, match=r"set model.encoder.rotary_convention=tiled"):
-        load_pretrained(fresh(path, rotary_convention="interleaved"), path)
+        load_into(fresh(path, rotary_convention="interleaved"), path)
     with pytest.raises(
         CheckpointError, match=r"set model.encoder.positions=sincos model.encoder.sincos_layout=uniform"
     ):
-        load_pretrained(fresh(path), files["vjepa1_tiny"][0])
+        load_into(fresh(path), files["vjepa1_tiny"][0])
 
 
 def as_published_2_1(model):

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from jepa.data.base import StreamData
-from jepa.data.sources.base import Splits
-from jepa.data.tasks import TaskData
+from jepa.data import DataModule, TaskData
+from jepa.data.sources import Splits
 from jepa.losses import MSE, Objective
 from jepa.masks import RandomMask
 from jepa.masks.span import SpanMask
@@ -54,14 +53,12 @@ def task(channels: int, *, target=None, depth: int = 2, num_heads: int = 2):
     )
 
 
-def series(channels: int, count: int) -> StreamData:
+def series(channels: int, count: int) -> DataModule:
     samples = [(torch.full((channels, 6), float(n)), None) for n in range(count)]
-    return StreamData(
-        Splits(train=samples, test=samples[: count // 2]),
-        prepare=lambda sample, random: sample,
-        input_shape=(channels, 6),
-        batch_size=99,
-    )
+    data = DataModule(batch_size=99)
+    splits = Splits(train=samples, test=samples[: count // 2])
+    data.setup(splits, prepare=lambda sample, random: sample, input_shape=(channels, 6))
+    return data
 
 
 def data() -> TaskData:

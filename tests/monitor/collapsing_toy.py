@@ -52,8 +52,10 @@ class Words(Logger):
         self.statuses.append(text)
 
 
-def collapsing_trainer(run_dir, *, from_step=8, cured_by=10**9, kind=Trainer, monitor=None, words=None, **settings):
-    """A trainer of the collapsing toy, watched every second step."""
+def collapsing_trainer(
+    run_dir, *, from_step=8, cured_by=10**9, kind=Trainer, monitor=None, watched=True, words=None, **settings
+):
+    """A trainer of the collapsing toy, every second step watched, or none."""
     model = CollapsingModel(from_step, cured_by)
     defaults = {"max_steps": 24, "device": "cpu", "precision": "fp32", "log_every": 1, "save_every_steps": 3}
     return kind(
@@ -62,7 +64,7 @@ def collapsing_trainer(run_dir, *, from_step=8, cured_by=10**9, kind=Trainer, mo
         optimizer=torch.optim.AdamW(model.parameters(), lr=0.01),
         scheduler={"lr": Constant(value=0.01)},
         loggers={"jsonl": JSONLines(), "words": words or Words()},
-        monitor=CollapseMonitor(**{"every_steps": 2, **(monitor or {})}),
+        monitor=CollapseMonitor(**{"every_steps": 2, **(monitor or {})}) if watched else None,
         run_dir=run_dir,
         **{**defaults, **settings},
     )

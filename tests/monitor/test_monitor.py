@@ -41,7 +41,7 @@ class BreakOff(Callback):
         self.step, self.retries = step, retries
 
     def step_end(self, trainer):
-        if trainer.step == self.step and len(trainer.rollbacks) == self.retries:
+        if trainer.step == self.step and len(trainer.state.rollbacks) == self.retries:
             raise RuntimeError("killed")
 
 
@@ -85,8 +85,7 @@ def test_stops(tmp_path):
 
 
 def test_watching_changes_nothing(tmp_path):
-    plain = collapsing_trainer(tmp_path / "plain", from_step=99)
-    plain.monitor = None
+    plain = collapsing_trainer(tmp_path / "plain", from_step=99, watched=False)
     plain.fit()
     watched = collapsing_trainer(tmp_path / "watched", from_step=99, monitor={"every_steps": 1})
     watched.fit()
@@ -190,7 +189,7 @@ def test_goes_back_and_trains_on_in_another_way(tmp_path, kind):
     trainer.fit()
     assert trainer.step == 24
     assert trainer.monitor.verdict.name == "healthy"
-    (back,) = trainer.rollbacks
+    (back,) = trainer.state.rollbacks
     assert (back["from"], back["to"]) == (14, 9)  # at 12 collapse was suspected
     assert words.opened == [0, 9]
     (message,) = (message for message in words.messages if "rollback" in message)
@@ -206,7 +205,7 @@ def test_goes_back_and_trains_on_in_another_way(tmp_path, kind):
 def test_stops_after_the_last_rollback(tmp_path):
     trainer = collapsing_trainer(tmp_path, monitor=BACK)
     trainer.fit()
-    assert len(trainer.rollbacks) == 2
+    assert len(trainer.state.rollbacks) == 2
     assert trainer.step == 14
     assert "(after 2 rollbacks)" in results_of(tmp_path)["stopped"]
     assert lines_of(tmp_path)[-1]["lr"] == 0.0025
@@ -215,7 +214,7 @@ def test_stops_after_the_last_rollback(tmp_path):
 def test_the_start_is_a_place_to_go_back_to(tmp_path):
     trainer = collapsing_trainer(tmp_path, cured_by=1, monitor=BACK, save_every_steps=100)
     trainer.fit()
-    assert [(back["from"], back["to"]) for back in trainer.rollbacks] == [(14, 0)]
+    assert [(back["from"], back["to"]) for back in trainer.state.rollbacks] == [(14, 0)]
     assert trainer.step == 24
 
 
@@ -226,7 +225,7 @@ class Terminate(Callback):
         self.step = step
 
     def step_end(self, trainer):
-        if trainer.step == self.step - 1 and not trainer.rollbacks:
+        if trainer.step == self.step - 1 and not trainer.state.rollbacks:
             os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -258,7 +257,7 @@ def test_a_run_that_goes_back_resumes_exactly(tmp_path, whole, breaking, message
     assert lines_of(tmp_path / "broken") == lines_of(whole.folder.path)
     for name, value in weights_of(whole).items():
         assert torch.equal(weights_of(again)[name], value)
-    assert [back["to"] for back in again.rollbacks] == [back["to"] for back in whole.rollbacks] == [9]
+    assert [back["to"] for back in again.state.rollbacks] == [back["to"] for back in whole.state.rollbacks] == [9]
 
 
 def test_the_best_of_what_is_void_goes(tmp_path):
@@ -266,7 +265,7 @@ def test_the_best_of_what_is_void_goes(tmp_path):
     trainer = collapsing_trainer(tmp_path, cured_by=1, monitor=BACK, **settings)
     trainer.fit()
     files = {path.name for path in (tmp_path / "checkpoints").glob("best_*")}
-    assert files == {f"best_{step:08d}.pt" for _, step in trainer.best.table}
+    assert files == {f"best_{step:08d}.pt" for _, step in trainer.checkpoints.best.table}
 
 
 class Rising(Trainer):
@@ -274,7 +273,7 @@ class Rising(Trainer):
 
     def train_step(self, batch):
         values = super().train_step(batch)
-        values["train/judged"] = torch.tensor(float(-self.step if self.rollbacks else self.step))
+        values["train/judged"] = torch.tensor(float(-self.step if self.state.rollbacks else self.step))
         return values
 
 
@@ -282,8 +281,8 @@ def test_a_best_that_a_void_one_displaced_is_listed_no_more(tmp_path):
     settings = {"best_metric": "train/judged", "best_mode": "max", "kind": Rising}
     trainer = collapsing_trainer(tmp_path, cured_by=1, monitor=BACK, **settings)
     trainer.fit()
-    (back,) = trainer.rollbacks
-    assert trainer.best.table == [(-back["to"] - 1.0, back["to"] + 1)]
+    (back,) = trainer.state.rollbacks
+    assert trainer.checkpoints.best.table == [(-back["to"] - 1.0, back["to"] + 1)]
     assert (tmp_path / f"checkpoints/best_{back['to'] + 1:08d}.pt").exists()
 
 
@@ -298,10 +297,10 @@ class GoBack(Callback):
             trainer.rollback("enough of it")
 
 
-@pytest.mark.parametrize("monitor", ["warn", None])
-def test_going_back_where_no_place_is_kept_is_refused(tmp_path, monitor):
-    trainer = collapsing_trainer(tmp_path, callbacks={"back": GoBack(3)}, validate_every_steps=3)
-    trainer.monitor = trainer.monitor if monitor else None
+@pytest.mark.parametrize("watched", [True, False])
+def test_going_back_where_no_place_is_kept_is_refused(tmp_path, watched):
+    callbacks = {"back": GoBack(3)}
+    trainer = collapsing_trainer(tmp_path, callbacks=callbacks, validate_every_steps=3, watched=watched)
     with pytest.raises(UserError, match=r"cannot go back from step 3 \(enough of it\).*on_collapse=rollback"):
         trainer.fit()
 
@@ -310,8 +309,10 @@ def test_a_callback_goes_back_as_often_as_the_monitor(tmp_path):
     settings = {"from_step": 99, "validate_every_steps": 3, "save_every_steps": 3, "monitor": BACK}
     trainer = collapsing_trainer(tmp_path, callbacks={"back": GoBack(6)}, **settings)
     trainer.fit()
-    assert [(back["from"], back["to"]) for back in trainer.rollbacks] == [(6, 3)] * 2  # not to 6, saved on the way
-    assert (trainer.step, trainer.stopped) == (6, "enough of it (after 2 rollbacks)")
+    assert [(back["from"], back["to"]) for back in trainer.state.rollbacks] == [
+        (6, 3)
+    ] * 2  # not to 6, saved on the way
+    assert (trainer.step, trainer.state.stop_reason) == (6, "enough of it (after 2 rollbacks)")
 
 
 # An online probe.

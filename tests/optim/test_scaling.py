@@ -10,6 +10,7 @@ from jepa.models import EMATarget
 from jepa.optim import (
     Constant,
     Linear,
+    NextStep,
     Scaled,
     Step,
     Warmup,
@@ -158,7 +159,7 @@ def test_the_plan_of_a_scaled_run():
 
 def test_the_plan_of_a_warmup_that_is_longer_than_the_run():
     short = RunLength(max_steps=6, steps_per_epoch=10, batch_size=8)
-    assert plan(short, {"lr": WarmupStableDecay(peak=1e-3, warmup_epochs=5)}) == [
+    assert plan(short, {"lr": NextStep(schedule=WarmupStableDecay(peak=1e-3, warmup_epochs=5))}) == [
         "learning rate 1.2e-04 at its peak, after a warm-up of 400 samples (50 steps, 5.0 epochs), longer than the run "
         "of 6 steps"
     ]

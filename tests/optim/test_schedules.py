@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
+from jepa import build_trainer, load_config
 from jepa.optim import Constant, Cosine, Duration, Linear, Step, Warmup, WarmupCosine, WarmupStableDecay
 from jepa.types import RunLength
 
@@ -148,3 +150,40 @@ def test_stretch_of_a_decay():
 def test_bad_values(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_every_scheduler_in_closed_form(tiny, tmp_path):
+    """Rate and weight decay in force after s updates are the published ones of update s + 1, for every option."""
+    steps, warmup, peak, low, first, final = 10, 4, 0.1, 0.01, 0.04, 0.4
+    base = [*tiny, f"trainer.max_steps={steps}", f"optimizer.lr={peak}", f"optimizer.weight_decay={first}"]
+    more = [f"scheduler.min_lr={low}", "scheduler.warmup_epochs=null", f"scheduler.warmup_steps={warmup}"]
+    decay = f"scheduler.final_weight_decay={final}"
+
+    def after(falling):
+        """Warm-up to update 4, then falling(share of what follows it)."""
+        return [peak * u / warmup if u < warmup else falling((u - warmup) / (steps - warmup)) for u in range(1, 11)]
+
+    line = [first + (final - first) * u / steps for u in range(1, 11)]
+    cosine = [final + (first - final) * (1 + math.cos(math.pi * u / steps)) / 2 for u in range(1, 11)]
+    options = {
+        "constant": ([], [peak] * 10, [first] * 10),
+        "cosine": ([*more, decay], after(lambda s: low + (peak - low) * (1 + math.cos(math.pi * s)) / 2), cosine),
+        "linear": ([*more, decay], after(lambda s: peak + (low - peak) * s), line),
+        "wsd": ([*more, decay], after(lambda s: peak + (low - peak) * max(0.0, (s * 6 - 4) / 2)), line),
+        "step": (
+            [*more[1:], decay, "scheduler.step_size=5", "scheduler.unit=steps", "scheduler.gamma=0.5"],
+            [0.025, 0.05, 0.075, 0.1, 0.05, 0.05, 0.05, 0.05, 0.05, 0.025],
+            line,
+        ),
+    }
+    assert options.keys() == {path.stem for path in Path("conf/scheduler").glob("*.yaml")}
+    for name, (overrides, rates, decays) in options.items():
+        trainer = build_trainer(load_config([*base, f"scheduler={name}", *overrides, f"run_dir={tmp_path / name}"]))
+        called = {key: [s(step, trainer.run_length) for step in range(steps)] for key, s in trainer.scheduler.items()}
+        assert called["lr"] == pytest.approx(rates), name
+        assert called["weight_decay"] == pytest.approx(decays), name
+        momentum = trainer.model.momentum_schedule
+        start = momentum(0, trainer.run_length)
+        assert [momentum(step, trainer.run_length) for step in range(steps)] == pytest.approx(
+            [start + (momentum(steps, trainer.run_length) - start) * step / steps for step in range(steps)]
+        )

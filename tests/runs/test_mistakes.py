@@ -40,11 +40,7 @@ MISTAKES = {
     "unknown precision": (["trainer.precision=fp8"], ["trainer.precision", "fp8"]),
     "no length": (["trainer.max_steps=null", "trainer.max_epochs=null"], ["trainer.max_epochs"]),
     "collapse": (
-        [
-            "model/target=stop_gradient",
-            "loss.terms.sigreg=null",
-            "loss.terms.invariance=null",
-        ],
+        ["model/target=stop_gradient"],
         ["collapses", "allow_collapse"],
     ),
     "syntax": (["model.mask.target_scale=[0.1"], ["[0.1"]),

@@ -23,9 +23,7 @@ def lines_of(folder):
 
 
 def rates(trainer):
-    return [
-        trainer.scheduler["lr"](update, trainer.run_length) for update in range(1, trainer.run_length.max_steps + 1)
-    ]
+    return [trainer.scheduler["lr"](step, trainer.run_length) for step in range(trainer.run_length.max_steps)]
 
 
 DECAY = ("scheduler.decay_share=null", "scheduler.decay_samples=128")
@@ -69,8 +67,8 @@ def test_warmups_and_weight_decay_of_every_scheduler(tiny, tmp_path, scheduler):
     steps = trainer_of(tmp_path, *two, "scheduler.warmup_steps=4")
     assert rates(steps) == rates(trainer_of(tmp_path, *two, "scheduler.warmup_samples=128"))
     assert rates(steps)[:4] == pytest.approx([0.00025, 0.0005, 0.00075, 0.001])
-    assert steps.scheduler["weight_decay"](0, steps.run_length) == pytest.approx(0.04)
-    assert steps.scheduler["weight_decay"](10, steps.run_length) == pytest.approx(0.4)
+    assert steps.scheduler["weight_decay"](-1, steps.run_length) == pytest.approx(0.04)
+    assert steps.scheduler["weight_decay"](9, steps.run_length) == pytest.approx(0.4)
     with pytest.raises(UserError, match=r"scheduler: warmup_epochs=10 and warmup_samples=128: give one of them"):
         trainer_of(tmp_path, *one, "scheduler.warmup_samples=128")
 

@@ -37,7 +37,7 @@ def test_the_default_run(train, tiny, tmp_path):
     assert [line["step"] for line in lines if "val/loss" in line] == [3, 6]
     needed = {
         "train/loss",
-        "train/loss/sigreg",
+        "train/loss/prediction",
         "train/target_std",
         "train/prediction_std",
         "lr",
@@ -150,11 +150,11 @@ from jepa.trainer import Trainer
 class PatchEncoder(nn.Module):
     """An encoder of one layer."""
 
-    def __init__(self, *, dim: int, patch_size: int):
+    def __init__(self, *, embed_dim: int, patch_size: int):
         super().__init__()
-        self.dim, self.patch_size = dim, patch_size
-        self.embed = nn.Conv2d(1, dim, patch_size, patch_size)
-        self.place = nn.Parameter(torch.randn(64, dim))
+        self.embed_dim, self.patch_size = embed_dim, patch_size
+        self.embed = nn.Conv2d(1, embed_dim, patch_size, patch_size)
+        self.place = nn.Parameter(torch.randn(64, embed_dim))
 
     def grid(self, x):
         return tuple(side // self.patch_size for side in x.shape[2:])
@@ -164,7 +164,7 @@ class PatchEncoder(nn.Module):
         tokens = tokens + self.place[: tokens.shape[1]]
         if keep is None:
             return tokens
-        return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, self.dim))
+        return tokens.gather(1, keep.unsqueeze(-1).expand(-1, -1, self.embed_dim))
 
 
 class Cube(nn.Module):
@@ -193,14 +193,13 @@ def test_a_users_own_classes(train, quick, tmp_path):
     (tmp_path / "lib" / "my_parts.py").write_text(OWN)
     (tmp_path / "my_conf/model/encoder").mkdir(parents=True)
     (tmp_path / "my_conf/model/encoder/patch.yaml").write_text(
-        "_target_: my_parts.PatchEncoder\ndim: 24\npatch_size: 2\n"
+        "_target_: my_parts.PatchEncoder\nembed_dim: 24\npatch_size: 2\n"
     )
     keep = [o for o in quick if not o.startswith("model.encoder.")]
     own = [
         "model/encoder=patch",
         "model.predictor.num_heads=4",
         "loss.terms.prediction.term={_target_: my_parts.Cube}",
-        "~loss.terms.prediction.term.beta",
         "trainer._target_=my_parts.MyTrainer",
         "hydra.run.dir=run",
     ]

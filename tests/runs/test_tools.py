@@ -47,7 +47,9 @@ def test_find_lr(script, quick, tmp_path):
 
 
 def test_find_batch_size(script, quick, tmp_path):
-    process = script("find_batch_size.py", *quick, "hydra.run.dir=run", "find_batch_size.max_size=20")
+    process = script(
+        "find_batch_size.py", *quick, "loss=invariance_sigreg", "hydra.run.dir=run", "find_batch_size.max_size=20"
+    )
     assert process.returncode == 0, process.stderr
     content = json.loads((tmp_path / "run" / "find_batch_size.json").read_text())
     assert (content["largest"], content["suggestion"]) == (20, 16)

@@ -50,7 +50,7 @@ def videos(tmp_path_factory):
 @pytest.mark.parametrize(
     "options",
     [
-        ("loss.projector.hidden=[32]", "model.encoder.positions=rotary"),
+        ("loss=invariance_sigreg", "loss.projector.hidden=[32]", "model.encoder.positions=rotary"),
         ("model=video_dense", "model.encoder.level_layers=[0,1]", "loss.terms.context.weight=0.5"),
     ],
     ids=["plain", "dense"],

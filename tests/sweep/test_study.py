@@ -64,7 +64,7 @@ def sweep(tmp_path):
         context = HydraContext(config_loader=loader, callbacks=Callbacks())
         sweeper = Plugins.instance().instantiate_sweeper(config=config, hydra_context=context, task_function=print)
         runs = Runs(worth, dies_at)
-        sweeper.sweeper.launcher = runs
+        sweeper.launcher = runs
         sweeper.sweep(list(config.hydra.overrides.task))
         return runs, optuna.load_study(study_name="sweep", storage=config.hydra.sweeper.storage)
 
@@ -164,7 +164,7 @@ def worth_a_loss(tmp_path):
 
 def test_runs_without_labels_are_noticed(sweep, worth_a_loss):
     """What a data set has is known to its runs alone."""
-    with pytest.raises(UserError, match=r"the runs give val/loss, .* set optimized_metric=\[val/loss\]"):
+    with pytest.raises(UserError, match=r"the runs give val/loss, but .* set optimized_metric=\[val/loss\]"):
         sweep("sweep=optuna", "sweep.trials=2", worth=worth_a_loss)
 
 
@@ -178,6 +178,11 @@ def test_a_study_keeps_to_its_metric(sweep, worth_a_loss):
 def test_numbers_of_trials(sweep, option):
     with pytest.raises(UserError, match=f"{option}: expected a whole number from 1"):
         sweep("sweep=optuna", LOSS, option)
+
+
+def test_a_failure_rate_that_would_do_nothing(sweep):
+    with pytest.raises(UserError, match=r"hydra.sweeper.max_failure_rate=0.5 has no effect here.* leave it out"):
+        sweep("sweep=optuna", LOSS, "hydra.sweeper.max_failure_rate=0.5")
 
 
 def test_what_a_study_refuses(sweep):

@@ -12,12 +12,13 @@ from pathlib import Path
 import optuna
 import pytest
 
-from jepa.sweep.job import check_folder, note_failure
-from jepa.sweep.local import FoundJob, share_of_gpus, share_of_threads, visible_gpus
+from jepa.config.job import check_folder, note_failure
+from jepa.sweep.local_jobs import FoundJob, gpus_of_slot, threads_per_process, visible_gpus
 from jepa.utils.errors import UserError
 from jepa.utils.run_status import Status, is_alive, read_status, write_status
 
 TESTS = Path(__file__).resolve().parents[1]
+PYTHONPATH = f"{TESTS}:{TESTS.parent}"
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def sweep(start, options):
     """Start a sweep in <tmp_path>/sweep; gives it under way."""
 
     def begin(*others, **environment):
-        return start("-m", *options, "hydra.sweep.dir=sweep", *others, PYTHONPATH=str(TESTS), **environment)
+        return start("-m", *options, "hydra.sweep.dir=sweep", *others, PYTHONPATH=PYTHONPATH, **environment)
 
     return begin
 
@@ -89,7 +90,7 @@ def test_an_interrupted_sweep_goes_on(sweep, start, slowly, until, tmp_path):
     first = read_status(tmp_path / "sweep" / "0")
     assert (first.state, first.step) == ("stopped", first.step)
     assert read_status(tmp_path / "sweep" / "1") is None
-    again = start("resume=sweep", PYTHONPATH=str(TESTS)).wait()
+    again = start("resume=sweep", PYTHONPATH=PYTHONPATH).wait()
     assert again.returncode == 0, again.stderr
     assert [(status.state, status.starts, status.step) for status in statuses(tmp_path, 2)] == [
         ("done", 2, 4),
@@ -204,15 +205,15 @@ def test_gpus_and_cores_are_shared_out(monkeypatch):
     gpus = visible_gpus(None, cpu=False)
     assert gpus == ["GPU-8f6d", "MIG-1", "2"]
     assert (visible_gpus([1, 3], cpu=False), visible_gpus(None, cpu=True)) == (["1", "3"], [])
-    assert [share_of_gpus(["0", "1", "2", "3"], slot, 2) for slot in (0, 1, 2)] == [["0", "1"], ["2", "3"], ["0", "1"]]
-    assert [share_of_gpus(["0", "1"], slot, 1) for slot in range(3)] == [["0"], ["1"], ["0"]]
-    assert share_of_gpus([], 0, 2) == []
-    assert share_of_threads(3, 8) == 3
+    assert [gpus_of_slot(["0", "1", "2", "3"], slot, 2) for slot in (0, 1, 2)] == [["0", "1"], ["2", "3"], ["0", "1"]]
+    assert [gpus_of_slot(["0", "1"], slot, 1) for slot in range(3)] == [["0"], ["1"], ["0"]]
+    assert gpus_of_slot([], 0, 2) == []
+    assert threads_per_process(3, 8) == 3
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert share_of_threads(None, 8) == 5
+    assert threads_per_process(None, 8) == 5
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(16)))
-    assert (share_of_threads(None, 4), share_of_threads(None, 32)) == (4, 1)
+    assert (threads_per_process(None, 4), threads_per_process(None, 32)) == (4, 1)
 
 
 def test_a_queued_run_of_other_options_is_refused(tmp_path):

@@ -11,6 +11,7 @@ from jepa import load_config
 from jepa.config.build import build, to_plain
 from jepa.config.check import check_config
 from jepa.trainer import Callback, EarlyStopping
+from jepa.trainer.intervals import Intervals
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
 
@@ -20,7 +21,7 @@ class Run:
 
     def __init__(self, **others):
         self.step, self.run_length = 0, RunLength(max_steps=100, steps_per_epoch=10)
-        self.validate_every, self.evaluate_every = 10, None
+        self.every = Intervals(validate=10)
         self.reasons, self.said = [], []
         self.__dict__.update(others)
 
@@ -51,7 +52,7 @@ def test_stops_after_patience_measurements():
 
 def test_more_is_better_and_by_how_much():
     run, callback = (
-        Run(evaluate_every=1),
+        Run(every=Intervals(evaluate=1)),
         EarlyStopping(monitor="eval/trained/knn", patience=2, min_delta=0.1, mode="max"),
     )
     callback.begin(run)
@@ -100,7 +101,7 @@ def test_a_metric_that_cannot_come_is_refused():
         with pytest.raises(
             UserError, match=rf"monitor={monitor}, which is not measured during this run: set .*{remedy}"
         ):
-            EarlyStopping(monitor=monitor).begin(Run(validate_every=None))
+            EarlyStopping(monitor=monitor).begin(Run(every=Intervals()))
 
 
 @pytest.mark.parametrize(

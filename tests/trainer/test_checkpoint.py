@@ -17,7 +17,7 @@ from jepa.checkpoint import saver
 from jepa.checkpoint.load import read_file
 from jepa.checkpoint.saver import find_checkpoint, link_or_copy
 from jepa.trainer import Callback, EarlyStopping, JSONLines, Logger, Trainer
-from jepa.trainer import trainer as trainer_module
+from jepa.trainer import checkpoints as checkpoints_module
 from jepa.trainer.best import BestCheckpoints
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
 
@@ -49,13 +49,13 @@ def leftovers(folder):
 
 def watch_saves(trainer):
     """(step, names) of everything the trainer saves from now on."""
-    saves, save = [], trainer.saver.save
+    saves, save = [], trainer.checkpoints.saver.save
 
     def watching(state, names, dropped):
         saves.append((state["step"], names))
         save(state, names, dropped)
 
-    trainer.saver.save = watching
+    trainer.checkpoints.saver.save = watching
     return saves
 
 
@@ -217,8 +217,11 @@ def test_checkpoint_of_another_optimizer(tmp_path):
     with pytest.raises(CheckpointError, match="of another optimizer than AdamW"):
         other.load_checkpoint(tmp_path / "sgd.pt")
     assert not other.model.weight.any()
-    one_group = toy_trainer(tmp_path / "c")
-    one_group.optimizer = torch.optim.SGD(one_group.model.parameters(), lr=0.1)
+
+    def one_group_sgd(groups, lr):
+        return torch.optim.SGD([parameter for group in groups for parameter in group["params"]], lr)
+
+    one_group = toy_trainer(tmp_path / "c", optimizer=one_group_sgd)
     with pytest.raises(CheckpointError, match=r"groups of \[1, 1\] parameters, this run of \[2\]"):
         one_group.load_checkpoint(tmp_path / "sgd.pt")
 
@@ -327,7 +330,7 @@ def test_periodic_saving(tmp_path):
 def test_saving_by_the_clock(tmp_path, monkeypatch):
     """Steps take 40 s: every minute and a half is every third, counted from the last save of any kind."""
     now = [0.0]
-    monkeypatch.setattr(trainer_module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(checkpoints_module.time, "monotonic", lambda: now[0])
     settings = {"save_every_epochs": None, "save_every_minutes": 1.5, "snapshot_every_steps": 7}
     trainer = toy_trainer(tmp_path, max_steps=12, **settings)
     saves, step = watch_saves(trainer), trainer.train_step

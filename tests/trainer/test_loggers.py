@@ -11,8 +11,8 @@ import torch
 
 from jepa.trainer import Console, JSONLines, Logger, RunInfo, TensorBoard
 from jepa.trainer.console import duration
-from jepa.trainer.due import due, period
-from jepa.trainer.measure import StepMeter, to_floats
+from jepa.trainer.intervals import due, period
+from jepa.trainer.step_metrics import StepMeter, to_floats
 from jepa.types import RunLength
 
 HORIZON = RunLength(max_steps=20, steps_per_epoch=2.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from toy import ToyData, toy_trainer
@@ -10,6 +12,7 @@ from jepa import build_trainer, load_config
 from jepa.optim import Cosine, Linear
 from jepa.trainer import Logger, Trainer
 from jepa.trainer.precision import clip_gradients, resolve_device, resolve_precision
+from jepa.types import StepRandomness
 from jepa.utils.errors import NonFiniteError, UserError
 
 PLAIN = (
@@ -238,8 +241,9 @@ def test_fp16_counts_good_steps_anew_after_a_skipped_one(tmp_path):
     step = trainer.train_step
 
     def watch(batch):
-        step(batch)
+        values = step(batch)
         memory.append(trainer.precision.scaler.get_scale())
+        return values
 
     trainer.train_step = watch
     trainer.fit()
@@ -293,10 +297,10 @@ def test_schedules_reach_the_optimizer(tmp_path):
     lr, decay = Linear(start=0.0, final=0.4), Cosine(start=0.1, final=0.3)
     trainer.scheduler = {"lr": lr, "weight_decay": decay}
     trainer.fit()
-    expected = [(lr(n, trainer.run_length), decay(n, trainer.run_length)) for n in (1, 2, 3, 4)]
+    expected = [(lr(n, trainer.run_length), decay(n, trainer.run_length)) for n in (0, 1, 2, 3)]
     assert [first for first, _ in seen] == expected
     assert [second for _, second in seen] == [(rate, 0.0) for rate, _ in expected]
-    assert memory.values("lr") == [rate for rate, _ in expected] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert memory.values("lr") == [rate for rate, _ in expected] == pytest.approx([0.0, 0.1, 0.2, 0.3])
     assert memory.values("weight_decay") == [value for _, value in expected]
     assert memory.values("momentum") == [0.5] * 4
     assert trainer.model.updates == [0, 1, 2, 3]
@@ -346,6 +350,53 @@ def test_own_training_steps(tmp_path):
     assert own.metrics["train/count"] == 0
 
 
+class OwnCriterion(Trainer):
+    """Parts of the step, which the stock step and validation use."""
+
+    @property
+    def criterion(self):
+        return lambda latents: {"loss": 3 * super(OwnCriterion, self).criterion(latents)["loss"]}
+
+
+class OwnBatches(Trainer):
+    """A batch of its own making."""
+
+    def prepare_batch(self, batch):
+        prepared = super().prepare_batch(batch)
+        return {**prepared, "x": 0 * prepared["x"]}
+
+
+def test_own_parts_of_the_step(tmp_path):
+    losses, _ = fit(tmp_path, max_steps=1)
+    tripled, own = fit(tmp_path, kind=OwnCriterion, max_steps=1, lr=0.0, micro_batch_size=4)
+    assert tripled == pytest.approx([3 * losses[0]], rel=1e-6)
+    still = toy_trainer(tmp_path / "still", max_steps=1)
+    assert own.validate() == pytest.approx(3 * still.validate(), rel=1e-6)
+    empty = ToyData(scale=0.0)
+    assert fit(tmp_path, kind=OwnBatches, max_steps=1)[0] == fit(tmp_path, data=empty, max_steps=1)[0]
+
+
+def test_a_model_of_parts_alone(tmp_path):
+    """One that has `prepare`, `forward` and `loss`, but no step of its own."""
+    losses, _ = fit(tmp_path)
+    trainer, memory = toy_trainer(tmp_path / "parts"), Memory()
+    trainer.loggers["memory"] = memory
+    whole, trainer.model.__class__ = type(trainer.model), type("Parts", (torch.nn.Module,), {})
+    for name in ("prepare", "forward", "set_step", "update_target"):
+        setattr(trainer.model, name, partial(getattr(whole, name), trainer.model))
+    trainer.fit()
+    assert memory.values("train/loss") == losses
+
+
+def test_a_step_is_one_call_of_the_model(tmp_path):
+    trainer = toy_trainer(tmp_path)
+    batch, rng = {"x": torch.ones(12, 3)}, StepRandomness(seed=0, step=0, total=12, start=0, count=12)
+    once = trainer.model.training_step(batch, rng)
+    assert once.keys() == {"loss", "loss/square"}
+    assert trainer.training_step(batch, 0)["loss"] == once["loss"]
+    assert trainer.training_step(trainer.prepare_batch(batch), 0)["loss"] == once["loss"]
+
+
 def test_prepare_batch_outside_the_loop(tmp_path):
     trainer = toy_trainer(tmp_path)
     batch = {"x": torch.zeros(12, 3)}
@@ -353,7 +404,7 @@ def test_prepare_batch_outside_the_loop(tmp_path):
     assert once["noise"].shape == (12, 2)
     assert torch.equal(once["noise"], trainer.prepare_batch(batch)["noise"])
     assert trainer.prepare_batch(once) is once
-    trainer.step = 1
+    trainer.state.step = 1
     assert not torch.equal(once["noise"], trainer.prepare_batch(batch)["noise"])
 
 
@@ -367,7 +418,7 @@ def test_validation_is_the_same_every_time_and_moves_nothing(tiny, tmp_path):
     first = trainer.validate()
     assert torch.equal(torch.get_rng_state(), random_state)
     torch.rand(5)
-    trainer.step = 3
+    trainer.state.step = 3
     assert trainer.validate() == first
     for name, tensor in trainer.model.state_dict().items():
         assert torch.equal(tensor, before[name]), name

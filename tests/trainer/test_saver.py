@@ -98,7 +98,12 @@ def test_formats_and_background_change_nothing(tmp_path, whole, kind, background
     trainer.fit()
     folder = tmp_path / "checkpoints"
     assert_identical(contents(folder), whole)
-    names = {"last", "step_00000004", "step_00000008", *(f"best_{step:08d}" for _, step in trainer.best.table)}
+    names = {
+        "last",
+        "step_00000004",
+        "step_00000008",
+        *(f"best_{step:08d}" for _, step in trainer.checkpoints.best.table),
+    }
     assert whole.keys() == names
     if kind == "sharded":  # a folder for each step that a name stands for, and no other
         parts = {f"sharded_{content['step']:08d}" for content in whole.values()}
@@ -253,8 +258,8 @@ def test_an_error_of_the_run_comes_before_one_in_the_background(tmp_path, monkey
 
     monkeypatch.setattr(checkpoint, "write", write)
     trainer = toy_trainer(tmp_path, loggers=[Watch()], async_save=True, data=ToyData(poison=1), save_every_steps=1)
-    close = trainer.saver.close
-    trainer.saver.close = lambda: (failing.set(), close())
+    close = trainer.checkpoints.saver.close
+    trainer.checkpoints.saver.close = lambda: (failing.set(), close())
     try:
         with pytest.raises(NonFiniteError):
             trainer.fit()

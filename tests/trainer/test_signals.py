@@ -10,7 +10,7 @@ import time
 import pytest
 from toy import toy_trainer
 
-from jepa.trainer.signals import SIGNALS, StopRequest
+from jepa.utils.signals import SIGNALS, StopRequest
 
 
 def in_fork(function):
@@ -99,7 +99,7 @@ def test_a_second_signal_ends_a_step_that_hangs(tmp_path, first, second):
 def test_the_echo_of_a_launcher_is_no_second_signal(monkeypatch):
     def run(say):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-        monkeypatch.setattr("jepa.trainer.signals.ECHO_SECONDS", 0.3)
+        monkeypatch.setattr("jepa.utils.signals.ECHO_SECONDS", 0.3)
         with StopRequest() as stop:
             say()
             while stop.number is None:

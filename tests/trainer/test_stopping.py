@@ -15,6 +15,7 @@ from jepa import load_config
 from jepa.config.build import build, to_plain
 from jepa.config.check import check_config
 from jepa.trainer import JSONLines, MedianStopping, SuccessiveHalving
+from jepa.trainer.intervals import Intervals
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
 from jepa.utils.metric_direction import direction_of
@@ -28,7 +29,7 @@ class Run:
 
     def __init__(self, folder, **others):
         self.step, self.run_length, self.ended = 0, RunLength(max_steps=1000, steps_per_epoch=10), False
-        self.validate_every, self.evaluate_every, self.probe_every, self.log_every = 10, None, 10, 10
+        self.every = Intervals(validate=10, probe=10, log=10)
         self.folder, self.loggers = SimpleNamespace(path=folder), {"jsonl": JSONLines()}
         self.reasons, self.said = [], []
         self.__dict__.update(others)
@@ -305,19 +306,19 @@ def test_the_median_rule_takes_its_state_over(sweep):
 
 @pytest.mark.parametrize("kind", [MedianStopping, SuccessiveHalving])
 @pytest.mark.parametrize(
-    ("metric", "attribute", "remedy"),
+    ("metric", "interval", "remedy"),
     [
-        (None, "evaluate_every", "evaluation.every_epochs="),
-        ("eval/trained/knn", "evaluate_every", "evaluation.every_epochs="),
-        ("val/loss", "validate_every", "trainer.validate_every_epochs="),
-        ("online/knn", "probe_every", "evaluation.online_every_epochs="),
+        (None, "evaluate", "evaluation.every_epochs="),
+        ("eval/trained/knn", "evaluate", "evaluation.every_epochs="),
+        ("val/loss", "validate", "trainer.validate_every_epochs="),
+        ("online/knn", "probe", "evaluation.online_every_epochs="),
     ],
 )
-def test_a_metric_that_cannot_come_is_refused(tmp_path, kind, metric, attribute, remedy):
+def test_a_metric_that_cannot_come_is_refused(tmp_path, kind, metric, interval, remedy):
     name = metric or "eval/trained/linear"
     with pytest.raises(UserError, match=rf"{kind.rule} judges by metric={name}, which is not measured .*{remedy}"):
-        kind(metric=metric).begin(Run(tmp_path / "own", **{attribute: None}))
-    kind(metric=metric).begin(Run(tmp_path / "own", **{attribute: 5}))
+        kind(metric=metric).begin(Run(tmp_path / "own", every=Intervals(**{interval: None})))
+    kind(metric=metric).begin(Run(tmp_path / "own", every=Intervals(**{interval: 5})))
 
 
 def test_a_metric_that_does_not_come_with_its_kind_is_refused(sweep):
@@ -399,7 +400,7 @@ def test_at_the_last_step_no_run_is_stopped(tmp_path):
         toy(tmp_path / str(number), MedianStopping(metric=LOSS), 0.1).fit()
     last = toy(tmp_path / "last", MedianStopping(metric=LOSS, warmup_steps=6), 0.0)
     last.fit()
-    assert (last.step, last.stopped) == (6, None)
+    assert (last.step, last.state.stop_reason) == (6, None)
 
 
 def test_a_run_resumed_between_rungs_is_not_judged_again(tmp_path):

@@ -16,9 +16,9 @@ from jepa import load_config
 from jepa.config.build import build, to_plain
 from jepa.config.check import check_config
 from jepa.config.compose import CONFIG_DIR, register_resolvers
-from jepa.sweep.objective import DEFAULT_METRICS
 from jepa.trainer import RunInfo, WandB
 from jepa.trainer.other_runs import DAY
+from jepa.utils.metric_direction import DEFAULT_METRICS
 
 wandb = pytest.importorskip("wandb")
 from wandb import wandb_agent  # noqa: E402

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from jepa.models import JEPA
 from jepa.optim import Constant
 from jepa.trainer import Trainer
 from jepa.types import DataSpec, StepRandomness
@@ -29,7 +30,7 @@ class ToyLatents:
         self.values = values
 
 
-class ToyModel(nn.Module):
+class ToyModel(JEPA):
     """x @ weight + bias + noise of (seed, step), drawn for the whole batch; counts the target's updates."""
 
     def __init__(self):

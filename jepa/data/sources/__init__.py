@@ -1,8 +1,13 @@
 """Where samples come from. A source is a function, of `root` and its own settings, that returns `Splits`."""
 
-from jepa.data.sources.base import Splits, TensorImages
-from jepa.data.sources.cifar import cifar10
-from jepa.data.sources.folders import image_folder
-from jepa.data.sources.grey import digits, fashion_mnist, mnist
+# ruff: noqa: F401
 
-__all__ = ["Splits", "TensorImages", "cifar10", "digits", "fashion_mnist", "image_folder", "mnist"]
+from jepa.data.sources.class_folders import audio_folder, image_folder
+from jepa.data.sources.coco import coco_captions, coco_pictures
+from jepa.data.sources.moving_digits import moving_mnist
+from jepa.data.sources.series_tables import ett, series_csv, ucr
+from jepa.data.sources.small_images import cifar10, digits, fashion_mnist, mnist
+from jepa.data.sources.splits import Splits, TensorImages
+from jepa.data.sources.spoken_digits import fsdd
+from jepa.data.sources.text_files import text_csv, text_lines, wikitext2
+from jepa.data.sources.video_folders import video_folder

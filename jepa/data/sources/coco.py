@@ -10,49 +10,32 @@ import io
 import json
 import tarfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from jepa.data.sources.base import Splits
-from jepa.data.sources.folders import DECODE_ERRORS
-from jepa.data.stream import UnreadableSample
+from jepa.data.sources.decoders import decode_image
+from jepa.data.sources.splits import Splits
+from jepa.data.sources.text_files import Texts
 from jepa.utils.errors import DataError
 
-SPLITS = {"train": "train2017", "test": "val2017"}
+SPLITS = ("train2017", "val2017")
 
 
+@dataclass(frozen=True)
 class CocoPictures:
     """Pictures, in memory as the files are where they come from an archive; items are (PIL image, number)."""
 
-    def __init__(self, files: Sequence[tuple[str, Path | bytes]]) -> None:
-        self.files = list(files)
-        self.labels = list(range(len(self.files)))
+    files: Sequence[tuple[str, Path | bytes]]
+    labels: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         name, content = self.files[index]
-        try:
-            with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-                image.load()
-                return image, index
-        except DECODE_ERRORS as error:
-            raise UnreadableSample(name, f"{type(error).__name__}: {error}") from error
-
-
-class CocoCaptions:
-    """Captions and the numbers of their pictures; items are (text, number)."""
-
-    def __init__(self, texts: Sequence[str], labels: Sequence[int]) -> None:
-        self.texts, self.labels = list(texts), list(labels)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> tuple[str, int]:
-        return self.texts[index], self.labels[index]
+        return decode_image(io.BytesIO(content) if isinstance(content, bytes) else content, name), index
 
 
 def coco_pictures(*, root: str) -> Splits:
@@ -62,20 +45,15 @@ def coco_pictures(*, root: str) -> Splits:
     folder or a .tar of it, or that .tar. Raises DataError where these are not there or do not fit.
     """
     files = _Files(Path(root))
-    splits = {
-        split: CocoPictures([(n, files[n]) for n, _ in _captions(files, folder)]) for split, folder in SPLITS.items()
-    }
-    return Splits(train=splits["train"], test=splits["test"])
+    found = ([(name, files[name]) for name, _ in _captions(files, split)] for split in SPLITS)
+    return Splits(*(CocoPictures(pictures, range(len(pictures))) for pictures in found))
 
 
 def coco_captions(*, root: str) -> Splits:
     """Captions of train2017 and of val2017 (the test split), about five a picture; root as for `coco_pictures`."""
     files = _Files(Path(root))
-    splits = {}
-    for split, folder in SPLITS.items():
-        numbered = [(t, i) for i, (_, texts) in enumerate(_captions(files, folder)) for t in texts]
-        splits[split] = CocoCaptions([text for text, _ in numbered], [number for _, number in numbered])
-    return Splits(train=splits["train"], test=splits["test"])
+    numbered = ([(t, i) for i, (_, texts) in enumerate(_captions(files, split)) for t in texts] for split in SPLITS)
+    return Splits(*(Texts(*zip(*captions), name=split) for captions, split in zip(numbered, SPLITS)))
 
 
 class _Files:
@@ -99,7 +77,7 @@ class _Files:
                     files = [member for member in archive if member.isfile()]
                     self.content = {"/".join(m.name.split("/")[-2:]): archive.extractfile(m).read() for m in files}
             except (tarfile.TarError, OSError, EOFError) as error:
-                raise DataError(f"data.root={root} is neither a folder nor a whole tar archive ({error})") from error
+                raise DataError(f"data.root={root} is neither a folder nor a complete tar archive ({error})") from error
 
     def __getitem__(self, name: str) -> Path | bytes:
         if self.content is None:

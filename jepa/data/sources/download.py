@@ -1,4 +1,4 @@
-"""Fetches the files of the small public data sets, and says what to do where there is no network."""
+"""Downloads the files of small public data sets; where that fails, the error names the files to put in place."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def fetch(path: Path, *, urls: Sequence[str], md5: str | None) -> None:
             path.parent.mkdir(parents=True, exist_ok=True)
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("wb") as file:
                 shutil.copyfileobj(answer, file)
-            if md5 is not None and _md5(part) != md5:
+            if md5 is not None and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() != md5:
                 raise OSError(f"{url} sent something other than the published file (its md5 sum differs)")
             part.replace(path)
             return
@@ -43,18 +43,20 @@ def fetch(path: Path, *, urls: Sequence[str], md5: str | None) -> None:
     raise OSError(str(reason)) from reason
 
 
-def missing_files(name: str, root: Path, files: Sequence[str], reason: str) -> DataError:
-    """The error for a data set that is neither there nor could be downloaded."""
-    listed = "".join(f"\n  {file}" for file in files)
-    return DataError(
-        f"{name} is not in data.root={root} and was not downloaded ({reason}). Put these files there, or "
-        f"point data.root to a folder that holds them:{listed}"
-    )
+def download_file(
+    path: Path, *, urls: Sequence[str], md5: str | None, allowed: bool, name: str, root: Path, wanted: Sequence[str]
+) -> None:
+    """`fetch` a file of the data set `name`. Raises DataError with what is `wanted` in root where that fails.
 
-
-def _md5(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.md5(usedforsecurity=False)
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    allowed: False raises at once.
+    """
+    try:
+        if not allowed:
+            raise OSError("data.source.download=false")
+        fetch(path, urls=urls, md5=md5)
+    except OSError as error:
+        listed = "".join(f"\n  {file}" for file in wanted)
+        raise DataError(
+            f"{name} is not in data.root={root} and was not downloaded ({error}). Put these files there, or "
+            f"point data.root to a folder that holds them:{listed}"
+        ) from error

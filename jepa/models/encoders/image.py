@@ -1,32 +1,50 @@
-"""Image encoders: timm Vision Transformers without class token, with fixed 2-D sine-cosine positions.
+"""Image encoders: Vision Transformers without class token, with fixed 2-D sine-cosine positions.
 
-`vision_transformer` takes the sizes, `timm_vision_transformer` any of timm's names; both give an `ImageEncoder`.
+`vision_transformer` takes the sizes and computes what timm's ViT does, without its import of two seconds;
+`timm_vision_transformer` takes any of timm's names. Both give an `ImageEncoder`, and weights have timm's names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 
-import timm
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.blocks import check_heads, pick_layers
+from jepa.models.blocks import block_list, check_heads, pick_layers
 from jepa.models.init import init_transformer
 from jepa.models.positions import SinCosPositions
 from jepa.types import Grid
 from jepa.utils.tensors import gather_tokens
 
 
+class PatchEmbed(nn.Module):
+    """The projection of patches (timm's name): its convolution holds the weights, `ImageEncoder` applies them."""
+
+    def __init__(self, patch_size: tuple[int, int], channels: int, embed_dim: int) -> None:
+        super().__init__()
+        self.patch_size = patch_size
+        self.proj = nn.Conv2d(channels, embed_dim, kernel_size=patch_size, stride=patch_size)
+        self.norm = nn.Identity()
+
+
+class VisionTransformer(nn.Module):
+    """The parts of a ViT, under the names that they have in timm's."""
+
+    def __init__(self, *, patch_embed: PatchEmbed, blocks: nn.ModuleList, dropout: float) -> None:
+        super().__init__()
+        self.embed_dim = patch_embed.proj.out_channels
+        self.patch_embed = patch_embed
+        self.pos_drop = nn.Dropout(dropout)
+        self.norm_pre = nn.Identity()
+        self.blocks = blocks
+        self.norm = nn.LayerNorm(self.embed_dim, eps=1e-6)
+
+
 class ImageEncoder(nn.Module):
-    """A timm ViT behind the encoder contract (`jepa.types.Encoder`), for pictures of any size.
+    """A ViT, ours or timm's, behind the encoder contract (`jepa.types.Encoder`), for pictures of any size."""
 
-    The timm module stays whole under `vit`, so that its weights keep timm's names.
-    """
-
-    def __init__(self, vit: VisionTransformer) -> None:
+    def __init__(self, vit: nn.Module) -> None:
         super().__init__()
         self.vit = vit
         self.embed_dim: int = vit.embed_dim
@@ -36,7 +54,6 @@ class ImageEncoder(nn.Module):
         self.channels: int = vit.patch_embed.proj.in_channels
         self.token_values: int = self.channels * self.patch_size[0] * self.patch_size[1]
         self.positions = SinCosPositions(self.embed_dim)
-        vit.patch_embed.strict_img_size = False  # positions are computed for the grid that comes
 
     def grid(self, x: Tensor) -> Grid:
         """(rows, columns) of tokens of pictures (B, C, H, W). Raises ValueError when they do not fit the patch."""
@@ -110,26 +127,18 @@ def vision_transformer(
     image_size, patch_size = pair(image_size), pair(patch_size)
     check_patch_size(image_size, patch_size)
     check_heads(embed_dim, num_heads, "model.encoder")
-    vit = VisionTransformer(
-        img_size=image_size,
-        patch_size=patch_size,
-        in_chans=channels,
-        num_classes=0,
-        global_pool="",
-        class_token=False,
-        pos_embed="none",
-        embed_dim=embed_dim,
+    blocks = block_list(
         depth=depth,
+        drop_path=drop_path,
+        embed_dim=embed_dim,
         num_heads=num_heads,
         mlp_ratio=mlp_ratio,
         qkv_bias=qkv_bias,
-        pos_drop_rate=dropout,
-        proj_drop_rate=dropout,
-        attn_drop_rate=attention_dropout,
-        drop_path_rate=drop_path,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
-        weight_init="skip",
+        dropout=dropout,
+        attention_dropout=attention_dropout,
     )
+    patch_embed = PatchEmbed(patch_size, channels, embed_dim)
+    vit = VisionTransformer(patch_embed=patch_embed, blocks=blocks, dropout=dropout)
     init_transformer(vit, vit.blocks)
     return ImageEncoder(vit)
 
@@ -151,10 +160,12 @@ def timm_vision_transformer(
 
     Raises ValueError when timm does not know the name or the model is not a plain ViT.
     """
+    import timm  # takes two seconds
+
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_patch')[0]}*")[:8] or timm.list_models("vit_*_patch16_224")
         raise ValueError(f"model.encoder.name: timm has no model {name!r}; it has {', '.join(close)}, ...")
-    if not issubclass(timm_model_class(name), VisionTransformer):
+    if not issubclass(timm_model_class(name), timm.models.VisionTransformer):
         raise ValueError(f"model.encoder.name: {name!r} is not one of timm's plain Vision Transformers (vit_*)")
     sizes = {} if patch_size is None else {"patch_size": pair(patch_size)}
     vit = timm.create_model(
@@ -174,11 +185,13 @@ def timm_vision_transformer(
         **sizes,
     )
     check_patch_size(pair(image_size), tuple(vit.patch_embed.patch_size))
+    vit.patch_embed.strict_img_size = False  # positions are computed for the grid that comes
     return ImageEncoder(vit)
 
 
 def timm_model_class(name: str) -> type[nn.Module]:
     """The class that a timm entry point builds, without allocating its weights."""
+    import timm
     import torch
 
     with torch.device("meta"):

@@ -1,0 +1,86 @@
+"""Names in stored configurations that have changed since. Whoever moves a class or renames a key adds a row here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+MOVED = {
+    "jepa.utils.spectrogram": "jepa.utils.log_mel",
+    "jepa.evaluation.crossmodal": "jepa.evaluation",
+    "jepa.losses.dense": "jepa.losses.context_prediction",
+    "jepa.masks.published": "jepa.masks.published_multiblock",
+    "jepa.masks.random": "jepa.masks.random_tokens",
+    "jepa.masks.spectrogram": "jepa.masks.time_frequency",
+    "jepa.masks.video": "jepa.masks.tubes",
+    "jepa.data.paired.pictures_and_captions": "jepa.data.PicturesAndCaptions",
+    "jepa.data.paired.written_and_spoken": "jepa.data.WrittenAndSpokenDigits",
+    **dict.fromkeys(
+        (f"jepa.data.{name}" for name in ("audio", "huggingface", "mix", "series", "series_augment", "tasks")),
+        "jepa.data",
+    ),
+    **dict.fromkeys(("jepa.data.text", "jepa.data.video"), "jepa.data"),
+    "jepa.data.sources.moving_mnist.moving_mnist": "jepa.data.sources.moving_mnist",
+    **dict.fromkeys(
+        (f"jepa.data.sources.{name}" for name in ("coco", "series", "sounds", "text", "videos")), "jepa.data.sources"
+    ),
+}
+"""Former dotted path of a module or class -> its present one; the first that fits counts."""
+
+RENAMED_KEYS = {
+    "jepa.models": {"dim": "embed_dim", "heads": "num_heads"},
+    "jepa.evaluation.KNNProbe": {"neighbours": "k"},
+    "jepa.evaluation.AttentiveProbe": {"attention_heads": "num_heads"},
+}
+"""Module or class, by its present path -> former key of its constructor -> its present one."""
+
+
+SCHEDULERS = {
+    "jepa.optim.Constant": "constant",
+    "jepa.optim.WarmupCosine": "cosine",
+    "jepa.optim.WarmupStableDecay": "warmup_stable_decay",
+    "jepa.optim.Warmup": "step",
+}
+"""Class of a stored learning-rate schedule -> function of `jepa.optim.schedulers` that makes it now."""
+
+
+def upgrade(config: Any) -> Any:
+    """Return a stored configuration, nested dicts and lists, with the present names of classes and keys."""
+    if isinstance(config, (list, tuple)):
+        return [upgrade(value) for value in config]
+    if not isinstance(config, Mapping):
+        return config
+    config = dict(config)
+    if isinstance(config.get("_target_"), str):
+        config["_target_"] = present_target(config["_target_"])
+        for prefix, keys in RENAMED_KEYS.items():
+            if is_below(config["_target_"], prefix):
+                config = {name if keys.get(name, name) in config else keys[name]: v for name, v in config.items()}
+    scheduler = config.get("scheduler")
+    if isinstance(scheduler, Mapping) and isinstance(scheduler.get("lr"), Mapping):
+        config["scheduler"] = flat_scheduler(scheduler)
+    return {name: upgrade(value) for name, value in config.items()}
+
+
+def flat_scheduler(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the present form of a scheduler that was stored as two schedules beside the values they share."""
+    rate, decay = stored["lr"], stored["weight_decay"]
+    values = {name: value for name, value in stored.items() if not isinstance(value, Mapping)}
+    if "decay_share" in rate:
+        values["decay_share"] = rate["decay_share"]
+    peak = rate.get("peak", rate.get("value", rate.get("schedule", {}).get("start")))
+    target = f"jepa.optim.schedulers.{SCHEDULERS[rate['_target_']]}"
+    return {"_target_": target, "lr": peak, "weight_decay": decay.get("start", decay.get("value")), **values}
+
+
+def present_target(target: str) -> str:
+    """Return the present dotted path of a class that may have moved."""
+    for former, present in MOVED.items():
+        if is_below(target, former):
+            return present + target.removeprefix(former)
+    return target
+
+
+def is_below(target: str, prefix: str) -> bool:
+    """Return whether a dotted path is that of `prefix` or of something in it."""
+    return target == prefix or target.startswith(f"{prefix}.")

@@ -1,0 +1,170 @@
+"""A checkpoint opened as a script's configuration asks: what `checkpoint=`, `data=` and `model.*` mean together."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import DictConfig, OmegaConf
+
+from jepa.config.build import build_model
+from jepa.config.check import check_config
+from jepa.config.compose import dotted_keys, known_keys
+from jepa.config.stored import Given, given_model, with_stored
+from jepa.distributed.launch import read_launch
+from jepa.interop import Loaded, Source, find, load
+from jepa.utils.errors import UserError
+
+TOKENIZER = "tokenizer.json"
+"""Of a run on text, in its folder."""
+PICTURES = ("image_size", "mean", "std")
+"""Keys of data that say how pictures become inputs."""
+
+
+def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "none"]) -> tuple[Loaded, DictConfig]:
+    """Return the model of `checkpoint=`, and the configuration in force.
+
+    A run brings its own model, loss, data, evaluation and precision, of which the command line may change all but the
+    model and loss. What else brings no data needs `data=`.
+
+    config: composed, with `checkpoint` and `overrides`.
+    data: what the script does with it: reads its "splits", makes inputs of "pictures", or "none".
+
+    Raises UserError for what is missing or contradicts the checkpoint, CheckpointError for what does not fit.
+    """
+    if OmegaConf.is_missing(config, "checkpoint") or not config.checkpoint:
+        raise UserError(
+            "checkpoint is not set: give checkpoint=<run folder or file>, timm:<name>, hf:<name or folder> or random"
+        )
+    if read_launch().world_size > 1:
+        raise UserError("this script runs as one process: start it without torchrun or srun")
+    given = Given(config.overrides)
+    source = find(str(config.checkpoint))
+    stored = source.config or {}
+    if "loss" in stored and (given.option("loss") or given.below("loss")):
+        raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
+    joined = with_stored(config, stored, given)
+    if data == "splits":
+        _keep_tokenizer(joined, stored, given, source)
+    is_random = source.adapter.format == "random"
+    data_known = "data" in stored or given.option("data") or is_random
+    if not data_known:
+        _check_data_given(data, given, source.name)
+    unused = () if "model" in stored or is_random else ("model", "loss")  # made from the file, not as composed
+    if data != "splits":
+        unused = (*unused, "data", "evaluation")
+    sections = [key for key in joined if key not in unused and OmegaConf.is_dict(joined[key])]
+    check_config({key: _resolved(joined, key) for key in sections})
+    if data == "splits":
+        _check_probes(joined, stored, given)
+    known = {key for key in ("image_size", "channels") if data_known or key in given.below("data")}
+    loaded = load(
+        source,
+        build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
+        overrides={} if is_random else given_model(config, given),
+        image_size=_image_size(joined) if "image_size" in known else None,
+        channels=joined.data.get("channels") if "channels" in known else None,
+    )
+    if loaded.channels is not None and "channels" not in known:
+        joined.data.channels = loaded.channels  # the composed default is of other data
+    if data != "none" and (data_known or given.below("data")):
+        loaded.lines += _other_statistics(loaded, joined, stored.get("data") or {})
+    return loaded, joined
+
+
+def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, Any]) -> list[str]:
+    """Lines on where pictures are normalised unlike those that the model was trained on."""
+    names = [name for name in ("mean", "std") if name in config.data]  # text has none
+    lines = []
+    for name in names:
+        ours, theirs = list(config.data[name]), getattr(loaded, name)
+        if theirs is not None and not _alike(ours, theirs):
+            values = ",".join(f"{value:g}" for value in theirs)
+            lines.append(
+                f"warning: data.{name}={ours}, but the model was trained with {list(theirs)}: "
+                f"set data.{name}=[{values}]"
+            )
+    return lines + [
+        f"pictures are normalised with data.{name}={list(config.data[name])}, in training {list(trained[name])}"
+        for name in names
+        if name in trained and list(trained[name]) != list(config.data[name])
+    ]
+
+
+def _alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
+    wide = list(ours) * (len(theirs) if len(ours) == 1 else 1)
+    return len(wide) == len(theirs) and all(abs(a - b) < 2e-3 for a, b in zip(wide, theirs))
+
+
+def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: Given) -> None:
+    """Raise UserError for a given value of a probe that does not exist, as the command line may add any name."""
+    known = {*known_keys(), *(f"evaluation.{key}" for key in dotted_keys(stored.get("evaluation")))}
+    names = [name.removeprefix("evaluation.probes.") for name in known if name.startswith("evaluation.probes.")]
+    for name in {key.split(".")[1] for key in given.below("evaluation") if key.startswith("probes.")} - set(names):
+        node = joined.evaluation.probes[name]
+        if node is None or "_target_" not in node:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {close[0]}?" if close else "a new one needs its _target_"
+            raise UserError(f"evaluation.probes.{name}: there is no such probe; {hint}")
+
+
+def _resolved(config: DictConfig, key: str) -> object:
+    """One section as plain values. Raises UserError for a value that is not set."""
+    for name in sorted(OmegaConf.missing_keys(config[key])):
+        name = name if name.startswith(f"{key}.") else f"{key}.{name}"
+        raise UserError(f"{name} is not set: give it on the command line, {name}=...")
+    return OmegaConf.to_container(config[key], resolve=True)
+
+
+def _check_data_given(data: str, given: Given, name: str) -> None:
+    """Raise UserError where inputs are needed and nothing says how they are made."""
+    if data == "splits":
+        raise UserError(f"data is not set: checkpoint={name} does not say what it was trained on; give data=<option>")
+    if data == "pictures" and (missing := [key for key in PICTURES if key not in given.below("data")]):
+        raise UserError(
+            f"checkpoint={name} does not say how pictures become its inputs: give "
+            + " ".join(f"data.{key}=..." for key in missing)
+            + " or a data set with them, data=imagenet"
+        )
+
+
+def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Given, source: Source) -> None:
+    """Let a run's ids mean on any texts what they meant in training: its own tokenizer and vocabulary, unless given.
+
+    Raises UserError when the tokenizer is not in the run folder.
+    """
+    trained = _text_settings(stored.get("data") or {})
+    section = "data.text" if OmegaConf.select(joined, "data.text") is not None else "data"
+    node = OmegaConf.select(joined, section)
+    if trained is None or node is None or "tokenizer" not in node:
+        return
+    node.tokenizer_folder = None  # evaluating stores none
+    vocab_size, max_length = (stored["data"].get(key) for key in ("vocab_size", "max_length"))
+    if "vocab_size" not in given.below("data") and vocab_size is not None:
+        joined.data.vocab_size = vocab_size
+    if "max_length" not in given.below("data") and max_length is not None:
+        joined.data.max_length = max_length  # learned positions reach no further
+    if "tokenizer" in given.below(section) or source.path is None:
+        return
+    folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
+    path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
+    if path is None:
+        raise UserError(
+            f"{source.name}: its {TOKENIZER} is not in the run folder (looked in {folders[1]}): put it there, or give "
+            f"{section}.tokenizer=<file>"
+        )
+    node.tokenizer = str(path)
+
+
+def _text_settings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The part of a configuration of data that says how texts become ids; None where there is none."""
+    part = data.get("text") if isinstance(data.get("text"), Mapping) else data
+    return part if "tokenizer" in part else None
+
+
+def _image_size(config: DictConfig) -> tuple[int, int] | None:
+    size = config.data.get("image_size")
+    return (size, size) if isinstance(size, int) else size and tuple(size)

@@ -1,0 +1,152 @@
+"""Sound for training and evaluation: waveforms of one length, padded with NaN, built by `conf/data/*.yaml`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.sources.decoders import Sound
+from jepa.data.sources.splits import Splits
+from jepa.utils.lazy_import import require
+from jepa.utils.log_mel import LogMel
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoundAugment:
+    """How a training clip is changed; every choice uniform and independent.
+
+    crop: (least, most) share of the clip that is kept, a span at a random place. speed: (least, most) factor by which
+    the clip is played faster, pitch included. shift: the clip starts up to this share of data.seconds later, after
+    silence, as far as there is room. gain: up to so many decibels louder or softer. tilt: a filter y[t] = x[t] -
+    a x[t - 1] with a in [-tilt, tilt] makes the sound duller or brighter. noise: white noise at a random level between
+    the two, in decibels below the clip's own; None for none. Raises ValueError for values outside these.
+    """
+
+    crop: Sequence[float] = (1.0, 1.0)
+    speed: Sequence[float] = (1.0, 1.0)
+    shift: float = 0.0
+    gain: float = 0.0
+    tilt: float = 0.0
+    noise: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in (("crop", 1.0), ("speed", 4.0)):
+            low, high = getattr(self, name)
+            if not 0 < low <= high <= most:
+                raise ValueError(f"data.augment.{name}={[low, high]}: expected [least, most] above 0, up to {most:g}")
+        if not 0 <= self.shift < 1 or not 0 <= self.tilt < 1 or self.gain < 0:
+            raise ValueError(
+                f"data.augment: got shift={self.shift}, tilt={self.tilt}, gain={self.gain}; expected the first two in "
+                "[0, 1), gain in decibels from 0"
+            )
+        if self.noise is not None and not (len(self.noise) == 2 and self.noise[0] <= self.noise[1]):
+            raise ValueError(f"data.augment.noise={list(self.noise)}: expected [least, most] decibels below the clip")
+
+    def __call__(self, wave: Tensor, length: int, random: torch.Generator) -> Tensor:
+        """The changed waveform (t,), t >= 1; length: samples of data.seconds."""
+        draws = torch.rand(8, generator=random).tolist()
+        kept = max(1, round(len(wave) * between(self.crop, draws[0])))
+        start = int((len(wave) - kept + 1) * draws[1])
+        wave = wave[start : start + kept]
+        if (speed := between(self.speed, draws[2])) != 1:
+            size = max(1, round(len(wave) / speed))
+            wave = F.interpolate(wave[None, None], size=size, mode="linear", align_corners=False)[0, 0]
+        if self.tilt:
+            wave = wave - (2 * draws[3] - 1) * self.tilt * F.pad(wave[:-1], (1, 0))
+        if self.gain:
+            wave = wave * 10 ** ((2 * draws[4] - 1) * self.gain / 20)
+        room = min(int(self.shift * length), length - len(wave))
+        if room > 0:
+            wave = F.pad(wave, (int((room + 1) * draws[5]), 0))
+        if self.noise is not None:
+            level = wave.square().mean().sqrt() * 10 ** (-between(self.noise, draws[6]) / 20)
+            wave = wave + level * torch.randn(len(wave), generator=random)
+        return wave
+
+
+def prepare_sound(
+    sound: Sound, random: torch.Generator | None, *, sample_rate: int, length: int, augment: SoundAugment | None = None
+) -> Tensor:
+    """A sound as x (1, length) float32: resampled to sample_rate, cropped, and padded with NaN at its end.
+
+    Longer sounds are cropped, at random in training and at their centre in evaluation.
+    """
+    wave = resample(*sound, sample_rate)
+    if random is not None and augment is not None:
+        wave = augment(wave, length, random)
+    if (spare := len(wave) - length) > 0:
+        start = spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random))
+        wave = wave[start : start + length]
+    return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
+
+
+@dataclass(kw_only=True, eq=False)
+class AudioData(DataModule):
+    """Batches of sound, x (B, 1, T) float32, T = sample_rate * seconds, NaN where a clip has ended.
+
+    source: called as source(root=root), or source() without a root, with label= if it is set; returns `Splits`
+        whose inputs are (waveform (t,) float32, its sample rate); they may be of any length and rate.
+    sample_rate: to which all are resampled. seconds: length of x.
+    spectrogram: the front end of the encoder; in evaluation, raw input is the mean of each of its mel bands.
+    augment: how training clips are changed; None: longer ones are only cropped at random.
+    label: which of a source's labels is the class, for sources that have several.
+    """
+
+    source: Callable[..., Splits]
+    root: str | None = None
+    sample_rate: int
+    seconds: float
+    spectrogram: LogMel
+    augment: SoundAugment | None = None
+    label: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(sample_rate=self.sample_rate)
+        length = round(self.sample_rate * self.seconds)
+        if length < self.spectrogram.hop_length:
+            raise ValueError(
+                f"data.seconds={self.seconds} is {length} samples at {self.sample_rate} Hz, less than "
+                f"data.spectrogram.hop_length={self.spectrogram.hop_length}: use longer clips"
+            )
+        if self.spectrogram.sample_rate != self.sample_rate:
+            raise ValueError(
+                f"data.spectrogram.sample_rate={self.spectrogram.sample_rate} differs from "
+                f"data.sample_rate={self.sample_rate}"
+            )
+        if self.label is not None and "label" not in inspect.signature(self.source).parameters:
+            raise ValueError(
+                f"data.label={self.label!r}: these files have one kind of labels only, set data.label=null"
+            )
+        self.setup(
+            read_source(self.source, root=self.root, label=self.label),
+            prepare=partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment),
+            input_shape=(1, length),
+        )
+
+    def raw_features(self, x: Tensor, size: int) -> Tensor:
+        """Mean of each mel band over a clip, (b, mel_bins); `size` has no meaning here."""
+        return self.spectrogram.to(x.device).band_means(x)
+
+
+def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
+    """A waveform (t,) at another rate, by soxr."""
+    if rate == sample_rate:
+        return wave
+    soxr = require("soxr", extra="audio", purpose="resampling sound")
+    # One that is shorter than a sample at the new rate would leave nothing.
+    changed = soxr.resample(wave.numpy(), rate, sample_rate).astype(np.float32)
+    return torch.from_numpy(changed) if len(changed) else wave[:1]
+
+
+def between(pair: Sequence[float], draw: float) -> float:
+    """The value that a draw in [0, 1) takes between two."""
+    return pair[0] + (pair[1] - pair[0]) * draw

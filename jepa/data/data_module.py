@@ -1,0 +1,247 @@
+"""The base of all data: loader settings, the sample stream for training, and fixed orders for evaluation."""
+
+# Without `from __future__ import annotations`: subclasses inherit the fields, and `typing.get_type_hints` of their
+# constructors would look strings up in the subclass's file.
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import Tensor
+
+from jepa.data.sources.splits import Splits
+from jepa.data.stream import BadSamples, Request, SampleOrder, Samples, fixed_order, load, read_or_next
+from jepa.types import Batch, DataSpec
+from jepa.utils.errors import DataError
+from jepa.utils.random import generator
+
+VALIDATION_SEED = 0
+"""Of the test split's views on which the loss is measured: the same in every run, whatever its seed."""
+
+Prepare = Callable[[Any, torch.Generator | None], Tensor]
+"""(input of a source, generator, or None where nothing is random) -> the tensor of one sample."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How batches of a split are made.
+
+    seed: None for evaluation, where nothing is random. views: of each sample, which then come as `views`; None takes
+    what training has. bad_limit: more unreadable samples than that end the reading.
+    """
+
+    split: str
+    seed: int | None
+    views: int | None
+    bad_limit: float
+
+
+@dataclass(kw_only=True, eq=False)
+class DataModule:
+    """Batches of a data set: the sample stream for training, and both splits in fixed order for evaluation.
+
+    A subclass is a dataclass that adds the settings of its modality. Its `__post_init__` calls this one's, checks its
+    own settings, reads the source and calls `setup`.
+
+    views: how often a training sample is prepared, each time with other random choices.
+    batch_size: samples per training step, of all ranks and micro-batches together.
+    num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads ahead.
+    pin_memory: True or False; `auto` pins when there is a GPU to copy to.
+    max_bad_share: the run stops when more than this share of a split cannot be read.
+
+    Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.
+    """
+
+    views: int = 1
+    batch_size: int = 256
+    num_workers: int = 0
+    pin_memory: bool | Literal["auto"] = "auto"
+    prefetch_factor: int = 2
+    max_bad_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choices(self)
+        check_counts(views=self.views, batch_size=self.batch_size, prefetch_factor=self.prefetch_factor)
+        if self.num_workers < 0:
+            raise ValueError(f"data.num_workers={self.num_workers} is negative; 0 reads in the main process")
+        if not 0 <= self.max_bad_share < 1:
+            raise ValueError(f"data.max_bad_share={self.max_bad_share} is not in [0, 1)")
+
+    def setup(
+        self,
+        splits: Splits,
+        *,
+        prepare: Prepare,
+        input_shape: tuple[int, ...],
+        found: Mapping[str, int] | None = None,
+        blank: Tensor | None = None,
+    ) -> None:
+        """Set the splits and how their samples are prepared. Raises DataError for an empty split.
+
+        prepare: makes a sample's `x`, of shape input_shape, of an input of the source; it runs in the workers.
+        found: see `DataSpec`. blank: fills blank batches; a value that the encoder does not take for padding.
+        """
+        self.prepare = prepare
+        self.splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
+        for name, samples in self.splits.items():
+            if not len(samples):
+                raise DataError(f"the {name} split of the data is empty")
+        self.bad = {name: BadSamples(total=len(s), max_share=self.max_bad_share) for name, s in self.splits.items()}
+        self.blank = torch.zeros(input_shape) if blank is None else blank
+        self.spec = DataSpec(
+            num_train=len(splits.train),
+            num_test=len(splits.test),
+            input_shape=tuple(input_shape),
+            classes=None if splits.class_names is None else len(splits.class_names),
+            class_names=splits.class_names,
+            found=found or {},
+        )
+
+    @property
+    def bad_samples(self) -> dict[str, str]:
+        """Path -> reason of the samples found unreadable so far."""
+        return {**self.bad["train"], **self.bad["test"]}
+
+    @property
+    def has_several_views(self) -> bool:
+        """Whether a training sample comes as `views` rather than `x`."""
+        return self.views > 1
+
+    def order(self, seed: int) -> SampleOrder:
+        """The samples of every step."""
+        return SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
+
+    def train_batches(
+        self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """The batches of steps start_step .. stop_step - 1; of each, this rank's b samples.
+
+        b is batch_size / world_size. Yields `x` (b, *input_shape), or `views` (b, V, *input_shape) if there are
+        several, and `label` (b,) int64 if the data has labels. A batch depends on the seed, the step and the rank
+        alone (`jepa.data.stream`). Raises UserError if the ranks cannot share a batch evenly, DataError if too many
+        samples are unreadable. Close the iterator if you leave it early: it may own processes.
+        """
+        order = self.order(seed)
+        order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
+        requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
+        return self._load("train", requests, seed=seed)
+
+    def evaluation_batches(
+        self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
+    ) -> Iterator[Batch]:
+        """A split in fixed order, nothing random; `x` and `label` as above, the last batch short.
+
+        limit: at most that many samples, a random subset that is the same in every call.
+        Raises ValueError for an unknown split, DataError if too many samples are unreadable.
+        """
+        if split not in self.splits:
+            raise ValueError(f"split={split!r} is neither 'train' nor 'test'")
+        check_counts(batch_size=batch_size)
+        requests = fixed_order(len(self.splits[split]), batch_size=batch_size, limit=limit)
+        return self._load(split, requests, seed=None)
+
+    def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
+        """The test split in the form of training batches, the same every time.
+
+        Several views of a sample are random, as they would otherwise be equal; a single one is not.
+        """
+        if not self.has_several_views:
+            return self.evaluation_batches("test", batch_size=batch_size)
+        requests = fixed_order(self.spec.num_test, batch_size=batch_size)
+        return self._load("test", requests, seed=VALIDATION_SEED)
+
+    def view_batches(
+        self, split: Literal["train", "test"], *, views: int, batch_size: int, limit: int | None = None, seed: int = 0
+    ) -> Iterator[Batch]:
+        """`views` (b, views, *input_shape), random as in training, of at most `limit` samples; the same for a seed."""
+        check_counts(views=views, batch_size=batch_size)
+        requests = fixed_order(len(self.splits[split]), batch_size=batch_size, limit=limit)
+        return self._load(split, requests, seed=seed, views=views)
+
+    def blank_batch(self, count: int) -> Batch:
+        """A training batch of `count` samples without content and without labels."""
+        if self.has_several_views:
+            return {"views": self.blank.expand(count, self.views, *self.blank.shape).clone()}
+        return {"x": self.blank.expand(count, *self.blank.shape).clone()}
+
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """Read and prepare the samples of a request, in a worker if there are any.
+
+        The key `bad` has the unreadable samples, name -> reason; the next ones take their place.
+        """
+        samples = self.splits[reading.split]
+        bad: dict[str, str] = {}
+        inputs, labels = [], []
+        for counter, index in zip(request.counters, request.indices):
+
+            def sample(index: int, counter: int = counter) -> tuple[dict[str, Tensor], int | None]:
+                value, label = samples[index]
+                return self.make_inputs(value, counter, reading), label  # which may decode, as of videos
+
+            made, label = read_or_next(sample, index, total=len(samples), bad=bad, limit=reading.bad_limit)
+            inputs.append(made)
+            labels.append(label)
+        batch: Batch = {name: torch.stack([made[name] for made in inputs]) for name in inputs[0]}
+        return self.with_labels(batch | {"bad": bad}, labels)
+
+    def make_inputs(self, value: Any, counter: int, reading: Reading) -> dict[str, Tensor]:
+        """The tensors of one sample: `x`, or `views` (V, ...), random by the seed and the sample's counter."""
+        if reading.seed is None:
+            return {"x": self.prepare(value, None)}
+        random = generator("cpu", reading.seed, "augment", counter)
+        if not self.gives_views(reading):
+            return {"x": self.prepare(value, random)}
+        return {"views": torch.stack([self.prepare(value, random) for _ in range(reading.views or self.views)])}
+
+    def gives_views(self, reading: Reading) -> bool:
+        """Whether batches hold `views` rather than `x`."""
+        return reading.seed is not None and (reading.views is not None or self.has_several_views)
+
+    def with_labels(self, batch: Batch, labels: Any) -> Batch:
+        """The batch with `label` (b,) int64, where the data has labels."""
+        labelled = self.spec.classes is not None
+        return batch | {"label": torch.as_tensor(labels, dtype=torch.int64)} if labelled else batch
+
+    def _load(
+        self, split: str, requests: Iterable[Request], *, seed: int | None, views: int | None = None
+    ) -> Iterator[Batch]:
+        bad = self.bad[split]
+        return load(
+            partial(self.make_batch, reading=Reading(split, seed=seed, views=views, bad_limit=bad.limit)),
+            requests,
+            bad=bad,
+            num_workers=self.num_workers,
+            prefetch_factor=self.prefetch_factor,
+            # Pinning without a GPU only makes torch warn.
+            pin_memory=bool(self.pin_memory) and torch.cuda.is_available(),
+        )
+
+
+def read_source(source: Callable[..., Any], **settings: Any) -> Any:
+    """Call a source with the settings that are not None; `~` in root is expanded."""
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "root" in given:
+        given["root"] = os.path.expanduser(given["root"])  # a shell leaves the ~ of data.root=~/images to us
+    return source(**given)
+
+
+def check_choices(settings: Any) -> None:
+    """Raise ValueError for a field that is not among the values of its Literal type.
+
+    `jepa.config.check` does so for configurations; this is for classes that are built from Python.
+    """
+    for name, hint in get_type_hints(type(settings)).items():
+        types = (hint,) if get_origin(hint) is Literal else get_args(hint)
+        choices = [value for each in types if get_origin(each) is Literal for value in get_args(each)]
+        choices += [True, False] if choices and bool in types else []
+        if choices and (value := getattr(settings, name)) not in choices:
+            raise ValueError(f"data.{name}={value}: expected one of {', '.join(map(str, choices))}")
+
+
+def check_counts(**counts: int) -> None:
+    """Raise ValueError for a count below 1."""
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"data.{name}={value} is less than 1")

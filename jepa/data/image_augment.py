@@ -1,0 +1,134 @@
+"""Random views of images: the settings, and the numbers drawn for each view.
+
+Random numbers are drawn here and used in `jepa.data.image_transform`, so that the choices of a batch, each a function
+of (seed, sample counter), are applied all at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CROP_TRIES = 10
+# Columns of the uniform numbers behind a view: tries of area and aspect, then position, flip, ..., one each.
+_AREA, _ASPECT = slice(0, CROP_TRIES), slice(CROP_TRIES, 2 * CROP_TRIES)
+_LEFT, _TOP, _FLIP, _ANGLE, _RIGHT, _DOWN = range(2 * CROP_TRIES, 2 * CROP_TRIES + 6)
+_JITTER = slice(2 * CROP_TRIES + 6, 2 * CROP_TRIES + 10)
+_BLUR, _SIGMA = 2 * CROP_TRIES + 10, 2 * CROP_TRIES + 11
+NUMBERS = 2 * CROP_TRIES + 12
+
+
+@dataclass(frozen=True)
+class Views:
+    """What is done to make R views, in the order in which it is done; None where a step is off.
+
+    box (R, 4): the part that is cut out, as left, top, width, height in shares of the image.
+    flip (R,) bool: mirrored left to right. angle (R,): degrees, clockwise. shift (R, 2): to the right and
+    down, in shares of the view's sides. jitter (R, 4): factors of brightness, contrast and saturation, and
+    the shift of the hue in turns. blur (R,): standard deviation in pixels, 0 for none.
+    """
+
+    box: Tensor
+    flip: Tensor | None
+    angle: Tensor | None
+    shift: Tensor | None
+    jitter: Tensor | None
+    blur: Tensor | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """Settings of the augmentation; by default each step is off.
+
+    crop_scale: range of the crop's share of the image's area, (0.3, 1.0) in I-JEPA (Assran et al., 2023,
+        arXiv:2301.08243); None for the largest centred crop.
+    crop_ratio: range of the crop's width / height, log-uniform. horizontal_flip: probability.
+    rotation: largest angle in degrees; translate: largest shift as a share of the side; both either way.
+    color_jitter: strength s as in SimCLR (Chen et al., 2020, arXiv:2002.05709): brightness, contrast and
+        saturation times 1 +- 0.8 s, hue turned by +- 0.2 s; unlike there, in this order and for every view.
+    blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels, as in SimCLR.
+    """
+
+    crop_scale: Sequence[float] | None = None
+    crop_ratio: Sequence[float] = (0.75, 1.3333)
+    horizontal_flip: float = 0.0
+    rotation: float = 0.0
+    translate: float = 0.0
+    color_jitter: float = 0.0
+    blur: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop_scale is not None:
+            _check_range("crop_scale", self.crop_scale, highest=1.0)
+        _check_range("crop_ratio", self.crop_ratio, highest=math.inf)
+        for name, highest in (("horizontal_flip", 1), ("blur", 1), ("translate", 1), ("color_jitter", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= highest:
+                raise ValueError(f"augment.{name}={value} is not in [0, {highest}]; 0 switches it off")
+        if not 0 <= self.rotation <= 180:
+            raise ValueError(f"augment.rotation={self.rotation} is not in [0, 180] degrees; 0 switches it off")
+
+    def draw(self, count: int, random: torch.Generator) -> Tensor:
+        """The uniform numbers (count, NUMBERS) behind that many views of one sample.
+
+        As many whatever the settings are, so that switching one on leaves the others' choices as they were.
+        """
+        return torch.rand(count, NUMBERS, generator=random)
+
+    def views(self, uniform: Tensor, *, height: int, width: int, size: tuple[int, int]) -> Views:
+        """Uniform numbers (R, NUMBERS) as R views of size (H, W) of images of that height and width."""
+        if self.crop_scale is None:
+            box = centre_box(height, width, size).expand(len(uniform), 4)
+        else:
+            box = self._random_boxes(uniform, height, width)
+        signed = uniform * 2 - 1
+        strength = self.color_jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])
+        neutral = torch.tensor([1.0, 1.0, 1.0, 0.0])
+        sigma = 0.1 + 1.9 * uniform[:, _SIGMA]
+        return Views(
+            box=box,
+            flip=uniform[:, _FLIP] < self.horizontal_flip if self.horizontal_flip else None,
+            angle=signed[:, _ANGLE] * self.rotation if self.rotation else None,
+            shift=signed[:, [_RIGHT, _DOWN]] * self.translate if self.translate else None,
+            jitter=neutral + signed[:, _JITTER] * strength if self.color_jitter else None,
+            blur=sigma * (uniform[:, _BLUR] < self.blur) if self.blur else None,
+        )
+
+    def _random_boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
+        """Boxes (R, 4), distributed as those of torchvision's RandomResizedCrop but not rounded to pixels.
+
+        The first try that fits into the image counts; if none does, the largest centred box of allowed
+        aspect.
+        """
+        low, high = self.crop_scale
+        log_low, log_high = (math.log(ratio) for ratio in self.crop_ratio)
+        area = height * width * (low + (high - low) * uniform[:, _AREA])
+        aspect = torch.exp(log_low + (log_high - log_low) * uniform[:, _ASPECT])
+        widths, heights = (area * aspect).sqrt() / width, (area / aspect).sqrt() / height  # both (R, tries)
+        fits = (widths <= 1) & (heights <= 1)
+        first = fits.int().argmax(dim=1, keepdim=True)
+        w, h = widths.gather(1, first).squeeze(1), heights.gather(1, first).squeeze(1)
+        left, top = uniform[:, _LEFT] * (1 - w), uniform[:, _TOP] * (1 - h)
+        box = torch.stack([left, top, w, h], dim=1)
+        nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
+        return torch.where(fits.any(dim=1, keepdim=True), box, _largest_box(height, width, nearest))
+
+
+def centre_box(height: int, width: int, size: tuple[int, int]) -> Tensor:
+    """The largest centred box (4,) with the aspect of size (H, W): what resizing and a centre crop keep."""
+    return _largest_box(height, width, size[1] / size[0])
+
+
+def _largest_box(height: int, width: int, aspect: float) -> Tensor:
+    w, h = min(1.0, height * aspect / width), min(1.0, width / aspect / height)
+    return torch.tensor([(1 - w) / 2, (1 - h) / 2, w, h])
+
+
+def _check_range(name: str, value: Sequence[float], *, highest: float) -> None:
+    if len(value) != 2 or not 0 < value[0] <= value[1] <= highest:
+        limit = "" if highest == math.inf else f" <= {highest:g}"
+        raise ValueError(f"augment.{name}={list(value)} is not a range [low, high] with 0 < low <= high{limit}")

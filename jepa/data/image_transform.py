@@ -1,0 +1,235 @@
+"""Applies augmentation to images: from PIL images or uint8 tensors to normalised float views."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+
+from jepa.data.image_augment import Augment, Views, centre_box
+from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import
+
+v2 = lazy_import("torchvision.transforms.v2")
+F = lazy_import("torchvision.transforms.v2.functional")
+
+
+class ImageTransform:
+    """Makes float32 inputs of one size and number of channels, normalised by mean and std per channel.
+
+    size: (H, W), or one side of a square. mean, std: of pixel values in [0, 1], one per channel or one for all.
+    interpolation: `bicubic` or `bilinear`. augment: None, or how training views are made.
+    A PIL image is cropped and resized on its own, with antialiasing. Tensors of one size are warped as a
+    whole batch, in one call, which for small images is some fifty times faster.
+    Raises ValueError for settings that do not fit.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int | Sequence[int],
+        channels: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str,
+        augment: Augment | None,
+    ) -> None:
+        check_statistics(mean, std, channels)
+        self.size = height_and_width("image_size", size)
+        self.channels = channels
+        self.mean = torch.tensor(mean).view(-1, 1, 1)
+        self.std = torch.tensor(std).view(-1, 1, 1)
+        self.interpolation = interpolation
+        self.augment = augment
+
+    def plain(self, images: Image.Image | Tensor) -> Tensor:
+        """One PIL image, or uint8 (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
+        pixels = self._match_channels(images)
+        height, width = _size(pixels)
+        return self._normalise(_to_float(self._crop(pixels, centre_box(height, width, self.size))))
+
+    def augmented(self, images: Image.Image | Tensor, uniform: Tensor) -> Tensor:
+        """One PIL image, or uint8 (B, C, h, w), and numbers (B, V, NUMBERS): views (B, V, C, H, W)."""
+        batch, count = uniform.shape[:2]
+        images = self._match_channels(images)
+        views = self._views(images, uniform.flatten(0, 1))
+        if isinstance(images, Image.Image):
+            pixels = torch.cat([_to_float(self._move(images, views, i)) for i in range(count)])
+        else:
+            pixels = self._warp(_to_float(images), views, count)
+        return self._normalise(_recolour(pixels, views)).unflatten(0, (batch, count))
+
+    def augmented_clip(self, frames: Tensor, uniform: Tensor) -> Tensor:
+        """Frames uint8 (T, C, h, w) and numbers (1, NUMBERS): one view (T, C, H, W), all frames changed alike."""
+        frames = self._match_channels(frames)
+        views = self._views(frames, uniform)
+        pixels = _to_float(self._move(frames, views, 0))
+        colours = {"jitter": views.jitter, "blur": views.blur}
+        every = {n: None if v is None else v.expand(len(pixels), *v.shape[1:]) for n, v in colours.items()}
+        return self._normalise(_recolour(pixels, replace(views, **every)))
+
+    def _views(self, images: Image.Image | Tensor, uniform: Tensor) -> Views:
+        height, width = _size(images)
+        return self.augment.views(uniform, height=height, width=width, size=self.size)
+
+    @property
+    def _mode(self) -> Any:
+        return v2.InterpolationMode(self.interpolation)
+
+    def _crop(self, image: Image.Image | Tensor, box: Tensor) -> Image.Image | Tensor:
+        height, width = _size(image)
+        left, top, w, h = (box * torch.tensor([width, height, width, height])).round().int().tolist()
+        w, h = max(w, 1), max(h, 1)
+        left, top = min(left, width - w), min(top, height - h)
+        if (h, w) == self.size == (height, width):
+            return image
+        return F.resized_crop(image, top, left, h, w, list(self.size), self._mode, antialias=True)
+
+    def _move(self, image: Image.Image | Tensor, views: Views, i: int) -> Image.Image | Tensor:
+        """Crop, flip, rotate and shift for view i. What comes in from outside of the crop is black."""
+        view = self._crop(image, views.box[i])
+        if views.flip is not None and views.flip[i]:
+            view = F.horizontal_flip(view)
+        if views.angle is not None or views.shift is not None:
+            height, width = self.size
+            angle = 0.0 if views.angle is None else views.angle[i].item()
+            right, down = (0.0, 0.0) if views.shift is None else views.shift[i].tolist()
+            move = [right * width, down * height]
+            # torchvision rotates tensors bilinearly at best.
+            mode = v2.InterpolationMode.BILINEAR if isinstance(view, Tensor) else self._mode
+            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=mode)
+        return view
+
+    def _warp(self, images: Tensor, views: Views, count: int) -> Tensor:
+        """Crop, flip, rotate and shift images (B, C, h, w) to `count` views V each, in one resampling.
+
+        Returns (B * V, C, H, W). What comes in from outside of the image is black.
+        """
+        height, width = self.size
+        small = [min(images.shape[-2], height), min(images.shape[-1], width)]
+        if tuple(small) != tuple(images.shape[-2:]):
+            # Sampling a grid skips pixels when it shrinks an image, so that is done beforehand, and well.
+            images = F.resize(images, small, self._mode, antialias=True)
+        theta = _matrices(views, height, width)
+        images = images.repeat_interleave(count, dim=0)
+        grid = affine_grid(theta, [len(images), images.shape[1], height, width], align_corners=False)
+        mode = self.interpolation
+        return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False).clamp_(0, 1)
+
+    def _match_channels(self, images: Image.Image | Tensor) -> Image.Image | Tensor:
+        if isinstance(images, Image.Image):
+            return _to_mode(images, self.channels)
+        if images.shape[-3] == self.channels:
+            return images
+        if images.shape[-3] == 1:
+            return images.expand(*images.shape[:-3], self.channels, *images.shape[-2:])
+        if images.shape[-3] == 3 and self.channels == 1:
+            return F.rgb_to_grayscale(images)
+        raise DataError(
+            f"the images have {images.shape[-3]} channels and cannot become data.channels={self.channels}; "
+            "set it to the number they have"
+        )
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        return (pixels - self.mean) / self.std
+
+
+def _size(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
+
+
+def _matrices(views: Views, height: int, width: int) -> Tensor:
+    """Affine maps (R, 2, 3) from places in the view to places in the image, both in [-1, 1].
+
+    Backwards through the order of `Views`: undo the shift, the rotation and the flip, then go to the box.
+    """
+    left, top, w, h = views.box.unbind(dim=1)
+    angle = torch.zeros_like(w) if views.angle is None else views.angle * (math.pi / 180)
+    cos, sin = angle.cos(), angle.sin()
+    # Rows of the inverse rotation; the view's aspect, as an angle is one in pixels and not in [-1, 1].
+    xx, xy, yx, yy = cos, sin * (height / width), -sin * (width / height), cos
+    shift = torch.zeros(len(w), 2) if views.shift is None else views.shift
+    right, down = (2 * shift).unbind(dim=1)
+    x, y = -(xx * right + xy * down), -(yx * right + yy * down)
+    across = w if views.flip is None else torch.where(views.flip, -w, w)
+    row_x = torch.stack([across * xx, across * xy, across * x + (2 * left + w - 1)], dim=1)
+    row_y = torch.stack([h * yx, h * yy, h * y + (2 * top + h - 1)], dim=1)
+    return torch.stack([row_x, row_y], dim=1)
+
+
+def _recolour(pixels: Tensor, views: Views) -> Tensor:
+    """Colour jitter and blur of views (R, C, H, W) with values in [0, 1]."""
+    if views.jitter is not None:
+        pixels = _jitter(pixels, views.jitter)
+    if views.blur is None:
+        return pixels
+    # SimCLR's kernel is a tenth of the side; odd, so that it has a centre.
+    kernel = [max(3, side // 10 // 2 * 2 + 1) for side in pixels.shape[-2:]]
+    pairs = zip(pixels, views.blur.tolist())
+    return torch.stack([F.gaussian_blur(view, kernel, [sigma] * 2) if sigma > 0 else view for view, sigma in pairs])
+
+
+def _jitter(pixels: Tensor, factors: Tensor) -> Tensor:
+    """Brightness, contrast, saturation and hue of views (R, C, H, W), as torchvision has them but all views at once."""
+    brightness, contrast, saturation, hue = factors[..., None, None, None].unbind(dim=1)  # (R, 1, 1, 1) each
+    pixels = (pixels * brightness).clamp(0, 1)
+    pixels = _blend(pixels, _grey(pixels).mean(dim=(1, 2, 3), keepdim=True), contrast)
+    if pixels.shape[1] != 3:
+        return pixels
+    pixels = _blend(pixels, _grey(pixels), saturation)
+    return torch.stack([F.adjust_hue(view, turn) for view, turn in zip(pixels, hue.flatten().tolist())])
+
+
+def _grey(pixels: Tensor) -> Tensor:
+    return F.rgb_to_grayscale(pixels) if pixels.shape[1] == 3 else pixels
+
+
+def _blend(pixels: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    return (pixels * share + other * (1 - share)).clamp(0, 1)
+
+
+def _to_mode(image: Image.Image, channels: int) -> Image.Image:
+    """A PIL image of any mode as 8-bit RGB or grey; transparency is dropped."""
+    if channels not in (1, 3):
+        raise DataError(f"data.channels={channels}, but image files give 3 (colour) or 1 (grey)")
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # Pillow cuts 16-bit values off at 255 instead of scaling them.
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    elif image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")  # without this step Pillow warns
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _to_float(pixels: Image.Image | Tensor) -> Tensor:
+    """uint8 as float32 in [0, 1]; a PIL image as (1, C, H, W)."""
+    if isinstance(pixels, Image.Image):
+        pixels = F.pil_to_tensor(pixels)[None]
+    return pixels.float() / 255
+
+
+def height_and_width(name: str, size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of a side or a pair. Raises ValueError for anything else."""
+    pair = (size, size) if isinstance(size, int) else tuple(size)
+    if len(pair) != 2 or min(pair) < 1:
+        raise ValueError(f"data.{name}={size} is neither a side nor [height, width], at least 1")
+    return pair
+
+
+def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """Raise ValueError for means and deviations that do not fit the channels, or deviations not above 0."""
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ValueError(
+                f"data.{name} has {len(values)} values; expected {channels}, one per channel, or a single one"
+            )
+    if min(std) <= 0:
+        raise ValueError(f"data.std={list(std)} has a value that is not positive")

@@ -1,0 +1,181 @@
+"""Several data sets as one stream, each with its share of the samples.
+
+    python train.py data=mix +data@data.parts.a=mnist +data@data.parts.b=fashion_mnist \\
+        data.parts.a.root=... data.parts.b.root=... data.weights='{a: 0.7, b: 0.3}'
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa.data.data_module import DataModule, Reading
+from jepa.data.sources.splits import Splits
+from jepa.data.stream import Request, SampleOrder
+from jepa.types import Batch
+from jepa.utils.errors import UserError
+
+PERIOD = 1000
+"""Samples after which the interleaving of the parts repeats: shares are met to 1 / 1000."""
+
+
+@dataclass(kw_only=True, eq=False)
+class MixedData(DataModule):
+    """Data sets whose samples have one shape, mixed sample by sample; evaluated on one of them.
+
+    parts: name -> a data set, of which neither the batch size nor the loader's settings are used here. One that is None
+        is left out.
+    weights: name -> share of the samples, of any scale; None mixes by size, as if the sets were joined.
+    evaluate: the part that probes and validation loss are computed on; None for the first.
+    channels, image_size, length, vocab_size: what the model is built with; None takes what the parts have.
+
+    Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; of a part the
+    samples come in the order they would have by themselves. So ranks, workers and resuming change nothing. An epoch is
+    as many samples as all parts have together. Unreadable samples are counted over all parts; the largest
+    max_bad_share of a part is the limit.
+
+    Raises ValueError for weights that do not fit the parts, UserError for parts that do not fit together.
+    """
+
+    parts: Mapping[str, DataModule | None]
+    weights: Mapping[str, float] | None = None
+    evaluate: str | None = None
+    channels: int | None = None
+    image_size: int | Sequence[int] | None = None
+    length: int | None = None
+    vocab_size: int | None = None
+    views: int = field(init=False)
+    max_bad_share: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.parts = {name: part for name, part in self.parts.items() if part is not None}
+        if not self.parts:
+            raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")
+        sizes = {name: part.spec.num_train for name, part in self.parts.items()}
+        weights = sizes if self.weights is None else self.weights
+        if set(weights) != set(self.parts) or not all(weight > 0 for weight in weights.values()):
+            raise ValueError(
+                f"data.weights={dict(weights)}: expected a share above 0 for each of data.parts {list(self.parts)}"
+            )
+        evaluate = next(iter(self.parts)) if self.evaluate is None else self.evaluate
+        if evaluate not in self.parts:
+            raise ValueError(f"data.evaluate={evaluate!r}: expected one of data.parts {list(self.parts)}")
+        shapes = {n: {k: tuple(v.shape) for k, v in part.blank_batch(1).items()} for n, part in self.parts.items()}
+        if any(shape != shapes[evaluate] for shape in shapes.values()):
+            raise UserError(
+                f"data.parts give batches of different shapes: {shapes}; set the same sizes and views for all"
+            )
+        self.evaluated = self.parts[evaluate]
+        self.shares = [float(weights[name]) for name in self.parts]
+        self.sizes = list(sizes.values())
+        self.views = self.evaluated.views
+        self.max_bad_share = max(part.max_bad_share for part in self.parts.values())
+        super().__post_init__()
+        spec = self.evaluated.spec
+        self.setup(
+            Splits(train=range(sum(self.sizes)), test=range(spec.num_test), class_names=spec.class_names),
+            prepare=self.evaluated.prepare,
+            input_shape=spec.input_shape,
+            found=self._check_found(),
+        )
+        for name in (
+            *("evaluation_batches", "validation_batches", "view_batches", "blank_batch"),
+            *("raw_features", "words"),  # of some kinds of data
+        ):
+            if hasattr(self.evaluated, name):
+                setattr(self, name, getattr(self.evaluated, name))
+
+    def _check_found(self) -> dict[str, Any]:
+        """The sizes that a model of these samples is built with. Raises UserError where others were asked for."""
+        spec = self.evaluated.spec
+        shape = spec.input_shape
+        known = {"channels": shape[0], "image_size": list(shape[1:])} if len(shape) == 3 else {}
+        known |= spec.found
+        for name in ("channels", "image_size", "length", "vocab_size"):
+            value = getattr(self, name)
+            value = [value, value] if name == "image_size" and isinstance(value, int) else value
+            if value is not None and as_tuple(value) != as_tuple(known.get(name)):
+                raise UserError(
+                    f"data.{name}={value}, but the parts have {known.get(name, 'no such size')}: leave it out"
+                )
+        return known
+
+    @property
+    def bad_samples(self) -> dict[str, str]:
+        """Path -> reason of the samples found unreadable so far."""
+        return {**super().bad_samples, **self.evaluated.bad_samples}
+
+    def order(self, seed: int) -> SampleOrder:
+        """The samples of every step, numbered through the parts one after another."""
+        return MixedOrder(sizes=self.sizes, weights=self.shares, batch_size=self.batch_size, seed=seed)
+
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """Have each part make its samples of a request, and put them in order."""
+        offsets = [0, *accumulate(self.sizes)]
+        owners = [bisect_right(offsets, index) - 1 for index in request.indices]
+        made: list[Batch] = []
+        places: list[int] = []
+        for number, part in enumerate(self.parts.values()):
+            if mine := [place for place, owner in enumerate(owners) if owner == number]:
+                counters = [request.counters[place] for place in mine]
+                indices = [request.indices[place] - offsets[number] for place in mine]
+                made.append(part.make_batch(Request(counters, indices), reading))
+                places += mine
+        order = torch.tensor(places).argsort()
+        joined: Batch = {"bad": {name: why for batch in made for name, why in batch.pop("bad", {}).items()}}
+        for name in set.intersection(*(set(batch) for batch in made)):
+            joined[name] = torch.cat([batch[name] for batch in made])[order]
+        return joined
+
+
+class MixedOrder(SampleOrder):
+    """The samples of every step when data sets of these sizes are mixed by these weights.
+
+    Indices run through the sets one after another. Within a set the order is that of `SampleOrder` with the same seed.
+    """
+
+    def __init__(self, *, sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int) -> None:
+        super().__init__(num_samples=sum(sizes), batch_size=batch_size, seed=seed)
+        self.pattern = interleave(weights, PERIOD)  # (PERIOD,) part of each counter
+        self._before = torch.stack([(self.pattern == part).cumsum(0) - 1 for part in range(len(sizes))])
+        self._counts = torch.bincount(self.pattern, minlength=len(sizes)).tolist()
+        self._offsets = [0, *accumulate(sizes)]
+        self._orders = [SampleOrder(num_samples=size, batch_size=1, seed=seed) for size in sizes]
+
+    def _indices(self, start: int, stop: int) -> Tensor:
+        indices = []
+        for counter in range(start, stop):
+            period, place = divmod(counter, len(self.pattern))
+            part = int(self.pattern[place])
+            own = period * self._counts[part] + int(self._before[part, place])  # how many of it came before
+            indices.append(self._offsets[part] + self._orders[part]._indices(own, own + 1))
+        return torch.cat(indices)
+
+
+def interleave(weights: Sequence[float], length: int) -> Tensor:
+    """Which part each of `length` places belongs to, (length,) int64: shares rounded, evenly mixed.
+
+    Each place goes to the part that is furthest behind its share (smooth weighted round robin).
+    """
+    shares = torch.tensor(weights, dtype=torch.float64)
+    shares = shares / shares.sum()
+    credit, places = torch.zeros_like(shares), []
+    for _ in range(length):
+        credit += shares
+        part = int(credit.argmax())
+        credit[part] -= 1
+        places.append(part)
+    if missing := set(range(len(weights))) - set(places):
+        raise ValueError(f"data.weights={list(weights)}: part {min(missing)} has less than 1 in {length} samples")
+    return torch.tensor(places)
+
+
+def as_tuple(value: Any) -> tuple:
+    """A number or several as a tuple; None is empty."""
+    return () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)

@@ -1,0 +1,182 @@
+"""Pairs of modalities: two or more data sets whose samples belong together by label.
+
+    python train.py model=crossmodal data=paired           # written and spoken digits
+    python train.py model=crossmodal data=paired_coco      # pictures and captions, which belong together by picture
+
+A batch is {"x": {name: (B, ...)}, "label": (B,)}. Where a sample lacks a modality, that input is empty: NaN throughout,
+or nothing but the padding id.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from jepa.data.data_module import VALIDATION_SEED, DataModule, Reading
+from jepa.data.sources.splits import Splits
+from jepa.data.stream import Request, Samples
+from jepa.types import Batch
+from jepa.utils.errors import DataError, UserError
+from jepa.utils.random import generator
+
+PADDING = 0
+"""The id that stands for padding in inputs that are ids."""
+
+
+@dataclass(kw_only=True, eq=False)
+class PairedData(DataModule):
+    """Batches of pairs: each sample of the anchor with a partner of its label from every other modality.
+
+    modalities: name -> data, each with one view per sample, of which the loader's settings are not used. Evaluation
+        looks at each by itself. Splits stay apart: training samples have training partners, test samples test ones.
+    anchor: the modality whose samples are gone through; an epoch is one pass over them. The others' samples of the
+        same label are drawn again for each, in training by (seed, counter), in evaluation always alike.
+    missing: name -> share of the training samples that come without this modality; the last one left is kept.
+    A label need not be a class: data whose `class_names` are None may number what belongs together by `labels`.
+
+    Raises ValueError for a wrong setting, DataError for samples without labels or without a partner.
+    """
+
+    modalities: Mapping[str, DataModule]
+    anchor: str
+    missing: Mapping[str, float] | None = None
+    views: int = field(default=1, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = list(self.modalities)
+        if len(names) < 2 or self.anchor not in names:
+            raise ValueError(
+                f"data.anchor={self.anchor} and data.modalities={names}: expected two or more modalities, one of "
+                "which is the anchor"
+            )
+        for name, data in self.modalities.items():
+            if data.has_several_views:
+                raise ValueError(f"data.modalities.{name}: got several views of a sample, expected views=1")
+        self.missing = dict(self.missing or {})
+        for name, share in self.missing.items():
+            if name not in names or not 0 <= share < 1:
+                raise ValueError(f"data.missing.{name}={share}: expected a share from 0 to below 1 of one of {names}")
+        self.partners = {split: self._find_partners(split) for split in ("train", "test")}
+        mine = self.modalities[self.anchor]
+        self.setup(
+            Splits(**mine.splits, class_names=mine.spec.class_names),
+            prepare=mine.prepare,
+            input_shape=mine.spec.input_shape,
+        )
+
+    def blank_batch(self, count: int) -> Batch:
+        """A training batch of `count` samples without content."""
+        return {"x": {name: data.blank_batch(count)["x"] for name, data in self.modalities.items()}}
+
+    def make_batch(self, request: Request, reading: Reading) -> Batch:
+        """Make {"x": {name: (b, ...)}, "label": (b,)}; in evaluation nothing is missing."""
+        labels = self.partners[reading.split][0][torch.as_tensor(request.indices)]
+        chosen = [self._choose(counter, int(label), reading) for counter, label in zip(request.counters, labels)]
+        bad: dict[str, str] = {}
+        x = {}
+        for name, data in self.modalities.items():
+            indices = request.indices if name == self.anchor else [partner[name] for partner, _ in chosen]
+            absent = torch.tensor([name in absent for _, absent in chosen])
+            make = partial(data.make_batch, reading=reading)
+            x[name] = empty_where(read_or_empty(make, request.counters, indices, bad), absent)
+        return {"x": x, "label": labels, "bad": bad}
+
+    def _choose(self, counter: int, label: int, reading: Reading) -> tuple[dict[str, int], set[str]]:
+        """The partners' indices, and the modalities that are left out."""
+        random = generator("cpu", VALIDATION_SEED if reading.seed is None else reading.seed, "partner", counter)
+        draws = torch.rand(2, len(self.modalities), generator=random)
+        partners = {}
+        for draw, (name, by_label) in zip(draws[0], self.partners[reading.split][1].items()):
+            candidates = by_label[label]
+            partners[name] = int(candidates[int(draw * len(candidates))])
+        missing = {} if reading.seed is None else self.missing
+        # The modality that is least likely to be left out by its draw is kept.
+        margin = {name: float(draw) - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
+        absent = {name for name, value in margin.items() if value < 0}
+        return partners, absent - {max(margin, key=margin.get)}
+
+    def _find_partners(self, split: str) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
+        """Labels (n,) of the anchor's samples, and name -> label -> indices of the partners."""
+        labels = {name: labels_of(name, data.splits[split]) for name, data in self.modalities.items()}
+        wanted = labels[self.anchor]
+        by_label = {}
+        for name in self.modalities:
+            if name != self.anchor:
+                mine = {int(label): (labels[name] == label).nonzero().flatten() for label in labels[name].unique()}
+                if lacking := sorted(set(wanted.unique().tolist()) - set(mine)):
+                    raise DataError(
+                        f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "
+                        f"{self.anchor} has: without partners these cannot be used"
+                    )
+                by_label[name] = mine
+        return wanted, by_label
+
+
+@dataclass(kw_only=True, eq=False)
+class WrittenAndSpokenDigits(PairedData):
+    """Digits paired by class: `written` is completed with root=mnist_root, `spoken` with root=fsdd_root."""
+
+    mnist_root: str
+    fsdd_root: str
+    written: Callable[..., DataModule]
+    spoken: Callable[..., DataModule]
+    anchor: str = "spoken"
+    modalities: Mapping[str, DataModule] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modalities = {"written": self.written(root=self.mnist_root), "spoken": self.spoken(root=self.fsdd_root)}
+        super().__post_init__()
+
+
+@dataclass(kw_only=True, eq=False)
+class PicturesAndCaptions(PairedData):
+    """Pictures and captions of one folder: both are completed with root=root and paired by picture.
+
+    One of a picture's captions is drawn each time.
+    """
+
+    root: str
+    picture: Callable[..., DataModule]
+    caption: Callable[..., DataModule]
+    anchor: str = "picture"
+    modalities: Mapping[str, DataModule] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.modalities = {"picture": self.picture(root=self.root), "caption": self.caption(root=self.root)}
+        super().__post_init__()
+
+
+def read_or_empty(
+    make: Callable[[Request], Batch], counters: Sequence[int], indices: Sequence[int], bad: dict[str, str]
+) -> Tensor:
+    """The inputs of a modality; empty where a sample cannot be read, as its neighbour would be no partner."""
+    batch = make(Request(counters, indices))
+    found = batch.get("bad", {})
+    if not found:
+        return batch["x"]
+    bad.update(found)
+    lost = [bool(make(Request([c], [i])).get("bad")) for c, i in zip(counters, indices)]
+    return empty_where(batch["x"], torch.tensor(lost))
+
+
+def empty_where(x: Tensor, lost: Tensor) -> Tensor:
+    """Inputs (B, ...) with those marked in lost (B,) bool emptied."""
+    if not bool(lost.any()):
+        return x
+    return x.masked_fill(lost.view(-1, *[1] * (x.ndim - 1)), float("nan") if x.is_floating_point() else PADDING)
+
+
+def labels_of(name: str, samples: Samples) -> Tensor:
+    """Labels (n,) int64 of a split, without reading its samples. Raises UserError where it has none."""
+    labels = getattr(samples, "labels", None)
+    if labels is None:
+        raise UserError(
+            f"data.modalities.{name}: {type(samples).__name__} has no labels to pair by: give data with class folders "
+            "or labels"
+        )
+    return torch.as_tensor(labels).long()

@@ -1,0 +1,101 @@
+"""Moving MNIST, made from MNIST: digits that drift over a canvas and bounce off its sides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from jepa.data.sources.decoders import TensorVideo
+from jepa.data.sources.small_images import mnist
+from jepa.data.sources.splits import Splits, TensorImages
+from jepa.utils.random import generator
+
+
+def moving_mnist(
+    *,
+    root: str,
+    download: bool = True,
+    digits: int = 2,
+    canvas: int = 64,
+    length: int = 20,
+    speed: tuple[float, float] = (2.0, 5.0),
+    others_brightness: float = 0.5,
+    train_clips: int = 10_000,
+    test_clips: int = 2_000,
+    seed: int = 0,
+) -> Splits:
+    """Clips of moving digits (Srivastava et al. 2015, arXiv 1502.04681), generated when they are read.
+
+    Clip i of a split is a function of (seed, split, i): its digits, of the same split of MNIST, their places,
+    directions and speeds. The label is the class of the first digit, which is drawn at full brightness and the others
+    at `others_brightness`, as otherwise nothing would show which one the label means (in the original: 1.0).
+
+    root, download: see `mnist`. digits: per clip. canvas: pixels of its side. length: frames. speed: (least, most)
+    pixels per frame. Raises ValueError for digits that do not fit, and DataError as `mnist` does.
+    """
+    if digits < 1 or length < 1 or train_clips < 1 or test_clips < 1:
+        raise ValueError("data.source: digits, length, train_clips and test_clips must be at least 1")
+    if not 0 <= speed[0] <= speed[1] or not 0 <= others_brightness <= 1:
+        raise ValueError(f"data.source: got speed={speed}, others_brightness={others_brightness}")
+    images = mnist(root=root, download=download)
+    side = images.train.images.shape[-1]
+    if canvas < side:
+        raise ValueError(f"data.source.canvas={canvas} is smaller than a digit, {side} pixels")
+    made = [
+        MovingDigits(
+            images=getattr(images, split),
+            split=split,
+            clips=clips,
+            digits=digits,
+            canvas=canvas,
+            length=length,
+            speed=tuple(speed),
+            brightness=others_brightness,
+            seed=seed,
+        )
+        for split, clips in (("train", train_clips), ("test", test_clips))
+    ]
+    return Splits(*made, class_names=images.class_names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MovingDigits:
+    """The clips of one split; items are (video, label). `moving_mnist` describes the fields."""
+
+    images: TensorImages
+    split: str
+    clips: int
+    digits: int
+    canvas: int
+    length: int
+    speed: tuple[float, float]
+    brightness: float
+    seed: int
+
+    def __len__(self) -> int:
+        return self.clips
+
+    def __getitem__(self, index: int) -> tuple[TensorVideo, int]:
+        random = generator("cpu", self.seed, f"moving mnist/{self.split}", index)
+        chosen = torch.randint(len(self.images), (self.digits,), generator=random)
+        pixels = self.images.images[chosen, 0]  # (digits, h, w)
+        places = self._places(pixels.shape[-1], torch.rand(self.digits, 4, generator=random)).tolist()
+        frames = torch.zeros(self.length, self.canvas, self.canvas, dtype=torch.uint8)
+        for number, digit in enumerate(pixels):
+            shown = digit if number == 0 else (digit * self.brightness).to(torch.uint8)
+            for frame, (top, left) in zip(frames, places[number]):
+                window = frame[top : top + digit.shape[0], left : left + digit.shape[1]]
+                torch.maximum(window, shown, out=window)
+        return TensorVideo(frames.unsqueeze(1)), int(self.images.labels[chosen[0]])
+
+    def _places(self, side: int, uniform: Tensor) -> Tensor:
+        """Top left corners (digits, length, 2), pixels, of numbers (digits, 4): start, direction, speed."""
+        room = self.canvas - side
+        angle = 2 * torch.pi * uniform[:, 2]
+        pace = self.speed[0] + (self.speed[1] - self.speed[0]) * uniform[:, 3]
+        step = torch.stack([angle.sin(), angle.cos()], dim=-1) * pace[:, None]  # (digits, 2)
+        straight = room * uniform[:, None, :2] + step[:, None] * torch.arange(self.length)[:, None]
+        folded = straight % max(1, 2 * room)  # there and back again
+        return torch.minimum(folded, 2 * room - folded).clamp(0, room).round().long()

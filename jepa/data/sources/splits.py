@@ -1,0 +1,101 @@
+"""What a source returns, and what sources share."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa.data.stream import Samples
+from jepa.utils.errors import DataError
+from jepa.utils.random import generator
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training and test samples, whose items are (input, label).
+
+    An input is what the data class takes: of `ImageData` a PIL image or a uint8 tensor (C, H, W). class_names[label]
+    names a label; None stands for data without labels, in which every label is None.
+    """
+
+    train: Samples
+    test: Samples
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class TensorImages:
+    """Images in memory, uint8 (N, C, H, W), and their labels, int64 (N,) or None.
+
+    As all have one size, `ImageData` augments them a batch at a time.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
+        return self.images[index], None if self.labels is None else int(self.labels[index])
+
+
+class FileSamples:
+    """Files and their labels; items are (what `decode` makes of the path, label).
+
+    paths: relative to `folder`. labels: one for each path, or None. decode: raises UnreadableSample for damaged files.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        paths: Sequence[str | Path],
+        labels: Sequence[int] | None,
+        decode: Callable[[str], Any],
+    ) -> None:
+        self.folder = str(folder)
+        # One block of bytes: workers would copy a million strings by touching their reference counts.
+        self.paths = np.array([os.fsencode(path) for path in paths])
+        self.labels = None if labels is None else np.array(labels)
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        path = os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
+        return self.decode(path), None if self.labels is None else int(self.labels[index])
+
+
+def hold_out(
+    count: int, fraction: float, seed: int, *counters: int, where: str | Path | None = None
+) -> tuple[list[int], list[int]]:
+    """Indices of the training and of the test samples, both sorted: `fraction` of `count` for testing, drawn by `seed`.
+
+    At least one of each where there are two or more. A single sample is for training, or a DataError if `where` is set.
+    """
+    if where is not None and count < 2:
+        raise DataError(f"{where} holds {count} samples; expected at least 2, of which one is kept aside for testing")
+    held = min(max(round(fraction * count), 1), count - 1)
+    order = torch.randperm(count, generator=generator("cpu", seed, "split", *counters)).tolist()
+    return sorted(order[held:]), sorted(order[:held])
+
+
+def check_fraction(name: str, fraction: float) -> None:
+    """Raise ValueError for a share that is not between 0 and 1."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"{name}={fraction} is not between 0 and 1, both excluded")
+
+
+def first_few(names: Iterable[object]) -> str:
+    """The first five names, for messages, and how many there are."""
+    names = [name.name if isinstance(name, Path) else str(name) for name in names]
+    shown = ", ".join(names[:5])
+    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"

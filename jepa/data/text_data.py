@@ -1,0 +1,110 @@
+"""Text as ids, padded to one length.
+
+python train.py model=text data=text_csv data.root=banking77 data.label_column=category
+python train.py model=text data=text_lines data.root=corpus.txt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.sources.splits import Splits
+from jepa.data.stream import Samples, UnreadableSample
+from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
+from jepa.utils.random import generator
+
+MOST_BUCKETS = 1024
+MOST_CHARACTERS = 4_000_000
+"""That a tokenizer is trained on: more would take longer than it helps."""
+
+
+@dataclass(kw_only=True, eq=False)
+class TextData(DataModule):
+    """Texts as ids (max_length,) int64 with padding, id 0, at the end.
+
+    source: called as source(root=root) and with the columns that are set; returns `Splits` of (text, label).
+    text_column, label_column: of tables, by name or number.
+    tokenizer: "train", a file or folder, or a pretrained name; the attribute becomes the `Tokenizer`.
+        tokenizer_folder: where it is kept, a run's folder, None for nowhere; lower_case: of one that is trained, on at
+        most 4 million characters. See `open_tokenizer`.
+    vocab_size: how many ids the model has; None takes as many as the tokenizer has, as stated in `spec.found`.
+    max_length: tokens of a sample. Of a longer text, training takes a window at a random place, a new one for every
+        view, and evaluation the beginning.
+    views: how often a training sample is prepared; the views of a short text are equal, and the masks differ.
+    """
+
+    source: Callable[..., Splits]
+    root: str | None = None
+    text_column: str | int | None = None
+    label_column: str | int | None = None
+    tokenizer: str = "train"
+    tokenizer_folder: str | None = None
+    lower_case: bool = True
+    vocab_size: int | None = 4096
+    max_length: int = 64
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_length < 2:
+            raise ValueError(f"data.max_length={self.max_length}: masks need at least 2 tokens")
+        if self.vocab_size is not None:
+            check_counts(vocab_size=self.vocab_size)
+        splits = read_source(self.source, root=self.root, text_column=self.text_column, label_column=self.label_column)
+        self.tokenizer: Tokenizer = open_tokenizer(
+            self.tokenizer,
+            texts=_texts(splits.train),
+            vocab_size=self.vocab_size,
+            lower_case=self.lower_case,
+            folder=None if self.tokenizer_folder is None else Path(self.tokenizer_folder),
+        )
+        self.vocab_size = self.vocab_size or self.tokenizer.vocab_size
+        self.setup(
+            splits,
+            prepare=self.to_ids,
+            input_shape=(self.max_length,),
+            found={"vocab_size": self.tokenizer.vocab_size},
+            blank=torch.full((self.max_length,), PADDING + 1, dtype=torch.int64),
+        )
+
+    def to_ids(self, text: str, random: torch.Generator | None = None) -> Tensor:
+        """Ids (max_length,) int64 of a text; random: where a window of a long one comes from, None for its start."""
+        ids = torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
+        surplus = len(ids) - self.max_length
+        if surplus > 0:
+            first = 0 if random is None else int(torch.randint(surplus + 1, (), generator=random))
+            return ids[first : first + self.max_length]
+        return torch.nn.functional.pad(ids, (0, -surplus), value=PADDING)
+
+    def words(self, ids: Tensor) -> list[str]:
+        """What each of the ids (L,) stands for, as previews show it; nothing for padding."""
+        return self.tokenizer.words(ids.tolist())
+
+    def raw_features(self, x: Tensor, size: int) -> Tensor:
+        """Bags of tokens (b, F): log(1 + how often each id occurs), padding left out.
+
+        Ids share at most 1,024 buckets modulo their number; frequent ids come first, so that those which meet are a
+        frequent one and some rare ones. size: of other inputs; it means nothing here.
+        """
+        buckets = min(self.vocab_size, MOST_BUCKETS)
+        counts = torch.zeros(len(x), buckets, device=x.device)
+        return counts.scatter_add_(1, x % buckets, (x != PADDING).to(counts.dtype)).log1p()
+
+
+def _texts(samples: Samples) -> Iterator[str]:
+    """Texts to train a tokenizer on: all of a split, or as many, in random order, as it takes."""
+    left = MOST_CHARACTERS
+    for index in torch.randperm(len(samples), generator=generator("cpu", 0, "tokenizer")).tolist():
+        try:
+            text = samples[index][0]
+        except UnreadableSample:
+            continue
+        yield text
+        left -= len(text)
+        if left < 0:
+            return

@@ -1,0 +1,130 @@
+"""Clips of videos for training and evaluation, built from a source by `conf/data/*.yaml`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.image_augment import Augment
+from jepa.data.image_transform import ImageTransform
+from jepa.data.sources.decoders import Video
+from jepa.data.sources.splits import Splits
+from jepa.data.stream import Samples
+from jepa.utils.errors import DataError
+
+
+@dataclass(kw_only=True, eq=False)
+class VideoData(DataModule):
+    """Batches of clips (B, C, T, H, W).
+
+    source: called as source(root=root), or source() without a root; returns `Splits` of videos.
+    csv: a list of the videos, which the source reads; csv_path, csv_label, csv_split: its columns. See `video_folder`.
+    image_size: side, or [height, width], to which frames are cropped and resized. channels: 3, or 1 for grey.
+    num_frames: frames of a clip, T. frame_stride: every how many frames of the video one is taken; fps: instead, how
+        many a second, which needs video files.
+    clips: samples made of each video, of as many parts of equal length. Each is a sample of its own, in training as in
+        evaluation, where probes score clips and not videos. For several clips of one video in one sample, as views of
+        it, there is `views`.
+    temporal_jitter: a training clip starts anywhere in its part of the video; else, as in evaluation, in the middle.
+    short_videos: a video too short for a clip goes on with its last frame ("repeat") or from its beginning ("loop").
+    mean, std, augment, interpolation: as in `ImageData`; all frames of a clip are cropped, flipped and recoloured
+        alike.
+    """
+
+    source: Callable[..., Splits]
+    root: str | None = None
+    csv: str | None = None
+    csv_path: str = "path"
+    csv_label: str = "label"
+    csv_split: str = "split"
+    image_size: int | Sequence[int]
+    channels: Literal[1, 3] = 3
+    num_frames: int = 16
+    frame_stride: int = 4
+    fps: float | None = None
+    clips: int = 1
+    temporal_jitter: bool = True
+    short_videos: Literal["repeat", "loop"] = "repeat"
+    mean: Sequence[float]
+    std: Sequence[float]
+    augment: Augment | None = None
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_counts(num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
+        if self.fps is not None and self.fps <= 0:
+            raise ValueError(f"data.fps={self.fps} must be positive; null counts frames by data.frame_stride")
+        self.transform = ImageTransform(
+            size=self.image_size,
+            channels=self.channels,
+            mean=self.mean,
+            std=self.std,
+            interpolation=self.interpolation,
+            augment=self.augment,
+        )
+        listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split")}
+        splits = read_source(self.source, root=self.root, **(listed if self.csv is not None else {}))
+        if self.clips > 1:
+            splits = replace(splits, train=Parts(splits.train, self.clips), test=Parts(splits.test, self.clips))
+        self.setup(splits, prepare=self.decode_clip, input_shape=(self.channels, self.num_frames, *self.transform.size))
+
+    def decode_clip(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
+        """(C, T, H, W) float32 of a video, or of a part of it; uint8 until the last step.
+
+        random None: the middle of the video, resized and centre cropped.
+        """
+        video, part = sample if isinstance(sample, tuple) else (sample, 0)
+
+        def choose(count: int, rate: float | None) -> Sequence[int]:
+            numbers = self.choose_frames(count, rate, part=part, random=random)
+            order.extend(sorted(range(len(numbers)), key=numbers.__getitem__))
+            return [numbers[i] for i in order]
+
+        order: list[int] = []
+        read = video.read(choose)  # in rising order, as files are decoded forwards
+        pixels = torch.empty_like(read)
+        pixels[order] = read
+        if random is None or self.augment is None:
+            return self.transform.plain(pixels).transpose(0, 1)
+        return self.transform.augmented_clip(pixels, self.augment.draw(1, random)).transpose(0, 1)
+
+    def choose_frames(self, count: int, rate: float | None, *, part: int, random: torch.Generator | None) -> list[int]:
+        """The frames of a clip of a video of `count` frames at `rate` a second. random None: from the middle."""
+        step = float(self.frame_stride)
+        if self.fps is not None:
+            if rate is None:
+                raise DataError(
+                    f"data.fps={self.fps:g} needs videos that say how many frames a second they have, which folders of "
+                    "frames do not: use data.frame_stride with data.fps=null"
+                )
+            step = rate / self.fps
+        low, high = part * count / self.clips, (part + 1) * count / self.clips
+        last = (self.num_frames - 1) * step  # from the first frame to the last one
+        room = max(0.0, high - low - 1 - last)
+        share = 0.5 if random is None or not self.temporal_jitter else torch.rand((), generator=random).item()
+        # Halves are rounded up, so that steps of a whole number stay so.
+        first = int(min(low + share * room, max(0.0, count - 1 - last)) + 0.5)
+        numbers = [int(first + i * step + 0.5) for i in range(self.num_frames)]
+        if self.short_videos == "loop":
+            return [number % count for number in numbers]
+        return [min(number, count - 1) for number in numbers]
+
+
+class Parts:
+    """Each video as several samples, one for each part of it; items are ((video, part), label)."""
+
+    def __init__(self, videos: Samples, clips: int) -> None:
+        self.videos, self.clips = videos, clips
+
+    def __len__(self) -> int:
+        return len(self.videos) * self.clips
+
+    def __getitem__(self, index: int) -> tuple[tuple[Video, int], int | None]:
+        video, label = self.videos[index // self.clips]
+        return (video, index % self.clips), label

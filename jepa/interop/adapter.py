@@ -1,0 +1,123 @@
+"""What every format of checkpoints is to the rest: a `Source` that is found, an `Adapter` that reads it, a `Loaded`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import nn
+
+from jepa.checkpoint.load import locate
+from jepa.interop.weights_file import WeightsFile, read_weights_file
+from jepa.utils.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """How one format is recognised and loaded.
+
+    stored_config: the configuration that a checkpoint holds (model, loss, data, ...), None where it holds none.
+    load_into: puts the weights into a model that is there, strictly; None where training does not start from it.
+    """
+
+    format: str
+    recognizes: Callable[[Source], bool]
+    load: Callable[[Source, Options], Loaded]
+    stored_config: Callable[[Source], dict[str, Any] | None] = lambda source: None
+    load_into: Callable[[nn.Module, Source], None] | None = None
+
+
+@dataclass
+class Source:
+    """A checkpoint by its name, before a model is made of it. key: the option that names it."""
+
+    name: str
+    key: str = "checkpoint"
+    adapter: Adapter | None = None
+    config: dict[str, Any] | None = None
+
+    @cached_property
+    def file(self) -> WeightsFile:
+        """The file. Raises CheckpointError when nothing is there, or it cannot be read or holds nothing known."""
+        try:
+            path = locate(self.name)
+        except CheckpointError as error:
+            names = ", timm:<name>, hf:<name or folder> or random" if self.key == "checkpoint" else ""
+            raise CheckpointError(f"{self.key}={self.name}: {error}; expected a run folder, a file{names}") from None
+        return read_weights_file(path)
+
+    @property
+    def path(self) -> Path:
+        """Path of the file."""
+        return self.file.path
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the caller says of a model.
+
+    overrides: values of the model by dotted key, {"encoder.num_heads": 16}, for what no file says.
+    image_size (H, W), channels: of the pictures that it will see; None takes its own.
+    build: makes the model, for `random`, and for runs where it is not that of the stored configuration.
+    """
+
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    build: Callable[..., nn.Module] | None = None
+
+
+@dataclass
+class Loaded:
+    """A checkpoint's model, in evaluation mode on the CPU.
+
+    model: has `encoder(x)` and `encode_target(x)`. random_init: builds the same kind untrained.
+    lines: what was found, adapted or left alone, in words. description: what the model is beside its weights.
+    encoder: the configuration that builds its encoder, where that is one of ours. image_size: (H, W) it was made for.
+    mean, std: of the pictures it was trained on, where that is known and may differ from the data's.
+    step, metrics, data: of a run's checkpoint, and the data's configuration. stopped: why it ended early, if it did.
+    collapse: the last verdict of its monitor, as in results.json.
+    """
+
+    model: nn.Module
+    random_init: Callable[..., nn.Module]
+    lines: list[str]
+    description: dict[str, Any]
+    encoder: dict[str, Any] | None = None
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    step: int | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] | None = None
+    stopped: str | None = None
+    collapse: dict[str, Any] = field(default_factory=lambda: not_monitored("this is no checkpoint of a run"))
+    source: str = ""
+    format: str = ""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of the weights and of what the model is, the same wherever they are stored."""
+        digest = hashlib.blake2b(json.dumps(self.description, sort_keys=True, default=str).encode(), digest_size=16)
+        for name, tensor in sorted(self.model.state_dict().items()):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def not_monitored(why: str) -> dict[str, Any]:
+    """Return the `collapse` of a model that no monitor has watched."""
+    return {"verdict": "unknown", "evidence": f"{why}, so no monitor has watched it"}
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """Build a network from its configuration."""
+    return instantiate(config, _convert_="all")

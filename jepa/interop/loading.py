@@ -1,0 +1,147 @@
+"""Any checkpoint as a model: ours, published ones, bare encoders, and models known by name.
+
+    loaded = load("outputs/2026-11-22/15-22-41-120331")
+    loaded = load("timm:vit_small_patch16_224.augreg_in21k", image_size=(224, 224), channels=3)
+    loaded.model.encode_target(x)                   # (B, N, D)
+
+What was detected, adapted or left alone is in `lines`; what does not fit is refused. A new format is a file with an
+`Adapter`, and a row of `ADAPTERS`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
+from jepa.interop.adapter import Adapter, Loaded, Options, Source
+from jepa.interop.sizes import by
+from jepa.utils.errors import CheckpointError, UserError
+
+log = logging.getLogger("jepa")
+
+ADAPTERS: tuple[Adapter, ...] = (
+    ours.RANDOM,
+    timm_models.NAME,
+    hugging_face.ADAPTER,
+    ours.RUN,
+    ours.EXPORT,
+    vjepa.MODEL,
+    vjepa.ENCODER,
+    ijepa.ADAPTER,
+    timm_models.FILE,
+)
+"""The formats, in the order in which they are tried: names before files, and last what takes any encoder."""
+
+
+def find(name: str, key: str = "checkpoint") -> Source:
+    """Find a checkpoint and its format: a run folder or file, `timm:<name>`, `hf:<name or folder>`, or `random`.
+
+    key: the option that names it, for error messages.
+
+    Raises CheckpointError when nothing is there, or the file cannot be read or is of no known format.
+    """
+    if name in ("timm:", "hf:"):
+        raise UserError(f"{key}={name}: expected {name}<name>")
+    source = Source(name, key)
+    source.adapter = next(adapter for adapter in ADAPTERS if adapter.recognizes(source))
+    source.config = source.adapter.stored_config(source)
+    return source
+
+
+def load(
+    checkpoint: str | Path | Source,
+    *,
+    overrides: Mapping[str, Any] | None = None,
+    image_size: tuple[int, int] | None = None,
+    channels: int | None = None,
+    build: Callable[..., nn.Module] | None = None,
+) -> Loaded:
+    """Load a checkpoint's model with its weights.
+
+    checkpoint: as `find` takes it, or what it has found. The others are described in `Options`.
+
+    Raises CheckpointError that lists what does not fit, UserError for what is missing or contradicts the file.
+    """
+    source = checkpoint if isinstance(checkpoint, Source) else find(str(checkpoint))
+    loaded = source.adapter.load(source, Options(overrides or {}, image_size, channels, build))
+    loaded.source, loaded.format = source.name, source.adapter.format
+    loaded.model.eval()
+    if channels is not None and loaded.channels not in (None, channels):
+        raise UserError(
+            f"data.channels={channels}, but {source.name} takes {loaded.channels}: add "
+            f"data.channels={loaded.channels}" + (" (grey pictures are repeated)" if loaded.channels == 3 else "")
+        )
+    if image_size is not None and loaded.image_size not in (None, image_size):
+        loaded.lines.append(f"made for pictures of {by(loaded.image_size)} pixels, used on {by(image_size)}")
+    return loaded
+
+
+def load_into(model: nn.Module, checkpoint: str | Path) -> None:
+    """Load the weights of one of our runs, or of a published file, into a model: what `init_from=` does.
+
+    Everything but the loss's own heads must fit. Raises CheckpointError when the file cannot be read or does not.
+    """
+    source = find(str(checkpoint), key="init_from")
+    if source.adapter.load_into is None:
+        raise CheckpointError(
+            f"init_from={checkpoint}: expected a checkpoint of this project or a published I-JEPA or V-JEPA file, "
+            f"found one in the format {source.adapter.format!r}"
+        )
+    if source.file.run is None:
+        for line in source.file.lines:
+            log.info("%s: %s", source.path, line)
+    source.adapter.load_into(model, source)
+
+
+def load_published(
+    path: str | Path,
+    *,
+    image_size: int,
+    patch_size: int,
+    num_heads: int,
+    predictor_heads: int | None = None,
+    num_frames: int | None = None,
+    tubelet_size: int | None = None,
+    rotary_convention: Literal["interleaved", "tiled"] | None = None,
+    rotary_reference_side: int | None = None,
+) -> nn.Module:
+    """Load the masked JEPA of a published I-JEPA or V-JEPA checkpoint, with all its weights, in evaluation mode.
+
+        load_published("IN1K-vit.h.14-300e.pth.tar", image_size=224, patch_size=14, num_heads=16)
+        load_published("vitl.pt", image_size=256, patch_size=16, num_heads=16, num_frames=64, predictor_heads=12)
+
+    Widths, depths and channels are read off the file; image_size, patch_size (pixels) and num_heads are not in it.
+    predictor_heads None takes num_heads, as published (V-JEPA 2 has 12).
+    Of clips: num_frames and tubelet_size (frames) are compared with the file where it holds them. rotary_convention
+    None takes that of the file's format (see `jepa.interop.vjepa`). rotary_reference_side: see `RotaryPositions`.
+
+    Raises CheckpointError when the file is not such a checkpoint, or does not fit these sizes.
+    """
+    if not Path(path).exists():
+        raise CheckpointError(f"no checkpoint at {path}")
+    source = find(str(path), key="path")
+    file = source.file
+    if source.adapter not in (vjepa.MODEL, ijepa.ADAPTER):
+        raise CheckpointError(
+            f"{path} is not a published I-JEPA checkpoint, nor one of V-JEPA: expected "
+            f"['encoder', 'predictor', 'target_encoder'], found {sorted(file.run or file.parts)}"
+        )
+    kernel = file.encoder.get("patch_embed.proj.weight")
+    if kernel is not None and (patch := tuple(kernel.shape[-2:])) != (patch_size, patch_size):
+        raise CheckpointError(f"{path} has patches of {by(patch)} pixels, got patch_size={patch_size}")
+    overrides = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
+    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
+    if file.is_video:
+        vjepa.check_clip(file, image_size=image_size, num_frames=num_frames, tubelet_size=tubelet_size)
+        overrides["encoder.rotary_reference_side"] = rotary_reference_side
+        overrides["encoder.rotary_convention"] = rotary_convention
+    elif of_clips := [name for name, value in clip.items() if value is not None]:
+        raise CheckpointError(f"{path} is of pictures, not of clips: leave out {', '.join(of_clips)}")
+    else:
+        overrides["encoder.image_size"] = image_size
+    return load(source, overrides=overrides).model

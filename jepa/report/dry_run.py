@@ -1,0 +1,286 @@
+"""The dry run: print what would run, with shapes, cost, masks and schedules, and train nothing.
+
+python train.py data=digits trainer.dry_run=true
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from jepa.report.dry_run_pictures import Pictures
+from jepa.report.mask_statistics import mask_statistics
+from jepa.report.step_cost import (
+    StepCost,
+    first_batch,
+    measure_cost,
+    module_shapes,
+    parameter_counts,
+    prepared,
+    tensor_shapes,
+)
+from jepa.report.units import binary_size, shape_text, shapes_text, si_prefix
+from jepa.types import Batch, Grid, Latents, Mask, RunLength, Schedule
+from jepa.utils.snapshot import preserved
+
+WIDTH = 100
+"""Characters of a line of report.txt."""
+
+
+def preview(trainer: Any, *, plan: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print what a trainer would run, and write `preview/` in its run folder: report.txt, samples.png, masks.png.
+
+    Two small forward and backward passes and one optimizer step are made; the trainer is restored afterwards.
+
+    trainer: read are model, data, optimizer, scheduler, run_length, micro_batch_size, device, precision, seed, step,
+        training_step, folder.path.
+    plan: sentences to print first.
+    """
+    report = _Report(trainer, console or Console(highlight=False, markup=False, emoji=False))
+    with preserved(trainer):
+        trainer.model.train()
+        report.write(plan)
+    report.save()
+
+
+class _Report:
+    """Sections of the report, printed to the console and to a text of fixed width."""
+
+    def __init__(self, trainer: Any, console: Console) -> None:
+        self.trainer, self.console = trainer, console
+        self.folder = trainer.folder.path / "preview"
+        self.pictures = Pictures(trainer, self.folder)
+        self._copy = Console(record=True, file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
+
+    def write(self, plan: Sequence[str]) -> None:
+        """Print all sections."""
+        for line in plan:
+            self.print(line)
+        batch = first_batch(self.trainer)
+        full = prepared(self.trainer, batch, self.trainer.data.batch_size)
+        self.data(batch)
+        self.sizes()
+        self.shapes(batch)
+        cost = measure_cost(self.trainer, batch)
+        self.cost(cost)
+        self.masks(full)
+        self.schedules()
+        self.disk(cost)
+
+    def save(self) -> None:
+        """Write report.txt."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        names = ", ".join([*self.pictures.written, "report.txt"])
+        self.console.print(f"Nothing was trained. Written to {self.folder}: {names}", soft_wrap=True)
+        lines = [line.rstrip() for line in self._copy.export_text().splitlines()]
+        temporary = self.folder / ".report.txt.writing"
+        temporary.write_text("\n".join(lines) + "\n")
+        os.replace(temporary, self.folder / "report.txt")
+
+    def print(self, text: str | Table) -> None:
+        self.console.print(text, soft_wrap=isinstance(text, str))
+        self._copy.print(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> None:
+        """Print a table whose first columns are text and the others numbers."""
+        table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+        for index, name in enumerate(columns):
+            table.add_column(name, justify="left" if index < text_columns else "right", overflow="fold")
+        for row in rows:
+            table.add_row(*row)
+        self.print(table)
+
+    def notes(self) -> None:
+        """Print why pictures are left out."""
+        while self.pictures.notes:
+            self.print(self.pictures.notes.pop(0))
+
+    def data(self, batch: Batch) -> None:
+        """Print the size of the data and the tensors of a batch, and draw samples."""
+        spec = self.trainer.data.spec
+        classes = "no labels" if spec.classes is None else f"{spec.classes} classes"
+        if spec.class_names:
+            names = ", ".join(map(str, spec.class_names[:10]))
+            classes += f" ({names}{', ...' if len(spec.class_names) > 10 else ''})"
+        shape = shape_text(spec.input_shape)
+        self.print(f"Data: {spec.num_train:,} training and {spec.num_test:,} test samples of {shape}, {classes}")
+        rows = []
+        for name, value in named_tensors(batch):
+            real = value[~value.isnan()] if value.is_floating_point() else value  # NaN is padding
+            ends = [f"{real.min().item():.3g}", f"{real.max().item():.3g}"] if real.numel() else ["", ""]
+            moments = [f"{real.mean():.3f}", f"{real.std():.3f}"] if value.is_floating_point() else ["", ""]
+            rows.append([name, shape_text(value.shape), str(value.dtype).removeprefix("torch."), *ends, *moments])
+        self.table("A training batch", ["key", "shape", "type", "min", "max", "mean", "std"], rows, text_columns=3)
+        self.pictures.samples(batch)
+        self.notes()
+
+    def sizes(self) -> None:
+        """Print the batch sizes and the length of the run."""
+        trainer, length = self.trainer, self.trainer.run_length
+        total, micro, ranks = trainer.data.batch_size, trainer.micro_batch_size, getattr(trainer, "world_size", 1)
+        accumulation = total // ranks // micro
+        self.print(
+            f"Batch: {total} samples a step = {ranks} rank{'s' * (ranks > 1)} x {accumulation} micro-batch"
+            f"{'es' * (accumulation > 1)} x {micro}\n"
+            f"Length: {length.max_steps:,} steps, {length.steps_per_epoch:,.1f} an epoch, "
+            f"{length.epoch(length.max_steps):,.2f} epochs, on {trainer.device} in {trainer.precision.name}\n"
+        )
+
+    def shapes(self, batch: Batch) -> None:
+        """Print the shapes at every stage of a micro-batch."""
+        trainer = self.trainer
+        part = prepared(trainer, batch, trainer.micro_batch_size)
+        latents: list[Any] = []
+
+        @torch.no_grad()
+        def forward() -> None:
+            with trainer.precision.autocast():
+                latents.append(trainer.model(part))
+                trainer.model.loss(latents[0])
+
+        modules = module_shapes(trainer.model, forward)
+        rows = [[f"batch.{name}", shape_text(value.shape), ""] for name, value in named_tensors(part)]
+        if grid := self._grid(part):
+            rows.append(["token grid", shape_text(grid), f"{shape_text(grid)} = {math.prod(grid)} tokens"])
+        for index, mask in enumerate(part.get("masks", []), 1):
+            name = "mask" if len(part["masks"]) == 1 else f"mask {index}"
+            rows.append([f"{name}: context tokens", shape_text(mask.context.shape), ""])
+            rows.append([f"{name}: target tokens", shape_text(mask.targets.shape), "blocks x tokens of each"])
+        for module in modules:
+            inputs, calls = shapes_text(module.inputs), f"{module.calls} times, last " * (module.calls > 1)
+            rows.append([module.name, shapes_text(module.outputs), f"{calls}from {inputs}" if inputs else calls])
+        if isinstance(latents[0], Latents):
+            for name in ("predictions", "targets", "embeddings"):
+                if (value := getattr(latents[0], name)) is not None:
+                    rows.append([f"latents.{name}", shapes_text(tensor_shapes(value)), ""])
+        self.table("Shapes of one micro-batch", ["stage", "shape", ""], rows, text_columns=3)
+
+    def cost(self, cost: StepCost) -> None:
+        """Print parameters, operations and memory."""
+        counts = parameter_counts(self.trainer.model)
+        rows = [[name, *(f"{count:,}" if count else "-" for count in both)] for name, *both in counts]
+        rows.append(["total", *(f"{sum(row[index] for row in counts):,}" for index in (1, 2))])
+        self.table("Parameters", ["module", "trainable", "frozen"], rows)
+        micro, step = self.trainer.micro_batch_size, cost.total * self.trainer.data.batch_size
+        self.print(
+            f"Operations per sample: {si_prefix(cost.forward)}FLOP forward, {si_prefix(cost.total)}FLOP with backward "
+            f"({si_prefix(step)}FLOP a step, {si_prefix(step * self.trainer.run_length.max_steps)}FLOP the run), "
+            "measured; a multiply-add is two\n"
+        )
+        parts = {
+            "weights, trained": cost.trained,
+            "weights, frozen (target) and buffers": cost.frozen,
+            "gradients": cost.gradients,
+            "optimizer state": cost.optimizer,
+            f"activations: {micro} x {binary_size(cost.activations)}": cost.activations * micro + cost.constant,
+            "together, without the framework's own": cost.memory(micro),
+        }
+        rows = [[name, binary_size(size)] for name, size in parts.items()]
+        self.table("Memory of a micro-batch (estimate)", ["part", "size"], rows)
+
+    def masks(self, batch: Batch) -> None:
+        """Print the statistics of a batch's masks, and draw them."""
+        masks: list[Mask] = batch.get("masks", [])
+        grid = self._grid(batch)
+        if not masks or not grid:
+            self.print("masks.png is left out: the model draws no masks.")
+            return
+        groups = [mask_statistics(mask, grid) for mask in masks]
+        tokens = groups[0].tokens
+
+        def counts(name: str) -> list[str]:
+            return [f"{getattr(group, name):.1f} ({getattr(group, name) / tokens:.0%})" for group in groups]
+
+        def shares(name: str) -> list[str]:
+            return ["{:.0%} to {:.0%} of samples".format(*getattr(group, name)) for group in groups]
+
+        rows = [
+            ["context tokens kept", *(str(group.context) for group in groups)],
+            ["targets, blocks x tokens", *(f"{group.blocks} x {group.block_tokens}" for group in groups)],
+            ["distinct tokens seen", *counts("seen")],
+            ["distinct tokens predicted", *counts("predicted")],
+            ["neither seen nor predicted", *counts("neither")],
+            ["both seen and predicted", *counts("both")],
+            ["a token is seen in", *shares("seen_share")],
+            ["a token is predicted in", *shares("predicted_share")],
+        ]
+        names = ["all"] if len(groups) == 1 else [f"mask {index}" for index in range(1, len(groups) + 1)]
+        title = f"Masks of {masks[0].context.shape[0]} inputs on a grid of {shape_text(grid)} = {tokens} tokens"
+        self.table(title, ["per input", *names], rows)
+        self.pictures.masks(batch, masks, grid)
+        self.notes()
+
+    def schedules(self) -> None:
+        """Print the values of every schedule over the run."""
+        trainer = self.trainer
+        momentum = getattr(trainer.model, "momentum_schedule", None)
+        names, rows = schedule_table(trainer.scheduler, momentum, trainer.run_length)
+        shown = [[name, f"{step:,}", *(f"{value:.4g}" for value in values)] for name, step, values in rows]
+        self.table("Schedules", ["", "step", *names], shown)
+        warmup = warmup_steps(trainer.scheduler, trainer.run_length)
+        if warmup > trainer.run_length.max_steps:
+            self.print(f"The warm-up of {warmup:,.0f} steps is longer than the run and never reaches its peak.\n")
+
+    def disk(self, cost: StepCost) -> None:
+        """Print the disk space that checkpoints need, and the free space."""
+        trainer, folder = self.trainer, self.trainer.folder.path.absolute()
+        every = getattr(getattr(trainer, "every", None), "snapshot", None)
+        snapshots = 0 if every is None else math.floor(trainer.run_length.max_steps / every)
+        best = trainer.checkpoints.best.k if hasattr(trainer, "checkpoints") else 0
+        count = 2 + best + snapshots  # the last, and one being written
+        need = count * cost.checkpoint
+        free = shutil.disk_usage(next(path for path in (folder, *folder.parents) if path.is_dir())).free
+        self.print(
+            f"Disk: checkpoints of {binary_size(cost.checkpoint)}, at most {count} at a time (one of them being "
+            f"written): {binary_size(need)} of {binary_size(free)} free in {trainer.folder.path}"
+        )
+        if need > free:
+            self.print("That is too little: keep fewer (trainer.best_k, trainer.snapshot_every_epochs) or make room.")
+
+    def _grid(self, batch: Batch) -> Grid | None:
+        encoder = getattr(self.trainer.model, "encoder", None)
+        x = batch["views"].flatten(0, 1) if "views" in batch else batch.get("x")
+        return tuple(encoder.grid(x)) if hasattr(encoder, "grid") and isinstance(x, Tensor) else None
+
+
+def schedule_table(
+    schedules: Mapping[str, Schedule], momentum: Schedule | None, run_length: RunLength
+) -> tuple[list[str], list[tuple[str, int, list[float]]]]:
+    """Return the schedules' names, and rows (name, step, values) at the start, end of warm-up, quarters and end."""
+    last = run_length.max_steps
+    points = {"start": 1, **{f"{share} %": round(share / 100 * last) for share in (25, 50, 75)}, "end": last}
+    warmup = warmup_steps(schedules, run_length)
+    if warmup > 0:
+        points["end of warm-up" if warmup <= last else "(warm-up does not end)"] = round(min(warmup, last))
+    rows = []
+    for name, step in points.items():
+        step = max(1, step)
+        called = [*schedules.values(), *([momentum] if momentum else [])]
+        rows.append((name, step, [schedule(step - 1, run_length) for schedule in called]))
+    names = [*schedules, *(["momentum"] if momentum else [])]
+    return names, sorted(rows, key=lambda row: (row[1], row[0] == "end"))
+
+
+def warmup_steps(schedules: Mapping[str, Schedule], run_length: RunLength) -> float:
+    """Return the steps of the longest warm-up, 0 without one."""
+    durations = (getattr(schedule, "warmup_duration", None) for schedule in schedules.values())
+    return max((duration.whole(run_length) for duration in durations if duration is not None), default=0)
+
+
+def named_tensors(batch: Batch) -> list[tuple[str, Tensor]]:
+    """Return (name, tensor) of a batch; those of several modalities as x.<name>."""
+    found = [(name, value) for name, value in batch.items() if isinstance(value, Tensor)]
+    inputs = batch.get("x")
+    if isinstance(inputs, Mapping):
+        found += [(f"x.{name}", value) for name, value in inputs.items()]
+    return found

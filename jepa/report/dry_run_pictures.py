@@ -1,0 +1,141 @@
+"""The pictures of a dry run: samples as the model gets them, and masks drawn over them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa.report.figures import mask_figure, sample_figure
+from jepa.report.sequence_figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
+from jepa.report.units import shape_text
+from jepa.types import Batch, Grid, Mask
+
+MAX_IMAGES = 48
+
+
+class Pictures:
+    """Write pictures of a trainer's inputs to a folder. written: their names. notes: why others are left out."""
+
+    def __init__(self, trainer: Any, folder: Path) -> None:
+        self.trainer, self.folder = trainer, folder
+        self.written: list[str] = []
+        self.notes: list[str] = []
+
+    def samples(self, batch: Batch) -> None:
+        """Draw the samples of a batch, of each modality or task."""
+        for part, views in inputs_of(batch).items():
+            data = getattr(self.trainer.data, "modalities", {}).get(part, self.trainer.data)
+            self._samples(f"{part}_samples" if part else "samples", data, views, None if part else batch.get("label"))
+            if not part and "local_views" in batch and input_kind(views) == "images":
+                what = "Local views of training samples"
+                self._images("local_views.png", data, batch["local_views"], batch.get("label"), what)
+
+    def masks(self, batch: Batch, masks: list[Mask], grid: Grid) -> None:
+        """Draw masks over the inputs of their batch."""
+        x = batch["views"].flatten(0, 1) if "views" in batch else batch["x"]
+        kind, statistics = input_kind(x.unsqueeze(1)), pixel_statistics(self.trainer.data)
+        stem = getattr(self.trainer.model.encoder, "stem", None)
+        if kind == "series" and hasattr(stem, "picture"):  # sound, whose tokens lie on a spectrogram
+            with torch.no_grad():
+                x, kind, statistics = stem.picture(x[:9].to(self.trainer.device)), "images", None
+        if kind == "video":
+            x, (masks, grid), kind = as_strips(x[:9], max_frames=x.shape[2]), strip_masks(masks, grid), "images"
+        if kind == "images" and len(grid) == 2:
+            images = to_pixels(x[:9], statistics)
+            title = "Context as it is, hidden tokens dimmed, each target block outlined"
+            mask_figure(images, masks, grid, title=title, max_samples=9, path=self._path("masks.png"))
+        elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):
+            title = "Blue is seen, orange predicted, grey neither"
+            series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._path("masks.png"))
+        elif kind == "ids" and hasattr(self.trainer.data, "words"):
+            head = "As it stands: seen. [...]: predicted. {...}: neither."
+            self._text("masks.txt", [head, *id_lines(x[:24].cpu(), self.trainer.data.words, masks)])
+        else:
+            inputs = f"inputs {shape_text(x.shape[1:])} on a grid {shape_text(grid)}"
+            self.notes.append(f"masks.png is left out: there is no picture of {inputs}.")
+
+    def _samples(self, name: str, data: Any, views: Any, labels: Tensor | None) -> None:
+        """Draw views (B, V, ...) of samples."""
+        kind = input_kind(views)
+        if kind == "images":
+            self._images(f"{name}.png", data, views, labels, "Training samples")
+        elif kind == "video":
+            self._images(f"{name}.png", data, as_strips(views), labels, "Frames of training samples")
+        elif kind == "series":
+            views = views[:24]
+            title = f"Training samples as the model gets them ({shape_text(views.shape[-2:])})"
+            series_figure(views, labels=self._labels(labels, 24), title=title, path=self._path(f"{name}.png"))
+        elif kind == "ids" and hasattr(data, "words"):
+            self._text(f"{name}.txt", id_lines(views[:24].flatten(0, 1), data.words))
+        else:
+            what = "neither pictures of 1 or 3 channels, video nor series"
+            self.notes.append(f"{name}.png is left out: the inputs are {what}.")
+
+    def _images(self, name: str, data: Any, views: Tensor, labels: Tensor | None, what: str) -> None:
+        """Draw a sheet of views (B, V, C, H, W)."""
+        views = to_pixels(views[: max(4, MAX_IMAGES // views.shape[1])], pixel_statistics(data))
+        beside = f"; {views.shape[1]} views side by side" if views.shape[1] > 1 else ""
+        title = f"{what} as the model gets them ({shape_text(views.shape[-2:])} pixels{beside})"
+        sample_figure(views, labels=self._labels(labels, len(views)), title=title, path=self._path(name))
+
+    def _text(self, name: str, lines: Sequence[str]) -> None:
+        path = self._path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(lines) + "\n")
+
+    def _labels(self, labels: Tensor | None, count: int) -> list[str] | None:
+        if labels is None:
+            return None
+        names = self.trainer.data.spec.class_names
+        return [str(names[label])[:18] if names else str(label) for label in labels[:count].tolist()]
+
+    def _path(self, name: str) -> Path:
+        self.written.append(name)
+        return self.folder / name
+
+
+def inputs_of(batch: Batch) -> dict[str, Any]:
+    """Return the inputs (B, V, ...) by modality or task; by "" if there is one."""
+    if isinstance(batch.get("x"), Mapping):
+        return {name: x.unsqueeze(1) for name, x in batch["x"].items()}
+    found = {}
+    for key, value in batch.items():
+        part, _, kind = key.rpartition("/")
+        if kind in ("x", "views") and isinstance(value, Tensor):
+            found[part] = value if kind == "views" else value.unsqueeze(1)
+    return found or {"": None}
+
+
+def input_kind(views: Any) -> str | None:
+    """Return the kind of inputs (B, V, ...): "ids" (L), "series" (C, T), "images" (C, H, W) or "video" (C, T, H, W).
+
+    None for anything else, also for images and video whose channels are not 1 or 3.
+    """
+    if not isinstance(views, Tensor):
+        return None
+    if not views.is_floating_point():
+        return "ids" if views.dim() == 3 else None
+    kind = {4: "series", 5: "images", 6: "video"}.get(views.dim())
+    return None if kind in ("images", "video") and views.shape[2] not in (1, 3) else kind
+
+
+def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
+    """Return the (mean, std) of the data's normalisation, each (C or 1, 1, 1); None without one."""
+    for owner in (data, getattr(data, "transform", None)):
+        mean, std = getattr(owner, "mean", None), getattr(owner, "std", None)
+        if mean is not None and std is not None:
+            return torch.as_tensor(mean).view(-1, 1, 1), torch.as_tensor(std).view(-1, 1, 1)
+    return None
+
+
+def to_pixels(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Return inputs (..., C, H, W) in [0, 1], by undoing their normalisation or else stretched to that range."""
+    x = x.float().cpu()
+    if statistics is None:
+        low, high = x.amin(), x.amax()
+        return (x - low) / (high - low).clamp(min=1e-12)
+    return (x * statistics[1] + statistics[0]).clamp(0, 1)

@@ -1,0 +1,104 @@
+"""Format options, numbers, times and lists for people."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from jepa.report.runs import DEFAULT
+from jepa.utils.run_status import State
+
+STATES: tuple[State, ...] = ("done", "running", "queued", "preempted", "stopped", "failed")
+
+
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Return key -> its shortest unambiguous ending: "optimizer.lr" -> "lr"."""
+    parts = {key: re.split(r"([./])", key) for key in keys}  # words and separators
+    short = {}
+    for key, own in parts.items():
+        others = [other[::2] for name, other in parts.items() if name != key]
+        words = own[::2]
+        used = next((n for n in range(1, len(words)) if all(o[-n:] != words[-n:] for o in others)), len(words))
+        short[key] = "".join(own[1 - 2 * used :])
+    return short
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with so many digits, or all of its integer part up to a million; "" for None."""
+    if value is None:
+        return ""
+    return f"{value:.0f}" if 10**digits <= abs(value) < 1e7 else f"{value:.{digits}g}"
+
+
+def padded(value: float | None) -> str:
+    """Return a number with trailing zeros, which align a column."""
+    if value is None or not 1e-3 <= abs(value) < 1e4:
+        return number(value)
+    return f"{value:#.4g}".rstrip(".")
+
+
+def with_error(mean: float, half: float | None) -> str:
+    """Return a mean and half the width of its interval, to two digits of the latter: "0.973 ± 0.0042"."""
+    if half is None:
+        return number(mean)
+    if not half > 0:
+        return f"{number(mean)} ± 0"
+    decimals = 1 - math.floor(math.log10(half))
+    if decimals < 0 or decimals > 8 or abs(mean) >= 1e6:
+        return f"{mean:.4g} ± {half:.2g}"
+    return f"{mean:.{decimals}f} ± {half:.{decimals}f}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return seconds in their two largest units: "0.4 s", "3 min 05 s", "2 h 05 min", "3 d 04 h"; "" for None."""
+    if seconds is None or not math.isfinite(seconds):
+        return ""
+    if seconds < 9.95:
+        return f"{max(0.0, seconds):.1f} s"
+    rounded = round(seconds)
+    for size, unit, lower_size, lower in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if rounded >= size:
+            return f"{rounded // size} {unit} {rounded % size // lower_size:02d} {lower}"
+    return f"{rounded} s"
+
+
+def progress(step: int | None, max_steps: int | None) -> str:
+    """Return "50/100"; "" before the first step."""
+    return "" if step is None else f"{step}/{max_steps}" if max_steps else f"{step}"
+
+
+def shortened(text: str, length: int) -> str:
+    """Return the first line of a text, cut to a length."""
+    line = text.strip().splitlines()[0] if text.strip() else ""
+    return line if len(line) <= length else line[: length - 1].rstrip() + "…"
+
+
+def option(value: str) -> str:
+    """Return an option's value, with drawn numbers cut to four digits: "0.0016051911" -> "0.001605"."""
+    return number(float(value)) if len(value) > 8 and re.fullmatch(r"-?\d*\.\d+(e-?\d+)?", value) else value
+
+
+def options(overrides: Mapping[str, str], names: Mapping[str, str] | None = None) -> str:
+    """Return "lr=0.001 loss=mse", without options left at their default. names: short ones."""
+    names = names or {}
+    return " ".join(f"{names.get(key, key)}={option(value)}" for key, value in overrides.items() if value != DEFAULT)
+
+
+def count_states(states: Sequence[State]) -> str:
+    """Return "5 runs: 3 done, 2 failed"."""
+    counts = Counter(states)
+    return f"{plural(len(states), 'run')}: {', '.join(f'{counts[s]} {s}' for s in STATES if counts[s])}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Return "1 run", "2 runs"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def joined(items: Sequence[str], limit: int | None = None) -> str:
+    """Return "a", "a and b", "a, b and c"; with a limit "a, b and 3 more"."""
+    if limit is not None and len(items) > limit:
+        items = [*items[:limit], f"{len(items) - limit} more"]
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"

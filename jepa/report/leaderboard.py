@@ -1,0 +1,199 @@
+"""The leaderboard of a sweep as plain data: its runs, best first, settings, comparisons and importances."""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+from jepa.report.formatting import short_names
+from jepa.report.option_importance import importances
+from jepa.report.runs import Run, read_runs
+from jepa.report.seed_statistics import Comparison, Setting, compare_with_best, settings_of
+from jepa.utils.errors import UserError
+from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.run_status import FINISHED
+
+if TYPE_CHECKING:
+    import pandas
+
+SHOWN_METRICS = ("eval/trained/linear", "eval/trained/knn", "eval/trained/rankme", "val/loss")
+"""Metrics that a table shows beside the objectives, if a run has them."""
+
+STATUS_FIELDS = ("step", "max_steps", "train_seconds", "samples_per_second", "starts", "job", "host")
+"""Fields of the status in `Leaderboard.rows`."""
+
+
+@dataclass(frozen=True)
+class Leaderboard:
+    """The runs of a sweep; see `read_leaderboard`.
+
+    runs: best first. objectives: metric -> direction, of all that the sweep optimises; the first sorts the runs.
+    """
+
+    folder: Path
+    runs: tuple[Run, ...]
+    objectives: dict[str, Direction]
+
+    @property
+    def metric(self) -> str:
+        return next(iter(self.objectives))
+
+    @property
+    def direction(self) -> Direction:
+        return self.objectives[self.metric]
+
+    @property
+    def options(self) -> list[str]:
+        """The options that differ between runs."""
+        return list(self.runs[0].overrides)
+
+    @cached_property
+    def settings(self) -> list[Setting]:
+        """The runs grouped by their options without the seed, best mean first."""
+        return settings_of(self.runs, self.metric, self.direction)
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        """The best setting against every other."""
+        return compare_with_best(self.settings, self.direction)
+
+    @cached_property
+    def importances(self) -> dict[str, float]:
+        """Option -> share of the metric's variance that depends on it."""
+        return importances(self.runs, self.metric)
+
+    @cached_property
+    def front(self) -> list[Run]:
+        """The Pareto front: the runs that no other beats in one objective without losing in another."""
+        return pareto_front(self.runs, self.objectives)
+
+    @cached_property
+    def places(self) -> dict[Path, int]:
+        """Run folder -> place from 1, of the runs that count."""
+        return {run.path: place for place, run in enumerate((r for r in self.runs if r.counts(self.metric)), 1)}
+
+    @cached_property
+    def shown_metrics(self) -> list[str]:
+        """The objectives, then the usual metrics that a run has."""
+        usual = [name for name in SHOWN_METRICS if any(name in run.metrics for run in self.runs)]
+        return list(dict.fromkeys([*self.objectives, *usual]))
+
+    @cached_property
+    def names(self) -> dict[str, str]:
+        """Option or shown metric -> its shortest unambiguous name."""
+        names = short_names([*self.options, *self.shown_metrics])
+        # "loss" for "val/loss" would be unclear.
+        return names | {metric: metric for metric in self.shown_metrics if metric.count("/") < 2}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return every run as a dict: place, state, options, also the shared ones, objectives and metrics."""
+        rows = []
+        for run in self.runs:
+            row = {"place": self.places.get(run.path), "run": run.folder, "state": run.state}
+            row |= {"reason": run.status.reason, "verdict": run.verdict, "seed": run.seed}
+            row |= {name: getattr(run.status, name) for name in STATUS_FIELDS}
+            values = run.overrides | run.shared
+            values |= {f"objective/{name}": value for name, value in run.status.objective.items()}
+            values |= dict(sorted(run.metrics.items()))
+            rows.append(row | {name: value for name, value in values.items() if name not in row})
+        return rows
+
+    def to_frame(self) -> pandas.DataFrame:
+        """Return `rows` as a pandas DataFrame. Raise UserError without pandas."""
+        try:
+            import pandas
+        except ModuleNotFoundError as error:
+            raise UserError("to_frame() needs pandas: pip install 'jepa[report]'") from error
+        return pandas.DataFrame(self.rows())
+
+
+def read_leaderboard(
+    folder: str | Path,
+    metric: str | None = None,
+    direction: Direction | None = None,
+    queue: Mapping[str, str] | None = None,
+) -> Leaderboard:
+    """Read the runs in a sweep's folder, which may be under way.
+
+    metric: to sort by; None: what the sweep optimises, else the first of `DEFAULT_METRICS` that a run has.
+    direction: None: by the metric's name. queue: see `current_status`.
+
+    Raise UserError if the folder does not exist or has no runs, or no run has the metric.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"sweep={folder} {what}: give the folder of a sweep, such as outputs/<date>/<time>-sweep")
+    if direction not in (None, *get_args(Direction)):
+        raise UserError(f"direction={direction}: give one of {', '.join(get_args(Direction))}, or leave it out")
+    runs = read_runs(folder, queue)
+    if not runs:
+        raise UserError(
+            f"sweep={folder} holds no runs (no folder in it has a status.json, metrics.jsonl or results.json): give "
+            "the folder that the jobs of a sweep write to"
+        )
+    objectives = {name: direction_of(name) for name in objectives_of(runs, metric, folder)}
+    first = next(iter(objectives))
+    objectives[first] = direction or objectives[first]
+    return Leaderboard(folder=folder, runs=tuple(ranked(runs, first, objectives[first])), objectives=objectives)
+
+
+def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list[str]:
+    """Return the metric to sort by and what the sweep optimises besides.
+
+    Raise UserError if no run has the metric, unless runs that are under way may still get it.
+    """
+    # A failed run may have another default metric than one that is evaluated.
+    done = [run for run in runs if run.state == "done" and run.status.objective]
+    counts = Counter(tuple(run.status.objective) for run in done or runs if run.status.objective)
+    optimised = list(counts.most_common(1)[0][0]) if counts else []
+    names = {name: None for run in runs for name in (*run.status.objective, *run.metrics)}
+    known = [name for name in names if any(run.value(name) is not None for run in runs)]
+    wanted = [metric] if metric is not None else [*optimised[:1], *DEFAULT_METRICS]
+    found = next((name for name in wanted if name in known), None)
+    if found is not None:
+        return [found, *(name for name in optimised if name != found)] if found in optimised else [found]
+    if metric is None and any(run.state not in FINISHED for run in runs):
+        return [DEFAULT_METRICS[0]]
+    if not known:
+        raise UserError(
+            f"no run of sweep={folder} has any metric: python scripts/status.py folder={folder} tells how they are"
+        )
+    close = difflib.get_close_matches(metric or "", known, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    others = ", ".join(sorted(known, key=lambda name: (not name.startswith(("eval/", "val/", "online/")), name))[:20])
+    asked = f"metric={metric}: no run of sweep={folder} has it"
+    if metric is None:
+        asked = f"no run of sweep={folder} has {' or '.join(DEFAULT_METRICS)}"
+    raise UserError(f"{asked}; {hint}give metric= one of {others}")
+
+
+def ranked(runs: Sequence[Run], metric: str, direction: Direction) -> list[Run]:
+    """Return the runs that count, best first, then those under way by their last value, the collapsed, the failed."""
+    sign = -1.0 if direction == "maximize" else 1.0
+
+    def key(run: Run) -> tuple[int, bool, float]:
+        value = run.value(metric)
+        group = 3 if run.state == "failed" else 2 if run.collapsed else 0 if run.counts(metric) else 1
+        return group, value is None, 0.0 if value is None else sign * value
+
+    return sorted(runs, key=key)
+
+
+def pareto_front(runs: Sequence[Run], objectives: Mapping[str, Direction]) -> list[Run]:
+    """Return the runs that count by all objectives and that no other equals in all and beats in one."""
+    points = []
+    for run in runs:
+        if all(run.counts(name) for name in objectives):
+            values = (run.value(name) if way == "minimize" else -run.value(name) for name, way in objectives.items())
+            points.append((run, tuple(values)))
+
+    def dominated(point: tuple[float, ...]) -> bool:
+        return any(other != point and all(o <= p for o, p in zip(other, point)) for _, other in points)
+
+    return [run for run, point in points if not dominated(point)]

@@ -1,0 +1,155 @@
+"""The findings of a leaderboard in sentences: what won, whether that is more than chance, which options matter."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from jepa.report.formatting import count_states, joined, number, options, plural, with_error
+from jepa.report.leaderboard import Leaderboard
+from jepa.report.option_importance import MIN_RUNS
+from jepa.report.runs import SEED
+from jepa.report.seed_statistics import LEVEL, Comparison, Setting
+from jepa.utils.run_status import FINISHED
+
+FRONT_SHOWN = 4
+
+MAX_NAME = 90
+"""Characters up to which a setting is named by its options, else by its runs."""
+
+
+def summary(board: Leaderboard) -> list[str]:
+    """Return the sentences, the most general first."""
+    lines = [f"{count_states([run.state for run in board.runs])}.", *excluded_runs(board)]
+    if not board.places:
+        return [*lines, f"No run has come to its end with {board.metric}, so nothing is compared."]
+    if len(board.objectives) > 1:
+        lines.append(front(board))
+    return [*lines, winner(board), *differences(board), *importance(board)]
+
+
+def excluded_runs(board: Leaderboard) -> list[str]:
+    """Return which runs are in no mean, and how many are still to come."""
+    lines = []
+    verdicts = Counter(run.verdict for run in board.runs if run.collapsed)
+    if verdicts:
+        kinds = joined([f"{verdict} in {count}" for verdict, count in verdicts.items()])
+        lines.append(f"The collapse monitor found something wrong with {plural(verdicts.total(), 'run')}: {kinds}.")
+    if bad := sum(run.bad for run in board.runs):
+        lines.append(
+            f"{plural(bad, 'run')} that failed or collapsed {'is' if bad == 1 else 'are'} left out of all means."
+        )
+    if blank := sum(run.state == "done" and not run.collapsed and not run.counts(board.metric) for run in board.runs):
+        lines.append(f"{plural(blank, 'run')} came to the end without a finite {board.metric}.")
+    if waiting := sum(run.state not in FINISHED for run in board.runs):
+        lines.append(f"Provisional: {plural(waiting, 'run')} of {len(board.runs)} to come.")
+    return lines
+
+
+def setting_name(board: Leaderboard, setting: Setting, limit: int | None = MAX_NAME) -> str:
+    """Return a setting's options, or its runs if it has no options or they are too long."""
+    name = options(setting.options, board.names)
+    return name if name and (limit is None or len(name) <= limit) else run_names(board, setting)
+
+
+def run_names(board: Leaderboard, setting: Setting) -> str:
+    """Return the runs of a setting that count: "run 4", "runs 4, 5 and 3"."""
+    folders = [run.folder for run in setting.runs if run.counts(board.metric)]
+    return f"{'run' if len(folders) == 1 else 'runs'} {joined(folders, 5)}"
+
+
+def winner(board: Leaderboard) -> str:
+    """Return the best setting and its mean."""
+    best = board.settings[0]
+    mean, count = best.estimate, best.estimate.count
+    value = f"{number(mean.mean)} (one seed)"
+    if count > 1:
+        value = f"{with_error(mean.mean, mean.half)} (mean and {LEVEL:.0%} interval over {plural(count, 'seed')})"
+    bad = f"; {plural(best.bad, 'more run')} of it failed or collapsed" if best.bad else ""
+    ties = sum(item.lead == 0 for item in board.comparisons)
+    tied = f" together with {plural(ties, 'other setting')}" if ties else ""
+    alone = f"By {board.metric} alone, " if len(board.objectives) > 1 else ""
+    who = "There is one setting"
+    if len(board.settings) > 1:
+        who = f"{alone}{setting_name(board, best, limit=None)} won{tied}"
+    return f"{who}: {board.metric} {value}{bad} ({run_names(board, best)})."
+
+
+def differences(board: Leaderboard) -> list[str]:
+    """Return whether the best setting is better than the others by more than chance."""
+    comparisons = board.comparisons
+    if not comparisons:
+        return []
+    tests = sum(item.seeds >= 2 for item in comparisons)
+    lines = [against_runner_up(board, comparisons[0], tests)]
+    if len(comparisons) > 1 and tests:
+        chance = [setting_name(board, item.other) for item in comparisons if not item.significant]
+        others = f"; not {joined(chance, 3)}" if 0 < len(chance) < len(comparisons) else ""
+        count = len(comparisons) - len(chance)
+        lines.append(f"It beats {count} of the {len(comparisons)} other settings by more than chance{others}.")
+    if tests < len(comparisons):
+        lines.append(
+            "Settings of one seed cannot be told from chance: run the best few with more, such as "
+            f"{SEED}=0,1,2 in the sweep."
+        )
+    return lines
+
+
+def against_runner_up(board: Leaderboard, item: Comparison, tests: int) -> str:
+    """Return the test of the best setting against the runner-up. tests: number of tests that Holm corrects for."""
+    other, lead = setting_name(board, item.other), number(abs(item.lead), 3)
+    if item.lead == 0:
+        return f"{other}, the runner-up, has the same mean."
+    what = f"Its lead of {lead} over {other}, the runner-up,"
+    if item.lead < 0:
+        what = f"{other}, the runner-up, is better by {lead} in the {item.seeds} seeds that both have, which"
+    if item.seeds < 2:
+        return f"{what} cannot be told from chance: one has a single seed."
+    if item.p is None:
+        return (
+            f"{what} cannot be told from chance: it is the same in every seed, so the noise is not known ({SEED} "
+            "without effect, or a metric too coarse)."
+        )
+    significant = item.corrected < 1 - LEVEL
+    verdict = "is more than chance" if significant else "cannot be told from chance"
+    low, high = (item.low, item.high) if item.lead > 0 else (-item.high, -item.low)
+    test = "paired by seed" if item.method == "paired" else "Welch"
+    corrected = f" after Holm over {plural(tests, 'comparison')}" if tests > 1 else ""
+    more_seeds = "" if significant else f" More seeds tell: {SEED}=0,1,2,3,4."
+    return (
+        f"{what} {verdict}: {LEVEL:.0%} interval {number(low, 3)} to {number(high, 3)}, {test}, "
+        f"{plural(item.seeds, 'seed')}, p = {number(item.corrected, 2)}{corrected}.{more_seeds}"
+    )
+
+
+def front(board: Leaderboard) -> str:
+    """Return the runs on the Pareto front."""
+    if not board.front:
+        return f"No run has come to its end with {joined(list(board.objectives))}, so there is no Pareto front yet."
+    runs = []
+    for run in board.front[:FRONT_SHOWN]:
+        values = ", ".join(f"{name} {number(run.value(name))}" for name in board.objectives)
+        runs.append(f"run {run.folder} ({options(run.overrides, board.names)}): {values}")
+    hidden = len(board.front) - len(runs)
+    ways = joined([f"{name} ({way})" for name, way in board.objectives.items()])
+    are = "run is" if len(board.front) == 1 else "runs are"
+    each = "both" if len(board.objectives) == 2 else "all"
+    more = f"; and {hidden} more" if hidden else ""
+    return f"By {ways}, {len(board.front)} {are} not beaten in {each} by any other: {'; '.join(runs)}{more}."
+
+
+def importance(board: Leaderboard) -> list[str]:
+    """Return the options that the metric depends on most."""
+    count = len(board.places)
+    if len(board.settings) < 2 or count < MIN_RUNS:
+        return []
+    top = [f"{key} ({share:.0%})" for key, share in list(board.importances.items())[:3] if share >= 0.01]
+    if not top:
+        runs = plural(count, "run")
+        return [
+            f"What {board.metric} depends on cannot be told from {runs}: a random forest predicts none by the others."
+        ]
+    few = ", a guess with so few" if count < 10 * len(board.importances) else ""
+    return [
+        f"{board.metric} depends most on {joined(top)}: shares of its variance, by a random forest over "
+        f"{plural(count, 'run')}{few}."
+    ]

@@ -1,0 +1,74 @@
+"""How much of a metric's variance over a sweep depends on each option."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from jepa.report.runs import Run, as_number, canonical
+
+MIN_RUNS = 4
+"""Fewer runs have no importances; they become reliable with ten runs per option."""
+
+LOG_RATIO = 30.0
+"""Positive numbers whose largest is this many times the smallest are spaced by their logarithm."""
+
+TREES = 200
+
+
+def importances(runs: Sequence[Run], metric: str) -> dict[str, float]:
+    """Return option -> share of the metric's variance that depends on it, largest first; the seed is no option.
+
+    Permutation importance (Breiman 2001, section 10) of the trees of a random forest over the runs that count, each
+    tree on the runs that it was not fitted to: how much its squared error grows when an option gets the values of other
+    runs. Divided by twice the variance that is Sobol's total index (Jansen 1999): an interaction counts for each of its
+    options and noise for none, so the shares need not add up to 1.
+
+    Empty with fewer than 4 runs, without variance, and if the forest predicts unseen runs no better than their mean.
+    """
+    counted = [run for run in runs if run.counts(metric)]
+    values = np.array([run.value(metric) for run in counted])
+    columns = {key: [canonical(run.setting[key]) for run in counted] for key in (counted[0].setting if counted else ())}
+    columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
+    if len(counted) < MIN_RUNS or not columns or values.max() == values.min():
+        return {}
+    from sklearn.tree import DecisionTreeRegressor
+
+    features = np.array([_as_features(column) for column in columns.values()]).T  # (runs, options)
+    values = (values - values.mean()) / values.std()
+    count, rng = len(values), np.random.default_rng(0)
+    growth, predicted, trees = np.zeros(len(columns)), np.zeros(count), np.zeros(count)
+    for _ in range(TREES):
+        seen = rng.integers(count, size=count)
+        unseen = np.setdiff1d(np.arange(count), seen)
+        if not len(unseen):
+            continue
+        tree = DecisionTreeRegressor(random_state=0).fit(features[seen], values[seen])
+        predictions = tree.predict(features[unseen])
+        predicted[unseen] += predictions
+        trees[unseen] += 1
+        error = ((predictions - values[unseen]) ** 2).mean()
+        for index in range(len(columns)):
+            permuted = features[unseen]
+            permuted[:, index] = features[rng.integers(count, size=len(unseen)), index]
+            growth[index] += ((tree.predict(permuted) - values[unseen]) ** 2).mean() - error
+    if ((predicted / np.maximum(trees, 1) - values) ** 2).mean() >= 1:  # the variance, which is the error of the mean
+        return {}
+    shares = {key: max(0.0, float(share)) for key, share in zip(columns, growth / TREES / 2)}
+    return dict(sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def is_logarithmic(values: Sequence[float]) -> bool:
+    """Return whether numbers are better spaced by their logarithm."""
+    return min(values) > 0 and max(values) >= LOG_RATIO * min(values)
+
+
+def _as_features(column: Sequence[str]) -> list[float]:
+    """Return the values of an option as numbers for a tree; words become their index in alphabetical order."""
+    numbers = [as_number(text) for text in column]
+    if any(value is None for value in numbers):
+        words = sorted(set(column))
+        return [float(words.index(text)) for text in column]
+    return [math.log10(value) for value in numbers] if is_logarithmic(numbers) else numbers

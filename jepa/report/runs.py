@@ -1,0 +1,189 @@
+"""The runs of a sweep as plain data: options, states and metrics."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jepa.report.run_files import (
+    current_status,
+    last_values,
+    read_json,
+    read_yaml,
+    result_values,
+    run_folders,
+    verdict_of,
+)
+from jepa.utils.run_status import State, Status, is_collapse
+
+SEED = "trainer.seed"
+"""The option in which repetitions of a setting differ."""
+
+DEFAULT = "(default)"
+"""Value of an option that a run does not set and its config.yaml does not have."""
+
+REMOVED = "(removed)"
+"""Value of an option that a run deletes (`~key`)."""
+
+IGNORED = ("resume", "run_dir")
+"""Options that say where a run is; ignored, as are those of Hydra."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep.
+
+    folder: its path relative to the sweep's. overrides: option -> value, of the options that differ between runs; all
+    runs have the same keys. A run that does not set one has the value of its config.yaml, or DEFAULT.
+    shared: the options that are the same in all runs. seed: None if unknown.
+    metrics: metric -> last value; NaN if it is not finite.
+    """
+
+    folder: str
+    path: Path
+    status: Status
+    overrides: dict[str, str]
+    shared: dict[str, str]
+    seed: str | None
+    verdict: str | None
+    metrics: dict[str, float]
+
+    @property
+    def state(self) -> State:
+        return self.status.state
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether the collapse monitor's verdict is a collapse or divergence."""
+        return is_collapse(self.verdict)
+
+    @property
+    def bad(self) -> bool:
+        """Whether it failed or collapsed, and so is left out of all means."""
+        return self.state == "failed" or self.collapsed
+
+    @property
+    def setting(self) -> dict[str, str]:
+        """Its options without the seed."""
+        return {key: value for key, value in self.overrides.items() if key != SEED}
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training."""
+        seconds = self.status.train_seconds
+        return self.metrics.get("cost/seconds") if seconds is None else seconds
+
+    def value(self, metric: str) -> float | None:
+        """Return the value that a sweep ranks it by: its objective, else the last value; None if not finite."""
+        objective = self.status.objective.get(metric)
+        value = self.metrics.get(metric) if objective is None else objective
+        return value if value is not None and math.isfinite(value) else None
+
+    def counts(self, metric: str) -> bool:
+        """Return whether its value can be compared: it came to its end, did not collapse and has a finite value.
+
+        A stopped run has only values of an earlier step, unless its objective is in its status.
+        """
+        ended = self.state == "done" or (self.state == "stopped" and metric in self.status.objective)
+        return ended and not self.collapsed and self.value(metric) is not None
+
+
+def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]:
+    """Return the runs in a folder, sorted by name (2 before 10). queue: see `current_status`."""
+    paths = sorted(run_folders(folder), key=lambda path: natural_key(name_of(path, folder)))
+    statuses = [current_status(path, queue) for path in paths]
+    own = [parse_overrides(stored_overrides(path, status)) for path, status in zip(paths, statuses)]
+    keys = list(dict.fromkeys(key for options in own for key in options))
+    # Reading a config.yaml is slow.
+    lacking = [any(key not in options for key in (*keys, SEED)) for options in own]
+    configs = [read_yaml(path / "config.yaml") if lacks else None for path, lacks in zip(paths, lacking)]
+    full = [
+        {key: options.get(key) or config_value(config, key) or DEFAULT for key in keys}
+        for options, config in zip(own, configs)
+    ]
+    shared = {key: full[0][key] for key in keys if len({canonical(options[key]) for options in full}) == 1}
+    runs = []
+    for path, status, options, config in zip(paths, statuses, full, configs):
+        results = read_json(path / "results.json")
+        metrics = last_values(path) | result_values(results)
+        metrics.pop("step", None)
+        seed = options.get(SEED) or config_value(config, SEED)
+        run = Run(
+            folder=name_of(path, folder),
+            path=path,
+            status=status,
+            overrides={key: value for key, value in options.items() if key not in shared},
+            shared=shared,
+            seed=None if seed in (None, DEFAULT) else canonical(seed),
+            verdict=status.verdict or verdict_of(results),
+            metrics=metrics,
+        )
+        runs.append(run)
+    return runs
+
+
+def name_of(path: Path, folder: Path) -> str:
+    """Return a run's path relative to a folder; its own name if it is that folder."""
+    return path.relative_to(folder).as_posix() if path != folder else path.resolve().name
+
+
+def natural_key(text: str) -> list[str | int]:
+    """Return a sort key by which "2" comes before "10"."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", text)]
+
+
+def stored_overrides(path: Path, status: Status) -> list[str]:
+    """Return a run's overrides from the first of its files that has them."""
+    if status.overrides:
+        return status.overrides
+    stored = read_yaml(path / ".hydra" / "overrides.yaml")
+    if not isinstance(stored, list):
+        config = read_yaml(path / "config.yaml")
+        stored = config.get("overrides") if isinstance(config, dict) else None
+    return [item for item in stored if isinstance(item, str)] if isinstance(stored, list) else []
+
+
+def parse_overrides(overrides: list[str]) -> dict[str, str]:
+    """Return option -> value, as text without quotes; the last value of an option that is set twice."""
+    options = {}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~")
+        if key in IGNORED or key.startswith(("hydra.", "hydra/")):
+            continue
+        if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+            value = value[1:-1]
+        options[key] = REMOVED if override.startswith("~") else value or "''"
+    return options
+
+
+def config_value(config: Any, key: str) -> str | None:
+    """Return the value of a dotted key in a run's config.yaml, as on the command line; None if it is no value."""
+    node = config
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return None
+        node = node[part]
+    if isinstance(node, dict) or node is config:  # a group, whose option the composed configuration does not name
+        return None
+    return node if isinstance(node, str) else json.dumps(node, separators=(",", ":"), default=str)
+
+
+def as_number(text: str) -> float | None:
+    """Return the finite number that a text is, None for other texts."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def canonical(text: str) -> str:
+    """Return a value in one form for equal numbers: "1e-3" and "0.001"."""
+    value = as_number(text)
+    return text if value is None else f"{value:.12g}"

@@ -1,0 +1,194 @@
+"""Measure a training step on a small batch: shapes of the modules, operations, memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa.types import Batch, StepRandomness
+from jepa.utils.tensors import batch_length, map_tensors
+
+
+@dataclass(frozen=True)
+class ModuleShapes:
+    """The shapes of a module's inputs and outputs in its last call, and its number of calls."""
+
+    name: str
+    inputs: list[tuple[int, ...]]
+    outputs: list[tuple[int, ...]]
+    calls: int = 1
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """Cost of a training step, in floating-point operations and bytes.
+
+    forward, total: operations per sample, without and with the backward pass; a multiply-add is two. They count
+        matrix products, convolutions and attention.
+    activations, constant: bytes kept for the backward pass, per sample and besides.
+    trained, frozen, gradients, optimizer: bytes of parameters, gradients and optimizer state.
+    checkpoint: bytes of model and optimizer on disk.
+    """
+
+    forward: float
+    total: float
+    activations: float
+    constant: float
+    trained: int
+    frozen: int
+    gradients: int
+    optimizer: int
+    checkpoint: int
+
+    def memory(self, micro_batch_size: int) -> float:
+        """Return the bytes in use while a micro-batch is computed."""
+        fixed = self.trained + self.frozen + self.gradients + self.optimizer + self.constant
+        return fixed + self.activations * micro_batch_size
+
+
+def first_batch(trainer: Any) -> Batch:
+    """Return the batch of the next step."""
+    batches = trainer.data.train_batches(seed=trainer.seed, start_step=trainer.step, stop_step=trainer.step + 1)
+    with closing(batches):
+        return next(batches)
+
+
+def first_samples(batch: Batch, size: int, device: torch.device) -> Batch:
+    """The first `size` samples of a batch on the device."""
+    # Cloned, as a slice would keep the whole batch alive and be counted with it.
+    return map_tensors(batch, lambda tensor: tensor[:size].clone().to(device))
+
+
+def prepared(trainer: Any, batch: Batch, size: int) -> Batch:
+    """Return the first `size` samples of a batch on the device, with the masks of training."""
+    total = batch_length(batch)
+    part = first_samples(batch, size, trainer.device)
+    rng = StepRandomness(seed=trainer.seed, step=trainer.step, total=total, start=0, count=min(size, total))
+    return {**trainer.model.prepare(part, rng), "rng": rng}
+
+
+def loss_of(trainer: Any, batch: Batch) -> Tensor:
+    """Return the loss of a batch on the device, by the step that training makes."""
+    with trainer.precision.autocast():
+        outputs = trainer.training_step(batch, trainer.step)
+    return outputs["loss"] if isinstance(outputs, Mapping) else outputs
+
+
+def module_shapes(model: nn.Module, run: Callable[[], object]) -> list[ModuleShapes]:
+    """Return the shapes of the modules that `run` calls, in order: the model's children, those of the loss, and those
+    of a child that is not called itself, as the encoder in a target."""
+    parents = {"": model, **dict(model.named_children())}
+    watched = {
+        f"{parent}.{name}".lstrip("."): child
+        for parent, module in parents.items()
+        for name, child in module.named_children()
+    }
+    seen: dict[str, ModuleShapes] = {}
+
+    def watch(name: str) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+            calls = seen[name].calls + 1 if name in seen else 1
+            inputs = tensor_shapes([*args, *kwargs.values()])
+            seen[name] = ModuleShapes(name, inputs, tensor_shapes(output), calls)
+
+        return note
+
+    handles = [child.register_forward_hook(watch(name), with_kwargs=True) for name, child in watched.items()]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [
+        stage
+        for name, stage in seen.items()
+        if name.partition(".")[0] in ("loss", name) or name.partition(".")[0] not in seen
+    ]
+
+
+def tensor_shapes(value: Any) -> list[tuple[int, ...]]:
+    """Return the shapes of the tensors in a value: a tensor, or lists, dicts and dataclasses of tensors."""
+    if isinstance(value, Tensor):
+        return [tuple(value.shape)]
+    if hasattr(value, "__dataclass_fields__"):
+        value = [getattr(value, name) for name in value.__dataclass_fields__]
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        return [shape for item in value for shape in tensor_shapes(item)]
+    return []
+
+
+def measure_cost(trainer: Any, batch: Batch) -> StepCost:
+    """Return the cost of a step, measured by passes of two small sizes and an optimizer step.
+
+    Changes gradients, optimizer state and weights: call it inside `preserved`.
+    """
+    total = batch_length(batch)
+    small = min(2, total)
+    large = min(2 * small, total)
+    kept = []
+    for size in (small, large):
+        part = first_samples(batch, size, trainer.device)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            saved: dict[tuple, int] = {}
+            with torch.autograd.graph.saved_tensors_hooks(note_saved(saved, trainer.model), lambda tensor: tensor):
+                loss = loss_of(trainer, part)
+            forward = counter.get_total_flops()
+            trainer.precision.scaler.scale(loss).backward()
+        kept.append(sum(saved.values()))
+    slope = (kept[1] - kept[0]) / (large - small) if large > small else kept[0] / small
+    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
+    trainer.optimizer.step()  # only a step allocates the state
+    state = sum(bytes_of(t) for s in trainer.optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
+    weights = sum(bytes_of(t) for t in trainer.model.state_dict().values() if isinstance(t, Tensor))
+    return StepCost(
+        forward=forward / large,
+        total=counter.get_total_flops() / large,
+        activations=slope,
+        constant=max(0.0, kept[0] - slope * small),
+        trained=sum(map(bytes_of, trainable)),
+        frozen=sum(bytes_of(p) for p in trainer.model.parameters() if not p.requires_grad)
+        + sum(map(bytes_of, trainer.model.buffers())),
+        gradients=sum(bytes_of(p.grad) for p in trainable if p.grad is not None),
+        optimizer=state,
+        checkpoint=weights + state,
+    )
+
+
+def note_saved(saved: dict[tuple, int], model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return a hook that notes the storage of each tensor saved for the backward pass, without the model's own."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[(storage.data_ptr(), storage.nbytes())] = storage.nbytes()
+        return tensor
+
+    return note
+
+
+def bytes_of(tensor: Tensor) -> int:
+    """Return the bytes of a tensor's elements."""
+    return tensor.numel() * tensor.element_size()
+
+
+def parameter_counts(model: nn.Module) -> list[tuple[str, int, int]]:
+    """Return (module, trainable, frozen) parameters of each child of the model and of the model itself."""
+    rows = []
+    counted: set[int] = set()
+    for name, module in [*model.named_children(), ("(model itself)", model)]:
+        own = [p for p in module.parameters() if id(p) not in counted]
+        counted |= {id(p) for p in own}
+        trained = sum(p.numel() for p in own if p.requires_grad)
+        if own:
+            rows.append((name, trained, sum(p.numel() for p in own) - trained))
+    return rows

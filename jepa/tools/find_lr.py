@@ -1,0 +1,173 @@
+"""Finding a learning rate by trial: real training steps at rising rates, after which everything is put back.
+
+python scripts/find_lr.py data=digits
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from jepa.distributed.collectives import get_world_size
+from jepa.types import RunLength
+from jepa.utils.errors import NonFiniteError, UserError
+from jepa.utils.snapshot import preserved
+
+
+@dataclass(frozen=True)
+class LearningRateFinding:
+    """What a range test saw.
+
+    learning_rates, losses, smoothed: one entry per step made; the loss is the one before the step was taken.
+    suggestion: where the smoothed loss falls most steeply; None when it never fell by more than its noise.
+    lowest: the rate at which the smoothed loss is lowest; a tenth of it is the other usual choice, which with AdamW
+        comes nearer to what recipes use.
+    ended: why the test stopped: at `max_lr`, as the loss `diverged`, or as it was `not finite` in the next step.
+    """
+
+    learning_rates: list[float]
+    losses: list[float]
+    smoothed: list[float]
+    suggestion: float | None
+    lowest: float
+    ended: Literal["max_lr", "diverged", "not finite"]
+
+
+@dataclass(frozen=True)
+class ExponentialRise:
+    """A learning rate that rises by the same factor with every update, from `low` at `first` to `high` at `last`."""
+
+    low: float
+    high: float
+    first: int
+    last: int
+
+    def __call__(self, step: float, run_length: RunLength) -> float:
+        """The rate after `step` updates."""
+        return self.low * (self.high / self.low) ** ((step - self.first) / (self.last - self.first))
+
+
+def find_learning_rate(
+    trainer: Any,
+    *,
+    min_lr: float = 1e-7,
+    max_lr: float = 1.0,
+    steps: int = 100,
+    divergence: float = 2.0,
+    smoothing: float = 3.0,
+) -> LearningRateFinding:
+    """Return what a learning-rate range test finds: train while the rate rises (Smith 2017, arXiv 1506.01186).
+
+    min_lr, max_lr: the range, gone through in `steps` optimizer steps on the batches that training would take next.
+    divergence: the test ends once the smoothed loss lies (divergence - 1) times the first loss above its lowest; so
+        2 is when it has risen by as much as the loss was at the start. It also ends at a loss that is not finite.
+    smoothing: standard deviation, in steps, of the Gaussian average of losses; centred, so that the curve does not
+        lag behind the rate. A loss above the level of divergence counts as that level.
+
+    The suggestion is the rate of the steepest descent of the smoothed loss over the logarithm of the rate, up to its
+    lowest point. Weight decay and target follow their own schedules meanwhile. A falling loss is not yet learning
+    where the target moves along: take the rate as an upper guess for a peak with warm-up, and let the probes decide.
+
+    Weights, target, optimizer, scaler, step and random state are afterwards what they were, also after an error.
+
+    Raises UserError for a range or number of steps that makes no test, and when not even the first loss is finite.
+    """
+    check_range(min_lr, max_lr, steps, divergence, smoothing)
+    check_single_process("find_learning_rate")
+    rates: list[float] = []
+    losses: list[float] = []
+    ended: Literal["max_lr", "diverged", "not finite"] = "max_lr"
+    with trainer.precision.kernels(), preserved(trainer):
+        start = trainer.step
+        rise = ExponentialRise(low=min_lr, high=max_lr, first=start, last=start + steps - 1)
+        trainer.scheduler = {**trainer.scheduler, "lr": rise}
+        batches = trainer.data.train_batches(seed=trainer.seed, start_step=start, stop_step=start + steps)
+        with closing(batches):
+            for step, batch in enumerate(batches, start=start):
+                loss = loss_of_step(trainer, batch)
+                if not math.isfinite(loss):
+                    ended = "not finite"
+                    break
+                rates.append(rise(step, trainer.run_length))
+                losses.append(loss)
+                if has_diverged(losses, divergence, smoothing):
+                    ended = "diverged"
+                    break
+    if not losses:
+        raise UserError(
+            f"the loss is not finite even at the lowest learning rate, find_lr.min_lr={min_lr:g}: the weights or the "
+            "data are at fault, not the rate; look at them with trainer.dry_run=true"
+        )
+    smoothed = smooth(clip_losses(losses, divergence), smoothing)
+    return LearningRateFinding(
+        learning_rates=rates,
+        losses=losses,
+        smoothed=smoothed.tolist(),
+        suggestion=suggest(np.log(rates), np.asarray(losses), smoothed, divergence),
+        lowest=rates[int(smoothed.argmin())],
+        ended=ended,
+    )
+
+
+def loss_of_step(trainer: Any, batch: dict) -> float:
+    """Make one training step; return its loss, NaN where the step was refused as not finite."""
+    try:
+        return float(trainer.train_step(batch)["train/loss"])
+    except NonFiniteError:
+        return math.nan
+
+
+def smooth(losses: np.ndarray, deviation: float) -> np.ndarray:
+    """Gaussian average of values over their index, with weights that sum to 1 at the ends too."""
+    index = np.arange(len(losses))
+    weights = np.exp(-0.5 * ((index[:, None] - index[None, :]) / max(deviation, 1e-6)) ** 2)
+    return weights @ losses / weights.sum(axis=1)
+
+
+def has_diverged(losses: list[float], divergence: float, smoothing: float) -> bool:
+    """Whether the smoothed loss has risen (divergence - 1) first losses above its lowest."""
+    smoothed = smooth(np.asarray(losses), smoothing)
+    return bool(smoothed[-1] - smoothed.min() > (divergence - 1) * abs(losses[0]))
+
+
+def clip_losses(losses: list[float], divergence: float) -> np.ndarray:
+    """Losses cut off at the level of divergence, as one explosion would bend the smoothed curve before it."""
+    return np.minimum(losses, min(losses) + (divergence - 1) * abs(losses[0]))
+
+
+def suggest(logs: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, divergence: float) -> float | None:
+    """The rate where the smoothed loss falls most steeply on the way to its lowest point.
+
+    None when it falls by less than the losses scatter about the curve on that way.
+    """
+    lowest = int(smoothed.argmin())
+    if lowest < 1:
+        return None
+    way = slice(0, lowest + 1)
+    scatter = float(np.std(clip_losses(losses.tolist(), divergence)[way] - smoothed[way]))
+    if smoothed[0] - smoothed[lowest] <= scatter:
+        return None
+    slopes = np.gradient(smoothed[way], logs[way])
+    return float(math.exp(logs[int(slopes.argmin())]))
+
+
+def check_range(min_lr: float, max_lr: float, steps: int, divergence: float, smoothing: float) -> None:
+    """Raise UserError for settings that make no test."""
+    if not 0 < min_lr < max_lr < math.inf:
+        raise UserError(f"find_lr.min_lr={min_lr:g}, find_lr.max_lr={max_lr:g}: expected 0 < min_lr < max_lr")
+    if steps < 10:
+        raise UserError(f"find_lr.steps={steps}: expected at least 10, as a rule 100, to see where a curve bends")
+    if divergence <= 1:
+        raise UserError(f"find_lr.divergence={divergence:g}: expected a factor above 1, such as 2")
+    if smoothing < 0:
+        raise UserError(f"find_lr.smoothing={smoothing:g}: expected steps, 0 (none) or more")
+
+
+def check_single_process(name: str) -> None:
+    """Raise UserError in a distributed run: the global batch is the same on one process, so one is enough."""
+    if get_world_size() > 1:
+        raise UserError(f"{name} runs on a single process: start it without torchrun; its finding holds for each rank")

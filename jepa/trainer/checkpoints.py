@@ -1,0 +1,266 @@
+"""The checkpoints of a run: what they hold, when one is due, loading one, and going back to a healthy one."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa.checkpoint import plain
+from jepa.checkpoint.load import check_state, load_state
+from jepa.checkpoint.saver import Saver, find_checkpoint
+from jepa.distributed.collectives import broadcast_from_rank0
+from jepa.distributed.parallel import gather_full_tensors, shard_like
+from jepa.trainer.best import BestCheckpoints
+from jepa.trainer.intervals import Intervals, due
+from jepa.trainer.precision import Precision
+from jepa.trainer.run_folder import RunFolder
+from jepa.trainer.run_state import RunState
+from jepa.utils.errors import CheckpointError, UserError
+
+log = logging.getLogger("jepa")
+
+HEALTHY = "healthy"
+"""Name of the checkpoint that a rollback goes back to."""
+
+
+class Checkpoints:
+    """Saves and restores everything that a run needs to go on exactly.
+
+    saver: writes them. best: which stay by a metric. every: intervals of `save` and `snapshot`. every_minutes: beside
+        these, by the clock of rank 0.
+    state, model, optimizer, precision, callbacks, loggers, monitor: what a checkpoint holds and is loaded into.
+    folder: the run's, whose configuration is stored.
+
+    Every rank makes the same calls.
+    """
+
+    def __init__(
+        self,
+        *,
+        saver: Saver,
+        best: BestCheckpoints,
+        every: Intervals,
+        every_minutes: float | None,
+        state: RunState,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        precision: Precision,
+        callbacks: Mapping[str, Any],
+        loggers: Mapping[str, Any],
+        monitor: Any | None,
+        folder: RunFolder,
+    ) -> None:
+        self.saver, self.best = saver, best
+        self._every, self._every_minutes = every, every_minutes
+        self._state, self._model, self._optimizer, self._precision = state, model, optimizer, precision
+        self._callbacks, self._loggers, self._monitor, self._folder = callbacks, loggers, monitor, folder
+        self._saved_at = time.monotonic()
+
+    def content(self) -> dict[str, Any]:
+        """Return the nested state; sharded tensors are gathered on rank 0 for the plain format."""
+        content = self._content()
+        return content if self.saver.kind == "sharded" else gather_full_tensors(content)
+
+    def _content(self) -> dict[str, Any]:
+        return {
+            **self._state.state_dict(),
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._precision.scaler.state_dict(),
+            "best": self.best.state_dict(),
+            "callbacks": {name: callback.state_dict() for name, callback in self._callbacks.items()},
+            "loggers": {name: logger.state_dict() for name, logger in self._loggers.items()},
+            "monitor": None if self._monitor is None else self._monitor.state_dict(),
+            "config": self._folder.config,
+        }
+
+    def content_that_measuring_changes(self) -> dict[str, Any]:
+        """Return a copy of the entries that a validation, probe or evaluation may change."""
+        callbacks = {name: copy.deepcopy(callback.state_dict()) for name, callback in self._callbacks.items()}
+        monitor = {} if self._monitor is None else {"monitor": self._monitor.state_dict()}
+        state = self._state.state_dict()
+        return {"ended": state["ended"], "metrics": state["metrics"], "callbacks": callbacks, **monitor}
+
+    # Saving.
+
+    def save(self, names: list[str] | None = None, drop: list[str] | None = None, **changes: Any) -> None:
+        """Save under names, by default as the last; remove those to drop. changes: entries to replace."""
+        self.saver.save({**self.content(), **changes}, names or ["last"], drop or [])
+        self._saved_at = time.monotonic()
+
+    def save_if_due(self, metrics: Mapping[str, float], *, ended: bool) -> None:
+        """Save when the interval, a request, the end of the run, a best metric or a snapshot asks for it."""
+        step = self._state.step
+        best = self.best.metric in metrics and self.best.offer(metrics[self.best.metric], step)
+        snapshot = due(step, self._every.snapshot)
+        if due(step, self._every.save) or self._state.save_requested or ended or best or snapshot:
+            names = [f"step_{step:08d}"] * snapshot + [self.best.file_name(step)] * best
+            self.save([*names, *[HEALTHY] * self._is_healthy, "last"], self.best.dropped())
+
+    def overdue(self) -> bool:
+        """Whether `every_minutes` have passed on this rank since the last save."""
+        return bool(self._every_minutes) and time.monotonic() - self._saved_at >= 60 * self._every_minutes
+
+    def start_clock(self) -> None:
+        """Count `every_minutes` from now on."""
+        self._saved_at = time.monotonic()
+
+    def write(self, path: Path, include_optimizer: bool = True) -> None:
+        """Write a plain checkpoint to a path."""
+        content = gather_full_tensors(self._content())
+        if not include_optimizer:
+            content |= {"optimizer": None, "scaler": None}
+        broadcast_from_rank0(lambda: plain.write(path, content))
+
+    def missing_best_metric(self) -> str | None:
+        """Return a message where the metric that decides what to keep never came, as after a typo."""
+        metric, every = self.best.metric, self._every.validate
+        expected = every is not None and every <= self._state.step if metric == "val/loss" else True
+        if not (self.best.k and expected) or metric in self._state.metrics:
+            return None
+        return (
+            f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: "
+            f"{', '.join(sorted(self._state.metrics))}"
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Wait for what is being written, and end the thread that writes."""
+        try:
+            self.saver.close()
+        except CheckpointError as error:  # the run has failed before, as it waits for its checkpoints otherwise
+            log.error("%s", error)
+
+    # Loading.
+
+    def load(self, path: Path, load_optimizer: bool = True) -> None:
+        """Restore a checkpoint of either format on any number of ranks.
+
+        Raises CheckpointError when it cannot be read or does not fit; nothing has changed then.
+        """
+        if path.is_dir():
+            from jepa.checkpoint.sharded import read as read_sharded  # takes a second to import
+
+            content = read_sharded(path, self._counterpart)
+            plain.check(content, path)
+        else:
+            content = plain.read(path)
+        check_state(self._model, content["model"], path)
+        if load_optimizer:
+            plain.check_optimizer(self._optimizer, content["optimizer"], path)
+        own = self._model.state_dict()
+        load_state(self._model, {name: shard_like(value, own[name]) for name, value in content["model"].items()}, path)
+        if load_optimizer:
+            self._load_optimizer(content)
+        self.best.load_state_dict(content["best"])
+        for kind, mine in (("callbacks", self._callbacks), ("loggers", self._loggers)):
+            for name in mine.keys() & content[kind].keys():
+                mine[name].load_state_dict(content[kind][name])
+        if self._monitor is not None and content.get("monitor"):
+            self._monitor.load_state_dict(content["monitor"])
+        self._state.load_state_dict(content)
+        if not self._ends_alike(content["config"]):
+            self._state.stop_reason = None
+
+    def _load_optimizer(self, content: Mapping[str, Any]) -> None:
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
+        parameters = self._parameters()
+        state = {
+            number: {
+                k: shard_like(v, parameters[number]) if _fits(v, parameters[number]) else v for k, v in entry.items()
+            }
+            for number, entry in content["optimizer"]["state"].items()
+        }
+        self._optimizer.load_state_dict({**content["optimizer"], "state": state})
+        for group, now in zip(self._optimizer.param_groups, settings):
+            group.update(now)  # what this run was configured with wins over what the file remembers
+        if content["scaler"]:  # a run in another precision leaves none
+            self._precision.scaler.load_state_dict(content["scaler"])
+
+    def _ends_alike(self, config: Mapping[str, Any]) -> bool:
+        """Whether a run that was stopped early stays so: not with other callbacks, monitor or length."""
+
+        def ending(config: Mapping[str, Any]) -> list[Any]:
+            lengths = [config.get("trainer", {}).get(name) for name in ("max_epochs", "max_steps", "max_samples")]
+            monitor = config.get("monitor", self._folder.config.get("monitor"))  # older runs have none
+            return [config.get("callbacks"), monitor, *lengths]
+
+        return ending(config) == ending(self._folder.config)
+
+    def _counterpart(self, keys: tuple) -> Tensor | None:
+        """The tensor of this run that one in a sharded checkpoint goes into."""
+        if keys[0] == "model":
+            return self._model.state_dict().get(keys[1])
+        if keys[:2] == ("optimizer", "state"):
+            parameters = self._parameters()
+            return parameters[keys[2]] if keys[2] < len(parameters) else None
+        return None
+
+    def _parameters(self) -> list[Tensor]:
+        """Parameters in the order in which the optimizer's state numbers them."""
+        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+
+    # Going back.
+
+    @property
+    def _is_healthy(self) -> bool:
+        """Whether a checkpoint of now is one to go back to; always False where nothing ever goes back."""
+        monitor = self._monitor
+        goes_back = monitor is not None and monitor.on_collapse == "rollback"
+        return goes_back and monitor.verdict.is_sound and self._state.rollback_reason is None
+
+    def save_first_healthy(self, *, resumed: bool) -> None:
+        """Make sure that there is a checkpoint to go back to. resumed: one from before, if any, is of this run."""
+        if self._is_healthy and (not resumed or broadcast_from_rank0(self._find_healthy) is None):
+            self.save([HEALTHY])
+
+    def roll_back(self) -> str:
+        """Restore the last healthy checkpoint and record the rollback in the state; return a message about it.
+
+        Raises UserError when there is none.
+        """
+        state, before = self._state, replace(self._state)
+        reason = state.rollback_reason
+        best_before = {step for _, step in self.best.table}
+        self.saver.wait()
+        path = broadcast_from_rank0(self._find_healthy)
+        if path is None:
+            raise UserError(
+                f"cannot go back from step {state.step} ({reason}): {self.saver.path(HEALTHY)} is gone; go on with "
+                f"resume={self._folder.path}, or start anew"
+            )
+        self.load(path)
+        state.rollback_reason = None
+        state.train_seconds = before.train_seconds  # spent all the same
+        state.rollbacks = [*before.rollbacks, {"from": before.step, "to": state.step, "reason": reason}]
+        void = best_before - {step for _, step in self.best.table}
+        self.best.keep(broadcast_from_rank0(self._best_on_disk))
+        # At once, so that a run that is killed now resumes from here.
+        self.save([HEALTHY, "last"], [self.best.file_name(step) for step in sorted(void)])
+        return (
+            f"{reason.partition(':')[0]}: rollback {len(state.rollbacks)} of at most {self._monitor.max_rollbacks}, "
+            f"back from step {before.step} to {state.step} ({path})"
+        )
+
+    def _find_healthy(self) -> Path | None:
+        return find_checkpoint(self.saver.folder, HEALTHY)
+
+    def _best_on_disk(self) -> list[int]:
+        """Steps of the best checkpoints that are still there: what has gone since may have displaced some."""
+        steps = [step for _, step in self.best.table]
+        return [step for step in steps if find_checkpoint(self.saver.folder, self.best.file_name(step)) is not None]
+
+
+def _fits(value: Any, parameter: Tensor) -> bool:
+    """Whether an entry of the optimizer's state has the shape of its parameter, and so is sharded like it."""
+    return isinstance(value, Tensor) and value.shape == parameter.shape
