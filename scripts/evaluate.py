@@ -93,7 +93,7 @@ def score(
     cache = FeatureCache(folder=Path(cache_dir), key=key) if cache_dir else None
     trained = None if loaded.format == "random" else loaded.model
     rows = evaluation(trained, data, random_init=loaded.random_init, device=device, seed=seed, cache=cache)
-    return rows, evaluation.spread
+    return rows, evaluation.std
 
 
 def of_the_run(loaded: Any, given: Given) -> dict[str, Any]:
