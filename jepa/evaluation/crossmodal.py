@@ -97,7 +97,7 @@ class _ModalityEncoder(nn.Module):
 def modality_of(model: nn.Module, name: str) -> nn.Module:
     """One modality of a model: of a model that is one for each (`model.tasks`), that one."""
     tasks = getattr(model, "tasks", None)
-    return tasks[model.done_by[name]] if isinstance(tasks, nn.ModuleDict) else ModalityView(model, name)
+    return tasks[model.model_of_task[name]] if isinstance(tasks, nn.ModuleDict) else ModalityView(model, name)
 
 
 def is_paired(data: Any) -> bool:

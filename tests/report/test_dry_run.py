@@ -15,7 +15,7 @@ from torch import nn
 
 from jepa import build_trainer, load_config, preview
 from jepa.masks.spectrogram import SpectrogramMask
-from jepa.models.encoders.spectrogram import SpectrogramStem
+from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
 from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_pixels
