@@ -38,9 +38,9 @@ class Pictures:
         x = batch["views"].flatten(0, 1) if "views" in batch else batch["x"]
         kind, statistics = input_kind(x.unsqueeze(1)), pixel_statistics(self.trainer.data)
         stem = getattr(self.trainer.model.encoder, "stem", None)
-        if kind == "series" and hasattr(stem, "picture"):  # sound, whose tokens lie on a spectrogram
+        if kind == "series" and hasattr(stem, "log_mel_image"):  # sound, whose tokens lie on a spectrogram
             with torch.no_grad():
-                x, kind, statistics = stem.picture(x[:9].to(self.trainer.device)), "images", None
+                x, kind, statistics = stem.log_mel_image(x[:9].to(self.trainer.device)), "images", None
         if kind == "video":
             x, (masks, grid), kind = as_strips(x[:9], max_frames=x.shape[2]), strip_masks(masks, grid), "images"
         if kind == "images" and len(grid) == 2:

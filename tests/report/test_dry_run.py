@@ -16,7 +16,7 @@ from torch import nn
 
 from jepa import build_trainer, load_config, preview
 from jepa.masks.time_frequency import SpectrogramMask
-from jepa.models.encoders.spectrogram import SpectrogramStem
+from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
 from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_pixels
@@ -104,8 +104,7 @@ def test_colours_micro_batches_and_other_targets(tiny, tmp_path):
         "data.std=[0.2,0.3,0.4]",
         "data.views=1",
         "model/target=stop_gradient",
-        "~recipe/target@model.target",
-        "loss.terms.invariance=null",
+        "loss=sigreg",
         "trainer.micro_batch_size=8",
         "trainer.allow_microbatch_statistics=true",
     )
