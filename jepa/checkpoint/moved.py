@@ -8,11 +8,11 @@ from typing import Any
 MOVED = {
     "jepa.utils.spectrogram": "jepa.utils.log_mel",
     "jepa.evaluation.crossmodal": "jepa.evaluation",
-    "jepa.losses.context_prediction": "jepa.losses.context_prediction",
-    "jepa.masks.published_multiblock": "jepa.masks.published_multiblock",
-    "jepa.masks.random_tokens": "jepa.masks.random_tokens",
-    "jepa.masks.time_frequency": "jepa.masks.time_frequency",
-    "jepa.masks.tubes": "jepa.masks.tubes",
+    "jepa.losses.dense": "jepa.losses.context_prediction",
+    "jepa.masks.published": "jepa.masks.published_multiblock",
+    "jepa.masks.random": "jepa.masks.random_tokens",
+    "jepa.masks.spectrogram": "jepa.masks.time_frequency",
+    "jepa.masks.video": "jepa.masks.tubes",
     "jepa.data.paired.pictures_and_captions": "jepa.data.PicturesAndCaptions",
     "jepa.data.paired.written_and_spoken": "jepa.data.WrittenAndSpokenDigits",
     **dict.fromkeys(
@@ -34,6 +34,8 @@ MOVED = {
         f"jepa.models.encoders.{name}": f"jepa.models.encoders.{name}_stem"
         for name in ("series", "spectrogram", "text", "tubelet")
     },
+    "jepa.trainer.find_learning_rate": "jepa.tools.find_learning_rate",
+    "jepa.trainer.find_batch_size": "jepa.tools.find_batch_size",
     **dict.fromkeys(
         (f"jepa.data.sources.{name}" for name in ("coco", "series", "sounds", "text", "videos")), "jepa.data.sources"
     ),

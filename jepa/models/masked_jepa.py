@@ -171,7 +171,8 @@ def distance_weights(mask: Mask, grid: Grid) -> Tensor:
     Distances are Euclidean in grid steps, at least 1. Padding has weight 0.
     """
     context = grid_positions(grid, mask.context).float().unsqueeze(1)  # (B, 1, K, A)
-    distances = torch.cdist(
+    hidden = grid_positions(grid, mask.targets).float()
+    distances = torch.cdist(context.expand(-1, mask.targets.shape[1], -1, -1), hidden)
         context.expand(-1, mask.targets.shape[1], -1, -1), grid_positions(grid, mask.targets).float()
     )
     if mask.target_valid is not None:
