@@ -173,8 +173,6 @@ def distance_weights(mask: Mask, grid: Grid) -> Tensor:
     context = grid_positions(grid, mask.context).float().unsqueeze(1)  # (B, 1, K, A)
     hidden = grid_positions(grid, mask.targets).float()
     distances = torch.cdist(context.expand(-1, mask.targets.shape[1], -1, -1), hidden)
-        context.expand(-1, mask.targets.shape[1], -1, -1), grid_positions(grid, mask.targets).float()
-    )
     if mask.target_valid is not None:
         distances = distances.masked_fill(~mask.target_valid.unsqueeze(2), float("inf"))
     weights = distances.amin(dim=-1).clamp(min=1).rsqrt()  # from (B, M, K, P)
