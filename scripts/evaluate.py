@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.command import complete, reported_errors, run_command
 from jepa.config.compose import register_resolvers
-from jepa.config.stored import Given, addable
+from jepa.config.stored import CommandLine, addable
 
 register_resolvers()
 
@@ -74,7 +74,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
     with precision.kernels(), precision.autocast():
         rows, spread = score(evaluation, loaded, data, device, settings.seed, joined.cache_dir, key)
     Console().print(evaluation.table(rows))
-    results = {**rows, **of_the_run(loaded, Given(config.overrides)), "checkpoint": str(config.checkpoint)}
+    results = {**rows, **of_the_run(loaded, CommandLine(config.overrides)), "checkpoint": str(config.checkpoint)}
     results |= {"data": plain["data"]} | ({"spread": spread} if spread else {})
     write_text(Path(joined.output), json.dumps(results, indent=2) + "\n")
     print(joined.output)

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.command import complete, reported_errors, run_command
 from jepa.config.compose import register_resolvers
-from jepa.config.stored import Given, addable
+from jepa.config.stored import CommandLine, addable
 
 register_resolvers()
 
@@ -41,7 +41,7 @@ def export_encoder(config: DictConfig) -> Path:
     loaded, joined = open_checkpoint(config, data="none")
     for line in loaded.lines:
         print(line, flush=True)
-    given = Given(config.overrides)
+    given = CommandLine(config.overrides)
     size = joined.data.image_size if given.option("data") or "image_size" in given.below("data") else None
     card, files = export(
         loaded,

@@ -55,18 +55,19 @@ def run_command(main: Callable[[], object]) -> None:
     Of several processes only rank 0 leaves what Hydra writes; the others write to a folder that goes when they end.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here instead of being printed and swallowed by Hydra
-    sys.argv[1:] = with_stored_sweep(sys.argv[1:])
+    rank = 0
     with contextlib.ExitStack() as stack:
         try:
-            sys.argv[1:] = _with_new_keys(sys.argv[1:])
+            sys.argv[1:] = with_stored_sweep(sys.argv[1:])
             rank = read_launch().rank
+            sys.argv[1:] = _with_new_keys(sys.argv[1:])
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 # Beside the other overrides, as argparse wants them side by side.
                 place = next((n for n, a in enumerate(sys.argv) if n and a[0] != "-" and "=" in a), 1)
                 sys.argv[place:place] = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
             main()
-            part()
+            leave_process_group()
             if failed_jobs:
                 sys.exit(1)
         except UserError as error:
@@ -91,13 +92,13 @@ def run_command(main: Callable[[], object]) -> None:
             if rank == 0:
                 print(stop, file=sys.stderr)
             if stop.agreed:
-                part()
+                leave_process_group()
             sys.exit(stop.exit_code)
         except KeyboardInterrupt:
             sys.exit(130)
 
 
-def part() -> None:
+def leave_process_group() -> None:
     """Leave the other processes, if any were joined; torch is imported only where that can be."""
     if "jepa.distributed.collectives" in sys.modules:
         from jepa.distributed.collectives import destroy_process_group

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.compose import CONFIG_DIR
-from jepa.config.stored import Given
+from jepa.config.stored import CommandLine
 from jepa.utils.nested import flatten
 
 
 def notes(config: DictConfig) -> list[str]:
     """Return sentences about a run's configuration; `config.overrides` says what the command line gave."""
-    given = Given(config.get("overrides") or [])
+    given = CommandLine(config.get("overrides") or [])
     name = given.options.get("experiment")
     if name in (None, "null", ""):
         return _tuned(config, given)
@@ -61,7 +62,7 @@ def _experiment(name: str) -> dict[str, Any] | None:
         sources = HydraConfig.get().runtime.config_sources
         folders += [source.path for source in sources if source.schema == "file"]
     for folder in folders:
-        path = type(CONFIG_DIR)(folder) / "experiment" / f"{name}.yaml"
+        path = Path(folder) / "experiment" / f"{name}.yaml"
         if path.is_file():
             return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     return None

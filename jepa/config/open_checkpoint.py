@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.config.build import build_model
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys, known_keys
-from jepa.config.stored import Given, given_model, with_stored
+from jepa.config.stored import CommandLine, model_overrides, with_stored
 from jepa.distributed.launch import read_launch
 from jepa.interop import Loaded, Source, find, load
 from jepa.utils.errors import UserError
@@ -41,7 +41,7 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
         )
     if read_launch().world_size > 1:
         raise UserError("this script runs as one process: start it without torchrun or srun")
-    given = Given(config.overrides)
+    given = CommandLine(config.overrides)
     source = find(str(config.checkpoint))
     stored = source.config or {}
     if "loss" in stored and (given.option("loss") or given.below("loss")):
@@ -64,7 +64,7 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     loaded = load(
         source,
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
-        overrides={} if is_random else given_model(config, given),
+        overrides={} if is_random else model_overrides(config, given),
         image_size=_image_size(joined) if "image_size" in known else None,
         channels=joined.data.get("channels") if "channels" in known else None,
     )
@@ -119,7 +119,7 @@ def _resolved(config: DictConfig, key: str) -> object:
     return OmegaConf.to_container(config[key], resolve=True)
 
 
-def _check_data_given(data: str, given: Given, name: str) -> None:
+def _check_data_given(data: str, given: CommandLine, name: str) -> None:
     """Raise UserError where inputs are needed and nothing says how they are made."""
     if data == "splits":
         raise UserError(f"data is not set: checkpoint={name} does not say what it was trained on; give data=<option>")
@@ -131,7 +131,7 @@ def _check_data_given(data: str, given: Given, name: str) -> None:
         )
 
 
-def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Given, source: Source) -> None:
+def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: CommandLine, source: Source) -> None:
     """Let a run's ids mean on any texts what they meant in training: its own tokenizer and vocabulary, unless given.
 
     Raises UserError when the tokenizer is not in the run folder.

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.checkpoint.moved import upgrade
 from jepa.config.compose import compose_config, run_folder_of
 from jepa.config.overrides import override_key
-from jepa.config.stored import Given, remove
+from jepa.config.stored import SECTIONS, CommandLine, remove
 from jepa.utils.nested import flatten
 
 MISSING = object()
@@ -30,24 +30,26 @@ def read_stored(resume: str | None) -> dict[str, Any] | None:
 def resumed(config: DictConfig, stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
     """Return the configuration of a run that goes on: the stored one, and what the command line gives now.
 
-    A group that is chosen now (`callbacks=early_stopping`) replaces its section; `trainer=ddp` changes what that option
-    says and no more. Where a stored value is what an interpolation of today's files gives, it follows its source again,
+    A group that is chosen now (`callbacks=early_stopping`, `model/encoder=vit_base`) replaces its section, another
+    experiment all that it may set; `trainer=ddp` changes what that option says and no more. Where a stored value is what an interpolation of today's files gives, it follows its source again,
     so that `optimizer.lr=1e-4` reaches the scheduler.
 
     config: composed from defaults and `overrides`. stored: as `read_stored` gives it.
     """
     before = [line for line in stored.get("overrides") or [] if "." not in override_key(line)]
-    now = Given([o for o in overrides if o not in before])  # the same experiment again changes nothing
+    now = CommandLine([o for o in overrides if o not in before])  # the same experiment again changes nothing
     result = OmegaConf.create({k: v for k, v in upgrade(stored).items() if k not in ("run_dir", "overrides", "resume")})
     options = {override_key(line): line for line in [*before, *(o for o in overrides if "." not in override_key(o))]}
     options = [line for key, line in options.items() if key not in ("resume", "init_from")]
     for section, node in _composed_or(options, config).items():
         if section in result:
             relink(result, node, section)
+    chosen = {option.partition("/")[0] for option in now.options} - {"trainer"}
+    chosen |= set(SECTIONS) if now.experiment else set()
     for section, node in config.items():
-        if section not in result or (section != "trainer" and now.option(section)):
+        if section not in result or section in chosen:
             result[section] = node
-    if "trainer" in now.options:
+    if "trainer" in now.options and "trainer" not in chosen:
         changed = flatten(OmegaConf.to_container(config.trainer, resolve=False))
         default = flatten(OmegaConf.to_container(compose_config([]).trainer, resolve=False))
         for key in [key for key, value in changed.items() if key not in default or default[key] != value]:

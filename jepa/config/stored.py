@@ -32,7 +32,7 @@ NUMERIC = ("seed", "precision", "attention", "tf32", "deterministic")
 """Keys of trainer on which features and scores depend; a checkpoint's own are kept, so that scores can be repeated."""
 
 
-class Given:
+class CommandLine:
     """The keys that overrides set: `data=mnist` an option, `data.root=x` a value, `~data.augment` a removed value.
 
     overrides: as Hydra's `overrides.task` lists them.
@@ -64,7 +64,7 @@ class Given:
 
 
 def addable(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments in which values of data, model and evaluation may be new to the composed default.
+    """Return arguments in which values of a run's sections may be new to the composed default.
 
     `checkpoint=<run on a folder> data.root=photos` changes the run's data, which the default data (digits, without
     a root) knows nothing about. What no constructor takes is refused later, by `check_config`.
@@ -73,7 +73,7 @@ def addable(arguments: Sequence[str]) -> list[str]:
     return [f"++{argument}" if pattern.match(argument) else argument for argument in arguments]
 
 
-def given_model(config: DictConfig, given: Given) -> dict[str, Any]:
+def model_overrides(config: DictConfig, given: Given) -> dict[str, Any]:
     """What the command line says of the model: {"encoder.num_heads": 4}; all of an encoder that was chosen as a whole.
 
     An experiment chooses encoder and predictor; `model=` by itself its class alone, as the data sets the sizes.

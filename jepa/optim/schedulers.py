@@ -1,8 +1,8 @@
 """What `scheduler=` chooses: the schedules of a run's learning rate and weight decay, by shape.
 
 Each function returns {"lr": Schedule, "weight_decay": Schedule}, advanced before use, as in published code.
-Of warmup_epochs, warmup_steps and warmup_samples at most one is given; only the first is scaled with the batch
-size. stretch above 1: the run ends before the schedules do (published as ipe_scale). final_weight_decay None: the
+Of warmup_epochs, warmup_steps and warmup_samples at most one is given; warmup_steps alone stays as it is when the
+batch size changes. stretch above 1: the run ends before the schedules do (published as ipe_scale). final_weight_decay None: the
 weight decay stays.
 """
 
@@ -34,7 +34,7 @@ def constant(
             warmup_steps=warmup_steps,
             warmup_samples=warmup_samples,
         )
-    return _advanced(rate, Constant(value=weight_decay))
+    return _advanced_before_use(rate, Constant(value=weight_decay))
 
 
 def cosine(
@@ -60,7 +60,7 @@ def cosine(
         stretch=stretch,
     )
     final = weight_decay if final_weight_decay is None else final_weight_decay
-    return _advanced(rate, Cosine(start=weight_decay, final=final, stretch=stretch))
+    return _advanced_before_use(rate, Cosine(start=weight_decay, final=final, stretch=stretch))
 
 
 def warmup_stable_decay(
@@ -98,7 +98,7 @@ def warmup_stable_decay(
         shape=shape,
         stretch=stretch,
     )
-    return _advanced(rate, _line(weight_decay, final_weight_decay, stretch))
+    return _advanced_before_use(rate, _linear_weight_decay(weight_decay, final_weight_decay, stretch))
 
 
 def step(
@@ -123,12 +123,12 @@ def step(
         warmup_steps=warmup_steps,
         warmup_samples=warmup_samples,
     )
-    return _advanced(rate, _line(weight_decay, final_weight_decay, stretch))
+    return _advanced_before_use(rate, _linear_weight_decay(weight_decay, final_weight_decay, stretch))
 
 
-def _line(weight_decay: float, final: float | None, stretch: float) -> Linear:
+def _linear_weight_decay(weight_decay: float, final: float | None, stretch: float) -> Linear:
     return Linear(start=weight_decay, final=weight_decay if final is None else final, stretch=stretch)
 
 
-def _advanced(rate: Schedule, weight_decay: Schedule) -> dict[str, Schedule]:
+def _advanced_before_use(rate: Schedule, weight_decay: Schedule) -> dict[str, Schedule]:
     return {"lr": NextStep(schedule=rate), "weight_decay": NextStep(schedule=weight_decay)}

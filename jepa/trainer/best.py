@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import Any, Literal
 
@@ -17,7 +18,9 @@ class BestCheckpoints:
         self._dropped: list[int] = []
 
     def offer(self, value: float, step: int) -> bool:
-        """Whether this step is among the best; if so it is entered, and what it displaces is dropped."""
+        """Enter a step if it is among the best, drop what it displaces, and return whether it is; NaN never is."""
+        if math.isnan(value):
+            return False
         ranked = sorted([*self.table, (value, step)], key=self._rank)
         self.table, out = ranked[: self.k], ranked[self.k :]
         self._dropped += [old for _, old in out if old != step]

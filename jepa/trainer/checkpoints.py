@@ -240,7 +240,7 @@ class Checkpoints:
                 f"resume={self._folder.path}, or start anew"
             )
         self.load(path)
-        state.rollback_reason = None
+        state.rollback_reason = state.stop_requested = None
         state.train_seconds = before.train_seconds  # spent all the same
         state.rollbacks = [*before.rollbacks, {"from": before.step, "to": state.step, "reason": reason}]
         void = best_before - {step for _, step in self.best.table}

@@ -1,4 +1,6 @@
-"""What the loop does with the collapse monitor: which steps it sees, what is said of its verdict and done about it."""
+"""What the loop does with the collapse monitor: which steps it sees, and what its verdict asks for.
+
+A rollback is made by `jepa.trainer.checkpoints.Checkpoints.roll_back`."""
 
 from __future__ import annotations
 

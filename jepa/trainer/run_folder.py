@@ -14,7 +14,7 @@ from jepa.checkpoint.load import locate
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.distributed.collectives import is_rank0
 from jepa.distributed.launch import slurm_job_id
-from jepa.utils.errors import CheckpointError, UserError, error_message, reason
+from jepa.utils.errors import CheckpointError, NonFiniteError, UserError, error_message, reason
 from jepa.utils.run_status import is_running_elsewhere, read_status, start_status, update_status, warn_if_not_written
 
 SECONDS_BETWEEN_UPDATES = 5.0
@@ -115,7 +115,8 @@ class RunFolder:
                 self.update_status(state="stopped", reason=str(stop) or type(stop).__name__, **progress())
             raise
         except BaseException as error:
-            self.update_status(state="failed", reason=error_message(error), **progress())
+            verdict = {"verdict": "diverged"} if isinstance(error, NonFiniteError) else {}
+            self.update_status(state="failed", reason=error_message(error), **{**progress(), **verdict})
             raise
         self.update_status(state="done", **progress())
 

@@ -38,7 +38,7 @@ def agree_on_step(
     bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
     requests = bad.new_tensor([signal or 0, save], dtype=torch.float32)
     bad_loss, bad_gradient, signal, save = all_reduce_max(torch.cat([bad.float(), requests])).tolist()
-    if (bad_loss or bad_gradient) and (bad_loss or not may_skip):
+    if bad_loss or (bad_gradient and not may_skip):
         shown = ", ".join(
             f"{name}={value:.4g}" for name, value in to_floats(values).items() if not name.startswith("grad_norm/")
         )

@@ -203,8 +203,8 @@ class Trainer(TrainerParts):
         Nothing in the folder has been touched when this raises.
         """
         source = broadcast_from_rank0(self.folder.source)
-        # From before the last one: what stands there as healthy may come from later.
-        resumed = source is not None and source == broadcast_from_rank0(lambda: self.folder.last)
+        # Going on from an older checkpoint, the one saved as healthy may be newer than it.
+        resumed = source is not None and broadcast_from_rank0(lambda: source.resolve() == self.folder.last.resolve())
         if source is not None:
             self.load_checkpoint(source)
             start = f"resumed from {source} at step {self.step} of {self.run_length.max_steps}"
@@ -232,7 +232,7 @@ class Trainer(TrainerParts):
         return restartable(from_here, version=lambda: self.step_seed)
 
     def _after_step(self, values: Mapping[str, Tensor | float]) -> None:
-        """Log, measure and save what is due. A run that stops only saves, and measures when it is resumed."""
+        """Log, measure and save what is due. A run that a signal stops only saves, and measures when it is resumed."""
         self.checkpoints.saver.poll()
         self.run_log.advance()
         metrics = self.log_step(values)
@@ -288,7 +288,10 @@ class Trainer(TrainerParts):
         self.measurements.measure_and_save(metrics, validate=self.validate, log=self.log, say=self.say)
 
     def validate(self) -> float:
-        """Return the mean loss on the held-out split, with masks that are the same every time."""
+        """Return the mean loss on the held-out split, with masks that are the same every time.
+
+        It is the model's own loss, also where a subclass overrides `training_step`.
+        """
         self.model.eval()
         return validation_loss(
             lambda batch, rng: self._losses(partial(Trainer.training_step, self), batch, rng),

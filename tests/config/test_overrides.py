@@ -67,6 +67,9 @@ def test_what_is_given_now_wins_and_reaches_what_follows_it():
     assert list(config["logger"]) == ["jsonl"]
     assert config["optimizer"]["lr"] == 2e-3
     assert "tensorboard" not in goes_on(before, "~logger.tensorboard").logger
+    assert goes_on(before, "model/encoder=vit_tiny").model.encoder.embed_dim == 192
+    other = goes_on(before, "experiment=fashion_mnist")
+    assert (other.model.encoder.embed_dim, other.trainer.max_epochs, other.optimizer.lr) == (192, 0.6, 1e-3)
 
 
 @pytest.mark.parametrize("kind", ["plain", "sharded"])

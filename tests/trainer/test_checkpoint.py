@@ -358,6 +358,7 @@ def test_the_table_of_the_best():
     assert best.table == [(0.6, 2), (0.6, 4)]
     assert best.dropped() == ["best_00000001", "best_00000000"]
     assert best.dropped() == []
+    assert not BestCheckpoints(k=1, metric="accuracy", mode="max").offer(float("nan"), 1)
     other = BestCheckpoints(k=2, metric="accuracy", mode="max")
     other.load_state_dict(best.state_dict())
     assert other.table == best.table
