@@ -96,7 +96,7 @@ def score(
     return rows, evaluation.std
 
 
-def of_the_run(loaded: Any, given: Given) -> dict[str, Any]:
+def of_the_run(loaded: Any, given: CommandLine) -> dict[str, Any]:
     """What a run's results.json holds beside the rows: the monitor's verdict, why it was stopped, and the step.
 
     On its own data also the validation loss then.

@@ -22,14 +22,14 @@ def notes(config: DictConfig) -> list[str]:
     return _still_set(name, given)
 
 
-def _tuned(config: DictConfig, given: Given) -> list[str]:
+def _tuned(config: DictConfig, given: CommandLine) -> list[str]:
     tuned = OmegaConf.select(config, "data.hints.experiment")
     if tuned is None or {"model", "loss"} & set(given.options):
         return []
     return [f"plain defaults: experiment={tuned} is the run that is tuned for these data"]
 
 
-def _still_set(name: str, given: Given) -> list[str]:
+def _still_set(name: str, given: CommandLine) -> list[str]:
     """Name what an experiment still sets in groups of which the command line chose another option.
 
     With other data also the options that it chose for these groups by name.

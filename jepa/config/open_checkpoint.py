@@ -99,7 +99,7 @@ def _alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
     return len(wide) == len(theirs) and all(abs(a - b) < 2e-3 for a, b in zip(wide, theirs))
 
 
-def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: Given) -> None:
+def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandLine) -> None:
     """Raise UserError for a given value of a probe that does not exist, as the command line may add any name."""
     known = {*known_keys(), *(f"evaluation.{key}" for key in dotted_keys(stored.get("evaluation")))}
     names = [name.removeprefix("evaluation.probes.") for name in known if name.startswith("evaluation.probes.")]

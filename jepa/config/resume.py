@@ -31,8 +31,9 @@ def resumed(config: DictConfig, stored: dict[str, Any], overrides: Sequence[str]
     """Return the configuration of a run that goes on: the stored one, and what the command line gives now.
 
     A group that is chosen now (`callbacks=early_stopping`, `model/encoder=vit_base`) replaces its section, another
-    experiment all that it may set; `trainer=ddp` changes what that option says and no more. Where a stored value is what an interpolation of today's files gives, it follows its source again,
-    so that `optimizer.lr=1e-4` reaches the scheduler.
+    experiment all that it may set; `trainer=ddp` changes what that option says and no more.
+    Where a stored value is what an interpolation of today's files gives, it follows its source again, so that
+    `optimizer.lr=1e-4` reaches the scheduler.
 
     config: composed from defaults and `overrides`. stored: as `read_stored` gives it.
     """

@@ -73,7 +73,7 @@ def addable(arguments: Sequence[str]) -> list[str]:
     return [f"++{argument}" if pattern.match(argument) else argument for argument in arguments]
 
 
-def model_overrides(config: DictConfig, given: Given) -> dict[str, Any]:
+def model_overrides(config: DictConfig, given: CommandLine) -> dict[str, Any]:
     """What the command line says of the model: {"encoder.num_heads": 4}; all of an encoder that was chosen as a whole.
 
     An experiment chooses encoder and predictor; `model=` by itself its class alone, as the data sets the sizes.
@@ -91,7 +91,7 @@ def model_overrides(config: DictConfig, given: Given) -> dict[str, Any]:
     return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
 
 
-def with_stored(config: DictConfig, stored: Mapping[str, Any], given: Given) -> DictConfig:
+def with_stored(config: DictConfig, stored: Mapping[str, Any], given: CommandLine) -> DictConfig:
     """The composed configuration with the stored model, loss and, unless given, data, evaluation and precision."""
     joined = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
     for section in ("model", "loss"):

@@ -2,8 +2,8 @@
 
 Each function returns {"lr": Schedule, "weight_decay": Schedule}, advanced before use, as in published code.
 Of warmup_epochs, warmup_steps and warmup_samples at most one is given; warmup_steps alone stays as it is when the
-batch size changes. stretch above 1: the run ends before the schedules do (published as ipe_scale). final_weight_decay None: the
-weight decay stays.
+batch size changes. stretch above 1: the run ends before the schedules do (published as ipe_scale).
+final_weight_decay None: the weight decay stays.
 """
 
 from __future__ import annotations
