@@ -1,4 +1,4 @@
-"""Models: encoder, predictor, target and masker, from a batch to latents."""
+"""Models: encoders, predictors, targets and the training step of each method."""
 
 from jepa.models.base_model import JEPA
 from jepa.models.encoders import ImageEncoder, TransformerEncoder, timm_vision_transformer, vision_transformer

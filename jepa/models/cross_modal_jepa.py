@@ -98,7 +98,7 @@ class CrossModalJEPA(JEPA):
         grids = {name: self.encoder.grid({name: x[name]}) for name in x}
         targets = {name: self.target.targets(self.encoder, {name: x[name]}) for name in x}  # (B, N, D) each
         pooled = {name: self._pooled_target(targets[name], {name: x[name]}) for name in x}
-        predictions, wanted, weights, views = [], [], [], []
+        predictions, expected, weights, views = [], [], [], []
         for name in self.modalities:
             for number, mask in enumerate(masks[name]):
                 context = self.encoder({name: x[name]}, keep=mask.context, valid=mask.context_valid)
@@ -110,21 +110,21 @@ class CrossModalJEPA(JEPA):
                     weight = (present[name] & present[other]).float()[:, None, None]  # (B, 1, 1)
                     target = (other, grids[other])
                     if other != name and self.predict == "pooled":
-                        predicted, expected = self.predictor(context, source, target, None), pooled[other]
+                        predicted, features = self.predictor(context, source, target, None), pooled[other]
                     else:
                         # Of another modality, the tokens hidden by the mask of the same number.
                         hidden = masks[other][min(number, len(masks[other]) - 1)]
                         index = hidden.targets.flatten(1)  # (B, M * P)
                         valid = None if hidden.target_valid is None else hidden.target_valid.flatten(1)
                         predicted = self.predictor(context, source, target, index, valid)
-                        expected = gather_tokens(targets[other], index).unsqueeze(1)
+                        features = gather_tokens(targets[other], index).unsqueeze(1)
                         weight = weight * _equal_sample_weights(hidden)
                     predictions.append(predicted.unsqueeze(1))
-                    wanted.append(expected)
+                    expected.append(features)
                     weights.append(weight)
         return Latents(
             predictions=predictions,
-            targets=wanted,
+            targets=expected,
             target_weights=weights,
             embeddings=torch.stack([_replace_missing(name, dict(views), view, present) for name, view in views]),
             rng=batch["rng"],

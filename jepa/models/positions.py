@@ -1,4 +1,4 @@
-"""Positions on a token grid: fixed sine-cosine codes, learned vectors, and rotations of queries and keys."""
+"""Positions on a token grid: sine-cosine, learned and rotary."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ SINCOS_LAYOUTS = ("equal", "half_time", "uniform_power")
 
 
 def sincos_positions(embed_dim: int, grid: Grid, layout: str = "equal") -> Tensor:
-    """Sine-cosine codes (N, dim) of every cell of a grid, row-major, fp32.
+    """Return sine-cosine positions (N, embed_dim) of a grid, row-major, fp32.
 
-    Within an axis come all sines, then all cosines, at frequencies 10000^(-k / n), k = 0 .. n-1, for its share of 2n
-    of the width. The layout says how the width is shared:
+    An axis with 2n channels has n sines, then n cosines, at frequencies 10000^(-k / n), k = 0 .. n-1. The layout sets
+    how many channels each axis has:
 
-    "equal": equally, the last axis first. This is the layout of MAE and of the published I-JEPA weights.
-    "half_time": of clips, half for time, then a quarter each for rows and columns, as V-JEPA's default.
-    "uniform_power": of clips, a third each for time, rows and columns, rounded up to pairs and cut at the end, as
-        V-JEPA's recipes have it (`uniform_power: true` in facebookresearch/jepa).
+    "equal": the same number, the last axis first, as in MAE and the published I-JEPA weights.
+    "half_time": for clips, half for time, then a quarter each for rows and columns, the default of V-JEPA.
+    "uniform_power": for clips, a third each for time, rows and columns, rounded up to pairs and cut at the end, as in
+        V-JEPA's recipes (`uniform_power: true` in facebookresearch/jepa).
 
-    Raises ValueError when dim cannot be split into sine-cosine pairs for every axis, and for another layout.
+    Raises ValueError if embed_dim cannot be split into sine-cosine pairs for every axis, or for another layout.
     """
-    shares = sincos_shares(embed_dim, len(grid), layout)
+    pairs_per_axis = sincos_pairs(embed_dim, len(grid), layout)
     axes = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     codes = []
-    for axis, pairs in zip(reversed(axes) if layout == "equal" else axes, shares):
+    for axis, pairs in zip(reversed(axes) if layout == "equal" else axes, pairs_per_axis):
         frequency = 10000.0 ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
         angle = axis.reshape(-1, 1) * frequency  # (N, pairs)
         codes += [angle.sin(), angle.cos()]
     return torch.cat(codes, dim=1)[:, :embed_dim].float()
 
 
-def sincos_shares(embed_dim: int, axes: int, layout: str) -> list[int]:
-    """How many sine-cosine pairs each axis has in a layout, in its order. Raises as `sincos_positions` does."""
+def sincos_pairs(embed_dim: int, axes: int, layout: str) -> list[int]:
+    """Return the number of sine-cosine pairs of each axis, in the order of the layout; see `sincos_positions`."""
     if layout not in SINCOS_LAYOUTS:
         raise ValueError(f"sincos_layout: got {layout!r}, expected one of {list(SINCOS_LAYOUTS)}")
     if layout == "equal":
@@ -54,7 +54,7 @@ def sincos_shares(embed_dim: int, axes: int, layout: str) -> list[int]:
 
 
 class SinCosPositions(nn.Module):
-    """Positions of whatever grid comes, computed on first sight; no parameters, nothing in the state dict."""
+    """Sine-cosine positions of any grid, computed once per grid and device; no parameters or buffers."""
 
     def __init__(self, embed_dim: int, layout: str = "equal") -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class SinCosPositions(nn.Module):
         self._cache: dict[tuple[Grid, torch.device], Tensor] = {}
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
-        """Positions (N, D) of a grid."""
+        """Return positions (N, D) of a grid."""
         key = (grid, device)
         if key not in self._cache:
             self._cache[key] = sincos_positions(self.embed_dim, grid, self.layout).to(device)
@@ -72,7 +72,7 @@ class SinCosPositions(nn.Module):
 
 
 class LearnedPositions(nn.Module):
-    """One learned vector per place of a 1-D grid, as in BERT (arXiv 1810.04805)."""
+    """One learned vector per position of a 1-D grid, as in BERT (arXiv 1810.04805)."""
 
     def __init__(self, embed_dim: int, max_length: int) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class LearnedPositions(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
-        """Positions (N, D). Raises ValueError for a grid that is longer than the table, or has several axes."""
+        """Return positions (N, D). Raise ValueError for a grid that is longer than max_length or has several axes."""
         if len(grid) != 1 or grid[0] > len(self.table):
             raise ValueError(
                 f"learned positions are for sequences of at most {len(self.table)} tokens, got a grid of {grid}: "
@@ -91,19 +91,18 @@ class LearnedPositions(nn.Module):
 
 
 class RotaryPositions:
-    """Rotary positions on an n-dimensional grid (RoPE, arXiv 2104.09864; several axes as in V-JEPA 2, 2506.09985).
+    """Rotary positions on an n-D grid (RoPE, arXiv 2104.09864; several axes as in V-JEPA 2, arXiv 2506.09985).
 
-    The head's width is shared by the axes, 2 * floor(floor(head_dim / axes) / 2) channels each; what remains is not
-    rotated. Within an axis, pair k turns by place * base^(-k / pairs).
+    Each axis rotates 2 * floor(floor(head_dim / axes) / 2) channels of a head; the remaining channels are not rotated.
+    Pair k of an axis is rotated by position * base^(-k / pairs).
 
-    convention: "interleaved", adjacent channels (2k, 2k + 1) are a pair and turn by one angle, as V-JEPA 2.1 does and
-        the paper means. "tiled", as V-JEPA 2 was released: adjacent channels are paired too, but the two take the
-        angles of channels i mod pairs, so that it is no rotation; for its weights alone.
-    reference_side: rows and columns (the last two axes) are stretched so that the last of each has the place
-        reference_side - 1, however many there are, as V-JEPA 2.1 does at other resolutions than its first. None: as
-        they are counted.
+    convention: "interleaved": the angle of pair k rotates channels 2k and 2k + 1, as in the paper and V-JEPA 2.1.
+        "tiled": as released with V-JEPA 2, channel i takes the angle of pair i mod pairs, which is not a rotation; only
+        for its weights.
+    reference_side: scale rows and columns (the last two axes) so that the last of each has position reference_side - 1,
+        as V-JEPA 2.1 does at other resolutions than its first. None: no scaling.
 
-    Raises ValueError for heads too narrow to hold a pair for each axis, or another convention.
+    Raises ValueError if heads are too narrow for one pair per axis, or for another convention.
     """
 
     def __init__(
@@ -123,21 +122,22 @@ class RotaryPositions:
         self._cache: dict[tuple[Grid, torch.device], tuple[Tensor, Tensor]] = {}
 
     def rotation(self, grid: Grid, device: torch.device, index: Tensor | None = None) -> Rotate:
-        """The rotation of queries and keys of tokens at `index` (B, K), or of the whole grid."""
+        """Return the rotation of queries and keys of the tokens `index` (B, K), or of all tokens of the grid."""
         cos, sin = self._tables(grid, device)  # (N, rotated)
         if index is not None:
             cos, sin = cos[index].unsqueeze(1), sin[index].unsqueeze(1)  # (B, 1, K, rotated)
         rotated = cos.shape[-1]
 
         def rotate(x: Tensor) -> Tensor:
-            turned, rest = x[..., :rotated], x[..., rotated:]
-            first, second = turned.unflatten(-1, (-1, 2)).unbind(-1)
-            across = torch.stack((-second, first), dim=-1).flatten(-2)
-            return torch.cat([(turned * cos + across * sin).to(x.dtype), rest], dim=-1)
+            pairs, rest = x[..., :rotated], x[..., rotated:]
+            first, second = pairs.unflatten(-1, (-1, 2)).unbind(-1)
+            orthogonal = torch.stack((-second, first), dim=-1).flatten(-2)
+            return torch.cat([(pairs * cos + orthogonal * sin).to(x.dtype), rest], dim=-1)
 
         return rotate
 
     def _tables(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the cosines and sines (N, rotated) of the angles of every token, fp32."""
         key = (grid, device)
         if key not in self._cache:
             pairs = self.head_dim // len(grid) // 2
@@ -147,7 +147,7 @@ class RotaryPositions:
                     f"got {self.head_dim}: use fewer heads or a larger width"
                 )
             frequency = self.base ** (-torch.arange(pairs, dtype=torch.float64) / pairs)
-            axes = torch.meshgrid(*self._places(grid), indexing="ij")
+            axes = torch.meshgrid(*self._coordinates(grid), indexing="ij")
             angles = [axis.reshape(-1, 1) * frequency for axis in axes]  # each (N, pairs)
             if self.convention == "interleaved":
                 angles = torch.cat([angle.repeat_interleave(2, dim=1) for angle in angles], dim=1)
@@ -156,11 +156,10 @@ class RotaryPositions:
             self._cache[key] = angles.cos().float().to(device), angles.sin().float().to(device)
         return self._cache[key]
 
-    def _places(self, grid: Grid) -> list[Tensor]:
-        """The places along each axis."""
-        places = [torch.arange(n, dtype=torch.float64) for n in grid]
+    def _coordinates(self, grid: Grid) -> list[Tensor]:
+        """Return the positions along each axis."""
+        axes = [torch.arange(n, dtype=torch.float64) for n in grid]
         if self.reference_side is None:
-            return places
+            return axes
         first = max(0, len(grid) - 2)
-        stretched = [place * (self.reference_side - 1) / max(1, len(place) - 1) for place in places[first:]]
-        return places[:first] + stretched
+        return axes[:first] + [axis * (self.reference_side - 1) / max(1, len(axis) - 1) for axis in axes[first:]]

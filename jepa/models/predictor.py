@@ -1,4 +1,4 @@
-"""The I-JEPA predictor: from context features, the features at hidden positions."""
+"""The I-JEPA predictor: from the features of context tokens, those of hidden tokens."""
 
 from __future__ import annotations
 
@@ -9,33 +9,32 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.positions import RotaryPositions, SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads
+from jepa.models.transformer_blocks import block_list, check_heads, check_layers
 from jepa.models.weight_init import init_transformer
 from jepa.types import Encoder, Grid, Mask
 from jepa.utils.tensors import attention_mask
 
 
 class Predictor(nn.Module):
-    """A narrow ViT over context tokens and one learned mask token per hidden position (arXiv 2301.08243, 3).
+    """A narrow ViT over context tokens and one learned mask token per target token (arXiv 2301.08243, section 3).
 
-    Every target block is predicted from the same context and independently of the other blocks: blocks become
-    extra batch entries. Both kinds of token know their places by fixed sine-cosine positions of the predictor's own
-    width, or by rotary ones in every block.
+    Every target block is predicted from the same context and independently of the other blocks: blocks are extra batch
+    entries.
 
-    encoder: gives the input width; num_heads None takes the encoder's number of heads, as published.
-    out_dim: width of the targets, None for the encoder's.
-    positions: "sincos", or "rotary". sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side:
-        see `RotaryPositions`.
-    mask_tokens: how many mask tokens there are to learn; mask group g takes token g modulo this (V-JEPA: one for each).
-    zero_mask_tokens: they start at zero, as V-JEPA's, and not at random.
+    encoder: its embed_dim is the input width. num_heads: None takes the encoder's, as published.
+    out_dim: width of the targets; None takes the encoder's.
+    positions: "sincos", added to all tokens, or "rotary" in every block. sincos_layout: see `sincos_positions`.
+        rotary_convention, rotary_reference_side: see `RotaryPositions`.
+    mask_tokens: number of learned mask tokens; mask group g takes token g modulo this (V-JEPA: one per group).
+    zero_mask_tokens: initialise them with zeros, as V-JEPA does, instead of random values.
 
-    Of V-JEPA 2.1 (arXiv 2603.14482):
-    context_layers: blocks of the encoder, from 0, whose features side by side are the context, brought to the
-        encoder's width by a layer of its own; the last one must be the encoder's last. None: its output alone.
-    predict_context: predict the tokens that are seen as well, by a head of their own; a call then gives both.
-    modality_vectors: add a learned vector to all tokens of a grid of one time step (pictures), another to all others.
+    Options of V-JEPA 2.1 (arXiv 2603.14482):
+    context_layers: encoder blocks, from 0, whose concatenated features are the context, projected to the encoder's
+        width; the last one must be the encoder's last block. None: the encoder's output.
+    predict_context: also predict the context tokens, with a separate head; a call then returns both predictions.
+    modality_vectors: add one learned vector to all tokens of images (grids of one time step), another to all others.
 
-    Raises ValueError for values outside these.
+    Raises ValueError for other values.
     """
 
     def __init__(
@@ -71,11 +70,11 @@ class Predictor(nn.Module):
             raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")
         if mask_tokens < 1:
             raise ValueError(f"model.predictor.mask_tokens must be at least 1, got {mask_tokens}")
-        self.context_layers = None if context_layers is None else check_context_layers(context_layers, encoder)
-        self.embed = nn.Linear(encoder.embed_dim, embed_dim)
-        if self.context_layers is not None:
-            fuse = nn.Linear(encoder.embed_dim * len(self.context_layers), encoder.embed_dim)
-            self.embed = nn.Sequential(fuse, nn.GELU(), self.embed)
+        self.context_layers = context_layers
+        if context_layers is not None:
+            encoder_depth = getattr(encoder, "depth", 0)
+            self.context_layers = check_layers(context_layers, encoder_depth, "model.predictor.context_layers")
+        self.embed = context_embedding(encoder.embed_dim, embed_dim, self.context_layers)
         self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, embed_dim))
         self.positions = SinCosPositions(embed_dim, sincos_layout) if positions == "sincos" else None
         self.rotary = None
@@ -96,56 +95,55 @@ class Predictor(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
         self.project_context = nn.Linear(embed_dim, self.project.out_features) if predict_context else None
-        self.modality = nn.Parameter(torch.zeros(2, embed_dim)) if modality_vectors else None  # of clips, of pictures
+        self.modality = nn.Parameter(torch.zeros(2, embed_dim)) if modality_vectors else None  # of clips, of images
         init_transformer(self, self.blocks)
         if not zero_mask_tokens:
             nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     @property
     def predicts_context(self) -> bool:
-        """Whether a call gives predictions at the context's tokens as well."""
+        """Whether a call also returns predictions at the context tokens."""
         return self.project_context is not None
 
     def forward(
         self, context: Tensor | Sequence[Tensor], mask: Mask, grid: Grid, group: int = 0
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Predicted features (B, M, P, D) at mask.targets from the context's features (B, K, D).
+        """Return predicted features (B, M, P, D) at mask.targets, from the context features (B, K, D).
 
-        context: with `context_layers` one (B, K, D) for each of them. group: number of the mask among those of a step.
-        With `predict_context` gives those at the context's tokens (B, M, K, D) as well, of which each target block
-        has its own.
+        context: with `context_layers` one (B, K, D) per layer. group: index of the mask among the masks of the step.
+        With `predict_context` also return predictions (B, M, K, D) at the context tokens, one per target block.
         """
         if self.context_layers is not None:
             context = torch.cat(list(context), dim=-1)
         batch, blocks, size = mask.targets.shape
-        wanted_at = mask.targets.flatten(0, 1)  # (B * M, P)
-        known = self.embed(context)  # (B, K, dim)
-        wanted = self.mask_token[group % len(self.mask_token)].to(known.dtype).expand(batch * blocks, size, -1)
+        target_index = mask.targets.flatten(0, 1)  # (B * M, P)
+        context = self.embed(context)  # (B, K, embed_dim)
+        queries = self.mask_token[group % len(self.mask_token)].to(context.dtype).expand(batch * blocks, size, -1)
         if self.positions is not None:
-            positions = self.positions(grid, context.device)  # (N, dim)
-            known = known + positions[mask.context]
-            wanted = (wanted + positions[wanted_at]).to(known.dtype)
-        tokens = torch.cat([known.repeat_interleave(blocks, dim=0), wanted], dim=1)
+            positions = self.positions(grid, context.device)  # (N, embed_dim)
+            context = context + positions[mask.context]
+            queries = (queries + positions[target_index]).to(context.dtype)
+        tokens = torch.cat([context.repeat_interleave(blocks, dim=0), queries], dim=1)
         if self.modality is not None:
             tokens = tokens + self.modality[int(len(grid) < 3 or grid[0] == 1)]
-        tokens = self.dropout(tokens)  # (B * M, K + P, dim)
+        tokens = self.dropout(tokens)  # (B * M, K + P, embed_dim)
         rotate = None
         if self.rotary is not None:
-            places = torch.cat([mask.context.repeat_interleave(blocks, dim=0), wanted_at], dim=1)
-            rotate = self.rotary.rotation(grid, context.device, places)
-        hidden = attention_mask(self._valid(mask))
+            index = torch.cat([mask.context.repeat_interleave(blocks, dim=0), target_index], dim=1)
+            rotate = self.rotary.rotation(grid, context.device, index)
+        attn_mask = attention_mask(self._valid(mask))
         for block in self.blocks:
-            tokens = block(tokens, hidden, rotate)
+            tokens = block(tokens, attn_mask, rotate)
         if self.project_context is None:
             predicted = self.project(self.norm(tokens[:, -size:]))  # (B * M, P, D)
             return predicted.unflatten(0, (batch, blocks))
         tokens = self.norm(tokens)
-        predicted, seen = self.project(tokens[:, -size:]), self.project_context(tokens[:, :-size])
-        return predicted.unflatten(0, (batch, blocks)), seen.unflatten(0, (batch, blocks))
+        predicted, at_context = self.project(tokens[:, -size:]), self.project_context(tokens[:, :-size])
+        return predicted.unflatten(0, (batch, blocks)), at_context.unflatten(0, (batch, blocks))
 
     @staticmethod
     def _valid(mask: Mask) -> Tensor | None:
-        """(B * M, K + P) bool, False at padding; None when nothing is padded."""
+        """Return which tokens (B * M, K + P) bool are not padding; None if none is."""
         if mask.context_valid is None and mask.target_valid is None:
             return None
         context = torch.ones_like(mask.context, dtype=torch.bool) if mask.context_valid is None else mask.context_valid
@@ -154,12 +152,9 @@ class Predictor(nn.Module):
         return torch.cat([context, targets.flatten(0, 1)], dim=1)
 
 
-def check_context_layers(layers: Sequence[int], encoder: Encoder) -> list[int]:
-    """The layers as a list. Raises ValueError unless they are blocks of the encoder that rise to its last."""
-    layers, depth = list(layers), getattr(encoder, "depth", 0)
-    if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] != depth - 1:
-        raise ValueError(
-            f"model.predictor.context_layers={layers}: expected rising block numbers from 0 that end with {depth - 1}, "
-            "the encoder's last block"
-        )
-    return layers
+def context_embedding(in_dim: int, embed_dim: int, layers: Sequence[int] | None) -> nn.Module:
+    """Return the projection (B, K, in_dim or in_dim * len(layers)) -> (B, K, embed_dim) of the context features."""
+    embed = nn.Linear(in_dim, embed_dim)
+    if layers is None:
+        return embed
+    return nn.Sequential(nn.Linear(in_dim * len(layers), in_dim), nn.GELU(), embed)

@@ -1,4 +1,4 @@
-"""Who makes the targets: an exponential moving average of the encoder, or the encoder itself."""
+"""Target networks: an exponential moving average of the encoder, or the encoder itself."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from jepa.utils.tensors import layer_norm, sample_entries
 
 
 class Target(nn.Module):
-    """What all targets share: from features to what is predicted.
+    """Base class of target networks: features to targets.
 
-    average_layers: predict the mean of the last so many blocks, each layer-normed, as data2vec does (arXiv 2202.03555,
-        3.3, which normalises each block's output; here it has passed the final norm too). None: of the last alone.
-    concat_layers: predict the outputs of these blocks, numbered from 0, side by side, each layer-normed (the deep
+    average_layers: the targets are the mean over the last `average_layers` blocks, each layer-normed (data2vec, arXiv
+        2202.03555, section 3.3; there without, here with the final norm before). None: the last block.
+    concat_layers: the targets are the concatenated outputs of these blocks, numbered from 0, each layer-normed (deep
         supervision of V-JEPA 2.1, arXiv 2603.14482).
 
-    Raises ValueError for both at once, and layers that the encoder does not have.
+    Raises ValueError if both are set, or for layers that the encoder does not have.
     """
 
     prevents_collapse = False
@@ -48,7 +48,7 @@ class Target(nn.Module):
         self.out_dim: int = encoder.embed_dim * (1 if self.average or self.layers is None else len(self.layers))
 
     def targets(self, encoder: Encoder, x: Tensor) -> Tensor:
-        """What is to be predicted of whole inputs, (B, N, out_dim): features layer-normed without parameters, fp32."""
+        """Return the targets (B, N, out_dim) of unmasked inputs: features layer-normed without parameters, fp32."""
         if self.layers is None:
             return layer_norm(self.encode(encoder, x))
         features = [layer_norm(layer) for layer in self.encode(encoder, x, self.layers)]
@@ -58,21 +58,20 @@ class Target(nn.Module):
 
 
 class EMATarget(Target):
-    """A copy of the encoder that follows it slowly: target <- m * target + (1 - m) * encoder.
+    """Exponential moving average of the encoder: target <- m * target + (1 - m) * encoder (I-JEPA, arXiv 2301.08243).
 
-    momentum: m as a schedule over the run, called with the number of updates made before this one (the first
-    update uses the schedule's value at 0, as published). The copy stays in evaluation mode, so that targets carry
-    no dropout, and takes no gradient. Buffers are copied, not averaged.
+    The average gets no gradient and stays in evaluation mode, without dropout. Buffers are copied, not averaged.
 
-    reference_batch_size: the batch size B0 that m was chosen for. A run at B uses m ** (B / B0), so that the average
-        forgets as fast per sample (Busbridge et al. 2023, arXiv 2307.13813); None uses m at any batch size.
-
+    momentum: schedule of m, called with the number of earlier updates (as published, the first update uses its value at
+        0).
+    reference_batch_size: batch size B0 that m was chosen for. A run at batch size B uses m ** (B / B0), the same decay
+        per sample (Busbridge et al. 2023, arXiv 2307.13813). None: m at any batch size.
     average_layers, concat_layers: see `Target`.
 
-    Raises ValueError for a momentum that leaves 0 to 1 at any time, and a reference below 1.
+    Raises ValueError if the momentum leaves 0 to 1 during a run, or reference_batch_size is below 1.
     """
 
-    prevents_collapse = True  # by itself: in practice, with a slow enough momentum
+    prevents_collapse = True  # in practice, with a momentum near 1
 
     def __init__(
         self,
@@ -101,38 +100,38 @@ class EMATarget(Target):
         self.momentum = momentum
 
     def train(self, mode: bool = True) -> EMATarget:
-        """Switch everything but the averaged copy, which stays in evaluation mode."""
+        """Set the mode of everything but the average, which stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Features (B, N, D) of whole inputs by the averaged copy; a list, one per asked layer."""
+        """Return features (B, N, D) of unmasked inputs by the average; with `layers` a list, one per layer."""
         return self.encoder(x, layers=layers)
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
-        """Follow the encoder by one update; gives {"momentum": m}."""
+        """Update the average after `step` earlier updates; return {"momentum": m}."""
         momentum = self.momentum_at(step, run_length)
         torch._foreach_lerp_(list(self.encoder.parameters()), list(encoder.parameters()), 1 - momentum)
-        for mine, theirs in zip(self.encoder.buffers(), encoder.buffers()):
-            mine.copy_(theirs)
+        for own, source in zip(self.encoder.buffers(), encoder.buffers()):
+            own.copy_(source)
         return {"momentum": momentum}
 
     @torch.no_grad()
     def drift(self, encoder: nn.Module) -> Tensor:
-        """Sums of squares (2,), fp32, of target - encoder and of the encoder, over some entries of this rank's part.
+        """Return the sums of squares (2,) fp32 of target - encoder and of the encoder, over sampled weights.
 
-        Of each parameter every n-th entry is looked at, at most 2048; the root of the ratio tells how far the target
-        lags behind.
+        At most 2048 entries of this rank's part of each parameter are sampled. The square root of the ratio is the
+        relative distance between target and encoder.
         """
-        mine, theirs = (sample_entries(network.parameters()) for network in (self.encoder, encoder))
-        change = torch._foreach_norm(torch._foreach_sub(mine, theirs))
-        return torch.stack([torch.stack(norms).square().sum() for norms in (change, torch._foreach_norm(theirs))])
+        average, current = (sample_entries(network.parameters()) for network in (self.encoder, encoder))
+        difference = torch._foreach_norm(torch._foreach_sub(average, current))
+        return torch.stack([torch.stack(norms).square().sum() for norms in (difference, torch._foreach_norm(current))])
 
     def momentum_at(self, step: float, run_length: RunLength) -> float:
-        """The momentum in force after `step` updates, scaled to the run's batch size; itself a schedule."""
+        """Return the momentum after `step` updates, scaled to the run's batch size (a `Schedule`)."""
         momentum = check_momentum(self.momentum(step, run_length))
         if self.reference_batch_size is None:
             return momentum
@@ -140,19 +139,17 @@ class EMATarget(Target):
 
 
 class SharedTarget(Target):
-    """The encoder itself, with gradient: targets move towards predictions too.
+    """The encoder itself, with gradient, so that targets are trained towards predictions too.
 
-    Collapses unless a loss term prevents it. LeWM does so with SIGReg: one network, no moving average.
-
-    encoder: every target is completed with it; nothing of it is kept here. The other arguments are those of `Target`.
+    Collapses unless a loss term prevents it, as LeWM does with SIGReg. Arguments as of `Target`.
     """
 
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Features (B, N, D) of whole inputs by the encoder that is being trained; a list, one per asked layer."""
+        """Return features (B, N, D) of unmasked inputs by the encoder; with `layers` a list, one per layer."""
         return encoder(x, layers=layers)
 
     def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
-        """Nothing to follow."""
+        """Do nothing: there are no weights of its own."""
         return {}
 
 
@@ -161,13 +158,13 @@ class StopGradientTarget(SharedTarget):
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Features (B, N, D) of whole inputs by the encoder that is being trained; a list, one per asked layer."""
+        """Return features (B, N, D) of unmasked inputs by the encoder; with `layers` a list, one per layer."""
         return encoder(x, layers=layers)
 
 
 def check_momentum(momentum: float) -> float:
-    """The momentum, within 0 to 1. Raises ValueError for one outside, with which the target would be no average."""
-    if not -1e-9 <= momentum <= 1 + 1e-9:  # a ramp to 1 may end a rounding error above it
+    """Return the momentum, clamped to 0 to 1 within rounding. Raise ValueError if it is outside."""
+    if not -1e-9 <= momentum <= 1 + 1e-9:  # a schedule that ends at 1 may exceed it by rounding
         raise ValueError(
             f"model.target.momentum becomes {momentum:g}: it must stay between 0 (the encoder itself) and 1 (frozen)"
         )

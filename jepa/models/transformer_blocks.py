@@ -1,7 +1,7 @@
-"""Transformer blocks whose attention may rotate queries and keys by their places on the grid.
+"""Transformer blocks with optional rotary positions.
 
-Without rotation a block computes what timm's does and its weights have the same names; timm's has no rotation that
-takes the places of a subset of the tokens, and importing it takes two seconds.
+Without rotation a block computes the same as timm's, with the same weight names. timm's has no rotation of a subset of
+the tokens, and importing timm takes two seconds.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Rotate = Callable[[Tensor], Tensor]
-"""Queries or keys (B, heads, K, head width) to the same, rotated."""
+"""Queries or keys (B, heads, K, head_dim) -> the same, rotated."""
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (arXiv 1706.03762, 3.2.2); queries and keys are rotated where a rotation is given."""
+    """Multi-head self-attention (arXiv 1706.03762, section 3.2.2), with optional rotation of queries and keys."""
 
     def __init__(self, *, embed_dim: int, num_heads: int, qkv_bias: bool = True, dropout: float = 0.0) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, rotate: Rotate | None = None) -> Tensor:
-        """x (B, K, D) -> (B, K, D). attn_mask: bool, broadcast to (B, heads, K, K), False where nobody may look."""
+        """Return (B, K, D) of x (B, K, D). attn_mask: bool, broadcast to (B, heads, K, K), False for no attention."""
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)  # (3, B, heads, K, D / heads)
         query, key, value = qkv.unbind(0)
         if rotate is not None:
@@ -44,7 +44,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
+    """Two linear layers with a GELU between."""
 
     def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
@@ -53,19 +53,19 @@ class Mlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, K, D) -> (B, K, D)."""
+        """Return (B, K, D) of x (B, K, D)."""
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (arXiv 1603.09382): in training, set samples to zero at this rate and scale up the others."""
+    """Stochastic depth (arXiv 1603.09382): in training, zero samples at this rate and scale up the others."""
 
     def __init__(self, rate: float) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, ...) -> the same shape."""
+        """Return x (B, ...) with samples dropped."""
         if not self.training:
             return x
         kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
@@ -73,7 +73,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: attention, then a two-layer perceptron, each added to its input."""
+    """Pre-norm transformer block: attention and MLP, each with a residual connection."""
 
     def __init__(
         self,
@@ -95,26 +95,37 @@ class Block(nn.Module):
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, rotate: Rotate | None = None) -> Tensor:
-        """x (B, K, D) -> (B, K, D); the other arguments are those of `Attention`."""
+        """Return (B, K, D) of x (B, K, D); other arguments as of `Attention`."""
         x = x + self.drop_path(self.dropout(self.attn(self.norm1(x), attn_mask, rotate)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
 
 def block_list(*, depth: int, drop_path: float = 0.0, **sizes: object) -> nn.ModuleList:
-    """`depth` blocks; stochastic depth grows linearly to `drop_path`. sizes: the other arguments of `Block`."""
+    """Return `depth` blocks; stochastic depth grows linearly to `drop_path`. sizes: the other arguments of `Block`."""
     rates = torch.linspace(0, drop_path, depth, device="cpu").tolist() if depth else []
     return nn.ModuleList(Block(drop_path=rate, **sizes) for rate in rates)
 
 
 def check_heads(embed_dim: int, num_heads: int, key: str) -> None:
-    """Raise ValueError when the heads do not share the width equally."""
+    """Raise ValueError unless num_heads divides embed_dim. key: of the configuration, such as "model.encoder"."""
     if num_heads < 1 or embed_dim % num_heads:
         fits = [h for h in range(1, min(embed_dim, 32) + 1) if embed_dim % h == 0]
         raise ValueError(f"{key}.num_heads={num_heads} does not divide {key}.embed_dim={embed_dim}: use one of {fits}")
 
 
+def check_layers(layers: Sequence[int], depth: int, key: str) -> list[int]:
+    """Return the layers as a list. Raise ValueError unless they are rising block numbers that end with depth - 1."""
+    layers = list(layers)
+    if not layers or sorted(set(layers)) != layers or layers[0] < 0 or layers[-1] != depth - 1:
+        raise ValueError(
+            f"{key}={layers}: expected rising block numbers from 0 that end with {depth - 1}, the last block of the "
+            "encoder"
+        )
+    return layers
+
+
 def pick_layers(outputs: Mapping[int, Tensor], layers: Sequence[int], depth: int) -> list[Tensor]:
-    """The outputs of the asked layers, in that order. Raises ValueError for layers there are not."""
+    """Return the outputs of these layers, in their order. Raise ValueError if one does not exist."""
     if missing := set(layers) - set(outputs):
         raise ValueError(f"layers {sorted(missing)} do not exist: the encoder has {depth}, from 0")
     return [outputs[number] for number in layers]

@@ -1,7 +1,7 @@
 """Image encoders: Vision Transformers without class token, with fixed 2-D sine-cosine positions.
 
-`vision_transformer` takes the sizes and computes what timm's ViT does, without its import of two seconds;
-`timm_vision_transformer` takes any of timm's names. Both give an `ImageEncoder`, and weights have timm's names.
+`vision_transformer` builds a ViT by its sizes that computes the same as timm's, without timm's import of two seconds;
+`timm_vision_transformer` builds any of timm's by name. Both return an `ImageEncoder`; weights have timm's names.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.models.encoders.image_stem import patchify
 from jepa.models.positions import SinCosPositions
 from jepa.models.transformer_blocks import block_list, check_heads, pick_layers
 from jepa.models.weight_init import init_transformer
@@ -19,7 +20,7 @@ from jepa.utils.tensors import gather_tokens
 
 
 class PatchEmbed(nn.Module):
-    """The projection of patches (timm's name): its convolution holds the weights, `ImageEncoder` applies them."""
+    """The weights of the patch embedding, with timm's names; `ImageEncoder` applies them."""
 
     def __init__(self, patch_size: tuple[int, int], channels: int, embed_dim: int) -> None:
         super().__init__()
@@ -29,7 +30,7 @@ class PatchEmbed(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """The parts of a ViT, under the names that they have in timm's."""
+    """The modules of a ViT, with timm's names."""
 
     def __init__(self, *, patch_embed: PatchEmbed, blocks: nn.ModuleList, dropout: float) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class VisionTransformer(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """A ViT, ours or timm's, behind the encoder contract (`jepa.types.Encoder`), for pictures of any size."""
+    """A `jepa.types.Encoder` around a ViT, ours or timm's, for images of any size."""
 
     def __init__(self, vit: nn.Module) -> None:
         super().__init__()
@@ -56,7 +57,7 @@ class ImageEncoder(nn.Module):
         self.positions = SinCosPositions(self.embed_dim)
 
     def grid(self, x: Tensor) -> Grid:
-        """(rows, columns) of tokens of pictures (B, C, H, W). Raises ValueError when they do not fit the patch."""
+        """Return (rows, columns) of tokens of images (B, C, H, W). Raise ValueError if patches do not divide them."""
         channels, *size = x.shape[1:]
         if channels != self.channels or len(size) != 2:
             hint = "; for clips use model=video" if len(size) == 3 else ""
@@ -65,10 +66,8 @@ class ImageEncoder(nn.Module):
         return tuple(side // patch for side, patch in zip(size, self.patch_size))
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Patches (B, N, C * patch pixels) of pictures (B, C, H, W), each row by row, channel by channel."""
-        (rows, columns), (height, width) = self.grid(x), self.patch_size
-        patches = x.unflatten(3, (columns, width)).unflatten(2, (rows, height))  # (B, C, rows, h, columns, w)
-        return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        """Return patches (B, N, C * patch pixels) of images (B, C, H, W)."""
+        return patchify(x, self.grid(x))
 
     def forward(
         self,
@@ -77,12 +76,12 @@ class ImageEncoder(nn.Module):
         valid: Tensor | None = None,
         layers: Sequence[int] | None = None,
     ) -> Tensor | list[Tensor]:
-        """Features of pictures x (B, C, H, W).
+        """Return features (B, K or N, D) of images x (B, C, H, W).
 
         keep (B, K): encode only these tokens. valid (B, K or N) bool: the tokens that may be attended to.
-        layers: block numbers from 0; gives one (B, K or N, D) per number, each through the final norm.
+        layers: block numbers from 0; returns a list with the output of each, through the final norm.
         """
-        positions = self.positions(self.grid(x), x.device)  # checks x too
+        positions = self.positions(self.grid(x), x.device)  # also checks x
         tokens = self._embed(x) + positions  # (B, N, D)
         if keep is not None:
             tokens = gather_tokens(tokens, keep)  # (B, K, D)
@@ -98,7 +97,7 @@ class ImageEncoder(nn.Module):
         return pick_layers(outputs, layers, self.depth)
 
     def _embed(self, x: Tensor) -> Tensor:
-        """timm's patch embedding (B, N, D) as one matrix product: its convolution takes 16 times as long on CPUs."""
+        """Return patch embeddings (B, N, D) by a matrix product: timm's convolution takes 16 times as long on CPUs."""
         embed = self.vit.patch_embed
         return embed.norm(F.linear(self.token_inputs(x), embed.proj.weight.flatten(1), embed.proj.bias))
 
@@ -117,12 +116,12 @@ def vision_transformer(
     attention_dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> ImageEncoder:
-    """A pre-norm ViT (Dosovitskiy et al. 2020) of the given sizes; LayerNorm epsilon 1e-6 as in I-JEPA.
+    """Return a pre-norm ViT (Dosovitskiy et al. 2020, arXiv 2010.11929); LayerNorm epsilon 1e-6 as in I-JEPA.
 
-    dropout acts on tokens after the positions and after every linear layer of a block; drop_path (stochastic
-    depth) grows linearly over the blocks to the given rate.
+    dropout: after adding positions and after every linear layer of a block. drop_path: rate of stochastic depth in the
+    last block; it grows linearly from 0 in the first.
 
-    Raises ValueError when the patch does not divide the image or the heads do not divide the width.
+    Raises ValueError if patch_size does not divide image_size or num_heads does not divide embed_dim.
     """
     image_size, patch_size = pair(image_size), pair(patch_size)
     check_patch_size(image_size, patch_size)
@@ -153,12 +152,12 @@ def timm_vision_transformer(
     attention_dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> ImageEncoder:
-    """Any of timm's plain ViTs by name (`vit_small_patch16_224`, ...), untrained and without class token.
+    """Return one of timm's plain ViTs by name (`vit_small_patch16_224`, ...), untrained.
 
-    Registers and learned positions of the named model are left out; its block (layer scale, query-key norm, SwiGLU)
-    is kept, as is its weight initialisation. patch_size None takes the one in the name.
+    Its blocks (layer scale, query-key norm, SwiGLU) and weight initialisation are kept; class token, registers and
+    learned positions are left out. patch_size: None takes the one in the name.
 
-    Raises ValueError when timm does not know the name or the model is not a plain ViT.
+    Raises ValueError if timm does not know the name or the model is not a plain ViT.
     """
     import timm  # takes two seconds
 
@@ -185,12 +184,12 @@ def timm_vision_transformer(
         **sizes,
     )
     check_patch_size(pair(image_size), tuple(vit.patch_embed.patch_size))
-    vit.patch_embed.strict_img_size = False  # positions are computed for the grid that comes
+    vit.patch_embed.strict_img_size = False  # positions are computed for any grid
     return ImageEncoder(vit)
 
 
 def timm_model_class(name: str) -> type[nn.Module]:
-    """The class that a timm entry point builds, without allocating its weights."""
+    """Return the class of a timm model, without allocating its weights."""
     import timm
     import torch
 
@@ -199,7 +198,7 @@ def timm_model_class(name: str) -> type[nn.Module]:
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:
-    """(height, width) of a side or a pair. Raises ValueError for anything else."""
+    """Return (height, width) of a side or a pair. Raise ValueError for anything else."""
     sides = (size, size) if isinstance(size, int) else tuple(size)
     if len(sides) != 2 or min(sides) < 1:
         raise ValueError(f"expected a positive side or [height, width], got {size}")
@@ -207,7 +206,7 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def check_patch_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
-    """Raise ValueError when patches do not tile the image, with the nearest sizes that would."""
+    """Raise ValueError, with the nearest sizes that fit, unless patches tile the image."""
     for side, patch in zip(image_size, patch_size):
         if side % patch or side < patch:
             below, above = side - side % patch, side - side % patch + patch

@@ -1,4 +1,4 @@
-"""Tokens of time series: patches over time, as in PatchTST (arXiv 2211.14730), of all channels or of each by itself."""
+"""The stem of time series: patches over time, as in PatchTST (arXiv 2211.14730), of all channels or of each one."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from jepa.types import Grid
 
 
 class SeriesStem(nn.Module):
-    """Series (B, C, T) to tokens that cover `patch_size` steps each; NaN marks what is missing, or padding.
+    """Series (B, C, T) to tokens of `patch_size` time steps each; NaN marks missing values and padding.
 
     channels: C. embed_dim: width of the tokens.
-    channel_independent: False lets a token hold its steps of all channels, on a grid (N,). True gives each channel
-        tokens of its own, all made by the same weights, on a grid (C, N), row-major.
-    missing: missing values are filled with 0, the mean of z-scored data. "indicator" adds a learned vector for each
-        missing step, so that missing is not taken for the mean; without missing values it adds nothing.
+    channel_independent: False: a token covers all channels, on a grid (N,). True: every channel has its own tokens, by
+        the same weights, on a grid (C, N), row-major.
+    missing: "zero" replaces missing values by 0, the mean of z-scored data. "indicator" also adds a learned vector per
+        missing value, so that the model can tell missing values from the mean.
 
-    A length that is no multiple of the patch is padded with NaN at its end. Tokens of nothing but NaN are padding
-    (`token_valid`). Patches do not overlap: a hidden token must leave no trace in its neighbours (PatchTST's may).
+    Series are padded with NaN at the end to whole patches. Tokens of NaN only are padding (`token_valid`). Patches do
+    not overlap, unlike PatchTST's, so that a hidden token does not leak through its neighbours.
 
-    Raises ValueError for values outside these.
+    Raises ValueError for other values.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class SeriesStem(nn.Module):
             raise ValueError(f"model.encoder.stem.missing: got {missing!r}, expected 'indicator' or 'zero'")
         self.channels, self.patch_size, self.channel_independent = channels, patch_size, channel_independent
         self.token_values = patch_size * (1 if channel_independent else channels)
-        # Products of matrices: convolutions over patches are many times slower on CPUs.
+        # Matrix products: convolutions over patches are many times slower on CPUs.
         self.project = nn.Linear(self.token_values, embed_dim)
         self.absent = nn.Linear(self.token_values, embed_dim, bias=False) if missing == "indicator" else None
 
     def grid(self, x: Tensor) -> Grid:
-        """(N,), or (C, N) for independent channels. Raises ValueError for inputs that are not (B, C, T)."""
+        """Return (N,), or (C, N) with independent channels. Raise ValueError for inputs that are not (B, C, T)."""
         if x.ndim != 3 or not x.is_floating_point() or x.shape[1] != self.channels:
             raise ValueError(
                 f"model=series and model=temporal_cnn take series (batch, {self.channels} channels, time) of floats, "
@@ -59,22 +59,22 @@ class SeriesStem(nn.Module):
         return (self.channels, patches) if self.channel_independent else (patches,)
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """The values at each token, (B, N, token_values), channel by channel; 0 where they are missing."""
+        """Return the values of each token, (B, N, token_values), channel by channel; 0 where they are missing."""
         return self._patches(x).nan_to_num(0.0)
 
     def token_valid(self, x: Tensor) -> Tensor:
-        """Which tokens (B, N) bool hold any value."""
+        """Return which tokens (B, N) bool have a value that is not missing."""
         return ~self._patches(x).isnan().all(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, D)."""
+        """Return tokens (B, N, embed_dim), without positions."""
         patches = self._patches(x)
-        absent = patches.isnan()
-        tokens = self.project(torch.where(absent, 0.0, patches))
-        return tokens if self.absent is None else tokens + self.absent(absent.to(tokens.dtype))
+        missing = patches.isnan()
+        tokens = self.project(torch.where(missing, 0.0, patches))
+        return tokens if self.absent is None else tokens + self.absent(missing.to(tokens.dtype))
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(B, C, T) -> (B, N, token_values), padded with NaN at the end."""
+        """Return patches (B, N, token_values) of x (B, C, T), padded with NaN at the end."""
         self.grid(x)
         x = F.pad(x, (0, -x.shape[2] % self.patch_size), value=float("nan"))
         patches = x.unflatten(2, (-1, self.patch_size))  # (B, C, N, P)

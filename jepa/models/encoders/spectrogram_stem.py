@@ -1,4 +1,4 @@
-"""The stem of sound: patches of a log-mel spectrogram, over frequency and time."""
+"""The stem of audio: patches of a log-mel spectrogram, over frequency and time."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.models.encoders.image_stem import patchify
 from jepa.types import Grid
 from jepa.utils.log_mel import LogMel
 
@@ -14,11 +15,11 @@ from jepa.utils.log_mel import LogMel
 class SpectrogramStem(nn.Module):
     """Waveforms (B, 1, T), padded with NaN, to tokens on a grid of (frequency, time).
 
-    embed_dim: width of the tokens. spectrogram: the front end, which runs on the device of the waveforms.
-    patch_size: [mel bins, frames] of a token. A last patch that is not full goes on with the mean, 0.
+    embed_dim: width of the tokens. spectrogram: waveforms to log-mel values, on the device of the waveforms.
+    patch_size: [mel bins, frames] of a token. The last patch is padded with 0, the mean.
 
-    A token sees the sound within its frames, and of its neighbours' what a frame (n_fft samples) is longer than
-    hop_length. Raises ValueError for a patch that does not divide the mel bins.
+    Frames overlap by n_fft - hop_length samples, so that a token depends on as many samples of its neighbours. Raises
+    ValueError if the patch does not divide the mel bins.
     """
 
     def __init__(self, *, embed_dim: int, spectrogram: LogMel, patch_size: Sequence[int]) -> None:
@@ -30,7 +31,7 @@ class SpectrogramStem(nn.Module):
         self.project = nn.Linear(self.token_values, embed_dim)
 
     def grid(self, x: Tensor) -> Grid:
-        """(rows, columns): patches along frequency and time. Raises ValueError for what is no waveform."""
+        """Return (rows, columns), patches along frequency and time. Raise ValueError if x is not a waveform."""
         if x.ndim != 3 or x.shape[1] != 1 or not x.is_floating_point() or not x.shape[2]:
             raise ValueError(
                 f"model.encoder takes waveforms (B, 1, samples), got {str(x.dtype).removeprefix('torch.')} of shape "
@@ -40,7 +41,7 @@ class SpectrogramStem(nn.Module):
         return self.spectrogram.mel_bins // bins, -(-self.spectrogram.frames(x.shape[2]) // frames)
 
     def token_valid(self, x: Tensor) -> Tensor:
-        """Which tokens (B, N) bool hold a frame that is not padding."""
+        """Return which tokens (B, N) bool have a frame that is not padding."""
         rows, columns = self.grid(x)
         valid = self.spectrogram.valid(x)  # (B, frames)
         valid = F.pad(valid, (0, columns * self.patch_size[1] - valid.shape[1]))
@@ -48,26 +49,22 @@ class SpectrogramStem(nn.Module):
         return valid.repeat(1, rows)
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Normalised log-mel values (B, N, bins * frames) of every patch, fp32."""
-        rows, columns = self.grid(x)
-        bins, frames = self.patch_size
-        mel = self.picture(x)
-        patches = mel.view(len(mel), rows, bins, columns, frames).transpose(2, 3)  # (B, rows, columns, bins, frames)
-        return patches.reshape(len(mel), rows * columns, bins * frames)
+        """Return the normalised log-mel values (B, N, bins * frames) of every patch, fp32."""
+        return patchify(self.log_mel_image(x), self.grid(x))
 
-    def picture(self, x: Tensor) -> Tensor:
-        """Log-mel values (B, 1, mel bins, frames) of whole patches, low frequencies first, fp32."""
+    def log_mel_image(self, x: Tensor) -> Tensor:
+        """Return log-mel values (B, 1, mel bins, frames), padded to full patches, low frequencies first, fp32."""
         _, columns = self.grid(x)
         mel = self.spectrogram(x)  # (B, mel_bins, frames)
         return F.pad(mel, (0, columns * self.patch_size[1] - mel.shape[2])).unsqueeze(1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, N, embed_dim), without positions."""
+        """Return tokens (B, N, embed_dim), without positions."""
         return self.project(self.token_inputs(x))
 
 
 def check_patch(patch_size: Sequence[int], mel_bins: int) -> tuple[int, int]:
-    """(bins, frames). Raises ValueError for anything else than two sizes, of which the first divides the mel bins."""
+    """Return (bins, frames). Raise ValueError unless these are two sizes, the first of which divides the mel bins."""
     if len(patch_size) != 2 or min(patch_size) < 1:
         raise ValueError(f"model.encoder.stem.patch_size={list(patch_size)}: expected [mel bins, frames], at least 1")
     bins, frames = patch_size

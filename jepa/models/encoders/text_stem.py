@@ -1,4 +1,4 @@
-"""Text in tokens: ids to vectors, with padding left aside."""
+"""The stem of text: one learned vector per token id."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from jepa.types import Grid
 
 
 class TextStem(nn.Module):
-    """A vector for every id, for `TransformerEncoder` to put positions to; inputs (B, L) int64, one token each.
+    """Ids (B, L) int64 to tokens on a grid (L,).
 
-    vocab_size: ids are 0 to this, excluded. padding_id: the one that marks padding.
-    Vectors start at the unit variance over sqrt(D) that keeps them of length 1, well above positions learned from 0.02.
+    vocab_size: ids are 0 to vocab_size - 1. padding_id: the id of padding.
+    Vectors are initialised with standard deviation 1 / sqrt(embed_dim), which gives them length 1.
 
-    Raises ValueError for a padding id outside the vocabulary.
+    Raises ValueError if the padding id is not in the vocabulary.
     """
 
     def __init__(self, *, embed_dim: int, vocab_size: int, padding_id: int = 0) -> None:
@@ -26,7 +26,7 @@ class TextStem(nn.Module):
         nn.init.normal_(self.embed.weight, std=embed_dim**-0.5)
 
     def grid(self, x: Tensor) -> Grid:
-        """(L,) of ids (B, L). Raises ValueError for inputs of another form."""
+        """Return (L,) of ids (B, L). Raise ValueError for inputs of another form."""
         if x.ndim != 2 or x.is_floating_point():
             raise ValueError(
                 f"expected ids (B, L) int64, got {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}: model=text "
@@ -35,13 +35,13 @@ class TextStem(nn.Module):
         return (x.shape[1],)
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """The ids (B, L) themselves."""
+        """Return the ids (B, L)."""
         return x
 
     def token_valid(self, x: Tensor) -> Tensor:
-        """Which tokens (B, L) bool are not padding."""
+        """Return which tokens (B, L) bool are not padding."""
         return x != self.padding_id
 
     def forward(self, x: Tensor) -> Tensor:
-        """Ids (B, L) to tokens (B, L, D)."""
+        """Return tokens (B, L, embed_dim), without positions."""
         return self.embed(x)
