@@ -21,6 +21,21 @@ MOVED = {
     ),
     **dict.fromkeys(("jepa.data.text", "jepa.data.video"), "jepa.data"),
     "jepa.data.sources.moving_mnist.moving_mnist": "jepa.data.sources.moving_mnist",
+    "jepa.models.corruption": "jepa.models.token_corruption",
+    "jepa.models.crossmodal.CrossPredictor": "jepa.models.cross_predictor.CrossPredictor",
+    "jepa.models.crossmodal.ModalityEncoders": "jepa.models.modality_encoders.ModalityEncoders",
+    "jepa.models.crossmodal": "jepa.models.cross_modal_jepa",
+    "jepa.models.masked": "jepa.models.masked_jepa",
+    "jepa.models.views": "jepa.models.lejepa",
+    "jepa.models.encoders.image": "jepa.models.encoders.image_encoder",
+    "jepa.models.encoders.picture.PictureStem": "jepa.models.encoders.image_stem.ImageStem",
+    "jepa.models.encoders.transformer": "jepa.models.encoders.transformer_encoder",
+    **{
+        f"jepa.models.encoders.{name}": f"jepa.models.encoders.{name}_stem"
+        for name in ("series", "spectrogram", "text", "tubelet")
+    },
+    "jepa.trainer.find_learning_rate": "jepa.tools.find_learning_rate",
+    "jepa.trainer.find_batch_size": "jepa.tools.find_batch_size",
     **dict.fromkeys(
         (f"jepa.data.sources.{name}" for name in ("coco", "series", "sounds", "text", "videos")), "jepa.data.sources"
     ),

@@ -151,20 +151,7 @@ def build(config: DictConfig, key: str, partial: bool = False) -> Any:
     Raises UserError for a value that its constructor refuses.
     """
     extra = {"_partial_": True} if partial else {}
-    node = without_hints(config[key]) if key == "data" else config[key]
-    return convert_errors(key, functools.partial(instantiate, node, _convert_="all", **extra))()
-
-
-def without_hints(data: DictConfig) -> DictConfig:
-    """Return a configuration of data, and of its parts, without the `hints` that are meant for other groups."""
-    data = copy.deepcopy(data)
-    nodes = [data]
-    with open_dict(data):
-        while nodes:
-            node = nodes.pop()
-            node.pop("hints", None)
-            nodes += [value for _, value in node.items_ex(resolve=False) if isinstance(value, DictConfig) and value]
-    return data
+    return convert_errors(key, functools.partial(instantiate, config[key], _convert_="all", **extra))()
 
 
 def check_input(model: nn.Module, data: Any) -> None:

@@ -13,8 +13,7 @@ from hydra.utils import get_object
 
 from jepa.utils.errors import UserError
 
-SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_", "hints"}
-"""Keys that are no arguments: Hydra's own, and what data tell other groups."""
+SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
 def check_config(node: Any, key: str = "") -> None:

@@ -50,6 +50,7 @@ class DataModule:
     num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads ahead.
     pin_memory: True or False; `auto` pins when there is a GPU to copy to.
     max_bad_share: the run stops when more than this share of a split cannot be read.
+    hints: what a configuration tells other groups (`data.hints.patch_size`); not read here.
 
     Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.
     """
@@ -60,6 +61,7 @@ class DataModule:
     pin_memory: bool | Literal["auto"] = "auto"
     prefetch_factor: int = 2
     max_bad_share: float = 0.1
+    hints: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_choices(self)

@@ -7,8 +7,8 @@ python train.py model=audio data=hf data.path=sounds.parquet data.column=audio d
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from jepa.data.data_module import DataModule
 from jepa.data.sources.huggingface_rows import open_rows
@@ -42,6 +42,7 @@ def hugging_face(
     pin_memory: bool | Literal["auto"] = "auto",
     prefetch_factor: int = 2,
     max_bad_share: float = 0.1,
+    hints: Mapping[str, Any] | None = None,
 ) -> DataModule:
     """Data of a column of strings, an Image column or an Audio column; the first eight arguments: see `open_rows`.
 
@@ -58,6 +59,7 @@ def hugging_face(
         pin_memory=pin_memory,
         prefetch_factor=prefetch_factor,
         max_bad_share=max_bad_share,
+        hints=hints,
     )  # which are checked before anything is read
     kind, splits = open_rows(
         path, column, label_column, name, train_split, test_split, test_fraction=test_fraction, split_seed=split_seed

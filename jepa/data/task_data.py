@@ -20,6 +20,7 @@ class TaskData:
 
     parts: name -> a data set of any kind, whose batch size becomes the one set here; one that is None is left out.
     batch_size: samples of each part in a training step, of all ranks and micro-batches together.
+    hints: see `DataModule`.
 
     An epoch is one pass through the largest part; smaller ones go on with their next epoch. Validation ends with the
     smallest test split. The weight of a task is a setting of the model (`jepa.models.multitask.MultiTask`); to mix sets
@@ -30,6 +31,7 @@ class TaskData:
 
     parts: Mapping[str, DataModule | None]
     batch_size: int = 256
+    hints: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_counts(batch_size=self.batch_size)

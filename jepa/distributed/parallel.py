@@ -119,7 +119,7 @@ class _Networks(nn.Module):
         self._run = parallel
         if isinstance(tasks := getattr(model, "tasks", None), nn.ModuleDict):
             self.tasks = nn.ModuleDict({name: _Networks(parallel, task) for name, task in tasks.items()})
-            self.done_by = dict(model.done_by)  # task -> the one whose model does it
+            self.model_of_task = dict(model.model_of_task)  # task -> the one whose model does it
         else:
             self.encoder = _Gathering(parallel, model.encoder)
 

@@ -52,7 +52,7 @@ class _ModalityEncoder(nn.Module):
 def modality_of(model: nn.Module, name: str) -> nn.Module:
     """Return one modality of a model: the task of a model with one task per modality (`model.tasks`), else a view."""
     tasks = getattr(model, "tasks", None)
-    return tasks[model.done_by[name]] if isinstance(tasks, nn.ModuleDict) else ModalityView(model, name)
+    return tasks[model.model_of_task[name]] if isinstance(tasks, nn.ModuleDict) else ModalityView(model, name)
 
 
 def is_paired(data: Any) -> bool:

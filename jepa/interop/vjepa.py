@@ -127,7 +127,7 @@ def encoder_config(file: WeightsFile, overrides: Mapping[str, Any]) -> dict[str,
     config: dict[str, Any] = {
         "_target_": "jepa.models.TransformerEncoder",
         "stem": {
-            "_target_": "jepa.models.encoders.tubelet.TubeletStem",
+            "_target_": "jepa.models.encoders.tubelet_stem.TubeletStem",
             "_partial_": True,
             "channels": channels,
             "patch_size": side_or_pair(patch),

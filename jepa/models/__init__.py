@@ -2,10 +2,10 @@
 
 from jepa.models.base_model import JEPA
 from jepa.models.encoders import ImageEncoder, TransformerEncoder, timm_vision_transformer, vision_transformer
-from jepa.models.masked import MaskedJEPA
+from jepa.models.lejepa import LeJEPA
+from jepa.models.masked_jepa import MaskedJEPA
 from jepa.models.predictor import Predictor
 from jepa.models.targets import EMATarget, SharedTarget, StopGradientTarget
-from jepa.models.views import LeJEPA
 
 __all__ = [
     "JEPA",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa.models.blocks import Rotate
+from jepa.models.transformer_blocks import Rotate
 from jepa.types import Grid
 
 SINCOS_LAYOUTS = ("equal", "half_time", "uniform_power")

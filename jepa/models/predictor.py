@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.models.blocks import block_list, check_heads
-from jepa.models.init import init_transformer
 from jepa.models.positions import RotaryPositions, SinCosPositions
+from jepa.models.transformer_blocks import block_list, check_heads
+from jepa.models.weight_init import init_transformer
 from jepa.types import Encoder, Grid, Mask
 from jepa.utils.tensors import attention_mask
 

@@ -19,6 +19,7 @@ from rich.table import Table
 from torch import Tensor
 
 from jepa.report.dry_run_pictures import Pictures
+from jepa.report.formatting import binary_size, shape_text, shapes_text, si_prefix
 from jepa.report.mask_statistics import mask_statistics
 from jepa.report.step_cost import (
     StepCost,
@@ -29,7 +30,6 @@ from jepa.report.step_cost import (
     prepared,
     tensor_shapes,
 )
-from jepa.report.units import binary_size, shape_text, shapes_text, si_prefix
 from jepa.types import Batch, Grid, Latents, Mask, RunLength, Schedule
 from jepa.utils.snapshot import preserved
 
@@ -59,7 +59,7 @@ class _Report:
     def __init__(self, trainer: Any, console: Console) -> None:
         self.trainer, self.console = trainer, console
         self.folder = trainer.folder.path / "preview"
-        self.pictures = Pictures(trainer, self.folder)
+        self.pictures = Pictures(trainer, self.folder, note=self.print)
         self._copy = Console(record=True, file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
 
     def write(self, plan: Sequence[str]) -> None:
@@ -100,11 +100,6 @@ class _Report:
             table.add_row(*row)
         self.print(table)
 
-    def notes(self) -> None:
-        """Print why pictures are left out."""
-        while self.pictures.notes:
-            self.print(self.pictures.notes.pop(0))
-
     def data(self, batch: Batch) -> None:
         """Print the size of the data and the tensors of a batch, and draw samples."""
         spec = self.trainer.data.spec
@@ -122,7 +117,6 @@ class _Report:
             rows.append([name, shape_text(value.shape), str(value.dtype).removeprefix("torch."), *ends, *moments])
         self.table("A training batch", ["key", "shape", "type", "min", "max", "mean", "std"], rows, text_columns=3)
         self.pictures.samples(batch)
-        self.notes()
 
     def sizes(self) -> None:
         """Print the batch sizes and the length of the run."""
@@ -156,9 +150,9 @@ class _Report:
             name = "mask" if len(part["masks"]) == 1 else f"mask {index}"
             rows.append([f"{name}: context tokens", shape_text(mask.context.shape), ""])
             rows.append([f"{name}: target tokens", shape_text(mask.targets.shape), "blocks x tokens of each"])
-        for module in modules:
-            inputs, calls = shapes_text(module.inputs), f"{module.calls} times, last " * (module.calls > 1)
-            rows.append([module.name, shapes_text(module.outputs), f"{calls}from {inputs}" if inputs else calls])
+        for name, inputs, outputs, calls in modules:
+            times = f"{calls} times, last " * (calls > 1)
+            rows.append([name, shapes_text(outputs), f"{times}from {shapes_text(inputs)}" if inputs else times])
         if isinstance(latents[0], Latents):
             for name in ("predictions", "targets", "embeddings"):
                 if (value := getattr(latents[0], name)) is not None:
@@ -196,29 +190,12 @@ class _Report:
             self.print("masks.png is left out: the model draws no masks.")
             return
         groups = [mask_statistics(mask, grid) for mask in masks]
-        tokens = groups[0].tokens
-
-        def counts(name: str) -> list[str]:
-            return [f"{getattr(group, name):.1f} ({getattr(group, name) / tokens:.0%})" for group in groups]
-
-        def shares(name: str) -> list[str]:
-            return ["{:.0%} to {:.0%} of samples".format(*getattr(group, name)) for group in groups]
-
-        rows = [
-            ["context tokens kept", *(str(group.context) for group in groups)],
-            ["targets, blocks x tokens", *(f"{group.blocks} x {group.block_tokens}" for group in groups)],
-            ["distinct tokens seen", *counts("seen")],
-            ["distinct tokens predicted", *counts("predicted")],
-            ["neither seen nor predicted", *counts("neither")],
-            ["both seen and predicted", *counts("both")],
-            ["a token is seen in", *shares("seen_share")],
-            ["a token is predicted in", *shares("predicted_share")],
-        ]
+        rows = [[name, *(group[name] for group in groups)] for name in groups[0]]
         names = ["all"] if len(groups) == 1 else [f"mask {index}" for index in range(1, len(groups) + 1)]
-        title = f"Masks of {masks[0].context.shape[0]} inputs on a grid of {shape_text(grid)} = {tokens} tokens"
+        count, tokens = masks[0].context.shape[0], math.prod(grid)
+        title = f"Masks of {count} inputs on a grid of {shape_text(grid)} = {tokens} tokens"
         self.table(title, ["per input", *names], rows)
         self.pictures.masks(batch, masks, grid)
-        self.notes()
 
     def schedules(self) -> None:
         """Print the values of every schedule over the run."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +10,19 @@ import torch
 from torch import Tensor
 
 from jepa.report.figures import mask_figure, sample_figure
+from jepa.report.formatting import shape_text
 from jepa.report.sequence_figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
-from jepa.report.units import shape_text
 from jepa.types import Batch, Grid, Mask
 
 MAX_IMAGES = 48
 
 
 class Pictures:
-    """Write pictures of a trainer's inputs to a folder. written: their names. notes: why others are left out."""
+    """Write pictures of a trainer's inputs to a folder. written: their names. note: gets why a picture is left out."""
 
-    def __init__(self, trainer: Any, folder: Path) -> None:
-        self.trainer, self.folder = trainer, folder
+    def __init__(self, trainer: Any, folder: Path, note: Callable[[str], None]) -> None:
+        self.trainer, self.folder, self.note = trainer, folder, note
         self.written: list[str] = []
-        self.notes: list[str] = []
 
     def samples(self, batch: Batch) -> None:
         """Draw the samples of a batch, of each modality or task."""
@@ -39,9 +38,9 @@ class Pictures:
         x = batch["views"].flatten(0, 1) if "views" in batch else batch["x"]
         kind, statistics = input_kind(x.unsqueeze(1)), pixel_statistics(self.trainer.data)
         stem = getattr(self.trainer.model.encoder, "stem", None)
-        if kind == "series" and hasattr(stem, "picture"):  # sound, whose tokens lie on a spectrogram
+        if kind == "series" and hasattr(stem, "log_mel_image"):  # sound, whose tokens lie on a spectrogram
             with torch.no_grad():
-                x, kind, statistics = stem.picture(x[:9].to(self.trainer.device)), "images", None
+                x, kind, statistics = stem.log_mel_image(x[:9].to(self.trainer.device)), "images", None
         if kind == "video":
             x, (masks, grid), kind = as_strips(x[:9], max_frames=x.shape[2]), strip_masks(masks, grid), "images"
         if kind == "images" and len(grid) == 2:
@@ -56,7 +55,7 @@ class Pictures:
             self._text("masks.txt", [head, *id_lines(x[:24].cpu(), self.trainer.data.words, masks)])
         else:
             inputs = f"inputs {shape_text(x.shape[1:])} on a grid {shape_text(grid)}"
-            self.notes.append(f"masks.png is left out: there is no picture of {inputs}.")
+            self.note(f"masks.png is left out: there is no picture of {inputs}.")
 
     def _samples(self, name: str, data: Any, views: Any, labels: Tensor | None) -> None:
         """Draw views (B, V, ...) of samples."""
@@ -73,7 +72,7 @@ class Pictures:
             self._text(f"{name}.txt", id_lines(views[:24].flatten(0, 1), data.words))
         else:
             what = "neither pictures of 1 or 3 channels, video nor series"
-            self.notes.append(f"{name}.png is left out: the inputs are {what}.")
+            self.note(f"{name}.png is left out: the inputs are {what}.")
 
     def _images(self, name: str, data: Any, views: Tensor, labels: Tensor | None, what: str) -> None:
         """Draw a sheet of views (B, V, C, H, W)."""

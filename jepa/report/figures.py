@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from jepa.report.mask_statistics import token_indices, token_membership
@@ -22,21 +23,11 @@ BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff
 FILTER = "nearest"
 """Interpolation of enlarged images."""
 
-STYLE = {
-    "font.size": 10,
-    "axes.edgecolor": SOFT,
-    "axes.labelcolor": INK,
-    "axes.titlecolor": INK,
-    "axes.titlesize": 11,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "text.color": INK,
-    "legend.frameon": False,
-    "figure.dpi": 100,
-    "savefig.dpi": 150,
-}
+STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
+STYLE |= {"axes.edgecolor": SOFT, "text.color": INK, "legend.frameon": False, "savefig.dpi": 150}
+
+FINE = 20
+"""Points per token at which outlines are computed."""
 
 
 @contextlib.contextmanager
@@ -157,43 +148,13 @@ def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid)
     weight = np.kron(seen, np.ones((round(down), round(right))))[..., None]  # (H, W, 1)
     hidden = 0.28 * image + 0.72 * np.array([0.27, 0.30, 0.34])
     axes.imshow(image * weight + hidden * (1 - weight), interpolation=FILTER)
+    x, y = ((np.arange(FINE * n) + 0.5) / FINE * size - 0.5 for n, size in ((grid[1], right), (grid[0], down)))
     for block in range(mask.targets.shape[1]):
         inside = np.zeros(grid, dtype=bool)
         inside.flat[token_indices(mask, "targets", number, block).numpy()] = True
-        # Outlines of overlapping blocks get different insets.
-        inset = 0.04 + 0.05 * (block % 4)
-        for start, end in outline(inside, inset):
-            axes.plot(
-                [start[0] * right - 0.5, end[0] * right - 0.5],
-                [start[1] * down - 0.5, end[1] * down - 0.5],
-                color=BLOCK_COLOURS[block % len(BLOCK_COLOURS)],
-                linewidth=1.8,
-                solid_capstyle="projecting",
-            )
-
-
-def outline(inside: np.ndarray, inset: float) -> list[tuple[tuple[float, float], tuple[float, float]]]:
-    """Return the edges ((x, y), (x, y)) of a set of cells (rows, columns), moved inwards by `inset` cells."""
-    padded = np.pad(inside, 1)
-    edges = []
-    for y, x in zip(*np.nonzero(inside)):
-        near = padded[y : y + 3, x : x + 3]  # the cell's neighbours
-        (up, down), (left, right) = (near[0, 1], near[2, 1]), (near[1, 0], near[1, 2])
-
-        def end(beside: bool, diagonal: bool) -> float:
-            """Return how far from the cell's corner an edge ends: before a convex corner, beyond a concave one."""
-            return inset if not beside else -inset if diagonal else 0.0
-
-        top, bottom, west, east = y + inset, y + 1 - inset, x + inset, x + 1 - inset
-        if not up:
-            edges.append(((x + end(left, near[0, 0]), top), (x + 1 - end(right, near[0, 2]), top)))
-        if not down:
-            edges.append(((x + end(left, near[2, 0]), bottom), (x + 1 - end(right, near[2, 2]), bottom)))
-        if not left:
-            edges.append(((west, y + end(up, near[0, 0])), (west, y + 1 - end(down, near[2, 0]))))
-        if not right:
-            edges.append(((east, y + end(up, near[0, 2])), (east, y + 1 - end(down, near[2, 2]))))
-    return edges
+        # Different insets keep the outlines of overlapping blocks apart.
+        inner = binary_erosion(np.kron(inside, np.ones((FINE, FINE))), iterations=1 + block % 4)
+        axes.contour(x, y, inner, levels=[0.5], colors=BLOCK_COLOURS[block % len(BLOCK_COLOURS)], linewidths=1.8)
 
 
 def to_rgb(image: Tensor) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Format options, numbers, times and lists for people."""
+"""Format options, numbers, times, sizes and lists for people."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from jepa.report.runs import DEFAULT
 from jepa.utils.run_status import State
+
+DEFAULT = "(default)"
+"""Value of an option that a run does not set and its config.yaml does not have."""
 
 STATES: tuple[State, ...] = ("done", "running", "queued", "preempted", "stopped", "failed")
 
@@ -102,3 +104,32 @@ def joined(items: Sequence[str], limit: int | None = None) -> str:
     if limit is not None and len(items) > limit:
         items = [*items[:limit], f"{len(items) - limit} more"]
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+def shape_text(shape: Sequence[int]) -> str:
+    """Return "3 x 224 x 224"."""
+    return " x ".join(map(str, shape))
+
+
+def shapes_text(shapes: Sequence[Sequence[int]]) -> str:
+    """Return shapes with equal ones counted: "2 of 64 x 128, scalar"."""
+    counts = Counter(shape_text(shape) or "scalar" for shape in shapes)
+    return ", ".join(f"{count} of {shape}" if count > 1 else shape for shape, count in counts.items())
+
+
+def binary_size(size: float) -> str:
+    """Return bytes in a fitting unit: "1.5 GiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} TiB"
+
+
+def si_prefix(value: float) -> str:
+    """Return a number with an SI prefix, to stand before a unit: "1.5 G"."""
+    for prefix in ("", "k", "M", "G", "T", "P", "E"):
+        if value < 1000:
+            return f"{value:.3g} {prefix}"
+        value /= 1000
+    return f"{value:,.0f} Z"

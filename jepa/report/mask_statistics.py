@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,50 +10,29 @@ from torch import Tensor
 from jepa.types import Grid, Mask
 
 
-@dataclass(frozen=True)
-class MaskStatistics:
-    """Counts of one mask group over a batch, in tokens per sample.
-
-    tokens: of the grid. context: kept. seen, predicted, neither, both: distinct tokens, means over the batch.
-    seen_share, predicted_share: of samples in which a token is, for the rarest and the most frequent token.
-    """
-
-    tokens: int
-    context: int
-    blocks: int
-    block_tokens: int
-    seen: float
-    predicted: float
-    neither: float
-    both: float
-    seen_share: tuple[float, float]
-    predicted_share: tuple[float, float]
-
-
-def mask_statistics(mask: Mask, grid: Grid) -> MaskStatistics:
-    """Return the statistics of one mask group."""
+def mask_statistics(mask: Mask, grid: Grid) -> dict[str, str]:
+    """Return statistics of one mask group over a batch: tokens per sample, and shares of the samples."""
     tokens = math.prod(grid)
     seen, predicted = (token_membership(mask, part, tokens) for part in ("context", "targets"))
 
-    def per_sample(where: Tensor) -> float:
-        return where.float().sum(dim=1).mean().item()
+    def count(where: Tensor) -> str:
+        mean = where.float().sum(dim=1).mean().item()
+        return f"{mean:.1f} ({mean / tokens:.0%})"
 
-    def extremes(where: Tensor) -> tuple[float, float]:
-        shares = where.float().mean(dim=0)
-        return shares.min().item(), shares.max().item()
+    def shares(where: Tensor) -> str:
+        share = where.float().mean(dim=0)
+        return f"{share.min().item():.0%} to {share.max().item():.0%} of samples"
 
-    return MaskStatistics(
-        tokens=tokens,
-        context=mask.context.shape[1],
-        blocks=mask.targets.shape[1],
-        block_tokens=mask.targets.shape[2],
-        seen=per_sample(seen),
-        predicted=per_sample(predicted),
-        neither=per_sample(~seen & ~predicted),
-        both=per_sample(seen & predicted),
-        seen_share=extremes(seen),
-        predicted_share=extremes(predicted),
-    )
+    return {
+        "context tokens kept": str(mask.context.shape[1]),
+        "targets, blocks x tokens": f"{mask.targets.shape[1]} x {mask.targets.shape[2]}",
+        "distinct tokens seen": count(seen),
+        "distinct tokens predicted": count(predicted),
+        "neither seen nor predicted": count(~seen & ~predicted),
+        "both seen and predicted": count(seen & predicted),
+        "a token is seen in": shares(seen),
+        "a token is predicted in": shares(predicted),
+    }
 
 
 def token_membership(mask: Mask, part: str, tokens: int) -> Tensor:
@@ -68,7 +46,5 @@ def token_membership(mask: Mask, part: str, tokens: int) -> Tensor:
 def token_indices(mask: Mask, part: str, sample: int, block: int | None = None) -> Tensor:
     """Return the token indices of a sample's "context" or "targets", without padding, on the CPU."""
     index, valid = (mask.context, mask.context_valid) if part == "context" else (mask.targets, mask.target_valid)
-    index, valid = index[sample], None if valid is None else valid[sample]
-    if block is not None:
-        index, valid = index[block], None if valid is None else valid[block]
-    return (index if valid is None else index[valid]).flatten().cpu()
+    where = sample if block is None else (sample, block)
+    return (index[where] if valid is None else index[where][valid[where]]).flatten().cpu()

@@ -34,28 +34,23 @@ def importances(runs: Sequence[Run], metric: str) -> dict[str, float]:
     columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
     if len(counted) < MIN_RUNS or not columns or values.max() == values.min():
         return {}
-    from sklearn.tree import DecisionTreeRegressor
+    from sklearn.ensemble import RandomForestRegressor
 
     features = np.array([_as_features(column) for column in columns.values()]).T  # (runs, options)
     values = (values - values.mean()) / values.std()
-    count, rng = len(values), np.random.default_rng(0)
-    growth, predicted, trees = np.zeros(len(columns)), np.zeros(count), np.zeros(count)
-    for _ in range(TREES):
-        seen = rng.integers(count, size=count)
-        unseen = np.setdiff1d(np.arange(count), seen)
+    forest = RandomForestRegressor(TREES, oob_score=True, random_state=0).fit(features, values)
+    if forest.oob_score_ <= 0:
+        return {}
+    growth, rng = np.zeros(len(columns)), np.random.default_rng(0)
+    for tree, seen in zip(forest.estimators_, forest.estimators_samples_):
+        unseen = np.setdiff1d(np.arange(len(values)), seen)
         if not len(unseen):
             continue
-        tree = DecisionTreeRegressor(random_state=0).fit(features[seen], values[seen])
-        predictions = tree.predict(features[unseen])
-        predicted[unseen] += predictions
-        trees[unseen] += 1
-        error = ((predictions - values[unseen]) ** 2).mean()
+        error = ((tree.predict(features[unseen]) - values[unseen]) ** 2).mean()
         for index in range(len(columns)):
             permuted = features[unseen]
-            permuted[:, index] = features[rng.integers(count, size=len(unseen)), index]
+            permuted[:, index] = rng.choice(features[:, index], size=len(unseen))
             growth[index] += ((tree.predict(permuted) - values[unseen]) ** 2).mean() - error
-    if ((predicted / np.maximum(trees, 1) - values) ** 2).mean() >= 1:  # the variance, which is the error of the mean
-        return {}
     shares = {key: max(0.0, float(share)) for key, share in zip(columns, growth / TREES / 2)}
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 

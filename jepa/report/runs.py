@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jepa.report.formatting import DEFAULT
 from jepa.report.run_files import (
     current_status,
     last_values,
@@ -23,9 +24,6 @@ from jepa.utils.run_status import State, Status, is_collapse
 
 SEED = "trainer.seed"
 """The option in which repetitions of a setting differ."""
-
-DEFAULT = "(default)"
-"""Value of an option that a run does not set and its config.yaml does not have."""
 
 REMOVED = "(removed)"
 """Value of an option that a run deletes (`~key`)."""

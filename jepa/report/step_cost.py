@@ -14,15 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jepa.types import Batch, StepRandomness
 from jepa.utils.tensors import batch_length, map_tensors
 
-
-@dataclass(frozen=True)
-class ModuleShapes:
-    """The shapes of a module's inputs and outputs in its last call, and its number of calls."""
-
-    name: str
-    inputs: list[tuple[int, ...]]
-    outputs: list[tuple[int, ...]]
-    calls: int = 1
+Shapes = list[tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -80,22 +72,22 @@ def loss_of(trainer: Any, batch: Batch) -> Tensor:
     return outputs["loss"] if isinstance(outputs, Mapping) else outputs
 
 
-def module_shapes(model: nn.Module, run: Callable[[], object]) -> list[ModuleShapes]:
-    """Return the shapes of the modules that `run` calls, in order: the model's children, those of the loss, and those
-    of a child that is not called itself, as the encoder in a target."""
+def module_shapes(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, Shapes, Shapes, int]]:
+    """Return (name, inputs of the last call, outputs, calls) of the modules that `run` calls, in order.
+
+    These are the model's children, those of the loss, and those of a child that is not called itself, as the encoder in
+    a target.
+    """
     parents = {"": model, **dict(model.named_children())}
     watched = {
-        f"{parent}.{name}".lstrip("."): child
-        for parent, module in parents.items()
-        for name, child in module.named_children()
+        f"{p}.{name}".lstrip("."): child for p, module in parents.items() for name, child in module.named_children()
     }
-    seen: dict[str, ModuleShapes] = {}
+    seen: dict[str, tuple[str, Shapes, Shapes, int]] = {}
 
     def watch(name: str) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            calls = seen[name].calls + 1 if name in seen else 1
-            inputs = tensor_shapes([*args, *kwargs.values()])
-            seen[name] = ModuleShapes(name, inputs, tensor_shapes(output), calls)
+            calls = seen[name][3] + 1 if name in seen else 1
+            seen[name] = (name, tensor_shapes([*args, *kwargs.values()]), tensor_shapes(output), calls)
 
         return note
 
@@ -105,14 +97,10 @@ def module_shapes(model: nn.Module, run: Callable[[], object]) -> list[ModuleSha
     finally:
         for handle in handles:
             handle.remove()
-    return [
-        stage
-        for name, stage in seen.items()
-        if name.partition(".")[0] in ("loss", name) or name.partition(".")[0] not in seen
-    ]
+    return [row for name, row in seen.items() if name.split(".")[0] in ("loss", name) or name.split(".")[0] not in seen]
 
 
-def tensor_shapes(value: Any) -> list[tuple[int, ...]]:
+def tensor_shapes(value: Any) -> Shapes:
     """Return the shapes of the tensors in a value: a tensor, or lists, dicts and dataclasses of tensors."""
     if isinstance(value, Tensor):
         return [tuple(value.shape)]

@@ -144,6 +144,7 @@ class TrainerParts:
         check_processes(nodes, devices, self.world_size if not dry_run else None)
         self.model, self.data, self.optimizer, self.scheduler = model, data, optimizer, scheduler
         self.loggers, self.callbacks = dict(loggers or {}) if is_rank0() else {}, dict(callbacks or {})
+        self.evaluation = evaluation
         self.seed, self.limit_val_batches, self._profiles = seed, limit_val_batches, profile and is_rank0()
         self._plan, self._preview = plan, preview if dry_run else None
         self._grad_clip = (grad_clip_norm, grad_clip_value)

@@ -57,7 +57,7 @@ def test_training_starts_from_it(old_run, tmp_path, tiny):
 
 
 def test_upgrade():
-    stem = {"_target_": "jepa.models.encoders.spectrogram.SpectrogramStem", "spectrogram": {}}
+    stem = {"_target_": "jepa.models.encoders.spectrogram_stem.SpectrogramStem", "spectrogram": {}}
     stem["spectrogram"] = {"_target_": "jepa.utils.spectrogram.LogMel", "mel_bins": 8}
     old = {"model": {"encoder": {"_target_": "jepa.models.TransformerEncoder", "stem": stem, "dim": 8, "heads": 2}}}
     own = {"_target_": "mine.Encoder", "dim": 8, "list": [{"_target_": "jepa.models.Predictor", "heads": None}]}

@@ -200,7 +200,7 @@ def test_a_file_of_2_1(tmp_path):
     from jepa.losses.regression import L1
     from jepa.masks import RandomMask
     from jepa.models import EMATarget, MaskedJEPA, Predictor, TransformerEncoder
-    from jepa.models.encoders.tubelet import TubeletStem
+    from jepa.models.encoders.tubelet_stem import TubeletStem
     from jepa.optim import Constant
 
     torch.manual_seed(0)

@@ -14,10 +14,12 @@ from jepa.losses.sigreg import SIGReg
 from jepa.masks import RandomMask
 from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models import EMATarget, StopGradientTarget, TransformerEncoder
-from jepa.models.crossmodal import CrossModalJEPA, CrossPredictor, ModalityEncoders
-from jepa.models.encoders.picture import PictureStem
-from jepa.models.encoders.spectrogram import SpectrogramStem
-from jepa.models.encoders.text import TextStem
+from jepa.models.cross_modal_jepa import CrossModalJEPA
+from jepa.models.cross_predictor import CrossPredictor
+from jepa.models.encoders.image_stem import ImageStem
+from jepa.models.encoders.spectrogram_stem import SpectrogramStem
+from jepa.models.encoders.text_stem import TextStem
+from jepa.models.modality_encoders import ModalityEncoders
 from jepa.optim import Constant
 from jepa.types import Mask, RunLength, StepRandomness
 from jepa.utils.log_mel import LogMel
@@ -28,7 +30,7 @@ FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "
 def encoders(**changes) -> dict[str, TransformerEncoder]:
     sizes = {"embed_dim": 32, "depth": 2, "num_heads": 2, **changes}
     return {
-        "seen": TransformerEncoder(stem=partial(PictureStem, channels=1, patch_size=4), **sizes),
+        "seen": TransformerEncoder(stem=partial(ImageStem, channels=1, patch_size=4), **sizes),
         "heard": TransformerEncoder(
             stem=partial(SpectrogramStem, spectrogram=LogMel(**FRONT), patch_size=[20, 2]), **sizes
         ),

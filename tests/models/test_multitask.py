@@ -14,7 +14,7 @@ from jepa.losses import MSE, Objective
 from jepa.masks import RandomMask
 from jepa.masks.span import SpanMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, SharedTarget, TransformerEncoder
-from jepa.models.encoders.tubelet import TubeletStem
+from jepa.models.encoders.tubelet_stem import TubeletStem
 from jepa.models.multitask import MultiTask
 from jepa.monitor import CollapseMonitor
 from jepa.optim import Constant

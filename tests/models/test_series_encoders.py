@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from jepa.masks import SpanMask
 from jepa.models import Predictor
 from jepa.models.encoders import TransformerEncoder
-from jepa.models.encoders.series import SeriesStem
+from jepa.models.encoders.series_stem import SeriesStem
 from jepa.models.encoders.temporal_cnn import DilatedBlock, TemporalCNN
 from jepa.utils.tensors import masked_mean
 

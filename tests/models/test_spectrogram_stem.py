@@ -10,7 +10,7 @@ import torch
 
 from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models import TransformerEncoder
-from jepa.models.encoders.spectrogram import SpectrogramStem
+from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.utils.log_mel import LogMel
 from jepa.utils.tensors import gather_tokens, masked_mean
 

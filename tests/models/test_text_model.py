@@ -9,9 +9,9 @@ import torch
 
 from jepa import load_config
 from jepa.config.build import build_model
-from jepa.models.corruption import RandomTokens
 from jepa.models.encoders import TransformerEncoder
-from jepa.models.encoders.text import TextStem
+from jepa.models.encoders.text_stem import TextStem
+from jepa.models.token_corruption import RandomTokens
 from jepa.types import StepRandomness
 from jepa.utils.tensors import masked_mean
 

@@ -14,8 +14,8 @@ from jepa.losses.objective import Objective
 from jepa.losses.regression import L1
 from jepa.masks.tubes import BlockGroup, TubeMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, TransformerEncoder
-from jepa.models.encoders.tubelet import TubeletStem
-from jepa.models.masked import distance_weights
+from jepa.models.encoders.tubelet_stem import TubeletStem
+from jepa.models.masked_jepa import distance_weights
 from jepa.models.positions import RotaryPositions, sincos_positions
 from jepa.optim import Constant
 from jepa.optim.ramp import Ramp
@@ -141,7 +141,7 @@ def dense_model(weighted=True, **changes):
 
 def test_dense_prediction_trains_every_part():
     model = dense_model()
-    masks = model._draw_masks.masker(2, (2, 4, 4), generator=torch.Generator().manual_seed(0))
+    masks = model.mask_sampler.masker(2, (2, 4, 4), generator=torch.Generator().manual_seed(0))
     latents = model.latents(X, masks)
     keep, size = masks[0].context.shape[1], masks[0].targets.shape[2]
     assert latents.predictions[0].shape == (2, 1, size, 48)

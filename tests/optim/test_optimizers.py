@@ -85,7 +85,7 @@ def test_weight_decay_reaches_the_decaying_groups_alone(make, name):
 
 
 def test_muon_takes_matrices_and_adamw_the_rest(make):
-    _, model, optimizer = make("optimizer=muon")
+    _, model, optimizer = make("optimizer=muon", "loss=invariance_sigreg")
     loss_of(model).backward()
     optimizer.step()
     names = {p: n for n, p in model.named_parameters()}

@@ -121,7 +121,7 @@ def test_a_micro_batch_that_does_not_divide_names_those_that_do(tmp_path):
 
 
 def test_batch_statistics_refuse_micro_batches(tiny, tmp_path):
-    overrides = [*tiny, *PLAIN[-4:], "trainer.micro_batch_size=8", f"run_dir={tmp_path}"]
+    overrides = [*tiny, "loss=invariance_sigreg", *PLAIN[-4:], "trainer.micro_batch_size=8", f"run_dir={tmp_path}"]
     with pytest.raises(UserError, match="allow_microbatch_statistics=true"):
         build_trainer(load_config(overrides))
     trainer = build_trainer(load_config([*overrides, "trainer.allow_microbatch_statistics=true"]))

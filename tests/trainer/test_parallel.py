@@ -40,7 +40,7 @@ class Tasks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tasks = nn.ModuleDict({"one": Model(), "two": Model()})
-        self.done_by = {name: name for name in self.tasks}
+        self.model_of_task = {name: name for name in self.tasks}
 
 
 @pytest.fixture

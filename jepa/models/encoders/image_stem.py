@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from jepa.types import Grid
 
 
-class PictureStem(nn.Module):
+class ImageStem(nn.Module):
     """Pictures (B, C, H, W) to tokens on a grid of (rows, columns), each of patch_size x patch_size pixels.
 
     embed_dim: width of the tokens. Pixels that are NaN are missing: a patch of nothing else is padding. Raises

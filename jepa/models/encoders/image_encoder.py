@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.blocks import block_list, check_heads, pick_layers
-from jepa.models.init import init_transformer
 from jepa.models.positions import SinCosPositions
+from jepa.models.transformer_blocks import block_list, check_heads, pick_layers
+from jepa.models.weight_init import init_transformer
 from jepa.types import Grid
 from jepa.utils.tensors import gather_tokens
 

@@ -1,4 +1,4 @@
-"""The one weight initialisation of encoders and predictors."""
+"""The weight initialisation of encoders and predictors."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from torch import nn
 
 
 def init_transformer(module: nn.Module, blocks: nn.Sequential | nn.ModuleList) -> None:
-    """Truncated normal of standard deviation 1 / sqrt(3 fan_in), zero biases, residual branches scaled with depth.
+    """Initialise weights from a truncated normal of standard deviation 1 / sqrt(3 fan_in), and biases with 0.
 
-    That deviation is the published 0.02 at the width of a ViT-B and for 16 x 16 RGB patches, and grows for narrower
-    layers and smaller patches, where 0.02 would leave blocks idle and drown the pixels in the positions. The output
-    layers of block l (from 1) are divided by sqrt(2 l), as I-JEPA's constructors mean it; the published code undoes
-    that by initialising every Linear once more afterwards, which we do not copy.
+    For a ViT-B and 16 x 16 RGB patches that is the published 0.02. It is larger for narrower layers and smaller
+    patches, where 0.02 makes blocks contribute almost nothing and patch embeddings vanish beside the positions. The
+    output layers of block l (from 1) are divided by sqrt(2 l), as in I-JEPA's constructors; the published code then
+    undoes this by initialising every Linear again, which is not copied here.
     """
     for layer in module.modules():
         if isinstance(layer, (nn.Linear, nn.Conv2d)):
@@ -28,6 +28,6 @@ def init_transformer(module: nn.Module, blocks: nn.Sequential | nn.ModuleList) -
 
 
 def residual_outputs(block: nn.Module) -> list[nn.Linear]:
-    """The linear layers whose output a transformer block adds to its residual stream."""
+    """Return the linear layers whose output a transformer block adds to the residual stream."""
     names = ("attn.proj", "mlp.fc2")
     return [layer for name, layer in block.named_modules() if name in names]

@@ -11,9 +11,9 @@ from typing import Literal, Protocol
 
 from torch import Tensor, nn
 
-from jepa.models.blocks import block_list, check_heads, pick_layers
-from jepa.models.init import init_transformer
 from jepa.models.positions import LearnedPositions, RotaryPositions, SinCosPositions
+from jepa.models.transformer_blocks import block_list, check_heads, pick_layers
+from jepa.models.weight_init import init_transformer
 from jepa.types import Grid
 from jepa.utils.tensors import attention_mask, gather_tokens, token_valid
 

@@ -1,0 +1,187 @@
+"""Cross-modal JEPA: from the visible tokens of one modality, predict features of another modality of the same sample.
+
+    python train.py model=crossmodal data=paired
+
+One encoder per modality, optionally with one trunk for all (MJEPA, arXiv 2606.25225, shares one between sound and
+video). The context encoder sees each modality through a mask, and a predictor predicts the target features of the
+others. The loss may also pull pooled embeddings together across modalities and apart across samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa.models.base_model import JEPA, check_no_collapse
+from jepa.models.mask_sampler import MaskSampler
+from jepa.models.modality_encoders import Inputs, ModalityEncoders
+from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
+from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
+
+
+class CrossModalJEPA(JEPA):
+    """Encoders, predictor, target and maskers of two or more modalities: a batch to `Latents`.
+
+    encoders: modality -> encoder, with the names of the data. shared_trunk: see `ModalityEncoders`.
+    predictor, target: called with `encoder=` to be completed. masks: modality -> masker.
+    loss: called with `embedding_dim=` to be completed.
+    predict: what is predicted of another modality. "pooled": the layer-normed mean of its target features, for pairs
+        that share only their meaning. "tokens": the tokens that its mask hides, for pairs that show the same event.
+    in_modality: also predict the hidden tokens of each modality from its own visible ones.
+    allow_collapse: accept a target and a loss that do not prevent collapse.
+
+    A sample may lack modalities (`ModalityEncoders.present`): they are neither predicted nor predicted from. Pooled
+    embeddings have one view per modality and mask; the view of a missing modality is replaced by the sample's first
+    present one, so that it adds nothing to terms over embeddings.
+
+    Raises ValueError if the names of masks and encoders differ, a setting does not exist, or training would collapse.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoders: Mapping[str, nn.Module],
+        predictor: Callable[..., nn.Module],
+        target: Callable[..., nn.Module],
+        masks: Mapping[str, Masker],
+        loss: Callable[..., nn.Module],
+        shared_trunk: bool = False,
+        predict: Literal["pooled", "tokens"] = "pooled",
+        in_modality: bool = True,
+        allow_collapse: bool = False,
+    ) -> None:
+        super().__init__()
+        if set(masks) != set(encoders):
+            raise ValueError(
+                f"model.masks has {sorted(masks)}, expected one for each of model.encoders: {sorted(encoders)}"
+            )
+        if predict not in ("pooled", "tokens"):
+            raise ValueError(f"model.predict: got {predict!r}, expected 'pooled' or 'tokens'")
+        self.encoder = ModalityEncoders(encoders, shared_trunk=shared_trunk)
+        self.target = target(encoder=self.encoder)
+        self.predictor = predictor(encoder=self.encoder, out_dim=self.target.out_dim)
+        self.loss = loss(embedding_dim=self.encoder.embed_dim, token_values=None)
+        self.loss.require(("predictions", "targets", "target_weights", "embeddings", "rng"), by="CrossModalJEPA")
+        self.predict, self.in_modality = predict, in_modality
+        self.mask_samplers = {name: MaskSampler(_NamedMasker(mask, name)) for name, mask in masks.items()}
+        check_no_collapse(self.target, self.loss, allow_collapse)
+
+    @property
+    def modalities(self) -> list[str]:
+        """Their names, in the order of `encoders`."""
+        return list(self.encoder.encoders)
+
+    def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
+        """Return the batch with `modality_masks`, modality -> masks, of its slice of the global batch.
+
+        Raises ValueError if the batch is not a dict of these modalities.
+        """
+        x = batch.get("x")
+        if not isinstance(x, Mapping) or set(x) != set(self.modalities):
+            got = sorted(x) if isinstance(x, Mapping) else "a single input"
+            raise ValueError(f"model=crossmodal takes batches of {self.modalities}, got {got}: use data=paired")
+        masks = {}
+        for name, sampler in self.mask_samplers.items():
+            single = {name: x[name]}
+            valid = self.encoder.token_valid(single)
+            sampled = sampler(rng, views=1, grid=self.encoder.grid(single), device=x[name].device, valid=valid)
+            masks[name] = sampled["masks"]
+        return {**batch, "modality_masks": masks, "rng": rng}
+
+    def forward(self, batch: Batch) -> Latents:
+        """Return the latents of a prepared batch."""
+        x, masks = batch["x"], batch["modality_masks"]
+        present = {name: self.encoder.present({name: x[name]}) for name in x}
+        grids = {name: self.encoder.grid({name: x[name]}) for name in x}
+        targets = {name: self.target.targets(self.encoder, {name: x[name]}) for name in x}  # (B, N, D) each
+        pooled = {name: self._pooled_target(targets[name], {name: x[name]}) for name in x}
+        predictions, wanted, weights, views = [], [], [], []
+        for name in self.modalities:
+            for number, mask in enumerate(masks[name]):
+                context = self.encoder({name: x[name]}, keep=mask.context, valid=mask.context_valid)
+                views.append((name, masked_mean(context, mask.context_valid)))
+                source = (name, grids[name], mask)
+                for other in self.modalities:
+                    if other == name and not self.in_modality:
+                        continue
+                    weight = (present[name] & present[other]).float()[:, None, None]  # (B, 1, 1)
+                    target = (other, grids[other])
+                    if other != name and self.predict == "pooled":
+                        predicted, expected = self.predictor(context, source, target, None), pooled[other]
+                    else:
+                        # Of another modality, the tokens hidden by the mask of the same number.
+                        hidden = masks[other][min(number, len(masks[other]) - 1)]
+                        index = hidden.targets.flatten(1)  # (B, M * P)
+                        valid = None if hidden.target_valid is None else hidden.target_valid.flatten(1)
+                        predicted = self.predictor(context, source, target, index, valid)
+                        expected = gather_tokens(targets[other], index).unsqueeze(1)
+                        weight = weight * _equal_sample_weights(hidden)
+                    predictions.append(predicted.unsqueeze(1))
+                    wanted.append(expected)
+                    weights.append(weight)
+        return Latents(
+            predictions=predictions,
+            targets=wanted,
+            target_weights=weights,
+            embeddings=torch.stack([_replace_missing(name, dict(views), view, present) for name, view in views]),
+            rng=batch["rng"],
+        )
+
+    def _pooled_target(self, features: Tensor, x: Inputs) -> Tensor:
+        """Return the mean (B, 1, 1, D) of target features (B, N, D) over tokens that are not padding, layer-normed."""
+        return layer_norm(masked_mean(features, self.encoder.token_valid(x)))[:, None, None]
+
+    @torch.no_grad()
+    def embed(self, x: Inputs, *, network: Literal["target", "context"] = "target") -> dict[str, Tensor]:
+        """Return modality -> (B, E): unmasked inputs pooled and projected to the space in which the loss compares."""
+        embeddings = {}
+        for name, values in x.items():
+            single = {name: values}
+            tokens = self.target.encode(self.encoder, single) if network == "target" else self.encoder(single)
+            pooled = masked_mean(tokens, self.encoder.token_valid(single))
+            projector = getattr(self.loss, "projector", None)
+            embeddings[name] = pooled if projector is None else projector(pooled.unsqueeze(0)).squeeze(0)
+        return embeddings
+
+    def encode_target(self, x: Inputs, layers: Sequence[int] | None = None) -> Tensor | list[Tensor] | dict[str, Any]:
+        """Return features (B, N, D) of {name: x} by the target network; with `layers` a list, one per layer.
+
+        With several names, a dict of name -> features.
+        """
+        if len(x) > 1:
+            return {name: self.encode_target({name: values}, layers) for name, values in x.items()}
+        return self.target.encode(self.encoder, x, layers)
+
+
+class _NamedMasker:
+    """A masker whose errors name its modality."""
+
+    def __init__(self, masker: Masker, name: str) -> None:
+        self.masker, self.name = masker, name
+
+    def __call__(self, batch_size: int, grid: Grid, **others: Any) -> list[Mask]:
+        try:
+            return self.masker(batch_size, grid, **others)
+        except ValueError as error:
+            raise ValueError(f"model.masks.{self.name}: {error}") from error
+
+
+def _equal_sample_weights(mask: Mask) -> Tensor:
+    """Return weights (B, 1, M * P) of mean 1 over each sample's targets, 0 at padding."""
+    if mask.target_valid is None:
+        return torch.ones_like(mask.targets, dtype=torch.float32).flatten(1).unsqueeze(1)
+    valid = mask.target_valid.float().flatten(1).unsqueeze(1)
+    return valid / valid.mean(dim=2, keepdim=True).clamp(min=1e-12)
+
+
+def _replace_missing(name: str, views: Mapping[str, Tensor], view: Tensor, present: Mapping[str, Tensor]) -> Tensor:
+    """Return a modality's view (B, D), in samples that lack it the view of their first present modality."""
+    filled = present[name]
+    for other, replacement in views.items():
+        replaced = ~filled & present[other]
+        view = torch.where(replaced.unsqueeze(1), replacement, view)
+        filled = filled | replaced
+    return view

@@ -1,0 +1,179 @@
+"""Masked JEPA: from the visible tokens of an input, predict the features of the hidden ones.
+
+    python train.py model=vit data=digits
+
+I-JEPA (Assran et al. 2023, arXiv 2301.08243) for images, V-JEPA (arXiv 2404.08471) for clips; any modality whose
+encoder gives tokens on a grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from jepa.models.base_model import JEPA, check_no_collapse
+from jepa.models.mask_sampler import MaskSampler
+from jepa.models.multi_view import flatten_views, views_first
+from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
+from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean, token_valid
+
+
+class MaskedJEPA(JEPA):
+    """Context encoder, predictor, target and masker: a batch to `Latents`.
+
+    encoder: a `jepa.types.Encoder`.
+    predictor, target: called with `encoder=` to be completed (`_partial_` in configs).
+    mask: samples the context and the target tokens.
+    loss: called with `embedding_dim=` and `token_values=` to be completed.
+    token_weights: "uniform", or "inverse_coverage": weight 1 / c for a target token that lies in c blocks. Padding has
+        weight 0; with padding, every sample has the same weight, however many of its tokens are predicted.
+    corruption: called as corruption(x, rng, views) for the input of the context encoder; the targets are computed from
+        x. None: the context encoder sees x.
+    allow_collapse: accept a target and a loss that do not prevent collapse.
+
+    Raises ValueError if neither target nor loss prevents collapse and allow_collapse is False.
+    """
+
+    def __init__(
+        self,
+        *,
+        encoder: nn.Module,
+        predictor: Callable[..., nn.Module],
+        target: Callable[..., nn.Module],
+        mask: Masker,
+        loss: Callable[..., nn.Module],
+        token_weights: Literal["uniform", "inverse_coverage"] = "uniform",
+        corruption: Callable[[Tensor, StepRandomness, int], Tensor] | None = None,
+        allow_collapse: bool = False,
+    ) -> None:
+        super().__init__()
+        if token_weights not in ("uniform", "inverse_coverage"):
+            raise ValueError(f"token_weights: got {token_weights!r}, expected 'uniform' or 'inverse_coverage'")
+        self.encoder = encoder
+        self.target = target(encoder=encoder)
+        # A user's own predictor needs `out_dim` only if targets and features differ in width.
+        width = {} if self.target.out_dim == encoder.embed_dim else {"out_dim": self.target.out_dim}
+        self.predictor = predictor(encoder=encoder, **width)
+        self.loss = loss(embedding_dim=encoder.embed_dim, token_values=getattr(encoder, "token_values", None))
+        self._dense = getattr(self.predictor, "predicts_context", False)
+        provided = ["predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "rng"]
+        self.loss.require(provided + ["context"] * self._dense, by="MaskedJEPA")
+        if self._dense and "context" not in self.loss.needs:
+            raise ValueError(
+                "model.predictor.predict_context=true predicts the tokens that are seen, but no term of the loss reads "
+                "them: add one such as jepa.losses.context_prediction.ContextPrediction, or set it to false"
+            )
+        self.token_weights = token_weights
+        self.corruption = corruption
+        self.mask_sampler = MaskSampler(mask, self._weights)
+        check_no_collapse(self.target, self.loss, allow_collapse)
+
+    def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
+        """Return the batch with `masks` and `target_weights` of its slice of the global batch.
+
+        With a corruption also `corrupted` (B * views, *S), the input of the context encoder.
+        """
+        x, views = flatten_views(batch)
+        valid = token_valid(self.encoder, x)
+        sampled = self.mask_sampler(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
+        corrupted = {} if self.corruption is None else {"corrupted": self.corruption(x, rng, views)}
+        return {**batch, **sampled, **corrupted, "rng": rng}
+
+    def forward(self, batch: Batch) -> Latents:
+        """Return the latents of a prepared batch."""
+        x, views = flatten_views(batch)
+        latents = self.latents(x, batch["masks"], views=views, corrupted=batch.get("corrupted"))
+        return replace(latents, target_weights=batch["target_weights"], rng=batch["rng"])
+
+    def latents(self, x: Tensor, masks: list[Mask], views: int = 1, corrupted: Tensor | None = None) -> Latents:
+        """Return predictions, targets and embeddings of inputs x (B * views, C, *S), the views of a sample adjacent.
+
+        corrupted: the input of the context encoder, of the same shape; None takes x.
+        """
+        grid = self.encoder.grid(x)
+        contexts = [self._encode_context(x if corrupted is None else corrupted, mask) for mask in masks]
+        targets = self.target.targets(self.encoder, x)  # (B, N, D)
+        pooled = torch.stack(
+            [masked_mean(c if isinstance(c, Tensor) else c[-1], m.context_valid) for c, m in zip(contexts, masks)]
+        )
+        predicted = [self._predict(c, mask, grid, group) for group, (c, mask) in enumerate(zip(contexts, masks))]
+        context_latents = None
+        if self._dense:
+            context_latents = self._context_latents([at_context for _, at_context in predicted], targets, masks, grid)
+            predicted = [at_targets for at_targets, _ in predicted]
+        return Latents(
+            predictions=predicted,
+            targets=[gather_tokens(targets, mask.targets) for mask in masks],
+            target_weights=[self._weights(mask, targets.shape[1]) for mask in masks],
+            positions=[grid_positions(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
+            inputs=self._inputs(x, masks) if "inputs" in self.loss.needs else None,
+            embeddings=views_first(pooled, views),  # (masks * views, B, D)
+            context=context_latents,
+        )
+
+    def _encode_context(self, x: Tensor, mask: Mask) -> Tensor | list[Tensor]:
+        """Return the predictor's input: features (B, K, D), or a list of them, one per `context_layers`."""
+        layers = getattr(self.predictor, "context_layers", None)
+        options = {} if layers is None else {"layers": layers}
+        return self.encoder(x, keep=mask.context, valid=mask.context_valid, **options)
+
+    @staticmethod
+    def _context_latents(predictions: list[Tensor], targets: Tensor, masks: list[Mask], grid: Grid) -> Latents:
+        """Return predictions and targets (B, M, K, D) at the context tokens (V-JEPA 2.1, arXiv 2603.14482).
+
+        Their weights are those of `distance_weights`.
+        """
+        at_context = [gather_tokens(targets, mask.context).unsqueeze(1) for mask in masks]
+        return Latents(
+            predictions=predictions,
+            targets=[t.expand(-1, p.shape[1], -1, -1) for t, p in zip(at_context, predictions)],
+            target_weights=[distance_weights(mask, grid) for mask in masks],
+        )
+
+    def _predict(self, context: Tensor, mask: Mask, grid: Grid, group: int) -> Tensor | tuple[Tensor, Tensor]:
+        # A user's own predictor needs `group` only with several masks.
+        return self.predictor(context, mask, grid, **({"group": group} if group else {}))
+
+    def _inputs(self, x: Tensor, masks: list[Mask]) -> list[Tensor]:
+        tokens = self.encoder.token_inputs(x)  # (B, N, values), or (B, N) ids
+        if tokens.is_floating_point():
+            return [gather_tokens(tokens, mask.targets) for mask in masks]
+        return [tokens.gather(1, mask.targets.flatten(1)).view_as(mask.targets) for mask in masks]
+
+    def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Return features (B, N, D) of the target network, without layer norm; with `layers` a list, one per layer."""
+        return self.target.encode(self.encoder, x, layers)
+
+    def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
+        """Return weights (B, M, P) of target tokens, of mean 1 over the batch; None if all are equal.
+
+        With padding their mean is 1 over each sample, as the mean over the batch is unknown to a slice of it.
+        """
+        weights = None if mask.target_valid is None else mask.target_valid.float()
+        if self.token_weights == "inverse_coverage":
+            weights = torch.ones_like(mask.targets, dtype=torch.float32) if weights is None else weights
+            index = mask.targets.flatten(1)
+            coverage = weights.new_zeros(index.shape[0], tokens).scatter_add_(1, index, weights.flatten(1))
+            weights = weights / coverage.gather(1, index).view_as(weights).clamp(min=1)
+        if weights is None:
+            return None
+        mean = weights.mean() if mask.target_valid is None else weights.mean(dim=(1, 2), keepdim=True)
+        return weights / mean.clamp(min=1e-12)
+
+
+def distance_weights(mask: Mask, grid: Grid) -> Tensor:
+    """Return 1 / sqrt(distance from each context token to the nearest target token of a block), (B, M, K) fp32.
+
+    Distances are Euclidean in grid steps, at least 1. Padding has weight 0.
+    """
+    context = grid_positions(grid, mask.context).float().unsqueeze(1)  # (B, 1, K, A)
+    hidden = grid_positions(grid, mask.targets).float()
+    distances = torch.cdist(context.expand(-1, mask.targets.shape[1], -1, -1), hidden)
+    if mask.target_valid is not None:
+        distances = distances.masked_fill(~mask.target_valid.unsqueeze(2), float("inf"))
+    weights = distances.amin(dim=-1).clamp(min=1).rsqrt()  # from (B, M, K, P)
+    return weights if mask.context_valid is None else weights * mask.context_valid.unsqueeze(1)
