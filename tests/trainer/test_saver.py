@@ -357,7 +357,7 @@ class Bomb:
 @pytest.mark.parametrize("file", ["state.pt", ".metadata"])
 def test_reading_parts_executes_nothing(tmp_path, file):
     folder = tmp_path / "parts"
-    sharded.write(folder, checkpoint.labelled(state()))
+    sharded.write(folder, checkpoint.with_format(state()))
     (folder / file).write_bytes(pickle.dumps({"x": Bomb(tmp_path / "boom")}, protocol=2))
     with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
         read_file(folder)
