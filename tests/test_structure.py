@@ -1,4 +1,4 @@
-"""The packages form a star: each imports what all share (SHARED) and itself."""
+"""The packages form a star, files form no circles, and files and functions stay short enough to read."""
 
 from __future__ import annotations
 
@@ -35,6 +35,47 @@ def test_packages_import_no_other_package(package):
     for path in (JEPA / package).rglob("*.py"):
         across = {module for module in imports_of(path) if module.split(".")[1:2] not in [[a] for a in allowed]}
         assert not across, f"{path.relative_to(JEPA)} imports {across}"
+
+
+def imports_when_loaded(path: Path) -> set[str]:
+    """The modules of jepa that a file imports at its top level."""
+    found = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "jepa":
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & set(MODULES)) or {node.module}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names} & set(MODULES)
+    return found
+
+
+MODULES = {
+    ".".join(path.relative_to(JEPA.parent).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in JEPA.rglob("*.py")
+}
+"""Dotted name -> file."""
+
+
+def test_files_form_no_circles():
+    remaining = {name: imports_when_loaded(path) & set(MODULES) - {name} for name, path in MODULES.items()}
+    while free := [name for name, imports in remaining.items() if not imports & set(remaining)]:
+        for name in free:
+            del remaining[name]
+    assert not remaining, f"these files import each other: {sorted(remaining)}"
+
+
+def test_files_and_functions_are_short():
+    for name, path in MODULES.items():
+        text = path.read_text()
+        assert text.count("\n") <= 350, f"{name} has more than 350 lines"
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.name != "__init__":
+                assert node.end_lineno - node.lineno < 60, f"{name}.{node.name} has more than 60 lines"
+
+
+def test_a_file_name_stands_in_one_package():
+    names = [path.name for path in MODULES.values() if path.name != "__init__.py"]
+    assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
 
 
 def test_the_packages_are_found():

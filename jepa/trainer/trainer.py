@@ -288,10 +288,7 @@ class Trainer(TrainerParts):
         self.measurements.measure_and_save(metrics, validate=self.validate, log=self.log, say=self.say)
 
     def validate(self) -> float:
-        """Return the mean loss on the held-out split, with masks that are the same every time.
-
-        It is the model's own loss, also where a subclass overrides `training_step`.
-        """
+        """Return the mean of the model's own loss on the held-out split, with masks that are the same every time."""
         self.model.eval()
         return validation_loss(
             lambda batch, rng: self._losses(partial(Trainer.training_step, self), batch, rng),
