@@ -168,6 +168,12 @@ def test_every_scheduler_in_closed_form(tiny, tmp_path):
     options = {
         "constant": ([], [peak] * 10, [first] * 10),
         "cosine": ([*more, decay], after(lambda s: low + (peak - low) * (1 + math.cos(math.pi * s)) / 2), cosine),
+        "ijepa": (
+            more,
+            [low * 2 + (peak - low * 2) * u / warmup for u in range(1, warmup)]
+            + [low + (peak - low) * (1 + math.cos(math.pi * (u - warmup) / 6)) / 2 for u in range(warmup, 11)],
+            cosine,
+        ),
         "linear": ([*more, decay], after(lambda s: peak + (low - peak) * s), line),
         "wsd": ([*more, decay], after(lambda s: peak + (low - peak) * max(0.0, (s * 6 - 4) / 2)), line),
         "step": (

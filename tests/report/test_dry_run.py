@@ -39,7 +39,9 @@ def report_of(trainer, **options):
 
 
 def test_what_it_shows(tiny, tmp_path):
-    trainer = tiny_trainer(tiny, tmp_path / "run", "trainer.snapshot_every_steps=2")
+    objective = ["loss=invariance_sigreg", "loss.projector.hidden=[32]", "loss.projector.out_dim=16"]
+    options = [*objective, "model/mask=multiblock_4x4", "scheduler=cosine", "scheduler.warmup_epochs=5"]
+    trainer = tiny_trainer(tiny, tmp_path / "run", *options, "trainer.snapshot_every_steps=2")
     text = report_of(trainer, plan=["Would train from scratch", "then probe"])
     lines = [" ".join(line.split()) for line in text.splitlines()]
     assert lines[:2] == ["Would train from scratch", "then probe"]

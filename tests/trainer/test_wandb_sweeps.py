@@ -130,6 +130,8 @@ def test_the_agents_command_composes(start_by_agent, path, share):
         chosen = OmegaConf.select(config, name)
         if isinstance(chosen, DictConfig):  # a group
             assert chosen == load_config([f"{name}={value}"])[name]
+        elif name == "experiment":
+            assert f"experiment={value}" in command
         else:
             assert chosen == value
     build(config, "optimizer"), build(config, "scheduler")
