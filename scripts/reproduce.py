@@ -1,4 +1,4 @@
-"""Run the recipes that the README quotes, over seeds, and store what came out as JSON.
+"""Run the recipes that docs/results.md quotes, over seeds, and store what came out as JSON.
 
     python scripts/reproduce.py digits                    three seeds of the default run
     python scripts/reproduce.py fashion_mnist --root DIR  with the data in DIR
@@ -261,7 +261,7 @@ def spread_of(values: list[float]) -> dict[str, float]:
 
 
 def markdown(content: dict) -> str:
-    """The table for the README."""
+    """The table for docs/results.md."""
 
     def cells(row: dict) -> list[str]:
         return [f"{row[p]['mean']:.3f} ({row[p]['min']:.3f} to {row[p]['max']:.3f})" for p in ("linear", "knn")]
@@ -331,7 +331,7 @@ def of_modalities(runs: list[dict]) -> dict:
 
 
 def modalities_table(content: dict) -> str:
-    """The table for the README."""
+    """The table for docs/results.md."""
     lines = [["recipe", "measure", "trained", "random weights", "raw input", "seeds", "core seconds"], ["---"] * 7]
     for name, recipe in content["recipes"].items():
         for metric in recipe["trained"]:
