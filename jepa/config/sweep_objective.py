@@ -92,7 +92,9 @@ class SweepObjective:
 
 def evaluates(evaluation: Mapping[str, object] | None) -> bool:
     """Return whether the `evaluation` of a configuration is ever due."""
-    return any((evaluation or {}).get(key) for key in ("at_end", "every_epochs", "every_steps"))
+    if not evaluation:
+        return False
+    return bool(evaluation.get("at_end", True) or evaluation.get("every_epochs") or evaluation.get("every_steps"))
 
 
 def as_returned(values: Mapping[str, float]) -> float | tuple[float, ...] | None:

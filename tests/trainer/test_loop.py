@@ -17,12 +17,7 @@ from jepa.utils.errors import NonFiniteError, UserError
 
 PLAIN = (
     "data.batch_size=24",
-    "loss.terms.invariance=null",
-    "loss.terms.sigreg=null",
-    "loss.projector=null",
     "optimizer._target_=torch.optim.SGD",
-    "~optimizer.betas",
-    "~optimizer.eps",
     "scheduler=constant",
     "optimizer.lr=0.05",
     "~logger.console",

@@ -434,6 +434,7 @@ def test_of_two_ranks_both_stop(start, tiny, tmp_path):
 @pytest.mark.slow
 def test_a_hopeless_run_of_a_sweep_is_stopped_and_the_sweep_goes_on(train, tiny, tmp_path):
     options = [*tiny, "trainer.max_steps=20", "trainer.validate_every_steps=5", "trainer.limit_val_batches=1"]
+    options += ["experiment=digits", "loss.projector.hidden=[32]", "loss.projector.out_dim=16"]
     options += ["evaluation=none", "monitor=none", "logger=[console,jsonl]", "scheduler.warmup_epochs=0"]
     process = train(
         "-m",
