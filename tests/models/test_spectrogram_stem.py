@@ -19,7 +19,7 @@ FRONT = {"sample_rate": 8000, "n_fft": 256, "hop_length": 100, "mel_bins": 20, "
 
 def encoder(patch_size=(10, 4), **changes) -> TransformerEncoder:
     torch.manual_seed(0)
-    stem = partial(SpectrogramStem, spectrogram=LogMel(**FRONT), patch_size=list(patch_size))
+    stem = partial(SpectrogramStem, spectrogram=LogMel(**FRONT), patch_size=patch_size)
     return TransformerEncoder(**{"stem": stem, "embed_dim": 32, "depth": 2, "num_heads": 2, **changes}).eval()
 
 
@@ -103,6 +103,11 @@ def test_the_front_end_stays_exact_under_autocast_and_adds_nothing_to_checkpoint
         inputs = network.token_inputs(x)
     assert torch.equal(inputs, network.token_inputs(x))
     assert not [name for name in network.state_dict() if "spectrogram" in name]
+
+
+def test_one_number_is_the_patch_on_both_axes():
+    x = torch.randn(1, 1, 2400)
+    assert encoder(patch_size=4).grid(x) == encoder(patch_size=(4, 4)).grid(x)
 
 
 def test_what_does_not_fit_is_explained():

@@ -16,14 +16,15 @@ class SpectrogramStem(nn.Module):
     """Waveforms (B, 1, T), padded with NaN, to tokens on a grid of (frequency, time).
 
     embed_dim: width of the tokens. spectrogram: waveforms to log-mel values, on the device of the waveforms.
-    patch_size: [mel bins, frames] of a token. The last patch is padded with 0, the mean.
+    patch_size: [mel bins, frames] of a token, or one number for both. The last patch is padded with 0, the mean.
 
     Frames overlap by n_fft - hop_length samples, so that a token depends on as many samples of its neighbours. Raises
     ValueError if the patch does not divide the mel bins.
     """
 
-    def __init__(self, *, embed_dim: int, spectrogram: LogMel, patch_size: Sequence[int]) -> None:
+    def __init__(self, *, embed_dim: int, spectrogram: LogMel, patch_size: int | Sequence[int]) -> None:
         super().__init__()
+        patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size
         bins, frames = check_patch(patch_size, spectrogram.mel_bins)
         self.spectrogram = spectrogram
         self.patch_size = (bins, frames)
