@@ -33,7 +33,7 @@ def main() -> None:
     """Read a run, compute, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="run folder of a masked model on pictures, such as experiment=digits")
-    parser.add_argument("--output", type=Path, default=Path("docs/pictures/digits.png"))
+    parser.add_argument("--output", type=Path, help="the picture; picture.png in the run folder without it")
     parser.add_argument("--seed", type=int, default=0, help="of masks and t-SNE")
     arguments = parser.parse_args()
     config = OmegaConf.load(arguments.run / "config.yaml")
@@ -48,8 +48,9 @@ def main() -> None:
             "random weights": project(untrained.eval(), test, arguments.seed),
             "trained, without labels": project(model, test, arguments.seed),
         }
-    arguments.output.parent.mkdir(parents=True, exist_ok=True)
-    draw(rows, points, labels, arguments.output)
+    output = arguments.output or arguments.run / "picture.png"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    draw(rows, points, labels, output)
 
 
 def read_split(data: Any, split: str) -> tuple[Tensor, Tensor]:

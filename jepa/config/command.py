@@ -130,7 +130,7 @@ def reported_errors() -> Iterator[None]:
 
 def _with_new_keys(arguments: list[str]) -> list[str]:
     """Return arguments in which keys that no yaml lists are added; those of a run that goes on may be new as well."""
-    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), None)
+    resume = next((a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("resume=")), None)
     if read_stored(resume) is not None:
         removed[:] = [argument for argument in arguments if re.match(r"~\w+\.", argument)]
         return addable([argument for argument in arguments if argument not in removed])

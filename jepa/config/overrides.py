@@ -31,6 +31,7 @@ def with_new_keys(arguments: Sequence[str], compose: Callable[[list[str]], DictC
     if not values:
         return list(arguments)
     options = [a for a in arguments if re.match(r"[\w/@.+~]+=", a) and a not in values and not a.startswith("hydra")]
+    options += [a for a in values if override_key(a).endswith("._target_")]  # a class of the user's own
     try:
         config = compose([_first_choice(option) for option in options])
     except (HydraException, OmegaConfBaseException):

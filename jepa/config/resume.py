@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.checkpoint.moved import upgrade
-from jepa.config.compose import compose_config, run_folder_of
+from jepa.config.compose import compose_config, dotted_keys, run_folder_of
 from jepa.config.overrides import override_key
 from jepa.config.stored import SECTIONS, CommandLine, remove
+from jepa.utils.errors import UserError
 from jepa.utils.nested import flatten
 
 MISSING = object()
@@ -30,12 +32,14 @@ def read_stored(resume: str | None) -> dict[str, Any] | None:
 def resumed(config: DictConfig, stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
     """Return the configuration of a run that goes on: the stored one, and what the command line gives now.
 
-    A group that is chosen now (`callbacks=early_stopping`, `model/encoder=vit_base`) replaces its section, another
-    experiment all that it may set; `trainer=ddp` changes what that option says and no more.
+    A group that is chosen now (`callbacks=early_stopping`, `model/mask=random`) replaces its part, another experiment
+    all that it may set; `trainer=ddp` changes what that option says and no more.
     Where a stored value is what an interpolation of today's files gives, it follows its source again, so that
     `optimizer.lr=1e-4` reaches the scheduler.
 
     config: composed from defaults and `overrides`. stored: as `read_stored` gives it.
+
+    Raises UserError for a value to take out, `~logger.tensorboard`, that the run does not have.
     """
     before = [line for line in stored.get("overrides") or [] if "." not in override_key(line)]
     now = CommandLine([o for o in overrides if o not in before])  # the same experiment again changes nothing
@@ -45,11 +49,14 @@ def resumed(config: DictConfig, stored: dict[str, Any], overrides: Sequence[str]
     for section, node in _composed_or(options, config).items():
         if section in result:
             relink(result, node, section)
-    chosen = {option.partition("/")[0] for option in now.options} - {"trainer"}
+    chosen = {option for option in now.options if "/" not in option} - {"trainer"}
     chosen |= set(SECTIONS) if now.experiment else set()
     for section, node in config.items():
         if section not in result or section in chosen:
             result[section] = node
+    for group in (option.replace("/", ".") for option in now.options if "/" in option):
+        if (node := OmegaConf.select(config, group)) is not None:
+            OmegaConf.update(result, group, node, merge=False, force_add=True)
     if "trainer" in now.options and "trainer" not in chosen:
         changed = flatten(OmegaConf.to_container(config.trainer, resolve=False))
         default = flatten(OmegaConf.to_container(compose_config([]).trainer, resolve=False))
@@ -59,8 +66,16 @@ def resumed(config: DictConfig, stored: dict[str, Any], overrides: Sequence[str]
         if not key.startswith("hydra."):
             OmegaConf.update(result, key, OmegaConf.select(config, key), force_add=True)
     for key in now.removed:
+        if OmegaConf.select(result, key, default=MISSING) is MISSING:
+            close = difflib.get_close_matches(key, [f"{key.partition('.')[0]}.{k}" for k in _keys(result, key)], n=1)
+            raise UserError(f"~{key}: the run has no such value{f', did you mean ~{close[0]}?' if close else ''}")
         remove(result, key)
     return result
+
+
+def _keys(config: DictConfig, key: str) -> list[str]:
+    section = config.get(key.partition(".")[0])
+    return dotted_keys(OmegaConf.to_container(section, resolve=False)) if isinstance(section, DictConfig) else []
 
 
 def _composed_or(options: Sequence[str], config: DictConfig) -> DictConfig:

@@ -36,6 +36,16 @@ def test_any_other_key_is_a_typo(override, close):
         load_config([override])
 
 
+def test_a_key_of_ones_own_class_needs_no_plus(tmp_path, monkeypatch):
+    (tmp_path / "own_trainer.py").write_text(
+        "from jepa.trainer import Trainer\n\n\nclass Mine(Trainer):\n"
+        "    def __init__(self, *, alpha=1.0, **others):\n        pass\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = load_config(["trainer._target_=own_trainer.Mine", "trainer.alpha=0.5"])
+    assert config.trainer.alpha == 0.5
+
+
 def stored(*overrides):
     """What the run folder of a run with these options holds."""
     return {**to_plain(load_config(overrides)), "overrides": list(overrides), "run_dir": "outputs/x"}
@@ -43,7 +53,7 @@ def stored(*overrides):
 
 def goes_on(before, *now):
     """The configuration of a run that goes on with these options."""
-    return resumed(load_config(addable(now)), before, addable(now))
+    return resumed(load_config(addable(o for o in now if not o.startswith("~"))), before, addable(now))
 
 
 def test_the_stored_configuration_is_what_goes_on():
@@ -67,7 +77,13 @@ def test_what_is_given_now_wins_and_reaches_what_follows_it():
     assert list(config["logger"]) == ["jsonl"]
     assert config["optimizer"]["lr"] == 2e-3
     assert "tensorboard" not in goes_on(before, "~logger.tensorboard").logger
-    assert goes_on(before, "model/encoder=vit_tiny").model.encoder.embed_dim == 192
+    model = goes_on(before, "model/encoder=vit_tiny", "model/mask=random").model
+    assert (model.encoder.embed_dim, model.mask.context_share, model.predictor.depth) == (192, 0.4, 1)
+    assert model.target.momentum.start == 0.95
+    with pytest.raises(
+        UserError, match=r"~logger.tensorbord: the run has no such value, did you mean ~logger.tensorboard"
+    ):
+        goes_on(before, "~logger.tensorbord")
     other = goes_on(before, "experiment=fashion_mnist")
     assert (other.model.encoder.embed_dim, other.trainer.max_epochs, other.optimizer.lr) == (192, 0.6, 1e-3)
 
