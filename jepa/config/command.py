@@ -149,7 +149,8 @@ def complete(config: DictConfig) -> DictConfig:
     stored = read_stored(config.get("resume"))
     if stored is not None:
         overrides += removed
-        config = resumed(config, stored, overrides)
+        with reported_errors():
+            config = resumed(config, stored, overrides)
         before = [
             line for line in stored.get("overrides") or [] if override_key(line) not in map(override_key, overrides)
         ]

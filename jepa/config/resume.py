@@ -65,8 +65,9 @@ def resumed(config: DictConfig, stored: dict[str, Any], overrides: Sequence[str]
     for key in now.values:
         if not key.startswith("hydra."):
             OmegaConf.update(result, key, OmegaConf.select(config, key), force_add=True)
+    taken_out = {override_key(line) for line in stored.get("overrides") or [] if line.startswith("~")}
     for key in now.removed:
-        if OmegaConf.select(result, key, default=MISSING) is MISSING:
+        if OmegaConf.select(result, key, default=MISSING) is MISSING and key not in taken_out:
             close = difflib.get_close_matches(key, [f"{key.partition('.')[0]}.{k}" for k in _keys(result, key)], n=1)
             raise UserError(f"~{key}: the run has no such value{f', did you mean ~{close[0]}?' if close else ''}")
         remove(result, key)
