@@ -136,7 +136,7 @@ def explain(error: BaseException) -> str:
     elif key:
         close = difflib.get_close_matches(key[1], known_keys(), n=1, cutoff=0.8)
         if close and close[0] != key[1]:
-            text += f"\nDid you mean {close[0]}?"
+            text = f"{text.splitlines()[0]}\nDid you mean {close[0]}?"  # Hydra's advice to add the key would mislead
     return text
 
 

@@ -33,14 +33,17 @@ def is_distributed() -> bool:
 
 
 def get_rank() -> int:
+    """Return the number of this process, from 0; 0 for a single one."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def get_world_size() -> int:
+    """Return the number of processes that train together, at least 1."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def is_rank0() -> bool:
+    """Return whether this process is the one that writes."""
     return get_rank() == 0
 
 

@@ -16,18 +16,21 @@ from jepa.config.sweep_objective import SweepObjective, evaluates
 
 
 def local_launcher(**settings: Any) -> Launcher:
+    """Build `LocalLauncher`, which is imported only here and refuses settings that it does not take."""
     from jepa.sweep.local_launcher import LocalLauncher
 
     return LocalLauncher(**settings)
 
 
 def slurm_launcher(**settings: Any) -> Launcher:
+    """Build `SlurmLauncher`, which is imported only here and refuses settings that it does not take."""
     from jepa.sweep.slurm_launcher import SlurmLauncher
 
     return SlurmLauncher(**settings)
 
 
 def optuna_sweeper(**settings: Any) -> Sweeper:
+    """Build `OptunaSweeper`, which is imported only here and refuses settings that it does not take."""
     from jepa.sweep.optuna_sweeper import OptunaSweeper
 
     return OptunaSweeper(**settings)
