@@ -20,7 +20,7 @@ _HOMES = {
     "build_trainer": "jepa.config.build",
     "find_batch_size": "jepa.tools",
     "find_learning_rate": "jepa.tools",
-    "load_config": "jepa.config.compose",
+    "load_config": "jepa.config.command",
     "preview": "jepa.report.dry_run",
 }
 

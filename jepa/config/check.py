@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections.abc
-import difflib
 import inspect
 import types
 import typing
@@ -11,6 +10,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from jepa.config.overrides import closest
 from jepa.utils.errors import UserError
 
 SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
@@ -39,7 +39,7 @@ def check_call(node: dict[str, Any], key: str) -> None:
     try:
         function = get_object(target)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{key}._target_={target} cannot be imported: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{key}._target_={target} cannot be imported: {' '.join(str(error).split())}") from error
     try:
         parameters = inspect.signature(function).parameters
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
@@ -54,8 +54,8 @@ def check_call(node: dict[str, Any], key: str) -> None:
         if name not in parameters:
             if takes_any:
                 continue
-            close = difflib.get_close_matches(name, parameters, n=1)
-            hint = f"did you mean {close[0]}?" if close else f"it takes {', '.join(parameters)}"
+            close = closest(name, parameters)
+            hint = f"did you mean {close}?" if close else f"it takes {', '.join(parameters)}"
             raise UserError(f"{key}.{name}: {target} takes no such argument; {hint}")
         if name in hints and not fits(value, hints[name]):
             raise UserError(
@@ -87,7 +87,7 @@ def fits(value: Any, hint: Any) -> bool:
     if kind in (list, tuple, collections.abc.Sequence):
         inner = [a for a in typing.get_args(hint) if a is not ...]
         return isinstance(value, list) and all(fits(item, inner[0]) for item in value if len(inner) == 1)
-    return kind not in (dict, collections.abc.Mapping)
+    return kind not in (dict, collections.abc.Mapping) and getattr(kind, "__name__", "") != "Tensor"
 
 
 def describe(hint: Any) -> str:

@@ -7,11 +7,11 @@ import contextlib
 import errno
 import functools
 import os
-import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
@@ -19,10 +19,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import compose_config, explain
-from jepa.config.overrides import override_key, with_new_keys, with_stored_sweep
-from jepa.config.resume import read_stored, resumed
-from jepa.config.stored import addable
+from jepa.config.compose import CONFIG_DIR, compose_config, compose_with_choices, explain
+from jepa.config.overrides import override_key, with_new_keys, with_quoted_paths
+from jepa.config.resume import StoredRun, with_stored_options
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import (
     SYSTEM_ERRORS,
@@ -36,12 +35,6 @@ from jepa.utils.errors import (
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
 
-
-removed: list[str] = []
-"""Values that the command line takes out of the configuration of a run that goes on, `~logger.tensorboard`.
-
-Hydra would look for them in the default configuration.
-"""
 
 sweep_file: tuple[Path, bytes] | None = None
 """The file that makes a sweep go on, and what it was before this process's sweep; for when that is refused."""
@@ -58,9 +51,8 @@ def run_command(main: Callable[[], object]) -> None:
     rank = 0
     with contextlib.ExitStack() as stack:
         try:
-            sys.argv[1:] = with_stored_sweep(sys.argv[1:])
             rank = read_launch().rank
-            sys.argv[1:] = _with_new_keys(sys.argv[1:])
+            sys.argv[1:] = full_arguments(sys.argv[1:], _config_dir(sys.argv[1:]))
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 # Beside the other overrides, as argparse wants them side by side.
@@ -128,34 +120,69 @@ def reported_errors() -> Iterator[None]:
         raise
 
 
-def _with_new_keys(arguments: list[str]) -> list[str]:
-    """Return arguments in which keys that no yaml lists are added; those of a run that goes on may be new as well."""
-    resume = next((a.partition("=")[2].strip("'\"") for a in arguments if a.startswith("resume=")), None)
-    if read_stored(resume) is not None:
-        removed[:] = [argument for argument in arguments if re.match(r"~\w+\.", argument)]
-        return addable([argument for argument in arguments if argument not in removed])
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config-dir", "-cd")
-    folder = parser.parse_known_args(arguments)[0].config_dir
-    return with_new_keys(arguments, functools.partial(compose_config, config_dir=folder))
+def load_config(
+    overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, config_name: str = "config"
+) -> DictConfig:
+    """Compose a configuration as the command line does: load_config(["data=mnist", "optimizer.lr=1e-3"]).
+
+    With "resume=<folder>" that of the run there. Raise UserError for an unknown key or option.
+
+    config_dir: a folder of yours that is searched besides conf/, like --config-dir.
+    """
+    if isinstance(overrides, str):
+        raise UserError(f"load_config({overrides!r}): expected a list of overrides, [{overrides!r}]")
+    if config_dir is not None and not Path(config_dir).is_dir():
+        raise UserError(f"config_dir={config_dir} is not a folder")
+    try:
+        full = full_arguments(overrides, config_dir, config_name)
+        config, choices = compose_with_choices(full, config_dir=config_dir, config_name=config_name)
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+    return _of_run(config, choices, full, config_dir)
 
 
 def complete(config: DictConfig) -> DictConfig:
     """Return a composed configuration with what Hydra alone knows, the run folder and the overrides.
 
-    With `resume=<folder>` that of the run there, and what the command line gives.
+    With `resume=<folder>` the configuration of the run there, with what the command line gives.
     """
-    overrides = list(HydraConfig.get().overrides.task)
-    stored = read_stored(config.get("resume"))
-    if stored is not None:
-        overrides += removed
-        with reported_errors():
-            config = resumed(config, stored, overrides)
-        before = [
-            line for line in stored.get("overrides") or [] if override_key(line) not in map(override_key, overrides)
-        ]
-        overrides = [*before, *overrides]
+    hydra = HydraConfig.get()
+    config = _of_run(config, hydra.runtime.choices, list(hydra.overrides.task))
     with open_dict(config):
-        config.run_dir = HydraConfig.get().runtime.output_dir
+        config.run_dir = hydra.runtime.output_dir
+    return config
+
+
+def _of_run(
+    config: DictConfig, choices: Mapping[str, Any], overrides: list[str], config_dir: str | Path | None = None
+) -> DictConfig:
+    """Return a composed configuration, that of the run that goes on if it names one, with its overrides."""
+    run = StoredRun.find(config.get("resume"), config_dir)
+    if run is not None:
+        config = run.continued(config, choices)
+    with open_dict(config):
         config.overrides = overrides
     return config
+
+
+def full_arguments(
+    arguments: Sequence[str], config_dir: str | Path | None = None, config_name: str = "config"
+) -> list[str]:
+    """Return arguments as Hydra takes them: paths quoted, the options of the run that goes on, new keys added.
+
+    Raise UserError for a group that is left out, `~monitor`.
+    """
+    for argument in arguments:
+        key = override_key(argument)
+        if argument.startswith("~") and key != "experiment" and (CONFIG_DIR / key).is_dir():
+            none = f"{key}=none turns it off" if (CONFIG_DIR / key / "none.yaml").is_file() else "choose another option"
+            raise UserError(f"{argument}: a run needs every group; {none}")
+    arguments = with_stored_options(with_quoted_paths(arguments), config_dir)
+    return with_new_keys(arguments, functools.partial(compose_config, config_dir=config_dir, config_name=config_name))
+
+
+def _config_dir(arguments: Sequence[str]) -> str | None:
+    """Return what `--config-dir` names."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config-dir", "-cd")
+    return parser.parse_known_args(arguments)[0].config_dir

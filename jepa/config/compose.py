@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import functools
 import math
 import re
 from collections.abc import Sequence
@@ -14,12 +14,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.overrides import with_new_keys
+from jepa.config.overrides import closest, quoted
 from jepa.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -27,35 +25,25 @@ CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") 
 """In the package where it is installed from a wheel (see setup.py), beside it in a checkout."""
 
 
-def load_config(
-    overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, config_name: str = "config"
-) -> DictConfig:
-    """Compose a configuration as the command line does: load_config(["data=mnist", "optimizer.lr=1e-3"]).
-
-    config_dir: a folder of yours that is searched besides conf/, like --config-dir.
-
-    Raises UserError for an unknown key or option.
-    """
-    make = functools.partial(compose_config, config_dir=config_dir, config_name=config_name)
-    try:
-        config = make(with_new_keys(overrides, make))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
-    with open_dict(config):
-        config.overrides = list(overrides)
-    return config
-
-
 def compose_config(
     overrides: Sequence[str], *, config_dir: str | Path | None = None, config_name: str = "config"
 ) -> DictConfig:
-    """Compose by Hydra alone, which raises its own errors."""
+    """Return what Hydra composes, which raises its own errors."""
+    return compose_with_choices(overrides, config_dir=config_dir, config_name=config_name)[0]
+
+
+def compose_with_choices(
+    overrides: Sequence[str], *, config_dir: str | Path | None = None, config_name: str = "config"
+) -> tuple[DictConfig, dict[str, Any]]:
+    """Return what Hydra composes, and the option of each group: {"model/encoder": "vit", ...}."""
     register_resolvers()
-    search = [] if config_dir is None else [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"]
-    if GlobalHydra.instance().is_initialized():  # inside a run, whose search path is the right one
-        return compose(config_name, overrides=[*overrides, *search])
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(config_name, overrides=[*overrides, *search])
+    search = [] if config_dir is None else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"]
+    inside_run = GlobalHydra.instance().is_initialized()  # whose search path is the right one
+    with contextlib.nullcontext() if inside_run else initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        config = compose(config_name, overrides=[*overrides, *search], return_hydra_config=True)
+    with open_dict(config):
+        choices = config.pop("hydra").runtime.choices
+    return config, {group: option for group, option in choices.items() if not group.startswith("hydra/")}
 
 
 def register_resolvers() -> None:
@@ -108,7 +96,7 @@ def sweep_name() -> str | None:
 
 
 def run_folder_of(resume: str | None, default: str) -> str:
-    """Where a run writes: in the folder it resumes, else in `default`."""
+    """Return where a run writes: the folder of the run or checkpoint that it resumes, else `default`."""
     if resume in (None, "auto"):
         return default
     path = Path(resume)
@@ -123,16 +111,15 @@ def default_run_dir() -> str:
 
 
 def explain(error: BaseException) -> str:
-    """A configuration error in words, with the nearest existing key or option where one is close."""
+    """Return a configuration error in words, with the nearest existing key or option where one is close."""
     lines = [str(part).strip() for part in (error, error.__cause__) if part is not None]
     text = "\n".join(dict.fromkeys(line for line in lines if line))
-    key = re.search(r"Could not override '([\w.@/]+)'", text)
+    key = re.search(r"Could not (?:override|delete from config\.) '(~?[\w.@/]+)'", text)
     option = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
     if option:
         group, name = option.groups()
-        close = difflib.get_close_matches(name, [p.stem for p in (CONFIG_DIR / group).glob("*.yaml")], n=1)
-        if close:
-            text += f"\nDid you mean {group}={close[0]}?"
+        if close := closest(name, [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]):
+            text += f"\nDid you mean {group}={close}?"
     elif key:
         close = difflib.get_close_matches(key[1], known_keys(), n=1, cutoff=0.8)
         if close and close[0] != key[1]:
@@ -141,10 +128,11 @@ def explain(error: BaseException) -> str:
 
 
 def known_keys() -> list[str]:
-    """Every dotted key of the files in conf/, by the group they stand in."""
+    """Return every group and every dotted key of the files in conf/, by the group they stand in."""
     keys = {"optimized_metric"}
     for path in CONFIG_DIR.rglob("*.yaml"):
         group = ".".join(path.relative_to(CONFIG_DIR).parts[:-1])
+        keys.add(group.replace(".", "/"))
         found = dotted_keys(OmegaConf.to_container(OmegaConf.load(path)))
         if path.read_text().startswith("# @package _global_") or not group:
             keys |= {key for key in found if not key.startswith(("defaults", "hydra"))}
@@ -154,7 +142,7 @@ def known_keys() -> list[str]:
 
 
 def dotted_keys(node: object) -> list[str]:
-    """All dotted keys of a nested dict."""
+    """Return all dotted keys of a nested dict."""
     if not isinstance(node, dict):
         return []
     return [full for k, v in node.items() for full in (k, *(f"{k}.{sub}" for sub in dotted_keys(v)))]

@@ -1,10 +1,11 @@
-"""Command-line overrides before Hydra reads them: keys that no yaml lists, and a sweep that goes on."""
+"""Command-line overrides before Hydra reads them: paths that want quotes, and keys that no yaml lists."""
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from hydra.errors import HydraException
@@ -12,18 +13,49 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-SWEEP_FILE = "multirun.yaml"
-"""What Hydra leaves of a sweep in its folder."""
+from jepa.utils.errors import UserError
 
 VALUE = re.compile(r"[A-Za-z_][\w/@]*\.[\w.]+=")
 """An override of a single value, without a sign: "trainer.tf32=true"."""
+SWEEP = re.compile(r"[\w/.]+=([\w./-]+,|(choice|glob|range|interval)\()")
+"""An override that gives several values, for a sweep."""
+PATHS = ("resume", "init_from", "checkpoint")
+
+
+def override_key(override: str) -> str:
+    """Return the key that an override sets: "+a.b=1" -> "a.b"."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def override_value(arguments: Iterable[str], key: str) -> str | None:
+    """Return the last value that arguments give a key, without quotes; None if they give none."""
+    values = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
+    if not values:
+        return None
+    quoted = re.fullmatch(r"(['\"])(.*)\1", values[-1])
+    return re.sub(r"\\(['\"])", r"\1", quoted[2]) if quoted else values[-1]
+
+
+def quoted(text: str) -> str:
+    """Return a value as Hydra reads it back unchanged: in quotes where it holds more than letters, digits and ._/-"""
+    return "'" + text.replace("'", "\\'") + "'" if re.search(r"[^\w./-]", text, re.ASCII) else text
+
+
+def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
+    """Return arguments with quotes around paths of existing files and folders that Hydra would read as syntax."""
+    result = []
+    for argument in arguments:
+        key, _, value = argument.partition("=")
+        exists = key in PATHS and value[:1] not in ("'", '"') and value and Path(value).exists()
+        result.append(f"{key}={quoted(value)}" if exists else argument)
+    return result
 
 
 def with_new_keys(arguments: Sequence[str], compose: Callable[[list[str]], DictConfig]) -> list[str]:
     """Return overrides in which a key that no yaml lists, but the constructor of its node takes, is added.
 
-    So `trainer.tf32=true` and `optimizer.amsgrad=true` need no `+`, in a sweep neither. Other unknown keys stay as they
-    are, for Hydra to refuse.
+    So `trainer.tf32=true` and `optimizer.amsgrad=true` need no `+`, in a sweep neither. Raise UserError, with the
+    nearest name, for a key that neither knows. Keys outside of what constructors take are left to Hydra.
 
     compose: makes the configuration of overrides.
     """
@@ -35,53 +67,43 @@ def with_new_keys(arguments: Sequence[str], compose: Callable[[list[str]], DictC
     try:
         config = compose([_first_choice(option) for option in options])
     except (HydraException, OmegaConfBaseException):
-        return list(arguments)  # Hydra will say what is wrong
-    return [f"++{a}" if a in values and _is_new_key(config, override_key(a)) else a for a in arguments]
+        if any(SWEEP.match(option) for option in options):
+            return list(arguments)  # Hydra will say what is wrong
+        raise
+    added = {key for key in map(override_key, values) if _is_new_key(config, key)}
+    return [f"++{a}" if a in values and override_key(a) in added else a for a in arguments]
 
 
 def _first_choice(option: str) -> str:
-    """Return an option as a single run has it: "loss=mse,l1" -> "loss=mse"."""
+    """Return an option as a single run has it: "loss=mse,l1" or "loss=choice(mse,l1)" -> "loss=mse"."""
     key, _, value = option.partition("=")
+    value = value.removeprefix("choice(").removesuffix(")") if value.startswith("choice(") else value
     return f"{key}={value.partition(',')[0]}" if not value.startswith(("[", "{", "'", '"')) else option
 
 
 def _is_new_key(config: DictConfig, key: str) -> bool:
-    """Return whether a key is missing in the configuration and its node's constructor takes it."""
+    """Return whether a key is missing in the configuration and its node's constructor takes it.
+
+    Raise UserError if the constructor takes no such argument.
+    """
     parent, _, name = key.rpartition(".")
     node = OmegaConf.select(config, parent)
     if not isinstance(node, DictConfig) or name in node or "_target_" not in node:
         return False
     try:
-        return name in inspect.signature(get_object(node._target_)).parameters
+        parameters = inspect.signature(get_object(node._target_)).parameters
     except (ImportError, AttributeError, ValueError, TypeError):
         return False
+    if name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return name in parameters
+    names = [str(other) for other in dict.fromkeys([*node, *parameters]) if not str(other).startswith("_")]
+    if close := closest(name, names):
+        raise UserError(f"{key}: {node._target_} takes no {name}. Did you mean {parent}.{close}?")
+    raise UserError(f"{key}: {node._target_} takes no {name}, but {', '.join(names)}")
 
 
-def with_stored_sweep(arguments: Sequence[str]) -> list[str]:
-    """Return command-line arguments, with those of the sweep that `resume=<folder of a sweep>` names put before them.
-
-    What is given now wins. Arguments that resume no sweep are returned as they are.
-    """
-    given = {override_key(argument) for argument in arguments if "=" in argument or argument.startswith("~")}
-    resume = next((a.partition("=")[2] for a in arguments if a.startswith("resume=")), "auto")
-    if not (Path(resume) / SWEEP_FILE).is_file():
-        return list(arguments)
-    return _with_stored_sweep(arguments, Path(resume), given)
-
-
-def _with_stored_sweep(arguments: Sequence[str], folder: Path, given: set[str]) -> list[str]:
-    """Arguments that go on with the sweep in a folder: its own, each of its runs from where it is."""
-    stored = OmegaConf.load(folder / SWEEP_FILE).hydra.overrides
-    given = given | {"resume", "hydra.mode", "hydra.sweep.dir"}
-    kept = [line for line in [*stored.hydra, *stored.task] if override_key(line) not in given]
-    place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
-    text = str(folder)
-    quoted = "'" + text.replace("'", "\\'") + "'" if re.search(r"[^\w./-]", text, re.ASCII) else text
-    flag = [] if {"-m", "--multirun", "-c", "--cfg"} & set(arguments) else ["--multirun"]
-    own = [*kept, "resume=auto", f"hydra.sweep.dir={quoted}"]
-    return [*flag, *arguments[:place], *own, *arguments[place + 1 :]]
-
-
-def override_key(override: str) -> str:
-    """The key that an override sets: "+a.b=1" -> "a.b"."""
-    return override.partition("=")[0].lstrip("+~")
+def closest(name: str, names: Iterable[str]) -> str | None:
+    """Return the name nearest to a misspelt one, or the one that has it as a word ("dim" -> "embed_dim")."""
+    names = list(names)
+    close = difflib.get_close_matches(name, names, n=1) or [other for other in names if name in other.split("_")]
+    return close[0] if close else None

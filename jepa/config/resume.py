@@ -1,9 +1,13 @@
-"""Going on with a run: its stored configuration, and what the command line gives now."""
+"""Going on: the options of the run or sweep that `resume=` names, and the configuration that the run stored.
+
+A run that goes on is composed from the options it was started with and those given now, as if they had been given
+together. Where the files in conf/ have changed since, its stored values win.
+"""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,96 +16,134 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.checkpoint.moved import upgrade
-from jepa.config.compose import compose_config, dotted_keys, run_folder_of
-from jepa.config.overrides import override_key
-from jepa.config.stored import SECTIONS, CommandLine, remove
+from jepa.config.compose import compose_with_choices, run_folder_of
+from jepa.config.overrides import override_key, override_value, quoted
 from jepa.utils.errors import UserError
-from jepa.utils.nested import flatten
 
+SWEEP_FILE = "multirun.yaml"
+"""What Hydra leaves of a sweep in its folder."""
 MISSING = object()
 
 
-def read_stored(resume: str | None) -> dict[str, Any] | None:
-    """Return the resolved configuration of the run that `resume=` names; None for null, "auto" and a folder without."""
-    path = Path(run_folder_of(resume, "")) / "config.yaml"
-    if resume in (None, "auto", "") or not path.is_file():
-        return None
-    return OmegaConf.to_container(OmegaConf.load(path))
+def with_stored_options(arguments: Sequence[str], config_dir: str | Path | None = None) -> list[str]:
+    """Return arguments with those of the run or sweep that `resume=` names put before them; what is given now wins.
 
-
-def resumed(config: DictConfig, stored: dict[str, Any], overrides: Sequence[str]) -> DictConfig:
-    """Return the configuration of a run that goes on: the stored one, and what the command line gives now.
-
-    A group that is chosen now (`callbacks=early_stopping`, `model/mask=random`) replaces its part, another experiment
-    all that it may set; `trainer=ddp` changes what that option says and no more.
-    Where a stored value is what an interpolation of today's files gives, it follows its source again, so that
-    `optimizer.lr=1e-4` reaches the scheduler.
-
-    config: composed from defaults and `overrides`. stored: as `read_stored` gives it.
-
-    Raises UserError for a value to take out, `~logger.tensorboard`, that the run does not have.
+    Arguments that resume nothing, or a run that stored none, are returned as they are. Raise UserError for a sweep
+    over `resume=<run>`.
     """
-    before = [line for line in stored.get("overrides") or [] if "." not in override_key(line)]
-    now = CommandLine([o for o in overrides if o not in before])  # the same experiment again changes nothing
-    result = OmegaConf.create({k: v for k, v in upgrade(stored).items() if k not in ("run_dir", "overrides", "resume")})
-    options = {override_key(line): line for line in [*before, *(o for o in overrides if "." not in override_key(o))]}
-    options = [line for key, line in options.items() if key not in ("resume", "init_from")]
-    for section, node in _composed_or(options, config).items():
-        if section in result:
-            relink(result, node, section)
-    chosen = {option for option in now.options if "/" not in option} - {"trainer"}
-    chosen |= set(SECTIONS) if now.experiment else set()
-    for section, node in config.items():
-        if section not in result or section in chosen:
-            result[section] = node
-    for group in (option.replace("/", ".") for option in now.options if "/" in option):
-        if (node := OmegaConf.select(config, group)) is not None:
-            OmegaConf.update(result, group, node, merge=False, force_add=True)
-    if "trainer" in now.options and "trainer" not in chosen:
-        changed = flatten(OmegaConf.to_container(config.trainer, resolve=False))
-        default = flatten(OmegaConf.to_container(compose_config([]).trainer, resolve=False))
-        for key in [key for key, value in changed.items() if key not in default or default[key] != value]:
-            OmegaConf.update(result, f"trainer.{key}", changed[key], force_add=True)
-    for key in now.values:
-        if not key.startswith("hydra."):
-            OmegaConf.update(result, key, OmegaConf.select(config, key), force_add=True)
-    taken_out = {override_key(line) for line in stored.get("overrides") or [] if line.startswith("~")}
-    for key in now.removed:
-        if OmegaConf.select(result, key, default=MISSING) is MISSING and key not in taken_out:
-            close = difflib.get_close_matches(key, [f"{key.partition('.')[0]}.{k}" for k in _keys(result, key)], n=1)
-            raise UserError(f"~{key}: the run has no such value{f', did you mean ~{close[0]}?' if close else ''}")
-        remove(result, key)
-    return result
+    resume = override_value(arguments, "resume")
+    if resume in (None, "", "auto", "null"):
+        return list(arguments)
+    multirun = bool({"-m", "--multirun"} & set(arguments))
+    if (Path(resume) / SWEEP_FILE).is_file():
+        return _with_stored_sweep(arguments, Path(resume), multirun)
+    run = StoredRun.find(resume, config_dir)
+    if run is None:
+        return list(arguments)
+    if multirun:
+        raise UserError(f"resume={resume} is a single run: leave out -m (a sweep goes on by resume=<its folder>)")
+    place = next(number for number, argument in enumerate(arguments) if argument[0] != "-" and "=" in argument)
+    return [*arguments[:place], *run.options_beside(arguments), *arguments[place:]]
 
 
-def _keys(config: DictConfig, key: str) -> list[str]:
-    section = config.get(key.partition(".")[0])
-    return dotted_keys(OmegaConf.to_container(section, resolve=False)) if isinstance(section, DictConfig) else []
+def _with_stored_sweep(arguments: Sequence[str], folder: Path, multirun: bool) -> list[str]:
+    """Return arguments that go on with the sweep in a folder: its own, each of its runs from where it is."""
+    stored = OmegaConf.load(folder / SWEEP_FILE).hydra.overrides
+    given = {override_key(argument) for argument in arguments} | {"resume", "hydra.mode", "hydra.sweep.dir"}
+    kept = [line for line in [*stored.hydra, *stored.task] if override_key(line) not in given]
+    own = [*kept, "resume=auto", f"hydra.sweep.dir={quoted(str(folder))}"]
+    place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
+    flag = [] if multirun or {"-c", "--cfg"} & set(arguments) else ["--multirun"]
+    return [*flag, *arguments[:place], *own, *arguments[place + 1 :]]
 
 
-def _composed_or(options: Sequence[str], config: DictConfig) -> DictConfig:
-    """Return what these options compose to; `config` where they no longer do."""
-    try:
-        return compose_config(options)
-    except (HydraException, OmegaConfBaseException):
-        return config
+class StoredRun:
+    """What a run folder says of its run: the resolved configuration, and what its options compose to today.
+
+    values: the content of config.yaml.
+    """
+
+    def __init__(self, values: Mapping[str, Any], config_dir: str | Path | None = None) -> None:
+        options = [line for line in values.get("overrides") or [] if override_key(line) != "resume"]
+        self.values = {k: v for k, v in upgrade(values).items() if k not in ("run_dir", "overrides", "resume")}
+        try:
+            self.composed, self.choices = compose_with_choices(options, config_dir=config_dir)
+            self.options = options
+        except (HydraException, OmegaConfBaseException):  # options of an earlier version
+            self.composed, self.choices = compose_with_choices([], config_dir=config_dir)
+            self.options = []
+
+    @classmethod
+    def find(cls, resume: str | None, config_dir: str | Path | None = None) -> StoredRun | None:
+        """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml."""
+        path = Path(run_folder_of(resume, "")) / "config.yaml"
+        if resume in (None, "auto", "") or not path.is_file():
+            return None
+        return cls(OmegaConf.to_container(OmegaConf.load(path)), config_dir)
+
+    def options_beside(self, now: Sequence[str]) -> list[str]:
+        """Return the run's options, less those given now and the values of a group of which another is chosen now.
+
+        Values of the trainer stay, as its options change what they name and no more.
+        """
+        given = {override_key(argument): argument.partition("=")[2] for argument in now}
+        changed = [group for group in given if group in self.choices and given[group] != _plain(self.choices[group])]
+        below = tuple(f"{group.replace('/', '.')}." for group in changed if group != "trainer")
+        return [line for line in self.options if (key := override_key(line)) not in given and not key.startswith(below)]
+
+    def continued(self, config: DictConfig, choices: Mapping[str, Any]) -> DictConfig:
+        """Return the configuration of the run that goes on: what it stored, with what is given now.
+
+        A value that is what an interpolation of today's files gives follows its source, so that `optimizer.lr=1e-4`
+        reaches the scheduler. A group of which another option is chosen now is replaced.
+
+        config, choices: composed of the run's options and those given now.
+        """
+        stored = OmegaConf.create(self.values)
+        for section, node in self.composed.items_ex(resolve=False):
+            if section in stored:
+                _relink(stored, node, section)
+        result, before, after = (OmegaConf.to_container(c, resolve=False) for c in (stored, self.composed, config))
+        _apply_changes(result, before, after)
+        for section in after.keys() - result.keys():
+            result[section] = after[section]
+        result = OmegaConf.create(result)
+        replaced = {group for group, option in choices.items() if option != self.choices.get(group)} - {"trainer"}
+        for group in sorted(group.replace("/", ".") for group in replaced):
+            if (node := OmegaConf.select(config, group)) is not None:
+                OmegaConf.update(result, group, node, merge=False, force_add=True)
+        return result
 
 
-def relink(result: DictConfig, template: Any, key: str) -> None:
+def _plain(option: Any) -> str:
+    """Return the option of a group as the command line has it: "['console', 'jsonl']" -> "[console,jsonl]"."""
+    return re.sub(r"[\s'\"]", "", str(option))
+
+
+def _apply_changes(result: dict[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Change in `result` what differs between two nested configurations."""
+    for name in before.keys() - after.keys():
+        result.pop(name, None)
+    for name, value in after.items():
+        if isinstance(value, dict) and isinstance(before.get(name), dict) and isinstance(result.get(name), dict):
+            _apply_changes(result[name], before[name], value)
+        elif name not in before or before[name] != value:
+            result[name] = value
+
+
+def _relink(result: DictConfig, template: Any, key: str) -> None:
     """Put the interpolations of `template` below a key into `result`, where they give the value that stands there."""
-    if not isinstance(template, DictConfig):
+    if not isinstance(template, DictConfig) or template._content is None:
         return
-    for name, value in template.items_ex(resolve=False) if template._content is not None else ():
+    for name, value in template.items_ex(resolve=False):
         full = f"{key}.{name}"
-        if isinstance(value, str) and "${" in value:
-            here = OmegaConf.select(result, full, default=MISSING)
-            if here is not MISSING:
-                OmegaConf.update(result, full, value)
-                try:
-                    same = OmegaConf.select(result, full) == here
-                except OmegaConfBaseException:
-                    same = False
-                if not same:
-                    OmegaConf.update(result, full, here)
-        else:
-            relink(result, value, full)
+        if not (isinstance(value, str) and "${" in value):
+            _relink(result, value, full)
+        elif (here := OmegaConf.select(result, full, default=MISSING)) is not MISSING:
+            OmegaConf.update(result, full, value)
+            try:
+                same = OmegaConf.select(result, full) == here
+            except OmegaConfBaseException:
+                same = False
+            if not same:
+                OmegaConf.update(result, full, here)

@@ -8,7 +8,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from jepa.config import command
-from jepa.config.overrides import SWEEP_FILE
+from jepa.config.resume import SWEEP_FILE
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
 from jepa.utils.run_status import read_status

@@ -15,8 +15,7 @@ from jepa.config.build import to_plain
 from jepa.config.compose import compose_config
 from jepa.config.notes import notes
 from jepa.config.overrides import with_new_keys
-from jepa.config.resume import resumed
-from jepa.config.stored import addable
+from jepa.config.resume import with_stored_options
 from jepa.utils.errors import UserError
 
 
@@ -29,11 +28,28 @@ def test_a_key_of_the_constructor_needs_no_plus():
 
 
 @pytest.mark.parametrize(
-    ("override", "close"), [("trainer.max_epoch=1", "trainer.max_epochs"), ("optimizer.lrr=1", "optimizer.lr")]
+    ("override", "message"),
+    [
+        ("trainer.max_epoch=1", "trainer.max_epoch: .* Did you mean trainer.max_epochs"),
+        ("optimizer.lrr=1", "optimizer.lrr: .* Did you mean optimizer.lr"),
+        ("trainer.tf23=true", "trainer.tf23: .* Did you mean trainer.tf32"),
+        ("model.encoder.dim=32", "Did you mean model.encoder.embed_dim"),
+        ("logger.tensorbord.x=1", "Could not override 'logger.tensorbord.x'"),
+        ("~logger.tensorbord", "Did you mean logger.tensorboard"),
+        ("~monitor", "~monitor: a run needs every group; monitor=none turns it off"),
+        ("modle=vit", "Did you mean model"),
+    ],
 )
-def test_any_other_key_is_a_typo(override, close):
-    with pytest.raises(UserError, match=rf"Did you mean {close}"):
-        load_config([override])
+def test_any_other_key_is_a_typo(override, message):
+    with pytest.raises(UserError, match=rf"(?s){message}"):
+        load_config(["optimizer.amsgrad=true", override])
+
+
+def test_a_list_of_overrides_and_an_existing_folder_are_wanted(tmp_path):
+    with pytest.raises(UserError, match=r"expected a list of overrides, \['loss=mse'\]"):
+        load_config("loss=mse")
+    with pytest.raises(UserError, match=r"config_dir=.*nowhere is not a folder"):
+        load_config(config_dir=tmp_path / "nowhere")
 
 
 def test_a_key_of_ones_own_class_needs_no_plus(tmp_path, monkeypatch):
@@ -46,46 +62,78 @@ def test_a_key_of_ones_own_class_needs_no_plus(tmp_path, monkeypatch):
     assert config.trainer.alpha == 0.5
 
 
-def stored(*overrides):
-    """What the run folder of a run with these options holds."""
-    return {**to_plain(load_config(overrides)), "overrides": list(overrides), "run_dir": "outputs/x"}
+@pytest.fixture
+def run(tmp_path):
+    """A run folder with config.yaml alone, as a run with these options leaves it; gives its configuration."""
+
+    def write(*overrides, folder="run", **changes):
+        stored = load_config(overrides)
+        for key, value in changes.items():
+            OmegaConf.update(stored, key.replace("__", "."), value)
+        config = {**to_plain(stored), "run_dir": str(tmp_path / folder)}
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "config.yaml").write_text(OmegaConf.to_yaml(config))
+        return config
+
+    return write
 
 
-def goes_on(before, *now):
-    """The configuration of a run that goes on with these options."""
-    return resumed(load_config(addable(o for o in now if not o.startswith("~"))), before, addable(now))
+def settings(config):
+    return {key: value for key, value in config.items() if key not in ("run_dir", "overrides", "resume")}
 
 
-def test_the_stored_configuration_is_what_goes_on():
-    before = stored("experiment=digits", "optimizer.lr=2e-3", "trainer.tf32=true")
-    before["loss"]["terms"]["prediction"]["weight"] = 0.3  # as if the experiment's file had changed since
-    config = to_plain(goes_on(before))
-    assert {k: v for k, v in config.items() if k in before and k not in ("run_dir", "overrides", "resume")} == {
-        k: v for k, v in before.items() if k not in ("run_dir", "overrides", "resume")
-    }
+def test_the_stored_configuration_is_what_goes_on(run, tmp_path):
+    # As if the experiment's file had changed since.
+    changed = {"loss__terms__prediction__weight": 0.3, "scheduler__lr": 7.0}
+    before = run("experiment=digits", "optimizer.lr=2e-3", "trainer.tf32=true", **changed)
+    config = to_plain(load_config([f"resume={tmp_path}/run"]))
+    assert settings(config) == settings(before)
+    assert to_plain(load_config([f"resume={tmp_path}/run", "optimizer.lr=1e-3"]))["scheduler"]["lr"] == 7.0
 
 
-def test_what_is_given_now_wins_and_reaches_what_follows_it():
-    before = stored("experiment=digits", "optimizer.lr=2e-3", "scheduler=wsd")
-    config = to_plain(goes_on(before, "optimizer.lr=5e-4", "scheduler.decay_share=0.1", "callbacks=early_stopping"))
+def test_what_is_given_now_wins_and_reaches_what_follows_it(run, tmp_path):
+    before = run("experiment=digits", "optimizer.lr=2e-3", "scheduler=wsd", "data.batch_size=16")
+
+    def goes_on(*now):
+        return to_plain(load_config([f"resume={tmp_path}/run", *now]))
+
+    config = goes_on("optimizer.lr=5e-4", "scheduler.decay_share=0.1", "callbacks=early_stopping")
     assert (config["optimizer"]["lr"], config["scheduler"]["lr"]) == (5e-4, 5e-4)
     assert config["scheduler"]["decay_share"] == 0.1
     assert "early_stopping" in config["callbacks"]
     assert config["trainer"]["max_epochs"] == 36
-    config = to_plain(goes_on(before, "trainer=ddp", "logger=[jsonl]", "experiment=digits"))
+    config = goes_on("trainer=ddp", "logger=[jsonl]", "experiment=digits", "data=digits")
     assert (config["trainer"]["strategy"], config["trainer"]["max_epochs"]) == ("ddp", 36)
     assert list(config["logger"]) == ["jsonl"]
-    assert config["optimizer"]["lr"] == 2e-3
-    assert "tensorboard" not in goes_on(before, "~logger.tensorboard").logger
-    model = goes_on(before, "model/encoder=vit_tiny", "model/mask=random").model
-    assert (model.encoder.embed_dim, model.mask.context_share, model.predictor.depth) == (192, 0.4, 1)
-    assert model.target.momentum.start == 0.95
-    with pytest.raises(
-        UserError, match=r"~logger.tensorbord: the run has no such value, did you mean ~logger.tensorboard"
-    ):
-        goes_on(before, "~logger.tensorbord")
-    other = goes_on(before, "experiment=fashion_mnist")
-    assert (other.model.encoder.embed_dim, other.trainer.max_epochs, other.optimizer.lr) == (192, 0.6, 1e-3)
+    assert (config["optimizer"]["lr"], config["data"]["batch_size"]) == (2e-3, 16)
+    assert "tensorboard" not in goes_on("~logger.tensorboard")["logger"]
+    model = goes_on("model/encoder=vit_tiny", "model/mask=random")["model"]
+    assert (model["encoder"]["embed_dim"], model["mask"]["context_share"]) == (192, 0.4)
+    assert (model["predictor"]["depth"], model["target"]["momentum"]["start"]) == (1, 0.95)
+    other = goes_on("experiment=fashion_mnist")
+    assert (other["model"]["encoder"]["embed_dim"], other["trainer"]["max_epochs"]) == (192, 0.6)
+    assert other["optimizer"]["lr"] == 2e-3  # given on the first command line
+    with pytest.raises(UserError, match=r"Did you mean logger.tensorboard"):
+        goes_on("~logger.tensorbord")
+    with pytest.raises(UserError, match=r"Could not override 'logger.wandb.project'"):
+        goes_on("logger.wandb.project=x")
+    with pytest.raises(UserError, match=r"is a single run: leave out -m"):
+        with_stored_options(["-m", f"resume={tmp_path}/run", "trainer.seed=1,2"])
+    run("experiment=digits", "trainer=ddp", "~logger.tensorboard", folder="second")
+    config = to_plain(load_config([f"resume={tmp_path}/second", "trainer=default"]))
+    assert (config["trainer"].get("strategy"), "tensorboard" in config["logger"]) == ("auto", False)
+    assert config["data"]["batch_size"] == before["data"]["batch_size"] * 4
+
+
+@pytest.mark.parametrize("name", ["a=b,c(d", "with space", "größe", "it's"])
+@pytest.mark.parametrize("quote", [False, True])
+def test_any_path_can_be_resumed(run, tmp_path, name, quote):
+    before = run("loss=mse", folder=name)
+    path = str(tmp_path / name)
+    given = "'" + path.replace("'", "\\'") + "'" if quote else path
+    config = to_plain(load_config([f"resume={given}"]))
+    assert config["resume"] == path
+    assert settings(config) == settings(before)
 
 
 @pytest.mark.parametrize("kind", ["plain", "sharded"])
