@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from jepa.masks.multiblock import MultiBlockMask
@@ -21,15 +22,21 @@ def multiblock_mask(
     aspect_ratio: Sequence[float] = (0.75, 1.5),
     min_context: int = 10,
     allow_overlap: bool = False,
-    compat: Literal["fixed", "published"] = "fixed",
+    compat: Literal["rectangles", "published", "fixed"] = "rectangles",
 ) -> MultiBlockMask | PublishedMultiBlockMask:
-    """Return `MultiBlockMask` for compat "fixed", `PublishedMultiBlockMask` for "published".
+    """Return `MultiBlockMask` for compat "rectangles", `PublishedMultiBlockMask` for "published".
+
+    "fixed" is what runs before 2026-12 have: blocks of which P tokens are sampled (`MultiBlockMask.rectangles`).
 
     Raises ValueError for any other compat.
     """
-    kinds = {"fixed": MultiBlockMask, "published": PublishedMultiBlockMask}
+    kinds = {
+        "rectangles": MultiBlockMask,
+        "published": PublishedMultiBlockMask,
+        "fixed": partial(MultiBlockMask, rectangles=False),
+    }
     if compat not in kinds:
-        raise ValueError(f"model.mask.compat: got {compat!r}, expected 'fixed' or 'published'")
+        raise ValueError(f"model.mask.compat: got {compat!r}, expected one of {', '.join(kinds)}")
     return kinds[compat](
         num_targets=num_targets,
         context_scale=context_scale,

@@ -5,14 +5,17 @@ published collator, which `PublishedMultiBlockMask` reproduces:
 
 - blocks reach every row and column (the published ones never the last);
 - scale and aspect ratio are drawn independently;
-- every sample draws its own block sizes, and surplus tokens are dropped evenly, not from the bottom up;
-- the number of context tokens depends on the grid and the settings, not on the batch size.
+- every sample draws its own block shapes; all of a batch have one area, so that every target is a whole rectangle;
+- the number of context tokens depends on the grid and the area, not on the batch size.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -26,6 +29,8 @@ from jepa.utils.random import generator as make_generator
 CALIBRATION_DRAWS = 2048
 REDRAWN_SHARE = 0.05
 """Share of samples with fewer than K context tokens, which are drawn again; K is set to meet it."""
+MAX_AREAS = 4
+"""Areas that target blocks of a grid may have, so that a compiled step meets few shapes."""
 
 Layouts: TypeAlias = tuple[int, Tensor, Tensor]
 """K, blocks (2, R, 1 + M, axes) with at least K context tokens, and these tokens (R, N) bool."""
@@ -40,10 +45,12 @@ class MultiBlockMask:
     min_context: fewest context tokens that are accepted.
     allow_overlap: let the context keep tokens that are also targets.
 
-    P, the tokens predicted per block, is the least target scale times the grid. A block's sides are rounded square
-    roots, enlarged where rounding left fewer than P; of larger blocks P tokens are sampled, all equally likely. K, the
-    context tokens, is the 5 % quantile of the number of context tokens outside the targets, over draws of a fixed seed
-    for each grid; a sample with fewer is replaced by one of these draws with at least K.
+    rectangles: predict every token of a target block; False samples P tokens of it, as runs before 2026-12 do.
+
+    P, the tokens predicted per block, is one of at most 4 areas of blocks within the ranges (`block_areas`), drawn for
+    each batch; every block draws its own sides of that area. Without `rectangles` P is the least target scale times the
+    grid. K, the context tokens, is the 5 % quantile of the number of context tokens outside the targets, over draws of
+    a fixed seed for each grid and P; a sample with fewer is replaced by one of these draws with at least K.
     """
 
     def __init__(
@@ -55,6 +62,7 @@ class MultiBlockMask:
         aspect_ratio: Sequence[float] = (0.75, 1.5),
         min_context: int = 10,
         allow_overlap: bool = False,
+        rectangles: bool = True,
     ) -> None:
         check_at_least("model.mask", 1, num_targets=num_targets, min_context=min_context)
         self.num_targets = num_targets
@@ -63,7 +71,9 @@ class MultiBlockMask:
         self.aspect_ratio = check_range("model.mask.aspect_ratio", aspect_ratio)
         self.min_context = min_context
         self.allow_overlap = allow_overlap
-        self._layouts: dict[tuple[Grid, torch.device], Layouts] = {}
+        self.rectangles = rectangles
+        self._areas: dict[Grid, list[BlockArea]] = {}
+        self._layouts: dict[tuple[Grid, int | None, torch.device], Layouts] = {}
 
     def __call__(
         self,
@@ -79,10 +89,13 @@ class MultiBlockMask:
         """
         grid = tuple(grid)
         device = torch.device("cpu") if generator is None else generator.device
-        if (grid, device) not in self._layouts:
-            self._layouts[grid, device] = self._calibrate(grid, device)
-        keep, spare_blocks, spare_members = self._layouts[grid, device]
-        blocks = self._draw(batch_size, grid, device, generator)  # (2, B, 1 + M, axes)
+        area = self._draw_area(grid, generator) if self.rectangles else None
+        tokens = min_tokens(self.target_scale, grid) if area is None else area.tokens
+        layout = (grid, tokens, device)
+        if layout not in self._layouts:
+            self._layouts[layout] = self._calibrate(grid, area, device)
+        keep, spare_blocks, spare_members = self._layouts[layout]
+        blocks = self._draw(batch_size, grid, area, device, generator)  # (2, B, 1 + M, axes)
         members = self._context(blocks, grid)  # (B, N)
         short = members.sum(-1) < keep  # (B,)
         again = torch.randint(len(spare_members), (batch_size,), device=device, generator=generator)
@@ -90,20 +103,44 @@ class MultiBlockMask:
         members = torch.where(short[:, None], spare_members[again], members)
         rank = members.cumsum(dim=-1, dtype=torch.int32)
         context = torch.searchsorted(rank, systematic_sample(rank[:, -1], keep, generator) + 1)
-        targets = self._pick_targets(blocks[:, :, 1:], grid, generator)
+        targets = self._pick_targets(blocks[:, :, 1:], grid, tokens, generator)
         if valid is None:
             return [Mask(context, targets)]
         context_valid = valid.gather(1, context)
         target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
         return [Mask(context, targets, context_valid=context_valid, target_valid=target_valid)]
 
-    def _draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    def _draw_area(self, grid: Grid, generator: torch.Generator | None) -> BlockArea:
+        """Return the area of a batch's target blocks, without waiting for the device of the generator."""
+        if grid not in self._areas:
+            self._areas[grid] = block_areas(grid, self.target_scale, self.aspect_ratio)
+        areas = self._areas[grid]
+        if generator is not None and generator.device.type == "cuda":
+            drawn = random.Random(f"{generator.initial_seed()}/{generator.get_offset()}").random()
+        else:
+            drawn = float(torch.rand((), device="cpu" if generator is None else generator.device, generator=generator))
+        edges = itertools.accumulate(area.share for area in areas)
+        return next((area for area, edge in zip(areas, edges) if drawn < edge), areas[-1])
+
+    def _draw(
+        self,
+        batch_size: int,
+        grid: Grid,
+        area: BlockArea | None,
+        device: torch.device,
+        generator: torch.Generator | None,
+    ) -> Tensor:
         """Return the first cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
         ratio = grid[-2] / grid[-1] if len(grid) > 1 else 1.0
         context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), device, generator)
-        targets = draw_blocks(
-            (batch_size, self.num_targets), grid, self.target_scale, self.aspect_ratio, device, generator
-        )
+        shape = (batch_size, self.num_targets)
+        if area is None:
+            targets = draw_blocks(shape, grid, self.target_scale, self.aspect_ratio, device, generator)
+        else:
+            drawn = torch.rand(shape, device=device, generator=generator)
+            # The last edge is 1 but for rounding, and left out.
+            sides = area.sides.to(device)[torch.bucketize(drawn, area.edges[:-1].to(device), right=True)]
+            targets = place(sides, grid, generator)
         return torch.cat([context, targets], dim=2)
 
     def _context(self, blocks: Tensor, grid: Grid) -> Tensor:
@@ -111,10 +148,10 @@ class MultiBlockMask:
         context = cover(blocks[:, :, :1], grid)
         return context if self.allow_overlap else context & ~cover(blocks[:, :, 1:], grid)
 
-    def _pick_targets(self, blocks: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
-        """Return P cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
+    def _pick_targets(self, blocks: Tensor, grid: Grid, tokens: int, generator: torch.Generator | None) -> Tensor:
+        """Return P = `tokens` cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
         start, sides = blocks.int()
-        local = systematic_sample(sides.prod(dim=-1), min_tokens(self.target_scale, grid), generator)
+        local = systematic_sample(sides.prod(dim=-1), tokens, generator)
         flat, stride = torch.zeros_like(local), 1
         for axis in reversed(range(len(grid))):
             side = sides[..., axis, None]
@@ -123,10 +160,10 @@ class MultiBlockMask:
             local, stride = outer, stride * grid[axis]
         return flat.long()
 
-    def _calibrate(self, grid: Grid, device: torch.device) -> Layouts:
-        """Return the layouts of a grid."""
+    def _calibrate(self, grid: Grid, area: BlockArea | None, device: torch.device) -> Layouts:
+        """Return the layouts of a grid with target blocks of this area."""
         fixed = make_generator("cpu", 0, "mask calibration")
-        blocks = self._draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed)
+        blocks = self._draw(CALIBRATION_DRAWS, grid, area, torch.device("cpu"), fixed)
         members = self._context(blocks, grid)
         context_tokens = members.sum(-1)
         keep = max(int(context_tokens.float().quantile(REDRAWN_SHARE, interpolation="lower")), self.min_context)
@@ -158,10 +195,58 @@ def draw_blocks(
     draws = torch.rand(2, *shape, device=device, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
     ratio = aspect_ratio[0] + (aspect_ratio[1] - aspect_ratio[0]) * draws[1]
-    sides = block_sides(area, ratio, grid, min_tokens(scale, grid))
-    room = torch.tensor(grid, device=device) - sides + 1  # possible first cells
-    start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
+    return place(block_sides(area, ratio, grid, min_tokens(scale, grid)), grid, generator)
+
+
+def place(sides: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
+    """Return first cells, uniform among those that keep the block on the grid, and the sides (..., axes), stacked."""
+    room = torch.tensor(grid, device=sides.device) - sides + 1  # possible first cells
+    start = (torch.rand(sides.shape, device=sides.device, generator=generator) * room).long()
     return torch.stack([torch.minimum(start, room - 1), sides])
+
+
+@dataclass(frozen=True)
+class BlockArea:
+    """Blocks of one number of tokens. share: of the batches that draw it.
+
+    sides (S, axes): the shapes. edges (S,): cumulated probability of each.
+    """
+
+    tokens: int
+    share: float
+    sides: Tensor
+    edges: Tensor
+
+
+def block_areas(grid: Grid, scale: tuple[float, float], aspect_ratio: tuple[float, float]) -> list[BlockArea]:
+    """Return at most `MAX_AREAS` areas of blocks whose scale and aspect ratio lie in the ranges, by size.
+
+    A shape is as likely as it is among blocks whose scale and ratio are uniform and independent, and whose sides are
+    rounded. Where no such shape lies in the ranges (small grids), the smallest rounded ones are taken.
+    """
+    steps = (torch.arange(64) + 0.5) / 64
+    areas, ratios = (low + (high - low) * steps for low, high in (scale, aspect_ratio))
+    areas, ratios = (values.flatten() for values in torch.meshgrid(areas, ratios, indexing="ij"))
+    least = min_tokens(scale, grid)
+    sides, count = block_sides(areas, ratios, grid, least).unique(dim=0, return_counts=True)
+    tokens = sides.prod(dim=-1)
+    fits = tokens <= math.ceil(scale[1] * math.prod(grid))
+    if len(grid) > 1:
+        ratio = sides[:, -2] / sides[:, -1]
+        fits &= (ratio >= aspect_ratio[0] - 1e-6) & (ratio <= aspect_ratio[1] + 1e-6)
+    if not fits.any():
+        fits = tokens == tokens.min()
+    sides, count, tokens = sides[fits], count[fits].double(), tokens[fits]
+    sizes = tokens.unique()
+    share = torch.stack([count[tokens == size].sum() for size in sizes]) / count.sum()
+    group = ((share.cumsum(0) - share / 2) * MAX_AREAS).long()  # of equal shares, from small areas to large ones
+    found = []
+    for members in (group == number for number in group.unique()):
+        size = sizes[members][share[members].argmax()]
+        shapes = tokens == size
+        edges = (count[shapes] / count[shapes].sum()).cumsum(0).float()
+        found.append(BlockArea(int(size), float(share[members].sum()), sides[shapes], edges))
+    return found
 
 
 def min_tokens(scale: tuple[float, float], grid: Grid) -> int:

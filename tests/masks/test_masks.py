@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 import torch
@@ -143,8 +144,49 @@ def test_scale_and_aspect_ratio_are_independent():
 def test_every_context_is_full_length_and_samples_differ():
     [mask] = MultiBlockMask()(512, (14, 14), generator=seeded())
     assert len(torch.unique(mask.context.sort(1).values, dim=0)) == 512
-    sizes = {tuple(block.tolist()) for block in mask.targets.flatten(0, 1).sort(1).values[:200]}
-    assert len(sizes) > 150
+    blocks = {tuple(block.tolist()) for block in mask.targets.flatten(0, 1).sort(1).values[:200]}
+    assert len(blocks) > 60
+
+
+def bounding_boxes(mask: Mask, grid: tuple[int, ...]) -> torch.Tensor:
+    """Sides (B, M, axes) of the smallest boxes around the target blocks."""
+    cells = torch.stack(torch.unravel_index(mask.targets, grid), dim=-1)  # (B, M, P, axes)
+    return cells.amax(2) - cells.amin(2) + 1
+
+
+@pytest.mark.parametrize("grid", [(14, 14), (16, 16), (7, 7), (28, 28), (8, 12), (64,), (4, 14, 14)])
+def test_every_target_block_is_a_rectangle(grid):
+    """Of one area per batch, among at most four, and each with sides of its own, within the aspect range."""
+    masker, seen = MultiBlockMask(min_context=1), {}
+    for seed in range(40):
+        [mask] = masker(32, grid, generator=seeded(seed))
+        boxes = bounding_boxes(mask, grid)
+        area, context = mask.targets.shape[-1], mask.context.shape[-1]
+        assert (boxes.prod(-1) == area).all()
+        assert seen.setdefault(area, context) == context  # K depends on P alone
+        assert int(0.15 * math.prod(grid)) <= area <= math.ceil(0.2 * math.prod(grid))
+        if grid in ((14, 14), (16, 16), (28, 28)):
+            ratio = boxes[..., -2] / boxes[..., -1]
+            assert ((ratio >= 0.75) & (ratio <= 1.5)).all()
+    assert 1 <= len(seen) <= 4
+    if grid == (14, 14):
+        assert sorted(seen) == [30, 35, 36]
+
+
+def test_shapes_of_an_area_are_as_likely_as_rounding_makes_them():
+    """5 x 6 and 6 x 5 on 14 x 14 tokens, for ratios uniform on (0.75, 1.5)."""
+    masker = MultiBlockMask()
+    draws = (masker(4000, (14, 14), generator=seeded(seed))[0] for seed in range(12))
+    mask = next(mask for mask in draws if mask.targets.shape[-1] == 30)
+    tall = (bounding_boxes(mask, (14, 14))[..., 0] == 6).float().mean()
+    assert tall == pytest.approx(0.593, abs=0.02)
+
+
+def test_masks_of_earlier_runs_stay_what_they_were():
+    """Drawn by the code of before `rectangles`."""
+    for grid, expected in (((14, 14), (15514, 40810, 91, 93, 94)), ((7, 9), (1698, 4110, 31, 32, 33))):
+        [mask] = multiblock_mask(min_context=4, compat="fixed")(3, grid, generator=seeded(5))
+        assert (mask.context.sum().item(), mask.targets.sum().item(), *mask.targets[2, 1, :3].tolist()) == expected
 
 
 def test_overlap_when_asked_for():
@@ -194,7 +236,7 @@ def test_slicing_a_mask():
         (lambda: RandomMask(context_share=0.7, target_share=0.5), "add up to at most 1"),
         (lambda: RandomMask(num_masks=0), "num_masks must be at least 1"),
         (lambda: RandomMask()(2, (1, 1)), "do not fit a grid"),
-        (lambda: multiblock_mask(compat="old"), "got 'old', expected 'fixed' or 'published'"),
+        (lambda: multiblock_mask(compat="old"), "got 'old', expected one of rectangles, published, fixed"),
     ],
 )
 def test_bad_values(call, message):
@@ -202,7 +244,10 @@ def test_bad_values(call, message):
         call()
 
 
-@pytest.mark.parametrize(("compat", "kind"), [("fixed", MultiBlockMask), ("published", PublishedMultiBlockMask)])
+@pytest.mark.parametrize(
+    ("compat", "kind"),
+    [("rectangles", MultiBlockMask), ("fixed", MultiBlockMask), ("published", PublishedMultiBlockMask)],
+)
 def test_the_config_gives_a_masker(compat, kind):
     config = OmegaConf.load(CONFIG_DIR / "model" / "mask" / "multiblock.yaml")
     masker = instantiate(config, compat=compat)
