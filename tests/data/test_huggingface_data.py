@@ -16,7 +16,7 @@ from PIL import Image as PIL
 
 from jepa.data import ImageData
 from jepa.data.audio_data import AudioData
-from jepa.data.sources.huggingface_rows import open_rows
+from jepa.data.huggingface_data import open_rows
 from jepa.data.text_data import TextData
 from jepa.utils.errors import DataError
 

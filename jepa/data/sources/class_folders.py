@@ -15,11 +15,11 @@ from jepa.data.sources.decoders import (
     decode_sound,
     require_soundfile,
 )
-from jepa.data.sources.splits import FileSamples, Splits, check_fraction, first_few, hold_out
+from jepa.data.sources.splits import FileSamples, Splits, check_fraction, first_few, hold_out, number_classes
 from jepa.utils.errors import DataError
 
-Groups = dict[str, list[str]]
-"""Class name -> paths, both sorted; {"": paths} without class folders."""
+Listed = list[tuple[str, str | None]]
+"""Path and class of each sample of a split; None in data without labels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,90 +80,85 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
             f"data.root={root} is not a folder; give one that holds train/ and {kind.test_folders[0]}/, or class "
             "folders"
         )
-    train_folder = folder / "train" if (folder / "train").is_dir() else folder
-    train = _read_classes(train_folder, kind)
-    names = None if "" in train else tuple(train)
-    if names is not None and len(names) == 1:
+    where = f"data.root={root}"
+    train_part = "train" if (folder / "train").is_dir() else ""
+    train = _list_samples(folder, train_part, kind)
+    classes = sorted({name for _, name in train if name is not None})
+    test_part = next((name for name in kind.test_folders if train_part and (folder / name).is_dir()), None)
+    test = None if test_part is None else _list_samples(folder, test_part, kind, flat=not classes)
+    if classes and test is not None and test[0][1] is None:
         raise DataError(
-            f"{train_folder} holds one class folder only ({names[0]}), nothing to classify: give two or more, "
-            f"or train without labels on the files themselves with data.root={train_folder / names[0]}"
+            f"{folder / test_part} holds {len(test)} {kind.name} but no class folders; expected "
+            f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)}): move each into the "
+            "folder of its class (ImageNet's validation images come in one flat folder, too)"
         )
-    apart = [folder / name for name in kind.test_folders if train_folder != folder and (folder / name).is_dir()]
-    test_folder = apart[0] if apart else train_folder
-    if not apart:
-        train, test = hold_out_of_classes(train, val_fraction, split_seed, str(train_folder))
-    elif names is None:
-        test = {"": _all_files(test_folder, kind)}
-    else:
-        test = _test_classes(test_folder, kind, names)
-    return Splits(
-        train=_samples(train_folder, train, names, kind),
-        test=_samples(test_folder, test, names, kind),
-        class_names=names,
-    )
+    unlabelled = f"data.root={folder / train_part / classes[0]}" if classes else ""
+    sources = {"classes": classes, "folder": folder, "where": where, "unlabelled": unlabelled}
+    return split_files(train, test, kind.decode, fraction=val_fraction, seed=split_seed, **sources)
 
 
-def hold_out_of_classes(groups: Groups, fraction: float, seed: int, where: str) -> tuple[Groups, Groups]:
-    """Train and test paths of each class. A class of one sample stays in train, one of more has both."""
-    train, test = {}, {}
-    for number, (name, paths) in enumerate(groups.items()):
-        kept, held = hold_out(len(paths), fraction, seed, number)
-        train[name], test[name] = [paths[i] for i in kept], [paths[i] for i in held]
-    if not any(test.values()):
-        raise DataError(f"{where} has no class with two samples, so none can be kept aside for the test split")
-    return train, test
+def split_files(
+    train: Listed,
+    test: Listed | None,
+    decode: Callable[[str], Any],
+    *,
+    classes: Sequence[str],
+    folder: str | Path = "",
+    fraction: float,
+    seed: int,
+    where: str,
+    unlabelled: str,
+) -> Splits:
+    """Samples of files. Without a test split, a `fraction` of each class is kept aside; a single sample stays in train.
+
+    classes: in the order of their labels, empty for files without. folder: that the paths are relative to.
+    where, unlabelled: for messages, see `number_classes`.
+    """
+    index = None
+    if classes:
+        index = number_classes(classes, {name for _, name in test or []}, where=where, unlabelled=unlabelled)
+    if test is None:
+        groups: dict[str | None, Listed] = {}
+        for sample in train:
+            groups.setdefault(sample[1], []).append(sample)
+        train, test = [], []
+        for number, group in enumerate(groups.values()):
+            kept, held = hold_out(group, fraction, seed, number)
+            train += kept
+            test += held
+        if not test:
+            raise DataError(f"{where} has no class with two samples, so none can be kept aside for the test split")
+    samples = []
+    for part in (train, test):
+        labels = None if index is None else [index[name] for _, name in part]
+        samples.append(FileSamples([path for path, _ in part], labels, decode, folder=folder))
+    return Splits(*samples, class_names=tuple(classes) or None)
 
 
-def _samples(folder: Path, groups: Groups, names: Sequence[str] | None, kind: FileKind) -> FileSamples:
-    paths = [path for group in groups.values() for path in group]
-    labels: list[int] | None = None if names is None else []
-    for name, group in groups.items() if names is not None else ():
-        labels += [names.index(name)] * len(group)
-    return FileSamples(folder, paths, labels, kind.decode)
-
-
-def _read_classes(folder: Path, kind: FileKind) -> Groups:
-    """The samples of a split's folder, relative to it."""
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda entry: entry.name)
-    loose = [entry.name for entry in visible if kind.matches(entry)]
-    classes = [name for name in (e.name for e in visible if e.is_dir()) if name not in loose]
-    groups = {name: sorted(_walk(folder, name, kind)) for name in classes}
-    empty = [name for name, paths in groups.items() if not paths]
-    if loose and len(empty) < len(classes):
+def _list_samples(root: Path, part: str, kind: FileKind, *, flat: bool = False) -> Listed:
+    """The samples of the folder root/part by class folder, sorted; flat: as one group, whatever their folders."""
+    folder = root / part
+    paths = sorted(_walk(folder, "", kind))
+    loose = [path for path in paths if os.sep not in path]
+    first = {path.partition(os.sep)[0] for path in paths}
+    folders = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    empty = [name for name in folders if name not in first]
+    if not paths:
+        inside = f", neither do its folders {first_few(folders)}" if folders else ""
+        frames = " or folders of frames" if kind.is_sample_folder is not None else ""
+        raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)}){frames}{inside}")
+    if not flat and 0 < len(loose) < len(paths):
+        classes = sorted(first.difference(loose))
         raise DataError(
             f"{folder} holds {len(loose)} {kind.name} ({first_few(loose)}) beside the folders {first_few(classes)}; "
             f"move the {kind.name} into class folders, or the folders away to train without labels"
         )
-    if loose:
-        return {"": loose}
-    if len(empty) == len(classes):
-        inside = f", neither do its folders {first_few(classes)}" if classes else ""
-        frames = " or folders of frames" if kind.is_sample_folder is not None else ""
-        raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)}){frames}{inside}")
+    if flat or loose:
+        return [(os.path.join(part, path), None) for path in paths]
     if empty:
         raise DataError(f"{folder}: no {kind.name} in the class folders {first_few(empty)}; fill or remove them")
-    return groups
-
-
-def _all_files(folder: Path, kind: FileKind) -> list[str]:
-    paths = sorted(_walk(folder, "", kind))
-    if not paths:
-        raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)})")
-    return paths
-
-
-def _test_classes(folder: Path, kind: FileKind, names: Sequence[str]) -> Groups:
-    groups = _read_classes(folder, kind)
-    if "" in groups:
-        raise DataError(
-            f"{folder} holds {len(groups[''])} {kind.name} but no class folders; expected {folder.name}/<class>/<file> "
-            f"with the classes of train/ ({first_few(names)}): move each into the folder of its class (ImageNet's "
-            "validation images come in one flat folder, too)"
-        )
-    if unknown := sorted(set(groups) - set(names)):
-        raise DataError(f"{folder}: the classes {first_few(unknown)} are not in train/, which has {first_few(names)}")
-    return groups
+    listed = [(os.path.join(part, path), path.partition(os.sep)[0]) for path in paths]
+    return sorted(listed, key=lambda sample: (sample[1], sample[0]))
 
 
 def _walk(root: Path, below: str, kind: FileKind, parents: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:

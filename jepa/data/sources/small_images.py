@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import io
 import pickle
-import shutil
-import tarfile
-import tempfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.sources.download import download_file
+from jepa.data.sources.download import download_file, find_packed, read_archive, read_packed
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.utils.errors import DataError
 
@@ -70,7 +65,7 @@ def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
     facts = getattr(datasets, name)
     files = [file for pair in IDX_FILES.values() for file in pair]
     places = (root, root / name / "raw", root / "raw")
-    folder = next((place for place in places if all(_find_file(place, file) for file in files)), None)
+    folder = next((place for place in places if all(find_packed(place, file) for file in files)), None)
     if folder is None:
         folder = root / name / "raw"
         wanted = [file for file, _ in facts.resources]
@@ -80,7 +75,7 @@ def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
                 download_file(folder / file, urls=urls, md5=md5, allowed=download, name=name, root=root, wanted=wanted)
     splits = {}
     for split, pair in IDX_FILES.items():
-        images, labels = (read_idx(_find_file(folder, file)) for file in pair)
+        images, labels = (read_idx(find_packed(folder, file)) for file in pair)
         if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
             raise DataError(
                 f"{folder}: {pair[0]} of shape {tuple(images.shape)} and {pair[1]} of shape "
@@ -92,24 +87,17 @@ def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
     return Splits(**splits, class_names=tuple(label.split(" - ")[0] for label in facts.classes))
 
 
-def _find_file(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def read_idx(path: Path) -> Tensor:
-    """The tensor in an idx file, gzipped if its name ends so. Raises DataError if it is damaged."""
-    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
-
+    """The uint8 tensor in an idx file, gzipped if its name ends so. Raises DataError if it is damaged."""
+    content = read_packed(path)
     try:
-        if path.suffix != ".gz":
-            return read_sn3_pascalvincent_tensor(str(path))
-        with gzip.open(path) as packed, tempfile.NamedTemporaryFile() as file:  # torchvision reads plain files
-            shutil.copyfileobj(packed, file)
-            file.flush()
-            return read_sn3_pascalvincent_tensor(file.name)
-    except (OSError, EOFError, zlib.error, AssertionError, KeyError, RuntimeError, ValueError) as error:
-        raise DataError(f"{path} is not a complete idx file ({error or type(error).__name__}); get it again") from error
+        if content[:3] != b"\x00\x00\x08":  # two zeros, and 8 for unsigned bytes
+            raise ValueError("it begins otherwise")
+        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
+        return torch.from_numpy(values.reshape(shape).copy())
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path} is not a complete idx file ({error}); get it again") from error
 
 
 def cifar10(*, root: str, download: bool = True) -> Splits:
@@ -132,12 +120,8 @@ def cifar10(*, root: str, download: bool = True) -> Splits:
             wanted = [f"{facts.filename}   or the folder {facts.base_folder} with {', '.join(names)}"]
             source = {"urls": [facts.url], "md5": facts.tgz_md5}
             download_file(origin, **source, allowed=download, name="CIFAR10", root=folder, wanted=wanted)
-        try:
-            with tarfile.open(origin) as archive:
-                members = {Path(member.name).name: member for member in archive if member.isfile()}
-                contents = {name: archive.extractfile(members[name]).read() for name in names if name in members}
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{origin} is damaged ({error}); delete it, then it is downloaded again") from error
+        packed = read_archive(origin, lambda name: Path(name).name in names)
+        contents = {Path(name).name: content for name, content in packed.items()}
     batches = {name: _unpickle(content, origin / name) for name, content in contents.items()}
     try:
         class_names = tuple(batches[names[-1]]["label_names"])

@@ -6,16 +6,13 @@ import csv as csv_module
 import os
 from pathlib import Path
 
-from jepa.data.sources.class_folders import FileKind, find_splits, hold_out_of_classes
+from jepa.data.sources.class_folders import FileKind, Listed, find_splits, split_files
 from jepa.data.sources.decoders import VIDEO_EXTENSIONS, is_image_file, open_video
-from jepa.data.sources.splits import FileSamples, Splits, check_fraction, first_few
+from jepa.data.sources.splits import Splits, check_fraction, sort_classes
 from jepa.utils.errors import DataError
 
 LOOKED_AT = 50
 """Entries of a CSV of which at least one must exist; to look at all of a large one would take minutes."""
-
-Listed = list[tuple[str, str | None]]
-"""Paths and class names of a split."""
 
 
 def is_frame_folder(folder: str) -> bool:
@@ -57,75 +54,59 @@ def video_folder(
         raise DataError(f"data.root={root} is not a folder; give the one that the paths in data.csv are relative to")
     where = f"data.csv={csv}"
     train, test = _read_csv(folder, Path(os.path.expanduser(csv)), csv_path, csv_label, csv_split)
-    if test is None:
-        groups: dict[str | None, list[str]] = {}
-        for path, label in train:
-            groups.setdefault(label, []).append(path)
-        parts = hold_out_of_classes(groups, val_fraction, split_seed, where)
-        train, test = ([(path, label) for label, paths in part.items() for path in paths] for part in parts)
-    return _splits(train, test, where)
-
-
-def _splits(train: Listed, test: Listed, where: str) -> Splits:
-    for name, listed in (("train", train), ("test", test)):
-        if not listed:
-            raise DataError(f"{where}: the {name} split holds no videos")
-    if train[0][1] is None:
-        return Splits(*(FileSamples("", [p for p, _ in listed], None, open_video) for listed in (train, test)))
-    names = sorted({label for _, label in train}, key=lambda name: (len(name), name) if name.isdecimal() else (0, name))
-    if unknown := sorted({str(label) for _, label in test} - set(names)):
-        raise DataError(
-            f"{where}: the classes {first_few(unknown)} are in the test split only; train has {first_few(names)}"
-        )
-    if len(names) == 1:
-        raise DataError(f"{where}: all videos are of one class ({names[0]}), nothing to classify: give two or more")
-    index = {name: number for number, name in enumerate(names)}
-    parts = [
-        FileSamples("", [path for path, _ in listed], [index[label] for _, label in listed], open_video)
-        for listed in (train, test)
-    ]
-    return Splits(*parts, class_names=tuple(names))
+    if not train or test == []:
+        raise DataError(f"{where}: the {'test' if train else 'train'} split holds no videos")
+    return split_files(
+        train,
+        test,
+        open_video,
+        classes=sort_classes(name for _, name in train if name is not None),
+        fraction=val_fraction,
+        seed=split_seed,
+        where=where,
+        unlabelled="a list that has no labels",
+    )
 
 
 def _read_csv(root: Path | None, name: Path, path: str, label: str, split: str) -> tuple[Listed, Listed | None]:
     """The training and test videos of a CSV; None for the test videos where it has no column of splits."""
+    where = f"data.csv={name}"
     file = name if root is None or name.is_absolute() or name.is_file() else root / name
     if not file.is_file():
-        raise DataError(f"data.csv={name}: there is no file {file}")
+        raise DataError(f"{where}: there is no file {file}")
     base = root if root is not None else file.parent
     lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not lines:
-        raise DataError(f"data.csv={name} is empty")
+        raise DataError(f"{where} is empty")
     if (plain := _headless(lines)) is not None:
-        listed = [(str(base / path), label) for path, label in plain]
-        _check_some_exist(listed, name, base)
-        return listed, None
-    rows = list(csv_module.DictReader(lines, delimiter=max(",;\t", key=lines[0].count)))
-    columns = [column for column in rows[0] if column] if rows else []
+        train, test = [(str(base / path), label) for path, label in plain], None
+        _check_some_exist(train, where, base)
+        return train, test
+    rows = list(csv_module.DictReader(lines, restval="", delimiter=max(",;\t", key=lines[0].count)))
     if not rows:
-        raise DataError(f"data.csv={name} has a header and no rows")
+        raise DataError(f"{where} has a header and no rows")
+    columns = [column for column in rows[0] if column]
+    if label != "label" and label not in columns:
+        raise DataError(f"{where} has no column {label!r} (data.csv_label); it has {', '.join(columns)}")
     pattern = path if "{" in path else "{" + path + "}"
     parts: dict[str, Listed] = {"train": [], "test": []}
     for number, row in enumerate(rows, start=2):
         try:
-            place = pattern.format_map(row)
+            place = str(base / pattern.format_map(row))
         except (KeyError, ValueError, IndexError) as error:
             raise DataError(
-                f"data.csv={name} has the columns {', '.join(columns)}, but data.csv_path={path} asks for {error}: "
+                f"{where} has the columns {', '.join(columns)}, but data.csv_path={path} asks for {error}: "
                 f"give the column of the path, such as data.csv_path={columns[0]}, or a pattern of columns in braces"
             ) from None
         side = row.get(split) if split in columns else "train"
         if side not in ("train", *VIDEOS.test_folders):
             raise DataError(
-                f"data.csv={name}, line {number}: the split is {side!r}, expected train or one of "
-                f"{list(VIDEOS.test_folders)}"
+                f"{where}, line {number}: the split is {side!r}, expected train or one of {list(VIDEOS.test_folders)}"
             )
-        parts["train" if side == "train" else "test"].append(
-            (str(base / place), row[label] if label in columns else None)
-        )
-    if label != "label" and label not in columns:
-        raise DataError(f"data.csv={name} has no column {label!r} (data.csv_label); it has {', '.join(columns)}")
-    _check_some_exist(parts["train"] + parts["test"], name, base)
+        if row.get(label) == "":
+            raise DataError(f"{where}, line {number}: the label is empty")
+        parts["train" if side == "train" else "test"].append((place, row.get(label)))
+    _check_some_exist(parts["train"] + parts["test"], where, base)
     return parts["train"], parts["test"] if split in columns else None
 
 
@@ -142,9 +123,9 @@ def _headless(lines: list[str]) -> list[tuple[str, str]] | None:
     return pairs
 
 
-def _check_some_exist(listed: Listed, name: Path, base: Path) -> None:
+def _check_some_exist(listed: Listed, where: str, base: Path) -> None:
     if not any(os.path.exists(path) for path, _ in listed[:LOOKED_AT]):
         raise DataError(
-            f"data.csv={name}: none of its first {min(len(listed), LOOKED_AT)} videos exists, the first is "
-            f"{listed[0][0]}: its paths are taken from {base} (data.root), by the pattern data.csv_path"
+            f"{where}: none of its first {min(len(listed), LOOKED_AT)} videos exists, the first is {listed[0][0]}: "
+            f"its paths are taken from {base} (data.root), by the pattern data.csv_path"
         )
