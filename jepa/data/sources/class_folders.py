@@ -80,7 +80,6 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
             f"data.root={root} is not a folder; give one that holds train/ and {kind.test_folders[0]}/, or class "
             "folders"
         )
-    where = f"data.root={root}"
     train_part = "train" if (folder / "train").is_dir() else ""
     train = _list_samples(folder, train_part, kind)
     classes = sorted({name for _, name in train if name is not None})
@@ -92,9 +91,17 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
             f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)}): move each into the "
             "folder of its class (ImageNet's validation images come in one flat folder, too)"
         )
-    unlabelled = f"data.root={folder / train_part / classes[0]}" if classes else ""
-    sources = {"classes": classes, "folder": folder, "where": where, "unlabelled": unlabelled}
-    return split_files(train, test, kind.decode, fraction=val_fraction, seed=split_seed, **sources)
+    return split_files(
+        train,
+        test,
+        kind.decode,
+        classes=classes,
+        folder=folder,
+        fraction=val_fraction,
+        seed=split_seed,
+        where=f"data.root={root}",
+        unlabelled=f"data.root={folder / train_part / classes[0]}" if classes else None,
+    )
 
 
 def split_files(
@@ -107,7 +114,7 @@ def split_files(
     fraction: float,
     seed: int,
     where: str,
-    unlabelled: str,
+    unlabelled: str | None = None,
 ) -> Splits:
     """Samples of files. Without a test split, a `fraction` of each class is kept aside; a single sample stays in train.
 
@@ -141,7 +148,8 @@ def _list_samples(root: Path, part: str, kind: FileKind, *, flat: bool = False) 
     paths = sorted(_walk(folder, "", kind))
     loose = [path for path in paths if os.sep not in path]
     first = {path.partition(os.sep)[0] for path in paths}
-    folders = [path.name for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith(".")]
+    with os.scandir(folder) as entries:
+        folders = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     empty = [name for name in folders if name not in first]
     if not paths:
         inside = f", neither do its folders {first_few(folders)}" if folders else ""

@@ -107,7 +107,11 @@ class VideoFile:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # workers are the parallelism
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
-            count = stream.frames or _estimate_frames(container, stream, rate)
+            if stream.duration is not None:
+                seconds = float(stream.duration * stream.time_base)
+            else:
+                seconds = (container.duration or 0) / av.time_base
+            count = stream.frames or int(seconds * (rate or 0))
             if count < 1 or rate is None:  # neither number is known: decode all frames
                 frames = [_pixels(frame) for frame in container.decode(stream)]
                 frames = [frames[i] for i in choose(len(frames), rate)] if frames else []
@@ -116,14 +120,6 @@ class VideoFile:
         if not frames:
             raise UnreadableSample(self.path, "no frame could be decoded")
         return _stack(frames, self.path)
-
-
-def _estimate_frames(container: av.container.InputContainer, stream: av.VideoStream, rate: float | None) -> int:
-    if stream.duration is not None:
-        seconds = float(stream.duration * stream.time_base)
-    else:
-        seconds = (container.duration or 0) / av.time_base
-    return int(seconds * (rate or 0))
 
 
 def _decode_frames(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,15 +96,17 @@ def hold_out(
     return [samples[i] for i in sorted(order[held:])], [samples[i] for i in sorted(order[:held])]
 
 
-def number_classes(names: Sequence[Any], test: Collection[Any], *, where: str, unlabelled: str) -> dict[Any, int]:
+def number_classes(
+    names: Sequence[Any], test: Iterable[Any], *, where: str | Path, unlabelled: str | None = None
+) -> dict[Any, int]:
     """Class -> label. Raises DataError for a single class, and for classes of the test split that train has not.
 
-    where: what holds the data. unlabelled: how to train without labels.
+    where: what holds the data. unlabelled: how to train without labels, where there is a way.
     """
     if len(names) < 2:
+        instead = "" if unlabelled is None else f", or train without labels with {unlabelled}"
         raise DataError(
-            f"{where} holds a single class ({first_few(names)}), nothing to classify: give two or more, or train "
-            f"without labels with {unlabelled}"
+            f"{where} holds a single class ({first_few(names)}), nothing to classify: give two or more{instead}"
         )
     if unknown := sorted(set(test) - set(names)):
         raise DataError(

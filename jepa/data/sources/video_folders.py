@@ -64,7 +64,6 @@ def video_folder(
         fraction=val_fraction,
         seed=split_seed,
         where=where,
-        unlabelled="a list that has no labels",
     )
 
 
