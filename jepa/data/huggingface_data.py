@@ -77,14 +77,13 @@ def hugging_face(
     kind, splits = open_rows(
         path, column, label_column, name, train_split, test_split, test_fraction=test_fraction, split_seed=split_seed
     )
-    make = {"text": text, "image": image, "audio": audio}[kind]
+    make, own = {
+        "text": (text, {"vocab_size": vocab_size, "max_length": max_length}),
+        "image": (image, {"image_size": image_size, "channels": channels}),
+        "audio": (audio, {"sample_rate": sample_rate, "seconds": seconds, "spectrogram": spectrogram}),
+    }[kind]
     if make is None:
         raise DataError(f"data.column={column} holds {kind}, but data.{kind}=null: set there how to read it")
-    own = {
-        "text": {"vocab_size": vocab_size, "max_length": max_length},
-        "image": {"image_size": image_size, "channels": channels},
-        "audio": {"sample_rate": sample_rate, "seconds": seconds, "spectrogram": spectrogram},
-    }[kind]
     return make(source=lambda: splits, **own, **vars(loader))
 
 

@@ -94,13 +94,16 @@ class MixedData(DataModule):
     def _check_found(self) -> dict[str, Any]:
         """The sizes that a model of these samples is built with. Raises UserError where others were asked for."""
         spec = self.evaluated.spec
-        shape = spec.input_shape
-        known = {"channels": shape[0], "image_size": list(shape[1:])} if len(shape) == 3 else {}
-        known |= spec.found
+        known = dict(spec.found)
+        if len(spec.input_shape) == 3:
+            known = {"channels": spec.input_shape[0], "image_size": list(spec.input_shape[1:])} | known
         for name in ("channels", "image_size", "length", "vocab_size"):
             value = getattr(self, name)
-            value = [value, value] if name == "image_size" and isinstance(value, int) else value
-            if value is not None and as_tuple(value) != as_tuple(known.get(name)):
+            if isinstance(value, Sequence):
+                value = list(value)
+            elif name == "image_size" and value is not None:
+                value = [value, value]
+            if value not in (None, known.get(name)):
                 raise UserError(
                     f"data.{name}={value}, but the parts have {known.get(name, 'no such size')}: leave it out"
                 )
@@ -174,8 +177,3 @@ def interleave(weights: Sequence[float], length: int) -> Tensor:
     if missing := set(range(len(weights))) - set(places):
         raise ValueError(f"data.weights={list(weights)}: part {min(missing)} has less than 1 in {length} samples")
     return torch.tensor(places)
-
-
-def as_tuple(value: Any) -> tuple:
-    """A number or several as a tuple; None is empty."""
-    return () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)

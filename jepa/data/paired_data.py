@@ -9,9 +9,8 @@ or nothing but the padding id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -80,41 +79,42 @@ class PairedData(DataModule):
         bad: dict[str, str] = {}
         x = {}
         for name, data in self.modalities.items():
-            indices = request.indices if name == self.anchor else [partner[name] for partner, _ in chosen]
-            absent = torch.tensor([name in absent for _, absent in chosen])
-            make = partial(data.make_batch, reading=reading)
-            x[name] = empty_where(read_or_empty(make, request.counters, indices, bad), absent)
+            indices = request.indices if name == self.anchor else [partners[name] for partners, _ in chosen]
+            lost = torch.tensor([name in absent for _, absent in chosen])
+            batch = data.make_batch(Request(request.counters, indices), reading)
+            if found := batch.get("bad"):  # each of them is missing, as its neighbour would be no partner
+                bad |= found
+                singles = [Request([counter], [index]) for counter, index in zip(request.counters, indices)]
+                lost |= torch.tensor([bool(data.make_batch(single, reading).get("bad")) for single in singles])
+            x[name] = empty_where(batch["x"], lost)
         return {"x": x, "label": labels, "bad": bad}
 
     def _choose(self, counter: int, label: int, reading: Reading) -> tuple[dict[str, int], set[str]]:
         """The partners' indices, and the modalities that are left out."""
-        random = generator("cpu", VALIDATION_SEED if reading.seed is None else reading.seed, "partner", counter)
-        draws = torch.rand(2, len(self.modalities), generator=random)
+        seed, missing = (VALIDATION_SEED, {}) if reading.seed is None else (reading.seed, self.missing)
+        draws = torch.rand(2, len(self.modalities), generator=generator("cpu", seed, "partner", counter)).tolist()
         partners = {}
         for draw, (name, by_label) in zip(draws[0], self.partners[reading.split][1].items()):
             candidates = by_label[label]
             partners[name] = int(candidates[int(draw * len(candidates))])
-        missing = {} if reading.seed is None else self.missing
         # The modality that is least likely to be left out by its draw is kept.
-        margin = {name: float(draw) - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
+        margin = {name: draw - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
         absent = {name for name, value in margin.items() if value < 0}
         return partners, absent - {max(margin, key=margin.get)}
 
     def _find_partners(self, split: str) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
         """Labels (n,) of the anchor's samples, and name -> label -> indices of the partners."""
         labels = {name: labels_of(name, data.splits[split]) for name, data in self.modalities.items()}
-        wanted = labels[self.anchor]
-        by_label = {}
-        for name in self.modalities:
-            if name != self.anchor:
-                mine = {int(label): (labels[name] == label).nonzero().flatten() for label in labels[name].unique()}
-                if lacking := sorted(set(wanted.unique().tolist()) - set(mine)):
-                    raise DataError(
-                        f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "
-                        f"{self.anchor} has: without partners these cannot be used"
-                    )
-                by_label[name] = mine
-        return wanted, by_label
+        wanted = labels.pop(self.anchor)
+        partners = {}
+        for name, mine in labels.items():
+            partners[name] = {label: (mine == label).nonzero().flatten() for label in mine.unique().tolist()}
+            if lacking := sorted(set(wanted.tolist()) - set(partners[name])):
+                raise DataError(
+                    f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "
+                    f"{self.anchor} has: without partners these cannot be used"
+                )
+        return wanted, partners
 
 
 @dataclass(kw_only=True, eq=False)
@@ -151,23 +151,8 @@ class PicturesAndCaptions(PairedData):
         super().__post_init__()
 
 
-def read_or_empty(
-    make: Callable[[Request], Batch], counters: Sequence[int], indices: Sequence[int], bad: dict[str, str]
-) -> Tensor:
-    """The inputs of a modality; empty where a sample cannot be read, as its neighbour would be no partner."""
-    batch = make(Request(counters, indices))
-    found = batch.get("bad", {})
-    if not found:
-        return batch["x"]
-    bad.update(found)
-    lost = [bool(make(Request([c], [i])).get("bad")) for c, i in zip(counters, indices)]
-    return empty_where(batch["x"], torch.tensor(lost))
-
-
 def empty_where(x: Tensor, lost: Tensor) -> Tensor:
     """Inputs (B, ...) with those marked in lost (B,) bool emptied."""
-    if not bool(lost.any()):
-        return x
     return x.masked_fill(lost.view(-1, *[1] * (x.ndim - 1)), float("nan") if x.is_floating_point() else PADDING)
 
 

@@ -31,14 +31,10 @@ def digits() -> Splits:
     rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     pixels, labels = rows[:, :-1], rows[:, -1]
     images = torch.from_numpy(pixels * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, test = order[:1437], order[1437:]
     labels = torch.from_numpy(labels).long()
-    return Splits(
-        train=TensorImages(images[train], labels[train]),
-        test=TensorImages(images[test], labels[test]),
-        class_names=tuple("0123456789"),
-    )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, test = (TensorImages(images[part], labels[part]) for part in (order[:1437], order[1437:]))
+    return Splits(train, test, class_names=tuple("0123456789"))
 
 
 def mnist(*, root: str, download: bool = True) -> Splits:
@@ -124,17 +120,14 @@ def cifar10(*, root: str, download: bool = True) -> Splits:
         contents = {Path(name).name: content for name, content in packed.items()}
     batches = {name: _unpickle(content, origin / name) for name, content in contents.items()}
     try:
-        class_names = tuple(batches[names[-1]]["label_names"])
-        train, test = ([batches[name] for name, _ in listed] for listed in (facts.train_list, facts.test_list))
-        return Splits(_cifar_images(train), _cifar_images(test), class_names)
+        splits = []
+        for listed in (facts.train_list, facts.test_list):
+            pixels = np.concatenate([batches[name]["data"] for name, _ in listed])  # (N, 3072), channel by channel
+            labels = [label for name, _ in listed for label in batches[name]["labels"]]
+            splits.append(TensorImages(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels)))
+        return Splits(*splits, class_names=tuple(batches[names[-1]]["label_names"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{origin} does not hold the python batches of CIFAR-10 ({error!r})") from error
-
-
-def _cifar_images(batches: list[dict[str, Any]]) -> TensorImages:
-    pixels = np.concatenate([batch["data"] for batch in batches])  # (N, 3072), channel by channel
-    labels = [label for batch in batches for label in batch["labels"]]
-    return TensorImages(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels))
 
 
 class _ArrayUnpickler(pickle.Unpickler):

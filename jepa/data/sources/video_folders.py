@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv as csv_module
 import os
+import re
 from pathlib import Path
 
 from jepa.data.sources.class_folders import FileKind, Listed, find_splits, split_files
@@ -13,6 +14,10 @@ from jepa.utils.errors import DataError
 
 LOOKED_AT = 50
 """Entries of a CSV of which at least one must exist; to look at all of a large one would take minutes."""
+
+
+PUBLISHED_LINE = re.compile(r"(?P<path>.+?)(?: +|, *)(?P<label>[0-9]+)")
+"""Of a list without a header."""
 
 
 def is_frame_folder(folder: str) -> bool:
@@ -77,10 +82,11 @@ def _read_csv(root: Path | None, name: Path, path: str, label: str, split: str) 
     lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     if not lines:
         raise DataError(f"{where} is empty")
-    if (plain := _headless(lines)) is not None:
-        train, test = [(str(base / path), label) for path, label in plain], None
-        _check_some_exist(train, where, base)
-        return train, test
+    parts: dict[str, Listed] = {"train": [], "test": []}
+    if all(matches := [PUBLISHED_LINE.fullmatch(line.strip()) for line in lines]):
+        parts["train"] = [(str(base / match["path"]), match["label"]) for match in matches]
+        _check_some_exist(parts["train"], where, base)
+        return parts["train"], None
     rows = list(csv_module.DictReader(lines, restval="", delimiter=max(",;\t", key=lines[0].count)))
     if not rows:
         raise DataError(f"{where} has a header and no rows")
@@ -88,7 +94,6 @@ def _read_csv(root: Path | None, name: Path, path: str, label: str, split: str) 
     if label != "label" and label not in columns:
         raise DataError(f"{where} has no column {label!r} (data.csv_label); it has {', '.join(columns)}")
     pattern = path if "{" in path else "{" + path + "}"
-    parts: dict[str, Listed] = {"train": [], "test": []}
     for number, row in enumerate(rows, start=2):
         try:
             place = str(base / pattern.format_map(row))
@@ -107,19 +112,6 @@ def _read_csv(root: Path | None, name: Path, path: str, label: str, split: str) 
         parts["train" if side == "train" else "test"].append((place, row.get(label)))
     _check_some_exist(parts["train"] + parts["test"], where, base)
     return parts["train"], parts["test"] if split in columns else None
-
-
-def _headless(lines: list[str]) -> list[tuple[str, str]] | None:
-    """Paths and labels of a file without a header, whose lines end with a number; None of any other."""
-    pairs = []
-    for line in lines:
-        path, apart, label = line.strip().rpartition(" ")
-        if not apart or not label.isdecimal():
-            path, apart, label = line.strip().rpartition(",")
-        if not apart or not label.strip().isdecimal() or "," in path:
-            return None
-        pairs.append((path.strip(), label.strip()))
-    return pairs
 
 
 def _check_some_exist(listed: Listed, where: str, base: Path) -> None:
