@@ -214,10 +214,8 @@ def _by_split(files: Sequence[Path], suffix: str) -> dict[str, list[str]]:
 
 
 def _kind(feature: Any, column: str) -> Kind:
-    if isinstance(feature, datasets.Image):
-        return "image"
-    if isinstance(feature, datasets.Audio):
-        return "audio"
+    if isinstance(feature, (datasets.Image, datasets.Audio)):
+        return "image" if isinstance(feature, datasets.Image) else "audio"
     if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
         return "text"
     raise DataError(f"data.column={column} holds {feature}; expected strings, an Image or an Audio column")

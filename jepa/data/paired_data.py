@@ -108,7 +108,8 @@ class PairedData(DataModule):
         wanted = labels.pop(self.anchor)
         partners = {}
         for name, mine in labels.items():
-            partners[name] = {label: (mine == label).nonzero().flatten() for label in mine.unique().tolist()}
+            found, counts = mine.unique(return_counts=True)
+            partners[name] = dict(zip(found.tolist(), mine.argsort(stable=True).split(counts.tolist())))
             if lacking := sorted(set(wanted.tolist()) - set(partners[name])):
                 raise DataError(
                     f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 
 import pytest
 import torch
@@ -128,52 +127,37 @@ def test_the_orientation_in_exif_data_is_honoured(tmp_path):
     assert values[:, :, 4:].eq(0).all()
 
 
-def broken_layouts():
-    def missing(root):
-        shutil.rmtree(root)
-
-    def empty(root):
-        pass
-
-    def only_empty_classes(root):
-        (root / "train" / "a").mkdir(parents=True)
-
-    def one_empty_class(root):
-        write_classes(root / "train", classes=2)
-        (root / "train" / "empty").mkdir()
-
-    def unknown_class(root):
-        write_classes(root / "train", classes=2)
-        write_classes(root / "val", classes=3)
-
-    def flat_val(root):
-        write_classes(root / "train", classes=2)
-        write_image(root / "val" / "ILSVRC2012_val_00000001.JPEG")
-
-    def mixed(root):
-        write_classes(root, classes=2)
-        write_image(root / "stray.png")
-
-    def single(root):
-        write_image(root / "only.png")
-
-    return [
-        (missing, "is not a folder"),
-        (empty, "holds no images"),
-        (only_empty_classes, "holds no images"),
-        (one_empty_class, "no images in the class folders empty; fill or remove"),
-        (unknown_class, "classes c of the test split are not in train, which has a, b"),
-        (flat_val, "holds 1 images but no class folders; expected val/<class>/<file>"),
-        (mixed, r"holds 1 images \(stray.png\) beside the folders a, b"),
-        (single, "none can be kept aside"),
-    ]
-
-
-@pytest.mark.parametrize(("build", "message"), broken_layouts())
-def test_a_folder_that_does_not_fit_is_refused(tmp_path, build, message):
-    build(tmp_path)
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        (None, "is not a folder"),
+        ([], "holds no images"),
+        (["train/a/"], "holds no images .*, neither do its folders a"),
+        (["train/a/x.png", "train/b/x.png", "train/empty/"], "no images in the class folders empty; fill or remove"),
+        (
+            ["train/a/x.png", "train/b/x.png", "val/c/x.png"],
+            "classes c of the test split are not in train, which has a",
+        ),
+        (
+            ["train/a/x.png", "train/b/x.png", "val/ILSVRC2012_val_00000001.JPEG"],
+            "holds 1 images but no class folders; expected val/<class>/<file>",
+        ),
+        (["a/x.png", "b/x.png", "stray.png"], r"holds 1 images \(stray.png\) beside the folders a, b"),
+        (["train/x.png", "train/y.png", "val/"], "val holds no images"),
+        (["only.png"], "none can be kept aside"),
+    ],
+)
+def test_a_folder_that_does_not_fit_is_refused(tmp_path, layout, message):
+    root = tmp_path / "root"
+    for name in layout or []:
+        if name.endswith("/"):
+            (root / name).mkdir(parents=True)
+        else:
+            write_image(root / name)
+    if layout == []:
+        root.mkdir()
     with pytest.raises(DataError, match=message):
-        image_folder(root=str(tmp_path))
+        image_folder(root=str(root))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

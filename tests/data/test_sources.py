@@ -82,17 +82,14 @@ def test_idx_files_of_torchvisions_layout(tmp_path, place, zipped):
     assert splits.train.labels.tolist() == [*range(10), 0, 1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "short"])
+@pytest.mark.parametrize("damage", ["cut", "text", "short", "other"])
 def test_a_damaged_idx_file_is_named(tmp_path, damage):
     folder = tmp_path / "root"
-    contents = write_idx(folder, zipped=True)
+    content = write_idx(folder, zipped=True)["train-images-idx3-ubyte"]
     path = folder / "train-images-idx3-ubyte.gz"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-20])
-    elif damage == "text":
-        path.write_text("<html>not found</html>")
-    else:
-        path.write_bytes(gzip.compress(contents["train-images-idx3-ubyte"][:-7]))
+    damaged = {"cut": path.read_bytes()[:-20], "text": b"<html>not found</html>"}
+    damaged |= {"short": gzip.compress(content[:-7]), "other": gzip.compress(b"<html>not found</html>")}
+    path.write_bytes(damaged[damage])
     with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz (cannot be read|is not a complete idx file)"):
         mnist(root=str(folder))
 
@@ -108,16 +105,9 @@ def test_without_network_the_error_says_which_files_go_where(tmp_path, offline, 
     message = str(error.value)
     assert "Name or service not known" in message
     assert f"data.root={root}" in message
-    wanted = (
-        ["cifar-10-python.tar.gz", "data_batch_5", "batches.meta"]
-        if source is cifar10
-        else [
-            "train-images-idx3-ubyte.gz",
-            "train-labels-idx1-ubyte.gz",
-            "t10k-images-idx3-ubyte.gz",
-            "t10k-labels-idx1-ubyte.gz",
-        ]
-    )
+    wanted = ["cifar-10-python.tar.gz", "data_batch_5", "batches.meta"]
+    if source is not cifar10:
+        wanted = [f"{name}.gz" for pair in small_images.IDX_FILES.values() for name in pair]
     assert all(name in message for name in wanted)
     assert not [path for path in root.rglob("*") if path.is_file()], "nothing half-written stays"
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -76,13 +75,6 @@ def decode_sound(file: File, name: str | None = None) -> Sound:
     if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
         raise UnreadableSample(name, "it holds samples that are NaN or infinite")
     return wave, int(rate)
-
-
-class Video(Protocol):
-    """One video, not read yet."""
-
-    def read(self, choose: Choose) -> Tensor:
-        """The chosen frames, uint8 (T, C, H, W). Raises UnreadableSample when it is damaged or has none."""
 
 
 @dataclass(frozen=True)
@@ -173,6 +165,10 @@ class TensorVideo:
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames."""
         return self.frames[list(choose(len(self.frames), None))]
+
+
+Video = VideoFile | FrameFolder | TensorVideo
+"""One video, not read yet; `read` raises UnreadableSample when it is damaged or has no frames."""
 
 
 def open_video(path: str) -> Video:

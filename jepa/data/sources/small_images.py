@@ -72,13 +72,11 @@ def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
     splits = {}
     for split, pair in IDX_FILES.items():
         images, labels = (read_idx(find_packed(folder, file)) for file in pair)
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(facts.classes):
             raise DataError(
-                f"{folder}: {pair[0]} of shape {tuple(images.shape)} and {pair[1]} of shape "
-                f"{tuple(labels.shape)} are not (N, H, W) images with (N,) labels; get these files again"
+                f"{folder}: {pair[0]} of shape {tuple(images.shape)} and {pair[1]} of shape {tuple(labels.shape)}, up "
+                f"to {labels.max()}, are not (N, H, W) images with (N,) labels from 0 to 9; get these files again"
             )
-        if labels.max() >= len(facts.classes):
-            raise DataError(f"{folder}: {pair[1]} holds the label {labels.max()}; expected 0 .. 9")
         splits[split] = TensorImages(images.unsqueeze(1), labels.long())
     return Splits(**splits, class_names=tuple(label.split(" - ")[0] for label in facts.classes))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,14 +33,13 @@ class Texts:
 
     def __init__(
         self,
-        texts: Iterable[str],
+        texts: Sequence[str],
         labels: Sequence[int] | None = None,
         *,
         name: str,
         broken: dict[int, str] | None = None,
     ) -> None:
         # One block of bytes: workers would copy a million strings by touching their reference counts.
-        texts = list(texts)
         encoded = [text.encode() for text in texts]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
@@ -108,22 +107,17 @@ def text_csv(
     parts = [_read_table(found[0], columns, header) for found in (train, test) if found]
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=train[0])
-    names, labels = None, {}
+    names = index = None
     if label_column is not None:
         used = [{row.label for row in rows if row.label is not None} for rows in parts]
         names = sort_classes(used[0])
         where = f"data.root={root}, data.label_column={label_column}"
-        labels = number_classes(names, used[1], where=where, unlabelled="data.label_column=null")
+        index = number_classes(names, used[1], where=where, unlabelled="data.label_column=null")
     splits = []
     for rows, file in zip(parts, (train[0], (test or train)[0])):
-        splits.append(
-            Texts(
-                [row.text for row in rows],
-                None if names is None else [labels.get(row.label, 0) for row in rows],
-                name=str(file),
-                broken={number: row.problem for number, row in enumerate(rows) if row.problem},
-            )
-        )
+        labels = None if index is None else [index.get(row.label, 0) for row in rows]
+        broken = {number: row.problem for number, row in enumerate(rows) if row.problem}
+        splits.append(Texts([row.text for row in rows], labels, name=str(file), broken=broken))
     return Splits(*splits, class_names=names)
 
 
