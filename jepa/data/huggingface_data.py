@@ -57,8 +57,12 @@ def hugging_face(
     max_bad_share: float = 0.1,
     hints: Mapping[str, Any] | None = None,
 ) -> DataModule:
-    """Data of a column of strings, an Image column or an Audio column; the first eight arguments: see `open_rows`.
+    """Data of a column of strings, an Image column or an Audio column.
 
+    path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
+        or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of its configurations.
+    label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
+    train_split, test_split, test_fraction, split_seed: see `find_splits`.
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
         those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
         and spectrogram of sound. None: such columns are refused.
@@ -74,9 +78,8 @@ def hugging_face(
         max_bad_share=max_bad_share,
         hints=hints,
     )  # which are checked before anything is read
-    kind, splits = open_rows(
-        path, column, label_column, name, train_split, test_split, test_fraction=test_fraction, split_seed=split_seed
-    )
+    train, test = find_splits(path, name, train_split, test_split, test_fraction, split_seed)
+    kind, splits = read_columns(train, test, column, label_column)
     make, own = {
         "text": (text, {"vocab_size": vocab_size, "max_length": max_length}),
         "image": (image, {"image_size": image_size, "channels": channels}),
@@ -87,27 +90,12 @@ def hugging_face(
     return make(source=lambda: splits, **own, **vars(loader))
 
 
-def open_rows(
-    path: str,
-    column: str,
-    label_column: str | None = None,
-    name: str | None = None,
-    train_split: str | None = None,
-    test_split: str | None = None,
-    *,
-    test_fraction: float = 0.1,
-    split_seed: int = 0,
-) -> tuple[Kind, Splits]:
-    """What kind of input a column holds, and its `Splits`: strings, PIL images, or (waveform (t,), sampling rate).
+def find_splits(
+    path: str, name: str | None, train_split: str | None, test_split: str | None, test_fraction: float, split_seed: int
+) -> tuple[Any, Any]:
+    """The rows to train and to test on; None for a split finds train, and test or validation.
 
-    path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
-        or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of a data set's
-        configurations.
-    train_split, test_split: None finds train, and test or validation. Where there is no test split, a share
-        `test_fraction` of the rows, drawn by `split_seed`, is kept aside.
-    Class names are those of a ClassLabel, else the values of the label column in train, sorted.
-
-    Raises DataError for what is missing, damaged or of no kind that can be read.
+    Where there is no test split, a share `test_fraction` of the rows, drawn by `split_seed`, is kept aside.
     """
     check_fraction("data.test_fraction", test_fraction)
     found = _open(os.path.expanduser(path), name)
@@ -115,19 +103,22 @@ def open_rows(
         if wanted is not None and wanted not in found:
             raise DataError(f"data.{key}={wanted}: {path} has the splits {first_few(found)}")
     if train_split is None:
-        train_split = next((split for split in (*TRAIN_NAMES, *found) if split in found), None)
+        train_split = next(split for split in (*TRAIN_NAMES, *found) if split in found)
         if train_split not in TRAIN_NAMES and len(found) > 1:
             raise DataError(f"data.path={path} has the splits {first_few(found)}: name one with data.train_split")
     train = found[train_split]
     test_split = test_split or next((split for split in TEST_NAMES if split in found), None)
-    if test_split is None:
-        kept, held = hold_out(range(len(train)), test_fraction, split_seed, where=f"data.path={path}")
-        train, test = train.select(kept), train.select(held)
-    else:
-        test = found[test_split]
+    if test_split is not None:
+        return train, found[test_split]
+    kept, held = hold_out(range(len(train)), test_fraction, split_seed, where=f"data.path={path}")
+    return train.select(kept), train.select(held)
+
+
+def read_columns(train: Any, test: Any, column: str, label_column: str | None) -> tuple[Kind, Splits]:
+    """What kind of input a column holds, and samples of it: strings, PIL images, or (waveform (t,), sampling rate)."""
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:
-            raise DataError(f"data.{key}={wanted}: {path} has the columns {first_few(train.features)}")
+            raise DataError(f"data.{key}={wanted}: the data has the columns {first_few(train.features)}")
     kind = _kind(train.features[column], column)
     names, label_of = _labels(train, test, label_column)
     return kind, Splits(*(Rows(rows, column, kind, label_column, label_of) for rows in (train, test)), names)

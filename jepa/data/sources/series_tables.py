@@ -182,23 +182,18 @@ def _columns(
     for name in [*(columns or []), *([] if date_column is None else [date_column])]:
         if name not in table.columns:
             raise DataError(f"{root} has no column {name!r}; its columns are {', '.join(map(str, table.columns))}")
-    dates = [date_column] if date_column is not None else []
-    dates += [name for name in table.columns if str(name).lower() in DATE_NAMES and name not in dates]
-    wanted = list(columns) if columns is not None else [name for name in table.columns if name not in dates]
-    for name in list(wanted):
-        cells = table[name]
-        if pandas.api.types.is_numeric_dtype(cells):
-            continue
-        if columns is None and _as_dates(cells) is not None:
-            wanted.remove(name)
-            dates.append(name)
-            continue
-        wrong = cells[pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()]
-        raise DataError(
-            f"{root}: column {name!r} holds {str(wrong.iloc[0])!r} in row {int(wrong.index[0]) + 1}, which is no "
-            "number: name the channels with data.source.columns=[...], or what stands for missing cells with "
-            "data.source.missing_markers=[...]"
-        )
+    named = [name for name in table.columns if name == date_column or str(name).lower() in DATE_NAMES]
+    tried = named if columns is not None else table.columns
+    dates = {name: found for name in tried if (found := _as_dates(table[name])) is not None}
+    wanted = [name for name in table.columns if name not in named and name not in dates] if columns is None else columns
+    for name in wanted:
+        if not pandas.api.types.is_numeric_dtype(cells := table[name]):
+            wrong = cells[pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()]
+            raise DataError(
+                f"{root}: column {name!r} holds {str(wrong.iloc[0])!r} in row {int(wrong.index[0]) + 1}, which is no "
+                "number: name the channels with data.source.columns=[...], or what stands for missing cells with "
+                "data.source.missing_markers=[...]"
+            )
     if columns is None and wanted and all(_is_value(str(name)) for name in wanted):
         raise DataError(
             f"{root} has values where names of columns belong ({', '.join(map(str, wanted[:3]))}): put a header above "
@@ -206,7 +201,7 @@ def _columns(
         )
     if not wanted:
         raise DataError(f"{root} has no columns of numbers; its columns are {', '.join(map(str, table.columns))}")
-    return table[wanted], next((found for name in dates if (found := _as_dates(table[name])) is not None), None)
+    return table[list(wanted)], dates.get(date_column, next(iter(dates.values()), None))
 
 
 def _is_value(name: str) -> bool:
