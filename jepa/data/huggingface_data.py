@@ -62,7 +62,7 @@ def hugging_face(
     path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
         or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of its configurations.
     label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
-    train_split, test_split, test_fraction, split_seed: see `find_splits`.
+    train_split, test_split, test_fraction, split_seed: see `_find_splits`.
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
         those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
         and spectrogram of sound. None: such columns are refused.
@@ -78,7 +78,7 @@ def hugging_face(
         max_bad_share=max_bad_share,
         hints=hints,
     )  # which are checked before anything is read
-    train, test = find_splits(path, name, train_split, test_split, test_fraction, split_seed)
+    train, test = _find_splits(path, name, train_split, test_split, test_fraction, split_seed)
     kind, splits = read_columns(train, test, column, label_column)
     make, own = {
         "text": (text, {"vocab_size": vocab_size, "max_length": max_length}),
@@ -90,7 +90,7 @@ def hugging_face(
     return make(source=lambda: splits, **own, **vars(loader))
 
 
-def find_splits(
+def _find_splits(
     path: str, name: str | None, train_split: str | None, test_split: str | None, test_fraction: float, split_seed: int
 ) -> tuple[Any, Any]:
     """The rows to train and to test on; None for a split finds train, and test or validation.

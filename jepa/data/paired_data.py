@@ -62,11 +62,8 @@ class PairedData(DataModule):
                 raise ValueError(f"data.missing.{name}={share}: expected a share from 0 to below 1 of one of {names}")
         self.partners = {split: self._find_partners(split) for split in ("train", "test")}
         mine = self.modalities[self.anchor]
-        self.setup(
-            Splits(**mine.splits, class_names=mine.spec.class_names),
-            prepare=mine.prepare,
-            input_shape=mine.spec.input_shape,
-        )
+        splits = Splits(**mine.splits, class_names=mine.spec.class_names)
+        self.setup(splits, prepare=mine.prepare, input_shape=mine.spec.input_shape)
 
     def blank_batch(self, count: int) -> Batch:
         """A training batch of `count` samples without content."""

@@ -82,7 +82,8 @@ def test_texts_of_every_form(tmp_path, form):
     else:
         datasets.DatasetDict(train=train).save_to_disk(path)
         path = next(path.rglob("*.arrow"))
-    data = build(path=str(path), column="sentence", label_column="label")
+    columns = {"path": str(path), "column": "sentence", "label_column": "label"}
+    data, again = build(**columns), build(**columns, num_workers=2)
     held = form in ("disk_split", "parquet", "arrow")
     assert isinstance(data, TextData)
     assert (data.spec.num_train, data.spec.num_test) == ((18, 2) if held else (20, 6))
@@ -92,10 +93,7 @@ def test_texts_of_every_form(tmp_path, form):
     if not held:
         (test_batch,) = data.evaluation_batches("test", batch_size=9)
         assert test_batch["label"].tolist() == [0, 1] * 3
-    again = build(path=str(path), column="sentence", label_column="label", num_workers=2)
-    assert same(
-        data.train_batches(seed=0, start_step=2, stop_step=4), again.train_batches(seed=0, start_step=2, stop_step=4)
-    )
+    assert same(*(each.train_batches(seed=0, start_step=2, stop_step=4) for each in (data, again)))
 
 
 def test_pictures_and_a_damaged_one(tmp_path):

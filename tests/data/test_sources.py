@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import shutil
 import struct
 import tarfile
 import time
@@ -151,11 +152,11 @@ def cifar_folder(tmp_path):
 
 @pytest.mark.parametrize("place", ["parent", "folder", "archive"])
 def test_cifar10_from_its_python_batches(cifar_folder, tmp_path, place):
-    root = {"parent": tmp_path, "folder": cifar_folder, "archive": tmp_path / "other"}[place]
+    root = {"parent": tmp_path, "folder": cifar_folder, "archive": tmp_path}[place]
     if place == "archive":
-        root.mkdir()
-        with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
             archive.add(cifar_folder, cifar_folder.name)
+        shutil.rmtree(cifar_folder)
     splits = cifar10(root=str(root), download=False)
     assert splits.train.images.shape == (20, 3, 32, 32)
     assert splits.train.images[:, 0].eq(200).all()

@@ -115,15 +115,8 @@ def video_folder(
     train, test = _read_csv(root, os.path.expanduser(csv), csv_path, csv_label, csv_split)
     if not train or test == []:
         raise DataError(f"{where}: the {'test' if train else 'train'} split holds no videos")
-    return split_files(
-        train,
-        test,
-        open_video,
-        classes=sort_classes(name for _, name in train if name is not None),
-        fraction=val_fraction,
-        seed=split_seed,
-        where=where,
-    )
+    classes = sort_classes(name for _, name in train if name is not None)
+    return split_files(train, test, open_video, classes, val_fraction, split_seed, where=where)
 
 
 def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: int) -> Splits:
@@ -153,28 +146,20 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
             f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)}): move each into the "
             "folder of its class (ImageNet's validation images come in one flat folder, too)"
         )
-    return split_files(
-        train,
-        test,
-        kind.decode,
-        classes=classes,
-        folder=folder,
-        fraction=val_fraction,
-        seed=split_seed,
-        where=f"data.root={root}",
-        unlabelled=f"data.root={folder / train_part / classes[0]}" if classes else None,
-    )
+    unlabelled = f"data.root={folder / train_part / classes[0]}" if classes else None
+    words = {"where": f"data.root={root}", "unlabelled": unlabelled}
+    return split_files(train, test, kind.decode, classes, val_fraction, split_seed, folder=folder, **words)
 
 
 def split_files(
     train: Listed,
     test: Listed | None,
     decode: Callable[[str], Any],
-    *,
     classes: Sequence[str],
-    folder: str | Path = "",
     fraction: float,
     seed: int,
+    *,
+    folder: str | Path = "",
     where: str,
     unlabelled: str | None = None,
 ) -> Splits:

@@ -211,7 +211,7 @@ def _place(column: str | int | None, first: list[str], header: bool, path: Path,
 
 
 def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path], list[Path]]:
-    """All files of a folder with these suffixes, those to train on, and those to test on. A file is to train on."""
+    """Files of a folder with these suffixes: all, those to train on, those to test on. A single file is to train on."""
     if root.is_file():
         return [root], [root], []
     if not root.is_dir():
