@@ -83,19 +83,22 @@ class PairedData(DataModule):
                 bad |= found
                 singles = [Request([counter], [index]) for counter, index in zip(request.counters, indices)]
                 lost |= torch.tensor([bool(data.make_batch(single, reading).get("bad")) for single in singles])
-            x[name] = empty_where(batch["x"], lost)
+            inputs = batch["x"]
+            empty = float("nan") if inputs.is_floating_point() else PADDING
+            x[name] = inputs.masked_fill(lost.view(-1, *[1] * (inputs.ndim - 1)), empty)
         return {"x": x, "label": labels, "bad": bad}
 
     def _choose(self, counter: int, label: int, reading: Reading) -> tuple[dict[str, int], set[str]]:
         """The partners' indices, and the modalities that are left out."""
         seed, missing = (VALIDATION_SEED, {}) if reading.seed is None else (reading.seed, self.missing)
-        draws = torch.rand(2, len(self.modalities), generator=generator("cpu", seed, "partner", counter)).tolist()
+        draws = torch.rand(2, len(self.modalities), generator=generator("cpu", seed, "partner", counter))
         partners = {}
         for draw, (name, by_label) in zip(draws[0], self.partners[reading.split][1].items()):
             candidates = by_label[label]
-            partners[name] = int(candidates[int(draw * len(candidates))])
+            # The product, in single precision, may round up to the number of candidates.
+            partners[name] = int(candidates[min(int(draw * len(candidates)), len(candidates) - 1)])
         # The modality that is least likely to be left out by its draw is kept.
-        margin = {name: draw - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
+        margin = {name: float(draw) - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
         absent = {name for name, value in margin.items() if value < 0}
         return partners, absent - {max(margin, key=margin.get)}
 
@@ -147,11 +150,6 @@ class PicturesAndCaptions(PairedData):
     def __post_init__(self) -> None:
         self.modalities = {"picture": self.picture(root=self.root), "caption": self.caption(root=self.root)}
         super().__post_init__()
-
-
-def empty_where(x: Tensor, lost: Tensor) -> Tensor:
-    """Inputs (B, ...) with those marked in lost (B,) bool emptied."""
-    return x.masked_fill(lost.view(-1, *[1] * (x.ndim - 1)), float("nan") if x.is_floating_point() else PADDING)
 
 
 def labels_of(name: str, samples: Samples) -> Tensor:

@@ -147,8 +147,10 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
             "folder of its class (ImageNet's validation images come in one flat folder, too)"
         )
     unlabelled = f"data.root={folder / train_part / classes[0]}" if classes else None
-    words = {"where": f"data.root={root}", "unlabelled": unlabelled}
-    return split_files(train, test, kind.decode, classes, val_fraction, split_seed, folder=folder, **words)
+    where = f"data.root={root}"
+    return split_files(
+        train, test, kind.decode, classes, val_fraction, split_seed, folder=folder, where=where, unlabelled=unlabelled
+    )
 
 
 def split_files(
