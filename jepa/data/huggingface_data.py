@@ -135,9 +135,8 @@ class Rows:
         self, rows: Any, column: str, kind: Kind, label_column: str | None, label_of: Mapping[Any, int]
     ) -> None:
         if kind != "text":  # bytes rather than what the library would decode
-            rows = rows.cast_column(column, {"image": datasets.Image, "audio": datasets.Audio}[kind](decode=False))
+            rows = rows.cast_column(column, (datasets.Image if kind == "image" else datasets.Audio)(decode=False))
         self.rows = rows.select_columns([column, *([label_column] if label_column else [])])
-        self.decode = {"text": _text, "image": decode_image, "audio": decode_sound}[kind]
         self.column, self.kind, self.label_column, self.label_of = column, kind, label_column, label_of
 
     def __len__(self) -> int:
@@ -149,19 +148,15 @@ class Rows:
         if value is None:
             raise UnreadableSample(name, "it is missing")
         if self.kind != "text":  # {"bytes", "path"}
-            value = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
-        value = self.decode(value, name)
+            file = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+            value = (decode_image if self.kind == "image" else decode_sound)(file, name)
+        elif not value.strip():
+            raise UnreadableSample(name, "the text is empty")
         if self.label_column is None:
             return value, None
         if (label := row[self.label_column]) not in self.label_of:
             raise UnreadableSample(name, f"its label is {label!r}")
         return value, self.label_of[label]
-
-
-def _text(value: str, name: str) -> str:
-    if not value.strip():
-        raise UnreadableSample(name, "the text is empty")
-    return value
 
 
 def _open(path: str, name: str | None) -> Mapping[str, Any]:

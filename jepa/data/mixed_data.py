@@ -39,16 +39,14 @@ def present_parts(parts: Mapping[str, DataModule | None]) -> dict[str, DataModul
 class MixedData(DataModule):
     """Data sets whose samples have one shape, mixed sample by sample; evaluated on one of them.
 
-    parts: name -> a data set, of which neither the batch size nor the loader's settings are used here. One that is None
-        is left out.
+    parts: name -> a data set, of which neither the batch size nor the loader's settings are used; None is left out.
     weights: name -> share of the samples, of any scale; None mixes by size, as if the sets were joined.
     evaluate: the part that probes and validation loss are computed on; None for the first.
     channels, image_size, length, vocab_size: what the model is built with; None takes what the parts have.
 
-    Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; of a part the
-    samples come in the order they would have by themselves. So ranks, workers and resuming change nothing. An epoch is
-    as many samples as all parts have together. Unreadable samples are counted over all parts; the largest
-    max_bad_share of a part is the limit.
+    Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; a part keeps
+    its own order. So ranks, workers and resuming change nothing. An epoch is as many samples as all parts have.
+    Unreadable samples are counted over all parts, against the largest max_bad_share of a part.
 
     Raises ValueError for weights that do not fit the parts, UserError for parts that do not fit together.
     """
@@ -92,10 +90,8 @@ class MixedData(DataModule):
             input_shape=spec.input_shape,
             found=self._check_found(),
         )
-        for name in (
-            *("evaluation_batches", "validation_batches", "view_batches", "blank_batch"),
-            *("raw_features", "words"),  # of some kinds of data
-        ):
+        of_some_kinds = ("raw_features", "words")
+        for name in ("evaluation_batches", "validation_batches", "view_batches", "blank_batch", *of_some_kinds):
             if hasattr(self.evaluated, name):
                 setattr(self, name, getattr(self.evaluated, name))
 
@@ -200,8 +196,7 @@ class TaskData:
     hints: see `DataModule`.
 
     An epoch is one pass through the largest part; smaller ones go on with their next epoch. Validation ends with the
-    smallest test split. The weight of a task is a setting of the model (`jepa.models.multitask.MultiTask`); to mix sets
-    of one kind, sample by sample, take `MixedData`.
+    smallest test split. The weight of a task is a setting of the model (`jepa.models.multitask.MultiTask`).
 
     Raises ValueError without parts, and for names that would not do as prefixes.
     """

@@ -12,8 +12,6 @@ from typing import Any
 
 from jepa.data.sources.decoders import (
     IMAGE_EXTENSIONS,
-    SOUND_EXTENSIONS,
-    VIDEO_EXTENSIONS,
     decode_image,
     decode_sound,
     is_image_file,
@@ -66,11 +64,16 @@ class FileKind:
 IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_image)
 SOUNDS = FileKind(
     name="sound files",
-    extensions=SOUND_EXTENSIONS,
+    extensions=(".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"),
     decode=decode_sound,
     test_folders=("test", "val", "valid", "validation"),
 )
-VIDEOS = FileKind(name="videos", extensions=VIDEO_EXTENSIONS, decode=open_video, frames=True)
+VIDEOS = FileKind(
+    name="videos",
+    extensions=(".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".gif"),
+    decode=open_video,
+    frames=True,
+)
 
 
 def image_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Splits:
@@ -98,10 +101,9 @@ def video_folder(
 
     Without a CSV, see `find_splits` for the layouts.
     csv: a file, relative to root if there is one. With a header: csv_path is the column of the path, or a pattern of
-        columns in braces ("{class}/{clip}"), relative to root or else to the CSV's folder; csv_label that of the class,
-        where there is one; csv_split that of the split, train or one of val, test, valid, validation, where there is
-        one. Without a header: lines of a path and a number, apart by a space or comma, as the published V-JEPA code
-        reads them.
+        columns ("{class}/{clip}"), relative to root or else to the CSV's folder; csv_label that of the class, if any;
+        csv_split, if any, that of the split: train, or one of val, test, valid, validation. Without a header: lines of
+        a path and a number, apart by a space or comma, as the published V-JEPA code reads them.
     Raises DataError for what is missing, empty, or fits none of these.
     """
     check_fraction("data.source.val_fraction", val_fraction)
