@@ -14,11 +14,10 @@ NAMES = {
     "huggingface_data": ("hugging_face",),
     "image_augment": ("Augment",),
     "image_data": ("ImageData",),
-    "mixed_data": ("MixedData",),
+    "mixed_data": ("MixedData", "TaskData"),
     "paired_data": ("PairedData", "PicturesAndCaptions", "WrittenAndSpokenDigits"),
     "series_augment": ("SeriesAugment",),
     "series_data": ("SeriesData",),
-    "task_data": ("TaskData",),
     "text_data": ("TextData",),
     "video_data": ("VideoData",),
 }

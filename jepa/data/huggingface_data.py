@@ -1,19 +1,32 @@
-"""Any data set of the `datasets` library as the data of its column's kind.
+"""Any data set of the `datasets` library as the data of its column's kind; another column may be the label.
 
 python train.py model=text data=hf data.path=stanfordnlp/sst2 data.column=sentence data.label_column=label
 python train.py data=hf data.path=photos.parquet data.column=image data.label_column=label
 python train.py model=audio data=hf data.path=sounds.parquet data.column=audio data.label_column=label
+
+Rows are read by index from memory-mapped Arrow files, so that the sample stream, and with it exact resume, holds.
 """
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from jepa.data.data_module import DataModule
-from jepa.data.sources.huggingface_rows import open_rows
-from jepa.utils.errors import DataError
+from jepa.data.sources.decoders import decode_image, decode_sound
+from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes
+from jepa.data.stream import UnreadableSample
+from jepa.utils.errors import DataError, first_line
+from jepa.utils.lazy_import import lazy_import, require
 from jepa.utils.log_mel import LogMel
+
+datasets = lazy_import("datasets")
+
+Kind = Literal["text", "image", "audio"]
+TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "dev")
 
 
 def hugging_face(
@@ -44,8 +57,12 @@ def hugging_face(
     max_bad_share: float = 0.1,
     hints: Mapping[str, Any] | None = None,
 ) -> DataModule:
-    """Data of a column of strings, an Image column or an Audio column; the first eight arguments: see `open_rows`.
+    """Data of a column of strings, an Image column or an Audio column.
 
+    path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
+        or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of its configurations.
+    label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
+    train_split, test_split, test_fraction, split_seed: see `_find_splits`.
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
         those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
         and spectrogram of sound. None: such columns are refused.
@@ -61,15 +78,144 @@ def hugging_face(
         max_bad_share=max_bad_share,
         hints=hints,
     )  # which are checked before anything is read
-    kind, splits = open_rows(
-        path, column, label_column, name, train_split, test_split, test_fraction=test_fraction, split_seed=split_seed
-    )
-    make = {"text": text, "image": image, "audio": audio}[kind]
+    train, test = _find_splits(path, name, train_split, test_split, test_fraction, split_seed)
+    kind, splits = read_columns(train, test, column, label_column)
+    make, own = {
+        "text": (text, {"vocab_size": vocab_size, "max_length": max_length}),
+        "image": (image, {"image_size": image_size, "channels": channels}),
+        "audio": (audio, {"sample_rate": sample_rate, "seconds": seconds, "spectrogram": spectrogram}),
+    }[kind]
     if make is None:
         raise DataError(f"data.column={column} holds {kind}, but data.{kind}=null: set there how to read it")
-    own = {
-        "text": {"vocab_size": vocab_size, "max_length": max_length},
-        "image": {"image_size": image_size, "channels": channels},
-        "audio": {"sample_rate": sample_rate, "seconds": seconds, "spectrogram": spectrogram},
-    }[kind]
     return make(source=lambda: splits, **own, **vars(loader))
+
+
+def _find_splits(
+    path: str, name: str | None, train_split: str | None, test_split: str | None, test_fraction: float, split_seed: int
+) -> tuple[Any, Any]:
+    """The rows to train and to test on; None for a split finds train, and test or validation.
+
+    Where there is no test split, a share `test_fraction` of the rows, drawn by `split_seed`, is kept aside.
+    """
+    check_fraction("data.test_fraction", test_fraction)
+    found = _open(os.path.expanduser(path), name)
+    for key, wanted in (("train_split", train_split), ("test_split", test_split)):
+        if wanted is not None and wanted not in found:
+            raise DataError(f"data.{key}={wanted}: {path} has the splits {first_few(found)}")
+    if train_split is None:
+        train_split = next(split for split in (*TRAIN_NAMES, *found) if split in found)
+        if train_split not in TRAIN_NAMES and len(found) > 1:
+            raise DataError(f"data.path={path} has the splits {first_few(found)}: name one with data.train_split")
+    train = found[train_split]
+    test_split = test_split or next((split for split in TEST_NAMES if split in found), None)
+    if test_split is not None:
+        return train, found[test_split]
+    kept, held = hold_out(range(len(train)), test_fraction, split_seed, where=f"data.path={path}")
+    return train.select(kept), train.select(held)
+
+
+def read_columns(train: Any, test: Any, column: str, label_column: str | None) -> tuple[Kind, Splits]:
+    """What kind of input a column holds, and samples of it: strings, PIL images, or (waveform (t,), sampling rate)."""
+    for key, wanted in (("column", column), ("label_column", label_column)):
+        if wanted is not None and wanted not in train.features:
+            raise DataError(f"data.{key}={wanted}: the data has the columns {first_few(train.features)}")
+    kind = _kind(train.features[column], column)
+    names, label_of = _labels(train, test, label_column)
+    return kind, Splits(*(Rows(rows, column, kind, label_column, label_of) for rows in (train, test)), names)
+
+
+class Rows:
+    """Rows of a `datasets.Dataset`; items are (what the column holds, decoded; label).
+
+    label_of: from what the label column holds to a number. Items raise UnreadableSample where a picture or sound cannot
+    be decoded, a text is empty, or a label is missing.
+    """
+
+    def __init__(
+        self, rows: Any, column: str, kind: Kind, label_column: str | None, label_of: Mapping[Any, int]
+    ) -> None:
+        if kind != "text":  # bytes rather than what the library would decode
+            rows = rows.cast_column(column, (datasets.Image if kind == "image" else datasets.Audio)(decode=False))
+        self.rows = rows.select_columns([column, *([label_column] if label_column else [])])
+        self.column, self.kind, self.label_column, self.label_of = column, kind, label_column, label_of
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        row, name = self.rows[int(index)], f"row {index}, column {self.column}"
+        value = row[self.column]
+        if value is None:
+            raise UnreadableSample(name, "it is missing")
+        if self.kind != "text":  # {"bytes", "path"}
+            file = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+            value = (decode_image if self.kind == "image" else decode_sound)(file, name)
+        elif not value.strip():
+            raise UnreadableSample(name, "the text is empty")
+        if self.label_column is None:
+            return value, None
+        if (label := row[self.label_column]) not in self.label_of:
+            raise UnreadableSample(name, f"its label is {label!r}")
+        return value, self.label_of[label]
+
+
+def _open(path: str, name: str | None) -> Mapping[str, Any]:
+    """Splits by name."""
+    require("datasets", extra="hub", purpose="reading a data set of Hugging Face")
+    folder = Path(path)
+    if folder.is_file() and folder.suffix not in (".arrow", ".parquet"):
+        raise DataError(f"data.path={path}: expected a .parquet or .arrow file, a folder, or a name on the hub")
+    if not folder.exists() and (path[0] in "./~" or path.count("/") > 1):
+        raise DataError(f"data.path={path}: there is no such file or folder")
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            return datasets.load_from_disk(path)
+        if (folder / "state.json").is_file():
+            return {"train": datasets.load_from_disk(path)}
+        files = [folder] if folder.is_file() else sorted(file for file in folder.rglob("*") if file.is_file())
+        if arrow := _by_split(files, ".arrow"):
+            read = datasets.Dataset.from_file
+            return {split: datasets.concatenate_datasets([*map(read, paths)]) for split, paths in arrow.items()}
+        if parquet := _by_split(files, ".parquet"):
+            # Written once as Arrow files to the library's cache, which are then memory-mapped.
+            return datasets.load_dataset("parquet", data_files=parquet)
+        return datasets.load_dataset(path, name)
+    except Exception as error:  # the library raises errors of pyarrow, fsspec, huggingface_hub and its own
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        raise DataError(f"data.path={path} cannot be opened by datasets ({reason})") from error
+
+
+def _by_split(files: Sequence[Path], suffix: str) -> dict[str, list[str]]:
+    """Files of a kind by the split in their name or folder; all are train where none is named so."""
+    found: dict[str, list[str]] = {}
+    files = [file for file in files if file.suffix == suffix]
+    for file in files:
+        names = (*TRAIN_NAMES, *TEST_NAMES)
+        named = [name for name in names if file.stem.lower().startswith(name) or file.parent.name.lower() == name]
+        if named:
+            found.setdefault(named[0], []).append(str(file))
+    if files and not found.keys() & set(TRAIN_NAMES):
+        return {"train": [str(file) for file in files]}
+    return found
+
+
+def _kind(feature: Any, column: str) -> Kind:
+    if isinstance(feature, (datasets.Image, datasets.Audio)):
+        return "image" if isinstance(feature, datasets.Image) else "audio"
+    if isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string"):
+        return "text"
+    raise DataError(f"data.column={column} holds {feature}; expected strings, an Image or an Audio column")
+
+
+def _labels(train: Any, test: Any, column: str | None) -> tuple[tuple[str, ...] | None, dict[Any, int]]:
+    """Class names, and from what the column holds to their number."""
+    if column is None:
+        return None, {}
+    feature = train.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return tuple(feature.names), {number: number for number in range(feature.num_classes)}
+    if not isinstance(feature, datasets.Value) or feature.dtype.startswith(("float", "double")):
+        raise DataError(f"data.label_column={column} holds {feature}; expected a ClassLabel, strings or whole numbers")
+    values, used = (sorted(v for v in rows.unique(column) if v is not None) for rows in (train, test))
+    where = f"data.label_column={column}"
+    return tuple(map(str, values)), number_classes(values, used, where=where, unlabelled="data.label_column=null")

@@ -1,13 +1,15 @@
-"""Several data sets as one stream, each with its share of the samples.
+"""Several data sets as one: mixed sample by sample, each with its share, or side by side, one for each task of a model.
 
     python train.py data=mix +data@data.parts.a=mnist +data@data.parts.b=fashion_mnist \\
         data.parts.a.root=... data.parts.b.root=... data.weights='{a: 0.7, b: 0.3}'
+    python train.py experiment=multitask_digits_heartbeats data.parts.heartbeats.root=ucr
 """
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
@@ -15,30 +17,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading
+from jepa.data.data_module import DataModule, Reading, check_counts
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, SampleOrder
-from jepa.types import Batch
+from jepa.types import Batch, DataSpec
 from jepa.utils.errors import UserError
 
 PERIOD = 1000
 """Samples after which the interleaving of the parts repeats: shares are met to 1 / 1000."""
 
 
+def present_parts(parts: Mapping[str, DataModule | None]) -> dict[str, DataModule]:
+    """The parts that are not None. Raises ValueError without any."""
+    found = {name: part for name, part in parts.items() if part is not None}
+    if not found:
+        raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")
+    return found
+
+
 @dataclass(kw_only=True, eq=False)
 class MixedData(DataModule):
     """Data sets whose samples have one shape, mixed sample by sample; evaluated on one of them.
 
-    parts: name -> a data set, of which neither the batch size nor the loader's settings are used here. One that is None
-        is left out.
+    parts: name -> a data set, of which neither the batch size nor the loader's settings are used; None is left out.
     weights: name -> share of the samples, of any scale; None mixes by size, as if the sets were joined.
     evaluate: the part that probes and validation loss are computed on; None for the first.
     channels, image_size, length, vocab_size: what the model is built with; None takes what the parts have.
 
-    Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; of a part the
-    samples come in the order they would have by themselves. So ranks, workers and resuming change nothing. An epoch is
-    as many samples as all parts have together. Unreadable samples are counted over all parts; the largest
-    max_bad_share of a part is the limit.
+    Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; a part keeps
+    its own order. So ranks, workers and resuming change nothing. An epoch is as many samples as all parts have.
+    Unreadable samples are counted over all parts, against the largest max_bad_share of a part.
 
     Raises ValueError for weights that do not fit the parts, UserError for parts that do not fit together.
     """
@@ -54,9 +62,7 @@ class MixedData(DataModule):
     max_bad_share: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = {name: part for name, part in self.parts.items() if part is not None}
-        if not self.parts:
-            raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")
+        self.parts = present_parts(self.parts)
         sizes = {name: part.spec.num_train for name, part in self.parts.items()}
         weights = sizes if self.weights is None else self.weights
         if set(weights) != set(self.parts) or not all(weight > 0 for weight in weights.values()):
@@ -84,23 +90,24 @@ class MixedData(DataModule):
             input_shape=spec.input_shape,
             found=self._check_found(),
         )
-        for name in (
-            *("evaluation_batches", "validation_batches", "view_batches", "blank_batch"),
-            *("raw_features", "words"),  # of some kinds of data
-        ):
+        of_some_kinds = ("raw_features", "words")
+        for name in ("evaluation_batches", "validation_batches", "view_batches", "blank_batch", *of_some_kinds):
             if hasattr(self.evaluated, name):
                 setattr(self, name, getattr(self.evaluated, name))
 
     def _check_found(self) -> dict[str, Any]:
         """The sizes that a model of these samples is built with. Raises UserError where others were asked for."""
         spec = self.evaluated.spec
-        shape = spec.input_shape
-        known = {"channels": shape[0], "image_size": list(shape[1:])} if len(shape) == 3 else {}
-        known |= spec.found
+        known = dict(spec.found)
+        if len(spec.input_shape) == 3:
+            known = {"channels": spec.input_shape[0], "image_size": list(spec.input_shape[1:])} | known
         for name in ("channels", "image_size", "length", "vocab_size"):
             value = getattr(self, name)
-            value = [value, value] if name == "image_size" and isinstance(value, int) else value
-            if value is not None and as_tuple(value) != as_tuple(known.get(name)):
+            if isinstance(value, Sequence):
+                value = list(value)
+            elif name == "image_size" and value is not None:
+                value = [value, value]
+            if value not in (None, known.get(name)):
                 raise UserError(
                     f"data.{name}={value}, but the parts have {known.get(name, 'no such size')}: leave it out"
                 )
@@ -149,13 +156,17 @@ class MixedOrder(SampleOrder):
         self._orders = [SampleOrder(num_samples=size, batch_size=1, seed=seed) for size in sizes]
 
     def _indices(self, start: int, stop: int) -> Tensor:
-        indices = []
-        for counter in range(start, stop):
-            period, place = divmod(counter, len(self.pattern))
-            part = int(self.pattern[place])
-            own = period * self._counts[part] + int(self._before[part, place])  # how many of it came before
-            indices.append(self._offsets[part] + self._orders[part]._indices(own, own + 1))
-        return torch.cat(indices)
+        counters = torch.arange(start, stop)
+        periods, places = counters // PERIOD, counters % PERIOD
+        indices = torch.empty_like(counters)
+        for part, order in enumerate(self._orders):
+            mine = self.pattern[places] == part
+            if mine.any():
+                own = (
+                    periods[mine] * self._counts[part] + self._before[part, places[mine]]
+                )  # how many of it came before
+                indices[mine] = self._offsets[part] + order._indices(int(own[0]), int(own[-1]) + 1)
+        return indices
 
 
 def interleave(weights: Sequence[float], length: int) -> Tensor:
@@ -176,6 +187,76 @@ def interleave(weights: Sequence[float], length: int) -> Tensor:
     return torch.tensor(places)
 
 
-def as_tuple(value: Any) -> tuple:
-    """A number or several as a tuple; None is empty."""
-    return () if value is None else tuple(value) if isinstance(value, Sequence) else (value,)
+@dataclass(kw_only=True, eq=False)
+class TaskData:
+    """The batches of several data sets, under keys that start with their names: `digits/x`, `heartbeats/x`, ...
+
+    parts: name -> a data set of any kind, whose batch size becomes the one set here; one that is None is left out.
+    batch_size: samples of each part in a training step, of all ranks and micro-batches together.
+    hints: see `DataModule`.
+
+    An epoch is one pass through the largest part; smaller ones go on with their next epoch. Validation ends with the
+    smallest test split. The weight of a task is a setting of the model (`jepa.models.multitask.MultiTask`).
+
+    Raises ValueError without parts, and for names that would not do as prefixes.
+    """
+
+    parts: Mapping[str, DataModule | None]
+    batch_size: int = 256
+    hints: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        check_counts(batch_size=self.batch_size)
+        self.parts = present_parts(self.parts)
+        if wrong := [name for name in self.parts if "/" in name]:
+            raise ValueError(f"data.parts: names must not hold a slash, got {wrong}")
+        for part in self.parts.values():
+            part.batch_size = self.batch_size
+        specs = [part.spec for part in self.parts.values()]
+        self.spec = DataSpec(
+            num_train=max(spec.num_train for spec in specs),
+            num_test=min(spec.num_test for spec in specs),
+            input_shape=(),
+            classes=None,
+        )
+
+    @property
+    def modalities(self) -> dict[str, Any]:
+        """The parts, each of which is evaluated by itself."""
+        return self.parts
+
+    @property
+    def bad_samples(self) -> dict[str, str]:
+        """Path -> reason of the samples found unreadable so far, of all parts."""
+        return {name: why for part in self.parts.values() for name, why in part.bad_samples.items()}
+
+    def train_batches(
+        self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
+    ) -> Iterator[Batch]:
+        """As `DataModule.train_batches`, of all parts."""
+        where = {"start_step": start_step, "stop_step": stop_step, "rank": rank, "world_size": world_size}
+        return zip_batches({name: part.train_batches(seed=seed, **where) for name, part in self.parts.items()})
+
+    def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
+        """As `DataModule.validation_batches`, of all parts, as long as each has samples."""
+        return zip_batches({n: part.validation_batches(batch_size=batch_size) for n, part in self.parts.items()})
+
+    def blank_batch(self, count: int) -> Batch:
+        """A training batch of `count` samples of each part, without content and without labels."""
+        return with_prefixes({name: part.blank_batch(count) for name, part in self.parts.items()})
+
+
+def zip_batches(streams: Mapping[str, Iterator[Batch]]) -> Iterator[Batch]:
+    """The streams' batches side by side until one ends, cut to the shortest of them; closes all streams."""
+    with contextlib.ExitStack() as stack:
+        for stream in streams.values():
+            stack.callback(stream.close)
+        for batches in zip(*streams.values()):
+            count = min(len(next(iter(batch.values()))) for batch in batches)
+            cut = [{name: value[:count] for name, value in batch.items()} for batch in batches]
+            yield with_prefixes(dict(zip(streams, cut)))
+
+
+def with_prefixes(batches: Mapping[str, Batch]) -> Batch:
+    """One batch with the keys of all, each behind the name of its own."""
+    return {f"{name}/{key}": value for name, batch in batches.items() for key, value in batch.items()}

@@ -9,9 +9,8 @@ or nothing but the padding id.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -63,11 +62,8 @@ class PairedData(DataModule):
                 raise ValueError(f"data.missing.{name}={share}: expected a share from 0 to below 1 of one of {names}")
         self.partners = {split: self._find_partners(split) for split in ("train", "test")}
         mine = self.modalities[self.anchor]
-        self.setup(
-            Splits(**mine.splits, class_names=mine.spec.class_names),
-            prepare=mine.prepare,
-            input_shape=mine.spec.input_shape,
-        )
+        splits = Splits(**mine.splits, class_names=mine.spec.class_names)
+        self.setup(splits, prepare=mine.prepare, input_shape=mine.spec.input_shape)
 
     def blank_batch(self, count: int) -> Batch:
         """A training batch of `count` samples without content."""
@@ -80,21 +76,27 @@ class PairedData(DataModule):
         bad: dict[str, str] = {}
         x = {}
         for name, data in self.modalities.items():
-            indices = request.indices if name == self.anchor else [partner[name] for partner, _ in chosen]
-            absent = torch.tensor([name in absent for _, absent in chosen])
-            make = partial(data.make_batch, reading=reading)
-            x[name] = empty_where(read_or_empty(make, request.counters, indices, bad), absent)
+            indices = request.indices if name == self.anchor else [partners[name] for partners, _ in chosen]
+            lost = torch.tensor([name in absent for _, absent in chosen])
+            batch = data.make_batch(Request(request.counters, indices), reading)
+            if found := batch.get("bad"):  # each of them is missing, as its neighbour would be no partner
+                bad |= found
+                singles = [Request([counter], [index]) for counter, index in zip(request.counters, indices)]
+                lost |= torch.tensor([bool(data.make_batch(single, reading).get("bad")) for single in singles])
+            inputs = batch["x"]
+            empty = float("nan") if inputs.is_floating_point() else PADDING
+            x[name] = inputs.masked_fill(lost.view(-1, *[1] * (inputs.ndim - 1)), empty)
         return {"x": x, "label": labels, "bad": bad}
 
     def _choose(self, counter: int, label: int, reading: Reading) -> tuple[dict[str, int], set[str]]:
         """The partners' indices, and the modalities that are left out."""
-        random = generator("cpu", VALIDATION_SEED if reading.seed is None else reading.seed, "partner", counter)
-        draws = torch.rand(2, len(self.modalities), generator=random)
+        seed, missing = (VALIDATION_SEED, {}) if reading.seed is None else (reading.seed, self.missing)
+        draws = torch.rand(2, len(self.modalities), generator=generator("cpu", seed, "partner", counter))
         partners = {}
         for draw, (name, by_label) in zip(draws[0], self.partners[reading.split][1].items()):
             candidates = by_label[label]
-            partners[name] = int(candidates[int(draw * len(candidates))])
-        missing = {} if reading.seed is None else self.missing
+            # The product, in single precision, may round up to the number of candidates.
+            partners[name] = int(candidates[min(int(draw * len(candidates)), len(candidates) - 1)])
         # The modality that is least likely to be left out by its draw is kept.
         margin = {name: float(draw) - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
         absent = {name for name, value in margin.items() if value < 0}
@@ -103,18 +105,17 @@ class PairedData(DataModule):
     def _find_partners(self, split: str) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
         """Labels (n,) of the anchor's samples, and name -> label -> indices of the partners."""
         labels = {name: labels_of(name, data.splits[split]) for name, data in self.modalities.items()}
-        wanted = labels[self.anchor]
-        by_label = {}
-        for name in self.modalities:
-            if name != self.anchor:
-                mine = {int(label): (labels[name] == label).nonzero().flatten() for label in labels[name].unique()}
-                if lacking := sorted(set(wanted.unique().tolist()) - set(mine)):
-                    raise DataError(
-                        f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "
-                        f"{self.anchor} has: without partners these cannot be used"
-                    )
-                by_label[name] = mine
-        return wanted, by_label
+        wanted = labels.pop(self.anchor)
+        partners = {}
+        for name, mine in labels.items():
+            found, counts = mine.unique(return_counts=True)
+            partners[name] = dict(zip(found.tolist(), mine.argsort(stable=True).split(counts.tolist())))
+            if lacking := sorted(set(wanted.tolist()) - set(partners[name])):
+                raise DataError(
+                    f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "
+                    f"{self.anchor} has: without partners these cannot be used"
+                )
+        return wanted, partners
 
 
 @dataclass(kw_only=True, eq=False)
@@ -149,26 +150,6 @@ class PicturesAndCaptions(PairedData):
     def __post_init__(self) -> None:
         self.modalities = {"picture": self.picture(root=self.root), "caption": self.caption(root=self.root)}
         super().__post_init__()
-
-
-def read_or_empty(
-    make: Callable[[Request], Batch], counters: Sequence[int], indices: Sequence[int], bad: dict[str, str]
-) -> Tensor:
-    """The inputs of a modality; empty where a sample cannot be read, as its neighbour would be no partner."""
-    batch = make(Request(counters, indices))
-    found = batch.get("bad", {})
-    if not found:
-        return batch["x"]
-    bad.update(found)
-    lost = [bool(make(Request([c], [i])).get("bad")) for c, i in zip(counters, indices)]
-    return empty_where(batch["x"], torch.tensor(lost))
-
-
-def empty_where(x: Tensor, lost: Tensor) -> Tensor:
-    """Inputs (B, ...) with those marked in lost (B,) bool emptied."""
-    if not bool(lost.any()):
-        return x
-    return x.masked_fill(lost.view(-1, *[1] * (x.ndim - 1)), float("nan") if x.is_floating_point() else PADDING)
 
 
 def labels_of(name: str, samples: Samples) -> Tensor:

@@ -115,9 +115,9 @@ def test_a_flat_folder_has_no_labels(tmp_path):
     ("layout", "message"),
     [
         ([], "holds no sound files"),
-        (["only/a.wav"], "one class folder only"),
+        (["only/a.wav"], "a single class"),
         (["a/x.wav", "b/x.wav", "loose.wav"], "beside the folders"),
-        (["train/a/x.wav", "train/b/x.wav", "test/c/x.wav"], "not in train/"),
+        (["train/a/x.wav", "train/b/x.wav", "test/c/x.wav"], "not in train"),
         (["a/x.wav", "b/x.txt"], "no sound files in the class folders b"),
     ],
 )

@@ -16,7 +16,7 @@ from PIL import Image as PIL
 
 from jepa.data import ImageData
 from jepa.data.audio_data import AudioData
-from jepa.data.sources.huggingface_rows import open_rows
+from jepa.data.huggingface_data import read_columns
 from jepa.data.text_data import TextData
 from jepa.utils.errors import DataError
 
@@ -82,7 +82,8 @@ def test_texts_of_every_form(tmp_path, form):
     else:
         datasets.DatasetDict(train=train).save_to_disk(path)
         path = next(path.rglob("*.arrow"))
-    data = build(path=str(path), column="sentence", label_column="label")
+    columns = {"path": str(path), "column": "sentence", "label_column": "label"}
+    data, again = build(**columns), build(**columns, num_workers=2)
     held = form in ("disk_split", "parquet", "arrow")
     assert isinstance(data, TextData)
     assert (data.spec.num_train, data.spec.num_test) == ((18, 2) if held else (20, 6))
@@ -92,10 +93,7 @@ def test_texts_of_every_form(tmp_path, form):
     if not held:
         (test_batch,) = data.evaluation_batches("test", batch_size=9)
         assert test_batch["label"].tolist() == [0, 1] * 3
-    again = build(path=str(path), column="sentence", label_column="label", num_workers=2)
-    assert same(
-        data.train_batches(seed=0, start_step=2, stop_step=4), again.train_batches(seed=0, start_step=2, stop_step=4)
-    )
+    assert same(*(each.train_batches(seed=0, start_step=2, stop_step=4) for each in (data, again)))
 
 
 def test_pictures_and_a_damaged_one(tmp_path):
@@ -124,7 +122,8 @@ def test_sounds_are_waveforms(tmp_path):
     stored = {"audio": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
     rows = datasets.Dataset.from_dict(rows, features=datasets.Features(stored))
     rows.cast_column("audio", datasets.Audio()).save_to_disk(folder)
-    kind, splits = open_rows(path=str(folder), column="audio", test_fraction=0.25)
+    rows = datasets.load_from_disk(folder)
+    kind, splits = read_columns(rows.select(range(3)), rows.select([3]), "audio", None)
     for split in (splits.train, splits.test):
         for index in range(len(split)):
             (found, rate), label = split[index]

@@ -105,26 +105,20 @@ def test_parts_of_different_shapes_are_refused():
 def test_a_run_on_a_mix(train, tmp_path, shared_dir):
     """From the command line: the model is sized by what the parts have."""
     run = train(
-        "data=mix",
-        "+data@data.parts.small=digits",
-        "+data@data.parts.clothes=fashion_mnist",
+        *["data=mix", "+data@data.parts.small=digits", "+data@data.parts.clothes=fashion_mnist"],
         f"data.parts.clothes.root={shared_dir}/fashion_mnist",
-        "data.parts.clothes.image_size=8",
-        "data.parts.small.views=1",
-        "data.parts.clothes.views=1",
+        *["data.parts.clothes.image_size=8", "data.parts.small.views=1", "data.parts.clothes.views=1"],
         "data.weights={small: 3, clothes: 1}",
         "data.batch_size=16",
-        *(
+        *[
             "model.encoder.patch_size=2",
             "model.encoder.embed_dim=32",
             "model.encoder.depth=1",
             "model.encoder.num_heads=2",
-        ),
-        *("model.predictor.embed_dim=32", "model.predictor.depth=1"),
-        *("model.mask.min_context=2", "model.mask.num_targets=2"),
-        "trainer.max_steps=3",
-        "trainer.device=cpu",
-        "trainer.precision=fp32",
+        ],
+        *["model.predictor.embed_dim=32", "model.predictor.depth=1"],
+        *["model.mask.min_context=2", "model.mask.num_targets=2"],
+        *["trainer.max_steps=3", "trainer.device=cpu", "trainer.precision=fp32"],
     )
     assert run.returncode == 0, run.stderr
     results = json.loads(next(tmp_path.glob("outputs/*/*/results.json")).read_text())

@@ -116,16 +116,20 @@ def test_a_sample_that_cannot_be_read_is_missing_and_not_its_neighbour():
 
 
 def test_what_cannot_be_paired_is_explained():
-    with pytest.raises(ValueError, match=r"data\.anchor"):
-        pairs(anchor="none")
-    with pytest.raises(ValueError, match=r"data\.missing\.some"):
-        pairs(missing={"some": 0.5})
-    several = {"few": single(Numbers(9, 0), Numbers(6, 0), views=2), "many": single(Numbers(9, 0), Numbers(6, 0))}
-    with pytest.raises(ValueError, match="views=1"):
-        pairs(modalities=several)
-    lacking = {"few": single(Numbers(9, 0), Numbers(6, 0)), "many": single(Numbers(9, 0), Numbers(6, 0, classes=2))}
-    with pytest.raises(DataError, match=r"test split of many has no sample of the labels \[2\]"):
-        pairs(modalities=lacking)
+    good = single(Numbers(9, 0), Numbers(6, 0))
+    several, lacking = single(Numbers(9, 0), Numbers(6, 0), views=2), single(Numbers(9, 0), Numbers(6, 0, classes=2))
+    for settings, error, message in [
+        ({"anchor": "none"}, ValueError, r"data\.anchor"),
+        ({"missing": {"some": 0.5}}, ValueError, r"data\.missing\.some"),
+        ({"modalities": {"few": several, "many": good}}, ValueError, "views=1"),
+        (
+            {"modalities": {"few": good, "many": lacking}},
+            DataError,
+            r"test split of many has no sample .* labels \[2\]",
+        ),
+    ]:
+        with pytest.raises(error, match=message):
+            pairs(**settings)
     with pytest.raises(UserError, match="no labels to pair by"):
         labels_of("few", [1, 2])
 

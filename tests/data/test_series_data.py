@@ -253,8 +253,10 @@ def test_mistakes_in_labelled_data(tmp_path):
         "train_x holds nothing but NaN": {"train_x": huge * np.nan},
         "train_x has 1 channels and test_x 2": {"train_x": np.zeros((12, 1, 10))},
         "train_len has to hold 12 whole numbers from 1 to 10": {"train_len": y + 0.5},
-        r"test_y holds the labels \[7\]": {"test_y": np.array([0, 1, 7, 0, 1, 0, 1, 0])},
-        "train_y holds the single label 0": {"train_y": y * 0, "test_y": np.zeros(8, int)},
+        "the classes 7 of the test split are not in train, which has 0, 1": {
+            "test_y": np.array([0, 1, 7, 0, 1, 0, 1, 0])
+        },
+        r"holds a single class \(0\), nothing to classify": {"train_y": y * 0, "test_y": np.zeros(8, int)},
     }
     for message, changes in wrong.items():
         write_ucr(tmp_path, "Wrong", **changes)

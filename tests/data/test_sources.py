@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import shutil
 import struct
 import tarfile
 import time
@@ -82,18 +83,15 @@ def test_idx_files_of_torchvisions_layout(tmp_path, place, zipped):
     assert splits.train.labels.tolist() == [*range(10), 0, 1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "text", "short"])
+@pytest.mark.parametrize("damage", ["cut", "text", "short", "other"])
 def test_a_damaged_idx_file_is_named(tmp_path, damage):
     folder = tmp_path / "root"
-    contents = write_idx(folder, zipped=True)
+    content = write_idx(folder, zipped=True)["train-images-idx3-ubyte"]
     path = folder / "train-images-idx3-ubyte.gz"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-20])
-    elif damage == "text":
-        path.write_text("<html>not found</html>")
-    else:
-        path.write_bytes(gzip.compress(contents["train-images-idx3-ubyte"][:-7]))
-    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz is not a complete idx file"):
+    damaged = {"cut": path.read_bytes()[:-20], "text": b"<html>not found</html>"}
+    damaged |= {"short": gzip.compress(content[:-7]), "other": gzip.compress(b"<html>not found</html>")}
+    path.write_bytes(damaged[damage])
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte.gz (cannot be read|is not a complete idx file)"):
         mnist(root=str(folder))
 
 
@@ -108,16 +106,9 @@ def test_without_network_the_error_says_which_files_go_where(tmp_path, offline, 
     message = str(error.value)
     assert "Name or service not known" in message
     assert f"data.root={root}" in message
-    wanted = (
-        ["cifar-10-python.tar.gz", "data_batch_5", "batches.meta"]
-        if source is cifar10
-        else [
-            "train-images-idx3-ubyte.gz",
-            "train-labels-idx1-ubyte.gz",
-            "t10k-images-idx3-ubyte.gz",
-            "t10k-labels-idx1-ubyte.gz",
-        ]
-    )
+    wanted = ["cifar-10-python.tar.gz", "data_batch_5", "batches.meta"]
+    if source is not cifar10:
+        wanted = [f"{name}.gz" for pair in small_images.IDX_FILES.values() for name in pair]
     assert all(name in message for name in wanted)
     assert not [path for path in root.rglob("*") if path.is_file()], "nothing half-written stays"
 
@@ -130,15 +121,16 @@ def test_no_download_is_tried_when_it_is_switched_off(tmp_path, offline):
 
 def test_a_download_is_whole_or_absent(tmp_path, monkeypatch):
     content = b"the published file"
-    sums = {"md5": hashlib.md5(content).hexdigest(), "urls": ["http://first/x", "http://second/x"]}
+    source = {"urls": ["http://first/x", "http://second/x"], "md5": hashlib.md5(content).hexdigest()}
+    source |= {"allowed": True, "name": "X", "root": tmp_path, "wanted": []}
     answers = {"http://first/x": b"<html>a proxy's page</html>", "http://second/x": content}
     monkeypatch.setattr(download.urllib.request, "urlopen", lambda url, timeout: io.BytesIO(answers[url]))
     path = tmp_path / "new" / "x"
-    download.fetch(path, **sums)
+    download.download_file(path, **source)
     assert path.read_bytes() == content
     answers["http://second/x"] = content[:5]
-    with pytest.raises(OSError, match="md5 sum differs"):
-        download.fetch(tmp_path / "new" / "y", **sums)
+    with pytest.raises(DataError, match="md5 sum differs"):
+        download.download_file(tmp_path / "new" / "y", **source)
     assert [p.name for p in path.parent.iterdir()] == ["x"]
 
 
@@ -160,11 +152,11 @@ def cifar_folder(tmp_path):
 
 @pytest.mark.parametrize("place", ["parent", "folder", "archive"])
 def test_cifar10_from_its_python_batches(cifar_folder, tmp_path, place):
-    root = {"parent": tmp_path, "folder": cifar_folder, "archive": tmp_path / "other"}[place]
+    root = {"parent": tmp_path, "folder": cifar_folder, "archive": tmp_path}[place]
     if place == "archive":
-        root.mkdir()
-        with tarfile.open(root / "cifar-10-python.tar.gz", "w:gz") as archive:
+        with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
             archive.add(cifar_folder, cifar_folder.name)
+        shutil.rmtree(cifar_folder)
     splits = cifar10(root=str(root), download=False)
     assert splits.train.images.shape == (20, 3, 32, 32)
     assert splits.train.images[:, 0].eq(200).all()

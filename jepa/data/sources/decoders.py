@@ -8,11 +8,10 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,11 +24,10 @@ from jepa.utils.lazy_import import lazy_import, require
 av = lazy_import("av")
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-SOUND_EXTENSIONS = (".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif")
-VIDEO_EXTENSIONS = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".ts", ".wmv", ".flv", ".gif")
-# What Pillow raises on damaged files; a SyntaxError stands for a broken PNG.
-IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+# What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG.
+DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
+File = str | Path | io.BytesIO
 Sound = tuple[Tensor, int]
 """A waveform (t,) float32 in [-1, 1], channels averaged, and its sample rate in Hz."""
 
@@ -37,17 +35,26 @@ Choose = Callable[[int, float | None], Sequence[int]]
 """(number of frames, frames per second where that is known) -> the frames wanted, in rising order."""
 
 
-def decode_image(file: str | Path | io.BytesIO, name: str | None = None) -> Image.Image:
-    """The picture in a file, turned upright by its EXIF data. name: of the sample in errors, None for the file's."""
+@contextlib.contextmanager
+def readable(file: File, name: str | None, *errors: type[Exception]) -> Iterator[str]:
+    """A context in which DAMAGE and `errors` become `UnreadableSample`; gives its name, by default the file's."""
+    name = name or str(file)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a file is readable or not; oddities in its metadata do not matter
-            with Image.open(file) as image:
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return image
-    except IMAGE_ERRORS as error:
-        raise UnreadableSample(name or str(file), _reason(file, f"{type(error).__name__}: {error}")) from error
+        yield name
+    except (*DAMAGE, *errors) as error:
+        reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
+        empty = not isinstance(file, io.BytesIO) and os.path.isfile(file) and not os.path.getsize(file)
+        raise UnreadableSample(name, "the file is empty" if empty else f"{type(error).__name__}: {reason}") from error
+
+
+def decode_image(file: File, name: str | None = None) -> Image.Image:
+    """The picture in a file, turned upright by its EXIF data. name: of the sample in errors, None for the file's."""
+    with readable(file, name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a file is readable or not; oddities in its metadata do not matter
+        with Image.open(file) as image:
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image
 
 
 def require_soundfile() -> ModuleType:
@@ -55,32 +62,17 @@ def require_soundfile() -> ModuleType:
     return require("soundfile", extra="audio", purpose="reading sound")
 
 
-def decode_sound(file: str | Path | io.BytesIO, name: str | None = None) -> Sound:
+def decode_sound(file: File, name: str | None = None) -> Sound:
     """The sound in a file that libsndfile reads. name: as for `decode_image`."""
     soundfile = require_soundfile()
-    name = name or str(file)
-    try:
+    with readable(file, name, soundfile.SoundFileError) as name:
         samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError, ValueError) as error:
-        raise UnreadableSample(name, _reason(file, str(error).partition(": ")[2] or str(error))) from error
     if not len(samples):
         raise UnreadableSample(name, "it holds no samples")
     wave = torch.from_numpy(samples.mean(axis=1))
     if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
         raise UnreadableSample(name, "it holds samples that are NaN or infinite")
     return wave, int(rate)
-
-
-def _reason(file: str | Path | io.BytesIO, reason: str) -> str:
-    empty = not isinstance(file, io.BytesIO) and os.path.isfile(file) and not os.path.getsize(file)
-    return "the file is empty" if empty else reason
-
-
-class Video(Protocol):
-    """One video, not read yet."""
-
-    def read(self, choose: Choose) -> Tensor:
-        """The chosen frames, uint8 (T, C, H, W). Raises UnreadableSample when it is damaged or has none."""
 
 
 @dataclass(frozen=True)
@@ -98,63 +90,50 @@ class VideoFile:
         Decoding starts at the last key frame before the first one wanted. Where a file holds fewer frames than it
         states, its last one takes the place of those missing.
         """
-        if not os.path.isfile(self.path):
-            raise UnreadableSample(self.path, "there is no such file")
-        if not os.path.getsize(self.path):
-            raise UnreadableSample(self.path, "the file is empty")
-        try:
-            with av.open(self.path) as container:
-                if not container.streams.video:
-                    kinds = sorted({stream.type for stream in container.streams})
-                    raise UnreadableSample(
-                        self.path, f"it has no pictures, only {', '.join(kinds) or 'an empty shell'}"
-                    )
-                return self._decode(container, choose)
-        except (av.FFmpegError, ValueError, EOFError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
-            raise UnreadableSample(self.path, f"{type(error).__name__}: {reason}") from error
-
-    def _decode(self, container: av.container.InputContainer, choose: Choose) -> Tensor:
-        import av
-
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1  # workers are the parallelism
-        rate = float(stream.average_rate or stream.guessed_rate or 0) or None
-        count = stream.frames or self._estimate(container, stream, rate)
-        if count < 1 or rate is None:  # neither number is known: decode all frames
-            frames = [_pixels(frame) for frame in container.decode(stream)]
-            if not frames:
-                raise UnreadableSample(self.path, "no frame could be decoded")
-            return _stack([frames[i] for i in choose(len(frames), rate)], self.path)
-        wanted = list(choose(count, rate))
-        first = stream.start_time or 0
-        ticks = [first + round(number / rate / stream.time_base) for number in wanted]
-        half = 0.5 / rate / float(stream.time_base)
-        if ticks[0] > first:
-            with contextlib.suppress(av.FFmpegError):  # formats without an index are decoded from their beginning
-                container.seek(ticks[0], stream=stream, backward=True)
-        found: list[np.ndarray] = []
-        last = None
-        for frame in container.decode(stream):
-            if frame.pts is None:
-                continue
-            last = frame
-            # The first frame not earlier than wanted, which stands for several where the file has a gap.
-            if (passed := sum(frame.pts > tick - half for tick in ticks) - len(found)) > 0:
-                found += [_pixels(frame)] * passed
-            if len(found) == len(ticks):
-                break
-        if last is None:
+        with readable(self.path, None, av.FFmpegError), av.open(self.path) as container:
+            if not container.streams.video:
+                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
+                raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1  # workers are the parallelism
+            rate = float(stream.average_rate or stream.guessed_rate or 0) or None
+            if stream.duration is not None:
+                seconds = float(stream.duration * stream.time_base)
+            else:
+                seconds = (container.duration or 0) / av.time_base
+            count = stream.frames or int(seconds * (rate or 0))
+            if count < 1 or rate is None:  # neither number is known: decode all frames
+                frames = [_pixels(frame) for frame in container.decode(stream)]
+                frames = [frames[i] for i in choose(len(frames), rate)] if frames else []
+            else:
+                frames = _decode_frames(container, stream, choose(count, rate), rate)
+        if not frames:
             raise UnreadableSample(self.path, "no frame could be decoded")
-        return _stack(found + [_pixels(last)] * (len(ticks) - len(found)), self.path)
+        return _stack(frames, self.path)
 
-    @staticmethod
-    def _estimate(container: av.container.InputContainer, stream: av.VideoStream, rate: float | None) -> int:
-        if rate is None:
-            return 0
-        if stream.duration is not None:
-            return int(float(stream.duration * stream.time_base) * rate)
-        return int((container.duration or 0) / 1_000_000 * rate)  # in FFmpeg's AV_TIME_BASE
+
+def _decode_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: Sequence[int], rate: float
+) -> list[np.ndarray]:
+    """Frames by number, in rising order; none where no frame can be decoded."""
+    first = stream.start_time or 0
+    ticks = [first + round(number / rate / stream.time_base) for number in wanted]
+    half = 0.5 / rate / float(stream.time_base)
+    if ticks[0] > first:
+        with contextlib.suppress(av.FFmpegError):  # formats without an index are decoded from their beginning
+            container.seek(ticks[0], stream=stream, backward=True)
+    found: list[np.ndarray] = []
+    last = None
+    for frame in container.decode(stream):
+        if frame.pts is None:
+            continue
+        last = frame
+        # The first frame not earlier than wanted, which stands for several where the file has a gap.
+        if (passed := sum(frame.pts > tick - half for tick in ticks) - len(found)) > 0:
+            found += [_pixels(frame)] * passed
+        if len(found) == len(ticks):
+            break
+    return found if last is None else found + [_pixels(last)] * (len(ticks) - len(found))
 
 
 @dataclass(frozen=True)
@@ -165,16 +144,13 @@ class FrameFolder:
 
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames, uint8 (T, 3, H, W)."""
-        try:
+        with readable(self.path, None):
             names = sorted(filter(is_image_file, os.listdir(self.path)), key=_natural)
-        except OSError as error:
-            raise UnreadableSample(self.path, f"{type(error).__name__}: {error.strerror}") from error
         if not names:
             raise UnreadableSample(self.path, f"the folder holds no frames ({', '.join(IMAGE_EXTENSIONS)})")
-        read: dict[int, np.ndarray] = {}
         numbers = list(choose(len(names), None))
-        for number in set(numbers):
-            read[number] = np.asarray(decode_image(os.path.join(self.path, names[number])).convert("RGB"))
+        paths = {number: os.path.join(self.path, names[number]) for number in numbers}
+        read = {number: np.asarray(decode_image(path).convert("RGB")) for number, path in paths.items()}
         return _stack([read[number] for number in numbers], self.path)
 
 
@@ -187,6 +163,10 @@ class TensorVideo:
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames."""
         return self.frames[list(choose(len(self.frames), None))]
+
+
+Video = VideoFile | FrameFolder | TensorVideo
+"""One video, not read yet; `read` raises UnreadableSample when it is damaged or has no frames."""
 
 
 def open_video(path: str) -> Video:

@@ -1,32 +1,37 @@
-"""Downloads the files of small public data sets; where that fails, the error names the files to put in place."""
+"""Files of small public data sets: downloaded where they are missing, unpacked where they are packed."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import logging
 import os
 import shutil
+import tarfile
 import urllib.request
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
 
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, first_line
 
 log = logging.getLogger("jepa")
 TIMEOUT = 5.0
 """Seconds without an answer after which a server counts as unreachable."""
 
 
-def fetch(path: Path, *, urls: Sequence[str], md5: str | None) -> None:
-    """Download a file from the first url that serves it with that md5 sum; None takes what comes.
+def download_file(
+    path: Path, *, urls: Sequence[str], md5: str | None, allowed: bool, name: str, root: Path, wanted: Sequence[str]
+) -> None:
+    """Download a file of the data set `name` from the first url that serves it with that md5 sum; None takes any.
 
     It is written under another name and renamed when complete, so a failure leaves no file that looks whole.
-    Raises OSError with the last reason when no url works.
+    Raises DataError with the files `wanted` in root when no url works, or where downloads are not `allowed`.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    reason: Exception = OSError("there is no address for it")
-    for url in urls:
+    reason = "data.source.download=false"
+    for url in urls if allowed else ():
         try:
             log.info("downloading %s", url)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,26 +42,37 @@ def fetch(path: Path, *, urls: Sequence[str], md5: str | None) -> None:
             part.replace(path)
             return
         except (OSError, HTTPException) as error:  # URLError is an OSError
-            reason = error
+            reason = str(error)
         finally:
             part.unlink(missing_ok=True)
-    raise OSError(str(reason)) from reason
+    listed = "".join(f"\n  {file}" for file in wanted)
+    raise DataError(
+        f"{name} is not in data.root={root} and was not downloaded ({reason}). Put these files there, or "
+        f"point data.root to a folder that holds them:{listed}"
+    )
 
 
-def download_file(
-    path: Path, *, urls: Sequence[str], md5: str | None, allowed: bool, name: str, root: Path, wanted: Sequence[str]
-) -> None:
-    """`fetch` a file of the data set `name`. Raises DataError with what is `wanted` in root where that fails.
+def find_packed(folder: Path, name: str) -> Path | None:
+    """The file of that name in a folder, or the same with .gz."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
-    allowed: False raises at once.
-    """
+
+def read_packed(path: Path) -> bytes:
+    """The content of a file, unpacked if its name ends in .gz. Raises DataError if it is damaged."""
     try:
-        if not allowed:
-            raise OSError("data.source.download=false")
-        fetch(path, urls=urls, md5=md5)
-    except OSError as error:
-        listed = "".join(f"\n  {file}" for file in wanted)
+        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read ({error}); get it again") from error
+
+
+def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
+    """Name -> content of the `wanted` files in a tar archive. Raises DataError if it is damaged."""
+    try:
+        with tarfile.open(path) as archive:
+            members = [member for member in archive if member.isfile() and wanted(member.name)]
+            return {member.name: archive.extractfile(member).read() for member in members}
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        reason = first_line(error).rstrip(": ")  # tarfile lists every compression it tried
         raise DataError(
-            f"{name} is not in data.root={root} and was not downloaded ({error}). Put these files there, or "
-            f"point data.root to a folder that holds them:{listed}"
+            f"{path} is not a complete tar archive ({reason}); get it again, or delete it to have it downloaded"
         ) from error

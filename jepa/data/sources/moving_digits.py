@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -43,21 +44,18 @@ def moving_mnist(
     side = images.train.images.shape[-1]
     if canvas < side:
         raise ValueError(f"data.source.canvas={canvas} is smaller than a digit, {side} pixels")
-    made = [
-        MovingDigits(
-            images=getattr(images, split),
-            split=split,
-            clips=clips,
-            digits=digits,
-            canvas=canvas,
-            length=length,
-            speed=tuple(speed),
-            brightness=others_brightness,
-            seed=seed,
-        )
-        for split, clips in (("train", train_clips), ("test", test_clips))
-    ]
-    return Splits(*made, class_names=images.class_names)
+    make = partial(
+        MovingDigits,
+        digits=digits,
+        canvas=canvas,
+        length=length,
+        speed=tuple(speed),
+        brightness=others_brightness,
+        seed=seed,
+    )
+    train = make(images=images.train, split="train", clips=train_clips)
+    test = make(images=images.test, split="test", clips=test_clips)
+    return Splits(train, test, images.class_names)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.data.sources.splits import number_classes
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import require
 
@@ -61,10 +62,8 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
     folder = Path(root)
     path = folder / f"{name}.npz"
     if not path.is_file():
-        found = sorted(p.stem for p in folder.glob("*.npz")) if folder.is_dir() else []
-        hint = (
-            f"data.name can be one of {', '.join(found)}" if found else "no .npz files are in that folder (data.root)"
-        )
+        found = ", ".join(sorted(file.stem for file in folder.glob("*.npz")))
+        hint = f"data.name can be one of {found}" if found else "no .npz files are in that folder (data.root)"
         raise DataError(f"{path} is missing (data.root={root}, data.name={name}): {hint}")
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -73,14 +72,10 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
         raise DataError(f"{path} cannot be read ({error}): it is damaged, or no NumPy .npz file") from error
     if missing := {"train_x", "train_y", "test_x", "test_y"} - arrays.keys():
         raise DataError(f"{path} lacks {sorted(missing)}; it holds {sorted(arrays)}")
-    parts = {split: _labelled(path, arrays, split) for split in ("train", "test")}
-    (train, train_labels), (test, test_labels) = parts["train"], parts["test"]
+    (train, train_labels), (test, test_labels) = (_labelled(path, arrays, split) for split in ("train", "test"))
     if len(train[0]) != len(test[0]):
         raise DataError(f"{path}: train_x has {len(train[0])} channels and test_x {len(test[0])}, expected as many")
-    if unknown := sorted(set(test_labels) - set(train_labels)):
-        raise DataError(f"{path}: test_y holds the labels {unknown[:5]}, of which train_y has no sample")
-    if len(set(train_labels)) < 2:
-        raise DataError(f"{path}: train_y holds the single label {train_labels[0]}, nothing to classify")
+    number_classes(sorted(set(train_labels)), test_labels, where=path)
     count = 1 + max(train_labels)
     names = tuple(map(str, arrays.get("classes", range(count))))
     if len(names) < count:
@@ -96,19 +91,17 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
             f"{path}: {split}_x is {x.dtype} {x.shape} and {split}_y {y.dtype} {y.shape}, expected numbers (N, "
             "channels, time), none of them 0, and N whole numbers from 0"
         )
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        values = x.astype(np.float32)
-    if np.isinf(values).any():
-        where = tuple(int(place) for place in np.argwhere(np.isinf(values))[0])
+    values = _as_float32(x)
+    if len(places := np.argwhere(np.isinf(values))):
+        where = tuple(places[0].tolist())
         raise DataError(f"{path}: {split}_x holds {x[where]} at {where}, too large for float32; for missing use NaN")
     if np.isnan(values).all():
         raise DataError(f"{path}: {split}_x holds nothing but NaN")
-    series = torch.from_numpy(values)
     lengths = arrays.get(f"{split}_len", np.full(len(x), x.shape[2]))
     integers = lengths.shape == (len(x),) and lengths.dtype.kind in "iu"
     if not integers or lengths.min() < 1 or lengths.max() > x.shape[2]:
         raise DataError(f"{path}: {split}_len has to hold {len(x)} whole numbers from 1 to {x.shape[2]}")
-    return [each[:, : int(length)] for each, length in zip(series, lengths)], [int(label) for label in y]
+    return [each[:, :length] for each, length in zip(torch.from_numpy(values), lengths.tolist())], y.tolist()
 
 
 def ett(*, root: str) -> SeriesSplits:
@@ -126,14 +119,13 @@ def ett(*, root: str) -> SeriesSplits:
             f"{root} is neither hourly (ETTh) nor every 15 minutes (ETTm), by its name or its date column: use "
             "data=series_csv for other tables"
         )
-    month = 30 * steps_a_day
-    ends = (12 * month, 16 * month, 20 * month)
+    ends = tuple(30 * steps_a_day * months for months in (12, 16, 20))
     if len(table) < ends[2]:
         raise DataError(
             f"{root} has {len(table)} rows, but 20 months of {steps_a_day} steps a day take {ends[2]}: the file is cut "
             "short, or no ETT table (for others use data=series_csv)"
         )
-    return SeriesSplits(timeline=Timeline(_values(root, numbers), ends, steps_a_day, tuple(map(str, numbers.columns))))
+    return _timeline(root, numbers, ends, steps_a_day)
 
 
 def series_csv(
@@ -164,18 +156,8 @@ def series_csv(
         raise ValueError(f"data.source.period={period}: expected the rows of a season, at least 1, or null")
     table = _read_table(root, missing_markers)
     numbers, dates = _columns(root, table, columns, date_column)
-    if period is None:
-        period = _steps_a_day(dates)
-    bounds = np.cumsum(splits)
-    ends = tuple(min(len(table), round(float(share) * len(table))) for share in bounds)
-    values = _values(root, numbers)
-    for name, row in zip(numbers.columns, values):
-        if ends[0] and bool(row[: ends[0]].isnan().all()):
-            raise DataError(
-                f"{root}: column {name!r} holds no values in the training part, its first {ends[0]} rows: leave it out "
-                "with data.source.columns=[...], or change data.source.splits"
-            )
-    return SeriesSplits(timeline=Timeline(values, ends, period, tuple(map(str, numbers.columns))))
+    ends = tuple(min(len(table), round(float(share) * len(table))) for share in np.cumsum(splits))
+    return _timeline(root, numbers, ends, _steps_a_day(dates) if period is None else period)
 
 
 def _read_table(root: str, missing_markers: Sequence[str] = ()) -> pandas.DataFrame:
@@ -200,23 +182,18 @@ def _columns(
     for name in [*(columns or []), *([] if date_column is None else [date_column])]:
         if name not in table.columns:
             raise DataError(f"{root} has no column {name!r}; its columns are {', '.join(map(str, table.columns))}")
-    dates = [date_column] if date_column is not None else []
-    dates += [name for name in table.columns if str(name).lower() in DATE_NAMES and name not in dates]
-    wanted = list(columns) if columns is not None else [name for name in table.columns if name not in dates]
-    for name in list(wanted):
-        cells = table[name]
-        if pandas.api.types.is_numeric_dtype(cells):
-            continue
-        if columns is None and _as_dates(cells) is not None:
-            wanted.remove(name)
-            dates.append(name)
-            continue
-        wrong = cells[pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()]
-        raise DataError(
-            f"{root}: column {name!r} holds {str(wrong.iloc[0])!r} in row {int(wrong.index[0]) + 1}, which is no "
-            "number: name the channels with data.source.columns=[...], or what stands for missing cells with "
-            "data.source.missing_markers=[...]"
-        )
+    named = [name for name in table.columns if name == date_column or str(name).lower() in DATE_NAMES]
+    tried = named if columns is not None else table.columns
+    dates = {name: found for name in tried if (found := _as_dates(table[name])) is not None}
+    wanted = [name for name in table.columns if name not in named and name not in dates] if columns is None else columns
+    for name in wanted:
+        if not pandas.api.types.is_numeric_dtype(cells := table[name]):
+            wrong = cells[pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()]
+            raise DataError(
+                f"{root}: column {name!r} holds {str(wrong.iloc[0])!r} in row {int(wrong.index[0]) + 1}, which is no "
+                "number: name the channels with data.source.columns=[...], or what stands for missing cells with "
+                "data.source.missing_markers=[...]"
+            )
     if columns is None and wanted and all(_is_value(str(name)) for name in wanted):
         raise DataError(
             f"{root} has values where names of columns belong ({', '.join(map(str, wanted[:3]))}): put a header above "
@@ -224,7 +201,7 @@ def _columns(
         )
     if not wanted:
         raise DataError(f"{root} has no columns of numbers; its columns are {', '.join(map(str, table.columns))}")
-    return table[wanted], next((found for name in dates if (found := _as_dates(table[name])) is not None), None)
+    return table[list(wanted)], dates.get(date_column, next(iter(dates.values()), None))
 
 
 def _is_value(name: str) -> bool:
@@ -255,13 +232,21 @@ def _steps_a_day(dates: pandas.Series | None) -> int | None:
     return round(86400 / seconds) if 0 < seconds < 86400 else None
 
 
-def _values(root: str, numbers: pandas.DataFrame) -> Tensor:
-    """(C, T) float32. Raises DataError for infinite values, and columns that are empty."""
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
-        values = numbers.to_numpy(dtype=np.float64).T.astype(np.float32)
+def _timeline(root: str, numbers: pandas.DataFrame, ends: tuple[int, int, int], period: int | None) -> SeriesSplits:
+    """Raises DataError for infinite values, and for columns that are empty in the training part."""
+    values = _as_float32(numbers.to_numpy(dtype=np.float64).T)
     for name, row in zip(numbers.columns, values):
         if np.isinf(row).any():
             raise DataError(f"{root}: column {name!r} holds an infinite value in row {int(np.isinf(row).argmax()) + 1}")
-        if np.isnan(row).all():
-            raise DataError(f"{root}: column {name!r} holds no values: leave it out with data.source.columns=[...]")
-    return torch.from_numpy(values)
+        if ends[0] and np.isnan(row[: ends[0]]).all():
+            raise DataError(
+                f"{root}: column {name!r} holds no values in the training part, its first {ends[0]} rows: leave it out "
+                "with data.source.columns=[...], or change data.source.splits"
+            )
+    names = tuple(map(str, numbers.columns))
+    return SeriesSplits(timeline=Timeline(torch.from_numpy(values), ends, period, names))
+
+
+def _as_float32(values: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+        return values.astype(np.float32)

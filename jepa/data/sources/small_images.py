@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.util
 import io
 import pickle
-import shutil
-import tarfile
-import tempfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.sources.download import download_file
+from jepa.data.sources.download import download_file, find_packed, read_archive, read_packed
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.utils.errors import DataError
 
@@ -36,14 +31,10 @@ def digits() -> Splits:
     rows = np.loadtxt(package / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     pixels, labels = rows[:, :-1], rows[:, -1]
     images = torch.from_numpy(pixels * (255 / 16)).round().to(torch.uint8).view(-1, 1, 8, 8)
-    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
-    train, test = order[:1437], order[1437:]
     labels = torch.from_numpy(labels).long()
-    return Splits(
-        train=TensorImages(images[train], labels[train]),
-        test=TensorImages(images[test], labels[test]),
-        class_names=tuple("0123456789"),
-    )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+    train, test = (TensorImages(images[part], labels[part]) for part in (order[:1437], order[1437:]))
+    return Splits(train, test, class_names=tuple("0123456789"))
 
 
 def mnist(*, root: str, download: bool = True) -> Splits:
@@ -70,7 +61,7 @@ def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
     facts = getattr(datasets, name)
     files = [file for pair in IDX_FILES.values() for file in pair]
     places = (root, root / name / "raw", root / "raw")
-    folder = next((place for place in places if all(_find_file(place, file) for file in files)), None)
+    folder = next((place for place in places if all(find_packed(place, file) for file in files)), None)
     if folder is None:
         folder = root / name / "raw"
         wanted = [file for file, _ in facts.resources]
@@ -80,36 +71,27 @@ def _read_splits(name: str, root: Path, *, download: bool) -> Splits:
                 download_file(folder / file, urls=urls, md5=md5, allowed=download, name=name, root=root, wanted=wanted)
     splits = {}
     for split, pair in IDX_FILES.items():
-        images, labels = (read_idx(_find_file(folder, file)) for file in pair)
-        if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        images, labels = (read_idx(find_packed(folder, file)) for file in pair)
+        if images.ndim != 3 or labels.shape != images.shape[:1] or labels.max() >= len(facts.classes):
             raise DataError(
-                f"{folder}: {pair[0]} of shape {tuple(images.shape)} and {pair[1]} of shape "
-                f"{tuple(labels.shape)} are not (N, H, W) images with (N,) labels; get these files again"
+                f"{folder}: {pair[0]} of shape {tuple(images.shape)} and {pair[1]} of shape {tuple(labels.shape)}, up "
+                f"to {labels.max()}, are not (N, H, W) images with (N,) labels from 0 to 9; get these files again"
             )
-        if labels.max() >= len(facts.classes):
-            raise DataError(f"{folder}: {pair[1]} holds the label {labels.max()}; expected 0 .. 9")
         splits[split] = TensorImages(images.unsqueeze(1), labels.long())
     return Splits(**splits, class_names=tuple(label.split(" - ")[0] for label in facts.classes))
 
 
-def _find_file(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
-
-
 def read_idx(path: Path) -> Tensor:
-    """The tensor in an idx file, gzipped if its name ends so. Raises DataError if it is damaged."""
-    from torchvision.datasets.mnist import read_sn3_pascalvincent_tensor
-
+    """The uint8 tensor in an idx file, gzipped if its name ends so. Raises DataError if it is damaged."""
+    content = read_packed(path)
     try:
-        if path.suffix != ".gz":
-            return read_sn3_pascalvincent_tensor(str(path))
-        with gzip.open(path) as packed, tempfile.NamedTemporaryFile() as file:  # torchvision reads plain files
-            shutil.copyfileobj(packed, file)
-            file.flush()
-            return read_sn3_pascalvincent_tensor(file.name)
-    except (OSError, EOFError, zlib.error, AssertionError, KeyError, RuntimeError, ValueError) as error:
-        raise DataError(f"{path} is not a complete idx file ({error or type(error).__name__}); get it again") from error
+        if content[:3] != b"\x00\x00\x08":  # two zeros, and 8 for unsigned bytes
+            raise ValueError("it begins otherwise")
+        shape = np.frombuffer(content, ">u4", count=content[3], offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape))
+        return torch.from_numpy(values.reshape(shape).copy())
+    except (ValueError, IndexError) as error:
+        raise DataError(f"{path} is not a complete idx file ({error}); get it again") from error
 
 
 def cifar10(*, root: str, download: bool = True) -> Splits:
@@ -132,25 +114,18 @@ def cifar10(*, root: str, download: bool = True) -> Splits:
             wanted = [f"{facts.filename}   or the folder {facts.base_folder} with {', '.join(names)}"]
             source = {"urls": [facts.url], "md5": facts.tgz_md5}
             download_file(origin, **source, allowed=download, name="CIFAR10", root=folder, wanted=wanted)
-        try:
-            with tarfile.open(origin) as archive:
-                members = {Path(member.name).name: member for member in archive if member.isfile()}
-                contents = {name: archive.extractfile(members[name]).read() for name in names if name in members}
-        except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{origin} is damaged ({error}); delete it, then it is downloaded again") from error
+        packed = read_archive(origin, lambda name: Path(name).name in names)
+        contents = {Path(name).name: content for name, content in packed.items()}
     batches = {name: _unpickle(content, origin / name) for name, content in contents.items()}
     try:
-        class_names = tuple(batches[names[-1]]["label_names"])
-        train, test = ([batches[name] for name, _ in listed] for listed in (facts.train_list, facts.test_list))
-        return Splits(_cifar_images(train), _cifar_images(test), class_names)
+        splits = []
+        for listed in (facts.train_list, facts.test_list):
+            pixels = np.concatenate([batches[name]["data"] for name, _ in listed])  # (N, 3072), channel by channel
+            labels = [label for name, _ in listed for label in batches[name]["labels"]]
+            splits.append(TensorImages(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels)))
+        return Splits(*splits, class_names=tuple(batches[names[-1]]["label_names"]))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise DataError(f"{origin} does not hold the python batches of CIFAR-10 ({error!r})") from error
-
-
-def _cifar_images(batches: list[dict[str, Any]]) -> TensorImages:
-    pixels = np.concatenate([batch["data"] for batch in batches])  # (N, 3072), channel by channel
-    labels = [label for batch in batches for label in batch["labels"]]
-    return TensorImages(torch.from_numpy(pixels).view(-1, 3, 32, 32), torch.tensor(labels))
 
 
 class _ArrayUnpickler(pickle.Unpickler):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from jepa.data.stream import Samples
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -48,44 +51,76 @@ class TensorImages:
 
 
 class FileSamples:
-    """Files and their labels; items are (what `decode` makes of the path, label).
+    """Files and their labels; items are (what `decode` makes of the file, label).
 
-    paths: relative to `folder`. labels: one for each path, or None. decode: raises UnreadableSample for damaged files.
+    paths: relative to `folder`. labels: one for each path, or None. contents: path -> content of files in memory.
+    decode: called with a path, or a file in memory and its path; raises UnreadableSample for damaged files.
     """
 
     def __init__(
         self,
-        folder: str | Path,
-        paths: Sequence[str | Path],
+        paths: Sequence[str],
         labels: Sequence[int] | None,
-        decode: Callable[[str], Any],
+        decode: Callable[..., Any],
+        *,
+        folder: str | Path = "",
+        contents: Mapping[str, bytes] | None = None,
     ) -> None:
-        self.folder = str(folder)
         # One block of bytes: workers would copy a million strings by touching their reference counts.
         self.paths = np.array([os.fsencode(path) for path in paths])
         self.labels = None if labels is None else np.array(labels)
-        self.decode = decode
+        self.decode, self.folder, self.contents = decode, str(folder), contents
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        path = os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
-        return self.decode(path), None if self.labels is None else int(self.labels[index])
+        name = os.fsdecode(self.paths[index].item())
+        path = os.path.join(self.folder, name)
+        value = self.decode(path) if self.contents is None else self.decode(io.BytesIO(self.contents[name]), path)
+        return value, None if self.labels is None else int(self.labels[index])
 
 
 def hold_out(
-    count: int, fraction: float, seed: int, *counters: int, where: str | Path | None = None
-) -> tuple[list[int], list[int]]:
-    """Indices of the training and of the test samples, both sorted: `fraction` of `count` for testing, drawn by `seed`.
+    samples: Sequence[T], fraction: float, seed: int, *counters: int, where: str | Path | None = None
+) -> tuple[list[T], list[T]]:
+    """The training and the test samples, both in order: a `fraction` for testing, drawn by `seed`.
 
     At least one of each where there are two or more. A single sample is for training, or a DataError if `where` is set.
     """
+    count = len(samples)
     if where is not None and count < 2:
         raise DataError(f"{where} holds {count} samples; expected at least 2, of which one is kept aside for testing")
     held = min(max(round(fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=generator("cpu", seed, "split", *counters)).tolist()
-    return sorted(order[held:]), sorted(order[:held])
+    return [samples[i] for i in sorted(order[held:])], [samples[i] for i in sorted(order[:held])]
+
+
+def number_classes(
+    names: Sequence[Any], test: Iterable[Any], *, where: str | Path, unlabelled: str | None = None
+) -> dict[Any, int]:
+    """Class -> label. Raises DataError for a single class, and for classes of the test split that train has not.
+
+    where: what holds the data. unlabelled: how to train without labels, where there is a way.
+    """
+    if len(names) < 2:
+        instead = "" if unlabelled is None else f", or train without labels with {unlabelled}"
+        raise DataError(
+            f"{where} holds a single class ({first_few(names)}), nothing to classify: give two or more{instead}"
+        )
+    if unknown := sorted(set(test) - set(names)):
+        raise DataError(
+            f"{where}: the classes {first_few(unknown)} of the test split are not in train, which has "
+            f"{first_few(names)}"
+        )
+    return {name: number for number, name in enumerate(names)}
+
+
+def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
+    """The different names in order, by number where all are whole numbers."""
+    names = set(names)
+    whole = all(name.removeprefix("-").isdecimal() for name in names)
+    return tuple(sorted(names, key=int) if whole else sorted(names))
 
 
 def check_fraction(name: str, fraction: float) -> None:
