@@ -1,4 +1,4 @@
-"""Building the model and loss that a file describes, from one table of names: no other code can be called by it."""
+"""Building what the configuration in a file describes, from one table of names: no other code is called by it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from hydra.utils import get_object
+
 from jepa.utils.errors import CheckpointError
 
-NAMES = {
+MODELS = {
     "jepa.losses": (
         "Cosine Covariance InfoNCE Invariance L1 Lp MSE MultiScale Objective Projector Reconstruction SIGReg SmoothL1 "
-        "TargetMean Variance"
+        "Variance"
     ),
     "jepa.losses.context_prediction": "ContextPrediction",
-    "jepa.masks": "BlockMask MultiBlockMask RandomMask SpanMask multiblock_mask",
+    "jepa.masks": "MultiBlockMask PublishedMultiBlockMask RandomMask SpanMask multiblock_mask",
     "jepa.masks.future": "FutureMask",
     "jepa.masks.time_frequency": "SpectrogramMask",
     "jepa.masks.time_span": "TimeSpanMask",
@@ -27,66 +29,118 @@ NAMES = {
     ),
     "jepa.models.cross_modal_jepa": "CrossModalJEPA",
     "jepa.models.cross_predictor": "CrossPredictor",
+    "jepa.models.encoders": "TransformerEncoder",
     "jepa.models.encoders.image_stem": "ImageStem",
     "jepa.models.encoders.series_stem": "SeriesStem",
     "jepa.models.encoders.spectrogram_stem": "SpectrogramStem",
     "jepa.models.encoders.temporal_cnn": "TemporalCNN",
     "jepa.models.encoders.text_stem": "TextStem",
+    "jepa.models.encoders.transformer_encoder": "TransformerEncoder",
     "jepa.models.encoders.tubelet_stem": "TubeletStem",
-    "jepa.models.modality_encoders": "ModalityEncoders",
     "jepa.models.multitask": "MultiTask",
     "jepa.models.token_corruption": "RandomTokens",
-    "jepa.optim": "Constant Cosine Linear",
+    "jepa.optim": "Constant Cosine Linear Step",
     "jepa.optim.ramp": "Ramp",
-    "torch.nn": "GELU ReLU SiLU LayerNorm RMSNorm Identity",
+    "jepa.utils.log_mel": "LogMel",
 }
-"""Module -> the names in it that a stored model or loss may have built."""
-TABLE = {f"{module}.{name}": (module, name) for module, names in NAMES.items() for name in names.split()}
+"""Module -> the names in it of which a stored model or loss may consist."""
+
+DATA = {
+    "jepa.data": (
+        "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment TaskData "
+        "TextData VideoData WrittenAndSpokenDigits hugging_face"
+    ),
+    "jepa.data.sources": (
+        "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder mnist "
+        "moving_mnist series_csv text_csv text_lines ucr video_folder wikitext2"
+    ),
+    "jepa.evaluation": (
+        "AttentiveProbe CrossModalRetrieval FewShotProbe FineTuning FrozenEvaluation KNNProbe LiDAR LinearProbe "
+        "Retrieval"
+    ),
+    "jepa.evaluation.forecast": "Forecast",
+    "jepa.utils.log_mel": "LogMel",
+}
+"""Module -> the names in it of which stored data and evaluation may consist."""
 
 SETTINGS = ("_target_", "_partial_", "_convert_", "_recursive_")
+PATH = re.compile(r"[/\\]|^~|\.\.|\w:\w")
+"""What paths and addresses have, and no setting of a model."""
 
 
-def unlisted(config: Any, trusted: Collection[str] = ()) -> list[str]:
-    """Return every `_target_` of a nested configuration that is neither in the table nor trusted by name."""
-    if isinstance(config, (list, tuple)):
-        return [target for value in config for target in unlisted(value, trusted)]
-    if not isinstance(config, Mapping):
-        return []
-    own = [str(config["_target_"])] if "_target_" in config else []
-    own = [target for target in own if target not in TABLE and target not in trusted]
-    return list(dict.fromkeys([*own, *(target for value in config.values() for target in unlisted(value, trusted))]))
+def table(modules: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """Return dotted name -> (module, name) of MODELS or DATA."""
+    return {f"{module}.{name}": (module, name) for module, names in modules.items() for name in names.split()}
 
 
-def build_listed(config: Any, key: str, trusted: Collection[str] = ()) -> Any:
-    """Build what a nested configuration of a file describes, as Hydra's `instantiate` would.
+MODEL_TABLE, DATA_TABLE = table(MODELS), table(DATA)
 
-    key: where the configuration stands, "model", for errors.
-    trusted: names outside the table that may be imported all the same, as the user gave them.
 
-    Raise CheckpointError for another name, for an argument that is a path or an address, and for arguments that a
-    constructor refuses.
+def check_stored(
+    config: Any,
+    key: str,
+    source: Any,
+    *,
+    names: Collection[str] = MODEL_TABLE,
+    trusted: Collection[str] = (),
+    paths: bool = False,
+) -> None:
+    """Raise CheckpointError unless a nested configuration from a file names nothing but what it may have built.
+
+    key: where it stands, "model". source: the file or run, for the message. names: those of a table.
+    trusted: further names, as the user gave them. paths: whether values may be paths.
     """
     if isinstance(config, (list, tuple)):
-        return [build_listed(value, f"{key}[{number}]", trusted) for number, value in enumerate(config)]
-    if isinstance(config, str) and (re.search(r"[/\\]|^~|:\w", config) or len(config) > 200):
-        raise CheckpointError(f"{key}={config[:60]!r}: a configuration from a file names neither paths nor addresses")
+        for number, value in enumerate(config):
+            check_stored(value, f"{key}[{number}]", source, names=names, trusted=trusted, paths=paths)
+    elif isinstance(config, Mapping):
+        if any(str(name).startswith("_") and name not in SETTINGS for name in config):
+            raise CheckpointError(f"{source}: {key} has one of Hydra's own keys beside {', '.join(SETTINGS)}")
+        target = config.get("_target_")
+        if "_target_" in config and (not isinstance(target, str) or (target not in names and target not in trusted)):
+            raise CheckpointError(
+                f"{source} would build {target!r} as {key}, which is not among jepa's own parts: if the file is yours, "
+                f"give trust=true, or name it: {key}._target_={target}"
+            )
+        for name, value in config.items():
+            if name != "_target_":
+                check_stored(value, f"{key}.{name}", source, names=names, trusted=trusted, paths=paths)
+    elif isinstance(config, str) and ("${" in config or (not paths and PATH.search(config))):
+        raise CheckpointError(
+            f"{source}: {key}={config[:60]!r} is a path, an address or an interpolation, which a configuration from a "
+            f"file may not bring: give the value on the command line, {key}=..."
+        )
+
+
+def build_stored(config: Any, key: str, trusted: Collection[str] = ()) -> Any:
+    """Build what a nested configuration that `check_stored` has passed describes, as Hydra's `instantiate` would.
+
+    Raise CheckpointError for arguments that a constructor refuses.
+    """
+    if isinstance(config, (list, tuple)):
+        return [build_stored(value, f"{key}[{number}]", trusted) for number, value in enumerate(config)]
     if not isinstance(config, Mapping):
         return config
     arguments = {
-        str(name): build_listed(value, f"{key}.{name}", trusted)
+        str(name): build_stored(value, f"{key}.{name}", trusted)
         for name, value in config.items()
-        if name not in SETTINGS or "_target_" not in config
+        if name not in SETTINGS
     }
-    if "_target_" not in config:
+    target = config.get("_target_")
+    if target is None:
         return arguments
-    target = config["_target_"]
-    if target not in TABLE and target not in trusted:
-        raise CheckpointError(f"{key}._target_={target!r}: a file may name parts of jepa's models and losses alone")
-    module, _, name = target.rpartition(".") if target not in TABLE else (TABLE[target][0], "", TABLE[target][1])
-    function = getattr(importlib.import_module(module), name)
+    if target in MODEL_TABLE:
+        module, name = MODEL_TABLE[target]
+        function = getattr(importlib.import_module(module), name)
+    elif target in trusted:
+        function = get_object(target)
+    else:
+        raise CheckpointError(f"{key}._target_={target!r} is not among jepa's own parts")
     if config.get("_partial_"):
         return functools.partial(function, **arguments)
     try:
         return function(**arguments)
-    except (TypeError, ValueError, RuntimeError, MemoryError, OverflowError) as error:
+    except CheckpointError:
+        raise
+    except Exception as error:  # a constructor may raise anything for arguments that nobody meant
         raise CheckpointError(f"{key}: {target} refuses what the file says: {error}") from error

@@ -17,6 +17,7 @@ from jepa.config.stored import CommandLine, model_overrides, with_stored
 from jepa.distributed.launch import read_launch
 from jepa.interop import Loaded, Source, find, load
 from jepa.utils.errors import UserError
+from jepa.utils.nested import find_targets
 
 TOKENIZER = "tokenizer.json"
 """Of a run on text, in its folder."""
@@ -42,7 +43,8 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     if read_launch().world_size > 1:
         raise UserError("this script runs as one process: start it without torchrun or srun")
     given = CommandLine(config.overrides)
-    source = find(str(config.checkpoint))
+    named = [target for target in find_targets(OmegaConf.to_container(config)) if not target.startswith("jepa.")]
+    source = find(str(config.checkpoint), trusted=None if config.trust else named)
     stored = source.config or {}
     if "loss" in stored and (given.option("loss") or given.below("loss")):
         raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
@@ -64,6 +66,7 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     loaded = load(
         source,
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
+        seed=joined.trainer.seed,
         overrides={} if is_random else model_overrides(config, given),
         image_size=_image_size(joined) if "image_size" in known else None,
         channels=joined.data.get("channels") if "channels" in known else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,10 +36,15 @@ class Adapter:
 
 @dataclass
 class Source:
-    """A checkpoint by its name, before a model is made of it. key: the option that names it."""
+    """A checkpoint by its name, before a model is made of it.
+
+    key: the option that names it. trusted: names outside of jepa's own parts that its configuration may have built;
+    None for any.
+    """
 
     name: str
     key: str = "checkpoint"
+    trusted: Collection[str] | None = ()
     adapter: Adapter | None = None
     config: dict[str, Any] | None = None
 
@@ -65,13 +70,14 @@ class Options:
 
     overrides: values of the model by dotted key, {"encoder.num_heads": 16}, for what no file says.
     image_size (H, W), channels: of the pictures that it will see; None takes its own.
-    build: makes the model, for `random`, and for runs where it is not that of the stored configuration.
+    build: makes the model, for `random`. seed: of a run's untrained weights; None takes its own.
     """
 
     overrides: Mapping[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     channels: int | None = None
     build: Callable[..., nn.Module] | None = None
+    seed: int | None = None
 
 
 @dataclass

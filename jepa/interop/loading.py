@@ -11,7 +11,7 @@ What was detected, adapted or left alone is in `lines`; what does not fit is ref
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,16 +38,16 @@ ADAPTERS: tuple[Adapter, ...] = (
 """The formats, in the order in which they are tried: names before files, and last what takes any encoder."""
 
 
-def find(name: str, key: str = "checkpoint") -> Source:
+def find(name: str, key: str = "checkpoint", trusted: Collection[str] | None = ()) -> Source:
     """Find a checkpoint and its format: a run folder or file, `timm:<name>`, `hf:<name or folder>`, or `random`.
 
-    key: the option that names it, for error messages.
+    key, trusted: see `Source`.
 
     Raises CheckpointError when nothing is there, or the file cannot be read or is of no known format.
     """
     if name in ("timm:", "hf:"):
         raise UserError(f"{key}={name}: expected {name}<name>")
-    source = Source(name, key)
+    source = Source(name, key, trusted)
     source.adapter = next(adapter for adapter in ADAPTERS if adapter.recognizes(source))
     source.config = source.adapter.stored_config(source)
     return source
@@ -60,15 +60,18 @@ def load(
     image_size: tuple[int, int] | None = None,
     channels: int | None = None,
     build: Callable[..., nn.Module] | None = None,
+    seed: int | None = None,
+    trust: bool = False,
 ) -> Loaded:
     """Load a checkpoint's model with its weights.
 
     checkpoint: as `find` takes it, or what it has found. The others are described in `Options`.
+    trust: build also what is not jepa's own, of a run that is yours.
 
     Raises CheckpointError that lists what does not fit, UserError for what is missing or contradicts the file.
     """
-    source = checkpoint if isinstance(checkpoint, Source) else find(str(checkpoint))
-    loaded = source.adapter.load(source, Options(overrides or {}, image_size, channels, build))
+    source = checkpoint if isinstance(checkpoint, Source) else find(str(checkpoint), trusted=None if trust else ())
+    loaded = source.adapter.load(source, Options(overrides or {}, image_size, channels, build, seed))
     loaded.source, loaded.format = source.name, source.adapter.format
     loaded.model.eval()
     if channels is not None and loaded.channels not in (None, channels):
@@ -86,7 +89,7 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
 
     Everything but the loss's own heads must fit. Raises CheckpointError when the file cannot be read or does not.
     """
-    source = find(str(checkpoint), key="init_from")
+    source = find(str(checkpoint), key="init_from", trusted=None)  # its weights alone are read
     if source.adapter.load_into is None:
         raise CheckpointError(
             f"init_from={checkpoint}: expected a checkpoint of this project or a published I-JEPA or V-JEPA file, "

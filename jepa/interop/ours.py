@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,37 +12,38 @@ from torch import nn
 
 from jepa.checkpoint.load import first_line, load_state
 from jepa.checkpoint.moved import upgrade
-from jepa.interop.adapter import Adapter, Loaded, Options, Source, build, not_monitored
+from jepa.checkpoint.stored_objects import DATA_TABLE, MODEL_TABLE, build_stored, check_stored
+from jepa.interop.adapter import Adapter, Loaded, Options, Source, not_monitored
 from jepa.interop.frozen_networks import load_file_encoders
 from jepa.interop.sizes import check_overrides, to_pair
 from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.nested import find_targets, flatten
-
-TRUSTED = ("jepa.", "torch.nn.", "torch.optim.")
-"""Starts of the class paths that any checkpoint may name."""
+from jepa.utils.random import seeded
 
 
 def run_config(source: Source) -> dict[str, Any]:
     """Return the configuration of a run's checkpoint, with present names.
 
-    Raises CheckpointError for a file that names code from elsewhere, as building it would run that code with the
-    file's arguments; in a run folder, which has its config.yaml, it is one's own.
+    Raise CheckpointError for a damaged one, and for one that names code that is neither ours nor trusted: building it
+    would run that code with the file's arguments.
     """
-    config = upgrade(source.file.run["config"])
+    try:
+        config = upgrade(source.file.run["config"])
+        sections = {section: dict(config.get(section) or {}) for section in ("model", "loss", "data", "evaluation")}
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{source.path}: its configuration is damaged ({first_line(error)})") from error
+    if source.trusted is None:
+        source.trusted = find_targets(sections)
+        return config
+    for section in ("model", "loss"):
+        check_stored(sections[section], section, source.path, trusted=source.trusted)
     folders = [Path(source.name), *source.path.parents[:2]]
-    if (foreign := foreign_code(config)) and not any((folder / "config.yaml").is_file() for folder in folders):
-        raise CheckpointError(
-            f"{source.path} would call {', '.join(foreign)}, code from outside this repository, and is not in a run "
-            "folder: if you trust it, put the run's config.yaml beside it"
-        )
+    in_run_folder = any((folder / "config.yaml").is_file() for folder in folders)
+    for section in ("data", "evaluation"):
+        check = functools.partial(check_stored, sections[section], section, source.path, names=DATA_TABLE)
+        check(trusted=source.trusted, paths=in_run_folder)
     return config
-
-
-def foreign_code(config: Mapping[str, Any]) -> list[str]:
-    """Return what the model, loss, data and evaluation of a configuration call outside of this repository."""
-    sections = [config.get(section, {}) for section in ("model", "loss", "data", "evaluation")]
-    return list(dict.fromkeys(t for section in sections for t in find_targets(section) if not t.startswith(TRUSTED)))
 
 
 def load_run(source: Source, options: Options) -> Loaded:
@@ -56,14 +58,17 @@ def load_run(source: Source, options: Options) -> Loaded:
                 "configuration is stored with its weights; leave it out"
             )
 
-    def build_stored() -> nn.Module:
-        return build({**stored, "_partial_": True})(loss=build(config["loss"]))
+    own_seed = options.seed if options.seed is not None else (config.get("trainer") or {}).get("seed", 0)
 
-    build_model = options.build or build_stored
+    def build_model(seed: int | None = None) -> nn.Module:
+        with seeded(own_seed if seed is None else seed, "init"):
+            loss = build_stored(config["loss"], "loss", source.trusted)
+            return build_stored({**stored, "_partial_": False, "loss": loss}, "model", source.trusted)
+
     model = build_model()
     load_state(model, content["model"], source.path)
     lines = [f"checkpoint of this project at step {content.get('step')}: {stored.get('_target_')}"]
-    if foreign := foreign_code(config):
+    if foreign := [target for target in find_targets([stored, config["loss"]]) if target not in MODEL_TABLE]:
         lines.append(f"built with code from outside this repository: {', '.join(foreign)}")
     data, encoder = config.get("data", {}), stored.get("encoder")
     ours = isinstance(encoder, Mapping) and str(encoder.get("_target_", "")).startswith("jepa.models.")
@@ -106,15 +111,14 @@ def export_config(source: Source) -> dict[str, Any] | None:
 def read_card(source: Source) -> dict[str, Any]:
     """Return an exported encoder's card, with present names.
 
-    Raises CheckpointError when it is damaged, or names other code than ours.
+    Raise CheckpointError when it is damaged, or names other code than ours.
     """
     try:
         card = upgrade(json.loads(source.file.card))
         config = dict(card["encoder"])
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{source.path}: its header {CARD!r} is damaged ({first_line(error)})") from error
-    if foreign := [target for target in find_targets(config) if not target.startswith("jepa.models.")]:
-        raise CheckpointError(f"{source.path}: its header names {foreign}, expected an encoder of jepa.models")
+    check_stored(config, "encoder", source.path)
     return card
 
 

@@ -1,0 +1,160 @@
+"""What the configuration in a file may have built: payloads x entry points, and the table that allows the rest."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+
+from jepa.checkpoint.moved import upgrade
+from jepa.checkpoint.stored_objects import DATA_TABLE, MODEL_TABLE, check_stored
+from jepa.config.compose import CONFIG_DIR
+from jepa.interop import load
+from jepa.utils.errors import CheckpointError
+from jepa.utils.nested import find_targets
+
+
+class Pickled:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def payloads(folder: Path) -> dict[str, dict]:
+    """Nodes that make `folder/PWNED_<name>` where Hydra builds them as they stand."""
+    path = {"_target_": "pathlib.Path", "_args_": [f"{folder}/PWNED_write"]}
+    torch.save(Pickled(folder / "PWNED_load"), folder / "payload.bin")
+    (folder / "hub").mkdir()
+    (folder / "hub" / "hubconf.py").write_text(f"import os\nos.mkdir('{folder}/PWNED_hub')\ndef x(): return 1\n")
+    return {
+        "write": {"_target_": "jepa.utils.files.write_text", "path": path, "text": "any content, any place"},
+        "load": {
+            "_target_": "torch.nn.modules.module.torch.load",
+            "f": f"{folder}/payload.bin",
+            "weights_only": False,
+        },
+        "hub": {
+            "_target_": "torch.nn.modules.module.torch.hub.load",
+            "repo_or_dir": f"{folder}/hub",
+            "model": "x",
+            "source": "local",
+        },
+        "mkdir": {"_target_": "os.mkdir", "path": f"{folder}/PWNED_mkdir"},
+        "walk": {"_target_": "jepa.utils.files.os.mkdir", "path": f"{folder}/PWNED_walk"},
+    }
+
+
+SECTIONS = {
+    "mask": ("model", "mask"),
+    "encoder": ("model", "encoder", "stem"),
+    "loss": ("loss", "terms", "extra"),
+    "data": ("data", "source"),
+    "evaluation": ("evaluation", "probes", "extra"),
+}
+
+
+@pytest.fixture
+def poisoned(run_folder, tmp_path):
+    """Write a checkpoint of a run in which a node of the configuration is another one; gives its path."""
+    base = torch.load(run_folder.parent / "bare.pt", weights_only=True)
+
+    def write(section: str, node: object) -> Path:
+        content = copy.deepcopy(base)
+        *parents, last = SECTIONS[section]
+        place = content["config"]
+        for name in parents:
+            place = place[name]
+        place[last] = node
+        path = tmp_path / "poisoned.pt"
+        torch.save(content, path)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["write", "load", "hub", "mkdir", "walk"])
+def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
+    folder = tmp_path / "live"
+    folder.mkdir()
+    node = payloads(folder)[name]
+    with contextlib.suppress(InstantiationException):  # of what it returns; the harm is done by then
+        instantiate(node)  # shows that the payload is one
+    made = folder / f"PWNED_{name}"
+    assert made.exists()
+    made.rmdir() if made.is_dir() else made.unlink()
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "a.png").touch()
+    for section in SECTIONS:
+        path = poisoned(section, node)
+        for call in (
+            lambda path=path: load(path),
+            lambda path=path: evaluate(f"checkpoint={path}"),
+            lambda path=path: export(f"checkpoint={path}", f"output={tmp_path}/x.safetensors"),
+            lambda path=path: extract(f"checkpoint={path}", f"input={pictures}", f"output={tmp_path}/x.npz"),
+        ):
+            with pytest.raises(CheckpointError, match=r"poisoned.pt would build .* not among jepa's own parts"):
+                call()
+    assert not list(folder.glob("PWNED*"))
+
+
+@pytest.mark.parametrize(
+    ("section", "node", "message"),
+    [
+        ("mask", "${oc.env:HOME}", "model.mask=.* is a path, an address or an interpolation"),
+        ("encoder", "/etc/passwd", "model.encoder.stem='/etc/passwd' is a path"),
+        ("encoder", "https://example.org/x", "is a path, an address"),
+        ("encoder", "hf-hub:org/model", "is a path, an address"),
+        ("data", {"_target_": "jepa.data.sources.image_folder", "root": "/home"}, "data.source.root='/home' is a path"),
+        ("mask", {"_target_": "jepa.masks.RandomMask", "_args_": [1]}, "model.mask has one of Hydra's own keys"),
+        ("mask", {"_target_": "${x}"}, r"would build '\$\{x\}' as model.mask"),
+        ("mask", {"_target_": "jepa.masks.RandomMask", "ratio": 2}, "jepa.masks.RandomMask refuses what the file says"),
+        ("mask", {"_target_": ["os.system"]}, "damaged|would build"),
+        ("loss", 5, "refuses what the file says"),
+    ],
+)
+def test_what_else_a_file_may_not_say(section, node, message, poisoned):
+    with pytest.raises(CheckpointError, match=message):
+        load(poisoned(section, node))
+
+
+def test_a_class_of_ones_own_is_built_when_trusted_or_named(poisoned, evaluate, tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("from jepa.masks import RandomMask\n\n\nclass Mine(RandomMask):\n    pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    path = poisoned("mask", {"_target_": "mine.Mine", "context_share": 0.4})
+    with pytest.raises(CheckpointError, match=r"would build 'mine.Mine' as model.mask, .* trust=true, or name it"):
+        load(path)
+    for trust in ("trust=true", "model.mask._target_=mine.Mine"):
+        evaluate(f"checkpoint={path}", trust, "evaluation.probes.knn=null")
+    assert "built with code from outside this repository: mine.Mine" in load(path, trust=True).lines
+
+
+def test_the_table_has_every_part_of_the_configs_and_of_earlier_runs(old_runs):
+    models = [target for group in ("model", "loss") for target in targets_below(CONFIG_DIR / group)]
+    data = [target for group in ("data", "evaluation") for target in targets_below(CONFIG_DIR / group)]
+    assert len(models) > 60
+    assert len(data) > 40
+    assert set(models) <= MODEL_TABLE.keys()
+    assert set(data) <= DATA_TABLE.keys()
+    earlier = (old_runs / "targets.txt").read_text().split()
+    kept = ("jepa.models", "jepa.losses", "jepa.masks", "jepa.data", "jepa.evaluation")
+    for target in (target for target in earlier if target.startswith(kept)):
+        check_stored(upgrade({"_target_": target}), "x", "y", names=MODEL_TABLE.keys() | DATA_TABLE.keys())
+    for module, name in [*MODEL_TABLE.values(), *DATA_TABLE.values()]:
+        assert callable(getattr(importlib.import_module(module), name)), (module, name)
+
+
+def targets_below(folder: Path) -> list[str]:
+    return [t for path in folder.rglob("*.yaml") for t in find_targets(OmegaConf.to_container(OmegaConf.load(path)))]
