@@ -201,8 +201,3 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 def full_scalar(tensor: Tensor) -> Tensor:
     """A norm over all ranks as a plain tensor."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's parameters are spread over ranks."""
-    return any(is_dtensor(p) for p in model.parameters())
