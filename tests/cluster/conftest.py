@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -68,13 +67,16 @@ def two_ranks(start: Callable, tmp_path: Path) -> Callable:
 def until(slurm: Slurm, tmp_path: Path) -> Callable:
     """Wait until a condition holds of the status of a run of the sweep; gives that status."""
 
-    def wait(condition: Callable[[Status], bool], run: int = 0, timeout: float = 90) -> Status:
-        end = time.monotonic() + timeout
-        while True:
-            status = read_status(tmp_path / "sweep" / str(run))
-            if status is not None and condition(status):
-                return status
-            assert time.monotonic() < end, f"{status}\n{slurm.report()}"
-            time.sleep(0.1)
+    def wait(condition: Callable[[Status], bool], run: int = 0) -> Status:
+        folder = tmp_path / "sweep" / str(run)
+
+        def holds() -> bool:
+            return (status := read_status(folder)) is not None and condition(status)
+
+        slurm.wait_until(
+            lambda: (status := read_status(folder)) is not None and status.job, None, "no job was submitted"
+        )
+        slurm.wait_until(holds, read_status(folder).job, f"run {run} is not as it should be")
+        return read_status(folder)
 
     return wait

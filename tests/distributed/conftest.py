@@ -24,7 +24,7 @@ class Ranks:
     def __init__(self, runs: list) -> None:
         self.runs = runs
 
-    def wait(self, timeout: float = 120) -> list[subprocess.CompletedProcess]:
+    def wait(self, timeout: float = 300) -> list[subprocess.CompletedProcess]:
         """The finished processes, by rank; kills the others when one does not end in time."""
         end = time.monotonic() + timeout
         try:
@@ -94,7 +94,7 @@ def start_ranks(tmp_path, begin_ranks) -> Callable[..., Ranks]:
 def train_ranks(start_ranks) -> Callable[..., list[subprocess.CompletedProcess]]:
     """Run several ranks in an empty folder (or `folder=`); gives the finished processes, by rank."""
 
-    def run(*arguments: str, timeout: float = 120, **others) -> list[subprocess.CompletedProcess]:
+    def run(*arguments: str, timeout: float = 300, **others) -> list[subprocess.CompletedProcess]:
         return start_ranks(*arguments, **others).wait(timeout)
 
     return run
@@ -104,6 +104,6 @@ def train_ranks(start_ranks) -> Callable[..., list[subprocess.CompletedProcess]]
 def results(request, begin_ranks, tmp_path_factory):
     """What every check of the module's SCRIPT has found on each of two ranks: name -> None, or what went wrong."""
     folder = tmp_path_factory.mktemp("checks")
-    processes = begin_ranks("result", folder=folder, script=f"tests/distributed/{request.module.SCRIPT}").wait(90)
+    processes = begin_ranks("result", folder=folder, script=f"tests/distributed/{request.module.SCRIPT}").wait()
     assert [p.returncode for p in processes] == [0, 0], processes[0].stderr + processes[1].stderr
     return [torch.load(folder / f"result{rank}.pt") for rank in (0, 1)]
