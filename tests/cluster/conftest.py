@@ -70,13 +70,12 @@ def until(slurm: Slurm, tmp_path: Path) -> Callable:
     def wait(condition: Callable[[Status], bool], run: int = 0) -> Status:
         folder = tmp_path / "sweep" / str(run)
 
-        def holds() -> bool:
-            return (status := read_status(folder)) is not None and condition(status)
+        def holds(condition: Callable[[Status], object]) -> bool:
+            return (status := read_status(folder)) is not None and bool(condition(status))
 
-        slurm.wait_until(
-            lambda: (status := read_status(folder)) is not None and status.job, None, "no job was submitted"
-        )
-        slurm.wait_until(holds, read_status(folder).job, f"run {run} is not as it should be")
+        slurm.wait_until(lambda: holds(lambda status: status.job), None, f"no job was submitted for run {run}")
+        job = read_status(folder).job
+        slurm.wait_until(lambda: holds(condition), job, f"run {run} is not as it should be")
         return read_status(folder)
 
     return wait

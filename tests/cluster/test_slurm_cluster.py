@@ -31,9 +31,9 @@ def test_jobs_arrays_and_nodes_run_and_no_accounting_is_kept(slurm: Slurm, tmp_p
 
 def test_jobs_are_cancelled_and_requeued(slurm: Slurm, tmp_path):
     output = tmp_path / "output"
-    script = f"echo restart ${{SLURM_RESTART_COUNT:-0}} >>{output}; test ${{SLURM_RESTART_COUNT:-0}} = 1 || sleep 60"
+    script = f"echo restart ${{SLURM_RESTART_COUNT:-0}} >>{output}; test ${{SLURM_RESTART_COUNT:-0}} = 1 || sleep 600"
     requeued = slurm.submit("--output=/dev/null", "--requeue", f"--wrap={script}")
-    cancelled = slurm.submit("--output=/dev/null", "--wrap=sleep 60")
+    cancelled = slurm.submit("--output=/dev/null", "--wrap=sleep 600")
     slurm.wait_for(requeued, "RUNNING")
     slurm.wait_for(cancelled, "RUNNING")
     slurm.cancel(cancelled)
