@@ -151,16 +151,13 @@ def no_collectives() -> Iterator[None]:
 @contextlib.contextmanager
 def local_rank0_first() -> Iterator[None]:
     """A context that the first process of each machine runs before the others, such as to download data."""
-    if not is_distributed():
-        yield
-        return
-    first = read_launch().local_rank == 0
-    if not first:
+    is_several, is_first = is_distributed(), read_launch().local_rank == 0
+    if is_several and not is_first:
         dist.barrier()
     try:
         yield
     finally:
-        if first:
+        if is_several and is_first:
             dist.barrier()
 
 

@@ -9,7 +9,7 @@ import time
 
 from torch.distributed import PrefixStore, Store
 
-from jepa.utils.errors import OtherRankError, UserError
+from jepa.utils.errors import OtherRankError, UserError, error_message
 
 HEARTBEAT_SECONDS = 1.0
 TIMEOUT_SECONDS = 60.0
@@ -139,5 +139,4 @@ def is_connection_error(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """Return an error as one line."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if type(error).__module__.startswith("jepa") else f"{type(error).__name__}: {text}"
+    return error_message(error).partition("\n")[0]

@@ -173,18 +173,15 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
             optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
 
 
-def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
-    """A nested state with every sharded tensor gathered, onto the CPU.
-
-    on_all_ranks: False leaves empty tensors on other ranks than 0, which write nothing.
-    """
+def gather_full_tensors(node: Any) -> Any:
+    """A nested state with every sharded tensor gathered onto rank 0's CPU; empty on others, which write nothing."""
     if is_dtensor(node):
         full = node.full_tensor()
-        return full.cpu() if on_all_ranks or is_rank0() else full.new_empty(0)
+        return full.cpu() if is_rank0() else full.new_empty(0)
     if isinstance(node, dict):
-        return {key: gather_full_tensors(value, on_all_ranks) for key, value in node.items()}
+        return {key: gather_full_tensors(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return type(node)(gather_full_tensors(value, on_all_ranks) for value in node)
+        return type(node)(map(gather_full_tensors, node))
     return node
 
 
