@@ -61,6 +61,12 @@ def tiny() -> list[str]:
     return list(TINY)
 
 
+@pytest.fixture(scope="session")
+def quick(tiny) -> list[str]:
+    """A tiny run of the default job without evaluation and TensorBoard."""
+    return [*tiny, "~logger.tensorboard", "evaluation=none"]
+
+
 @pytest.fixture
 def slowly() -> list[str]:
     """Options of a run whose first start takes a second for each step, with tests/ on PYTHONPATH."""

@@ -28,11 +28,7 @@ def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
 
 def grid_positions(grid: Grid, index: Tensor) -> Tensor:
     """Return the positions (..., A) on the A axes of a grid of row-major flat indices (...)."""
-    positions = []
-    for size in reversed(grid):
-        positions.append(index % size)
-        index = index // size
-    return torch.stack(positions[::-1], dim=-1)
+    return torch.stack(torch.unravel_index(index, grid), dim=-1)
 
 
 def position_ids(positions: Tensor) -> Tensor:

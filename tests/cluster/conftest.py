@@ -32,13 +32,13 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture
-def submit(slurm: Slurm, start: Callable, tiny: list[str], tmp_path: Path) -> Callable:
+def submit(slurm: Slurm, start: Callable, quick: list[str]) -> Callable:
     """Start a sweep of tiny runs by hydra/launcher=slurm in <tmp_path>/sweep; gives the launcher under way."""
-    fixed = [*tiny, "~logger.tensorboard", "evaluation=none", "hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
+    fixed = [*quick, "hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5", "hydra.sweep.dir=sweep"]
     variables = {**slurm.environment, "PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}"}
 
     def begin(*options: str, **others: str):
-        return start("-m", *fixed, "hydra.sweep.dir=sweep", *options, **variables, **others)
+        return start("-m", *fixed, *options, **variables, **others)
 
     return begin
 

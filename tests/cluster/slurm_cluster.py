@@ -171,14 +171,6 @@ class Slurm:
         """
         self.run(["scontrol", "update", f"JobId={job}", f"EndTime=now+{seconds}"])
 
-    def cancel(self, job: str | int) -> None:
-        """Cancel a job."""
-        self.run(["scancel", str(job)])
-
-    def requeue(self, job: str | int) -> None:
-        """End a job (SIGTERM, and SIGKILL after KillWait) and put it back into the queue."""
-        self.run(["scontrol", "requeue", str(job)])
-
     def signal(self, job: str | int, name: str, *options: str) -> None:
         """Send a signal to the steps of a job; with "--batch" to its script, as --signal=B: does, "--full" to both."""
         self.run(["scancel", f"--signal={name}", *options, str(job)])

@@ -20,9 +20,9 @@ STEPS = 100
 
 
 @pytest.fixture
-def options(tiny: list[str]) -> list[str]:
+def options(quick: list[str]) -> list[str]:
     """A run on CPUs."""
-    return [*tiny, f"trainer.max_steps={STEPS}", "trainer.log_every=5", "evaluation=none", "~logger.tensorboard"]
+    return [*quick, f"trainer.max_steps={STEPS}", "trainer.log_every=5"]
 
 
 def submit(slurm: Slurm, log: Path, nodes: int, *options: str, **environment: str) -> str:

@@ -102,9 +102,3 @@ def train_ranks(start_ranks) -> Callable[..., list[subprocess.CompletedProcess]]
         return start_ranks(*arguments, **others).succeed()
 
     return run
-
-
-@pytest.fixture(scope="session")
-def quick(tiny) -> list[str]:
-    """A tiny run of the default job without evaluation and TensorBoard."""
-    return [*tiny, "~logger.tensorboard", "evaluation=none"]

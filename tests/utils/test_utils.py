@@ -192,15 +192,9 @@ def test_locate(tmp_path):
     last.touch()
     for given in (last, last.parent, tmp_path / "run", str(tmp_path / "run")):
         assert locate(given) == last
-    with pytest.raises(CheckpointError, match="no run folder or checkpoint at"):
-        locate(tmp_path / "nowhere")
 
 
-def test_read_file(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        read_file(tmp_path / "x.pt")
-    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
-    assert read_file(tmp_path / "x.pt")["a"] == 1
+def test_a_file_of_other_objects_than_tensors_is_refused(tmp_path):
     torch.save(functools.partial(print), tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="cannot read"):
         read_file(tmp_path / "x.pt")
