@@ -66,7 +66,6 @@ class Parallel:
             raise UserError(f"trainer.strategy={strategy}: expected auto, ddp or fsdp")
         self.name = "single" if not (is_distributed() and wrap) else "ddp" if strategy == "auto" else strategy
         self.model = model
-        self._find_unused = find_unused
         self._checked = self.name != "ddp" or find_unused
         self.step: nn.Module = Step(model)
         if self.name != "single":
