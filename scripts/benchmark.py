@@ -42,7 +42,7 @@ from jepa import build_trainer, load_config
 from jepa.checkpoint.saver import Saver, copied
 from jepa.distributed.collectives import destroy_process_group
 from jepa.masks import MultiBlockMask
-from jepa.trainer import RunInfo, Trainer
+from jepa.trainer import Trainer
 from jepa.types import DataSpec
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,9 +75,9 @@ def trainer_of(*overrides: str) -> Iterator[Trainer]:
     """A trainer with a run folder for the time being and open loggers."""
     with tempfile.TemporaryDirectory() as folder:
         trainer = build_trainer(load_config([*overrides, f"run_dir={folder}"]))
-        for logger in trainer.loggers.values():
-            logger.open(RunInfo(Path(folder), 0, trainer.run_length))
-        yield trainer
+        trainer.meter.start()
+        with trainer.run_log.open():
+            yield trainer
 
 
 def masks() -> dict[str, float]:
@@ -139,9 +139,9 @@ def loop(steps: int = 8) -> dict[str, float]:
         batches = trainer.data.train_batches(seed=0, start_step=0, stop_step=steps)
         for number, batch in enumerate(batches):
             inside, begun = 0.0, time.perf_counter()
-            trainer.train_step(batch)
+            values = trainer.train_step(batch)
             if number < steps - 1:
-                trainer._after_step()
+                trainer._after_step(values)
             total = time.perf_counter() - begun
             if number >= 2:
                 shares.append(1 - inside / total)
@@ -208,9 +208,9 @@ def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -
         while steps := pipe.recv():
             begun = time.perf_counter(), time.process_time()
             for batch in islice(batches, steps):
-                trainer.train_step(batch)
+                values = trainer.train_step(batch)
                 if not trainer.ended:
-                    trainer._after_step()
+                    trainer._after_step(values)
             pipe.send((time.perf_counter() - begun[0], time.process_time() - begun[1]))
         destroy_process_group()
         pipe.send("over")
