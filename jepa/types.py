@@ -139,6 +139,15 @@ class Schedule(Protocol):
     def __call__(self, step: float, run_length: RunLength) -> float: ...
 
 
+EXAMPLE_RUN = RunLength(max_steps=10_000, steps_per_epoch=100, batch_size=64)
+"""100 epochs, longer than the usual warm-up, to check schedules before the length of the run is known."""
+
+
+def sample_schedule(schedule: Schedule) -> list[float]:
+    """Return the values of a schedule over EXAMPLE_RUN, four per epoch."""
+    return [schedule(step, EXAMPLE_RUN) for step in range(0, EXAMPLE_RUN.max_steps + 1, 25)]
+
+
 class Encoder(Protocol):
     """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place.
 

@@ -34,6 +34,7 @@ MOVED = {
         f"jepa.models.encoders.{name}": f"jepa.models.encoders.{name}_stem"
         for name in ("series", "spectrogram", "text", "tubelet")
     },
+    "jepa.optim.ramp": "jepa.optim",
     "jepa.trainer.find_learning_rate": "jepa.tools.find_learning_rate",
     "jepa.trainer.find_batch_size": "jepa.tools.find_batch_size",
     **dict.fromkeys(

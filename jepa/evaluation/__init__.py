@@ -11,7 +11,7 @@ from jepa.evaluation.lidar_rank import LiDAR, lidar
 from jepa.evaluation.linear import LinearProbe
 from jepa.evaluation.results_table import format_table
 from jepa.evaluation.retrieval import CrossModalRetrieval, Retrieval
-from jepa.utils.feature_rank import feature_std, rankme
+from jepa.utils.tensors import feature_std, rankme
 
 __all__ = [
     "AttentiveProbe",

@@ -25,7 +25,7 @@ from jepa.evaluation.modalities import evaluate_pairs, is_paired, online_pairs
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
 from jepa.evaluation.results_table import format_table
 from jepa.utils.errors import UserError, check_at_least
-from jepa.utils.feature_rank import feature_std, rankme
+from jepa.utils.tensors import feature_std, rankme
 
 log = logging.getLogger("jepa")
 

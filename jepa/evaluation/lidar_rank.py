@@ -7,7 +7,7 @@ import logging
 import torch
 from torch import Tensor
 
-from jepa.utils.feature_rank import effective_rank
+from jepa.utils.tensors import effective_rank
 
 log = logging.getLogger("jepa")
 

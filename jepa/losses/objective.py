@@ -9,8 +9,7 @@ from typing import Protocol, TypedDict
 
 from torch import Tensor, nn
 
-from jepa.types import Latents, RunLength, Schedule
-from jepa.utils.schedule_samples import EXAMPLE_RUN, sample_schedule
+from jepa.types import EXAMPLE_RUN, Latents, RunLength, Schedule, sample_schedule
 
 LATENTS = tuple(field.name for field in fields(Latents))
 EXAMPLES = {"prevents_collapse": False, "batch_statistics": False, "needs": ("predictions", "targets")}

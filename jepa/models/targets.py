@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from jepa.types import Encoder, RunLength, Schedule
-from jepa.utils.schedule_samples import sample_schedule
+from jepa.types import Encoder, RunLength, Schedule, sample_schedule
 from jepa.utils.tensors import layer_norm, sample_entries
 
 

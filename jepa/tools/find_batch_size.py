@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jepa.tools.find_lr import check_single_process
 from jepa.types import Batch
 from jepa.utils.errors import UserError
-from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
+from jepa.utils.memory import available_memory, peak_memory, release_freed_memory
 from jepa.utils.snapshot import preserved
 from jepa.utils.tensors import batch_length, map_tensors
 
@@ -245,8 +245,8 @@ class _Search:
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
             yield lambda: float(torch.cuda.max_memory_allocated(self.trainer.device))
         else:
-            with PeakMemory() as peak:
-                yield lambda: float(peak.peak)
+            with peak_memory() as peak:
+                yield peak
 
     def _clean_up(self) -> None:
         """Give back what an earlier size left, so that what is measured is this one's."""
