@@ -5,15 +5,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_gather_rows, mean_over_ranks, row_offset
+from jepa.losses.objective import Term
 from jepa.types import Latents
 from jepa.utils.tensors import position_ids
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(Term):
     """Mean over queries of -log(e^(s+ / t) / (e^(s+ / t) + sum over negatives of e^(s / t))), s the cosine similarity.
 
     over: the queries and keys.
@@ -56,7 +57,6 @@ class InfoNCE(nn.Module):
         self.needs = ("projections",) if over == "embeddings" else ("predictions", "targets", "positions")
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar, the same on every rank."""
         device = (latents.targets[0] if self.over == "tokens" else latents.projections).device
         generator = None if latents.rng is None else latents.rng.generator(device, "infonce")
         with torch.autocast(device.type, enabled=False):  # bf16 would round s / t to a few hundredths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 from torch import Tensor, nn
 
@@ -17,26 +17,24 @@ EXAMPLES = {"prevents_collapse": False, "batch_statistics": False, "needs": ("pr
 """Attributes of every term, with the values of one that compares tokens."""
 
 
-class Term(Protocol):
-    """A module from latents to one fp32 scalar.
+class Term(nn.Module):
+    """Base class of terms, from latents to one fp32 scalar. Any module with these attributes will do.
 
     prevents_collapse: whether the term is large when all samples have the same embedding. batch_statistics: whether its
     value depends on all samples of the batch at once, so that it is not the mean over micro-batches. needs: the fields
     of `Latents` that it reads.
     """
 
-    prevents_collapse: bool
-    batch_statistics: bool
+    prevents_collapse = False
+    batch_statistics = False
     needs: tuple[str, ...]
-
-    def __call__(self, latents: Latents) -> Tensor: ...
 
 
 class WeightedTerm(TypedDict):
     """One entry of `loss.terms`: a term and its weight, or the schedule of its weight."""
 
     weight: float | Schedule
-    term: Term | Callable[..., Term]
+    term: nn.Module | Callable[..., nn.Module]
 
 
 class Objective(nn.Module):

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.losses.target_mean import mean_over_targets
+from jepa.losses.objective import Term
+from jepa.losses.regression import mean_over_targets
 from jepa.types import Latents
 
 
-class Reconstruction(nn.Module):
+class Reconstruction(Term):
     """The error of an MLP decoder from predictions (B, M, P, D) to the input at the same tokens.
 
     Float inputs: mean squared error over values, target tokens, samples and masks (MAE, arXiv 2111.06377, section 3).
@@ -30,7 +31,6 @@ class Reconstruction(nn.Module):
     """
 
     prevents_collapse = True
-    batch_statistics = False
     needs = ("predictions", "inputs")
 
     def __init__(
@@ -52,7 +52,6 @@ class Reconstruction(nn.Module):
         self.decoder = nn.Sequential(*layers, nn.Linear([in_dim, *hidden][-1], out_dim))
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         pairs = zip(latents.predictions, latents.inputs)
         errors = [self._error(self.decoder(prediction).float(), values) for prediction, values in pairs]
         return mean_over_targets(errors, latents.target_weights)

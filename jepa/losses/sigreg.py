@@ -15,13 +15,14 @@ is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06 for any N; a batch that has collapsed to 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa.distributed.collectives import mean_over_ranks
+from jepa.losses.objective import Term
 from jepa.types import Latents
 
 
-class SIGReg(nn.Module):
+class SIGReg(Term):
     """Sliced Epps-Pulley distance of the projections (V, B, E) to N(0, I).
 
     num_slices: random directions of each step, the same on every rank. knots: points of the trapezoid rule from 0
@@ -49,7 +50,6 @@ class SIGReg(nn.Module):
         self.register_buffer("weights", trapezoid * gaussian, persistent=False)
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         samples = latents.projections
         generator = None if latents.rng is None else latents.rng.generator(samples.device, "sigreg")
         directions = torch.randn(samples.shape[-1], self.num_slices, device=samples.device, generator=generator)

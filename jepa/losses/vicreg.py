@@ -10,15 +10,16 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa.distributed.collectives import mean_over_ranks
+from jepa.losses.objective import Term
 from jepa.types import Latents
 
 DIVISORS = ("features", "pairs")
 
 
-class Variance(nn.Module):
+class Variance(Term):
     """v(Z) = mean over features of max(0, margin - sqrt(Var(z_j) + eps)), Var with N - 1 (equations 1 and 2).
 
     Reads the projections (V, B, E). It prevents collapse: a collapsed batch has a loss of almost `margin`, and only
@@ -37,13 +38,12 @@ class Variance(nn.Module):
         self.eps = eps
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         x, degrees = centred(latents.projections)
         variance = _over_degrees(x.square().sum(dim=1), x.shape[1], degrees)  # (V, E)
         return (self.margin - (variance + self.eps).sqrt()).relu().mean()
 
 
-class Covariance(nn.Module):
+class Covariance(Term):
     """c(Z) = sum over i != j of C(Z)_ij^2 / E, C the covariance matrix with N - 1 (equations 3 and 4).
 
     Reads the projections (V, B, E); the matrices (V, E, E) are what the ranks exchange. Zero for constant projections:
@@ -53,7 +53,6 @@ class Covariance(nn.Module):
         facebookresearch/eb_jepa with coefficients of 10 to 100.
     """
 
-    prevents_collapse = False
     batch_statistics = True
     needs = ("projections",)
 
@@ -64,7 +63,6 @@ class Covariance(nn.Module):
         self.divisor = divisor
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         x, degrees = centred(latents.projections)
         with torch.autocast(x.device.type, enabled=False):
             covariance = _over_degrees(x.transpose(1, 2) @ x, x.shape[1], degrees)  # (V, E, E)

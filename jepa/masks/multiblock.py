@@ -18,7 +18,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from jepa.masks.token_indices import systematic_sample
 from jepa.types import Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
@@ -90,12 +89,7 @@ class MultiBlockMask:
         members = torch.where(short[:, None], spare_members[again], members)
         rank = members.cumsum(dim=-1, dtype=torch.int32)
         context = torch.searchsorted(rank, systematic_sample(rank[:, -1], keep, generator) + 1)
-        targets = self._pick_targets(blocks[:, :, 1:], grid, generator)
-        if valid is None:
-            return [Mask(context, targets)]
-        context_valid = valid.gather(1, context)
-        target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
-        return [Mask(context, targets, context_valid=context_valid, target_valid=target_valid)]
+        return [mark_padding(context, self._pick_targets(blocks[:, :, 1:], grid, generator), valid)]
 
     def _draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
         """Return the first cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
@@ -150,17 +144,17 @@ def draw_blocks(
     device: torch.device,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Return the first cells and sides (2, *shape, axes) of blocks, int64.
-
-    Scale and aspect ratio are uniform and independent; the first cell is uniform among those that keep the block on the
-    grid.
-    """
+    """Return the first cells and sides (2, *shape, axes) of blocks; scale and aspect ratio are uniform, independent."""
     draws = torch.rand(2, *shape, device=device, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
     ratio = aspect_ratio[0] + (aspect_ratio[1] - aspect_ratio[0]) * draws[1]
-    sides = block_sides(area, ratio, grid, min_tokens(scale, grid))
-    room = torch.tensor(grid, device=device) - sides + 1  # possible first cells
-    start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
+    return place_blocks(block_sides(area, ratio, grid, min_tokens(scale, grid)), grid, generator)
+
+
+def place_blocks(sides: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
+    """Return first cells, uniform among those that keep a block on the grid, and its sides, (2, ..., axes) int64."""
+    room = torch.tensor(grid, device=sides.device) - sides + 1  # possible first cells
+    start = (torch.rand(sides.shape, device=sides.device, generator=generator) * room).long()
     return torch.stack([torch.minimum(start, room - 1), sides])
 
 
@@ -194,6 +188,23 @@ def cover(blocks: Tensor, grid: Grid) -> Tensor:
     for along in leading:
         planes = (planes.unsqueeze(-1) * along.unsqueeze(-2)).flatten(-2)
     return (planes.transpose(1, 2) @ last).flatten(1) > 0  # a sum over blocks
+
+
+def systematic_sample(sizes: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Return `count` different members (..., count), numbered from 0, of sets of at least so many; sizes (...).
+
+    Evenly spaced from a random start, so that every member is equally likely, without sorting.
+    """
+    start = 0.999 * torch.rand(sizes.shape, device=sizes.device, generator=generator)  # below 1 after rounding too
+    spaced = torch.arange(count, device=sizes.device) + start.unsqueeze(-1)
+    return (spaced * (sizes / count).unsqueeze(-1)).int().minimum(sizes.unsqueeze(-1).int() - 1)
+
+
+def mark_padding(context: Tensor, targets: Tensor, valid: Tensor | None) -> Mask:
+    """Return the mask of context (B, K) and targets (B, M, P); valid (B, N) bool: False at padding."""
+    if valid is None:
+        return Mask(context, targets)
+    return Mask(context, targets, valid.gather(1, context), valid.gather(1, targets.flatten(1)).view_as(targets))
 
 
 def check_range(key: str, values: Sequence[float], most: float = math.inf) -> tuple[float, float]:

@@ -18,8 +18,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from jepa.masks.multiblock import CALIBRATION_DRAWS, REDRAWN_SHARE, check_range, cover
-from jepa.masks.token_indices import fixed_size_indices
+from jepa.masks.hidden_tokens import fixed_size_indices
+from jepa.masks.multiblock import CALIBRATION_DRAWS, REDRAWN_SHARE, check_range, cover, mark_padding, place_blocks
 from jepa.types import Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
@@ -46,15 +46,14 @@ class BlockGroup:
         temporal_scale: Sequence[float] = (1.0, 1.0),
         aspect_ratio: Sequence[float] = (0.75, 1.5),
     ) -> None:
-        if num_blocks < 1:
-            raise ValueError(f"model.mask: num_blocks must be at least 1, got {num_blocks}")
+        check_at_least("model.mask: BlockGroup", 1, num_blocks=num_blocks)
         self.num_blocks = num_blocks
         self.spatial_scale = check_range("model.mask: spatial_scale", spatial_scale, most=1.0)
         self.temporal_scale = check_range("model.mask: temporal_scale", temporal_scale, most=1.0)
         self.aspect_ratio = check_range("model.mask: aspect_ratio", aspect_ratio)
 
     def draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Return blocks (2, B, M, 3): first cells, uniform among those that keep the block on the grid, and sides."""
+        """Return the first cells and sides (2, B, M, 3) of blocks."""
         shape = (batch_size, self.num_blocks)
         draws = torch.rand(3, *shape, device=device, generator=generator)
         ranges = (self.spatial_scale, self.temporal_scale, self.aspect_ratio)
@@ -69,9 +68,7 @@ class BlockGroup:
             ],
             dim=-1,
         ).long()
-        room = torch.tensor(grid, device=device) - sides + 1
-        start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
-        return torch.stack([torch.minimum(start, room - 1), sides])
+        return place_blocks(sides, grid, generator)
 
 
 class TubeMask:
@@ -142,11 +139,7 @@ class TubeMask:
         hidden = torch.where(short[:, None], spare[again], hidden)
         context, _ = fixed_size_indices(self._seen(hidden, grid), keep, generator)
         targets, _ = fixed_size_indices(hidden, size, generator)
-        targets = targets.unsqueeze(1)  # (B, 1, P)
-        if valid is None:
-            return Mask(context, targets)
-        target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
-        return Mask(context, targets, context_valid=valid.gather(1, context), target_valid=target_valid)
+        return mark_padding(context, targets.unsqueeze(1), valid)
 
     def _seen(self, hidden: Tensor, grid: Grid) -> Tensor:
         """Return the tokens (B, N) bool that may be in the context."""

@@ -15,11 +15,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.models.base_model import JEPA, check_no_collapse
-from jepa.models.mask_sampler import MaskSampler
-from jepa.models.modality_encoders import Inputs, ModalityEncoders
+from jepa.models.base_model import JEPA, MaskSampler, check_no_collapse
+from jepa.models.transformer import share_trunks
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
-from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
+from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, token_valid
+
+Inputs = Mapping[str, Tensor]
+"""Modality -> inputs (B, ...)."""
 
 
 class CrossModalJEPA(JEPA):
@@ -154,6 +156,64 @@ class CrossModalJEPA(JEPA):
         if len(x) > 1:
             return {name: self.encode_target({name: values}, layers) for name, values in x.items()}
         return self.target.encode(self.encoder, x, layers)
+
+
+class ModalityEncoders(nn.Module):
+    """Encoders of several modalities as one (`jepa.types.Encoder`), whose input is {name: x} with a single name.
+
+    encoders: modality -> encoder, all of the same width.
+    shared_trunk: use the blocks and the final norm of the first encoder, of the same shape, for all; each keeps its
+        stem and positions.
+
+    A sample that is NaN or padding throughout is missing; see `present`.
+    Raises ValueError if the widths differ or the trunks cannot be shared.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], *, shared_trunk: bool = False) -> None:
+        super().__init__()
+        widths = {name: encoder.embed_dim for name, encoder in encoders.items()}
+        if len(widths) < 2 or len(set(widths.values())) > 1:
+            raise ValueError(f"model.encoders: got the widths {widths}, expected two or more encoders of one width")
+        self.encoders = nn.ModuleDict(encoders)
+        self.embed_dim: int = next(iter(widths.values()))
+        self.depth: int | None = min(getattr(encoder, "depth", 0) for encoder in encoders.values()) or None
+        self.token_values: int | None = None
+        if shared_trunk:
+            share_trunks(list(encoders.values()), "model.shared_trunk")
+
+    def grid(self, x: Inputs) -> Grid:
+        encoder, values = self._select(x)
+        return tuple(encoder.grid(values))
+
+    def token_valid(self, x: Inputs) -> Tensor | None:
+        """Return which tokens (B, N) bool of {name: x} are not padding; None if its encoder takes no padding."""
+        return token_valid(*self._select(x))
+
+    def present(self, x: Inputs) -> Tensor:
+        """Return which samples (B,) bool of {name: x} are not missing: neither all NaN nor all padding."""
+        valid = self.token_valid(x)
+        if valid is not None:
+            return valid.any(dim=1)
+        (values,) = x.values()
+        return ~values.isnan().flatten(1).all(dim=1)
+
+    def forward(
+        self,
+        x: Inputs,
+        keep: Tensor | None = None,
+        valid: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Tensor | list[Tensor]:
+        encoder, values = self._select(x)
+        return encoder(values, keep=keep, valid=valid, layers=layers)
+
+    def _select(self, x: Inputs) -> tuple[nn.Module, Tensor]:
+        """Return the encoder of {name: x}, and x as that encoder takes it."""
+        ((name, values),) = x.items()
+        encoder = self.encoders[name]
+        if values.is_floating_point() and not hasattr(encoder, "token_valid"):
+            values = values.nan_to_num()  # a missing sample; its features get no weight
+        return encoder, values
 
 
 class _NamedMasker:

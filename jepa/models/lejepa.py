@@ -15,9 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from jepa.models.base_model import JEPA
-from jepa.models.mask_sampler import MaskSampler
-from jepa.models.multi_view import flatten_views, views_first
+from jepa.models.base_model import JEPA, MaskSampler, flatten_views, views_first
 from jepa.types import Batch, Latents, Mask, Masker, StepRandomness
 from jepa.utils.tensors import masked_mean, token_valid
 

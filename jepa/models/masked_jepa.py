@@ -15,9 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.models.base_model import JEPA, check_no_collapse
-from jepa.models.mask_sampler import MaskSampler
-from jepa.models.multi_view import flatten_views, views_first
+from jepa.models.base_model import JEPA, MaskSampler, check_no_collapse, flatten_views, views_first
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
 from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean, token_valid
 
@@ -60,6 +58,7 @@ class MaskedJEPA(JEPA):
         self.predictor = predictor(encoder=encoder, **width)
         self.loss = loss(embedding_dim=encoder.embed_dim, token_values=getattr(encoder, "token_values", None))
         self._dense = getattr(self.predictor, "predicts_context", False)
+        self._context_layers = getattr(self.predictor, "context_layers", None)
         provided = ["predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "rng"]
         self.loss.require(provided + ["context"] * self._dense, by="MaskedJEPA")
         if self._dense and "context" not in self.loss.needs:
@@ -73,10 +72,7 @@ class MaskedJEPA(JEPA):
         check_no_collapse(self.target, self.loss, allow_collapse)
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """Return the batch with `masks` and `target_weights` of its slice of the global batch.
-
-        With a corruption also `corrupted` (B * views, *S), the input of the context encoder.
-        """
+        """Return the batch with its `masks`, `target_weights` and, of a corruption, `corrupted` (B * views, *S)."""
         x, views = flatten_views(batch)
         valid = token_valid(self.encoder, x)
         sampled = self.mask_sampler(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
@@ -95,48 +91,28 @@ class MaskedJEPA(JEPA):
         corrupted: the input of the context encoder, of the same shape; None takes x.
         """
         grid = self.encoder.grid(x)
-        contexts = [self._encode_context(x if corrupted is None else corrupted, mask) for mask in masks]
+        seen = x if corrupted is None else corrupted
+        options = {} if self._context_layers is None else {"layers": self._context_layers}
+        contexts = [self.encoder(seen, keep=mask.context, valid=mask.context_valid, **options) for mask in masks]
         targets = self.target.targets(self.encoder, x)  # (B, N, D)
-        pooled = torch.stack(
-            [masked_mean(c if isinstance(c, Tensor) else c[-1], m.context_valid) for c, m in zip(contexts, masks)]
-        )
-        predicted = [self._predict(c, mask, grid, group) for group, (c, mask) in enumerate(zip(contexts, masks))]
-        context_latents = None
-        if self._dense:
-            context_latents = self._context_latents([at_context for _, at_context in predicted], targets, masks, grid)
-            predicted = [at_targets for at_targets, _ in predicted]
+        pooled, predictions, context_predictions = [], [], []
+        for group, (context, mask) in enumerate(zip(contexts, masks)):
+            # A user's own predictor needs `group` only with several masks.
+            predicted = self.predictor(context, mask, grid, **({"group": group} if group else {}))
+            if self._dense:
+                predicted, at_context = predicted
+                context_predictions.append(at_context)
+            predictions.append(predicted)
+            pooled.append(masked_mean(context if isinstance(context, Tensor) else context[-1], mask.context_valid))
         return Latents(
-            predictions=predicted,
+            predictions=predictions,
             targets=[gather_tokens(targets, mask.targets) for mask in masks],
             target_weights=[self._weights(mask, targets.shape[1]) for mask in masks],
             positions=[grid_positions(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
             inputs=self._inputs(x, masks) if "inputs" in self.loss.needs else None,
-            embeddings=views_first(pooled, views),  # (masks * views, B, D)
-            context=context_latents,
+            embeddings=views_first(torch.stack(pooled), views),  # (masks * views, B, D)
+            context=context_latents(context_predictions, targets, masks, grid) if self._dense else None,
         )
-
-    def _encode_context(self, x: Tensor, mask: Mask) -> Tensor | list[Tensor]:
-        """Return the predictor's input: features (B, K, D), or a list of them, one per `context_layers`."""
-        layers = getattr(self.predictor, "context_layers", None)
-        options = {} if layers is None else {"layers": layers}
-        return self.encoder(x, keep=mask.context, valid=mask.context_valid, **options)
-
-    @staticmethod
-    def _context_latents(predictions: list[Tensor], targets: Tensor, masks: list[Mask], grid: Grid) -> Latents:
-        """Return predictions and targets (B, M, K, D) at the context tokens (V-JEPA 2.1, arXiv 2603.14482).
-
-        Their weights are those of `distance_weights`.
-        """
-        at_context = [gather_tokens(targets, mask.context).unsqueeze(1) for mask in masks]
-        return Latents(
-            predictions=predictions,
-            targets=[t.expand(-1, p.shape[1], -1, -1) for t, p in zip(at_context, predictions)],
-            target_weights=[distance_weights(mask, grid) for mask in masks],
-        )
-
-    def _predict(self, context: Tensor, mask: Mask, grid: Grid, group: int) -> Tensor | tuple[Tensor, Tensor]:
-        # A user's own predictor needs `group` only with several masks.
-        return self.predictor(context, mask, grid, **({"group": group} if group else {}))
 
     def _inputs(self, x: Tensor, masks: list[Mask]) -> list[Tensor]:
         tokens = self.encoder.token_inputs(x)  # (B, N, values), or (B, N) ids
@@ -163,6 +139,16 @@ class MaskedJEPA(JEPA):
             return None
         mean = weights.mean() if mask.target_valid is None else weights.mean(dim=(1, 2), keepdim=True)
         return weights / mean.clamp(min=1e-12)
+
+
+def context_latents(predictions: list[Tensor], targets: Tensor, masks: list[Mask], grid: Grid) -> Latents:
+    """Return predictions and targets (B, M, K, D) at the context tokens (V-JEPA 2.1), with `distance_weights`."""
+    at_context = [gather_tokens(targets, mask.context).unsqueeze(1) for mask in masks]
+    return Latents(
+        predictions=predictions,
+        targets=[t.expand(-1, p.shape[1], -1, -1) for t, p in zip(at_context, predictions)],
+        target_weights=[distance_weights(mask, grid) for mask in masks],
+    )
 
 
 def distance_weights(mask: Mask, grid: Grid) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 
 from jepa.models.base_model import JEPA
-from jepa.models.trunk_sharing import same_trunk, share_trunk
+from jepa.models.transformer import share_trunks
 from jepa.types import Batch, Latents, RunLength, StepRandomness
 
 
@@ -61,7 +61,11 @@ class MultiTask(JEPA):
             {name: float(task["weight"]) for name, task in present.items()},
         )
         if share_trunk:
-            share_trunks(list(self.tasks.values()))
+            if any(getattr(getattr(m, "target", None), "encoder", None) is not None for m in self.tasks.values()):
+                raise ValueError(
+                    "model.share_trunk: an averaged target would be moved once by each task: use model/target=shared"
+                )
+            share_trunks([model.encoder for model in self.tasks.values()], "model.share_trunk")
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
         """Return the batch prepared by each task's model, under keys `<task>/...`."""
@@ -114,21 +118,3 @@ def part_of(batch: Batch, name: str) -> Batch:
     """Return the entries of one task, without the prefix of its name."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
-
-
-def share_trunks(models: list[nn.Module]) -> None:
-    """Use the `blocks` and `norm` of the first model's encoder in all. Raise ValueError if they cannot be shared."""
-    first = models[0].encoder
-    for model in models:
-        encoder = model.encoder
-        if not all(isinstance(getattr(encoder, part, None), nn.Module) for part in ("blocks", "norm")):
-            raise ValueError(f"model.share_trunk: {type(encoder).__name__} has no blocks and norm to share")
-        if getattr(getattr(model, "target", None), "encoder", None) is not None:
-            raise ValueError(
-                "model.share_trunk: an averaged target would be moved once by each task: use model/target=shared"
-            )
-        if not same_trunk(first, encoder):
-            raise ValueError(
-                "model.share_trunk: the encoders differ in width, depth, heads or MLP: give them the same sizes"
-            )
-    share_trunk(model.encoder for model in models)

@@ -8,9 +8,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.models.positions import RotaryPositions, SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads, check_layers
-from jepa.models.weight_init import init_transformer
+from jepa.models.transformer import (
+    RotaryPositions,
+    SinCosPositions,
+    block_list,
+    check_heads,
+    check_layers,
+    init_transformer,
+)
 from jepa.types import Encoder, Grid, Mask
 from jepa.utils.tensors import attention_mask
 
@@ -79,9 +84,7 @@ class Predictor(nn.Module):
         self.positions = SinCosPositions(embed_dim, sincos_layout) if positions == "sincos" else None
         self.rotary = None
         if positions == "rotary":
-            self.rotary = RotaryPositions(
-                embed_dim // num_heads, convention=rotary_convention, reference_side=rotary_reference_side
-            )
+            self.rotary = RotaryPositions(embed_dim // num_heads, rotary_convention, rotary_reference_side)
         self.dropout = nn.Dropout(dropout)
         self.blocks = block_list(
             depth=depth,

@@ -47,6 +47,14 @@ class Target(nn.Module):
         self.layers = list(range(depth - average_layers, depth)) if self.average else concat_layers
         self.out_dim: int = encoder.embed_dim * (1 if self.average or self.layers is None else len(self.layers))
 
+    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Return features (B, N, D) of unmasked inputs; with `layers` a list, one per layer."""
+        return encoder(x, layers=layers)
+
+    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
+        """Update the target's own weights, if any, after `step` earlier updates; return values to log."""
+        return {}
+
     def targets(self, encoder: Encoder, x: Tensor) -> Tensor:
         """Return the targets (B, N, out_dim) of unmasked inputs: features layer-normed without parameters, fp32."""
         if self.layers is None:
@@ -107,12 +115,10 @@ class EMATarget(Target):
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of unmasked inputs by the average; with `layers` a list, one per layer."""
         return self.encoder(x, layers=layers)
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
-        """Update the average after `step` earlier updates; return {"momentum": m}."""
         momentum = self.momentum_at(step, run_length)
         torch._foreach_lerp_(list(self.encoder.parameters()), list(encoder.parameters()), 1 - momentum)
         for own, source in zip(self.encoder.buffers(), encoder.buffers()):
@@ -144,21 +150,12 @@ class SharedTarget(Target):
     Collapses unless a loss term prevents it, as LeWM does with SIGReg. Arguments as of `Target`.
     """
 
-    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of unmasked inputs by the encoder; with `layers` a list, one per layer."""
-        return encoder(x, layers=layers)
 
-    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
-        """Do nothing: there are no weights of its own."""
-        return {}
-
-
-class StopGradientTarget(SharedTarget):
+class StopGradientTarget(Target):
     """The encoder itself, without gradient; collapses unless a loss term prevents it."""
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of unmasked inputs by the encoder; with `layers` a list, one per layer."""
         return encoder(x, layers=layers)
 
 

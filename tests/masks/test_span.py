@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jepa.masks.hidden_tokens import fixed_size_indices
 from jepa.masks.span import SpanMask
-from jepa.masks.token_indices import fixed_size_indices
 
 
 def draw(masker, batch, tokens, valid=None, seed=0):

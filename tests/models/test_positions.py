@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from jepa.models.positions import SinCosPositions, sincos_positions
+from jepa.models.transformer import SinCosPositions, sincos_positions
 
 
 def test_closed_form_on_two_axes():

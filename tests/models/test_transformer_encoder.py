@@ -20,8 +20,7 @@ from jepa.models import (
     TransformerEncoder,
     vision_transformer,
 )
-from jepa.models.positions import RotaryPositions
-from jepa.models.transformer_blocks import Block
+from jepa.models.transformer import Block, RotaryPositions
 from jepa.optim import Constant
 from jepa.trainer.precision import Precision
 from jepa.types import StepRandomness

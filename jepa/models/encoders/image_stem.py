@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from jepa.models.encoders.image_encoder import patchify
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 
 
-class ImageStem(nn.Module):
+class ImageStem(Stem):
     """Images (B, C, H, W) to tokens on a grid of (rows, columns), each of patch_size x patch_size pixels.
 
     embed_dim: width of the tokens. NaN marks missing pixels; a patch of missing pixels is padding. Raises ValueError if
@@ -36,14 +38,3 @@ class ImageStem(nn.Module):
     def token_inputs(self, x: Tensor) -> Tensor:
         """Return the pixels (B, N, C * patch_size^2) of every patch, 0 where they are missing."""
         return patchify(x, self.grid(x)).nan_to_num(nan=0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, embed_dim), without positions."""
-        return self.project(self.token_inputs(x))
-
-
-def patchify(x: Tensor, grid: Grid) -> Tensor:
-    """Return patches (B, N, C * h * w) of images (B, C, H, W) on a grid of (rows, columns)."""
-    rows, columns = grid
-    patches = x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, C, rows, h, columns, w)
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 
 
-class SeriesStem(nn.Module):
+class SeriesStem(Stem):
     """Series (B, C, T) to tokens of `patch_size` time steps each; NaN marks missing values and padding.
 
     channels: C. embed_dim: width of the tokens.

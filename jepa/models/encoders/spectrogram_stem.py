@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.encoders.image_stem import patchify
+from jepa.models.encoders.image_encoder import patchify
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 from jepa.utils.log_mel import LogMel
 
 
-class SpectrogramStem(nn.Module):
+class SpectrogramStem(Stem):
     """Waveforms (B, 1, T), padded with NaN, to tokens on a grid of (frequency, time).
 
     embed_dim: width of the tokens. spectrogram: waveforms to log-mel values, on the device of the waveforms.
@@ -58,10 +59,6 @@ class SpectrogramStem(nn.Module):
         _, columns = self.grid(x)
         mel = self.spectrogram(x)  # (B, mel_bins, frames)
         return F.pad(mel, (0, columns * self.patch_size[1] - mel.shape[2])).unsqueeze(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, embed_dim), without positions."""
-        return self.project(self.token_inputs(x))
 
 
 def check_patch(patch_size: Sequence[int], mel_bins: int) -> tuple[int, int]:

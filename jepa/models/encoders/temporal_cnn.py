@@ -19,9 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.models.encoders.stem_encoder import StemEncoder
-from jepa.models.positions import SinCosPositions
-from jepa.models.transformer_blocks import pick_layers
-from jepa.models.weight_init import init_transformer
+from jepa.models.transformer import SinCosPositions, init_transformer, run_blocks
 from jepa.utils.tensors import gather_tokens
 
 
@@ -103,12 +101,12 @@ class TemporalCNN(StemEncoder):
         visible = self._visible(tokens, x, keep, valid).unsqueeze(-1)  # (B, N, 1)
         tokens = tokens.masked_fill(~visible, 0.0)
         rows, visible = (t.reshape(-1, grid[-1], t.shape[-1]) for t in (tokens, visible))  # (B * rows, time, D or 1)
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            rows = block(rows, visible)
-            if layers is not None and number in layers:
-                outputs[number] = self._finish(rows, tokens, keep)
-        return self._finish(rows, tokens, keep) if layers is None else pick_layers(outputs, layers, self.depth)
+
+        def finish(rows: Tensor, number: int) -> Tensor:
+            features = rows.view_as(tokens)
+            return self.norm(features if keep is None else gather_tokens(features, keep))
+
+        return run_blocks(self.blocks, rows, visible, finish=finish, layers=layers)
 
     def _visible(self, tokens: Tensor, x: Tensor, keep: Tensor | None, valid: Tensor | None) -> Tensor:
         """Return which tokens (B, N) bool are visible."""
@@ -121,8 +119,3 @@ class TemporalCNN(StemEncoder):
         # Invalid entries of `keep` repeat a token, which is visible only if a valid entry names it too.
         counts = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
         return counts.scatter_add_(1, keep, valid.long()) > 0
-
-    def _finish(self, rows: Tensor, like: Tensor, keep: Tensor | None) -> Tensor:
-        """Return features (B, K or N, D) through the final norm, of rows (R, time, D) in the order of tokens `like`."""
-        features = rows.view_as(like)
-        return self.norm(features if keep is None else gather_tokens(features, keep))

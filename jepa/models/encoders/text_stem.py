@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 
 
-class TextStem(nn.Module):
+class TextStem(Stem):
     """Ids (B, L) int64 to tokens on a grid (L,).
 
     vocab_size: ids are 0 to vocab_size - 1. padding_id: the id of padding.

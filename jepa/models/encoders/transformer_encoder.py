@@ -12,10 +12,16 @@ from typing import Literal
 from torch import Tensor, nn
 
 from jepa.models.encoders.stem_encoder import StemEncoder
-from jepa.models.positions import LearnedPositions, RotaryPositions, SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads, check_layers, pick_layers
-from jepa.models.weight_init import init_transformer
-from jepa.types import Grid
+from jepa.models.transformer import (
+    LearnedPositions,
+    RotaryPositions,
+    SinCosPositions,
+    block_list,
+    check_heads,
+    check_layers,
+    init_transformer,
+    run_blocks,
+)
 from jepa.utils.tensors import attention_mask, gather_tokens
 
 POSITIONS = ("sincos", "learned", "rotary")
@@ -83,9 +89,7 @@ class TransformerEncoder(StemEncoder):
         self.positions: nn.Module | None = None
         self.rotary: RotaryPositions | None = None
         if positions == "rotary":
-            self.rotary = RotaryPositions(
-                embed_dim // num_heads, convention=rotary_convention, reference_side=rotary_reference_side
-            )
+            self.rotary = RotaryPositions(embed_dim // num_heads, rotary_convention, rotary_reference_side)
         elif positions == "sincos":
             self.positions = SinCosPositions(embed_dim, sincos_layout)
         else:
@@ -112,30 +116,11 @@ class TransformerEncoder(StemEncoder):
             tokens = tokens + self.positions(grid, x.device)
         if keep is not None:
             tokens = gather_tokens(tokens, keep)  # (B, K, D)
-        return self.encode(self.dropout(tokens), valid, grid=grid, keep=keep, layers=layers)
+        rotate = None if self.rotary is None else self.rotary.rotation(grid, x.device, keep)
+        tokens, mask = self.dropout(tokens), attention_mask(valid)
+        return run_blocks(self.blocks, tokens, mask, rotate, finish=self._layer_norm, layers=layers)
 
-    def encode(
-        self,
-        tokens: Tensor,
-        valid: Tensor | None,
-        *,
-        grid: Grid,
-        keep: Tensor | None = None,
-        layers: Sequence[int] | None = None,
-    ) -> Tensor | list[Tensor]:
-        """Return features (B, K, D) of tokens (B, K, D), to which positions that are added have been added."""
-        rotate = None if self.rotary is None else self.rotary.rotation(grid, tokens.device, keep)
-        mask = attention_mask(valid)
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            tokens = block(tokens, mask, rotate)
-            if layers is not None and number in layers:
-                outputs[number] = self._layer_norm(number)(tokens)
-        if layers is None:
-            return self.norm(tokens)
-        return pick_layers(outputs, layers, self.depth)
-
-    def _layer_norm(self, number: int) -> nn.Module:
-        """Return the norm of a block's output."""
+    def _layer_norm(self, features: Tensor, number: int) -> Tensor:
+        """Return the output of a block through the norm of its level, or the final norm."""
         levels = self.level_layers[:-1]
-        return self.level_norms[levels.index(number)] if number in levels else self.norm
+        return (self.level_norms[levels.index(number)] if number in levels else self.norm)(features)

@@ -7,10 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 
 
-class TubeletStem(nn.Module):
+class TubeletStem(Stem):
     """Clips (B, C, T, H, W) to tokens of `tubelet_size` frames by `patch_size` pixels (V-JEPA, arXiv 2404.08471).
 
     patch_size: pixels, a side or [rows, columns]. tubelet_size: frames of a token.
