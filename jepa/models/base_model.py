@@ -68,14 +68,14 @@ class MaskSampler:
     ) -> dict[str, Any]:
         """Return {"masks", "target_weights"} of the samples of `rng`, the `views` of a sample adjacent.
 
-        valid (count * views, N) bool: False at padding. A masker consumes the same random numbers with and without
-        padding, so that the masks of a sample never depend on the rank or micro-batch that samples them.
+        valid (count * views, N) bool: False at padding, whatever the other ranks have: a masker consumes the same
+        random numbers for any padding.
         """
         size = rng.total * views
         local = slice(rng.samples.start * views, rng.samples.stop * views)
         global_valid = None
         if valid is not None:
-            global_valid = valid.new_ones(size, valid.shape[1])  # the other ranks' padding is unknown and not needed
+            global_valid = valid.new_ones(size, valid.shape[1])
             global_valid[local] = valid
         key = (rng.seed, rng.step, size, grid, device)
         if valid is not None or self._cache is None or self._cache[0] != key:  # shared by the micro-batches of a step

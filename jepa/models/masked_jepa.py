@@ -25,15 +25,11 @@ class MaskedJEPA(JEPA):
 
     encoder: a `jepa.types.Encoder`.
     predictor, target: called with `encoder=` to be completed (`_partial_` in configs).
-    mask: samples the context and the target tokens.
     loss: called with `embedding_dim=` and `token_values=` to be completed.
     token_weights: "uniform", or "inverse_coverage": weight 1 / c for a target token that lies in c blocks. Padding has
         weight 0; with padding, every sample has the same weight, however many of its tokens are predicted.
-    corruption: called as corruption(x, rng, views) for the input of the context encoder; the targets are computed from
-        x. None: the context encoder sees x.
-    allow_collapse: accept a target and a loss that do not prevent collapse.
-
-    Raises ValueError if neither target nor loss prevents collapse and allow_collapse is False.
+    corruption: called as corruption(x, rng, views) for the input of the context encoder; the targets are of x itself.
+    allow_collapse: accept a target and a loss that do not prevent collapse; otherwise they raise ValueError.
     """
 
     def __init__(
@@ -80,7 +76,6 @@ class MaskedJEPA(JEPA):
         return {**batch, **sampled, **corrupted, "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
-        """Return the latents of a prepared batch."""
         x, views = flatten_views(batch)
         latents = self.latents(x, batch["masks"], views=views, corrupted=batch.get("corrupted"))
         return replace(latents, target_weights=batch["target_weights"], rng=batch["rng"])
@@ -125,9 +120,9 @@ class MaskedJEPA(JEPA):
         return self.target.encode(self.encoder, x, layers)
 
     def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
-        """Return weights (B, M, P) of target tokens, of mean 1 over the batch; None if all are equal.
+        """Return weights (B, M, P) of target tokens, of mean 1 over the batch, of which `tokens` lie on the grid.
 
-        With padding their mean is 1 over each sample, as the mean over the batch is unknown to a slice of it.
+        With padding the mean is 1 over each sample, as that over the batch is unknown to a slice. None: all are equal.
         """
         weights = None if mask.target_valid is None else mask.target_valid.float()
         if self.token_weights == "inverse_coverage":

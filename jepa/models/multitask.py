@@ -30,13 +30,10 @@ class Task(TypedDict):
 class MultiTask(JEPA):
     """One model per task of `jepa.data.TaskData`; the loss is the weighted sum of theirs.
 
-    tasks: name -> Task; None leaves a task out.
-    loss: completed by each model, so that every task has its own heads.
+    tasks: name -> Task; None leaves a task out. loss: completed by each model, so that every task has its own heads.
     share_trunk: use the blocks and the final norm of the first encoder for all tasks; stems, predictors and targets
         stay separate. Needs encoders of the same size and targets without weights of their own: an averaged trunk would
         be updated once per task.
-
-    Raises ValueError if there are no tasks, a weight is not above 0, or the trunks cannot be shared.
     """
 
     def __init__(
@@ -68,7 +65,6 @@ class MultiTask(JEPA):
             share_trunks([model.encoder for model in self.tasks.values()], "model.share_trunk")
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """Return the batch prepared by each task's model, under keys `<task>/...`."""
         prepared: Batch = {"rng": rng}
         for name, other in self.model_of_task.items():
             part = self.tasks[other].prepare(part_of(batch, name), rng)
@@ -76,15 +72,12 @@ class MultiTask(JEPA):
         return prepared
 
     def forward(self, batch: Batch) -> dict[str, Latents]:
-        """Return task -> latents of a prepared batch."""
         return {name: self.tasks[other](part_of(batch, name)) for name, other in self.model_of_task.items()}
 
     def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Set the scheduled values of all losses; return values to log."""
         return self._collect(lambda model: model.set_step(step, run_length))
 
     def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Update every target from its encoder; return values to log."""
         return self._collect(lambda model: model.update_target(step, run_length))
 
     def _collect(self, call: Callable[[Any], dict[str, float]]) -> dict[str, float]:

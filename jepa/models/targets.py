@@ -68,15 +68,13 @@ class Target(nn.Module):
 class EMATarget(Target):
     """Exponential moving average of the encoder: target <- m * target + (1 - m) * encoder (I-JEPA, arXiv 2301.08243).
 
-    The average gets no gradient and stays in evaluation mode, without dropout. Buffers are copied, not averaged.
+    The average stays in evaluation mode, without dropout. Buffers are copied, not averaged.
 
-    momentum: schedule of m, called with the number of earlier updates (as published, the first update uses its value at
-        0).
+    momentum: schedule of m, called with the number of earlier updates.
     reference_batch_size: batch size B0 that m was chosen for. A run at batch size B uses m ** (B / B0), the same decay
         per sample (Busbridge et al. 2023, arXiv 2307.13813). None: m at any batch size.
-    average_layers, concat_layers: see `Target`.
 
-    Raises ValueError if the momentum leaves 0 to 1 during a run, or reference_batch_size is below 1.
+    Raises ValueError if the momentum leaves 0 to 1 during a run.
     """
 
     prevents_collapse = True  # in practice, with a momentum near 1
@@ -108,7 +106,6 @@ class EMATarget(Target):
         self.momentum = momentum
 
     def train(self, mode: bool = True) -> EMATarget:
-        """Set the mode of everything but the average, which stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self
@@ -127,10 +124,9 @@ class EMATarget(Target):
 
     @torch.no_grad()
     def drift(self, encoder: nn.Module) -> Tensor:
-        """Return the sums of squares (2,) fp32 of target - encoder and of the encoder, over sampled weights.
+        """Return the sums of squares (2,) fp32 of target - encoder and of the encoder.
 
-        At most 2048 entries of this rank's part of each parameter are sampled. The square root of the ratio is the
-        relative distance between target and encoder.
+        Over at most 2048 entries of this rank's part of each parameter (`sample_entries`).
         """
         average, current = (sample_entries(network.parameters()) for network in (self.encoder, encoder))
         difference = torch._foreach_norm(torch._foreach_sub(average, current))
@@ -147,7 +143,7 @@ class EMATarget(Target):
 class SharedTarget(Target):
     """The encoder itself, with gradient, so that targets are trained towards predictions too.
 
-    Collapses unless a loss term prevents it, as LeWM does with SIGReg. Arguments as of `Target`.
+    Collapses unless a loss term prevents it, as LeWM does with SIGReg.
     """
 
 

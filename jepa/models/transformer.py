@@ -1,7 +1,7 @@
 """What transformers are built from: blocks, positions on a token grid and the initialisation of weights.
 
-Without rotation a block computes the same as timm's, with the same weight names. timm's has no rotation of a subset of
-the tokens, and importing timm takes two seconds.
+Blocks compute the same as timm's, with the same weight names. timm's cannot rotate a subset of the tokens, and
+importing timm takes two seconds.
 """
 
 from __future__ import annotations
@@ -58,7 +58,6 @@ class Mlp(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (B, K, D) of x (B, K, D)."""
         return self.dropout(self.fc2(self.dropout(F.gelu(self.fc1(x)))))
 
 
@@ -70,7 +69,6 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, ...) with samples dropped."""
         if not self.training:
             return x
         kept = x.new_empty(len(x), *[1] * (x.ndim - 1)).bernoulli_(1 - self.rate)
@@ -100,7 +98,6 @@ class Block(nn.Module):
         self.mlp = Mlp(embed_dim, int(embed_dim * mlp_ratio), dropout)
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, rotate: Rotate | None = None) -> Tensor:
-        """Return (B, K, D) of x (B, K, D); other arguments as of `Attention`."""
         x = x + self.drop_path(self.dropout(self.attn(self.norm1(x), attn_mask, rotate)))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -156,7 +153,6 @@ class SinCosPositions(nn.Module):
         self._cache: dict[tuple[Grid, torch.device], Tensor] = {}
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
-        """Return positions (N, D) of a grid."""
         key = (grid, device)
         if key not in self._cache:
             self._cache[key] = sincos_positions(self.embed_dim, grid, self.layout).to(device)
@@ -220,7 +216,6 @@ class RotaryPositions:
         return rotate
 
     def _tables(self, grid: Grid, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return the cosines and sines (N, rotated) of the angles of every token, fp32."""
         key = (grid, device)
         if key not in self._cache:
             pairs = self.head_dim // len(grid) // 2
@@ -238,7 +233,6 @@ class RotaryPositions:
         return self._cache[key]
 
     def _coordinates(self, grid: Grid) -> list[Tensor]:
-        """Return the positions along each axis."""
         axes = [torch.arange(n, dtype=torch.float64) for n in grid]
         if self.reference_side is None:
             return axes

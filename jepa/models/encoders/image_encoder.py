@@ -64,7 +64,6 @@ class ImageEncoder(nn.Module):
         return tuple(side // patch for side, patch in zip(size, self.patch_size))
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Return patches (B, N, C * patch pixels) of images (B, C, H, W)."""
         return patchify(x, self.grid(x))
 
     def forward(
@@ -108,7 +107,7 @@ def vision_transformer(
     attention_dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> ImageEncoder:
-    """Return a pre-norm ViT (Dosovitskiy et al. 2020, arXiv 2010.11929); LayerNorm epsilon 1e-6 as in I-JEPA.
+    """Return a pre-norm ViT (arXiv 2010.11929); LayerNorm epsilon 1e-6 as in I-JEPA.
 
     dropout: after adding positions and after every linear layer of a block. drop_path: rate of stochastic depth in the
     last block; it grows linearly from 0 in the first.

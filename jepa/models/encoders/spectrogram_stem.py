@@ -16,11 +16,9 @@ from jepa.utils.log_mel import LogMel
 class SpectrogramStem(Stem):
     """Waveforms (B, 1, T), padded with NaN, to tokens on a grid of (frequency, time).
 
-    embed_dim: width of the tokens. spectrogram: waveforms to log-mel values, on the device of the waveforms.
     patch_size: [mel bins, frames] of a token, or one number for both. The last patch is padded with 0, the mean.
 
-    Frames overlap by n_fft - hop_length samples, so that a token depends on as many samples of its neighbours. Raises
-    ValueError if the patch does not divide the mel bins.
+    Frames overlap by n_fft - hop_length samples, so that a token depends on as many samples of its neighbours.
     """
 
     def __init__(self, *, embed_dim: int, spectrogram: LogMel, patch_size: int | Sequence[int]) -> None:
@@ -33,7 +31,6 @@ class SpectrogramStem(Stem):
         self.project = nn.Linear(self.token_values, embed_dim)
 
     def grid(self, x: Tensor) -> Grid:
-        """Return (rows, columns), patches along frequency and time. Raise ValueError if x is not a waveform."""
         if x.ndim != 3 or x.shape[1] != 1 or not x.is_floating_point() or not x.shape[2]:
             raise ValueError(
                 f"model.encoder takes waveforms (B, 1, samples), got {str(x.dtype).removeprefix('torch.')} of shape "

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from jepa.models.encoders.stem_encoder import StemEncoder
 from jepa.models.transformer import SinCosPositions, init_transformer, run_blocks
+from jepa.utils.errors import check_at_least
 from jepa.utils.tensors import gather_tokens
 
 
@@ -49,9 +50,6 @@ class TemporalCNN(StemEncoder):
     stem: called with `embed_dim=` to be completed. On a grid of several axes, such as (channels, time), convolutions
         run along the last one, separately for each row.
     kernel_size: of the convolutions, odd. max_dilation: block i has dilation 2^i, starting again at 1 above this.
-    positions: "sincos" added to the tokens, or "none".
-
-    Raises ValueError if kernel_size is even, a count is below 1, or positions is unknown.
     """
 
     def __init__(
@@ -67,9 +65,7 @@ class TemporalCNN(StemEncoder):
     ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"model.encoder.kernel_size must be odd and above 0, got {kernel_size}")
-        for name, value in {"embed_dim": embed_dim, "depth": depth, "max_dilation": max_dilation}.items():
-            if value < 1:
-                raise ValueError(f"model.encoder.{name} must be at least 1, got {value}")
+        check_at_least("model.encoder", 1, embed_dim=embed_dim, depth=depth, max_dilation=max_dilation)
         if positions not in ("sincos", "none"):
             raise ValueError(f"model.encoder.positions: got {positions!r}, expected 'sincos' or 'none'")
         super().__init__(stem, embed_dim)
@@ -93,7 +89,6 @@ class TemporalCNN(StemEncoder):
         valid: Tensor | None = None,
         layers: Sequence[int] | None = None,
     ) -> Tensor | list[Tensor]:
-        """Return features of inputs x; arguments as of `TransformerEncoder.forward`."""
         grid = self.grid(x)
         tokens = self.stem(x)  # (B, N, D)
         if self.positions is not None:

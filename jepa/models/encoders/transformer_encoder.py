@@ -1,7 +1,6 @@
 """A transformer encoder behind any stem, for text, series, audio and video.
 
-The stem turns the input into tokens on an n-D grid; the transformer adds positions, or rotates by them, and encodes the
-tokens that are kept. Images have `ImageEncoder`, whose weights have timm's names.
+Images have `ImageEncoder`, whose weights have timm's names.
 """
 
 from __future__ import annotations
@@ -35,10 +34,7 @@ class TransformerEncoder(StemEncoder):
     sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side: see `RotaryPositions`.
     level_layers: blocks, numbered from 0, whose outputs have their own norm when requested by `layers`; the last one is
         the last block and has the final norm (V-JEPA 2.1, arXiv 2603.14482). None: the final norm for all.
-    dropout: after adding positions and after every linear layer of a block. drop_path: rate of stochastic depth in the
-        last block; it grows linearly from 0 in the first.
-
-    Raises ValueError for other values, or if num_heads does not divide embed_dim.
+    dropout, drop_path: see `vision_transformer`.
     """
 
     def __init__(
