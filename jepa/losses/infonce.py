@@ -18,17 +18,16 @@ class InfoNCE(Term):
     """Mean over queries of -log(e^(s+ / t) / (e^(s+ / t) + sum over negatives of e^(s / t))), s the cosine similarity.
 
     over: the queries and keys.
-        "tokens": each prediction (B, M, P, D) is a query and its target the positive; the target tokens of the same
-            mask in all samples are keys: CPC's prediction of latents. As target blocks overlap, keys that are the same
-            token of the same sample (equal `Latents.positions`) are no negatives. Tokens of weight 0 are neither
-            queries nor keys; other weights weigh the queries.
+        "tokens": each prediction (B, M, P, D) is a query, its target the positive, and the targets of the same mask in
+            all samples are keys: CPC's prediction of latents. Keys that are the same token of the same sample in
+            another block are no negatives. Tokens of weight 0 are neither queries nor keys; other weights weigh the
+            queries.
         "embeddings": each view's projection (V, B, E) is a query, every other view of its sample a positive (each
             ordered pair counts once), and all views of all other samples are negatives: SimCLR's NT-Xent (arXiv
             2002.05709, equation 1) for V views.
     temperature: t.
     negative_samples: number of keys, sampled at every step, that negatives are taken from; None for all. All queries
-        share them, so that scores are a matrix product; a query's own token is left out. All ranks sample the same keys
-        and exchange only these.
+        and ranks share them, and the ranks exchange only these.
 
     Queries and keys are those of all ranks: one process with the whole batch has the same loss and gradient. It
     prevents collapse: equal latents have a loss of log(1 + negatives).

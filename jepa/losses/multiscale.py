@@ -19,9 +19,8 @@ class MultiScale(Term):
     """Sum over scales s of w_s * mean over cells of d(mean of predictions in the cell, mean of targets in the cell).
 
     At scale s the grid is divided into cells of s tokens along every axis, as in a spatial pyramid (Lazebnik et al.
-    2006, "Beyond Bags of Features"). Tokens of a target block in the same cell are averaged before the distance, so
-    that coarse content counts where details cannot be predicted. A cell is weighted by its predicted tokens: scale 1
-    alone is the plain regression. Of no published JEPA.
+    2006, "Beyond Bags of Features"). A cell is weighted by its predicted tokens: scale 1 alone is the plain regression.
+    Of no published JEPA.
 
     scales: s, in tokens. weights: w_s, one for each scale; None for equal weights of sum 1.
     distance: d, a regression such as SmoothL1 (for None), L1, MSE, Cosine.

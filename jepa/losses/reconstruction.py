@@ -21,11 +21,9 @@ class Reconstruction(Term):
     Ids (int64): cross-entropy over `out_dim` classes, as masked language models (BERT, arXiv 1810.04805).
     Latents.target_weights weigh the tokens.
 
-    It prevents collapse: inputs are not learned, so if all samples have the same embedding, the decoder can only
-    predict the mean input at each position, at a loss of the inputs' variance.
+    It prevents collapse: from equal embeddings only the mean input can be decoded, at a loss of the inputs' variance.
 
-    in_dim, out_dim: the width of the predictions and the encoder's `token_values` (values of a token, or number of
-        ids); set by the objective.
+    in_dim, out_dim: the width of the predictions and the encoder's `token_values`; set by the objective.
     hidden: widths of hidden layers with GELU; none for a linear decoder.
     normalize: standardise the values of each token, MAE's `norm_pix_loss`.
     """

@@ -1,8 +1,8 @@
 """Variance and covariance of projections over the batch (VICReg, Bardes et al. 2022, arXiv 2105.04906).
 
 With `Invariance(reference="pairs")` they make VICReg. Statistics are over the samples of all ranks, per view, and both
-terms are means over views. The released code averages the variance term over its two views and adds
-up the covariance term, so its coefficients 25 (invariance), 25 (variance) and 1 (covariance) are 25, 25 and 2 here.
+terms are means over views. The released code adds up the covariance term of its two views, so its coefficients 25
+(invariance), 25 (variance) and 1 (covariance) are 25, 25 and 2 here.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ DIVISORS = ("features", "pairs")
 class Variance(Term):
     """v(Z) = mean over features of max(0, margin - sqrt(Var(z_j) + eps)), Var with N - 1 (equations 1 and 2).
 
-    Reads the projections (V, B, E). It prevents collapse: a collapsed batch has a loss of almost `margin`, and only
-    features that vary between samples lower it.
+    Reads the projections (V, B, E). It prevents collapse: a collapsed batch has a loss of almost `margin`.
     """
 
     prevents_collapse = True
@@ -46,8 +45,7 @@ class Variance(Term):
 class Covariance(Term):
     """c(Z) = sum over i != j of C(Z)_ij^2 / E, C the covariance matrix with N - 1 (equations 3 and 4).
 
-    Reads the projections (V, B, E); the matrices (V, E, E) are what the ranks exchange. Zero for constant projections:
-    it does not prevent collapse.
+    Reads the projections (V, B, E); the ranks exchange the matrices (V, E, E). Zero for constant projections.
 
     divisor: "features", E, as in paper and code; "pairs", E (E - 1), the mean over the off-diagonal entries, as in
         facebookresearch/eb_jepa with coefficients of 10 to 100.

@@ -43,8 +43,7 @@ class FutureMask(HiddenTokensMask):
         least, most = (hidden_steps(lengths, share) for share in self.shares)
         return math.prod(others) * int((lengths - least).max()), math.prod(others) * int(most.max())
 
-    def hide(self, real: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return which tokens are hidden, (B, *grid) bool; real (B, *grid) bool: False at padding."""
+    def hide(self, real: Tensor, generator: torch.Generator) -> Tensor:
         least, most = self.shares
         share = least + (most - least) * torch.rand(len(real), device=real.device, generator=generator)
         rows = real.view(len(real), -1, real.shape[-1])  # (B, rows, steps)

@@ -27,7 +27,7 @@ class HiddenTokensMask:
         """
         raise NotImplementedError
 
-    def hide(self, real: Tensor, generator: torch.Generator | None) -> Tensor:
+    def hide(self, real: Tensor, generator: torch.Generator) -> Tensor:
         """Return which tokens are hidden, (B, *grid) bool; real (B, *grid) bool: False at padding."""
         raise NotImplementedError
 
@@ -45,9 +45,9 @@ class HiddenTokensMask:
         (`fixed_size_indices`). Without padding the masks have no valid flags where every sample fills both sizes.
         """
         context_size, target_size = self.sizes(grid, valid is not None)
-        device = torch.device("cpu") if generator is None else generator.device
+        generator = generator or torch.default_generator
         shape = (batch_size, *grid)
-        real = torch.ones(shape, dtype=torch.bool, device=device) if valid is None else valid.view(shape)
+        real = torch.ones(shape, dtype=torch.bool, device=generator.device) if valid is None else valid.view(shape)
         masks = []
         for _ in range(self.num_masks):
             hidden = self.hide(real, generator)

@@ -38,11 +38,9 @@ class RandomMask:
         valid: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> list[Mask]:
-        """Return `num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
+        """Return `num_masks` masks with one target block (B, 1, P) each; shares are those of what is not padding.
 
-        Shares are those of the tokens that are not padding.
-
-        Raises ValueError when the grid has too few tokens for one context and one target token.
+        valid (B, N) bool: False at padding. Raises ValueError for a grid of fewer than 2 tokens.
         """
         tokens = torch.Size(grid).numel()
         keep = max(1, round(self.context_share * tokens))

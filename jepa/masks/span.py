@@ -47,8 +47,7 @@ class SpanMask(HiddenTokensMask):
         hidden = self.hidden_count(lengths)
         return sequences * int((lengths - hidden).max()), sequences * int(hidden.max())
 
-    def hide(self, real: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return which tokens are hidden, (B, *grid) bool; real (B, *grid) bool: False at padding."""
+    def hide(self, real: Tensor, generator: torch.Generator) -> Tensor:
         valid = real.flatten(1)
         batch, tokens = valid.shape
         most = int(self._spans(torch.tensor(tokens))[0])

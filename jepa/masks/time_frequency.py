@@ -23,7 +23,6 @@ class SpectrogramMask(HiddenTokensMask):
 
     Each axis as by `SpanMask`: shares are rounded to spans, and at least one row and one column are seen. The share of
     time is that of the columns which are not padding.
-    Raises ValueError for shares outside [0, 1), both 0, and lengths or a number below 1.
     """
 
     def __init__(
@@ -48,10 +47,7 @@ class SpectrogramMask(HiddenTokensMask):
         )
 
     def sizes(self, grid: Grid, padded: bool) -> tuple[int, int]:
-        """Return the most tokens that are seen and hidden.
-
-        Raises ValueError for a grid that has not two axes, or on which nothing can be hidden.
-        """
+        """Return the most tokens that are seen and hidden. Raise ValueError for a grid that has not two axes."""
         if len(grid) != 2:
             raise ValueError(
                 f"model.mask: spectrogram masks need a grid of frequency and time, got {len(grid)} axes: "
@@ -59,9 +55,8 @@ class SpectrogramMask(HiddenTokensMask):
             )
         rows, columns = grid
         lengths = possible_lengths(columns, padded)
-        context = (lengths - _hidden_count(self._time, lengths)) * (
-            rows - _hidden_count(self._frequency, torch.tensor(rows))
-        )
+        seen_rows = rows - _hidden_count(self._frequency, torch.tensor(rows))
+        context = (lengths - _hidden_count(self._time, lengths)) * seen_rows
         hidden = lengths * rows - context
         if not int(hidden.max()):
             raise ValueError(
@@ -70,8 +65,7 @@ class SpectrogramMask(HiddenTokensMask):
             )
         return max(1, int(context.max())), int(hidden.max())
 
-    def hide(self, real: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Return which tokens are hidden, (B, *grid) bool; real (B, *grid) bool: False at padding."""
+    def hide(self, real: Tensor, generator: torch.Generator) -> Tensor:
         _, rows, columns = real.shape
         hidden = torch.zeros_like(real)
         if self._time is not None and columns > 1:

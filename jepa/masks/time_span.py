@@ -27,7 +27,7 @@ class TimeSpanMask(SpanMask):
     def sequences(self, grid: Grid) -> int:
         return math.prod(grid[:-1])
 
-    def hide(self, real: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def hide(self, real: Tensor, generator: torch.Generator) -> Tensor:
         channels = real.view(len(real), -1, real.shape[-1])  # (B, channels, time)
         if self.share_channels:
             return super().hide(channels.any(dim=1), generator).unsqueeze(1).expand_as(channels).reshape(real.shape)

@@ -52,10 +52,9 @@ class BlockGroup:
         self.temporal_scale = check_range("model.mask: temporal_scale", temporal_scale, most=1.0)
         self.aspect_ratio = check_range("model.mask: aspect_ratio", aspect_ratio)
 
-    def draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    def draw(self, batch_size: int, grid: Grid, generator: torch.Generator) -> Tensor:
         """Return the first cells and sides (2, B, M, 3) of blocks."""
-        shape = (batch_size, self.num_blocks)
-        draws = torch.rand(3, *shape, device=device, generator=generator)
+        draws = torch.rand(3, batch_size, self.num_blocks, device=generator.device, generator=generator)
         ranges = (self.spatial_scale, self.temporal_scale, self.aspect_ratio)
         area, time, ratio = (low + (high - low) * draw for (low, high), draw in zip(ranges, draws))
         steps, rows, columns = grid
@@ -116,30 +115,22 @@ class TubeMask:
             raise ValueError(f"tube masks are for clips, on three axes, got a grid of {grid}: use model/mask=random")
         grid = (1, *grid) if len(grid) == 2 else tuple(grid)
         groups = {"images": self.images} if grid[0] == 1 and self.images is not None else self.groups
-        device = torch.device("cpu") if generator is None else generator.device
-        return [self._mask(name, group, batch_size, grid, device, valid, generator) for name, group in groups.items()]
-
-    def _mask(
-        self,
-        name: str,
-        group: BlockGroup,
-        batch_size: int,
-        grid: Grid,
-        device: torch.device,
-        valid: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Mask:
-        if (name, grid, device) not in self._sizes:
-            self._sizes[name, grid, device] = self._calibrate(name, group, grid, device)
-        keep, size, spare = self._sizes[name, grid, device]
-        hidden = cover(group.draw(batch_size, grid, device, generator), grid)  # (B, N)
-        seen = self._seen(hidden, grid)
-        again = torch.randint(len(spare), (batch_size,), device=device, generator=generator)
-        short = (seen.sum(dim=1) < keep) | (hidden.sum(dim=1) < size)
-        hidden = torch.where(short[:, None], spare[again], hidden)
-        context, _ = fixed_size_indices(self._seen(hidden, grid), keep, generator)
-        targets, _ = fixed_size_indices(hidden, size, generator)
-        return mark_padding(context, targets.unsqueeze(1), valid)
+        generator = generator or torch.default_generator
+        device = generator.device
+        masks = []
+        for name, group in groups.items():
+            if (name, grid, device) not in self._sizes:
+                self._sizes[name, grid, device] = self._calibrate(name, group, grid, device)
+            keep, size, spare = self._sizes[name, grid, device]
+            hidden = cover(group.draw(batch_size, grid, generator), grid)  # (B, N)
+            seen = self._seen(hidden, grid)
+            again = torch.randint(len(spare), (batch_size,), device=device, generator=generator)
+            short = (seen.sum(dim=1) < keep) | (hidden.sum(dim=1) < size)
+            hidden = torch.where(short[:, None], spare[again], hidden)
+            context, _ = fixed_size_indices(self._seen(hidden, grid), keep, generator)
+            targets, _ = fixed_size_indices(hidden, size, generator)
+            masks.append(mark_padding(context, targets.unsqueeze(1), valid))
+        return masks
 
     def _seen(self, hidden: Tensor, grid: Grid) -> Tensor:
         """Return the tokens (B, N) bool that may be in the context."""
@@ -148,9 +139,8 @@ class TubeMask:
         return ~hidden & early
 
     def _calibrate(self, name: str, group: BlockGroup, grid: Grid, device: torch.device) -> Sizes:
-        """Return the sizes of a group on a grid."""
         fixed = make_generator("cpu", 0, "mask calibration")
-        hidden = cover(group.draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed), grid)
+        hidden = cover(group.draw(CALIBRATION_DRAWS, grid, fixed), grid)
         seen, count = self._seen(hidden, grid).sum(dim=1), hidden.sum(dim=1)
         fits = seen >= self.min_context
         if fits.float().mean() < MIN_FITTING_SHARE:
