@@ -100,12 +100,7 @@ class InfoNCE(Term):
         return mean_over_ranks(loss[:, other_views].sum(), samples * views * (views - 1))[0]
 
     def _negatives(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        same: Tensor,
-        usable: Tensor | None,
-        generator: torch.Generator | None,
+        self, queries: Tensor, keys: Tensor, same: Tensor, usable: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """Return the log of the sum of e^(s / t) over each query's negatives, (B, T), for queries and keys (B, T, D).
 

@@ -32,12 +32,7 @@ class HiddenTokensMask:
         raise NotImplementedError
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return `num_masks` masks with one target block (B, 1, P) each.
 

@@ -67,12 +67,7 @@ class MultiBlockMask:
         self._layouts: dict[tuple[Grid, torch.device], Layouts] = {}
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return one `Mask` for the batch. valid (B, N) bool: False at padding; blocks may include it, marked as such.
 

@@ -28,12 +28,7 @@ class PublishedMultiBlockMask(MultiBlockMask):
     """
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return one `Mask` for the batch. Raises ValueError for padding, or blocks too small for min_context."""
         if len(grid) != 2 or valid is not None:

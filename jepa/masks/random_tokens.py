@@ -31,12 +31,7 @@ class RandomMask:
         self.num_masks = num_masks
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return `num_masks` masks with one target block (B, 1, P) each; shares are those of what is not padding.
 

@@ -100,12 +100,7 @@ class TubeMask:
         self._sizes: dict[tuple[str, Grid, torch.device], Sizes] = {}
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return one mask with one target block (B, 1, P) per group. valid (B, N) bool: False at padding.
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from jepa.types import Batch, Grid, Mask, Masker, RunLength, Schedule, StepRandomness
+from jepa.types import Batch, Mask, Masker, RunLength, Schedule, StepRandomness
+from jepa.utils.tensors import token_valid
 
 
 class JEPA(nn.Module):
@@ -63,23 +63,18 @@ class MaskSampler:
         self.masker, self.weight = masker, weight
         self._cache: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
 
-    def __call__(
-        self, rng: StepRandomness, *, views: int, grid: Grid, device: torch.device, valid: Tensor | None = None
-    ) -> dict[str, Any]:
-        """Return {"masks", "target_weights"} of the samples of `rng`, the `views` of a sample adjacent.
-
-        valid (count * views, N) bool: False at padding, whatever the other ranks have: a masker consumes the same
-        random numbers for any padding.
-        """
+    def __call__(self, encoder: nn.Module, x: Tensor, rng: StepRandomness, views: int = 1) -> dict[str, Any]:
+        """Return {"masks", "target_weights"} of inputs x, the samples of `rng`, the `views` of a sample adjacent."""
+        grid, valid = tuple(encoder.grid(x)), token_valid(encoder, x)
         size = rng.total * views
         local = slice(rng.samples.start * views, rng.samples.stop * views)
         global_valid = None
-        if valid is not None:
+        if valid is not None:  # the padding of other ranks is unknown; a masker draws the same numbers for any padding
             global_valid = valid.new_ones(size, valid.shape[1])
             global_valid[local] = valid
-        key = (rng.seed, rng.step, size, grid, device)
+        key = (rng.seed, rng.step, size, grid, x.device)
         if valid is not None or self._cache is None or self._cache[0] != key:  # shared by the micro-batches of a step
-            masks = self.masker(size, grid, valid=global_valid, generator=rng.generator(device, "mask"))
+            masks = self.masker(size, grid, valid=global_valid, generator=rng.generator(x.device, "mask"))
             weights = [None if self.weight is None else self.weight(mask, math.prod(grid)) for mask in masks]
             self._cache = key, masks, weights
         _, masks, weights = self._cache

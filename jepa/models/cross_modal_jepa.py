@@ -81,11 +81,8 @@ class CrossModalJEPA(JEPA):
             raise ValueError(f"model=crossmodal takes batches of {self.modalities}, got {got}: use data=paired")
         masks = {}
         for name, sampler in self.mask_samplers.items():
-            single = {name: x[name]}
-            valid = self.encoder.token_valid(single)
-            grid, device = self.encoder.grid(single), x[name].device
             try:
-                masks[name] = sampler(rng, views=1, grid=grid, device=device, valid=valid)["masks"]
+                masks[name] = sampler(self.encoder.encoders[name], x[name], rng)["masks"]
             except ValueError as error:
                 raise ValueError(f"model.masks.{name}: {error}") from error
         return {**batch, "modality_masks": masks, "rng": rng}
@@ -187,11 +184,7 @@ class ModalityEncoders(nn.Module):
         return ~values.isnan().flatten(1).all(dim=1)
 
     def forward(
-        self,
-        x: Inputs,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Inputs, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         encoder, values = self._select(x)
         return encoder(values, keep=keep, valid=valid, layers=layers)

@@ -54,9 +54,7 @@ class LeJEPA(JEPA):
         if self.mask_sampler is None:
             return {**batch, "rng": rng}
         x, views = flatten_views(batch)
-        valid = token_valid(self.encoder, x)
-        sampled = self.mask_sampler(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
-        return {**batch, "masks": sampled["masks"], "rng": rng}
+        return {**batch, "masks": self.mask_sampler(self.encoder, x, rng, views)["masks"], "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
         """Return the embeddings of a prepared batch's views, the global ones first."""

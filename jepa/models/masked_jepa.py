@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from jepa.models.base_model import JEPA, MaskSampler, check_no_collapse, flatten_views, views_first
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
-from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean, token_valid
+from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean
 
 
 class MaskedJEPA(JEPA):
@@ -70,8 +70,7 @@ class MaskedJEPA(JEPA):
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
         """Return the batch with its `masks`, `target_weights` and, of a corruption, `corrupted` (B * views, *S)."""
         x, views = flatten_views(batch)
-        valid = token_valid(self.encoder, x)
-        sampled = self.mask_sampler(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
+        sampled = self.mask_sampler(self.encoder, x, rng, views)
         corrupted = {} if self.corruption is None else {"corrupted": self.corruption(x, rng, views)}
         return {**batch, **sampled, **corrupted, "rng": rng}
 

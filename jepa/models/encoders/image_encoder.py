@@ -67,11 +67,7 @@ class ImageEncoder(nn.Module):
         return patchify(x, self.grid(x))
 
     def forward(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         """Return features (B, K or N, D) of images x (B, C, H, W).
 

@@ -83,11 +83,7 @@ class TemporalCNN(StemEncoder):
         self.positions = SinCosPositions(embed_dim) if positions == "sincos" else None
 
     def forward(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         grid = self.grid(x)
         tokens = self.stem(x)  # (B, N, D)

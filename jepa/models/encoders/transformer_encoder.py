@@ -92,11 +92,7 @@ class TransformerEncoder(StemEncoder):
             self.positions = LearnedPositions(embed_dim, max_length)
 
     def forward(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         """Return features (B, K or N, D) of inputs x.
 
