@@ -84,7 +84,7 @@ class CrossModalJEPA(JEPA):
             try:
                 masks[name] = sampler(self.encoder.encoders[name], x[name], rng)["masks"]
             except ValueError as error:
-                raise ValueError(f"model.masks.{name}: {error}") from error
+                raise ValueError(f"model.masks.{name} with model.encoders.{name}: {error}") from error
         return {**batch, "modality_masks": masks, "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:

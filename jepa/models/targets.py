@@ -20,8 +20,6 @@ class Target(nn.Module):
         2202.03555, section 3.3; there without, here with the final norm before). None: the last block.
     concat_layers: the targets are the concatenated outputs of these blocks, numbered from 0, each layer-normed (deep
         supervision of V-JEPA 2.1, arXiv 2603.14482).
-
-    Raises ValueError if both are set, or for layers that the encoder does not have.
     """
 
     prevents_collapse = False
@@ -32,17 +30,13 @@ class Target(nn.Module):
         super().__init__()
         if average_layers is not None and concat_layers is not None:
             raise ValueError("model.target: set average_layers or concat_layers, not both")
-        depth = getattr(encoder, "depth", None)
-        if average_layers is not None and not 1 <= average_layers <= (depth or 0):
+        depth = getattr(encoder, "depth", None) or 0
+        if average_layers is not None and not 1 <= average_layers <= depth:
             raise ValueError(
-                f"model.target.average_layers={average_layers}: expected 1 to {depth}, the encoder's blocks"
+                f"model.target.average_layers={average_layers}: expected 1 to {depth} of the encoder's blocks"
             )
-        if concat_layers is not None and (
-            not concat_layers or not all(0 <= layer < (depth or 0) for layer in concat_layers)
-        ):
-            raise ValueError(
-                f"model.target.concat_layers={list(concat_layers)}: expected blocks from 0 to {(depth or 0) - 1}"
-            )
+        if concat_layers is not None and (not concat_layers or not set(concat_layers) <= set(range(depth))):
+            raise ValueError(f"model.target.concat_layers={list(concat_layers)}: expected blocks from 0 to {depth - 1}")
         self.average = average_layers is not None
         self.layers = list(range(depth - average_layers, depth)) if self.average else concat_layers
         self.out_dim: int = encoder.embed_dim * (1 if self.average or self.layers is None else len(self.layers))

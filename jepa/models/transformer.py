@@ -127,19 +127,17 @@ def sincos_positions(embed_dim: int, grid: Grid, layout: str = "equal") -> Tenso
 
 def sincos_pairs(embed_dim: int, axes: int, layout: str) -> list[int]:
     """Return the number of sine-cosine pairs of each axis, in the order of the layout; see `sincos_positions`."""
-    if layout == "equal":
-        if embed_dim % (2 * axes):
-            raise ValueError(
-                f"sine-cosine positions on {axes} axes need a width divisible by {2 * axes}, got {embed_dim}"
-            )
-        return [embed_dim // (2 * axes)] * axes
-    if axes != 3:
+    if layout != "equal" and axes != 3:
         raise ValueError(f"sincos_layout={layout} is for clips, on three axes, got {axes}: use sincos_layout=equal")
     if layout == "uniform_power":
         return [-(-embed_dim // 6)] * 3
-    if embed_dim % 8:
-        raise ValueError(f"sincos_layout=half_time needs a width divisible by 8, got {embed_dim}")
-    return [embed_dim // 4, embed_dim // 8, embed_dim // 8]
+    divisor = 2 * axes if layout == "equal" else 8
+    if embed_dim % divisor:
+        raise ValueError(
+            f"sincos_layout={layout} on {axes} axes needs a width (embed_dim) divisible by {divisor}, got {embed_dim}"
+        )
+    unit = embed_dim // divisor
+    return [unit] * axes if layout == "equal" else [2 * unit, unit, unit]
 
 
 class SinCosPositions(nn.Module):
@@ -168,7 +166,7 @@ class LearnedPositions(nn.Module):
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def forward(self, grid: Grid, device: torch.device) -> Tensor:
-        """Return positions (N, D). Raise ValueError for a grid that is longer than max_length or has several axes."""
+        """Return positions (N, D). Raise ValueError for a longer grid, or one of several axes."""
         if len(grid) != 1 or grid[0] > len(self.table):
             raise ValueError(
                 f"learned positions are for sequences of at most {len(self.table)} tokens, got a grid of {grid}: "
