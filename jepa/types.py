@@ -182,7 +182,3 @@ class DataSpec:
     classes: int | None
     class_names: tuple[str, ...] | None = None
     found: Mapping[str, int] = field(default_factory=dict)
-
-
-Metrics: TypeAlias = Mapping[str, Any]
-"""Metric names to scalars: `train/loss`, `val/loss`, `lr`, `eval/trained/knn`, ..."""

@@ -9,8 +9,6 @@ from torch import Tensor
 from jepa.losses.objective import Term
 from jepa.types import Latents
 
-REFERENCES = ("mean", "global", "pairs")
-
 
 class Invariance(Term):
     """Mean squared distance between the projections (V, B, E) of a sample's views.
@@ -29,8 +27,10 @@ class Invariance(Term):
 
     def __init__(self, *, reference: Literal["mean", "global", "pairs"] = "mean") -> None:
         super().__init__()
-        if reference not in REFERENCES:
-            raise ValueError(f"loss.terms.invariance.term.reference: got {reference!r}, expected one of {REFERENCES}")
+        if reference not in ("mean", "global", "pairs"):
+            raise ValueError(
+                f"loss.terms.invariance.term.reference: got {reference!r}, expected one of mean, global, pairs"
+            )
         self.reference = reference
 
     def forward(self, latents: Latents) -> Tensor:

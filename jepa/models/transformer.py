@@ -15,8 +15,6 @@ from torch.nn import functional as F
 
 from jepa.types import Grid
 
-SINCOS_LAYOUTS = ("equal", "half_time", "uniform_power")
-
 Rotate = Callable[[Tensor], Tensor]
 """Queries or keys (B, heads, K, head_dim) -> the same, rotated."""
 
@@ -145,8 +143,8 @@ class SinCosPositions(nn.Module):
 
     def __init__(self, embed_dim: int, layout: str = "equal") -> None:
         super().__init__()
-        if layout not in SINCOS_LAYOUTS:
-            raise ValueError(f"sincos_layout: got {layout!r}, expected one of {list(SINCOS_LAYOUTS)}")
+        if layout not in ("equal", "half_time", "uniform_power"):
+            raise ValueError(f"sincos_layout: got {layout!r}, expected one of equal, half_time, uniform_power")
         self.embed_dim, self.layout = embed_dim, layout
         self._cache: dict[tuple[Grid, torch.device], Tensor] = {}
 

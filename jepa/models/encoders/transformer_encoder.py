@@ -23,8 +23,6 @@ from jepa.models.transformer import (
 )
 from jepa.utils.tensors import attention_mask, gather_tokens
 
-POSITIONS = ("sincos", "learned", "rotary")
-
 
 class TransformerEncoder(StemEncoder):
     """Stem, positions, pre-norm blocks, final norm (`jepa.types.Encoder`).
@@ -57,8 +55,8 @@ class TransformerEncoder(StemEncoder):
         drop_path: float = 0.0,
     ) -> None:
         check_heads(embed_dim, num_heads, "model.encoder")
-        if positions not in POSITIONS:
-            raise ValueError(f"model.encoder.positions: got {positions!r}, expected one of {list(POSITIONS)}")
+        if positions not in ("sincos", "learned", "rotary"):
+            raise ValueError(f"model.encoder.positions: got {positions!r}, expected one of sincos, learned, rotary")
         if positions == "learned" and max_length is None:
             raise ValueError(
                 "model.encoder.positions=learned needs model.encoder.max_length, the longest input in tokens"
