@@ -23,7 +23,6 @@ MOVED = {
     "jepa.data.sources.moving_mnist.moving_mnist": "jepa.data.sources.moving_mnist",
     "jepa.models.corruption": "jepa.models.token_corruption",
     "jepa.models.crossmodal.CrossPredictor": "jepa.models.cross_predictor.CrossPredictor",
-    "jepa.models.crossmodal.ModalityEncoders": "jepa.models.modality_encoders.ModalityEncoders",
     "jepa.models.crossmodal": "jepa.models.cross_modal_jepa",
     "jepa.models.masked": "jepa.models.masked_jepa",
     "jepa.models.views": "jepa.models.lejepa",

@@ -18,7 +18,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from jepa.masks.token_indices import systematic_sample
 from jepa.types import Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
@@ -26,6 +25,9 @@ from jepa.utils.random import generator as make_generator
 CALIBRATION_DRAWS = 2048
 REDRAWN_SHARE = 0.05
 """Share of samples with fewer than K context tokens, which are drawn again; K is set to meet it."""
+
+Range: TypeAlias = tuple[float, float]
+"""The least and the most of what is drawn uniformly."""
 
 Layouts: TypeAlias = tuple[int, Tensor, Tensor]
 """K, blocks (2, R, 1 + M, axes) with at least K context tokens, and these tokens (R, N) bool."""
@@ -40,10 +42,9 @@ class MultiBlockMask:
     min_context: fewest context tokens that are accepted.
     allow_overlap: let the context keep tokens that are also targets.
 
-    P, the tokens predicted per block, is the least target scale times the grid. A block's sides are rounded square
-    roots, enlarged where rounding left fewer than P; of larger blocks P tokens are sampled, all equally likely. K, the
-    context tokens, is the 5 % quantile of the number of context tokens outside the targets, over draws of a fixed seed
-    for each grid; a sample with fewer is replaced by one of these draws with at least K.
+    P, the tokens predicted per block, is the least target scale times the grid; of larger blocks P tokens are sampled,
+    all equally likely. K, the context tokens, is the 5 % quantile of the context tokens outside the targets, over draws
+    of a fixed seed for each grid; a sample with fewer is replaced by one of these draws with at least K.
     """
 
     def __init__(
@@ -66,23 +67,18 @@ class MultiBlockMask:
         self._layouts: dict[tuple[Grid, torch.device], Layouts] = {}
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return one `Mask` for the batch. valid (B, N) bool: False at padding; blocks may include it, marked as such.
 
         Raises ValueError when the settings leave fewer than min_context tokens on this grid.
         """
-        grid = tuple(grid)
-        device = torch.device("cpu") if generator is None else generator.device
+        grid, generator = tuple(grid), generator or torch.default_generator
+        device = generator.device
         if (grid, device) not in self._layouts:
             self._layouts[grid, device] = self._calibrate(grid, device)
         keep, spare_blocks, spare_members = self._layouts[grid, device]
-        blocks = self._draw(batch_size, grid, device, generator)  # (2, B, 1 + M, axes)
+        blocks = self._draw(batch_size, grid, generator)  # (2, B, 1 + M, axes)
         members = self._context(blocks, grid)  # (B, N)
         short = members.sum(-1) < keep  # (B,)
         again = torch.randint(len(spare_members), (batch_size,), device=device, generator=generator)
@@ -90,20 +86,14 @@ class MultiBlockMask:
         members = torch.where(short[:, None], spare_members[again], members)
         rank = members.cumsum(dim=-1, dtype=torch.int32)
         context = torch.searchsorted(rank, systematic_sample(rank[:, -1], keep, generator) + 1)
-        targets = self._pick_targets(blocks[:, :, 1:], grid, generator)
-        if valid is None:
-            return [Mask(context, targets)]
-        context_valid = valid.gather(1, context)
-        target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
-        return [Mask(context, targets, context_valid=context_valid, target_valid=target_valid)]
+        return [mark_padding(context, self._pick_targets(blocks[:, :, 1:], grid, generator), valid)]
 
-    def _draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    def _draw(self, batch_size: int, grid: Grid, generator: torch.Generator) -> Tensor:
         """Return the first cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
         ratio = grid[-2] / grid[-1] if len(grid) > 1 else 1.0
-        context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), device, generator)
-        targets = draw_blocks(
-            (batch_size, self.num_targets), grid, self.target_scale, self.aspect_ratio, device, generator
-        )
+        context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), generator)
+        shape = (batch_size, self.num_targets)
+        targets = draw_blocks(shape, grid, self.target_scale, self.aspect_ratio, generator)
         return torch.cat([context, targets], dim=2)
 
     def _context(self, blocks: Tensor, grid: Grid) -> Tensor:
@@ -111,7 +101,7 @@ class MultiBlockMask:
         context = cover(blocks[:, :, :1], grid)
         return context if self.allow_overlap else context & ~cover(blocks[:, :, 1:], grid)
 
-    def _pick_targets(self, blocks: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
+    def _pick_targets(self, blocks: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
         """Return P cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
         start, sides = blocks.int()
         local = systematic_sample(sides.prod(dim=-1), min_tokens(self.target_scale, grid), generator)
@@ -124,9 +114,8 @@ class MultiBlockMask:
         return flat.long()
 
     def _calibrate(self, grid: Grid, device: torch.device) -> Layouts:
-        """Return the layouts of a grid."""
         fixed = make_generator("cpu", 0, "mask calibration")
-        blocks = self._draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed)
+        blocks = self._draw(CALIBRATION_DRAWS, grid, fixed)
         members = self._context(blocks, grid)
         context_tokens = members.sum(-1)
         keep = max(int(context_tokens.float().quantile(REDRAWN_SHARE, interpolation="lower")), self.min_context)
@@ -143,29 +132,23 @@ class MultiBlockMask:
 
 
 def draw_blocks(
-    shape: tuple[int, ...],
-    grid: Grid,
-    scale: tuple[float, float],
-    aspect_ratio: tuple[float, float],
-    device: torch.device,
-    generator: torch.Generator | None,
+    shape: tuple[int, ...], grid: Grid, scale: Range, aspect_ratio: Range, generator: torch.Generator
 ) -> Tensor:
-    """Return the first cells and sides (2, *shape, axes) of blocks, int64.
-
-    Scale and aspect ratio are uniform and independent; the first cell is uniform among those that keep the block on the
-    grid.
-    """
-    draws = torch.rand(2, *shape, device=device, generator=generator)
+    """Return the first cells and sides (2, *shape, axes) of blocks; scale and aspect ratio are uniform, independent."""
+    draws = torch.rand(2, *shape, device=generator.device, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
     ratio = aspect_ratio[0] + (aspect_ratio[1] - aspect_ratio[0]) * draws[1]
-    sides = block_sides(area, ratio, grid, min_tokens(scale, grid))
-    room = torch.tensor(grid, device=device) - sides + 1  # possible first cells
-    start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
+    return place_blocks(block_sides(area, ratio, grid, min_tokens(scale, grid)), grid, generator)
+
+
+def place_blocks(sides: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
+    """Return first cells, uniform among those that keep a block on the grid, and its sides, (2, ..., axes) int64."""
+    room = torch.tensor(grid, device=sides.device) - sides + 1  # possible first cells
+    start = (torch.rand(sides.shape, device=sides.device, generator=generator) * room).long()
     return torch.stack([torch.minimum(start, room - 1), sides])
 
 
-def min_tokens(scale: tuple[float, float], grid: Grid) -> int:
-    """Return the fewest tokens of a block of this scale."""
+def min_tokens(scale: Range, grid: Grid) -> int:
     return max(1, int(scale[0] * math.prod(grid)))
 
 
@@ -196,7 +179,24 @@ def cover(blocks: Tensor, grid: Grid) -> Tensor:
     return (planes.transpose(1, 2) @ last).flatten(1) > 0  # a sum over blocks
 
 
-def check_range(key: str, values: Sequence[float], most: float = math.inf) -> tuple[float, float]:
+def systematic_sample(sizes: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Return `count` different members (..., count), numbered from 0, of sets of at least so many; sizes (...).
+
+    Evenly spaced from a random start, so that every member is equally likely, without sorting.
+    """
+    start = 0.999 * torch.rand(sizes.shape, device=sizes.device, generator=generator)  # below 1 after rounding too
+    spaced = torch.arange(count, device=sizes.device) + start.unsqueeze(-1)
+    return (spaced * (sizes / count).unsqueeze(-1)).int().minimum(sizes.unsqueeze(-1).int() - 1)
+
+
+def mark_padding(context: Tensor, targets: Tensor, valid: Tensor | None) -> Mask:
+    """Return the mask of context (B, K) and targets (B, M, P); valid (B, N) bool: False at padding."""
+    if valid is None:
+        return Mask(context, targets)
+    return Mask(context, targets, valid.gather(1, context), valid.gather(1, targets.flatten(1)).view_as(targets))
+
+
+def check_range(key: str, values: Sequence[float], most: float = math.inf) -> Range:
     """Return (low, high) as floats. Raises ValueError unless 0 < low <= high <= most."""
     low, high = map(float, values) if len(values) == 2 else (0.0, 0.0)
     if not 0 < low <= high <= most:

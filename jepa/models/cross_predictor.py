@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa.models.modality_encoders import ModalityEncoders
-from jepa.models.positions import SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads
-from jepa.models.weight_init import init_transformer
+from jepa.models.cross_modal_jepa import ModalityEncoders
+from jepa.models.transformer import SinCosPositions, block_list, check_heads, init_transformer
 from jepa.types import Grid, Mask
 from jepa.utils.tensors import attention_mask
 
