@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jepa.trainer.run_folder import RunFolder
+from jepa.trainer.run_state import RunState
 from jepa.types import RunLength
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The run that a logger opens for.
+    """The run that a logger opens for."""
 
-    folder: the run folder, which exists. step: steps that lie behind; what was logged later than that is void.
-    config: the resolved configuration. redo: what was validated and evaluated at exactly `step` is measured again.
-    """
-
-    folder: Path
-    step: int
+    folder: Path  # the run folder, which exists
+    step: int  # steps that lie behind; what was logged later than that is void
     run_length: RunLength
-    config: Mapping[str, Any] = field(default_factory=dict)
-    redo: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved
+    redo: bool = False  # what was validated and evaluated at exactly `step` is measured again
 
 
 class Logger:
@@ -60,6 +59,63 @@ class Logger:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+
+
+@dataclass
+class RunLog:
+    """Passes metrics, messages and the monitor's verdict to the loggers of a run, which only rank 0 has."""
+
+    loggers: Mapping[str, Logger]
+    state: RunState
+    run_length: RunLength
+    folder: RunFolder
+    monitor: Any | None
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Return a context in which the loggers are open."""
+        with contextlib.ExitStack() as stack:
+            for logger in self.loggers.values():
+                logger.open(self._info(redo=self.state.pending))
+                stack.callback(logger.close)
+            self.show_verdict()
+            yield
+
+    def reopen(self) -> None:
+        """Open the loggers at an earlier step, as on a resume, so that no step stands twice."""
+        self._tell("close")
+        self._tell("open", self._info(redo=False))
+        self.show_verdict()
+
+    def advance(self) -> None:
+        """Count a step."""
+        self._tell("advance", self.state.step)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        """Log metrics of the step."""
+        self._tell("log", {"epoch": self.run_length.epoch(self.state.step), **metrics}, self.state.step)
+
+    def say(self, text: Any) -> None:
+        """Show something to a person."""
+        self._tell("message", text)
+
+    def show_verdict(self) -> None:
+        """Show the monitor's verdict for as long as it stands."""
+        if self.monitor is not None:
+            self._tell("status", self.monitor.verdict.name)
+
+    def progress(self) -> dict[str, Any]:
+        """Return where the run is, for its status."""
+        where = {"step": self.state.step, "max_steps": self.run_length.max_steps}
+        verdict = None if self.monitor is None else self.monitor.verdict.name
+        return {**where, "train_seconds": self.state.train_seconds, "verdict": verdict}
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for logger in self.loggers.values():
+            getattr(logger, method)(*arguments)
+
+    def _info(self, redo: bool) -> RunInfo:
+        return RunInfo(self.folder.path, self.state.step, self.run_length, self.folder.config, redo=redo)
 
 
 class JSONLines(Logger):
@@ -97,19 +153,22 @@ def cut_back(path: Path, run: RunInfo) -> None:
     """Keep the lines up to the run's step, without what was measured at that step if it will be again."""
 
     def holds(line: str) -> bool:
-        if not is_before(line, run.step):
-            return False
-        return not run.redo or is_before(line, run.step - 1) or not measures(json.loads(line))
+        try:
+            values = json.loads(line)
+            step = values["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return False  # a killed run may leave half a line
+        return step < run.step or (step == run.step and not (run.redo and is_measurement(values)))
 
-    lines = [line for line in path.read_text().splitlines() if holds(line)]
+    lines = [f"{line}\n" for line in path.read_text().splitlines() if holds(line)]
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(f"{line}\n" for line in lines))
+    temporary.write_text("".join(lines))
     os.replace(temporary, path)
 
 
-def measures(line: Mapping[str, Any]) -> bool:
-    """Whether a line is of a validation, a probe or an evaluation, and not of a step itself."""
-    return any(name.startswith(("val/", "online/", "eval/")) for name in line)
+def is_measurement(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics are of a validation, a probe or an evaluation, and not of a step itself."""
+    return any(name.startswith(("val/", "online/", "eval/")) for name in metrics)
 
 
 def set_aside(path: Path) -> None:
@@ -118,14 +177,6 @@ def set_aside(path: Path) -> None:
     while (free := path.with_name(f"{path.name}.{number}")).exists():
         number += 1
     os.replace(path, free)
-
-
-def is_before(line: str, step: int) -> bool:
-    """Whether a line is complete and of a step up to this one; a killed run may leave half a line."""
-    try:
-        return json.loads(line)["step"] <= step
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
 
 
 class TensorBoard(Logger):

@@ -24,7 +24,7 @@ KERNELS = {
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a name; "auto" takes CUDA, then MPS, then the CPU. Of several processes each takes its own GPU.
+    """Return the device of a name; "auto" takes CUDA, then MPS, then the CPU; of several processes each its own GPU.
 
     Raises UserError when the name is unknown or the device is not there.
     """
@@ -91,9 +91,7 @@ class Precision:
     ) -> None:
         if attention not in ("auto", *KERNELS):
             raise UserError(f"trainer.attention={attention}: expected auto, {', '.join(KERNELS)}")
-        self.name = resolve_precision(name, device)
-        self.device = device
-        self.attention = attention
+        self.name, self.device, self.attention = resolve_precision(name, device), device, attention
         self.tf32, self.deterministic, self.detect_anomaly = tf32, deterministic, detect_anomaly
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
         if deterministic:
@@ -112,6 +110,8 @@ class Precision:
 
     def skip_step(self) -> None:
         """Lower the loss scale after a step that overflowed, on every rank alike: only some may have met infinities."""
+        if not self.scaler.is_enabled():
+            return
         state = self.scaler.state_dict()
         self.scaler.update()
         lower = {"scale": state["scale"] * self.scaler.get_backoff_factor(), "_growth_tracker": 0}
@@ -181,19 +181,3 @@ def _deterministic() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def clip_gradients(model: nn.Module, norm: float | None, value: float | None) -> torch.Tensor:
-    """Clip gradients by value, then by total norm; return the norm before either, a scalar tensor.
-
-    Of a sharded model it is the norm over all ranks.
-    """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients)
-    if value is not None:
-        torch.nn.utils.clip_grad_value_(model.parameters(), value)
-        if norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
-    elif norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), norm, total)
-    return total

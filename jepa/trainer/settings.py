@@ -2,10 +2,43 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from dataclasses import dataclass
 
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Steps between two events of each kind, which need not be whole; None is never.
+
+    probe: the online probe. evaluate: the evaluation of frozen features. snapshot: checkpoints that stay.
+    """
+
+    log: float = 10
+    validate: float | None = None
+    probe: float | None = None
+    evaluate: float | None = None
+    save: float | None = None
+    snapshot: float | None = None
+
+
+def due(step: int, every: float | None) -> bool:
+    """Return whether a multiple of `every` steps (need not be whole) was reached with this step; never for None."""
+    return every is not None and math.floor(step / every) > math.floor((step - 1) / every)
+
+
+def period(key: str, epochs: float | None, steps: int | None, run_length: RunLength) -> float | None:
+    """Return the steps between two events given in epochs or in steps, which win; None when neither is given.
+
+    key: what the settings' names begin with, such as "trainer.save_". Raises UserError unless they are positive.
+    """
+    if (epochs is not None and epochs <= 0) or (steps is not None and steps < 1):
+        raise UserError(f"{key}every_epochs and {key}every_steps must be positive, or null for never")
+    if steps is not None or epochs is None:
+        return steps
+    return epochs * run_length.steps_per_epoch
 
 
 def make_run_length(
@@ -17,18 +50,13 @@ def make_run_length(
     batch_size: int,
     limit_train_batches: int | None = None,
 ) -> RunLength:
-    """The length of the run. Steps win over samples, samples over epochs. Raises UserError when it has none.
+    """Return the length of the run. Steps win over samples, samples over epochs. Raises UserError when it has none.
 
     limit_train_batches: an epoch ends after so many steps.
     """
-    if limit_train_batches is not None and limit_train_batches < 1:
-        raise UserError(f"trainer.limit_train_batches must be at least 1, got {limit_train_batches}")
-    steps_per_epoch = num_train / batch_size
-    if limit_train_batches is not None:
-        steps_per_epoch = min(steps_per_epoch, limit_train_batches)
-    if max_samples is not None and max_steps is None:
-        if max_samples < 1:
-            raise UserError(f"trainer.max_samples must be at least 1, got {max_samples}")
+    check_positive(max_steps=max_steps, max_samples=max_samples, limit_train_batches=limit_train_batches)
+    steps_per_epoch = min(num_train / batch_size, limit_train_batches or math.inf)
+    if max_steps is None and max_samples is not None:
         max_steps = max(1, round(max_samples / batch_size))
     if max_steps is None:
         if max_epochs is None or max_epochs <= 0:
@@ -37,13 +65,14 @@ def make_run_length(
                 "above 0"
             )
         max_steps = max(1, round(max_epochs * steps_per_epoch))
-    if max_steps < 1:
-        raise UserError(f"trainer.max_steps must be at least 1, got {max_steps}")
     return RunLength(max_steps=max_steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
 
 
-def share_of_rank(batch_size: int, world_size: int) -> int:
-    """Samples of a batch that each rank takes. Raises UserError, with the nearest sizes that fit, for a remainder."""
+def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, world_size: int) -> int:
+    """Return the samples per forward pass on one device; None takes each rank's share of the batch.
+
+    Raises UserError, with the sizes that fit, unless ranks and micro-batches divide the batch.
+    """
     share, remainder = divmod(batch_size, world_size)
     if remainder:
         fits = [n * world_size for n in (share, share + 1) if n]
@@ -51,15 +80,6 @@ def share_of_rank(batch_size: int, world_size: int) -> int:
             f"data.batch_size={batch_size} cannot be shared by {world_size} ranks; the nearest sizes that can are "
             f"{' and '.join(map(str, fits))}"
         )
-    return share
-
-
-def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, world_size: int = 1) -> int:
-    """Samples per forward pass on one device.
-
-    Raises UserError unless they divide each rank's share of the batch, with the sizes that do.
-    """
-    share = share_of_rank(batch_size, world_size)
     size = share if micro_batch_size is None else micro_batch_size
     if size < 1 or share % size:
         fits = [n for n in range(1, share + 1) if share % n == 0]
@@ -76,25 +96,15 @@ def check_processes(nodes: int | None, devices: int | None, world_size: int | No
     world_size: how many do; None where it does not matter.
     """
     check_positive(nodes=nodes, devices=devices)
-    if nodes is None and devices is None:
+    nodes_wanted, devices_wanted = nodes or 1, devices or 1
+    wanted = nodes_wanted * devices_wanted
+    if (nodes is None and devices is None) or world_size in (None, wanted):
         return
-    wanted = (nodes or 1) * (devices or 1)
-    if world_size is not None and wanted != world_size:
-        raise UserError(
-            f"trainer.nodes={nodes or 1} times trainer.devices={devices or 1} are {wanted} processes, but {world_size} "
-            f"{'was' if world_size == 1 else 'were'} started: start them by `torchrun --nproc_per_node={devices or 1} "
-            "train.py ...` or `python train.py -m hydra/launcher=slurm ...` (without -m no launcher is used)"
-        )
-
-
-def check_statistics(loss: nn.Module, accumulates: bool, allowed: bool) -> None:
-    """Raise UserError when a loss looks at the whole batch and gets it in parts."""
-    if accumulates and not allowed and getattr(loss, "batch_statistics", False):
-        raise UserError(
-            "trainer.micro_batch_size: a term of the loss, or a batch norm in it, looks at statistics of the whole "
-            "batch, which micro-batches do not add up to: leave it unset, or take statistics of micro-batches with "
-            "trainer.allow_microbatch_statistics=true"
-        )
+    raise UserError(
+        f"trainer.nodes={nodes_wanted} times trainer.devices={devices_wanted} are {wanted} processes, but {world_size} "
+        f"{'was' if world_size == 1 else 'were'} started: start them by `torchrun --nproc_per_node={devices_wanted} "
+        "train.py ...` or `python train.py -m hydra/launcher=slurm ...` (without -m no launcher is used)"
+    )
 
 
 def check_positive(**values: float | None) -> None:

@@ -9,21 +9,87 @@ the same which sweeper chose the runs, which launcher started them, and whether 
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from jepa.distributed.collectives import is_rank0
 from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, check_name, family
 from jepa.trainer.loggers import JSONLines
-from jepa.trainer.other_runs import FILE, OtherRuns
 from jepa.utils.errors import UserError
 from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.run_status import is_collapse, read_status
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
+
+FILE = "metrics.jsonl"
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+"""Name of the folder in which single runs of a day stand: they have nothing to do with one another."""
+
+
+class OtherRuns:
+    """What the runs beside a run's folder have measured of a metric, read on as their files grow."""
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder, self.metric = folder.resolve(), metric
+        self._files: dict[Path, GrowingFile] = {}
+
+    @property
+    def in_sweep(self) -> bool:
+        """Whether the folders beside it are runs of the same sweep; not in that of a day, where single runs stand."""
+        return DAY.fullmatch(self.folder.parent.name) is None
+
+    def values(self) -> dict[Path, dict[int, float | None]]:
+        """Return, for each other run that has measured the metric, step -> value, None if it was not finite."""
+        if not self.in_sweep:
+            return {}
+        found = {path.parent.resolve() for path in self.folder.parent.glob(f"*/{FILE}")} - {self.folder}
+        for folder in found - self._files.keys():
+            self._files[folder] = GrowingFile(folder / FILE, self.metric)
+        values = {folder: self._files[folder].read() for folder in sorted(found)}
+        return {folder: curve for folder, curve in values.items() if curve}
+
+
+class GrowingFile:
+    """A metric in a file of JSON lines that another process may be writing; each line is read once."""
+
+    def __init__(self, path: Path, metric: str) -> None:
+        self.path, self.metric = path, metric
+        self._identity, self._position, self._values = 0, 0, {}
+
+    def read(self) -> dict[int, float | None]:
+        """Return the metric's values by step; none where the file is gone."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            return {}
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self._identity or status.st_size < self._position:  # a resumed run cuts it back
+                self._identity, self._position, self._values = status.st_ino, 0, {}
+            file.seek(self._position)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may still be being written
+        self._position += len(whole)
+        name = json.dumps(self.metric).encode()
+        for line in whole.splitlines():
+            if name in line:
+                self._take(line.decode(errors="replace"))
+        return self._values
+
+    def _take(self, line: str) -> None:
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:  # cut off when its run was killed, and still to be cut back by the next start
+            return
+        if isinstance(entry, dict) and self.metric in entry and "step" in entry:
+            self._values[entry["step"]] = entry[self.metric]
 
 
 class SweepStopping(Callback):
@@ -38,13 +104,18 @@ class SweepStopping(Callback):
     rule: str
     """Name of the rule, for messages."""
 
+    kept: tuple[str, ...]
+    """Attributes that a checkpoint keeps."""
+
     def __init__(
         self,
-        *,
         metric: str | Sequence[str] | None,
         direction: Direction | Sequence[Direction] | None,
         collapsed: Literal["failed", "measured"],
+        *,
+        first_step: int,
     ) -> None:
+        """first_step: no step before this one is judged."""
         if collapsed not in ("failed", "measured"):
             raise ValueError(f"got collapsed={collapsed!r}, expected 'failed' or 'measured'")
         names = [metric] if isinstance(metric, str) else list(metric or ())
@@ -53,14 +124,14 @@ class SweepStopping(Callback):
         self.direction: Direction = given[0] if given else direction_of(self.metric)
         if self.direction not in ("minimize", "maximize"):
             raise ValueError(f"got direction={self.direction!r}, expected 'minimize', 'maximize' or None")
-        self.collapsed = collapsed
+        self.collapsed, self._first_step = collapsed, first_step
         self._who = f"{self.rule} judges by metric={self.metric}"
         self._came = False
         self._others: OtherRuns | None = None
 
     def begin(self, trainer: Trainer) -> None:
         """Check that the metric can come and is written where other runs read it; say what it is compared with."""
-        check_is_measured(trainer, self.metric, self._who, f"{self._key}.metric=val/loss")
+        check_is_measured(trainer, self.metric, self._who, f"callbacks.{self.rule.replace(' ', '_')}.metric=val/loss")
         if not is_rank0():
             return
         loggers = [logger for logger in trainer.loggers.values() if isinstance(logger, JSONLines)]
@@ -85,14 +156,15 @@ class SweepStopping(Callback):
                 trainer.stop(f"{self.rule} at step {trainer.step}: {self.metric} {reason}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings it belongs to, and what the rule has kept."""
-        return {"settings": self._settings(), "came": self._came, "kept": self._kept()}
+        """Return the settings it belongs to, and what the rule has kept."""
+        kept = [getattr(self, name) for name in self.kept]
+        return {"settings": self._settings(), "came": self._came, "kept": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state, unless it is of other settings."""
         if state["settings"] == self._settings():
-            self._came = state["came"]
-            self._keep(state["kept"])
+            self._came, kept = state["came"], state["kept"]
+            vars(self).update(zip(self.kept, kept if isinstance(kept, list) else [kept]))  # older ones have no list
 
     # For a rule to define.
 
@@ -101,31 +173,17 @@ class SweepStopping(Callback):
         raise NotImplementedError
 
     def _verdict(self, step: int, cost: float, curves: list[dict[int, float]]) -> str | None:
-        """Why the run is to stop after this measurement, None if it is not. curves: costs by step, of each run."""
-        raise NotImplementedError
-
-    def _first_step(self) -> int:
-        """No step before this one is judged."""
+        """Return why the run is to stop after this measurement, else None. curves: costs by step, of each other run."""
         raise NotImplementedError
 
     def _settings(self) -> list[Any]:
-        """What its state depends on."""
+        """Return what its state depends on."""
         return [self.metric, self.direction]
-
-    def _kept(self) -> Any:
-        raise NotImplementedError
-
-    def _keep(self, kept: Any) -> None:
-        raise NotImplementedError
 
     # Costs and words.
 
-    @property
-    def _key(self) -> str:
-        return f"callbacks.{self.rule.replace(' ', '_')}"
-
     def _curves(self) -> list[dict[int, float]]:
-        """For each other run that has measured the metric: step -> cost."""
+        """Return step -> cost, for each other run that has measured the metric."""
         curves = []
         for folder, values in self._others.values().items():
             status = read_status(folder)
@@ -147,7 +205,7 @@ class SweepStopping(Callback):
             return f"{self.rule} does nothing: {folder} holds single runs, not those of a sweep"
         interval, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
         period = getattr(trainer.every, interval) if interval else 1
-        first = period * max(1, math.ceil(self._first_step() / period))
+        first = period * max(1, math.ceil(self._first_step / period))
         if first >= trainer.run_length.max_steps:
             return (
                 f"{self.rule} does nothing in this run of {trainer.run_length.max_steps} steps: it judges from step "
@@ -177,6 +235,7 @@ class MedianStopping(SweepStopping):
     """
 
     rule = "median stopping"
+    kept = ("best", "judged_step")
 
     def __init__(
         self,
@@ -188,7 +247,7 @@ class MedianStopping(SweepStopping):
         every_steps: int | None = None,
         min_runs: int = 4,
     ) -> None:
-        super().__init__(metric=metric, direction=direction, collapsed=collapsed)
+        super().__init__(metric, direction, collapsed, first_step=warmup_steps)
         if warmup_steps < 0 or min_runs < 1 or (every_steps is not None and every_steps < 1):
             raise ValueError(
                 f"got warmup_steps={warmup_steps}, every_steps={every_steps}, min_runs={min_runs}, expected "
@@ -216,15 +275,6 @@ class MedianStopping(SweepStopping):
             f"{len(bests)} other runs"
         )
 
-    def _first_step(self) -> int:
-        return self.warmup_steps
-
-    def _kept(self) -> list[Any]:
-        return [self.best, self.judged_step]
-
-    def _keep(self, kept: list[Any]) -> None:
-        self.best, self.judged_step = kept
-
 
 class SuccessiveHalving(SweepStopping):
     """Lets only the best 1/reduction_factor of a sweep's runs go on beyond each rung.
@@ -241,6 +291,7 @@ class SuccessiveHalving(SweepStopping):
     """
 
     rule = "successive halving"
+    kept = ("decided",)
 
     def __init__(
         self,
@@ -251,15 +302,14 @@ class SuccessiveHalving(SweepStopping):
         min_steps: int = 100,
         reduction_factor: int = 3,
     ) -> None:
-        super().__init__(metric=metric, direction=direction, collapsed=collapsed)
+        super().__init__(metric, direction, collapsed, first_step=min_steps)
         if min_steps < 1 or reduction_factor < 2:
             raise ValueError(
                 f"got min_steps={min_steps}, reduction_factor={reduction_factor}, expected min_steps >= 1 and "
                 "reduction_factor >= 2"
             )
         self.min_steps, self.reduction_factor = min_steps, reduction_factor
-        self.decided = 0
-        """Rungs that lie behind the run."""
+        self.decided = 0  # rungs that lie behind the run
         self._reached: list[int] = []
 
     def _note(self, step: int, cost: float) -> bool:
@@ -281,14 +331,5 @@ class SuccessiveHalving(SweepStopping):
                 )
         return None
 
-    def _first_step(self) -> int:
-        return self.min_steps
-
     def _settings(self) -> list[Any]:
         return [*super()._settings(), self.min_steps, self.reduction_factor]
-
-    def _kept(self) -> int:
-        return self.decided
-
-    def _keep(self, kept: int) -> None:
-        self.decided = kept

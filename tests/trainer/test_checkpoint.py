@@ -18,7 +18,7 @@ from jepa.checkpoint.load import read_file
 from jepa.checkpoint.saver import find_checkpoint, link_or_copy
 from jepa.trainer import Callback, EarlyStopping, JSONLines, Logger, Trainer
 from jepa.trainer import checkpoints as checkpoints_module
-from jepa.trainer.best import BestCheckpoints
+from jepa.trainer.checkpoints import BestCheckpoints
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
 
 

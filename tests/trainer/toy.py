@@ -81,7 +81,7 @@ def toy_trainer(run_dir, *, kind=Trainer, data=None, loggers=(), lr=0.1, optimiz
         {"params": [model.weight], "decays": True},
         {"params": [model.bias], "decays": False, "weight_decay": 0.0},
     ]
-    defaults = {"max_steps": 5, "device": "cpu", "precision": "fp32", "log_every": 1}
+    defaults = {"max_steps": 5, "device": "cpu", "precision": "fp32", "log_every": 1, "validate_every_epochs": None}
     return kind(
         model=model,
         data=data or ToyData(),
