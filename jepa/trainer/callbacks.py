@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from jepa.utils.errors import UserError
@@ -44,31 +45,28 @@ class Callback:
         """Restore what `state_dict` returned."""
 
 
+@dataclass(kw_only=True, eq=False)
 class EarlyStopping(Callback):
     """Ends the run when a metric has not improved for `patience` measurements of it in a row.
 
-    monitor: name of the metric. min_delta: what a value must be better by than the best to count, in its units.
-    mode: whether less ("min") or more ("max") is better. A value that is not a number is never better.
+    A value that is not a number is never better.
 
     Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
     nothing of its kind is measured, else with the first metrics of its kind that come without it.
     """
 
-    def __init__(
-        self,
-        *,
-        monitor: str = "val/loss",
-        patience: int = 10,
-        min_delta: float = 0.0,
-        mode: Literal["min", "max"] = "min",
-    ) -> None:
-        if patience < 1 or min_delta < 0 or mode not in ("min", "max"):
+    monitor: str = "val/loss"  # name of the metric
+    patience: int = 10
+    min_delta: float = 0.0  # what a value must be better by than the best to count, in its units
+    mode: Literal["min", "max"] = "min"  # whether less or more is better
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.min_delta < 0 or self.mode not in ("min", "max"):
             raise ValueError(
-                f"got patience={patience}, min_delta={min_delta}, mode={mode!r}, expected patience >= 1, "
-                "min_delta >= 0 and mode 'min' or 'max'"
+                f"got patience={self.patience}, min_delta={self.min_delta}, mode={self.mode!r}, expected patience >= "
+                "1, min_delta >= 0 and mode 'min' or 'max'"
             )
-        self.monitor, self.patience, self.min_delta, self.mode = monitor, patience, min_delta, mode
-        self._who = f"early stopping watches monitor={monitor}"
+        self._who = f"early stopping watches monitor={self.monitor}"
         self.best: float | None = None
         self.best_step, self.waited = 0, 0
         self._seen: set[str] = set()

@@ -118,6 +118,7 @@ class RunLog:
         return RunInfo(self.folder.path, self.state.step, self.run_length, self.folder.config, redo=redo)
 
 
+@dataclass(kw_only=True, eq=False)
 class JSONLines(Logger):
     """One JSON object a line, each with `step`; a value that is not finite is written as null.
 
@@ -125,8 +126,7 @@ class JSONLines(Logger):
     runs of a sweep do not share it. What another run left in a file outside the run folder is kept under a new name.
     """
 
-    def __init__(self, *, path: str | None = None) -> None:
-        self.path = path
+    path: str | None = None
 
     def open(self, run: RunInfo) -> None:
         """Open the file for appending, cut back to the lines that hold."""
@@ -179,6 +179,7 @@ def set_aside(path: Path) -> None:
     os.replace(path, free)
 
 
+@dataclass(kw_only=True, eq=False)
 class TensorBoard(Logger):
     """TensorBoard event files.
 
@@ -186,8 +187,7 @@ class TensorBoard(Logger):
     folder is one curve in TensorBoard, so runs must not share it.
     """
 
-    def __init__(self, *, folder: str | None = None) -> None:
-        self.folder = folder
+    folder: str | None = None
 
     def open(self, run: RunInfo) -> None:
         """Open a writer that voids what was logged after the run's step."""

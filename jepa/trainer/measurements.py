@@ -174,10 +174,10 @@ def run_costs(trainer: Trainer) -> dict[str, float]:
     }
 
 
-def metrics_of_pending_step(trainer: Trainer, logged: bool) -> dict[str, float]:
-    """Return what was logged with the step that a checkpoint left pending. logged: the step was due for logging."""
+def metrics_of_pending_step(trainer: Trainer) -> dict[str, float]:
+    """Return what was logged with the step that a checkpoint left pending."""
     metrics, monitor = trainer.metrics, trainer.monitor
-    if logged:
+    if trainer.logs_at(trainer.step):
         return {name: value for name, value in metrics.items() if not is_measurement({name: value})}
     own = {} if monitor is None or not monitor.history else monitor.history[-1]
     watched = own if own.get("step") == trainer.step else ()

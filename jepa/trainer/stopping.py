@@ -14,9 +14,10 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jepa.distributed.collectives import is_rank0
 from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, check_name, family
@@ -92,6 +93,7 @@ class GrowingFile:
             self._values[entry["step"]] = entry[self.metric]
 
 
+@dataclass(kw_only=True, eq=False)
 class SweepStopping(Callback):
     """Base of the rules below, each of which keeps something of every measurement and judges by it.
 
@@ -99,32 +101,31 @@ class SweepStopping(Callback):
     is all of another run that has collapsed, where collapsed="failed": its loss would be the best of all. Whether the
     run itself has is for the monitor to see (monitor.on_collapse=stop).
     Every rank keeps the same state; rank 0 alone reads and decides.
+
+    Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
+    nothing of its kind is measured during the run, else with the first metrics of its kind that come without it.
     """
 
-    rule: str
+    rule: ClassVar[str]
     """Name of the rule, for messages."""
 
-    kept: tuple[str, ...]
+    kept: ClassVar[tuple[str, ...]]
     """Attributes that a checkpoint keeps."""
 
-    def __init__(
-        self,
-        metric: str | Sequence[str] | None,
-        direction: Direction | Sequence[Direction] | None,
-        collapsed: Literal["failed", "measured"],
-        *,
-        first_step: int,
-    ) -> None:
-        """first_step: no step before this one is judged."""
-        if collapsed not in ("failed", "measured"):
-            raise ValueError(f"got collapsed={collapsed!r}, expected 'failed' or 'measured'")
-        names = [metric] if isinstance(metric, str) else list(metric or ())
+    metric: str | Sequence[str] | None = None  # as logged; of several the first, None for eval/trained/linear
+    # Whether less or more is better; None goes by the name (`jepa.utils.metric_direction.direction_of`).
+    direction: Direction | Sequence[Direction] | None = None
+    collapsed: Literal["failed", "measured"] = "failed"
+
+    def __post_init__(self) -> None:
+        if self.collapsed not in ("failed", "measured"):
+            raise ValueError(f"got collapsed={self.collapsed!r}, expected 'failed' or 'measured'")
+        names = [self.metric] if isinstance(self.metric, str) else list(self.metric or ())
         self.metric = names[0] if names else DEFAULT_METRICS[0]
-        given = [direction] if isinstance(direction, str) else list(direction or ())
-        self.direction: Direction = given[0] if given else direction_of(self.metric)
+        given = [self.direction] if isinstance(self.direction, str) else list(self.direction or ())
+        self.direction = given[0] if given else direction_of(self.metric)
         if self.direction not in ("minimize", "maximize"):
             raise ValueError(f"got direction={self.direction!r}, expected 'minimize', 'maximize' or None")
-        self.collapsed, self._first_step = collapsed, first_step
         self._who = f"{self.rule} judges by metric={self.metric}"
         self._came = False
         self._others: OtherRuns | None = None
@@ -176,6 +177,10 @@ class SweepStopping(Callback):
         """Return why the run is to stop after this measurement, else None. curves: costs by step, of each other run."""
         raise NotImplementedError
 
+    def _first_step(self) -> int:
+        """Return the first step that is judged."""
+        raise NotImplementedError
+
     def _settings(self) -> list[Any]:
         """Return what its state depends on."""
         return [self.metric, self.direction]
@@ -205,7 +210,7 @@ class SweepStopping(Callback):
             return f"{self.rule} does nothing: {folder} holds single runs, not those of a sweep"
         interval, _ = MEASURED_EVERY.get(family(self.metric), (None, None))
         period = getattr(trainer.every, interval) if interval else 1
-        first = period * max(1, math.ceil(self._first_step / period))
+        first = period * max(1, math.ceil(self._first_step() / period))
         if first >= trainer.run_length.max_steps:
             return (
                 f"{self.rule} does nothing in this run of {trainer.run_length.max_steps} steps: it judges from step "
@@ -215,47 +220,30 @@ class SweepStopping(Callback):
         return f"{self.rule} compares {self.metric} (best: {best}) with the other runs in {folder}"
 
 
+@dataclass(kw_only=True, eq=False)
 class MedianStopping(SweepStopping):
     """Stops a run whose best value so far is worse than the median of the other runs' best values up to that step.
 
     The median stopping rule of Golovin et al. 2017 (Google Vizier, section 3.2.2), where the other runs count with
     the mean of their values up to the step; here with the best, as a noisy start should not help. Compared with are
     the runs that have a measurement at this step or later, finished or not.
-
-    metric: its name, as logged; of several the first, None for eval/trained/linear. direction: whether less
-        ("minimize") or more ("maximize") is better; None goes by the name (`jepa.utils.metric_direction.direction_of`).
-    collapsed: whether other runs that the monitor finds collapsed count as "failed", that is as worst, or as what they
-        have "measured".
-    warmup_steps: the first step at which a run may be stopped.
-    every_steps: steps that lie between two judgements at least; None judges each measurement.
-    min_runs: other runs that must have got as far, else it goes on.
-
-    Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
-    nothing of its kind is measured during the run, else with the first metrics of its kind that come without it.
     """
 
     rule = "median stopping"
     kept = ("best", "judged_step")
 
-    def __init__(
-        self,
-        *,
-        metric: str | Sequence[str] | None = None,
-        direction: Direction | Sequence[Direction] | None = None,
-        collapsed: Literal["failed", "measured"] = "failed",
-        warmup_steps: int = 0,
-        every_steps: int | None = None,
-        min_runs: int = 4,
-    ) -> None:
-        super().__init__(metric, direction, collapsed, first_step=warmup_steps)
-        if warmup_steps < 0 or min_runs < 1 or (every_steps is not None and every_steps < 1):
+    warmup_steps: int = 0  # the first step at which a run may be stopped
+    every_steps: int | None = None  # that lie between two judgements at least; None judges each measurement
+    min_runs: int = 4  # that must have got as far, else it goes on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps < 0 or self.min_runs < 1 or (self.every_steps is not None and self.every_steps < 1):
             raise ValueError(
-                f"got warmup_steps={warmup_steps}, every_steps={every_steps}, min_runs={min_runs}, expected "
-                "warmup_steps >= 0, every_steps >= 1 or None, min_runs >= 1"
+                f"got warmup_steps={self.warmup_steps}, every_steps={self.every_steps}, min_runs={self.min_runs}, "
+                "expected warmup_steps >= 0, every_steps >= 1 or None, min_runs >= 1"
             )
-        self.warmup_steps, self.every_steps, self.min_runs = warmup_steps, every_steps, min_runs
-        self.best = math.inf
-        self.judged_step: int | None = None
+        self.best, self.judged_step = math.inf, None
 
     def _note(self, step: int, cost: float) -> bool:
         self.best = min(self.best, cost)
@@ -275,7 +263,11 @@ class MedianStopping(SweepStopping):
             f"{len(bests)} other runs"
         )
 
+    def _first_step(self) -> int:
+        return self.warmup_steps
 
+
+@dataclass(kw_only=True, eq=False)
 class SuccessiveHalving(SweepStopping):
     """Lets only the best 1/reduction_factor of a sweep's runs go on beyond each rung.
 
@@ -283,34 +275,22 @@ class SuccessiveHalving(SweepStopping):
     pausing them: a run is held against those that have come to the rung before it, so that none waits. Rungs are at
     min_steps * reduction_factor**k steps, and a run's value there is its first measurement at or past that step. With
     n values at a rung, own one included, max(1, floor(n / reduction_factor)) go on; equal ones share the better place.
-
-    metric, direction, collapsed: as for `MedianStopping`.
-    min_steps: steps of the first rung. reduction_factor: of runs from rung to rung, and of steps.
-
-    Raises ValueError for settings out of range, and UserError when the metric cannot come, as `MedianStopping`.
     """
 
     rule = "successive halving"
     kept = ("decided",)
 
-    def __init__(
-        self,
-        *,
-        metric: str | Sequence[str] | None = None,
-        direction: Direction | Sequence[Direction] | None = None,
-        collapsed: Literal["failed", "measured"] = "failed",
-        min_steps: int = 100,
-        reduction_factor: int = 3,
-    ) -> None:
-        super().__init__(metric, direction, collapsed, first_step=min_steps)
-        if min_steps < 1 or reduction_factor < 2:
+    min_steps: int = 100  # of the first rung
+    reduction_factor: int = 3  # of runs from rung to rung, and of steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_steps < 1 or self.reduction_factor < 2:
             raise ValueError(
-                f"got min_steps={min_steps}, reduction_factor={reduction_factor}, expected min_steps >= 1 and "
-                "reduction_factor >= 2"
+                f"got min_steps={self.min_steps}, reduction_factor={self.reduction_factor}, expected min_steps >= 1 "
+                "and reduction_factor >= 2"
             )
-        self.min_steps, self.reduction_factor = min_steps, reduction_factor
-        self.decided = 0  # rungs that lie behind the run
-        self._reached: list[int] = []
+        self.decided, self._reached = 0, []  # rungs that lie behind the run, and those that it has just come to
 
     def _note(self, step: int, cost: float) -> bool:
         self._reached = []
@@ -330,6 +310,9 @@ class SuccessiveHalving(SweepStopping):
                     f"{len(others)} other runs), of which {go_on} may go on"
                 )
         return None
+
+    def _first_step(self) -> int:
+        return self.min_steps
 
     def _settings(self) -> list[Any]:
         return [*super()._settings(), self.min_steps, self.reduction_factor]

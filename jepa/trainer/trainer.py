@@ -78,7 +78,7 @@ class Trainer(TrainerParts):
         # For dropout; everything else that is random has a generator of its own.
         torch.manual_seed(derive_seed(self.step_seed, "step", self.step, *([self.rank] if self.rank else [])))
         self.model.train()
-        logs = self._logs_at(number)
+        logs = self.logs_at(number)
         with self.monitor.watching(self.model, self.world_size) if self._watches(number) else nullcontext():
             values = self.forward_backward(batch)
         self.parallel.check_gradients()
@@ -175,9 +175,7 @@ class Trainer(TrainerParts):
                     self.checkpoints.save_first_healthy(resumed=resumed)
                 self._call_callbacks("begin")
                 if self.state.pending:
-                    measurements.measure_and_save(
-                        self, measurements.metrics_of_pending_step(self, self._logs_at(self.step))
-                    )
+                    measurements.measure_and_save(self, measurements.metrics_of_pending_step(self))
                 self.checkpoints.start_clock()
                 self.meter.start()
                 self._train(batches)
@@ -257,7 +255,7 @@ class Trainer(TrainerParts):
 
     def log_step(self, values: Mapping[str, Tensor | float]) -> Mapping[str, float]:
         """Log what is due of the step just made, with what the monitor finds in it; return what was logged."""
-        logs, watched = self._logs_at(self.step), self._watches(self.step)
+        logs, watched = self.logs_at(self.step), self._watches(self.step)
         if not (logs or watched):
             return {}
         values = reduce_values(values)
@@ -270,7 +268,7 @@ class Trainer(TrainerParts):
             metrics |= measurements.run_costs(self)
         return self.log(metrics)
 
-    def _logs_at(self, step: int) -> bool:
+    def logs_at(self, step: int) -> bool:
         """Return whether the values of the step with this number, from 1, are logged."""
         return due(step, self.every.log) or step in (1, self.run_length.max_steps)
 
