@@ -372,8 +372,8 @@ def test_settings_that_make_no_search(tmp_path, settings, words):
 
 def test_batches_are_resized_by_repeating_samples():
     batch = {"x": torch.arange(3)}
-    assert resized(batch, 2)["x"].tolist() == [0, 1]
-    assert resized(batch, 7)["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert resized(batch, 2, "cpu")["x"].tolist() == [0, 1]
+    assert resized(batch, 7, "cpu")["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_the_finders_are_there_at_the_top():
