@@ -249,7 +249,7 @@ class Checkpoints:
 
     def save_first_healthy(self, *, resumed: bool) -> None:
         """Make sure that there is a checkpoint to go back to. resumed: one from before, if any, is of this run."""
-        if self._is_healthy and (not resumed or broadcast_from_rank0(self._find_healthy) is None):
+        if self._is_healthy and not (resumed and broadcast_from_rank0(lambda: self._find(HEALTHY))):
             self.save([HEALTHY])
 
     def roll_back(self) -> str:
@@ -261,7 +261,7 @@ class Checkpoints:
         reason = state.rollback_reason
         best_before = {step for _, step in self.best.table}
         self.saver.wait()
-        path = broadcast_from_rank0(self._find_healthy)
+        path = broadcast_from_rank0(lambda: self._find(HEALTHY))
         if path is None:
             raise UserError(
                 f"cannot go back from step {state.step} ({reason}): {self.saver.path(HEALTHY)} is gone; go on with "
@@ -271,8 +271,10 @@ class Checkpoints:
         state.rollback_reason = state.stop_requested = None
         state.train_seconds = before.train_seconds  # spent all the same
         state.rollbacks = [*before.rollbacks, {"from": before.step, "to": state.step, "reason": reason}]
-        void = best_before - {step for _, step in self.best.table}
-        self.best.keep(broadcast_from_rank0(self._best_on_disk))
+        restored = {step for _, step in self.best.table}
+        void = best_before - restored
+        # What has gone since may have displaced some of the best.
+        self.best.keep(broadcast_from_rank0(lambda: [s for s in restored if self._find(self.best.file_name(s))]))
         # At once, so that a run that is killed now resumes from here.
         self.save([HEALTHY, "last"], [self.best.file_name(step) for step in sorted(void)])
         return (
@@ -280,10 +282,5 @@ class Checkpoints:
             f"back from step {before.step} to {state.step} ({path})"
         )
 
-    def _find_healthy(self) -> Path | None:
-        return find_checkpoint(self.saver.folder, HEALTHY)
-
-    def _best_on_disk(self) -> list[int]:
-        """Steps of the best checkpoints that are still there: what has gone since may have displaced some."""
-        steps = [step for _, step in self.best.table]
-        return [step for step in steps if find_checkpoint(self.saver.folder, self.best.file_name(step)) is not None]
+    def _find(self, name: str) -> Path | None:
+        return find_checkpoint(self.saver.folder, name)

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from jepa.distributed.collectives import get_world_size
-from jepa.distributed.parallel import is_dtensor
+from jepa.utils.tensors import is_dtensor, sample_entries
 
 PREFIX = "grad_norm/"
 WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod.")
@@ -67,31 +67,23 @@ class UpdateRatio:
     """
 
     def __init__(self, model: nn.Module, *, sample: int = 2048) -> None:
-        self._model, self._sample = model, sample
-        self._before = [entries.clone() for entries, _ in self._entries()]
+        self._parameters, self._sample = list(trained_parameters(model).values()), sample
+        self._before = [entries.clone() for entries in sample_entries(self._parameters, sample)]
 
     @torch.no_grad()
     def read(self) -> Tensor:
         """Return the ratio since this was made, an fp32 scalar."""
-        parameters = trained_parameters(self._model).values()
-        after, factors = zip(*self._entries())
-        changes = torch._foreach_sub(list(after), self._before)
-        sharded, world = any(is_sharded(p) for p in parameters), get_world_size()
+        after = sample_entries(self._parameters, self._sample)
+        changes = torch._foreach_sub(after, self._before)
+        sharded, world = any(is_sharded(p) for p in self._parameters), get_world_size()
         # One number per parameter, of the change and of the weights.
-        factors = [factor * share(p, sharded, world) for factor, p in zip(factors, parameters)]
+        factors = [
+            local(p.detach()).numel() / entries.numel() * share(p, sharded, world)
+            for p, entries in zip(self._parameters, after)
+        ]
         change, weight = (torch.stack(squares(tensors, factors)).sum() for tensors in (changes, self._before))
         change, weight = reduce_if_sharded([change, weight], sharded).unbind()
         return (change / weight.clamp(min=torch.finfo(torch.float32).tiny)).sqrt()
-
-    def _entries(self) -> list[tuple[Tensor, float]]:
-        """Return the entries looked at of each parameter, and how many each stands for."""
-        entries = []
-        for parameter in trained_parameters(self._model).values():
-            flat = local(parameter.detach()).reshape(-1)
-            stride = max(1, math.ceil(flat.numel() / self._sample))
-            looked_at = flat[::stride]
-            entries.append((looked_at, flat.numel() / max(1, looked_at.numel())))
-        return entries
 
 
 def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -9,12 +9,13 @@ the same which sweeper chose the runs, which launcher started them, and whether 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -57,12 +58,15 @@ class OtherRuns:
         return {folder: curve for folder, curve in values.items() if curve}
 
 
+@dataclass
 class GrowingFile:
     """A metric in a file of JSON lines that another process may be writing; each line is read once."""
 
-    def __init__(self, path: Path, metric: str) -> None:
-        self.path, self.metric = path, metric
-        self._identity, self._position, self._values = 0, 0, {}
+    path: Path
+    metric: str
+    identity: int = 0
+    position: int = 0
+    values: dict[int, float | None] = field(default_factory=dict)
 
     def read(self) -> dict[int, float | None]:
         """Return the metric's values by step; none where the file is gone."""
@@ -72,25 +76,19 @@ class GrowingFile:
             return {}
         with file:
             status = os.fstat(file.fileno())
-            if status.st_ino != self._identity or status.st_size < self._position:  # a resumed run cuts it back
-                self._identity, self._position, self._values = status.st_ino, 0, {}
-            file.seek(self._position)
+            if status.st_ino != self.identity or status.st_size < self.position:  # a resumed run cuts it back
+                self.identity, self.position, self.values = status.st_ino, 0, {}
+            file.seek(self.position)
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]  # the last line may still be being written
-        self._position += len(whole)
-        name = json.dumps(self.metric).encode()
-        for line in whole.splitlines():
-            if name in line:
-                self._take(line.decode(errors="replace"))
-        return self._values
-
-    def _take(self, line: str) -> None:
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:  # cut off when its run was killed, and still to be cut back by the next start
-            return
-        if isinstance(entry, dict) and self.metric in entry and "step" in entry:
-            self._values[entry["step"]] = entry[self.metric]
+        self.position += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if json.dumps(self.metric) in line:
+                # A line may be cut off where its run was killed, and still to be cut back by the next start.
+                with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    self.values[entry["step"]] = entry[self.metric]
+        return self.values
 
 
 @dataclass(kw_only=True, eq=False)

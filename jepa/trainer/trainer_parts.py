@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,20 +153,19 @@ class TrainerParts:
         self._place_model()
 
     def _intervals(self) -> Intervals:
-        length, evaluation = self.run_length, self.evaluation
-        intervals = Intervals(
+        def every(of: Any, name: str = "", key: str = "evaluation") -> float | None:
+            if of is None:
+                return None
+            given = getattr(of, f"{name}every_epochs"), getattr(of, f"{name}every_steps")
+            return period(f"{key}.{name}", *given, self.run_length)
+
+        return Intervals(
             log=self.log_every,
-            validate=period("trainer.validate_", self.validate_every_epochs, self.validate_every_steps, length),
-            save=period("trainer.save_", self.save_every_epochs, self.save_every_steps, length),
-            snapshot=period("trainer.snapshot_", self.snapshot_every_epochs, self.snapshot_every_steps, length),
-        )
-        if evaluation is None:
-            return intervals
-        online = evaluation.online_every_epochs, evaluation.online_every_steps
-        return replace(
-            intervals,
-            evaluate=period("evaluation.", evaluation.every_epochs, evaluation.every_steps, length),
-            probe=period("evaluation.online_", *online, length),
+            validate=every(self, "validate_", "trainer"),
+            save=every(self, "save_", "trainer"),
+            snapshot=every(self, "snapshot_", "trainer"),
+            evaluate=every(self.evaluation),
+            probe=every(self.evaluation, "online_"),
         )
 
     def _check(self) -> None:
@@ -253,7 +252,7 @@ class TrainerParts:
         return self.seed + len(self.state.rollbacks)
 
     def describe(self) -> list[str]:
-        """Return sentences on how much is trained on how much, where, in what parts, and at which rates."""
+        """Return sentences on what is trained on how much, where, in what parts, and at which rates."""
         millions = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
         size, share = self.micro_batch_size, self.data.batch_size // self.world_size
         parts = [f"{self.world_size} ranks"] * (self.world_size > 1) + [f"{share // size} x {size}"] * (size < share)
@@ -306,9 +305,9 @@ class TrainerParts:
         self.run_log.say(text)
 
     def save_checkpoint(self, path: str | Path | None = None, include_optimizer: bool = True) -> None:
-        """Write a checkpoint; without a path to the run folder's last. Raises CheckpointError if it cannot.
+        """Write a checkpoint, to a path in the plain format, else as the run folder's last.
 
-        A path gets the plain format, without the optimizer's state if so asked.
+        Raises CheckpointError if it cannot.
         """
         if path is None:
             self.checkpoints.save()
