@@ -77,7 +77,6 @@ class EarlyStopping(Callback):
         self._stop_if_due(trainer)
 
     def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Compare with the best so far."""
         self._seen |= metrics.keys()
         if self.monitor in metrics:
             value = metrics[self.monitor]
@@ -96,7 +95,6 @@ class EarlyStopping(Callback):
             trainer.say(f"early stopping never saw monitor={self.monitor}; the metrics that came are: {came}")
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the best value, its step and the measurements since."""
         return {name: getattr(self, name) for name in ("monitor", "mode", "best", "best_step", "waited")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

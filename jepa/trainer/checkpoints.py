@@ -7,23 +7,22 @@ import logging
 import math
 import time
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa.checkpoint import plain
 from jepa.checkpoint.load import check_state, load_state
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.distributed.collectives import broadcast_from_rank0
 from jepa.distributed.parallel import gather_full_tensors, shard_like
-from jepa.trainer.precision import Precision
-from jepa.trainer.run_folder import RunFolder
-from jepa.trainer.run_state import RunState
-from jepa.trainer.settings import Intervals, due
+from jepa.trainer.settings import due
 from jepa.utils.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer_parts import TrainerParts
 
 log = logging.getLogger("jepa")
 
@@ -34,7 +33,7 @@ HEALTHY = "healthy"
 class BestCheckpoints:
     """Keeps the k best (value, step) pairs. Raises ValueError for a negative k or an unknown mode."""
 
-    def __init__(self, *, k: int, metric: str, mode: Literal["min", "max"]) -> None:
+    def __init__(self, k: int, metric: str, mode: Literal["min", "max"]) -> None:
         if k < 0 or mode not in ("min", "max"):
             raise ValueError(f"got trainer.best_k={k}, trainer.best_mode={mode!r}, expected k >= 0 and 'min' or 'max'")
         self.k, self.metric, self.mode = k, metric, mode
@@ -75,47 +74,35 @@ class BestCheckpoints:
         return f"best_{step:08d}"
 
 
-@dataclass(kw_only=True, eq=False)
 class Checkpoints:
     """Saves and restores everything that a run needs to go on exactly; every rank makes the same calls."""
 
-    saver: Saver
-    best: BestCheckpoints
-    every: Intervals
-    every_minutes: float | None  # by the clock of rank 0
-    state: RunState
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    precision: Precision
-    callbacks: Mapping[str, Any]
-    loggers: Mapping[str, Any]
-    monitor: Any | None
-    folder: RunFolder
-
-    def __post_init__(self) -> None:
+    def __init__(self, trainer: TrainerParts, saver: Saver, best: BestCheckpoints) -> None:
+        self.trainer, self.saver, self.best = trainer, saver, best
         self.start_clock()
 
     def content(self, *, gather: bool = False) -> dict[str, Any]:
         """Return the nested state; sharded tensors are gathered on rank 0 for the plain format, or if asked."""
+        trainer = self.trainer
         content = {
-            **self.state.state_dict(),
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.precision.scaler.state_dict(),
+            **trainer.state.state_dict(),
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.precision.scaler.state_dict(),
             "best": self.best.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in self.callbacks.items()},
-            "loggers": {name: logger.state_dict() for name, logger in self.loggers.items()},
-            "monitor": None if self.monitor is None else self.monitor.state_dict(),
-            "config": self.folder.config,
+            "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
+            "loggers": {name: logger.state_dict() for name, logger in trainer.loggers.items()},
+            "monitor": None if trainer.monitor is None else trainer.monitor.state_dict(),
+            "config": trainer.folder.config,
         }
         return gather_full_tensors(content) if gather or self.saver.kind == "plain" else content
 
     def content_that_measuring_changes(self) -> dict[str, Any]:
         """Return a copy of the entries that a validation, probe or evaluation may change."""
-        callbacks = {name: copy.deepcopy(callback.state_dict()) for name, callback in self.callbacks.items()}
-        monitor = {} if self.monitor is None else {"monitor": self.monitor.state_dict()}
-        state = self.state.state_dict()
-        return {"ended": state["ended"], "metrics": state["metrics"], "callbacks": callbacks, **monitor}
+        state, monitor = self.trainer.state.state_dict(), self.trainer.monitor
+        callbacks = {name: copy.deepcopy(callback.state_dict()) for name, callback in self.trainer.callbacks.items()}
+        judged = {} if monitor is None else {"monitor": monitor.state_dict()}
+        return {"ended": state["ended"], "metrics": state["metrics"], "callbacks": callbacks, **judged}
 
     # Saving.
 
@@ -126,16 +113,19 @@ class Checkpoints:
 
     def save_if_due(self, metrics: Mapping[str, float], *, ended: bool) -> None:
         """Save when the interval, a request, the end of the run, a best metric or a snapshot asks for it."""
-        step = self.state.step
+        step = self.trainer.state.step
         best = self.best.metric in metrics and self.best.offer(metrics[self.best.metric], step)
-        snapshot = due(step, self.every.snapshot)
-        if due(step, self.every.save) or self.state.save_requested or ended or best or snapshot:
+        snapshot = due(step, self.trainer.every.snapshot)
+        if due(step, self.trainer.every.save) or self.trainer.state.save_requested or ended or best or snapshot:
             names = [f"step_{step:08d}"] * snapshot + [self.best.file_name(step)] * best
             self.save([*names, *[HEALTHY] * self._is_healthy, "last"], self.best.dropped())
 
     def overdue(self) -> bool:
         """Whether `every_minutes` have passed on this rank since the last save."""
-        return bool(self.every_minutes) and time.monotonic() - self._saved_at >= 60 * self.every_minutes
+        return (
+            bool(self.trainer.save_every_minutes)
+            and time.monotonic() - self._saved_at >= 60 * self.trainer.save_every_minutes
+        )
 
     def start_clock(self) -> None:
         """Count `every_minutes` from now on."""
@@ -150,13 +140,13 @@ class Checkpoints:
 
     def missing_best_metric(self) -> str | None:
         """Return a message where the metric that decides what to keep never came, as after a typo."""
-        metric, every = self.best.metric, self.every.validate
-        expected = every is not None and every <= self.state.step if metric == "val/loss" else True
-        if not (self.best.k and expected) or metric in self.state.metrics:
+        metric, every = self.best.metric, self.trainer.every.validate
+        expected = every is not None and every <= self.trainer.state.step if metric == "val/loss" else True
+        if not (self.best.k and expected) or metric in self.trainer.state.metrics:
             return None
         return (
             f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: "
-            f"{', '.join(sorted(self.state.metrics))}"
+            f"{', '.join(sorted(self.trainer.state.metrics))}"
         )
 
     def __enter__(self) -> Checkpoints:
@@ -183,25 +173,28 @@ class Checkpoints:
             plain.check(content, path)
         else:
             content = plain.read(path)
-        check_state(self.model, content["model"], path)
+        trainer = self.trainer
+        check_state(trainer.model, content["model"], path)
         if load_optimizer:
-            plain.check_optimizer(self.optimizer, content["optimizer"], path)
-        own = self.model.state_dict()
-        load_state(self.model, {name: shard_like(value, own[name]) for name, value in content["model"].items()}, path)
+            plain.check_optimizer(trainer.optimizer, content["optimizer"], path)
+        own = trainer.model.state_dict()
+        weights = {name: shard_like(value, own[name]) for name, value in content["model"].items()}
+        load_state(trainer.model, weights, path)
         if load_optimizer:
             self._load_optimizer(content)
         self.best.load_state_dict(content["best"])
-        for kind, mine in (("callbacks", self.callbacks), ("loggers", self.loggers)):
+        for kind, mine in (("callbacks", trainer.callbacks), ("loggers", trainer.loggers)):
             for name in mine.keys() & content[kind].keys():
                 mine[name].load_state_dict(content[kind][name])
-        if self.monitor is not None and content.get("monitor"):
-            self.monitor.load_state_dict(content["monitor"])
-        self.state.load_state_dict(content)
+        if trainer.monitor is not None and content.get("monitor"):
+            trainer.monitor.load_state_dict(content["monitor"])
+        trainer.state.load_state_dict(content)
         if not self._ends_alike(content["config"]):
-            self.state.stop_reason = None
+            trainer.state.stop_reason = None
 
     def _load_optimizer(self, content: Mapping[str, Any]) -> None:
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self.optimizer.param_groups]
+        optimizer, scaler = self.trainer.optimizer, self.trainer.precision.scaler
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         parameters, state = self._parameters(), {}
         for number, entry in content["optimizer"]["state"].items():
             like = parameters[number]
@@ -209,26 +202,26 @@ class Checkpoints:
                 name: shard_like(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
                 for name, value in entry.items()
             }
-        self.optimizer.load_state_dict({**content["optimizer"], "state": state})
-        for group, now in zip(self.optimizer.param_groups, settings):
+        optimizer.load_state_dict({**content["optimizer"], "state": state})
+        for group, now in zip(optimizer.param_groups, settings):
             group.update(now)  # what this run was configured with wins over what the file remembers
         if content["scaler"]:  # a run in another precision leaves none
-            self.precision.scaler.load_state_dict(content["scaler"])
+            scaler.load_state_dict(content["scaler"])
 
     def _ends_alike(self, config: Mapping[str, Any]) -> bool:
         """Whether a run that was stopped early stays so: not with other callbacks, monitor or length."""
 
         def ending(config: Mapping[str, Any]) -> list[Any]:
             lengths = [config.get("trainer", {}).get(name) for name in ("max_epochs", "max_steps", "max_samples")]
-            monitor = config.get("monitor", self.folder.config.get("monitor"))  # older runs have none
+            monitor = config.get("monitor", self.trainer.folder.config.get("monitor"))  # older runs have none
             return [config.get("callbacks"), monitor, *lengths]
 
-        return ending(config) == ending(self.folder.config)
+        return ending(config) == ending(self.trainer.folder.config)
 
     def _counterpart(self, keys: tuple) -> Tensor | None:
         """The tensor of this run that one in a sharded checkpoint goes into."""
         if keys[0] == "model":
-            return self.model.state_dict().get(keys[1])
+            return self.trainer.model.state_dict().get(keys[1])
         if keys[:2] == ("optimizer", "state"):
             parameters = self._parameters()
             return parameters[keys[2]] if keys[2] < len(parameters) else None
@@ -236,16 +229,15 @@ class Checkpoints:
 
     def _parameters(self) -> list[Tensor]:
         """Parameters in the order in which the optimizer's state numbers them."""
-        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        return [parameter for group in self.trainer.optimizer.param_groups for parameter in group["params"]]
 
     # Going back.
 
     @property
     def _is_healthy(self) -> bool:
         """Whether a checkpoint of now is one to go back to; always False where nothing ever goes back."""
-        monitor = self.monitor
-        goes_back = monitor is not None and monitor.on_collapse == "rollback"
-        return goes_back and monitor.verdict.is_sound and self.state.rollback_reason is None
+        trainer = self.trainer
+        return trainer.goes_back and trainer.monitor.verdict.is_sound and trainer.state.rollback_reason is None
 
     def save_first_healthy(self, *, resumed: bool) -> None:
         """Make sure that there is a checkpoint to go back to. resumed: one from before, if any, is of this run."""
@@ -257,7 +249,7 @@ class Checkpoints:
 
         Raises UserError when there is none.
         """
-        state, before = self.state, replace(self.state)
+        state, before = self.trainer.state, replace(self.trainer.state)
         reason = state.rollback_reason
         best_before = {step for _, step in self.best.table}
         self.saver.wait()
@@ -265,7 +257,7 @@ class Checkpoints:
         if path is None:
             raise UserError(
                 f"cannot go back from step {state.step} ({reason}): {self.saver.path(HEALTHY)} is gone; go on with "
-                f"resume={self.folder.path}, or start anew"
+                f"resume={self.trainer.folder.path}, or start anew"
             )
         self.load(path)
         state.rollback_reason = state.stop_requested = None
@@ -277,8 +269,9 @@ class Checkpoints:
         self.best.keep(broadcast_from_rank0(lambda: [s for s in restored if self._find(self.best.file_name(s))]))
         # At once, so that a run that is killed now resumes from here.
         self.save([HEALTHY, "last"], [self.best.file_name(step) for step in sorted(void)])
+        count, most = len(state.rollbacks), self.trainer.monitor.max_rollbacks
         return (
-            f"{reason.partition(':')[0]}: rollback {len(state.rollbacks)} of at most {self.monitor.max_rollbacks}, "
+            f"{reason.partition(':')[0]}: rollback {count} of at most {most}, "
             f"back from step {before.step} to {state.step} ({path})"
         )
 

@@ -52,7 +52,6 @@ class Console(Logger):
             self._progress.start()
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
         if self._progress:
             self._progress.update(self._task, completed=step, epoch=self._epoch(step))
 
@@ -76,7 +75,6 @@ class Console(Logger):
         self._show_gradients(metrics)
 
     def message(self, text: Any) -> None:
-        """Print above the bar."""
         self._console.print(text)
 
     def status(self, text: str) -> None:

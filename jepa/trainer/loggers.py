@@ -9,11 +9,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from jepa.trainer.run_folder import RunFolder
-from jepa.trainer.run_state import RunState
 from jepa.types import RunLength
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer_parts import TrainerParts
 
 
 @dataclass(frozen=True)
@@ -61,22 +62,18 @@ class Logger:
         """Restore what `state_dict` returned."""
 
 
-@dataclass
 class RunLog:
     """Passes metrics, messages and the monitor's verdict to the loggers of a run, which only rank 0 has."""
 
-    loggers: Mapping[str, Logger]
-    state: RunState
-    run_length: RunLength
-    folder: RunFolder
-    monitor: Any | None
+    def __init__(self, trainer: TrainerParts) -> None:
+        self.trainer = trainer
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Return a context in which the loggers are open."""
         with contextlib.ExitStack() as stack:
-            for logger in self.loggers.values():
-                logger.open(self._info(redo=self.state.pending))
+            for logger in self.trainer.loggers.values():
+                logger.open(self._info(redo=self.trainer.state.pending))
                 stack.callback(logger.close)
             self.show_verdict()
             yield
@@ -88,34 +85,32 @@ class RunLog:
         self.show_verdict()
 
     def advance(self) -> None:
-        """Count a step."""
-        self._tell("advance", self.state.step)
+        self._tell("advance", self.trainer.step)
 
     def log(self, metrics: Mapping[str, float]) -> None:
-        """Log metrics of the step."""
-        self._tell("log", {"epoch": self.run_length.epoch(self.state.step), **metrics}, self.state.step)
+        step = self.trainer.step
+        self._tell("log", {"epoch": self.trainer.run_length.epoch(step), **metrics}, step)
 
     def say(self, text: Any) -> None:
-        """Show something to a person."""
         self._tell("message", text)
 
     def show_verdict(self) -> None:
         """Show the monitor's verdict for as long as it stands."""
-        if self.monitor is not None:
-            self._tell("status", self.monitor.verdict.name)
+        if self.trainer.verdict is not None:
+            self._tell("status", self.trainer.verdict)
 
     def progress(self) -> dict[str, Any]:
         """Return where the run is, for its status."""
-        where = {"step": self.state.step, "max_steps": self.run_length.max_steps}
-        verdict = None if self.monitor is None else self.monitor.verdict.name
-        return {**where, "train_seconds": self.state.train_seconds, "verdict": verdict}
+        where = {"step": self.trainer.step, "max_steps": self.trainer.run_length.max_steps}
+        return {**where, "train_seconds": self.trainer.state.train_seconds, "verdict": self.trainer.verdict}
 
     def _tell(self, method: str, *arguments: Any) -> None:
-        for logger in self.loggers.values():
+        for logger in self.trainer.loggers.values():
             getattr(logger, method)(*arguments)
 
     def _info(self, redo: bool) -> RunInfo:
-        return RunInfo(self.folder.path, self.state.step, self.run_length, self.folder.config, redo=redo)
+        folder = self.trainer.folder
+        return RunInfo(folder.path, self.trainer.step, self.trainer.run_length, folder.config, redo=redo)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -140,12 +135,10 @@ class JSONLines(Logger):
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append one line."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -196,10 +189,8 @@ class TensorBoard(Logger):
         self._writer = SummaryWriter(str(run.folder / (self.folder or "tensorboard")), purge_step=run.step + 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one scalar per metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close."""
         self._writer.close()

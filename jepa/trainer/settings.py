@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer_parts import TrainerParts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +45,31 @@ def period(key: str, epochs: float | None, steps: int | None, run_length: RunLen
     return epochs * run_length.steps_per_epoch
 
 
-def make_run_length(
-    max_epochs: float | None,
-    max_steps: int | None,
-    max_samples: int | None,
-    *,
-    num_train: int,
-    batch_size: int,
-    limit_train_batches: int | None = None,
-) -> RunLength:
-    """Return the length of the run. Steps win over samples, samples over epochs. Raises UserError when it has none.
+def make_intervals(trainer: TrainerParts) -> Intervals:
+    """Return the intervals in steps, those of an evaluation too. Raises UserError as `period`."""
 
-    limit_train_batches: an epoch ends after so many steps.
-    """
-    check_positive(max_steps=max_steps, max_samples=max_samples, limit_train_batches=limit_train_batches)
-    steps_per_epoch = min(num_train / batch_size, limit_train_batches or math.inf)
-    if max_steps is None and max_samples is not None:
-        max_steps = max(1, round(max_samples / batch_size))
+    def every(of: Any, name: str = "", key: str = "evaluation") -> float | None:
+        if of is None:
+            return None
+        given = getattr(of, f"{name}every_epochs"), getattr(of, f"{name}every_steps")
+        return period(f"{key}.{name}", *given, trainer.run_length)
+
+    return Intervals(
+        log=trainer.log_every,
+        validate=every(trainer, "validate_", "trainer"),
+        save=every(trainer, "save_", "trainer"),
+        snapshot=every(trainer, "snapshot_", "trainer"),
+        evaluate=every(trainer.evaluation),
+        probe=every(trainer.evaluation, "online_"),
+    )
+
+
+def make_run_length(trainer: TrainerParts) -> RunLength:
+    """Return the length of the run. Steps win over samples, samples over epochs. Raises UserError when it has none."""
+    max_steps, max_epochs, batch_size = trainer.max_steps, trainer.max_epochs, trainer.data.batch_size
+    steps_per_epoch = min(trainer.data.spec.num_train / batch_size, trainer.limit_train_batches or math.inf)
+    if max_steps is None and trainer.max_samples is not None:
+        max_steps = max(1, round(trainer.max_samples / batch_size))
     if max_steps is None:
         if max_epochs is None or max_epochs <= 0:
             raise UserError(
@@ -68,11 +80,12 @@ def make_run_length(
     return RunLength(max_steps=max_steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
 
 
-def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, world_size: int) -> int:
-    """Return the samples per forward pass on one device; None takes each rank's share of the batch.
+def find_micro_batch_size(trainer: TrainerParts) -> int:
+    """Return the samples per forward pass on one device, by default each rank's share of the batch.
 
     Raises UserError, with the sizes that fit, unless ranks and micro-batches divide the batch.
     """
+    batch_size, world_size = trainer.data.batch_size, trainer.world_size
     share, remainder = divmod(batch_size, world_size)
     if remainder:
         fits = [n * world_size for n in (share, share + 1) if n]
@@ -80,25 +93,28 @@ def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, world_
             f"data.batch_size={batch_size} cannot be shared by {world_size} ranks; the nearest sizes that can are "
             f"{' and '.join(map(str, fits))}"
         )
-    size = share if micro_batch_size is None else micro_batch_size
+    size = share if trainer.micro_batch_size is None else trainer.micro_batch_size
     if size < 1 or share % size:
         fits = [n for n in range(1, share + 1) if share % n == 0]
         ranks = f" on each of {world_size} ranks ({share} samples)" if world_size > 1 else ""
         raise UserError(
             f"trainer.micro_batch_size={size} does not divide data.batch_size={batch_size}{ranks}: use one of {fits}"
         )
+    over_batch = getattr(trainer.model.loss, "batch_statistics", False) and not trainer.allow_microbatch_statistics
+    if size < share and over_batch:
+        raise UserError(
+            "trainer.micro_batch_size: a term of the loss, or a batch norm in it, looks at statistics of the whole "
+            "batch, which micro-batches do not add up to: leave it unset, or take statistics of micro-batches with "
+            "trainer.allow_microbatch_statistics=true"
+        )
     return size
 
 
-def check_processes(nodes: int | None, devices: int | None, world_size: int | None) -> None:
-    """Raise UserError unless `nodes` times `devices` processes train together, where either is given.
-
-    world_size: how many do; None where it does not matter.
-    """
-    check_positive(nodes=nodes, devices=devices)
+def check_processes(nodes: int | None, devices: int | None, world_size: int) -> None:
+    """Raise UserError unless `nodes` times `devices` processes train together, where either is given."""
     nodes_wanted, devices_wanted = nodes or 1, devices or 1
     wanted = nodes_wanted * devices_wanted
-    if (nodes is None and devices is None) or world_size in (None, wanted):
+    if (nodes is None and devices is None) or wanted == world_size:
         return
     raise UserError(
         f"trainer.nodes={nodes_wanted} times trainer.devices={devices_wanted} are {wanted} processes, but {world_size} "
@@ -107,8 +123,13 @@ def check_processes(nodes: int | None, devices: int | None, world_size: int | No
     )
 
 
-def check_positive(**values: float | None) -> None:
-    """Raise UserError for a setting that is neither null nor above 0."""
-    for name, value in values.items():
+POSITIVE = ("nodes", "devices", "max_steps", "max_samples", "limit_train_batches", "limit_val_batches", "log_every")
+POSITIVE += ("grad_clip_norm", "grad_clip_value", "save_every_minutes", "timeout_seconds")
+
+
+def check_positive(trainer: TrainerParts) -> None:
+    """Raise UserError for a setting that is neither null nor above 0, as it must be."""
+    for name in POSITIVE:
+        value = getattr(trainer, name)
         if value is not None and value <= 0:
             raise UserError(f"trainer.{name}={value}: expected a value above 0, or null for none")

@@ -302,7 +302,7 @@ class Trainer(TrainerParts):
 
         So it does after `monitor.max_rollbacks` rollbacks: the weights before such a step are of no use either.
         """
-        if self.monitor is None or self.monitor.on_collapse != "rollback":
+        if not self.goes_back:
             raise error
         if (rollbacks := len(self.state.rollbacks)) >= self.monitor.max_rollbacks:
             raise NonFiniteError(f"{error} (after {rollbacks} rollbacks)") from error

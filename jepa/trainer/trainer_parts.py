@@ -28,12 +28,11 @@ from jepa.trainer.precision import Precision, prepare_device
 from jepa.trainer.run_folder import RunFolder
 from jepa.trainer.run_state import RunState
 from jepa.trainer.settings import (
-    Intervals,
-    check_micro_batch_size,
     check_positive,
     check_processes,
+    find_micro_batch_size,
+    make_intervals,
     make_run_length,
-    period,
 )
 from jepa.trainer.step_metrics import StepMeter
 from jepa.types import Schedule, StepRandomness
@@ -126,6 +125,9 @@ class TrainerParts:
         self.device = prepare_device(self.device)
         init_process_group(self.device, self.backend, self.timeout_seconds)
         self.rank, self.world_size = get_rank(), get_world_size()
+        check_positive(self)
+        if not self.dry_run:
+            check_processes(self.nodes, self.devices, self.world_size)
         self.loggers = dict(self.loggers or {}) if is_rank0() else {}
         self.callbacks = dict(self.callbacks or {})
         self.precision = Precision(
@@ -136,50 +138,13 @@ class TrainerParts:
             deterministic=self.deterministic,
             detect_anomaly=self.detect_anomaly,
         )
-        self.run_length = make_run_length(
-            self.max_epochs,
-            self.max_steps,
-            self.max_samples,
-            num_train=self.data.spec.num_train,
-            batch_size=self.data.batch_size,
-            limit_train_batches=self.limit_train_batches,
-        )
-        self.micro_batch_size = check_micro_batch_size(self.micro_batch_size, self.data.batch_size, self.world_size)
-        self.every = self._intervals()
-        self._check()
+        self.run_length = make_run_length(self)
+        self.micro_batch_size = find_micro_batch_size(self)
+        self.every = make_intervals(self)
         self._rng: StepRandomness | None = None  # of the micro-batch under way
         self.state, self.meter, self.signals = RunState(), StepMeter(self.device), StopRequest()
         self._make_files()
         self._place_model()
-
-    def _intervals(self) -> Intervals:
-        def every(of: Any, name: str = "", key: str = "evaluation") -> float | None:
-            if of is None:
-                return None
-            given = getattr(of, f"{name}every_epochs"), getattr(of, f"{name}every_steps")
-            return period(f"{key}.{name}", *given, self.run_length)
-
-        return Intervals(
-            log=self.log_every,
-            validate=every(self, "validate_", "trainer"),
-            save=every(self, "save_", "trainer"),
-            snapshot=every(self, "snapshot_", "trainer"),
-            evaluate=every(self.evaluation),
-            probe=every(self.evaluation, "online_"),
-        )
-
-    def _check(self) -> None:
-        """Raise UserError for settings out of range, and for a loss that would get its batch in parts."""
-        check_processes(self.nodes, self.devices, self.world_size if not self.dry_run else None)
-        names = ("grad_clip_norm", "grad_clip_value", "log_every", "limit_val_batches", "save_every_minutes")
-        check_positive(**{name: getattr(self, name) for name in (*names, "timeout_seconds")})
-        accumulates = self.micro_batch_size < self.data.batch_size // self.world_size
-        if accumulates and getattr(self.model.loss, "batch_statistics", False) and not self.allow_microbatch_statistics:
-            raise UserError(
-                "trainer.micro_batch_size: a term of the loss, or a batch norm in it, looks at statistics of the whole "
-                "batch, which micro-batches do not add up to: leave it unset, or take statistics of micro-batches with "
-                "trainer.allow_microbatch_statistics=true"
-            )
 
     def _make_files(self) -> None:
         """Make what writes: the run folder, the log and the checkpoints."""
@@ -187,21 +152,8 @@ class TrainerParts:
         folder = Path(self.checkpoint_dir) if self.checkpoint_dir else run_dir / "checkpoints"
         saver = Saver(folder, kind=self.checkpoint_format, asynchronous=self.async_save)
         self.folder = RunFolder(run_dir, dict(self.config or {}), self.resume, saver)
-        self.run_log = RunLog(self.loggers, self.state, self.run_length, self.folder, self.monitor)
-        self.checkpoints = Checkpoints(
-            saver=saver,
-            best=BestCheckpoints(k=self.best_k, metric=self.best_metric, mode=self.best_mode),
-            every=self.every,
-            every_minutes=self.save_every_minutes,
-            state=self.state,
-            model=self.model,
-            optimizer=self.optimizer,
-            precision=self.precision,
-            callbacks=self.callbacks,
-            loggers=self.loggers,
-            monitor=self.monitor,
-            folder=self.folder,
-        )
+        self.run_log = RunLog(self)
+        self.checkpoints = Checkpoints(self, saver, BestCheckpoints(self.best_k, self.best_metric, self.best_mode))
 
     def _place_model(self) -> None:
         """Move the model to the device, change its layers as asked for, and wrap it for several processes."""
@@ -247,6 +199,11 @@ class TrainerParts:
         return None if self.monitor is None else self.monitor.verdict.name
 
     @property
+    def goes_back(self) -> bool:
+        """Whether the run keeps healthy checkpoints, to roll back to."""
+        return self.monitor is not None and self.monitor.on_collapse == "rollback"
+
+    @property
     def step_seed(self) -> int:
         """What batches, masks and dropout are drawn by: the seed, and another one after each rollback."""
         return self.seed + len(self.state.rollbacks)
@@ -289,7 +246,7 @@ class TrainerParts:
         run sound when it was saved; they are kept with monitor.on_collapse=rollback, the first one from before
         training. Raises UserError without that.
         """
-        if self.monitor is None or self.monitor.on_collapse != "rollback":
+        if not self.goes_back:
             raise UserError(
                 f"cannot go back from step {self.step} ({reason}): checkpoints to go back to are kept with "
                 "monitor=collapse monitor.on_collapse=rollback alone"

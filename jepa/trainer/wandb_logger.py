@@ -123,7 +123,6 @@ class WandB(Logger):
             return wandb.init(mode="offline", **settings), why
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Hand the metrics to W&B's process."""
         if self._run is not None:
             self._run.log({**metrics, "step": step})
 
