@@ -111,24 +111,22 @@ class Checkpoints:
         self.saver.save({**self.content(), **changes}, names or ["last"], drop or [])
         self.start_clock()
 
-    def save_if_due(self, metrics: Mapping[str, float], *, ended: bool) -> None:
+    def save_if_due(self, metrics: Mapping[str, float]) -> None:
         """Save when the interval, a request, the end of the run, a best metric or a snapshot asks for it."""
-        step = self.trainer.state.step
+        step, every, asked = self.trainer.step, self.trainer.every, self.trainer.state.save_requested
         best = self.best.metric in metrics and self.best.offer(metrics[self.best.metric], step)
-        snapshot = due(step, self.trainer.every.snapshot)
-        if due(step, self.trainer.every.save) or self.trainer.state.save_requested or ended or best or snapshot:
+        snapshot = due(step, every.snapshot)
+        if due(step, every.save) or asked or self.trainer.ended or best or snapshot:
             names = [f"step_{step:08d}"] * snapshot + [self.best.file_name(step)] * best
             self.save([*names, *[HEALTHY] * self._is_healthy, "last"], self.best.dropped())
 
     def overdue(self) -> bool:
-        """Whether `every_minutes` have passed on this rank since the last save."""
-        return (
-            bool(self.trainer.save_every_minutes)
-            and time.monotonic() - self._saved_at >= 60 * self.trainer.save_every_minutes
-        )
+        """Return whether `save_every_minutes` have passed on this rank since the last save."""
+        minutes = self.trainer.save_every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def start_clock(self) -> None:
-        """Count `every_minutes` from now on."""
+        """Count `save_every_minutes` from now on."""
         self._saved_at = time.monotonic()
 
     def write(self, path: Path, include_optimizer: bool = True) -> None:
@@ -140,14 +138,12 @@ class Checkpoints:
 
     def missing_best_metric(self) -> str | None:
         """Return a message where the metric that decides what to keep never came, as after a typo."""
-        metric, every = self.best.metric, self.trainer.every.validate
-        expected = every is not None and every <= self.trainer.state.step if metric == "val/loss" else True
-        if not (self.best.k and expected) or metric in self.trainer.state.metrics:
+        metric, every, metrics = self.best.metric, self.trainer.every.validate, self.trainer.metrics
+        expected = metric != "val/loss" or (every is not None and every <= self.trainer.step)
+        if not (self.best.k and expected) or metric in metrics:
             return None
-        return (
-            f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: "
-            f"{', '.join(sorted(self.trainer.state.metrics))}"
-        )
+        names = ", ".join(sorted(metrics))
+        return f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: {names}"
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -209,7 +205,7 @@ class Checkpoints:
             scaler.load_state_dict(content["scaler"])
 
     def _ends_alike(self, config: Mapping[str, Any]) -> bool:
-        """Whether a run that was stopped early stays so: not with other callbacks, monitor or length."""
+        """Return whether a run that was stopped early stays so: not with other callbacks, monitor or length."""
 
         def ending(config: Mapping[str, Any]) -> list[Any]:
             lengths = [config.get("trainer", {}).get(name) for name in ("max_epochs", "max_steps", "max_samples")]
@@ -219,7 +215,7 @@ class Checkpoints:
         return ending(config) == ending(self.trainer.folder.config)
 
     def _counterpart(self, keys: tuple) -> Tensor | None:
-        """The tensor of this run that one in a sharded checkpoint goes into."""
+        """Return the tensor of this run that one in a sharded checkpoint goes into."""
         if keys[0] == "model":
             return self.trainer.model.state_dict().get(keys[1])
         if keys[:2] == ("optimizer", "state"):
@@ -228,7 +224,7 @@ class Checkpoints:
         return None
 
     def _parameters(self) -> list[Tensor]:
-        """Parameters in the order in which the optimizer's state numbers them."""
+        """Return the parameters in the order in which the optimizer's state numbers them."""
         return [parameter for group in self.trainer.optimizer.param_groups for parameter in group["params"]]
 
     # Going back.

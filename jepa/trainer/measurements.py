@@ -57,7 +57,7 @@ def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:
             metrics |= trainer.log(run_costs(trainer))
         trainer.folder.write_results(results(trainer))
     trainer.state.pending = False
-    trainer.checkpoints.save_if_due(metrics, ended=trainer.ended)
+    trainer.checkpoints.save_if_due(metrics)
 
 
 def is_due(trainer: Trainer, kind: Kind) -> bool:

@@ -7,7 +7,7 @@ import re
 
 import pytest
 import torch
-from toy import ToyData, toy_trainer
+from toy import ToyData, file_contents, toy_trainer
 
 from jepa import build_trainer, load_config
 from jepa.trainer import Callback, JSONLines, Logger, Trainer
@@ -117,13 +117,13 @@ def test_a_stopped_run_ends_whole_and_stays_so(tmp_path):
     assert stopper.ended == 1
     results = json.loads((tmp_path / "results.json").read_text())
     assert results == {"val/loss": metrics["val/loss"], "stopped": "enough of it", "step": 3}
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = file_contents(tmp_path)
     kept = Losses()
     again = toy_trainer(tmp_path, resume="auto", loggers=[kept], **settings)
     assert again.fit() == metrics
     assert (again.step, kept.losses) == (3, [])
     assert re.search(r"resumed from .* at step 3 of 8: .*nothing is left to do", kept.words[0])
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert file_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("at", ["begin", "measured"])
