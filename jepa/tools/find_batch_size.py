@@ -96,15 +96,16 @@ class _Search:
         self.cuda = trainer.device.type == "cuda"
         self.trials: dict[int, Trial] = {}
         self.limit = self._limit(limit_gib)
-        least = 2 if needs_two_samples(trainer.model) else 1
-        total = trainer.data.batch_size
+        total, modules = trainer.data.batch_size, trainer.model.modules()
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+        # Statistics over a batch, and batch norm, have no meaning for one sample.
+        least = 2 if normalised or getattr(trainer.model.loss, "batch_statistics", False) else 1
         self.divisors = [size for size in range(least, total + 1) if total % size == 0]
         if not self.divisors or max_size < self.divisors[0]:
             raise UserError(
                 f"data.batch_size={total}, find_batch_size.max_size={max_size}: no micro-batch of at least {least} "
                 "samples divides the batch within that; raise them"
             )
-        self.smallest = self.divisors[0]
 
     def run(self) -> None:
         """Fill `trials`."""
@@ -114,7 +115,7 @@ class _Search:
             self.batch = next(batches)
         self._check_room(self._memory_now(), "before any batch")
         self._make_optimizer_state()
-        low, high = self.smallest, None
+        low, high = self.divisors[0], None
         if not self._attempt(low):
             taken = self.trials[low].memory_gib
             self._refuse(f"a micro-batch of {low} takes " + (f"{taken:.2f} GiB" if taken else "more than there is"))
@@ -189,7 +190,7 @@ class _Search:
             return
         fits = False
         with out_of_memory_passes(), preserved(self.trainer, optimizer=False):
-            self._pass(resized(self.batch, self.smallest, self.trainer.device))
+            self._pass(resized(self.batch, self.divisors[0], self.trainer.device))
             self.trainer.optimizer.step()
             fits = True
         if not fits:
@@ -219,12 +220,6 @@ class _Search:
             return float(torch.cuda.memory_allocated(self.trainer.device))
         release_freed_memory()
         return float(psutil.Process().memory_info().rss)
-
-
-def needs_two_samples(model: nn.Module) -> bool:
-    """Return whether a batch of one has no meaning: statistics over the batch, and batch norm, need two."""
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return normalised or getattr(model.loss, "batch_statistics", False)
 
 
 def resized(batch: Batch, size: int, device: torch.device | str) -> Batch:

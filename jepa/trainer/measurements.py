@@ -145,12 +145,7 @@ def stopping_at_once(trainer: Trainer, before: Mapping[str, Any]) -> Iterator[No
         return
 
     def interrupted(number: int) -> Interrupted:
-        return Interrupted(
-            f"stopped while measuring at step {trainer.step} of {trainer.run_length.max_steps}; the checkpoint is "
-            f"{trainer.folder.last}; go on with resume={trainer.folder.path}",
-            number,
-            agreed=get_world_size() == 1,
-        )
+        return trainer.interrupted(number, "stopped while measuring", agreed=get_world_size() == 1)
 
     try:
         with trainer.signals.at_once(interrupted):

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jepa.types import RunLength
-
 
 @dataclass
 class RunState:
@@ -31,10 +29,6 @@ class RunState:
     def lr_factor(self) -> float:
         """What the scheduled learning rate is multiplied by: a half for each rollback."""
         return 0.5 ** len(self.rollbacks)
-
-    def ended(self, run_length: RunLength) -> bool:
-        """Return whether the run is over: by its length, or as it was stopped."""
-        return self.step == run_length.max_steps or self.stop_reason is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, under its names there."""

@@ -192,7 +192,8 @@ class Trainer(TrainerParts):
                 if state.rollback_reason is not None:
                     self._roll_back()
                 if state.signal:
-                    self._interrupt()
+                    self.checkpoints.saver.wait()
+                    raise self.interrupted(state.signal)
                 if self.ended:
                     break
                 begun = time.perf_counter()
@@ -319,13 +320,13 @@ class Trainer(TrainerParts):
         self.meter.start()
         self._call_callbacks("begin")
 
-    def _interrupt(self) -> None:
-        """End the run at a step whose checkpoint has been saved. Raises Interrupted."""
-        self.checkpoints.saver.wait()
-        raise Interrupted(
-            f"stopped at step {self.step} of {self.run_length.max_steps}; the checkpoint is {self.folder.last}; go on "
+    def interrupted(self, number: int, what: str = "stopped", *, agreed: bool = True) -> Interrupted:
+        """Return what ends the run for a signal, at a step whose checkpoint has been saved; see `Interrupted`."""
+        return Interrupted(
+            f"{what} at step {self.step} of {self.run_length.max_steps}; the checkpoint is {self.folder.last}; go on "
             f"with resume={self.folder.path}",
-            self.state.signal,
+            number,
+            agreed=agreed,
         )
 
     def _finish(self) -> None:

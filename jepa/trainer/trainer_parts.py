@@ -191,7 +191,7 @@ class TrainerParts:
     @property
     def ended(self) -> bool:
         """Whether the run is over, by its length or because `stop` was called."""
-        return self.state.ended(self.run_length)
+        return self.step == self.run_length.max_steps or self.state.stop_reason is not None
 
     @property
     def verdict(self) -> str | None:
