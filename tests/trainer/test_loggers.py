@@ -11,9 +11,10 @@ import torch
 
 from jepa.trainer import Console, JSONLines, Logger, RunInfo, TensorBoard
 from jepa.trainer.console import duration
-from jepa.trainer.intervals import due, period
+from jepa.trainer.settings import due, period
 from jepa.trainer.step_metrics import StepMeter, to_floats
 from jepa.types import RunLength
+from jepa.utils.errors import UserError
 
 HORIZON = RunLength(max_steps=20, steps_per_epoch=2.5)
 
@@ -224,13 +225,13 @@ def test_due():
 
 
 def test_periods():
-    assert period("save", None, None, HORIZON) is None
-    assert period("save", 2, None, HORIZON) == 5.0
-    assert period("save", None, 7, HORIZON) == 7
-    assert period("save", 2, 7, HORIZON) == 7  # steps win, as trainer.max_steps does
+    assert period("trainer.save_", None, None, HORIZON) is None
+    assert period("trainer.save_", 2, None, HORIZON) == 5.0
+    assert period("trainer.save_", None, 7, HORIZON) == 7
+    assert period("trainer.save_", 2, 7, HORIZON) == 7  # steps win, as trainer.max_steps does
     for wrong in ((0, None), (-1, None), (None, 0)):
-        with pytest.raises(ValueError, match="save_every_epochs and save_every_steps must be positive"):
-            period("save", *wrong, HORIZON)
+        with pytest.raises(UserError, match=r"trainer.save_every_epochs and trainer.save_every_steps must be positive"):
+            period("trainer.save_", *wrong, HORIZON)
 
 
 def test_the_meter():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from toy import ToyData, toy_trainer
 
 from jepa import build_trainer, load_config
+from jepa.monitor import CollapseMonitor
 from jepa.optim import Cosine, Linear
-from jepa.trainer import Logger, Trainer
-from jepa.trainer.precision import clip_gradients, resolve_device, resolve_precision
+from jepa.trainer import JSONLines, Logger, Trainer
+from jepa.trainer.gradients import clip_gradients
+from jepa.trainer.precision import resolve_device, resolve_precision
 from jepa.types import StepRandomness
 from jepa.utils.errors import NonFiniteError, UserError
+from jepa.utils.run_status import read_status
 
 PLAIN = (
     "data.batch_size=24",
@@ -188,6 +192,43 @@ def test_a_non_finite_loss_stops_before_the_weights_move(tmp_path):
     assert trainer.step == 2
     for name, value in weights_of(healthy).items():
         assert torch.equal(weights_of(trainer)[name], value)
+
+
+class Poisoned(ToyData):
+    """Infinite at step 3 while the seed of steps is below `cured_by`."""
+
+    def __init__(self, cured_by):
+        super().__init__()
+        self.cured_by = cured_by
+
+    def train_batches(self, *, seed, **steps):
+        self.poison = 3 if seed < self.cured_by else None
+        return super().train_batches(seed=seed, **steps)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_non_finite_loss_goes_back_where_the_monitor_does(tmp_path, precision):
+    def rolling_back(name, cured_by):
+        monitor = CollapseMonitor(on_collapse="rollback", max_rollbacks=2)
+        settings = {"monitor": monitor, "precision": precision, "save_every_steps": 2}
+        trainer = toy_trainer(tmp_path / name, data=Poisoned(cured_by), loggers=[Memory(), JSONLines()], **settings)
+        if precision == "fp16":
+            trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        return trainer
+
+    cured = rolling_back("cured", 2)
+    cured.fit()
+    assert cured.step == 5
+    assert [(back["from"], back["to"]) for back in cured.state.rollbacks] == [(3, 2)] * 2
+    assert "not finite at step 4: rollback 1 of at most 2, back from step 3 to 2" in cured.loggers["0"].messages[3]
+    lines = [json.loads(line) for line in (tmp_path / "cured" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5]
+    assert [line["lr"] for line in lines if "train/loss" in line] == [0.1] * 2 + [0.025] * 3
+    hopeless = rolling_back("hopeless", 9)
+    with pytest.raises(NonFiniteError, match=r"not finite at step 4: .*train/loss=.*\(after 2 rollbacks\)"):
+        hopeless.fit()
+    status = read_status(tmp_path / "hopeless")
+    assert (status.state, status.verdict, status.step) == ("failed", "diverged", 3)
 
 
 class InfiniteGradient(Trainer):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from toy import ToyData, toy_trainer
+from toy import Bomb, ToyData, adam, assert_identical, file_contents, listing, toy_trainer
 
 from jepa.checkpoint import plain as checkpoint
 from jepa.checkpoint import saver, sharded
@@ -19,11 +19,6 @@ from jepa.checkpoint.saver import Saver, copied, find_checkpoint
 from jepa.config.compose import run_folder_of
 from jepa.trainer import Logger
 from jepa.utils.errors import CheckpointError, NonFiniteError
-
-
-def adam(groups, lr):
-    return torch.optim.AdamW(groups, lr=lr)
-
 
 SETTINGS = {"max_steps": 8, "optimizer": adam, "validate_every_steps": 2, "save_every_steps": 3}
 SETTINGS |= {"snapshot_every_steps": 4, "best_k": 2, "best_metric": "train/loss"}
@@ -42,30 +37,9 @@ def value_of(path):
     return content["model"]["w"][0, 0].item()
 
 
-def listing(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 def contents(folder):
     """Name -> content of every checkpoint in a folder."""
     return {path.stem: read_file(path) for path in folder.iterdir() if path.suffix in saver.SUFFIXES.values()}
-
-
-def assert_identical(one, two):
-    """Bit by bit, through dicts and lists, but for a list that stands for a tuple."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-        assert one.dtype == two.dtype
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one.keys() - {"metrics", "libraries", "train_seconds"}:
-            assert_identical(one[key], two[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two)
-        for mine, theirs in zip(one, two):
-            assert_identical(mine, theirs)
-    else:
-        assert one == two
 
 
 def killed(function):
@@ -338,20 +312,10 @@ def test_a_damaged_part_is_named_and_nothing_is_overwritten(tmp_path, damage):
     (part,) = tmp_path.glob(f"checkpoints/sharded_*/{damage}")
     for content in (part.read_bytes()[: part.stat().st_size // 2], None):
         part.unlink() if content is None else part.write_bytes(content)
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        before = file_contents(tmp_path)
         with pytest.raises(CheckpointError, match="checkpoint"):
             toy_trainer(tmp_path, checkpoint_format="sharded", max_steps=4, resume="auto").fit()
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-class Bomb:
-    """Leaves a folder behind when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        assert file_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("file", ["state.pt", ".metadata"])
