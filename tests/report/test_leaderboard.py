@@ -14,9 +14,9 @@ from rich.console import Console
 from run_folders import METRIC, write_run
 
 from jepa.report.leaderboard import read_leaderboard
-from jepa.report.leaderboard_files import write_csv, write_files, write_page
+from jepa.report.leaderboard_page import write_page
 from jepa.report.leaderboard_summary import summary
-from jepa.report.leaderboard_tables import tables
+from jepa.report.leaderboard_tables import show, tables, write_csv
 from jepa.report.option_importance import importances
 from jepa.utils.errors import UserError
 
@@ -27,7 +27,7 @@ def places(board):
 
 def text_of(board, width=160, limit=None):
     console = Console(width=width, file=io.StringIO())
-    console.print(tables(board, limit, width))
+    console.print(tables(board, width, limit))
     return console.file.getvalue()
 
 
@@ -133,7 +133,7 @@ def test_what_went_wrong_never_wins(tmp_path):
     write_run(tmp_path, 6, "optimizer.lr=7", None, state="preempted", metrics={METRIC: 0.9})
     board = read_leaderboard(tmp_path)
     assert places(board) == ["0"]
-    assert [setting.options["optimizer.lr"] for setting in board.settings if setting.estimate] == ["1"]
+    assert [setting.options["optimizer.lr"] for setting in board.settings if setting.values] == ["1"]
     said = "\n".join(summary(board))
     assert "lr=1 won" in said
     assert "something wrong with 2 runs: dimensional collapse in 1 and diverged in 1." in said
@@ -225,10 +225,12 @@ def test_a_data_frame(grid):
     assert frame.groupby("optimizer.lr")[METRIC].mean()["1e-2"] == pytest.approx(0.91333, abs=1e-5)
 
 
-def test_without_plotly_there_is_no_page(grid, monkeypatch):
+def test_without_plotly_there_is_no_page(grid, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly", None)
-    lines = write_files(read_leaderboard(grid), grid / "runs.csv", grid / "runs.html")
-    assert lines == [str(grid / "runs.csv"), "runs.html is not written, as it needs plotly: pip install 'jepa[report]'"]
+    show(read_leaderboard(grid), grid / "runs.csv", grid / "runs.html", limit=2)
+    *_, csv_line, page_line = capsys.readouterr().out.splitlines()
+    assert csv_line == str(grid / "runs.csv")
+    assert page_line == "runs.html is not written, as it needs plotly: pip install 'jepa[report]'"
     assert not (grid / "runs.html").exists()
 
 

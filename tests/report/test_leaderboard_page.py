@@ -13,8 +13,7 @@ from run_folders import write_run
 
 from jepa.report import leaderboard_plots as plots
 from jepa.report.leaderboard import read_leaderboard
-from jepa.report.leaderboard_files import write_page
-from jepa.report.leaderboard_page import page
+from jepa.report.leaderboard_page import page, write_page
 from jepa.report.leaderboard_summary import summary
 from jepa.report.run_files import curve
 

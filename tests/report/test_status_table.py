@@ -70,7 +70,7 @@ def test_a_table_of_any_width(tmp_path):
 def test_time_left():
     running = Status(state="running", step=25, max_steps=100, train_seconds=50.0, samples_per_second=64.0)
     assert seconds_left(running) == 150
-    assert seconds_left(Status(state="running", step=0, max_steps=100, samples_per_second=64.0), 32) == 50
+    assert seconds_left(Status(state="running", step=0, max_steps=100, train_seconds=0.0)) is None
     assert seconds_left(Status(state="done", step=25, max_steps=100)) is None
 
 
