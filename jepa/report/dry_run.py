@@ -32,8 +32,7 @@ from jepa.types import Batch, Grid, Mask, RunLength, Schedule
 from jepa.utils.files import write_text
 from jepa.utils.snapshot import preserved
 
-WIDTH = 100
-"""Characters of a line."""
+WIDTH = 100  # characters of a line
 
 PLAIN = {"highlight": False, "markup": False, "emoji": False}
 

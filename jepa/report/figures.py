@@ -21,19 +21,15 @@ INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
 BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
 """Outlines of target blocks, legible on dark and light images; they repeat after the last."""
 
-FILTER = "nearest"
-"""Interpolation of enlarged images."""
+FILTER = "nearest"  # interpolation of enlarged images
 
 STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.edgecolor": SOFT, "text.color": INK, "legend.frameon": False, "savefig.dpi": 150}
 
-PARTS = {"context": "seen as context", "targets": "predicted"}
-"""Parts of a mask, and what is said of their tokens."""
 
 Labels = Sequence[str] | None
 
-FINE = 20
-"""Points per token at which outlines are computed."""
+FINE = 20  # points per token at which outlines are computed
 
 
 @contextlib.contextmanager
@@ -111,7 +107,7 @@ def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path
 
     Hidden tokens are dimmed, and each target block is outlined in a colour.
     """
-    names = ["masked"] if len(masks) == 1 else [f"mask {number}" for number in range(1, len(masks) + 1)]
+    names = group_names(masks)
     panels = ["input", *names]
     across = max(1, 6 // len(panels))  # samples side by side
     rows, columns = -(-len(images) // across), across * len(panels)
@@ -128,14 +124,25 @@ def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path
             own[0].imshow(image, interpolation=FILTER)
             for mask, axes in zip(masks, own[1:]):
                 draw_mask(axes, image, mask, number, grid)
-        maps = lower.subplots(1, 2 * len(masks), squeeze=False)
-        for mask, name, pair in zip(masks, names, maps.reshape(-1, 2)):
-            for (part, what), axes in zip(PARTS.items(), pair):
-                share = token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(grid)
-                image = axes.imshow(share.numpy(), vmin=0, vmax=max(float(share.max()), 1e-6), cmap="viridis")
-                whose = "" if len(masks) == 1 else f"{name}: "
-                axes.set(title=f"{whose}share {what}", xticks=[], yticks=[])
-                lower.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
+        draw_shares(lower, masks, names, grid)
+
+
+def group_names(masks: Sequence[Mask]) -> list[str]:
+    """Return the names of mask groups: "masked" of one, "mask 1", "mask 2" of two."""
+    return ["masked"] if len(masks) == 1 else [f"mask {number}" for number in range(1, len(masks) + 1)]
+
+
+def draw_shares(figure: Any, masks: Sequence[Mask], names: Sequence[str], grid: Grid) -> None:
+    """Draw the share of samples in which each token is seen and predicted; of a grid of one axis as a row."""
+    panels = iter(figure.subplots(1, 2 * len(masks), squeeze=False).flat)
+    for mask, name in zip(masks, names):
+        for part, what in (("context", "seen as context"), ("targets", "predicted")):
+            share = token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(-1, grid[-1])
+            axes = next(panels)
+            image = axes.imshow(share.numpy(), vmin=0, vmax=max(float(share.max()), 1e-6), cmap="viridis")
+            axes.set(xticks=[], yticks=[], aspect="equal" if len(grid) > 1 else "auto")
+            axes.set_title(f"share {what}" if len(masks) == 1 else f"{name}: share {what}", fontsize=9)
+            figure.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
 
 
 def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:

@@ -11,8 +11,7 @@ from rich.filesize import pick_unit_and_suffix
 
 from jepa.utils.run_status import State, Status
 
-DEFAULT = "(default)"
-"""Value of an option that a run does not set and its config.yaml does not have."""
+DEFAULT = "(default)"  # value of an option that a run does not set and its config.yaml does not have
 
 STATES: tuple[State, ...] = ("done", "running", "queued", "preempted", "stopped", "failed")
 

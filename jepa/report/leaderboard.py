@@ -61,7 +61,7 @@ class Leaderboard:
         rows = []
         for run in self.runs:
             row = {"place": self.places.get(run.path), "run": run.folder, "state": run.state}
-            row |= {"reason": run.status.reason, "verdict": run.verdict, "seed": run.seed}
+            row |= {"reason": run.status.reason, "verdict": run.status.verdict, "seed": run.seed}
             row |= {name: getattr(run.status, name) for name in STATUS_FIELDS}
             values = run.overrides | run.shared
             values |= {f"objective/{name}": value for name, value in run.status.objective.items()}

@@ -18,14 +18,9 @@ from jepa.report.run_files import curve
 from jepa.report.runs import Run
 
 INK, ACCENT, GREY = "#1f2933", "#0b6e99", "#b8bfc6"
-COLOURS = ["#f2b134", "#d1495b", "#2b2d6e"]
-"""From the worst to the best run."""
-
-FENCE = 1.5
-"""Runs this many interquartile ranges below the worse quartile (Tukey) all have the worst colour."""
-
-CURVES = ("val/loss", "train/loss")
-"""Drawn over the steps if the metric itself is measured at the end only."""
+COLOURS = ["#f2b134", "#d1495b", "#2b2d6e"]  # from the worst to the best run
+FENCE = 1.5  # runs this many interquartile ranges below the worse quartile (Tukey) all have the worst colour
+CURVES = ("val/loss", "train/loss")  # drawn over the steps if the metric itself is measured at the end only
 
 MAX_SETTINGS = 30
 MAX_POINTS = 60_000
@@ -241,7 +236,7 @@ def _scale(values: Sequence[float]) -> dict[str, object]:
 
 
 def _hover(board: Leaderboard, run: Run) -> str:
-    lines = [f"run {run.folder}: {run.state}" + (f", {run.verdict}" if run.collapsed else "")]
+    lines = [f"run {run.folder}: {run.state}" + (f", {run.status.verdict}" if run.collapsed else "")]
     lines += [f"{key}={value}" for key, value in run.overrides.items()]
     lines += [f"{name}: {number(run.value(name))}" for name in board.objectives]
     return "<br>".join(_label(line, 90) for line in lines)

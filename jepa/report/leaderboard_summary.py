@@ -12,9 +12,7 @@ from jepa.report.seed_statistics import LEVEL, Comparison, Setting
 from jepa.utils.run_status import FINISHED
 
 FRONT_SHOWN = 4
-
-MAX_NAME = 90
-"""Characters up to which a setting is named by its options, else by its runs."""
+MAX_NAME = 90  # characters up to which a setting is named by its options, else by its runs
 
 
 def summary(board: Leaderboard) -> list[str]:
@@ -30,7 +28,7 @@ def summary(board: Leaderboard) -> list[str]:
 def excluded_runs(board: Leaderboard) -> list[str]:
     """Return which runs are in no mean, and how many are still to come."""
     lines = []
-    verdicts = Counter(run.verdict for run in board.runs if run.collapsed)
+    verdicts = Counter(run.status.verdict for run in board.runs if run.collapsed)
     if verdicts:
         kinds = joined([f"{verdict} in {count}" for verdict, count in verdicts.items()])
         lines.append(f"The collapse monitor found something wrong with {plural(verdicts.total(), 'run')}: {kinds}.")

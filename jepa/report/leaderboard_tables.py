@@ -7,7 +7,8 @@ import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.console import Group
 
 from jepa.report.formatting import duration, number, option, padded, progress, shortened, with_error
 from jepa.report.leaderboard import Leaderboard
@@ -15,9 +16,6 @@ from jepa.report.leaderboard_summary import summary
 from jepa.report.runs import SEED, Run
 from jepa.report.terminal_table import Column, rich_table, terminal
 from jepa.utils.files import write_atomic
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 STYLES = {"bad": "red", "open": "dim", "": ""}
 
@@ -55,8 +53,6 @@ def write_csv(board: Leaderboard, path: Path) -> None:
 
 def tables(board: Leaderboard, width: int, limit: int | None = None) -> Group:
     """Return the first `limit` runs, and the settings, as rich tables. width: of a line."""
-    from rich.console import Group
-
     title = f"{board.metric}, {'more' if board.direction == 'maximize' else 'less'} is better"
     styles = [STYLES[row_kind(board, run)] for run in board.runs]
     found = [rich_table(run_columns(board), width, styles=styles, title=title, limit=limit)]
@@ -121,6 +117,6 @@ def row_kind(board: Leaderboard, run: Run) -> str:
 
 def state_text(run: Run) -> str:
     """Return a run's state, the collapse monitor's verdict if that is bad, and the reason."""
-    verdict = f", {run.verdict}" if run.collapsed else ""
+    verdict = f", {run.status.verdict}" if run.collapsed else ""
     reason = f": {run.status.reason}" if run.status.reason else ""
     return shortened(f"{run.state}{verdict}{reason}", 60)

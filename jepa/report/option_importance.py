@@ -8,11 +8,8 @@ import numpy as np
 
 from jepa.report.runs import Run, as_number, canonical, natural_key
 
-MIN_RUNS = 4
-"""Fewer runs have no importances; they become reliable with ten runs per option."""
-
-LOG_RATIO = 30.0
-"""Positive numbers whose largest is this many times the smallest are spaced by their logarithm."""
+MIN_RUNS = 4  # fewer runs have no importances; they become reliable with ten runs per option
+LOG_RATIO = 30.0  # positive numbers whose largest is this many times the smallest are spaced by their logarithm
 
 TREES = 200
 

@@ -15,14 +15,9 @@ import yaml
 
 from jepa.utils.run_status import STATUS_FILE, Status, is_dead, read_status
 
-RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")
-"""A folder with any of these is a run's."""
-
-NOT_PROBES = ("collapse", "spread", "data")
-"""Entries of results.json that are not probe results."""
-
-QUIET_SECONDS = 600.0
-"""A run without status.json counts as running if it wrote something this recently."""
+RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")  # a folder with any of these is a run's
+NOT_PROBES = ("collapse", "spread", "data")  # entries of results.json that are not probe results
+QUIET_SECONDS = 600.0  # a run without status.json counts as running if it wrote something this recently
 
 GONE = "its process is gone (killed? out of memory?)"
 WAITS = "waits to be started again"
@@ -74,7 +69,7 @@ def status_from_files(path: Path, now: float | None = None) -> Status:
         reason=results.get("stopped"),
         step=results.get("step", as_step(last.get("step"))),
         samples_per_second=last.get("samples_per_second"),
-        verdict=verdict_of(results),
+        verdict=(results.get("collapse") or {}).get("verdict"),
         updated=last_modified(path),
     )
     if results:
@@ -87,12 +82,6 @@ def status_from_files(path: Path, now: float | None = None) -> Status:
 def last_modified(path: Path) -> float:
     """Return the seconds since the epoch at which a run last wrote one of its files."""
     return max((file.stat().st_mtime for file in map(path.joinpath, RUN_FILES) if file.is_file()), default=0.0)
-
-
-def verdict_of(results: Mapping[str, Any]) -> str | None:
-    """Return the collapse monitor's verdict in a results.json."""
-    collapse = results.get("collapse")
-    return collapse.get("verdict") if isinstance(collapse, dict) else None
 
 
 def as_step(value: float | None) -> int | None:

@@ -10,18 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepa.report.formatting import DEFAULT
-from jepa.report.run_files import current_status, last_values, read_content, result_values, run_folders, verdict_of
+from jepa.report.run_files import current_status, last_values, read_content, result_values, run_folders
 from jepa.utils.nested import flatten
 from jepa.utils.run_status import State, Status, is_collapse
 
-SEED = "trainer.seed"
-"""The option in which repetitions of a setting differ."""
-
-REMOVED = "(removed)"
-"""Value of an option that a run deletes (`~key`)."""
-
-IGNORED = ("resume", "run_dir")
-"""Options that say where a run is; ignored, as are those of Hydra."""
+SEED = "trainer.seed"  # the option in which repetitions of a setting differ
+REMOVED = "(removed)"  # value of an option that a run deletes (`~key`)
+IGNORED = ("resume", "run_dir")  # options that say where a run is; ignored, as are those of Hydra
 
 
 @dataclass(frozen=True)
@@ -40,7 +35,6 @@ class Run:
     overrides: dict[str, str]
     shared: dict[str, str]
     seed: str | None
-    verdict: str | None
     metrics: dict[str, float]
 
     @property
@@ -50,7 +44,7 @@ class Run:
     @property
     def collapsed(self) -> bool:
         """Whether the collapse monitor's verdict is a collapse or divergence."""
-        return is_collapse(self.verdict)
+        return is_collapse(self.status.verdict)
 
     @property
     def bad(self) -> bool:
@@ -99,8 +93,7 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
     shared = {key: full[0][key] for key in keys if len({canonical(options[key]) for options in full}) == 1}
     runs = []
     for path, status, options, config in zip(paths, statuses, full, configs):
-        results = read_content(path / "results.json", dict)
-        metrics = last_values(path) | result_values(results)
+        metrics = last_values(path) | result_values(read_content(path / "results.json", dict))
         metrics.pop("step", None)
         seed = options.get(SEED, config.get(SEED, DEFAULT))
         run = Run(
@@ -110,7 +103,6 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
             overrides={key: value for key, value in options.items() if key not in shared},
             shared=shared,
             seed=None if seed == DEFAULT else canonical(seed),
-            verdict=status.verdict or verdict_of(results),
             metrics=metrics,
         )
         runs.append(run)

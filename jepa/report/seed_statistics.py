@@ -19,11 +19,8 @@ from scipy import stats
 from jepa.report.runs import Run, canonical
 from jepa.utils.metric_direction import Direction
 
-LEVEL = 0.95
-"""Confidence level of all intervals; a difference is significant if its corrected p is below 1 - LEVEL."""
-
-ROUNDING = 1e-9
-"""Differences below this share of the values are rounding errors."""
+LEVEL = 0.95  # confidence level of all intervals; a difference is significant if its corrected p is below 1 - LEVEL
+ROUNDING = 1e-9  # differences below this share of the values are rounding errors
 
 
 @dataclass(frozen=True)

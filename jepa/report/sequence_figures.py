@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from torch import Tensor
 
-from jepa.report.figures import ACCENT, INK, PARTS, SECOND, Labels, new_figure, sample_sheet
-from jepa.report.mask_statistics import token_indices, token_membership
+from jepa.report.figures import ACCENT, INK, SECOND, Labels, draw_shares, group_names, new_figure, sample_sheet
+from jepa.report.mask_statistics import token_indices
 from jepa.types import Grid, Mask
 from jepa.utils.tensors import grid_positions
 
 MAX_CHANNELS = 8
 COLOURS = (ACCENT, SECOND, "#2b8a3e", "#862e9c", "#a61e4d", "#5f3dc4", "#e67700", INK)
-SEEN, PREDICTED, NEITHER = "#d0ebff", "#ffd8a8", "#e9ecef"
+TOKEN_COLOURS = ("#e9ecef", "#d0ebff", "#ffd8a8")  # neither, seen, predicted
 
 
 def as_strips(video: Tensor, max_frames: int = 16) -> Tensor:
@@ -56,43 +57,35 @@ def series_mask_figure(x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Pa
 
     Tokens are in order of time on the grid's last axis; on a grid (C, N) every channel has its own band.
     """
-    count, bands = min(len(x), 6), grid[0] if len(grid) > 1 else 1
+    count, bands, names = min(len(x), 6), grid[0] if len(grid) > 1 else 1, group_names(masks)
     tall = 0.55 + 0.22 * min(bands, 8)
     with new_figure(path, 10.4, 1.4 + count * tall + 2.0) as figure:
         figure.suptitle(title, fontsize=11)
         upper, lower = figure.subfigures(2, 1, height_ratios=[count * tall + 0.4, 2.0])
         panels = upper.subplots(count, len(masks), squeeze=False)
-        shares = lower.subplots(1, len(masks), squeeze=False)[0]
         for group, mask in enumerate(masks):
-            panels[0, group].set_title("masked" if len(masks) == 1 else f"mask {group + 1}", fontsize=9, pad=3)
+            panels[0, group].set_title(names[group], fontsize=9, pad=3)
             for number in range(count):
                 panels[number, group].set(xticks=[], yticks=[])
                 draw_series_mask(panels[number, group], x[number], mask, number, grid, bands)
-            for (part, what), colour in zip(PARTS.items(), (ACCENT, SECOND)):
-                share = token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(bands, -1).mean(dim=0)
-                shares[group].step(range(len(share)), share.numpy(), where="mid", color=colour, label=what)
-            shares[group].set(xlabel="token", ylabel="share of samples", ylim=(0, 1.05))
-            shares[group].legend(fontsize=8, loc="upper right", ncols=2)
+        draw_shares(lower, masks, names, grid)
 
 
 def draw_series_mask(axes: Any, series: Tensor, mask: Mask, number: int, grid: Grid, bands: int) -> None:
     """Draw one sample (C, T) over bands in the colours of its tokens."""
-    state = np.full(math.prod(grid), NEITHER, dtype=object)
-    state[token_indices(mask, "context", number).numpy()] = SEEN
-    state[token_indices(mask, "targets", number).numpy()] = PREDICTED
-    step, length = value_range(series[None]) * 1.1, series.shape[-1]
-    for band, colours in enumerate(state.reshape(bands, -1)):
-        width = length / len(colours)
-        low, high = (band / bands, (band + 1) / bands) if bands > 1 else (0, 1)
-        for token, colour in enumerate(colours):
-            axes.axvspan(token * width, (token + 1) * width, 1 - high, 1 - low, color=colour, linewidth=0)
+    state = np.zeros(math.prod(grid))
+    state[token_indices(mask, "context", number).numpy()] = 1
+    state[token_indices(mask, "targets", number).numpy()] = 2
     if bands > 1:  # each channel in the middle of its band
-        axes.set_ylim(-(bands - 0.5) * step, 0.5 * step)
+        step = value_range(series) * 1.1
         for channel, line in enumerate(series[:bands]):
             draw_lines(axes, line[None] - line.nanmean() - channel * step)
+        axes.set_ylim(-(bands - 0.5) * step, 0.5 * step)
     else:
         draw_lines(axes, series)
-    axes.set_xlim(0, length)
+    place = (0, series.shape[-1], *axes.get_ylim())
+    look = {"cmap": ListedColormap(TOKEN_COLOURS), "vmin": 0, "vmax": 2, "interpolation": "nearest", "aspect": "auto"}
+    axes.imshow(state.reshape(bands, -1), extent=place, **look)
 
 
 def draw_lines(axes: Any, series: Tensor) -> None:

@@ -65,13 +65,6 @@ def prepared(trainer: Any, batch: Batch, size: int) -> Batch:
     return {**trainer.model.prepare(part, rng), "rng": rng}
 
 
-def loss_of(trainer: Any, batch: Batch) -> Tensor:
-    """Return the loss of a batch on the device, by the step that training makes."""
-    with trainer.precision.autocast():
-        outputs = trainer.training_step(batch, trainer.step)
-    return outputs["loss"] if isinstance(outputs, Mapping) else outputs
-
-
 @torch.no_grad()
 def module_shapes(trainer: Any, batch: Batch) -> tuple[Any, list[tuple[str, Shapes, Shapes, int]]]:
     """Return the latents of a prepared batch, and (name, inputs of the last call, outputs, calls) of its modules.
@@ -123,17 +116,24 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
     total = batch_length(batch)
     small = min(2, total)
     large = min(2 * small, total)
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*trainer.model.parameters(), *trainer.model.buffers()]}
     kept = []
     for size in (small, large):
         part = first_samples(batch, size, trainer.device)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            saved: dict[tuple, int] = {}
-            with torch.autograd.graph.saved_tensors_hooks(note_saved(saved, trainer.model), lambda tensor: tensor):
-                loss = loss_of(trainer, part)
+        saved: set[tuple[int, int]] = set()  # address and bytes of each storage that the backward pass needs
+
+        def note(tensor: Tensor, saved: set[tuple[int, int]] = saved) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved.add((storage.data_ptr(), storage.nbytes()))
+            return tensor
+
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), trainer.precision.autocast():
+                outputs = trainer.training_step(part, trainer.step)
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
             forward = counter.get_total_flops()
             trainer.precision.scaler.scale(loss).backward()
-        kept.append(sum(saved.values()))
+        kept.append(sum(size for address, size in saved if address not in own))
     slope = (kept[1] - kept[0]) / (large - small) if large > small else kept[0] / small
     trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.optimizer.step()  # only a step allocates the state
@@ -150,19 +150,6 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
         optimizer=state,
         checkpoint=bytes_of(tensors_in(trainer.model.state_dict())) + state,
     )
-
-
-def note_saved(saved: dict[tuple, int], model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a hook that notes the storage of each tensor saved for the backward pass, without the model's own."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[(storage.data_ptr(), storage.nbytes())] = storage.nbytes()
-        return tensor
-
-    return note
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:

@@ -35,8 +35,7 @@ QUEUED = {"state": "queued", "reason": None, "objective": {}, "settled": False}
 QUEUED |= {"host": None, "pid": None, "pid_created": None, "job": None}
 """Fields of the status of a queued run. A run that was started before keeps its other fields."""
 
-PROCESS_SETTINGS = ("nodes", "devices", "device")
-"""Settings of the trainer that a launcher reads once for all runs."""
+PROCESS_SETTINGS = ("nodes", "devices", "device")  # settings of the trainer that a launcher reads once for all runs
 
 
 class JobLauncher(BaseSubmititLauncher):

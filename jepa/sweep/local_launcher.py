@@ -24,14 +24,12 @@ from jepa.utils.run_status import Status, is_alive, read_status, update_status
 
 log = logging.getLogger(__name__)
 
-SAVE_SECONDS = 60
-"""How long an interrupted launcher waits for its runs to save."""
+SAVE_SECONDS = 60  # how long an interrupted launcher waits for its runs to save
 
 CONTROLLER = "submitit.local._local"
 """submitit's module that starts the processes of a local job and passes signals on to them."""
 
-TIMEOUT_MINUTES = 60 * 24 * 365
-"""submitit's local jobs need a time limit."""
+TIMEOUT_MINUTES = 60 * 24 * 365  # submitit's local jobs need a time limit
 
 
 class LocalLauncher(JobLauncher):

@@ -26,11 +26,8 @@ from jepa.utils.run_status import read_status
 
 log = logging.getLogger(__name__)
 
-OVERRIDES = "overrides"
-"""Attribute of a trial: the options that its run is started with."""
-
-METRICS = "metrics"
-"""Attribute of a study: the metrics that it optimises."""
+OVERRIDES = "overrides"  # attribute of a trial: the options that its run is started with
+METRICS = "metrics"  # attribute of a study: the metrics that it optimises
 
 
 class OptunaSweeper(OptunaSweeperImpl):
