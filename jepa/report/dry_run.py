@@ -30,6 +30,7 @@ from jepa.report.step_cost import (
 )
 from jepa.types import Batch, Grid, Mask, RunLength, Schedule
 from jepa.utils.files import write_text
+from jepa.utils.nested import flatten
 from jepa.utils.snapshot import preserved
 
 WIDTH = 100  # characters of a line
@@ -231,8 +232,4 @@ def warmup_steps(schedules: Mapping[str, Schedule], run_length: RunLength) -> fl
 
 def named_tensors(batch: Batch) -> list[tuple[str, Tensor]]:
     """Return (name, tensor) of a batch; those of several modalities as x.<name>."""
-    found = [(name, value) for name, value in batch.items() if isinstance(value, Tensor)]
-    inputs = batch.get("x")
-    if isinstance(inputs, Mapping):
-        found += [(f"x.{name}", value) for name, value in inputs.items()]
-    return found
+    return [(name, value) for name, value in flatten(batch).items() if isinstance(value, Tensor)]

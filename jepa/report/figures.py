@@ -96,9 +96,10 @@ def sample_figure(views: Tensor, *, path: Path, labels: Labels = None, title: st
     larger = max(1, 64 // views.shape[-1])  # so that the gap between views is thin, also on tiny images
     with sample_sheet(count, columns, height, path, labels, title) as cells:
         for sample, axes in zip(views, cells):
-            strips = [np.kron(to_rgb(view), np.ones((larger, larger, 1))) for view in sample]
-            gap = np.ones((strips[0].shape[0], max(1, strips[0].shape[1] // 40), 3))
-            axes.imshow(np.concatenate([p for strip in strips for p in (gap, strip)][1:], axis=1), interpolation=FILTER)
+            enlarged = [np.kron(to_rgb(view), np.ones((larger, larger, 1))) for view in sample]
+            gap = (0, 0), (0, max(1, enlarged[0].shape[1] // 40)), (0, 0)
+            strips = [np.pad(image, gap, constant_values=1) for image in enlarged]
+            axes.imshow(np.concatenate(strips, axis=1), interpolation=FILTER)
 
 
 def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:

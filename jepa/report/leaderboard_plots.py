@@ -49,7 +49,7 @@ def parallel_coordinates(board: Leaderboard) -> go.Figure | None:
     ]
     shares = _shares(board)
     line = {
-        "color": [-1.0 if shares[run.folder] is None else shares[run.folder] for run in runs],
+        "color": [shares.get(run.folder, -1.0) for run in runs],
         "colorscale": list(zip((0.0, 0.4, 0.5, 0.75, 1.0), [GREY, GREY, *COLOURS])),
         "cmin": -1,
         "cmax": 1,
@@ -72,8 +72,7 @@ def curves(board: Leaderboard) -> go.Figure | None:
         return None
     figure, shares = _figure(420), _shares(board)
     for run, points in reversed(found):
-        share = shares[run.folder]
-        colour = GREY if share is None else sample_colorscale(COLOURS, share)[0]
+        colour = sample_colorscale(COLOURS, shares[run.folder])[0] if run.folder in shares else GREY
         figure.add_scatter(
             x=[step for step, _ in points],
             y=[value for _, value in points],
@@ -118,7 +117,7 @@ def settings(board: Leaderboard) -> go.Figure | None:
     dots = [(value, label, seed) for s, label in zip(shown, labels) for seed, value in s.values.items()]
     values, means = np.array([value for value, _, _ in dots]), np.array([setting.mean for setting in shown])
     halves = np.array([setting.half or 0.0 for setting in shown])
-    figure = _figure(100 + 32 * len(labels))
+    figure = _figure(100 + 32 * len(labels), legend=True)
     figure.add_scatter(
         x=values,
         y=[label for _, label, _ in dots],
@@ -144,8 +143,7 @@ def settings(board: Leaderboard) -> go.Figure | None:
     ends = np.clip([(means - halves).min(), (means + halves).max()], low - room, high + room)
     left, right = min(low, ends[0]), max(high, ends[1])
     figure.update_xaxes(title=html.escape(board.metric), range=[left - 0.1 * room, right + 0.1 * room])
-    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
-    return _with_legend(figure)
+    return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
 
 
 def pareto(board: Leaderboard) -> go.Figure | None:
@@ -155,7 +153,7 @@ def pareto(board: Leaderboard) -> go.Figure | None:
         return None
     across, up = list(board.objectives)[:2]
     front = sorted(board.front, key=lambda run: run.value(across))
-    figure = _figure(480)
+    figure = _figure(480, legend=True)
     for group, mode, name, colour in (
         ([run for run in runs if run not in front], "markers", "beaten in both by another", GREY),
         (front, "lines+markers+text", "Pareto front", ACCENT),
@@ -175,23 +173,20 @@ def pareto(board: Leaderboard) -> go.Figure | None:
     for update, name in ((figure.update_xaxes, across), (figure.update_yaxes, up)):
         better = "more" if board.objectives[name] == "maximize" else "less"
         update(title=f"{html.escape(name)} ({better} is better)", **_scale([run.value(name) for run in runs]))
-    return _with_legend(figure)
+    return figure
 
 
-def _figure(height: int) -> go.Figure:
+def _figure(height: int, legend: bool = False) -> go.Figure:
     return go.Figure().update_layout(
         height=height,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         margin={"t": 30, "b": 50, "l": 60, "r": 30},
-        showlegend=False,
+        showlegend=legend,
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         hovermode="closest",
         hoverlabel={"align": "left"},
     )
-
-
-def _with_legend(figure: go.Figure) -> go.Figure:
-    return figure.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"})
 
 
 def _option_axis(label: str, values: Sequence[str]) -> dict[str, Any]:
@@ -214,18 +209,17 @@ def _word_axis(label: str, positions: Sequence[int], words: Sequence[str]) -> di
     return {"label": label, "values": list(positions), "tickvals": list(ticks), "ticktext": texts}
 
 
-def _shares(board: Leaderboard) -> dict[str, float | None]:
-    """Return run -> its place between the worst value, 0, and the best, 1; None if it does not count."""
-    shares: dict[str, float | None] = dict.fromkeys(run.folder for run in board.runs)
+def _shares(board: Leaderboard) -> dict[str, float]:
+    """Return run -> its place between the worst value, 0, and the best, 1, of the runs that count."""
     counted = [run for run in board.runs if run.counts(board.metric)]
     if not counted:
-        return shares
+        return {}
     signed = np.array([run.value(board.metric) for run in counted]) * (1 if board.direction == "maximize" else -1)
     low, high = np.quantile(signed, (0.25, 0.75))
     worst = max(signed.min(), low - FENCE * (high - low)) if high > low else signed.min()
     scale = signed.max() - worst
     values = ((signed - worst) / scale).clip(0, 1) if scale > 0 else np.ones(len(signed))
-    return shares | dict(zip((run.folder for run in counted), values.tolist()))
+    return dict(zip((run.folder for run in counted), values.tolist()))
 
 
 def _scale(values: Sequence[float]) -> dict[str, object]:

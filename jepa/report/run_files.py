@@ -19,8 +19,6 @@ RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")  # a f
 NOT_PROBES = ("collapse", "spread", "data")  # entries of results.json that are not probe results
 QUIET_SECONDS = 600.0  # a run without status.json counts as running if it wrote something this recently
 
-GONE = "its process is gone (killed? out of memory?)"
-WAITS = "waits to be started again"
 
 Content = TypeVar("Content", dict, list)
 
@@ -50,14 +48,15 @@ def current_status(path: Path, queue: Mapping[str, str] | None = None) -> Status
     """
     status = read_status(path) or status_from_files(path)
     if queue is None or status.job is None:
-        return dataclasses.replace(status, state="failed", reason=GONE) if is_dead(status) else status
+        gone = {"state": "failed", "reason": "its process is gone (killed? out of memory?)"}
+        return dataclasses.replace(status, **gone) if is_dead(status) else status
     if status.state in ("done", "failed") or (status.state == "stopped" and status.job not in queue):
         return status
     # A job in the queue whose process is gone is about to be started again.
     if status.job not in queue:
         return dataclasses.replace(status, state="failed", reason=f"its job {status.job} has left the queue")
     if queue[status.job] == "PENDING" and status.state != "queued":
-        return dataclasses.replace(status, state="preempted", reason=status.reason or WAITS)
+        return dataclasses.replace(status, state="preempted", reason=status.reason or "waits to be started again")
     return status
 
 
@@ -67,7 +66,7 @@ def status_from_files(path: Path, now: float | None = None) -> Status:
     status = Status(
         state="done",
         reason=results.get("stopped"),
-        step=results.get("step", as_step(last.get("step"))),
+        step=results.get("step", last.get("step")),
         samples_per_second=last.get("samples_per_second"),
         verdict=(results.get("collapse") or {}).get("verdict"),
         updated=last_modified(path),
@@ -82,11 +81,6 @@ def status_from_files(path: Path, now: float | None = None) -> Status:
 def last_modified(path: Path) -> float:
     """Return the seconds since the epoch at which a run last wrote one of its files."""
     return max((file.stat().st_mtime for file in map(path.joinpath, RUN_FILES) if file.is_file()), default=0.0)
-
-
-def as_step(value: float | None) -> int | None:
-    """Return a logged step as an int; None if it is missing or not finite."""
-    return None if value is None or not math.isfinite(value) else int(value)
 
 
 def read_content(path: Path, kind: type[Content]) -> Content:
@@ -147,8 +141,7 @@ def curve(path: Path, metric: str, max_points: int = 400) -> list[tuple[int, flo
     """Return (step, value) of a metric's finite values, evenly thinned to about `max_points`."""
     points = []
     for line in metric_lines(path, needle=json.dumps(metric)):
-        value, step = line.get(metric), as_step(line.get("step"))
-        if value is not None and step is not None and math.isfinite(value):
-            points.append((step, value))
+        if "step" in line and math.isfinite(line.get(metric, math.nan)):
+            points.append((line["step"], line[metric]))
     stride = max(1, math.ceil(len(points) / max_points))
     return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])

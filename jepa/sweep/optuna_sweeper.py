@@ -96,10 +96,7 @@ class OptunaSweeper(OptunaSweeperImpl):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             study = optuna.create_study(
-                study_name=self.study_name,
-                storage=self.storage,
-                directions=self._get_directions(),
-                load_if_exists=True,
+                study_name=self.study_name, storage=self.storage, directions=self._get_directions(), load_if_exists=True
             )
         except (ValueError, SQLAlchemyError) as error:  # other directions; not a database
             raise UserError(f"the study in {self.storage}: {error}; sweep in another hydra.sweep.dir") from error

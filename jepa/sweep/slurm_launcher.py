@@ -99,9 +99,8 @@ class SlurmLauncher(JobLauncher):
         import submitit
 
         settings = {key: value for key, value in self.params.items() if key not in OWN_KEYS}
+        settings["gpus_per_node"] = settings["gpus_per_node"] or None
         settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
-        if not settings.get("gpus_per_node"):
-            settings.pop("gpus_per_node", None)
         python, arguments = container_command(self.params)
         if arguments:
             settings["srun_args"] = [*settings.get("srun_args", []), *arguments]

@@ -54,16 +54,7 @@ def test_a_line_for_each_run_in_the_parallel_coordinates(grid):
     assert (rate.label, seed.label, metric.label) == ("lr (log)", "seed", "eval/trained/linear")
     assert list(rate.values) == pytest.approx([-2] * 3 + [-3] * 3 + [0] * 2)
     assert list(rate.ticktext) == ["0.001", "0.01", "1"]
-    assert list(metric.values) == [
-        0.93,
-        0.91,
-        0.90,
-        0.82,
-        0.81,
-        0.80,
-        0.80,
-        0.80,
-    ]  # no lower than the worst that counts
+    assert list(metric.values) == [0.93, 0.91, 0.90, 0.82, 0.81, 0.80, 0.80, 0.80]  # none below the worst that counts
     assert list(metric.range) == [0.80, 0.93]
     shares = list(trace.line.color)
     assert (shares[0], shares[5], shares[6:]) == (1, 0, [-1, -1])  # those that do not count are grey

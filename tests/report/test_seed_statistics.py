@@ -40,25 +40,22 @@ def test_settings_are_what_is_the_same_but_for_the_seed(tmp_path):
     assert (found[1].values, found[1].bad) == ({"0": 0.5, "1": 0.7}, 1)
 
 
-def test_seeds_in_common_are_paired(tmp_path):
-    one, two = {0: 0.90, 1: 0.92, 2: 0.95, 3: 0.91}, {0: 0.89, 1: 0.90, 2: 0.94, 3: 0.89}
-    (found,) = compare_with_best(settings(tmp_path, {"1e-3": one, "1e-2": two}), "maximize")
-    wanted = stats.ttest_rel(list(one.values()), list(two.values()))
-    assert (found.method, found.seeds) == ("paired", 4)
+@pytest.mark.parametrize(
+    ("method", "other", "significant"),
+    [
+        ("paired", {0: 0.89, 1: 0.90, 2: 0.94, 3: 0.89}, True),
+        ("welch", {5: 0.90, 6: 0.80, 7: 0.91, 8: 0.83}, False),  # other seeds
+    ],
+)
+def test_seeds_in_common_are_paired(tmp_path, method, other, significant):
+    best = {0: 0.90, 1: 0.92, 2: 0.95, 3: 0.91}
+    (found,) = compare_with_best(settings(tmp_path, {"1e-3": best, "1e-2": other}), "maximize")
+    values = list(best.values()), list(other.values())
+    wanted = stats.ttest_rel(*values) if method == "paired" else stats.ttest_ind(*values, equal_var=False)
+    assert (found.method, found.seeds, found.significant) == (method, 4, significant)
     assert found.p == pytest.approx(wanted.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
     assert found.corrected == found.p  # one comparison
-    assert found.significant
-
-
-def test_other_seeds_are_not_paired(tmp_path):
-    one, two = {0: 0.90, 1: 0.92, 2: 0.95}, {5: 0.90, 6: 0.80, 7: 0.91, 8: 0.83}
-    (found,) = compare_with_best(settings(tmp_path, {"1e-3": one, "1e-2": two}), "maximize")
-    wanted = stats.ttest_ind(list(one.values()), list(two.values()), equal_var=False)
-    assert found.method == "welch"
-    assert found.p == pytest.approx(wanted.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
-    assert not found.significant
 
 
 def test_one_seed_in_common_is_no_pair(tmp_path):

@@ -243,10 +243,7 @@ def test_two_processes_of_a_run_on_this_machine(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        (
-            ["hydra/launcher=slurm", "trainer.devices=1,2"],
-            "trainer.devices cannot be swept over (run 0 has 1",
-        ),
+        (["hydra/launcher=slurm", "trainer.devices=1,2"], "trainer.devices cannot be swept over (run 0 has 1"),
         (["hydra/launcher=slurm", "trainer.nodes=1,2"], "trainer.nodes cannot be swept over"),
         (["hydra/launcher=local", "trainer.nodes=2"], "trainer.nodes=2: hydra/launcher=local has this machine alone"),
         (["hydra/launcher=local", "hydra.launcher.parallel=0"], "parallel=0: expected a whole number from 1"),
