@@ -17,6 +17,7 @@ from hydra.core.utils import JobReturn, configure_log, setup_globals
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf, open_dict
 
+from jepa.config.command import leave_process_group
 from jepa.config.compose import register_resolvers
 from jepa.config.job import check_folder, is_finished, objective_of
 from jepa.distributed.launch import read_launch
@@ -34,8 +35,7 @@ QUEUED = {"state": "queued", "reason": None, "objective": {}, "settled": False}
 QUEUED |= {"host": None, "pid": None, "pid_created": None, "job": None}
 """Fields of the status of a queued run. A run that was started before keeps its other fields."""
 
-PROCESS_SETTINGS = ("nodes", "devices", "device")
-"""Settings of the trainer that a launcher reads once for all runs."""
+PROCESS_SETTINGS = ("nodes", "devices", "device")  # settings of the trainer that a launcher reads once for all runs
 
 
 class JobLauncher(BaseSubmititLauncher):
@@ -43,7 +43,15 @@ class JobLauncher(BaseSubmititLauncher):
 
     Finished runs are not repeated, and runs whose jobs still wait or run are waited for, so a sweep can be started
     again after its launcher was killed. A failed run counts as `sweep.failed_value`, and the sweep goes on.
+
+    Raise ValueError unless the pause between two looks at the jobs, `poll_seconds`, is above 0.
     """
+
+    def __init__(self, **params: Any) -> None:
+        seconds = params["poll_seconds"]
+        if not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise ValueError(f"hydra.launcher.poll_seconds={seconds!r}: expected seconds, above 0")
+        super().__init__(**params)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run the jobs and return their results.
@@ -53,7 +61,6 @@ class JobLauncher(BaseSubmititLauncher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         runs = [self._compose(initial_job_idx + index, list(options)) for index, options in enumerate(job_overrides)]
-        self._check_processes(runs)
         for run in runs:
             self._find_earlier(run)
         new = [run for run in runs if run.value is None and run.job is None]
@@ -101,11 +108,11 @@ class JobLauncher(BaseSubmititLauncher):
 
     def _after_save(self, stop: Interrupted, folder: Path) -> None:
         """Handle, inside the job, a signal after which the run has saved."""
-        raise NotImplementedError
 
     # In the launcher's process.
 
     def _compose(self, number: int, overrides: list[str]) -> SweepRun:
+        """Return a run by its number and swept options. Raise UserError if it needs other processes than the sweep."""
         if not any(option.startswith("resume=") for option in overrides):
             overrides = [*overrides, "resume=auto"]
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -118,20 +125,14 @@ class JobLauncher(BaseSubmititLauncher):
             options = list(config.hydra.overrides.task)
         finally:
             HydraConfig.instance().cfg = before
-        processes = {key: OmegaConf.select(config, f"trainer.{key}") for key in PROCESS_SETTINGS}
-        return SweepRun(number, overrides, options, folder.resolve(), objective_of(config), processes)
-
-    def _check_processes(self, runs: Sequence[SweepRun]) -> None:
-        """Raise UserError if a run needs other processes than the sweep."""
         for key in PROCESS_SETTINGS:
-            common = OmegaConf.select(self.config, f"trainer.{key}")
-            for run in runs:
-                if run.processes[key] != common:
-                    raise UserError(
-                        f"trainer.{key} cannot be swept over (run {run.number} has {run.processes[key]}, the sweep as "
-                        f"a whole {common}): the launcher reads it once, and starts the same processes for every run; "
-                        "make it a sweep for each"
-                    )
+            value, common = (OmegaConf.select(c, f"trainer.{key}") for c in (config, self.config))
+            if value != common:
+                raise UserError(
+                    f"trainer.{key} cannot be swept over (run {number} has {value}, the sweep as a whole {common}): "
+                    "the launcher reads it once, and starts the same processes for every run; make it a sweep for each"
+                )
+        return SweepRun(number, overrides, options, folder.resolve(), objective_of(config))
 
     def _find_earlier(self, run: SweepRun) -> None:
         """Set the value or the job of a run that an earlier launcher started."""
@@ -202,14 +203,10 @@ class JobLauncher(BaseSubmititLauncher):
             try:
                 return super().__call__(overrides, "hydra.sweep.dir", number, str(number), singleton_state)
             except Interrupted as stop:
+                if stop.agreed:  # all ranks have saved
+                    leave_process_group()
                 self._after_save(stop, folder)
                 raise SystemExit(stop.exit_code) from stop
 
     def _job_arguments(self, run: SweepRun) -> tuple[Any, ...]:
         return (run.overrides, run.number, run.folder, Singleton.get_state())
-
-
-def check_poll_seconds(seconds: float) -> None:
-    """Raise ValueError unless the pause between two looks at the jobs is above 0."""
-    if not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise ValueError(f"hydra.launcher.poll_seconds={seconds!r}: expected seconds, above 0")

@@ -19,9 +19,8 @@ from jepa.utils.run_status import STATUS_FILE, Status, is_collapse, read_status,
 class SweepRun:
     """A run of a sweep.
 
-    overrides: the swept options. options: all options, in the order of its own configuration. processes: the settings
-    that a launcher reads once for all runs (`trainer.{nodes, devices, device}`). before: its status before this sweep
-    queued it. job: submitit's. value: metric -> value once the run has ended. result: what the job returned.
+    overrides: the swept options. options: all options, in the order of its own configuration. before: its status before
+    this sweep queued it. job: submitit's. value: metric -> value once the run has ended. result: what the job returned.
     """
 
     number: int
@@ -29,7 +28,6 @@ class SweepRun:
     options: list[str]
     folder: Path
     objective: SweepObjective
-    processes: dict[str, Any]
     before: Status | None = None
     job: Any | None = None
     value: dict[str, float] | None = None
