@@ -7,7 +7,9 @@ from typing import Any
 
 MOVED = {
     "jepa.utils.spectrogram": "jepa.utils.log_mel",
-    "jepa.evaluation.crossmodal": "jepa.evaluation",
+    **dict.fromkeys(
+        (f"jepa.evaluation.{name}" for name in ("crossmodal", "few_shot", "knn", "retrieval")), "jepa.evaluation"
+    ),
     "jepa.losses.dense": "jepa.losses.context_prediction",
     "jepa.masks.published": "jepa.masks.published_multiblock",
     "jepa.masks.random": "jepa.masks.random_tokens",
