@@ -84,15 +84,7 @@ class Predictor(nn.Module):
         if positions == "rotary":
             self.rotary = RotaryPositions(embed_dim // num_heads, rotary_convention, rotary_reference_side)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = block_list(
-            depth=depth,
-            drop_path=drop_path,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
-        )
+        self.blocks = block_list(depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
         self.project_context = nn.Linear(embed_dim, self.project.out_features) if predict_context else None

@@ -236,10 +236,22 @@ class RotaryPositions:
         return axes[:first] + [axis * (self.reference_side - 1) / max(1, len(axis) - 1) for axis in axes[first:]]
 
 
-def block_list(*, depth: int, drop_path: float = 0.0, **sizes: object) -> nn.ModuleList:
-    """Return `depth` blocks; stochastic depth grows linearly to `drop_path`. sizes: the other arguments of `Block`."""
+def block_list(
+    depth: int,
+    embed_dim: int,
+    num_heads: int,
+    mlp_ratio: float = 4.0,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    drop_path: float = 0.0,
+    qkv_bias: bool = True,
+) -> nn.ModuleList:
+    """Return `depth` blocks; stochastic depth grows linearly to `drop_path`."""
+    sizes = {"embed_dim": embed_dim, "num_heads": num_heads, "mlp_ratio": mlp_ratio, "qkv_bias": qkv_bias}
     rates = torch.linspace(0, drop_path, depth, device="cpu").tolist() if depth else []
-    return nn.ModuleList(Block(drop_path=rate, **sizes) for rate in rates)
+    return nn.ModuleList(
+        Block(**sizes, dropout=dropout, attention_dropout=attention_dropout, drop_path=rate) for rate in rates
+    )
 
 
 def run_blocks(

@@ -113,16 +113,7 @@ def vision_transformer(
     image_size, patch_size = pair(image_size), pair(patch_size)
     check_patch_size(image_size, patch_size)
     check_heads(embed_dim, num_heads, "model.encoder")
-    blocks = block_list(
-        depth=depth,
-        drop_path=drop_path,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        mlp_ratio=mlp_ratio,
-        qkv_bias=qkv_bias,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-    )
+    blocks = block_list(depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path, qkv_bias)
     patch_embed = PatchEmbed(patch_size, channels, embed_dim)
     vit = VisionTransformer(patch_embed=patch_embed, blocks=blocks, dropout=dropout)
     init_transformer(vit, vit.blocks)

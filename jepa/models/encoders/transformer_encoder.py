@@ -64,14 +64,7 @@ class TransformerEncoder(StemEncoder):
         super().__init__(stem, embed_dim)
         self.depth, self.num_heads = depth, num_heads
         self.blocks = block_list(
-            depth=depth,
-            drop_path=drop_path,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
+            depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path, qkv_bias
         )
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
