@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from toy import Bomb, ToyData, adam, assert_identical, file_contents, listing, toy_trainer
+from toy import Bomb, ToyData, adam, assert_identical, disk_full, file_contents, listing, toy_trainer
 
 from jepa.checkpoint import plain as checkpoint
 from jepa.checkpoint import saver
@@ -23,20 +23,9 @@ from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, User
 
 
 def state(**others):
-    values = {
-        "step": 3,
-        "pending": False,
-        "ended": None,
-        "model": {"w": torch.ones(2)},
-        "optimizer": None,
-        "scaler": None,
-        "best": {},
-        "metrics": {},
-        "callbacks": {},
-        "loggers": {},
-        "config": {},
-    }
-    return {**values, **others}
+    empty = {name: {} for name in ("best", "metrics", "callbacks", "loggers", "config")}
+    values = {"step": 3, "pending": False, "ended": None, "optimizer": None, "scaler": None}
+    return {**values, **empty, "model": {"w": torch.ones(2)}, **others}
 
 
 def watch_saves(trainer):
@@ -64,35 +53,25 @@ def test_written_and_read(tmp_path):
     assert listing(path.parent) == ["last.pt"]
 
 
-def fail_replace(monkeypatch):
-    def replace(*_):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(os, "replace", replace)
+def replace_refused(*_):
+    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def fail_half_way(monkeypatch):
-    def save(content, file):
-        file.write(b"half of it")
-        raise RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0\nmore")
-
-    monkeypatch.setattr(torch, "save", save)
+def half_saved(content, file):
+    file.write(b"half of it")
+    raise RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0\nmore")
 
 
-def fail_flush(monkeypatch):
-    def fsync(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-
-
-@pytest.mark.parametrize("fail", [fail_replace, fail_half_way, fail_flush])
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, fail):
+@pytest.mark.parametrize(
+    ("place", "name", "failing"),
+    [(os, "replace", replace_refused), (torch, "save", half_saved), (os, "fsync", disk_full)],
+)
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, place, name, failing):
     path = tmp_path / "last.pt"
     checkpoint.write(path, state())
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        fail(patch)
+        patch.setattr(place, name, failing)
         with pytest.raises(
             CheckpointError, match=r"could not write .*MiB free\). The checkpoint written before is intact"
         ):
@@ -273,13 +252,9 @@ def test_best_and_kept_checkpoints(tmp_path):
 
     trainer.validate = validate
     trainer.fit()
-    assert listing(tmp_path / "checkpoints") == [
-        "best_00000002.pt",
-        "best_00000004.pt",
-        "last.pt",
-        "step_00000004.pt",
-    ]
-    for name in listing(tmp_path / "checkpoints"):
+    names = ["best_00000002.pt", "best_00000004.pt", "last.pt", "step_00000004.pt"]
+    assert listing(tmp_path / "checkpoints") == names
+    for name in names:
         step = 6 if name == "last.pt" else int(name[5:13])
         assert checkpoint.read(tmp_path / "checkpoints" / name)["step"] == step
     assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["best"]["table"] == [(1.0, 2), (2.0, 4)]
@@ -330,13 +305,8 @@ def test_saving_by_the_clock(tmp_path, monkeypatch):
 
 def test_the_table_of_the_best():
     best = BestCheckpoints(k=2, metric="accuracy", mode="max")
-    assert [best.offer(value, step) for step, value in enumerate([0.5, 0.4, 0.6, 0.3, 0.6])] == [
-        True,
-        True,
-        True,
-        False,
-        True,
-    ]
+    entered = [best.offer(value, step) for step, value in enumerate([0.5, 0.4, 0.6, 0.3, 0.6])]
+    assert entered == [True, True, True, False, True]
     assert best.table == [(0.6, 2), (0.6, 4)]
     assert best.dropped() == ["best_00000001", "best_00000000"]
     assert best.dropped() == []

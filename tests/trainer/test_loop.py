@@ -72,28 +72,18 @@ def test_micro_batches_equal_the_whole_batch(tiny, tmp_path):
     """The real model: masks, losses and weights do not depend on how the batch is cut."""
     runs = []
     for size in (24, 6):
-        config = load_config(
-            [
-                *tiny,
-                *PLAIN,
-                "trainer.max_steps=5",
-                f"trainer.micro_batch_size={size}",
-                f"run_dir={tmp_path}/{size}",
-            ]
-        )
-        trainer, memory = build_trainer(config), Memory()
+        options = ["trainer.max_steps=5", f"trainer.micro_batch_size={size}", f"run_dir={tmp_path}/{size}"]
+        trainer, memory = build_trainer(load_config([*tiny, *PLAIN, *options])), Memory()
         trainer.loggers["memory"] = memory
         trainer.fit()
         runs.append((memory.values("train/loss"), memory.values("grad_norm"), trainer))
-    (losses, norms, whole), *others = runs
-    assert len(losses) == 5
-    assert len(set(losses)) == 5
-    for other_losses, other_norms, other in others:
-        assert other_losses == pytest.approx(losses, rel=2e-6)
-        assert other_norms == pytest.approx(norms, rel=2e-5)
-        for name, tensor in whole.model.state_dict().items():
-            torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
-        assert other.validate() == pytest.approx(whole.validate(), rel=1e-5)
+    (losses, norms, whole), (other_losses, other_norms, other) = runs
+    assert len(losses) == len(set(losses)) == 5
+    assert other_losses == pytest.approx(losses, rel=2e-6)
+    assert other_norms == pytest.approx(norms, rel=2e-5)
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+    assert other.validate() == pytest.approx(whole.validate(), rel=1e-5)
 
 
 def test_each_micro_batch_takes_its_slice_of_the_draw(tmp_path):
@@ -102,21 +92,15 @@ def test_each_micro_batch_takes_its_slice_of_the_draw(tmp_path):
     assert part_losses == pytest.approx(losses, rel=1e-6)
     torch.testing.assert_close(parts.model.weight, whole.model.weight, rtol=1e-6, atol=1e-7)
     draws = parts.model.prepared[:3]
-    assert [(d.step, d.total, d.start, d.count) for d in draws] == [
-        (0, 12, 0, 4),
-        (0, 12, 4, 4),
-        (0, 12, 8, 4),
-    ]
+    assert [(d.step, d.total, d.start, d.count) for d in draws] == [(0, 12, start, 4) for start in (0, 4, 8)]
     assert parts.validate() == pytest.approx(whole.validate(), rel=1e-6)
 
 
-def test_a_micro_batch_that_does_not_divide_names_those_that_do(tmp_path):
-    with pytest.raises(
-        UserError, match=r"micro_batch_size=5 does not divide data.batch_size=12.*\[1, 2, 3, 4, 6, 12\]"
-    ):
-        toy_trainer(tmp_path, micro_batch_size=5)
-    with pytest.raises(UserError, match="does not divide"):
-        toy_trainer(tmp_path, micro_batch_size=0)
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_micro_batch_that_does_not_divide_names_those_that_do(tmp_path, size):
+    message = rf"micro_batch_size={size} does not divide data.batch_size=12.*\[1, 2, 3, 4, 6, 12\]"
+    with pytest.raises(UserError, match=message):
+        toy_trainer(tmp_path, micro_batch_size=size)
 
 
 def test_batch_statistics_refuse_micro_batches(tiny, tmp_path):
@@ -345,11 +329,8 @@ def test_schedules_reach_the_optimizer(tmp_path):
 def test_the_length_of_a_run(tmp_path):
     assert toy_trainer(tmp_path, max_steps=None, max_epochs=4).run_length.max_steps == 10  # 4 * 30 / 12
     assert toy_trainer(tmp_path, max_steps=7, max_epochs=4).run_length.max_steps == 7
-    for wrong in (
-        {"max_steps": None, "max_epochs": None},
-        {"max_steps": 0},
-        {"max_steps": None, "max_epochs": -1},
-    ):
+    none = {"max_steps": None, "max_epochs": None}
+    for wrong in (none, {"max_steps": 0}, {**none, "max_epochs": -1}):
         with pytest.raises(UserError, match=r"trainer.max_"):
             toy_trainer(tmp_path, **wrong)
     with pytest.raises(UserError, match="log_every"):

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from toy import Bomb, ToyData, adam, assert_identical, file_contents, listing, toy_trainer
+from toy import Bomb, ToyData, adam, assert_identical, disk_full, file_contents, listing, toy_trainer
 
 from jepa.checkpoint import plain as checkpoint
 from jepa.checkpoint import saver, sharded
@@ -40,6 +40,15 @@ def value_of(path):
 def contents(folder):
     """Name -> content of every checkpoint in a folder."""
     return {path.stem: read_file(path) for path in folder.iterdir() if path.suffix in saver.SUFFIXES.values()}
+
+
+class Watch(Logger):
+    """Knows whether it was closed."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
 
 
 def killed(function):
@@ -72,13 +81,8 @@ def test_formats_and_background_change_nothing(tmp_path, whole, kind, background
     trainer.fit()
     folder = tmp_path / "checkpoints"
     assert_identical(contents(folder), whole)
-    names = {
-        "last",
-        "step_00000004",
-        "step_00000008",
-        *(f"best_{step:08d}" for _, step in trainer.checkpoints.best.table),
-    }
-    assert whole.keys() == names
+    best = {f"best_{step:08d}" for _, step in trainer.checkpoints.best.table}
+    assert whole.keys() == {"last", "step_00000004", "step_00000008", *best}
     if kind == "sharded":  # a folder for each step that a name stands for, and no other
         parts = {f"sharded_{content['step']:08d}" for content in whole.values()}
         assert {path.name.removesuffix("_again") for path in folder.glob("sharded_*")} == parts
@@ -182,11 +186,8 @@ def test_an_error_in_the_background_comes_up(tmp_path, monkeypatch, kind, method
     made.save(state(), ["last"], [])
     made.wait()
 
-    def fsync(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "fsync", disk_full)
         made.save(state(step=4, value=2.0), ["last"], ["never"])
         while not made._writing.done():
             pass
@@ -202,43 +203,31 @@ def test_an_error_in_the_background_comes_up(tmp_path, monkeypatch, kind, method
 
 
 def test_a_run_ends_by_an_error_in_the_background(tmp_path, monkeypatch):
-    closed = []
-
-    class Watch(Logger):
-        def close(self):
-            closed.append(True)
-
-    def fsync(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    trainer = toy_trainer(tmp_path, loggers=[Watch()], async_save=True, max_steps=50, save_every_steps=2)
+    monkeypatch.setattr(os, "fsync", disk_full)
+    watch = Watch()
+    trainer = toy_trainer(tmp_path, loggers=[watch], async_save=True, max_steps=50, save_every_steps=2)
     with pytest.raises(CheckpointError, match="No space left"):
         trainer.fit()
     assert trainer.step < 50
-    assert closed
+    assert watch.closed
 
 
 def test_an_error_of_the_run_comes_before_one_in_the_background(tmp_path, monkeypatch):
-    closed, failing = [], threading.Event()
-
-    class Watch(Logger):
-        def close(self):
-            closed.append(True)
+    watch, failing = Watch(), threading.Event()
 
     def write(path, content):
         assert failing.wait(timeout=30)
         raise CheckpointError("the disk is full")
 
     monkeypatch.setattr(checkpoint, "write", write)
-    trainer = toy_trainer(tmp_path, loggers=[Watch()], async_save=True, data=ToyData(poison=1), save_every_steps=1)
+    trainer = toy_trainer(tmp_path, loggers=[watch], async_save=True, data=ToyData(poison=1), save_every_steps=1)
     close = trainer.checkpoints.saver.close
     trainer.checkpoints.saver.close = lambda: (failing.set(), close())
     try:
         with pytest.raises(NonFiniteError):
             trainer.fit()
     finally:
-        assert closed
+        assert watch.closed
 
 
 # Killed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 
 import torch
@@ -97,6 +98,10 @@ def toy_trainer(run_dir, *, kind=Trainer, data=None, loggers=(), lr=0.1, optimiz
 
 def adam(groups, lr):
     return torch.optim.AdamW(groups, lr=lr)
+
+
+def disk_full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def listing(folder):
