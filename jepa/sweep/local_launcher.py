@@ -18,8 +18,7 @@ import psutil
 from omegaconf import OmegaConf
 from submitit.local.local import LocalExecutor, LocalJob
 
-from jepa.sweep.launcher import JobLauncher
-from jepa.sweep.sweep_run import SweepRun
+from jepa.sweep.launcher import JobLauncher, SweepRun
 from jepa.utils.run_status import Status, is_alive, read_status, update_status
 
 log = logging.getLogger(__name__)

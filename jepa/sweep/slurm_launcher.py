@@ -12,14 +12,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import submitit
 from hydra.core.utils import JobReturn
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import DictConfig
 
 from jepa.distributed.launch import read_launch
-from jepa.sweep.launcher import JobLauncher
+from jepa.sweep.launcher import JobLauncher, SweepRun
 from jepa.sweep.slurm_queue import end_of_job, queued_jobs
-from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.run_status import Status, read_status, update_status
 
@@ -96,8 +96,6 @@ class SlurmLauncher(JobLauncher):
         return super().launch(job_overrides, initial_job_idx)
 
     def _executor(self) -> Any:
-        import submitit
-
         settings = {key: value for key, value in self.params.items() if key not in OWN_KEYS}
         settings["gpus_per_node"] = settings["gpus_per_node"] or None
         settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
@@ -136,8 +134,6 @@ class SlurmLauncher(JobLauncher):
         log.info(f"submitted {len(jobs)} as {first if first == last else f'{first} to {last}'}")
 
     def _find_job(self, status: Status, run: SweepRun) -> Any | None:
-        import submitit
-
         if status.job is None:
             return None
         if self._queue is None:
@@ -169,8 +165,6 @@ class SlurmLauncher(JobLauncher):
 
         After a plain SIGTERM SLURM itself requeues the job (preemption, `scontrol requeue`) or ends it (`scancel`).
         """
-        import submitit
-
         if read_launch().rank > 0:
             raise SystemExit(0)
         if stop.signal_number not in (signal.SIGUSR1, signal.SIGUSR2):

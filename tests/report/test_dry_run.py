@@ -37,7 +37,7 @@ def report_of(trainer, **options):
     return out.getvalue()
 
 
-def test_what_it_shows(tiny, tmp_path):
+def test_what_it_shows_and_writes(tiny, tmp_path):
     objective = ["loss=invariance_sigreg", "loss.projector.hidden=[32]", "loss.projector.out_dim=16"]
     options = [*objective, "model/mask=multiblock_4x4", "scheduler=cosine", "scheduler.warmup_epochs=5"]
     trainer = tiny_trainer(tiny, tmp_path / "run", *options, "trainer.snapshot_every_steps=2")
@@ -68,10 +68,6 @@ def test_what_it_shows(tiny, tmp_path):
     stored = (tmp_path / "run" / "preview" / "report.txt").read_text()
     assert "Parameters" in stored
     assert max(map(len, stored.splitlines())) <= 100
-
-
-def test_only_the_preview_is_written(tiny, tmp_path):
-    report_of(tiny_trainer(tiny, tmp_path / "run"))
     files = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["run/preview/masks.png", "run/preview/report.txt", "run/preview/samples.png"]
     for name in ("samples", "masks"):
