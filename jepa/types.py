@@ -8,12 +8,14 @@ Every package of jepa imports this file and `jepa.utils`, and no other package o
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
+
+from jepa.utils.random import generator
 
 Grid: TypeAlias = tuple[int, ...]
 """Tokens along each axis: (L,) for text and series, (H, W) for images, (T, H, W) for video."""
@@ -21,9 +23,9 @@ Grid: TypeAlias = tuple[int, ...]
 Batch: TypeAlias = dict[str, Any]
 """What a loader yields and the model prepares, all tensors with B first:
 
-`x` (B, C, *S), or (B, L) int64 for inputs that are ids, or `views` (B, V, C, *S) when each sample is augmented V times;
-`local_views` (B, L, C, *s), smaller crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of
-`Mask` over B * V samples, and `target_weights`, once the model has drawn them.
+`x` (B, C, *S), or (B, L) int64 ids, or `views` (B, V, C, *S) when each sample is augmented V times; `local_views`
+(B, L, C, *s), smaller crops beside them; `label` (B,) int64, read by evaluation only; `masks`, a list of `Mask` over
+B * V samples, and `target_weights`, once the model has drawn them.
 
 Padding and missing values stand in `x` itself, so that they need no second tensor on the way to the encoder: NaN in
 float inputs, a padding id in ids. Only encoders that have `token_valid` take such inputs.
@@ -34,10 +36,9 @@ float inputs, a padding id in ids. Only encoders that have `token_valid` take su
 class Mask:
     """Which tokens the context encoder sees and which the predictor must predict, by flat grid index.
 
-    context (B, K) and targets (B, M, P) are int64 indices into the N grid tokens in row-major order. Context and
-    targets are disjoint unless overlap was asked for; target blocks of one sample may overlap each other.
-    context_valid (B, K) and target_valid (B, M, P) are bool and mark the entries that are not padding; None
-    means that all are valid.
+    context (B, K) and targets (B, M, P) are int64 indices into the N grid tokens in row-major order, disjoint unless
+    overlap was asked for; target blocks of one sample may overlap each other. context_valid (B, K) and target_valid
+    (B, M, P) are bool and mark the entries that are not padding; None means that all are valid.
     """
 
     context: Tensor
@@ -53,18 +54,15 @@ class Mask:
         """The same mask on another device."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def _map(self, function) -> Mask:
-        fields = ("context", "targets", "context_valid", "target_valid")
-        changed = {f: function(getattr(self, f)) for f in fields if getattr(self, f) is not None}
-        return replace(self, **changed)
+    def _map(self, function: Callable[[Tensor], Tensor]) -> Mask:
+        return Mask(**{name: tensor if tensor is None else function(tensor) for name, tensor in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class StepRandomness:
     """The random choices of one step, made for the whole global batch, of which a slice is taken.
 
-    Samples start .. start + count - 1 of the `total` samples of the batch belong to this rank and micro-batch. As
-    every choice is a function of (seed, step) alone, neither ranks nor accumulation change what is drawn.
+    Samples start .. start + count - 1 of the `total` samples of the batch belong to this rank and micro-batch.
     """
 
     seed: int
@@ -75,8 +73,6 @@ class StepRandomness:
 
     def generator(self, device: torch.device | str, stream: str) -> torch.Generator:
         """A generator of (seed, step) for one named purpose; the same on every rank."""
-        from jepa.utils.random import generator
-
         return generator(device, self.seed, stream, self.step)
 
     @property
@@ -139,6 +135,15 @@ class Schedule(Protocol):
     def __call__(self, step: float, run_length: RunLength) -> float: ...
 
 
+EXAMPLE_RUN = RunLength(max_steps=10_000, steps_per_epoch=100, batch_size=64)
+"""100 epochs, longer than the usual warm-up, to check schedules before the length of the run is known."""
+
+
+def sample_schedule(schedule: Schedule) -> list[float]:
+    """Return the values of a schedule over EXAMPLE_RUN, four per epoch."""
+    return [schedule(step, EXAMPLE_RUN) for step in range(0, EXAMPLE_RUN.max_steps + 1, 25)]
+
+
 class Encoder(Protocol):
     """Tokens in, features out. Positions are added before tokens are dropped, so kept ones know their place.
 
@@ -159,11 +164,7 @@ class Encoder(Protocol):
         """What the input holds at each token of the grid: (B, N, token_values), or ids (B, N) int64."""
 
     def __call__(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         """Features (B, K, D) of the tokens `keep` (B, K), or (B, N, D) of all; a list, one per asked layer."""
 
@@ -172,12 +173,7 @@ class Masker(Protocol):
     """Draws the masks of a batch on the generator's device, one `Mask` per mask group."""
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]: ...
 
 
@@ -195,7 +191,3 @@ class DataSpec:
     classes: int | None
     class_names: tuple[str, ...] | None = None
     found: Mapping[str, int] = field(default_factory=dict)
-
-
-Metrics: TypeAlias = Mapping[str, Any]
-"""Metric names to scalars: `train/loss`, `val/loss`, `lr`, `eval/trained/knn`, ..."""

@@ -46,7 +46,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
 
     from jepa.config.build import build, convert_errors, to_plain
     from jepa.config.open_checkpoint import open_checkpoint
-    from jepa.models.multi_view import flatten_views
+    from jepa.models.base_model import flatten_views
     from jepa.trainer.precision import Precision, resolve_device
     from jepa.utils.files import check_output, write_text
 

@@ -29,11 +29,8 @@ def rank(config: DictConfig) -> None:
     Raise UserError for a folder without runs, a metric that no run has, and files that cannot be written.
     """
     from jepa.report.leaderboard import read_leaderboard
-    from jepa.report.leaderboard_files import write_files
-    from jepa.report.leaderboard_summary import summary
-    from jepa.report.leaderboard_tables import tables
+    from jepa.report.leaderboard_tables import show
     from jepa.report.status_table import has_jobs
-    from jepa.report.terminal_table import terminal
     from jepa.sweep.slurm_queue import queued_jobs
 
     if OmegaConf.is_missing(config.sweep, "folder"):
@@ -45,13 +42,8 @@ def rank(config: DictConfig) -> None:
     folder = Path(str(config.sweep.folder))
     # squeue may take seconds to answer.
     board = read_leaderboard(folder, config.metric, config.direction, queued_jobs() if has_jobs(folder) else None)
-    console = terminal()
-    console.print(tables(board, config.limit, console.width))
-    files = write_files(
-        board, Path(config.csv or folder / "leaderboard.csv"), Path(config.html or folder / "leaderboard.html")
-    )
-    for line in (*summary(board), *files):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    csv_path, page_path = config.csv or folder / "leaderboard.csv", config.html or folder / "leaderboard.html"
+    show(board, Path(csv_path), Path(page_path), config.limit)
 
 
 def as_folder(arguments: list[str]) -> list[str]:

@@ -21,14 +21,14 @@ def main(config: DictConfig) -> None:
 
 def show(config: DictConfig) -> None:
     """Print the table and the counts. Raise UserError for a folder without runs."""
-    from jepa.report.status_table import counts_line, has_jobs, newest, read_states, status_table
+    from jepa.report.status_table import counts_line, has_jobs, newest, read_statuses, status_table
     from jepa.report.terminal_table import terminal
     from jepa.sweep.slurm_queue import queued_jobs
 
     if not isinstance(config.all, bool):
         raise UserError(f"all={config.all}: give true or false")
     folder = str(config.folder)
-    runs = read_states(folder, queued_jobs() if has_jobs(folder) else None)
+    runs = read_statuses(folder, queued_jobs() if has_jobs(folder) else None)
     shown = runs if config.all else newest(runs)
     console = terminal()
     console.print(status_table(shown, console.width))

@@ -61,6 +61,12 @@ def tiny() -> list[str]:
     return list(TINY)
 
 
+@pytest.fixture(scope="session")
+def quick(tiny) -> list[str]:
+    """A tiny run of the default job without evaluation and TensorBoard."""
+    return [*tiny, "~logger.tensorboard", "evaluation=none"]
+
+
 @pytest.fixture
 def slowly() -> list[str]:
     """Options of a run whose first start takes a second for each step, with tests/ on PYTHONPATH."""
@@ -74,7 +80,7 @@ class Run:
         self.pid = pid
         self._server, self._output = server, output
 
-    def wait(self, timeout: float = 120) -> subprocess.CompletedProcess:
+    def wait(self, timeout: float = 300) -> subprocess.CompletedProcess:
         """The finished process; `returncode` is minus the signal's number where one ended it."""
         try:
             code = self._server.code_of(self.pid, timeout)
@@ -111,7 +117,7 @@ class ForkServer:
         request["script"] = script
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        self._hear(until=lambda: self._started, timeout=120)
+        self._hear(until=lambda: self._started, timeout=300)
         return Run(self, self._started.pop(), output)
 
     def code_of(self, pid: int, timeout: float) -> int:
@@ -164,7 +170,7 @@ def start(tmp_path: Path, fork_server: ForkServer) -> Callable[..., Run]:
 def train(start: Callable[..., Run]) -> Callable[..., subprocess.CompletedProcess]:
     """Run train.py as a user does, from an empty folder (or `folder=`); gives the finished process."""
 
-    def run(*arguments: str, timeout: float = 120, **others: str) -> subprocess.CompletedProcess:
+    def run(*arguments: str, timeout: float = 300, **others: str) -> subprocess.CompletedProcess:
         return start(*arguments, **others).wait(timeout)
 
     return run

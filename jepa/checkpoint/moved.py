@@ -7,7 +7,9 @@ from typing import Any
 
 MOVED = {
     "jepa.utils.spectrogram": "jepa.utils.log_mel",
-    "jepa.evaluation.crossmodal": "jepa.evaluation",
+    **dict.fromkeys(
+        (f"jepa.evaluation.{name}" for name in ("crossmodal", "few_shot", "knn", "retrieval")), "jepa.evaluation"
+    ),
     "jepa.losses.dense": "jepa.losses.context_prediction",
     "jepa.masks.published": "jepa.masks.published_multiblock",
     "jepa.masks.random": "jepa.masks.random_tokens",
@@ -23,7 +25,6 @@ MOVED = {
     "jepa.data.sources.moving_mnist.moving_mnist": "jepa.data.sources.moving_mnist",
     "jepa.models.corruption": "jepa.models.token_corruption",
     "jepa.models.crossmodal.CrossPredictor": "jepa.models.cross_predictor.CrossPredictor",
-    "jepa.models.crossmodal.ModalityEncoders": "jepa.models.modality_encoders.ModalityEncoders",
     "jepa.models.crossmodal": "jepa.models.cross_modal_jepa",
     "jepa.models.masked": "jepa.models.masked_jepa",
     "jepa.models.views": "jepa.models.lejepa",
@@ -34,6 +35,7 @@ MOVED = {
         f"jepa.models.encoders.{name}": f"jepa.models.encoders.{name}_stem"
         for name in ("series", "spectrogram", "text", "tubelet")
     },
+    "jepa.optim.ramp": "jepa.optim",
     "jepa.trainer.find_learning_rate": "jepa.tools.find_learning_rate",
     "jepa.trainer.find_batch_size": "jepa.tools.find_batch_size",
     **dict.fromkeys(

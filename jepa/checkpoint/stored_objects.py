@@ -39,8 +39,7 @@ MODELS = {
     "jepa.models.encoders.tubelet_stem": "TubeletStem",
     "jepa.models.multitask": "MultiTask",
     "jepa.models.token_corruption": "RandomTokens",
-    "jepa.optim": "Constant Cosine Linear Step",
-    "jepa.optim.ramp": "Ramp",
+    "jepa.optim": "Constant Cosine Linear Ramp Step",
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which a stored model or loss may consist."""

@@ -37,21 +37,13 @@ class SweepSummary(Callback):
                 command.failed_jobs.add(name)
         if len(statuses) < 2:
             return
-        from rich.console import Console
-
         from jepa.report.leaderboard import read_leaderboard
-        from jepa.report.leaderboard_files import write_files
-        from jepa.report.leaderboard_summary import summary
-        from jepa.report.leaderboard_tables import tables
+        from jepa.report.leaderboard_tables import show
 
-        console = Console(markup=False, highlight=False, soft_wrap=True)
         try:
             board = read_leaderboard(folder)
         except UserError as error:  # no run has a metric
-            console.print(f"no leaderboard: {error}")
+            print(f"no leaderboard: {error}")
             return
-        console.print(tables(board, limit=MAX_ROWS))
-        files = write_files(board, folder / "leaderboard.csv", folder / "leaderboard.html")
-        for line in (*summary(board), *files):
-            console.print(line)
-        console.print(f"go on with `resume={folder}`, see {SWEEP_FILE}")
+        show(board, folder / "leaderboard.csv", folder / "leaderboard.html", MAX_ROWS)
+        print(f"go on with `resume={folder}`, see {SWEEP_FILE}")

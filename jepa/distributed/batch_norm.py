@@ -62,28 +62,16 @@ def _merge(mean: Tensor, square: Tensor, count: float) -> tuple[Tensor, Tensor, 
 
 
 def span_ranks(module: nn.Module) -> None:
-    """Let every batch norm below a module take its statistics over all ranks; parameters stay the same objects.
+    """Let every batch norm of a module take its statistics over all ranks; parameters stay the same objects.
 
     Raises UserError for a batch norm that does more than torch's own, which would be lost.
     """
-    for child_name, child in module.named_children():
-        if isinstance(child, _BatchNorm) and not isinstance(child, RankBatchNorm):
-            if type(child) not in TORCHS_OWN:
-                raise UserError(
-                    f"{type(child).__name__} ({child_name} of {type(module).__name__}) is a batch norm that is not "
-                    "torch's own, and cannot span several processes: use nn.BatchNorm1d, 2d or 3d, or another norm"
-                )
-            setattr(module, child_name, _converted(child))
-        else:
-            span_ranks(child)
-
-
-def _converted(norm: _BatchNorm) -> RankBatchNorm:
-    settings = (norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-    converted = RankBatchNorm(norm.num_features, *settings)
-    converted.train(norm.training)
-    for name, parameter in norm.named_parameters():
-        setattr(converted, name, parameter)
-    for name, buffer in norm.named_buffers():
-        setattr(converted, name, buffer)
-    return converted
+    for name, norm in module.named_modules():
+        if not isinstance(norm, _BatchNorm) or isinstance(norm, RankBatchNorm):
+            continue
+        if type(norm) not in TORCHS_OWN:
+            raise UserError(
+                f"{type(norm).__name__} ({name} of {type(module).__name__}) is a batch norm that is not torch's own, "
+                "and cannot span several processes: use nn.BatchNorm1d, 2d or 3d, or another norm"
+            )
+        norm.__class__ = RankBatchNorm  # adds no state to torch's own

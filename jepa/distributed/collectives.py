@@ -78,9 +78,13 @@ def init_process_group(
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"several processes cannot train on {device.type}: use trainer.device=cpu or cuda")
     try:
+        store = None  # torchrun's own
+        if launch.by in ("SLURM", "submitit"):
+            at, seconds = (launch.address, launch.port), timedelta(seconds=RENDEZVOUS_SECONDS)
+            store = dist.TCPStore(*at, launch.world_size, is_master=launch.rank == 0, timeout=seconds)
         dist.init_process_group(
             backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
-            store=_create_store(launch) if launch.by in ("SLURM", "submitit") else None,  # torchrun's own otherwise
+            store=store,
             rank=launch.rank,
             world_size=launch.world_size,
             timeout=timedelta(seconds=timeout_seconds),
@@ -95,18 +99,6 @@ def init_process_group(
     atexit.register(destroy_process_group)
     _watch = RankWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
     return launch
-
-
-def _create_store(launch: Launch) -> dist.Store:
-    """Return the store of all ranks, once all have connected."""
-    return dist.TCPStore(
-        launch.address,
-        launch.port,
-        launch.world_size,
-        is_master=launch.rank == 0,
-        timeout=timedelta(seconds=RENDEZVOUS_SECONDS),
-        wait_for_workers=True,
-    )
 
 
 def destroy_process_group() -> None:
@@ -159,16 +151,13 @@ def no_collectives() -> Iterator[None]:
 @contextlib.contextmanager
 def local_rank0_first() -> Iterator[None]:
     """A context that the first process of each machine runs before the others, such as to download data."""
-    if not is_distributed():
-        yield
-        return
-    first = read_launch().local_rank == 0
-    if not first:
+    is_several, is_first = is_distributed(), read_launch().local_rank == 0
+    if is_several and not is_first:
         dist.barrier()
     try:
         yield
     finally:
-        if first:
+        if is_several and is_first:
             dist.barrier()
 
 

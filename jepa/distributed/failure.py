@@ -9,7 +9,7 @@ import time
 
 from torch.distributed import PrefixStore, Store
 
-from jepa.utils.errors import OtherRankError, UserError
+from jepa.utils.errors import OtherRankError, UserError, error_message
 
 HEARTBEAT_SECONDS = 1.0
 TIMEOUT_SECONDS = 60.0
@@ -46,15 +46,14 @@ class RankWatch:
         lost = is_connection_error(error)
         own = f"rank {self.rank} failed: {describe(error)}"
         try:
-            end = time.monotonic() + GRACE_SECONDS / 2
-            while lost and not self._store.check([self._key("failure")]) and time.monotonic() < end:
-                time.sleep(0.1)
             if lost:
+                self._wait_for(["failure"], GRACE_SECONDS / 2)
                 own = f"rank {self.rank} lost another rank, which was killed or has crashed ({describe(error)})"
             first = self._store.compare_set(self._key("failure"), "", own).decode()
             self._store.set(self._key(f"acknowledged/{self.rank}"), "")
             if self.rank == 0:
-                self._wait_for_acknowledgements()
+                others = [f"acknowledged/{rank}" for rank in range(1, self.world_size)]
+                self._wait_for(others, ACKNOWLEDGE_HEARTBEATS * HEARTBEAT_SECONDS)
         except (RuntimeError, OSError) as gone:  # the store lives in another process
             if self._failure is not None:
                 return OtherRankError(self._failure)
@@ -65,27 +64,26 @@ class RankWatch:
             return OtherRankError(first)
         return UserError(own) if lost else error
 
-    def _wait_for_acknowledgements(self) -> None:
-        end = time.monotonic() + ACKNOWLEDGE_HEARTBEATS * HEARTBEAT_SECONDS
-        keys = [self._key(f"acknowledged/{rank}") for rank in range(1, self.world_size)]
-        while not self._store.check(keys) and time.monotonic() < end:
-            time.sleep(HEARTBEAT_SECONDS / 20)
-
     def start_next_job(self) -> None:
         """Leave a failed job of a sweep, together with every other rank.
 
         Raises SystemExit when one does not leave: the failure was not that of all ranks, and it may wait for this one.
         """
-        left = [self._key(f"left/{rank}") for rank in range(self.world_size)]
-        self._store.set(left[self.rank], "")
-        end = time.monotonic() + GRACE_SECONDS
-        while not self._store.check(left):
-            if time.monotonic() > end:
-                raise SystemExit(1)
-            time.sleep(HEARTBEAT_SECONDS / 20)
+        self._store.set(self._key(f"left/{self.rank}"), "")
+        if not self._wait_for([f"left/{rank}" for rank in range(self.world_size)], GRACE_SECONDS):
+            raise SystemExit(1)
         self._failure = None
         self._job += 1
         self.failed = False
+
+    def _wait_for(self, names: list[str], seconds: float) -> bool:
+        """Wait until the store has all keys of this job; return whether it has."""
+        end = time.monotonic() + seconds
+        while not self._store.check([self._key(name) for name in names]):
+            if time.monotonic() > end:
+                return False
+            time.sleep(HEARTBEAT_SECONDS / 20)
+        return True
 
     def _key(self, name: str) -> str:
         return f"{self._job}/{name}"
@@ -96,7 +94,8 @@ class RankWatch:
         self._thread.join(timeout=5 * HEARTBEAT_SECONDS)
 
     def _watch(self) -> None:
-        last_beats = {rank: (b"", time.monotonic()) for rank in self._watched()}
+        watched = range(1, self.world_size) if self.rank == 0 else [0]
+        last_beats = {rank: (b"", time.monotonic()) for rank in watched}
         beats = 0
         while not self._closed.wait(HEARTBEAT_SECONDS):
             try:
@@ -110,10 +109,6 @@ class RankWatch:
                     self._check_heartbeat(rank, last_beats)
             except (RuntimeError, OSError) as error:  # the store lives in another process, which is gone
                 self._end(f"the store of the ranks is gone, so rank 0 or its launcher is: {describe(error)}")
-
-    def _watched(self) -> list[int]:
-        """Rank 0 watches all others, they watch rank 0."""
-        return [rank for rank in range(self.world_size) if rank != 0] if self.rank == 0 else [0]
 
     def _check_heartbeat(self, rank: int, last_beats: dict[int, tuple[bytes, float]]) -> None:
         now = time.monotonic()
@@ -144,5 +139,4 @@ def is_connection_error(error: BaseException) -> bool:
 
 def describe(error: BaseException) -> str:
     """Return an error as one line."""
-    text = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return text if type(error).__module__.startswith("jepa") else f"{type(error).__name__}: {text}"
+    return error_message(error).partition("\n")[0]

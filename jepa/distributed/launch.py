@@ -39,13 +39,14 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     Raises UserError for variables that contradict each other.
     """
     environment = os.environ if environment is None else environment
+    is_step = "SLURM_STEP_ID" in environment or "MASTER_ADDR" in environment  # a batch script has SLURM_NTASKS too
     if "RANK" in environment and "WORLD_SIZE" in environment:
         names, by = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "torchrun"
     elif environment.get("SUBMITIT_EXECUTOR") == "local" and "SUBMITIT_LOCAL_GLOBALID" in environment:
         names, by = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"), "submitit"
     elif "SLURM_STEP_NUM_TASKS" in environment:
         names, by = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), "SLURM"
-    elif "SLURM_NTASKS" in environment and "SLURM_PROCID" in environment and _runs_tasks(environment):
+    elif is_step and "SLURM_NTASKS" in environment and "SLURM_PROCID" in environment:
         names, by = ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"), "SLURM"
     else:
         return Launch()
@@ -83,17 +84,11 @@ def report_on_rank0() -> Iterator[None]:
         raise
 
 
-def _runs_tasks(environment: Mapping[str, str]) -> bool:
-    # A batch script has SLURM_NTASKS too, though it is a single process.
-    return "SLURM_STEP_ID" in environment or "MASTER_ADDR" in environment
-
-
 def _port_of(environment: Mapping[str, str]) -> int:
     """Return a port that is the same for all tasks of a step, and rarely that of another job on the machine."""
-    local = environment.get("SUBMITIT_EXECUTOR") == "local"
-    job = "".join(re.findall(r"\d", environment.get("SUBMITIT_LOCAL_JOB_ID" if local else "SLURM_JOB_ID", ""))) or "0"
-    step = "".join(re.findall(r"\d", environment.get("SLURM_STEP_ID", ""))) or "0"
-    return SLURM_PORTS[(int(job) * 7 + int(step)) % len(SLURM_PORTS)]
+    job = "SUBMITIT_LOCAL_JOB_ID" if environment.get("SUBMITIT_EXECUTOR") == "local" else "SLURM_JOB_ID"
+    job, step = (int(re.sub(r"\D", "", environment.get(name, "")) or 0) for name in (job, "SLURM_STEP_ID"))
+    return SLURM_PORTS[(job * 7 + step) % len(SLURM_PORTS)]
 
 
 def first_node(nodes: str) -> str:

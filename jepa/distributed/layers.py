@@ -36,36 +36,23 @@ def blocks_of(model: nn.Module, setting: str) -> list[nn.Module]:
 
 
 def change_layers(model: nn.Module, *, activation_checkpointing: bool, compile: bool | str) -> None:
-    """Recompute activations of each layer, and compile each, where asked for; compile may name a backend of torch.
+    """Recompute activations of each trainable layer in the backward pass, and compile each, where asked for.
+
+    compile may name a backend of torch. Sizes that change (masks, the last batch) become symbols after the first time.
 
     Raises UserError when the model has no layers, or torch does not know the backend.
     """
     if activation_checkpointing:
-        checkpoint_activations(model)
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper  # slow to import
+
+        blocks_of(model, "trainer.activation_checkpointing=true")
+        for blocks in list(block_lists(model)):
+            for number, block in enumerate(blocks):
+                if any(p.requires_grad for p in block.parameters()):  # a frozen copy keeps no activations
+                    blocks[number] = checkpoint_wrapper(block)
     if compile:
-        compile_blocks(model, "inductor" if compile is True else compile)
-
-
-def checkpoint_activations(model: nn.Module) -> None:
-    """Keep of each trainable layer its input alone and compute the rest again in the backward pass.
-
-    Raises UserError when the model has no layers.
-    """
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper  # slow to import
-
-    blocks_of(model, "trainer.activation_checkpointing=true")
-    for blocks in list(block_lists(model)):
-        for number, block in enumerate(blocks):
-            if any(p.requires_grad for p in block.parameters()):  # a frozen copy keeps no activations
-                blocks[number] = checkpoint_wrapper(block)
-
-
-def compile_blocks(model: nn.Module, backend: str = "inductor") -> None:
-    """Compile each layer in place. Sizes that change (masks, the last batch) become symbols after the first change.
-
-    Raises UserError when the model has no layers, or torch does not know the backend.
-    """
-    if backend not in (known := torch._dynamo.list_backends(exclude_tags=())):
-        raise UserError(f"trainer.compile={backend}: expected true, false or one of torch's backends {known}")
-    for block in blocks_of(model, "trainer.compile=true"):
-        block.compile(backend=backend)
+        backend = "inductor" if compile is True else compile
+        if backend not in (known := torch._dynamo.list_backends(exclude_tags=())):
+            raise UserError(f"trainer.compile={backend}: expected true, false or one of torch's backends {known}")
+        for block in blocks_of(model, "trainer.compile=true"):
+            block.compile(backend=backend)

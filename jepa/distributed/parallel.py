@@ -66,7 +66,6 @@ class Parallel:
             raise UserError(f"trainer.strategy={strategy}: expected auto, ddp or fsdp")
         self.name = "single" if not (is_distributed() and wrap) else "ddp" if strategy == "auto" else strategy
         self.model = model
-        self._find_unused = find_unused
         self._checked = self.name != "ddp" or find_unused
         self.step: nn.Module = Step(model)
         if self.name != "single":
@@ -173,18 +172,15 @@ def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: 
             optimizer._step_supports_amp_scaling = False  # set by `fused`: the scaler of fp16 left its work to it
 
 
-def gather_full_tensors(node: Any, on_all_ranks: bool = False) -> Any:
-    """A nested state with every sharded tensor gathered, onto the CPU.
-
-    on_all_ranks: False leaves empty tensors on other ranks than 0, which write nothing.
-    """
+def gather_full_tensors(node: Any) -> Any:
+    """A nested state with every sharded tensor gathered onto rank 0's CPU; empty on others, which write nothing."""
     if is_dtensor(node):
         full = node.full_tensor()
-        return full.cpu() if on_all_ranks or is_rank0() else full.new_empty(0)
+        return full.cpu() if is_rank0() else full.new_empty(0)
     if isinstance(node, dict):
-        return {key: gather_full_tensors(value, on_all_ranks) for key, value in node.items()}
+        return {key: gather_full_tensors(value) for key, value in node.items()}
     if isinstance(node, (list, tuple)):
-        return type(node)(gather_full_tensors(value, on_all_ranks) for value in node)
+        return type(node)(map(gather_full_tensors, node))
     return node
 
 
@@ -201,8 +197,3 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
 def full_scalar(tensor: Tensor) -> Tensor:
     """A norm over all ranks as a plain tensor."""
     return tensor.full_tensor() if is_dtensor(tensor) else tensor
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Whether a model's parameters are spread over ranks."""
-    return any(is_dtensor(p) for p in model.parameters())

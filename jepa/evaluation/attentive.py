@@ -83,13 +83,7 @@ class AttentiveProbe:
         return self._correct(chosen, test, all_test)[0] / len(test)
 
     def fit(
-        self,
-        train: Features,
-        samples: Tensor,
-        candidates: Sequence[tuple[float, float]],
-        *,
-        classes: int,
-        seed: int,
+        self, train: Features, samples: Tensor, candidates: Sequence[tuple[float, float]], *, classes: int, seed: int
     ) -> ParallelHeads:
         """Return heads trained on some samples (n,) of tokens (N, T, D), one per learning rate and weight decay.
 
@@ -104,9 +98,8 @@ class AttentiveProbe:
             )
         rng = generator("cpu", seed, "evaluation/attentive")  # on the CPU, so that devices agree
         hidden = max(1, round(self.mlp_ratio * width))
-        heads = ParallelHeads(len(candidates), width, classes, num_heads=self.num_heads, hidden=hidden, rng=rng).to(
-            device
-        )
+        heads = ParallelHeads(len(candidates), width, classes, num_heads=self.num_heads, hidden=hidden, rng=rng)
+        heads.to(device)
         optimizer = ParallelAdamW(
             list(heads.parameters()),
             learning_rates=torch.tensor([rate for rate, _ in candidates], device=device),
@@ -177,13 +170,12 @@ class ParallelHeads(torch.nn.Module):
         normed = F.layer_norm(pooled, pooled.shape[-1:])
         return torch.baddbmm(self.classifier_bias[:, None], normed, self.classifier)
 
-    def _attend(self, tokens: Tensor, padding: Tensor | None = None) -> Tensor:
+    def _attend(self, tokens: Tensor, padding: Tensor) -> Tensor:
         """Return the attention output (R, b, D) over tokens (b, T, D); padding (b, T, 1) bool is left out."""
         heads = (self.num_heads, tokens.shape[2] // self.num_heads)
         query, key = self.query.unflatten(1, heads), self.key.unflatten(2, heads)
         keys = torch.einsum("rah,rdah->dra", query, key).flatten(1) * heads[1] ** -0.5  # (D, R * A)
-        scores = tokens @ keys  # (b, T, R * A)
-        weights = (scores if padding is None else scores.masked_fill(padding, -1e30)).softmax(dim=1)
+        weights = (tokens @ keys).masked_fill(padding, -1e30).softmax(dim=1)  # (b, T, R * A)
         means = (weights.transpose(1, 2) @ tokens).unflatten(1, (-1, heads[0]))  # (b, R, A, D)
         values = torch.einsum("brad,rdah->rbah", means, self.value.unflatten(2, heads)).flatten(2)
         return torch.baddbmm(self.out_bias[:, None], values, self.out)

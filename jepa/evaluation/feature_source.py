@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.features import (
     EvaluationData,
+    Features,
     Split,
     TokenStore,
     check_finite,
-    collect,
     evaluation_mode,
     pool_input,
 )
@@ -70,6 +71,7 @@ class Extraction:
         )
 
 
+@dataclass(eq=False)
 class FeatureSource:
     """The features of one row of the results, of a network or of the raw input; each split is extracted once.
 
@@ -78,32 +80,19 @@ class FeatureSource:
     cache: where features are looked up before the network runs.
     """
 
-    def __init__(
-        self,
-        name: str,
-        model: nn.Module | None,
-        data: EvaluationData,
-        extraction: Extraction,
-        *,
-        device: torch.device,
-        seed: int | None = None,
-        tokens: bool = False,
-        cache: FeatureCache | None = None,
-    ) -> None:
-        self.name = name
-        self.model = model
-        self.data = data
-        self.extraction = extraction
-        self.device = device
-        self.seed = seed
-        self.keeps_tokens = tokens and model is not None
-        self.cache = cache
-        self._splits: dict[str, Split | None] = {}
+    name: str
+    model: nn.Module | None
+    data: EvaluationData
+    extraction: Extraction
+    device: torch.device = field(kw_only=True)
+    seed: int | None = None
+    tokens: bool = False
+    cache: FeatureCache | None = None
 
-    @property
-    def pool(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """The function of tokens (b, T, D) and valid (b, T) that returns (b, D)."""
-        return POOLINGS[self.extraction.pooling]
+    def __post_init__(self) -> None:
+        self.tokens = self.tokens and self.model is not None
+        self.pool = POOLINGS[self.extraction.pooling]  # of tokens (b, T, D) and valid (b, T), returns (b, D)
+        self._splits: dict[str, Split | None] = {}
 
     def split(self, split: str) -> Split | None:
         """Return the features of "train" or "test"; None for an empty split.
@@ -114,8 +103,10 @@ class FeatureSource:
             if self.cache is None:
                 self._splits[split] = self._extract(split)
             else:
+                kind = self.device.type
+                autocast = str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
                 settings = {**asdict(self.extraction), "split": split, "seed": self.seed}
-                settings |= {"tokens": self.keeps_tokens, "autocast": self._autocast()}
+                settings |= {"tokens": self.tokens, "autocast": autocast}
                 self._splits[split] = self.cache.get(
                     f"{self.name}-{split}", settings, lambda: self._extract(split), self.device
                 )
@@ -124,28 +115,33 @@ class FeatureSource:
     def _extract(self, split: str) -> Split | None:
         name = f"{self.name} ({split} split)"
         limit = self.extraction.limit(split)
-        batches = self.data.evaluation_batches(split, batch_size=self.extraction.batch_size, limit=limit)
-        if self.model is None:
-            return collect(self._raw, batches, device=self.device, name=name)
         store = None
-        if self.keeps_tokens:
+        if self.tokens:
             size = self.data.spec.num_train if split == "train" else self.data.spec.num_test
-            store = TokenStore(
-                samples=size if limit is None else min(size, limit),
-                limit_bytes=self.extraction.token_memory_gib * 2**30,
-                name=name,
-            )
-        encode = token_encoder(self.model, self.extraction)
-        with evaluation_mode(self.model):
-            return collect(
-                encode,
-                batches,
-                pool=self.pool,
-                valid=lambda x: token_valid(self.model.encoder, x),
-                device=self.device,
-                name=name,
-                tokens=store,
-            )
+            limit_bytes = self.extraction.token_memory_gib * 2**30
+            store = TokenStore(samples=min(size, limit or size), limit_bytes=limit_bytes, name=name)
+        features, labels = [], []
+        with contextlib.nullcontext() if self.model is None else evaluation_mode(self.model):
+            for batch in self.data.evaluation_batches(split, batch_size=self.extraction.batch_size, limit=limit):
+                x = batch["x"].to(self.device, non_blocking=True)
+                label = batch["label"].to(self.device, non_blocking=True) if "label" in batch else None
+                if label is not None:
+                    labels.append(label)
+                if self.model is None:
+                    features.append(self._raw(x).float())
+                    continue
+                tokens, valid = self.encode(x)
+                features.append(self.pool(tokens, valid).float())
+                if store is not None:
+                    store.add(tokens if valid is None else tokens.masked_fill(~valid.unsqueeze(-1), 0), label)
+        if not features:
+            return None
+        pooled = Features(torch.cat(features), torch.cat(labels) if labels else None)
+        check_finite(pooled.x, name)
+        if store is None:
+            return Split(pooled)
+        check_finite(store.features().x, f"{name}, tokens in half precision")
+        return Split(pooled, store.features())
 
     def embeddings(self, *, samples: int, views: int, seed: int) -> Tensor | None:
         """Return embeddings (n, q, D) of `views` augmented views of n training samples, each masked as in training.
@@ -176,8 +172,35 @@ class FeatureSource:
         return embeddings
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return tokens (b, T, D) of inputs on the device, and valid (b, T) or None, in the model's present mode."""
-        return token_encoder(self.model, self.extraction)(x), token_valid(self.model.encoder, x)
+        """Return tokens (b, T, D) of inputs (b, C, *S) on the device, in the model's present mode, and valid (b, T).
+
+        Several layers are concatenated in D. valid is False at padding, None without.
+        """
+        network = self.model.encode_target if self.extraction.network == "target" else self.model.encoder
+        layers = self._layers(network)
+        tokens = network(x) if layers is None else torch.cat(network(x, layers=layers), dim=-1)
+        return tokens, token_valid(self.model.encoder, x)
+
+    def _layers(self, network: Callable[..., Any]) -> list[int] | None:
+        """Return the blocks of `extraction.layers`; None for the last layer alone.
+
+        Raises UserError when several are asked for and the encoder is too shallow or returns only the last.
+        """
+        key = f"evaluation.layers={self.extraction.layers}"
+        if self.extraction.layers == "last":
+            return None
+        blocks, depth = LAST_BLOCKS[self.extraction.layers], getattr(self.model.encoder, "depth", None)
+        signature = inspect.signature(network.forward if isinstance(network, nn.Module) else network)
+        if depth is None or "layers" not in signature.parameters:
+            raise UserError(
+                f"{key}: the {self.extraction.network} network of {type(self.model).__name__} gives its last layer "
+                "only: use evaluation.layers=last"
+            )
+        if depth < blocks:
+            raise UserError(
+                f"{key}: the encoder has {depth} blocks, expected at least {blocks}: use evaluation.layers=last"
+            )
+        return list(range(depth - blocks, depth))
 
     def copy_encoder(self) -> nn.Module:
         """Return a copy of the encoder, to be trained. Raises UserError where it cannot be copied."""
@@ -195,34 +218,6 @@ class FeatureSource:
     def _raw(self, x: Tensor) -> Tensor:
         features = getattr(self.data, "raw_features", pool_input)
         return features(x, self.extraction.raw_input_size)
-
-    def _autocast(self) -> str | None:
-        kind = self.device.type
-        return str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None
-
-
-def token_encoder(model: Any, extraction: Extraction) -> Callable[[Tensor], Tensor]:
-    """Return the network as a function (b, C, *S) -> (b, T, D), with all layers of `extraction` concatenated in D.
-
-    Raises UserError when several layers are asked for and the encoder is too shallow or returns only the last.
-    """
-    encode = model.encode_target if extraction.network == "target" else model.encoder
-    if extraction.layers == "last":
-        return encode
-    blocks, depth = LAST_BLOCKS[extraction.layers], getattr(model.encoder, "depth", None)
-    signature = inspect.signature(encode.forward if isinstance(encode, nn.Module) else encode)
-    if depth is None or "layers" not in signature.parameters:
-        raise UserError(
-            f"evaluation.layers={extraction.layers}: the {extraction.network} network of {type(model).__name__} gives "
-            "its last layer only: use evaluation.layers=last"
-        )
-    if depth < blocks:
-        raise UserError(
-            f"evaluation.layers={extraction.layers}: the encoder has {depth} blocks, expected at least {blocks}: "
-            "use evaluation.layers=last"
-        )
-    layers = list(range(depth - blocks, depth))
-    return lambda x: torch.cat(encode(x, layers=layers), dim=-1)
 
 
 def random_model(random_init: Callable[..., nn.Module], seed: int, device: torch.device) -> nn.Module:

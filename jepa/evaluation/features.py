@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -105,43 +105,6 @@ class TokenStore:
     def features(self) -> Features:
         """Return the tokens that were kept."""
         return Features(self._tokens[: self._kept], torch.cat(self._labels) if self._labels else None)
-
-
-def collect(
-    encode: Callable[[Tensor], Tensor],
-    batches: Iterable[dict[str, Any]],
-    *,
-    pool: Callable[[Tensor, Tensor | None], Tensor] = lambda features, valid: features,
-    valid: Callable[[Tensor], Tensor | None] = lambda x: None,
-    device: torch.device,
-    name: str,
-    tokens: TokenStore | None = None,
-) -> Split | None:
-    """Return the features of all batches on the device; None without batches.
-
-    encode: (b, C, *S) -> (b, T, D). valid: inputs -> (b, T) bool, False at padding, or None. pool: tokens and valid ->
-    (b, D). tokens: stores the tokens too, padding as zeros. name: of the features, for errors.
-
-    Raises UserError when a feature is NaN or infinite.
-    """
-    features, labels = [], []
-    for batch in batches:
-        x = batch["x"].to(device, non_blocking=True)
-        encoded, token_valid = encode(x), valid(x)
-        features.append(pool(encoded, token_valid).float())
-        label = batch["label"].to(device, non_blocking=True) if "label" in batch else None
-        if label is not None:
-            labels.append(label)
-        if tokens is not None:
-            tokens.add(encoded if token_valid is None else encoded.masked_fill(~token_valid.unsqueeze(-1), 0), label)
-    if not features:
-        return None
-    x = torch.cat(features)
-    check_finite(x, name)
-    if tokens is not None:
-        check_finite(tokens.features().x, f"{name}, tokens in half precision")
-    pooled = Features(x, torch.cat(labels) if labels else None)
-    return Split(pooled, None if tokens is None else tokens.features())
 
 
 def check_finite(x: Tensor, name: str) -> None:

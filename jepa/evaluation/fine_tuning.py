@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -43,13 +43,14 @@ class FineTuning:
         warmup_share: float = 0.1,
         clip_norm: float = 1.0,
     ) -> None:
+        key = "evaluation.probes.fine_tuning"
         for name, value in {"epochs": epochs, "learning_rate": learning_rate, "clip_norm": clip_norm}.items():
             if value <= 0:
-                raise ValueError(f"evaluation.probes.fine_tuning.{name} must be above 0, got {value}")
+                raise ValueError(f"{key}.{name} must be above 0, got {value}")
         if weight_decay < 0:
-            raise ValueError(f"evaluation.probes.fine_tuning.weight_decay must not be below 0, got {weight_decay}")
+            raise ValueError(f"{key}.weight_decay must not be below 0, got {weight_decay}")
         if not 0 <= warmup_share < 1:
-            raise ValueError(f"evaluation.probes.fine_tuning.warmup_share must be in [0, 1), got {warmup_share}")
+            raise ValueError(f"{key}.warmup_share must be in [0, 1), got {warmup_share}")
         self.epochs = epochs
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
@@ -83,51 +84,56 @@ class FineTuning:
             head = nn.Linear(encoder.embed_dim, classes).to(device)
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
-            with torch.enable_grad():
-                self._train(encoder, head, data, pool, device, seed)
+
+            def logits(x: Tensor) -> Tensor:
+                return head(pool(encoder(x), token_valid(encoder, x)))
+
+            steps = max(1, round(self.epochs * data.spec.num_train / data.batch_size))
+            batches = data.train_batches(
+                seed=derive_seed(seed, "evaluation/fine_tuning"), start_step=0, stop_step=steps
+            )
+            encoder.requires_grad_(True).train()
+            with torch.enable_grad(), contextlib.closing(batches):
+                self._train(nn.ModuleList([encoder, head]), logits, batches, steps, device)
         encoder.eval()
         correct = total = 0
         with torch.no_grad():
             for batch in data.evaluation_batches("test", batch_size=batch_size, limit=limit):
-                x = batch["x"].to(device)
-                predictions = head(pool(encoder(x), token_valid(encoder, x))).argmax(dim=1)
+                predictions = logits(batch["x"].to(device)).argmax(dim=1)
                 correct += int((predictions == batch["label"].to(device)).sum())
                 total += len(predictions)
         return correct / total
 
     def _train(
         self,
-        encoder: nn.Module,
-        head: nn.Module,
-        data: Any,
-        pool: Callable[[Tensor, Tensor | None], Tensor],
+        network: nn.Module,
+        logits: Callable[[Tensor], Tensor],
+        batches: Iterator[dict[str, Any]],
+        steps: int,
         device: torch.device,
-        seed: int,
     ) -> None:
-        encoder.requires_grad_(True).train()
-        parameters = [*encoder.parameters(), *head.parameters()]
+        parameters = list(network.parameters())
         groups = [
             {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate)
-        steps = max(1, round(self.epochs * data.spec.num_train / data.batch_size))
-        stream = data.train_batches(seed=derive_seed(seed, "evaluation/fine_tuning"), start_step=0, stop_step=steps)
-        with contextlib.closing(stream):
-            for step, batch in enumerate(stream):
-                for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate * self._share(step, steps)
-                x, labels = _samples(batch, device)
-                loss = F.cross_entropy(head(pool(encoder(x), token_valid(encoder, x))), labels)
-                if not loss.isfinite():
-                    raise UserError(
-                        f"evaluation.probes.fine_tuning: the loss is {float(loss.detach())} at step {step}: lower "
-                        f"evaluation.probes.fine_tuning.learning_rate={self.learning_rate:g}"
-                    )
-                optimizer.zero_grad()
-                loss.backward()
-                nn.utils.clip_grad_norm_(parameters, self.clip_norm)
-                optimizer.step()
+        for step, batch in enumerate(batches):
+            for group in optimizer.param_groups:
+                group["lr"] = self.learning_rate * self._share(step, steps)
+            x, labels = batch.get("views", batch.get("x")).to(device), batch["label"].to(device)
+            if "views" in batch:  # (b, V, C, *S), each view being a sample
+                x, labels = x.flatten(0, 1), labels.repeat_interleave(x.shape[1])
+            loss = F.cross_entropy(logits(x), labels)
+            if not loss.isfinite():
+                raise UserError(
+                    f"evaluation.probes.fine_tuning: the loss is {float(loss.detach())} at step {step}: lower "
+                    f"evaluation.probes.fine_tuning.learning_rate={self.learning_rate:g}"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+            optimizer.step()
         log.debug("fine-tuning: %d steps, last loss %.4f", steps, float(loss.detach()))
 
     def _share(self, step: int, steps: int) -> float:
@@ -136,12 +142,3 @@ class FineTuning:
         if step < warmup:
             return (step + 1) / (warmup + 1)
         return (1 + math.cos(math.pi * (step - warmup) / (steps - warmup))) / 2
-
-
-def _samples(batch: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return inputs (b, C, *S) and labels (b,) of a training batch, each view being a sample."""
-    labels = batch["label"].to(device, non_blocking=True)
-    if "views" not in batch:
-        return batch["x"].to(device, non_blocking=True), labels
-    views = batch["views"].to(device, non_blocking=True)
-    return views.flatten(0, 1), labels.repeat_interleave(views.shape[1])

@@ -11,6 +11,7 @@ import functools
 import logging
 import statistics
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -20,12 +21,12 @@ from torch import nn
 from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import EvaluationData, Features, evaluation_mode
-from jepa.evaluation.knn import KNNProbe
 from jepa.evaluation.modalities import evaluate_pairs, is_paired, online_pairs
+from jepa.evaluation.nearest_neighbours import KNNProbe
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
 from jepa.evaluation.results_table import format_table
 from jepa.utils.errors import UserError, check_at_least
-from jepa.utils.feature_rank import feature_std, rankme
+from jepa.utils.tensors import feature_std, rankme
 
 log = logging.getLogger("jepa")
 
@@ -35,6 +36,7 @@ Results = dict[str, dict[str, float]]
 LABEL_FREE = {"rankme": rankme, "feature_std": feature_std}
 
 
+@dataclass(kw_only=True, eq=False)
 class FrozenEvaluation:
     """Scores frozen features by probes and, with or without labels, by their rank and standard deviation.
 
@@ -57,62 +59,36 @@ class FrozenEvaluation:
     Raises ValueError for invalid values.
     """
 
-    def __init__(
-        self,
-        *,
-        network: Literal["target", "context"] = "target",
-        pooling: Literal["mean", "max"] = "mean",
-        layers: Literal["last", "last_four"] = "last",
-        probes: Mapping[str, Probe | None],
-        seeds: int = 1,
-        raw_input_size: int = 32,
-        batch_size: int = 256,
-        max_train_samples: int | None = None,
-        max_test_samples: int | None = None,
-        token_memory_gib: float = 4.0,
-        every_epochs: int | None = None,
-        every_steps: int | None = None,
-        at_end: bool = True,
-        online_every_epochs: int | None = None,
-        online_every_steps: int | None = None,
-        online_train_samples: int = 2000,
-        online_test_samples: int = 1000,
-    ) -> None:
-        self.extraction = Extraction(
-            network=network,
-            pooling=pooling,
-            layers=layers,
-            raw_input_size=raw_input_size,
-            batch_size=batch_size,
-            max_train_samples=max_train_samples,
-            max_test_samples=max_test_samples,
-            token_memory_gib=token_memory_gib,
-        )
-        if taken := LABEL_FREE.keys() & probes.keys():
+    network: Literal["target", "context"] = "target"
+    pooling: Literal["mean", "max"] = "mean"
+    layers: Literal["last", "last_four"] = "last"
+    probes: Mapping[str, Probe | None]
+    seeds: int = 1
+    raw_input_size: int = 32
+    batch_size: int = 256
+    max_train_samples: int | None = None
+    max_test_samples: int | None = None
+    token_memory_gib: float = 4.0
+    every_epochs: int | None = None
+    every_steps: int | None = None
+    at_end: bool = True
+    online_every_epochs: int | None = None
+    online_every_steps: int | None = None
+    online_train_samples: int = 2000
+    online_test_samples: int = 1000
+
+    def __post_init__(self) -> None:
+        self.extraction = Extraction(**{each.name: getattr(self, each.name) for each in fields(Extraction)})
+        if taken := LABEL_FREE.keys() & self.probes.keys():
             raise ValueError(f"evaluation.probes: {sorted(taken)} name built-in metrics, rename the probes")
-        if every_epochs is not None and every_steps is not None:
-            raise ValueError("evaluation: set every_epochs or every_steps, not both")
-        if online_every_epochs is not None and online_every_steps is not None:
-            raise ValueError("evaluation: set online_every_epochs or online_every_steps, not both")
-        check_at_least(
-            "evaluation",
-            1,
-            seeds=seeds,
-            every_epochs=every_epochs,
-            every_steps=every_steps,
-            online_every_epochs=online_every_epochs,
-            online_every_steps=online_every_steps,
-            online_train_samples=online_train_samples,
-            online_test_samples=online_test_samples,
-        )
-        self.probes = {name: probe for name, probe in probes.items() if probe is not None}
-        self.seeds = seeds
-        self.every_epochs = every_epochs
-        self.every_steps = every_steps
-        self.at_end = at_end
-        self.online_every_epochs = online_every_epochs
-        self.online_every_steps = online_every_steps
-        self.online_extraction = self.extraction.limited(online_train_samples, online_test_samples)
+        for prefix in ("", "online_"):
+            if None not in (getattr(self, f"{prefix}every_epochs"), getattr(self, f"{prefix}every_steps")):
+                raise ValueError(f"evaluation: set {prefix}every_epochs or {prefix}every_steps, not both")
+        counts = ("every_epochs", "every_steps", "online_every_epochs", "online_every_steps")
+        counts += ("seeds", "online_train_samples", "online_test_samples")
+        check_at_least("evaluation", 1, **{name: getattr(self, name) for name in counts})
+        self.online_extraction = self.extraction.limited(self.online_train_samples, self.online_test_samples)
+        self.probes = {name: probe for name, probe in self.probes.items() if probe is not None}
         self.std: Results = {}
         self._baselines: Results = {}
         self._baselines_of: tuple[EvaluationData | None, int] = (None, 0)

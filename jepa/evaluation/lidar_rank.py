@@ -7,7 +7,8 @@ import logging
 import torch
 from torch import Tensor
 
-from jepa.utils.feature_rank import effective_rank
+from jepa.utils.errors import check_at_least
+from jepa.utils.tensors import effective_rank
 
 log = logging.getLogger("jepa")
 
@@ -55,11 +56,10 @@ class LiDAR:
     needs = "views"
 
     def __init__(self, *, samples: int = 256, views: int = 8, delta: float = 1e-4) -> None:
-        for name, value in {"samples": samples, "views": views}.items():
-            if value < 2:
-                raise ValueError(f"evaluation.probes.lidar.{name} must be at least 2, got {value}")
+        key = "evaluation.probes.lidar"
+        check_at_least(key, 2, samples=samples, views=views)
         if delta <= 0:
-            raise ValueError(f"evaluation.probes.lidar.delta must be above 0, got {delta}: it makes scatter invertible")
+            raise ValueError(f"{key}.delta must be above 0, got {delta}: it makes scatter invertible")
         self.samples = samples
         self.views = views
         self.delta = delta

@@ -1,4 +1,4 @@
-"""The linear probe: multinomial logistic regression on standardised features."""
+"""The linear probe, multinomial logistic regression on standardised features, and the same on few labels."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jepa.evaluation.features import Features
 from jepa.evaluation.logistic import fit_logistic
-from jepa.evaluation.stratified import stratified_holdout
-from jepa.utils.errors import UserError
+from jepa.evaluation.stratified import stratified_holdout, stratified_subset
+from jepa.utils.errors import UserError, check_at_least
 
 log = logging.getLogger("jepa")
 
@@ -52,8 +52,7 @@ class LinearProbe:
                 f"evaluation.probes.linear.penalties: got {list(penalties)}, expected at least one and all "
                 "above 0 (without penalty, separable classes have no solution)"
             )
-        if held_out_every < 2:
-            raise ValueError(f"evaluation.probes.linear.held_out_every must be at least 2, got {held_out_every}")
+        check_at_least("evaluation.probes.linear", 2, held_out_every=held_out_every)
         self.penalties = tuple(sorted(penalties, reverse=True))
         self.held_out_every = held_out_every
 
@@ -100,6 +99,52 @@ class LinearProbe:
         best = correct.index(max(correct))
         log.debug("linear probe: penalty %g, correct per penalty %s", self.penalties[best], correct)
         return self.penalties[best], coefficients[:, best : best + 1]
+
+
+class FewShotProbe:
+    """Linear probes on shares of the training labels: the low-shot protocol of I-JEPA (arXiv 2301.08243, table 2).
+
+    Each subset has its share of every class, and at least one sample of it. The penalty is chosen on a held-out part of
+    the subset; the other training samples are not used.
+
+    shares: of the training labels, in (0, 1]. repeats: random subsets whose accuracies are averaged.
+    linear: the probe to fit; None for `LinearProbe()`.
+
+    Raises ValueError for other shares and less than one repeat.
+    """
+
+    def __init__(
+        self,
+        *,
+        shares: Sequence[float] = (0.01, 0.05, 0.1),
+        repeats: int = 3,
+        linear: LinearProbe | None = None,
+    ) -> None:
+        if not shares or min(shares) <= 0 or max(shares) > 1:
+            raise ValueError(
+                f"evaluation.probes.fewshot.shares: got {list(shares)}, expected shares above 0 and at most 1 "
+                "(0.01 is 1 %)"
+            )
+        check_at_least("evaluation.probes.fewshot", 1, repeats=repeats)
+        self.shares = tuple(shares)
+        self.repeats = repeats
+        self.linear = linear or LinearProbe()
+
+    def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> dict[str, float]:
+        """Return the mean accuracy over the subsets, by the share in percent: {"1": ..., "5": ..., "10": ...}."""
+        scores = {}
+        for share in self.shares:
+            total = 0.0
+            for repeat in range(self.repeats):
+                subset = train[stratified_subset(train.labels, share, seed, repeat)]
+                if len(subset) < 2:
+                    raise UserError(
+                        f"evaluation.probes.fewshot.shares: {share:g} of {len(train)} training samples is "
+                        f"{len(subset)}, expected at least 2: use larger shares"
+                    )
+                total += self.linear(subset, test, classes=classes, seed=seed + repeat)
+            scores[f"{100 * share:g}"] = total / self.repeats
+        return scores
 
 
 def _design(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:

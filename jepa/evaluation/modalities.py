@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from jepa.evaluation.feature_source import random_model
 from jepa.evaluation.features import check_finite, evaluation_mode
+from jepa.evaluation.nearest_neighbours import CrossModalRetrieval
 from jepa.evaluation.probe import needs
-from jepa.evaluation.retrieval import CrossModalRetrieval
 from jepa.utils.errors import UserError
 from jepa.utils.tensors import token_valid
 

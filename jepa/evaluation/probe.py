@@ -19,6 +19,8 @@ A suffix that opens with a slash is a path: `forecast` gives {"/96/mse": ...}, `
 class Probe(Protocol):
     """Fits the train features and scores the test features: an accuracy in [0, 1], or several by suffix.
 
+    Not a dataclass: OmegaConf would turn one in `probes` into a config.
+
     Two optional attributes:
 
     needs: the arguments of its call, "features" by default.

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from jepa.losses.objective import Term
 from jepa.losses.regression import Regression
 from jepa.types import Latents
 
 
-class ContextPrediction(nn.Module):
+class ContextPrediction(Term):
     """A regression of the context tokens: V-JEPA 2.1's dense loss (arXiv 2603.14482).
 
     distance: between two tokens, such as L1. weighted: by 1 / sqrt(distance to the nearest hidden token), as the model
     computes it; False weighs all alike, as in the published cool-down. Needs model.predictor.predict_context=true.
     """
 
-    prevents_collapse = False
-    batch_statistics = False
     needs = ("context",)
 
     def __init__(self, *, distance: Regression, weighted: bool = True) -> None:
@@ -25,7 +24,6 @@ class ContextPrediction(nn.Module):
         self.weighted = weighted
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         context = latents.context
         if not self.weighted:
             weights = [None if weight is None else (weight > 0).float() for weight in context.target_weights]

@@ -5,29 +5,29 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_gather_rows, mean_over_ranks, row_offset
+from jepa.losses.objective import Term
 from jepa.types import Latents
 from jepa.utils.tensors import position_ids
 
 
-class InfoNCE(nn.Module):
+class InfoNCE(Term):
     """Mean over queries of -log(e^(s+ / t) / (e^(s+ / t) + sum over negatives of e^(s / t))), s the cosine similarity.
 
     over: the queries and keys.
-        "tokens": each prediction (B, M, P, D) is a query and its target the positive; the target tokens of the same
-            mask in all samples are keys: CPC's prediction of latents. As target blocks overlap, keys that are the same
-            token of the same sample (equal `Latents.positions`) are no negatives. Tokens of weight 0 are neither
-            queries nor keys; other weights weigh the queries.
+        "tokens": each prediction (B, M, P, D) is a query, its target the positive, and the targets of the same mask in
+            all samples are keys: CPC's prediction of latents. Keys that are the same token of the same sample in
+            another block are no negatives. Tokens of weight 0 are neither queries nor keys; other weights weigh the
+            queries.
         "embeddings": each view's projection (V, B, E) is a query, every other view of its sample a positive (each
             ordered pair counts once), and all views of all other samples are negatives: SimCLR's NT-Xent (arXiv
             2002.05709, equation 1) for V views.
     temperature: t.
     negative_samples: number of keys, sampled at every step, that negatives are taken from; None for all. All queries
-        share them, so that scores are a matrix product; a query's own token is left out. All ranks sample the same keys
-        and exchange only these.
+        and ranks share them, and the ranks exchange only these.
 
     Queries and keys are those of all ranks: one process with the whole batch has the same loss and gradient. It
     prevents collapse: equal latents have a loss of log(1 + negatives).
@@ -56,7 +56,6 @@ class InfoNCE(nn.Module):
         self.needs = ("projections",) if over == "embeddings" else ("predictions", "targets", "positions")
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar, the same on every rank."""
         device = (latents.targets[0] if self.over == "tokens" else latents.projections).device
         generator = None if latents.rng is None else latents.rng.generator(device, "infonce")
         with torch.autocast(device.type, enabled=False):  # bf16 would round s / t to a few hundredths
@@ -101,12 +100,7 @@ class InfoNCE(nn.Module):
         return mean_over_ranks(loss[:, other_views].sum(), samples * views * (views - 1))[0]
 
     def _negatives(
-        self,
-        queries: Tensor,
-        keys: Tensor,
-        same: Tensor,
-        usable: Tensor | None,
-        generator: torch.Generator | None,
+        self, queries: Tensor, keys: Tensor, same: Tensor, usable: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
         """Return the log of the sum of e^(s / t) over each query's negatives, (B, T), for queries and keys (B, T, D).
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from jepa.losses.objective import Term
 from jepa.types import Latents
 
-REFERENCES = ("mean", "global", "pairs")
 
-
-class Invariance(nn.Module):
+class Invariance(Term):
     """Mean squared distance between the projections (V, B, E) of a sample's views.
 
     reference: what a view is compared with.
@@ -24,18 +23,17 @@ class Invariance(nn.Module):
     Gradients reach the reference too. Raises ValueError for a single view.
     """
 
-    prevents_collapse = False
-    batch_statistics = False
     needs = ("projections",)
 
     def __init__(self, *, reference: Literal["mean", "global", "pairs"] = "mean") -> None:
         super().__init__()
-        if reference not in REFERENCES:
-            raise ValueError(f"loss.terms.invariance.term.reference: got {reference!r}, expected one of {REFERENCES}")
+        if reference not in ("mean", "global", "pairs"):
+            raise ValueError(
+                f"loss.terms.invariance.term.reference: got {reference!r}, expected one of mean, global, pairs"
+            )
         self.reference = reference
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         views = latents.projections.float()
         if len(views) < 2:
             raise ValueError(

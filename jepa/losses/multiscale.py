@@ -6,29 +6,26 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.losses.regression import Regression, SmoothL1
-from jepa.losses.target_mean import mean_over_targets
+from jepa.losses.objective import Term
+from jepa.losses.regression import Regression, SmoothL1, mean_over_targets
 from jepa.types import Latents
 from jepa.utils.tensors import position_ids
 
 
-class MultiScale(nn.Module):
+class MultiScale(Term):
     """Sum over scales s of w_s * mean over cells of d(mean of predictions in the cell, mean of targets in the cell).
 
     At scale s the grid is divided into cells of s tokens along every axis, as in a spatial pyramid (Lazebnik et al.
-    2006, "Beyond Bags of Features"). Tokens of a target block in the same cell are averaged before the distance, so
-    that coarse content counts where details cannot be predicted. A cell is weighted by its predicted tokens: scale 1
-    alone is the plain regression. Of no published JEPA.
+    2006, "Beyond Bags of Features"). A cell is weighted by its predicted tokens: scale 1 alone is the plain regression.
+    Of no published JEPA.
 
     scales: s, in tokens. weights: w_s, one for each scale; None for equal weights of sum 1.
     distance: d, a regression such as SmoothL1 (for None), L1, MSE, Cosine.
     """
 
-    prevents_collapse = False
-    batch_statistics = False
     needs = ("predictions", "targets", "positions")
 
     def __init__(
@@ -39,12 +36,12 @@ class MultiScale(nn.Module):
         distance: Regression | None = None,
     ) -> None:
         super().__init__()
-        if not scales or any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in scales):
+        if not scales or any(type(s) is not int or s < 1 for s in scales):
             raise ValueError(
                 f"scales: got {list(scales)}, expected whole numbers of tokens from 1 on, such as [1, 2, 4]"
             )
         weights = [1 / len(scales)] * len(scales) if weights is None else list(weights)
-        if len(weights) != len(scales) or not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights):
+        if len(weights) != len(scales) or not all(0 <= w < math.inf for w in weights) or not sum(weights):
             raise ValueError(
                 f"weights: got {weights} for the scales {list(scales)}, expected one number >= 0 for each, "
                 "not all 0, or null to weigh them alike"
@@ -54,7 +51,6 @@ class MultiScale(nn.Module):
         self.regression = SmoothL1() if distance is None else distance
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         token_weights = latents.target_weights or [None] * len(latents.targets)
         means = [
             sum(w * self._at_scale(s, *tensors) for s, w in zip(self.scales, self.weights))

@@ -5,55 +5,48 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields, replace
-from typing import Protocol, TypedDict
+from typing import TypedDict
 
 from torch import Tensor, nn
 
-from jepa.types import Latents, RunLength, Schedule
-from jepa.utils.schedule_samples import EXAMPLE_RUN, sample_schedule
+from jepa.types import EXAMPLE_RUN, Latents, RunLength, Schedule, sample_schedule
 
 LATENTS = tuple(field.name for field in fields(Latents))
 EXAMPLES = {"prevents_collapse": False, "batch_statistics": False, "needs": ("predictions", "targets")}
 """Attributes of every term, with the values of one that compares tokens."""
 
 
-class Term(Protocol):
-    """A module from latents to one fp32 scalar.
+class Term(nn.Module):
+    """Base class of terms, from latents to one fp32 scalar. Any module with these attributes will do.
 
     prevents_collapse: whether the term is large when all samples have the same embedding. batch_statistics: whether its
     value depends on all samples of the batch at once, so that it is not the mean over micro-batches. needs: the fields
     of `Latents` that it reads.
     """
 
-    prevents_collapse: bool
-    batch_statistics: bool
+    prevents_collapse = False
+    batch_statistics = False
     needs: tuple[str, ...]
-
-    def __call__(self, latents: Latents) -> Tensor: ...
 
 
 class WeightedTerm(TypedDict):
     """One entry of `loss.terms`: a term and its weight, or the schedule of its weight."""
 
     weight: float | Schedule
-    term: Term | Callable[..., Term]
+    term: nn.Module | Callable[..., nn.Module]
 
 
 class Objective(nn.Module):
     """Weighted sum of named terms.
 
     terms: name -> WeightedTerm; None removes an entry that another config has added. A partial term is built with
-        `in_dim=embedding_dim, out_dim=token_values`.
+        `in_dim=embedding_dim, out_dim=token_values`. A term of weight 0 is computed and logged.
     embedding_dim: width of the embeddings, and of the predictions.
     token_values: number of input values of a token, None where the encoder has no `token_values`.
     projector: partial, built with `in_dim=`; shared by the terms that read projections. None: projections are the
         embeddings.
 
-    A weight may be a schedule, whose value `set_step` sets; before, it is that of step 0. A term of weight 0 is
-    computed and logged.
-
-    Raises ValueError without terms, for a term without the attributes of `Term`, and for a weight that is neither a
-    finite number nor a schedule.
+    A weight may be a schedule, whose value `set_step` sets; before, it is that of step 0.
     """
 
     def __init__(
@@ -81,16 +74,13 @@ class Objective(nn.Module):
             check_weight(name, weight)
             if callable(weight):
                 self.schedules[name] = weight
-                weight = weight(0, EXAMPLE_RUN)
-            self.weights[name] = weight
+            self.weights[name] = weight(0, EXAMPLE_RUN) if callable(weight) else weight
         # DDP waits for the gradients of every parameter, so there is no projector that no term reads.
-        self.projector = (
-            None if projector is None or "projections" not in self.needs else projector(in_dim=embedding_dim)
-        )
+        needed = projector is not None and "projections" in self.needs
+        self.projector = projector(in_dim=embedding_dim) if needed else None
 
     @property
     def term_names(self) -> list[str]:
-        """Names of the terms, in order."""
         return list(self.terms)
 
     @property
@@ -105,8 +95,7 @@ class Objective(nn.Module):
         """
         available = {*made, *(["projections"] if "embeddings" in made else [])}
         missing = {name: [field for field in term.needs if field not in available] for name, term in self.terms.items()}
-        missing = {name: lacking for name, lacking in missing.items() if lacking}
-        if missing:
+        if missing := {name: lacking for name, lacking in missing.items() if lacking}:
             reads = "; ".join(f"loss.terms.{name} reads {', '.join(lacking)}" for name, lacking in missing.items())
             without = " ".join(f"loss.terms.{name}=null" for name in missing)
             raise ValueError(
@@ -120,18 +109,11 @@ class Objective(nn.Module):
 
         A scheduled weight counts when it is positive at any step, although nothing prevents collapse while it is 0.
         """
-        return any(term.prevents_collapse for name, term in self.terms.items() if self._ever_positive(name))
-
-    def _ever_positive(self, name: str) -> bool:
-        if name in self.schedules:
-            return max(sample_schedule(self.schedules[name])) > 0
-        return self.weights[name] > 0
+        largest = self.weights | {name: max(sample_schedule(schedule)) for name, schedule in self.schedules.items()}
+        return any(term.prevents_collapse and largest[name] > 0 for name, term in self.terms.items())
 
     def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Set the weights of a step; `step` counts the updates before it.
-
-        Return {"weight/<term>": its weight} of the scheduled terms, to log.
-        """
+        """Set the weights after `step` updates; return {"weight/<term>": its weight} of the scheduled ones, to log."""
         for name, schedule in self.schedules.items():
             self.weights[name] = float(schedule(step, run_length))
         return {f"weight/{name}": self.weights[name] for name in self.schedules}
@@ -154,7 +136,7 @@ class Objective(nn.Module):
 
 
 def build_term(name: str, term: Term | Callable[..., Term], embedding_dim: int, token_values: int | None) -> nn.Module:
-    """Return a term, built if it is partial. Raises ValueError if it is no module or lacks attributes of `Term`."""
+    """Return a term, built if it is partial. Raise ValueError if it is no module or lacks attributes of `Term`."""
     key = f"loss.terms.{name}.term"
     if callable(term) and not isinstance(term, nn.Module):
         try:
@@ -183,8 +165,7 @@ def build_term(name: str, term: Term | Callable[..., Term], embedding_dim: int, 
 
 def check_weight(name: str, weight: object) -> None:
     """Raise ValueError for a weight that is neither a finite number nor a schedule of finite numbers."""
-    values = sample_schedule(weight) if callable(weight) else [weight]
-    for value in values:
+    for value in sample_schedule(weight) if callable(weight) else [weight]:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError(
                 f"loss.terms.{name}.weight={value!r}: expected a number, or a schedule such as "

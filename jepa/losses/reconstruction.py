@@ -9,28 +9,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.losses.target_mean import mean_over_targets
+from jepa.losses.objective import Term
+from jepa.losses.regression import mean_over_targets
 from jepa.types import Latents
 
 
-class Reconstruction(nn.Module):
+class Reconstruction(Term):
     """The error of an MLP decoder from predictions (B, M, P, D) to the input at the same tokens.
 
     Float inputs: mean squared error over values, target tokens, samples and masks (MAE, arXiv 2111.06377, section 3).
     Ids (int64): cross-entropy over `out_dim` classes, as masked language models (BERT, arXiv 1810.04805).
     Latents.target_weights weigh the tokens.
 
-    It prevents collapse: inputs are not learned, so if all samples have the same embedding, the decoder can only
-    predict the mean input at each position, at a loss of the inputs' variance.
+    It prevents collapse: from equal embeddings only the mean input can be decoded, at a loss of the inputs' variance.
 
-    in_dim, out_dim: the width of the predictions and the encoder's `token_values` (values of a token, or number of
-        ids); set by the objective.
+    in_dim, out_dim: the width of the predictions and the encoder's `token_values`; set by the objective.
     hidden: widths of hidden layers with GELU; none for a linear decoder.
     normalize: standardise the values of each token, MAE's `norm_pix_loss`.
     """
 
     prevents_collapse = True
-    batch_statistics = False
     needs = ("predictions", "inputs")
 
     def __init__(
@@ -52,7 +50,6 @@ class Reconstruction(nn.Module):
         self.decoder = nn.Sequential(*layers, nn.Linear([in_dim, *hidden][-1], out_dim))
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         pairs = zip(latents.predictions, latents.inputs)
         errors = [self._error(self.decoder(prediction).float(), values) for prediction, values in pairs]
         return mean_over_targets(errors, latents.target_weights)

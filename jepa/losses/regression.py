@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.losses.target_mean import mean_over_targets
+from jepa.losses.objective import Term
 from jepa.types import Latents
 
 
-class Regression(nn.Module):
+class Regression(Term):
     """Mean over target tokens, samples and masks of a distance between two tokens.
 
     Latents.target_weights weigh the tokens. The model layer-norms and detaches targets. Subclasses define `distance`.
     """
 
-    prevents_collapse = False
-    batch_statistics = False
     needs = ("predictions", "targets")
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
@@ -24,7 +25,6 @@ class Regression(nn.Module):
         raise TypeError("Regression has no distance of its own: use SmoothL1, L1, Lp, MSE or Cosine")
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         pairs = zip(latents.predictions, latents.targets)
         errors = [self.distance(prediction.float(), target.float()) for prediction, target in pairs]
         return mean_over_targets(errors, latents.target_weights)
@@ -82,3 +82,14 @@ class Cosine(Regression):
 
     def distance(self, prediction: Tensor, target: Tensor) -> Tensor:
         return 1 - F.cosine_similarity(prediction, target, dim=-1)
+
+
+def mean_over_targets(errors: Sequence[Tensor], weights: Sequence[Tensor | None] | None) -> Tensor:
+    """Return the mean over masks, samples and target tokens of errors, one (B, M, P) per mask.
+
+    weights: `Latents.target_weights`. They have mean 1 over the batch of all ranks and micro-batches, so that the plain
+        means of these average to the weighted mean of the batch.
+    """
+    weights = weights or [None] * len(errors)
+    means = [(error if weight is None else error * weight).mean() for error, weight in zip(errors, weights)]
+    return torch.stack(means).mean()

@@ -5,28 +5,27 @@ the samples on a line and that of N(0, 1), phi(t) = exp(-t^2 / 2):
 
     N * integral over the whole line of |phi_N(t) - phi(t)|^2 w(t) dt,   w(t) = exp(-t^2 / 2)
 
-by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry. Published implementations differ; this is the
-convention of the LeJEPA reference: N samples of all ranks in one view, a statistic per view, mean over slices and
-views. eb_jepa has no factor N (and larger coefficients), and stable-pretraining takes the samples of all views
-together. No whitening: the statistic is lowest at zero mean and unit variance. For samples of N(0, I) its expectation
-is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06 for any N; a batch that has collapsed to 0 has 0.41 N.
+by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry, as in the LeJEPA reference: N samples of all
+ranks in one view, mean over slices and views. eb_jepa has no factor N (and larger coefficients), and stable-pretraining
+takes the samples of all views together. For samples of N(0, I) its expectation is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06
+for any N; a batch that has collapsed to 0 has 0.41 N.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa.distributed.collectives import mean_over_ranks
+from jepa.losses.objective import Term
 from jepa.types import Latents
 
 
-class SIGReg(nn.Module):
+class SIGReg(Term):
     """Sliced Epps-Pulley distance of the projections (V, B, E) to N(0, I).
 
-    num_slices: random directions of each step, the same on every rank. knots: points of the trapezoid rule from 0
-    to last_knot, both included. It prevents collapse: the value of a collapsed batch grows with N. Memory is a few
-    times V * B * num_slices * knots numbers.
+    num_slices: random directions of each step, the same on every rank. knots: points of the trapezoid rule, both ends
+    included. Memory is a few times V * B * num_slices * knots numbers.
     """
 
     prevents_collapse = True
@@ -49,7 +48,6 @@ class SIGReg(nn.Module):
         self.register_buffer("weights", trapezoid * gaussian, persistent=False)
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         samples = latents.projections
         generator = None if latents.rng is None else latents.rng.generator(samples.device, "sigreg")
         directions = torch.randn(samples.shape[-1], self.num_slices, device=samples.device, generator=generator)

@@ -1,8 +1,8 @@
 """Variance and covariance of projections over the batch (VICReg, Bardes et al. 2022, arXiv 2105.04906).
 
 With `Invariance(reference="pairs")` they make VICReg. Statistics are over the samples of all ranks, per view, and both
-terms are means over views. The released code averages the variance term over its two views and adds
-up the covariance term, so its coefficients 25 (invariance), 25 (variance) and 1 (covariance) are 25, 25 and 2 here.
+terms are means over views. The released code adds up the covariance term of its two views, so its coefficients 25
+(invariance), 25 (variance) and 1 (covariance) are 25, 25 and 2 here.
 """
 
 from __future__ import annotations
@@ -10,19 +10,17 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa.distributed.collectives import mean_over_ranks
+from jepa.losses.objective import Term
 from jepa.types import Latents
 
-DIVISORS = ("features", "pairs")
 
-
-class Variance(nn.Module):
+class Variance(Term):
     """v(Z) = mean over features of max(0, margin - sqrt(Var(z_j) + eps)), Var with N - 1 (equations 1 and 2).
 
-    Reads the projections (V, B, E). It prevents collapse: a collapsed batch has a loss of almost `margin`, and only
-    features that vary between samples lower it.
+    Reads the projections (V, B, E). It prevents collapse: a collapsed batch has a loss of almost `margin`.
     """
 
     prevents_collapse = True
@@ -37,34 +35,30 @@ class Variance(nn.Module):
         self.eps = eps
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         x, degrees = centred(latents.projections)
         variance = _over_degrees(x.square().sum(dim=1), x.shape[1], degrees)  # (V, E)
         return (self.margin - (variance + self.eps).sqrt()).relu().mean()
 
 
-class Covariance(nn.Module):
+class Covariance(Term):
     """c(Z) = sum over i != j of C(Z)_ij^2 / E, C the covariance matrix with N - 1 (equations 3 and 4).
 
-    Reads the projections (V, B, E); the matrices (V, E, E) are what the ranks exchange. Zero for constant projections:
-    it does not prevent collapse.
+    Reads the projections (V, B, E); the ranks exchange the matrices (V, E, E). Zero for constant projections.
 
     divisor: "features", E, as in paper and code; "pairs", E (E - 1), the mean over the off-diagonal entries, as in
         facebookresearch/eb_jepa with coefficients of 10 to 100.
     """
 
-    prevents_collapse = False
     batch_statistics = True
     needs = ("projections",)
 
     def __init__(self, *, divisor: Literal["features", "pairs"] = "features") -> None:
         super().__init__()
-        if divisor not in DIVISORS:
-            raise ValueError(f"loss.terms.covariance.term.divisor: got {divisor!r}, expected one of {DIVISORS}")
+        if divisor not in ("features", "pairs"):
+            raise ValueError(f"loss.terms.covariance.term.divisor: got {divisor!r}, expected one of features, pairs")
         self.divisor = divisor
 
     def forward(self, latents: Latents) -> Tensor:
-        """Return the loss, an fp32 scalar."""
         x, degrees = centred(latents.projections)
         with torch.autocast(x.device.type, enabled=False):
             covariance = _over_degrees(x.transpose(1, 2) @ x, x.shape[1], degrees)  # (V, E, E)

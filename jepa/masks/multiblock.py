@@ -21,7 +21,6 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from jepa.masks.token_indices import systematic_sample
 from jepa.types import Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
@@ -31,6 +30,9 @@ REDRAWN_SHARE = 0.05
 """Share of samples with fewer than K context tokens, which are drawn again; K is set to meet it."""
 MAX_AREAS = 4
 """Areas that target blocks of a grid may have, so that a compiled step meets few shapes."""
+
+Range: TypeAlias = tuple[float, float]
+"""The least and the most of what is drawn uniformly."""
 
 Layouts: TypeAlias = tuple[int, Tensor, Tensor]
 """K, blocks (2, R, 1 + M, axes) with at least K context tokens, and these tokens (R, N) bool."""
@@ -49,8 +51,8 @@ class MultiBlockMask:
 
     P, the tokens predicted per block, is one of at most 4 areas of blocks within the ranges (`block_areas`), drawn for
     each batch; every block draws its own sides of that area. Without `rectangles` P is the least target scale times the
-    grid. K, the context tokens, is the 5 % quantile of the number of context tokens outside the targets, over draws of
-    a fixed seed for each grid and P; a sample with fewer is replaced by one of these draws with at least K.
+    grid. K, the context tokens, is the 5 % quantile of the context tokens outside the targets, over draws of a fixed
+    seed for each grid and P; a sample with fewer is replaced by one of these draws with at least K.
     """
 
     def __init__(
@@ -73,29 +75,23 @@ class MultiBlockMask:
         self.allow_overlap = allow_overlap
         self.rectangles = rectangles
         self._areas: dict[Grid, list[BlockArea]] = {}
-        self._layouts: dict[tuple[Grid, int | None, torch.device], Layouts] = {}
+        self._layouts: dict[tuple[Grid, int, torch.device], Layouts] = {}
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return one `Mask` for the batch. valid (B, N) bool: False at padding; blocks may include it, marked as such.
 
         Raises ValueError when the settings leave fewer than min_context tokens on this grid.
         """
-        grid = tuple(grid)
-        device = torch.device("cpu") if generator is None else generator.device
+        grid, generator = tuple(grid), generator or torch.default_generator
+        device = generator.device
         area = self._draw_area(grid, generator) if self.rectangles else None
         tokens = min_tokens(self.target_scale, grid) if area is None else area.tokens
-        layout = (grid, tokens, device)
-        if layout not in self._layouts:
-            self._layouts[layout] = self._calibrate(grid, area, device)
-        keep, spare_blocks, spare_members = self._layouts[layout]
-        blocks = self._draw(batch_size, grid, area, device, generator)  # (2, B, 1 + M, axes)
+        if (grid, tokens, device) not in self._layouts:
+            self._layouts[grid, tokens, device] = self._calibrate(grid, area, device)
+        keep, spare_blocks, spare_members = self._layouts[grid, tokens, device]
+        blocks = self._draw(batch_size, grid, area, generator)  # (2, B, 1 + M, axes)
         members = self._context(blocks, grid)  # (B, N)
         short = members.sum(-1) < keep  # (B,)
         again = torch.randint(len(spare_members), (batch_size,), device=device, generator=generator)
@@ -103,44 +99,32 @@ class MultiBlockMask:
         members = torch.where(short[:, None], spare_members[again], members)
         rank = members.cumsum(dim=-1, dtype=torch.int32)
         context = torch.searchsorted(rank, systematic_sample(rank[:, -1], keep, generator) + 1)
-        targets = self._pick_targets(blocks[:, :, 1:], grid, tokens, generator)
-        if valid is None:
-            return [Mask(context, targets)]
-        context_valid = valid.gather(1, context)
-        target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
-        return [Mask(context, targets, context_valid=context_valid, target_valid=target_valid)]
+        return [mark_padding(context, self._pick_targets(blocks[:, :, 1:], grid, tokens, generator), valid)]
 
-    def _draw_area(self, grid: Grid, generator: torch.Generator | None) -> BlockArea:
+    def _draw_area(self, grid: Grid, generator: torch.Generator) -> BlockArea:
         """Return the area of a batch's target blocks, without waiting for the device of the generator."""
         if grid not in self._areas:
             self._areas[grid] = block_areas(grid, self.target_scale, self.aspect_ratio)
         areas = self._areas[grid]
-        if generator is not None and generator.device.type == "cuda":
+        if generator.device.type == "cuda":
             drawn = random.Random(f"{generator.initial_seed()}/{generator.get_offset()}").random()
         else:
-            drawn = float(torch.rand((), device="cpu" if generator is None else generator.device, generator=generator))
+            drawn = float(torch.rand((), device=generator.device, generator=generator))
         edges = itertools.accumulate(area.share for area in areas)
         return next((area for area, edge in zip(areas, edges) if drawn < edge), areas[-1])
 
-    def _draw(
-        self,
-        batch_size: int,
-        grid: Grid,
-        area: BlockArea | None,
-        device: torch.device,
-        generator: torch.Generator | None,
-    ) -> Tensor:
+    def _draw(self, batch_size: int, grid: Grid, area: BlockArea | None, generator: torch.Generator) -> Tensor:
         """Return the first cells and sides (2, B, 1 + M, axes) of the context block and the targets."""
         ratio = grid[-2] / grid[-1] if len(grid) > 1 else 1.0
-        context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), device, generator)
+        context = draw_blocks((batch_size, 1), grid, self.context_scale, (ratio, ratio), generator)
         shape = (batch_size, self.num_targets)
         if area is None:
-            targets = draw_blocks(shape, grid, self.target_scale, self.aspect_ratio, device, generator)
+            targets = draw_blocks(shape, grid, self.target_scale, self.aspect_ratio, generator)
         else:
-            drawn = torch.rand(shape, device=device, generator=generator)
+            drawn = torch.rand(shape, device=generator.device, generator=generator)
             # The last edge is 1 but for rounding, and left out.
-            sides = area.sides.to(device)[torch.bucketize(drawn, area.edges[:-1].to(device), right=True)]
-            targets = place(sides, grid, generator)
+            shape_index = torch.bucketize(drawn, area.edges[:-1].to(drawn.device), right=True)
+            targets = place_blocks(area.sides.to(drawn.device)[shape_index], grid, generator)
         return torch.cat([context, targets], dim=2)
 
     def _context(self, blocks: Tensor, grid: Grid) -> Tensor:
@@ -148,7 +132,7 @@ class MultiBlockMask:
         context = cover(blocks[:, :, :1], grid)
         return context if self.allow_overlap else context & ~cover(blocks[:, :, 1:], grid)
 
-    def _pick_targets(self, blocks: Tensor, grid: Grid, tokens: int, generator: torch.Generator | None) -> Tensor:
+    def _pick_targets(self, blocks: Tensor, grid: Grid, tokens: int, generator: torch.Generator) -> Tensor:
         """Return P = `tokens` cells of each block (2, B, M, axes), as flat indices (B, M, P)."""
         start, sides = blocks.int()
         local = systematic_sample(sides.prod(dim=-1), tokens, generator)
@@ -161,9 +145,8 @@ class MultiBlockMask:
         return flat.long()
 
     def _calibrate(self, grid: Grid, area: BlockArea | None, device: torch.device) -> Layouts:
-        """Return the layouts of a grid with target blocks of this area."""
         fixed = make_generator("cpu", 0, "mask calibration")
-        blocks = self._draw(CALIBRATION_DRAWS, grid, area, torch.device("cpu"), fixed)
+        blocks = self._draw(CALIBRATION_DRAWS, grid, area, fixed)
         members = self._context(blocks, grid)
         context_tokens = members.sum(-1)
         keep = max(int(context_tokens.float().quantile(REDRAWN_SHARE, interpolation="lower")), self.min_context)
@@ -180,26 +163,17 @@ class MultiBlockMask:
 
 
 def draw_blocks(
-    shape: tuple[int, ...],
-    grid: Grid,
-    scale: tuple[float, float],
-    aspect_ratio: tuple[float, float],
-    device: torch.device,
-    generator: torch.Generator | None,
+    shape: tuple[int, ...], grid: Grid, scale: Range, aspect_ratio: Range, generator: torch.Generator
 ) -> Tensor:
-    """Return the first cells and sides (2, *shape, axes) of blocks, int64.
-
-    Scale and aspect ratio are uniform and independent; the first cell is uniform among those that keep the block on the
-    grid.
-    """
-    draws = torch.rand(2, *shape, device=device, generator=generator)
+    """Return the first cells and sides (2, *shape, axes) of blocks; scale and aspect ratio are uniform, independent."""
+    draws = torch.rand(2, *shape, device=generator.device, generator=generator)
     area = scale[0] + (scale[1] - scale[0]) * draws[0]
     ratio = aspect_ratio[0] + (aspect_ratio[1] - aspect_ratio[0]) * draws[1]
-    return place(block_sides(area, ratio, grid, min_tokens(scale, grid)), grid, generator)
+    return place_blocks(block_sides(area, ratio, grid, min_tokens(scale, grid)), grid, generator)
 
 
-def place(sides: Tensor, grid: Grid, generator: torch.Generator | None) -> Tensor:
-    """Return first cells, uniform among those that keep the block on the grid, and the sides (..., axes), stacked."""
+def place_blocks(sides: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
+    """Return first cells, uniform among those that keep a block on the grid, and its sides, (2, ..., axes) int64."""
     room = torch.tensor(grid, device=sides.device) - sides + 1  # possible first cells
     start = (torch.rand(sides.shape, device=sides.device, generator=generator) * room).long()
     return torch.stack([torch.minimum(start, room - 1), sides])
@@ -218,7 +192,7 @@ class BlockArea:
     edges: Tensor
 
 
-def block_areas(grid: Grid, scale: tuple[float, float], aspect_ratio: tuple[float, float]) -> list[BlockArea]:
+def block_areas(grid: Grid, scale: Range, aspect_ratio: Range) -> list[BlockArea]:
     """Return at most `MAX_AREAS` areas of blocks whose scale and aspect ratio lie in the ranges, by size.
 
     A shape is as likely as it is among blocks whose scale and ratio are uniform and independent, and whose sides are
@@ -249,8 +223,7 @@ def block_areas(grid: Grid, scale: tuple[float, float], aspect_ratio: tuple[floa
     return found
 
 
-def min_tokens(scale: tuple[float, float], grid: Grid) -> int:
-    """Return the fewest tokens of a block of this scale."""
+def min_tokens(scale: Range, grid: Grid) -> int:
     return max(1, int(scale[0] * math.prod(grid)))
 
 
@@ -281,7 +254,24 @@ def cover(blocks: Tensor, grid: Grid) -> Tensor:
     return (planes.transpose(1, 2) @ last).flatten(1) > 0  # a sum over blocks
 
 
-def check_range(key: str, values: Sequence[float], most: float = math.inf) -> tuple[float, float]:
+def systematic_sample(sizes: Tensor, count: int, generator: torch.Generator | None) -> Tensor:
+    """Return `count` different members (..., count), numbered from 0, of sets of at least so many; sizes (...).
+
+    Evenly spaced from a random start, so that every member is equally likely, without sorting.
+    """
+    start = 0.999 * torch.rand(sizes.shape, device=sizes.device, generator=generator)  # below 1 after rounding too
+    spaced = torch.arange(count, device=sizes.device) + start.unsqueeze(-1)
+    return (spaced * (sizes / count).unsqueeze(-1)).int().minimum(sizes.unsqueeze(-1).int() - 1)
+
+
+def mark_padding(context: Tensor, targets: Tensor, valid: Tensor | None) -> Mask:
+    """Return the mask of context (B, K) and targets (B, M, P); valid (B, N) bool: False at padding."""
+    if valid is None:
+        return Mask(context, targets)
+    return Mask(context, targets, valid.gather(1, context), valid.gather(1, targets.flatten(1)).view_as(targets))
+
+
+def check_range(key: str, values: Sequence[float], most: float = math.inf) -> Range:
     """Return (low, high) as floats. Raises ValueError unless 0 < low <= high <= most."""
     low, high = map(float, values) if len(values) == 2 else (0.0, 0.0)
     if not 0 < low <= high <= most:

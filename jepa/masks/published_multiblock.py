@@ -7,20 +7,19 @@ CPU, as the published code does.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from jepa.masks.multiblock import check_range
+from jepa.masks.multiblock import MultiBlockMask
 from jepa.types import Grid, Mask
 
 TRIES = 20
 """Failed draws after which the context may overlap one more target block."""
 
 
-class PublishedMultiBlockMask:
-    """Masker of facebookresearch/ijepa; 2-D grids only.
+class PublishedMultiBlockMask(MultiBlockMask):
+    """Masker of facebookresearch/ijepa; 2-D grids only. Arguments as of `MultiBlockMask`.
 
     One uniform number per batch sets both scale and aspect ratio of the targets; all samples share block sizes; a block
     never reaches the last row and column; every context is cut to the first indices, as many as the shortest of the
@@ -28,32 +27,8 @@ class PublishedMultiBlockMask:
     tokens.
     """
 
-    def __init__(
-        self,
-        *,
-        num_targets: int = 4,
-        context_scale: Sequence[float] = (0.85, 1.0),
-        target_scale: Sequence[float] = (0.15, 0.2),
-        aspect_ratio: Sequence[float] = (0.75, 1.5),
-        min_context: int = 10,
-        allow_overlap: bool = False,
-    ) -> None:
-        if num_targets < 1 or min_context < 1:
-            raise ValueError(f"model.mask: num_targets={num_targets}, min_context={min_context}, expected at least 1")
-        self.num_targets = num_targets
-        self.context_scale = check_range("model.mask.context_scale", context_scale, most=1.0)
-        self.target_scale = check_range("model.mask.target_scale", target_scale, most=1.0)
-        self.aspect_ratio = check_range("model.mask.aspect_ratio", aspect_ratio)
-        self.min_context = min_context
-        self.allow_overlap = allow_overlap
-
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return one `Mask` for the batch. Raises ValueError for padding, or blocks too small for min_context."""
         if len(grid) != 2 or valid is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa.masks.token_indices import fixed_size_indices
+from jepa.masks.hidden_tokens import fixed_size_indices
 from jepa.types import Grid, Mask
 from jepa.utils.errors import check_at_least
 
@@ -31,18 +31,11 @@ class RandomMask:
         self.num_masks = num_masks
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
-        """Return `num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
+        """Return `num_masks` masks with one target block (B, 1, P) each; shares are those of what is not padding.
 
-        Shares are those of the tokens that are not padding.
-
-        Raises ValueError when the grid has too few tokens for one context and one target token.
+        valid (B, N) bool: False at padding. Raises ValueError for a grid of fewer than 2 tokens.
         """
         tokens = torch.Size(grid).numel()
         keep = max(1, round(self.context_share * tokens))
@@ -50,27 +43,18 @@ class RandomMask:
         if keep + size > tokens:
             raise ValueError(f"masks do not fit a grid of {grid}: use smaller patches (model.encoder.patch_size)")
         device = torch.device("cpu") if generator is None else generator.device
-        return [self._draw(batch_size, tokens, keep, size, device, valid, generator) for _ in range(self.num_masks)]
+        masks = []
+        for _ in range(self.num_masks):
+            order = torch.rand(batch_size, tokens, device=device, generator=generator)
+            if valid is None:
+                order = order.argsort(dim=1)  # (B, N)
+                context, targets = (part.sort(dim=1).values for part in (order[:, :keep], order[:, keep : keep + size]))
+                masks.append(Mask(context, targets.unsqueeze(1)))
+            else:
+                masks.append(self._padded_mask(order, keep, size, valid, generator))
+        return masks
 
-    def _draw(
-        self,
-        batch_size: int,
-        tokens: int,
-        keep: int,
-        size: int,
-        device: torch.device,
-        valid: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Mask:
-        order = torch.rand(batch_size, tokens, device=device, generator=generator)
-        if valid is not None:
-            return self._draw_padded(order, keep, size, valid, generator)
-        order = order.argsort(dim=1)  # (B, N)
-        context = order[:, :keep].sort(dim=1).values
-        targets = order[:, keep : keep + size].sort(dim=1).values
-        return Mask(context, targets.unsqueeze(1))
-
-    def _draw_padded(
+    def _padded_mask(
         self, order: Tensor, keep: int, size: int, valid: Tensor, generator: torch.Generator | None
     ) -> Mask:
         """Return the mask of padded samples, whose valid tokens (B, N) are taken by rising order (B, N) < 1."""

@@ -7,12 +7,12 @@ import math
 import torch
 from torch import Tensor
 
-from jepa.masks.token_indices import mask_from_hidden
-from jepa.types import Grid, Mask
+from jepa.masks.hidden_tokens import HiddenTokensMask, possible_lengths
+from jepa.types import Grid
 from jepa.utils.errors import check_at_least
 
 
-class SpanMask:
+class SpanMask(HiddenTokensMask):
     """Masker of sequences: hides `mask_ratio` of the tokens in spans of `mask_length` that do not overlap.
 
     mask_ratio: share of a sample's tokens to hide, rounded to whole spans; at least one token is hidden and one seen.
@@ -24,67 +24,33 @@ class SpanMask:
     """
 
     def __init__(self, *, mask_ratio: float = 0.6, mask_length: int = 1, num_masks: int = 1) -> None:
+        super().__init__(num_masks=num_masks)
         if not 0 < mask_ratio < 1:
             raise ValueError(f"model.mask.mask_ratio={mask_ratio}: expected a share between 0 and 1")
-        check_at_least("model.mask", 1, mask_length=mask_length, num_masks=num_masks)
+        check_at_least("model.mask", 1, mask_length=mask_length)
         self.mask_ratio = mask_ratio
         self.mask_length = mask_length
-        self.num_masks = num_masks
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> list[Mask]:
-        """Return `num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
+    def sequences(self, grid: Grid) -> int:
+        """Return the number of sequences that the tokens of a grid make up."""
+        return 1
 
-        Raises ValueError when the grid has a single token.
-        """
-        tokens = math.prod(grid)
-        if tokens < 2:
+    def sizes(self, grid: Grid, padded: bool) -> tuple[int, int]:
+        """Return the most tokens that are seen and hidden. Raise ValueError for sequences of one token."""
+        sequences = self.sequences(grid)
+        steps = math.prod(grid) // sequences
+        if steps < 2:
             raise ValueError(
-                f"masks need at least 2 tokens, got a grid of {grid}: use smaller patches or longer inputs"
+                f"masks need at least 2 tokens along time, got a grid of {grid}: use smaller patches or longer inputs"
             )
-        device = torch.device("cpu") if generator is None else generator.device
-        real = torch.ones(batch_size, tokens, dtype=torch.bool, device=device) if valid is None else valid
-        lengths = torch.arange(1, tokens + 1) if valid is not None else torch.tensor([tokens])
-        spans, span = self._spans(lengths)
-        target_size = int((spans * span).max())
-        context_size = int((lengths - spans * span).max())
-        masks = []
-        for _ in range(self.num_masks):
-            hidden = self._hide(real, int(spans.max()), generator)
-            masks.append(
-                mask_from_hidden(
-                    hidden, valid, context_size=context_size, target_size=max(1, target_size), generator=generator
-                )
-            )
-        return masks
+        lengths = possible_lengths(steps, padded)
+        hidden = self.hidden_count(lengths)
+        return sequences * int((lengths - hidden).max()), sequences * int(hidden.max())
 
-    def hidden_count(self, lengths: Tensor) -> Tensor:
-        """Return how many tokens of samples of these lengths are hidden, int64; none of fewer than two."""
-        spans, span = self._spans(lengths)
-        return spans.clamp(min=0) * span
-
-    def hide(self, valid: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Return which tokens are hidden, (B, N) bool, N > 1; valid (B, N) bool: False at padding."""
-        spans, _ = self._spans(torch.arange(valid.shape[1] + 1))
-        return self._hide(valid, int(spans.max()), generator)
-
-    def _spans(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the number and length of the spans of samples of these lengths; no spans of a single token."""
-        span = torch.minimum(torch.full_like(lengths, self.mask_length), (lengths * self.mask_ratio).round().long())
-        span = span.minimum(lengths - 1).clamp(min=1)  # leaves at least one token to see
-        most = (lengths - 1) // span
-        spans = (lengths * self.mask_ratio / span).round().long().clamp(min=1)
-        return spans.minimum(most), span
-
-    def _hide(self, valid: Tensor, most: int, generator: torch.Generator | None) -> Tensor:
-        """Return which tokens are hidden, (B, N) bool; most: the largest number of spans."""
+    def hide(self, real: Tensor, generator: torch.Generator) -> Tensor:
+        valid = real.flatten(1)
         batch, tokens = valid.shape
+        most = int(self._spans(torch.tensor(tokens))[0])
         draws = torch.rand(batch, most + 1, device=valid.device, generator=generator)
         lengths = valid.sum(dim=1)  # (B,)
         spans, span = (t[:, None] for t in self._spans(lengths))
@@ -97,4 +63,17 @@ class SpanMask:
         shift = (draws[:, most:] * lengths[:, None]).long()
         ring = (valid.cumsum(dim=1) - 1 - shift) % lengths.clamp(min=1)[:, None]  # position after the shift
         inside = (ring[:, None] >= first[..., None]) & (ring[:, None] < (first + span)[..., None])  # (B, most, N)
-        return (inside & used[..., None]).any(dim=1) & valid
+        return ((inside & used[..., None]).any(dim=1) & valid).view_as(real)
+
+    def hidden_count(self, lengths: Tensor) -> Tensor:
+        """Return how many tokens of samples of these lengths are hidden, int64; none of fewer than two."""
+        spans, span = self._spans(lengths)
+        return spans * span
+
+    def _spans(self, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the number and length of the spans of samples of these lengths; no spans of a single token."""
+        span = torch.minimum(torch.full_like(lengths, self.mask_length), (lengths * self.mask_ratio).round().long())
+        span = span.minimum(lengths - 1).clamp(min=1)  # leaves at least one token to see
+        most = ((lengths - 1) // span).clamp(min=0)
+        spans = (lengths * self.mask_ratio / span).round().long().clamp(min=1)
+        return spans.minimum(most), span

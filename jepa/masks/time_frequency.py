@@ -8,13 +8,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jepa.masks.hidden_tokens import HiddenTokensMask, possible_lengths
 from jepa.masks.span import SpanMask
-from jepa.masks.token_indices import mask_from_hidden
-from jepa.types import Grid, Mask
+from jepa.types import Grid
 from jepa.utils.errors import check_at_least
 
 
-class SpectrogramMask:
+class SpectrogramMask(HiddenTokensMask):
     """Masker on a grid of (frequency, time): hides spans of columns and bands of rows, and predicts all their tokens.
 
     time_share: share of a sample's columns that is hidden, in spans of time_length columns; 0 for none.
@@ -23,7 +23,6 @@ class SpectrogramMask:
 
     Each axis as by `SpanMask`: shares are rounded to spans, and at least one row and one column are seen. The share of
     time is that of the columns which are not padding.
-    Raises ValueError for shares outside [0, 1), both 0, and lengths or a number below 1.
     """
 
     def __init__(
@@ -35,66 +34,45 @@ class SpectrogramMask:
         frequency_length: int = 1,
         num_masks: int = 1,
     ) -> None:
+        super().__init__(num_masks=num_masks)
         for name, share in {"time_share": time_share, "frequency_share": frequency_share}.items():
             if not 0 <= share < 1:
                 raise ValueError(f"model.mask.{name}={share}: expected a share from 0 (none) to below 1")
         if not (time_share or frequency_share):
             raise ValueError("model.mask: time_share and frequency_share are both 0, and nothing would be hidden")
-        check_at_least("model.mask", 1, time_length=time_length, frequency_length=frequency_length, num_masks=num_masks)
-        self.num_masks = num_masks
+        check_at_least("model.mask", 1, time_length=time_length, frequency_length=frequency_length)
         self._time = SpanMask(mask_ratio=time_share, mask_length=time_length) if time_share else None
         self._frequency = (
             SpanMask(mask_ratio=frequency_share, mask_length=frequency_length) if frequency_share else None
         )
 
-    def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> list[Mask]:
-        """Return `num_masks` masks with one target block (B, 1, P) each. valid (B, N) bool: False at padding.
-
-        Raises ValueError for a grid that has not two axes, or on which nothing can be hidden.
-        """
+    def sizes(self, grid: Grid, padded: bool) -> tuple[int, int]:
+        """Return the most tokens that are seen and hidden. Raise ValueError for a grid that has not two axes."""
         if len(grid) != 2:
             raise ValueError(
                 f"model.mask: spectrogram masks need a grid of frequency and time, got {len(grid)} axes: "
                 "use model/mask=random or model/mask=multiblock"
             )
         rows, columns = grid
-        device = torch.device("cpu") if generator is None else generator.device
-        lengths = torch.arange(columns + 1) if valid is not None else torch.tensor([columns])
-        hidden_columns = _hidden_count(self._time, lengths)
-        hidden_rows = _hidden_count(self._frequency, torch.tensor([rows]))
-        context = (lengths - hidden_columns) * (rows - hidden_rows)
-        target = lengths * rows - context
-        if not int(target.max()):
+        lengths = possible_lengths(columns, padded)
+        seen_rows = rows - _hidden_count(self._frequency, torch.tensor(rows))
+        context = (lengths - _hidden_count(self._time, lengths)) * seen_rows
+        hidden = lengths * rows - context
+        if not int(hidden.max()):
             raise ValueError(
                 f"masks hide nothing on a grid of {rows} x {columns} (frequency x time): use smaller patches "
                 "(model.encoder.stem.patch_size), or raise model.mask.time_share where there is a single row"
             )
-        all_tokens = torch.ones(batch_size, *grid, dtype=torch.bool, device=device)
-        real = all_tokens if valid is None else valid.view(batch_size, *grid)
-        masks = []
-        for _ in range(self.num_masks):
-            hidden = torch.zeros_like(all_tokens)
-            if self._time is not None and columns > 1:
-                hidden = hidden | self._time.hide(real.any(dim=1), generator).unsqueeze(1)
-            if self._frequency is not None and rows > 1:
-                hidden = hidden | self._frequency.hide(all_tokens.any(dim=2), generator).unsqueeze(2)
-            masks.append(
-                mask_from_hidden(
-                    hidden.flatten(1),
-                    valid,
-                    context_size=max(1, int(context.max())),
-                    target_size=int(target.max()),
-                    generator=generator,
-                )
-            )
-        return masks
+        return max(1, int(context.max())), int(hidden.max())
+
+    def hide(self, real: Tensor, generator: torch.Generator) -> Tensor:
+        _, rows, columns = real.shape
+        hidden = torch.zeros_like(real)
+        if self._time is not None and columns > 1:
+            hidden = hidden | self._time.hide(real.any(dim=1), generator).unsqueeze(1)
+        if self._frequency is not None and rows > 1:
+            hidden = hidden | self._frequency.hide(torch.ones_like(real[:, :, 0]), generator).unsqueeze(2)
+        return hidden
 
 
 def _hidden_count(axis: SpanMask | None, lengths: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from jepa.masks.multiblock import CALIBRATION_DRAWS, REDRAWN_SHARE, check_range, cover
-from jepa.masks.token_indices import fixed_size_indices
+from jepa.masks.hidden_tokens import fixed_size_indices
+from jepa.masks.multiblock import CALIBRATION_DRAWS, REDRAWN_SHARE, check_range, cover, mark_padding, place_blocks
 from jepa.types import Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
@@ -46,17 +46,15 @@ class BlockGroup:
         temporal_scale: Sequence[float] = (1.0, 1.0),
         aspect_ratio: Sequence[float] = (0.75, 1.5),
     ) -> None:
-        if num_blocks < 1:
-            raise ValueError(f"model.mask: num_blocks must be at least 1, got {num_blocks}")
+        check_at_least("model.mask: BlockGroup", 1, num_blocks=num_blocks)
         self.num_blocks = num_blocks
         self.spatial_scale = check_range("model.mask: spatial_scale", spatial_scale, most=1.0)
         self.temporal_scale = check_range("model.mask: temporal_scale", temporal_scale, most=1.0)
         self.aspect_ratio = check_range("model.mask: aspect_ratio", aspect_ratio)
 
-    def draw(self, batch_size: int, grid: Grid, device: torch.device, generator: torch.Generator | None) -> Tensor:
-        """Return blocks (2, B, M, 3): first cells, uniform among those that keep the block on the grid, and sides."""
-        shape = (batch_size, self.num_blocks)
-        draws = torch.rand(3, *shape, device=device, generator=generator)
+    def draw(self, batch_size: int, grid: Grid, generator: torch.Generator) -> Tensor:
+        """Return the first cells and sides (2, B, M, 3) of blocks."""
+        draws = torch.rand(3, batch_size, self.num_blocks, device=generator.device, generator=generator)
         ranges = (self.spatial_scale, self.temporal_scale, self.aspect_ratio)
         area, time, ratio = (low + (high - low) * draw for (low, high), draw in zip(ranges, draws))
         steps, rows, columns = grid
@@ -69,9 +67,7 @@ class BlockGroup:
             ],
             dim=-1,
         ).long()
-        room = torch.tensor(grid, device=device) - sides + 1
-        start = (torch.rand(sides.shape, device=device, generator=generator) * room).long()
-        return torch.stack([torch.minimum(start, room - 1), sides])
+        return place_blocks(sides, grid, generator)
 
 
 class TubeMask:
@@ -104,12 +100,7 @@ class TubeMask:
         self._sizes: dict[tuple[str, Grid, torch.device], Sizes] = {}
 
     def __call__(
-        self,
-        batch_size: int,
-        grid: Grid,
-        *,
-        valid: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch_size: int, grid: Grid, *, valid: Tensor | None = None, generator: torch.Generator | None = None
     ) -> list[Mask]:
         """Return one mask with one target block (B, 1, P) per group. valid (B, N) bool: False at padding.
 
@@ -119,34 +110,22 @@ class TubeMask:
             raise ValueError(f"tube masks are for clips, on three axes, got a grid of {grid}: use model/mask=random")
         grid = (1, *grid) if len(grid) == 2 else tuple(grid)
         groups = {"images": self.images} if grid[0] == 1 and self.images is not None else self.groups
-        device = torch.device("cpu") if generator is None else generator.device
-        return [self._mask(name, group, batch_size, grid, device, valid, generator) for name, group in groups.items()]
-
-    def _mask(
-        self,
-        name: str,
-        group: BlockGroup,
-        batch_size: int,
-        grid: Grid,
-        device: torch.device,
-        valid: Tensor | None,
-        generator: torch.Generator | None,
-    ) -> Mask:
-        if (name, grid, device) not in self._sizes:
-            self._sizes[name, grid, device] = self._calibrate(name, group, grid, device)
-        keep, size, spare = self._sizes[name, grid, device]
-        hidden = cover(group.draw(batch_size, grid, device, generator), grid)  # (B, N)
-        seen = self._seen(hidden, grid)
-        again = torch.randint(len(spare), (batch_size,), device=device, generator=generator)
-        short = (seen.sum(dim=1) < keep) | (hidden.sum(dim=1) < size)
-        hidden = torch.where(short[:, None], spare[again], hidden)
-        context, _ = fixed_size_indices(self._seen(hidden, grid), keep, generator)
-        targets, _ = fixed_size_indices(hidden, size, generator)
-        targets = targets.unsqueeze(1)  # (B, 1, P)
-        if valid is None:
-            return Mask(context, targets)
-        target_valid = valid.gather(1, targets.flatten(1)).view_as(targets)
-        return Mask(context, targets, context_valid=valid.gather(1, context), target_valid=target_valid)
+        generator = generator or torch.default_generator
+        device = generator.device
+        masks = []
+        for name, group in groups.items():
+            if (name, grid, device) not in self._sizes:
+                self._sizes[name, grid, device] = self._calibrate(name, group, grid, device)
+            keep, size, spare = self._sizes[name, grid, device]
+            hidden = cover(group.draw(batch_size, grid, generator), grid)  # (B, N)
+            seen = self._seen(hidden, grid)
+            again = torch.randint(len(spare), (batch_size,), device=device, generator=generator)
+            short = (seen.sum(dim=1) < keep) | (hidden.sum(dim=1) < size)
+            hidden = torch.where(short[:, None], spare[again], hidden)
+            context, _ = fixed_size_indices(self._seen(hidden, grid), keep, generator)
+            targets, _ = fixed_size_indices(hidden, size, generator)
+            masks.append(mark_padding(context, targets.unsqueeze(1), valid))
+        return masks
 
     def _seen(self, hidden: Tensor, grid: Grid) -> Tensor:
         """Return the tokens (B, N) bool that may be in the context."""
@@ -155,9 +134,8 @@ class TubeMask:
         return ~hidden & early
 
     def _calibrate(self, name: str, group: BlockGroup, grid: Grid, device: torch.device) -> Sizes:
-        """Return the sizes of a group on a grid."""
         fixed = make_generator("cpu", 0, "mask calibration")
-        hidden = cover(group.draw(CALIBRATION_DRAWS, grid, torch.device("cpu"), fixed), grid)
+        hidden = cover(group.draw(CALIBRATION_DRAWS, grid, fixed), grid)
         seen, count = self._seen(hidden, grid).sum(dim=1), hidden.sum(dim=1)
         fits = seen >= self.min_context
         if fits.float().mean() < MIN_FITTING_SHARE:

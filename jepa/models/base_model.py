@@ -1,12 +1,15 @@
-"""The base class of models: one call from a batch to named losses."""
+"""What all models share: the step from a batch to named losses, the masks of a step, and batches of several views."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
-from jepa.types import Batch, RunLength, Schedule, StepRandomness
+from jepa.types import Batch, Mask, Masker, RunLength, Schedule, StepRandomness
+from jepa.utils.tensors import token_valid
 
 
 class JEPA(nn.Module):
@@ -47,6 +50,50 @@ class JEPA(nn.Module):
         """Update the target from the encoder after `step` earlier updates; return values to log."""
         target = getattr(self, "target", None)
         return {} if target is None else target.update(self.encoder, step, run_length)
+
+
+class MaskSampler:
+    """Sample the masks of a step's global batch once, and slice them for each rank and micro-batch.
+
+    weight: (mask, N) -> (B, M, P) weights of the target tokens of the global batch, or None for equal weights; N is the
+        number of tokens of the grid. None: no weights.
+    """
+
+    def __init__(self, masker: Masker, weight: Callable[[Mask, int], Tensor | None] | None = None) -> None:
+        self.masker, self.weight = masker, weight
+        self._cache: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
+
+    def __call__(self, encoder: nn.Module, x: Tensor, rng: StepRandomness, views: int = 1) -> dict[str, Any]:
+        """Return {"masks", "target_weights"} of inputs x, the samples of `rng`, the `views` of a sample adjacent."""
+        grid, valid = tuple(encoder.grid(x)), token_valid(encoder, x)
+        size = rng.total * views
+        local = slice(rng.samples.start * views, rng.samples.stop * views)
+        global_valid = None
+        if valid is not None:  # the padding of other ranks is unknown; a masker draws the same numbers for any padding
+            global_valid = valid.new_ones(size, valid.shape[1])
+            global_valid[local] = valid
+        key = (rng.seed, rng.step, size, grid, x.device)
+        if valid is not None or self._cache is None or self._cache[0] != key:  # shared by the micro-batches of a step
+            masks = self.masker(size, grid, valid=global_valid, generator=rng.generator(x.device, "mask"))
+            weights = [None if self.weight is None else self.weight(mask, math.prod(grid)) for mask in masks]
+            self._cache = key, masks, weights
+        _, masks, weights = self._cache
+        return {
+            "masks": [mask[local] for mask in masks],
+            "target_weights": [None if weight is None else weight[local] for weight in weights],
+        }
+
+
+def flatten_views(batch: Batch) -> tuple[Tensor, int]:
+    """Return the batch's inputs (B * V, C, *S), the views of a sample adjacent, and V."""
+    if "views" in batch:
+        return batch["views"].flatten(0, 1), batch["views"].shape[1]
+    return batch["x"], 1
+
+
+def views_first(pooled: Tensor, views: int) -> Tensor:
+    """Return (masks * V, B, D) of (masks, B * V, D), in which the views of a sample are adjacent."""
+    return pooled.unflatten(1, (-1, views)).transpose(1, 2).flatten(0, 1)
 
 
 def check_no_collapse(target: nn.Module, loss: nn.Module, allow_collapse: bool) -> None:

@@ -15,29 +15,28 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.models.base_model import JEPA, check_no_collapse
-from jepa.models.mask_sampler import MaskSampler
-from jepa.models.modality_encoders import Inputs, ModalityEncoders
+from jepa.models.base_model import JEPA, MaskSampler, check_no_collapse
+from jepa.models.transformer import share_trunks
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
-from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
+from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, token_valid
+
+Inputs = Mapping[str, Tensor]
+"""Modality -> inputs (B, ...)."""
 
 
 class CrossModalJEPA(JEPA):
     """Encoders, predictor, target and maskers of two or more modalities: a batch to `Latents`.
 
-    encoders: modality -> encoder, with the names of the data. shared_trunk: see `ModalityEncoders`.
-    predictor, target: called with `encoder=` to be completed. masks: modality -> masker.
-    loss: called with `embedding_dim=` to be completed.
+    encoders, masks: modality -> encoder, masker, with the names of the data. shared_trunk: see `ModalityEncoders`.
+    predictor, target: called with `encoder=` to be completed; loss with `embedding_dim=` and `token_values=`.
     predict: what is predicted of another modality. "pooled": the layer-normed mean of its target features, for pairs
         that share only their meaning. "tokens": the tokens that its mask hides, for pairs that show the same event.
     in_modality: also predict the hidden tokens of each modality from its own visible ones.
-    allow_collapse: accept a target and a loss that do not prevent collapse.
+    allow_collapse: accept a target and a loss that do not prevent collapse; otherwise they raise ValueError.
 
     A sample may lack modalities (`ModalityEncoders.present`): they are neither predicted nor predicted from. Pooled
     embeddings have one view per modality and mask; the view of a missing modality is replaced by the sample's first
     present one, so that it adds nothing to terms over embeddings.
-
-    Raises ValueError if the names of masks and encoders differ, a setting does not exist, or training would collapse.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class CrossModalJEPA(JEPA):
         self.loss = loss(embedding_dim=self.encoder.embed_dim, token_values=None)
         self.loss.require(("predictions", "targets", "target_weights", "embeddings", "rng"), by="CrossModalJEPA")
         self.predict, self.in_modality = predict, in_modality
-        self.mask_samplers = {name: MaskSampler(_NamedMasker(mask, name)) for name, mask in masks.items()}
+        self.mask_samplers = {name: MaskSampler(mask) for name, mask in masks.items()}
         check_no_collapse(self.target, self.loss, allow_collapse)
 
     @property
@@ -75,50 +74,47 @@ class CrossModalJEPA(JEPA):
         return list(self.encoder.encoders)
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """Return the batch with `modality_masks`, modality -> masks, of its slice of the global batch.
-
-        Raises ValueError if the batch is not a dict of these modalities.
-        """
+        """Return the batch with `modality_masks`, modality -> masks. Raise ValueError for other modalities."""
         x = batch.get("x")
         if not isinstance(x, Mapping) or set(x) != set(self.modalities):
             got = sorted(x) if isinstance(x, Mapping) else "a single input"
             raise ValueError(f"model=crossmodal takes batches of {self.modalities}, got {got}: use data=paired")
         masks = {}
         for name, sampler in self.mask_samplers.items():
-            single = {name: x[name]}
-            valid = self.encoder.token_valid(single)
-            sampled = sampler(rng, views=1, grid=self.encoder.grid(single), device=x[name].device, valid=valid)
-            masks[name] = sampled["masks"]
+            try:
+                masks[name] = sampler(self.encoder.encoders[name], x[name], rng)["masks"]
+            except ValueError as error:
+                raise ValueError(f"model.masks.{name} with model.encoders.{name}: {error}") from error
         return {**batch, "modality_masks": masks, "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
-        """Return the latents of a prepared batch."""
-        x, masks = batch["x"], batch["modality_masks"]
-        present = {name: self.encoder.present({name: x[name]}) for name in x}
-        grids = {name: self.encoder.grid({name: x[name]}) for name in x}
-        targets = {name: self.target.targets(self.encoder, {name: x[name]}) for name in x}  # (B, N, D) each
-        pooled = {name: self._pooled_target(targets[name], {name: x[name]}) for name in x}
+        masks = batch["modality_masks"]
+        inputs = {name: {name: values} for name, values in batch["x"].items()}
+        present = {name: self.encoder.present(x) for name, x in inputs.items()}
+        grids = {name: self.encoder.grid(x) for name, x in inputs.items()}
+        targets = {name: self.target.targets(self.encoder, x) for name, x in inputs.items()}  # (B, N, D) each
         predictions, expected, weights, views = [], [], [], []
         for name in self.modalities:
             for number, mask in enumerate(masks[name]):
-                context = self.encoder({name: x[name]}, keep=mask.context, valid=mask.context_valid)
+                context = self.encoder(inputs[name], keep=mask.context, valid=mask.context_valid)
                 views.append((name, masked_mean(context, mask.context_valid)))
                 source = (name, grids[name], mask)
                 for other in self.modalities:
                     if other == name and not self.in_modality:
                         continue
                     weight = (present[name] & present[other]).float()[:, None, None]  # (B, 1, 1)
-                    target = (other, grids[other])
+                    index = valid = None
                     if other != name and self.predict == "pooled":
-                        predicted, features = self.predictor(context, source, target, None), pooled[other]
+                        pooled = masked_mean(targets[other], self.encoder.token_valid(inputs[other]))
+                        features = layer_norm(pooled)[:, None, None]  # (B, 1, 1, D)
                     else:
                         # Of another modality, the tokens hidden by the mask of the same number.
                         hidden = masks[other][min(number, len(masks[other]) - 1)]
                         index = hidden.targets.flatten(1)  # (B, M * P)
                         valid = None if hidden.target_valid is None else hidden.target_valid.flatten(1)
-                        predicted = self.predictor(context, source, target, index, valid)
                         features = gather_tokens(targets[other], index).unsqueeze(1)
                         weight = weight * _equal_sample_weights(hidden)
+                    predicted = self.predictor(context, source, (other, grids[other]), index, valid)
                     predictions.append(predicted.unsqueeze(1))
                     expected.append(features)
                     weights.append(weight)
@@ -129,10 +125,6 @@ class CrossModalJEPA(JEPA):
             embeddings=torch.stack([_replace_missing(name, dict(views), view, present) for name, view in views]),
             rng=batch["rng"],
         )
-
-    def _pooled_target(self, features: Tensor, x: Inputs) -> Tensor:
-        """Return the mean (B, 1, 1, D) of target features (B, N, D) over tokens that are not padding, layer-normed."""
-        return layer_norm(masked_mean(features, self.encoder.token_valid(x)))[:, None, None]
 
     @torch.no_grad()
     def embed(self, x: Inputs, *, network: Literal["target", "context"] = "target") -> dict[str, Tensor]:
@@ -147,26 +139,63 @@ class CrossModalJEPA(JEPA):
         return embeddings
 
     def encode_target(self, x: Inputs, layers: Sequence[int] | None = None) -> Tensor | list[Tensor] | dict[str, Any]:
-        """Return features (B, N, D) of {name: x} by the target network; with `layers` a list, one per layer.
-
-        With several names, a dict of name -> features.
-        """
+        """Return features (B, N, D) of {name: x} by the target network; of several names a dict of them."""
         if len(x) > 1:
             return {name: self.encode_target({name: values}, layers) for name, values in x.items()}
         return self.target.encode(self.encoder, x, layers)
 
 
-class _NamedMasker:
-    """A masker whose errors name its modality."""
+class ModalityEncoders(nn.Module):
+    """Encoders of several modalities as one (`jepa.types.Encoder`), whose input is {name: x} with a single name.
 
-    def __init__(self, masker: Masker, name: str) -> None:
-        self.masker, self.name = masker, name
+    encoders: modality -> encoder, all of the same width.
+    shared_trunk: use the blocks and the final norm of the first encoder, of the same shape, for all; each keeps its
+        stem and positions.
 
-    def __call__(self, batch_size: int, grid: Grid, **others: Any) -> list[Mask]:
-        try:
-            return self.masker(batch_size, grid, **others)
-        except ValueError as error:
-            raise ValueError(f"model.masks.{self.name}: {error}") from error
+    A sample that is NaN or padding throughout is missing; see `present`.
+    """
+
+    def __init__(self, encoders: Mapping[str, nn.Module], *, shared_trunk: bool = False) -> None:
+        super().__init__()
+        widths = {name: encoder.embed_dim for name, encoder in encoders.items()}
+        if len(widths) < 2 or len(set(widths.values())) > 1:
+            raise ValueError(f"model.encoders: got the widths {widths}, expected two or more encoders of one width")
+        self.encoders = nn.ModuleDict(encoders)
+        self.embed_dim: int = next(iter(widths.values()))
+        self.depth: int | None = min(getattr(encoder, "depth", 0) for encoder in encoders.values()) or None
+        self.token_values: int | None = None
+        if shared_trunk:
+            share_trunks(list(encoders.values()), "model.shared_trunk")
+
+    def grid(self, x: Inputs) -> Grid:
+        encoder, values = self._select(x)
+        return tuple(encoder.grid(values))
+
+    def token_valid(self, x: Inputs) -> Tensor | None:
+        """Return which tokens (B, N) bool of {name: x} are not padding; None if its encoder takes no padding."""
+        return token_valid(*self._select(x))
+
+    def present(self, x: Inputs) -> Tensor:
+        """Return which samples (B,) bool of {name: x} are not missing: neither all NaN nor all padding."""
+        valid = self.token_valid(x)
+        if valid is not None:
+            return valid.any(dim=1)
+        (values,) = x.values()
+        return ~values.isnan().flatten(1).all(dim=1)
+
+    def forward(
+        self, x: Inputs, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
+    ) -> Tensor | list[Tensor]:
+        encoder, values = self._select(x)
+        return encoder(values, keep=keep, valid=valid, layers=layers)
+
+    def _select(self, x: Inputs) -> tuple[nn.Module, Tensor]:
+        """Return the encoder of {name: x}, and x as that encoder takes it."""
+        ((name, values),) = x.items()
+        encoder = self.encoders[name]
+        if values.is_floating_point() and not hasattr(encoder, "token_valid"):
+            values = values.nan_to_num()  # a missing sample; its features get no weight
+        return encoder, values
 
 
 def _equal_sample_weights(mask: Mask) -> Tensor:

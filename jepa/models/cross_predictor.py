@@ -5,10 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa.models.modality_encoders import ModalityEncoders
-from jepa.models.positions import SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads
-from jepa.models.weight_init import init_transformer
+from jepa.models.cross_modal_jepa import ModalityEncoders
+from jepa.models.transformer import SinCosPositions, block_list, check_heads, init_transformer
 from jepa.types import Grid, Mask
 from jepa.utils.tensors import attention_mask
 
@@ -41,9 +39,7 @@ class CrossPredictor(nn.Module):
         self.sources = nn.ParameterDict({name: torch.zeros(embed_dim) for name in names})
         self.queries = nn.ParameterDict({name: torch.zeros(embed_dim) for name in names})
         self.positions = SinCosPositions(embed_dim)
-        self.blocks = block_list(
-            depth=depth, embed_dim=embed_dim, num_heads=num_heads, mlp_ratio=mlp_ratio, dropout=dropout
-        )
+        self.blocks = block_list(depth, embed_dim, num_heads, mlp_ratio, dropout)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
         init_transformer(self, self.blocks)

@@ -15,9 +15,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from jepa.models.base_model import JEPA
-from jepa.models.mask_sampler import MaskSampler
-from jepa.models.multi_view import flatten_views, views_first
+from jepa.models.base_model import JEPA, MaskSampler, flatten_views, views_first
 from jepa.types import Batch, Latents, Mask, Masker, StepRandomness
 from jepa.utils.tensors import masked_mean, token_valid
 
@@ -27,13 +25,10 @@ class LeJEPA(JEPA):
 
     A view's embedding is the mean of its tokens. The published code takes the class token, which our encoders lack.
 
-    encoder: a `jepa.types.Encoder`.
     loss: called with `embedding_dim=` and `token_values=` to be completed.
     mask: samples the visible tokens of each global view; every mask group gives one view, so that random subsets of an
         image's tokens serve as cheap views. Its targets are not used. None: all tokens are visible.
-    allow_collapse: accept a loss that does not prevent collapse.
-
-    Raises ValueError if the loss does not prevent collapse and allow_collapse is False, or reads what this model lacks.
+    allow_collapse: accept a loss that does not prevent collapse; otherwise it raises ValueError.
     """
 
     def __init__(
@@ -56,16 +51,13 @@ class LeJEPA(JEPA):
             )
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """Return the batch with the `masks` of its global views, if there is a masker."""
         if self.mask_sampler is None:
             return {**batch, "rng": rng}
         x, views = flatten_views(batch)
-        valid = token_valid(self.encoder, x)
-        sampled = self.mask_sampler(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
-        return {**batch, "masks": sampled["masks"], "rng": rng}
+        return {**batch, "masks": self.mask_sampler(self.encoder, x, rng, views)["masks"], "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
-        """Return the latents of a prepared batch: the embeddings of its views, the global ones first."""
+        """Return the embeddings of a prepared batch's views, the global ones first."""
         x, views = flatten_views(batch)
         latents = self.latents(x, batch.get("masks"), views=views)
         if "local_views" in batch:
@@ -89,5 +81,5 @@ class LeJEPA(JEPA):
         return masked_mean(self.encoder(x), token_valid(self.encoder, x))
 
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of the encoder, the only network; with `layers` a list, one per layer."""
+        """Return features (B, N, D) of the encoder, the only network."""
         return self.encoder(x, layers=layers)

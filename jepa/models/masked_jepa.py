@@ -15,11 +15,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.models.base_model import JEPA, check_no_collapse
-from jepa.models.mask_sampler import MaskSampler
-from jepa.models.multi_view import flatten_views, views_first
+from jepa.models.base_model import JEPA, MaskSampler, check_no_collapse, flatten_views, views_first
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
-from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean, token_valid
+from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean
 
 
 class MaskedJEPA(JEPA):
@@ -27,15 +25,11 @@ class MaskedJEPA(JEPA):
 
     encoder: a `jepa.types.Encoder`.
     predictor, target: called with `encoder=` to be completed (`_partial_` in configs).
-    mask: samples the context and the target tokens.
     loss: called with `embedding_dim=` and `token_values=` to be completed.
     token_weights: "uniform", or "inverse_coverage": weight 1 / c for a target token that lies in c blocks. Padding has
         weight 0; with padding, every sample has the same weight, however many of its tokens are predicted.
-    corruption: called as corruption(x, rng, views) for the input of the context encoder; the targets are computed from
-        x. None: the context encoder sees x.
-    allow_collapse: accept a target and a loss that do not prevent collapse.
-
-    Raises ValueError if neither target nor loss prevents collapse and allow_collapse is False.
+    corruption: called as corruption(x, rng, views) for the input of the context encoder; the targets are of x itself.
+    allow_collapse: accept a target and a loss that do not prevent collapse; otherwise they raise ValueError.
     """
 
     def __init__(
@@ -60,6 +54,7 @@ class MaskedJEPA(JEPA):
         self.predictor = predictor(encoder=encoder, **width)
         self.loss = loss(embedding_dim=encoder.embed_dim, token_values=getattr(encoder, "token_values", None))
         self._dense = getattr(self.predictor, "predicts_context", False)
+        self._context_layers = getattr(self.predictor, "context_layers", None)
         provided = ["predictions", "targets", "target_weights", "positions", "inputs", "embeddings", "rng"]
         self.loss.require(provided + ["context"] * self._dense, by="MaskedJEPA")
         if self._dense and "context" not in self.loss.needs:
@@ -73,18 +68,13 @@ class MaskedJEPA(JEPA):
         check_no_collapse(self.target, self.loss, allow_collapse)
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """Return the batch with `masks` and `target_weights` of its slice of the global batch.
-
-        With a corruption also `corrupted` (B * views, *S), the input of the context encoder.
-        """
+        """Return the batch with its `masks`, `target_weights` and, of a corruption, `corrupted` (B * views, *S)."""
         x, views = flatten_views(batch)
-        valid = token_valid(self.encoder, x)
-        sampled = self.mask_sampler(rng, views=views, grid=self.encoder.grid(x), device=x.device, valid=valid)
+        sampled = self.mask_sampler(self.encoder, x, rng, views)
         corrupted = {} if self.corruption is None else {"corrupted": self.corruption(x, rng, views)}
         return {**batch, **sampled, **corrupted, "rng": rng}
 
     def forward(self, batch: Batch) -> Latents:
-        """Return the latents of a prepared batch."""
         x, views = flatten_views(batch)
         latents = self.latents(x, batch["masks"], views=views, corrupted=batch.get("corrupted"))
         return replace(latents, target_weights=batch["target_weights"], rng=batch["rng"])
@@ -95,48 +85,28 @@ class MaskedJEPA(JEPA):
         corrupted: the input of the context encoder, of the same shape; None takes x.
         """
         grid = self.encoder.grid(x)
-        contexts = [self._encode_context(x if corrupted is None else corrupted, mask) for mask in masks]
+        seen = x if corrupted is None else corrupted
+        options = {} if self._context_layers is None else {"layers": self._context_layers}
+        contexts = [self.encoder(seen, keep=mask.context, valid=mask.context_valid, **options) for mask in masks]
         targets = self.target.targets(self.encoder, x)  # (B, N, D)
-        pooled = torch.stack(
-            [masked_mean(c if isinstance(c, Tensor) else c[-1], m.context_valid) for c, m in zip(contexts, masks)]
-        )
-        predicted = [self._predict(c, mask, grid, group) for group, (c, mask) in enumerate(zip(contexts, masks))]
-        context_latents = None
-        if self._dense:
-            context_latents = self._context_latents([at_context for _, at_context in predicted], targets, masks, grid)
-            predicted = [at_targets for at_targets, _ in predicted]
+        pooled, predictions, context_predictions = [], [], []
+        for group, (context, mask) in enumerate(zip(contexts, masks)):
+            # A user's own predictor needs `group` only with several masks.
+            predicted = self.predictor(context, mask, grid, **({"group": group} if group else {}))
+            if self._dense:
+                predicted, at_context = predicted
+                context_predictions.append(at_context)
+            predictions.append(predicted)
+            pooled.append(masked_mean(context if isinstance(context, Tensor) else context[-1], mask.context_valid))
         return Latents(
-            predictions=predicted,
+            predictions=predictions,
             targets=[gather_tokens(targets, mask.targets) for mask in masks],
             target_weights=[self._weights(mask, targets.shape[1]) for mask in masks],
             positions=[grid_positions(grid, m.targets) for m in masks] if "positions" in self.loss.needs else None,
             inputs=self._inputs(x, masks) if "inputs" in self.loss.needs else None,
-            embeddings=views_first(pooled, views),  # (masks * views, B, D)
-            context=context_latents,
+            embeddings=views_first(torch.stack(pooled), views),  # (masks * views, B, D)
+            context=context_latents(context_predictions, targets, masks, grid) if self._dense else None,
         )
-
-    def _encode_context(self, x: Tensor, mask: Mask) -> Tensor | list[Tensor]:
-        """Return the predictor's input: features (B, K, D), or a list of them, one per `context_layers`."""
-        layers = getattr(self.predictor, "context_layers", None)
-        options = {} if layers is None else {"layers": layers}
-        return self.encoder(x, keep=mask.context, valid=mask.context_valid, **options)
-
-    @staticmethod
-    def _context_latents(predictions: list[Tensor], targets: Tensor, masks: list[Mask], grid: Grid) -> Latents:
-        """Return predictions and targets (B, M, K, D) at the context tokens (V-JEPA 2.1, arXiv 2603.14482).
-
-        Their weights are those of `distance_weights`.
-        """
-        at_context = [gather_tokens(targets, mask.context).unsqueeze(1) for mask in masks]
-        return Latents(
-            predictions=predictions,
-            targets=[t.expand(-1, p.shape[1], -1, -1) for t, p in zip(at_context, predictions)],
-            target_weights=[distance_weights(mask, grid) for mask in masks],
-        )
-
-    def _predict(self, context: Tensor, mask: Mask, grid: Grid, group: int) -> Tensor | tuple[Tensor, Tensor]:
-        # A user's own predictor needs `group` only with several masks.
-        return self.predictor(context, mask, grid, **({"group": group} if group else {}))
 
     def _inputs(self, x: Tensor, masks: list[Mask]) -> list[Tensor]:
         tokens = self.encoder.token_inputs(x)  # (B, N, values), or (B, N) ids
@@ -149,9 +119,9 @@ class MaskedJEPA(JEPA):
         return self.target.encode(self.encoder, x, layers)
 
     def _weights(self, mask: Mask, tokens: int) -> Tensor | None:
-        """Return weights (B, M, P) of target tokens, of mean 1 over the batch; None if all are equal.
+        """Return weights (B, M, P) of target tokens, of mean 1 over the batch, of which `tokens` lie on the grid.
 
-        With padding their mean is 1 over each sample, as the mean over the batch is unknown to a slice of it.
+        With padding the mean is 1 over each sample, as that over the batch is unknown to a slice. None: all are equal.
         """
         weights = None if mask.target_valid is None else mask.target_valid.float()
         if self.token_weights == "inverse_coverage":
@@ -163,6 +133,16 @@ class MaskedJEPA(JEPA):
             return None
         mean = weights.mean() if mask.target_valid is None else weights.mean(dim=(1, 2), keepdim=True)
         return weights / mean.clamp(min=1e-12)
+
+
+def context_latents(predictions: list[Tensor], targets: Tensor, masks: list[Mask], grid: Grid) -> Latents:
+    """Return predictions and targets (B, M, K, D) at the context tokens (V-JEPA 2.1), with `distance_weights`."""
+    at_context = [gather_tokens(targets, mask.context).unsqueeze(1) for mask in masks]
+    return Latents(
+        predictions=predictions,
+        targets=[t.expand(-1, p.shape[1], -1, -1) for t, p in zip(at_context, predictions)],
+        target_weights=[distance_weights(mask, grid) for mask in masks],
+    )
 
 
 def distance_weights(mask: Mask, grid: Grid) -> Tensor:

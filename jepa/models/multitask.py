@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 from torch import Tensor, nn
 
 from jepa.models.base_model import JEPA
-from jepa.models.trunk_sharing import same_trunk, share_trunk
+from jepa.models.transformer import share_trunks
 from jepa.types import Batch, Latents, RunLength, StepRandomness
 
 
@@ -30,13 +30,10 @@ class Task(TypedDict):
 class MultiTask(JEPA):
     """One model per task of `jepa.data.TaskData`; the loss is the weighted sum of theirs.
 
-    tasks: name -> Task; None leaves a task out.
-    loss: completed by each model, so that every task has its own heads.
+    tasks: name -> Task; None leaves a task out. loss: completed by each model, so that every task has its own heads.
     share_trunk: use the blocks and the final norm of the first encoder for all tasks; stems, predictors and targets
         stay separate. Needs encoders of the same size and targets without weights of their own: an averaged trunk would
         be updated once per task.
-
-    Raises ValueError if there are no tasks, a weight is not above 0, or the trunks cannot be shared.
     """
 
     def __init__(
@@ -61,10 +58,13 @@ class MultiTask(JEPA):
             {name: float(task["weight"]) for name, task in present.items()},
         )
         if share_trunk:
-            share_trunks(list(self.tasks.values()))
+            if any(getattr(getattr(m, "target", None), "encoder", None) is not None for m in self.tasks.values()):
+                raise ValueError(
+                    "model.share_trunk: an averaged target would be moved once by each task: use model/target=shared"
+                )
+            share_trunks([model.encoder for model in self.tasks.values()], "model.share_trunk")
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """Return the batch prepared by each task's model, under keys `<task>/...`."""
         prepared: Batch = {"rng": rng}
         for name, other in self.model_of_task.items():
             part = self.tasks[other].prepare(part_of(batch, name), rng)
@@ -72,15 +72,12 @@ class MultiTask(JEPA):
         return prepared
 
     def forward(self, batch: Batch) -> dict[str, Latents]:
-        """Return task -> latents of a prepared batch."""
         return {name: self.tasks[other](part_of(batch, name)) for name, other in self.model_of_task.items()}
 
     def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Set the scheduled values of all losses; return values to log."""
         return self._collect(lambda model: model.set_step(step, run_length))
 
     def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Update every target from its encoder; return values to log."""
         return self._collect(lambda model: model.update_target(step, run_length))
 
     def _collect(self, call: Callable[[Any], dict[str, float]]) -> dict[str, float]:
@@ -114,21 +111,3 @@ def part_of(batch: Batch, name: str) -> Batch:
     """Return the entries of one task, without the prefix of its name."""
     prefix = f"{name}/"
     return {key.removeprefix(prefix): value for key, value in batch.items() if key.startswith(prefix)}
-
-
-def share_trunks(models: list[nn.Module]) -> None:
-    """Use the `blocks` and `norm` of the first model's encoder in all. Raise ValueError if they cannot be shared."""
-    first = models[0].encoder
-    for model in models:
-        encoder = model.encoder
-        if not all(isinstance(getattr(encoder, part, None), nn.Module) for part in ("blocks", "norm")):
-            raise ValueError(f"model.share_trunk: {type(encoder).__name__} has no blocks and norm to share")
-        if getattr(getattr(model, "target", None), "encoder", None) is not None:
-            raise ValueError(
-                "model.share_trunk: an averaged target would be moved once by each task: use model/target=shared"
-            )
-        if not same_trunk(first, encoder):
-            raise ValueError(
-                "model.share_trunk: the encoders differ in width, depth, heads or MLP: give them the same sizes"
-            )
-    share_trunk(model.encoder for model in models)

@@ -8,21 +8,25 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from jepa.models.positions import RotaryPositions, SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads, check_layers
-from jepa.models.weight_init import init_transformer
+from jepa.models.transformer import (
+    RotaryPositions,
+    SinCosPositions,
+    block_list,
+    check_heads,
+    check_layers,
+    init_transformer,
+)
 from jepa.types import Encoder, Grid, Mask
+from jepa.utils.errors import check_at_least
 from jepa.utils.tensors import attention_mask
 
 
 class Predictor(nn.Module):
     """A narrow ViT over context tokens and one learned mask token per target token (arXiv 2301.08243, section 3).
 
-    Every target block is predicted from the same context and independently of the other blocks: blocks are extra batch
-    entries.
+    Every target block is predicted from the same context, independently of the others: blocks are extra batch entries.
 
-    encoder: its embed_dim is the input width. num_heads: None takes the encoder's, as published.
-    out_dim: width of the targets; None takes the encoder's.
+    num_heads: None takes the encoder's, as published. out_dim: width of the targets; None takes the encoder's.
     positions: "sincos", added to all tokens, or "rotary" in every block. sincos_layout: see `sincos_positions`.
         rotary_convention, rotary_reference_side: see `RotaryPositions`.
     mask_tokens: number of learned mask tokens; mask group g takes token g modulo this (V-JEPA: one per group).
@@ -33,8 +37,6 @@ class Predictor(nn.Module):
         width; the last one must be the encoder's last block. None: the encoder's output.
     predict_context: also predict the context tokens, with a separate head; a call then returns both predictions.
     modality_vectors: add one learned vector to all tokens of images (grids of one time step), another to all others.
-
-    Raises ValueError for other values.
     """
 
     def __init__(
@@ -68,30 +70,21 @@ class Predictor(nn.Module):
         check_heads(embed_dim, num_heads, "model.predictor")
         if positions not in ("sincos", "rotary"):
             raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")
-        if mask_tokens < 1:
-            raise ValueError(f"model.predictor.mask_tokens must be at least 1, got {mask_tokens}")
+        check_at_least("model.predictor", 1, mask_tokens=mask_tokens)
         self.context_layers = context_layers
+        self.embed = nn.Linear(encoder.embed_dim, embed_dim)
         if context_layers is not None:
-            encoder_depth = getattr(encoder, "depth", 0)
-            self.context_layers = check_layers(context_layers, encoder_depth, "model.predictor.context_layers")
-        self.embed = context_embedding(encoder.embed_dim, embed_dim, self.context_layers)
+            depth_of_encoder = getattr(encoder, "depth", 0)
+            self.context_layers = check_layers(context_layers, depth_of_encoder, "model.predictor.context_layers")
+            wide = nn.Linear(encoder.embed_dim * len(context_layers), encoder.embed_dim)
+            self.embed = nn.Sequential(wide, nn.GELU(), self.embed)
         self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, embed_dim))
         self.positions = SinCosPositions(embed_dim, sincos_layout) if positions == "sincos" else None
         self.rotary = None
         if positions == "rotary":
-            self.rotary = RotaryPositions(
-                embed_dim // num_heads, convention=rotary_convention, reference_side=rotary_reference_side
-            )
+            self.rotary = RotaryPositions(embed_dim // num_heads, rotary_convention, rotary_reference_side)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = block_list(
-            depth=depth,
-            drop_path=drop_path,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
-        )
+        self.blocks = block_list(depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
         self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
         self.project_context = nn.Linear(embed_dim, self.project.out_features) if predict_context else None
@@ -110,7 +103,7 @@ class Predictor(nn.Module):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return predicted features (B, M, P, D) at mask.targets, from the context features (B, K, D).
 
-        context: with `context_layers` one (B, K, D) per layer. group: index of the mask among the masks of the step.
+        context: with `context_layers` one (B, K, D) per layer. group: index of the mask among those of the step.
         With `predict_context` also return predictions (B, M, K, D) at the context tokens, one per target block.
         """
         if self.context_layers is not None:
@@ -131,30 +124,21 @@ class Predictor(nn.Module):
         if self.rotary is not None:
             index = torch.cat([mask.context.repeat_interleave(blocks, dim=0), target_index], dim=1)
             rotate = self.rotary.rotation(grid, context.device, index)
-        attn_mask = attention_mask(self._valid(mask))
+        attn_mask = attention_mask(valid_tokens(mask))
         for block in self.blocks:
             tokens = block(tokens, attn_mask, rotate)
         if self.project_context is None:
-            predicted = self.project(self.norm(tokens[:, -size:]))  # (B * M, P, D)
-            return predicted.unflatten(0, (batch, blocks))
-        tokens = self.norm(tokens)
-        predicted, at_context = self.project(tokens[:, -size:]), self.project_context(tokens[:, :-size])
-        return predicted.unflatten(0, (batch, blocks)), at_context.unflatten(0, (batch, blocks))
-
-    @staticmethod
-    def _valid(mask: Mask) -> Tensor | None:
-        """Return which tokens (B * M, K + P) bool are not padding; None if none is."""
-        if mask.context_valid is None and mask.target_valid is None:
-            return None
-        context = torch.ones_like(mask.context, dtype=torch.bool) if mask.context_valid is None else mask.context_valid
-        targets = torch.ones_like(mask.targets, dtype=torch.bool) if mask.target_valid is None else mask.target_valid
-        context = context.repeat_interleave(targets.shape[1], dim=0)  # (B * M, K)
-        return torch.cat([context, targets.flatten(0, 1)], dim=1)
+            return self.project(self.norm(tokens[:, -size:])).unflatten(0, (batch, blocks))  # (B, M, P, D)
+        tokens = self.norm(tokens).unflatten(0, (batch, blocks))
+        return self.project(tokens[:, :, -size:]), self.project_context(tokens[:, :, :-size])
 
 
-def context_embedding(in_dim: int, embed_dim: int, layers: Sequence[int] | None) -> nn.Module:
-    """Return the projection (B, K, in_dim or in_dim * len(layers)) -> (B, K, embed_dim) of the context features."""
-    embed = nn.Linear(in_dim, embed_dim)
-    if layers is None:
-        return embed
-    return nn.Sequential(nn.Linear(in_dim * len(layers), in_dim), nn.GELU(), embed)
+def valid_tokens(mask: Mask) -> Tensor | None:
+    """Return which tokens (B * M, K + P) bool are not padding; None if none is."""
+    if mask.context_valid is None and mask.target_valid is None:
+        return None
+    context, targets = (
+        torch.ones_like(index, dtype=torch.bool) if valid is None else valid
+        for index, valid in ((mask.context, mask.context_valid), (mask.targets, mask.target_valid))
+    )
+    return torch.cat([context.repeat_interleave(targets.shape[1], dim=0), targets.flatten(0, 1)], dim=1)

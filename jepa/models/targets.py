@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from jepa.types import Encoder, RunLength, Schedule
-from jepa.utils.schedule_samples import sample_schedule
+from jepa.types import Encoder, RunLength, Schedule, sample_schedule
 from jepa.utils.tensors import layer_norm, sample_entries
 
 
@@ -20,8 +19,6 @@ class Target(nn.Module):
         2202.03555, section 3.3; there without, here with the final norm before). None: the last block.
     concat_layers: the targets are the concatenated outputs of these blocks, numbered from 0, each layer-normed (deep
         supervision of V-JEPA 2.1, arXiv 2603.14482).
-
-    Raises ValueError if both are set, or for layers that the encoder does not have.
     """
 
     prevents_collapse = False
@@ -32,20 +29,24 @@ class Target(nn.Module):
         super().__init__()
         if average_layers is not None and concat_layers is not None:
             raise ValueError("model.target: set average_layers or concat_layers, not both")
-        depth = getattr(encoder, "depth", None)
-        if average_layers is not None and not 1 <= average_layers <= (depth or 0):
+        depth = getattr(encoder, "depth", None) or 0
+        if average_layers is not None and not 1 <= average_layers <= depth:
             raise ValueError(
-                f"model.target.average_layers={average_layers}: expected 1 to {depth}, the encoder's blocks"
+                f"model.target.average_layers={average_layers}: expected 1 to {depth} of the encoder's blocks"
             )
-        if concat_layers is not None and (
-            not concat_layers or not all(0 <= layer < (depth or 0) for layer in concat_layers)
-        ):
-            raise ValueError(
-                f"model.target.concat_layers={list(concat_layers)}: expected blocks from 0 to {(depth or 0) - 1}"
-            )
+        if concat_layers is not None and (not concat_layers or not set(concat_layers) <= set(range(depth))):
+            raise ValueError(f"model.target.concat_layers={list(concat_layers)}: expected blocks from 0 to {depth - 1}")
         self.average = average_layers is not None
         self.layers = list(range(depth - average_layers, depth)) if self.average else concat_layers
         self.out_dim: int = encoder.embed_dim * (1 if self.average or self.layers is None else len(self.layers))
+
+    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Return features (B, N, D) of unmasked inputs; with `layers` a list, one per layer."""
+        return encoder(x, layers=layers)
+
+    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
+        """Update the target's own weights, if any, after `step` earlier updates; return values to log."""
+        return {}
 
     def targets(self, encoder: Encoder, x: Tensor) -> Tensor:
         """Return the targets (B, N, out_dim) of unmasked inputs: features layer-normed without parameters, fp32."""
@@ -60,15 +61,13 @@ class Target(nn.Module):
 class EMATarget(Target):
     """Exponential moving average of the encoder: target <- m * target + (1 - m) * encoder (I-JEPA, arXiv 2301.08243).
 
-    The average gets no gradient and stays in evaluation mode, without dropout. Buffers are copied, not averaged.
+    The average stays in evaluation mode, without dropout. Buffers are copied, not averaged.
 
-    momentum: schedule of m, called with the number of earlier updates (as published, the first update uses its value at
-        0).
+    momentum: schedule of m, called with the number of earlier updates.
     reference_batch_size: batch size B0 that m was chosen for. A run at batch size B uses m ** (B / B0), the same decay
         per sample (Busbridge et al. 2023, arXiv 2307.13813). None: m at any batch size.
-    average_layers, concat_layers: see `Target`.
 
-    Raises ValueError if the momentum leaves 0 to 1 during a run, or reference_batch_size is below 1.
+    Raises ValueError if the momentum leaves 0 to 1 during a run.
     """
 
     prevents_collapse = True  # in practice, with a momentum near 1
@@ -100,19 +99,16 @@ class EMATarget(Target):
         self.momentum = momentum
 
     def train(self, mode: bool = True) -> EMATarget:
-        """Set the mode of everything but the average, which stays in evaluation mode."""
         super().train(mode)
         self.encoder.eval()
         return self
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of unmasked inputs by the average; with `layers` a list, one per layer."""
         return self.encoder(x, layers=layers)
 
     @torch.no_grad()
     def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
-        """Update the average after `step` earlier updates; return {"momentum": m}."""
         momentum = self.momentum_at(step, run_length)
         torch._foreach_lerp_(list(self.encoder.parameters()), list(encoder.parameters()), 1 - momentum)
         for own, source in zip(self.encoder.buffers(), encoder.buffers()):
@@ -121,10 +117,9 @@ class EMATarget(Target):
 
     @torch.no_grad()
     def drift(self, encoder: nn.Module) -> Tensor:
-        """Return the sums of squares (2,) fp32 of target - encoder and of the encoder, over sampled weights.
+        """Return the sums of squares (2,) fp32 of target - encoder and of the encoder.
 
-        At most 2048 entries of this rank's part of each parameter are sampled. The square root of the ratio is the
-        relative distance between target and encoder.
+        Over at most 2048 entries of this rank's part of each parameter (`sample_entries`).
         """
         average, current = (sample_entries(network.parameters()) for network in (self.encoder, encoder))
         difference = torch._foreach_norm(torch._foreach_sub(average, current))
@@ -141,24 +136,15 @@ class EMATarget(Target):
 class SharedTarget(Target):
     """The encoder itself, with gradient, so that targets are trained towards predictions too.
 
-    Collapses unless a loss term prevents it, as LeWM does with SIGReg. Arguments as of `Target`.
+    Collapses unless a loss term prevents it, as LeWM does with SIGReg.
     """
 
-    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of unmasked inputs by the encoder; with `layers` a list, one per layer."""
-        return encoder(x, layers=layers)
 
-    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
-        """Do nothing: there are no weights of its own."""
-        return {}
-
-
-class StopGradientTarget(SharedTarget):
+class StopGradientTarget(Target):
     """The encoder itself, without gradient; collapses unless a loss term prevents it."""
 
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of unmasked inputs by the encoder; with `layers` a list, one per layer."""
         return encoder(x, layers=layers)
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, get_rank, get_world_size, is_distributed
 from jepa.types import Latents, Mask
-from jepa.utils.feature_rank import rankme
+from jepa.utils.tensors import rankme
 
 INPUT_SAMPLES, INPUT_VALUES = 64, 4096
 """Number of inputs, and of values of each, in `Rows.inputs`."""

@@ -1,10 +1,19 @@
 """Parameter groups, schedules and their scaling with the batch size; the optimizers are those of torch and timm."""
 
-from jepa.optim.durations import Duration
 from jepa.optim.groups import parameter_groups
 from jepa.optim.scaling import Scaled, half_life, plan, scale_scheduler
-from jepa.optim.schedules import Constant, Cosine, Linear, NextStep, Step
-from jepa.optim.warmups import Warmup, WarmupCosine, WarmupStableDecay
+from jepa.optim.schedules import (
+    Constant,
+    Cosine,
+    Duration,
+    Linear,
+    NextStep,
+    Ramp,
+    Step,
+    Warmup,
+    WarmupCosine,
+    WarmupStableDecay,
+)
 
 __all__ = [
     "Constant",
@@ -12,6 +21,7 @@ __all__ = [
     "Duration",
     "Linear",
     "NextStep",
+    "Ramp",
     "Scaled",
     "Step",
     "Warmup",

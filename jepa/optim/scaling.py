@@ -12,44 +12,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from jepa.optim.durations import Duration
+from jepa.optim.schedules import Changed
 from jepa.types import RunLength, Schedule
 
 Rule = Literal["linear", "sqrt", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaled:
+class Scaled(Changed):
     """A schedule made for a reference batch size B0, at the run's batch size B: times B / B0, or its root.
 
     rule: "linear" (Goyal et al. 2017, arXiv 1706.02677), meant for SGD; "sqrt" (Malladi et al. 2022, arXiv
         2205.10287), meant for Adam and its kin; "none" leaves the values as they are.
 
     A warm-up in epochs or samples keeps its length in samples; one in steps is a length in steps and does not scale.
-
-    Raises ValueError for a reference below 1 and an unknown rule.
     """
 
-    schedule: Schedule
     reference_batch_size: int
     rule: Rule = "linear"
 
-    def __post_init__(self) -> None:
-        check(self.reference_batch_size, self.rule)
-
     def __call__(self, step: float, run_length: RunLength) -> float:
-        """The scaled value after `step` steps."""
         return self.schedule(step, run_length) * self.factor(run_length)
 
     def factor(self, run_length: RunLength) -> float:
         """What values are multiplied by."""
         ratio = run_length.batch_size / self.reference_batch_size
         return {"linear": ratio, "sqrt": math.sqrt(ratio), "none": 1.0}[self.rule]
-
-    @property
-    def warmup_duration(self) -> Duration | None:
-        """Length of the schedule's warm-up, if it has one."""
-        return getattr(self.schedule, "warmup_duration", None)
 
 
 def scale_scheduler(
@@ -61,14 +49,6 @@ def scale_scheduler(
 
     Raises ValueError for a reference below 1 and an unknown rule.
     """
-    check(reference_batch_size, rule)
-    if reference_batch_size is None or rule == "none" or "lr" not in scheduler:
-        return dict(scheduler)
-    return {**scheduler, "lr": Scaled(schedule=scheduler["lr"], reference_batch_size=reference_batch_size, rule=rule)}
-
-
-def check(reference_batch_size: int | None, rule: str) -> None:
-    """Raise ValueError for a reference below 1 and an unknown rule."""
     if reference_batch_size is not None and reference_batch_size < 1:
         raise ValueError(
             f"scaling.reference_batch_size={reference_batch_size}: expected the batch size that the learning rate and "
@@ -76,6 +56,9 @@ def check(reference_batch_size: int | None, rule: str) -> None:
         )
     if rule not in ("linear", "sqrt", "none"):
         raise ValueError(f"scaling.rule={rule!r}: expected linear, sqrt or none")
+    if reference_batch_size is None or rule == "none" or "lr" not in scheduler:
+        return dict(scheduler)
+    return {**scheduler, "lr": Scaled(schedule=scheduler["lr"], reference_batch_size=reference_batch_size, rule=rule)}
 
 
 def half_life(momentum: float) -> float:

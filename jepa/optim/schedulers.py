@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from jepa.optim.schedules import Constant, Cosine, Linear, NextStep, Step
-from jepa.optim.warmups import Warmup, WarmupCosine, WarmupStableDecay
+from jepa.optim.schedules import Constant, Cosine, Linear, NextStep, Step, Warmup, WarmupCosine, WarmupStableDecay
 from jepa.types import Schedule
 
 
@@ -25,15 +24,8 @@ def constant(
     warmup_samples: int | None = None,
 ) -> dict[str, Schedule]:
     """The optimizer's learning rate, after a warm-up where one is given, and weight decay throughout."""
-    rate: Schedule = Constant(value=lr)
-    if any(warmup is not None for warmup in (warmup_epochs, warmup_steps, warmup_samples)):
-        rate = Warmup(
-            start=start_lr,
-            schedule=rate,
-            warmup_epochs=warmup_epochs,
-            warmup_steps=warmup_steps,
-            warmup_samples=warmup_samples,
-        )
+    warmup = {"warmup_epochs": warmup_epochs, "warmup_steps": warmup_steps, "warmup_samples": warmup_samples}
+    rate = Warmup(start=start_lr, schedule=Constant(value=lr), **warmup)
     return _advanced_before_use(rate, Constant(value=weight_decay))
 
 
@@ -50,15 +42,8 @@ def cosine(
     stretch: float = 1.0,
 ) -> dict[str, Schedule]:
     """Learning rate: a line from start_lr up to lr, then a cosine down to min_lr. Weight decay: a cosine."""
-    rate = WarmupCosine(
-        start=start_lr,
-        peak=lr,
-        final=min_lr,
-        warmup_epochs=warmup_epochs,
-        warmup_steps=warmup_steps,
-        warmup_samples=warmup_samples,
-        stretch=stretch,
-    )
+    warmup = {"warmup_epochs": warmup_epochs, "warmup_steps": warmup_steps, "warmup_samples": warmup_samples}
+    rate = WarmupCosine(start=start_lr, peak=lr, final=min_lr, stretch=stretch, **warmup)
     final = weight_decay if final_weight_decay is None else final_weight_decay
     return _advanced_before_use(rate, Cosine(start=weight_decay, final=final, stretch=stretch))
 
@@ -84,19 +69,10 @@ def warmup_stable_decay(
 
     One of decay_share, decay_epochs, decay_steps, decay_samples is given. decay_share 1: all that follows the warm-up.
     """
+    warmup = {"warmup_epochs": warmup_epochs, "warmup_steps": warmup_steps, "warmup_samples": warmup_samples}
+    decay = {"decay_epochs": decay_epochs, "decay_steps": decay_steps, "decay_samples": decay_samples}
     rate = WarmupStableDecay(
-        start=start_lr,
-        peak=lr,
-        final=min_lr,
-        warmup_epochs=warmup_epochs,
-        warmup_steps=warmup_steps,
-        warmup_samples=warmup_samples,
-        decay_share=decay_share,
-        decay_epochs=decay_epochs,
-        decay_steps=decay_steps,
-        decay_samples=decay_samples,
-        shape=shape,
-        stretch=stretch,
+        start=start_lr, peak=lr, final=min_lr, decay_share=decay_share, shape=shape, stretch=stretch, **warmup, **decay
     )
     return _advanced_before_use(rate, _linear_weight_decay(weight_decay, final_weight_decay, stretch))
 
@@ -116,13 +92,9 @@ def step(
     stretch: float = 1.0,
 ) -> dict[str, Schedule]:
     """Learning rate: a line up to lr; times gamma after every step_size of the run. Weight decay: a line."""
-    rate = Warmup(
-        start=start_lr,
-        schedule=Step(start=lr, step_size=step_size, unit=unit, gamma=gamma),
-        warmup_epochs=warmup_epochs,
-        warmup_steps=warmup_steps,
-        warmup_samples=warmup_samples,
-    )
+    warmup = {"warmup_epochs": warmup_epochs, "warmup_steps": warmup_steps, "warmup_samples": warmup_samples}
+    drops = Step(start=lr, step_size=step_size, unit=unit, gamma=gamma)
+    rate = Warmup(start=start_lr, schedule=drops, **warmup)
     return _advanced_before_use(rate, _linear_weight_decay(weight_decay, final_weight_decay, stretch))
 
 

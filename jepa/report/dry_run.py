@@ -5,21 +5,19 @@ python train.py data=digits trainer.dry_run=true
 
 from __future__ import annotations
 
-import io
 import math
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from jepa.report.dry_run_pictures import Pictures
-from jepa.report.formatting import binary_size, shape_text, shapes_text, si_prefix
+from jepa.report.formatting import binary_size, plural, shape_text, shapes_text, si_prefix
 from jepa.report.mask_statistics import mask_statistics
 from jepa.report.step_cost import (
     StepCost,
@@ -30,11 +28,14 @@ from jepa.report.step_cost import (
     prepared,
     tensor_shapes,
 )
-from jepa.types import Batch, Grid, Latents, Mask, RunLength, Schedule
+from jepa.types import Batch, Grid, Mask, RunLength, Schedule
+from jepa.utils.files import write_text
+from jepa.utils.nested import flatten
 from jepa.utils.snapshot import preserved
 
-WIDTH = 100
-"""Characters of a line of report.txt."""
+WIDTH = 100  # characters of a line
+
+PLAIN = {"highlight": False, "markup": False, "emoji": False}
 
 
 def preview(trainer: Any, *, plan: Sequence[str] = (), console: Console | None = None) -> None:
@@ -46,24 +47,22 @@ def preview(trainer: Any, *, plan: Sequence[str] = (), console: Console | None =
         training_step, folder.path.
     plan: sentences to print first.
     """
-    report = _Report(trainer, console or Console(highlight=False, markup=False, emoji=False))
+    report = _Report(trainer, console or Console(width=WIDTH))
     with preserved(trainer):
         trainer.model.train()
         report.write(plan)
-    report.save()
 
 
 class _Report:
-    """Sections of the report, printed to the console and to a text of fixed width."""
+    """Sections of the report, printed to a console that keeps them for report.txt."""
 
     def __init__(self, trainer: Any, console: Console) -> None:
         self.trainer, self.console = trainer, console
-        self.folder = trainer.folder.path / "preview"
-        self.pictures = Pictures(trainer, self.folder, note=self.print)
-        self._copy = Console(record=True, file=io.StringIO(), width=WIDTH, highlight=False, markup=False, emoji=False)
+        self.console.record = True
+        self.pictures = Pictures(trainer, trainer.folder.path / "preview", note=self.print)
 
     def write(self, plan: Sequence[str]) -> None:
-        """Print all sections."""
+        """Print all sections, and write report.txt."""
         for line in plan:
             self.print(line)
         batch = first_batch(self.trainer)
@@ -76,20 +75,13 @@ class _Report:
         self.masks(full)
         self.schedules()
         self.disk(cost)
-
-    def save(self) -> None:
-        """Write report.txt."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        lines = [line.rstrip() for line in self.console.export_text().splitlines()]
+        write_text(self.pictures.folder / "report.txt", "\n".join(lines) + "\n")
         names = ", ".join([*self.pictures.written, "report.txt"])
-        self.console.print(f"Nothing was trained. Written to {self.folder}: {names}", soft_wrap=True)
-        lines = [line.rstrip() for line in self._copy.export_text().splitlines()]
-        temporary = self.folder / ".report.txt.writing"
-        temporary.write_text("\n".join(lines) + "\n")
-        os.replace(temporary, self.folder / "report.txt")
+        self.console.print(f"Nothing was trained. Written to {self.pictures.folder}: {names}", **PLAIN, soft_wrap=True)
 
     def print(self, text: str | Table) -> None:
-        self.console.print(text, soft_wrap=isinstance(text, str))
-        self._copy.print(text)
+        self.console.print(text, **PLAIN)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int = 1) -> None:
         """Print a table whose first columns are text and the others numbers."""
@@ -97,7 +89,7 @@ class _Report:
         for index, name in enumerate(columns):
             table.add_column(name, justify="left" if index < text_columns else "right", overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(Text, row))
         self.print(table)
 
     def data(self, batch: Batch) -> None:
@@ -123,26 +115,18 @@ class _Report:
         trainer, length = self.trainer, self.trainer.run_length
         total, micro, ranks = trainer.data.batch_size, trainer.micro_batch_size, getattr(trainer, "world_size", 1)
         accumulation = total // ranks // micro
+        parts = f"{plural(ranks, 'rank')} x {accumulation} micro-batch{'es' * (accumulation > 1)} x {micro}"
+        epochs = f"{length.steps_per_epoch:,.1f} an epoch, {length.epoch(length.max_steps):,.2f} epochs"
         self.print(
-            f"Batch: {total} samples a step = {ranks} rank{'s' * (ranks > 1)} x {accumulation} micro-batch"
-            f"{'es' * (accumulation > 1)} x {micro}\n"
-            f"Length: {length.max_steps:,} steps, {length.steps_per_epoch:,.1f} an epoch, "
-            f"{length.epoch(length.max_steps):,.2f} epochs, on {trainer.device} in {trainer.precision.name}\n"
+            f"Batch: {total} samples a step = {parts}\n"
+            f"Length: {length.max_steps:,} steps, {epochs}, on {trainer.device} in {trainer.precision.name}\n"
         )
 
     def shapes(self, batch: Batch) -> None:
         """Print the shapes at every stage of a micro-batch."""
         trainer = self.trainer
         part = prepared(trainer, batch, trainer.micro_batch_size)
-        latents: list[Any] = []
-
-        @torch.no_grad()
-        def forward() -> None:
-            with trainer.precision.autocast():
-                latents.append(trainer.model(part))
-                trainer.model.loss(latents[0])
-
-        modules = module_shapes(trainer.model, forward)
+        latents, modules = module_shapes(trainer, part)
         rows = [[f"batch.{name}", shape_text(value.shape), ""] for name, value in named_tensors(part)]
         if grid := self._grid(part):
             rows.append(["token grid", shape_text(grid), f"{shape_text(grid)} = {math.prod(grid)} tokens"])
@@ -153,23 +137,22 @@ class _Report:
         for name, inputs, outputs, calls in modules:
             times = f"{calls} times, last " * (calls > 1)
             rows.append([name, shapes_text(outputs), f"{times}from {shapes_text(inputs)}" if inputs else times])
-        if isinstance(latents[0], Latents):
-            for name in ("predictions", "targets", "embeddings"):
-                if (value := getattr(latents[0], name)) is not None:
-                    rows.append([f"latents.{name}", shapes_text(tensor_shapes(value)), ""])
+        for name in ("predictions", "targets", "embeddings"):
+            if (value := getattr(latents, name, None)) is not None:
+                rows.append([f"latents.{name}", shapes_text(tensor_shapes(value)), ""])
         self.table("Shapes of one micro-batch", ["stage", "shape", ""], rows, text_columns=3)
 
     def cost(self, cost: StepCost) -> None:
         """Print parameters, operations and memory."""
         counts = parameter_counts(self.trainer.model)
+        counts.append(("total", *(sum(row[index] for row in counts) for index in (1, 2))))
         rows = [[name, *(f"{count:,}" if count else "-" for count in both)] for name, *both in counts]
-        rows.append(["total", *(f"{sum(row[index] for row in counts):,}" for index in (1, 2))])
         self.table("Parameters", ["module", "trainable", "frozen"], rows)
         micro, step = self.trainer.micro_batch_size, cost.total * self.trainer.data.batch_size
+        run = step * self.trainer.run_length.max_steps
         self.print(
             f"Operations per sample: {si_prefix(cost.forward)}FLOP forward, {si_prefix(cost.total)}FLOP with backward "
-            f"({si_prefix(step)}FLOP a step, {si_prefix(step * self.trainer.run_length.max_steps)}FLOP the run), "
-            "measured; a multiply-add is two\n"
+            f"({si_prefix(step)}FLOP a step, {si_prefix(run)}FLOP the run), measured; a multiply-add is two\n"
         )
         parts = {
             "weights, trained": cost.trained,
@@ -199,13 +182,14 @@ class _Report:
 
     def schedules(self) -> None:
         """Print the values of every schedule over the run."""
-        trainer = self.trainer
-        momentum = getattr(trainer.model, "momentum_schedule", None)
-        names, rows = schedule_table(trainer.scheduler, momentum, trainer.run_length)
+        schedules, length = dict(self.trainer.scheduler), self.trainer.run_length
+        if momentum := getattr(self.trainer.model, "momentum_schedule", None):
+            schedules["momentum"] = momentum
+        rows = schedule_table(schedules, length)
         shown = [[name, f"{step:,}", *(f"{value:.4g}" for value in values)] for name, step, values in rows]
-        self.table("Schedules", ["", "step", *names], shown)
-        warmup = warmup_steps(trainer.scheduler, trainer.run_length)
-        if warmup > trainer.run_length.max_steps:
+        self.table("Schedules", ["", "step", *schedules], shown)
+        warmup = warmup_steps(schedules, length)
+        if warmup > length.max_steps:
             self.print(f"The warm-up of {warmup:,.0f} steps is longer than the run and never reaches its peak.\n")
 
     def disk(self, cost: StepCost) -> None:
@@ -230,22 +214,14 @@ class _Report:
         return tuple(encoder.grid(x)) if hasattr(encoder, "grid") and isinstance(x, Tensor) else None
 
 
-def schedule_table(
-    schedules: Mapping[str, Schedule], momentum: Schedule | None, run_length: RunLength
-) -> tuple[list[str], list[tuple[str, int, list[float]]]]:
-    """Return the schedules' names, and rows (name, step, values) at the start, end of warm-up, quarters and end."""
-    last = run_length.max_steps
+def schedule_table(schedules: Mapping[str, Schedule], run_length: RunLength) -> list[tuple[str, int, list[float]]]:
+    """Return rows (name, step, value of each schedule) at the start, the end of the warm-up, quarters and the end."""
+    last, warmup = run_length.max_steps, warmup_steps(schedules, run_length)
     points = {"start": 1, **{f"{share} %": round(share / 100 * last) for share in (25, 50, 75)}, "end": last}
-    warmup = warmup_steps(schedules, run_length)
     if warmup > 0:
         points["end of warm-up" if warmup <= last else "(warm-up does not end)"] = round(min(warmup, last))
-    rows = []
-    for name, step in points.items():
-        step = max(1, step)
-        called = [*schedules.values(), *([momentum] if momentum else [])]
-        rows.append((name, step, [schedule(step - 1, run_length) for schedule in called]))
-    names = [*schedules, *(["momentum"] if momentum else [])]
-    return names, sorted(rows, key=lambda row: (row[1], row[0] == "end"))
+    points = {name: max(1, step) for name, step in sorted(points.items(), key=lambda item: (item[1], item[0] == "end"))}
+    return [(name, step, [call(step - 1, run_length) for call in schedules.values()]) for name, step in points.items()]
 
 
 def warmup_steps(schedules: Mapping[str, Schedule], run_length: RunLength) -> float:
@@ -256,8 +232,4 @@ def warmup_steps(schedules: Mapping[str, Schedule], run_length: RunLength) -> fl
 
 def named_tensors(batch: Batch) -> list[tuple[str, Tensor]]:
     """Return (name, tensor) of a batch; those of several modalities as x.<name>."""
-    found = [(name, value) for name, value in batch.items() if isinstance(value, Tensor)]
-    inputs = batch.get("x")
-    if isinstance(inputs, Mapping):
-        found += [(f"x.{name}", value) for name, value in inputs.items()]
-    return found
+    return [(name, value) for name, value in flatten(batch).items() if isinstance(value, Tensor)]

@@ -13,6 +13,7 @@ from jepa.report.figures import mask_figure, sample_figure
 from jepa.report.formatting import shape_text
 from jepa.report.sequence_figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
 from jepa.types import Batch, Grid, Mask
+from jepa.utils.files import write_text
 
 MAX_IMAGES = 48
 
@@ -46,7 +47,7 @@ class Pictures:
         if kind == "images" and len(grid) == 2:
             images = to_pixels(x[:9], statistics)
             title = "Context as it is, hidden tokens dimmed, each target block outlined"
-            mask_figure(images, masks, grid, title=title, max_samples=9, path=self._path("masks.png"))
+            mask_figure(images, masks, grid, title=title, path=self._path("masks.png"))
         elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):
             title = "Blue is seen, orange predicted, grey neither"
             series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._path("masks.png"))
@@ -82,9 +83,7 @@ class Pictures:
         sample_figure(views, labels=self._labels(labels, len(views)), title=title, path=self._path(name))
 
     def _text(self, name: str, lines: Sequence[str]) -> None:
-        path = self._path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n")
+        write_text(self._path(name), "\n".join(lines) + "\n")
 
     def _labels(self, labels: Tensor | None, count: int) -> list[str] | None:
         if labels is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,36 +15,33 @@ from torch import Tensor
 
 from jepa.report.mask_statistics import token_indices, token_membership
 from jepa.types import Grid, Mask
+from jepa.utils.files import write_atomic
 
 INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
 BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
 """Outlines of target blocks, legible on dark and light images; they repeat after the last."""
 
-FILTER = "nearest"
-"""Interpolation of enlarged images."""
+FILTER = "nearest"  # interpolation of enlarged images
 
 STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.edgecolor": SOFT, "text.color": INK, "legend.frameon": False, "savefig.dpi": 150}
 
-FINE = 20
-"""Points per token at which outlines are computed."""
+
+Labels = Sequence[str] | None
+
+FINE = 20  # points per token at which outlines are computed
 
 
 @contextlib.contextmanager
 def new_figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """Yield a matplotlib figure of a size in inches and write it as PNG; needs no display and no global state."""
     import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
         yield figure
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.writing")
-        figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+        write_atomic(path, figure.savefig)
 
 
 def learning_rate_figure(
@@ -74,69 +71,79 @@ def learning_rate_figure(
         axes.legend(loc="best")
 
 
-def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
+@contextlib.contextmanager
+def sample_sheet(
+    count: int, columns: int, height: float, path: Path, labels: Labels, title: str
+) -> Iterator[list[Any]]:
+    """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each."""
+    rows = -(-count // columns)
+    with new_figure(path, 10.4, max(1.5, rows * height + 0.5)) as figure:
+        figure.suptitle(title, fontsize=11)
+        figure.get_layout_engine().set(wspace=0.04)
+        cells = list(figure.subplots(rows, columns, squeeze=False).flat)
+        for axes, label in itertools.zip_longest(cells, labels or [], fillvalue=""):
+            axes.set_axis_off()
+            axes.set_title(label, fontsize=8, pad=2)
+        yield cells[:count]
+
+
+def sample_figure(views: Tensor, *, path: Path, labels: Labels = None, title: str = "") -> None:
     """Draw views (B, V, C, H, W) in [0, 1], C 1 or 3; the views of a sample side by side."""
     count, across = views.shape[:2]
-    height, width = views.shape[-2:]
-    columns = max(1, min(count, math.ceil(math.sqrt(count * height / (width * across)) + 0.5)))
-    rows = -(-count // columns)
-    cell = 10.0 / columns
-    tall = cell * height / (width * across) + (0.22 if labels else 0.05)
-    with new_figure(path, 10.2, max(1.5, rows * tall + 0.5)) as figure:
-        figure.suptitle(title, fontsize=11)
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        figure.get_layout_engine().set(wspace=0.06 if across > 1 else 0.03)
-        larger = max(1, 64 // width)  # so that the gap between views is thin, also on tiny images
-        for number, axes in zip(range(count), grid.flat):
-            strips = [np.kron(to_rgb(view), np.ones((larger, larger, 1))) for view in views[number]]
-            gap = np.ones((strips[0].shape[0], max(1, strips[0].shape[1] // 40), 3))
-            axes.imshow(np.concatenate([p for strip in strips for p in (gap, strip)][1:], axis=1), interpolation=FILTER)
-            if labels:
-                axes.set_title(labels[number], fontsize=8, pad=2)
+    aspect = views.shape[-2] / (views.shape[-1] * across)
+    columns = max(1, min(count, math.ceil(math.sqrt(count * aspect) + 0.5)))
+    height = 10.0 / columns * aspect + (0.22 if labels else 0.05)
+    larger = max(1, 64 // views.shape[-1])  # so that the gap between views is thin, also on tiny images
+    with sample_sheet(count, columns, height, path, labels, title) as cells:
+        for sample, axes in zip(views, cells):
+            enlarged = [np.kron(to_rgb(view), np.ones((larger, larger, 1))) for view in sample]
+            gap = (0, 0), (0, max(1, enlarged[0].shape[1] // 40)), (0, 0)
+            strips = [np.pad(image, gap, constant_values=1) for image in enlarged]
+            axes.imshow(np.concatenate(strips, axis=1), interpolation=FILTER)
 
 
-def mask_figure(
-    images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", max_samples: int = 6
-) -> None:
+def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
     """Draw masks over images (B, C, H, W) in [0, 1]: a row for each sample, a column for each mask group, and below the
     share of samples in which each token is seen and predicted.
 
     Hidden tokens are dimmed, and each target block is outlined in a colour.
     """
-    count = min(max_samples, len(images))
-    groups = len(masks)
-    across = max(1, 6 // (1 + groups))  # samples side by side
-    rows = -(-count // across)
-    columns = across * (1 + groups)
-    size = 10.0 / columns
-    tall = size * images.shape[-2] / images.shape[-1]
-    with new_figure(path, 10.4, rows * (tall + 0.1) + 3.4) as figure:
+    names = group_names(masks)
+    panels = ["input", *names]
+    across = max(1, 6 // len(panels))  # samples side by side
+    rows, columns = -(-len(images) // across), across * len(panels)
+    tall = 10.0 / columns * images.shape[-2] / images.shape[-1] + 0.1
+    with new_figure(path, 10.4, rows * tall + 3.4) as figure:
         figure.suptitle(title, fontsize=11)
-        upper, lower = figure.subfigures(2, 1, height_ratios=[rows * (tall + 0.1), 2.9])
+        upper, lower = figure.subfigures(2, 1, height_ratios=[rows * tall, 2.9])
         cells = upper.subplots(rows, columns, squeeze=False)
+        for axes, name in zip(cells[0], panels * across):
+            axes.set_title(name, fontsize=9, pad=3)
         for axes in cells.flat:
             axes.set_axis_off()
-        for number in range(count):
-            row, first = number // across, number % across * (1 + groups)
-            cells[row, first].imshow(to_rgb(images[number]), interpolation=FILTER)
-            for group, mask in enumerate(masks):
-                draw_mask(cells[row, first + 1 + group], to_rgb(images[number]), mask, number, grid)
-        for column in range(columns):
-            group = column % (1 + groups)
-            name = "input" if not group else "masked" if groups == 1 else f"mask {group}"
-            cells[0, column].set_title(name, fontsize=9, pad=3)
-        maps = [
-            (f"{name} by the {part}", token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(grid))
-            for mask, name in zip(masks, ["share"] if groups == 1 else [f"mask {n + 1}: share" for n in range(groups)])
-            for part in ("context", "targets")
-        ]
-        for axes, (name, values) in zip(lower.subplots(1, len(maps), squeeze=False).flat, maps):
-            name = name.replace("by the context", "seen as context").replace("by the targets", "predicted")
-            image = axes.imshow(values.numpy(), vmin=0, vmax=max(float(values.max()), 1e-6), cmap="viridis")
-            axes.set(title=name, xticks=[], yticks=[])
-            lower.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
+        for number, (image, own) in enumerate(zip(map(to_rgb, images), cells.reshape(-1, len(panels)))):
+            own[0].imshow(image, interpolation=FILTER)
+            for mask, axes in zip(masks, own[1:]):
+                draw_mask(axes, image, mask, number, grid)
+        draw_shares(lower, masks, names, grid)
+
+
+def group_names(masks: Sequence[Mask]) -> list[str]:
+    """Return the names of mask groups: "masked" of one, "mask 1", "mask 2" of two."""
+    return ["masked"] if len(masks) == 1 else [f"mask {number}" for number in range(1, len(masks) + 1)]
+
+
+def draw_shares(figure: Any, masks: Sequence[Mask], names: Sequence[str], grid: Grid) -> None:
+    """Draw the share of samples in which each token is seen and predicted; of a grid of one axis as a row."""
+    panels = iter(figure.subplots(1, 2 * len(masks), squeeze=False).flat)
+    for mask, name in zip(masks, names):
+        for part, what in (("context", "seen as context"), ("targets", "predicted")):
+            share = token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(-1, grid[-1])
+            axes = next(panels)
+            image = axes.imshow(share.numpy(), vmin=0, vmax=max(float(share.max()), 1e-6), cmap="viridis")
+            axes.set(xticks=[], yticks=[], aspect="equal" if len(grid) > 1 else "auto")
+            axes.set_title(f"share {what}" if len(masks) == 1 else f"{name}: share {what}", fontsize=9)
+            figure.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
 
 
 def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:

@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from jepa.utils.run_status import State
+from rich.filesize import pick_unit_and_suffix
 
-DEFAULT = "(default)"
-"""Value of an option that a run does not set and its config.yaml does not have."""
+from jepa.utils.run_status import State, Status
+
+DEFAULT = "(default)"  # value of an option that a run does not set and its config.yaml does not have
 
 STATES: tuple[State, ...] = ("done", "running", "queued", "preempted", "stopped", "failed")
 
@@ -66,9 +67,11 @@ def duration(seconds: float | None) -> str:
     return f"{rounded} s"
 
 
-def progress(step: int | None, max_steps: int | None) -> str:
+def progress(status: Status) -> str:
     """Return "50/100"; "" before the first step."""
-    return "" if step is None else f"{step}/{max_steps}" if max_steps else f"{step}"
+    if status.step is None:
+        return ""
+    return f"{status.step}/{status.max_steps}" if status.max_steps else f"{status.step}"
 
 
 def shortened(text: str, length: int) -> str:
@@ -119,17 +122,11 @@ def shapes_text(shapes: Sequence[Sequence[int]]) -> str:
 
 def binary_size(size: float) -> str:
     """Return bytes in a fitting unit: "1.5 GiB"."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:,.1f} TiB"
+    unit, suffix = pick_unit_and_suffix(int(size), ["B", "KiB", "MiB", "GiB", "TiB"], 1024)
+    return f"{size / unit:,.{0 if unit == 1 else 1}f} {suffix}"
 
 
 def si_prefix(value: float) -> str:
     """Return a number with an SI prefix, to stand before a unit: "1.5 G"."""
-    for prefix in ("", "k", "M", "G", "T", "P", "E"):
-        if value < 1000:
-            return f"{value:.3g} {prefix}"
-        value /= 1000
-    return f"{value:,.0f} Z"
+    unit, prefix = pick_unit_and_suffix(int(value), ["", "k", "M", "G", "T", "P", "E", "Z"], 1000)
+    return f"{value / unit:.3g} {prefix}"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 from jepa.report.formatting import short_names
 from jepa.report.option_importance import importances
 from jepa.report.runs import Run, read_runs
-from jepa.report.seed_statistics import Comparison, Setting, compare_with_best, settings_of
+from jepa.report.seed_statistics import compare_with_best, settings_of
 from jepa.utils.errors import UserError
+from jepa.utils.lazy_import import require
 from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.run_status import FINISHED
 
@@ -28,74 +29,39 @@ STATUS_FIELDS = ("step", "max_steps", "train_seconds", "samples_per_second", "st
 """Fields of the status in `Leaderboard.rows`."""
 
 
-@dataclass(frozen=True)
 class Leaderboard:
     """The runs of a sweep; see `read_leaderboard`.
 
-    runs: best first. objectives: metric -> direction, of all that the sweep optimises; the first sorts the runs.
+    objectives: metric -> direction, of all that the sweep optimises; the first, `metric`, sorts the runs.
+    options: those that differ between runs. places: run folder -> place from 1, of the runs that count.
+    settings: the runs grouped by their options without the seed, best mean first. comparisons: the first against every
+    other. importances: option -> share of the metric's variance that depends on it. front: see `pareto_front`.
+    names: option or shown metric -> its shortest unambiguous name.
     """
 
-    folder: Path
-    runs: tuple[Run, ...]
-    objectives: dict[str, Direction]
-
-    @property
-    def metric(self) -> str:
-        return next(iter(self.objectives))
-
-    @property
-    def direction(self) -> Direction:
-        return self.objectives[self.metric]
-
-    @property
-    def options(self) -> list[str]:
-        """The options that differ between runs."""
-        return list(self.runs[0].overrides)
-
-    @cached_property
-    def settings(self) -> list[Setting]:
-        """The runs grouped by their options without the seed, best mean first."""
-        return settings_of(self.runs, self.metric, self.direction)
-
-    @cached_property
-    def comparisons(self) -> list[Comparison]:
-        """The best setting against every other."""
-        return compare_with_best(self.settings, self.direction)
-
-    @cached_property
-    def importances(self) -> dict[str, float]:
-        """Option -> share of the metric's variance that depends on it."""
-        return importances(self.runs, self.metric)
-
-    @cached_property
-    def front(self) -> list[Run]:
-        """The Pareto front: the runs that no other beats in one objective without losing in another."""
-        return pareto_front(self.runs, self.objectives)
-
-    @cached_property
-    def places(self) -> dict[Path, int]:
-        """Run folder -> place from 1, of the runs that count."""
-        return {run.path: place for place, run in enumerate((r for r in self.runs if r.counts(self.metric)), 1)}
-
-    @cached_property
-    def shown_metrics(self) -> list[str]:
-        """The objectives, then the usual metrics that a run has."""
+    def __init__(self, *, folder: Path, runs: Sequence[Run], objectives: Mapping[str, Direction]) -> None:
+        self.folder, self.objectives = folder, dict(objectives)
+        self.metric, self.direction = next(iter(objectives.items()))
+        self.runs = ranked(runs, self.metric, self.direction)
+        self.options = list(self.runs[0].overrides)
+        counted = [run for run in self.runs if run.counts(self.metric)]
+        self.places = {run.path: place for place, run in enumerate(counted, 1)}
+        self.settings = settings_of(self.runs, self.metric, self.direction)
+        self.comparisons = compare_with_best(self.settings, self.direction)
+        self.importances = importances(self.runs, self.metric)
+        self.front = pareto_front(self.runs, self.objectives)
         usual = [name for name in SHOWN_METRICS if any(name in run.metrics for run in self.runs)]
-        return list(dict.fromkeys([*self.objectives, *usual]))
-
-    @cached_property
-    def names(self) -> dict[str, str]:
-        """Option or shown metric -> its shortest unambiguous name."""
-        names = short_names([*self.options, *self.shown_metrics])
+        self.shown_metrics = list(dict.fromkeys([*self.objectives, *usual]))
         # "loss" for "val/loss" would be unclear.
-        return names | {metric: metric for metric in self.shown_metrics if metric.count("/") < 2}
+        clear = {metric: metric for metric in self.shown_metrics if metric.count("/") < 2}
+        self.names = short_names([*self.options, *self.shown_metrics]) | clear
 
     def rows(self) -> list[dict[str, Any]]:
         """Return every run as a dict: place, state, options, also the shared ones, objectives and metrics."""
         rows = []
         for run in self.runs:
             row = {"place": self.places.get(run.path), "run": run.folder, "state": run.state}
-            row |= {"reason": run.status.reason, "verdict": run.verdict, "seed": run.seed}
+            row |= {"reason": run.status.reason, "verdict": run.status.verdict, "seed": run.seed}
             row |= {name: getattr(run.status, name) for name in STATUS_FIELDS}
             values = run.overrides | run.shared
             values |= {f"objective/{name}": value for name, value in run.status.objective.items()}
@@ -105,11 +71,7 @@ class Leaderboard:
 
     def to_frame(self) -> pandas.DataFrame:
         """Return `rows` as a pandas DataFrame. Raise UserError without pandas."""
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise UserError("to_frame() needs pandas: pip install 'jepa[report]'") from error
-        return pandas.DataFrame(self.rows())
+        return require("pandas", extra="report", purpose="to_frame()").DataFrame(self.rows())
 
 
 def read_leaderboard(
@@ -137,10 +99,9 @@ def read_leaderboard(
             f"sweep={folder} holds no runs (no folder in it has a status.json, metrics.jsonl or results.json): give "
             "the folder that the jobs of a sweep write to"
         )
-    objectives = {name: direction_of(name) for name in objectives_of(runs, metric, folder)}
-    first = next(iter(objectives))
-    objectives[first] = direction or objectives[first]
-    return Leaderboard(folder=folder, runs=tuple(ranked(runs, first, objectives[first])), objectives=objectives)
+    first, *others = objectives_of(runs, metric, folder)
+    objectives = {first: direction or direction_of(first), **{name: direction_of(name) for name in others}}
+    return Leaderboard(folder=folder, runs=runs, objectives=objectives)
 
 
 def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list[str]:
@@ -152,12 +113,12 @@ def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list
     done = [run for run in runs if run.state == "done" and run.status.objective]
     counts = Counter(tuple(run.status.objective) for run in done or runs if run.status.objective)
     optimised = list(counts.most_common(1)[0][0]) if counts else []
-    names = {name: None for run in runs for name in (*run.status.objective, *run.metrics)}
+    names = dict.fromkeys(name for run in runs for name in (*run.status.objective, *run.metrics))
     known = [name for name in names if any(run.value(name) is not None for run in runs)]
     wanted = [metric] if metric is not None else [*optimised[:1], *DEFAULT_METRICS]
     found = next((name for name in wanted if name in known), None)
     if found is not None:
-        return [found, *(name for name in optimised if name != found)] if found in optimised else [found]
+        return [found, *(name for name in optimised if found in optimised and name != found)]
     if metric is None and any(run.state not in FINISHED for run in runs):
         return [DEFAULT_METRICS[0]]
     if not known:
@@ -187,13 +148,8 @@ def ranked(runs: Sequence[Run], metric: str, direction: Direction) -> list[Run]:
 
 def pareto_front(runs: Sequence[Run], objectives: Mapping[str, Direction]) -> list[Run]:
     """Return the runs that count by all objectives and that no other equals in all and beats in one."""
-    points = []
-    for run in runs:
-        if all(run.counts(name) for name in objectives):
-            values = (run.value(name) if way == "minimize" else -run.value(name) for name, way in objectives.items())
-            points.append((run, tuple(values)))
-
-    def dominated(point: tuple[float, ...]) -> bool:
-        return any(other != point and all(o <= p for o, p in zip(other, point)) for _, other in points)
-
-    return [run for run, point in points if not dominated(point)]
+    counted = [run for run in runs if all(run.counts(name) for name in objectives)]
+    signs = {name: 1.0 if direction == "minimize" else -1.0 for name, direction in objectives.items()}
+    points = np.array([[sign * run.value(name) for name, sign in signs.items()] for run in counted])
+    beaten = [((points <= point).all(axis=1) & (points < point).any(axis=1)).any() for point in points]
+    return [run for run, is_beaten in zip(counted, beaten) if not is_beaten]

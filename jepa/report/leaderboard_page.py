@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
-import plotly.io
 from plotly.offline import get_plotlyjs
 
 from jepa.report import leaderboard_plots as plots
@@ -15,6 +15,7 @@ from jepa.report.leaderboard import Leaderboard
 from jepa.report.leaderboard_summary import summary
 from jepa.report.leaderboard_tables import row_kind, run_columns, setting_columns
 from jepa.report.terminal_table import Column
+from jepa.utils.files import write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; margin: 0 auto; padding: 1.5rem 2rem 4rem;
@@ -34,19 +35,20 @@ code { font-size: 13px; overflow-wrap: anywhere }
 
 SORT = """
 document.querySelectorAll("th").forEach(head => head.onclick = () => {
-  const body = head.closest("table").tBodies[0], column = head.cellIndex, down = head.classList.contains("up");
+  const body = head.closest("table").tBodies[0], text = row => row.cells[head.cellIndex].textContent;
+  const down = head.classList.contains("up"), parse = head.classList.contains("number") ? parseFloat : Number;
   head.parentNode.querySelectorAll("th").forEach(other => other.classList.remove("up", "down"));
   head.classList.add(down ? "down" : "up");
-  const parse = head.classList.contains("number") ? parseFloat : Number, sign = down ? -1 : 1;
-  const text = row => row.cells[column].textContent;
   const compare = (a, b) => {
     if (a === "" || b === "") return (a === "") - (b === "");           // empty cells stay at the end
     const difference = parse(a) - parse(b);
-    return sign * (isNaN(difference) ? a.localeCompare(b, undefined, {numeric: true}) : difference);
+    return (down ? -1 : 1) * (isNaN(difference) ? a.localeCompare(b, undefined, {numeric: true}) : difference);
   };
   [...body.rows].sort((a, b) => compare(text(a), text(b))).forEach(row => body.append(row));
 });
 """
+
+CONTROLS = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
 
 FIGURES = (
     (plots.pareto, "Objectives against each other", "Each dot is a run; move the mouse over it to see its options."),
@@ -76,6 +78,11 @@ FIGURES = (
 )
 
 
+def write_page(board: Leaderboard, path: Path) -> None:
+    """Write the page. Raise UserError if that fails."""
+    write_text(path, page(board), "html")
+
+
 def page(board: Leaderboard) -> str:
     """Return the page as HTML."""
     title = html.escape(f"Leaderboard of {board.folder.resolve().name}")
@@ -85,10 +92,7 @@ def page(board: Leaderboard) -> str:
     for draw, heading, note in FIGURES:
         figure = draw(board)
         if figure is not None:
-            config = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["select2d", "lasso2d"]}
-            part = plotly.io.to_html(
-                figure, include_plotlyjs=False, full_html=False, div_id=draw.__name__, config=config
-            )
+            part = figure.to_html(include_plotlyjs=False, full_html=False, div_id=draw.__name__, config=CONTROLS)
             table = _html_table(setting_columns(board)) if draw is plots.settings else ""
             sections.append(
                 f'<h2>{heading}</h2><p class="note">{note}</p>'
@@ -111,7 +115,8 @@ def page(board: Leaderboard) -> str:
 
 
 def _html_table(columns: Sequence[Column], kinds: Sequence[str] | None = None) -> str:
-    """Return a table that a click sorts. kinds: CSS classes of its rows."""
+    """Return a table that a click sorts, without empty columns. kinds: CSS classes of its rows."""
+    columns = [column for column in columns if any(column.cells)]
     classes = ["" if column.is_text else ' class="number"' for column in columns]
     head = "".join(f"<th{name}>{html.escape(column.heading)}</th>" for column, name in zip(columns, classes))
     rows = []

@@ -13,19 +13,14 @@ from plotly.colors import sample_colorscale
 
 from jepa.report.formatting import number, options, shortened
 from jepa.report.leaderboard import Leaderboard
-from jepa.report.option_importance import is_logarithmic
+from jepa.report.option_importance import is_logarithmic, positions_of
 from jepa.report.run_files import curve
-from jepa.report.runs import Run, as_number, canonical, natural_key
+from jepa.report.runs import Run
 
 INK, ACCENT, GREY = "#1f2933", "#0b6e99", "#b8bfc6"
-COLOURS = ("#f2b134", "#d1495b", "#2b2d6e")
-"""From the worst to the best run."""
-
-FENCE = 1.5
-"""Runs this many interquartile ranges below the worse quartile (Tukey) all have the worst colour."""
-
-CURVES = ("val/loss", "train/loss")
-"""Drawn over the steps if the metric itself is measured at the end only."""
+COLOURS = ["#f2b134", "#d1495b", "#2b2d6e"]  # from the worst to the best run
+FENCE = 1.5  # runs this many interquartile ranges below the worse quartile (Tukey) all have the worst colour
+CURVES = ("val/loss", "train/loss")  # drawn over the steps if the metric itself is measured at the end only
 
 MAX_SETTINGS = 30
 MAX_POINTS = 60_000
@@ -43,30 +38,23 @@ def parallel_coordinates(board: Leaderboard) -> go.Figure | None:
         return None
     # The values that failed runs count as would leave no room for the others.
     counted = [run.value(board.metric) for run in runs if run.counts(board.metric)]
-    values = [run.value(board.metric) for run in runs]
-    values = np.clip(values, min(counted), max(counted)).tolist() if counted else values
-    ends = [min(values), max(values)] if min(values) < max(values) else [values[0] - 1, values[0] + 1]
-    places = list(range(0, len(runs), -(-len(runs) // MAX_TICKS)))
-    names = [shortened(runs[place].folder, 16) for place in places]
-    last = {"label": board.metric, "values": values, "tickformat": ".4g"}
+    values = np.array([run.value(board.metric) for run in runs])
+    values = values.clip(min(counted), max(counted)) if counted else values
+    ends = [values.min(), values.max()] if np.ptp(values) else [values[0] - 1, values[0] + 1]
     dimensions = [
-        {"label": "run", "values": list(range(len(runs))), "range": [len(runs) - 1, 0]}
-        | {"tickvals": places, "ticktext": names},
-        *(_dimension(board.names[key], values) for key, values in columns.items()),
-        last | {"range": ends if board.direction == "maximize" else ends[::-1]},
+        _word_axis("run", range(len(runs)), [run.folder for run in runs]) | {"range": [len(runs) - 1, 0]},
+        *(_option_axis(board.names[key], values) for key, values in columns.items()),
+        {"label": board.metric, "values": values.tolist(), "tickformat": ".4g"}
+        | {"range": ends if board.direction == "maximize" else ends[::-1]},
     ]
     shares = _shares(board)
-    colours = [GREY, GREY, *COLOURS]
-    figure = _figure(460)
-    figure.add_parcoords(
-        dimensions=dimensions,
-        line={
-            "color": [-1.0 if shares[run.folder] is None else shares[run.folder] for run in runs],
-            "colorscale": list(zip((0.0, 0.4, 0.5, 0.75, 1.0), colours)),
-            "cmin": -1,
-            "cmax": 1,
-        },
-    )
+    line = {
+        "color": [shares.get(run.folder, -1.0) for run in runs],
+        "colorscale": list(zip((0.0, 0.4, 0.5, 0.75, 1.0), [GREY, GREY, *COLOURS])),
+        "cmin": -1,
+        "cmax": 1,
+    }
+    figure = _figure(460).add_parcoords(dimensions=dimensions, line=line)
     figure.update_layout(margin={"t": 50, "b": 20, "l": 80, "r": 110})
     if len(dimensions) > 9:
         figure.update_layout(width=WIDTH_OF_AXIS * len(dimensions))
@@ -84,8 +72,7 @@ def curves(board: Leaderboard) -> go.Figure | None:
         return None
     figure, shares = _figure(420), _shares(board)
     for run, points in reversed(found):
-        share = shares[run.folder]
-        colour = GREY if share is None else sample_colorscale(list(COLOURS), share)[0]
+        colour = sample_colorscale(COLOURS, shares[run.folder])[0] if run.folder in shares else GREY
         figure.add_scatter(
             x=[step for step, _ in points],
             y=[value for _, value in points],
@@ -104,35 +91,35 @@ def importance(board: Leaderboard) -> go.Figure | None:
     """Draw a bar for each option: the share of the metric's variance that depends on it."""
     if not board.importances:
         return None
-    shares = dict(reversed(board.importances.items()))
+    labels, shares = [_label(key) for key in board.importances], list(board.importances.values())
     figure = _figure(90 + 34 * len(shares))
     figure.add_bar(
-        x=list(shares.values()),
-        y=[_label(key) for key in shares],
+        x=shares,
+        y=labels,
         orientation="h",
-        marker={"color": ACCENT},
-        text=[f"{share:.0%}" for share in shares.values()],
+        marker_color=ACCENT,
+        texttemplate="%{x:.0%}",
         textposition="outside",
         cliponaxis=False,
         hoverinfo="skip",
     )
-    figure.update_xaxes(title="share of the variance", range=[0, 1.12 * max(0.1, *shares.values())], tickformat=".0%")
-    figure.update_yaxes(type="category", automargin=True)
-    return figure
+    figure.update_xaxes(title="share of the variance", range=[0, 1.12 * max(0.1, *shares)], tickformat=".0%")
+    return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
 
 
 def settings(board: Leaderboard) -> go.Figure | None:
     """Draw each setting's mean with its interval over the dots of its seeds; None if no setting has two."""
-    shown = [setting for setting in board.settings if setting.estimate is not None][:MAX_SETTINGS]
+    shown = [setting for setting in board.settings if setting.values][:MAX_SETTINGS]
     if not any(len(setting.values) > 1 for setting in shown):
         return None
     names = [options(s.options, board.names) or f"run {s.runs[0].folder}" for s in shown]
     labels = [_label(f"{place}.  {name}") for place, name in enumerate(names, 1)]  # the place makes them unique
     dots = [(value, label, seed) for s, label in zip(shown, labels) for seed, value in s.values.items()]
-    means, halves = [s.estimate.mean for s in shown], [s.estimate.half or 0.0 for s in shown]
-    figure = _figure(100 + 32 * len(labels))
+    values, means = np.array([value for value, _, _ in dots]), np.array([setting.mean for setting in shown])
+    halves = np.array([setting.half or 0.0 for setting in shown])
+    figure = _figure(100 + 32 * len(labels), legend=True)
     figure.add_scatter(
-        x=[value for value, _, _ in dots],
+        x=values,
         y=[label for _, label, _ in dots],
         mode="markers",
         marker={"color": GREY, "size": 8, "line": {"color": "#7b8794", "width": 1}},
@@ -147,18 +134,16 @@ def settings(board: Leaderboard) -> go.Figure | None:
         mode="markers",
         marker={"color": ACCENT, "size": 10, "symbol": "diamond"},
         name="mean and 95 % interval",
-        hovertext=[f"{number(s.estimate.mean)}, {s.estimate.count} seeds" for s in shown],
+        hovertext=[f"{number(setting.mean)}, {len(setting.values)} seeds" for setting in shown],
         hoverinfo="text",
     )
     # Intervals over two seeds can be hundreds of times as wide as the values.
-    low, high = min(value for value, _, _ in dots), max(value for value, _, _ in dots)
+    low, high = values.min(), values.max()
     room = high - low or abs(high) or 1.0
-    left = min(mean - half for mean, half in zip(means, halves))
-    right = max(mean + half for mean, half in zip(means, halves))
-    ends = [max(min(low, left) - 0.1 * room, low - room), min(max(high, right) + 0.1 * room, high + room)]
-    figure.update_xaxes(title=html.escape(board.metric), range=ends)
-    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
-    return _with_legend(figure)
+    ends = np.clip([(means - halves).min(), (means + halves).max()], low - room, high + room)
+    left, right = min(low, ends[0]), max(high, ends[1])
+    figure.update_xaxes(title=html.escape(board.metric), range=[left - 0.1 * room, right + 0.1 * room])
+    return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
 
 
 def pareto(board: Leaderboard) -> go.Figure | None:
@@ -168,65 +153,47 @@ def pareto(board: Leaderboard) -> go.Figure | None:
         return None
     across, up = list(board.objectives)[:2]
     front = sorted(board.front, key=lambda run: run.value(across))
-    figure = _figure(480)
-    for group, name, style in (
-        (
-            [run for run in runs if run not in front],
-            "beaten in both by another",
-            {"marker": {"color": GREY, "size": 9}},
-        ),
-        (front, "Pareto front", {"marker": {"color": ACCENT, "size": 11}, "line": {"color": ACCENT, "dash": "dot"}}),
+    figure = _figure(480, legend=True)
+    for group, mode, name, colour in (
+        ([run for run in runs if run not in front], "markers", "beaten in both by another", GREY),
+        (front, "lines+markers+text", "Pareto front", ACCENT),
     ):
         figure.add_scatter(
             x=[run.value(across) for run in group],
             y=[run.value(up) for run in group],
-            mode="lines+markers+text" if group is front else "markers",
-            text=[html.escape(shortened(run.folder, 16)) for run in group],
+            mode=mode,
+            marker={"color": colour, "size": 10},
+            line={"color": colour, "dash": "dot"},
+            text=[_label(run.folder, 16) for run in group],
             textposition="top center",
             name=name,
             hovertext=[_hover(board, run) for run in group],
             hoverinfo="text",
-            **style,
         )
     for update, name in ((figure.update_xaxes, across), (figure.update_yaxes, up)):
         better = "more" if board.objectives[name] == "maximize" else "less"
         update(title=f"{html.escape(name)} ({better} is better)", **_scale([run.value(name) for run in runs]))
-    return _with_legend(figure)
+    return figure
 
 
-def _figure(height: int) -> go.Figure:
-    figure = go.Figure()
-    figure.update_layout(
+def _figure(height: int, legend: bool = False) -> go.Figure:
+    return go.Figure().update_layout(
         height=height,
         template="plotly_white",
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         margin={"t": 30, "b": 50, "l": 60, "r": 30},
-        showlegend=False,
+        showlegend=legend,
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
         hovermode="closest",
         hoverlabel={"align": "left"},
     )
-    return figure
 
 
-def _with_legend(figure: go.Figure) -> go.Figure:
-    return figure.update_layout(showlegend=True, legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"})
-
-
-def _dimension(label: str, values: Sequence[str]) -> dict[str, Any]:
+def _option_axis(label: str, values: Sequence[str]) -> dict[str, Any]:
     """Return an axis of the parallel coordinates: words by name, numbers by size or by their logarithm."""
-    numbers = [as_number(value) for value in values]
-    if any(value is None for value in numbers):
-        words = sorted({canonical(value) for value in values}, key=natural_key)
-        ticks = list(range(0, len(words), -(-len(words) // MAX_TICKS)))
-        texts = [html.escape(shortened(words[tick], 16)) for tick in ticks]
-        return {
-            "label": label,
-            "values": [words.index(canonical(v)) for v in values],
-            "tickvals": ticks,
-            "ticktext": texts,
-        }
-    is_log = is_logarithmic(numbers)
-    positions = np.log10(numbers) if is_log else np.array(numbers)
+    positions, words, is_log = positions_of(values)
+    if words:
+        return _word_axis(label, positions.tolist(), words)
     ticks = np.unique(positions)
     if len(ticks) > 6:
         ticks = np.linspace(positions.min(), positions.max(), 5)
@@ -235,20 +202,24 @@ def _dimension(label: str, values: Sequence[str]) -> dict[str, Any]:
     return {"label": label, "values": positions.tolist(), "tickvals": ticks.tolist(), "ticktext": texts}
 
 
-def _shares(board: Leaderboard) -> dict[str, float | None]:
-    """Return run -> its place between the worst value, 0, and the best, 1; None if it does not count."""
-    values = {run.folder: run.value(board.metric) for run in board.runs if run.counts(board.metric)}
-    shares: dict[str, float | None] = dict.fromkeys(run.folder for run in board.runs)
-    if not values:
-        return shares
-    signed = np.array(list(values.values())) * (1 if board.direction == "maximize" else -1)
+def _word_axis(label: str, positions: Sequence[int], words: Sequence[str]) -> dict[str, Any]:
+    """Return an axis of words, of which at most MAX_TICKS are written."""
+    ticks = range(0, len(words), -(-len(words) // MAX_TICKS))
+    texts = [_label(words[tick], 16) for tick in ticks]
+    return {"label": label, "values": list(positions), "tickvals": list(ticks), "ticktext": texts}
+
+
+def _shares(board: Leaderboard) -> dict[str, float]:
+    """Return run -> its place between the worst value, 0, and the best, 1, of the runs that count."""
+    counted = [run for run in board.runs if run.counts(board.metric)]
+    if not counted:
+        return {}
+    signed = np.array([run.value(board.metric) for run in counted]) * (1 if board.direction == "maximize" else -1)
     low, high = np.quantile(signed, (0.25, 0.75))
     worst = max(signed.min(), low - FENCE * (high - low)) if high > low else signed.min()
     scale = signed.max() - worst
-    return shares | {
-        folder: float(np.clip((value - worst) / scale, 0, 1)) if scale > 0 else 1.0
-        for folder, value in zip(values, signed)
-    }
+    values = ((signed - worst) / scale).clip(0, 1) if scale > 0 else np.ones(len(signed))
+    return dict(zip((run.folder for run in counted), values.tolist()))
 
 
 def _scale(values: Sequence[float]) -> dict[str, object]:
@@ -259,11 +230,11 @@ def _scale(values: Sequence[float]) -> dict[str, object]:
 
 
 def _hover(board: Leaderboard, run: Run) -> str:
-    lines = [f"run {run.folder}: {run.state}" + (f", {run.verdict}" if run.collapsed else "")]
+    lines = [f"run {run.folder}: {run.state}" + (f", {run.status.verdict}" if run.collapsed else "")]
     lines += [f"{key}={value}" for key, value in run.overrides.items()]
     lines += [f"{name}: {number(run.value(name))}" for name in board.objectives]
-    return "<br>".join(html.escape(shortened(line, 90)) for line in lines)
+    return "<br>".join(_label(line, 90) for line in lines)
 
 
-def _label(text: str) -> str:
-    return html.escape(shortened(text, MAX_LABEL))
+def _label(text: str, length: int = MAX_LABEL) -> str:
+    return html.escape(shortened(text, length))

@@ -12,9 +12,7 @@ from jepa.report.seed_statistics import LEVEL, Comparison, Setting
 from jepa.utils.run_status import FINISHED
 
 FRONT_SHOWN = 4
-
-MAX_NAME = 90
-"""Characters up to which a setting is named by its options, else by its runs."""
+MAX_NAME = 90  # characters up to which a setting is named by its options, else by its runs
 
 
 def summary(board: Leaderboard) -> list[str]:
@@ -30,14 +28,13 @@ def summary(board: Leaderboard) -> list[str]:
 def excluded_runs(board: Leaderboard) -> list[str]:
     """Return which runs are in no mean, and how many are still to come."""
     lines = []
-    verdicts = Counter(run.verdict for run in board.runs if run.collapsed)
+    verdicts = Counter(run.status.verdict for run in board.runs if run.collapsed)
     if verdicts:
         kinds = joined([f"{verdict} in {count}" for verdict, count in verdicts.items()])
         lines.append(f"The collapse monitor found something wrong with {plural(verdicts.total(), 'run')}: {kinds}.")
     if bad := sum(run.bad for run in board.runs):
-        lines.append(
-            f"{plural(bad, 'run')} that failed or collapsed {'is' if bad == 1 else 'are'} left out of all means."
-        )
+        are = "is" if bad == 1 else "are"
+        lines.append(f"{plural(bad, 'run')} that failed or collapsed {are} left out of all means.")
     if blank := sum(run.state == "done" and not run.collapsed and not run.counts(board.metric) for run in board.runs):
         lines.append(f"{plural(blank, 'run')} came to the end without a finite {board.metric}.")
     if waiting := sum(run.state not in FINISHED for run in board.runs):
@@ -45,10 +42,10 @@ def excluded_runs(board: Leaderboard) -> list[str]:
     return lines
 
 
-def setting_name(board: Leaderboard, setting: Setting, limit: int | None = MAX_NAME) -> str:
+def setting_name(board: Leaderboard, setting: Setting) -> str:
     """Return a setting's options, or its runs if it has no options or they are too long."""
     name = options(setting.options, board.names)
-    return name if name and (limit is None or len(name) <= limit) else run_names(board, setting)
+    return name if 0 < len(name) <= MAX_NAME else run_names(board, setting)
 
 
 def run_names(board: Leaderboard, setting: Setting) -> str:
@@ -60,17 +57,17 @@ def run_names(board: Leaderboard, setting: Setting) -> str:
 def winner(board: Leaderboard) -> str:
     """Return the best setting and its mean."""
     best = board.settings[0]
-    mean, count = best.estimate, best.estimate.count
-    value = f"{number(mean.mean)} (one seed)"
-    if count > 1:
-        value = f"{with_error(mean.mean, mean.half)} (mean and {LEVEL:.0%} interval over {plural(count, 'seed')})"
+    value = f"{number(best.mean)} (one seed)"
+    if best.half is not None:
+        seeds = plural(len(best.values), "seed")
+        value = f"{with_error(best.mean, best.half)} (mean and {LEVEL:.0%} interval over {seeds})"
     bad = f"; {plural(best.bad, 'more run')} of it failed or collapsed" if best.bad else ""
-    ties = sum(item.lead == 0 for item in board.comparisons)
-    tied = f" together with {plural(ties, 'other setting')}" if ties else ""
-    alone = f"By {board.metric} alone, " if len(board.objectives) > 1 else ""
     who = "There is one setting"
     if len(board.settings) > 1:
-        who = f"{alone}{setting_name(board, best, limit=None)} won{tied}"
+        alone = f"By {board.metric} alone, " if len(board.objectives) > 1 else ""
+        ties = sum(item.lead == 0 for item in board.comparisons)
+        tied = f" together with {plural(ties, 'other setting')}" if ties else ""
+        who = f"{alone}{options(best.options, board.names) or run_names(board, best)} won{tied}"
     return f"{who}: {board.metric} {value}{bad} ({run_names(board, best)})."
 
 
@@ -130,10 +127,10 @@ def front(board: Leaderboard) -> str:
         values = ", ".join(f"{name} {number(run.value(name))}" for name in board.objectives)
         runs.append(f"run {run.folder} ({options(run.overrides, board.names)}): {values}")
     hidden = len(board.front) - len(runs)
+    more = f"; and {hidden} more" if hidden else ""
     ways = joined([f"{name} ({way})" for name, way in board.objectives.items()])
     are = "run is" if len(board.front) == 1 else "runs are"
     each = "both" if len(board.objectives) == 2 else "all"
-    more = f"; and {hidden} more" if hidden else ""
     return f"By {ways}, {len(board.front)} {are} not beaten in {each} by any other: {'; '.join(runs)}{more}."
 
 
@@ -142,14 +139,12 @@ def importance(board: Leaderboard) -> list[str]:
     count = len(board.places)
     if len(board.settings) < 2 or count < MIN_RUNS:
         return []
+    runs = plural(count, "run")
     top = [f"{key} ({share:.0%})" for key, share in list(board.importances.items())[:3] if share >= 0.01]
     if not top:
-        runs = plural(count, "run")
         return [
             f"What {board.metric} depends on cannot be told from {runs}: a random forest predicts none by the others."
         ]
     few = ", a guess with so few" if count < 10 * len(board.importances) else ""
-    return [
-        f"{board.metric} depends most on {joined(top)}: shares of its variance, by a random forest over "
-        f"{plural(count, 'run')}{few}."
-    ]
+    shares = f"shares of its variance, by a random forest over {runs}{few}"
+    return [f"{board.metric} depends most on {joined(top)}: {shares}."]

@@ -1,27 +1,58 @@
-"""The columns of a leaderboard: a row for each run and, if seeds repeat them, for each setting."""
+"""A leaderboard in a terminal and as files: tables of the runs and of the settings, sentences, CSV and HTML."""
 
 from __future__ import annotations
 
+import csv
+import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+
+from rich.console import Group
 
 from jepa.report.formatting import duration, number, option, padded, progress, shortened, with_error
 from jepa.report.leaderboard import Leaderboard
+from jepa.report.leaderboard_summary import summary
 from jepa.report.runs import SEED, Run
-from jepa.report.terminal_table import Column, rich_table
-
-if TYPE_CHECKING:
-    from rich.console import Group
+from jepa.report.terminal_table import Column, rich_table, terminal
+from jepa.utils.files import write_atomic
 
 STYLES = {"bad": "red", "open": "dim", "": ""}
 
 
-def tables(board: Leaderboard, limit: int | None = None, width: int | None = None) -> Group:
-    """Return the first `limit` runs, and the settings, as rich tables. width: of a line; None: the terminal's."""
-    from rich.console import Console, Group
+def show(board: Leaderboard, csv_path: Path, page_path: Path, limit: int | None) -> None:
+    """Print the first `limit` runs, the settings and the findings, and write all runs as CSV and as an HTML page.
 
-    width = Console().width if width is None else width
+    Without plotly the page is left out, and a line says so. Raise UserError if a file cannot be written.
+    """
+    console = terminal()
+    console.print(tables(board, console.width, limit))
+    write_csv(board, csv_path)
+    written = [str(csv_path), f"{page_path.name} is not written, as it needs plotly: pip install 'jepa[report]'"]
+    if importlib.util.find_spec("plotly") is not None:
+        from jepa.report.leaderboard_page import write_page
+
+        write_page(board, page_path)
+        written[1] = str(page_path)
+    for line in (*summary(board), *written):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def write_csv(board: Leaderboard, path: Path) -> None:
+    """Write all runs with all options and metrics in full precision. Raise UserError if that fails."""
+    rows = board.rows()
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    write_atomic(path, write, "csv")
+
+
+def tables(board: Leaderboard, width: int, limit: int | None = None) -> Group:
+    """Return the first `limit` runs, and the settings, as rich tables. width: of a line."""
     title = f"{board.metric}, {'more' if board.direction == 'maximize' else 'less'} is better"
     styles = [STYLES[row_kind(board, run)] for run in board.runs]
     found = [rich_table(run_columns(board), width, styles=styles, title=title, limit=limit)]
@@ -33,8 +64,7 @@ def tables(board: Leaderboard, limit: int | None = None, width: int | None = Non
 
 def run_columns(board: Leaderboard, write_seconds: Callable[[float | None], str] = duration) -> list[Column]:
     """Return the columns of the runs."""
-    runs, statuses = board.runs, [run.status for run in board.runs]
-    metrics = []
+    runs, metrics = board.runs, []
     for index, metric in enumerate(board.shown_metrics):
         # A failed run has what it measured, not what it counts as.
         values = [run.value(metric) if run.counts(metric) else run.metrics.get(metric) for run in runs]
@@ -46,29 +76,29 @@ def run_columns(board: Leaderboard, write_seconds: Callable[[float | None], str]
         *option_columns(board, [run.overrides for run in runs]),
         *metrics,
         Column("time", [write_seconds(run.seconds) for run in runs], priority=1),
-        Column("steps", [progress(status.step, status.max_steps) for status in statuses], priority=0),
+        Column("steps", [progress(run.status) for run in runs], priority=0),
         Column("state", [state_text(run) for run in runs], is_text=True),
     ]
 
 
 def setting_columns(board: Leaderboard) -> list[Column]:
     """Return the columns of the settings that have a value, best first; none if no setting has two seeds."""
-    settings = [setting for setting in board.settings if setting.estimate is not None]
-    if not any(setting.estimate.count > 1 for setting in settings):
+    settings = [setting for setting in board.settings if setting.values]
+    if not any(len(setting.values) > 1 for setting in settings):
         return []
-    estimates, compared = [setting.estimate for setting in settings], board.comparisons
+    compared = board.comparisons
     intervals = ["" if c.p is None else f"{number(c.low, 3)} to {number(c.high, 3)}" for c in compared]
-    columns = [
+    failed = [setting.bad for setting in settings]
+    return [
         Column("place", [str(place) for place in range(1, len(settings) + 1)]),
         *option_columns(board, [setting.options for setting in settings]),
-        Column(f"{board.names[board.metric]} ± 95%", [with_error(e.mean, e.half) for e in estimates]),
-        Column("seeds", [str(e.count) for e in estimates]),
-        Column("failed", [str(setting.bad) for setting in settings]),
+        Column(f"{board.names[board.metric]} ± 95%", [with_error(s.mean, s.half) for s in settings]),
+        Column("seeds", [str(len(setting.values)) for setting in settings]),
+        Column("failed", [str(count) if any(failed) else "" for count in failed]),
         Column("behind", ["", *(number(c.lead, 3) for c in compared)]),
         Column("95% interval", ["", *intervals], priority=0),
         Column("p (Holm)", ["", *(number(c.corrected, 2) for c in compared)]),
     ]
-    return [column for column in columns if column.heading != "failed" or any(s.bad for s in settings)]
 
 
 def option_columns(board: Leaderboard, rows: Sequence[Mapping[str, str]]) -> list[Column]:
@@ -87,6 +117,6 @@ def row_kind(board: Leaderboard, run: Run) -> str:
 
 def state_text(run: Run) -> str:
     """Return a run's state, the collapse monitor's verdict if that is bad, and the reason."""
-    verdict = f", {run.verdict}" if run.collapsed else ""
+    verdict = f", {run.status.verdict}" if run.collapsed else ""
     reason = f": {run.status.reason}" if run.status.reason else ""
     return shortened(f"{run.state}{verdict}{reason}", 60)

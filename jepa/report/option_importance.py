@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from jepa.report.runs import Run, as_number, canonical
+from jepa.report.runs import Run, as_number, canonical, natural_key
 
-MIN_RUNS = 4
-"""Fewer runs have no importances; they become reliable with ten runs per option."""
-
-LOG_RATIO = 30.0
-"""Positive numbers whose largest is this many times the smallest are spaced by their logarithm."""
+MIN_RUNS = 4  # fewer runs have no importances; they become reliable with ten runs per option
+LOG_RATIO = 30.0  # positive numbers whose largest is this many times the smallest are spaced by their logarithm
 
 TREES = 200
 
@@ -30,13 +26,13 @@ def importances(runs: Sequence[Run], metric: str) -> dict[str, float]:
     """
     counted = [run for run in runs if run.counts(metric)]
     values = np.array([run.value(metric) for run in counted])
-    columns = {key: [canonical(run.setting[key]) for run in counted] for key in (counted[0].setting if counted else ())}
+    columns = {key: [canonical(run.setting[key]) for run in counted] for key in runs[0].setting}
     columns = {key: column for key, column in columns.items() if len(set(column)) > 1}
     if len(counted) < MIN_RUNS or not columns or values.max() == values.min():
         return {}
     from sklearn.ensemble import RandomForestRegressor
 
-    features = np.array([_as_features(column) for column in columns.values()]).T  # (runs, options)
+    features = np.stack([positions_of(column)[0] for column in columns.values()], axis=1)  # (runs, options)
     values = (values - values.mean()) / values.std()
     forest = RandomForestRegressor(TREES, oob_score=True, random_state=0).fit(features, values)
     if forest.oob_score_ <= 0:
@@ -55,15 +51,19 @@ def importances(runs: Sequence[Run], metric: str) -> dict[str, float]:
     return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
 
+def positions_of(column: Sequence[str]) -> tuple[np.ndarray, list[str], bool]:
+    """Return where the values of an option lie on an axis, the words in their order, and whether it is logarithmic.
+
+    There are no words if all values are numbers.
+    """
+    numbers = [as_number(text) for text in column]
+    if None in numbers:
+        words = sorted({canonical(text) for text in column}, key=natural_key)
+        return np.array([words.index(canonical(text)) for text in column]), words, False
+    is_log = is_logarithmic(numbers)
+    return np.log10(numbers) if is_log else np.array(numbers), [], is_log
+
+
 def is_logarithmic(values: Sequence[float]) -> bool:
     """Return whether numbers are better spaced by their logarithm."""
     return min(values) > 0 and max(values) >= LOG_RATIO * min(values)
-
-
-def _as_features(column: Sequence[str]) -> list[float]:
-    """Return the values of an option as numbers for a tree; words become their index in alphabetical order."""
-    numbers = [as_number(text) for text in column]
-    if any(value is None for value in numbers):
-        words = sorted(set(column))
-        return [float(words.index(text)) for text in column]
-    return [math.log10(value) for value in numbers] if is_logarithmic(numbers) else numbers

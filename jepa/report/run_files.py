@@ -9,23 +9,18 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from jepa.utils.run_status import STATUS_FILE, Status, is_dead, read_status
 
-RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")
-"""A folder with any of these is a run's."""
+RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")  # a folder with any of these is a run's
+NOT_PROBES = ("collapse", "spread", "data")  # entries of results.json that are not probe results
+QUIET_SECONDS = 600.0  # a run without status.json counts as running if it wrote something this recently
 
-NOT_PROBES = ("collapse", "spread", "data")
-"""Entries of results.json that are not probe results."""
 
-QUIET_SECONDS = 600.0
-"""A run without status.json counts as running if it wrote something this recently."""
-
-GONE = "its process is gone (killed? out of memory?)"
-WAITS = "waits to be started again"
+Content = TypeVar("Content", dict, list)
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster
 
@@ -51,105 +46,67 @@ def current_status(path: Path, queue: Mapping[str, str] | None = None) -> Status
     queue: job -> SLURM's state, of all jobs in the queue; None if unknown. A job that waits there after it ran has been
     preempted. A run without status.json is judged by its other files.
     """
-    status = read_status(path)
-    if status is None:
-        return status_from_files(path)
+    status = read_status(path) or status_from_files(path)
     if queue is None or status.job is None:
-        return dataclasses.replace(status, state="failed", reason=GONE) if is_dead(status) else status
+        gone = {"state": "failed", "reason": "its process is gone (killed? out of memory?)"}
+        return dataclasses.replace(status, **gone) if is_dead(status) else status
     if status.state in ("done", "failed") or (status.state == "stopped" and status.job not in queue):
         return status
     # A job in the queue whose process is gone is about to be started again.
     if status.job not in queue:
         return dataclasses.replace(status, state="failed", reason=f"its job {status.job} has left the queue")
     if queue[status.job] == "PENDING" and status.state != "queued":
-        return dataclasses.replace(status, state="preempted", reason=status.reason or WAITS)
+        return dataclasses.replace(status, state="preempted", reason=status.reason or "waits to be started again")
     return status
 
 
 def status_from_files(path: Path, now: float | None = None) -> Status:
     """Return the status of a run without status.json, from its other files. now: seconds since the epoch."""
-    results, last = read_json(path / "results.json"), last_values(path, tail=1 << 16)
-    modified = last_modified(path)
+    results, last = read_content(path / "results.json", dict), last_values(path)
     status = Status(
         state="done",
         reason=results.get("stopped"),
-        step=results.get("step", as_step(last.get("step"))),
+        step=results.get("step", last.get("step")),
         samples_per_second=last.get("samples_per_second"),
-        verdict=verdict_of(results),
-        updated=modified,
+        verdict=(results.get("collapse") or {}).get("verdict"),
+        updated=last_modified(path),
     )
     if results:
         return status
-    if (time.time() if now is None else now) - (modified or 0.0) < QUIET_SECONDS:
+    if (time.time() if now is None else now) - status.updated < QUIET_SECONDS:
         return dataclasses.replace(status, state="running")
     return dataclasses.replace(status, state="stopped", reason="it ended, or was ended, without results.json")
 
 
-def last_modified(path: Path) -> float | None:
+def last_modified(path: Path) -> float:
     """Return the seconds since the epoch at which a run last wrote one of its files."""
-    times = []
-    for name in RUN_FILES:
-        try:
-            times.append((path / name).stat().st_mtime)
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return max(times, default=None)
+    return max((file.stat().st_mtime for file in map(path.joinpath, RUN_FILES) if file.is_file()), default=0.0)
 
 
-def verdict_of(results: Mapping[str, Any]) -> str | None:
-    """Return the collapse monitor's verdict in a results.json."""
-    collapse = results.get("collapse")
-    return collapse.get("verdict") if isinstance(collapse, dict) else None
-
-
-def as_step(value: float | None) -> int | None:
-    """Return a logged step as an int; None if it is missing or not finite."""
-    return None if value is None or not math.isfinite(value) else int(value)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Return a JSON object; {} if the file is missing or incomplete."""
+def read_content(path: Path, kind: type[Content]) -> Content:
+    """Return a dict or list from a JSON or YAML file; an empty one if the file is missing, incomplete or neither."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     try:
-        value = json.loads(read_text(path))
-    except json.JSONDecodeError:
-        return {}
-    return value if isinstance(value, dict) else {}
+        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_LOADER)
+    except (ValueError, yaml.YAMLError):
+        return kind()
+    return content if isinstance(content, kind) else kind()
 
 
-def read_yaml(path: Path) -> Any:
-    """Return the content of a YAML file; None if it is missing or incomplete."""
-    try:
-        return yaml.load(read_text(path), Loader=_LOADER)
-    except (yaml.YAMLError, ValueError):  # ValueError: text that looks like a date
-        return None
-
-
-def read_text(path: Path) -> str:
-    """Return a file's text, "" if it is missing."""
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
-
-
-def metric_lines(path: Path, tail: int | None = None, needle: str = "") -> Iterator[dict[str, float]]:
+def metric_lines(path: Path, needle: str = "") -> Iterator[dict[str, float]]:
     """Yield the complete lines of a run's metrics.jsonl: name -> number, NaN for null.
 
-    tail: read only this many bytes at the end. needle: skip lines without this text, which saves parsing them.
+    needle: skip lines without this text, which saves parsing them.
     """
-    try:
-        file = open(path / "metrics.jsonl", "rb")  # noqa: SIM115 (closed by the with below)
-    except (FileNotFoundError, NotADirectoryError):
+    if not (path / "metrics.jsonl").is_file():
         return
-    with file:
-        if tail is not None:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
+    with (path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            if needle.encode() not in line:
+            if needle not in line:
                 continue
             try:
                 values = json.loads(line)
-            except ValueError:  # cut off at either end
+            except ValueError:  # not written to its end
                 continue
             if isinstance(values, dict):
                 yield only_numbers(values)
@@ -161,10 +118,10 @@ def only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if type(value) in (int, float)}
 
 
-def last_values(path: Path, tail: int | None = None) -> dict[str, float]:
-    """Return the last value of every metric in metrics.jsonl, and of `step`. tail: as in `metric_lines`."""
+def last_values(path: Path) -> dict[str, float]:
+    """Return the last value of every metric in metrics.jsonl, and of `step`."""
     values: dict[str, float] = {}
-    for line in metric_lines(path, tail):
+    for line in metric_lines(path):
         values |= line
     return values
 
@@ -184,8 +141,7 @@ def curve(path: Path, metric: str, max_points: int = 400) -> list[tuple[int, flo
     """Return (step, value) of a metric's finite values, evenly thinned to about `max_points`."""
     points = []
     for line in metric_lines(path, needle=json.dumps(metric)):
-        value, step = line.get(metric), as_step(line.get("step"))
-        if value is not None and step is not None and math.isfinite(value):
-            points.append((step, value))
+        if "step" in line and math.isfinite(line.get(metric, math.nan)):
+            points.append((line["step"], line[metric]))
     stride = max(1, math.ceil(len(points) / max_points))
     return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])

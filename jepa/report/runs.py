@@ -8,28 +8,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from jepa.report.formatting import DEFAULT
-from jepa.report.run_files import (
-    current_status,
-    last_values,
-    read_json,
-    read_yaml,
-    result_values,
-    run_folders,
-    verdict_of,
-)
+from jepa.report.run_files import current_status, last_values, read_content, result_values, run_folders
+from jepa.utils.nested import flatten
 from jepa.utils.run_status import State, Status, is_collapse
 
-SEED = "trainer.seed"
-"""The option in which repetitions of a setting differ."""
-
-REMOVED = "(removed)"
-"""Value of an option that a run deletes (`~key`)."""
-
-IGNORED = ("resume", "run_dir")
-"""Options that say where a run is; ignored, as are those of Hydra."""
+SEED = "trainer.seed"  # the option in which repetitions of a setting differ
+REMOVED = "(removed)"  # value of an option that a run deletes (`~key`)
+IGNORED = ("resume", "run_dir")  # options that say where a run is; ignored, as are those of Hydra
 
 
 @dataclass(frozen=True)
@@ -48,7 +35,6 @@ class Run:
     overrides: dict[str, str]
     shared: dict[str, str]
     seed: str | None
-    verdict: str | None
     metrics: dict[str, float]
 
     @property
@@ -58,7 +44,7 @@ class Run:
     @property
     def collapsed(self) -> bool:
         """Whether the collapse monitor's verdict is a collapse or divergence."""
-        return is_collapse(self.verdict)
+        return is_collapse(self.status.verdict)
 
     @property
     def bad(self) -> bool:
@@ -98,27 +84,25 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
     own = [parse_overrides(stored_overrides(path, status)) for path, status in zip(paths, statuses)]
     keys = list(dict.fromkeys(key for options in own for key in options))
     # Reading a config.yaml is slow.
-    lacking = [any(key not in options for key in (*keys, SEED)) for options in own]
-    configs = [read_yaml(path / "config.yaml") if lacks else None for path, lacks in zip(paths, lacking)]
+    configs = [
+        {} if all(key in options for key in (*keys, SEED)) else config_values(path) for path, options in zip(paths, own)
+    ]
     full = [
-        {key: options.get(key) or config_value(config, key) or DEFAULT for key in keys}
-        for options, config in zip(own, configs)
+        {key: options.get(key) or config.get(key, DEFAULT) for key in keys} for options, config in zip(own, configs)
     ]
     shared = {key: full[0][key] for key in keys if len({canonical(options[key]) for options in full}) == 1}
     runs = []
     for path, status, options, config in zip(paths, statuses, full, configs):
-        results = read_json(path / "results.json")
-        metrics = last_values(path) | result_values(results)
+        metrics = last_values(path) | result_values(read_content(path / "results.json", dict))
         metrics.pop("step", None)
-        seed = options.get(SEED) or config_value(config, SEED)
+        seed = options.get(SEED, config.get(SEED, DEFAULT))
         run = Run(
             folder=name_of(path, folder),
             path=path,
             status=status,
             overrides={key: value for key, value in options.items() if key not in shared},
             shared=shared,
-            seed=None if seed in (None, DEFAULT) else canonical(seed),
-            verdict=status.verdict or verdict_of(results),
+            seed=None if seed == DEFAULT else canonical(seed),
             metrics=metrics,
         )
         runs.append(run)
@@ -137,12 +121,8 @@ def natural_key(text: str) -> list[str | int]:
 
 def stored_overrides(path: Path, status: Status) -> list[str]:
     """Return a run's overrides from the first of its files that has them."""
-    if status.overrides:
-        return status.overrides
-    stored = read_yaml(path / ".hydra" / "overrides.yaml")
-    if not isinstance(stored, list):
-        config = read_yaml(path / "config.yaml")
-        stored = config.get("overrides") if isinstance(config, dict) else None
+    stored = status.overrides or read_content(path / ".hydra" / "overrides.yaml", list)
+    stored = stored or read_content(path / "config.yaml", dict).get("overrides")
     return [item for item in stored if isinstance(item, str)] if isinstance(stored, list) else []
 
 
@@ -160,16 +140,13 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
     return options
 
 
-def config_value(config: Any, key: str) -> str | None:
-    """Return the value of a dotted key in a run's config.yaml, as on the command line; None if it is no value."""
-    node = config
-    for part in key.split("."):
-        if not isinstance(node, dict) or part not in node:
-            return None
-        node = node[part]
-    if isinstance(node, dict) or node is config:  # a group, whose option the composed configuration does not name
-        return None
-    return node if isinstance(node, str) else json.dumps(node, separators=(",", ":"), default=str)
+def config_values(path: Path) -> dict[str, str]:
+    """Return the values of a run's config.yaml by dotted key, as on the command line; groups are no values."""
+    leaves = flatten(read_content(path / "config.yaml", dict))
+    return {
+        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+        for key, value in leaves.items()
+    }
 
 
 def as_number(text: str) -> float | None:

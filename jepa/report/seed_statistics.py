@@ -19,20 +19,8 @@ from scipy import stats
 from jepa.report.runs import Run, canonical
 from jepa.utils.metric_direction import Direction
 
-LEVEL = 0.95
-"""Confidence level of all intervals; a difference is significant if its corrected p is below 1 - LEVEL."""
-
-ROUNDING = 1e-9
-"""Differences below this share of the values are rounding errors."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over `count` seeds. half: half the width of its interval, None for a single seed."""
-
-    mean: float
-    count: int
-    half: float | None = None
+LEVEL = 0.95  # confidence level of all intervals; a difference is significant if its corrected p is below 1 - LEVEL
+ROUNDING = 1e-9  # differences below this share of the values are rounding errors
 
 
 @dataclass(frozen=True)
@@ -40,14 +28,19 @@ class Setting:
     """Runs that differ in the seed alone.
 
     values: seed -> value of the runs that count, averaged over repetitions of a seed, which are no new evidence.
-    estimate: over these values, None without any. bad: number of failed or collapsed runs.
+    mean: of these values, None without any. half: half the width of its interval, None for a single seed.
     """
 
     options: dict[str, str]
     values: dict[str | None, float]
-    estimate: Estimate | None
-    bad: int
-    runs: tuple[Run, ...]
+    runs: list[Run]
+    mean: float | None
+    half: float | None
+
+    @property
+    def bad(self) -> int:
+        """Number of failed or collapsed runs."""
+        return sum(run.bad for run in self.runs)
 
 
 @dataclass(frozen=True)
@@ -74,14 +67,13 @@ class Comparison:
         return self.lead > 0 and self.corrected is not None and self.corrected < 1 - LEVEL
 
 
-def estimate(values: Sequence[float]) -> Estimate:
-    """Return the mean and its Student-t interval, mean +- t(0.975, n - 1) s / sqrt(n)."""
-    mean, count = math.fsum(values) / len(values), len(values)
-    if count < 2:
-        return Estimate(mean, count)
+def half_width(values: Sequence[float]) -> float | None:
+    """Return half the width of the mean's Student-t interval, t(0.975, n - 1) s / sqrt(n); None for one value."""
+    if len(values) < 2:
+        return None
     if np.ptp(values) <= ROUNDING * np.abs(values).max():
-        return Estimate(mean, count, 0.0)
-    return Estimate(mean, count, float(stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, count - 1)))
+        return 0.0
+    return float(stats.sem(values) * stats.t.ppf((1 + LEVEL) / 2, len(values) - 1))
 
 
 def settings_of(runs: Sequence[Run], metric: str, direction: Direction) -> list[Setting]:
@@ -97,10 +89,10 @@ def settings_of(runs: Sequence[Run], metric: str, direction: Direction) -> list[
             if run.counts(metric):
                 seeds.setdefault(run.seed, []).append(run.value(metric))
         values = {seed: math.fsum(repeats) / len(repeats) for seed, repeats in seeds.items()}
-        found = estimate(list(values.values())) if values else None
-        settings.append(Setting(group[0].setting, values, found, sum(run.bad for run in group), tuple(group)))
+        mean = math.fsum(values.values()) / len(values) if values else None
+        settings.append(Setting(group[0].setting, values, group, mean, half_width(list(values.values()))))
     sign = -1.0 if direction == "maximize" else 1.0
-    return sorted(settings, key=lambda s: math.inf if s.estimate is None else sign * s.estimate.mean)
+    return sorted(settings, key=lambda setting: math.inf if setting.mean is None else sign * setting.mean)
 
 
 def compare(best: Setting, other: Setting, direction: Direction) -> Comparison:
@@ -110,23 +102,24 @@ def compare(best: Setting, other: Setting, direction: Direction) -> Comparison:
     agree to the last digit mean that the metric is too coarse or the seed has no effect, not that the noise is 0.
     """
     sign = 1.0 if direction == "maximize" else -1.0
-    rounding = ROUNDING * max(abs(value) for setting in (best, other) for value in setting.values.values())
     common = [seed for seed in best.values if seed in other.values]
     paired = len(common) >= 2
-    seeds = [common, common] if paired else [list(best.values), list(other.values)]
-    ours, others = (np.array([sign * s.values[seed] for seed in own]) for s, own in zip((best, other), seeds))
+    ours, others = (
+        np.array([sign * setting.values[seed] for seed in (common if paired else setting.values)])
+        for setting in (best, other)
+    )
+    rounding = ROUNDING * max(map(abs, [*best.values.values(), *other.values.values()]))
     lead = math.fsum(ours) / len(ours) - math.fsum(others) / len(others)
     lead = lead if abs(lead) > rounding else 0.0
     count = min(len(ours), len(others))
-    constant = np.ptp(ours - others) <= rounding if paired else max(np.ptp(ours), np.ptp(others)) <= rounding
-    if count < 2 or constant:
+    spread = np.ptp(ours - others) if paired else max(np.ptp(ours), np.ptp(others))
+    if count < 2 or spread <= rounding:
         return Comparison(other, "none", count, lead)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # one of them may be constant
         test = stats.ttest_rel(ours, others) if paired else stats.ttest_ind(ours, others, equal_var=False)
-        interval = test.confidence_interval(LEVEL)
-    method = "paired" if paired else "welch"
-    return Comparison(other, method, count, lead, float(interval.low), float(interval.high), float(test.pvalue))
+        low, high = map(float, test.confidence_interval(LEVEL))
+    return Comparison(other, "paired" if paired else "welch", count, lead, low, high, float(test.pvalue))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -147,11 +140,11 @@ def compare_with_best(settings: Sequence[Setting], direction: Direction) -> list
     A setting of one seed is not tested, so not corrected for; one without variance is, with p = 1. Holm corrects for
     the number of comparisons, not for the best having been chosen by the same values, which flatters it a little.
     """
-    valued = [setting for setting in settings if setting.estimate is not None]
+    valued = [setting for setting in settings if setting.values]
     comparisons = [compare(valued[0], other, direction) for other in valued[1:]]
-    tests = [index for index, item in enumerate(comparisons) if item.seeds >= 2]
-    corrected = holm([1.0 if comparisons[index].p is None else comparisons[index].p for index in tests])
-    for index, value in zip(tests, corrected):
-        if comparisons[index].p is not None:
-            comparisons[index] = dataclasses.replace(comparisons[index], corrected=value)
-    return comparisons
+    corrected = iter(holm([1.0 if item.p is None else item.p for item in comparisons if item.seeds >= 2]))
+    found = []
+    for item in comparisons:
+        value = next(corrected) if item.seeds >= 2 else None
+        found.append(item if item.p is None else dataclasses.replace(item, corrected=value))
+    return found

@@ -10,15 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from torch import Tensor
 
-from jepa.report.figures import ACCENT, INK, SECOND, new_figure
-from jepa.report.mask_statistics import token_indices, token_membership
+from jepa.report.figures import ACCENT, INK, SECOND, Labels, draw_shares, group_names, new_figure, sample_sheet
+from jepa.report.mask_statistics import token_indices
 from jepa.types import Grid, Mask
+from jepa.utils.tensors import grid_positions
 
 MAX_CHANNELS = 8
 COLOURS = (ACCENT, SECOND, "#2b8a3e", "#862e9c", "#a61e4d", "#5f3dc4", "#e67700", INK)
-SEEN, PREDICTED, NEITHER = "#d0ebff", "#ffd8a8", "#e9ecef"
+TOKEN_COLOURS = ("#e9ecef", "#d0ebff", "#ffd8a8")  # neither, seen, predicted
 
 
 def as_strips(video: Tensor, max_frames: int = 16) -> Tensor:
@@ -33,28 +35,20 @@ def strip_masks(masks: Sequence[Mask], grid: Grid) -> tuple[list[Mask], Grid]:
     frames, rows, columns = grid
 
     def moved(index: Tensor) -> Tensor:
-        frame, row, column = index // (rows * columns), index // columns % rows, index % columns
+        frame, row, column = grid_positions(grid, index).unbind(-1)
         return row * frames * columns + frame * columns + column
 
     return [replace(m, context=moved(m.context), targets=moved(m.targets)) for m in masks], (rows, frames * columns)
 
 
-def series_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
+def series_figure(views: Tensor, *, path: Path, labels: Labels = None, title: str = "") -> None:
     """Draw series (B, V, C, T): a panel for each sample, a line for each channel, views one above the other."""
-    count, columns = len(views), 4
-    rows = -(-count // columns)
-    with new_figure(path, 10.4, 1.2 + rows * (0.9 + 0.35 * views.shape[1])) as figure:
-        figure.suptitle(title, fontsize=11)
-        panels = figure.subplots(rows, columns, squeeze=False)
-        for axes in panels.flat:
-            axes.set_axis_off()
-        for number, axes in zip(range(count), panels.flat):
-            step = value_range(views[number]) * 1.1
-            for view, series in enumerate(views[number]):
+    with sample_sheet(len(views), 4, 0.9 + 0.35 * views.shape[1], path, labels, title) as cells:
+        for sample, axes in zip(views, cells):
+            step = value_range(sample) * 1.1
+            for view, series in enumerate(sample):
                 draw_lines(axes, series - view * step)
             axes.set_xlim(0, views.shape[-1])  # so that padding shows
-            if labels:
-                axes.set_title(labels[number], fontsize=8, pad=2)
 
 
 def series_mask_figure(x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
@@ -63,46 +57,35 @@ def series_mask_figure(x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Pa
 
     Tokens are in order of time on the grid's last axis; on a grid (C, N) every channel has its own band.
     """
-    count, bands = min(len(x), 6), grid[0] if len(grid) > 1 else 1
+    count, bands, names = min(len(x), 6), grid[0] if len(grid) > 1 else 1, group_names(masks)
     tall = 0.55 + 0.22 * min(bands, 8)
     with new_figure(path, 10.4, 1.4 + count * tall + 2.0) as figure:
         figure.suptitle(title, fontsize=11)
         upper, lower = figure.subfigures(2, 1, height_ratios=[count * tall + 0.4, 2.0])
         panels = upper.subplots(count, len(masks), squeeze=False)
-        for axes in panels.flat:
-            axes.set(xticks=[], yticks=[])
-        for number in range(count):
-            for group, mask in enumerate(masks):
+        for group, mask in enumerate(masks):
+            panels[0, group].set_title(names[group], fontsize=9, pad=3)
+            for number in range(count):
+                panels[number, group].set(xticks=[], yticks=[])
                 draw_series_mask(panels[number, group], x[number], mask, number, grid, bands)
-        for group in range(len(masks)):
-            panels[0, group].set_title("masked" if len(masks) == 1 else f"mask {group + 1}", fontsize=9, pad=3)
-        shares = lower.subplots(1, len(masks), squeeze=False)[0]
-        for axes, mask in zip(shares, masks):
-            for part, colour, name in (("context", ACCENT, "seen"), ("targets", SECOND, "predicted")):
-                share = token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(bands, -1).mean(dim=0)
-                axes.step(range(len(share)), share.numpy(), where="mid", color=colour, label=name)
-            axes.set(xlabel="token", ylabel="share of samples", ylim=(0, 1.05))
-            axes.legend(fontsize=8, loc="upper right", ncols=2)
+        draw_shares(lower, masks, names, grid)
 
 
 def draw_series_mask(axes: Any, series: Tensor, mask: Mask, number: int, grid: Grid, bands: int) -> None:
     """Draw one sample (C, T) over bands in the colours of its tokens."""
-    state = np.full(math.prod(grid), NEITHER, dtype=object)
-    state[token_indices(mask, "context", number).numpy()] = SEEN
-    state[token_indices(mask, "targets", number).numpy()] = PREDICTED
-    step, length = value_range(series[None]) * 1.1, series.shape[-1]
-    for band, colours in enumerate(state.reshape(bands, -1)):
-        width = length / len(colours)
-        low, high = (band / bands, (band + 1) / bands) if bands > 1 else (0, 1)
-        for token, colour in enumerate(colours):
-            axes.axvspan(token * width, (token + 1) * width, 1 - high, 1 - low, color=colour, linewidth=0)
+    state = np.zeros(math.prod(grid))
+    state[token_indices(mask, "context", number).numpy()] = 1
+    state[token_indices(mask, "targets", number).numpy()] = 2
     if bands > 1:  # each channel in the middle of its band
-        axes.set_ylim(-(bands - 0.5) * step, 0.5 * step)
+        step = value_range(series) * 1.1
         for channel, line in enumerate(series[:bands]):
             draw_lines(axes, line[None] - line.nanmean() - channel * step)
+        axes.set_ylim(-(bands - 0.5) * step, 0.5 * step)
     else:
         draw_lines(axes, series)
-    axes.set_xlim(0, length)
+    place = (0, series.shape[-1], *axes.get_ylim())
+    look = {"cmap": ListedColormap(TOKEN_COLOURS), "vmin": 0, "vmax": 2, "interpolation": "nearest", "aspect": "auto"}
+    axes.imshow(state.reshape(bands, -1), extent=place, **look)
 
 
 def draw_lines(axes: Any, series: Tensor) -> None:
@@ -126,14 +109,11 @@ def id_lines(ids: Tensor, words: Callable[[Tensor], Sequence[str]], masks: Seque
     for number, row in enumerate(ids):
         texts = words(row)
         if not masks:
-            lines.append(" ".join(text for text in texts if text))
+            lines.append(" ".join(filter(None, texts)))
         for mask in masks:
-            seen = set(token_indices(mask, "context", number).tolist())
-            wanted = set(token_indices(mask, "targets", number).tolist())
-            marks = [
-                text if place in seen else f"[{text}]" if place in wanted else f"{{{text}}}"
-                for place, text in enumerate(texts)
-                if text
-            ]
-            lines.append(" ".join(marks))
+            frames = ["{%s}"] * len(texts)
+            for part, frame in (("targets", "[%s]"), ("context", "%s")):
+                for place in token_indices(mask, part, number).tolist():
+                    frames[place] = frame
+            lines.append(" ".join(frame % text for frame, text in zip(frames, texts) if text))
     return lines

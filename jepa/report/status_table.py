@@ -2,121 +2,85 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from rich.table import Table
 
 from jepa.report.formatting import count_states, duration, number, progress, shortened
-from jepa.report.run_files import current_status, last_modified, read_yaml, run_folders
+from jepa.report.run_files import current_status, last_modified, run_folders
 from jepa.report.runs import name_of
 from jepa.report.terminal_table import Column, rich_table
 from jepa.utils.errors import UserError
 from jepa.utils.run_status import FINISHED, Status
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
-NEWEST = 20
-"""Ended runs that are shown by default; runs under way always are."""
+NEWEST = 20  # ended runs that are shown by default; runs under way always are
 
 STYLES = {"failed": "red", "running": "green", "preempted": "yellow", "queued": "yellow", "stopped": "dim"}
 
 
-@dataclass(frozen=True)
-class RunState:
-    """A run. updated: seconds since the epoch of its last write, None if it never wrote."""
+def read_statuses(folder: str | Path, queue: Mapping[str, str] | None = None) -> dict[str, Status]:
+    """Return the status of each run below a folder, newest first; `updated` is when the run last wrote a file.
 
-    folder: str
-    path: Path
-    status: Status
-    updated: float | None
-
-    def seconds_left(self) -> float | None:
-        """Return the seconds that a run still needs, None if unknown. May read its config.yaml."""
-        size = None
-        if self.status.state == "running" and not self.status.train_seconds:
-            config = read_yaml(self.path / "config.yaml")
-            data = config.get("data") if isinstance(config, dict) else None
-            size = data.get("batch_size") if isinstance(data, dict) else None
-        return seconds_left(self.status, size if isinstance(size, int) else None)
-
-
-def read_states(folder: str | Path, queue: Mapping[str, str] | None = None) -> list[RunState]:
-    """Return the runs below a folder, newest first. queue: see `current_status`.
-
-    Raise UserError if the folder does not exist or has no runs.
+    queue: see `current_status`. Raise UserError if the folder does not exist or has no runs.
     """
     folder = Path(folder)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"folder={folder} {what}: give a run's folder, or one that holds runs, such as outputs")
-    found = []
+    found = {}
     for path in run_folders(folder):
         status = current_status(path, queue)
-        times = [seconds for seconds in (status.updated, last_modified(path)) if seconds is not None]
-        found.append(RunState(name_of(path, folder), path, status, max(times, default=None)))
+        updated = max(status.updated or 0.0, last_modified(path))
+        found[name_of(path, folder)] = dataclasses.replace(status, updated=updated)
     if not found:
         raise UserError(f"folder={folder} holds no runs: give one that does, such as outputs, or start one by train.py")
-    return sorted(found, key=lambda run: (-(run.status.started or run.updated or 0.0), run.folder))
+    return dict(sorted(found.items(), key=lambda item: (-(item[1].started or item[1].updated), item[0])))
 
 
 def has_jobs(folder: str | Path) -> bool:
     """Return whether a scheduler runs an unfinished run below a folder, so that its queue is worth asking."""
-    statuses = [current_status(path) for path in run_folders(Path(folder))]
+    statuses = map(current_status, run_folders(Path(folder)))
     return any(status.job is not None and status.state != "done" for status in statuses)
 
 
-def newest(runs: Sequence[RunState]) -> list[RunState]:
+def newest(statuses: Mapping[str, Status]) -> dict[str, Status]:
     """Return the newest runs and those that have not ended."""
-    return [run for index, run in enumerate(runs) if index < NEWEST or run.status.state not in FINISHED]
+    first = list(statuses)[:NEWEST]
+    return {name: status for name, status in statuses.items() if name in first or status.state not in FINISHED}
 
 
-def seconds_left(status: Status, batch_size: int | None = None) -> float | None:
-    """Return the seconds that a running run still needs; None if unknown.
-
-    From its mean time per step, which includes restarts and logging; else from the last samples per second.
-    """
-    if status.state != "running" or status.step is None or status.max_steps is None:
+def seconds_left(status: Status) -> float | None:
+    """Return the seconds that a running run still needs, by its mean time per step; None if unknown."""
+    if status.state != "running" or not (status.step and status.max_steps and status.train_seconds):
         return None
-    steps = max(0, status.max_steps - status.step)
-    if status.train_seconds and status.step:
-        return steps * status.train_seconds / status.step
-    speed = status.samples_per_second
-    if batch_size is None or not speed or not math.isfinite(speed):
-        return None
-    return steps * batch_size / speed
+    return max(0, status.max_steps - status.step) * status.train_seconds / status.step
 
 
-def status_table(runs: Sequence[RunState], width: int, now: float | None = None) -> Table:
+def status_table(runs: Mapping[str, Status], width: int, now: float | None = None) -> Table:
     """Return a table with a row for each run. now: seconds since the epoch; None: the present."""
     now = time.time() if now is None else now
-    statuses = [run.status for run in runs]
-    speeds = [status.samples_per_second for status in statuses]
+    statuses = list(runs.values())
+    speeds = [status.samples_per_second or math.nan for status in statuses]
     columns = [
-        Column("run", [run.folder for run in runs], is_text=True),
+        Column("run", list(runs), is_text=True),
         Column("state", [status.state for status in statuses], is_text=True),
         Column("why", [shortened(status.reason or "", 100) for status in statuses], is_text=True),
-        Column("step", [progress(status.step, status.max_steps) for status in statuses], priority=6),
-        Column("samples/s", [f"{s:,.0f}" if s is not None and math.isfinite(s) else "" for s in speeds], priority=2),
-        Column("left", [duration(run.seconds_left()) for run in runs], priority=5),
+        Column("step", [progress(status) for status in statuses], priority=6),
+        Column("samples/s", [f"{speed:,.0f}" if math.isfinite(speed) else "" for speed in speeds], priority=2),
+        Column("left", [duration(seconds_left(status)) for status in statuses], priority=5),
         Column("verdict", [status.verdict or "" for status in statuses], is_text=True, priority=4),
         Column("job", [status.job or "" for status in statuses], is_text=True, priority=1),
         Column("starts", [number(status.starts or None) for status in statuses], priority=0),
-        Column(
-            "last sign",
-            ["" if run.updated is None else f"{duration(now - run.updated)} ago" for run in runs],
-            priority=3,
-        ),
+        Column("last sign", [f"{duration(now - status.updated)} ago" for status in statuses], priority=3),
     ]
     return rich_table(columns, width, styles=[STYLES.get(status.state, "") for status in statuses])
 
 
-def counts_line(runs: Sequence[RunState], shown: int) -> str:
+def counts_line(runs: Mapping[str, Status], shown: int) -> str:
     """Return how many runs are in which state, and how many are not shown."""
-    hidden = len(runs) - shown
-    return count_states([run.status.state for run in runs]) + (
-        f"; {hidden} older not shown (all=true shows them)" if hidden else ""
-    )
+    hidden = f"; {len(runs) - shown} older not shown (all=true shows them)" if shown < len(runs) else ""
+    return count_states([status.state for status in runs.values()]) + hidden

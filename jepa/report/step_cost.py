@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.types import Batch, StepRandomness
-from jepa.utils.tensors import batch_length, map_tensors
+from jepa.utils.tensors import batch_length, map_tensors, tensors_in
 
 Shapes = list[tuple[int, ...]]
 
@@ -65,23 +65,17 @@ def prepared(trainer: Any, batch: Batch, size: int) -> Batch:
     return {**trainer.model.prepare(part, rng), "rng": rng}
 
 
-def loss_of(trainer: Any, batch: Batch) -> Tensor:
-    """Return the loss of a batch on the device, by the step that training makes."""
-    with trainer.precision.autocast():
-        outputs = trainer.training_step(batch, trainer.step)
-    return outputs["loss"] if isinstance(outputs, Mapping) else outputs
-
-
-def module_shapes(model: nn.Module, run: Callable[[], object]) -> list[tuple[str, Shapes, Shapes, int]]:
-    """Return (name, inputs of the last call, outputs, calls) of the modules that `run` calls, in order.
+@torch.no_grad()
+def module_shapes(trainer: Any, batch: Batch) -> tuple[Any, list[tuple[str, Shapes, Shapes, int]]]:
+    """Return the latents of a prepared batch, and (name, inputs of the last call, outputs, calls) of its modules.
 
     These are the model's children, those of the loss, and those of a child that is not called itself, as the encoder in
     a target.
     """
-    parents = {"": model, **dict(model.named_children())}
-    watched = {
-        f"{p}.{name}".lstrip("."): child for p, module in parents.items() for name, child in module.named_children()
-    }
+    model = trainer.model
+    watched = dict(model.named_children())
+    for parent, module in model.named_children():
+        watched |= {f"{parent}.{name}": child for name, child in module.named_children()}
     seen: dict[str, tuple[str, Shapes, Shapes, int]] = {}
 
     def watch(name: str) -> Callable[..., None]:
@@ -93,24 +87,25 @@ def module_shapes(model: nn.Module, run: Callable[[], object]) -> list[tuple[str
 
     handles = [child.register_forward_hook(watch(name), with_kwargs=True) for name, child in watched.items()]
     try:
-        run()
+        with trainer.precision.autocast():
+            latents = model(batch)
+            model.loss(latents)
     finally:
         for handle in handles:
             handle.remove()
-    return [row for name, row in seen.items() if name.split(".")[0] in ("loss", name) or name.split(".")[0] not in seen]
+    parents = {name: name.partition(".")[0] for name in seen}
+    return latents, [row for name, row in seen.items() if parents[name] in ("loss", name) or parents[name] not in seen]
 
 
 def tensor_shapes(value: Any) -> Shapes:
     """Return the shapes of the tensors in a value: a tensor, or lists, dicts and dataclasses of tensors."""
     if isinstance(value, Tensor):
         return [tuple(value.shape)]
-    if hasattr(value, "__dataclass_fields__"):
-        value = [getattr(value, name) for name in value.__dataclass_fields__]
+    if is_dataclass(value):
+        value = vars(value)
     if isinstance(value, Mapping):
         value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        return [shape for item in value for shape in tensor_shapes(item)]
-    return []
+    return [shape for item in value for shape in tensor_shapes(item)] if isinstance(value, (list, tuple)) else []
 
 
 def measure_cost(trainer: Any, batch: Batch) -> StepCost:
@@ -121,52 +116,45 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
     total = batch_length(batch)
     small = min(2, total)
     large = min(2 * small, total)
+    own = {tensor.untyped_storage().data_ptr() for tensor in [*trainer.model.parameters(), *trainer.model.buffers()]}
     kept = []
     for size in (small, large):
         part = first_samples(batch, size, trainer.device)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            saved: dict[tuple, int] = {}
-            with torch.autograd.graph.saved_tensors_hooks(note_saved(saved, trainer.model), lambda tensor: tensor):
-                loss = loss_of(trainer, part)
+        saved: set[tuple[int, int]] = set()  # address and bytes of each storage that the backward pass needs
+
+        def note(tensor: Tensor, saved: set[tuple[int, int]] = saved) -> Tensor:
+            storage = tensor.untyped_storage()
+            saved.add((storage.data_ptr(), storage.nbytes()))
+            return tensor
+
+        with FlopCounterMode(display=False) as counter:
+            with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), trainer.precision.autocast():
+                outputs = trainer.training_step(part, trainer.step)
+            loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
             forward = counter.get_total_flops()
             trainer.precision.scaler.scale(loss).backward()
-        kept.append(sum(saved.values()))
+        kept.append(sum(size for address, size in saved if address not in own))
     slope = (kept[1] - kept[0]) / (large - small) if large > small else kept[0] / small
     trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.optimizer.step()  # only a step allocates the state
-    state = sum(bytes_of(t) for s in trainer.optimizer.state.values() for t in s.values() if isinstance(t, Tensor))
-    weights = sum(bytes_of(t) for t in trainer.model.state_dict().values() if isinstance(t, Tensor))
+    state = bytes_of(tensors_in(trainer.optimizer.state))
+    frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     return StepCost(
         forward=forward / large,
         total=counter.get_total_flops() / large,
         activations=slope,
         constant=max(0.0, kept[0] - slope * small),
-        trained=sum(map(bytes_of, trainable)),
-        frozen=sum(bytes_of(p) for p in trainer.model.parameters() if not p.requires_grad)
-        + sum(map(bytes_of, trainer.model.buffers())),
-        gradients=sum(bytes_of(p.grad) for p in trainable if p.grad is not None),
+        trained=bytes_of(trainable),
+        frozen=bytes_of([*frozen, *trainer.model.buffers()]),
+        gradients=bytes_of(p.grad for p in trainable if p.grad is not None),
         optimizer=state,
-        checkpoint=weights + state,
+        checkpoint=bytes_of(tensors_in(trainer.model.state_dict())) + state,
     )
 
 
-def note_saved(saved: dict[tuple, int], model: nn.Module) -> Callable[[Tensor], Tensor]:
-    """Return a hook that notes the storage of each tensor saved for the backward pass, without the model's own."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in [*model.parameters(), *model.buffers()]}
-
-    def note(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[(storage.data_ptr(), storage.nbytes())] = storage.nbytes()
-        return tensor
-
-    return note
-
-
-def bytes_of(tensor: Tensor) -> int:
-    """Return the bytes of a tensor's elements."""
-    return tensor.numel() * tensor.element_size()
+def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of the tensors' elements."""
+    return sum(tensor.nbytes for tensor in tensors)
 
 
 def parameter_counts(model: nn.Module) -> list[tuple[str, int, int]]:

@@ -6,19 +6,16 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from jepa.report.formatting import joined, shortened
 
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-DEFAULT_WIDTH = 160
-"""Characters of a line if the output is no terminal."""
-
-MAX_TEXT = 24
-"""Characters to which a text is cut, or the room that is kept for one that may be folded."""
+DEFAULT_WIDTH = 160  # characters of a line if the output is no terminal
+MAX_TEXT = 24  # characters to which a text is cut, or the room that is kept for one that may be folded
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +44,6 @@ class Column:
 
 def terminal() -> Console:
     """Return the console of the terminal."""
-    from rich.console import Console
-
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=DEFAULT_WIDTH)
 
@@ -57,10 +52,6 @@ def rich_table(
     columns: Sequence[Column], width: int, *, styles: Sequence[str], title: str | None = None, limit: int | None = None
 ) -> Table:
     """Return a rich table of the first `limit` rows that fits into `width` characters. styles: one for each row."""
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
-    from rich.text import Text
-
     rows = len(styles) if limit is None else min(limit, len(styles))
     columns = [column for column in columns if any(column.cells)]
     kept = list(columns)

@@ -8,21 +8,24 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.singleton import Singleton
-from hydra.core.utils import JobReturn, configure_log, setup_globals
+from hydra.core.utils import JobReturn, JobStatus, configure_log, setup_globals
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 from omegaconf import OmegaConf, open_dict
+from submitit.core.utils import pickle_load
 
+from jepa.config.command import leave_process_group
 from jepa.config.compose import register_resolvers
-from jepa.config.job import check_folder, is_finished, objective_of
+from jepa.config.job import check_folder, is_finished, note_failure, objective_of
+from jepa.config.sweep_objective import SweepObjective, as_returned
 from jepa.distributed.launch import read_launch
-from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted, UserError
-from jepa.utils.run_status import Status, read_status, update_status
+from jepa.utils.run_status import STATUS_FILE, Status, is_collapse, read_status, update_status, write_status
 from jepa.utils.signals import EarlySignal
 
 log = logging.getLogger(__name__)
@@ -34,8 +37,84 @@ QUEUED = {"state": "queued", "reason": None, "objective": {}, "settled": False}
 QUEUED |= {"host": None, "pid": None, "pid_created": None, "job": None}
 """Fields of the status of a queued run. A run that was started before keeps its other fields."""
 
-PROCESS_SETTINGS = ("nodes", "devices", "device")
-"""Settings of the trainer that a launcher reads once for all runs."""
+PROCESS_SETTINGS = ("nodes", "devices", "device")  # settings of the trainer that a launcher reads once for all runs
+
+
+@dataclass
+class SweepRun:
+    """A run of a sweep.
+
+    overrides: the swept options. options: all options, in the order of its own configuration. before: its status before
+    this sweep queued it. job: submitit's. value: metric -> value once the run has ended. result: what the job returned.
+    """
+
+    number: int
+    overrides: list[str]
+    options: list[str]
+    folder: Path
+    objective: SweepObjective
+    before: Status | None = None
+    job: Any | None = None
+    value: dict[str, float] | None = None
+    missing_since: float | None = None
+    result: JobReturn | None = None
+    _logged: str = field(default="", repr=False)
+
+    def restore_status(self) -> None:
+        """Put back the status from before the sweep queued this run, unless it has a job."""
+        if self.job is None and self.before is None:
+            (self.folder / STATUS_FILE).unlink(missing_ok=True)
+        elif self.job is None:
+            write_status(self.folder, self.before)
+
+    def read_result(self) -> None:
+        """Read what the job returned, or the error that ended it outside of the run."""
+        paths = self.job.task(0).paths
+        outcome, result = pickle_load(paths.result_pickle)  # submitit's own first waits for the process to end
+        if outcome == "success":
+            self.result = result
+            status = read_status(self.folder)
+            self.value = dict(status.objective) if status is not None else {}
+        else:
+            last_line = result.strip().splitlines()[-1]  # of the traceback
+            self.fail(UserError(f"{last_line} (see {paths.stderr})"))
+
+    def fail(self, error: UserError) -> None:
+        """Count the run as failed, and note the reason in its status."""
+        note_failure(self.folder, self.options, error, self.objective.failed())
+        self.value = self.objective.failed()
+
+    def job_return(self) -> JobReturn:
+        """Return what Hydra's sweepers expect. They raise an error that would hit every run of the sweep."""
+        if self.result is not None:
+            if self.result.status == JobStatus.FAILED:
+                self.result._return_value.reported = False  # it was printed to the job's own log alone
+            return self.result
+        result = JobReturn(overrides=self.overrides, status=JobStatus.COMPLETED)
+        result.return_value = as_returned(self.value)
+        return result
+
+    def log_changes(self) -> None:
+        """Log the state of the run if it has changed."""
+        line = self._state_line(read_status(self.folder))
+        if line and line != self._logged:
+            log.info(f"#{self.number} {line}")
+            self._logged = line
+
+    def _state_line(self, status: Status | None) -> str:
+        if status is None or status.state == "queued":
+            return ""
+        if status.state == "running":
+            again = f", started {status.starts} times" if status.starts > 1 else ""
+            return f"running on {status.host}{again}"
+        if status.state == "preempted":
+            return f"preempted at step {status.step}, waits to be started again"
+        values = ", ".join(f"{name} {value:.4g}" for name, value in (self.value or status.objective).items())
+        if status.state == "done":
+            reason = status.reason or (status.verdict if is_collapse(status.verdict) else None)
+            line = f"done{': ' if values else ''}{values}{f' ({reason})' if reason else ''}"
+            return line if self.value is not None else ""
+        return f"{status.state}: {status.reason}{f' (counts as {values})' if values and self.value is not None else ''}"
 
 
 class JobLauncher(BaseSubmititLauncher):
@@ -43,7 +122,15 @@ class JobLauncher(BaseSubmititLauncher):
 
     Finished runs are not repeated, and runs whose jobs still wait or run are waited for, so a sweep can be started
     again after its launcher was killed. A failed run counts as `sweep.failed_value`, and the sweep goes on.
+
+    Raise ValueError unless the pause between two looks at the jobs, `poll_seconds`, is above 0.
     """
+
+    def __init__(self, **params: Any) -> None:
+        seconds = params["poll_seconds"]
+        if not isinstance(seconds, (int, float)) or not seconds > 0:
+            raise ValueError(f"hydra.launcher.poll_seconds={seconds!r}: expected seconds, above 0")
+        super().__init__(**params)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         """Run the jobs and return their results.
@@ -53,7 +140,6 @@ class JobLauncher(BaseSubmititLauncher):
         setup_globals()
         configure_log(self.config.hydra.hydra_logging, self.config.hydra.verbose)
         runs = [self._compose(initial_job_idx + index, list(options)) for index, options in enumerate(job_overrides)]
-        self._check_processes(runs)
         for run in runs:
             self._find_earlier(run)
         new = [run for run in runs if run.value is None and run.job is None]
@@ -101,11 +187,11 @@ class JobLauncher(BaseSubmititLauncher):
 
     def _after_save(self, stop: Interrupted, folder: Path) -> None:
         """Handle, inside the job, a signal after which the run has saved."""
-        raise NotImplementedError
 
     # In the launcher's process.
 
     def _compose(self, number: int, overrides: list[str]) -> SweepRun:
+        """Return a run by its number and swept options. Raise UserError if it needs other processes than the sweep."""
         if not any(option.startswith("resume=") for option in overrides):
             overrides = [*overrides, "resume=auto"]
         config = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
@@ -118,20 +204,14 @@ class JobLauncher(BaseSubmititLauncher):
             options = list(config.hydra.overrides.task)
         finally:
             HydraConfig.instance().cfg = before
-        processes = {key: OmegaConf.select(config, f"trainer.{key}") for key in PROCESS_SETTINGS}
-        return SweepRun(number, overrides, options, folder.resolve(), objective_of(config), processes)
-
-    def _check_processes(self, runs: Sequence[SweepRun]) -> None:
-        """Raise UserError if a run needs other processes than the sweep."""
         for key in PROCESS_SETTINGS:
-            common = OmegaConf.select(self.config, f"trainer.{key}")
-            for run in runs:
-                if run.processes[key] != common:
-                    raise UserError(
-                        f"trainer.{key} cannot be swept over (run {run.number} has {run.processes[key]}, the sweep as "
-                        f"a whole {common}): the launcher reads it once, and starts the same processes for every run; "
-                        "make it a sweep for each"
-                    )
+            value, common = (OmegaConf.select(c, f"trainer.{key}") for c in (config, self.config))
+            if value != common:
+                raise UserError(
+                    f"trainer.{key} cannot be swept over (run {number} has {value}, the sweep as a whole {common}): "
+                    "the launcher reads it once, and starts the same processes for every run; make it a sweep for each"
+                )
+        return SweepRun(number, overrides, options, folder.resolve(), objective_of(config))
 
     def _find_earlier(self, run: SweepRun) -> None:
         """Set the value or the job of a run that an earlier launcher started."""
@@ -174,7 +254,7 @@ class JobLauncher(BaseSubmititLauncher):
             stopped = status is not None and status.state == "stopped"
             if stopped or time.monotonic() - run.missing_since > LOST_SECONDS:
                 self._fail_lost(run, stopped)
-        run.log_changes(log)
+        run.log_changes()
 
     def _fail_lost(self, run: SweepRun, stopped: bool) -> None:
         """Count a run as failed whose job is gone without a result, and log the reason."""
@@ -202,14 +282,10 @@ class JobLauncher(BaseSubmititLauncher):
             try:
                 return super().__call__(overrides, "hydra.sweep.dir", number, str(number), singleton_state)
             except Interrupted as stop:
+                if stop.agreed:  # all ranks have saved
+                    leave_process_group()
                 self._after_save(stop, folder)
                 raise SystemExit(stop.exit_code) from stop
 
     def _job_arguments(self, run: SweepRun) -> tuple[Any, ...]:
         return (run.overrides, run.number, run.folder, Singleton.get_state())
-
-
-def check_poll_seconds(seconds: float) -> None:
-    """Raise ValueError unless the pause between two looks at the jobs is above 0."""
-    if not isinstance(seconds, (int, float)) or not seconds > 0:
-        raise ValueError(f"hydra.launcher.poll_seconds={seconds!r}: expected seconds, above 0")

@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import psutil
-from hydra.core.utils import JobReturn
 from omegaconf import OmegaConf
+from submitit.local.local import LocalExecutor, LocalJob
 
-from jepa.sweep.launcher import JobLauncher, check_poll_seconds
-from jepa.sweep.local_jobs import FoundJob, SessionExecutor, gpus_of_slot, threads_per_process, visible_gpus
-from jepa.sweep.sweep_run import SweepRun
-from jepa.utils.errors import Interrupted
+from jepa.sweep.launcher import JobLauncher, SweepRun
 from jepa.utils.run_status import Status, is_alive, read_status, update_status
 
 log = logging.getLogger(__name__)
 
-SAVE_SECONDS = 60
-"""How long an interrupted launcher waits for its runs to save."""
+SAVE_SECONDS = 60  # how long an interrupted launcher waits for its runs to save
+
+CONTROLLER = "submitit.local._local"
+"""submitit's module that starts the processes of a local job and passes signals on to them."""
+
+TIMEOUT_MINUTES = 60 * 24 * 365  # submitit's local jobs need a time limit
 
 
 class LocalLauncher(JobLauncher):
@@ -52,16 +59,12 @@ class LocalLauncher(JobLauncher):
                 raise ValueError(f"hydra.launcher.{key}={value!r}: expected a whole number from 1")
         if isinstance(gpus, (int, str)):
             raise ValueError(f"hydra.launcher.gpus={gpus!r}: expected a list, as [0,1]")
-        check_poll_seconds(poll_seconds)
         if nodes != 1:
             raise ValueError(f"trainer.nodes={nodes}: hydra/launcher=local has this machine alone")
         super().__init__(submitit_folder=submitit_folder, poll_seconds=poll_seconds, gpus=gpus)
         self.parallel, self.tasks, self.threads = parallel, tasks_per_node, threads
-
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         self._slots: dict[int, SweepRun] = {}
         self._gpus: list[str] | None = None
-        return super().launch(job_overrides, initial_job_idx)
 
     def _submit(self, runs: Sequence[SweepRun]) -> None:
         self._slots = {slot: run for slot, run in self._slots.items() if run.value is None}
@@ -84,16 +87,12 @@ class LocalLauncher(JobLauncher):
         )
         job = executor.submit(self, *self._job_arguments(run))
         if read_status(run.folder).state == "queued":
-            update_status(run.folder, executor.process_status(job))
+            created = psutil.Process(int(job.job_id)).create_time()
+            update_status(run.folder, {"host": socket.gethostname(), "pid": int(job.job_id), "pid_created": created})
         return job
 
     def _find_job(self, status: Status, run: SweepRun) -> Any | None:
-        if not is_alive(status):
-            return None
-        try:
-            return FoundJob(self._job_folder(run), status, self.tasks)
-        except (ProcessLookupError, psutil.NoSuchProcess):  # it has just ended
-            return None
+        return find_job(self._job_folder(run), status, self.tasks) if is_alive(status) else None
 
     def _job_folder(self, run: SweepRun) -> Path:
         return Path(self.params["submitit_folder"]) / str(run.number)
@@ -118,8 +117,81 @@ class LocalLauncher(JobLauncher):
         while any(map(self._is_active, runs)) and time.monotonic() < end:
             time.sleep(0.2)
 
-    def _after_save(self, stop: Interrupted, folder: Path) -> None:
-        from jepa.distributed.collectives import destroy_process_group
 
-        if stop.agreed:
-            destroy_process_group()
+class SessionExecutor(LocalExecutor):
+    """Start jobs in sessions of their own, so that Ctrl-C in a terminal reaches the launcher alone.
+
+    tasks: processes of a job. gpus: their names. threads: of each process.
+    """
+
+    def __init__(self, folder: str | Path, *, tasks: int, gpus: Sequence[str], threads: int) -> None:
+        super().__init__(folder)
+        self.update_parameters(tasks_per_node=tasks, timeout_min=TIMEOUT_MINUTES)
+        self.gpus, self.threads = list(gpus), threads
+
+    def _submit_command(self, command: str) -> LocalJob:
+        tasks = self._num_tasks()
+        environment = {
+            **os.environ,
+            "SUBMITIT_LOCAL_NTASKS": str(tasks),
+            "SUBMITIT_LOCAL_COMMAND": command,
+            "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * TIMEOUT_MINUTES),
+            "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
+            "SUBMITIT_LOCAL_NODEID": "0",
+            "SUBMITIT_LOCAL_JOB_NUM_NODES": "1",
+            "SUBMITIT_STDERR_TO_STDOUT": "",
+            "SUBMITIT_LOCAL_WITH_SHELL": "",
+            "SUBMITIT_EXECUTOR": "local",
+            "CUDA_VISIBLE_DEVICES": ",".join(self.gpus),
+            "OMP_NUM_THREADS": str(self.threads),
+        }
+        controller = [sys.executable, "-m", CONTROLLER, str(self.folder)]
+        process = subprocess.Popen(controller, env=environment, start_new_session=True)
+        return SessionJob(self.folder, str(process.pid), tasks=list(range(tasks)), process=process)
+
+
+class SessionJob(LocalJob):
+    """A local job that goes on without its launcher and can be asked to save and stop."""
+
+    def __del__(self) -> None:
+        """Do nothing; submitit's own cancels the job."""
+
+    def stop(self) -> None:
+        """Send SIGTERM to the controller, which passes it on to each process once; they save and stop."""
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(int(self.job_id), signal.SIGTERM)
+
+
+def find_job(folder: str | Path, status: Status, tasks: int) -> SessionJob | None:
+    """Return the job of an earlier launcher by its run's status; None if it has ended."""
+    try:
+        # submitit numbers a job by its controller, which leads the session. A run started by a person has none.
+        leader = os.getpgid(status.pid)
+        number = leader if CONTROLLER in psutil.Process(leader).cmdline() else status.pid
+    except (ProcessLookupError, psutil.NoSuchProcess):
+        return None
+    return SessionJob(folder, str(number), tasks=list(range(tasks)))
+
+
+def threads_per_process(threads: int | None, processes: int) -> int:
+    """Return the threads of each process: as set, else OMP_NUM_THREADS, else an equal share of the cores."""
+    common = os.environ.get("OMP_NUM_THREADS", "")
+    share = max(1, len(os.sched_getaffinity(0)) // processes)
+    return threads or (int(common) if common.isdigit() else share)
+
+
+def visible_gpus(gpus: Sequence[int] | None, cpu: bool) -> list[str]:
+    """Return the names of the GPUs: as set, else those in CUDA_VISIBLE_DEVICES, else all; none on the CPU."""
+    if gpus is not None or cpu:
+        return [str(gpu) for gpu in gpus or ()]
+    names = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if names is not None:
+        return [name.strip() for name in names.split(",") if name.strip() not in ("", "-1", "NoDevFiles")]
+    import torch
+
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def gpus_of_slot(gpus: Sequence[str], slot: int, tasks: int) -> list[str]:
+    """Return the GPUs of the run in a slot, one for each process; slots share GPUs in turn if there are too few."""
+    return [gpus[(slot * tasks + task) % len(gpus)] for task in range(min(tasks, len(gpus)))]

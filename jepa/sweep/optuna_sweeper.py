@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -25,11 +26,8 @@ from jepa.utils.run_status import read_status
 
 log = logging.getLogger(__name__)
 
-OVERRIDES = "overrides"
-"""Attribute of a trial: the options that its run is started with."""
-
-METRICS = "metrics"
-"""Attribute of a study: the metrics that it optimises."""
+OVERRIDES = "overrides"  # attribute of a trial: the options that its run is started with
+METRICS = "metrics"  # attribute of a study: the metrics that it optimises
 
 
 class OptunaSweeper(OptunaSweeperImpl):
@@ -98,10 +96,7 @@ class OptunaSweeper(OptunaSweeperImpl):
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         try:
             study = optuna.create_study(
-                study_name=self.study_name,
-                storage=self.storage,
-                directions=self._get_directions(),
-                load_if_exists=True,
+                study_name=self.study_name, storage=self.storage, directions=self._get_directions(), load_if_exists=True
             )
         except (ValueError, SQLAlchemyError) as error:  # other directions; not a database
             raise UserError(f"the study in {self.storage}: {error}; sweep in another hydra.sweep.dir") from error
@@ -140,16 +135,10 @@ class OptunaSweeper(OptunaSweeperImpl):
 
     def _launch(self, study: optuna.Study, trials: Sequence[FrozenTrial]) -> None:
         """Run trials, consecutive numbers together, and report their values to the study."""
-        groups: list[list[FrozenTrial]] = []
-        for trial in trials:
-            if groups and trial.number == groups[-1][-1].number + 1:
-                groups[-1].append(trial)
-            else:
-                groups.append([trial])
-        for group in groups:
-            batch = [tuple(trial.user_attrs[OVERRIDES]) for trial in group]
-            returns = self.launcher.launch(batch, initial_job_idx=group[0].number)
-            for trial, returned in zip(group, returns):
+        for _, group in itertools.groupby(enumerate(trials), key=lambda item: item[1].number - item[0]):
+            batch = [trial for _, trial in group]
+            options = [tuple(trial.user_attrs[OVERRIDES]) for trial in batch]
+            for trial, returned in zip(batch, self.launcher.launch(options, initial_job_idx=batch[0].number)):
                 self._tell(study, trial, returned)
 
     def _tell(self, study: optuna.Study, trial: FrozenTrial, returned: JobReturn) -> None:

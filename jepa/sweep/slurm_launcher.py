@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import shlex
@@ -11,20 +12,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import submitit
 from hydra.core.utils import JobReturn
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from omegaconf import DictConfig
 
 from jepa.distributed.launch import read_launch
-from jepa.sweep.launcher import JobLauncher, check_poll_seconds
+from jepa.sweep.launcher import JobLauncher, SweepRun
 from jepa.sweep.slurm_queue import end_of_job, queued_jobs
-from jepa.sweep.sweep_run import SweepRun
 from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.run_status import Status, read_status, update_status
 
 log = logging.getLogger(__name__)
 
-SUBMITIT_KEYS = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name"}
-SUBMITIT_KEYS |= {"stderr_to_stdout"}
+SUBMITIT_KEYS = {field.name for field in dataclasses.fields(BaseQueueConf)}
 """Parameters that submitit has for every kind of executor; the others are SLURM's."""
 
 OWN_KEYS = {"submitit_folder", "poll_seconds", "max_num_timeout", "image"}
@@ -89,19 +90,15 @@ class SlurmLauncher(JobLauncher):
         super().__init__(**settings)
         if container_runtime not in ("pyxis", "apptainer"):
             raise ValueError(f"hydra.launcher.container_runtime={container_runtime!r}: expected pyxis or apptainer")
-        check_poll_seconds(poll_seconds)
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         self._queue: dict[str, str] | None = None
         return super().launch(job_overrides, initial_job_idx)
 
     def _executor(self) -> Any:
-        import submitit
-
         settings = {key: value for key, value in self.params.items() if key not in OWN_KEYS}
+        settings["gpus_per_node"] = settings["gpus_per_node"] or None
         settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
-        if not settings.get("gpus_per_node"):
-            settings.pop("gpus_per_node", None)
         python, arguments = container_command(self.params)
         if arguments:
             settings["srun_args"] = [*settings.get("srun_args", []), *arguments]
@@ -137,8 +134,6 @@ class SlurmLauncher(JobLauncher):
         log.info(f"submitted {len(jobs)} as {first if first == last else f'{first} to {last}'}")
 
     def _find_job(self, status: Status, run: SweepRun) -> Any | None:
-        import submitit
-
         if status.job is None:
             return None
         if self._queue is None:
@@ -170,12 +165,6 @@ class SlurmLauncher(JobLauncher):
 
         After a plain SIGTERM SLURM itself requeues the job (preemption, `scontrol requeue`) or ends it (`scancel`).
         """
-        import submitit
-
-        from jepa.distributed.collectives import destroy_process_group
-
-        if stop.agreed:
-            destroy_process_group()  # all ranks have saved
         if read_launch().rank > 0:
             raise SystemExit(0)
         if stop.signal_number not in (signal.SIGUSR1, signal.SIGUSR2):

@@ -1,7 +1,4 @@
-"""Finding the micro-batch size by trial: real forward and backward passes of rising size, within the memory.
-
-python scripts/find_batch_size.py data=digits
-"""
+"""Finding the micro-batch size by trial, within the memory. python scripts/find_batch_size.py data=digits"""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from torch import Tensor, nn
 from jepa.tools.find_lr import check_single_process
 from jepa.types import Batch
 from jepa.utils.errors import UserError
-from jepa.utils.memory import PeakMemory, available_memory, release_freed_memory
+from jepa.utils.memory import available_memory, peak_memory, release_freed_memory
 from jepa.utils.snapshot import preserved
 from jepa.utils.tensors import batch_length, map_tensors
 
@@ -35,39 +32,30 @@ OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
 
 @dataclass(frozen=True)
 class Trial:
-    """One size. memory_gib: the process's or GPU's peak during forward and backward, with weights and optimizer state.
-
-    tried: False when it was not run, as its memory, then a prediction, would exceed the limit.
-    samples_per_second is None when it does not fit.
-    """
+    """One size."""
 
     size: int
     fits: bool
-    tried: bool
-    memory_gib: float | None
-    samples_per_second: float | None
+    tried: bool  # False when it was not run, as its memory, then a prediction, would exceed the limit
+    memory_gib: float | None  # peak of the process or GPU in forward and backward, with weights and optimizer state
+    samples_per_second: float | None  # None when it does not fit
 
 
 @dataclass(frozen=True)
 class BatchSizeFinding:
-    """What the search found.
+    """What the search found."""
 
-    trials: by size. largest: the largest micro-batch that fits (at most `max_size`). suggestion: the largest that
-    fits and divides data.batch_size. overrides: what to put on the command line for it. limit_gib: None on a GPU
-    that was filled until it refused.
-    """
-
-    trials: list[Trial]
-    largest: int
-    suggestion: int
-    limit_gib: float | None
-    overrides: list[str] = field(default_factory=list)
+    trials: list[Trial]  # by size
+    largest: int  # micro-batch that fits, at most `max_size`
+    suggestion: int  # the largest that fits and divides data.batch_size
+    limit_gib: float | None  # None on a GPU that was filled until it refused
+    overrides: list[str] = field(default_factory=list)  # what to put on the command line for the suggestion
 
 
 def find_batch_size(
     trainer: Any, *, limit_gib: float | None = None, max_size: int | None = None, repeats: int = 2
 ) -> BatchSizeFinding:
-    """The largest micro-batch that fits into memory, by real forward and backward passes of growing size.
+    """Return the largest micro-batch that fits into memory, by real forward and backward passes of growing size.
 
     limit_gib: memory that may be used, in GiB. None is on a GPU all that it gives (a size is given up when torch runs
         out), elsewhere what the process holds and 80 % of what is available.
@@ -108,26 +96,26 @@ class _Search:
         self.cuda = trainer.device.type == "cuda"
         self.trials: dict[int, Trial] = {}
         self.limit = self._limit(limit_gib)
-        least = 2 if needs_two_samples(trainer.model) else 1
-        total = trainer.data.batch_size
+        total, modules = trainer.data.batch_size, trainer.model.modules()
+        normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
+        # Statistics over a batch, and batch norm, have no meaning for one sample.
+        least = 2 if normalised or getattr(trainer.model.loss, "batch_statistics", False) else 1
         self.divisors = [size for size in range(least, total + 1) if total % size == 0]
         if not self.divisors or max_size < self.divisors[0]:
             raise UserError(
                 f"data.batch_size={total}, find_batch_size.max_size={max_size}: no micro-batch of at least {least} "
                 "samples divides the batch within that; raise them"
             )
-        self.smallest = self.divisors[0]
 
     def run(self) -> None:
         """Fill `trials`."""
-        trainer = self.trainer
         gc.collect()
-        batches = trainer.data.train_batches(seed=trainer.seed, start_step=trainer.step, stop_step=trainer.step + 1)
-        with closing(batches):
+        first = {"start_step": self.trainer.step, "stop_step": self.trainer.step + 1}
+        with closing(self.trainer.data.train_batches(seed=self.trainer.seed, **first)) as batches:
             self.batch = next(batches)
         self._check_room(self._memory_now(), "before any batch")
         self._make_optimizer_state()
-        low, high = self.smallest, None
+        low, high = self.divisors[0], None
         if not self._attempt(low):
             taken = self.trials[low].memory_gib
             self._refuse(f"a micro-batch of {low} takes " + (f"{taken:.2f} GiB" if taken else "more than there is"))
@@ -142,17 +130,14 @@ class _Search:
             self._attempt(best)  # its throughput; it fits as a larger one did
 
     def _attempt(self, size: int) -> bool:
-        """Whether a size fits; enters it into the table."""
+        """Return whether a size fits; enter it into the table."""
         predicted = self._predict(size)
         if self.limit is not None and predicted is not None and predicted > self.limit:
             self.trials[size] = Trial(size, False, False, predicted / 2**30, None)
             return False
-        try:
+        memory, speed = None, None
+        with out_of_memory_passes():
             memory, speed = self._measure(size)
-        except RuntimeError as error:  # torch.OutOfMemoryError is one
-            if not is_out_of_memory(error):
-                raise
-            memory, speed = None, None
         if memory is None:
             gc.collect()  # the error's traceback, gone by here, may have left cycles that hold tensors
         fits = memory is not None and (self.limit is None or memory <= self.limit)
@@ -160,26 +145,27 @@ class _Search:
         return fits
 
     def _predict(self, size: int) -> float | None:
-        """Bytes a size will take, from the growth between the two largest that fit below it; None without two."""
+        """Return the bytes a size will take, from the growth between the two largest that fit below it, if any."""
         known = sorted((t.size, t.memory_gib * 2**30) for t in self.trials.values() if t.fits and t.size < size)
-        if len(known) < 2:
-            # Only the smallest ran: at worst all that it took grows with the size.
-            return None if not known else known[0][1] + max(0.0, known[0][1] - self._base) * (size / known[0][0] - 1)
-        (below, less), (above, more) = known[-2:]
-        slope = max(0.0, (more - less) / (above - below))
-        return more + MARGIN * slope * (size - above)
+        if not known:
+            return None
+        above, more = known[-1]
+        if len(known) == 1:  # at worst all that it took grows with the size
+            return more + max(0.0, more - self._base) * (size / above - 1)
+        below, less = known[-2]
+        return more + MARGIN * max(0.0, (more - less) / (above - below)) * (size - above)
 
     def _measure(self, size: int) -> tuple[float, float]:
-        """Peak bytes and samples per second of forward and backward."""
-        batch = self._resized(size)
-        self._clean_up()
-        with self._peak() as peak:
+        """Return peak bytes and samples per second of forward and backward."""
+        batch = resized(self.batch, size, self.trainer.device)
+        release_freed_memory()  # what an earlier size left, so that what is measured is this one's
+        if self.cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.trainer.device)
+        with peak_memory() as resident:
             seconds = self._time(batch)
-        memory = peak()
-        return memory, size / min([self._time(batch) for _ in range(self.repeats)] or [seconds])
-
-    def _resized(self, size: int) -> Batch:
-        return map_tensors(resized(self.batch, size), lambda tensor: tensor.to(self.trainer.device))
+        peak = float(torch.cuda.max_memory_allocated(self.trainer.device)) if self.cuda else resident()
+        return peak, size / min([self._time(batch) for _ in range(self.repeats)] or [seconds])
 
     def _time(self, batch: dict[str, Tensor]) -> float:
         begun = time.perf_counter()
@@ -202,15 +188,12 @@ class _Search:
         self._base = self._memory_now()
         if self.trainer.optimizer.state:
             return
-        try:
-            with preserved(self.trainer, optimizer=False):
-                self._pass(self._resized(self.smallest))
-                self.trainer.optimizer.step()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            self._base = None
-        if self._base is None:
+        fits = False
+        with out_of_memory_passes(), preserved(self.trainer, optimizer=False):
+            self._pass(resized(self.batch, self.divisors[0], self.trainer.device))
+            self.trainer.optimizer.step()
+            fits = True
+        if not fits:
             self._refuse("weights, gradients and optimizer state alone take more than there is")
         # Gradients too: each pass needs them.
         for parameter in self.trainer.model.parameters():
@@ -238,38 +221,21 @@ class _Search:
         release_freed_memory()
         return float(psutil.Process().memory_info().rss)
 
-    @contextmanager
-    def _peak(self) -> Iterator[Any]:
-        """Return a context with a function that returns its peak memory in bytes afterwards."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(self.trainer.device)
-            yield lambda: float(torch.cuda.max_memory_allocated(self.trainer.device))
-        else:
-            with PeakMemory() as peak:
-                yield lambda: float(peak.peak)
 
-    def _clean_up(self) -> None:
-        """Give back what an earlier size left, so that what is measured is this one's."""
-        release_freed_memory()
-        if self.cuda:
-            torch.cuda.empty_cache()
-
-
-def needs_two_samples(model: nn.Module) -> bool:
-    """Whether a batch of one has no meaning: statistics over the batch, and batch norm, need two."""
-    normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules())
-    return normalised or getattr(model.loss, "batch_statistics", False)
-
-
-def resized(batch: Batch, size: int) -> Batch:
-    """A batch of another size: its first samples, repeated where there are too few."""
+def resized(batch: Batch, size: int, device: torch.device | str) -> Batch:
+    """Return a batch of another size on the device: its first samples, repeated where there are too few."""
     index = torch.arange(size) % batch_length(batch)
-    return map_tensors(batch, lambda tensor: tensor[index])
+    return map_tensors(batch, lambda tensor: tensor[index].to(device))
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether it is memory that ran out."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
+@contextmanager
+def out_of_memory_passes() -> Iterator[None]:
+    """Return a context that ends without an error where memory runs out."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
+            raise
 
 
 def check_settings(limit_gib: float | None, max_size: int | None, repeats: int) -> None:

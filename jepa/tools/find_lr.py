@@ -1,7 +1,4 @@
-"""Finding a learning rate by trial: real training steps at rising rates, after which everything is put back.
-
-python scripts/find_lr.py data=digits
-"""
+"""Finding a learning rate by trial: real training steps at rising rates. python scripts/find_lr.py data=digits"""
 
 from __future__ import annotations
 
@@ -13,42 +10,21 @@ from typing import Any, Literal
 import numpy as np
 
 from jepa.distributed.collectives import get_world_size
-from jepa.types import RunLength
 from jepa.utils.errors import NonFiniteError, UserError
 from jepa.utils.snapshot import preserved
 
 
 @dataclass(frozen=True)
 class LearningRateFinding:
-    """What a range test saw.
-
-    learning_rates, losses, smoothed: one entry per step made; the loss is the one before the step was taken.
-    suggestion: where the smoothed loss falls most steeply; None when it never fell by more than its noise.
-    lowest: the rate at which the smoothed loss is lowest; a tenth of it is the other usual choice, which with AdamW
-        comes nearer to what recipes use.
-    ended: why the test stopped: at `max_lr`, as the loss `diverged`, or as it was `not finite` in the next step.
-    """
+    """What a range test saw: of each step made the rate, the loss before it, and the smoothed loss."""
 
     learning_rates: list[float]
     losses: list[float]
     smoothed: list[float]
-    suggestion: float | None
+    suggestion: float | None  # where the smoothed loss falls most steeply; None when it fell by no more than its noise
+    # Where the smoothed loss is lowest; with AdamW a tenth of it comes nearer to what recipes use.
     lowest: float
-    ended: Literal["max_lr", "diverged", "not finite"]
-
-
-@dataclass(frozen=True)
-class ExponentialRise:
-    """A learning rate that rises by the same factor with every update, from `low` at `first` to `high` at `last`."""
-
-    low: float
-    high: float
-    first: int
-    last: int
-
-    def __call__(self, step: float, run_length: RunLength) -> float:
-        """The rate after `step` updates."""
-        return self.low * (self.high / self.low) ** ((step - self.first) / (self.last - self.first))
+    ended: Literal["max_lr", "diverged", "not finite"]  # why the test stopped
 
 
 def find_learning_rate(
@@ -72,31 +48,29 @@ def find_learning_rate(
     lowest point. Weight decay and target follow their own schedules meanwhile. A falling loss is not yet learning
     where the target moves along: take the rate as an upper guess for a peak with warm-up, and let the probes decide.
 
-    Weights, target, optimizer, scaler, step and random state are afterwards what they were, also after an error.
+    Everything is put back afterwards, also after an error (`jepa.utils.snapshot.preserved`).
 
     Raises UserError for a range or number of steps that makes no test, and when not even the first loss is finite.
     """
     check_range(min_lr, max_lr, steps, divergence, smoothing)
     check_single_process("find_learning_rate")
-    rates: list[float] = []
+    start, ended = trainer.step, "max_lr"
+    rates = np.geomspace(min_lr, max_lr, steps).tolist()
     losses: list[float] = []
-    ended: Literal["max_lr", "diverged", "not finite"] = "max_lr"
-    with trainer.precision.kernels(), preserved(trainer):
-        start = trainer.step
-        rise = ExponentialRise(low=min_lr, high=max_lr, first=start, last=start + steps - 1)
-        trainer.scheduler = {**trainer.scheduler, "lr": rise}
-        batches = trainer.data.train_batches(seed=trainer.seed, start_step=start, stop_step=start + steps)
-        with closing(batches):
-            for step, batch in enumerate(batches, start=start):
-                loss = loss_of_step(trainer, batch)
-                if not math.isfinite(loss):
-                    ended = "not finite"
-                    break
-                rates.append(rise(step, trainer.run_length))
-                losses.append(loss)
-                if has_diverged(losses, divergence, smoothing):
-                    ended = "diverged"
-                    break
+    batches = trainer.data.train_batches(seed=trainer.seed, start_step=start, stop_step=start + steps)
+    with trainer.precision.kernels(), preserved(trainer), closing(batches):
+        trainer.scheduler = {**trainer.scheduler, "lr": lambda step, run_length: rates[step - start]}
+        for batch in batches:
+            try:
+                loss = float(trainer.train_step(batch)["train/loss"])
+            except NonFiniteError:
+                ended = "not finite"
+                break
+            losses.append(loss)
+            if has_diverged(losses, divergence, smoothing):
+                ended = "diverged"
+                break
+    rates = rates[: len(losses)]
     if not losses:
         raise UserError(
             f"the loss is not finite even at the lowest learning rate, find_lr.min_lr={min_lr:g}: the weights or the "
@@ -113,34 +87,26 @@ def find_learning_rate(
     )
 
 
-def loss_of_step(trainer: Any, batch: dict) -> float:
-    """Make one training step; return its loss, NaN where the step was refused as not finite."""
-    try:
-        return float(trainer.train_step(batch)["train/loss"])
-    except NonFiniteError:
-        return math.nan
-
-
 def smooth(losses: np.ndarray, deviation: float) -> np.ndarray:
-    """Gaussian average of values over their index, with weights that sum to 1 at the ends too."""
+    """Return the Gaussian average of values over their index, with weights that sum to 1 at the ends too."""
     index = np.arange(len(losses))
     weights = np.exp(-0.5 * ((index[:, None] - index[None, :]) / max(deviation, 1e-6)) ** 2)
     return weights @ losses / weights.sum(axis=1)
 
 
 def has_diverged(losses: list[float], divergence: float, smoothing: float) -> bool:
-    """Whether the smoothed loss has risen (divergence - 1) first losses above its lowest."""
+    """Return whether the smoothed loss has risen (divergence - 1) first losses above its lowest."""
     smoothed = smooth(np.asarray(losses), smoothing)
     return bool(smoothed[-1] - smoothed.min() > (divergence - 1) * abs(losses[0]))
 
 
 def clip_losses(losses: list[float], divergence: float) -> np.ndarray:
-    """Losses cut off at the level of divergence, as one explosion would bend the smoothed curve before it."""
+    """Return losses cut off at the level of divergence, as one explosion would bend the smoothed curve before it."""
     return np.minimum(losses, min(losses) + (divergence - 1) * abs(losses[0]))
 
 
 def suggest(logs: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, divergence: float) -> float | None:
-    """The rate where the smoothed loss falls most steeply on the way to its lowest point.
+    """Return the rate where the smoothed loss falls most steeply on the way to its lowest point.
 
     None when it falls by less than the losses scatter about the curve on that way.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from jepa.utils.errors import UserError
@@ -44,48 +45,48 @@ class Callback:
         """Restore what `state_dict` returned."""
 
 
+@dataclass(kw_only=True, eq=False)
 class EarlyStopping(Callback):
     """Ends the run when a metric has not improved for `patience` measurements of it in a row.
 
-    monitor: name of the metric. min_delta: what a value must be better by than the best to count, in its units.
-    mode: whether less ("min") or more ("max") is better. A value that is not a number is never better.
+    A value that is not a number is never better.
 
     Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
     nothing of its kind is measured, else with the first metrics of its kind that come without it.
     """
 
-    def __init__(
-        self,
-        *,
-        monitor: str = "val/loss",
-        patience: int = 10,
-        min_delta: float = 0.0,
-        mode: Literal["min", "max"] = "min",
-    ) -> None:
-        if patience < 1 or min_delta < 0 or mode not in ("min", "max"):
+    monitor: str = "val/loss"  # name of the metric
+    patience: int = 10
+    min_delta: float = 0.0  # what a value must be better by than the best to count, in its units
+    mode: Literal["min", "max"] = "min"  # whether less or more is better
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.min_delta < 0 or self.mode not in ("min", "max"):
             raise ValueError(
-                f"got patience={patience}, min_delta={min_delta}, mode={mode!r}, expected patience >= 1, "
-                "min_delta >= 0 and mode 'min' or 'max'"
+                f"got patience={self.patience}, min_delta={self.min_delta}, mode={self.mode!r}, expected patience >= "
+                "1, min_delta >= 0 and mode 'min' or 'max'"
             )
-        self.monitor, self.patience, self.min_delta, self.mode = monitor, patience, min_delta, mode
+        self._who = f"early stopping watches monitor={self.monitor}"
         self.best: float | None = None
-        self.best_step = 0
-        self.waited = 0
+        self.best_step, self.waited = 0, 0
         self._seen: set[str] = set()
 
     def begin(self, trainer: Trainer) -> None:
         """Check that the metric can come; stop at once where the run had been stopped by it before."""
-        check_is_measured(trainer, self.monitor, f"early stopping watches monitor={self.monitor}", "monitor=train/loss")
+        check_is_measured(trainer, self.monitor, self._who, "monitor=train/loss")
         self._stop_if_due(trainer)
 
     def measured(self, trainer: Trainer, metrics: Mapping[str, float]) -> None:
-        """Compare with the best so far."""
         self._seen |= metrics.keys()
         if self.monitor in metrics:
-            self._compare(metrics[self.monitor], trainer.step)
+            value = metrics[self.monitor]
+            if self._is_better(value):
+                self.best, self.best_step, self.waited = value, trainer.step, 0
+            else:
+                self.waited += 1
             self._stop_if_due(trainer)
         elif not self._came:
-            check_name(metrics, self.monitor, f"early stopping watches monitor={self.monitor}")
+            check_name(metrics, self.monitor, self._who)
 
     def end(self, trainer: Trainer) -> None:
         """Warn when the metric never came in a complete run."""
@@ -94,14 +95,7 @@ class EarlyStopping(Callback):
             trainer.say(f"early stopping never saw monitor={self.monitor}; the metrics that came are: {came}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The best value, its step and the measurements since."""
-        return {
-            "monitor": self.monitor,
-            "mode": self.mode,
-            "best": self.best,
-            "best_step": self.best_step,
-            "waited": self.waited,
-        }
+        return {name: getattr(self, name) for name in ("monitor", "mode", "best", "best_step", "waited")}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state, unless it is of another metric or mode."""
@@ -112,16 +106,11 @@ class EarlyStopping(Callback):
     def _came(self) -> bool:
         return self.best_step > 0 or self.waited > 0
 
-    def _compare(self, value: float, step: int) -> None:
-        sign = 1 if self.mode == "min" else -1
+    def _is_better(self, value: float) -> bool:
         if self.best is None:
-            better = not math.isnan(value)
-        else:
-            better = sign * value < sign * self.best - self.min_delta
-        if better:
-            self.best, self.best_step, self.waited = value, step, 0
-        else:
-            self.waited += 1
+            return not math.isnan(value)
+        sign = 1 if self.mode == "min" else -1
+        return sign * value < sign * self.best - self.min_delta
 
     def _stop_if_due(self, trainer: Trainer) -> None:
         if self.waited >= self.patience:
@@ -163,6 +152,6 @@ def check_name(metrics: Mapping[str, float], metric: str, who: str) -> None:
 
 
 def family(name: str) -> str:
-    """What a metric is measured with: "val", "eval", "online", or "train" for all that comes with a training step."""
+    """Return what a metric is measured with: "val", "eval", "online", or "train" for all that comes with a step."""
     kind = name.partition("/")[0]
     return kind if kind in MEASURED_EVERY else "train"

@@ -1,29 +1,28 @@
-"""The checkpoints of a run: what they hold, when one is due, loading one, and going back to a healthy one."""
+"""The checkpoints of a run: what they hold, when one is due, the best, loading one, going back to a healthy one."""
 
 from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa.checkpoint import plain
 from jepa.checkpoint.load import check_state, load_state
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.distributed.collectives import broadcast_from_rank0
 from jepa.distributed.parallel import gather_full_tensors, shard_like
-from jepa.trainer.best import BestCheckpoints
-from jepa.trainer.intervals import Intervals, due
-from jepa.trainer.precision import Precision
-from jepa.trainer.run_folder import RunFolder
-from jepa.trainer.run_state import RunState
+from jepa.trainer.settings import due
 from jepa.utils.errors import CheckpointError, UserError
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer_parts import TrainerParts
 
 log = logging.getLogger("jepa")
 
@@ -31,105 +30,120 @@ HEALTHY = "healthy"
 """Name of the checkpoint that a rollback goes back to."""
 
 
+class BestCheckpoints:
+    """Keeps the k best (value, step) pairs. Raises ValueError for a negative k or an unknown mode."""
+
+    def __init__(self, k: int, metric: str, mode: Literal["min", "max"]) -> None:
+        if k < 0 or mode not in ("min", "max"):
+            raise ValueError(f"got trainer.best_k={k}, trainer.best_mode={mode!r}, expected k >= 0 and 'min' or 'max'")
+        self.k, self.metric, self.mode = k, metric, mode
+        self.table: list[tuple[float, int]] = []
+        self._dropped: list[int] = []
+
+    def offer(self, value: float, step: int) -> bool:
+        """Enter a step if it is among the best, drop what it displaces, and return whether it is; NaN never is."""
+        if math.isnan(value):
+            return False
+        sign = 1 if self.mode == "min" else -1
+        ranked = sorted([*self.table, (value, step)], key=lambda entry: (sign * entry[0], entry[1]))
+        self.table, out = ranked[: self.k], ranked[self.k :]
+        self._dropped += [old for _, old in out if old != step]
+        return (value, step) in self.table
+
+    def dropped(self) -> list[str]:
+        """Return names that no longer belong to the best since this was last asked."""
+        names, self._dropped = [self.file_name(step) for step in self._dropped], []
+        return names
+
+    def keep(self, steps: Collection[int]) -> None:
+        """Forget all but these steps."""
+        self.table = [(value, step) for value, step in self.table if step in steps]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the table, for a checkpoint."""
+        return {"metric": self.metric, "mode": self.mode, "table": self.table}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore a table, unless it is of another metric or mode."""
+        if (state["metric"], state["mode"]) == (self.metric, self.mode):
+            self.table = [(value, step) for value, step in state["table"]]
+
+    @staticmethod
+    def file_name(step: int) -> str:
+        """Return the name of the checkpoint of a step, without its suffix."""
+        return f"best_{step:08d}"
+
+
 class Checkpoints:
-    """Saves and restores everything that a run needs to go on exactly.
+    """Saves and restores everything that a run needs to go on exactly; every rank makes the same calls."""
 
-    saver: writes them. best: which stay by a metric. every: intervals of `save` and `snapshot`. every_minutes: beside
-        these, by the clock of rank 0.
-    state, model, optimizer, precision, callbacks, loggers, monitor: what a checkpoint holds and is loaded into.
-    folder: the run's, whose configuration is stored.
+    def __init__(self, trainer: TrainerParts, saver: Saver, best: BestCheckpoints) -> None:
+        self.trainer, self.saver, self.best = trainer, saver, best
+        self.start_clock()
 
-    Every rank makes the same calls.
-    """
-
-    def __init__(
-        self,
-        *,
-        saver: Saver,
-        best: BestCheckpoints,
-        every: Intervals,
-        every_minutes: float | None,
-        state: RunState,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        precision: Precision,
-        callbacks: Mapping[str, Any],
-        loggers: Mapping[str, Any],
-        monitor: Any | None,
-        folder: RunFolder,
-    ) -> None:
-        self.saver, self.best = saver, best
-        self._every, self._every_minutes = every, every_minutes
-        self._state, self._model, self._optimizer, self._precision = state, model, optimizer, precision
-        self._callbacks, self._loggers, self._monitor, self._folder = callbacks, loggers, monitor, folder
-        self._saved_at = time.monotonic()
-
-    def content(self) -> dict[str, Any]:
-        """Return the nested state; sharded tensors are gathered on rank 0 for the plain format."""
-        content = self._content()
-        return content if self.saver.kind == "sharded" else gather_full_tensors(content)
-
-    def _content(self) -> dict[str, Any]:
-        return {
-            **self._state.state_dict(),
-            "model": self._model.state_dict(),
-            "optimizer": self._optimizer.state_dict(),
-            "scaler": self._precision.scaler.state_dict(),
+    def content(self, *, gather: bool = False) -> dict[str, Any]:
+        """Return the nested state; sharded tensors are gathered on rank 0 for the plain format, or if asked."""
+        trainer = self.trainer
+        content = {
+            **trainer.state.state_dict(),
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scaler": trainer.precision.scaler.state_dict(),
             "best": self.best.state_dict(),
-            "callbacks": {name: callback.state_dict() for name, callback in self._callbacks.items()},
-            "loggers": {name: logger.state_dict() for name, logger in self._loggers.items()},
-            "monitor": None if self._monitor is None else self._monitor.state_dict(),
-            "config": self._folder.config,
+            "callbacks": {name: callback.state_dict() for name, callback in trainer.callbacks.items()},
+            "loggers": {name: logger.state_dict() for name, logger in trainer.loggers.items()},
+            "monitor": None if trainer.monitor is None else trainer.monitor.state_dict(),
+            "config": trainer.folder.config,
         }
+        return gather_full_tensors(content) if gather or self.saver.kind == "plain" else content
 
     def content_that_measuring_changes(self) -> dict[str, Any]:
         """Return a copy of the entries that a validation, probe or evaluation may change."""
-        callbacks = {name: copy.deepcopy(callback.state_dict()) for name, callback in self._callbacks.items()}
-        monitor = {} if self._monitor is None else {"monitor": self._monitor.state_dict()}
-        state = self._state.state_dict()
-        return {"ended": state["ended"], "metrics": state["metrics"], "callbacks": callbacks, **monitor}
+        state, monitor = self.trainer.state.state_dict(), self.trainer.monitor
+        callbacks = {name: copy.deepcopy(callback.state_dict()) for name, callback in self.trainer.callbacks.items()}
+        judged = {} if monitor is None else {"monitor": monitor.state_dict()}
+        return {"ended": state["ended"], "metrics": state["metrics"], "callbacks": callbacks, **judged}
 
     # Saving.
 
     def save(self, names: list[str] | None = None, drop: list[str] | None = None, **changes: Any) -> None:
         """Save under names, by default as the last; remove those to drop. changes: entries to replace."""
         self.saver.save({**self.content(), **changes}, names or ["last"], drop or [])
-        self._saved_at = time.monotonic()
+        self.start_clock()
 
-    def save_if_due(self, metrics: Mapping[str, float], *, ended: bool) -> None:
+    def save_if_due(self, metrics: Mapping[str, float]) -> None:
         """Save when the interval, a request, the end of the run, a best metric or a snapshot asks for it."""
-        step = self._state.step
+        step, every, asked = self.trainer.step, self.trainer.every, self.trainer.state.save_requested
         best = self.best.metric in metrics and self.best.offer(metrics[self.best.metric], step)
-        snapshot = due(step, self._every.snapshot)
-        if due(step, self._every.save) or self._state.save_requested or ended or best or snapshot:
+        snapshot = due(step, every.snapshot)
+        if due(step, every.save) or asked or self.trainer.ended or best or snapshot:
             names = [f"step_{step:08d}"] * snapshot + [self.best.file_name(step)] * best
             self.save([*names, *[HEALTHY] * self._is_healthy, "last"], self.best.dropped())
 
     def overdue(self) -> bool:
-        """Whether `every_minutes` have passed on this rank since the last save."""
-        return bool(self._every_minutes) and time.monotonic() - self._saved_at >= 60 * self._every_minutes
+        """Return whether `save_every_minutes` have passed on this rank since the last save."""
+        minutes = self.trainer.save_every_minutes
+        return minutes is not None and time.monotonic() - self._saved_at >= 60 * minutes
 
     def start_clock(self) -> None:
-        """Count `every_minutes` from now on."""
+        """Count `save_every_minutes` from now on."""
         self._saved_at = time.monotonic()
 
     def write(self, path: Path, include_optimizer: bool = True) -> None:
         """Write a plain checkpoint to a path."""
-        content = gather_full_tensors(self._content())
+        content = self.content(gather=True)
         if not include_optimizer:
             content |= {"optimizer": None, "scaler": None}
         broadcast_from_rank0(lambda: plain.write(path, content))
 
     def missing_best_metric(self) -> str | None:
         """Return a message where the metric that decides what to keep never came, as after a typo."""
-        metric, every = self.best.metric, self._every.validate
-        expected = every is not None and every <= self._state.step if metric == "val/loss" else True
-        if not (self.best.k and expected) or metric in self._state.metrics:
+        metric, every, metrics = self.best.metric, self.trainer.every.validate, self.trainer.metrics
+        expected = metric != "val/loss" or (every is not None and every <= self.trainer.step)
+        if not (self.best.k and expected) or metric in metrics:
             return None
-        return (
-            f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: "
-            f"{', '.join(sorted(self._state.metrics))}"
-        )
+        names = ", ".join(sorted(metrics))
+        return f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: {names}"
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -155,73 +169,75 @@ class Checkpoints:
             plain.check(content, path)
         else:
             content = plain.read(path)
-        check_state(self._model, content["model"], path)
+        trainer = self.trainer
+        check_state(trainer.model, content["model"], path)
         if load_optimizer:
-            plain.check_optimizer(self._optimizer, content["optimizer"], path)
-        own = self._model.state_dict()
-        load_state(self._model, {name: shard_like(value, own[name]) for name, value in content["model"].items()}, path)
+            plain.check_optimizer(trainer.optimizer, content["optimizer"], path)
+        own = trainer.model.state_dict()
+        weights = {name: shard_like(value, own[name]) for name, value in content["model"].items()}
+        load_state(trainer.model, weights, path)
         if load_optimizer:
             self._load_optimizer(content)
         self.best.load_state_dict(content["best"])
-        for kind, mine in (("callbacks", self._callbacks), ("loggers", self._loggers)):
+        for kind, mine in (("callbacks", trainer.callbacks), ("loggers", trainer.loggers)):
             for name in mine.keys() & content[kind].keys():
                 mine[name].load_state_dict(content[kind][name])
-        if self._monitor is not None and content.get("monitor"):
-            self._monitor.load_state_dict(content["monitor"])
-        self._state.load_state_dict(content)
+        if trainer.monitor is not None and content.get("monitor"):
+            trainer.monitor.load_state_dict(content["monitor"])
+        trainer.state.load_state_dict(content)
         if not self._ends_alike(content["config"]):
-            self._state.stop_reason = None
+            trainer.state.stop_reason = None
 
     def _load_optimizer(self, content: Mapping[str, Any]) -> None:
-        settings = [{k: v for k, v in group.items() if k != "params"} for group in self._optimizer.param_groups]
-        parameters = self._parameters()
-        state = {
-            number: {
-                k: shard_like(v, parameters[number]) if _fits(v, parameters[number]) else v for k, v in entry.items()
+        optimizer, scaler = self.trainer.optimizer, self.trainer.precision.scaler
+        settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        parameters, state = self._parameters(), {}
+        for number, entry in content["optimizer"]["state"].items():
+            like = parameters[number]
+            state[number] = {
+                name: shard_like(value, like) if isinstance(value, Tensor) and value.shape == like.shape else value
+                for name, value in entry.items()
             }
-            for number, entry in content["optimizer"]["state"].items()
-        }
-        self._optimizer.load_state_dict({**content["optimizer"], "state": state})
-        for group, now in zip(self._optimizer.param_groups, settings):
+        optimizer.load_state_dict({**content["optimizer"], "state": state})
+        for group, now in zip(optimizer.param_groups, settings):
             group.update(now)  # what this run was configured with wins over what the file remembers
         if content["scaler"]:  # a run in another precision leaves none
-            self._precision.scaler.load_state_dict(content["scaler"])
+            scaler.load_state_dict(content["scaler"])
 
     def _ends_alike(self, config: Mapping[str, Any]) -> bool:
-        """Whether a run that was stopped early stays so: not with other callbacks, monitor or length."""
+        """Return whether a run that was stopped early stays so: not with other callbacks, monitor or length."""
 
         def ending(config: Mapping[str, Any]) -> list[Any]:
             lengths = [config.get("trainer", {}).get(name) for name in ("max_epochs", "max_steps", "max_samples")]
-            monitor = config.get("monitor", self._folder.config.get("monitor"))  # older runs have none
+            monitor = config.get("monitor", self.trainer.folder.config.get("monitor"))  # older runs have none
             return [config.get("callbacks"), monitor, *lengths]
 
-        return ending(config) == ending(self._folder.config)
+        return ending(config) == ending(self.trainer.folder.config)
 
     def _counterpart(self, keys: tuple) -> Tensor | None:
-        """The tensor of this run that one in a sharded checkpoint goes into."""
+        """Return the tensor of this run that one in a sharded checkpoint goes into."""
         if keys[0] == "model":
-            return self._model.state_dict().get(keys[1])
+            return self.trainer.model.state_dict().get(keys[1])
         if keys[:2] == ("optimizer", "state"):
             parameters = self._parameters()
             return parameters[keys[2]] if keys[2] < len(parameters) else None
         return None
 
     def _parameters(self) -> list[Tensor]:
-        """Parameters in the order in which the optimizer's state numbers them."""
-        return [parameter for group in self._optimizer.param_groups for parameter in group["params"]]
+        """Return the parameters in the order in which the optimizer's state numbers them."""
+        return [parameter for group in self.trainer.optimizer.param_groups for parameter in group["params"]]
 
     # Going back.
 
     @property
     def _is_healthy(self) -> bool:
         """Whether a checkpoint of now is one to go back to; always False where nothing ever goes back."""
-        monitor = self._monitor
-        goes_back = monitor is not None and monitor.on_collapse == "rollback"
-        return goes_back and monitor.verdict.is_sound and self._state.rollback_reason is None
+        trainer = self.trainer
+        return trainer.goes_back and trainer.monitor.verdict.is_sound and trainer.state.rollback_reason is None
 
     def save_first_healthy(self, *, resumed: bool) -> None:
         """Make sure that there is a checkpoint to go back to. resumed: one from before, if any, is of this run."""
-        if self._is_healthy and (not resumed or broadcast_from_rank0(self._find_healthy) is None):
+        if self._is_healthy and not (resumed and broadcast_from_rank0(lambda: self._find(HEALTHY))):
             self.save([HEALTHY])
 
     def roll_back(self) -> str:
@@ -229,38 +245,31 @@ class Checkpoints:
 
         Raises UserError when there is none.
         """
-        state, before = self._state, replace(self._state)
+        state, before = self.trainer.state, replace(self.trainer.state)
         reason = state.rollback_reason
         best_before = {step for _, step in self.best.table}
         self.saver.wait()
-        path = broadcast_from_rank0(self._find_healthy)
+        path = broadcast_from_rank0(lambda: self._find(HEALTHY))
         if path is None:
             raise UserError(
                 f"cannot go back from step {state.step} ({reason}): {self.saver.path(HEALTHY)} is gone; go on with "
-                f"resume={self._folder.path}, or start anew"
+                f"resume={self.trainer.folder.path}, or start anew"
             )
         self.load(path)
         state.rollback_reason = state.stop_requested = None
         state.train_seconds = before.train_seconds  # spent all the same
         state.rollbacks = [*before.rollbacks, {"from": before.step, "to": state.step, "reason": reason}]
-        void = best_before - {step for _, step in self.best.table}
-        self.best.keep(broadcast_from_rank0(self._best_on_disk))
+        restored = {step for _, step in self.best.table}
+        void = best_before - restored
+        # What has gone since may have displaced some of the best.
+        self.best.keep(broadcast_from_rank0(lambda: [s for s in restored if self._find(self.best.file_name(s))]))
         # At once, so that a run that is killed now resumes from here.
         self.save([HEALTHY, "last"], [self.best.file_name(step) for step in sorted(void)])
+        count, most = len(state.rollbacks), self.trainer.monitor.max_rollbacks
         return (
-            f"{reason.partition(':')[0]}: rollback {len(state.rollbacks)} of at most {self._monitor.max_rollbacks}, "
+            f"{reason.partition(':')[0]}: rollback {count} of at most {most}, "
             f"back from step {before.step} to {state.step} ({path})"
         )
 
-    def _find_healthy(self) -> Path | None:
-        return find_checkpoint(self.saver.folder, HEALTHY)
-
-    def _best_on_disk(self) -> list[int]:
-        """Steps of the best checkpoints that are still there: what has gone since may have displaced some."""
-        steps = [step for _, step in self.best.table]
-        return [step for step in steps if find_checkpoint(self.saver.folder, self.best.file_name(step)) is not None]
-
-
-def _fits(value: Any, parameter: Tensor) -> bool:
-    """Whether an entry of the optimizer's state has the shape of its parameter, and so is sharded like it."""
-    return isinstance(value, Tensor) and value.shape == parameter.shape
+    def _find(self, name: str) -> Path | None:
+        return find_checkpoint(self.saver.folder, name)

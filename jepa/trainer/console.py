@@ -24,9 +24,9 @@ class Console(Logger):
     """
 
     def __init__(self, *, seconds_between_lines: float = 5.0, show_gradients: bool = False) -> None:
-        self.seconds_between_lines, self.show_gradients = seconds_between_lines, show_gradients
         from rich.console import Console as RichConsole
 
+        self.seconds_between_lines, self.show_gradients = seconds_between_lines, show_gradients
         self._console = RichConsole(highlight=False, soft_wrap=True, markup=False, emoji=False)
         self._progress: Progress | None = None
         self._status = self._values = ""
@@ -52,7 +52,6 @@ class Console(Logger):
             self._progress.start()
 
     def advance(self, step: int) -> None:
-        """Move the bar."""
         if self._progress:
             self._progress.update(self._task, completed=step, epoch=self._epoch(step))
 
@@ -60,27 +59,22 @@ class Console(Logger):
         """Show a line of training; evaluation is announced as messages."""
         if "train/loss" not in metrics:
             return
-        values = (
-            f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {metrics['samples_per_second']:,.0f} samples/s"
-        )
+        speed = f"{metrics['samples_per_second']:,.0f} samples/s"
+        self._values = f"loss {metrics['train/loss']:.4f}  lr {metrics['lr']:.2e}  {speed}"
         if self._progress:
-            self._values = values
             self._show_values()
-            self._show_gradients(metrics)
-            return
-        now = time.monotonic()
-        last = step == self._horizon.max_steps
-        few = self._horizon.max_steps <= FEW_STEPS
-        if now - self._last_line < self.seconds_between_lines and not (last or few):
-            return
-        self._last_line = now
-        left = (now - self._begun) / max(1, step - self._first_step) * (self._horizon.max_steps - step)
-        position = f"{self._epoch(step)}  step {step}/{self._horizon.max_steps}"
-        self._console.print(f"{position}  {self._with_status(values)}  {duration(left)} left")
+        else:
+            now, steps = time.monotonic(), self._horizon.max_steps
+            last, few = step == steps, steps <= FEW_STEPS
+            if now - self._last_line < self.seconds_between_lines and not (last or few):
+                return
+            self._last_line = now
+            left = (now - self._begun) / max(1, step - self._first_step) * (steps - step)
+            position = f"{self._epoch(step)}  step {step}/{steps}"
+            self._console.print(f"{position}  {self._values_and_status()}  {duration(left)} left")
         self._show_gradients(metrics)
 
     def message(self, text: Any) -> None:
-        """Print above the bar."""
         self._console.print(text)
 
     def status(self, text: str) -> None:
@@ -96,11 +90,11 @@ class Console(Logger):
 
     def _show_values(self) -> None:
         if self._progress:
-            self._progress.update(self._task, values=self._with_status(self._values))
+            self._progress.update(self._task, values=self._values_and_status())
 
-    def _with_status(self, values: str) -> str:
-        """The values and, unless nothing is known yet, the status."""
-        return "  ".join(part for part in (values, self._status) if part not in ("", "unknown"))
+    def _values_and_status(self) -> str:
+        """Return the values and, unless nothing is known yet, the status."""
+        return "  ".join(part for part in (self._values, self._status) if part not in ("", "unknown"))
 
     def _show_gradients(self, metrics: Mapping[str, float]) -> None:
         parts = [(name.removeprefix(PREFIX), value) for name, value in metrics.items() if name.startswith(PREFIX)]
@@ -110,11 +104,12 @@ class Console(Logger):
 
     def _epoch(self, step: int) -> str:
         total = self._horizon.epoch(self._horizon.max_steps)
-        return f"epoch {self._horizon.epoch(step):.{0 if total >= 10 else 1}f}/{total:.{0 if total >= 10 else 1}f}"
+        digits = 0 if total >= 10 else 1
+        return f"epoch {self._horizon.epoch(step):.{digits}f}/{total:.{digits}f}"
 
 
 def duration(seconds: float) -> str:
-    """1:02:03, or 2:03 under an hour."""
+    """Return 1:02:03, or 2:03 under an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

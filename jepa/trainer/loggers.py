@@ -2,30 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jepa.types import RunLength
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer_parts import TrainerParts
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The run that a logger opens for.
+    """The run that a logger opens for."""
 
-    folder: the run folder, which exists. step: steps that lie behind; what was logged later than that is void.
-    config: the resolved configuration. redo: what was validated and evaluated at exactly `step` is measured again.
-    """
-
-    folder: Path
-    step: int
+    folder: Path  # the run folder, which exists
+    step: int  # steps that lie behind; what was logged later than that is void
     run_length: RunLength
-    config: Mapping[str, Any] = field(default_factory=dict)
-    redo: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)  # resolved
+    redo: bool = False  # what was validated and evaluated at exactly `step` is measured again
 
 
 class Logger:
@@ -62,6 +62,58 @@ class Logger:
         """Restore what `state_dict` returned."""
 
 
+class RunLog:
+    """Passes metrics, messages and the monitor's verdict to the loggers of a run, which only rank 0 has."""
+
+    def __init__(self, trainer: TrainerParts) -> None:
+        self.trainer = trainer
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Return a context in which the loggers are open."""
+        with contextlib.ExitStack() as stack:
+            for logger in self.trainer.loggers.values():
+                logger.open(self._info(redo=self.trainer.state.pending))
+                stack.callback(logger.close)
+            self.show_verdict()
+            yield
+
+    def reopen(self) -> None:
+        """Open the loggers at an earlier step, as on a resume, so that no step stands twice."""
+        self._tell("close")
+        self._tell("open", self._info(redo=False))
+        self.show_verdict()
+
+    def advance(self) -> None:
+        self._tell("advance", self.trainer.step)
+
+    def log(self, metrics: Mapping[str, float]) -> None:
+        step = self.trainer.step
+        self._tell("log", {"epoch": self.trainer.run_length.epoch(step), **metrics}, step)
+
+    def say(self, text: Any) -> None:
+        self._tell("message", text)
+
+    def show_verdict(self) -> None:
+        """Show the monitor's verdict for as long as it stands."""
+        if self.trainer.verdict is not None:
+            self._tell("status", self.trainer.verdict)
+
+    def progress(self) -> dict[str, Any]:
+        """Return where the run is, for its status."""
+        where = {"step": self.trainer.step, "max_steps": self.trainer.run_length.max_steps}
+        return {**where, "train_seconds": self.trainer.state.train_seconds, "verdict": self.trainer.verdict}
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for logger in self.trainer.loggers.values():
+            getattr(logger, method)(*arguments)
+
+    def _info(self, redo: bool) -> RunInfo:
+        folder = self.trainer.folder
+        return RunInfo(folder.path, self.trainer.step, self.trainer.run_length, folder.config, redo=redo)
+
+
+@dataclass(kw_only=True, eq=False)
 class JSONLines(Logger):
     """One JSON object a line, each with `step`; a value that is not finite is written as null.
 
@@ -69,8 +121,7 @@ class JSONLines(Logger):
     runs of a sweep do not share it. What another run left in a file outside the run folder is kept under a new name.
     """
 
-    def __init__(self, *, path: str | None = None) -> None:
-        self.path = path
+    path: str | None = None
 
     def open(self, run: RunInfo) -> None:
         """Open the file for appending, cut back to the lines that hold."""
@@ -84,12 +135,10 @@ class JSONLines(Logger):
         self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Append one line."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
 
     def close(self) -> None:
-        """Close the file."""
         self._file.close()
 
 
@@ -97,19 +146,22 @@ def cut_back(path: Path, run: RunInfo) -> None:
     """Keep the lines up to the run's step, without what was measured at that step if it will be again."""
 
     def holds(line: str) -> bool:
-        if not is_before(line, run.step):
-            return False
-        return not run.redo or is_before(line, run.step - 1) or not measures(json.loads(line))
+        try:
+            values = json.loads(line)
+            step = values["step"]
+        except (json.JSONDecodeError, KeyError, TypeError):
+            return False  # a killed run may leave half a line
+        return step < run.step or (step == run.step and not (run.redo and is_measurement(values)))
 
-    lines = [line for line in path.read_text().splitlines() if holds(line)]
+    lines = [f"{line}\n" for line in path.read_text().splitlines() if holds(line)]
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(f"{line}\n" for line in lines))
+    temporary.write_text("".join(lines))
     os.replace(temporary, path)
 
 
-def measures(line: Mapping[str, Any]) -> bool:
-    """Whether a line is of a validation, a probe or an evaluation, and not of a step itself."""
-    return any(name.startswith(("val/", "online/", "eval/")) for name in line)
+def is_measurement(metrics: Mapping[str, Any]) -> bool:
+    """Return whether metrics are of a validation, a probe or an evaluation, and not of a step itself."""
+    return any(name.startswith(("val/", "online/", "eval/")) for name in metrics)
 
 
 def set_aside(path: Path) -> None:
@@ -120,14 +172,7 @@ def set_aside(path: Path) -> None:
     os.replace(path, free)
 
 
-def is_before(line: str, step: int) -> bool:
-    """Whether a line is complete and of a step up to this one; a killed run may leave half a line."""
-    try:
-        return json.loads(line)["step"] <= step
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return False
-
-
+@dataclass(kw_only=True, eq=False)
 class TensorBoard(Logger):
     """TensorBoard event files.
 
@@ -135,8 +180,7 @@ class TensorBoard(Logger):
     folder is one curve in TensorBoard, so runs must not share it.
     """
 
-    def __init__(self, *, folder: str | None = None) -> None:
-        self.folder = folder
+    folder: str | None = None
 
     def open(self, run: RunInfo) -> None:
         """Open a writer that voids what was logged after the run's step."""
@@ -145,10 +189,8 @@ class TensorBoard(Logger):
         self._writer = SummaryWriter(str(run.folder / (self.folder or "tensorboard")), purge_step=run.step + 1)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Write one scalar per metric."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush and close."""
         self._writer.close()

@@ -1,182 +1,221 @@
-"""What is measured beside training steps: validation loss, online probe, evaluation of frozen features."""
+"""What is measured beside the losses of steps: validation, probe, evaluation of frozen features, collapse, costs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Literal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor
 
-from jepa.distributed.collectives import broadcast_from_rank0, get_world_size
-from jepa.distributed.parallel import Parallel
-from jepa.trainer.checkpoints import Checkpoints
-from jepa.trainer.intervals import Intervals, due
-from jepa.trainer.loggers import measures
-from jepa.trainer.precision import Precision
-from jepa.trainer.run_folder import RunFolder
-from jepa.trainer.run_state import RunState
-from jepa.trainer.step_metrics import StepMeter, run_costs
-from jepa.types import RunLength
+from jepa.distributed.collectives import (
+    all_reduce_sum,
+    broadcast_from_rank0,
+    get_rank,
+    get_world_size,
+    no_collectives,
+)
+from jepa.trainer.loggers import is_measurement
+from jepa.trainer.settings import due
+from jepa.types import Batch, StepRandomness
 from jepa.utils.errors import Interrupted
-from jepa.utils.signals import StopRequest
+from jepa.utils.random import derive_seed
+from jepa.utils.tensors import batch_length, batch_slice
+
+if TYPE_CHECKING:
+    from jepa.trainer.trainer import Trainer
 
 Kind = Literal["validation", "probe", "evaluation"]
-Log = Callable[[Mapping[str, float]], Any]
 
 
-class Measurements:
-    """Takes and saves what is due at a step; `measure_and_save` does it all.
+def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:
+    """Validate, probe, evaluate and save what is due at this step; at the end also write results.json.
 
-    evaluation: see `jepa.trainer.Trainer`; None for none. random_init: makes an untrained model to compare with.
-    monitor: takes note of what the online probe finds. data, parallel, precision, seed: evaluations get these.
-    state, run_length, every, checkpoints, folder, signals, meter: of the run.
+    metrics: those logged with the step.
     """
+    metrics, before = dict(metrics), None
+    measures: dict[Kind, Callable[[], dict[str, float]]] = {
+        "validation": lambda: {"val/loss": trainer.validate()},
+        "probe": lambda: probe(trainer),
+        "evaluation": lambda: evaluate(trainer),
+    }
+    for kind, measure in measures.items():
+        if not is_due(trainer, kind):  # by now: a callback may end the run for what it has seen
+            continue
+        before = before or trainer.checkpoints.content_that_measuring_changes()
+        if kind == "evaluation" or (kind == "validation" and trainer.ended):
+            save_unmeasured(trainer, before)  # what fails here must not cost the training
+        with stopping_at_once(trainer, before):
+            metrics |= trainer.log(measure())
+        if kind == "evaluation":
+            trainer.folder.write_results(results(trainer))
+        trainer.meter.restart()
+    if trainer.ended:
+        if "cost/seconds" not in metrics:  # they come with the last step, unless only a callback has made it the last
+            metrics |= trainer.log(run_costs(trainer))
+        trainer.folder.write_results(results(trainer))
+    trainer.state.pending = False
+    trainer.checkpoints.save_if_due(metrics)
 
-    def __init__(
-        self,
-        *,
-        evaluation: Any | None,
-        random_init: Callable[[], nn.Module] | None,
-        monitor: Any | None,
-        data: Any,
-        parallel: Parallel,
-        precision: Precision,
-        seed: int,
-        state: RunState,
-        run_length: RunLength,
-        every: Intervals,
-        checkpoints: Checkpoints,
-        folder: RunFolder,
-        signals: StopRequest,
-        meter: StepMeter,
-    ) -> None:
-        self._evaluation, self._random_init, self._monitor = evaluation, random_init, monitor
-        self._data, self._parallel, self._precision, self._seed = data, parallel, precision, seed
-        self._state, self._run_length, self._every = state, run_length, every
-        self._checkpoints, self._folder, self._signals, self._meter = checkpoints, folder, signals, meter
 
-    def measure_and_save(
-        self, metrics: Mapping[str, float], *, validate: Callable[[], float], log: Log, say: Callable[[Any], None]
-    ) -> None:
-        """Validate, probe, evaluate and save what is due at this step; at the end also write results.json.
+def is_due(trainer: Trainer, kind: Kind) -> bool:
+    """Return whether something is measured at this step."""
+    step, every = trainer.step, trainer.every
+    if kind == "validation":
+        return due(step, every.validate)
+    if trainer.evaluation is None:
+        return False
+    if kind == "probe":
+        return due(step, every.probe)
+    return due(step, every.evaluate) or (trainer.ended and trainer.evaluation.at_end)
 
-        metrics: those logged with the step. validate: returns the validation loss. log, say: the trainer's.
-        """
-        metrics, before = dict(metrics), None
-        steps: dict[Kind, Callable[[], dict[str, float]]] = {
-            "validation": lambda: {"val/loss": validate()},
-            "probe": self._probe,
-            "evaluation": lambda: self._evaluate(say),
-        }
-        for kind, measure in steps.items():
-            if not self._due(kind):  # by now: a callback may end the run for what it has seen
-                continue
-            before = before or self._checkpoints.content_that_measuring_changes()
-            if kind == "evaluation" or (kind == "validation" and self._ended):
-                self._save_unmeasured(before)  # what fails here must not cost the training
-            with self._stopping_at_once(before):
-                found = measure()
-                log(found)
-                metrics |= found
-            if kind == "evaluation":
-                self._folder.write_results(self._results())
-            self._meter.restart()
-        if self._ended:
-            samples = self._state.step * self._data.batch_size
-            self._state.metrics.update(run_costs(self._parallel.model, self._state.train_seconds, samples))
-            self._folder.write_results(self._results())
-        self._state.pending = False
-        self._checkpoints.save_if_due(metrics, ended=self._ended)
 
-    @property
-    def _ended(self) -> bool:
-        return self._state.ended(self._run_length)
+@torch.no_grad()
+def validation_loss(trainer: Trainer, losses: Callable[[Batch, StepRandomness], Mapping[str, Tensor]]) -> float:
+    """Return the mean loss on the held-out split, with masks that are the same every time.
 
-    def _due(self, kind: Kind) -> bool:
-        step, every = self._state.step, self._every
-        if kind == "validation":
-            return due(step, every.validate)
-        if self._evaluation is None:
-            return False
-        if kind == "probe":
-            return due(step, every.probe)
-        return due(step, every.evaluate) or (self._ended and self._evaluation.at_end)
+    losses: the model's step, in evaluation mode. It does not depend on the number of ranks: they share each batch, and
+    losses over batch statistics span them.
+    """
+    data, seed, ranks = trainer.data, derive_seed(trainer.seed, "validation"), get_world_size()
+    size = trainer.micro_batch_size * ranks
+    sums = torch.zeros(2, device=trainer.device)
 
-    def _probe(self) -> dict[str, float]:
-        """The quick probe of `evaluation.online`, as `online/...`."""
-        options = {"device": self._precision.device, "seed": self._seed}
-        with self._precision.autocast():
-            results = self._evaluation.online(self._parallel.networks(), self._data, **options)
-        metrics = {f"online/{name}": value for name, value in broadcast_from_rank0(lambda: results).items()}
-        if self._monitor is not None:
-            self._monitor.note(metrics)
-        return metrics
+    def weighted(batch: Batch, rng: StepRandomness, weight: float) -> Tensor:
+        loss = losses(batch, rng)["loss"].float()
+        return torch.stack([loss, torch.ones_like(loss)]) * weight
 
-    def _evaluate(self, say: Callable[[Any], None]) -> dict[str, float]:
-        """The evaluation of frozen features, as `eval/<network>/<probe>`."""
-        say(f"evaluating frozen features at step {self._state.step}")
-        options = {"device": self._precision.device, "seed": self._seed, "random_init": self._random_init}
-        with self._precision.autocast():
-            results = self._evaluation(self._parallel.networks(), self._data, **options)
-        results = broadcast_from_rank0(lambda: results)
-        say(self._evaluation.table(results))
-        return {f"eval/{row}/{name}": value for row, values in results.items() for name, value in values.items()}
+    for number, batch in enumerate(islice(data.validation_batches(batch_size=size), trainer.limit_val_batches)):
+        count = batch_length(batch)
+        # Drawn for batches of the global size, so that neither ranks nor micro-batches change anything.
+        step, start = divmod(number * size, data.batch_size)
+        drawn = min(data.batch_size, data.spec.num_test - step * data.batch_size)
+        if count < ranks:  # too few to share: all ranks do the same
+            rng = StepRandomness(seed=seed, step=step, total=drawn, start=start, count=count)
+            with no_collectives():
+                sums += weighted(batch, rng, count / ranks)
+            continue
+        first, last = (count * r // ranks for r in (get_rank(), get_rank() + 1))
+        rng = StepRandomness(seed=seed, step=step, total=drawn, start=start + first, count=last - first)
+        sums += weighted(batch_slice(batch, slice(first, last)), rng, last - first)
+    loss, samples = all_reduce_sum(sums).tolist()
+    return loss / samples
 
-    def _save_unmeasured(self, before: Mapping[str, Any]) -> None:
-        """Save as it was before anything was measured at this step, as all of it will be measured again."""
-        if not self._state.pending:
-            self._state.pending = True
-            self._checkpoints.save(**before)
 
-    @contextlib.contextmanager
-    def _stopping_at_once(self, before: Mapping[str, Any]) -> Iterator[None]:
-        """Return a context in which a signal ends the run without waiting for a measurement, which may take an hour.
+def probe(trainer: Trainer) -> dict[str, float]:
+    """Return what the quick probe of `evaluation.online` finds, as `online/...`; the monitor takes note of it."""
+    with trainer.precision.autocast():
+        networks = trainer.parallel.networks()
+        found = trainer.evaluation.online(networks, trainer.data, device=trainer.device, seed=trainer.seed)
+    metrics = {f"online/{name}": value for name, value in broadcast_from_rank0(lambda: found).items()}
+    if trainer.monitor is not None:
+        trainer.monitor.note(metrics)
+    return metrics
 
-        The resumed run measures again. Of several ranks that have saved nothing yet each has to wait for the others, so
-        there the measurement ends first.
-        """
-        if get_world_size() > 1 and not self._state.pending:
+
+def evaluate(trainer: Trainer) -> dict[str, float]:
+    """Return the evaluation of frozen features, as `eval/<network>/<probe>`, and show its table."""
+    trainer.say(f"evaluating frozen features at step {trainer.step}")
+    options = {"device": trainer.device, "seed": trainer.seed, "random_init": trainer.random_init}
+    with trainer.precision.autocast():
+        found = trainer.evaluation(trainer.parallel.networks(), trainer.data, **options)
+    found = broadcast_from_rank0(lambda: found)
+    trainer.say(trainer.evaluation.table(found))
+    return {f"eval/{row}/{name}": value for row, values in found.items() for name, value in values.items()}
+
+
+def save_unmeasured(trainer: Trainer, before: Mapping[str, Any]) -> None:
+    """Save as it was before anything was measured at this step, as all of it will be measured again."""
+    if not trainer.state.pending:
+        trainer.state.pending = True
+        trainer.checkpoints.save(**before)
+
+
+@contextlib.contextmanager
+def stopping_at_once(trainer: Trainer, before: Mapping[str, Any]) -> Iterator[None]:
+    """Return a context in which a signal ends the run without waiting for a measurement, which may take an hour.
+
+    The resumed run measures again. Of several ranks that have saved nothing yet each has to wait for the others, so
+    there the measurement ends first.
+    """
+    if get_world_size() > 1 and not trainer.state.pending:
+        yield
+        return
+
+    def interrupted(number: int) -> Interrupted:
+        return trainer.interrupted(number, "stopped while measuring", agreed=get_world_size() == 1)
+
+    try:
+        with trainer.signals.at_once(interrupted):
             yield
-            return
-        try:
-            with self._signals.at_once(self._interrupted):
-                yield
-        except Interrupted:
-            self._save_unmeasured(before)
-            self._checkpoints.saver.wait()
-            raise
+    except Interrupted:
+        save_unmeasured(trainer, before)
+        trainer.checkpoints.saver.wait()
+        raise
 
-    def _interrupted(self, number: int) -> Interrupted:
-        return Interrupted(
-            f"stopped while measuring at step {self._state.step} of {self._run_length.max_steps}; the checkpoint is "
-            f"{self._folder.last}; go on with resume={self._folder.path}",
-            number,
-            agreed=get_world_size() == 1,
-        )
 
-    def metrics_of_step(self, logged: bool) -> dict[str, float]:
-        """Return what was logged with the step that a checkpoint left pending. logged: the step was due for logging."""
-        metrics, monitor = self._state.metrics, self._monitor
-        if logged:
-            return {name: value for name, value in metrics.items() if not measures({name: value})}
-        own = {} if monitor is None or not monitor.history else monitor.history[-1]
-        watched = [name for name in own if name in metrics] if own.get("step") == self._state.step else []
-        return {name: metrics[name] for name in watched if name.startswith("monitor/")}
+def run_costs(trainer: Trainer) -> dict[str, float]:
+    """Return what a run has cost so far, over all restarts, to weigh accuracy against.
 
-    def _results(self) -> dict[str, Any]:
-        """results.json: a row per probed network, the validation loss, the monitor's verdict, and the step."""
-        state, monitor = self._state, self._monitor
-        results: dict[str, Any] = {}
-        for name, value in state.metrics.items():
-            if name.startswith("eval/"):
-                _, row, probe = name.split("/", 2)
-                results.setdefault(row, {})[probe] = value
-        if "val/loss" in state.metrics:
-            results["val/loss"] = state.metrics["val/loss"]
-        if monitor is not None:
-            back = {"rollbacks": state.rollbacks} if state.rollbacks else {}
-            results["collapse"] = {"verdict": monitor.verdict.name, "evidence": monitor.verdict.evidence, **back}
-        if state.stop_reason:
-            results["stopped"] = state.stop_reason
-        return {**results, "step": state.step}
+    `cost/seconds` of training steps, waiting for data included and measuring left out; `cost/samples` trained on;
+    `cost/parameters` that are trained.
+    """
+    return {
+        "cost/seconds": broadcast_from_rank0(lambda: trainer.state.train_seconds),
+        "cost/samples": float(trainer.step * trainer.data.batch_size),
+        "cost/parameters": float(sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)),
+    }
+
+
+def metrics_of_pending_step(trainer: Trainer) -> dict[str, float]:
+    """Return what was logged with the step that a checkpoint left pending."""
+    metrics, monitor = trainer.metrics, trainer.monitor
+    if trainer.logs_at(trainer.step):
+        return {name: value for name, value in metrics.items() if not is_measurement({name: value})}
+    own = {} if monitor is None or not monitor.history else monitor.history[-1]
+    watched = own if own.get("step") == trainer.step else ()
+    return {name: metrics[name] for name in watched if name.startswith("monitor/") and name in metrics}
+
+
+def results(trainer: Trainer) -> dict[str, Any]:
+    """Return results.json: a row per probed network, the validation loss, the monitor's verdict, and the step."""
+    state, monitor = trainer.state, trainer.monitor
+    found: dict[str, Any] = {}
+    for name, value in state.metrics.items():
+        if name.startswith("eval/"):
+            _, row, probed = name.split("/", 2)
+            found.setdefault(row, {})[probed] = value
+    if "val/loss" in state.metrics:
+        found["val/loss"] = state.metrics["val/loss"]
+    if monitor is not None:
+        back = {"rollbacks": state.rollbacks} if state.rollbacks else {}
+        found["collapse"] = {"verdict": monitor.verdict.name, "evidence": monitor.verdict.evidence, **back}
+    if state.stop_reason:
+        found["stopped"] = state.stop_reason
+    return {**found, "step": state.step}
+
+
+def check_collapse(trainer: Trainer, values: Mapping[str, float]) -> dict[str, float]:
+    """Return the monitor's metrics of the step just watched, and stop or go back where it asks for it.
+
+    values: of the step, the same on every rank. News of the verdict are said; that a run turned out healthy is none.
+    """
+    monitor = trainer.monitor
+    before = monitor.verdict.name
+    metrics = monitor.measure(trainer.model, trainer.step, values, trainer.device)
+    verdict, on_collapse = monitor.verdict, monitor.on_collapse
+    if verdict.name != before:
+        trainer.run_log.show_verdict()
+        if before != "unknown" or verdict.is_bad:
+            trainer.say(f"collapse monitor at step {trainer.step}: {verdict.name}: {verdict.evidence}")
+    elif verdict.name == "unknown" and trainer.step == 1 and not monitor.history:
+        trainer.say(f"collapse monitor: {verdict.evidence}")
+    if verdict.is_bad and on_collapse != "warn":
+        reason = f"{verdict.name}: {verdict.evidence}"
+        if on_collapse == "rollback" and verdict.is_curable:
+            trainer.rollback(reason)
+        else:
+            trainer.state.stop_reason = trainer.state.stop_reason or reason
+    return metrics

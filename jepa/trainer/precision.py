@@ -24,7 +24,7 @@ KERNELS = {
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device of a name; "auto" takes CUDA, then MPS, then the CPU. Of several processes each takes its own GPU.
+    """Return the device of a name; "auto" takes CUDA, then MPS, then the CPU; of several processes each its own GPU.
 
     Raises UserError when the name is unknown or the device is not there.
     """
@@ -56,7 +56,7 @@ def prepare_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> str:
-    """ "fp32", "bf16" or "fp16"; "auto" takes bf16 where the hardware multiplies it natively.
+    """Return "fp32", "bf16" or "fp16"; "auto" takes bf16 where the hardware multiplies it natively.
 
     That is CUDA from Ampere on (before it auto is fp16) and CPUs with AMX, where bf16 matrix products run several
     times faster; elsewhere auto is fp32. Raises UserError for any other name.
@@ -91,9 +91,7 @@ class Precision:
     ) -> None:
         if attention not in ("auto", *KERNELS):
             raise UserError(f"trainer.attention={attention}: expected auto, {', '.join(KERNELS)}")
-        self.name = resolve_precision(name, device)
-        self.device = device
-        self.attention = attention
+        self.name, self.device, self.attention = resolve_precision(name, device), device, attention
         self.tf32, self.deterministic, self.detect_anomaly = tf32, deterministic, detect_anomaly
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.name == "fp16")
         if deterministic:
@@ -107,11 +105,13 @@ class Precision:
         return DTYPES[self.name]
 
     def autocast(self) -> torch.autocast:
-        """A context that computes matrix products in this precision."""
+        """Return a context that computes matrix products in this precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32")
 
     def skip_step(self) -> None:
         """Lower the loss scale after a step that overflowed, on every rank alike: only some may have met infinities."""
+        if not self.scaler.is_enabled():
+            return
         state = self.scaler.state_dict()
         self.scaler.update()
         lower = {"scale": state["scale"] * self.scaler.get_backoff_factor(), "_growth_tracker": 0}
@@ -129,16 +129,22 @@ class Precision:
 
     @contextlib.contextmanager
     def kernels(self) -> Iterator[None]:
-        """A context with the asked kernels; what was set before comes back after it."""
+        """Return a context with the asked kernels; what was set before comes back after it."""
         with contextlib.ExitStack() as stack:
             if self.attention != "auto":
                 stack.enter_context(sdpa_kernel(KERNELS[self.attention]))
             if self.detect_anomaly:
                 stack.enter_context(torch.autograd.set_detect_anomaly(True))
             if self.device.type == "cuda":
-                stack.enter_context(_tf32(self.tf32))
+                stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+                stack.callback(setattr, torch.backends.cudnn, "allow_tf32", torch.backends.cudnn.allow_tf32)
+                torch.set_float32_matmul_precision("high" if self.tf32 else "highest")
+                torch.backends.cudnn.allow_tf32 = self.tf32  # convolutions, by default in TF32
             if self.deterministic:
-                stack.enter_context(_deterministic())
+                warns_only = torch.is_deterministic_algorithms_warn_only_enabled()
+                before = torch.are_deterministic_algorithms_enabled()
+                stack.callback(torch.use_deterministic_algorithms, before, warn_only=warns_only)
+                torch.use_deterministic_algorithms(True, warn_only=True)
             try:
                 yield
             except RuntimeError as error:
@@ -159,41 +165,3 @@ class Precision:
             f"trainer.attention={self.attention} has no kernel for {self.name} on {self.device} "
             f"({str(error).splitlines()[0]}); flash takes no padding and no fp32 on CUDA: use trainer.attention=auto"
         )
-
-
-@contextlib.contextmanager
-def _tf32(enabled: bool) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if enabled else "highest")
-    torch.backends.cudnn.allow_tf32 = enabled  # convolutions, by default in TF32
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
-
-
-@contextlib.contextmanager
-def _deterministic() -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def clip_gradients(model: nn.Module, norm: float | None, value: float | None) -> torch.Tensor:
-    """Clip gradients by value, then by total norm; return the norm before either, a scalar tensor.
-
-    Of a sharded model it is the norm over all ranks.
-    """
-    gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    total = torch.nn.utils.get_total_norm(gradients)
-    if value is not None:
-        torch.nn.utils.clip_grad_value_(model.parameters(), value)
-        if norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
-    elif norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(model.parameters(), norm, total)
-    return total

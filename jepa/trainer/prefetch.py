@@ -13,7 +13,7 @@ from jepa.utils.tensors import map_tensors, tensors_in
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on the device; the copy need not have ended when memory is pinned."""
+    """Return the batch with its tensors on the device; the copy may still be under way when memory is pinned."""
     return map_tensors(batch, lambda tensor: tensor.to(device, non_blocking=True))
 
 
@@ -30,7 +30,7 @@ def restartable(start: Callable[[], Iterable[Batch]], version: Callable[[], Any]
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """The batches on the device. On CUDA the copy of one runs beside the work on the one before, on a second stream."""
+    """Yield the batches on the device. On CUDA one is copied beside the work on the one before, on a second stream."""
     if device.type != "cuda":
         for batch in batches:
             yield to_device(batch, device)

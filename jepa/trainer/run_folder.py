@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from jepa.checkpoint.load import locate
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.distributed.collectives import is_rank0
@@ -25,13 +27,9 @@ class RunFolder:
     """One run's files, which rank 0 writes. resume: see `Trainer`."""
 
     def __init__(self, path: Path, config: dict[str, Any], resume: str | None, saver: Saver) -> None:
-        self.path = path
-        self.config = config
-        self.resume = resume
-        self.saver = saver
+        self.path, self.config, self.resume, self.saver = path, config, resume, saver
         self._is_rank0 = is_rank0()  # kept, as the process group may be gone when the end is recorded
-        self._begun = False
-        self._written_at = -float("inf")
+        self._begun, self._written_at = False, -float("inf")
 
     @property
     def last(self) -> Path:
@@ -79,7 +77,7 @@ class RunFolder:
         try:
             self.saver.folder.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("config.yaml", self._config_text())
+            self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
             if begins:
                 start_status(self.path, list(self.config.get("overrides") or []), slurm_job_id())
                 self._begun = True
@@ -119,11 +117,6 @@ class RunFolder:
             self.update_status(state="failed", reason=error_message(error), **{**progress(), **verdict})
             raise
         self.update_status(state="done", **progress())
-
-    def _config_text(self) -> str:
-        from omegaconf import OmegaConf
-
-        return OmegaConf.to_yaml(OmegaConf.create(self.config))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""

@@ -6,46 +6,32 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from jepa.types import RunLength
-
 
 @dataclass
 class RunState:
-    """The state of a run, the same on every rank but for `stop_requested`.
+    """The state of a run, the same on every rank but for `stop_requested`."""
 
-    step: optimizer steps made. train_seconds: spent on them, over all restarts. metrics: the last value of each.
-    rollbacks: those made, each with `from`, `to` and `reason`.
-    pending: what was due at this step is still to be measured, as a run that was stopped leaves it.
-    stop_reason: why the run ends before its last step; None while it goes on.
+    step: int = 0  # optimizer steps made
+    train_seconds: float = 0.0  # spent on them, over all restarts
+    metrics: dict[str, float] = field(default_factory=dict)  # the last value of each
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # those made, each with `from`, `to` and `reason`
+    pending: bool = False  # what is due at this step is still to be measured, as a run that was stopped leaves it
+    stop_reason: str | None = None  # why the run ends before its last step; None while it goes on
 
-    The rest is not kept in checkpoints. stop_requested: what a callback of this rank asked for. rollback_reason: why to
-    go back after this step. signal, save_requested: what all ranks have agreed on in the last step. skipped_steps: in a
-    row, for overflow in fp16.
-    """
-
-    step: int = 0
-    train_seconds: float = 0.0
-    metrics: dict[str, float] = field(default_factory=dict)
-    rollbacks: list[dict[str, Any]] = field(default_factory=list)
-    pending: bool = False
-    stop_reason: str | None = None
-    stop_requested: str | None = None
-    rollback_reason: str | None = None
-    signal: int = 0
+    # Not kept in checkpoints:
+    stop_requested: str | None = None  # what a callback of this rank asked for
+    rollback_reason: str | None = None  # why to go back after this step
+    signal: int = 0  # what all ranks have agreed on in the last step, as is save_requested
     save_requested: bool = False
-    skipped_steps: int = 0
+    skipped_steps: int = 0  # in a row, for overflow in fp16
 
     @property
     def lr_factor(self) -> float:
         """What the scheduled learning rate is multiplied by: a half for each rollback."""
         return 0.5 ** len(self.rollbacks)
 
-    def ended(self, run_length: RunLength) -> bool:
-        """Whether the run is over: by its length, or as it was stopped."""
-        return self.step == run_length.max_steps or self.stop_reason is not None
-
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, under its names there."""
+        """Return what a checkpoint keeps, under its names there."""
         return {
             "step": self.step,
             "train_seconds": self.train_seconds,

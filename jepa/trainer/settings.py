@@ -2,34 +2,74 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
 
+if TYPE_CHECKING:
+    from jepa.trainer.trainer_parts import TrainerParts
 
-def make_run_length(
-    max_epochs: float | None,
-    max_steps: int | None,
-    max_samples: int | None,
-    *,
-    num_train: int,
-    batch_size: int,
-    limit_train_batches: int | None = None,
-) -> RunLength:
-    """The length of the run. Steps win over samples, samples over epochs. Raises UserError when it has none.
 
-    limit_train_batches: an epoch ends after so many steps.
+@dataclass(frozen=True, kw_only=True)
+class Intervals:
+    """Steps between two events of each kind, which need not be whole; None is never.
+
+    probe: the online probe. evaluate: the evaluation of frozen features. snapshot: checkpoints that stay.
     """
-    if limit_train_batches is not None and limit_train_batches < 1:
-        raise UserError(f"trainer.limit_train_batches must be at least 1, got {limit_train_batches}")
-    steps_per_epoch = num_train / batch_size
-    if limit_train_batches is not None:
-        steps_per_epoch = min(steps_per_epoch, limit_train_batches)
-    if max_samples is not None and max_steps is None:
-        if max_samples < 1:
-            raise UserError(f"trainer.max_samples must be at least 1, got {max_samples}")
-        max_steps = max(1, round(max_samples / batch_size))
+
+    log: float = 10
+    validate: float | None = None
+    probe: float | None = None
+    evaluate: float | None = None
+    save: float | None = None
+    snapshot: float | None = None
+
+
+def due(step: int, every: float | None) -> bool:
+    """Return whether a multiple of `every` steps (need not be whole) was reached with this step; never for None."""
+    return every is not None and math.floor(step / every) > math.floor((step - 1) / every)
+
+
+def period(key: str, epochs: float | None, steps: int | None, run_length: RunLength) -> float | None:
+    """Return the steps between two events given in epochs or in steps, which win; None when neither is given.
+
+    key: what the settings' names begin with, such as "trainer.save_". Raises UserError unless they are positive.
+    """
+    if (epochs is not None and epochs <= 0) or (steps is not None and steps < 1):
+        raise UserError(f"{key}every_epochs and {key}every_steps must be positive, or null for never")
+    if steps is not None or epochs is None:
+        return steps
+    return epochs * run_length.steps_per_epoch
+
+
+def make_intervals(trainer: TrainerParts) -> Intervals:
+    """Return the intervals in steps, those of an evaluation too. Raises UserError as `period`."""
+
+    def every(of: Any, name: str = "", key: str = "evaluation") -> float | None:
+        if of is None:
+            return None
+        given = getattr(of, f"{name}every_epochs"), getattr(of, f"{name}every_steps")
+        return period(f"{key}.{name}", *given, trainer.run_length)
+
+    return Intervals(
+        log=trainer.log_every,
+        validate=every(trainer, "validate_", "trainer"),
+        save=every(trainer, "save_", "trainer"),
+        snapshot=every(trainer, "snapshot_", "trainer"),
+        evaluate=every(trainer.evaluation),
+        probe=every(trainer.evaluation, "online_"),
+    )
+
+
+def make_run_length(trainer: TrainerParts) -> RunLength:
+    """Return the length of the run. Steps win over samples, samples over epochs. Raises UserError when it has none."""
+    max_steps, max_epochs, batch_size = trainer.max_steps, trainer.max_epochs, trainer.data.batch_size
+    steps_per_epoch = min(trainer.data.spec.num_train / batch_size, trainer.limit_train_batches or math.inf)
+    if max_steps is None and trainer.max_samples is not None:
+        max_steps = max(1, round(trainer.max_samples / batch_size))
     if max_steps is None:
         if max_epochs is None or max_epochs <= 0:
             raise UserError(
@@ -37,13 +77,15 @@ def make_run_length(
                 "above 0"
             )
         max_steps = max(1, round(max_epochs * steps_per_epoch))
-    if max_steps < 1:
-        raise UserError(f"trainer.max_steps must be at least 1, got {max_steps}")
     return RunLength(max_steps=max_steps, steps_per_epoch=steps_per_epoch, batch_size=batch_size)
 
 
-def share_of_rank(batch_size: int, world_size: int) -> int:
-    """Samples of a batch that each rank takes. Raises UserError, with the nearest sizes that fit, for a remainder."""
+def find_micro_batch_size(trainer: TrainerParts) -> int:
+    """Return the samples per forward pass on one device, by default each rank's share of the batch.
+
+    Raises UserError, with the sizes that fit, unless ranks and micro-batches divide the batch.
+    """
+    batch_size, world_size = trainer.data.batch_size, trainer.world_size
     share, remainder = divmod(batch_size, world_size)
     if remainder:
         fits = [n * world_size for n in (share, share + 1) if n]
@@ -51,54 +93,43 @@ def share_of_rank(batch_size: int, world_size: int) -> int:
             f"data.batch_size={batch_size} cannot be shared by {world_size} ranks; the nearest sizes that can are "
             f"{' and '.join(map(str, fits))}"
         )
-    return share
-
-
-def check_micro_batch_size(micro_batch_size: int | None, batch_size: int, world_size: int = 1) -> int:
-    """Samples per forward pass on one device.
-
-    Raises UserError unless they divide each rank's share of the batch, with the sizes that do.
-    """
-    share = share_of_rank(batch_size, world_size)
-    size = share if micro_batch_size is None else micro_batch_size
+    size = share if trainer.micro_batch_size is None else trainer.micro_batch_size
     if size < 1 or share % size:
         fits = [n for n in range(1, share + 1) if share % n == 0]
         ranks = f" on each of {world_size} ranks ({share} samples)" if world_size > 1 else ""
         raise UserError(
             f"trainer.micro_batch_size={size} does not divide data.batch_size={batch_size}{ranks}: use one of {fits}"
         )
-    return size
-
-
-def check_processes(nodes: int | None, devices: int | None, world_size: int | None) -> None:
-    """Raise UserError unless `nodes` times `devices` processes train together, where either is given.
-
-    world_size: how many do; None where it does not matter.
-    """
-    check_positive(nodes=nodes, devices=devices)
-    if nodes is None and devices is None:
-        return
-    wanted = (nodes or 1) * (devices or 1)
-    if world_size is not None and wanted != world_size:
-        raise UserError(
-            f"trainer.nodes={nodes or 1} times trainer.devices={devices or 1} are {wanted} processes, but {world_size} "
-            f"{'was' if world_size == 1 else 'were'} started: start them by `torchrun --nproc_per_node={devices or 1} "
-            "train.py ...` or `python train.py -m hydra/launcher=slurm ...` (without -m no launcher is used)"
-        )
-
-
-def check_statistics(loss: nn.Module, accumulates: bool, allowed: bool) -> None:
-    """Raise UserError when a loss looks at the whole batch and gets it in parts."""
-    if accumulates and not allowed and getattr(loss, "batch_statistics", False):
+    over_batch = getattr(trainer.model.loss, "batch_statistics", False) and not trainer.allow_microbatch_statistics
+    if size < share and over_batch:
         raise UserError(
             "trainer.micro_batch_size: a term of the loss, or a batch norm in it, looks at statistics of the whole "
             "batch, which micro-batches do not add up to: leave it unset, or take statistics of micro-batches with "
             "trainer.allow_microbatch_statistics=true"
         )
+    return size
 
 
-def check_positive(**values: float | None) -> None:
-    """Raise UserError for a setting that is neither null nor above 0."""
-    for name, value in values.items():
+def check_processes(nodes: int | None, devices: int | None, world_size: int) -> None:
+    """Raise UserError unless `nodes` times `devices` processes train together, where either is given."""
+    nodes_wanted, devices_wanted = nodes or 1, devices or 1
+    wanted = nodes_wanted * devices_wanted
+    if (nodes is None and devices is None) or wanted == world_size:
+        return
+    raise UserError(
+        f"trainer.nodes={nodes_wanted} times trainer.devices={devices_wanted} are {wanted} processes, but {world_size} "
+        f"{'was' if world_size == 1 else 'were'} started: start them by `torchrun --nproc_per_node={devices_wanted} "
+        "train.py ...` or `python train.py -m hydra/launcher=slurm ...` (without -m no launcher is used)"
+    )
+
+
+POSITIVE = ("nodes", "devices", "max_steps", "max_samples", "limit_train_batches", "limit_val_batches", "log_every")
+POSITIVE += ("grad_clip_norm", "grad_clip_value", "save_every_minutes", "timeout_seconds")
+
+
+def check_positive(trainer: TrainerParts) -> None:
+    """Raise UserError for a setting that is neither null nor above 0, as it must be."""
+    for name in POSITIVE:
+        value = getattr(trainer, name)
         if value is not None and value <= 0:
             raise UserError(f"trainer.{name}={value}: expected a value above 0, or null for none")

@@ -1,4 +1,4 @@
-"""Metrics of training steps: means over ranks, throughput, waiting for data, memory and cost."""
+"""What becomes of a step's values: agreed on by all ranks, reduced, logged with throughput and memory."""
 
 from __future__ import annotations
 
@@ -8,19 +8,68 @@ from typing import TypeVar
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, broadcast_from_rank0, get_world_size
+from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, get_world_size
+from jepa.utils.errors import NonFiniteError
 
 Item = TypeVar("Item")
+
+MAX_SKIPPED_STEPS = 20
+"""fp16 steps in a row that may be skipped for overflow before the run stops."""
+
+
+def agree_on_step(
+    values: Mapping[str, Tensor], *, step: int, signal: int | None, save: bool, may_skip: bool
+) -> tuple[bool, int, bool]:
+    """Exchange over all ranks, before the weights move, what each has seen of a step: one small all-reduce.
+
+    values: `train/loss` and `grad_norm` decide. step: its number, from 1. may_skip: whether a gradient that is not
+    finite is the loss scaler's to skip.
+
+    Return whether loss and gradient are finite, the signal to stop for (0 without one), and whether to save.
+    Raises NonFiniteError for what is not finite and may not be skipped.
+    """
+    bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
+    requests = bad.new_tensor([signal or 0, save], dtype=torch.float32)
+    bad_loss, bad_gradient, signal, save = all_reduce_max(torch.cat([bad.float(), requests])).tolist()
+    if bad_loss or (bad_gradient and not may_skip):
+        shown = ", ".join(
+            f"{name}={value:.4g}" for name, value in to_floats(values).items() if not name.startswith("grad_norm/")
+        )
+        raise NonFiniteError(
+            f"not finite at step {step}: {shown}. The weights were not changed by it. Lower optimizer.lr, "
+            "lengthen the warm-up, set trainer.grad_clip_norm=1, or use trainer.precision=fp32 to find the cause"
+        )
+    return not (bad_loss or bad_gradient), int(signal), bool(save)
+
+
+def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Return plain numbers; all tensors are fetched from the device in one transfer."""
+    names = [name for name, value in values.items() if isinstance(value, Tensor)]
+    fetched = torch.stack([values[name].float() for name in names]).tolist() if names else []
+    return {**values, **dict(zip(names, fetched))}
+
+
+def reduce_values(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """Return values as floats, those of the training step (`train/...`) as the mean over ranks."""
+    names = [name for name in values if name.startswith("train/")]
+    means = all_reduce_sum(torch.stack([values[name] for name in names])) / get_world_size()
+    return to_floats({**values, **dict(zip(names, means))})
+
+
+def slowest_of_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Return the least samples per second of any rank, and the largest of every other value."""
+    signs = [-1.0 if name == "samples_per_second" else 1.0 for name in values]
+    signed = torch.tensor([sign * value for sign, value in zip(signs, values.values())], device=device)
+    return {name: sign * value for name, sign, value in zip(values, signs, all_reduce_max(signed).tolist())}
 
 
 class StepMeter:
     """Samples per second, the share of time spent waiting for data, and memory, between two readings."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._process = psutil.Process()
+        self._device, self._process = device, psutil.Process()
         self.restart()
 
     def start(self) -> None:
@@ -39,18 +88,14 @@ class StepMeter:
 
     def waiting_for(self, items: Iterable[Item]) -> Iterator[Item]:
         """Yield the items; the time until each comes is counted as waiting."""
-        iterator = iter(items)
-        while True:
-            asked = time.perf_counter()
-            try:
-                item = next(iterator)
-            except StopIteration:
-                return
+        asked = time.perf_counter()
+        for item in items:
             self._waited += time.perf_counter() - asked
             yield item
+            asked = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """{"samples_per_second", "data_wait", "memory_gib", ...} since the last reading.
+        """Return {"samples_per_second", "data_wait", "memory_gib", ...} since the last reading.
 
         data_wait is a share of the time. Memory in GiB: on a CUDA device `memory_peak_gib`, the most that tensors
         have taken in the run and `memory_gib` too, `memory_allocated_gib`, what they take now, and
@@ -72,38 +117,3 @@ class StepMeter:
             "memory_allocated_gib": statistics.get("allocated_bytes.all.current", 0) / 2**30,
             "memory_reserved_gib": statistics.get("reserved_bytes.all.current", 0) / 2**30,
         }
-
-
-def slowest_of_ranks(values: Mapping[str, float], device: torch.device) -> dict[str, float]:
-    """Return the least samples per second of any rank, and the largest of every other value."""
-    signs = [-1.0 if name == "samples_per_second" else 1.0 for name in values]
-    signed = torch.tensor([sign * value for sign, value in zip(signs, values.values())], device=device)
-    return {name: sign * value for name, sign, value in zip(values, signs, all_reduce_max(signed).tolist())}
-
-
-def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Return plain numbers; all tensors are fetched from the device in one transfer."""
-    names = [name for name, value in values.items() if isinstance(value, Tensor)]
-    fetched = torch.stack([values[name].float() for name in names]).tolist() if names else []
-    return {**values, **dict(zip(names, fetched))}
-
-
-def reduce_values(values: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Return values as floats, those of the training step (`train/...`) as the mean over ranks."""
-    names = [name for name in values if name.startswith("train/")]
-    means = all_reduce_sum(torch.stack([values[name] for name in names])) / get_world_size()
-    return to_floats({**values, **dict(zip(names, means))})
-
-
-def run_costs(model: nn.Module, seconds: float, samples: int) -> dict[str, float]:
-    """Return what a run has cost so far, over all restarts, to weigh accuracy against.
-
-    `cost/seconds` of training steps, waiting for data included and measuring left out; `cost/samples` trained on;
-    `cost/parameters` that are trained.
-    """
-    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {
-        "cost/seconds": broadcast_from_rank0(lambda: seconds),
-        "cost/samples": float(samples),
-        "cost/parameters": float(parameters),
-    }

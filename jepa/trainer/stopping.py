@@ -9,15 +9,20 @@ the same which sweeper chose the runs, which launcher started them, and whether 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
+import os
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jepa.distributed.collectives import is_rank0
 from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, check_name, family
 from jepa.trainer.loggers import JSONLines
-from jepa.trainer.other_runs import FILE, OtherRuns
 from jepa.utils.errors import UserError
 from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.run_status import is_collapse, read_status
@@ -25,7 +30,68 @@ from jepa.utils.run_status import is_collapse, read_status
 if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
 
+FILE = "metrics.jsonl"
+DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
+"""Name of the folder in which single runs of a day stand: they have nothing to do with one another."""
 
+
+class OtherRuns:
+    """What the runs beside a run's folder have measured of a metric, read on as their files grow."""
+
+    def __init__(self, folder: Path, metric: str) -> None:
+        self.folder, self.metric = folder.resolve(), metric
+        self._files: dict[Path, GrowingFile] = {}
+
+    @property
+    def in_sweep(self) -> bool:
+        """Whether the folders beside it are runs of the same sweep; not in that of a day, where single runs stand."""
+        return DAY.fullmatch(self.folder.parent.name) is None
+
+    def values(self) -> dict[Path, dict[int, float | None]]:
+        """Return, for each other run that has measured the metric, step -> value, None if it was not finite."""
+        if not self.in_sweep:
+            return {}
+        found = {path.parent.resolve() for path in self.folder.parent.glob(f"*/{FILE}")} - {self.folder}
+        for folder in found - self._files.keys():
+            self._files[folder] = GrowingFile(folder / FILE, self.metric)
+        values = {folder: self._files[folder].read() for folder in sorted(found)}
+        return {folder: curve for folder, curve in values.items() if curve}
+
+
+@dataclass
+class GrowingFile:
+    """A metric in a file of JSON lines that another process may be writing; each line is read once."""
+
+    path: Path
+    metric: str
+    identity: int = 0
+    position: int = 0
+    values: dict[int, float | None] = field(default_factory=dict)
+
+    def read(self) -> dict[int, float | None]:
+        """Return the metric's values by step; none where the file is gone."""
+        try:
+            file = open(self.path, "rb")  # noqa: SIM115 (closed below)
+        except FileNotFoundError:
+            return {}
+        with file:
+            status = os.fstat(file.fileno())
+            if status.st_ino != self.identity or status.st_size < self.position:  # a resumed run cuts it back
+                self.identity, self.position, self.values = status.st_ino, 0, {}
+            file.seek(self.position)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]  # the last line may still be being written
+        self.position += len(whole)
+        for line in whole.decode(errors="replace").splitlines():
+            if json.dumps(self.metric) in line:
+                # A line may be cut off where its run was killed, and still to be cut back by the next start.
+                with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    self.values[entry["step"]] = entry[self.metric]
+        return self.values
+
+
+@dataclass(kw_only=True, eq=False)
 class SweepStopping(Callback):
     """Base of the rules below, each of which keeps something of every measurement and judges by it.
 
@@ -33,34 +99,38 @@ class SweepStopping(Callback):
     is all of another run that has collapsed, where collapsed="failed": its loss would be the best of all. Whether the
     run itself has is for the monitor to see (monitor.on_collapse=stop).
     Every rank keeps the same state; rank 0 alone reads and decides.
+
+    Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
+    nothing of its kind is measured during the run, else with the first metrics of its kind that come without it.
     """
 
-    rule: str
+    rule: ClassVar[str]
     """Name of the rule, for messages."""
 
-    def __init__(
-        self,
-        *,
-        metric: str | Sequence[str] | None,
-        direction: Direction | Sequence[Direction] | None,
-        collapsed: Literal["failed", "measured"],
-    ) -> None:
-        if collapsed not in ("failed", "measured"):
-            raise ValueError(f"got collapsed={collapsed!r}, expected 'failed' or 'measured'")
-        names = [metric] if isinstance(metric, str) else list(metric or ())
+    kept: ClassVar[tuple[str, ...]]
+    """Attributes that a checkpoint keeps."""
+
+    metric: str | Sequence[str] | None = None  # as logged; of several the first, None for eval/trained/linear
+    # Whether less or more is better; None goes by the name (`jepa.utils.metric_direction.direction_of`).
+    direction: Direction | Sequence[Direction] | None = None
+    collapsed: Literal["failed", "measured"] = "failed"
+
+    def __post_init__(self) -> None:
+        if self.collapsed not in ("failed", "measured"):
+            raise ValueError(f"got collapsed={self.collapsed!r}, expected 'failed' or 'measured'")
+        names = [self.metric] if isinstance(self.metric, str) else list(self.metric or ())
         self.metric = names[0] if names else DEFAULT_METRICS[0]
-        given = [direction] if isinstance(direction, str) else list(direction or ())
-        self.direction: Direction = given[0] if given else direction_of(self.metric)
+        given = [self.direction] if isinstance(self.direction, str) else list(self.direction or ())
+        self.direction = given[0] if given else direction_of(self.metric)
         if self.direction not in ("minimize", "maximize"):
             raise ValueError(f"got direction={self.direction!r}, expected 'minimize', 'maximize' or None")
-        self.collapsed = collapsed
         self._who = f"{self.rule} judges by metric={self.metric}"
         self._came = False
         self._others: OtherRuns | None = None
 
     def begin(self, trainer: Trainer) -> None:
         """Check that the metric can come and is written where other runs read it; say what it is compared with."""
-        check_is_measured(trainer, self.metric, self._who, f"{self._key}.metric=val/loss")
+        check_is_measured(trainer, self.metric, self._who, f"callbacks.{self.rule.replace(' ', '_')}.metric=val/loss")
         if not is_rank0():
             return
         loggers = [logger for logger in trainer.loggers.values() if isinstance(logger, JSONLines)]
@@ -85,14 +155,15 @@ class SweepStopping(Callback):
                 trainer.stop(f"{self.rule} at step {trainer.step}: {self.metric} {reason}")
 
     def state_dict(self) -> dict[str, Any]:
-        """The settings it belongs to, and what the rule has kept."""
-        return {"settings": self._settings(), "came": self._came, "kept": self._kept()}
+        """Return the settings it belongs to, and what the rule has kept."""
+        kept = [getattr(self, name) for name in self.kept]
+        return {"settings": self._settings(), "came": self._came, "kept": kept}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the state, unless it is of other settings."""
         if state["settings"] == self._settings():
-            self._came = state["came"]
-            self._keep(state["kept"])
+            self._came, kept = state["came"], state["kept"]
+            vars(self).update(zip(self.kept, kept if isinstance(kept, list) else [kept]))  # older ones have no list
 
     # For a rule to define.
 
@@ -101,31 +172,21 @@ class SweepStopping(Callback):
         raise NotImplementedError
 
     def _verdict(self, step: int, cost: float, curves: list[dict[int, float]]) -> str | None:
-        """Why the run is to stop after this measurement, None if it is not. curves: costs by step, of each run."""
+        """Return why the run is to stop after this measurement, else None. curves: costs by step, of each other run."""
         raise NotImplementedError
 
     def _first_step(self) -> int:
-        """No step before this one is judged."""
+        """Return the first step that is judged."""
         raise NotImplementedError
 
     def _settings(self) -> list[Any]:
-        """What its state depends on."""
+        """Return what its state depends on."""
         return [self.metric, self.direction]
-
-    def _kept(self) -> Any:
-        raise NotImplementedError
-
-    def _keep(self, kept: Any) -> None:
-        raise NotImplementedError
 
     # Costs and words.
 
-    @property
-    def _key(self) -> str:
-        return f"callbacks.{self.rule.replace(' ', '_')}"
-
     def _curves(self) -> list[dict[int, float]]:
-        """For each other run that has measured the metric: step -> cost."""
+        """Return step -> cost, for each other run that has measured the metric."""
         curves = []
         for folder, values in self._others.values().items():
             status = read_status(folder)
@@ -157,46 +218,30 @@ class SweepStopping(Callback):
         return f"{self.rule} compares {self.metric} (best: {best}) with the other runs in {folder}"
 
 
+@dataclass(kw_only=True, eq=False)
 class MedianStopping(SweepStopping):
     """Stops a run whose best value so far is worse than the median of the other runs' best values up to that step.
 
     The median stopping rule of Golovin et al. 2017 (Google Vizier, section 3.2.2), where the other runs count with
     the mean of their values up to the step; here with the best, as a noisy start should not help. Compared with are
     the runs that have a measurement at this step or later, finished or not.
-
-    metric: its name, as logged; of several the first, None for eval/trained/linear. direction: whether less
-        ("minimize") or more ("maximize") is better; None goes by the name (`jepa.utils.metric_direction.direction_of`).
-    collapsed: whether other runs that the monitor finds collapsed count as "failed", that is as worst, or as what they
-        have "measured".
-    warmup_steps: the first step at which a run may be stopped.
-    every_steps: steps that lie between two judgements at least; None judges each measurement.
-    min_runs: other runs that must have got as far, else it goes on.
-
-    Raises ValueError for settings out of range, and UserError when the metric cannot come: at the start where
-    nothing of its kind is measured during the run, else with the first metrics of its kind that come without it.
     """
 
     rule = "median stopping"
+    kept = ("best", "judged_step")
 
-    def __init__(
-        self,
-        *,
-        metric: str | Sequence[str] | None = None,
-        direction: Direction | Sequence[Direction] | None = None,
-        collapsed: Literal["failed", "measured"] = "failed",
-        warmup_steps: int = 0,
-        every_steps: int | None = None,
-        min_runs: int = 4,
-    ) -> None:
-        super().__init__(metric=metric, direction=direction, collapsed=collapsed)
-        if warmup_steps < 0 or min_runs < 1 or (every_steps is not None and every_steps < 1):
+    warmup_steps: int = 0  # the first step at which a run may be stopped
+    every_steps: int | None = None  # that lie between two judgements at least; None judges each measurement
+    min_runs: int = 4  # that must have got as far, else it goes on
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.warmup_steps < 0 or self.min_runs < 1 or (self.every_steps is not None and self.every_steps < 1):
             raise ValueError(
-                f"got warmup_steps={warmup_steps}, every_steps={every_steps}, min_runs={min_runs}, expected "
-                "warmup_steps >= 0, every_steps >= 1 or None, min_runs >= 1"
+                f"got warmup_steps={self.warmup_steps}, every_steps={self.every_steps}, min_runs={self.min_runs}, "
+                "expected warmup_steps >= 0, every_steps >= 1 or None, min_runs >= 1"
             )
-        self.warmup_steps, self.every_steps, self.min_runs = warmup_steps, every_steps, min_runs
-        self.best = math.inf
-        self.judged_step: int | None = None
+        self.best, self.judged_step = math.inf, None
 
     def _note(self, step: int, cost: float) -> bool:
         self.best = min(self.best, cost)
@@ -219,13 +264,8 @@ class MedianStopping(SweepStopping):
     def _first_step(self) -> int:
         return self.warmup_steps
 
-    def _kept(self) -> list[Any]:
-        return [self.best, self.judged_step]
 
-    def _keep(self, kept: list[Any]) -> None:
-        self.best, self.judged_step = kept
-
-
+@dataclass(kw_only=True, eq=False)
 class SuccessiveHalving(SweepStopping):
     """Lets only the best 1/reduction_factor of a sweep's runs go on beyond each rung.
 
@@ -233,34 +273,22 @@ class SuccessiveHalving(SweepStopping):
     pausing them: a run is held against those that have come to the rung before it, so that none waits. Rungs are at
     min_steps * reduction_factor**k steps, and a run's value there is its first measurement at or past that step. With
     n values at a rung, own one included, max(1, floor(n / reduction_factor)) go on; equal ones share the better place.
-
-    metric, direction, collapsed: as for `MedianStopping`.
-    min_steps: steps of the first rung. reduction_factor: of runs from rung to rung, and of steps.
-
-    Raises ValueError for settings out of range, and UserError when the metric cannot come, as `MedianStopping`.
     """
 
     rule = "successive halving"
+    kept = ("decided",)
 
-    def __init__(
-        self,
-        *,
-        metric: str | Sequence[str] | None = None,
-        direction: Direction | Sequence[Direction] | None = None,
-        collapsed: Literal["failed", "measured"] = "failed",
-        min_steps: int = 100,
-        reduction_factor: int = 3,
-    ) -> None:
-        super().__init__(metric=metric, direction=direction, collapsed=collapsed)
-        if min_steps < 1 or reduction_factor < 2:
+    min_steps: int = 100  # of the first rung
+    reduction_factor: int = 3  # of runs from rung to rung, and of steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_steps < 1 or self.reduction_factor < 2:
             raise ValueError(
-                f"got min_steps={min_steps}, reduction_factor={reduction_factor}, expected min_steps >= 1 and "
-                "reduction_factor >= 2"
+                f"got min_steps={self.min_steps}, reduction_factor={self.reduction_factor}, expected min_steps >= 1 "
+                "and reduction_factor >= 2"
             )
-        self.min_steps, self.reduction_factor = min_steps, reduction_factor
-        self.decided = 0
-        """Rungs that lie behind the run."""
-        self._reached: list[int] = []
+        self.decided, self._reached = 0, []  # rungs that lie behind the run, and those that it has just come to
 
     def _note(self, step: int, cost: float) -> bool:
         self._reached = []
@@ -286,9 +314,3 @@ class SuccessiveHalving(SweepStopping):
 
     def _settings(self) -> list[Any]:
         return [*super()._settings(), self.min_steps, self.reduction_factor]
-
-    def _kept(self) -> int:
-        return self.decided
-
-    def _keep(self, kept: int) -> None:
-        self.decided = kept

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,23 +28,21 @@ from jepa.distributed.collectives import (
     propagate_failure,
 )
 from jepa.distributed.parallel import full_scalar
-from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms
-from jepa.trainer.intervals import due
-from jepa.trainer.precision import clip_gradients
+from jepa.trainer import measurements
+from jepa.trainer.gradients import UpdateRatio, clip_gradients, gradient_norms
 from jepa.trainer.prefetch import prefetch, restartable, to_device
 from jepa.trainer.profile import profiling
-from jepa.trainer.step_check import MAX_SKIPPED_STEPS, agree_on_step
-from jepa.trainer.step_metrics import reduce_values, run_costs, slowest_of_ranks
+from jepa.trainer.settings import due
+from jepa.trainer.step_metrics import MAX_SKIPPED_STEPS, agree_on_step, reduce_values, slowest_of_ranks
 from jepa.trainer.trainer_parts import TrainerParts
-from jepa.trainer.validation import validation_loss
 from jepa.types import Batch, StepRandomness
-from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.errors import Interrupted, NonFiniteError, UserError
 from jepa.utils.random import derive_seed
 from jepa.utils.tensors import batch_length, batch_slice
 
 
 class Trainer(TrainerParts):
-    """Trains a model on data; `TrainerParts` has the arguments. Override `training_step` for your own method."""
+    """Trains a model on data; `TrainerParts` has the settings. Override `training_step` for your own method."""
 
     # The step.
 
@@ -71,41 +69,41 @@ class Trainer(TrainerParts):
         return self.model.loss
 
     def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
-        """Make one optimizer step on this rank's share of a batch; return what may be logged, as tensors."""
-        state, optimizer, scaler = self.state, self.optimizer, self.precision.scaler
+        """Make one optimizer step on this rank's share of a batch; return what may be logged, as tensors.
+
+        Raises NonFiniteError, before the weights move, for a loss or gradient that is not finite.
+        """
+        state, optimizer, scaler, number = self.state, self.optimizer, self.precision.scaler, self.step + 1
         scheduled = self._set_schedules()
         # For dropout; everything else that is random has a generator of its own.
         torch.manual_seed(derive_seed(self.step_seed, "step", self.step, *([self.rank] if self.rank else [])))
         self.model.train()
-        logs = self._logs_at(self.step + 1)
-        with self.collapse.watching(self.step + 1, self.model):
+        logs = self.logs_at(number)
+        with self.monitor.watching(self.model, self.world_size) if self._watches(number) else nullcontext():
             values = self.forward_backward(batch)
         self.parallel.check_gradients()
         scaler.unscale_(optimizer)
         if logs:
-            values |= module_norms(self.model) | (parameter_norms(self.model) if self._log_gradients else {})
-        values["grad_norm"] = full_scalar(clip_gradients(self.model, *self._grad_clip))
-        ratio = UpdateRatio(self.model)
-        if logs:
-            ratio.keep()
-        agreed = agree_on_step(
+            values |= gradient_norms(self.model, of_parameters=self.log_gradients)
+        values["grad_norm"] = full_scalar(clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value))
+        ratio = UpdateRatio(self.model) if logs else None
+        finite, state.signal, state.save_requested = agree_on_step(
             values,
-            step=self.step + 1,
+            step=number,
             signal=self.signals.number,
             save=is_rank0() and self.checkpoints.overdue(),
             may_skip=self.precision.name == "fp16" and state.skipped_steps < MAX_SKIPPED_STEPS,
         )
-        if agreed.finite:
+        if finite:
             scaler.step(optimizer)
             scaler.update()
             scheduled |= self.model.update_target(self.step, self.run_length)
         else:
             self.precision.skip_step()
-        state.skipped_steps = 0 if agreed.finite else state.skipped_steps + 1
-        if logs:
+        state.skipped_steps = 0 if finite else state.skipped_steps + 1
+        if ratio is not None:
             values["update_ratio"] = ratio.read()
         optimizer.zero_grad(set_to_none=True)
-        state.signal, state.save_requested = agreed.signal, agreed.save
         state.step += 1
         self.meter.count(self.data.batch_size)
         return {**values, **scheduled}
@@ -144,7 +142,7 @@ class Trainer(TrainerParts):
 
     @classmethod
     def overrides(cls, *names: str) -> bool:
-        """Whether a user's subclass has a method of its own for any of these names."""
+        """Return whether a user's subclass has a method of its own for any of these names."""
         return any(getattr(cls, name) is not getattr(Trainer, name) for name in names)
 
     def _set_schedules(self) -> dict[str, float]:
@@ -161,14 +159,14 @@ class Trainer(TrainerParts):
 
     def fit(self) -> dict[str, float]:
         """Train to the end, evaluate, and return the last value of every metric."""
-        if self._preview is not None:
+        if self.dry_run and self.preview is not None:
             return self._show_preview()
-        state = self.state
         with self.folder.record_end(self.run_log.progress), propagate_failure(), self.precision.kernels():
             start, resumed = self._begin()
-            if self.ended and not state.pending:
-                reason = f" ({state.stop_reason}; other callbacks, another monitor or a longer run go on)"
-                self.say(f"{start}: the run has ended{reason if state.stop_reason else ''}, nothing is left to do")
+            if self.ended and not self.state.pending:
+                early = self.state.stop_reason
+                reason = f" ({early}; other callbacks, another monitor or a longer run go on)" if early else ""
+                self.say(f"{start}: the run has ended{reason}, nothing is left to do")
                 return self.metrics
             with self.run_log.open(), self.checkpoints, self.signals, closing(self._batches()) as batches:
                 for line in (start, *self.describe()):
@@ -176,26 +174,37 @@ class Trainer(TrainerParts):
                 if not self.ended:
                     self.checkpoints.save_first_healthy(resumed=resumed)
                 self._call_callbacks("begin")
-                if state.pending:
-                    self._measure_and_save(self.measurements.metrics_of_step(self._logs_at(self.step)))
+                if self.state.pending:
+                    measurements.measure_and_save(self, measurements.metrics_of_pending_step(self))
                 self.checkpoints.start_clock()
                 self.meter.start()
-                with self._profiling() as profile:
-                    while True:
-                        if state.rollback_reason is not None:
-                            self._roll_back()
-                        if state.signal:
-                            self._interrupt()
-                        if self.ended:
-                            break
-                        begun = time.perf_counter()
-                        values = self.train_step(next(batches))
-                        state.train_seconds += time.perf_counter() - begun
-                        profile(self.step)
-                        self._after_step(values)
+                self._train(batches)
                 self._call_callbacks("end")
                 self._finish()
         return self.metrics
+
+    def _train(self, batches: Iterator[Batch]) -> None:
+        """Make steps until the run has ended."""
+        state, profiled = self.state, self.profile and is_rank0() and not self.ended
+        window = {"start": self.step, "stop": self.run_length.max_steps, "device": self.device}
+        with profiling(profiled, self.say, folder=self.folder.path, **window) as profile:
+            while True:
+                if state.rollback_reason is not None:
+                    self._roll_back()
+                if state.signal:
+                    self.checkpoints.saver.wait()
+                    raise self.interrupted(state.signal)
+                if self.ended:
+                    break
+                begun = time.perf_counter()
+                try:
+                    values = self.train_step(next(batches))
+                except NonFiniteError as error:
+                    self._recover_from(error)
+                    continue
+                state.train_seconds += time.perf_counter() - begun
+                profile(self.step)
+                self._after_step(values)
 
     def _begin(self) -> tuple[str, bool]:
         """Load the checkpoint to go on from, if any, and create the folder; return a sentence, and whether it resumes.
@@ -243,61 +252,43 @@ class Trainer(TrainerParts):
             self.state.pending = True
             self.checkpoints.save()
         else:
-            self._measure_and_save(metrics)
+            measurements.measure_and_save(self, metrics)
 
     def log_step(self, values: Mapping[str, Tensor | float]) -> Mapping[str, float]:
         """Log what is due of the step just made, with what the monitor finds in it; return what was logged."""
-        logs, watched = self._logs_at(self.step), self.collapse.due(self.step)
+        logs, watched = self.logs_at(self.step), self._watches(self.step)
         if not (logs or watched):
             return {}
         values = reduce_values(values)
         metrics = {**values, **slowest_of_ranks(self.meter.read(), self.device)} if logs else {}
         if watched:
-            metrics |= self._check_collapse(values)
+            metrics |= measurements.check_collapse(self, values)
         if logs:
             self.folder.update_progress(**self.run_log.progress(), samples_per_second=metrics["samples_per_second"])
-        if self.step == self.run_length.max_steps:
-            metrics |= run_costs(self.model, self.state.train_seconds, self.step * self.data.batch_size)
+        if self.ended:
+            metrics |= measurements.run_costs(self)
         return self.log(metrics)
 
-    def _logs_at(self, step: int) -> bool:
-        """Whether the values of the step with this number, from 1, are logged."""
+    def logs_at(self, step: int) -> bool:
+        """Return whether the values of the step with this number, from 1, are logged."""
         return due(step, self.every.log) or step in (1, self.run_length.max_steps)
 
+    def _watches(self, step: int) -> bool:
+        """Return whether the collapse monitor looks at the step with this number, from 1."""
+        return self.monitor is not None and self.monitor.due(step, self.run_length)
+
     def log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
-        """Hand metrics of this step to loggers and callbacks, on every rank alike."""
+        """Hand metrics of this step to loggers and callbacks, on every rank alike; return them."""
         self.metrics.update(metrics)
         self.run_log.log(metrics)
         self._call_callbacks("measured", metrics)
         return metrics
 
-    def _check_collapse(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Return the monitor's metrics of this step, and stop or go back where it asks for it."""
-        found = self.collapse.measure(self.model, self.step, values, self.device)
-        if found.changed:
-            self.run_log.show_verdict()
-        if found.message is not None:
-            self.say(found.message)
-        if found.action == "rollback":
-            self.rollback(found.reason)
-        elif found.action == "stop":
-            self.state.stop_reason = self.state.stop_reason or found.reason
-        return found.metrics
-
-    def _measure_and_save(self, metrics: Mapping[str, float]) -> None:
-        self.measurements.measure_and_save(metrics, validate=self.validate, log=self.log, say=self.say)
-
     def validate(self) -> float:
         """Return the mean of the model's own loss on the held-out split, with masks that are the same every time."""
         self.model.eval()
-        return validation_loss(
-            lambda batch, rng: self._losses(partial(Trainer.training_step, self), batch, rng),
-            self.data,
-            micro_batch_size=self.micro_batch_size,
-            seed=self.seed,
-            device=self.device,
-            limit_batches=self.limit_val_batches,
-        )
+        step = partial(Trainer.training_step, self)
+        return measurements.validation_loss(self, lambda batch, rng: self._losses(step, batch, rng))
 
     def _call_callbacks(self, event: str, *arguments: Any) -> None:
         """Call a method of every callback; then all ranks know whether one of them asks to stop."""
@@ -306,6 +297,19 @@ class Trainer(TrainerParts):
                 getattr(callback, event)(self, *arguments)
             state = self.state
             state.stop_reason = state.stop_reason or first_not_none_over_ranks(state.stop_requested)
+
+    def _recover_from(self, error: NonFiniteError) -> None:
+        """Have the run go back from a step that is not finite, if the monitor rolls back; else raise the error.
+
+        So it does after `monitor.max_rollbacks` rollbacks: the weights before such a step are of no use either.
+        """
+        if not self.goes_back:
+            raise error
+        if (rollbacks := len(self.state.rollbacks)) >= self.monitor.max_rollbacks:
+            raise NonFiniteError(f"{error} (after {rollbacks} rollbacks)") from error
+        self.optimizer.zero_grad(set_to_none=True)
+        self.precision.skip_step()
+        self.rollback(str(error))
 
     def _roll_back(self) -> None:
         """Go back to the last healthy checkpoint; see `rollback`."""
@@ -316,13 +320,13 @@ class Trainer(TrainerParts):
         self.meter.start()
         self._call_callbacks("begin")
 
-    def _interrupt(self) -> None:
-        """End the run at a step whose checkpoint has been saved. Raises Interrupted."""
-        self.checkpoints.saver.wait()
-        raise Interrupted(
-            f"stopped at step {self.step} of {self.run_length.max_steps}; the checkpoint is {self.folder.last}; go on "
+    def interrupted(self, number: int, what: str = "stopped", *, agreed: bool = True) -> Interrupted:
+        """Return what ends the run for a signal, at a step whose checkpoint has been saved; see `Interrupted`."""
+        return Interrupted(
+            f"{what} at step {self.step} of {self.run_length.max_steps}; the checkpoint is {self.folder.last}; go on "
             f"with resume={self.folder.path}",
-            self.state.signal,
+            number,
+            agreed=agreed,
         )
 
     def _finish(self) -> None:
@@ -335,14 +339,10 @@ class Trainer(TrainerParts):
         if number:  # the run is complete, a sweep ends
             raise Interrupted(f"the run in {self.folder.path} has ended, what follows is left out", int(number))
 
-    def _profiling(self) -> AbstractContextManager[Callable[[int], None]]:
-        window = {"start": self.step, "stop": self.run_length.max_steps, "device": self.device}
-        return profiling(self._profiles and not self.ended, self.say, folder=self.folder.path, **window)
-
     def _show_preview(self) -> dict[str, float]:
         """Show what would run."""
         with propagate_failure(), self.precision.kernels():
             if is_rank0():
                 with no_collectives():
-                    self._preview(self)
+                    self.preview(self)
         return {}

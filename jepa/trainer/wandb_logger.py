@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +18,12 @@ from jepa.trainer.loggers import Logger, RunInfo
 from jepa.utils.errors import UserError
 
 
+@dataclass(kw_only=True, eq=False)
 class WandB(Logger):
     """Metrics, configuration and final values in a W&B run, whose files stand in `wandb/` of the run folder.
 
-    project, entity, tags, group: as W&B has them. name: null takes the last two parts of the run folder.
     mode: "online" uploads while training, and goes "offline" by itself, saying so, where nobody is logged in or no
         server answers; "offline" keeps everything for `wandb sync`; "disabled" does nothing.
-    folder: where W&B's files go; null is the run folder, a relative path stands in it.
-    init_timeout, finish_timeout: seconds to wait for the server at the start and for what is not yet uploaded at
-        the end.
 
     The run's id is kept in checkpoints, so that a resumed run continues its curves. They are drawn over a metric
     `step` of our own: W&B's must never decrease, and a run that goes on from a checkpoint repeats the steps since.
@@ -35,24 +33,21 @@ class WandB(Logger):
     the sweep never sees a result. Checkpoints keep them too, so that it may be resumed without the agent.
     """
 
-    def __init__(
-        self,
-        *,
-        project: str = "jepa",
-        entity: str | None = None,
-        tags: Sequence[str] = (),
-        group: str | None = None,
-        name: str | None = None,
-        mode: Literal["online", "offline", "disabled"] = "online",
-        folder: str | None = None,
-        init_timeout: float = 15.0,
-        finish_timeout: float = 60.0,
-    ) -> None:
-        if init_timeout <= 0 or finish_timeout <= 0:
-            raise ValueError(f"got init_timeout={init_timeout}, finish_timeout={finish_timeout}, expected above 0 s")
-        self.project, self.entity, self.tags, self.group = project, entity, list(tags), group
-        self.name, self.mode, self.folder = name, mode, folder
-        self.init_timeout, self.finish_timeout = init_timeout, finish_timeout
+    project: str = "jepa"
+    entity: str | None = None
+    tags: Sequence[str] = ()
+    group: str | None = None
+    name: str | None = None  # None: the last two parts of the run folder
+    mode: Literal["online", "offline", "disabled"] = "online"
+    folder: str | None = None  # of W&B's files; None is the run folder, a relative path stands in it
+    init_timeout: float = 15.0  # seconds to wait for the server at the start
+    finish_timeout: float = 60.0  # and at the end, for what is not yet uploaded
+
+    def __post_init__(self) -> None:
+        if min(self.init_timeout, self.finish_timeout) <= 0:
+            raise ValueError(
+                f"got init_timeout={self.init_timeout}, finish_timeout={self.finish_timeout}, expected above 0 s"
+            )
         self.id: str | None = None
         self._home: dict[str, str | None] | None = None  # project and entity of the sweep that the run is of
         self._run: Any = None
@@ -91,13 +86,13 @@ class WandB(Logger):
         print(f"W&B: {text}{again if resumed else ''}", flush=True)
 
     def _start(self, wandb: Any, run: RunInfo, folder: Path) -> tuple[Any, str]:
-        """The W&B run, and why it is offline against what was asked for."""
+        """Return the W&B run, and why it is offline against what was asked for."""
         place = {**(self._home or {"project": self.project, "entity": self.entity}), "id": self.id}
         if in_sweep():
             place = dict.fromkeys(place)  # W&B finds the agent's by itself, and would warn of any other
         settings = {
             **place,
-            "tags": self.tags or None,
+            "tags": list(self.tags) or None,
             "group": self.group,
             "name": self.name or "/".join(run.folder.resolve().parts[-2:]),
             "config": dict(run.config),
@@ -113,23 +108,21 @@ class WandB(Logger):
                 finish_timeout_raises=True,
             ),
         }
-        if self.mode == "offline":
-            return wandb.init(mode="offline", **settings), ""
+        mode, why = self.mode, ""
         # Asks nobody: a prompt would hold the run up until someone looks.
-        if not wandb.login(prompt=False, verify=False):
-            return wandb.init(mode="offline", **settings), "nobody is logged in (wandb login), the run is "
+        if mode == "online" and not wandb.login(prompt=False, verify=False):
+            mode, why = "offline", "nobody is logged in (wandb login), the run is "
         try:
-            return wandb.init(mode="online", **settings), ""
-        except wandb.errors.AuthenticationError:
-            raise
+            return wandb.init(mode=mode, **settings), why
         except wandb.errors.CommError as error:
+            if isinstance(error, wandb.errors.AuthenticationError):
+                raise
             why = f"no connection ({first_sentence(error)}), the run is "
             wandb.teardown()  # W&B's process holds the id of a run that could not start
             wandb.setup(wandb.Settings(silent=True))
             return wandb.init(mode="offline", **settings), why
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Hand the metrics to W&B's process."""
         if self._run is not None:
             self._run.log({**metrics, "step": step})
 
@@ -149,7 +142,7 @@ class WandB(Logger):
         self._run = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The id and group of the W&B run, and where it is if an agent has decided that."""
+        """Return the id and group of the W&B run, and where it is if an agent has decided that."""
         return {"id": self.id, "group": self.group, "home": self._home}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,10 +152,10 @@ class WandB(Logger):
 
 
 def in_sweep() -> bool:
-    """Whether `wandb agent` has started this process for a sweep."""
+    """Return whether `wandb agent` has started this process for a sweep."""
     return bool(os.environ.get("WANDB_SWEEP_ID"))
 
 
 def first_sentence(error: BaseException) -> str:
-    """The first line of an error, without its full stop."""
+    """Return the first line of an error, without its full stop."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

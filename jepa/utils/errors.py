@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
+import shutil
 from collections.abc import Iterator
+from errno import EACCES, EDQUOT, EEXIST, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
-SYSTEM_ERRORS = {
-    getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "ENOTDIR", "EEXIST", "ENAMETOOLONG")
-    if hasattr(errno, name)
-}
+SYSTEM_ERRORS = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOTDIR, EEXIST, ENAMETOOLONG}
 """OSErrors that a user can fix, such as a full disk or a read-only folder. Others are bugs."""
 
 
@@ -60,8 +56,7 @@ def reason(error: Exception, path: Path) -> str:
     """Return why a file could not be written, with the free space of its folder."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
     folder = path.parent if path.parent.is_dir() else Path(path.anchor or ".")
-    stat = os.statvfs(folder)
-    return f"{text} ({stat.f_bavail * stat.f_frsize / 2**20:,.0f} MiB free)"
+    return f"{text} ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free)"
 
 
 class Interrupted(KeyboardInterrupt):

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa.utils.errors import check_at_least
+
 
 class LogMel(nn.Module):
     """Normalised log-mel spectrogram: (log(mel power + floor) - mean) / std; nothing to train, nothing to save.
@@ -39,10 +41,8 @@ class LogMel(nn.Module):
     ) -> None:
         super().__init__()
         highest = sample_rate / 2 if max_frequency is None else max_frequency
-        sizes = {"sample_rate": (sample_rate, 1), "n_fft": (n_fft, 2), "hop_length": (hop_length, 1)}
-        for name, (value, least) in {**sizes, "mel_bins": (mel_bins, 1)}.items():
-            if value < least:
-                raise ValueError(f"spectrogram.{name}={value}: expected at least {least}")
+        check_at_least("spectrogram", 1, sample_rate=sample_rate, hop_length=hop_length, mel_bins=mel_bins)
+        check_at_least("spectrogram", 2, n_fft=n_fft)
         if not 0 <= min_frequency < highest <= sample_rate / 2:
             raise ValueError(
                 f"spectrogram: min_frequency={min_frequency:g} and max_frequency={highest:g} Hz do not lie in order "
@@ -70,15 +70,8 @@ class LogMel(nn.Module):
         # bf16 has three digits, the power of speech spans six.
         with torch.autocast(x.device.type, enabled=False):
             wave = x[:, 0].float().nan_to_num(nan=0.0)  # (B, T)
-            spectrum = torch.stft(
-                wave,
-                self.n_fft,
-                hop_length=self.hop_length,
-                window=self.window,
-                center=True,
-                pad_mode="constant",
-                return_complex=True,
-            )
+            frames = {"n_fft": self.n_fft, "hop_length": self.hop_length, "window": self.window}
+            spectrum = torch.stft(wave, **frames, center=True, pad_mode="constant", return_complex=True)
             valid = self.valid(x)
             spectrum = spectrum[..., : valid.shape[1]]  # (B, n_fft / 2 + 1, F)
             power = spectrum.real.square() + spectrum.imag.square()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
+SAMPLE_SECONDS = 0.002
 
 
 def keep_freed_memory() -> bool:
@@ -18,27 +21,22 @@ def keep_freed_memory() -> bool:
     glibc maps every block above 32 MiB anew, so that each large tensor of a step is paged in and zeroed again: on a CPU
     that took half of the time of the default training step. Does nothing outside Linux with glibc.
     """
-    if not sys.platform.startswith("linux"):
-        return False
+    mallopt = _glibc("mallopt")
+    return mallopt is not None and bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+
+
+def release_freed_memory() -> None:
+    """Return what glibc's malloc keeps of freed memory to the system, so that the resident set is what is in use."""
+    if trim := _glibc("malloc_trim"):
+        trim(0)
+
+
+def _glibc(function: str) -> Any:
+    """Return a function of glibc; None where there is another system or C library."""
     try:
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        return getattr(ctypes.CDLL("libc.so.6"), function)
     except (OSError, AttributeError):
-        return False  # another C library
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
-
-
-def release_freed_memory() -> bool:
-    """Return freed memory that malloc keeps to the system, so that the resident set is what is in use.
-
-    Return whether it could; does nothing outside Linux with glibc.
-    """
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    except (OSError, AttributeError):
-        return False
-    return True
+        return None
 
 
 def available_memory() -> int:
@@ -52,33 +50,29 @@ def available_memory() -> int:
     return available if limit == "max" else max(0, min(available, int(limit) - used))
 
 
-class PeakMemory:
-    """A context that measures the largest resident set of this process, in bytes: `peak`.
+@contextlib.contextmanager
+def peak_memory() -> Iterator[Callable[[], float]]:
+    """A context that measures the largest resident set of this process; gives a function that returns it in bytes.
 
     A thread samples it every few milliseconds. Shorter peaks are missed unless malloc keeps the memory, as it does
     after `keep_freed_memory`.
     """
+    process, ended, peak = psutil.Process(), threading.Event(), 0
 
-    def __init__(self, seconds: float = 0.002) -> None:
-        self.peak = 0
-        self._seconds = seconds
-        self._process = psutil.Process()
+    def sample() -> None:
+        nonlocal peak
+        peak = max(peak, process.memory_info().rss)
 
-    def __enter__(self) -> PeakMemory:
-        self._ended = threading.Event()
-        self._sample()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
+    def watch() -> None:
+        while not ended.wait(SAMPLE_SECONDS):
+            sample()
 
-    def __exit__(self, *exception: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._sample()
-
-    def _watch(self) -> None:
-        while not self._ended.wait(self._seconds):
-            self._sample()
-
-    def _sample(self) -> None:
-        self.peak = max(self.peak, self._process.memory_info().rss)
+    sample()
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: float(peak)
+    finally:
+        ended.set()
+        thread.join()
+        sample()

@@ -23,9 +23,6 @@ def generator(device: torch.device | str, seed: int, stream: str, *counters: int
 @contextlib.contextmanager
 def seeded(seed: int, stream: str, *counters: int) -> Iterator[None]:
     """A context with torch's global CPU generator seeded by `derive_seed`; restores its state."""
-    state = torch.get_rng_state()
-    torch.manual_seed(derive_seed(seed, stream, *counters))
-    try:
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(derive_seed(seed, stream, *counters))
         yield
-    finally:
-        torch.set_rng_state(state)

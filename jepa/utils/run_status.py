@@ -19,6 +19,9 @@ from typing import Any, Literal
 
 import psutil
 
+from jepa.utils.errors import UserError
+from jepa.utils.files import write_text
+
 STATUS_FILE = "status.json"
 State = Literal["queued", "running", "preempted", "stopped", "done", "failed"]
 """queued: submitted to a scheduler. preempted: saved, and queued again by the scheduler. stopped: by a user's signal.
@@ -73,25 +76,17 @@ def read_status(folder: Path) -> Status | None:
 
 
 def write_status(folder: Path, status: Status) -> None:
-    """Write the status of a run folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{STATUS_FILE}.{os.getpid()}.writing"
-    try:
-        temporary.write_text(json.dumps(dataclasses.asdict(status), indent=2) + "\n")
-        os.replace(temporary, folder / STATUS_FILE)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    """Write the status of a run folder, which is made. Raises UserError when it cannot be written."""
+    write_text(folder / STATUS_FILE, json.dumps(dataclasses.asdict(status), indent=2) + "\n", key="status")
 
 
 @contextlib.contextmanager
 def warn_if_not_written(what: str) -> Iterator[None]:
-    """A context that turns an OSError into a warning, as a status file is no reason to end a run."""
+    """A context that turns a UserError into a warning, as a status file is no reason to end a run."""
     try:
         yield
-    except OSError as error:
-        print(f"warning: {what} could not be written: {error.strerror}", file=sys.stderr)
+    except UserError as error:
+        print(f"warning: {what} could not be written: {error}", file=sys.stderr)
 
 
 def update_status(folder: Path, changes: Mapping[str, Any]) -> Status:
@@ -104,22 +99,11 @@ def update_status(folder: Path, changes: Mapping[str, Any]) -> Status:
 
 def start_status(folder: Path, overrides: list[str], job: str | None) -> Status:
     """Write the status of a run that this process starts or continues. job: its id with the scheduler, if any."""
-    before = read_status(folder)
-    started = before.started if before is not None and before.started is not None else time.time()
-    changes = {
-        "state": "running",
-        "reason": None,
-        "objective": {},
-        "settled": False,
-        "overrides": overrides,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-        "pid_created": psutil.Process().create_time(),
-        "job": job,
-        "starts": (before.starts if before is not None else 0) + 1,
-        "started": started,
-    }
-    return update_status(folder, changes)
+    before = read_status(folder) or Status(state="running")
+    fresh = {"state": "running", "reason": None, "objective": {}, "settled": False}
+    process = {"host": socket.gethostname(), "pid": os.getpid(), "pid_created": psutil.Process().create_time()}
+    count = {"starts": before.starts + 1, "started": time.time() if before.started is None else before.started}
+    return update_status(folder, {**fresh, **process, **count, "overrides": overrides, "job": job})
 
 
 def is_collapse(verdict: str | None) -> bool:
@@ -129,15 +113,12 @@ def is_collapse(verdict: str | None) -> bool:
 
 def is_alive(status: Status | None) -> bool:
     """Return whether the process of a run, or the one that is about to start it, exists on this machine."""
-    if status is None or status.state not in ("queued", "running") or status.pid is None:
-        return False
-    if status.host != socket.gethostname():
+    if status is None or status.state not in ("queued", "running") or not _is_here(status):
         return False
     try:
         process = psutil.Process(status.pid)
-        if process.status() == psutil.STATUS_ZOMBIE:
-            return False
-        return status.pid_created is None or abs(process.create_time() - status.pid_created) < 1
+        same = status.pid_created is None or abs(process.create_time() - status.pid_created) < 1
+        return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -149,5 +130,8 @@ def is_running_elsewhere(status: Status | None) -> bool:
 
 def is_dead(status: Status) -> bool:
     """Return whether a run that should be running on this machine has lost its process."""
-    known = status.pid is not None and status.host == socket.gethostname()
-    return status.state == "running" and known and not is_alive(status)
+    return status.state == "running" and _is_here(status) and not is_alive(status)
+
+
+def _is_here(status: Status) -> bool:
+    return status.pid is not None and status.host == socket.gethostname()

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 
 @contextlib.contextmanager
@@ -26,15 +25,16 @@ def preserved(trainer: Any, *, parameters: bool = True, optimizer: bool = True) 
     model, own = trainer.model, dict(vars(trainer))
     run_state = copy.deepcopy(vars(trainer.state)) if hasattr(trainer, "state") else None
     containers = {name: value.copy() for name, value in own.items() if isinstance(value, (dict, list))}
-    kept = {tensor: tensor.detach().clone() for tensor in _tensors(model, parameters)}
+    tensors = [*(model.parameters() if parameters else ()), *model.buffers()]  # also those outside the state dict
+    kept = {tensor: tensor.detach().clone() for tensor in tensors}
     gradients = {p: None if p.grad is None else p.grad.detach().clone() for p in model.parameters()}
     modes = {module: module.training for module in model.modules()}
-    groups = [{k: v for k, v in group.items() if k != "params"} for group in trainer.optimizer.param_groups]
-    state = _copy(dict(trainer.optimizer.state)) if optimizer else None
+    groups = [group.copy() for group in trainer.optimizer.param_groups]
+    state = {p: copy.deepcopy(of_p) for p, of_p in trainer.optimizer.state.items()} if optimizer else None
     scaler = trainer.precision.scaler.state_dict()
-    generators = _random_state()
     try:
-        yield
+        with _same_random_state():
+            yield
     finally:
         vars(trainer).clear()
         vars(trainer).update(own)
@@ -50,32 +50,12 @@ def preserved(trainer: Any, *, parameters: bool = True, optimizer: bool = True) 
         for module, mode in modes.items():
             module.training = mode
         for group, settings in zip(trainer.optimizer.param_groups, groups):
-            parameters_of = group["params"]
-            group.clear()
-            group.update({"params": parameters_of, **settings})
+            _refill(group, settings)
         if state is not None:
             _refill(trainer.optimizer.state, state)
         trainer.precision.scaler.load_state_dict(scaler)
         # The scaler remembers until update() that gradients were unscaled; a block left in between skips that.
         getattr(trainer.precision.scaler, "_per_optimizer_states", {}).clear()
-        _set_random_state(generators)
-
-
-def _tensors(model: nn.Module, parameters: bool) -> Iterator[Tensor]:
-    if parameters:
-        yield from model.parameters()
-    yield from model.buffers()  # those outside the state dict too
-
-
-def _copy(value: Any) -> Any:
-    """A copy of nested containers with their tensors cloned; keys (parameters) stay the same objects."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copy(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_copy(item) for item in value)
-    return value
 
 
 def _refill(container: dict | list, content: dict | list) -> None:
@@ -84,15 +64,13 @@ def _refill(container: dict | list, content: dict | list) -> None:
     container.update(content) if isinstance(container, dict) else container.extend(content)
 
 
-def _random_state() -> tuple:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
-
-
-def _set_random_state(state: tuple) -> None:
-    cpu, cuda, of_numpy, of_python = state
-    torch.set_rng_state(cpu)
-    if cuda is not None:
-        torch.cuda.set_rng_state_all(cuda)
-    np.random.set_state(of_numpy)
-    random.setstate(of_python)
+@contextlib.contextmanager
+def _same_random_state() -> Iterator[None]:
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+    gpus = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)

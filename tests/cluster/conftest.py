@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -33,13 +32,13 @@ def slurm() -> Iterator[Slurm]:
 
 
 @pytest.fixture
-def submit(slurm: Slurm, start: Callable, tiny: list[str], tmp_path: Path) -> Callable:
+def submit(slurm: Slurm, start: Callable, quick: list[str]) -> Callable:
     """Start a sweep of tiny runs by hydra/launcher=slurm in <tmp_path>/sweep; gives the launcher under way."""
-    fixed = [*tiny, "~logger.tensorboard", "evaluation=none", "hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5"]
+    fixed = [*quick, "hydra/launcher=slurm", "hydra.launcher.poll_seconds=0.5", "hydra.sweep.dir=sweep"]
     variables = {**slurm.environment, "PYTHONPATH": f"{HERE.parent}:{HERE.parents[1]}"}
 
     def begin(*options: str, **others: str):
-        return start("-m", *fixed, "hydra.sweep.dir=sweep", *options, **variables, **others)
+        return start("-m", *fixed, *options, **variables, **others)
 
     return begin
 
@@ -68,13 +67,15 @@ def two_ranks(start: Callable, tmp_path: Path) -> Callable:
 def until(slurm: Slurm, tmp_path: Path) -> Callable:
     """Wait until a condition holds of the status of a run of the sweep; gives that status."""
 
-    def wait(condition: Callable[[Status], bool], run: int = 0, timeout: float = 90) -> Status:
-        end = time.monotonic() + timeout
-        while True:
-            status = read_status(tmp_path / "sweep" / str(run))
-            if status is not None and condition(status):
-                return status
-            assert time.monotonic() < end, f"{status}\n{slurm.report()}"
-            time.sleep(0.1)
+    def wait(condition: Callable[[Status], bool], run: int = 0) -> Status:
+        folder = tmp_path / "sweep" / str(run)
+
+        def holds(condition: Callable[[Status], object]) -> bool:
+            return (status := read_status(folder)) is not None and bool(condition(status))
+
+        slurm.wait_until(lambda: holds(lambda status: status.job), None, f"no job was submitted for run {run}")
+        job = read_status(folder).job
+        slurm.wait_until(lambda: holds(condition), job, f"run {run} is not as it should be")
+        return read_status(folder)
 
     return wait

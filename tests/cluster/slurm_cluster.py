@@ -17,7 +17,7 @@ import stat
 import subprocess
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -76,6 +76,10 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
+PATIENCE = 300.0
+"""Seconds after which a wait fails, many times what a busy machine takes: what SLURM says of a job ends it before."""
+
+
 class SlurmError(AssertionError):
     """What SLURM was waited for did not come; tells the queue and the ends of the daemons' logs."""
 
@@ -99,7 +103,7 @@ class Slurm:
     def run(self, command: list[str], check: bool = True, **options: object) -> subprocess.CompletedProcess:
         """Run a command that reaches this cluster; text is captured, and a failure raises unless check=False."""
         environment = {**self.clean_environment(), **options.pop("env", {})}
-        options = {"capture_output": True, "text": True, "timeout": 120, **options}
+        options = {"capture_output": True, "text": True, "timeout": PATIENCE, **options}
         done = subprocess.run([str(part) for part in command], env=environment, check=False, **options)
         if check and done.returncode != 0:
             raise SlurmError(f"{command} ended with {done.returncode}: {done.stdout}{done.stderr}")
@@ -119,53 +123,53 @@ class Slurm:
         lines = self.run(["squeue", "--noheader", "--array", "--states=all", "--format=%i %T"]).stdout.splitlines()
         return dict(line.split(maxsplit=1) for line in lines)
 
-    def wait_for(self, job: str | int, states: str | Collection[str], timeout: float = 60) -> str:
-        """The state of a job, or of all tasks of an array, once it is one of `states`.
+    def wait_for(self, job: str | int, state: str) -> None:
+        """Wait until a job, or each task of an array, is in a state. Raises SlurmError when it has ended otherwise."""
+        self.wait_until(lambda: self.states_of(job) == {state}, job, f"job {job} is not {state}", also=state)
 
-        Raises SlurmError when it does not come in time, or when the job has ended otherwise.
+    def states_of(self, job: str | int) -> set[str]:
+        """The states of a job, or of the tasks of an array."""
+        return {state for name, state in self.jobs().items() if name == str(job) or name.startswith(f"{job}_")}
+
+    def wait_until(self, holds: Callable[[], object], job: str | int | None, missing: str, also: str = "") -> None:
+        """Wait until a condition holds. Raises SlurmError, with `missing` first, when the job has ended before.
+
+        job: None for one that is not known yet. also: a state of ended jobs that some may be in meanwhile.
         """
-        wanted = {states} if isinstance(states, str) else set(states)
-        end = time.monotonic() + timeout
-        while True:
-            jobs = self.jobs()
-            found = {jobs[name] for name in jobs if name == str(job) or name.startswith(f"{job}_")}
-            if found and found <= wanted:
-                return sorted(found)[0]
-            if other := (found & ENDED) - wanted:
-                raise SlurmError(f"job {job} is {', '.join(sorted(other))}, not {sorted(wanted)}\n{self.report(job)}")
-            if time.monotonic() > end:
-                raise SlurmError(
-                    f"job {job} is {sorted(found)}, not {sorted(wanted)}, in {timeout} s\n{self.report(job)}"
-                )
-            time.sleep(0.1)
+        end = time.monotonic() + PATIENCE
+        while not holds():
+            ended = set() if job is None else (self.states_of(job) & ENDED) - {also}
+            if (ended and not holds()) or time.monotonic() > end:
+                why = f"its job is {', '.join(sorted(ended))}" if ended else f"{PATIENCE:.0f} s are over"
+                raise SlurmError(f"{missing}: {why}\n{self.report(job)}")
+            time.sleep(0.2)
 
     def details(self, job: str | int) -> dict[str, str]:
         """What `scontrol show job` tells, by its names: JobState, Restarts, ExitCode, StdOut, ..."""
         line = self.run(["scontrol", "--oneliner", "show", "job", str(job)]).stdout.splitlines()[0]
         return dict(re.findall(r"(?:^|\s)([A-Z][\w/:]*)=(.*?)(?=\s+[A-Z][\w/:]*=|\s*$)", line))
 
-    def start_now(self, job: str | int, timeout: float = 30) -> None:
+    def start_now(self, job: str | int) -> None:
         """Let a requeued job start now, which SLURM else holds back for two minutes; waits until it is pending.
 
         And until its first start has left the nodes: the end of that would be taken for the end of the new one. Nor may
         it start in the second in which that was ended, when slurmd takes it to be ended already.
         """
-        end = time.monotonic() + timeout
-        self.wait_for(job, "PENDING", timeout)
+        self.wait_for(job, "PENDING")
         steps = f"slurmstepd: [{self.details(job)['JobId']}."
-        while any(process.cmdline()[:1] and process.cmdline()[0].startswith(steps) for process in self._processes()):
-            if time.monotonic() > end:
-                raise SlurmError(f"steps of job {job} are still there after {timeout} s\n{self.report(job)}")
-            time.sleep(0.1)
+        self.wait_until(
+            lambda: not any("".join(process.cmdline()[:1]).startswith(steps) for process in self._processes()),
+            job,
+            f"steps of job {job} are still there",
+        )
         self.run(["scontrol", "update", f"JobId={job}", "StartTime=now+2"])
 
-    def cancel(self, job: str | int) -> None:
-        """Cancel a job."""
-        self.run(["scancel", str(job)])
+    def end_soon(self, job: str | int, seconds: int) -> None:
+        """Let the time limit of a running job be over in so many seconds.
 
-    def requeue(self, job: str | int) -> None:
-        """End a job (SIGTERM, and SIGKILL after KillWait) and put it back into the queue."""
-        self.run(["scontrol", "requeue", str(job)])
+        SLURM looks at limits every 30 s, and sends a signal that announces one up to 30 s early.
+        """
+        self.run(["scontrol", "update", f"JobId={job}", f"EndTime=now+{seconds}"])
 
     def signal(self, job: str | int, name: str, *options: str) -> None:
         """Send a signal to the steps of a job; with "--batch" to its script, as --signal=B: does, "--full" to both."""
@@ -187,7 +191,7 @@ class Slurm:
 
     # Its life
 
-    def start(self, timeout: float = 30) -> None:
+    def start(self, timeout: float = PATIENCE / 3) -> None:
         """Start the daemons; gives back control when both nodes are idle. Raises SlurmError when they are not."""
         for tries_left in (2, 1, 0):
             self._configure()

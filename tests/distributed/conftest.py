@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,7 +13,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))  # rank_helpers.py, under any import mode
@@ -24,18 +24,22 @@ class Ranks:
     def __init__(self, runs: list) -> None:
         self.runs = runs
 
-    def wait(self, timeout: float = 120) -> list[subprocess.CompletedProcess]:
+    def wait(self, timeout: float = 300) -> list[subprocess.CompletedProcess]:
         """The finished processes, by rank; kills the others when one does not end in time."""
         end = time.monotonic() + timeout
         try:
             return [run.wait(max(0.1, end - time.monotonic())) for run in self.runs]
         except TimeoutError:
             for run in self.runs:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.killpg(run.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
             raise
+
+    def succeed(self, timeout: float = 300) -> list[subprocess.CompletedProcess]:
+        """The finished processes, by rank, none of which has failed."""
+        processes = self.wait(timeout)
+        assert {process.returncode for process in processes} == {0}, [process.stderr for process in processes]
+        return processes
 
     def signal(self, number: int, *ranks: int) -> None:
         """Send a signal to some ranks, or to all."""
@@ -92,18 +96,9 @@ def start_ranks(tmp_path, begin_ranks) -> Callable[..., Ranks]:
 
 @pytest.fixture
 def train_ranks(start_ranks) -> Callable[..., list[subprocess.CompletedProcess]]:
-    """Run several ranks in an empty folder (or `folder=`); gives the finished processes, by rank."""
+    """Run several ranks in an empty folder (or `folder=`) to their end; gives the finished processes, by rank."""
 
-    def run(*arguments: str, timeout: float = 120, **others) -> list[subprocess.CompletedProcess]:
-        return start_ranks(*arguments, **others).wait(timeout)
+    def run(*arguments: str, **others) -> list[subprocess.CompletedProcess]:
+        return start_ranks(*arguments, **others).succeed()
 
     return run
-
-
-@pytest.fixture(scope="module")
-def results(request, begin_ranks, tmp_path_factory):
-    """What every check of the module's SCRIPT has found on each of two ranks: name -> None, or what went wrong."""
-    folder = tmp_path_factory.mktemp("checks")
-    processes = begin_ranks("result", folder=folder, script=f"tests/distributed/{request.module.SCRIPT}").wait(90)
-    assert [p.returncode for p in processes] == [0, 0], processes[0].stderr + processes[1].stderr
-    return [torch.load(folder / f"result{rank}.pt") for rank in (0, 1)]

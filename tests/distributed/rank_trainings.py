@@ -20,9 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from jepa import load_config
 from jepa.config.build import build_trainer
 from jepa.distributed.collectives import destroy_process_group, get_rank
-from jepa.distributed.parallel import gather_full_tensors
 from jepa.types import StepRandomness
 from jepa.utils.errors import UserError
+from jepa.utils.tensors import is_dtensor
 
 BASE = [
     "data.batch_size=32",
@@ -125,10 +125,15 @@ def train(name: str, folder: Path) -> dict:
         "lines": lines,
         "step": trainer.step,
         "metrics": trainer.metrics,
-        "model": gather_full_tensors(trainer.model.state_dict(), on_all_ranks=True),
+        "model": {name: full(tensor) for name, tensor in trainer.model.state_dict().items()},
         "scaler": trainer.precision.scaler.state_dict(),
         "wrapped": trainer.parallel.name,
     }
+
+
+def full(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor of all ranks."""
+    return tensor.full_tensor() if is_dtensor(tensor) else tensor
 
 
 def unused(name: str, folder: Path) -> dict:

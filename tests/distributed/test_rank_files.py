@@ -33,8 +33,7 @@ def shapes_of(path: Path) -> dict:
 def single(begin_ranks, tmp_path_factory, tiny):
     """The folder a run of one process was started in."""
     folder = tmp_path_factory.mktemp("single")
-    (process,) = begin_ranks(*tiny, *EVALUATED, "hydra.run.dir=run", folder=folder, ranks=1).wait()
-    assert process.returncode == 0, process.stderr
+    begin_ranks(*tiny, *EVALUATED, "hydra.run.dir=run", folder=folder, ranks=1).succeed()
     return folder
 
 
@@ -42,7 +41,6 @@ def single(begin_ranks, tmp_path_factory, tiny):
 def test_a_run_leaves_the_files_of_one_process(train_ranks, train, tiny, tmp_path, single, strategy, slurm):
     arguments = [*tiny, *EVALUATED, f"trainer={strategy}", "hydra.run.dir=run"]
     zero, one = train_ranks(*arguments, slurm=slurm)
-    assert (zero.returncode, one.returncode) == (0, 0), zero.stderr + one.stderr
     assert tree_of(tmp_path) == tree_of(single)  # so no outputs/ either, and nothing in the scratch folder
     assert one.stdout == ""
     assert zero.stdout.count("training from scratch") == 1
@@ -62,10 +60,8 @@ def test_a_run_leaves_the_files_of_one_process(train_ranks, train, tiny, tmp_pat
         assert "at step 6 of 7" in again.stdout
 
 
-def test_a_sweep(train_ranks, tiny, tmp_path):
-    arguments = ["-m", *tiny, "~logger.tensorboard", "evaluation=none", "trainer.seed=0,1", "trainer.max_steps=2"]
-    zero, one = train_ranks(*arguments, "hydra.sweep.dir=sweep")
-    assert (zero.returncode, one.returncode) == (0, 0), zero.stderr + one.stderr
+def test_a_sweep(train_ranks, quick, tmp_path):
+    zero, one = train_ranks("-m", *quick, "trainer.seed=0,1", "trainer.max_steps=2", "hydra.sweep.dir=sweep")
     for job in ("0", "1"):
         assert (tmp_path / "sweep" / job / "checkpoints/last.pt").is_file()
         assert len(lines_of(tmp_path / "sweep" / job)) == 2
@@ -74,22 +70,21 @@ def test_a_sweep(train_ranks, tiny, tmp_path):
     assert "training from scratch" not in one.stdout
 
 
-def test_by_torchrun(tiny, tmp_path):
+def test_by_torchrun(quick, tmp_path):
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += [str(root / "train.py"), *tiny, "~logger.tensorboard", "evaluation=none", "hydra.run.dir=run"]
+    command += [str(root / "train.py"), *quick, "hydra.run.dir=run"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
-    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=500)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("training from scratch") == 1
     assert len(lines_of(tmp_path / "run")) == 6
     assert {path.split("/")[0] for path in tree_of(tmp_path)} == {"run"}
 
 
-def test_a_sweep_goes_on_after_a_job_that_all_ranks_refuse(train_ranks, tiny, tmp_path):
-    arguments = [*tiny, "~logger.tensorboard", "evaluation=none", "trainer.grad_clip_norm=-1,null", "-m"]
+def test_a_sweep_goes_on_after_a_job_that_all_ranks_refuse(start_ranks, quick, tmp_path):
     slow = ["+callbacks.slow._target_=rank_helpers.Slow", "+callbacks.slow.seconds=0.3", "trainer.max_steps=45"]
-    zero, one = train_ranks(*arguments[:-1], *slow, "hydra.sweep.dir=sweep", "-m")
+    zero, one = start_ranks("-m", *quick, *slow, "trainer.grad_clip_norm=-1,null", "hydra.sweep.dir=sweep").wait()
     assert (zero.returncode, one.returncode) == (1, 1)
     assert (zero.stderr + one.stderr).count("error: trainer.grad_clip_norm=-1") == 1
     assert len(lines_of(tmp_path / "sweep/1")) == 45  # longer than the watch waits before it ends a process

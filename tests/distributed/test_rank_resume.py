@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import time
@@ -26,24 +27,15 @@ SLOW = ["+callbacks.slow._target_=rank_helpers.Slow", "+callbacks.slow.seconds=0
 SHARDED = ["trainer.checkpoint_format=sharded"]
 
 
-@pytest.fixture
-def quick(tiny):
-    return [*tiny, "~logger.tensorboard", "evaluation=none", *RUN]
-
-
 @pytest.fixture(scope="module")
-def whole(begin_ranks, tmp_path_factory, tiny):
+def whole(begin_ranks, tmp_path_factory, quick):
     """Folders of runs of two ranks that were never interrupted, by strategy."""
-    folders = {}
 
+    @functools.cache
     def run(strategy: str):
-        if strategy not in folders:
-            folder = tmp_path_factory.mktemp(f"whole_{strategy}")
-            arguments = [*tiny, "~logger.tensorboard", "evaluation=none", *RUN, f"trainer={strategy}"]
-            processes = begin_ranks(*arguments, folder=folder).wait()
-            assert [p.returncode for p in processes] == [0, 0], processes
-            folders[strategy] = folder / "run"
-        return folders[strategy]
+        folder = tmp_path_factory.mktemp(f"whole_{strategy}")
+        begin_ranks(*quick, *RUN, f"trainer={strategy}", folder=folder).succeed()
+        return folder / "run"
 
     return run
 
@@ -58,7 +50,7 @@ def logged(folder):
     return path.read_text().count('"train/loss"') if path.exists() else 0
 
 
-def wait_for(condition, timeout=60):
+def wait_for(condition, timeout=300):
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -88,9 +80,10 @@ def assert_same(folder, other, exact=True):
             torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-3, atol=1e-5, msg=name)
     ones, others = lines_of(folder), lines_of(other)
     assert [line[0] for line in ones] == [line[0] for line in others] == list(range(1, STEPS + 1))
-    assert (
-        ones == others if exact else [line[1] for line in ones] == pytest.approx([line[1] for line in others], rel=1e-4)
-    )
+    if exact:
+        assert ones == others
+    else:
+        assert [line[1] for line in ones] == pytest.approx([line[1] for line in others], rel=1e-4)
 
 
 def codes_of(processes):
@@ -101,17 +94,16 @@ def codes_of(processes):
 def test_stopped_by_a_signal(start_ranks, train_ranks, quick, tmp_path, whole, told):
     """Also by one that only one rank gets."""
     folder = tmp_path / "run"
-    run = start_ranks(*quick, *SLOW, "trainer=ddp")
+    run = start_ranks(*quick, *RUN, *SLOW, "trainer=ddp")
     wait_for(lambda: logged(folder) >= 5)
     run.signal(signal.SIGTERM, *told)
-    zero, one = run.wait(60)
+    zero, one = run.wait()
     assert codes_of((zero, one)) == [128 + signal.SIGTERM] * 2, zero.stderr + one.stderr
     step = torch.load(folder / "checkpoints/last.pt", weights_only=True)["step"]
     assert zero.stderr.startswith(f"stopped at step {step} of {STEPS}")
     assert one.stderr == ""
     assert lines_of(folder)[-1][0] == step
     processes = train_ranks("resume=run", "~callbacks.slow")
-    assert codes_of(processes) == [0, 0], processes
     assert f"at step {step} of {STEPS}" in processes[0].stdout
     assert_same(folder, whole("ddp"))
 
@@ -122,7 +114,7 @@ def test_stopped_by_a_signal(start_ranks, train_ranks, quick, tmp_path, whole, t
 def test_killed(start_ranks, train_ranks, quick, tmp_path, whole, strategy, more):
     """While checkpoints are written in the background. What a killed run left half written is ignored, and goes."""
     folder = tmp_path / "run"
-    arguments = [*quick, f"trainer={strategy}", *more, "resume=auto"]
+    arguments = [*quick, *RUN, f"trainer={strategy}", *more, "resume=auto"]
     run = start_ranks(*arguments, *SLOW)
     wait_for(lambda: logged(folder) >= 6)
     run.signal(signal.SIGKILL)
@@ -132,7 +124,6 @@ def test_killed(start_ranks, train_ranks, quick, tmp_path, whole, strategy, more
         half.mkdir()
         (half / "__0_0.distcp").write_bytes(b"half")
     processes = train_ranks(*arguments)
-    assert codes_of(processes) == [0, 0], processes
     assert "resumed from" in processes[0].stdout
     assert_same(folder, whole(strategy))
     assert not half.exists()
@@ -141,14 +132,13 @@ def test_killed(start_ranks, train_ranks, quick, tmp_path, whole, strategy, more
 
 def test_plain_from_fsdp_is_resumed_exactly(train_ranks, quick, tmp_path, whole):
     for steps in (6, STEPS):
-        processes = train_ranks(*quick, "trainer=fsdp", "resume=auto", f"trainer.max_steps={steps}")
-        assert codes_of(processes) == [0, 0], processes
+        train_ranks(*quick, *RUN, "trainer=fsdp", "resume=auto", f"trainer.max_steps={steps}")
     assert_same(tmp_path / "run", whole("fsdp"))
 
 
-def test_sharded_on_two_ranks_then_one_then_two(train_ranks, train, quick, tmp_path, whole):
+def test_sharded_on_two_ranks_then_one_then_two(start_ranks, train_ranks, train, quick, tmp_path, whole):
     """By SGD and without dropout, which adds the rank to its seed: then ranks change nothing but rounding."""
-    quick = [*(argument for argument in quick if "dropout" not in argument), "optimizer=sgd", "optimizer.lr=0.01"]
+    quick = [*quick, *(option for option in RUN if "dropout" not in option), "optimizer=sgd", "optimizer.lr=0.01"]
     arguments, folder = [*quick, *SHARDED, "resume=auto"], tmp_path / "run"
     for steps, ranks in ((4, 2), (8, 1), (STEPS, 2)):
         given = [*arguments, f"trainer.max_steps={steps}", "trainer=fsdp"]
@@ -171,7 +161,7 @@ def test_sharded_on_two_ranks_then_one_then_two(train_ranks, train, quick, tmp_p
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-6)
     part = folder / "checkpoints/last.sharded/__1_0.distcp"
     part.write_bytes(part.read_bytes()[:100])
-    again = train_ranks(*arguments, "trainer=fsdp", "trainer.max_steps=20")
+    again = start_ranks(*arguments, "trainer=fsdp", "trainer.max_steps=20").wait()
     assert codes_of(again) == [1, 1]
     assert any("a part of it is missing or damaged" in p.stderr for p in again)
     assert sum(p.stderr.count("error: ") for p in again) == 1

@@ -57,8 +57,9 @@ def test_attention_is_that_of_torch():
         reference.in_proj_bias.zero_()
         reference.out_proj.weight.copy_(num_heads.out[0].T)
         reference.out_proj.bias.copy_(num_heads.out_bias[0])
+    padding = torch.zeros(5, 7, 1, dtype=torch.bool)
     expected, _ = reference(num_heads.query[0].expand(5, 1, 12), tokens, tokens)
-    assert torch.allclose(num_heads._attend(tokens)[0], expected[:, 0], atol=1e-5)
+    assert torch.allclose(num_heads._attend(tokens, padding)[0], expected[:, 0], atol=1e-5)
 
 
 def test_optimizer_is_torchs_adamw_for_every_head():

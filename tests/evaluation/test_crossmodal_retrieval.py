@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa.evaluation.retrieval import CrossModalRetrieval, chance_recall
+from jepa.evaluation.nearest_neighbours import CrossModalRetrieval, chance_recall
 
 
 def test_equal_embeddings_find_each_other_and_permuted_ones_their_label():

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from jepa.evaluation import Features, KNNProbe, knn
+from jepa.evaluation import Features, KNNProbe, nearest_neighbours
 
 CLASSES = 5
 
@@ -46,7 +46,7 @@ def test_agrees_with_a_double_loop(splits, k, temperature):
 def test_chunks_change_nothing(splits, monkeypatch):
     train, test = splits
     whole = KNNProbe().predict(train, test.x, classes=CLASSES)
-    monkeypatch.setattr(knn, "_CHUNK_ENTRIES", 7 * len(train))
+    monkeypatch.setattr(nearest_neighbours, "_CHUNK_ENTRIES", 7 * len(train))
     assert torch.equal(KNNProbe().predict(train, test.x, classes=CLASSES), whole)
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from jepa.evaluation import Features, Retrieval, retrieval
+from jepa.evaluation import Features, Retrieval, nearest_neighbours
 
 # Angles in degrees and classes: the nearest other sample is of the own class for the first two only.
 ANGLES = [0.0, 1.0, 10.0, 12.5, 30.0, 34.0]
@@ -25,7 +25,7 @@ def test_recall_of_a_set_made_by_hand():
 
 
 def test_lengths_and_chunks_change_nothing(monkeypatch):
-    monkeypatch.setattr(retrieval, "_CHUNK_ENTRIES", 12)
+    monkeypatch.setattr(nearest_neighbours, "_CHUNK_ENTRIES", 12)
     lengths = torch.tensor([[1.0], [9.0], [0.1], [3.0], [50.0], [0.5]])
     assert recall(on_circle(ANGLES, LABELS, lengths), 1, 3) == recall(on_circle(ANGLES, LABELS), 1, 3)
 

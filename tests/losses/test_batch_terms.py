@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_gather_rows, row_offset
-from jepa.losses import Covariance, InfoNCE, Invariance, Variance
+from jepa.losses import Covariance, InfoNCE, Invariance, SIGReg, Variance
 from jepa.types import Latents, StepRandomness
 
 
@@ -211,6 +211,8 @@ def test_invariance_references():
     assert torch.allclose(value("mean", global_views=2), (views - views.mean(0)).square().mean())
     two = Invariance(reference="pairs")(Latents(projections=views[:2]))
     assert torch.allclose(two, F.mse_loss(views[0], views[1]))
+    by_hand = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, 1.0]]])
+    assert Invariance()(Latents(projections=by_hand)).item() == pytest.approx(2 / 8)
 
 
 def test_rows_of_one_process_are_its_own():
@@ -226,6 +228,8 @@ def test_rows_of_one_process_are_its_own():
     ("make", "message"),
     [
         (lambda: InfoNCE(temperature=0.0), "temperature: got 0.0, expected a number above 0"),
+        (lambda: SIGReg(num_slices=0), "num_slices=0"),
+        (lambda: Invariance()(Latents(projections=torch.zeros(1, 2, 2))), r"there is one: set data\.views=2"),
         (lambda: InfoNCE(over="pixels"), "over: got 'pixels', expected 'tokens' or 'embeddings'"),
         (lambda: InfoNCE(negative_samples=0), "negative_samples: got 0, expected at least 1, or null"),
         (lambda: Variance(margin=0.0), "got margin=0.0, eps=0.0001, expected both above 0"),

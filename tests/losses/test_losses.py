@@ -47,13 +47,6 @@ def test_token_weights():
     assert MSE()(given).item() == pytest.approx((token + rest).item() / 2, rel=1e-5)
 
 
-def test_invariance():
-    views = torch.tensor([[[0.0, 0.0], [1.0, 1.0]], [[2.0, 0.0], [1.0, 1.0]]])  # (V, B, E)
-    assert Invariance()(Latents(projections=views)).item() == pytest.approx(2 / 8)
-    with pytest.raises(ValueError, match=r"there is one: set data\.views=2"):
-        Invariance()(Latents(projections=views[:1]))
-
-
 def sigreg(samples, **options):
     rng = StepRandomness(seed=0, step=0, total=len(samples), start=0, count=len(samples))
     return SIGReg(num_slices=128, **options)(Latents(projections=samples.unsqueeze(0), rng=rng)).item()
@@ -215,13 +208,6 @@ def test_what_a_model_makes_is_held_against_what_the_terms_read():
     assert "loss.terms.prediction reads predictions, targets; loss.terms.reconstruction reads" in message
     assert "(loss.terms.prediction=null loss.terms.reconstruction=null)" in message
     assert "sigreg" not in message
-
-
-def test_bad_terms():
-    with pytest.raises(ValueError, match="beta must be positive"):
-        SmoothL1(beta=0)
-    with pytest.raises(ValueError, match="num_slices=0"):
-        SIGReg(num_slices=0)
 
 
 RUN = RunLength(max_steps=10, steps_per_epoch=5, batch_size=4)

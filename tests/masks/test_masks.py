@@ -131,7 +131,7 @@ def test_scale_and_aspect_ratio_are_independent():
     """Widest and tallest blocks occur at every scale; in the published collator one number sets both."""
     from jepa.masks.multiblock import draw_blocks
 
-    blocks = draw_blocks((20000,), (40, 40), (0.1, 0.3), (0.5, 2.0), torch.device("cpu"), seeded())
+    blocks = draw_blocks((20000,), (40, 40), (0.1, 0.3), (0.5, 2.0), seeded())
     height, width = blocks[1].float().unbind(-1)
     area, ratio = height * width, height / width
     correlation = torch.corrcoef(torch.stack([area, ratio]))[0, 1]

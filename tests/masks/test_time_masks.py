@@ -1,4 +1,4 @@
-"""Masks along time: the future, and spans within channels."""
+"""Masks along time: spans of sequences and of channels, the future, and moments and bands of spectrograms."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from jepa.masks.future import FutureMask
+from jepa.masks.hidden_tokens import fixed_size_indices
+from jepa.masks.span import SpanMask
+from jepa.masks.time_frequency import SpectrogramMask
 from jepa.masks.time_span import TimeSpanMask
 
 
@@ -13,7 +16,7 @@ def draw(masker, batch, grid, valid=None, seed=0):
     return masker(batch, grid, valid=valid, generator=torch.Generator().manual_seed(seed))
 
 
-def members(mask, tokens):
+def members(mask, tokens, all_predict=True):
     """Context and targets as sets (B, N) bool, of valid entries alone."""
     found = []
     for index, valid in ((mask.context, mask.context_valid), (mask.targets[:, 0], mask.target_valid)):
@@ -25,8 +28,70 @@ def members(mask, tokens):
     context, targets = (f.bool() for f in found)
     assert not (context & targets).any()
     assert context.any(dim=1).all()
-    assert targets.any(dim=1).all()
+    assert targets.any(dim=1).all() or not all_predict
     return context, targets
+
+
+@pytest.mark.parametrize(("ratio", "length"), [(0.6, 1), (0.5, 4), (0.75, 7), (0.02, 3), (0.99, 1)])
+def test_every_token_is_hidden_equally_often(ratio, length):
+    mask = draw(SpanMask(mask_ratio=ratio, mask_length=length), 8000, (30,))[0]
+    assert mask.context_valid is None
+    assert mask.target_valid is None
+    both = torch.cat([mask.context, mask.targets[:, 0]], dim=1).sort(dim=1).values
+    assert torch.equal(both, torch.arange(30).expand(8000, -1))  # in bounds, disjoint, and nothing is left out
+    size = mask.targets.shape[2]
+    assert abs(size - ratio * 30) <= max(length / 2, 1)
+    share = torch.bincount(mask.targets.flatten(), minlength=30) / 8000
+    assert (share - size / 30).abs().max() < 0.03
+
+
+def test_what_is_hidden_are_spans():
+    mask = draw(SpanMask(mask_ratio=0.4, mask_length=4), 500, (40,))[0]
+    hidden = torch.zeros(500, 40, dtype=torch.int64).scatter_(1, mask.targets[:, 0], 1)
+    starts = ((hidden - hidden.roll(1, dims=1)) == 1).sum(dim=1)  # on the ring
+    assert hidden.sum(dim=1).unique().tolist() == [16]
+    assert starts.max() <= 4
+    assert starts.float().mean() > 2.5  # spans may touch, but are not one block
+
+
+@pytest.mark.parametrize(("ratio", "length"), [(0.5, 1), (0.5, 3), (0.95, 5)])
+def test_padding_is_neither_seen_nor_predicted(ratio, length):
+    """Samples of 0 to 20 tokens, with gaps; those of two and more have both a context and a target."""
+    valid = torch.rand(400, 20, generator=torch.Generator().manual_seed(1)) < torch.linspace(0, 1, 400)[:, None]
+    mask = draw(SpanMask(mask_ratio=ratio, mask_length=length), 400, (20,), valid)[0]
+    for number in range(400):
+        seen = mask.context[number][mask.context_valid[number]].tolist()
+        wanted = mask.targets[number, 0][mask.target_valid[number, 0]].tolist()
+        assert sorted(seen + wanted) == valid[number].nonzero().flatten().tolist()
+        if valid[number].sum() > 1:
+            assert seen
+            assert wanted
+
+
+def test_padding_of_others_changes_nothing():
+    """What a rank does not know of the others' samples must not matter to its own."""
+    valid = torch.arange(12) < torch.tensor([12, 5, 9, 3])[:, None]
+    masker = SpanMask(mask_ratio=0.5, mask_length=2)
+    whole = draw(masker, 4, (12,), valid)[0]
+    alone = valid.clone()
+    alone[2:] = True
+    part = draw(masker, 4, (12,), alone)[0]
+    assert torch.equal(whole[:2].context, part[:2].context)
+    assert torch.equal(whole[:2].targets, part[:2].targets)
+    assert torch.equal(whole[:2].target_valid, part[:2].target_valid)
+
+
+def test_pack_drops_surplus_evenly():
+    members = torch.tensor([[True, False, True, True, True]]).expand(6000, -1)
+    index, real = fixed_size_indices(members, 2, torch.Generator().manual_seed(0))
+    assert real.all()
+    share = torch.bincount(index.flatten(), minlength=5) / 6000
+    assert torch.allclose(share, torch.tensor([0.5, 0, 0.5, 0.5, 0.5]), atol=0.02)
+    index, real = fixed_size_indices(members[:1], 6)
+    assert index[real].tolist() == [0, 2, 3, 4]
+    index, real = fixed_size_indices(torch.zeros(1, 3, dtype=torch.bool), 2)
+    assert not real.any()
+    assert index.max() < 3
 
 
 def test_the_future_is_hidden():
@@ -99,13 +164,64 @@ def test_on_one_axis_it_is_the_span_mask():
     assert members(draw(masker, 3, (12,))[0], 12)[1].sum(dim=1).tolist() == [6, 6, 6]
 
 
-def test_mistakes():
-    with pytest.raises(ValueError, match=r"target_share=1.0"):
-        FutureMask(target_share=1.0)
-    with pytest.raises(ValueError, match=r"target_share=\[0.5, 0.2\]"):
-        FutureMask(target_share=[0.5, 0.2])
-    with pytest.raises(ValueError, match="num_masks must be at least 1"):
-        FutureMask(num_masks=0)
-    for masker in (FutureMask(), TimeSpanMask()):
-        with pytest.raises(ValueError, match="at least 2 tokens along time"):
-            masker(2, (3, 1))
+@pytest.mark.parametrize("grid", [(5, 16), (1, 16), (4, 7), (8, 2)])
+@pytest.mark.parametrize("pad", [False, True])
+def test_spectrogram_masks_hide_whole_moments_and_bands_and_never_padding(grid, pad):
+    rows, columns = grid
+    masker = SpectrogramMask(time_share=0.4, time_length=2, frequency_share=0.25, num_masks=2)
+    valid = None
+    if pad:
+        lengths = torch.arange(64) % columns + 1
+        valid = (torch.arange(columns) < lengths[:, None]).repeat(1, rows)
+    masks = draw(masker, 64, grid, valid)
+    assert len(masks) == 2
+    for mask in masks:
+        seen, asked = members(mask, rows * columns, all_predict=False)
+        assert torch.equal(seen | asked, torch.ones_like(seen) if valid is None else valid)
+        grids = seen.unflatten(1, grid)
+        outer = grids.any(dim=2, keepdim=True) & grids.any(dim=1, keepdim=True)
+        assert torch.equal(grids, outer)  # what is seen is rows times columns
+
+
+def test_spectrogram_masks_draw_the_same_numbers_whatever_the_padding():
+    masker, short = SpectrogramMask(), torch.ones(4, 80, dtype=torch.bool)
+    short[1:] = (torch.arange(16) < 3).repeat(5)
+    states = []
+    for valid in (torch.ones(4, 80, dtype=torch.bool), short):
+        generator = torch.Generator().manual_seed(0)
+        [mask] = masker(4, (5, 16), valid=valid, generator=generator)
+        states.append((mask.context[0], mask.targets.shape, generator.get_state()))
+    assert torch.equal(states[0][0], states[1][0])
+    assert states[0][1] == states[1][1]
+    assert torch.equal(states[0][2], states[1][2])
+
+
+def test_spectrogram_masks_cover_the_grid_evenly():
+    [mask] = draw(SpectrogramMask(time_share=0.5, time_length=2, frequency_share=0.25), 4000, (4, 8))
+    share = members(mask, 32)[0].float().mean(dim=0)
+    assert torch.allclose(share, torch.full((32,), 0.375), atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: SpanMask(mask_ratio=0.0), "model.mask.mask_ratio"),
+        (lambda: SpanMask(mask_ratio=1.0), "model.mask.mask_ratio"),
+        (lambda: SpanMask(mask_length=0), "model.mask.mask_length"),
+        (lambda: SpanMask(num_masks=0), "model.mask.num_masks"),
+        (lambda: SpanMask()(3, (1,)), "at least 2 tokens"),
+        (lambda: TimeSpanMask()(2, (3, 1)), "at least 2 tokens along time"),
+        (lambda: FutureMask()(2, (3, 1)), "at least 2 tokens along time"),
+        (lambda: FutureMask(target_share=1.0), r"target_share=1.0"),
+        (lambda: FutureMask(target_share=[0.5, 0.2]), r"target_share=\[0.5, 0.2\]"),
+        (lambda: FutureMask(num_masks=0), "num_masks must be at least 1"),
+        (lambda: SpectrogramMask(time_share=0.0, frequency_share=0.5)(2, (1, 16)), "hide nothing"),
+        (lambda: SpectrogramMask()(2, (16,)), "got 1 axes"),
+        (lambda: SpectrogramMask(time_share=0.0, frequency_share=0.0), "both 0"),
+        (lambda: SpectrogramMask(time_share=1.0), "time_share"),
+        (lambda: SpectrogramMask(num_masks=0), "num_masks"),
+    ],
+)
+def test_mistakes(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()

@@ -14,12 +14,11 @@ from jepa.losses.sigreg import SIGReg
 from jepa.masks import RandomMask
 from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models import EMATarget, StopGradientTarget, TransformerEncoder
-from jepa.models.cross_modal_jepa import CrossModalJEPA
+from jepa.models.cross_modal_jepa import CrossModalJEPA, ModalityEncoders
 from jepa.models.cross_predictor import CrossPredictor
 from jepa.models.encoders.image_stem import ImageStem
 from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.models.encoders.text_stem import TextStem
-from jepa.models.modality_encoders import ModalityEncoders
 from jepa.optim import Constant
 from jepa.types import Mask, RunLength, StepRandomness
 from jepa.utils.log_mel import LogMel

@@ -121,10 +121,8 @@ def test_data_of_all_parts_side_by_side():
     assert all(torch.equal(batch["one/x"], own["x"]) for batch, own in zip(batches, alone))
     halves = [list(tasks.train_batches(seed=0, start_step=0, stop_step=5, rank=r, world_size=2)) for r in (0, 1)]
     assert torch.equal(torch.cat([half[3]["two/x"] for half in halves]), batches[3]["two/x"])
-    assert [b["one/x"].shape[0] for b in tasks.validation_batches(batch_size=3)] == [
-        3,
-        1,
-    ]  # as many as the smallest has
+    sizes = [batch["one/x"].shape[0] for batch in tasks.validation_batches(batch_size=3)]
+    assert sizes == [3, 1]  # as many as the smallest has
     assert tasks.spec.num_train == 20
 
 
@@ -138,29 +136,23 @@ def test_a_shared_trunk():
     assert not [name for name in names if name.startswith("tasks.two.encoder.blocks")]
 
 
+def weighted(model, weight: float = 1.0) -> dict:
+    return {"weight": weight, "model": model}
+
+
+def of_shared_targets(**sizes: int) -> dict:
+    return {"one": weighted(task(1, target=SharedTarget)), "two": weighted(task(1, target=SharedTarget, **sizes))}
+
+
 @pytest.mark.parametrize(
     ("tasks", "share", "message"),
     [
         ({}, False, "model.tasks is empty"),
-        ({"one": {"weight": 0.0, "model": task(1)}}, False, r"one.weight=0.0: expected a number above 0"),
+        ({"one": weighted(task(1), 0.0)}, False, r"one.weight=0.0: expected a number above 0"),
         ({"one": {"model": task(1)}}, False, "expected weight and model"),
-        ({"one": {"weight": 1.0, "model": task(1)}}, True, "averaged target"),
-        (
-            {
-                "one": {"weight": 1.0, "model": task(1, target=SharedTarget)},
-                "two": {"weight": 1.0, "model": task(1, target=SharedTarget, depth=3)},
-            },
-            True,
-            "differ in width",
-        ),
-        (
-            {
-                "one": {"weight": 1.0, "model": task(1, target=SharedTarget)},
-                "two": {"weight": 1.0, "model": task(1, target=SharedTarget, num_heads=4)},
-            },
-            True,
-            "differ in .*heads",
-        ),
+        ({"one": weighted(task(1))}, True, "averaged target"),
+        (of_shared_targets(depth=3), True, "differ in width"),
+        (of_shared_targets(num_heads=4), True, "differ in .*heads"),
     ],
 )
 def test_what_cannot_be_is_refused(tasks, share, message):

@@ -1,4 +1,4 @@
-"""Log-mel spectrograms, their patches and masks: what padding and hidden tokens must not do."""
+"""Log-mel spectrograms, their patches: what padding and hidden tokens must not do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models import TransformerEncoder
 from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.utils.log_mel import LogMel
@@ -117,79 +116,3 @@ def test_what_does_not_fit_is_explained():
         encoder().grid(torch.randn(2, 3, 8, 8))
     with pytest.raises(ValueError, match="waveforms"):
         encoder().grid(torch.zeros(2, 10, dtype=torch.int64))
-
-
-def counts(index: torch.Tensor, tokens: int, real: torch.Tensor | None) -> torch.Tensor:
-    real = torch.ones_like(index) if real is None else real.long()
-    return torch.zeros(len(index), tokens, dtype=torch.long).scatter_add_(1, index.flatten(1), real.flatten(1))
-
-
-@pytest.mark.parametrize("grid", [(5, 16), (1, 16), (4, 7), (8, 2)])
-@pytest.mark.parametrize("pad", [False, True])
-def test_masks_hide_whole_moments_and_bands_and_never_padding(grid, pad):
-    rows, columns = grid
-    masker = SpectrogramMask(time_share=0.4, time_length=2, frequency_share=0.25, num_masks=2)
-    valid = None
-    if pad:
-        lengths = torch.arange(64) % columns + 1
-        valid = (torch.arange(columns) < lengths[:, None]).repeat(1, rows)
-    masks = masker(64, grid, valid=valid, generator=torch.Generator().manual_seed(0))
-    assert len(masks) == 2
-    for mask in masks:
-        for index in (mask.context, mask.targets):
-            assert index.min() >= 0
-            assert index.max() < rows * columns
-        seen = counts(mask.context, rows * columns, mask.context_valid)
-        asked = counts(
-            mask.targets[:, 0], rows * columns, None if mask.target_valid is None else mask.target_valid[:, 0]
-        )
-        assert seen.max() == asked.max() == 1
-        assert not (seen.bool() & asked.bool()).any()
-        inside = torch.ones_like(seen).bool() if valid is None else valid
-        assert torch.equal((seen + asked).bool(), inside)  # all that is no padding is seen or predicted
-        grids = seen.bool().unflatten(1, grid)
-        outer = grids.any(dim=2, keepdim=True) & grids.any(dim=1, keepdim=True)
-        assert torch.equal(grids, outer)  # what is seen is rows times columns
-        assert seen.any(dim=1).all()
-
-
-def test_masks_draw_the_same_numbers_whatever_the_padding():
-    masker, short = SpectrogramMask(), torch.ones(4, 80, dtype=torch.bool)
-    short[1:] = (torch.arange(16) < 3).repeat(5)
-    states = []
-    for valid in (torch.ones(4, 80, dtype=torch.bool), short):
-        generator = torch.Generator().manual_seed(0)
-        [mask] = masker(4, (5, 16), valid=valid, generator=generator)
-        states.append((mask.context[0], mask.targets.shape, generator.get_state()))
-    assert torch.equal(states[0][0], states[1][0])
-    assert states[0][1] == states[1][1]
-    assert torch.equal(states[0][2], states[1][2])
-
-
-def test_masks_cover_the_grid_evenly():
-    [mask] = SpectrogramMask(time_share=0.5, time_length=2, frequency_share=0.25)(
-        4000, (4, 8), generator=torch.Generator().manual_seed(0)
-    )
-    share = counts(mask.context, 32, mask.context_valid).float().mean(dim=0)
-    assert torch.allclose(share, torch.full((32,), 0.375), atol=0.03)
-
-
-@pytest.mark.parametrize(
-    ("settings", "grid", "message"),
-    [
-        ({"time_share": 0.0, "frequency_share": 0.5}, (1, 16), "hide nothing"),
-        ({}, (16,), "two axes|got 1 axes"),
-    ],
-)
-def test_grids_that_masks_do_not_fit_are_explained(settings, grid, message):
-    with pytest.raises(ValueError, match=message):
-        SpectrogramMask(**settings)(2, grid)
-
-
-def test_wrong_mask_settings_are_refused():
-    with pytest.raises(ValueError, match="both 0"):
-        SpectrogramMask(time_share=0.0, frequency_share=0.0)
-    with pytest.raises(ValueError, match="time_share"):
-        SpectrogramMask(time_share=1.0)
-    with pytest.raises(ValueError, match="num_masks"):
-        SpectrogramMask(num_masks=0)

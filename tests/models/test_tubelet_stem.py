@@ -16,9 +16,8 @@ from jepa.masks.tubes import BlockGroup, TubeMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, TransformerEncoder
 from jepa.models.encoders.tubelet_stem import TubeletStem
 from jepa.models.masked_jepa import distance_weights
-from jepa.models.positions import RotaryPositions, sincos_positions
-from jepa.optim import Constant
-from jepa.optim.ramp import Ramp
+from jepa.models.transformer import RotaryPositions, sincos_positions
+from jepa.optim import Constant, Ramp
 from jepa.types import Mask, RunLength
 
 X = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -58,6 +58,7 @@ def collapsing_trainer(
     """A trainer of the collapsing toy, every second step watched, or none."""
     model = CollapsingModel(from_step, cured_by)
     defaults = {"max_steps": 24, "device": "cpu", "precision": "fp32", "log_every": 1, "save_every_steps": 3}
+    defaults |= {"validate_every_epochs": None}
     return kind(
         model=model,
         data=ToyData(),

@@ -14,9 +14,9 @@ from rich.console import Console
 from run_folders import METRIC, write_run
 
 from jepa.report.leaderboard import read_leaderboard
-from jepa.report.leaderboard_files import write_csv, write_files, write_page
+from jepa.report.leaderboard_page import write_page
 from jepa.report.leaderboard_summary import summary
-from jepa.report.leaderboard_tables import tables
+from jepa.report.leaderboard_tables import show, tables, write_csv
 from jepa.report.option_importance import importances
 from jepa.utils.errors import UserError
 
@@ -27,7 +27,7 @@ def places(board):
 
 def text_of(board, width=160, limit=None):
     console = Console(width=width, file=io.StringIO())
-    console.print(tables(board, limit, width))
+    console.print(tables(board, width, limit))
     return console.file.getvalue()
 
 
@@ -47,10 +47,7 @@ def test_who_stands_where(grid):
     assert re.search(r"\n +6 +1 +0 +1 min.*failed: out of memory", shown)  # what it counts as was not measured
     assert re.search(r"\n +7 +1 +1 +0\.9900 .*done, complete collapse", shown)
     assert "and 7 more: limit=9" in text_of(board, limit=2)
-
-
-def test_settings_in_the_table(grid):
-    shown = text_of(read_leaderboard(grid)).partition("settings over their seeds")[2]
+    shown = shown.partition("settings over their seeds")[2]
     assert re.search(r"\n +1 +1e-2 +0\.913 ± 0\.038 +3 *\n", shown)
     assert re.search(r"\n +2 +1e-3 +0\.810 ± 0\.025 +3 +0\.103 +0\.089 to 0\.118 +0\.001\d* *\n", shown)
     assert "optimizer.lr=1" not in shown  # no run of it counts
@@ -61,9 +58,8 @@ def test_what_is_said(grid):
     assert "9 runs: 7 done, 1 queued, 1 failed." in said
     assert "Provisional: 1 run of 9 to come." in said
     assert "2 runs that failed or collapsed are left out of all means." in said
-    assert (
-        "lr=1e-2 won: eval/trained/linear 0.913 ± 0.038 (mean and 95% interval over 3 seeds) (runs 4, 5 and 3)." in said
-    )
+    won = "lr=1e-2 won: eval/trained/linear 0.913 ± 0.038 (mean and 95% interval over 3 seeds) (runs 4, 5 and 3)."
+    assert won in said
     assert "Its lead of 0.103 over lr=1e-3, the runner-up, is more than chance: 95% interval 0.089 to 0.118" in said
     assert "paired by seed, 3 seeds" in said
     assert re.search(r"depends most on optimizer.lr \([89]\d%\): shares of its variance, .* a guess with so few", said)
@@ -72,7 +68,7 @@ def test_what_is_said(grid):
 def test_a_lead_that_is_chance(tmp_path):
     for place, (rate, score) in enumerate([("1e-3", 0.80), ("1e-3", 0.90), ("1e-2", 0.85), ("1e-2", 0.86)]):
         write_run(tmp_path, place, f"optimizer.lr={rate} trainer.seed={place % 2}", score)
-    said = "\n".join(summary(read_leaderboard(tmp_path)))
+    said = said_of(tmp_path)
     assert "lr=1e-2 won" in said
     assert "over lr=1e-3, the runner-up, cannot be told from chance: 95% interval" in said
     assert "More seeds tell: trainer.seed=0,1,2,3,4." in said
@@ -96,9 +92,7 @@ def test_a_best_setting_that_is_behind_so_far(tmp_path):
     write_run(tmp_path, 5, "optimizer.lr=1e-2 trainer.seed=2", None, state="running")
     said = said_of(tmp_path)
     assert "lr=1e-3 won" in said
-    assert (
-        "lr=1e-2, the runner-up, is better by 0.0101 in the 2 seeds that both have, which is more than chance" in said
-    )
+    assert "lr=1e-2, the runner-up, is better by 0.0101 in the 2 seeds that both have, which is more than" in said
     assert "interval 0.00941 to 0.0107" in said
 
 
@@ -133,7 +127,7 @@ def test_what_went_wrong_never_wins(tmp_path):
     write_run(tmp_path, 6, "optimizer.lr=7", None, state="preempted", metrics={METRIC: 0.9})
     board = read_leaderboard(tmp_path)
     assert places(board) == ["0"]
-    assert [setting.options["optimizer.lr"] for setting in board.settings if setting.estimate] == ["1"]
+    assert [setting.options["optimizer.lr"] for setting in board.settings if setting.values] == ["1"]
     said = "\n".join(summary(board))
     assert "lr=1 won" in said
     assert "something wrong with 2 runs: dimensional collapse in 1 and diverged in 1." in said
@@ -225,23 +219,20 @@ def test_a_data_frame(grid):
     assert frame.groupby("optimizer.lr")[METRIC].mean()["1e-2"] == pytest.approx(0.91333, abs=1e-5)
 
 
-def test_without_plotly_there_is_no_page(grid, monkeypatch):
+def test_without_plotly_there_is_no_page(grid, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "plotly", None)
-    lines = write_files(read_leaderboard(grid), grid / "runs.csv", grid / "runs.html")
-    assert lines == [str(grid / "runs.csv"), "runs.html is not written, as it needs plotly: pip install 'jepa[report]'"]
+    show(read_leaderboard(grid), grid / "runs.csv", grid / "runs.html", limit=2)
+    *_, csv_line, page_line = capsys.readouterr().out.splitlines()
+    assert csv_line == str(grid / "runs.csv")
+    assert page_line == "runs.html is not written, as it needs plotly: pip install 'jepa[report]'"
     assert not (grid / "runs.html").exists()
 
 
-@pytest.mark.parametrize(
-    ("metric", "direction", "message"),
-    [
-        ("eval/trained/linaer", None, r"metric=eval/trained/linaer: no run .* did you mean eval/trained/linear"),
-        (None, "up", "direction=up: give one of"),
-    ],
-)
-def test_what_it_refuses(grid, metric, direction, message):
-    with pytest.raises(UserError, match=message):
-        read_leaderboard(grid, metric, direction)
+def test_what_it_refuses(grid):
+    with pytest.raises(UserError, match=r"metric=eval/trained/linaer: no run .* did you mean eval/trained/linear"):
+        read_leaderboard(grid, "eval/trained/linaer")
+    with pytest.raises(UserError, match="direction=up: give one of"):
+        read_leaderboard(grid, None, "up")
 
 
 def test_no_sweep(tmp_path):

@@ -13,8 +13,7 @@ from run_folders import write_run
 
 from jepa.report import leaderboard_plots as plots
 from jepa.report.leaderboard import read_leaderboard
-from jepa.report.leaderboard_files import write_page
-from jepa.report.leaderboard_page import page
+from jepa.report.leaderboard_page import page, write_page
 from jepa.report.leaderboard_summary import summary
 from jepa.report.run_files import curve
 
@@ -55,16 +54,7 @@ def test_a_line_for_each_run_in_the_parallel_coordinates(grid):
     assert (rate.label, seed.label, metric.label) == ("lr (log)", "seed", "eval/trained/linear")
     assert list(rate.values) == pytest.approx([-2] * 3 + [-3] * 3 + [0] * 2)
     assert list(rate.ticktext) == ["0.001", "0.01", "1"]
-    assert list(metric.values) == [
-        0.93,
-        0.91,
-        0.90,
-        0.82,
-        0.81,
-        0.80,
-        0.80,
-        0.80,
-    ]  # no lower than the worst that counts
+    assert list(metric.values) == [0.93, 0.91, 0.90, 0.82, 0.81, 0.80, 0.80, 0.80]  # none below the worst that counts
     assert list(metric.range) == [0.80, 0.93]
     shares = list(trace.line.color)
     assert (shares[0], shares[5], shares[6:]) == (1, 0, [-1, -1])  # those that do not count are grey

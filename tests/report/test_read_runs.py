@@ -7,24 +7,12 @@ import math
 import os
 import time
 
-import pytest
+import yaml
 from run_folders import METRIC, write_run
 
 from jepa.report.leaderboard import read_leaderboard
 from jepa.report.run_files import run_folders, status_from_files
 from jepa.report.runs import read_runs
-
-
-def test_options_of_all_kinds(tmp_path):
-    write_run(tmp_path, 0, "data.transforms=[a,b] +callbacks.x=1 resume=auto hydra.verbose=true", 0.5)
-    write_run(tmp_path, 1, "data.transforms=[a,c] ~logger.tensorboard resume=auto", 0.6)
-    write_run(tmp_path, 2, "optimizer.lr='3e-3'", 0.4)
-    board = read_leaderboard(tmp_path)
-    assert set(board.options) == {"data.transforms", "callbacks.x", "logger.tensorboard", "optimizer.lr"}
-    by_name = {run.folder: run.overrides for run in board.runs}
-    assert by_name["1"]["logger.tensorboard"] == "(removed)"
-    assert by_name["2"]["optimizer.lr"] == "3e-3"
-    assert by_name["0"]["optimizer.lr"] == "(default)"
 
 
 def test_half_written_and_older_runs(tmp_path):
@@ -44,28 +32,30 @@ def test_half_written_and_older_runs(tmp_path):
 
 
 def test_options_as_they_are_written(tmp_path):
-    write_run(tmp_path, 2, "model=vit_tiny optimizer.lr=1e-3 data.root='a' optimizer.betas=[0.9,0.95] data.x=null", 0.1)
-    write_run(tmp_path, 10, "model=lejepa optimizer.lr=0.001 data.root=b optimizer.betas=[0.9,0.99] data.x=", 0.2)
+    ignored = "resume=auto hydra.verbose=true"
+    options = f"model=vit_tiny optimizer.lr=1e-3 data.root='a' optimizer.betas=[0.9,0.95] +data.x=null {ignored}"
+    write_run(tmp_path, 2, options, 0.1)
+    options = "model=lejepa optimizer.lr=0.001 data.root=b optimizer.betas=[0.9,0.99] data.x= ~logger.tensorboard"
+    write_run(tmp_path, 10, f"{options} {ignored}", 0.2)
     first, second = read_runs(tmp_path)  # 2 before 10
-    assert first.overrides == {"model": "vit_tiny", "data.root": "a", "optimizer.betas": "[0.9,0.95]", "data.x": "null"}
-    assert second.overrides == {"model": "lejepa", "data.root": "b", "optimizer.betas": "[0.9,0.99]", "data.x": "''"}
+    wanted = {"model": "vit_tiny", "data.root": "a", "optimizer.betas": "[0.9,0.95]", "data.x": "null"}
+    assert first.overrides == {**wanted, "logger.tensorboard": "(default)"}
+    wanted = {"model": "lejepa", "data.root": "b", "optimizer.betas": "[0.9,0.99]", "data.x": "''"}
+    assert second.overrides == {**wanted, "logger.tensorboard": "(removed)"}
     assert first.shared == {"optimizer.lr": "1e-3"}  # which is 0.001
 
 
 def test_what_a_run_leaves_out_is_looked_up_in_its_configuration(tmp_path):
     write_run(tmp_path, 0, "optimizer.lr=1e-3 model=vit trainer.gradient_clip=1 data.flip=true", 0.1)
     folder = write_run(tmp_path, 1, "trainer.seed=3", 0.2)
-    config = (
-        "optimizer: {lr: 0.05}\nmodel: {_target_: x}\ntrainer: {gradient_clip: null, seed: 0}\ndata: {flip: false}\n"
-    )
-    (folder / "config.yaml").write_text(config)
-    for run in read_runs(tmp_path):
-        if run.folder == "1":
-            wanted = {"optimizer.lr": "0.05", "trainer.gradient_clip": "null", "data.flip": "false"}
-            assert run.overrides == {**wanted, "model": "(default)", "trainer.seed": "3"}
-            assert run.seed == "3"
-        else:
-            assert (run.seed, run.overrides["trainer.seed"]) == (None, "(default)")
+    config = {"optimizer": {"lr": 0.05}, "model": {"_target_": "x"}, "data": {"flip": False}}
+    config["trainer"] = {"gradient_clip": None, "seed": 0}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    first, second = read_runs(tmp_path)
+    assert (first.seed, first.overrides["trainer.seed"]) == (None, "(default)")
+    wanted = {"optimizer.lr": "0.05", "trainer.gradient_clip": "null", "data.flip": "false"}
+    assert second.overrides == {**wanted, "model": "(default)", "trainer.seed": "3"}
+    assert second.seed == "3"
 
 
 def test_the_seed_that_no_option_gives(tmp_path):
@@ -87,15 +77,11 @@ def test_runs_at_any_depth(tmp_path):
 
 def test_the_last_value_of_everything(tmp_path):
     folder = write_run(tmp_path, 0, "x=1", None)
-    lines = [
-        {"step": 1, "val/loss": 0.5, "note": "text"},
-        {"step": 2, "val/loss": None},
-        {"step": 3, "online/knn": 0.25},
-    ]
+    lines = [{"step": 1, "val/loss": 0.5, "note": "text"}, {"step": 2, "val/loss": None}]
+    lines.append({"step": 3, "online/knn": 0.25})
     (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\nnot json\n[1]\n")
-    (folder / "results.json").write_text(
-        '{"step": 3, "trained": {"knn": 0.5}, "collapse": {"verdict": "x"}, "val/loss": 2}'
-    )
+    results = {"step": 3, "trained": {"knn": 0.5}, "collapse": {"verdict": "x"}, "val/loss": 2}
+    (folder / "results.json").write_text(json.dumps(results))
     (run,) = read_runs(tmp_path)
     assert run.metrics == {"val/loss": 2, "online/knn": 0.25, "eval/trained/knn": 0.5}
     (folder / "results.json").write_text('{"step": 3, "trai')
@@ -116,21 +102,10 @@ def test_a_run_from_before_there_was_a_status(tmp_path):
     assert (done.state, done.step, done.verdict, done.reason) == ("done", 6, "healthy", "early")
 
 
-@pytest.mark.parametrize(
-    ("fields", "counts"),
-    [
-        ({}, True),
-        ({"state": "failed"}, False),
-        ({"state": "running"}, False),
-        ({"state": "stopped"}, True),  # whose objective was told nevertheless
-        ({"state": "stopped", "objective": {}}, False),
-        ({"verdict": "partial collapse"}, False),
-        ({"verdict": "diverged"}, False),
-        ({"verdict": "unknown"}, True),
-        ({"objective": {METRIC: math.inf}}, False),
-    ],
-)
-def test_which_runs_count(tmp_path, fields, counts):
-    write_run(tmp_path, 0, "x=1", 0.5, **fields)
-    (run,) = read_runs(tmp_path)
-    assert run.counts(METRIC) is counts
+def test_which_runs_count(tmp_path):
+    count = [{}, {"state": "stopped"}, {"verdict": "unknown"}]  # stopped, but its objective was told
+    others = [{"state": "failed"}, {"state": "running"}, {"state": "stopped", "objective": {}}]
+    others += [{"verdict": "partial collapse"}, {"verdict": "diverged"}, {"objective": {METRIC: math.inf}}]
+    for number, fields in enumerate([*count, *others]):
+        write_run(tmp_path, number, "x=1", 0.5, **fields)
+    assert [run.counts(METRIC) for run in read_runs(tmp_path)] == [True] * 3 + [False] * 6

@@ -9,7 +9,7 @@ from run_folders import METRIC, write_run
 from scipy import stats
 
 from jepa.report.runs import read_runs
-from jepa.report.seed_statistics import compare_with_best, estimate, holm, settings_of
+from jepa.report.seed_statistics import compare_with_best, half_width, holm, settings_of
 
 
 def settings(folder, values, direction="maximize"):
@@ -23,47 +23,39 @@ def settings(folder, values, direction="maximize"):
     return settings_of(read_runs(folder), METRIC, direction)
 
 
-def test_an_interval_over_three_seeds():
-    found = estimate([1.0, 2.0, 3.0])
-    assert (found.mean, found.count) == (2.0, 3)
-    assert found.half == pytest.approx(4.302652729911275 / math.sqrt(3))  # t(0.975, 2)
-    assert estimate([5.0]).half is None
-    assert estimate([0.1, 0.1, 0.1]).half == 0
-
-
 def test_an_interval_is_that_of_student():
+    assert half_width([1.0, 2.0, 3.0]) == pytest.approx(4.302652729911275 / math.sqrt(3))  # t(0.975, 2)
+    assert half_width([5.0]) is None
+    assert half_width([0.1, 0.1, 0.1]) == 0
     values = [0.91, 0.94, 0.90, 0.93, 0.97]
-    found = estimate(values)
-    wanted = stats.t.interval(0.95, 4, loc=sum(values) / 5, scale=stats.sem(values))
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(wanted)
+    low, high = stats.t.interval(0.95, 4, loc=sum(values) / 5, scale=stats.sem(values))
+    assert half_width(values) == pytest.approx((high - low) / 2)
 
 
 def test_settings_are_what_is_the_same_but_for_the_seed(tmp_path):
     found = settings(tmp_path, {"1e-3": {0: 0.5, 1: 0.7, 2: None}, "0.01": {0: 0.8, 1: 0.8}, "1e-2": {2: 0.5}})
     assert [setting.options["optimizer.lr"] for setting in found] == ["0.01", "1e-3"]  # 0.01 is 1e-2
     assert found[0].values == {"0": 0.8, "1": 0.8, "2": 0.5}
+    assert found[0].mean == pytest.approx(0.7)
     assert (found[1].values, found[1].bad) == ({"0": 0.5, "1": 0.7}, 1)
 
 
-def test_seeds_in_common_are_paired(tmp_path):
-    one, two = {0: 0.90, 1: 0.92, 2: 0.95, 3: 0.91}, {0: 0.89, 1: 0.90, 2: 0.94, 3: 0.89}
-    (found,) = compare_with_best(settings(tmp_path, {"1e-3": one, "1e-2": two}), "maximize")
-    wanted = stats.ttest_rel(list(one.values()), list(two.values()))
-    assert (found.method, found.seeds) == ("paired", 4)
+@pytest.mark.parametrize(
+    ("method", "other", "significant"),
+    [
+        ("paired", {0: 0.89, 1: 0.90, 2: 0.94, 3: 0.89}, True),
+        ("welch", {5: 0.90, 6: 0.80, 7: 0.91, 8: 0.83}, False),  # other seeds
+    ],
+)
+def test_seeds_in_common_are_paired(tmp_path, method, other, significant):
+    best = {0: 0.90, 1: 0.92, 2: 0.95, 3: 0.91}
+    (found,) = compare_with_best(settings(tmp_path, {"1e-3": best, "1e-2": other}), "maximize")
+    values = list(best.values()), list(other.values())
+    wanted = stats.ttest_rel(*values) if method == "paired" else stats.ttest_ind(*values, equal_var=False)
+    assert (found.method, found.seeds, found.significant) == (method, 4, significant)
     assert found.p == pytest.approx(wanted.pvalue)
     assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
     assert found.corrected == found.p  # one comparison
-    assert found.significant
-
-
-def test_other_seeds_are_not_paired(tmp_path):
-    one, two = {0: 0.90, 1: 0.92, 2: 0.95}, {5: 0.90, 6: 0.80, 7: 0.91, 8: 0.83}
-    (found,) = compare_with_best(settings(tmp_path, {"1e-3": one, "1e-2": two}), "maximize")
-    wanted = stats.ttest_ind(list(one.values()), list(two.values()), equal_var=False)
-    assert found.method == "welch"
-    assert found.p == pytest.approx(wanted.pvalue)
-    assert (found.low, found.high) == pytest.approx(tuple(wanted.confidence_interval(0.95)))
-    assert not found.significant
 
 
 def test_one_seed_in_common_is_no_pair(tmp_path):

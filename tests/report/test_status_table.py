@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from run_folders import METRIC, write_run
 
-from jepa.report.status_table import counts_line, newest, read_states, seconds_left, status_table
+from jepa.report.status_table import counts_line, newest, read_statuses, seconds_left, status_table
 from jepa.utils.errors import UserError
 from jepa.utils.run_status import Status
 
@@ -25,23 +25,23 @@ def test_states_are_held_against_processes_and_the_queue(tmp_path):
     write_run(tmp_path, 4, "a=5", None, state="stopped", job="7_4", host="elsewhere", pid=1)
     write_run(tmp_path, 5, "a=6", None, state="queued", job="7_5")
     queue = {"7_3": "PENDING", "7_4": "PENDING", "7_5": "PENDING"}
-    found = {run.folder: run.status for run in read_states(tmp_path, queue)}
+    found = read_statuses(tmp_path, queue)
     states = [found[str(number)].state for number in range(6)]
     assert states == ["failed", "running", "failed", "preempted", "preempted", "queued"]
     assert "its process is gone" in found["0"].reason
     assert "its job 7_2 has left the queue" in found["2"].reason
-    unknown = {run.folder: run.status.state for run in read_states(tmp_path)}
-    assert [unknown[str(number)] for number in (2, 3, 4)] == ["running", "running", "stopped"]
+    unknown = read_statuses(tmp_path)
+    assert [unknown[str(number)].state for number in (2, 3, 4)] == ["running", "running", "stopped"]
 
 
 def test_the_newest_and_those_under_way_are_shown(tmp_path):
     for number in range(25):
         write_run(tmp_path, number, f"a={number}", 0.5, **({"state": "queued"} if number == 0 else {}))
-    runs = read_states(tmp_path)
-    assert [run.folder for run in runs][:2] == ["24", "23"]
+    runs = read_statuses(tmp_path)
+    assert list(runs)[:2] == ["24", "23"]
     shown = newest(runs)
     assert len(shown) == 21
-    assert shown[-1].folder == "0"
+    assert list(shown)[-1] == "0"
     assert counts_line(runs, len(shown)) == "25 runs: 24 done, 1 queued; 4 older not shown (all=true shows them)"
 
 
@@ -50,11 +50,11 @@ def test_a_table_of_any_width(tmp_path):
     write_run(tmp_path, 0, "a=1", None, **here, step=25, train_seconds=50.0)
     write_run(tmp_path, 1, "a=2", None, state="failed", reason="no such file: x\nmore", job="17_3", step=None)
     write_run(tmp_path, 2, "a=3", None, state="preempted", reason="its time limit is over " * 4, starts=3)
-    runs = read_states(tmp_path)
+    runs = read_statuses(tmp_path)
 
     def shown(width):
         console = Console(width=width, file=io.StringIO())
-        console.print(status_table(runs, width, now=max(run.updated for run in runs) + 65))
+        console.print(status_table(runs, width, now=max(status.updated for status in runs.values()) + 65))
         return console.file.getvalue()
 
     wide = shown(200)
@@ -70,15 +70,15 @@ def test_a_table_of_any_width(tmp_path):
 def test_time_left():
     running = Status(state="running", step=25, max_steps=100, train_seconds=50.0, samples_per_second=64.0)
     assert seconds_left(running) == 150
-    assert seconds_left(Status(state="running", step=0, max_steps=100, samples_per_second=64.0), 32) == 50
+    assert seconds_left(Status(state="running", step=0, max_steps=100, train_seconds=0.0)) is None
     assert seconds_left(Status(state="done", step=25, max_steps=100)) is None
 
 
 def test_no_runs(tmp_path):
     with pytest.raises(UserError, match="holds no runs"):
-        read_states(tmp_path)
+        read_statuses(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
-        read_states(tmp_path / "none")
+        read_statuses(tmp_path / "none")
 
 
 @pytest.fixture

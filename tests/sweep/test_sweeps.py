@@ -13,7 +13,7 @@ import optuna
 import pytest
 
 from jepa.config.job import check_folder, note_failure
-from jepa.sweep.local_jobs import FoundJob, gpus_of_slot, threads_per_process, visible_gpus
+from jepa.sweep.local_launcher import find_job, gpus_of_slot, threads_per_process, visible_gpus
 from jepa.utils.errors import UserError
 from jepa.utils.run_status import Status, is_alive, read_status, write_status
 
@@ -192,7 +192,7 @@ def test_a_run_that_a_person_has_started_is_told_itself(tmp_path):
     script = subprocess.Popen(shell, stdout=subprocess.PIPE, text=True, start_new_session=True)
     try:
         pid = script.stdout.readline().strip()
-        job = FoundJob(tmp_path, Status(state="running", pid=int(pid), host=socket.gethostname()), tasks=1)
+        job = find_job(tmp_path, Status(state="running", pid=int(pid), host=socket.gethostname()), tasks=1)
         assert job.job_id == pid
         job.stop()
         assert script.wait(10) == 0  # as its child has ended
@@ -243,10 +243,7 @@ def test_two_processes_of_a_run_on_this_machine(sweep, tmp_path):
 @pytest.mark.parametrize(
     ("others", "message"),
     [
-        (
-            ["hydra/launcher=slurm", "trainer.devices=1,2"],
-            "trainer.devices cannot be swept over (run 0 has 1",
-        ),
+        (["hydra/launcher=slurm", "trainer.devices=1,2"], "trainer.devices cannot be swept over (run 0 has 1"),
         (["hydra/launcher=slurm", "trainer.nodes=1,2"], "trainer.nodes cannot be swept over"),
         (["hydra/launcher=local", "trainer.nodes=2"], "trainer.nodes=2: hydra/launcher=local has this machine alone"),
         (["hydra/launcher=local", "hydra.launcher.parallel=0"], "parallel=0: expected a whole number from 1"),

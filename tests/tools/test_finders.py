@@ -34,19 +34,16 @@ class Quadratic(ToyModel):
         return SimpleNamespace(values=self.weight * 2**0.5)
 
 
+def trainer_of(model, folder, optimizer, data=None):
+    """A trainer of the model's trained parameters."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    settings = {"max_steps": 5, "device": "cpu", "precision": "fp32", "run_dir": folder}
+    optimizer, scheduler = optimizer([{"params": trained, "decays": True}], lr=0.1), {"lr": Constant(value=0.1)}
+    return Trainer(model=model, data=data or ToyData(), optimizer=optimizer, scheduler=scheduler, **settings)
+
+
 def quadratic_trainer(folder):
-    model = Quadratic()
-    return Trainer(
-        model=model,
-        data=ToyData(),
-        optimizer=torch.optim.SGD([{"params": [model.weight], "decays": True}], lr=0.1),
-        scheduler={"lr": Constant(value=0.1)},
-        loggers=[],
-        run_dir=folder,
-        max_steps=5,
-        device="cpu",
-        precision="fp32",
-    )
+    return trainer_of(Quadratic(), folder, torch.optim.SGD)
 
 
 class Rich(ToyModel):
@@ -70,15 +67,8 @@ class Rich(ToyModel):
         return super().update_target(step, run_length)
 
 
-def rich_trainer(folder, **settings):
-    class Kind(Trainer):
-        def __init__(self, *, model, optimizer, **others):
-            model = Rich()
-            trained = [p for p in model.parameters() if p.requires_grad]
-            optimizer = torch.optim.AdamW([{"params": trained, "decays": True}], lr=0.1)
-            super().__init__(model=model, optimizer=optimizer, **others)
-
-    return toy_trainer(folder, kind=Kind, **settings)
+def rich_trainer(folder):
+    return trainer_of(Rich(), folder, torch.optim.AdamW)
 
 
 def everything(trainer):
@@ -267,19 +257,7 @@ class Hungry(ToyModel):
 
 
 def hungry_trainer(folder, *, total=96, room=None):
-    model = Hungry(room)
-    groups = [{"params": list(model.parameters()), "decays": True}]
-    return Trainer(
-        model=model,
-        data=ToyData(batch_size=total),
-        optimizer=torch.optim.AdamW(groups, lr=0.1),
-        scheduler={"lr": Constant(value=0.1)},
-        loggers=[],
-        run_dir=folder,
-        max_steps=5,
-        device="cpu",
-        precision="fp32",
-    )
+    return trainer_of(Hungry(room), folder, torch.optim.AdamW, ToyData(batch_size=total))
 
 
 def test_running_out_of_memory_is_caught_and_the_largest_size_found(tmp_path):
@@ -372,8 +350,8 @@ def test_settings_that_make_no_search(tmp_path, settings, words):
 
 def test_batches_are_resized_by_repeating_samples():
     batch = {"x": torch.arange(3)}
-    assert resized(batch, 2)["x"].tolist() == [0, 1]
-    assert resized(batch, 7)["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert resized(batch, 2, "cpu")["x"].tolist() == [0, 1]
+    assert resized(batch, 7, "cpu")["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
 def test_the_finders_are_there_at_the_top():

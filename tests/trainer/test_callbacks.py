@@ -11,7 +11,7 @@ from jepa import load_config
 from jepa.config.build import build, to_plain
 from jepa.config.check import check_config
 from jepa.trainer import Callback, EarlyStopping
-from jepa.trainer.intervals import Intervals
+from jepa.trainer.settings import Intervals
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
 

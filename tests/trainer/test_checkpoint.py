@@ -10,7 +10,7 @@ import re
 
 import pytest
 import torch
-from toy import ToyData, toy_trainer
+from toy import Bomb, ToyData, adam, assert_identical, disk_full, file_contents, listing, toy_trainer
 
 from jepa.checkpoint import plain as checkpoint
 from jepa.checkpoint import saver
@@ -18,33 +18,14 @@ from jepa.checkpoint.load import read_file
 from jepa.checkpoint.saver import find_checkpoint, link_or_copy
 from jepa.trainer import Callback, EarlyStopping, JSONLines, Logger, Trainer
 from jepa.trainer import checkpoints as checkpoints_module
-from jepa.trainer.best import BestCheckpoints
+from jepa.trainer.checkpoints import BestCheckpoints
 from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, UserError
 
 
-def adam(groups, lr):
-    return torch.optim.AdamW(groups, lr=lr)
-
-
 def state(**others):
-    values = {
-        "step": 3,
-        "pending": False,
-        "ended": None,
-        "model": {"w": torch.ones(2)},
-        "optimizer": None,
-        "scaler": None,
-        "best": {},
-        "metrics": {},
-        "callbacks": {},
-        "loggers": {},
-        "config": {},
-    }
-    return {**values, **others}
-
-
-def leftovers(folder):
-    return sorted(path.name for path in folder.iterdir())
+    empty = {name: {} for name in ("best", "metrics", "callbacks", "loggers", "config")}
+    values = {"step": 3, "pending": False, "ended": None, "optimizer": None, "scaler": None}
+    return {**values, **empty, "model": {"w": torch.ones(2)}, **others}
 
 
 def watch_saves(trainer):
@@ -69,38 +50,28 @@ def test_written_and_read(tmp_path):
     assert content["step"] == 3
     assert torch.equal(content["model"]["w"], torch.ones(2))
     assert content["libraries"]["torch"] == str(torch.__version__)
-    assert leftovers(path.parent) == ["last.pt"]
+    assert listing(path.parent) == ["last.pt"]
 
 
-def fail_replace(monkeypatch):
-    def replace(*_):
-        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr(os, "replace", replace)
+def replace_refused(*_):
+    raise OSError(errno.EACCES, os.strerror(errno.EACCES))
 
 
-def fail_half_way(monkeypatch):
-    def save(content, file):
-        file.write(b"half of it")
-        raise RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0\nmore")
-
-    monkeypatch.setattr(torch, "save", save)
+def half_saved(content, file):
+    file.write(b"half of it")
+    raise RuntimeError("[enforce fail at inline_container.cc:659] unexpected pos 64 vs 0\nmore")
 
 
-def fail_flush(monkeypatch):
-    def fsync(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-
-
-@pytest.mark.parametrize("fail", [fail_replace, fail_half_way, fail_flush])
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, fail):
+@pytest.mark.parametrize(
+    ("place", "name", "failing"),
+    [(os, "replace", replace_refused), (torch, "save", half_saved), (os, "fsync", disk_full)],
+)
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, place, name, failing):
     path = tmp_path / "last.pt"
     checkpoint.write(path, state())
     before = path.read_bytes()
     with monkeypatch.context() as patch:
-        fail(patch)
+        patch.setattr(place, name, failing)
         with pytest.raises(
             CheckpointError, match=r"could not write .*MiB free\). The checkpoint written before is intact"
         ):
@@ -108,7 +79,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, fail):
         with pytest.raises(CheckpointError, match="No checkpoint was there before"):
             checkpoint.write(tmp_path / "other.pt", state(step=4))
     assert path.read_bytes() == before
-    assert leftovers(tmp_path) == ["last.pt"]
+    assert listing(tmp_path) == ["last.pt"]
 
 
 # Reading.
@@ -151,16 +122,6 @@ def test_other_formats_and_versions(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=message):
         checkpoint.read(tmp_path / "x.pt")
-
-
-class Bomb:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
 
 
 def test_reading_executes_nothing(tmp_path):
@@ -231,7 +192,7 @@ def test_checkpoint_of_another_optimizer(tmp_path):
 
 def test_who_may_write_into_a_folder(tmp_path):
     toy_trainer(tmp_path, max_steps=2).fit()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = file_contents(tmp_path)
     with pytest.raises(CheckpointError, match=f"already holds a checkpoint .*resume={re.escape(str(tmp_path))}"):
         toy_trainer(tmp_path).fit()
     with pytest.raises(UserError, match=r"step 2, past the end of this run .1 steps"):
@@ -240,7 +201,7 @@ def test_who_may_write_into_a_folder(tmp_path):
         toy_trainer(tmp_path / "other", resume=str(tmp_path)).fit()
     with pytest.raises(CheckpointError, match="no run folder or checkpoint at"):
         toy_trainer(tmp_path, resume=str(tmp_path / "nowhere")).fit()
-    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    after = file_contents(tmp_path)
     assert after == before
 
 
@@ -248,10 +209,10 @@ def test_a_truncated_checkpoint_overwrites_nothing(tmp_path):
     toy_trainer(tmp_path, max_steps=2, loggers=[JSONLines()]).fit()
     last = tmp_path / "checkpoints" / "last.pt"
     last.write_bytes(last.read_bytes()[:500])
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = file_contents(tmp_path)
     with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
         toy_trainer(tmp_path, max_steps=4, resume="auto", loggers=[JSONLines()]).fit()
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert file_contents(tmp_path) == before
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
@@ -268,7 +229,7 @@ def test_a_run_that_has_ended_gives_its_metrics_again(tmp_path):
             return {**super().training_step(batch, step), "odd": float("inf")}
 
     metrics = toy_trainer(tmp_path, kind=Odd, loggers=[JSONLines()], validate_every_steps=2).fit()
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = file_contents(tmp_path)
     again, words = toy_trainer(tmp_path, loggers=[JSONLines()], resume="auto"), []
     again.say = words.append
     assert again.fit() == metrics
@@ -278,7 +239,7 @@ def test_a_run_that_has_ended_gives_its_metrics_again(tmp_path):
     assert words == [
         f"resumed from {tmp_path}/checkpoints/last.pt at step 5 of 5: the run has ended, nothing is left to do"
     ]
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert file_contents(tmp_path) == before
 
 
 def test_best_and_kept_checkpoints(tmp_path):
@@ -291,13 +252,9 @@ def test_best_and_kept_checkpoints(tmp_path):
 
     trainer.validate = validate
     trainer.fit()
-    assert leftovers(tmp_path / "checkpoints") == [
-        "best_00000002.pt",
-        "best_00000004.pt",
-        "last.pt",
-        "step_00000004.pt",
-    ]
-    for name in leftovers(tmp_path / "checkpoints"):
+    names = ["best_00000002.pt", "best_00000004.pt", "last.pt", "step_00000004.pt"]
+    assert listing(tmp_path / "checkpoints") == names
+    for name in names:
         step = 6 if name == "last.pt" else int(name[5:13])
         assert checkpoint.read(tmp_path / "checkpoints" / name)["step"] == step
     assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["best"]["table"] == [(1.0, 2), (2.0, 4)]
@@ -309,7 +266,7 @@ def test_copies_where_there_are_no_hard_links(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", link)
     toy_trainer(tmp_path, max_steps=2, validate_every_steps=2).fit()
-    assert leftovers(tmp_path / "checkpoints") == ["best_00000002.pt", "last.pt"]
+    assert listing(tmp_path / "checkpoints") == ["best_00000002.pt", "last.pt"]
     assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["step"] == 2
 
 
@@ -348,13 +305,8 @@ def test_saving_by_the_clock(tmp_path, monkeypatch):
 
 def test_the_table_of_the_best():
     best = BestCheckpoints(k=2, metric="accuracy", mode="max")
-    assert [best.offer(value, step) for step, value in enumerate([0.5, 0.4, 0.6, 0.3, 0.6])] == [
-        True,
-        True,
-        True,
-        False,
-        True,
-    ]
+    entered = [best.offer(value, step) for step, value in enumerate([0.5, 0.4, 0.6, 0.3, 0.6])]
+    assert entered == [True, True, True, False, True]
     assert best.table == [(0.6, 2), (0.6, 4)]
     assert best.dropped() == ["best_00000001", "best_00000000"]
     assert best.dropped() == []
@@ -384,20 +336,6 @@ def without_times(values):
 
 def lines_of(folder):
     return [without_times(json.loads(line)) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-def assert_identical(one, two):
-    """Bit by bit, through dicts and lists."""
-    assert type(one) is type(two)
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-    elif isinstance(one, (dict, list, tuple)):
-        assert len(one) == len(two)
-        pairs = [(one[key], two[key]) for key in one] if isinstance(one, dict) else list(zip(one, two))
-        for mine, theirs in pairs:
-            assert_identical(mine, theirs)
-    else:
-        assert one == two
 
 
 def assert_same_run(folder, other, names=("last.pt",)):
@@ -449,8 +387,8 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, step, number, metri
     stopped = 4 if step == 4.5 else math.ceil(step)  # a validation is left at once, and made again
     assert checkpoint.read(parts / "checkpoints" / "last.pt")["step"] == stopped
     toy_trainer(parts, loggers=[JSONLines()], resume="auto", **settings).fit()
-    assert leftovers(whole / "checkpoints") == leftovers(parts / "checkpoints")
-    assert_same_run(whole, parts, leftovers(whole / "checkpoints"))
+    assert listing(whole / "checkpoints") == listing(parts / "checkpoints")
+    assert_same_run(whole, parts, listing(whole / "checkpoints"))
 
 
 def test_a_signal_after_the_last_step_ends_a_whole_run(tmp_path):
@@ -584,8 +522,8 @@ def test_killed_between_two_files(tmp_path, monkeypatch):
         patch.setattr(saver, "link_or_copy", dying_link)
         with pytest.raises(SystemExit):
             trainer.fit()
-    assert "step_00000004.pt" in leftovers(parts / "checkpoints")
+    assert "step_00000004.pt" in listing(parts / "checkpoints")
     assert checkpoint.read(parts / "checkpoints" / "last.pt")["step"] == 3
     toy_trainer(parts, loggers=[JSONLines()], resume="auto", **settings).fit()
-    assert leftovers(whole / "checkpoints") == leftovers(parts / "checkpoints")
-    assert_same_run(whole, parts, leftovers(whole / "checkpoints"))
+    assert listing(whole / "checkpoints") == listing(parts / "checkpoints")
+    assert_same_run(whole, parts, listing(whole / "checkpoints"))

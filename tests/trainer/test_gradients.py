@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from jepa.trainer.gradients import UpdateRatio, module_norms, parameter_norms, trained_parameters
+from jepa.trainer.gradients import UpdateRatio, gradient_norms, trained_parameters
 
 
 class Two(nn.Module):
@@ -42,36 +42,36 @@ def as_floats(values):
 def test_norms_in_closed_form():
     model = Two()
     set_gradients(model, {"scale": 3.0, "encoder.0.weight": 2.0, "encoder.1.bias": -4.0})
-    assert as_floats(module_norms(model)) == pytest.approx(
+    assert as_floats(gradient_norms(model)) == pytest.approx(
         {
             "grad_norm/scale": 3.0,
             "grad_norm/encoder": math.sqrt(35 * 4 + 3 * 16),
             "grad_norm/predictor": 0.0,  # trained, but nothing has reached it
         }
     )
-    norms = as_floats(parameter_norms(model))
+    norms = as_floats(gradient_norms(model, of_parameters=True))
     assert norms["grad_norm/encoder.0.weight"] == pytest.approx(math.sqrt(35 * 4))
     assert norms["grad_norm/encoder.1.bias"] == pytest.approx(math.sqrt(48))
     assert norms["grad_norm/encoder.0.bias"] == 0.0
     assert not any("target" in name for name in norms)
-    assert all(norm.shape == () and norm.dtype == torch.float32 for norm in module_norms(model).values())
+    assert all(norm.shape == () and norm.dtype == torch.float32 for norm in gradient_norms(model).values())
 
 
 def test_low_precision_gradients_are_summed_in_fp32():
     model = nn.ModuleDict({"a": nn.Linear(1000, 1000, bias=False, dtype=torch.bfloat16)})
     set_gradients(model, {"a.weight": 1.0})
-    assert module_norms(model)["grad_norm/a"].item() == pytest.approx(1000.0, rel=1e-6)
+    assert gradient_norms(model)["grad_norm/a"].item() == pytest.approx(1000.0, rel=1e-6)
 
 
 def test_a_shared_parameter_counts_once():
     model = nn.ModuleDict({"a": nn.Linear(2, 2, bias=False), "b": nn.Linear(2, 2, bias=False)})
     model["b"].weight = model["a"].weight
     set_gradients(model, {"a.weight": 1.0})
-    assert as_floats(module_norms(model)) == {"grad_norm/a": 2.0}
+    assert as_floats(gradient_norms(model)) == {"grad_norm/a": 2.0}
 
 
 def test_a_model_without_trained_parameters():
-    assert module_norms(nn.Identity()) == parameter_norms(nn.Identity()) == {}
+    assert gradient_norms(nn.Identity(), of_parameters=True) == {}
 
 
 def test_names_without_wrappers():
@@ -87,11 +87,9 @@ def test_update_ratio_in_closed_form():
         model.bias.fill_(0.0)
     set_gradients(model, {"weight": 1.0, "bias": 0.0})
     ratio = UpdateRatio(model)
-    ratio.keep()
     torch.optim.SGD(model.parameters(), lr=0.5).step()
     assert ratio.read().item() == pytest.approx(0.5 / 2.0)
-    ratio.keep()  # no step: nothing has changed
-    assert ratio.read().item() == 0.0
+    assert UpdateRatio(model).read().item() == 0.0  # no step: nothing has changed
 
 
 def test_update_ratio_looks_at_a_sample_that_stands_for_all():
@@ -100,7 +98,6 @@ def test_update_ratio_looks_at_a_sample_that_stands_for_all():
         model["large"].weight.fill_(1.0)
         model["small"].weight.fill_(100.0)
     ratio = UpdateRatio(model, sample=50)
-    ratio.keep()
     assert [len(entries) for entries in ratio._before] == [50, 4]
     with torch.no_grad():
         model["large"].weight.add_(0.1)
@@ -115,9 +112,7 @@ def measure(model):
     """Every number of one step of SGD."""
     x = torch.linspace(-1, 1, 20).view(4, 5)
     model(x).square().mean().backward()
-    values = {**module_norms(model), **parameter_norms(model)}
-    ratio = UpdateRatio(model)
-    ratio.keep()
+    values, ratio = gradient_norms(model, of_parameters=True), UpdateRatio(model)
     torch.optim.SGD(model.parameters(), lr=0.1).step()
     return as_floats({**values, "update_ratio": ratio.read()})
 

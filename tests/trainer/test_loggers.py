@@ -11,9 +11,10 @@ import torch
 
 from jepa.trainer import Console, JSONLines, Logger, RunInfo, TensorBoard
 from jepa.trainer.console import duration
-from jepa.trainer.intervals import due, period
+from jepa.trainer.settings import due, period
 from jepa.trainer.step_metrics import StepMeter, to_floats
 from jepa.types import RunLength
+from jepa.utils.errors import UserError
 
 HORIZON = RunLength(max_steps=20, steps_per_epoch=2.5)
 
@@ -26,9 +27,9 @@ def info(folder, step=0, redo=False):
     return RunInfo(folder, step, HORIZON, {}, redo)
 
 
-def write(folder, steps, *, start):
-    logger = JSONLines()
-    logger.open(info(folder, start))
+def write(folder, steps, *, start=0, redo=False, **settings):
+    logger = JSONLines(**settings)
+    logger.open(info(folder, start, redo))
     for step in steps:
         logger.log({"loss": step / 10}, step)
     logger.close()
@@ -36,18 +37,18 @@ def write(folder, steps, *, start):
 
 def test_lines_after_the_checkpoint_are_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write(tmp_path, [1, 2, 3, 4, 5], start=0)
+    write(tmp_path, [1, 2, 3, 4, 5])
     assert json.loads(path.read_text().splitlines()[1]) == {"step": 2, "loss": 0.2}
     write(tmp_path, [4, 5, 6], start=3)
     assert steps_of(path) == [1, 2, 3, 4, 5, 6]
-    write(tmp_path, [], start=0)
+    write(tmp_path, [])
     assert path.read_text() == ""
     assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
 def test_half_a_line_is_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    write(tmp_path, [1, 2], start=0)
+    write(tmp_path, [1, 2])
     for rest in ('{"step": 2, "lo', '{"step": 2}\n{', "[1]\n", "\x00\x00"):
         path.write_text(path.read_text() + rest)
         write(tmp_path, [3], start=2)
@@ -55,31 +56,21 @@ def test_half_a_line_is_cut(tmp_path):
         assert set(steps_of(path)) == {1, 2, 3}
 
 
-def test_lines_are_on_disk_at_once(tmp_path):
-    logger = JSONLines()
-    logger.open(info(tmp_path))
-    logger.log({"loss": 1.0}, 1)
-    assert steps_of(tmp_path / "metrics.jsonl") == [1]
-    logger.close()
-
-
 def test_what_is_measured_again_is_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": 2, "val/loss": 1.0}, {"step": 3, "train/loss": 2.0}, {"step": 3, "val/loss": 3.0}]
     for redo, left in ((False, lines), (True, lines[:2])):
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        logger = JSONLines()
-        logger.open(info(tmp_path, 3, redo))
-        logger.close()
+        write(tmp_path, [], start=3, redo=redo)
         assert [json.loads(line) for line in path.read_text().splitlines()] == left
 
 
-def test_values_that_are_not_finite_are_null(tmp_path):
+def test_values_that_are_not_finite_are_null_and_lines_on_disk_at_once(tmp_path):
     logger = JSONLines()
     logger.open(info(tmp_path))
     logger.log({"a": float("nan"), "b": float("inf"), "c": -float("inf"), "d": 1.5}, 1)
-    logger.close()
     text = (tmp_path / "metrics.jsonl").read_text()
+    logger.close()
     assert json.loads(text, parse_constant=pytest.fail) == {"step": 1, "a": None, "b": None, "c": None, "d": 1.5}
 
 
@@ -88,16 +79,10 @@ def test_a_path_of_ones_own(tmp_path):
     run.mkdir()
     for path, file in (("sub/lines.jsonl", run / "sub" / "lines.jsonl"), (str(shared), shared)):
         for start, steps in ((0, [1, 2]), (1, [2, 3])):
-            logger = JSONLines(path=path)
-            logger.open(info(run, start))
-            for step in steps:
-                logger.log({"loss": 1.0}, step)
-            logger.close()
+            write(run, steps, start=start, path=path)
         assert steps_of(file) == [1, 2, 3]
     for kept in (1, 2):
-        logger = JSONLines(path=str(shared))  # another run, which must not erase that one
-        logger.open(info(run))
-        logger.close()
+        write(run, [], path=str(shared))  # another run, which must not erase that one
         assert steps_of(shared.with_name("lines.jsonl.1")) == [1, 2, 3]
         assert len(list(shared.parent.iterdir())) == kept + 1
 
@@ -206,14 +191,8 @@ def test_a_path_with_brackets_is_shown_as_it_is():
 
 
 def test_durations():
-    assert [duration(s) for s in (0, 59.6, 61, 3599, 3600, 90061)] == [
-        "0:00",
-        "1:00",
-        "1:01",
-        "59:59",
-        "1:00:00",
-        "25:01:01",
-    ]
+    expected = {0: "0:00", 59.6: "1:00", 61: "1:01", 3599: "59:59", 3600: "1:00:00", 90061: "25:01:01"}
+    assert {seconds: duration(seconds) for seconds in expected} == expected
 
 
 def test_due():
@@ -224,13 +203,13 @@ def test_due():
 
 
 def test_periods():
-    assert period("save", None, None, HORIZON) is None
-    assert period("save", 2, None, HORIZON) == 5.0
-    assert period("save", None, 7, HORIZON) == 7
-    assert period("save", 2, 7, HORIZON) == 7  # steps win, as trainer.max_steps does
+    assert period("trainer.save_", None, None, HORIZON) is None
+    assert period("trainer.save_", 2, None, HORIZON) == 5.0
+    assert period("trainer.save_", None, 7, HORIZON) == 7
+    assert period("trainer.save_", 2, 7, HORIZON) == 7  # steps win, as trainer.max_steps does
     for wrong in ((0, None), (-1, None), (None, 0)):
-        with pytest.raises(ValueError, match="save_every_epochs and save_every_steps must be positive"):
-            period("save", *wrong, HORIZON)
+        with pytest.raises(UserError, match=r"trainer.save_every_epochs and trainer.save_every_steps must be positive"):
+            period("trainer.save_", *wrong, HORIZON)
 
 
 def test_the_meter():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 
 import pytest
@@ -9,11 +10,14 @@ import torch
 from toy import ToyData, toy_trainer
 
 from jepa import build_trainer, load_config
+from jepa.monitor import CollapseMonitor
 from jepa.optim import Cosine, Linear
-from jepa.trainer import Logger, Trainer
-from jepa.trainer.precision import clip_gradients, resolve_device, resolve_precision
+from jepa.trainer import JSONLines, Logger, Trainer
+from jepa.trainer.gradients import clip_gradients
+from jepa.trainer.precision import resolve_device, resolve_precision
 from jepa.types import StepRandomness
 from jepa.utils.errors import NonFiniteError, UserError
+from jepa.utils.run_status import read_status
 
 PLAIN = (
     "data.batch_size=24",
@@ -68,28 +72,18 @@ def test_micro_batches_equal_the_whole_batch(tiny, tmp_path):
     """The real model: masks, losses and weights do not depend on how the batch is cut."""
     runs = []
     for size in (24, 6):
-        config = load_config(
-            [
-                *tiny,
-                *PLAIN,
-                "trainer.max_steps=5",
-                f"trainer.micro_batch_size={size}",
-                f"run_dir={tmp_path}/{size}",
-            ]
-        )
-        trainer, memory = build_trainer(config), Memory()
+        options = ["trainer.max_steps=5", f"trainer.micro_batch_size={size}", f"run_dir={tmp_path}/{size}"]
+        trainer, memory = build_trainer(load_config([*tiny, *PLAIN, *options])), Memory()
         trainer.loggers["memory"] = memory
         trainer.fit()
         runs.append((memory.values("train/loss"), memory.values("grad_norm"), trainer))
-    (losses, norms, whole), *others = runs
-    assert len(losses) == 5
-    assert len(set(losses)) == 5
-    for other_losses, other_norms, other in others:
-        assert other_losses == pytest.approx(losses, rel=2e-6)
-        assert other_norms == pytest.approx(norms, rel=2e-5)
-        for name, tensor in whole.model.state_dict().items():
-            torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
-        assert other.validate() == pytest.approx(whole.validate(), rel=1e-5)
+    (losses, norms, whole), (other_losses, other_norms, other) = runs
+    assert len(losses) == len(set(losses)) == 5
+    assert other_losses == pytest.approx(losses, rel=2e-6)
+    assert other_norms == pytest.approx(norms, rel=2e-5)
+    for name, tensor in whole.model.state_dict().items():
+        torch.testing.assert_close(other.model.state_dict()[name], tensor, rtol=1e-5, atol=1e-6)
+    assert other.validate() == pytest.approx(whole.validate(), rel=1e-5)
 
 
 def test_each_micro_batch_takes_its_slice_of_the_draw(tmp_path):
@@ -98,21 +92,15 @@ def test_each_micro_batch_takes_its_slice_of_the_draw(tmp_path):
     assert part_losses == pytest.approx(losses, rel=1e-6)
     torch.testing.assert_close(parts.model.weight, whole.model.weight, rtol=1e-6, atol=1e-7)
     draws = parts.model.prepared[:3]
-    assert [(d.step, d.total, d.start, d.count) for d in draws] == [
-        (0, 12, 0, 4),
-        (0, 12, 4, 4),
-        (0, 12, 8, 4),
-    ]
+    assert [(d.step, d.total, d.start, d.count) for d in draws] == [(0, 12, start, 4) for start in (0, 4, 8)]
     assert parts.validate() == pytest.approx(whole.validate(), rel=1e-6)
 
 
-def test_a_micro_batch_that_does_not_divide_names_those_that_do(tmp_path):
-    with pytest.raises(
-        UserError, match=r"micro_batch_size=5 does not divide data.batch_size=12.*\[1, 2, 3, 4, 6, 12\]"
-    ):
-        toy_trainer(tmp_path, micro_batch_size=5)
-    with pytest.raises(UserError, match="does not divide"):
-        toy_trainer(tmp_path, micro_batch_size=0)
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_micro_batch_that_does_not_divide_names_those_that_do(tmp_path, size):
+    message = rf"micro_batch_size={size} does not divide data.batch_size=12.*\[1, 2, 3, 4, 6, 12\]"
+    with pytest.raises(UserError, match=message):
+        toy_trainer(tmp_path, micro_batch_size=size)
 
 
 def test_batch_statistics_refuse_micro_batches(tiny, tmp_path):
@@ -188,6 +176,43 @@ def test_a_non_finite_loss_stops_before_the_weights_move(tmp_path):
     assert trainer.step == 2
     for name, value in weights_of(healthy).items():
         assert torch.equal(weights_of(trainer)[name], value)
+
+
+class Poisoned(ToyData):
+    """Infinite at step 3 while the seed of steps is below `cured_by`."""
+
+    def __init__(self, cured_by):
+        super().__init__()
+        self.cured_by = cured_by
+
+    def train_batches(self, *, seed, **steps):
+        self.poison = 3 if seed < self.cured_by else None
+        return super().train_batches(seed=seed, **steps)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_non_finite_loss_goes_back_where_the_monitor_does(tmp_path, precision):
+    def rolling_back(name, cured_by):
+        monitor = CollapseMonitor(on_collapse="rollback", max_rollbacks=2)
+        settings = {"monitor": monitor, "precision": precision, "save_every_steps": 2}
+        trainer = toy_trainer(tmp_path / name, data=Poisoned(cured_by), loggers=[Memory(), JSONLines()], **settings)
+        if precision == "fp16":
+            trainer.precision.scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
+        return trainer
+
+    cured = rolling_back("cured", 2)
+    cured.fit()
+    assert cured.step == 5
+    assert [(back["from"], back["to"]) for back in cured.state.rollbacks] == [(3, 2)] * 2
+    assert "not finite at step 4: rollback 1 of at most 2, back from step 3 to 2" in cured.loggers["0"].messages[3]
+    lines = [json.loads(line) for line in (tmp_path / "cured" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/loss" in line] == [1, 2, 3, 4, 5]
+    assert [line["lr"] for line in lines if "train/loss" in line] == [0.1] * 2 + [0.025] * 3
+    hopeless = rolling_back("hopeless", 9)
+    with pytest.raises(NonFiniteError, match=r"not finite at step 4: .*train/loss=.*\(after 2 rollbacks\)"):
+        hopeless.fit()
+    status = read_status(tmp_path / "hopeless")
+    assert (status.state, status.verdict, status.step) == ("failed", "diverged", 3)
 
 
 class InfiniteGradient(Trainer):
@@ -304,11 +329,8 @@ def test_schedules_reach_the_optimizer(tmp_path):
 def test_the_length_of_a_run(tmp_path):
     assert toy_trainer(tmp_path, max_steps=None, max_epochs=4).run_length.max_steps == 10  # 4 * 30 / 12
     assert toy_trainer(tmp_path, max_steps=7, max_epochs=4).run_length.max_steps == 7
-    for wrong in (
-        {"max_steps": None, "max_epochs": None},
-        {"max_steps": 0},
-        {"max_steps": None, "max_epochs": -1},
-    ):
+    none = {"max_steps": None, "max_epochs": None}
+    for wrong in (none, {"max_steps": 0}, {**none, "max_epochs": -1}):
         with pytest.raises(UserError, match=r"trainer.max_"):
             toy_trainer(tmp_path, **wrong)
     with pytest.raises(UserError, match="log_every"):

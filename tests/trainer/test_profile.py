@@ -10,18 +10,22 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from jepa.trainer.profile import Profile, window
+from jepa.trainer.profile import profiling, window
 
 CPU = torch.device("cpu")
 
 
-def run(profile, steps, start=0):
-    """Steps that multiply; gives what the profile gave after each, and at the end."""
-    given = []
-    for step in range(start, start + steps):
-        torch.ones(64, 64) @ torch.ones(64, 64)
-        given.append(profile.advance(step + 1))
-    return given, profile.close()
+def run(folder, made, *, start=0, stop):
+    """What is shown in steps that multiply, and after how many."""
+    shown = []
+    with profiling(
+        True, lambda table: shown.append((step, table)), folder=folder, start=start, stop=stop, device=CPU
+    ) as advance:
+        step = start
+        for step in range(start + 1, start + made + 1):
+            torch.ones(64, 64) @ torch.ones(64, 64)
+            advance(step)
+    return shown
 
 
 def multiplications(path):
@@ -47,15 +51,12 @@ def shown(table):
     ],
 )
 def test_the_window(start, steps, expected):
-    assert window(start, start + steps, 3, 5) == expected
+    assert window(start, start + steps) == expected
 
 
 def test_a_trace_and_a_table(tmp_path):
-    profile = Profile(folder=tmp_path, start=10, stop=30, device=CPU)
-    given, last = run(profile, 20, start=10)
-    assert last is None
-    assert [number for number, value in enumerate(given, 11) if value is not None] == [18]
-    table = next(value for value in given if value is not None)
+    ((step, table),) = run(tmp_path, 20, start=10, stop=30)
+    assert step == 18
     assert multiplications(tmp_path / "profile" / "trace.json") == 5
     assert [path.name for path in (tmp_path / "profile").iterdir()] == ["trace.json"]
     assert isinstance(table, Table)
@@ -63,49 +64,45 @@ def test_a_trace_and_a_table(tmp_path):
     assert "Profile of steps 14 to 18" in text
     assert "aten::mm" in text
     assert "%" in text
+    assert "ProfilerStep" not in text
     assert table.row_count <= 15
     assert [column.header for column in table.columns] == ["operation", "calls", "CPU ms", "share"]
 
 
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_short_run_is_profiled_whole(tmp_path, steps):
-    given, _ = run(Profile(folder=tmp_path, start=0, stop=steps, device=CPU), steps)
-    assert given[-1] is not None
+    ((step, _),) = run(tmp_path, steps, stop=steps)
+    assert step == steps
     assert multiplications(tmp_path / "profile" / "trace.json") == steps
 
 
 def test_a_run_that_stops_inside_the_window(tmp_path):
-    given, last = run(Profile(folder=tmp_path, start=0, stop=30, device=CPU), 5)
-    assert given == [None] * 5
-    assert "Profile of steps 4 to 5" in shown(last)
+    ((_, table),) = run(tmp_path, 5, stop=30)
+    assert "Profile of steps 4 to 5" in shown(table)
     assert multiplications(tmp_path / "profile" / "trace.json") == 2
 
 
 @pytest.mark.parametrize(("steps", "stop"), [(2, 30), (3, 30), (0, 2), (0, 0)])
 def test_a_run_that_stops_before_it_says_so(tmp_path, steps, stop):
-    profile = Profile(folder=tmp_path, start=0, stop=stop, device=CPU)
-    given, last = run(profile, steps)
-    assert given == [None] * steps
-    assert last.startswith("no profile")
-    assert profile.close() is None
+    ((_, words),) = run(tmp_path, steps, stop=stop)
+    assert words.startswith("no profile")
     assert not (tmp_path / "profile").exists()
 
 
-def test_settings_out_of_range(tmp_path):
-    for wrong in ({"first_step": -1}, {"steps": 0}):
-        with pytest.raises(ValueError, match="expected first_step >= 0 and steps >= 1"):
-            Profile(folder=tmp_path, start=0, stop=5, device=CPU, **wrong)
+def test_what_is_not_asked_for_is_not_made(tmp_path):
+    with profiling(False, pytest.fail, folder=tmp_path, start=0, stop=2, device=CPU) as advance:
+        advance(1), advance(2)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_device_time(tmp_path):
-    device = torch.device("cuda")
-    profile = Profile(folder=tmp_path, start=0, stop=6, device=device, first_step=1, steps=5)
+    tables, device = [], torch.device("cuda")
     x = torch.ones(512, 512, device=device)
-    given = []
-    for step in range(6):
-        _ = x @ x
-        given.append(profile.advance(step + 1))
-    table = given[-1]
+    with profiling(True, tables.append, folder=tmp_path, start=0, stop=6, device=device) as advance:
+        for step in range(6):
+            _ = x @ x
+            advance(step + 1)
+    (table,) = tables
     assert [column.header for column in table.columns] == ["operation", "calls", "CPU ms", "CUDA ms", "share"]
     assert "aten::mm" in shown(table)

@@ -10,7 +10,7 @@ import threading
 
 import pytest
 import torch
-from toy import ToyData, toy_trainer
+from toy import Bomb, ToyData, adam, assert_identical, disk_full, file_contents, listing, toy_trainer
 
 from jepa.checkpoint import plain as checkpoint
 from jepa.checkpoint import saver, sharded
@@ -19,11 +19,6 @@ from jepa.checkpoint.saver import Saver, copied, find_checkpoint
 from jepa.config.compose import run_folder_of
 from jepa.trainer import Logger
 from jepa.utils.errors import CheckpointError, NonFiniteError
-
-
-def adam(groups, lr):
-    return torch.optim.AdamW(groups, lr=lr)
-
 
 SETTINGS = {"max_steps": 8, "optimizer": adam, "validate_every_steps": 2, "save_every_steps": 3}
 SETTINGS |= {"snapshot_every_steps": 4, "best_k": 2, "best_metric": "train/loss"}
@@ -42,30 +37,18 @@ def value_of(path):
     return content["model"]["w"][0, 0].item()
 
 
-def listing(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
 def contents(folder):
     """Name -> content of every checkpoint in a folder."""
     return {path.stem: read_file(path) for path in folder.iterdir() if path.suffix in saver.SUFFIXES.values()}
 
 
-def assert_identical(one, two):
-    """Bit by bit, through dicts and lists, but for a list that stands for a tuple."""
-    if isinstance(one, torch.Tensor):
-        assert torch.equal(one, two)
-        assert one.dtype == two.dtype
-    elif isinstance(one, dict):
-        assert one.keys() == two.keys()
-        for key in one.keys() - {"metrics", "libraries", "train_seconds"}:
-            assert_identical(one[key], two[key])
-    elif isinstance(one, (list, tuple)):
-        assert len(one) == len(two)
-        for mine, theirs in zip(one, two):
-            assert_identical(mine, theirs)
-    else:
-        assert one == two
+class Watch(Logger):
+    """Knows whether it was closed."""
+
+    closed = False
+
+    def close(self):
+        self.closed = True
 
 
 def killed(function):
@@ -98,13 +81,8 @@ def test_formats_and_background_change_nothing(tmp_path, whole, kind, background
     trainer.fit()
     folder = tmp_path / "checkpoints"
     assert_identical(contents(folder), whole)
-    names = {
-        "last",
-        "step_00000004",
-        "step_00000008",
-        *(f"best_{step:08d}" for _, step in trainer.checkpoints.best.table),
-    }
-    assert whole.keys() == names
+    best = {f"best_{step:08d}" for _, step in trainer.checkpoints.best.table}
+    assert whole.keys() == {"last", "step_00000004", "step_00000008", *best}
     if kind == "sharded":  # a folder for each step that a name stands for, and no other
         parts = {f"sharded_{content['step']:08d}" for content in whole.values()}
         assert {path.name.removesuffix("_again") for path in folder.glob("sharded_*")} == parts
@@ -208,11 +186,8 @@ def test_an_error_in_the_background_comes_up(tmp_path, monkeypatch, kind, method
     made.save(state(), ["last"], [])
     made.wait()
 
-    def fsync(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
     with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", fsync)
+        patch.setattr(os, "fsync", disk_full)
         made.save(state(step=4, value=2.0), ["last"], ["never"])
         while not made._writing.done():
             pass
@@ -228,43 +203,31 @@ def test_an_error_in_the_background_comes_up(tmp_path, monkeypatch, kind, method
 
 
 def test_a_run_ends_by_an_error_in_the_background(tmp_path, monkeypatch):
-    closed = []
-
-    class Watch(Logger):
-        def close(self):
-            closed.append(True)
-
-    def fsync(_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(os, "fsync", fsync)
-    trainer = toy_trainer(tmp_path, loggers=[Watch()], async_save=True, max_steps=50, save_every_steps=2)
+    monkeypatch.setattr(os, "fsync", disk_full)
+    watch = Watch()
+    trainer = toy_trainer(tmp_path, loggers=[watch], async_save=True, max_steps=50, save_every_steps=2)
     with pytest.raises(CheckpointError, match="No space left"):
         trainer.fit()
     assert trainer.step < 50
-    assert closed
+    assert watch.closed
 
 
 def test_an_error_of_the_run_comes_before_one_in_the_background(tmp_path, monkeypatch):
-    closed, failing = [], threading.Event()
-
-    class Watch(Logger):
-        def close(self):
-            closed.append(True)
+    watch, failing = Watch(), threading.Event()
 
     def write(path, content):
         assert failing.wait(timeout=30)
         raise CheckpointError("the disk is full")
 
     monkeypatch.setattr(checkpoint, "write", write)
-    trainer = toy_trainer(tmp_path, loggers=[Watch()], async_save=True, data=ToyData(poison=1), save_every_steps=1)
+    trainer = toy_trainer(tmp_path, loggers=[watch], async_save=True, data=ToyData(poison=1), save_every_steps=1)
     close = trainer.checkpoints.saver.close
     trainer.checkpoints.saver.close = lambda: (failing.set(), close())
     try:
         with pytest.raises(NonFiniteError):
             trainer.fit()
     finally:
-        assert closed
+        assert watch.closed
 
 
 # Killed.
@@ -338,20 +301,10 @@ def test_a_damaged_part_is_named_and_nothing_is_overwritten(tmp_path, damage):
     (part,) = tmp_path.glob(f"checkpoints/sharded_*/{damage}")
     for content in (part.read_bytes()[: part.stat().st_size // 2], None):
         part.unlink() if content is None else part.write_bytes(content)
-        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        before = file_contents(tmp_path)
         with pytest.raises(CheckpointError, match="checkpoint"):
             toy_trainer(tmp_path, checkpoint_format="sharded", max_steps=4, resume="auto").fit()
-        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-
-
-class Bomb:
-    """Leaves a folder behind when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
+        assert file_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("file", ["state.pt", ".metadata"])

@@ -7,10 +7,10 @@ import re
 
 import pytest
 import torch
-from toy import ToyData, toy_trainer
+from toy import ToyData, file_contents, toy_trainer
 
 from jepa import build_trainer, load_config
-from jepa.trainer import Callback, Logger, Trainer
+from jepa.trainer import Callback, JSONLines, Logger, Trainer
 from jepa.trainer.precision import Precision
 from jepa.trainer.prefetch import prefetch, to_device
 from jepa.utils.errors import UserError
@@ -55,8 +55,8 @@ def test_lengths_in_samples_and_limited_epochs(tmp_path):
     assert (limited.max_steps, limited.steps_per_epoch, limited.epoch(4)) == (6, 2, 2.0)
     assert run_length(max_epochs=2, limit_train_batches=9).max_steps == 5
     for name, message in (
-        ("max_samples", "max_samples must be at least 1, got 0"),
-        ("limit_train_batches", "limit_train_batches must be at least 1, got 0"),
+        ("max_samples", "max_samples=0: expected a value above 0, or null"),
+        ("limit_train_batches", "limit_train_batches=0: expected a value above 0"),
         ("limit_val_batches", "limit_val_batches=0: expected a value above 0, or null"),
         ("grad_clip_norm", "grad_clip_norm=0: expected a value above 0"),
     ):
@@ -108,19 +108,22 @@ class StopAt(Callback):
 def test_a_stopped_run_ends_whole_and_stays_so(tmp_path):
     stopper = StopAt(3)
     settings = {"max_steps": 8, "validate_every_steps": 3, "save_every_steps": 5}
-    trainer = toy_trainer(tmp_path, callbacks={"stop": stopper}, **settings)
+    trainer = toy_trainer(tmp_path, callbacks={"stop": stopper}, loggers=[JSONLines()], **settings)
     metrics = trainer.fit()
     assert trainer.step == 3
+    (costs,) = (line for line in (tmp_path / "metrics.jsonl").read_text().splitlines() if "cost/" in line)
+    assert json.loads(costs) == {"step": 3, "epoch": 1.2, **{n: v for n, v in metrics.items() if n.startswith("cost/")}}
+    assert (metrics["cost/samples"], metrics["cost/parameters"]) == (36, 8)
     assert stopper.ended == 1
     results = json.loads((tmp_path / "results.json").read_text())
     assert results == {"val/loss": metrics["val/loss"], "stopped": "enough of it", "step": 3}
-    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    before = file_contents(tmp_path)
     kept = Losses()
     again = toy_trainer(tmp_path, resume="auto", loggers=[kept], **settings)
     assert again.fit() == metrics
     assert (again.step, kept.losses) == (3, [])
     assert re.search(r"resumed from .* at step 3 of 8: .*nothing is left to do", kept.words[0])
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert file_contents(tmp_path) == before
 
 
 @pytest.mark.parametrize("at", ["begin", "measured"])

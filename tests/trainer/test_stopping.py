@@ -15,7 +15,7 @@ from jepa import load_config
 from jepa.config.build import build, to_plain
 from jepa.config.check import check_config
 from jepa.trainer import JSONLines, MedianStopping, SuccessiveHalving
-from jepa.trainer.intervals import Intervals
+from jepa.trainer.settings import Intervals
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
 from jepa.utils.metric_direction import direction_of

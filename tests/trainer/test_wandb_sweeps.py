@@ -17,7 +17,7 @@ from jepa.config.build import build, to_plain
 from jepa.config.check import check_config
 from jepa.config.compose import CONFIG_DIR, register_resolvers
 from jepa.trainer import RunInfo, WandB
-from jepa.trainer.other_runs import DAY
+from jepa.trainer.stopping import DAY
 from jepa.utils.metric_direction import DEFAULT_METRICS
 
 wandb = pytest.importorskip("wandb")

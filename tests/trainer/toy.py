@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+
 import torch
 from torch import nn
 
@@ -81,7 +84,7 @@ def toy_trainer(run_dir, *, kind=Trainer, data=None, loggers=(), lr=0.1, optimiz
         {"params": [model.weight], "decays": True},
         {"params": [model.bias], "decays": False, "weight_decay": 0.0},
     ]
-    defaults = {"max_steps": 5, "device": "cpu", "precision": "fp32", "log_every": 1}
+    defaults = {"max_steps": 5, "device": "cpu", "precision": "fp32", "log_every": 1, "validate_every_epochs": None}
     return kind(
         model=model,
         data=data or ToyData(),
@@ -91,3 +94,47 @@ def toy_trainer(run_dir, *, kind=Trainer, data=None, loggers=(), lr=0.1, optimiz
         run_dir=run_dir,
         **{**defaults, **settings},
     )
+
+
+def adam(groups, lr):
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def disk_full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def listing(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def file_contents(folder):
+    """Path -> bytes of every file in a folder and those below."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_identical(one, two):
+    """Bit by bit, through dicts and lists, but for times and for a list that stands for a tuple."""
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, two)
+        assert one.dtype == two.dtype
+    elif isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one.keys() - {"metrics", "libraries", "train_seconds"}:
+            assert_identical(one[key], two[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(two)
+        for mine, theirs in zip(one, two):
+            assert_identical(mine, theirs)
+    else:
+        assert one == two
+
+
+class Bomb:
+    """Leaves a folder behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import platform
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, Optional
@@ -115,13 +116,6 @@ def takes_any(**others: object) -> dict:
 TAKES = f"{__name__}.takes"
 
 
-@pytest.fixture(autouse=True)
-def _importable(monkeypatch):
-    import sys
-
-    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
-
-
 def test_check_config():
     good = {"_target_": TAKES, "width": 3, "names": ["a"], "inner": {"_target_": TAKES, "width": 1}}
     check_config({"model": good, "list": [good], "other": 3})
@@ -170,13 +164,8 @@ def test_the_folder_of_a_resumed_run(tmp_path):
 
 
 def test_keys():
-    assert [override_key(o) for o in ("a=1", "+a.b=1", "++a.b=1", "~a", "~a.b=1")] == [
-        "a",
-        "a.b",
-        "a.b",
-        "a",
-        "a.b",
-    ]
+    keys = {"a=1": "a", "+a.b=1": "a.b", "++a.b=1": "a.b", "~a": "a", "~a.b=1": "a.b"}
+    assert {override: override_key(override) for override in keys} == keys
     assert dotted_keys({"a": {"b": 1, "c": {"d": 2}}}) == ["a", "a.b", "a.c", "a.c.d"]
     assert {"resume", "optimizer.lr", "model.encoder.depth", "trainer.max_steps"} <= set(known_keys())
 
@@ -189,8 +178,6 @@ def test_what_the_system_refuses_is_no_bug():
 
 
 def test_memory():
-    import platform
-
     assert keep_freed_memory() is (platform.libc_ver()[0] == "glibc")
 
 
@@ -205,15 +192,9 @@ def test_locate(tmp_path):
     last.touch()
     for given in (last, last.parent, tmp_path / "run", str(tmp_path / "run")):
         assert locate(given) == last
-    with pytest.raises(CheckpointError, match="no run folder or checkpoint at"):
-        locate(tmp_path / "nowhere")
 
 
-def test_read_file(tmp_path):
-    with pytest.raises(CheckpointError, match="no checkpoint at"):
-        read_file(tmp_path / "x.pt")
-    torch.save({"a": torch.ones(1)}, tmp_path / "x.pt")
-    assert read_file(tmp_path / "x.pt")["a"] == 1
+def test_a_file_of_other_objects_than_tensors_is_refused(tmp_path):
     torch.save(functools.partial(print), tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="cannot read"):
         read_file(tmp_path / "x.pt")

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.encoders.image_stem import patchify
-from jepa.models.positions import SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads, pick_layers
-from jepa.models.weight_init import init_transformer
+from jepa.models.transformer import SinCosPositions, block_list, check_heads, init_transformer, run_blocks
 from jepa.types import Grid
-from jepa.utils.tensors import gather_tokens
+from jepa.utils.tensors import attention_mask, gather_tokens
 
 
 class PatchEmbed(nn.Module):
@@ -66,15 +64,10 @@ class ImageEncoder(nn.Module):
         return tuple(side // patch for side, patch in zip(size, self.patch_size))
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Return patches (B, N, C * patch pixels) of images (B, C, H, W)."""
         return patchify(x, self.grid(x))
 
     def forward(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         """Return features (B, K or N, D) of images x (B, C, H, W).
 
@@ -86,15 +79,9 @@ class ImageEncoder(nn.Module):
         if keep is not None:
             tokens = gather_tokens(tokens, keep)  # (B, K, D)
         tokens = self.vit.norm_pre(self.vit.pos_drop(tokens))
-        attention_mask = None if valid is None else valid[:, None, None, :]
-        outputs = {}
-        for number, block in enumerate(self.vit.blocks):
-            tokens = block(tokens, attn_mask=attention_mask)
-            if layers is not None and number in layers:
-                outputs[number] = self.vit.norm(tokens)
-        if layers is None:
-            return self.vit.norm(tokens)
-        return pick_layers(outputs, layers, self.depth)
+        return run_blocks(
+            self.vit.blocks, tokens, attention_mask(valid), finish=lambda x, _: self.vit.norm(x), layers=layers
+        )
 
     def _embed(self, x: Tensor) -> Tensor:
         """Return patch embeddings (B, N, D) by a matrix product: timm's convolution takes 16 times as long on CPUs."""
@@ -116,7 +103,7 @@ def vision_transformer(
     attention_dropout: float = 0.0,
     drop_path: float = 0.0,
 ) -> ImageEncoder:
-    """Return a pre-norm ViT (Dosovitskiy et al. 2020, arXiv 2010.11929); LayerNorm epsilon 1e-6 as in I-JEPA.
+    """Return a pre-norm ViT (arXiv 2010.11929); LayerNorm epsilon 1e-6 as in I-JEPA.
 
     dropout: after adding positions and after every linear layer of a block. drop_path: rate of stochastic depth in the
     last block; it grows linearly from 0 in the first.
@@ -126,16 +113,7 @@ def vision_transformer(
     image_size, patch_size = pair(image_size), pair(patch_size)
     check_patch_size(image_size, patch_size)
     check_heads(embed_dim, num_heads, "model.encoder")
-    blocks = block_list(
-        depth=depth,
-        drop_path=drop_path,
-        embed_dim=embed_dim,
-        num_heads=num_heads,
-        mlp_ratio=mlp_ratio,
-        qkv_bias=qkv_bias,
-        dropout=dropout,
-        attention_dropout=attention_dropout,
-    )
+    blocks = block_list(depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path, qkv_bias)
     patch_embed = PatchEmbed(patch_size, channels, embed_dim)
     vit = VisionTransformer(patch_embed=patch_embed, blocks=blocks, dropout=dropout)
     init_transformer(vit, vit.blocks)
@@ -164,7 +142,9 @@ def timm_vision_transformer(
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_patch')[0]}*")[:8] or timm.list_models("vit_*_patch16_224")
         raise ValueError(f"model.encoder.name: timm has no model {name!r}; it has {', '.join(close)}, ...")
-    if not issubclass(timm_model_class(name), timm.models.VisionTransformer):
+    with torch.device("meta"):  # allocates no weights
+        kind = type(timm.create_model(name, pretrained=False))
+    if not issubclass(kind, timm.models.VisionTransformer):
         raise ValueError(f"model.encoder.name: {name!r} is not one of timm's plain Vision Transformers (vit_*)")
     sizes = {} if patch_size is None else {"patch_size": pair(patch_size)}
     vit = timm.create_model(
@@ -188,13 +168,11 @@ def timm_vision_transformer(
     return ImageEncoder(vit)
 
 
-def timm_model_class(name: str) -> type[nn.Module]:
-    """Return the class of a timm model, without allocating its weights."""
-    import timm
-    import torch
-
-    with torch.device("meta"):
-        return type(timm.create_model(name, pretrained=False))
+def patchify(x: Tensor, grid: Grid) -> Tensor:
+    """Return patches (B, N, C * h * w) of images (B, C, H, W) on a grid of (rows, columns)."""
+    rows, columns = grid
+    patches = x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, C, rows, h, columns, w)
+    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

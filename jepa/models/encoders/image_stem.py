@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from jepa.models.encoders.image_encoder import patchify
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 
 
-class ImageStem(nn.Module):
+class ImageStem(Stem):
     """Images (B, C, H, W) to tokens on a grid of (rows, columns), each of patch_size x patch_size pixels.
 
-    embed_dim: width of the tokens. NaN marks missing pixels; a patch of missing pixels is padding. Raises ValueError if
-    patch_size does not divide the sides.
+    NaN marks missing pixels; a patch of missing pixels is padding.
     """
 
     def __init__(self, *, embed_dim: int, channels: int, patch_size: int) -> None:
@@ -21,7 +22,6 @@ class ImageStem(nn.Module):
         self.project = nn.Linear(self.token_values, embed_dim)
 
     def grid(self, x: Tensor) -> Grid:
-        """Return (rows, columns) of patches."""
         if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
             raise ValueError(
                 f"got inputs of shape {tuple(x.shape)}, expected (B, {self.channels}, H, W) with sides divisible by "
@@ -30,20 +30,7 @@ class ImageStem(nn.Module):
         return x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
 
     def token_valid(self, x: Tensor) -> Tensor:
-        """Return which tokens (B, N) bool have a pixel that is not missing."""
         return ~patchify(x, self.grid(x)).isnan().all(dim=2)
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Return the pixels (B, N, C * patch_size^2) of every patch, 0 where they are missing."""
         return patchify(x, self.grid(x)).nan_to_num(nan=0.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, embed_dim), without positions."""
-        return self.project(self.token_inputs(x))
-
-
-def patchify(x: Tensor, grid: Grid) -> Tensor:
-    """Return patches (B, N, C * h * w) of images (B, C, H, W) on a grid of (rows, columns)."""
-    rows, columns = grid
-    patches = x.unflatten(3, (columns, -1)).unflatten(2, (rows, -1))  # (B, C, rows, h, columns, w)
-    return patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
+from jepa.utils.errors import check_at_least
 
 
-class SeriesStem(nn.Module):
+class SeriesStem(Stem):
     """Series (B, C, T) to tokens of `patch_size` time steps each; NaN marks missing values and padding.
 
-    channels: C. embed_dim: width of the tokens.
     channel_independent: False: a token covers all channels, on a grid (N,). True: every channel has its own tokens, by
         the same weights, on a grid (C, N), row-major.
     missing: "zero" replaces missing values by 0, the mean of z-scored data. "indicator" also adds a learned vector per
@@ -22,8 +23,6 @@ class SeriesStem(nn.Module):
 
     Series are padded with NaN at the end to whole patches. Tokens of NaN only are padding (`token_valid`). Patches do
     not overlap, unlike PatchTST's, so that a hidden token does not leak through its neighbours.
-
-    Raises ValueError for other values.
     """
 
     def __init__(
@@ -36,9 +35,7 @@ class SeriesStem(nn.Module):
         missing: Literal["indicator", "zero"] = "indicator",
     ) -> None:
         super().__init__()
-        for name, value in {"channels": channels, "patch_size": patch_size}.items():
-            if value < 1:
-                raise ValueError(f"model.encoder.stem.{name} must be at least 1, got {value}")
+        check_at_least("model.encoder.stem", 1, channels=channels, patch_size=patch_size)
         if missing not in ("indicator", "zero"):
             raise ValueError(f"model.encoder.stem.missing: got {missing!r}, expected 'indicator' or 'zero'")
         self.channels, self.patch_size, self.channel_independent = channels, patch_size, channel_independent
@@ -59,7 +56,7 @@ class SeriesStem(nn.Module):
         return (self.channels, patches) if self.channel_independent else (patches,)
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Return the values of each token, (B, N, token_values), channel by channel; 0 where they are missing."""
+        """Return the values of each token, channel by channel; 0 where they are missing."""
         return self._patches(x).nan_to_num(0.0)
 
     def token_valid(self, x: Tensor) -> Tensor:
@@ -67,7 +64,6 @@ class SeriesStem(nn.Module):
         return ~self._patches(x).isnan().all(dim=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, embed_dim), without positions."""
         patches = self._patches(x)
         missing = patches.isnan()
         tokens = self.project(torch.where(missing, 0.0, patches))

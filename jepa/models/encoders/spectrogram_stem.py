@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.encoders.image_stem import patchify
+from jepa.models.encoders.image_encoder import patchify
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 from jepa.utils.log_mel import LogMel
 
 
-class SpectrogramStem(nn.Module):
+class SpectrogramStem(Stem):
     """Waveforms (B, 1, T), padded with NaN, to tokens on a grid of (frequency, time).
 
-    embed_dim: width of the tokens. spectrogram: waveforms to log-mel values, on the device of the waveforms.
     patch_size: [mel bins, frames] of a token, or one number for both. The last patch is padded with 0, the mean.
 
-    Frames overlap by n_fft - hop_length samples, so that a token depends on as many samples of its neighbours. Raises
-    ValueError if the patch does not divide the mel bins.
+    Frames overlap by n_fft - hop_length samples, so that a token depends on as many samples of its neighbours.
     """
 
     def __init__(self, *, embed_dim: int, spectrogram: LogMel, patch_size: int | Sequence[int]) -> None:
@@ -32,7 +31,6 @@ class SpectrogramStem(nn.Module):
         self.project = nn.Linear(self.token_values, embed_dim)
 
     def grid(self, x: Tensor) -> Grid:
-        """Return (rows, columns), patches along frequency and time. Raise ValueError if x is not a waveform."""
         if x.ndim != 3 or x.shape[1] != 1 or not x.is_floating_point() or not x.shape[2]:
             raise ValueError(
                 f"model.encoder takes waveforms (B, 1, samples), got {str(x.dtype).removeprefix('torch.')} of shape "
@@ -58,10 +56,6 @@ class SpectrogramStem(nn.Module):
         _, columns = self.grid(x)
         mel = self.spectrogram(x)  # (B, mel_bins, frames)
         return F.pad(mel, (0, columns * self.patch_size[1] - mel.shape[2])).unsqueeze(1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, embed_dim), without positions."""
-        return self.project(self.token_inputs(x))
 
 
 def check_patch(patch_size: Sequence[int], mel_bins: int) -> tuple[int, int]:

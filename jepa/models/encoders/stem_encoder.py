@@ -1,9 +1,8 @@
-"""Stems, which turn inputs into tokens, and the base class of encoders that start with one."""
+"""The base classes of stems, which turn inputs into tokens, and of encoders that start with one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -11,8 +10,9 @@ from jepa.types import Grid
 from jepa.utils.tensors import token_valid
 
 
-class Stem(Protocol):
-    """Inputs to tokens on an n-D grid; a module that is completed with `embed_dim=`, the width of the tokens.
+class Stem(nn.Module):
+    """Inputs to tokens on an n-D grid; completed with `embed_dim=`, the width of the tokens. Any module with these
+    methods will do.
 
     A token depends on its own part of the input only, so that a hidden token cannot leak through others. A stem whose
     inputs may be padded also has `token_valid(x) -> (B, N) bool` (see `jepa.types.Encoder`).
@@ -22,12 +22,15 @@ class Stem(Protocol):
 
     def grid(self, x: Tensor) -> Grid:
         """Return the token grid of inputs x. Raise ValueError for inputs of another form."""
+        raise NotImplementedError
 
     def token_inputs(self, x: Tensor) -> Tensor:
         """Return the input values at each token, (B, N, token_values), or ids (B, N) int64."""
+        raise NotImplementedError
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, D), without positions."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Return tokens (B, N, embed_dim), without positions."""
+        return self.project(self.token_inputs(x))
 
 
 class StemEncoder(nn.Module):
@@ -40,13 +43,10 @@ class StemEncoder(nn.Module):
         self.token_values: int = self.stem.token_values
 
     def grid(self, x: Tensor) -> Grid:
-        """Return the token grid of inputs x."""
         return self.stem.grid(x)
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Return the input values at each token, (B, N, token_values), or ids (B, N) int64."""
         return self.stem.token_inputs(x)
 
     def token_valid(self, x: Tensor) -> Tensor | None:
-        """Return which tokens (B, N) bool are not padding; None if the stem takes no padding."""
         return token_valid(self.stem, x)

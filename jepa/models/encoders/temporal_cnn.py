@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.models.encoders.stem_encoder import StemEncoder
-from jepa.models.positions import SinCosPositions
-from jepa.models.transformer_blocks import pick_layers
-from jepa.models.weight_init import init_transformer
+from jepa.models.transformer import SinCosPositions, init_transformer, run_blocks
+from jepa.utils.errors import check_at_least
 from jepa.utils.tensors import gather_tokens
 
 
@@ -51,9 +50,6 @@ class TemporalCNN(StemEncoder):
     stem: called with `embed_dim=` to be completed. On a grid of several axes, such as (channels, time), convolutions
         run along the last one, separately for each row.
     kernel_size: of the convolutions, odd. max_dilation: block i has dilation 2^i, starting again at 1 above this.
-    positions: "sincos" added to the tokens, or "none".
-
-    Raises ValueError if kernel_size is even, a count is below 1, or positions is unknown.
     """
 
     def __init__(
@@ -69,9 +65,7 @@ class TemporalCNN(StemEncoder):
     ) -> None:
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"model.encoder.kernel_size must be odd and above 0, got {kernel_size}")
-        for name, value in {"embed_dim": embed_dim, "depth": depth, "max_dilation": max_dilation}.items():
-            if value < 1:
-                raise ValueError(f"model.encoder.{name} must be at least 1, got {value}")
+        check_at_least("model.encoder", 1, embed_dim=embed_dim, depth=depth, max_dilation=max_dilation)
         if positions not in ("sincos", "none"):
             raise ValueError(f"model.encoder.positions: got {positions!r}, expected 'sincos' or 'none'")
         super().__init__(stem, embed_dim)
@@ -89,13 +83,8 @@ class TemporalCNN(StemEncoder):
         self.positions = SinCosPositions(embed_dim) if positions == "sincos" else None
 
     def forward(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
-        """Return features of inputs x; arguments as of `TransformerEncoder.forward`."""
         grid = self.grid(x)
         tokens = self.stem(x)  # (B, N, D)
         if self.positions is not None:
@@ -103,12 +92,12 @@ class TemporalCNN(StemEncoder):
         visible = self._visible(tokens, x, keep, valid).unsqueeze(-1)  # (B, N, 1)
         tokens = tokens.masked_fill(~visible, 0.0)
         rows, visible = (t.reshape(-1, grid[-1], t.shape[-1]) for t in (tokens, visible))  # (B * rows, time, D or 1)
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            rows = block(rows, visible)
-            if layers is not None and number in layers:
-                outputs[number] = self._finish(rows, tokens, keep)
-        return self._finish(rows, tokens, keep) if layers is None else pick_layers(outputs, layers, self.depth)
+
+        def finish(rows: Tensor, number: int) -> Tensor:
+            features = rows.view_as(tokens)
+            return self.norm(features if keep is None else gather_tokens(features, keep))
+
+        return run_blocks(self.blocks, rows, visible, finish=finish, layers=layers)
 
     def _visible(self, tokens: Tensor, x: Tensor, keep: Tensor | None, valid: Tensor | None) -> Tensor:
         """Return which tokens (B, N) bool are visible."""
@@ -121,8 +110,3 @@ class TemporalCNN(StemEncoder):
         # Invalid entries of `keep` repeat a token, which is visible only if a valid entry names it too.
         counts = torch.zeros(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
         return counts.scatter_add_(1, keep, valid.long()) > 0
-
-    def _finish(self, rows: Tensor, like: Tensor, keep: Tensor | None) -> Tensor:
-        """Return features (B, K or N, D) through the final norm, of rows (R, time, D) in the order of tokens `like`."""
-        features = rows.view_as(like)
-        return self.norm(features if keep is None else gather_tokens(features, keep))

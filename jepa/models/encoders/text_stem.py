@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
 
 
-class TextStem(nn.Module):
+class TextStem(Stem):
     """Ids (B, L) int64 to tokens on a grid (L,).
 
-    vocab_size: ids are 0 to vocab_size - 1. padding_id: the id of padding.
-    Vectors are initialised with standard deviation 1 / sqrt(embed_dim), which gives them length 1.
-
-    Raises ValueError if the padding id is not in the vocabulary.
+    vocab_size: ids are 0 to vocab_size - 1. Vectors are initialised with standard deviation 1 / sqrt(embed_dim), which
+    gives them length 1.
     """
 
     def __init__(self, *, embed_dim: int, vocab_size: int, padding_id: int = 0) -> None:
@@ -26,7 +25,6 @@ class TextStem(nn.Module):
         nn.init.normal_(self.embed.weight, std=embed_dim**-0.5)
 
     def grid(self, x: Tensor) -> Grid:
-        """Return (L,) of ids (B, L). Raise ValueError for inputs of another form."""
         if x.ndim != 2 or x.is_floating_point():
             raise ValueError(
                 f"expected ids (B, L) int64, got {tuple(x.shape)} {str(x.dtype).removeprefix('torch.')}: model=text "
@@ -35,13 +33,10 @@ class TextStem(nn.Module):
         return (x.shape[1],)
 
     def token_inputs(self, x: Tensor) -> Tensor:
-        """Return the ids (B, L)."""
         return x
 
     def token_valid(self, x: Tensor) -> Tensor:
-        """Return which tokens (B, L) bool are not padding."""
         return x != self.padding_id
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, L, embed_dim), without positions."""
         return self.embed(x)

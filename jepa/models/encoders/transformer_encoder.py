@@ -1,7 +1,6 @@
 """A transformer encoder behind any stem, for text, series, audio and video.
 
-The stem turns the input into tokens on an n-D grid; the transformer adds positions, or rotates by them, and encodes the
-tokens that are kept. Images have `ImageEncoder`, whose weights have timm's names.
+Images have `ImageEncoder`, whose weights have timm's names.
 """
 
 from __future__ import annotations
@@ -12,13 +11,17 @@ from typing import Literal
 from torch import Tensor, nn
 
 from jepa.models.encoders.stem_encoder import StemEncoder
-from jepa.models.positions import LearnedPositions, RotaryPositions, SinCosPositions
-from jepa.models.transformer_blocks import block_list, check_heads, check_layers, pick_layers
-from jepa.models.weight_init import init_transformer
-from jepa.types import Grid
+from jepa.models.transformer import (
+    LearnedPositions,
+    RotaryPositions,
+    SinCosPositions,
+    block_list,
+    check_heads,
+    check_layers,
+    init_transformer,
+    run_blocks,
+)
 from jepa.utils.tensors import attention_mask, gather_tokens
-
-POSITIONS = ("sincos", "learned", "rotary")
 
 
 class TransformerEncoder(StemEncoder):
@@ -29,10 +32,7 @@ class TransformerEncoder(StemEncoder):
     sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side: see `RotaryPositions`.
     level_layers: blocks, numbered from 0, whose outputs have their own norm when requested by `layers`; the last one is
         the last block and has the final norm (V-JEPA 2.1, arXiv 2603.14482). None: the final norm for all.
-    dropout: after adding positions and after every linear layer of a block. drop_path: rate of stochastic depth in the
-        last block; it grows linearly from 0 in the first.
-
-    Raises ValueError for other values, or if num_heads does not divide embed_dim.
+    dropout, drop_path: see `vision_transformer`.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class TransformerEncoder(StemEncoder):
         drop_path: float = 0.0,
     ) -> None:
         check_heads(embed_dim, num_heads, "model.encoder")
-        if positions not in POSITIONS:
-            raise ValueError(f"model.encoder.positions: got {positions!r}, expected one of {list(POSITIONS)}")
+        if positions not in ("sincos", "learned", "rotary"):
+            raise ValueError(f"model.encoder.positions: got {positions!r}, expected one of sincos, learned, rotary")
         if positions == "learned" and max_length is None:
             raise ValueError(
                 "model.encoder.positions=learned needs model.encoder.max_length, the longest input in tokens"
@@ -64,14 +64,7 @@ class TransformerEncoder(StemEncoder):
         super().__init__(stem, embed_dim)
         self.depth, self.num_heads = depth, num_heads
         self.blocks = block_list(
-            depth=depth,
-            drop_path=drop_path,
-            embed_dim=embed_dim,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            dropout=dropout,
-            attention_dropout=attention_dropout,
+            depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path, qkv_bias
         )
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
@@ -83,20 +76,14 @@ class TransformerEncoder(StemEncoder):
         self.positions: nn.Module | None = None
         self.rotary: RotaryPositions | None = None
         if positions == "rotary":
-            self.rotary = RotaryPositions(
-                embed_dim // num_heads, convention=rotary_convention, reference_side=rotary_reference_side
-            )
+            self.rotary = RotaryPositions(embed_dim // num_heads, rotary_convention, rotary_reference_side)
         elif positions == "sincos":
             self.positions = SinCosPositions(embed_dim, sincos_layout)
         else:
             self.positions = LearnedPositions(embed_dim, max_length)
 
     def forward(
-        self,
-        x: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] | None = None,
+        self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
     ) -> Tensor | list[Tensor]:
         """Return features (B, K or N, D) of inputs x.
 
@@ -112,30 +99,11 @@ class TransformerEncoder(StemEncoder):
             tokens = tokens + self.positions(grid, x.device)
         if keep is not None:
             tokens = gather_tokens(tokens, keep)  # (B, K, D)
-        return self.encode(self.dropout(tokens), valid, grid=grid, keep=keep, layers=layers)
+        rotate = None if self.rotary is None else self.rotary.rotation(grid, x.device, keep)
+        tokens, mask = self.dropout(tokens), attention_mask(valid)
+        return run_blocks(self.blocks, tokens, mask, rotate, finish=self._layer_norm, layers=layers)
 
-    def encode(
-        self,
-        tokens: Tensor,
-        valid: Tensor | None,
-        *,
-        grid: Grid,
-        keep: Tensor | None = None,
-        layers: Sequence[int] | None = None,
-    ) -> Tensor | list[Tensor]:
-        """Return features (B, K, D) of tokens (B, K, D), to which positions that are added have been added."""
-        rotate = None if self.rotary is None else self.rotary.rotation(grid, tokens.device, keep)
-        mask = attention_mask(valid)
-        outputs: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks):
-            tokens = block(tokens, mask, rotate)
-            if layers is not None and number in layers:
-                outputs[number] = self._layer_norm(number)(tokens)
-        if layers is None:
-            return self.norm(tokens)
-        return pick_layers(outputs, layers, self.depth)
-
-    def _layer_norm(self, number: int) -> nn.Module:
-        """Return the norm of a block's output."""
+    def _layer_norm(self, features: Tensor, number: int) -> Tensor:
+        """Return the output of a block through the norm of its level, or the final norm."""
         levels = self.level_layers[:-1]
-        return self.level_norms[levels.index(number)] if number in levels else self.norm
+        return (self.level_norms[levels.index(number)] if number in levels else self.norm)(features)

@@ -7,18 +7,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from jepa.models.encoders.image_encoder import pair
+from jepa.models.encoders.stem_encoder import Stem
 from jepa.types import Grid
+from jepa.utils.errors import check_at_least
 
 
-class TubeletStem(nn.Module):
+class TubeletStem(Stem):
     """Clips (B, C, T, H, W) to tokens of `tubelet_size` frames by `patch_size` pixels (V-JEPA, arXiv 2404.08471).
 
-    patch_size: pixels, a side or [rows, columns]. tubelet_size: frames of a token.
+    patch_size: a side or [rows, columns].
     images: also take images, (B, C, H, W) or clips of one frame, with their own projection, and add a learned vector
         per kind of input (V-JEPA 2.1, arXiv 2603.14482). An image has a grid of one time step. With DDP a batch of one
         kind leaves the projection of the other without gradient: set trainer.find_unused_parameters=true.
-
-    Raises ValueError for sizes below 1, or inputs that are not whole tubelets.
     """
 
     def __init__(
@@ -31,12 +32,8 @@ class TubeletStem(nn.Module):
         images: bool = False,
     ) -> None:
         super().__init__()
-        self.patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
-        if len(self.patch_size) != 2 or min(*self.patch_size, channels, tubelet_size) < 1:
-            raise ValueError(
-                f"model.encoder.stem: got channels={channels}, patch_size={patch_size}, tubelet_size={tubelet_size}, "
-                "expected numbers of at least 1, and patch_size a side or [rows, columns]"
-            )
+        self.patch_size = pair(patch_size)
+        check_at_least("model.encoder.stem", 1, channels=channels, tubelet_size=tubelet_size)
         self.channels, self.tubelet_size, self.images = channels, tubelet_size, images
         pixels = channels * math.prod(self.patch_size)
         self.token_values = pixels * tubelet_size
@@ -48,7 +45,6 @@ class TubeletStem(nn.Module):
             nn.init.normal_(self.modality, std=1e-6)  # as in the released code
 
     def is_image(self, x: Tensor) -> bool:
-        """Return whether this stem takes the inputs as images, not clips."""
         return self.images and (x.ndim == 4 or (x.ndim == 5 and x.shape[2] == 1))
 
     def grid(self, x: Tensor) -> Grid:

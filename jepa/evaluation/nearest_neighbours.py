@@ -1,8 +1,9 @@
-"""Recall at k: whether the nearest neighbours of a sample are of its class, within a split or between modalities."""
+"""Probes without training, by cosine similarity: k-nearest-neighbour classification and recall at k."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +11,55 @@ from torch.nn import functional as F
 
 from jepa.evaluation.features import Features
 
+log = logging.getLogger("jepa")
+
 _CHUNK_ENTRIES = 2**25
-"""Similarities computed at a time: 128 MiB, whatever the size of the split."""
+"""Similarities computed at a time: 128 MiB, whatever the sizes of the splits."""
+
+
+def similarities(queries: Tensor, bank: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the indices (n,) of the next queries and their cosine similarity (n, N) to the rows of a bank (N, D)."""
+    bank = F.normalize(bank, dim=1)
+    for index in torch.arange(len(queries), device=bank.device).split(max(1, _CHUNK_ENTRIES // len(bank))):
+        yield index, F.normalize(queries[index], dim=1) @ bank.T
+
+
+class KNNProbe:
+    """k-NN on cosine similarity; a neighbour's vote weighs exp(similarity / temperature).
+
+    Wu et al. 2018 (arXiv 1805.01978, section 3.4) with the settings of DINO (arXiv 2104.14294).
+
+    k: neighbours; all training samples where these are fewer, which is logged.
+    temperature: the lower, the more the nearest neighbours count.
+    """
+
+    uses_seed = False
+
+    def __init__(self, *, k: int = 20, temperature: float = 0.07) -> None:
+        if k < 1:
+            raise ValueError(f"evaluation.probes.knn.k must be at least 1, got {k}")
+        if temperature <= 0:
+            raise ValueError(f"evaluation.probes.knn.temperature must be above 0, got {temperature}")
+        self.k = k
+        self.temperature = temperature
+
+    def __call__(self, train: Features, test: Features, *, classes: int, seed: int = 0) -> float:
+        """Return the accuracy on the test features, in [0, 1]; the seed is not used."""
+        return float((self.predict(train, test.x, classes=classes) == test.labels).double().mean())
+
+    def predict(self, train: Features, x: Tensor, *, classes: int) -> Tensor:
+        """Return the class (N,) with the most votes for features x (N, D)."""
+        k = min(self.k, len(train))
+        if k < self.k:
+            log.warning("k-NN: only %d training samples, so k is %d instead of %d", k, k, self.k)
+        predictions = []
+        for _, similarity in similarities(x, train.x):
+            nearest, neighbours = similarity.topk(k, dim=1)  # (n, k)
+            # Only the ratio of votes matters: relative to the nearest, exp stays finite at any temperature.
+            weights = ((nearest - nearest[:, :1]) / self.temperature).exp()
+            votes = weights.new_zeros(len(weights), classes).scatter_add_(1, train.labels[neighbours], weights)
+            predictions.append(votes.argmax(dim=1))
+        return torch.cat(predictions)
 
 
 class Retrieval:
@@ -27,19 +75,15 @@ class Retrieval:
     uses_seed = False
 
     def __init__(self, *, at: Sequence[int] = (1, 5, 10)) -> None:
-        if not at or min(at) < 1:
-            raise ValueError(f"evaluation.probes.recall.at: got {list(at)}, expected numbers of neighbours, at least 1")
+        check_depths("recall", at)
         self.at = tuple(at)
 
     def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> dict[str, float]:
         """Return the recall in [0, 1] by k: {"at_1": ..., ...}."""
-        bank = F.normalize(test.x, dim=1)
         neighbours = min(max(self.at), len(test) - 1)
-        hits = torch.zeros(max(self.at), dtype=torch.int64, device=bank.device)  # of the queries, by k
-        rows = max(1, _CHUNK_ENTRIES // len(test))
-        for queries in torch.arange(len(test), device=bank.device).split(rows):
-            similarity = bank[queries] @ bank.T
-            similarity[torch.arange(len(queries), device=bank.device), queries] = -torch.inf  # not itself
+        hits = torch.zeros(max(self.at), dtype=torch.int64, device=test.x.device)  # of the queries, by k
+        for queries, similarity in similarities(test.x, test.x):
+            similarity[torch.arange(len(queries), device=queries.device), queries] = -torch.inf  # not itself
             index = similarity.topk(neighbours, dim=1).indices  # (n, neighbours)
             hit = test.labels[index] == test.labels[queries, None]
             hits[:neighbours] += hit.cummax(dim=1).values.sum(dim=0)
@@ -60,8 +104,7 @@ class CrossModalRetrieval:
     uses_seed = False
 
     def __init__(self, *, at: Sequence[int] = (1, 5, 10)) -> None:
-        if not at or min(at) < 1:
-            raise ValueError(f"evaluation.probes.retrieval.at: got {list(at)}, expected numbers from 1")
+        check_depths("retrieval", at)
         self.at = tuple(at)
 
     def __call__(self, embeddings: Mapping[str, Tensor], labels: Tensor) -> dict[str, float]:
@@ -78,6 +121,12 @@ class CrossModalRetrieval:
                     scores[f"{one}_to_{other}/recall_at_{k}"] = float(hits[:, :k].any(dim=1).float().mean())
                     scores[f"{one}_to_{other}/recall_at_{k}_chance"] = chance_recall(same.sum(dim=1), len(labels), k)
         return scores
+
+
+def check_depths(probe: str, at: Sequence[int]) -> None:
+    """Raise ValueError unless the k of a recall are numbers from 1."""
+    if not at or min(at) < 1:
+        raise ValueError(f"evaluation.probes.{probe}.at: got {list(at)}, expected numbers of neighbours, at least 1")
 
 
 def chance_recall(matches: Tensor, total: int, k: int) -> float:
