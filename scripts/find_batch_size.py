@@ -73,4 +73,4 @@ def show(finding, trainer) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "find_batch_size")
