@@ -37,6 +37,11 @@ class Verdict:
         return self.name not in (HEALTHY, UNKNOWN)
 
     @property
+    def gravity(self) -> int:
+        """How bad it is, to find the worst of several."""
+        return 3 if self.is_bad else 2 if self.suspected else 1 if self.name == UNKNOWN else 0
+
+    @property
     def is_sound(self) -> bool:
         """Whether there is no problem, nor a suspected one, so that a rollback may return to this step."""
         return not self.is_bad and self.suspected is None
@@ -136,10 +141,8 @@ def positional_collapse(history: Sequence[Measurement], now: Measurement, thresh
 def dimensional_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
     """Embeddings whose effective rank fell."""
     name = "monitor/embedding_dimensions"
-    kept, kept_by_targets = (
-        fraction_of_peak(history, now, name),
-        fraction_of_peak(history, now, "monitor/target_dimensions"),
-    )
+    kept = fraction_of_peak(history, now, name)
+    kept_by_targets = fraction_of_peak(history, now, "monitor/target_dimensions")
     if kept < thresholds.lost_rank or (kept < thresholds.falling_rank and kept_by_targets < thresholds.target_rank):
         return f"the effective rank of embeddings fell {describe_change(history, now, name, peak(history, now, name))}"
     return None
