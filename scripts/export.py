@@ -87,4 +87,4 @@ def read_results(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.argv[1:] = addable(sys.argv[1:])
-    run_command(main)
+    run_command(main, "export")

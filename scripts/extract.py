@@ -209,4 +209,4 @@ def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = addable(sys.argv[1:])
-    run_command(main)
+    run_command(main, "extract")

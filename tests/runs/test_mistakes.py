@@ -68,7 +68,7 @@ def test_one_class_only(train, refused, tmp_path):
     for number in range(20):
         Image.new("L", (8, 8), number * 10).save(folder / f"{number}.png")
     message = refused(train("data=image_folder", "data.root=images", "hydra.run.dir=run"))
-    assert "one class folder only (only)" in message
+    assert "holds a single class (only)" in message
     assert "data.root=images/only" in message
 
 
