@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import nn
 
 from jepa.checkpoint.load import locate
@@ -29,19 +28,29 @@ class Adapter:
 
     format: str
     recognizes: Callable[[Source], bool]
-    load: Callable[[Source, Options], Loaded]
+    load: Callable[[Source], Loaded]
     stored_config: Callable[[Source], dict[str, Any] | None] = lambda source: None
     load_into: Callable[[nn.Module, Source], None] | None = None
 
 
 @dataclass
 class Source:
-    """A checkpoint by its name, before a model is made of it. key: the option that names it."""
+    """A checkpoint by its name, and what the caller says of its model.
+
+    key: the option that names it.
+    overrides: values of the model by dotted key, {"encoder.num_heads": 16}, for what no file says.
+    image_size (H, W), channels: of the pictures that the model will see; None takes its own.
+    build: makes the model, for `random`, and for runs where it is not that of the stored configuration.
+    """
 
     name: str
     key: str = "checkpoint"
     adapter: Adapter | None = None
     config: dict[str, Any] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    build: Callable[..., nn.Module] | None = None
 
     @cached_property
     def file(self) -> WeightsFile:
@@ -57,21 +66,6 @@ class Source:
     def path(self) -> Path:
         """Path of the file."""
         return self.file.path
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller says of a model.
-
-    overrides: values of the model by dotted key, {"encoder.num_heads": 16}, for what no file says.
-    image_size (H, W), channels: of the pictures that it will see; None takes its own.
-    build: makes the model, for `random`, and for runs where it is not that of the stored configuration.
-    """
-
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
-    build: Callable[..., nn.Module] | None = None
 
 
 @dataclass
@@ -116,8 +110,3 @@ class Loaded:
 def not_monitored(why: str) -> dict[str, Any]:
     """Return the `collapse` of a model that no monitor has watched."""
     return {"verdict": "unknown", "evidence": f"{why}, so no monitor has watched it"}
-
-
-def build(config: Mapping[str, Any]) -> nn.Module:
-    """Build a network from its configuration."""
-    return instantiate(config, _convert_="all")

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from torch import nn
 
 from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
-from jepa.interop.adapter import Adapter, Loaded, Options, Source
+from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.sizes import by
 from jepa.utils.errors import CheckpointError, UserError
 
@@ -63,18 +63,20 @@ def load(
 ) -> Loaded:
     """Load a checkpoint's model with its weights.
 
-    checkpoint: as `find` takes it, or what it has found. The others are described in `Options`.
+    checkpoint: as `find` takes it, or what it has found. The others are described in `Source`.
 
     Raises CheckpointError that lists what does not fit, UserError for what is missing or contradicts the file.
     """
     source = checkpoint if isinstance(checkpoint, Source) else find(str(checkpoint))
-    loaded = source.adapter.load(source, Options(overrides or {}, image_size, channels, build))
+    source.overrides, source.image_size, source.channels, source.build = overrides or {}, image_size, channels, build
+    loaded = source.adapter.load(source)
     loaded.source, loaded.format = source.name, source.adapter.format
     loaded.model.eval()
     if channels is not None and loaded.channels not in (None, channels):
+        grey = " (grey pictures are repeated)" if loaded.channels == 3 else ""
         raise UserError(
-            f"data.channels={channels}, but {source.name} takes {loaded.channels}: add "
-            f"data.channels={loaded.channels}" + (" (grey pictures are repeated)" if loaded.channels == 3 else "")
+            f"data.channels={channels}, but {source.name} takes {loaded.channels}: add data.channels={loaded.channels}"
+            f"{grey}"
         )
     if image_size is not None and loaded.image_size not in (None, image_size):
         loaded.lines.append(f"made for pictures of {by(loaded.image_size)} pixels, used on {by(image_size)}")

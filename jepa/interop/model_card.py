@@ -9,6 +9,36 @@ from typing import Any
 
 from jepa.utils.files import write_text
 
+CODE = {
+    "safetensors": """
+from jepa.interop import load
+
+model = load("{file}").model
+features = model.encoder(x)  # (B, N, D)
+""",
+    "timm": """
+import timm
+
+model = timm.create_model(
+    "{name}",{arguments}
+    checkpoint_path="{file}",
+)
+features = model.eval()(x)  # (B, D)
+""",
+    "torchscript": """
+import torch
+
+features = torch.jit.load("{file}")(x)  # {shape}
+""",
+    "onnx": """
+import onnxruntime
+
+session = onnxruntime.InferenceSession("{file}")
+(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}
+""",
+}
+"""Format -> Python that loads an export and computes the features of pictures x (B, C, H, W)."""
+
 
 def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return rows as in results.json from a checkpoint's metrics: {"trained": {"knn": ...}, ..., "val/loss": ...}."""
@@ -22,42 +52,25 @@ def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return rows
 
 
-def loading_code(card: Mapping[str, Any], file: str) -> str:
-    """Return Python that loads an export and computes the features of pictures x (B, C, H, W)."""
-    export = card["export"]
-    if export["format"] == "timm":
-        call = dict(export["create_model"])
-        name = call.pop("model_name")
-        arguments = "".join(f"\n    {key}={value!r}," for key, value in call.items())
-        return (
-            f'import timm\n\nmodel = timm.create_model(\n    "{name}",{arguments}\n    checkpoint_path="{file}",\n)'
-            "\nfeatures = model.eval()(x)  # (B, D)"
-        )
-    if export["format"] == "safetensors":
-        return (
-            f'from jepa.interop import load\n\nmodel = load("{file}").model\nfeatures = model.encoder(x)  # (B, N, D)'
-        )
-    shape = "(B, D)" if export["features"] == "pooled" else "(B, N, D)"
-    if export["format"] == "torchscript":
-        return f'import torch\n\nfeatures = torch.jit.load("{file}")(x)  # {shape}'
-    return (
-        f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{file}")\n'
-        f'(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}'
-    )
-
-
 def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
     """Write the card beside a file, as `<file>.json` and as Markdown, `<file>.md`, and return their paths."""
-    paths = [file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.md")]
-    write_text(paths[0], json.dumps(card, indent=2) + "\n")
-    write_text(paths[1], to_markdown(card, file.name))
-    return paths
+    texts = {f"{file.name}.json": json.dumps(card, indent=2) + "\n", f"{file.name}.md": to_markdown(card, file.name)}
+    for name, text in texts.items():
+        write_text(file.with_name(name), text)
+    return [file.with_name(name) for name in texts]
 
 
 def to_markdown(card: Mapping[str, Any], file: str) -> str:
     """Return the card in Markdown."""
     export, data = card["export"], card.get("data") or {}
     step = f" at step {card['step']}" if card.get("step") is not None else ""
+    name, *arguments = dict(export.get("create_model", {"model_name": ""})).items()
+    code = CODE[export["format"]].format(
+        file=file,
+        name=name[1],
+        arguments="".join(f"\n    {key}={value!r}," for key, value in arguments),
+        shape="(B, D)" if export.get("features") == "pooled" else "(B, N, D)",
+    )
     lines = [
         f"# {file}",
         "",
@@ -67,9 +80,7 @@ def to_markdown(card: Mapping[str, Any], file: str) -> str:
         f"Input: float32 (B, {export['channels']}, {export['image_size'][0]}, {export['image_size'][1]})"
         + (f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}." if "mean" in data else "."),
         "",
-        "```python",
-        loading_code(card, file),
-        "```",
+        f"```python{code}```",
         "",
     ]
     for title, key in (("Data", "data"), ("Model", "model"), ("Results", "results")):

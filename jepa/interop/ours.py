@@ -7,15 +7,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from torch import nn
 
-from jepa.checkpoint.load import first_line, load_state
+from jepa.checkpoint.load import load_state
 from jepa.checkpoint.moved import upgrade
-from jepa.interop.adapter import Adapter, Loaded, Options, Source, build, not_monitored
-from jepa.interop.frozen_networks import load_file_encoders
+from jepa.interop.adapter import Adapter, Loaded, Source, not_monitored
+from jepa.interop.frozen_networks import load_our_encoders
 from jepa.interop.sizes import check_overrides, to_pair
 from jepa.interop.weights_file import CARD
-from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.errors import CheckpointError, UserError, first_line
 from jepa.utils.nested import find_targets, flatten
 
 TRUSTED = ("jepa.", "torch.nn.", "torch.optim.")
@@ -41,15 +42,15 @@ def run_config(source: Source) -> dict[str, Any]:
 def foreign_code(config: Mapping[str, Any]) -> list[str]:
     """Return what the model, loss, data and evaluation of a configuration call outside of this repository."""
     sections = [config.get(section, {}) for section in ("model", "loss", "data", "evaluation")]
-    return list(dict.fromkeys(t for section in sections for t in find_targets(section) if not t.startswith(TRUSTED)))
+    return list(dict.fromkeys(name for name in find_targets(sections) if not name.startswith(TRUSTED)))
 
 
-def load_run(source: Source, options: Options) -> Loaded:
+def load_run(source: Source) -> Loaded:
     """Load a run's model. Raises UserError for overrides unlike its configuration."""
     content, config = source.file.run, source.config
     stored = config["model"]
     values = flatten(stored)
-    for key, value in options.overrides.items():
+    for key, value in source.overrides.items():
         if values.get(key) != value:
             raise UserError(
                 f"model.{key}={value}, but the model of {source.path} has {values.get(key, 'no such value')}: its "
@@ -57,10 +58,11 @@ def load_run(source: Source, options: Options) -> Loaded:
             )
 
     def build_stored() -> nn.Module:
-        return build({**stored, "_partial_": True})(loss=build(config["loss"]))
+        loss = instantiate(config["loss"], _convert_="all")
+        return instantiate({**stored, "_partial_": True}, _convert_="all")(loss=loss)
 
-    build_model = options.build or build_stored
-    model = build_model()
+    build = source.build or build_stored
+    model = build()
     load_state(model, content["model"], source.path)
     lines = [f"checkpoint of this project at step {content.get('step')}: {stored.get('_target_')}"]
     if foreign := foreign_code(config):
@@ -69,7 +71,7 @@ def load_run(source: Source, options: Options) -> Loaded:
     ours = isinstance(encoder, Mapping) and str(encoder.get("_target_", "")).startswith("jepa.models.")
     return Loaded(
         model,
-        build_model,
+        build,
         lines,
         {"model": stored},
         encoder=encoder if ours else None,
@@ -97,12 +99,6 @@ def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"verdict": name, "evidence": evidence, **rollbacks}
 
 
-def export_config(source: Source) -> dict[str, Any] | None:
-    """Return the data's configuration in an exported encoder's card. Raises CheckpointError when it is damaged."""
-    data = read_card(source).get("data")
-    return {"data": data} if data else None
-
-
 def read_card(source: Source) -> dict[str, Any]:
     """Return an exported encoder's card, with present names.
 
@@ -118,28 +114,28 @@ def read_card(source: Source) -> dict[str, Any]:
     return card
 
 
-def load_export(source: Source, options: Options) -> Loaded:
+def export_config(source: Source) -> dict[str, Any] | None:
+    """Return the data's configuration in an exported encoder's card. Raises as `read_card` does."""
+    data = read_card(source).get("data")
+    return {"data": data} if data else None
+
+
+def load_export(source: Source) -> Loaded:
     """Load an exported encoder. Raises CheckpointError when the weights do not match the model its card names."""
     card = read_card(source)
-    check_overrides({"encoder": card["encoder"]}, options.overrides, source.path)
+    check_overrides(source, card)
     lines = [f"encoder exported from {card.get('source')} (its {card.get('network')} network)"]
-    loaded = load_file_encoders(source.file, card["encoder"], lines)
+    loaded = load_our_encoders(source, card["encoder"], lines)
     loaded.step, loaded.data = card.get("step"), card.get("data")
     return loaded
 
 
-def load_random(source: Source, options: Options) -> Loaded:
+def load_random(source: Source) -> Loaded:
     """Build a model with random weights. Raises UserError where nothing says which."""
-    if options.build is None:
+    if source.build is None:
         raise UserError(f"checkpoint={source.name} needs the configuration of a model")
-    return Loaded(
-        options.build(),
-        options.build,
-        ["random weights"],
-        {"random": True},
-        image_size=options.image_size,
-        channels=options.channels,
-    )
+    facts = {"image_size": source.image_size, "channels": source.channels}
+    return Loaded(source.build(), source.build, ["random weights"], {"random": True}, **facts)
 
 
 RANDOM = Adapter("random", lambda source: source.name == "random", load_random)

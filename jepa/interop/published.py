@@ -2,36 +2,41 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from torch import Tensor
 
 from jepa.checkpoint.load import load_state
-from jepa.interop.adapter import Loaded, Options, Source, build
-from jepa.interop.sizes import count_blocks, num_heads
-from jepa.interop.weights_file import WeightsFile
+from jepa.interop.adapter import Loaded, Source
+from jepa.interop.sizes import channels_of, count_blocks, num_heads
+from jepa.interop.weights_file import State, WeightsFile
 from jepa.utils.errors import CheckpointError
 
 PREDICTOR_NAMES = {
-    "predictor_embed.": "embed.",
-    "predictor_blocks.": "blocks.",
-    "predictor_norm.": "norm.",
-    "predictor_proj.": "project.",
+    r"^predictor_proj_context\.": "project_context.",
+    r"^predictor_proj\.": "project.",
+    r"^predictor_(embed|blocks|norm)\.": r"\1.",
 }
-"""Start of a published name -> ours."""
+"""Published name -> ours, as regular expressions."""
+
+
+def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
+    """Return tensors under other names. names: regular expression -> replacement, applied in their order."""
+
+    def new_name(name: str) -> str:
+        for pattern, replacement in names.items():
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return {new_name(name): tensor for name, tensor in weights.items()}
 
 
 def is_published(file: WeightsFile) -> bool:
     """Return whether a file holds encoder, predictor and target, as those of I-JEPA and V-JEPA do."""
     return len(file.parts) == 3
-
-
-def check_present(weights: Mapping[str, Tensor], needed: tuple[str, ...], part: str, model: str, path: Path) -> None:
-    """Raise CheckpointError where tensors that every such network has are missing."""
-    if missing := [name for name in needed if name not in weights]:
-        raise CheckpointError(f"{path}: {part} lacks {', '.join(missing)}: it is not that of {model}")
 
 
 def masked_jepa_config(
@@ -56,23 +61,26 @@ def masked_jepa_config(
     }
 
 
-def predictor_sizes(
-    weights: Mapping[str, Tensor], mask_token: str, overrides: Mapping[str, Any], path: Path
-) -> dict[str, Any]:
-    """Return the sizes of a published predictor. num_heads None is as many as the encoder has."""
+def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, Any]:
+    """Return the sizes of a published predictor. num_heads None is as many as the encoder has.
+
+    Raises CheckpointError where tensors are missing that every predictor of such a model has.
+    """
+    weights, hidden = source.file.parts["predictor"], "predictor_blocks.0.mlp.fc1.weight"
+    if missing := [name for name in (mask_token, hidden, "predictor_proj.weight") if name not in weights]:
+        raise CheckpointError(f"{source.path}: predictor lacks {', '.join(missing)}: it is not that of {model}")
     width = weights[mask_token].shape[-1]
-    sizes: dict[str, Any] = {
+    given = source.overrides.get("predictor.num_heads") is not None
+    return {
         "embed_dim": width,
         "depth": count_blocks(weights, "predictor_blocks"),
-        "mlp_ratio": weights["predictor_blocks.0.mlp.fc1.weight"].shape[0] / width,
+        "mlp_ratio": weights[hidden].shape[0] / width,
+        "num_heads": num_heads(source, width, "predictor") if given else None,
     }
-    given = overrides.get("predictor.num_heads") is not None
-    return sizes | {"num_heads": num_heads(sizes, overrides, path, "predictor") if given else None}
 
 
 def load_masked_jepa(
     source: Source,
-    options: Options,
     config: dict[str, Any],
     weights: Mapping[str, Tensor],
     found: str,
@@ -83,23 +91,17 @@ def load_masked_jepa(
 
     found, predictor_heads: what the file is, and what is known of its predictor's heads, in words.
     """
-    model, encoder = build(config), config["encoder"]
+    model, encoder = instantiate(config, _convert_="all"), config["encoder"]
     load_state(model, weights, source.path, keep=("loss.",))
     lines = [*source.file.lines, found]
-    if options.overrides.get("predictor.num_heads") is None:
+    if config["predictor"]["num_heads"] is None:
         lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder{predictor_heads}")
     return Loaded(
         model,
-        lambda: build(config).eval(),
+        lambda: instantiate(config, _convert_="all").eval(),
         lines,
         {"model": config},
         encoder=encoder,
         image_size=image_size,
-        channels=encoder.get("channels", encoder.get("stem", {}).get("channels")),
+        channels=channels_of(encoder),
     )
-
-
-def rename(name: str, prefixes: Mapping[str, str]) -> str:
-    """Return a tensor's name with the first of the prefixes that it has replaced."""
-    former = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
-    return prefixes.get(former, "") + name.removeprefix(former)

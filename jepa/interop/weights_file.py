@@ -14,8 +14,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from jepa.checkpoint.load import first_line, read_file
-from jepa.utils.errors import CheckpointError
+from jepa.checkpoint.load import read_file
+from jepa.utils.errors import CheckpointError, first_line
 
 State = dict[str, Tensor]
 
@@ -49,9 +49,14 @@ class WeightsFile:
     lines: tuple[str, ...] = ()
 
     @property
+    def encoders(self) -> list[State]:
+        """The state dicts of the encoder and of the target encoder, those that are there."""
+        return [self.parts[name] for name in ("encoder", "target_encoder") if name in self.parts]
+
+    @property
     def encoder(self) -> State:
         """The encoder's state dict, or that of the target encoder where there is no other."""
-        return self.parts.get("encoder", self.parts.get("target_encoder", {}))
+        return next(iter(self.encoders), {})
 
     @property
     def is_video(self) -> bool:
@@ -65,24 +70,18 @@ def read_weights_file(path: Path) -> WeightsFile:
 
     Raises CheckpointError when it cannot be read, or holds nothing known.
     """
-    if path.suffix == ".safetensors" and path.is_file():
-        weights, header = read_safetensors(path)
-        if CARD in header:
-            return WeightsFile(path, {"encoder": weights}, card=header[CARD])
-        return find_parts(weights, path)
-    return find_parts(read_file(path), path)
-
-
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Return tensors and header of a safetensors file. Raises CheckpointError when it is damaged."""
+    if path.suffix != ".safetensors" or path.is_dir():
+        return find_parts(read_file(path), path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"cannot read {path} ({path.stat().st_size:,} bytes): it is cut short or not a safetensors file "
             f"({first_line(error)})"
         ) from error
+    return WeightsFile(path, {"encoder": weights}, card=header[CARD]) if CARD in header else find_parts(weights, path)
 
 
 def find_parts(content: Any, path: Path) -> WeightsFile:
@@ -127,8 +126,11 @@ def _with_plain_names(path: Path, states: Mapping[str, Mapping[str, Tensor]], fo
     for name, state in states.items():
         part = "target_encoder" if name in TARGETS else name
         parts[part], prefixes[part] = plain_names(state)
-    prefix = " ".join(dict.fromkeys(filter(None, prefixes.values())))
-    lines = [f"the file holds {found}", *([f"names without their prefix {prefix}"] if prefix else [])]
+    lines = [f"the file holds {found}"]
+    if prefix := " ".join(dict.fromkeys(filter(None, prefixes.values()))):
+        lines.append(f"names without their prefix {prefix}")
+    if "encoder" not in parts:
+        lines.append("it holds the network that makes the targets alone: context and target are both that one")
     return WeightsFile(path, parts, "ema_encoder" if "ema_encoder" in states else "target_encoder", lines=tuple(lines))
 
 
@@ -146,11 +148,10 @@ def plain_names(state: Mapping[str, Tensor]) -> tuple[State, str]:
     return state, taken
 
 
-def _embeds_patches(state: Mapping[str, Tensor]) -> bool:
-    return any("patch_embed" in name for name in state)
+def _embeds_patches(value: Any) -> bool:
+    return is_state_dict(value) and any("patch_embed" in name for name in value)
 
 
 def _describe(value: Any) -> str:
-    if is_state_dict(value):
-        return f"{len(value)} tensors{', an encoder' if _embeds_patches(value) else ''}"
-    return type(value).__name__
+    words = f"{len(value)} tensors" if is_state_dict(value) else type(value).__name__
+    return f"{words}, an encoder" if _embeds_patches(value) else words

@@ -135,8 +135,9 @@ def test_encoders_alone(files, tmp_path):
 
 def fresh(path, **changes):
     """An untrained model of a file's sizes."""
-    given = {"encoder.num_heads": 4, "predictor.num_heads": 2}
-    config = model_config(find(str(path)).file, given)
+    source = find(str(path))
+    source.overrides = {"encoder.num_heads": 4, "predictor.num_heads": 2}
+    config = model_config(source)
     config["encoder"] |= changes
     return instantiate(config, _convert_="all").eval()
 
