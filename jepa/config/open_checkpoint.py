@@ -16,6 +16,7 @@ from jepa.config.compose import dotted_keys, known_keys
 from jepa.config.stored import CommandLine, model_overrides, with_stored
 from jepa.distributed.launch import read_launch
 from jepa.interop import Loaded, Source, find, load
+from jepa.interop.sizes import to_pair
 from jepa.utils.errors import UserError
 
 TOKENIZER = "tokenizer.json"
@@ -65,7 +66,7 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
         source,
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
         overrides={} if is_random else model_overrides(config, given),
-        image_size=_image_size(joined) if "image_size" in known else None,
+        image_size=to_pair(joined.data.get("image_size")) if "image_size" in known else None,
         channels=joined.data.get("channels") if "channels" in known else None,
     )
     if loaded.channels is not None and "channels" not in known:
@@ -147,7 +148,7 @@ def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Comman
         joined.data.vocab_size = vocab_size
     if "max_length" not in given.below("data") and max_length is not None:
         joined.data.max_length = max_length  # learned positions reach no further
-    if "tokenizer" in given.below(section) or source.path is None:
+    if "tokenizer" in given.below(section):
         return
     folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
     path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
@@ -163,8 +164,3 @@ def _text_settings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The part of a configuration of data that says how texts become ids; None where there is none."""
     part = data.get("text") if isinstance(data.get("text"), Mapping) else data
     return part if "tokenizer" in part else None
-
-
-def _image_size(config: DictConfig) -> tuple[int, int] | None:
-    size = config.data.get("image_size")
-    return (size, size) if isinstance(size, int) else size and tuple(size)

@@ -121,14 +121,14 @@ class Pooled(nn.Module):
 
 def write_safetensors(encoder: nn.Module, header: Mapping[str, Any], path: Path) -> Network:
     """Write our encoder's weights, with how it is built in the header; return what `load` makes of the file."""
-    save_file(_contiguous(encoder), path, metadata={"format": "pt", CARD: json.dumps(header)})
+    save_file(encoder.state_dict(), path, metadata={"format": "pt", CARD: json.dumps(header)})
     return load(path).model.encoder
 
 
 def write_timm(encoder: nn.Module, call: Mapping[str, Any], image_size: tuple[int, int], path: Path) -> Network:
     """Write weights that `timm.create_model(**call, checkpoint_path=path)` loads, positions included; return that."""
     grid = tuple(side // patch for side, patch in zip(image_size, encoder.patch_size))
-    weights = _contiguous(encoder.vit) | {"pos_embed": encoder.positions(grid, torch.device("cpu"))[None].clone()}
+    weights = encoder.vit.state_dict() | {"pos_embed": encoder.positions(grid, torch.device("cpu"))[None].clone()}
     if path.suffix == ".safetensors":
         save_file(weights, path, metadata={"format": "pt"})
     else:
@@ -168,10 +168,6 @@ def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
     program.save(str(path), external_data=size > 1.9 * 2**30)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(["features"], {"x": x.numpy()})[0])
-
-
-def _contiguous(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
 
 
 def compare(name: str, wanted: Tensor, got: Tensor) -> float:

@@ -14,7 +14,7 @@ from jepa.checkpoint.load import listed
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import OtherEncoder, load_by_name
 from jepa.interop.sizes import to_pair
-from jepa.interop.timm_models import check_named, fetching, load_timm
+from jepa.interop.timm_models import check_named, fetching, load_by_timm
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.lazy_import import require
@@ -76,9 +76,9 @@ def load(source: Source) -> Loaded:
     unexpected and mis-shaped keys when its weights do not fit the model its config names.
     """
     check_named(source)
-    name, image_size = source.name.partition(":")[2], source.image_size
-    is_folder = Path(name).is_dir()
-    if is_folder and not (Path(name) / "config.json").is_file():
+    name = source.name.partition(":")[2]
+    folder = Path(name) if Path(name).is_dir() else None
+    if folder and not (folder / "config.json").is_file():
         raise UserError(
             f"checkpoint={source.name}: the folder has no config.json, so is no model in Hugging Face's format"
         )
@@ -86,7 +86,7 @@ def load(source: Source) -> Loaded:
     with fetching(source.name):
         config = transformers.AutoConfig.from_pretrained(name)
     if config.model_type == "timm_wrapper":
-        loaded = load_timm(source, f"local-dir:{name}" if is_folder else f"hf-hub:{name}")
+        loaded = load_by_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
         loaded.lines.insert(0, f"{source.name} is in timm's format")
         return loaded
     if missing := [key for key in NEEDED if key not in config]:
@@ -116,8 +116,9 @@ def load(source: Source) -> Loaded:
     loaded.lines.append(f"transformers {kind}, width {config.hidden_size}, patches of {config.patch_size} pixels")
     if heads:
         loaded.lines.append(f"not used for features: {', '.join(heads)}")
-    if image_size != own:
-        loaded.lines.append(f"its positions are made for {own} and adapted to pictures of {image_size} by itself")
+    if source.image_size != own:
+        size = source.image_size
+        loaded.lines.append(f"its positions are made for {own} and adapted to pictures of {size} by itself")
     return loaded
 
 

@@ -16,15 +16,13 @@ from jepa.interop.published import (
     is_published,
     load_masked_jepa,
     masked_jepa_config,
+    our_weights,
     predictor_sizes,
     renamed,
 )
 from jepa.interop.sizes import by, check_overrides, is_sincos, num_heads, side_or_pair, table_side, to_pair, vit_sizes
 from jepa.interop.weights_file import State, WeightsFile
 from jepa.utils.errors import CheckpointError
-
-PREFIXES = {"encoder": "encoder.vit.", "target_encoder": "target.encoder.vit.", "predictor": "predictor."}
-"""Network in the file -> where it is in our masked JEPA."""
 
 
 def load(source: Source) -> Loaded:
@@ -77,12 +75,10 @@ def model_weights(file: WeightsFile) -> State:
 
     Raises CheckpointError where the stored positions are not the sine-cosine ones that our encoders compute.
     """
-    weights: State = {}
-    for part, prefix in PREFIXES.items():
+    for part in file.parts:
         grid_side(file, part)
-        ours = renamed(file.parts[part], PREDICTOR_NAMES)
-        weights |= {prefix + name: tensor for name, tensor in ours.items() if not name.endswith("pos_embed")}
-    return weights
+    weights = our_weights(file, "vit.", lambda network: renamed(network, PREDICTOR_NAMES))
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("pos_embed")}
 
 
 def grid_side(file: WeightsFile, part: str) -> int:

@@ -10,32 +10,12 @@ from typing import Any
 from jepa.utils.files import write_text
 
 CODE = {
-    "safetensors": """
-from jepa.interop import load
-
-model = load("{file}").model
-features = model.encoder(x)  # (B, N, D)
-""",
-    "timm": """
-import timm
-
-model = timm.create_model(
-    "{name}",{arguments}
-    checkpoint_path="{file}",
-)
-features = model.eval()(x)  # (B, D)
-""",
-    "torchscript": """
-import torch
-
-features = torch.jit.load("{file}")(x)  # {shape}
-""",
-    "onnx": """
-import onnxruntime
-
-session = onnxruntime.InferenceSession("{file}")
-(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}
-""",
+    "safetensors": 'from jepa.interop import load\n\nmodel = load("{file}").model\n'
+    "features = model.encoder(x)  # {shape}",
+    "timm": "import timm\n\nmodel = timm.create_model({arguments}\n)\nfeatures = model.eval()(x)  # (B, D)",
+    "torchscript": 'import torch\n\nfeatures = torch.jit.load("{file}")(x)  # {shape}',
+    "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{file}")\n'
+    '(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}',
 }
 """Format -> Python that loads an export and computes the features of pictures x (B, C, H, W)."""
 
@@ -64,13 +44,14 @@ def to_markdown(card: Mapping[str, Any], file: str) -> str:
     """Return the card in Markdown."""
     export, data = card["export"], card.get("data") or {}
     step = f" at step {card['step']}" if card.get("step") is not None else ""
-    name, *arguments = dict(export.get("create_model", {"model_name": ""})).items()
-    code = CODE[export["format"]].format(
-        file=file,
-        name=name[1],
-        arguments="".join(f"\n    {key}={value!r}," for key, value in arguments),
-        shape="(B, D)" if export.get("features") == "pooled" else "(B, N, D)",
-    )
+    call = {**export.get("create_model", {}), "checkpoint_path": file}
+    name = call.pop("model_name", "")
+    arguments = [
+        f'"{name}"',
+        *(f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in call.items()),
+    ]
+    shape = "(B, D)" if export.get("features") == "pooled" else "(B, N, D)"
+    code = CODE[export["format"]].format(file=file, arguments="".join(f"\n    {a}," for a in arguments), shape=shape)
     lines = [
         f"# {file}",
         "",
@@ -80,7 +61,7 @@ def to_markdown(card: Mapping[str, Any], file: str) -> str:
         f"Input: float32 (B, {export['channels']}, {export['image_size'][0]}, {export['image_size'][1]})"
         + (f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}." if "mean" in data else "."),
         "",
-        f"```python{code}```",
+        f"```python\n{code}\n```",
         "",
     ]
     for title, key in (("Data", "data"), ("Model", "model"), ("Results", "results")):

@@ -100,7 +100,7 @@ def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_card(source: Source) -> dict[str, Any]:
-    """Return an exported encoder's card, with present names.
+    """Return what an exported encoder's card holds, with present names: "encoder", and "data" where it is known.
 
     Raises CheckpointError when it is damaged, or names other code than ours.
     """
@@ -111,18 +111,12 @@ def read_card(source: Source) -> dict[str, Any]:
         raise CheckpointError(f"{source.path}: its header {CARD!r} is damaged ({first_line(error)})") from error
     if foreign := [target for target in find_targets(config) if not target.startswith("jepa.models.")]:
         raise CheckpointError(f"{source.path}: its header names {foreign}, expected an encoder of jepa.models")
-    return card
-
-
-def export_config(source: Source) -> dict[str, Any] | None:
-    """Return the data's configuration in an exported encoder's card. Raises as `read_card` does."""
-    data = read_card(source).get("data")
-    return {"data": data} if data else None
+    return {name: value for name, value in card.items() if value is not None}
 
 
 def load_export(source: Source) -> Loaded:
     """Load an exported encoder. Raises CheckpointError when the weights do not match the model its card names."""
-    card = read_card(source)
+    card = source.config
     check_overrides(source, card)
     lines = [f"encoder exported from {card.get('source')} (its {card.get('network')} network)"]
     loaded = load_our_encoders(source, card["encoder"], lines)
@@ -140,4 +134,4 @@ def load_random(source: Source) -> Loaded:
 
 RANDOM = Adapter("random", lambda source: source.name == "random", load_random)
 RUN = Adapter("run", lambda source: source.file.run is not None, load_run, run_config, load_run_into)
-EXPORT = Adapter("export", lambda source: source.file.card is not None, load_export, export_config)
+EXPORT = Adapter("export", lambda source: source.file.card is not None, load_export, read_card)

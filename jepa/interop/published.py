@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.utils import instantiate
@@ -32,6 +32,23 @@ def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
         return name
 
     return {new_name(name): tensor for name, tensor in weights.items()}
+
+
+def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State], State]) -> State:
+    """Return the weights of a file by the names of our masked JEPA.
+
+    encoder: start of the names of our encoder. by_our_names: one network's state dict to ours.
+    """
+    prefixes = {
+        "encoder": f"encoder.{encoder}",
+        "target_encoder": f"target.encoder.{encoder}",
+        "predictor": "predictor.",
+    }
+    return {
+        prefixes[part] + name: tensor
+        for part, weights in file.parts.items()
+        for name, tensor in by_our_names(weights).items()
+    }
 
 
 def is_published(file: WeightsFile) -> bool:

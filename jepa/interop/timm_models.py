@@ -23,8 +23,12 @@ from jepa.interop.weights_file import State
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError, first_line
 
-LISTED = 1000
-"""Characters of torch's list of keys that do not fit."""
+OFFLINE = (
+    "Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder works "
+    "without: hf:<folder>, timm:local-dir:<folder>"
+)
+SHOWN = 1000
+"""Characters of an error that are shown, such as torch's list of keys that do not fit."""
 
 
 class TimmEncoder(OtherEncoder):
@@ -64,17 +68,6 @@ class TimmEncoder(OtherEncoder):
         return [found[order.index(number)] for number in layers]
 
 
-def load_name(source: Source) -> Loaded:
-    """Load `timm:<name>`, as `timm.create_model` takes it: also `hf-hub:<repository>` and `local-dir:<folder>`.
-
-    timm resamples positions to image_size and adapts the first layer to channels.
-
-    Raises UserError for a name that timm does not know or that has no weights, or when they cannot be fetched.
-    """
-    check_named(source)
-    return load_timm(source, source.name.partition(":")[2])
-
-
 def check_named(source: Source) -> None:
     """Raise UserError where a model known by its name is overridden, or pictures' size and channels are not given."""
     if source.overrides:
@@ -85,8 +78,16 @@ def check_named(source: Source) -> None:
         raise UserError(f"checkpoint={source.name} needs data= (or data.image_size and data.channels)")
 
 
-def load_timm(source: Source, name: str) -> Loaded:
-    """Load a model that timm knows by name."""
+def load_by_timm(source: Source, name: str | None = None) -> Loaded:
+    """Load a model by the name that `timm.create_model` takes: also `hf-hub:<repository>` and `local-dir:<folder>`.
+
+    name: None takes that in `timm:<name>`. timm resamples positions to image_size and adapts the first layer to
+    channels.
+
+    Raises UserError for a name that timm does not know or that has no weights, or when they cannot be fetched.
+    """
+    check_named(source)
+    name = name or source.name.partition(":")[2]
     if ":" not in name:
         plain, _, tag = name.partition(".")
         check_timm_name(plain, f"checkpoint={source.name}")
@@ -154,14 +155,10 @@ def fetching(source: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-        unfit = isinstance(error, RuntimeError) and "state_dict" in str(error)  # it lists the keys
-        cause = textwrap.shorten(str(error), LISTED) if unfit else first_line(error)
-        offline = isinstance(error, OSError) and not Path(source.partition(":")[2]).exists()
-        advice = (
-            ". Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder "
-            "works without: hf:<folder>, timm:local-dir:<folder>"
-        )
-        raise CheckpointError(f"checkpoint={source} cannot be opened: {cause}{advice if offline else ''}") from error
+        message = f"checkpoint={source} cannot be opened: {textwrap.shorten(str(error), SHOWN)}"
+        if isinstance(error, OSError) and not Path(source.partition(":")[2]).exists():
+            message += f". {OFFLINE}"
+        raise CheckpointError(message) from error
 
 
 def load_file(source: Source) -> Loaded:
@@ -261,5 +258,5 @@ def make_timm(source: Source, config: Mapping[str, Any], state: State | None) ->
     return TimmEncoder(vit).eval()
 
 
-NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_name)
+NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_by_timm)
 FILE = Adapter("encoder", lambda source: True, load_file)

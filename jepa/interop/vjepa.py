@@ -27,6 +27,7 @@ from jepa.interop.published import (
     is_published,
     load_masked_jepa,
     masked_jepa_config,
+    our_weights,
     predictor_sizes,
     renamed,
 )
@@ -45,8 +46,6 @@ NAMES = {
     **PREDICTOR_NAMES,
 }
 """Published name -> ours, as regular expressions; the last of `norms_block` is our `norm`."""
-PARTS = {"encoder": "encoder", "target_encoder": "target.encoder", "predictor": "predictor"}
-"""Network in the file -> where it is in our masked JEPA."""
 
 
 def load(source: Source) -> Loaded:
@@ -54,15 +53,15 @@ def load(source: Source) -> Loaded:
     config, clip = model_config(source), clip_size(source.file)
     check_overrides(source, config)
     size = None if clip is None else (clip[1], clip[1])
-    found = describe(config["encoder"], clip)
-    return load_masked_jepa(source, config, model_weights(source.file), found, "; V-JEPA 2 has 12", size)
+    weights, found = our_weights(source.file, "", by_our_names), describe(config["encoder"], clip)
+    return load_masked_jepa(source, config, weights, found, "; V-JEPA 2 has 12", size)
 
 
 def load_encoder(source: Source) -> Loaded:
     """Load the encoders of a file without a predictor."""
     config = encoder_config(source)
     check_overrides(source, {"encoder": config})
-    return load_our_encoders(source, config, [describe(config, clip_size(source.file))], our_weights)
+    return load_our_encoders(source, config, [describe(config, clip_size(source.file))], by_our_names)
 
 
 def load_into(model: nn.Module, source: Source) -> None:
@@ -85,7 +84,7 @@ def load_into(model: nn.Module, source: Source) -> None:
             f"{path} has the positions {found}, the model {own}: set "
             + " ".join(f"model.encoder.{key}={value}" for key, value in found.items() if own.get(key) != value)
         )
-    load_state(model, model_weights(source.file), path, keep=("loss.",))
+    load_state(model, our_weights(source.file, "", by_our_names), path, keep=("loss.",))
 
 
 def model_config(source: Source) -> dict[str, Any]:
@@ -134,7 +133,7 @@ def encoder_config(source: Source) -> dict[str, Any]:
             "_partial_": True,
             "channels": sizes.pop("channels"),
             "patch_size": sizes.pop("patch_size"),
-            "tubelet_size": tubelet_size(source.file),
+            "tubelet_size": weights["patch_embed.proj.weight"].shape[2],
             "images": "patch_embed_img.proj.weight" in weights,
         },
         **sizes,
@@ -143,11 +142,6 @@ def encoder_config(source: Source) -> dict[str, Any]:
         "level_layers": level_layers(source, sizes["depth"]),
         "num_heads": num_heads(source, sizes["embed_dim"]),
     }
-
-
-def tubelet_size(file: WeightsFile) -> int:
-    """Return the frames of a tubelet."""
-    return file.encoder["patch_embed.proj.weight"].shape[2]
 
 
 def positions(source: Source) -> dict[str, Any]:
@@ -218,11 +212,11 @@ def predictor_config(source: Source, encoder: Mapping[str, Any]) -> dict[str, An
 
 def clip_size(file: WeightsFile) -> tuple[int, int] | None:
     """Return (frames, pixels of a side) of the clips that stored positions are made for; None of rotary ones."""
-    weights = file.encoder
-    if "pos_embed" not in weights:
+    if "pos_embed" not in file.encoder:
         return None
-    _, (steps, side, _) = sincos_layout(weights["pos_embed"], "encoder.pos_embed", file.path)
-    return steps * tubelet_size(file), side * weights["patch_embed.proj.weight"].shape[3]
+    frames, pixels = file.encoder["patch_embed.proj.weight"].shape[2:4]
+    _, (steps, side, _) = sincos_layout(file.encoder["pos_embed"], "encoder.pos_embed", file.path)
+    return steps * frames, side * pixels
 
 
 def check_clip(file: WeightsFile, *, image_size: int, num_frames: int | None, tubelet_size: int | None) -> None:
@@ -257,16 +251,7 @@ def describe(encoder: Mapping[str, Any], clip: tuple[int, int] | None) -> str:
     )
 
 
-def model_weights(file: WeightsFile) -> State:
-    """Return the weights by the names of our masked JEPA."""
-    return {
-        f"{prefix}.{name}": tensor
-        for part, prefix in PARTS.items()
-        for name, tensor in our_weights(file.parts[part]).items()
-    }
-
-
-def our_weights(weights: State) -> State:
+def by_our_names(weights: State) -> State:
     """Return the tensors of a published encoder or predictor by our names."""
     last_norm = {rf"^norms_block\.{count_blocks(weights, 'norms_block') - 1}\.": "norm."}
     tokens = [name for n in range(count_blocks(weights, "mask_tokens")) if (name := f"mask_tokens.{n}") in weights]

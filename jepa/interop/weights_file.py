@@ -6,6 +6,8 @@ I-JEPA and V-JEPA; encoders alone, bare or below one entry, as torch or safetens
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +22,7 @@ from jepa.utils.errors import CheckpointError, first_line
 State = dict[str, Tensor]
 
 TARGETS = ("target_encoder", "ema_encoder")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.", "vit.")
+WRAPPERS = re.compile(r"((module|_orig_mod|backbone|encoder|model|vit)\.)*")
 """What wrappers put before every name: DDP, torch.compile, V-JEPA's multi-mask wrapper, and owners of the encoder."""
 
 CARD = "jepa_encoder"
@@ -121,14 +123,16 @@ def find_parts(content: Any, path: Path) -> WeightsFile:
     return _with_plain_names(path, parts, "; ".join(found))
 
 
-def _with_plain_names(path: Path, states: Mapping[str, Mapping[str, Tensor]], found: str) -> WeightsFile:
-    parts, prefixes = {}, {}
+def _with_plain_names(path: Path, states: Mapping[str, State], found: str) -> WeightsFile:
+    parts, prefixes = {}, set()
     for name, state in states.items():
+        prefix = WRAPPERS.match(os.path.commonprefix(list(state)))[0]  # noqa: RUF071
         part = "target_encoder" if name in TARGETS else name
-        parts[part], prefixes[part] = plain_names(state)
+        parts[part] = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        prefixes |= {prefix} - {""}
     lines = [f"the file holds {found}"]
-    if prefix := " ".join(dict.fromkeys(filter(None, prefixes.values()))):
-        lines.append(f"names without their prefix {prefix}")
+    if prefixes:
+        lines.append(f"names without their prefix {' '.join(sorted(prefixes))}")
     if "encoder" not in parts:
         lines.append("it holds the network that makes the targets alone: context and target are both that one")
     return WeightsFile(path, parts, "ema_encoder" if "ema_encoder" in states else "target_encoder", lines=tuple(lines))
@@ -137,15 +141,6 @@ def _with_plain_names(path: Path, states: Mapping[str, Mapping[str, Tensor]], fo
 def is_state_dict(value: Any) -> bool:
     """Return whether this maps names to tensors, and nothing else."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
-
-
-def plain_names(state: Mapping[str, Tensor]) -> tuple[State, str]:
-    """Return a state dict without the prefixes that all its names share, and these prefixes."""
-    state, taken = dict(state), ""
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        taken += prefix
-    return state, taken
 
 
 def _embeds_patches(value: Any) -> bool:
