@@ -1,4 +1,7 @@
-"""Export encoders as safetensors, for timm, as TorchScript and as ONNX. What is written is read back and compared."""
+"""Export encoders as safetensors, for timm, as TorchScript and as ONNX, with a card.
+
+What is written is read back and compared.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +20,11 @@ from torch import Tensor, nn
 from jepa.interop.adapter import Loaded
 from jepa.interop.frozen_networks import network_of
 from jepa.interop.loading import load
-from jepa.interop.model_card import results_of, write_card
 from jepa.interop.sizes import side_or_pair
 from jepa.interop.timm_models import quiet
 from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError, first_line
-from jepa.utils.files import write_atomic
+from jepa.utils.files import write_atomic, write_text
 from jepa.utils.lazy_import import require
 
 TOLERANCE = 1e-5
@@ -45,6 +47,16 @@ TIMM_SIZES = {
     (1408, 40, 16, 48 / 11): "vit_giant_patch14_224",
 }
 """Width, depth, heads and MLP ratio of timm's Vision Transformers; a slip would show when the export is read back."""
+
+CODE = {
+    "safetensors": 'from jepa.interop import load\n\nmodel = load("{file}").model\n'
+    "features = model.encoder(x)  # {shape}",
+    "timm": "import timm\n\nmodel = timm.create_model({arguments}\n)\nfeatures = model.eval()(x)  # (B, D)",
+    "torchscript": 'import torch\n\nfeatures = torch.jit.load("{file}")(x)  # {shape}',
+    "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{file}")\n'
+    '(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}',
+}
+"""Format -> Python that loads an export and computes the features of pictures x (B, C, H, W)."""
 
 Network = Callable[[Tensor], Tensor]
 """From pictures (B, C, H, W) to features: tokens (B, N, D), or pooled by their mean (B, D)."""
@@ -217,3 +229,53 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
     name = TIMM_SIZES.get(tuple(sizes.values()))
     qkv = {} if block.attn.qkv.bias is not None else {"qkv_bias": False}
     return {"model_name": name or "vit_base_patch16_224", **call, **({} if name else sizes), **qkv}
+
+
+def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rows as in results.json from a checkpoint's metrics: {"trained": {"knn": ...}, ..., "val/loss": ...}."""
+    rows: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if name.startswith("eval/"):
+            _, row, probe = name.split("/", 2)
+            rows.setdefault(row, {})[probe] = value
+        elif name == "val/loss":
+            rows[name] = value
+    return rows
+
+
+def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
+    """Write the card beside a file, as `<file>.json` and as Markdown, `<file>.md`, and return their paths."""
+    texts = {f"{file.name}.json": json.dumps(card, indent=2) + "\n", f"{file.name}.md": to_markdown(card, file.name)}
+    for name, text in texts.items():
+        write_text(file.with_name(name), text)
+    return [file.with_name(name) for name in texts]
+
+
+def to_markdown(card: Mapping[str, Any], file: str) -> str:
+    """Return the card in Markdown."""
+    export, data = card["export"], card.get("data") or {}
+    step = f" at step {card['step']}" if card.get("step") is not None else ""
+    call = {**export.get("create_model", {}), "checkpoint_path": file}
+    name = call.pop("model_name", "")
+    arguments = [
+        f'"{name}"',
+        *(f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in call.items()),
+    ]
+    shape = "(B, D)" if export.get("features") == "pooled" else "(B, N, D)"
+    code = CODE[export["format"]].format(file=file, arguments="".join(f"\n    {a}," for a in arguments), shape=shape)
+    lines = [
+        f"# {file}",
+        "",
+        f"The {card['network']} network of `{card['source']}`{step}, in the format {export['format']}.",
+        f"Its features equal the original's to {export['difference']:.1e}.",
+        "",
+        f"Input: float32 (B, {export['channels']}, {export['image_size'][0]}, {export['image_size'][1]})"
+        + (f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}." if "mean" in data else "."),
+        "",
+        f"```python\n{code}\n```",
+        "",
+    ]
+    for title, key in (("Data", "data"), ("Model", "model"), ("Results", "results")):
+        if card.get(key):
+            lines += [f"## {title}", "", "```json", json.dumps(card[key], indent=2), "```", ""]
+    return "\n".join(lines)

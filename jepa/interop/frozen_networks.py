@@ -31,7 +31,7 @@ class FrozenNetworks(nn.Module):
     @torch.no_grad()
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Return features (B, N, D) of inputs x (B, C, *S) by the network that makes the targets."""
-        return (self.encoder if self.target_encoder is None else self.target_encoder)(x, layers=layers)
+        return network_of(self, "target")(x, layers=layers)
 
 
 class OtherEncoder(nn.Module):
@@ -89,10 +89,7 @@ def load_by_name(source: Source, make_encoder: Callable[[Any], nn.Module], pretr
 def load_our_encoders(
     source: Source, config: dict[str, Any], lines: list[str], our_weights: Callable[[State], State] = dict
 ) -> Loaded:
-    """Load the encoders of a file into those that our configuration builds. our_weights: a state dict by our names.
-
-    Raises CheckpointError with the missing, unexpected and mis-shaped keys.
-    """
+    """Load the encoders of a file into those that our configuration builds. our_weights: a state dict by our names."""
 
     def make_encoder(weights: State | None) -> nn.Module:
         encoder = instantiate(config, _convert_="all")

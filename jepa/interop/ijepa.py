@@ -1,28 +1,41 @@
-"""I-JEPA as published: `encoder`, `predictor` and `target_encoder` of pictures (facebookresearch/ijepa src/helper.py).
+"""I-JEPA as published, and what V-JEPA's files share with it: three networks, made into a masked JEPA.
 
-Names start with `module.`; optimizer state is left alone. No file holds the number of heads.
+`encoder`, `predictor` and `target_encoder` of pictures (facebookresearch/ijepa src/helper.py). Names start with
+`module.`; optimizer state is left alone. No file holds the number of heads.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+from hydra.utils import instantiate
+from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Source
-from jepa.interop.published import (
-    PREDICTOR_NAMES,
-    is_published,
-    load_masked_jepa,
-    masked_jepa_config,
-    our_weights,
-    predictor_sizes,
-    renamed,
+from jepa.interop.sizes import (
+    by,
+    channels_of,
+    check_overrides,
+    count_blocks,
+    is_sincos,
+    num_heads,
+    side_or_pair,
+    table_side,
+    to_pair,
+    vit_sizes,
 )
-from jepa.interop.sizes import by, check_overrides, is_sincos, num_heads, side_or_pair, table_side, to_pair, vit_sizes
 from jepa.interop.weights_file import State, WeightsFile
 from jepa.utils.errors import CheckpointError
+
+PREDICTOR_NAMES = {
+    r"^predictor_proj_context\.": "project_context.",
+    r"^predictor_proj\.": "project.",
+    r"^predictor_(embed|blocks|norm)\.": r"\1.",
+}
+"""Published name -> ours, as regular expressions."""
 
 
 def load(source: Source) -> Loaded:
@@ -48,10 +61,7 @@ def load_into(model: nn.Module, source: Source) -> None:
 
 
 def model_config(source: Source) -> dict[str, Any]:
-    """Return the configuration of a published file's masked JEPA.
-
-    Raises CheckpointError for weights that are of no I-JEPA, UserError for heads missing.
-    """
+    """Return the configuration of a published file's masked JEPA. Raises CheckpointError for one of no I-JEPA."""
     sizes = vit_sizes(source)
     predictor = predictor_sizes(source, "mask_token", "an I-JEPA")
     side = grid_side(source.file, "encoder")
@@ -71,10 +81,7 @@ def model_config(source: Source) -> dict[str, Any]:
 
 
 def model_weights(file: WeightsFile) -> State:
-    """Return the weights by the names of our masked JEPA.
-
-    Raises CheckpointError where the stored positions are not the sine-cosine ones that our encoders compute.
-    """
+    """Return the weights by the names of our masked JEPA. Raises CheckpointError for other positions than ours."""
     for part in file.parts:
         grid_side(file, part)
     weights = our_weights(file, "vit.", lambda network: renamed(network, PREDICTOR_NAMES))
@@ -91,6 +98,107 @@ def grid_side(file: WeightsFile, part: str) -> int:
     if not is_sincos(table[0], (side, side)):
         raise CheckpointError(f"{file.path}: {part}.{name} does not hold sine-cosine positions")
     return side
+
+
+# Shared with V-JEPA.
+
+
+def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
+    """Return tensors under other names. names: regular expression -> replacement, applied in their order."""
+
+    def new_name(name: str) -> str:
+        for pattern, replacement in names.items():
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return {new_name(name): tensor for name, tensor in weights.items()}
+
+
+def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State], State]) -> State:
+    """Return the weights of a file by the names of our masked JEPA.
+
+    encoder: start of the names of our encoder. by_our_names: one network's state dict to ours.
+    """
+    prefixes = {
+        "encoder": f"encoder.{encoder}",
+        "target_encoder": f"target.encoder.{encoder}",
+        "predictor": "predictor.",
+    }
+    return {
+        prefixes[part] + name: tensor
+        for part, weights in file.parts.items()
+        for name, tensor in by_our_names(weights).items()
+    }
+
+
+def is_published(file: WeightsFile) -> bool:
+    """Return whether a file holds encoder, predictor and target, as those of I-JEPA and V-JEPA do."""
+    return len(file.parts) == 3
+
+
+def masked_jepa_config(
+    *,
+    encoder: dict[str, Any],
+    predictor: dict[str, Any],
+    mask: dict[str, Any],
+    terms: dict[str, Any],
+    momentum: float,
+    concat_layers: list[int] | None = None,
+) -> dict[str, Any]:
+    """Return a masked JEPA's configuration without interpolations. momentum: of the target at the start."""
+    schedule = {"_target_": "jepa.optim.Linear", "start": momentum, "final": 1.0}
+    target = {"_target_": "jepa.models.EMATarget", "_partial_": True, "momentum": schedule}
+    return {
+        "_target_": "jepa.models.MaskedJEPA",
+        "encoder": encoder,
+        "predictor": {"_target_": "jepa.models.Predictor", "_partial_": True, **predictor},
+        "mask": mask,
+        "target": {**target, "concat_layers": concat_layers},
+        "loss": {"_target_": "jepa.losses.Objective", "_partial_": True, "terms": terms},
+    }
+
+
+def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, Any]:
+    """Return the sizes of a published predictor of such a model. num_heads None is as many as the encoder has."""
+    weights, hidden = source.file.parts["predictor"], "predictor_blocks.0.mlp.fc1.weight"
+    if missing := [name for name in (mask_token, hidden, "predictor_proj.weight") if name not in weights]:
+        raise CheckpointError(f"{source.path}: predictor lacks {', '.join(missing)}: it is not that of {model}")
+    width = weights[mask_token].shape[-1]
+    given = source.overrides.get("predictor.num_heads") is not None
+    return {
+        "embed_dim": width,
+        "depth": count_blocks(weights, "predictor_blocks"),
+        "mlp_ratio": weights[hidden].shape[0] / width,
+        "num_heads": num_heads(source, width, "predictor") if given else None,
+    }
+
+
+def load_masked_jepa(
+    source: Source,
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    found: str,
+    predictor_heads: str,
+    image_size: tuple[int, int] | None,
+) -> Loaded:
+    """Build a masked JEPA and load published weights by our names.
+
+    found, predictor_heads: what the file is, and what is known of its predictor's heads, in words.
+    """
+    model, encoder = instantiate(config, _convert_="all"), config["encoder"]
+    load_state(model, weights, source.path, keep=("loss.",))
+    lines = [*source.file.lines, found]
+    if config["predictor"]["num_heads"] is None:
+        lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder{predictor_heads}")
+    return Loaded(
+        model,
+        lambda: instantiate(config, _convert_="all").eval(),
+        lines,
+        {"model": config},
+        encoder=encoder,
+        image_size=image_size,
+        channels=channels_of(encoder),
+    )
 
 
 ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, load_into=load_into)

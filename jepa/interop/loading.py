@@ -4,8 +4,7 @@
     loaded = load("timm:vit_small_patch16_224.augreg_in21k", image_size=(224, 224), channels=3)
     loaded.model.encode_target(x)                   # (B, N, D)
 
-What was detected, adapted or left alone is in `lines`; what does not fit is refused. A new format is a file with an
-`Adapter`, and a row of `ADAPTERS`.
+A new format is a file with an `Adapter`, and a row of `ADAPTERS`.
 """
 
 from __future__ import annotations
@@ -136,14 +135,12 @@ def load_published(
     kernel = file.encoder.get("patch_embed.proj.weight")
     if kernel is not None and (patch := tuple(kernel.shape[-2:])) != (patch_size, patch_size):
         raise CheckpointError(f"{path} has patches of {by(patch)} pixels, got patch_size={patch_size}")
-    overrides = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
-    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
+    heads = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
     if file.is_video:
         vjepa.check_clip(file, image_size=image_size, num_frames=num_frames, tubelet_size=tubelet_size)
-        overrides["encoder.rotary_reference_side"] = rotary_reference_side
-        overrides["encoder.rotary_convention"] = rotary_convention
-    elif of_clips := [name for name, value in clip.items() if value is not None]:
+        rotary = {"rotary_convention": rotary_convention, "rotary_reference_side": rotary_reference_side}
+        return load(source, overrides=heads | {f"encoder.{name}": value for name, value in rotary.items()}).model
+    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
+    if of_clips := [name for name, value in clip.items() if value is not None]:
         raise CheckpointError(f"{path} is of pictures, not of clips: leave out {', '.join(of_clips)}")
-    else:
-        overrides["encoder.image_size"] = image_size
-    return load(source, overrides=overrides).model
+    return load(source, overrides=heads | {"encoder.image_size": image_size}).model

@@ -100,10 +100,7 @@ def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_card(source: Source) -> dict[str, Any]:
-    """Return what an exported encoder's card holds, with present names: "encoder", and "data" where it is known.
-
-    Raises CheckpointError when it is damaged, or names other code than ours.
-    """
+    """Return an exported encoder's card, with present names. Raises CheckpointError if damaged or of foreign code."""
     try:
         card = upgrade(json.loads(source.file.card))
         config = dict(card["encoder"])

@@ -20,10 +20,7 @@ NOT_STORED = ("dropout", "attention_dropout", "drop_path")
 
 
 def vit_sizes(source: Source) -> dict[str, Any]:
-    """Return the sizes of a file's ViT with timm's names, as arguments of `jepa.models.vision_transformer`.
-
-    Raises CheckpointError when these are no weights of one, of pictures or of clips.
-    """
+    """Return the sizes of a ViT of pictures or clips with timm's names. Raises CheckpointError for other weights."""
     weights, path = source.file.encoder, source.path
     needed = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight")
     if missing := [name for name in needed if name not in weights]:
@@ -94,10 +91,7 @@ def check_overrides(source: Source, config: Mapping[str, Any], ignored: tuple[st
 
 
 def table_side(table: Tensor, path: Path, prefix_tokens: int = 0) -> tuple[int, int]:
-    """Return the side of the square grid of a position table (1, T, D), and how many of its rows are of prefix tokens.
-
-    Raises CheckpointError when it is not square.
-    """
+    """Return the side of the square grid of positions (1, T, D), and how many of their rows are of prefix tokens."""
     for extra in (prefix_tokens, 0):
         side = math.isqrt(max(0, table.shape[1] - extra))
         if side and side * side == table.shape[1] - extra:

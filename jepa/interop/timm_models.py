@@ -34,9 +34,7 @@ SHOWN = 1000
 class TimmEncoder(OtherEncoder):
     """A timm model as an encoder of patches: its tokens after the final norm, without class and register tokens.
 
-    model: any of timm's models without classifier whose features are tokens (B, N, D) or maps (B, D, H, W).
-
-    Raises UserError for features of another form.
+    model: one without classifier, with features (B, N, D) or (B, D, H, W); UserError is raised for others.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -236,10 +234,7 @@ def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any], name
 
 
 def make_timm(source: Source, config: Mapping[str, Any], state: State | None) -> TimmEncoder:
-    """Build a timm ViT with learned positions and load a state dict, None for none.
-
-    Raises UserError for a name that timm does not know or arguments that it does not take.
-    """
+    """Build a timm ViT with learned positions and load a state dict, None for none. Raises UserError if it cannot."""
     name = config.get("model_name")
     if name is not None:
         check_timm_name(name, "model.encoder.name")

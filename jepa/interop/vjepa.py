@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import load_our_encoders
-from jepa.interop.published import (
+from jepa.interop.ijepa import (
     PREDICTOR_NAMES,
     is_published,
     load_masked_jepa,
@@ -65,10 +65,7 @@ def load_encoder(source: Source) -> Loaded:
 
 
 def load_into(model: nn.Module, source: Source) -> None:
-    """Load the weights into a masked JEPA.
-
-    Raises CheckpointError that lists what differs, or names other positions, which no weight would show.
-    """
+    """Load the weights into a masked JEPA. Raises CheckpointError that lists what differs, also of the positions."""
     encoder, path = model.encoder, source.path
     if not hasattr(getattr(encoder, "stem", None), "tubelet_size"):
         raise CheckpointError(
@@ -145,11 +142,7 @@ def encoder_config(source: Source) -> dict[str, Any]:
 
 
 def positions(source: Source) -> dict[str, Any]:
-    """Return kind and convention of the positions, as arguments of our encoder.
-
-    Raises CheckpointError for positions that are none of ours, UserError for a rotary convention where others are
-    stored.
-    """
+    """Return kind and convention of the positions, as arguments of our encoder. Raises as `model_config` does."""
     weights, given = source.file.encoder, source.overrides.get("encoder.rotary_convention")
     if "pos_embed" in weights:
         if given is not None:
@@ -161,10 +154,7 @@ def positions(source: Source) -> dict[str, Any]:
 
 
 def sincos_layout(table: Tensor, name: str, path: Path) -> tuple[str, tuple[int, int, int]]:
-    """Return layout and grid (time, rows, columns) of a stored table of positions (1, N, D), of square frames.
-
-    Raises CheckpointError when no layout gives it.
-    """
+    """Return layout and grid (time, rows, columns) of stored positions (1, N, D), of square frames."""
     tokens = table.shape[1]
     for side in range(1, int(tokens**0.5) + 1):
         grid = (tokens // (side * side), side, side)
@@ -175,10 +165,7 @@ def sincos_layout(table: Tensor, name: str, path: Path) -> tuple[str, tuple[int,
 
 
 def level_layers(source: Source, depth: int) -> list[int] | None:
-    """Return the blocks with norms of their own; None where the final norm serves all.
-
-    Raises UserError where neither the file nor the command line says which they are.
-    """
+    """Return the blocks with norms of their own, which must be known or given; None where the final norm serves all."""
     count = count_blocks(source.file.encoder, "norms_block")
     if not count:
         return None

@@ -68,10 +68,7 @@ class WeightsFile:
 
 
 def read_weights_file(path: Path) -> WeightsFile:
-    """Read a file, or a folder of sharded parts.
-
-    Raises CheckpointError when it cannot be read, or holds nothing known.
-    """
+    """Read a file, or a folder of sharded parts. Raises CheckpointError if that fails or it holds nothing known."""
     if path.suffix != ".safetensors" or path.is_dir():
         return find_parts(read_file(path), path)
     try:
@@ -94,9 +91,7 @@ def find_parts(content: Any, path: Path) -> WeightsFile:
         config = content.get("config")
         described = isinstance(config, Mapping) and isinstance(config.get("model"), Mapping)
         if not described or not is_state_dict(content.get("model")):
-            raise CheckpointError(
-                f"{path} says it is a checkpoint of this project but lacks its config or model: damaged"
-            )
+            raise CheckpointError(f"{path} is a checkpoint of this project but lacks its config or model: damaged")
         return WeightsFile(path, run=content)
     known = ("encoder", "predictor", *TARGETS)
     states = {str(name): value for name, value in content.items() if is_state_dict(value)}
@@ -117,8 +112,7 @@ def find_parts(content: Any, path: Path) -> WeightsFile:
     else:
         entries = ", ".join(f"{name} ({_describe(value)})" for name, value in content.items()) or "nothing"
         raise CheckpointError(f"{path} is of no known layout; it holds {entries}: {EXPECTED}")
-    used = [id(state) for state in parts.values()]
-    if left := [str(name) for name, value in content.items() if id(value) not in used]:
+    if left := [str(name) for name, value in content.items() if all(value is not state for state in parts.values())]:
         found.append(f"left alone: {', '.join(left)}")
     return _with_plain_names(path, parts, "; ".join(found))
 
