@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -10,20 +9,10 @@ from safetensors.torch import save_file
 
 from jepa.checkpoint import sharded
 from jepa.interop import find, load, network_of
+from jepa.interop.ijepa import renamed
 from jepa.utils.errors import CheckpointError, UserError
 
 HEADS = {"encoder.num_heads": 4}
-
-
-@pytest.fixture(scope="module")
-def published(shared_dir):
-    return shared_dir / "fixtures" / "ijepa_tiny.pth.tar"
-
-
-@pytest.fixture(scope="module")
-def expected(shared_dir):
-    arrays = np.load(shared_dir / "fixtures" / "ijepa_tiny_expected.npz")
-    return {name: torch.from_numpy(arrays[name]) for name in ("image", "encoder_full", "target_encoder_full")}
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +47,12 @@ def test_a_published_file(published, expected):
     assert not close(fresh.encoder(expected["image"]), expected["encoder_full"])
 
 
-def renamed(state, change):
-    return {change(name): tensor for name, tensor in state.items()}
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("prefix", ["", "module.backbone.", "_orig_mod.module."])
 def test_prefixes_and_ema_encoder(parts, expected, tmp_path, prefix):
     content = {
-        {"target_encoder": "ema_encoder"}.get(part, part): renamed(
-            parts[part], lambda name: prefix + name.removeprefix("module.")
-        )
-        for part in ("encoder", "predictor", "target_encoder")
+        name: renamed(parts[part], {r"^module\.": prefix})
+        for name, part in {"encoder": "encoder", "predictor": "predictor", "ema_encoder": "target_encoder"}.items()
     }
     model = opened(saved(content, tmp_path))
     assert close(model.model.encode_target(expected["image"]), expected["target_encoder_full"])
@@ -98,8 +81,7 @@ def test_encoders_alone(parts, expected, tmp_path):
     one = opened(saved({"teacher": parts["target_encoder"], "epoch": 3}, tmp_path))
     assert close(one.model.encoder(x), expected["target_encoder_full"])
     assert "entry 'teacher'; left alone: epoch" in one.lines[0]
-    plain = renamed(parts["encoder"], lambda name: name.removeprefix("module."))
-    save_file(plain, tmp_path / "bare.safetensors")
+    save_file(renamed(parts["encoder"], {r"^module\.": ""}), tmp_path / "bare.safetensors")
     bare = opened(tmp_path / "bare.safetensors")
     assert close(bare.model.encoder(x), expected["encoder_full"])
     assert "its positions are sine-cosine, computed for the grid that comes" in bare.lines
@@ -117,6 +99,10 @@ def test_encoders_alone(parts, expected, tmp_path):
         (
             lambda c: c["target_encoder"].update({"module.norm.bias": torch.zeros(3)}),
             r"target.encoder.vit.norm.bias: \(3,\) in the file, \(48,\) in the model",
+        ),
+        (
+            lambda c: c["predictor"].update({"module.predictor_proj.bias": torch.zeros(3)}),
+            r"predictor.project.bias: \(3,\) in the file, \(48,\) in the model",
         ),
         (lambda c: c["encoder"].update({"module.blocks.last.w": torch.zeros(1)}), "blocks.last.w: in the file only"),
         (lambda c: c["encoder"].update({"module.step": 3}), "its entry 'encoder' holds other things than tensors"),
