@@ -84,11 +84,13 @@ def load(source: Source) -> Loaded:
         )
     transformers = require("transformers", extra="hub", purpose=f"checkpoint={source.name}")
     with fetching(source.name):
-        config = transformers.AutoConfig.from_pretrained(name)
-    if config.model_type == "timm_wrapper":
+        settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
+    if "architecture" in settings and settings.get("model_type", "timm_wrapper") == "timm_wrapper":
         loaded = load_by_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
         loaded.lines.insert(0, f"{source.name} is in timm's format")
         return loaded
+    with fetching(source.name):
+        config = transformers.AutoConfig.from_pretrained(name)
     if missing := [key for key in NEEDED if key not in config]:
         raise UserError(f"{source.name} ({config.model_type}) is no encoder of patches: its config lacks {missing}")
     if config.num_channels != source.channels:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import timm
 import torch
@@ -272,12 +274,27 @@ def test_a_hugging_face_folder(hugging_face, tmp_path):
         load(source, image_size=(16, 16), channels=1)
     weights = model.state_dict()
     weights["layernorm.offset"] = weights.pop("layernorm.bias")
+    weights["layernorm.weight"] = torch.ones(5)
     model.config.save_pretrained(tmp_path)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"layernorm.bias: missing in the file\n  layernorm.offset: in the file"):
+    with pytest.raises(CheckpointError, match=r"bias: missing in(.|\n)*offset: in the(.|\n)*weight: of another shape"):
         load(f"hf:{tmp_path}", image_size=(16, 16), channels=3)
     with pytest.raises(CheckpointError, match=r"names of Hugging Face: give the folder"):
         opened(folder / "model.safetensors")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_hugging_face_folder_in_the_format_of_timm(tmp_path, nested):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    timm.models.save_for_hf(model, tmp_path)
+    if not nested:  # as older versions of timm wrote it
+        settings = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "input_size": [3, 32, 32]}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+    found = load(f"hf:{tmp_path}", image_size=(32, 32), channels=3)
+    x = torch.randn(2, 3, 32, 32)
+    assert close(found.model.encode_target(x), model.forward_features(x)[:, 1:])
+    assert found.lines[0] == f"hf:{tmp_path} is in timm's format"
 
 
 @torch.no_grad()

@@ -71,18 +71,19 @@ def test_ema_encoder_is_the_form_of_2_1(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("changes", "error", "message"),
     [
-        ({"tubelet_size": 4}, "has tubelets of 2 frames, got tubelet_size=4"),
-        ({"patch_size": 16}, "has patches of 8 x 8 pixels, got patch_size=16"),
-        ({"num_frames": 16}, "is of clips of 8 frames of 32 pixels, got num_frames=16 and image_size=32"),
-        ({"image_size": 64}, "is of clips of 8 frames of 32 pixels, got num_frames=8 and image_size=64"),
-        ({"num_heads": 5}, "heads=5 does not divide"),
-        ({"rotary_convention": "tiled"}, "has sine-cosine positions; leave it out"),
+        ({"tubelet_size": 4}, CheckpointError, "has tubelets of 2 frames, got tubelet_size=4"),
+        ({"patch_size": 16}, CheckpointError, "has patches of 8 x 8 pixels, got patch_size=16"),
+        ({"num_frames": 9}, CheckpointError, "num_frames=9 is not a multiple of 2"),
+        ({"num_frames": 16}, CheckpointError, "clips of 8 frames of 32 pixels, got num_frames=16 and image_size=32"),
+        ({"image_size": 64}, CheckpointError, "clips of 8 frames of 32 pixels, got num_frames=8 and image_size=64"),
+        ({"num_heads": 5}, UserError, "heads=5 does not divide"),
+        ({"rotary_convention": "tiled"}, UserError, "has sine-cosine positions; leave it out"),
     ],
 )
-def test_other_sizes_are_refused(files, changes, message):
-    with pytest.raises(UserError, match=message):
+def test_other_sizes_are_refused(files, changes, error, message):
+    with pytest.raises(error, match=message):
         load_published(files["vjepa1_tiny"][0], **{**SIZES, **CLIP, **changes})
 
 
