@@ -93,10 +93,10 @@ def export(
     facts: dict[str, Any] = {"format": format, "image_size": list(image_size), "channels": loaded.channels}
     example = torch.randn(3, loaded.channels, *image_size, generator=torch.Generator().manual_seed(0))
     encoder = copy.deepcopy(network_of(loaded.model, network)).cpu().float().eval()
-    exported = encoder
     if format == "safetensors":
         if loaded.encoder is None:
             raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
+        exported = encoder
         write = functools.partial(write_safetensors, encoder, dict(card))
     elif format == "timm":
         facts["create_model"] = timm_call(encoder, loaded.encoder, image_size)
@@ -105,13 +105,14 @@ def export(
     else:
         facts["features"] = features
         exported = (Pooled(encoder) if features == "pooled" else encoder).eval()
-        write = functools.partial({"torchscript": write_torchscript, "onnx": write_onnx}[format], exported, example)
+        write_traced = write_torchscript if format == "torchscript" else write_onnx
+        write = functools.partial(write_traced, exported, example)
 
     @torch.no_grad()
     def write_and_compare(temporary: Path) -> None:
-        wanted = [exported(x) for x in (example, example[:1])]
         written = write(temporary)
-        facts["difference"] = max(compare(format, features, written(example[: len(features)])) for features in wanted)
+        batches = (example, example[:1])
+        facts["difference"] = max(compare(format, exported(x), written(x)) for x in batches)
 
     write_atomic(path, write_and_compare)
     card |= {"fingerprint": loaded.fingerprint, "model": loaded.description, "export": facts}
@@ -160,7 +161,7 @@ def write_torchscript(encoder: nn.Module, example: Tensor, path: Path) -> Networ
 
 
 def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
-    """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`; return its session.
+    """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`; return that network.
 
     Weights beyond ONNX's 2 GB go to `<file>.data` beside it.
     """
