@@ -64,6 +64,21 @@ def read_file(path: Path) -> Any:
         ) from error
 
 
+def cause(error: BaseException) -> BaseException:
+    """Return the first rank's error in a CheckpointException of torch.distributed; any other error itself."""
+    failures = getattr(error, "failures", None)
+    if not failures:
+        return error
+    first = next(iter(failures.values()))
+    return first[0] if isinstance(first, tuple) else first
+
+
+def listed(lines: list[str]) -> str:
+    """Return lines as the text of an error: the first SHOWN of them, and how many more there are."""
+    more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join(lines[:SHOWN] + more)
+
+
 @torch.no_grad()
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()) -> None:
     """Load a state dict strictly; the model is unchanged when it does not fit.
@@ -80,8 +95,8 @@ def check_state(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
     """Return the model's tensors that a state dict is loaded into. Raises as `load_state` does."""
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
-    own = {name: t for name, t in model.state_dict().items() if not (keep and name.startswith(keep))}
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(keep)}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
     unexpected = [f"  {name}: in the file only" for name in weights if name not in own]
     shapes = [
@@ -90,10 +105,8 @@ def check_state(
         if name in weights and weights[name].shape != tensor.shape
     ]
     if lines := missing + unexpected + shapes:
-        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         raise CheckpointError(
             f"the checkpoint {path} is of another model: {len(missing)} keys missing, {len(unexpected)} unexpected, "
-            f"{len(shapes)} of another shape; give the options that it was made with\n"
-            + "\n".join(lines[:SHOWN] + more)
+            f"{len(shapes)} of another shape; give the options that it was made with\n{listed(lines)}"
         )
     return own

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from jepa.checkpoint.stored_objects import DATA_TABLE, check_stored
 from jepa.config.build import build_model
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys, known_keys
-from jepa.config.stored import CommandLine, model_overrides, with_stored
+from jepa.config.stored import CommandLine, model_overrides, remove, with_stored
 from jepa.distributed.launch import read_launch
 from jepa.interop import Loaded, Source, find, load
+from jepa.interop.sizes import to_pair
 from jepa.utils.errors import UserError
 from jepa.utils.nested import find_targets
 
@@ -62,13 +64,14 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     check_config({key: _resolved(joined, key) for key in sections})
     if data == "splits":
         _check_probes(joined, stored, given)
+        _check_what_is_built(stored, given, source)
     known = {key for key in ("image_size", "channels") if data_known or key in given.below("data")}
     loaded = load(
         source,
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
         seed=joined.trainer.seed,
         overrides={} if is_random else model_overrides(config, given),
-        image_size=_image_size(joined) if "image_size" in known else None,
+        image_size=to_pair(joined.data.get("image_size")) if "image_size" in known else None,
         channels=joined.data.get("channels") if "channels" in known else None,
     )
     if loaded.channels is not None and "channels" not in known:
@@ -114,6 +117,27 @@ def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandL
             raise UserError(f"evaluation.probes.{name}: there is no such probe; {hint}")
 
 
+def _check_what_is_built(stored: Mapping[str, Any], given: CommandLine, source: Source) -> None:
+    """Raise CheckpointError for stored data or evaluation that names what is not jepa's own, or a path in a lone file."""
+    if source.trusted is None or source.path is None:
+        return
+    folders = [Path(source.name), *source.path.parents[:2]]
+    in_run_folder = any((folder / "config.yaml").is_file() for folder in folders)
+    for section in ("data", "evaluation"):
+        if section in stored and not given.option(section):
+            node = OmegaConf.create(dict(stored[section]))
+            for key in given.below(section):
+                remove(node, key)
+            check_stored(
+                OmegaConf.to_container(node),
+                section,
+                source.name,
+                names=DATA_TABLE,
+                trusted=source.trusted,
+                paths=in_run_folder,
+            )
+
+
 def _resolved(config: DictConfig, key: str) -> object:
     """One section as plain values. Raises UserError for a value that is not set."""
     for name in sorted(OmegaConf.missing_keys(config[key])):
@@ -150,7 +174,7 @@ def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Comman
         joined.data.vocab_size = vocab_size
     if "max_length" not in given.below("data") and max_length is not None:
         joined.data.max_length = max_length  # learned positions reach no further
-    if "tokenizer" in given.below(section) or source.path is None:
+    if "tokenizer" in given.below(section):
         return
     folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
     path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
@@ -166,8 +190,3 @@ def _text_settings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The part of a configuration of data that says how texts become ids; None where there is none."""
     part = data.get("text") if isinstance(data.get("text"), Mapping) else data
     return part if "tokenizer" in part else None
-
-
-def _image_size(config: DictConfig) -> tuple[int, int] | None:
-    size = config.data.get("image_size")
-    return (size, size) if isinstance(size, int) else size and tuple(size)

@@ -59,8 +59,8 @@ def test_other_data(evaluate, run_folder, shared_dir, capsys):
     assert "pictures are normalised with data.mean=" in capsys.readouterr().out
 
 
-def test_a_published_file(evaluate, shared_dir):
-    file = f"checkpoint={shared_dir / 'fixtures' / 'ijepa_tiny.pth.tar'}"
+def test_a_published_file(evaluate, published):
+    file = f"checkpoint={published}"
     data = ["data=digits", "data.image_size=32", "data.channels=3"]
     scores = evaluate(file, "model.encoder.num_heads=4", *data, "evaluation.max_train_samples=40")
     assert scores["trained"] != scores["random_init"]

@@ -61,14 +61,9 @@ def test_tokens_and_layers(run_folder, pictures, extract, tmp_path):
     assert np.array_equal(layers["layer_1"], tokens.max(axis=1))
 
 
-def test_a_published_file_needs_to_know_the_pictures(shared_dir, pictures, extract, tmp_path):
-    checkpoint = shared_dir / "fixtures" / "ijepa_tiny.pth.tar"
-    common = [
-        f"checkpoint={checkpoint}",
-        f"input={pictures}",
-        "model.encoder.num_heads=4",
-        f"output={tmp_path / 'f.npz'}",
-    ]
+def test_a_published_file_needs_to_know_the_pictures(published, pictures, extract, tmp_path):
+    common = [f"checkpoint={published}", "model.encoder.num_heads=4", f"input={pictures}"]
+    common.append(f"output={tmp_path / 'f.npz'}")
     with pytest.raises(UserError, match=r"give data.image_size=... data.mean=... data.std=..."):
         extract(*common)
     told = ["data.image_size=16", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
