@@ -94,7 +94,7 @@ def check_stored(
         for number, value in enumerate(config):
             check_stored(value, f"{key}[{number}]", source, names=names, trusted=trusted, paths=paths)
     elif isinstance(config, Mapping):
-        if any(str(name).startswith("_") and name not in SETTINGS for name in config):
+        if names is not None and any(str(name).startswith("_") and name not in SETTINGS for name in config):
             raise CheckpointError(f"{source}: {key} has one of Hydra's own keys beside {', '.join(SETTINGS)}")
         target = config.get("_target_")
         allowed = names is None or "_target_" not in config or target in (*names, *trusted)

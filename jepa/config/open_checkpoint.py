@@ -118,8 +118,8 @@ def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandL
 
 
 def _check_what_is_built(stored: Mapping[str, Any], given: CommandLine, source: Source) -> None:
-    """Raise CheckpointError for stored data or evaluation that names what is not jepa's own, or a path in a lone file."""
-    if source.trusted is None or source.path is None:
+    """Raise CheckpointError for stored data or evaluation with foreign code, and for a path that a lone file brings."""
+    if source.trusted is None or not stored:
         return
     folders = [Path(source.name), *source.path.parents[:2]]
     in_run_folder = any((folder / "config.yaml").is_file() for folder in folders)

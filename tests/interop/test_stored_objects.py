@@ -139,7 +139,7 @@ def test_what_else_a_file_may_not_say(section, node, message, poisoned):
 def test_a_lone_file_brings_no_path(poisoned, evaluate, export, shared_dir, tmp_path):
     """Its other facts serve; a path of its data is given on the command line."""
     root = str(shared_dir / "data" / "mnist")
-    path = poisoned("data", {"_target_": "jepa.data.sources.mnist", "root": root})
+    path = poisoned("data", {"_target_": "jepa.data.sources.mnist", "_partial_": True, "root": root})
     with pytest.raises(CheckpointError, match=r"data.source.root=.* is a path, .* give the value on the command line"):
         evaluate(f"checkpoint={path}")
     export(f"checkpoint={path}", f"output={tmp_path}/x.safetensors")
