@@ -24,13 +24,15 @@ T = TypeVar("T")
 class Splits:
     """Training and test samples, whose items are (input, label).
 
-    An input is what the data class takes: of `ImageData` a PIL image or a uint8 tensor (C, H, W). class_names[label]
-    names a label; None stands for data without labels, in which every label is None.
+    An input is what the data class takes: of `ImageData` a PIL image, or a tensor (C, H, W) of uint8 or float32.
+    class_names[label] names a label; None stands for data without labels, in which every label is None. lines: what the
+    first lines of a run say of the samples.
     """
 
     train: Samples
     test: Samples
     class_names: tuple[str, ...] | None = None
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
