@@ -247,10 +247,9 @@ def check_choices(settings: Any) -> None:
     """
     for name, hint in get_type_hints(type(settings)).items():
         types = (hint,) if get_origin(hint) is Literal else get_args(hint)
-        if {each for each in types if get_origin(each) is not Literal} - {bool} and type(
-            getattr(settings, name)
-        ) != str:
-            continue  # a value of another type
+        others = {each for each in types if get_origin(each) is not Literal} - {bool}
+        if others and not isinstance(getattr(settings, name), str):
+            continue
         choices = [value for each in types if get_origin(each) is Literal for value in get_args(each)]
         choices += [True, False] if choices and bool in types else []
         if choices and (value := getattr(settings, name)) not in choices:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
-import lzma
 import os
 import re
 import struct
 import warnings
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +20,13 @@ from torch import Tensor
 
 from jepa.data.sources.image_files import FRAME_EXTENSIONS, read_image, to_rgb_bytes
 from jepa.data.stream import UnreadableSample
+from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import lazy_import, require
 
 av = lazy_import("av")
 
 # What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-# What else comes out of libraries that are given any bytes as a picture.
-PICTURE_DAMAGE = (ArithmeticError, LookupError, TypeError, AttributeError, RuntimeError, AssertionError, MemoryError)
-PICTURE_DAMAGE += (zlib.error, lzma.LZMAError, zipfile.BadZipFile)
-
 File = str | Path | io.BytesIO
 Sound = tuple[Tensor, int]
 """A waveform (t,) float32 in [-1, 1], channels averaged, and its sample rate in Hz."""
@@ -55,10 +49,15 @@ def readable(file: File, name: str | None, *errors: type[Exception]) -> Iterator
 
 def decode_image(file: File, name: str | None = None) -> Image.Image | Tensor:
     """The picture in a file, turned upright; see `read_image`. name: of the sample in errors, None for the file's."""
-    with readable(file, name, *PICTURE_DAMAGE) as name, warnings.catch_warnings():
+    with readable(file, name) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file is readable or not; oddities in its metadata do not matter
-        with contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb") as stream:
-            return read_image(stream, name)
+        try:
+            with contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb") as stream:
+                return read_image(stream, name)
+        except (UnreadableSample, UserError, *DAMAGE):
+            raise
+        except Exception as error:  # libraries that are given any bytes raise anything
+            raise UnreadableSample(name, f"{type(error).__name__}: {error}") from error
 
 
 def require_soundfile() -> ModuleType:

@@ -141,8 +141,7 @@ def _read_tiff(stream: IO[bytes], name: str) -> Image.Image | Tensor:
             values = values.reshape(-1, *values.shape[-2:])
         if getattr(page.photometric, "name", "") == "MINISWHITE" and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
-        orientation = page.tags.get("Orientation")
-        return _to_image(_upright(values, 1 if orientation is None else int(orientation.value)), name)
+        return _to_image(_upright(values, _orientation(page)), name)
 
 
 def _is_plain(page: Any) -> bool:
@@ -174,11 +173,13 @@ def _read_pages(tiff: Any, series: Any, kept: set[str], stream: IO[bytes], name:
             what = f"{error}: pip install imagecodecs, or store it without compression"
             raise UnreadableSample(name, what) from error
         pages = [series.pages[number].index for number in numbers.ravel()]
-        return _grey_pages_by_pillow(stream, pages, page.dtype, name).reshape(*numbers.shape, *page.shape)
+        turned = _grey_pages_by_pillow(stream, pages, page.dtype, name)
+        orientation = _orientation(page)
+        return _upright(turned, {6: 8, 8: 6}.get(orientation, orientation)).reshape(*numbers.shape, *page.shape)
 
 
 def _grey_pages_by_pillow(stream: IO[bytes], numbers: Sequence[int], kind: np.dtype, name: str) -> np.ndarray:
-    """Pages of one channel, in compressions that Pillow reads (LZW) and tifffile alone does not; not turned."""
+    """Upright pages of one channel, in compressions that Pillow reads (LZW) and tifffile alone does not."""
     found = []
     with Image.open(stream) as image:
         for number in numbers:
@@ -187,6 +188,11 @@ def _grey_pages_by_pillow(stream: IO[bytes], numbers: Sequence[int], kind: np.dt
                 raise UnreadableSample(name, f"Pillow reads its pages as {image.mode}, not as grey")
             found.append(np.array(image).astype(kind))
     return np.stack(found)
+
+
+def _orientation(page: Any) -> int:
+    tag = page.tags.get("Orientation")
+    return 1 if tag is None else int(tag.value)
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
