@@ -151,7 +151,10 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
     from jepa.data.image_transform import ImageTransform, as_list, check_statistics
     from jepa.data.sources.decoders import decode_image
     from jepa.data.stream import UnreadableSample
+    from jepa.utils.errors import DataError
 
+    if "mean" not in data and "image" in data:  # of data=hf
+        data = OmegaConf.create({**data, **data.image})
     convert_errors("data", check_statistics)(data.mean, data.std, data.channels)
     size = data.image_size
     transform = ImageTransform(
@@ -165,10 +168,11 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
     for name in names:
         try:
             image = decode_image(folder / name)
-        except UnreadableSample as error:
-            unreadable[name] = error.reason
+            pixels = transform.plain(image[None] if isinstance(image, Tensor) else image)
+        except (UnreadableSample, DataError) as error:  # a DataError: of other channels
+            unreadable[name] = getattr(error, "reason", str(error))
             continue
-        yield name, transform.plain(image[None] if isinstance(image, Tensor) else image)
+        yield name, pixels
 
 
 def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig, device: Any) -> tuple[list[str], Any]:
