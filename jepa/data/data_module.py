@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from jepa.data.sources.splits import Splits
-from jepa.data.stream import BadSamples, Request, SampleOrder, Samples, fixed_order, load, read_or_next
+from jepa.data.stream import (
+    BadSamples,
+    Request,
+    SampleOrder,
+    Samples,
+    UnfitSample,
+    UnreadableSample,
+    fixed_order,
+    load,
+    read_or_next,
+)
 from jepa.types import Batch, DataSpec
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
@@ -181,7 +191,11 @@ class DataModule:
 
             def sample(index: int, counter: int = counter) -> tuple[dict[str, Tensor], int | None]:
                 value, label = samples[index]
-                return self.make_inputs(value, counter, reading), label  # which may decode, as of videos
+                try:
+                    return self.make_inputs(value, counter, reading), label  # which may decode, as of videos
+                except UnfitSample as error:
+                    name = samples.name_of(index) if hasattr(samples, "name_of") else f"{reading.split} sample {index}"
+                    raise UnreadableSample(name, str(error)) from error
 
             made, label = read_or_next(sample, index, total=len(samples), bad=bad, limit=reading.bad_limit)
             inputs.append(made)

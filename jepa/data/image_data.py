@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,7 +15,7 @@ from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform, as_list, height_and_width
 from jepa.data.sources.splits import Splits, TensorImages
-from jepa.data.stream import Request
+from jepa.data.stream import Request, UnreadableSample
 from jepa.types import Batch
 from jepa.utils.random import generator
 
@@ -65,8 +66,16 @@ class ImageData(DataModule):
             prepare=self.transform,
             input_shape=(self.channels, *self.transform.size),
         )
+        if hasattr(self.splits["train"], "name_of"):
+            self._try_first()
         if wanted := [name for name in ("mean", "std") if getattr(self, name) == "auto"]:
             self._find_statistics(wanted)
+
+    def _try_first(self) -> None:
+        """Raise UnfitSample for a first image of other channels, as the others are likely like it."""
+        with contextlib.suppress(UnreadableSample):
+            value, _ = self.splits["train"][0]
+            self.make_inputs(value, 0, Reading("train", seed=None, views=None, bad_limit=0))
 
     def _make_transforms(self) -> None:
         self.transform = self._transform(self.image_size, self.augment)

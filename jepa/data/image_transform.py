@@ -14,6 +14,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from jepa.data.image_augment import Augment, Views, centre_box
 from jepa.data.sources.image_files import to_mode
+from jepa.data.stream import UnfitSample
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import
 
@@ -154,7 +155,7 @@ class ImageTransform:
             return images.expand(*images.shape[:-3], self.channels, *images.shape[-2:])
         if found == 3 and self.channels == 1:
             return F.rgb_to_grayscale(images)
-        raise DataError(
+        raise UnfitSample(
             f"the images have {found} channels and cannot become data.channels={self.channels}; set it to the number "
             "they have"
         )

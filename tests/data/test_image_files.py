@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -407,3 +408,21 @@ def test_auto_takes_mean_and_std_of_the_training_images(tmp_path):
     half = folder_data(tmp_path, mean=0.5, std="auto", num_workers=1, **settings)
     assert half.mean == 0.5
     assert half.std == data.std
+
+
+def test_an_image_of_other_channels_is_left_out_unless_it_is_the_first(tmp_path, caplog):
+    write_bands(tmp_path)
+    settings = {
+        "image_size": 16,
+        "channels": 5,
+        "max_bad_share": 0.1,
+        "source": partial(image_folder, val_fraction=0.4),
+    }
+    (tmp_path / "b" / "05.tif").write_bytes(FILES["colour"][0])
+    data = folder_data(tmp_path, **settings)
+    for split in ("train", "test"):
+        assert all(batch["x"].shape[1] == 5 for batch in data.evaluation_batches(split, batch_size=4))
+    assert list(data.bad_samples) == [str(tmp_path / "b" / "05.tif")]
+    assert "have 3 channels and cannot become data.channels=5" in caplog.text
+    with pytest.raises(DataError, match=r"have 5 channels and cannot become data\.channels=3"):
+        folder_data(tmp_path, **settings | {"channels": 3})

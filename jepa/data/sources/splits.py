@@ -77,10 +77,13 @@ class FileSamples:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        name = os.fsdecode(self.paths[index].item())
-        path = os.path.join(self.folder, name)
+        name, path = os.fsdecode(self.paths[index].item()), self.name_of(index)
         value = self.decode(path) if self.contents is None else self.decode(io.BytesIO(self.contents[name]), path)
         return value, None if self.labels is None else int(self.labels[index])
+
+    def name_of(self, index: int) -> str:
+        """The path of a file."""
+        return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
 
 def hold_out(
