@@ -83,21 +83,26 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
 
 def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, Any]) -> list[str]:
     """Lines on where pictures are normalised unlike those that the model was trained on."""
-    names = [name for name in ("mean", "std") if name in config.data]  # text has none
+    ours = {name: _values(config.data[name]) for name in ("mean", "std") if name in config.data}  # text has none
     lines = []
-    for name in names:
-        ours, theirs = list(config.data[name]), getattr(loaded, name)
-        if theirs is not None and not _alike(ours, theirs):
-            values = ",".join(f"{value:g}" for value in theirs)
+    for name, values in ours.items():
+        theirs = getattr(loaded, name)
+        if theirs is not None and (values == "auto" or not _alike(values, theirs)):
+            wanted = ",".join(f"{value:g}" for value in theirs)
             lines.append(
-                f"warning: data.{name}={ours}, but the model was trained with {list(theirs)}: "
-                f"set data.{name}=[{values}]"
+                f"warning: data.{name}={values}, but the model was trained with {list(theirs)}: "
+                f"set data.{name}=[{wanted}]"
             )
     return lines + [
-        f"pictures are normalised with data.{name}={list(config.data[name])}, in training {list(trained[name])}"
-        for name in names
-        if name in trained and list(trained[name]) != list(config.data[name])
+        f"pictures are normalised with data.{name}={values}, in training {_values(trained[name])}"
+        for name, values in ours.items()
+        if name in trained and _values(trained[name]) != values
     ]
+
+
+def _values(given: str | float | Sequence[float]) -> str | list[float]:
+    """A mean or deviation as a list; `auto` as it is."""
+    return given if isinstance(given, str) else [given] if isinstance(given, (int, float)) else list(given)
 
 
 def _alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
