@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +26,7 @@ from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 
-from jepa.checkpoint.load import read_file
+from jepa.checkpoint.load import UNREADABLE, check_sums, read_file
 from jepa.distributed.collectives import is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError, first_line, reason
 
@@ -44,8 +44,6 @@ DESCRIPTIONS = {
 }
 """What the file about the parts is made of, beside torch's number formats."""
 UNWRITABLE = (OSError, RuntimeError, CheckpointException)
-UNREADABLE = (*UNWRITABLE, LookupError, ValueError, EOFError, UnpicklingError)
-UNREADABLE += (AttributeError, TypeError, ImportError)  # a damaged pickle may raise nearly anything
 
 
 def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
@@ -92,7 +90,7 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
         tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
         with quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
-    except UNREADABLE as error:
+    except (UNREADABLE, CheckpointException) as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
             "Nothing was overwritten; use another checkpoint, or start a new run"
@@ -131,6 +129,8 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
     def walk(node: Any, path: str) -> Any:
         if isinstance(node, Tensor):
+            while path in tensors:  # of "a/b" and of "b" in "a"
+                path += "'"
             tensors[path] = node.detach()
             return {TENSOR: path}
         if isinstance(node, Mapping):
@@ -185,7 +185,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader, without unpickling of arbitrary code in `read_metadata`."""
+    """torch's reader, without unpickling of arbitrary code in `read_metadata`, and with a look at the checksums."""
 
     def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
         with open(Path(self.path) / ".metadata", "rb") as file:
@@ -195,6 +195,12 @@ class _Reader(dcp.FileSystemReader):
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def _slice_file(self, file: IO[bytes], place: Any) -> IO[bytes]:
+        part = super()._slice_file(file, place)
+        check_sums(part)
+        part.seek(0)
+        return part
 
 
 def _empty(metadata: Any, like: Tensor | None) -> Tensor:

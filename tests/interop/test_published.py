@@ -94,6 +94,7 @@ def test_a_file_that_does_not_fit_is_refused(fixture, tmp_path, change, message)
         load(changed(fixture[0], tmp_path, change))
 
 
+@pytest.mark.faults
 def test_wrong_patch_size_and_cut_short_files(fixture, tmp_path):
     path, _ = fixture
     with pytest.raises(CheckpointError, match="patches of 4 x 4 pixels, got patch_size=8"):

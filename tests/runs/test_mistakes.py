@@ -89,16 +89,19 @@ def mounted(folder, options):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.faults
 def test_a_run_folder_that_cannot_be_made(train, quick, refused, tmp_path):
     (tmp_path / "file").touch()
     assert "file/run: Not a directory" in refused(train(*quick, "hydra.run.dir=file/run"))
 
 
+@pytest.mark.faults
 def test_a_read_only_output_folder(train, quick, refused, tmp_path):
     with mounted(tmp_path / "locked", "size=1m,ro") as folder:
         assert "Read-only file system" in refused(train(*quick, f"hydra.run.dir={folder}/run"))
 
 
+@pytest.mark.faults
 def test_a_disk_that_fills_up(train, quick, refused, tmp_path):
     """What was saved before stays whole, and the run goes on from it elsewhere or with more room."""
     with mounted(tmp_path / "small", "size=4m") as folder:
@@ -119,6 +122,7 @@ def test_a_disk_that_fills_up(train, quick, refused, tmp_path):
         assert torch.load(last, weights_only=True)["step"] == 8
 
 
+@pytest.mark.faults
 def test_a_disk_that_is_full(train, quick, refused, tmp_path):
     """Not even room for the log."""
     with mounted(tmp_path / "small", "size=1m") as folder:
