@@ -60,8 +60,8 @@ def read_file(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(
-            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is damaged or not a checkpoint "
-            f"({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
+            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short, damaged or not a "
+            f"checkpoint ({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
         ) from error
 
 
@@ -71,8 +71,12 @@ def check_sums(file: Path | IO[bytes]) -> None:
     torch.load does not look at the checksums.
     """
     with zipfile.ZipFile(file) as archive:
-        if damaged := archive.testzip():
-            raise ValueError(f"the checksum of {damaged} is wrong")
+        damaged = archive.testzip()
+        for entry in archive.infolist():
+            if entry.external_attr & 0x10 and entry.file_size:  # a folder, of which torch would read nothing
+                damaged = damaged or entry.filename
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 @torch.no_grad()

@@ -8,10 +8,12 @@ any moment finds the folder before. It loads on any number of ranks, also on one
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -32,6 +34,9 @@ from jepa.utils.errors import CheckpointError, first_line, reason
 
 SUFFIX = ".sharded"
 STATE = "state.pt"
+PARTS = ".metadata"
+CHECKSUM = f"{PARTS}.crc32"
+"""Of the file about the parts; everything else has checksums of its own."""
 TENSOR = "tensor of the parts"
 DESCRIPTIONS = {
     *(("torch.distributed.checkpoint.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
@@ -100,6 +105,10 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
 
 def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
     """Link names to a written folder. Rank 0 calls this."""
+    with open(folder / CHECKSUM, "w") as file:
+        file.write(str(zlib.crc32((folder / PARTS).read_bytes())))
+        file.flush()
+        os.fsync(file.fileno())
     for name in names:
         link, temporary = checkpoints / name, checkpoints / f".{name}.writing"
         temporary.unlink(missing_ok=True)
@@ -188,8 +197,10 @@ class _Reader(dcp.FileSystemReader):
     """torch's reader, without unpickling of arbitrary code in `read_metadata`, and with a look at the checksums."""
 
     def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
-        with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _Unpickler(file).load()
+        content, stored = (Path(self.path) / PARTS).read_bytes(), Path(self.path) / CHECKSUM
+        if stored.is_file() and stored.read_text() != str(zlib.crc32(content)):
+            raise UnpicklingError(f"the checksum of {PARTS} is wrong")
+        metadata = _Unpickler(io.BytesIO(content)).load()
         if not isinstance(metadata, Metadata):
             raise UnpicklingError(f"it is a {type(metadata).__name__}")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
@@ -197,7 +208,7 @@ class _Reader(dcp.FileSystemReader):
         return metadata
 
     def _slice_file(self, file: IO[bytes], place: Any) -> IO[bytes]:
-        part = super()._slice_file(file, place)
+        part = io.BytesIO(super()._slice_file(file, place).read())
         check_sums(part)
         part.seek(0)
         return part

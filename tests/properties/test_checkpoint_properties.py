@@ -83,11 +83,13 @@ def damage(path: Path, place: int) -> bytes:
     return before
 
 
-@pytest.mark.parametrize(("kind", "every"), [(plain, 2), (sharded, 29)], ids=["plain", "sharded"])
+@pytest.mark.parametrize(("kind", "every"), [(plain, 2), (sharded, 7)], ids=["plain", "sharded"])
 def test_a_flipped_bit_is_an_error_or_changes_nothing(tmp_path, kind, every):
     tree = {"encoder": {"weight": torch.randn(3, 4), "bias": torch.arange(5)}, "optimizer": [0.5, "adam", None]}
     path = tmp_path / "last"
     kind.write(path, plain.with_format(state(tree)))
+    if kind is sharded:
+        sharded.publish(tmp_path, path, ["last.sharded"])
     expected = kind.read(path)
     files = sorted(file for file in ([path] if path.is_file() else path.iterdir()) if file.is_file())
     refused = 0
