@@ -43,11 +43,11 @@ def test_quotes_give_a_value_back_unchanged(text):
 
 @pytest.fixture(scope="module")
 def stored():
-    """The file that a run leaves of its configuration."""
-    return OmegaConf.to_yaml(to_plain(load_config(["trainer.seed=77"])))
+    """The configuration of a run."""
+    return to_plain(load_config(["loss=mse"]))
 
 
-@settings(max_examples=4)
+@settings(max_examples=2)
 @given(name=names, quote=st.sampled_from(["", "'", '"']))
 @example(name="123", quote="")
 @example(name="a=b,c(d", quote="")
@@ -61,7 +61,7 @@ def test_any_folder_can_be_resumed(tmp_path, stored, name, quote):
         (parent / name).mkdir(parents=True)
     except (OSError, UnicodeError):
         return  # no name of a folder
-    (parent / name / "config.yaml").write_text(stored)
+    (parent / name / "config.yaml").write_text(OmegaConf.to_yaml(stored))
     given_name = quoted(name) if quote == "'" else f'"{name}"' if quote else name
     if quote == '"' and set(name) & set('\\"$'):
         return  # which ask for an escape within quotes
@@ -70,7 +70,7 @@ def test_any_folder_can_be_resumed(tmp_path, stored, name, quote):
     try:
         config = load_config([f"resume={given_name}"])
         assert config.resume == name
-        assert config.trainer.seed == 77
+        assert to_plain(config)["loss"] == stored["loss"]
         assert override_value(with_quoted_paths([f"resume={given_name}"]), "resume") == name
     finally:
         os.chdir(before)
