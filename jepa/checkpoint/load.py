@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,9 +28,9 @@ def locate(path: str | Path) -> Path:
     path = Path(path)
     folders = (path / "checkpoints", path, *_configured_folder(path))
     for candidate in (path, *(folder / name for folder in folders for name in ("last.pt", "last.sharded"))):
-        if candidate.is_file() or (candidate / "state.pt").is_file():
+        if os.path.isfile(candidate) or os.path.isfile(candidate / "state.pt"):  # False for a name that is too long
             return candidate
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt)")
     raise CheckpointError(f"no run folder or checkpoint at {path}")
 
@@ -39,7 +40,7 @@ def _configured_folder(path: Path) -> list[Path]:
     from omegaconf import OmegaConf
 
     config = path / "config.yaml"
-    folder = OmegaConf.select(OmegaConf.load(config), "trainer.checkpoint_dir") if config.is_file() else None
+    folder = OmegaConf.select(OmegaConf.load(config), "trainer.checkpoint_dir") if os.path.isfile(config) else None
     return [Path(folder)] if folder else []
 
 

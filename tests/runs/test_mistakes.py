@@ -31,6 +31,8 @@ MISTAKES = {
     "heads that do not divide": (["model.encoder.num_heads=5"], ["heads", "5", "32"]),
     "masks that cannot fit": (["model.mask.target_scale=[0.9,0.95]"], ["model.mask", "context"]),
     "image too small for masks": (["model.encoder.patch_size=8"], ["model"]),
+    "number for an option": (["data=1"], ["data=1", "must be a string"]),
+    "name that the system refuses": (["resume=" + "a" * 300], ["no run folder or checkpoint at aaa"]),
     "no data root": (["data=image_folder"], ["data.root is not set", "data.root=..."]),
     "data root missing": (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere is not a folder"]),
     "data root empty": (["data=image_folder", "data.root=empty"], ["holds no images"]),
