@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
+import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
 from jepa.utils.errors import CheckpointError, first_line
 
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile)
-"""Errors of torch.load for a damaged file."""
+UNREADABLE = Exception
+"""Errors of torch.load for a damaged file, whose pickle may raise nearly anything."""
 
 SHOWN = 12
 """Keys that an error lists."""
@@ -28,9 +28,9 @@ def locate(path: str | Path) -> Path:
     path = Path(path)
     folders = (path / "checkpoints", path, *_configured_folder(path))
     for candidate in (path, *(folder / name for folder in folders for name in ("last.pt", "last.sharded"))):
-        if candidate.is_file() or (candidate / "state.pt").is_file():
+        if os.path.isfile(candidate) or os.path.isfile(candidate / "state.pt"):  # False for a name that is too long
             return candidate
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt)")
     raise CheckpointError(f"no run folder or checkpoint at {path}")
 
@@ -40,7 +40,7 @@ def _configured_folder(path: Path) -> list[Path]:
     from omegaconf import OmegaConf
 
     config = path / "config.yaml"
-    folder = OmegaConf.select(OmegaConf.load(config), "trainer.checkpoint_dir") if config.is_file() else None
+    folder = OmegaConf.select(OmegaConf.load(config), "trainer.checkpoint_dir") if os.path.isfile(config) else None
     return [Path(folder)] if folder else []
 
 
@@ -56,11 +56,13 @@ def read_file(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
+        if zipfile.is_zipfile(path):
+            check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(
-            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short or not a checkpoint "
-            f"({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
+            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short, damaged or not a "
+            f"checkpoint ({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
         ) from error
 
 
@@ -77,6 +79,20 @@ def listed(lines: list[str]) -> str:
     """Return lines as the text of an error: the first SHOWN of them, and how many more there are."""
     more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n".join(lines[:SHOWN] + more)
+
+
+def check_sums(file: Path | IO[bytes]) -> None:
+    """Raise ValueError where the content of a file that torch has written is not what was written.
+
+    torch.load does not look at the checksums.
+    """
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+        for entry in archive.infolist():
+            if entry.external_attr & 0x10 and entry.file_size:  # a folder, of which torch would read nothing
+                damaged = damaged or entry.filename
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 @torch.no_grad()

@@ -8,15 +8,17 @@ any moment finds the folder before. It loads on any number of ranks, also on one
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -27,13 +29,16 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import KeyPath, MappingKey, tree_leaves_with_path, tree_map, tree_map_with_path
 
-from jepa.checkpoint.load import cause, read_file
+from jepa.checkpoint.load import UNREADABLE, cause, check_sums, read_file
 from jepa.checkpoint.plain import save_flushed
 from jepa.distributed.collectives import is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError, first_line, reason
 
 SUFFIX = ".sharded"
 STATE = "state.pt"
+PARTS = ".metadata"
+CHECKSUM = f"{PARTS}.crc32"
+"""Of the file about the parts; everything else has checksums of its own."""
 TENSOR = "tensor of the parts"
 DESCRIPTIONS = {
     "torch.distributed.checkpoint.metadata": "Metadata MetadataIndex StorageMeta TensorProperties "
@@ -46,8 +51,6 @@ DESCRIPTIONS = {
 }
 """Module -> names in it that the file about the parts is made of, beside torch's number formats."""
 UNWRITABLE = (OSError, RuntimeError, CheckpointException)
-UNREADABLE = (*UNWRITABLE, LookupError, ValueError, EOFError, UnpicklingError)
-UNREADABLE += (AttributeError, TypeError, ImportError)  # a damaged pickle may raise nearly anything
 
 
 def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
@@ -91,7 +94,7 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
         tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
         with quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
-    except UNREADABLE as error:
+    except (UNREADABLE, CheckpointException) as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
             "Nothing was overwritten; use another checkpoint, or start a new run"
@@ -101,6 +104,10 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
 
 def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
     """Link names to a written folder. Rank 0 calls this."""
+    with open(folder / CHECKSUM, "w") as file:
+        file.write(str(zlib.crc32((folder / PARTS).read_bytes())))
+        file.flush()
+        os.fsync(file.fileno())
     for name in names:
         link, temporary = checkpoints / name, checkpoints / f".{name}.writing"
         temporary.unlink(missing_ok=True)
@@ -145,6 +152,8 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not isinstance(leaf, Tensor):
             return leaf
         name = "/".join(map(str, keys_of(path)))
+        while name in tensors:  # of "a/b" and of "b" in "a"
+            name += "'"
         tensors[name] = leaf.detach()
         return {TENSOR: name}
 
@@ -173,16 +182,24 @@ class _Unpickler(pickle.Unpickler):
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader, without unpickling of arbitrary code in `read_metadata`."""
+    """torch's reader, without unpickling of arbitrary code in `read_metadata`, and with a look at the checksums."""
 
     def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
-        with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _Unpickler(file).load()
+        content, stored = (Path(self.path) / PARTS).read_bytes(), Path(self.path) / CHECKSUM
+        if stored.is_file() and stored.read_text() != str(zlib.crc32(content)):
+            raise UnpicklingError(f"the checksum of {PARTS} is wrong")
+        metadata = _Unpickler(io.BytesIO(content)).load()
         if not isinstance(metadata, Metadata):
             raise UnpicklingError(f"it is a {type(metadata).__name__}")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def _slice_file(self, file: IO[bytes], place: Any) -> IO[bytes]:
+        part = io.BytesIO(super()._slice_file(file, place).read())
+        check_sums(part)
+        part.seek(0)
+        return part
 
 
 def _empty(metadata: Any, like: Tensor | None) -> Tensor:

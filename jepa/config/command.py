@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import CONFIG_DIR, compose_config, compose_with_choices, explain
+from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_config, compose_with_choices, explain
 from jepa.config.overrides import override_key, with_new_keys, with_quoted_paths
 from jepa.config.resume import StoredRun, with_stored_options
 from jepa.distributed.launch import read_launch, report_on_rank0
@@ -73,6 +73,10 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
             sys.exit(1)
         except (HydraException, OmegaConfBaseException) as error:
             sys.exit(f"error: {explain(error)}" if rank == 0 else 1)  # the same on every rank
+        except COMPOSING as error:
+            if HydraConfig.initialized():  # the configuration is there, so it is a bug
+                raise
+            sys.exit(f"error: {explain(error)}" if rank == 0 else 1)
         except RuntimeError as error:
             if "Unknown plugin class" not in str(error):
                 raise

@@ -6,6 +6,7 @@ together. Where the files in conf/ have changed since, its stored values win.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,14 +36,14 @@ def with_stored_options(arguments: Sequence[str], config_dir: str | Path | None 
     if resume in (None, "", "auto", "null"):
         return list(arguments)
     multirun = bool({"-m", "--multirun"} & set(arguments))
-    if (Path(resume) / SWEEP_FILE).is_file():
+    if os.path.isfile(Path(resume) / SWEEP_FILE):  # which is False for a name that the system refuses
         return _with_stored_sweep(arguments, Path(resume), multirun)
     run = StoredRun.find(resume, config_dir)
     if run is None:
         return list(arguments)
     if multirun:
         raise UserError(f"resume={resume} is a single run: leave out -m (a sweep goes on by resume=<its folder>)")
-    place = next(number for number, argument in enumerate(arguments) if argument[0] != "-" and "=" in argument)
+    place = next(number for number, argument in enumerate(arguments) if argument[:1] != "-" and "=" in argument)
     return [*arguments[:place], *run.options_beside(arguments), *arguments[place:]]
 
 
@@ -77,7 +78,7 @@ class StoredRun:
     def find(cls, resume: str | None, config_dir: str | Path | None = None) -> StoredRun | None:
         """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml."""
         path = Path(run_folder_of(resume, "")) / "config.yaml"
-        if resume in (None, "auto", "") or not path.is_file():
+        if resume in (None, "auto", "") or not os.path.isfile(path):
             return None
         return cls(OmegaConf.to_container(OmegaConf.load(path)), config_dir)
 

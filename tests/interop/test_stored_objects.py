@@ -85,6 +85,7 @@ def poisoned(run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["write", "load", "hub", "mkdir", "walk"])
+@pytest.mark.faults
 def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
     folder = tmp_path / "live"
     folder.mkdir()
@@ -131,11 +132,13 @@ def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
         ("loss", 5, "refuses what the file says"),
     ],
 )
+@pytest.mark.faults
 def test_what_else_a_file_may_not_say(section, node, message, poisoned):
     with pytest.raises(CheckpointError, match=message):
         load(poisoned(section, node))
 
 
+@pytest.mark.faults
 def test_a_lone_file_brings_no_path(poisoned, evaluate, export, shared_dir, tmp_path):
     """Its other facts serve; a path of its data is given on the command line."""
     root = str(shared_dir / "data" / "mnist")
@@ -146,6 +149,7 @@ def test_a_lone_file_brings_no_path(poisoned, evaluate, export, shared_dir, tmp_
     evaluate(f"checkpoint={path}", f"data.source.root={root}", "evaluation.probes.knn=null")
 
 
+@pytest.mark.faults
 def test_a_class_of_ones_own_is_built_when_trusted_or_named(poisoned, evaluate, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from jepa.masks import RandomMask\n\n\nclass Mine(RandomMask):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))

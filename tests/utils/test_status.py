@@ -32,6 +32,7 @@ def test_what_is_written_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("text", [b"", b'{"state": "runn', b"[]", b"{}", b"\xff"])
+@pytest.mark.faults
 def test_what_is_no_status_is_none(tmp_path, text):
     (tmp_path / "status.json").write_bytes(text)
     assert read_status(tmp_path) is None
@@ -45,6 +46,7 @@ def test_keys_of_a_later_version_are_left_out(tmp_path):
     assert read_status(tmp_path) == Status(state="done")
 
 
+@pytest.mark.faults
 def test_what_cannot_be_written_is_a_warning_and_leaves_nothing_behind(tmp_path, capsys):
     (tmp_path / "status.json" / "x").mkdir(parents=True)
     with warn_if_not_written("the status"):
@@ -75,6 +77,7 @@ def test_processes_are_told_from_later_ones_of_their_number():
     assert not is_dead(Status(state="done", pid=me.pid, host=here))
 
 
+@pytest.mark.faults
 def test_a_signal_that_comes_early():
     before, early = signal.getsignal(signal.SIGTERM), EarlySignal()
     try:
