@@ -13,10 +13,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.data.data_module import DataModule, check_counts, read_source
-from jepa.data.sources.decoders import Sound
+from jepa.data.sources.decoders import Sound, SoundFile
 from jepa.data.sources.splits import Splits
 from jepa.utils.lazy_import import require
 from jepa.utils.log_mel import LogMel
+
+WINDOW = 8
+"""Lengths of a clip that are read of a longer file."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +76,20 @@ class SoundAugment:
 
 
 def prepare_sound(
-    sound: Sound, random: torch.Generator | None, *, sample_rate: int, length: int, augment: SoundAugment | None = None
+    sound: Sound | SoundFile,
+    random: torch.Generator | None,
+    *,
+    sample_rate: int,
+    length: int,
+    augment: SoundAugment | None = None,
 ) -> Tensor:
     """A sound as x (1, length) float32: resampled to sample_rate, cropped, and padded with NaN at its end.
 
-    Longer sounds are cropped, at random in training and at their centre in evaluation.
+    Longer sounds are cropped, at random in training and at their centre in evaluation. Of a file that is more than
+    WINDOW times as long, only a window of that length is read, at such a place; the rest holds within it.
     """
+    if isinstance(sound, SoundFile):
+        sound = sound.read(WINDOW * length / sample_rate, random)
     wave = resample(*sound, sample_rate)
     if random is not None and augment is not None:
         wave = augment(wave, length, random)

@@ -13,18 +13,20 @@ from torch import Tensor
 
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import (
+    SAMPLE_ERRORS,
     BadSamples,
     Request,
     SampleOrder,
     Samples,
     UnfitSample,
     UnreadableSample,
+    check_values,
     fixed_order,
     load,
     read_or_next,
 )
 from jepa.types import Batch, DataSpec
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, first_line
 from jepa.utils.random import generator
 
 VALIDATION_SEED = 0
@@ -190,15 +192,18 @@ class DataModule:
         for counter, index in zip(request.counters, request.indices):
 
             def sample(index: int, counter: int = counter) -> tuple[dict[str, Tensor], int | None]:
-                value, label = samples[index]
                 try:
-                    return self.make_inputs(value, counter, reading), label  # which may decode, as of videos
-                except UnfitSample as error:
+                    value, label = samples[index]
+                    made = self.make_inputs(value, counter, reading)  # which may decode, as of videos
+                    check_values(made)
+                except (UnfitSample, *SAMPLE_ERRORS) as error:
                     name = samples.name_of(index) if hasattr(samples, "name_of") else f"{reading.split} sample {index}"
-                    raise UnreadableSample(name, str(error)) from error
+                    said = "" if isinstance(error, UnfitSample) else f"{type(error).__name__}: "
+                    raise UnreadableSample(name, said + first_line(error)) from error
+                return made, label
 
-            made, label = read_or_next(sample, index, total=len(samples), bad=bad, limit=reading.bad_limit)
-            inputs.append(made)
+            tensors, label = read_or_next(sample, index, total=len(samples), bad=bad, limit=reading.bad_limit)
+            inputs.append(tensors)
             labels.append(label)
         batch: Batch = {name: torch.stack([made[name] for made in inputs]) for name in inputs[0]}
         return self.with_labels(batch | {"bad": bad}, labels)

@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import struct
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -143,6 +145,22 @@ class BadSamples(dict[str, str]):
                 f"which is more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise "
                 f"that share. The first:{first}"
             )
+
+
+SAMPLE_ERRORS = (OSError, ValueError, RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error, zlib.error)
+"""What reading or preparing a sample raises because of its content, and what then counts it as unreadable.
+
+Others (TypeError, AttributeError, LookupError, ...) are mistakes in code and end the run, as UserErrors do.
+"""
+LARGEST = 1e18
+"""Of an input's values: the square of a larger one leaves the range of float32."""
+
+
+def check_values(inputs: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for inputs that hold an infinite or huge value. NaN may be padding, which sources check."""
+    for tensor in inputs.values():
+        if tensor.is_floating_point() and bool((tensor.abs() > LARGEST).any()):
+            raise ValueError(f"it holds values above {LARGEST:.0e}, or infinite ones")
 
 
 def read_or_next(read: Callable[[int], Any], index: int, *, total: int, bad: dict[str, str], limit: float) -> Any:

@@ -13,7 +13,7 @@ import torch
 
 from jepa.data.audio_data import AudioData, SoundAugment, prepare_sound, resample
 from jepa.data.sources import Splits, audio_folder, fsdd
-from jepa.data.sources.decoders import decode_sound
+from jepa.data.sources.decoders import SoundFile
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 from jepa.utils.log_mel import LogMel
@@ -50,7 +50,7 @@ def write_classes(root: Path, each: int = 4) -> Path:
 def test_wav_and_flac_of_any_rate_and_channels_are_read_alike(tmp_path):
     stereo = np.stack([tone(rate=16000), np.zeros_like(tone(rate=16000))], axis=1)
     paths = [write(tmp_path / "a.wav", stereo, 16000), write(tmp_path / "a.flac", stereo, 16000)]
-    (first, rate), (second, _) = (decode_sound(path) for path in paths)
+    (first, rate), (second, _) = (SoundFile(path).read(60.0, None) for path in paths)
     assert rate == 16000
     assert first.ndim == 1
     assert torch.allclose(first, second, atol=1e-4)
@@ -139,9 +139,9 @@ def test_damaged_files_are_named_and_replaced(tmp_path):
     (tmp_path / "low" / "1.wav").write_bytes(b"")
     write(tmp_path / "high" / "0.wav", np.zeros(0, dtype=np.float32))
     with pytest.raises(UnreadableSample, match="the file is empty"):
-        decode_sound(tmp_path / "low" / "1.wav")
+        SoundFile(tmp_path / "low" / "1.wav").read(60.0, None)
     with pytest.raises(UnreadableSample, match="no samples"):
-        decode_sound(tmp_path / "high" / "0.wav")
+        SoundFile(tmp_path / "high" / "0.wav").read(60.0, None)
     data = data_of(tmp_path, max_bad_share=0.6)
     (batch,) = data.evaluation_batches("train", batch_size=8)
     assert len(batch["x"]) == data.spec.num_train

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from data_helpers import CROPS, folder_data, same, write_classes
 from PIL import Image
 
+from jepa.data.audio_data import prepare_sound
+from jepa.data.sources.decoders import SoundFile
 from jepa.utils.errors import DataError
 
 pytestmark = pytest.mark.faults
@@ -109,3 +116,46 @@ def test_every_kind_of_damage_is_named(tmp_path, monkeypatch, harm, reason):
         list(data.evaluation_batches("train", batch_size=4))
     assert reason in data.bad_samples[str(path)]
     assert len(data.bad_samples) == 1
+
+
+@pytest.mark.slow
+def test_one_hostile_sample_never_ends_a_run(tmp_path):
+    """Sources x faults, in a process that may not hold what the samples claim."""
+    script = Path(__file__).with_name("hostile_samples.py")
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert len(found) > 20
+    assert found.pop("sounds, hours of silence") == "read"
+    for case, reason in found.items():
+        named = "row 2" if case.startswith("hub") else "1.png" if case.startswith("frames") else "bad."
+        assert reason.startswith(named), (case, reason)
+
+
+def test_a_long_file_is_read_in_part(tmp_path):
+    soundfile = pytest.importorskip("soundfile")
+    wave = torch.arange(8000 * 30).float() / (8000 * 30)
+    soundfile.write(tmp_path / "long.wav", wave.numpy(), 8000, subtype="FLOAT")
+    sound = SoundFile(tmp_path / "long.wav")
+    centre, rate = sound.read(1.0, None)
+    assert (rate, len(centre)) == (8000, 8000)
+    assert torch.equal(centre, wave[116_000:124_000])
+    places = {sound.read(1.0, torch.Generator().manual_seed(seed))[0][0].item() for seed in range(5)}
+    assert len(places) == 5
+    clip = prepare_sound(sound, None, sample_rate=8000, length=8000)
+    assert torch.equal(clip[0], wave[116_000:124_000])
+    assert torch.equal(sound.read(60.0, torch.Generator())[0], wave)
+
+
+def test_mistakes_in_code_are_no_bad_samples(tmp_path):
+    """What is wrong with every sample ends the run with its reason, and a TypeError as it is."""
+    write_train_and_val(tmp_path, each=10)
+    data = folder_data(tmp_path)
+    data.make_inputs = lambda *arguments: (_ for _ in ()).throw(TypeError("a mistake"))
+    with pytest.raises(TypeError, match="a mistake"):
+        next(data.evaluation_batches("test", batch_size=2))
+    data.make_inputs = lambda *arguments: (_ for _ in ()).throw(ValueError("no such mode"))
+    with pytest.raises(DataError, match=r"ValueError: no such mode"):
+        next(data.evaluation_batches("test", batch_size=2))

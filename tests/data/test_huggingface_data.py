@@ -127,7 +127,8 @@ def test_sounds_are_waveforms(tmp_path):
     kind, splits = read_columns(rows.select(range(3)), rows.select([3]), "audio", None)
     for split in (splits.train, splits.test):
         for index in range(len(split)):
-            (found, rate), label = split[index]
+            sound, label = split[index]
+            found, rate = sound.read(60.0, None)
             assert (kind, rate, label, found.shape) == ("audio", 8000, None, (80,))
             assert found.numpy() == pytest.approx(wave, abs=1e-3)
     message = "data.column=audio holds audio, but data.audio=null"

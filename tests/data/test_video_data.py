@@ -197,6 +197,12 @@ def test_lists(tmp_path):
     lines = [f"{tmp_path}/videos/train/{c}/train{i} {n}" for n, c in enumerate(("run", "walk")) for i in range(3)]
     (tmp_path / "published.csv").write_text("\n".join(lines))
     published = video_data(tmp_path / "videos", csv=str(tmp_path / "published.csv"))
+    (tmp_path / "videos" / "link").symlink_to(tmp_path)
+    for path in ("/etc/x", "../published.csv", "train/../../x", "link/published.csv"):
+        (tmp_path / "outside.csv").write_text("\n".join([*lines, f"{path} 0"]))
+        with pytest.raises(DataError, match=rf"{path} leads out of .* data.allow_outside=true"):
+            video_data(tmp_path / "videos", csv=str(tmp_path / "outside.csv"))
+        video_data(tmp_path / "videos", csv=str(tmp_path / "outside.csv"), allow_outside=True)
     assert (published.spec.num_train, published.spec.num_test, published.spec.classes) == (4, 2, 2)
     for changes, message in [
         ({"csv_path": "path"}, "has the columns folder, clip, kind, part, but data.csv_path=path asks for 'path'"),

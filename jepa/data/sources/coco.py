@@ -11,6 +11,7 @@ from pathlib import Path
 
 from jepa.data.sources.decoders import decode_image
 from jepa.data.sources.download import read_archive
+from jepa.data.sources.folders import check_inside
 from jepa.data.sources.splits import FileSamples, Splits, first_few
 from jepa.data.sources.text_files import Texts
 from jepa.utils.errors import DataError
@@ -31,6 +32,8 @@ def coco_pictures(*, root: str) -> Splits:
         paths = [path for path, _ in _captions(place, contents, split)]
         if contents is not None and (lacking := [path for path in paths if path not in contents]):
             raise DataError(f"{place} holds no {first_few(lacking)}")
+        if contents is None:
+            check_inside([str(place / path) for path in paths], place, f"captions_{split}.json", "remove it there")
         splits.append(FileSamples(paths, range(len(paths)), decode_image, folder=place, contents=contents))
     return Splits(*splits)
 

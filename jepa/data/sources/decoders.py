@@ -27,6 +27,9 @@ av = lazy_import("av")
 
 # What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+MAX_FRAME_PIXELS = 2**27
+"""Of a video: sixteen times those of 8K."""
+
 File = str | Path | io.BytesIO
 Sound = tuple[Tensor, int]
 """A waveform (t,) float32 in [-1, 1], channels averaged, and its sample rate in Hz."""
@@ -65,17 +68,32 @@ def require_soundfile() -> ModuleType:
     return require("soundfile", extra="audio", purpose="reading sound")
 
 
-def decode_sound(file: File, name: str | None = None) -> Sound:
-    """The sound in a file that libsndfile reads. name: as for `decode_image`."""
-    soundfile = require_soundfile()
-    with readable(file, name, soundfile.SoundFileError) as name:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    if not len(samples):
-        raise UnreadableSample(name, "it holds no samples")
-    wave = torch.from_numpy(samples.mean(axis=1))
-    if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
-        raise UnreadableSample(name, "it holds samples that are NaN or infinite")
-    return wave, int(rate)
+@dataclass(frozen=True)
+class SoundFile:
+    """A file that libsndfile reads, not read yet. name: as for `decode_image`."""
+
+    file: File
+    name: str | None = None
+
+    def read(self, seconds: float, random: torch.Generator | None) -> Sound:
+        """Return the sound, of a longer file a window of so many seconds: at its centre, or at a random place.
+
+        Whatever the header claims, no more than the window is read.
+        """
+        soundfile = require_soundfile()
+        if isinstance(self.file, io.BytesIO):
+            self.file.seek(0)  # where an earlier reading has left it
+        with readable(self.file, self.name, soundfile.SoundFileError) as name, soundfile.SoundFile(self.file) as sound:
+            rate, window = int(sound.samplerate), max(1, round(seconds * sound.samplerate))
+            if (spare := sound.frames - window) > 0:
+                sound.seek(spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random)))
+            samples = sound.read(min(window, sound.frames), dtype="float32", always_2d=True)
+        if not len(samples):
+            raise UnreadableSample(name, "it holds no samples")
+        wave = torch.from_numpy(samples.mean(axis=1))
+        if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
+            raise UnreadableSample(name, "it holds samples that are NaN or infinite")
+        return wave, rate
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,10 @@ class VideoFile:
                 raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1  # workers are the parallelism
+            if stream.width * stream.height > MAX_FRAME_PIXELS:
+                raise UnreadableSample(
+                    self.path, f"its frames of {stream.width} x {stream.height} pixels are too large"
+                )
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
             if stream.duration is not None:
                 seconds = float(stream.duration * stream.time_base)

@@ -6,14 +6,14 @@ import csv as csv_module
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jepa.data.sources.decoders import (
+    SoundFile,
     decode_image,
-    decode_sound,
     is_frame_file,
     open_video,
     require_soundfile,
@@ -66,7 +66,7 @@ IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_imag
 SOUNDS = FileKind(
     name="sound files",
     extensions=(".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"),
-    decode=decode_sound,
+    decode=SoundFile,
     test_folders=("test", "val", "valid", "validation"),
 )
 VIDEOS = FileKind(
@@ -95,6 +95,7 @@ def video_folder(
     csv_path: str = "path",
     csv_label: str = "label",
     csv_split: str = "split",
+    allow_outside: bool = False,
     val_fraction: float = 0.1,
     split_seed: int = 0,
 ) -> Splits:
@@ -105,6 +106,7 @@ def video_folder(
         columns ("{class}/{clip}"), relative to root or else to the CSV's folder; csv_label that of the class, if any;
         csv_split, if any, that of the split: train, or one of val, test, valid, validation. Without a header: lines of
         a path and a number, apart by a space or comma, as the published V-JEPA code reads them.
+    allow_outside: whether a listed path may lead out of root (or the CSV's folder), by its text or by a link.
     Raises DataError for what is missing, empty, or fits none of these.
     """
     check_fraction("data.source.val_fraction", val_fraction)
@@ -116,10 +118,22 @@ def video_folder(
         raise DataError(f"data.root={root} is not a folder; give the one that the paths in data.csv are relative to")
     where = f"data.csv={csv}"
     train, test = _read_csv(root, os.path.expanduser(csv), csv_path, csv_label, csv_split)
+    if not allow_outside:
+        base = Path(csv).expanduser().parent if root is None else Path(root)
+        fix = "move it there, or set data.allow_outside=true if you trust the list"
+        check_inside([path for path, _ in train + (test or [])], base, where, fix)
     if not train or test == []:
         raise DataError(f"{where}: the {'test' if train else 'train'} split holds no videos")
     classes = sort_classes(name for _, name in train if name is not None)
     return split_files(train, test, open_video, classes, val_fraction, split_seed, where=where)
+
+
+def check_inside(paths: Iterable[str], base: Path, where: str, fix: str) -> None:
+    """Raise DataError for a path that leads out of a folder, by its text or by a link."""
+    inside = os.path.realpath(base)
+    for path in paths:
+        if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
+            raise DataError(f"{where}: {path} leads out of {base}: {fix}")
 
 
 def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: int) -> Splits:
