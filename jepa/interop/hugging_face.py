@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from jepa.interop.timm_models import check_named, fetching, load_timm
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.lazy_import import require
+from jepa.utils.read_data import exists, read_mapping
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
@@ -81,7 +81,7 @@ def load(source: Source, options: Options) -> Loaded:
     image_size, channels = check_named(source, options)
     name = source.name.partition(":")[2]
     with fetching(source.name):
-        settings = read_json(name, "config.json")
+        settings = read_settings(name, "config.json")
     if "model_type" not in settings and "architecture" in settings:
         timm_name = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}"
         loaded = load_timm(timm_name, image_size, channels, source.name)
@@ -106,7 +106,7 @@ def load(source: Source, options: Options) -> Loaded:
     if image_size != own:
         lines.append(f"its positions are made for {own} and adapted to pictures of {image_size} by itself")
     try:
-        pictures = read_json(name, "preprocessor_config.json")
+        pictures = read_settings(name, "preprocessor_config.json")
     except (OSError, ValueError):  # many repositories have none
         pictures = {}
     loaded = loaded_by_name(
@@ -119,7 +119,7 @@ def load(source: Source, options: Options) -> Loaded:
         image_size,
         channels,
     )
-    loaded.mean, loaded.std = (pictures.get(key) and tuple(pictures[key]) for key in ("image_mean", "image_std"))
+    loaded.mean, loaded.std = (statistics_of(pictures, key) for key in ("image_mean", "image_std"))
     check_pictures(image_size, own, loaded.model.encoder, source.name)
     return loaded
 
@@ -161,16 +161,31 @@ def check_loading(found: Mapping[str, Any], source: str) -> list[str]:
     return [f"not used for features: {', '.join(heads)}"] if heads else []
 
 
-def read_json(name: str, file: str) -> dict[str, Any]:
-    """Return a JSON file of a local folder, or fetched from the hub. Raises UserError for a folder without config."""
+def read_settings(name: str, file: str) -> dict[str, Any]:
+    """Return a JSON file of a local folder, or fetched from the hub; {} for a local folder without the optional one.
+
+    Raises UserError for a folder without config.json, and DamagedFileError for a file that holds no settings.
+    """
     path = Path(name) / file
     if not Path(name).is_dir():
         from huggingface_hub import hf_hub_download
 
         path = Path(hf_hub_download(name, file))
-    elif file == "config.json" and not path.is_file():
+    elif not exists(path) and file != "config.json":
+        return {}
+    elif not exists(path):
         raise UserError(f"checkpoint=hf:{name}: the folder has no config.json, so is no model in Hugging Face's format")
-    return json.loads(path.read_text())
+    return read_mapping(path)
+
+
+def statistics_of(pictures: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
+    """Return one number for each channel; None where nothing is said. Raises UserError for anything else."""
+    value = pictures.get(key)
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
+        raise UserError(f"preprocessor_config.json has {key}={value!r:.60}, expected a list of numbers")
+    return tuple(value)
 
 
 ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load)

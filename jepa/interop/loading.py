@@ -21,6 +21,7 @@ from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
 from jepa.interop.adapter import Adapter, Loaded, Options, Source
 from jepa.interop.sizes import by
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.read_data import printable
 
 log = logging.getLogger("jepa")
 
@@ -73,6 +74,7 @@ def load(
     source = checkpoint if isinstance(checkpoint, Source) else find(str(checkpoint), trusted=None if trust else ())
     loaded = source.adapter.load(source, Options(overrides or {}, image_size, channels, build, seed))
     loaded.source, loaded.format = source.name, source.adapter.format
+    loaded.lines = list(map(printable, loaded.lines))  # they quote the file
     loaded.model.eval()
     if channels is not None and loaded.channels not in (None, channels):
         raise UserError(
