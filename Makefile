@@ -1,14 +1,14 @@
 # `make train` and `make test` set everything up themselves; nothing but python3 (with pip) and make is needed.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast lint clean
+.PHONY: help install train test test-fast test-faults lint clean
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 .uv/bin/uv:
 	@echo "fetching uv into .uv/"
@@ -33,6 +33,9 @@ test: install  ## run every test
 
 test-fast: install  ## run the tests that need no whole training run
 	$(PYTEST) -m "not slow" $(ARGS)
+
+test-faults: install  ## run the tests in which something breaks
+	$(PYTEST) -m faults $(ARGS)
 
 lint: install  ## ruff: rules and format
 	.venv/bin/ruff check .

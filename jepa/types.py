@@ -182,7 +182,8 @@ class DataSpec:
     """What only the built data knows.
 
     input_shape: of one sample, (C, *S), or (L,) for ids. classes: number of labels, None for data without.
-    found: values that a configuration may leave open (null) and that the data found out, such as {"channels": 12}.
+    found: values that a configuration may leave open (null, or auto) and that the data found out, such as
+        {"channels": 12}.
     """
 
     num_train: int
@@ -190,4 +191,4 @@ class DataSpec:
     input_shape: tuple[int, ...]
     classes: int | None
     class_names: tuple[str, ...] | None = None
-    found: Mapping[str, int] = field(default_factory=dict)
+    found: Mapping[str, Any] = field(default_factory=dict)

@@ -135,4 +135,4 @@ def cache_key(fingerprint: str, data: Mapping[str, Any], spec: Any, number: str)
 
 if __name__ == "__main__":
     sys.argv[1:] = addable(sys.argv[1:])
-    run_command(main)
+    run_command(main, "evaluate")

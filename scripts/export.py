@@ -35,20 +35,21 @@ def export_encoder(config: DictConfig) -> Path:
     """
     from jepa.config.open_checkpoint import open_checkpoint
     from jepa.interop import export
+    from jepa.interop.sizes import to_pair
 
     path = output_of(config)
     loaded, joined = open_checkpoint(config, data="none")
     for line in loaded.lines:
         print(line, flush=True)
     given = CommandLine(config.overrides)
-    size = joined.data.image_size if given.option("data") or "image_size" in given.below("data") else None
+    sized = given.option("data") or "image_size" in given.below("data")
     card, files = export(
         loaded,
         path,
         format=config.format,
         network=config.network,
         features=config.features,
-        image_size=(size, size) if isinstance(size, int) else size and tuple(size),
+        image_size=to_pair(joined.data.image_size) if sized else None,
         results=read_results(config.results) if config.results else None,
     )
     print(f"features agree to {card['export']['difference']:.1e}")
@@ -90,4 +91,4 @@ def read_results(name: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     sys.argv[1:] = addable(sys.argv[1:])
-    run_command(main)
+    run_command(main, "export")

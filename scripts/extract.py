@@ -104,15 +104,18 @@ def check(config: DictConfig) -> Path:
 def pictures_below(config: DictConfig) -> list[str]:
     """Picture files at any depth, relative to the folder, sorted; hidden ones are left out, links followed.
 
-    Raises DataError for a folder that is missing or holds none.
+    Others are counted in a line. Raises DataError for a folder that is missing or holds none.
     """
-    from jepa.data.sources.decoders import IMAGE_EXTENSIONS as EXTENSIONS
+    from collections import Counter
+
+    from jepa.data.sources.folders import left_out
+    from jepa.data.sources.image_files import IMAGE_EXTENSIONS
     from jepa.utils.errors import DataError
 
     folder = Path(config.input)
     if not folder.is_dir():
         raise DataError(f"input={folder} is not a folder")
-    found, seen = [], set()
+    found, others, seen = [], Counter(), set()
     for place, below, files in os.walk(folder, followlinks=True):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:  # a link back
@@ -120,10 +123,15 @@ def pictures_below(config: DictConfig) -> list[str]:
             continue
         seen.add((status.st_dev, status.st_ino))
         below[:] = sorted(name for name in below if not name.startswith("."))
-        pictures = [name for name in files if name.lower().endswith(EXTENSIONS) and not name.startswith(".")]
-        found += [os.path.relpath(os.path.join(place, name), folder) for name in pictures]
+        for name in files:
+            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
+                found.append(os.path.relpath(os.path.join(place, name), folder))
+            elif not name.startswith("."):
+                others[os.path.splitext(name)[1].lower()] += 1
     if not found:
-        raise DataError(f"input={folder} holds no pictures ({', '.join(EXTENSIONS)})")
+        raise DataError(f"input={folder} holds no pictures ({', '.join(IMAGE_EXTENSIONS)})")
+    for line in left_out(others):
+        print(f"input={folder}: {shown(line)}")
     return sorted(found)
 
 
@@ -137,28 +145,33 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
 
     Raises UserError for mean and std that do not fit the channels.
     """
-    from jepa.config.build import convert_errors
-    from jepa.data.image_transform import ImageTransform, check_statistics
-    from jepa.data.sources.decoders import decode_image
-    from jepa.data.stream import UnreadableSample
+    from torch import Tensor
 
+    from jepa.config.build import convert_errors
+    from jepa.data.image_transform import ImageTransform, as_list, check_statistics
+    from jepa.data.sources.decoders import decode_image
+    from jepa.data.stream import UnfitSample, UnreadableSample
+
+    if "mean" not in data and "image" in data:  # of data=hf
+        data = OmegaConf.create({**data, **data.image})
     convert_errors("data", check_statistics)(data.mean, data.std, data.channels)
     size = data.image_size
     transform = ImageTransform(
         size=(size, size) if isinstance(size, int) else tuple(size),
         channels=data.channels,
-        mean=list(data.mean),
-        std=list(data.std),
+        mean=as_list(data.mean),
+        std=as_list(data.std),
         interpolation=data.get("interpolation", "bicubic"),
         augment=None,
     )
     for name in names:
         try:
             image = decode_image(folder / name)
-        except UnreadableSample as error:
-            unreadable[name] = error.reason
+            pixels = transform.plain(image[None] if isinstance(image, Tensor) else image)
+        except (UnreadableSample, UnfitSample) as error:
+            unreadable[name] = getattr(error, "reason", str(error))
             continue
-        yield name, transform.plain(image)
+        yield name, pixels
 
 
 def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig, device: Any) -> tuple[list[str], Any]:
@@ -209,4 +222,4 @@ def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = addable(sys.argv[1:])
-    run_command(main)
+    run_command(main, "extract")

@@ -33,7 +33,7 @@ def main(config: DictConfig) -> float | None:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "find_batch_size.json").write_text(json.dumps(dataclasses.asdict(finding), indent=2) + "\n")
     show(finding, trainer)
-    others = [o for o in config.overrides if not o.lstrip("+~").startswith(OWN)]
+    others = [o.removeprefix("++") for o in config.overrides if not o.lstrip("+~").startswith(OWN)]
     print(f"To use {finding.suggestion}:\n\n  {shlex.join(['python', 'train.py', *others, *finding.overrides])}\n")
     if len(finding.overrides) > 1:
         print(
@@ -73,4 +73,4 @@ def show(finding, trainer) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "find_batch_size")

@@ -57,7 +57,9 @@ def told(finding, config: DictConfig) -> str:
             "find_lr.max_lr), more find_lr.steps or a larger data.batch_size."
         )
         return "\n".join(lines)
-    others = [o for o in config.overrides if not o.lstrip("+~").startswith(("find_lr.", "optimizer.lr="))]
+    others = [
+        o.removeprefix("++") for o in config.overrides if not o.lstrip("+~").startswith(("find_lr.", "optimizer.lr="))
+    ]
     command = shlex.join(["python", "train.py", *others, f"optimizer.lr={finding.suggestion:.2g}"])
     lines += [
         f"The loss falls most steeply at {finding.suggestion:.2g} and is lowest at {finding.lowest:.2g}; with AdamW a "
@@ -70,4 +72,4 @@ def told(finding, config: DictConfig) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "find_lr")

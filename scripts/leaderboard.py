@@ -53,4 +53,4 @@ def as_folder(arguments: list[str]) -> list[str]:
 
 if __name__ == "__main__":
     sys.argv[1:] = as_folder(sys.argv[1:])
-    run_command(main)
+    run_command(main, "leaderboard")

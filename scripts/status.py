@@ -36,4 +36,4 @@ def show(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, "status")

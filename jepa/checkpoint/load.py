@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import pickle
+import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from jepa.utils.errors import CheckpointError, first_line
 from jepa.utils.read_data import exists, read_mapping
 
-UNREADABLE = (OSError, RuntimeError, EOFError, ValueError, LookupError, pickle.UnpicklingError, zipfile.BadZipFile)
-"""Errors of torch.load for a damaged file."""
+UNREADABLE = Exception
+"""Errors of torch.load for a damaged file, whose pickle may raise nearly anything."""
 
 LAST = ("last.pt", "last.sharded")
 """Names of a run's last checkpoint, whole and in shards."""
@@ -31,9 +31,9 @@ def locate(path: str | Path) -> Path:
     """
     path = Path(path)
     for candidate in _candidates(path):
-        if candidate.is_file() or (candidate / "state.pt").is_file():
+        if os.path.isfile(candidate) or os.path.isfile(candidate / "state.pt"):  # False for a name that is too long
             return candidate
-    if path.is_dir():
+    if os.path.isdir(path):
         raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt)")
     raise CheckpointError(f"no run folder or checkpoint at {path}")
 
@@ -61,12 +61,43 @@ def read_file(path: Path) -> Any:
     if not path.is_file():
         raise CheckpointError(f"no checkpoint at {path}")
     try:
+        if zipfile.is_zipfile(path):
+            check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(
-            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short or not a checkpoint "
-            f"({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
+            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short, damaged or not a "
+            f"checkpoint ({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
         ) from error
+
+
+def cause(error: BaseException) -> BaseException:
+    """Return the first rank's error in a CheckpointException of torch.distributed; any other error itself."""
+    failures = getattr(error, "failures", None)
+    if not failures:
+        return error
+    first = next(iter(failures.values()))
+    return first[0] if isinstance(first, tuple) else first
+
+
+def listed(lines: list[str]) -> str:
+    """Return lines as the text of an error: the first SHOWN of them, and how many more there are."""
+    more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return "\n".join(lines[:SHOWN] + more)
+
+
+def check_sums(file: Path | IO[bytes]) -> None:
+    """Raise ValueError where the content of a file that torch has written is not what was written.
+
+    torch.load does not look at the checksums.
+    """
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+        for entry in archive.infolist():
+            if entry.external_attr & 0x10 and entry.file_size:  # a folder, of which torch would read nothing
+                damaged = damaged or entry.filename
+    if damaged:
+        raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 @torch.no_grad()
@@ -85,8 +116,8 @@ def check_state(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
     """Return the model's tensors that a state dict is loaded into. Raises as `load_state` does."""
-    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)} if keep else weights
-    own = {name: t for name, t in model.state_dict().items() if not (keep and name.startswith(keep))}
+    weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)}
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(keep)}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
     unexpected = [f"  {name}: in the file only" for name in weights if name not in own]
     shapes = [
@@ -95,10 +126,8 @@ def check_state(
         if name in weights and weights[name].shape != tensor.shape
     ]
     if lines := missing + unexpected + shapes:
-        more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
         raise CheckpointError(
             f"the checkpoint {path} is of another model: {len(missing)} keys missing, {len(unexpected)} unexpected, "
-            f"{len(shapes)} of another shape; give the options that it was made with\n"
-            + "\n".join(lines[:SHOWN] + more)
+            f"{len(shapes)} of another shape; give the options that it was made with\n{listed(lines)}"
         )
     return own

@@ -17,11 +17,10 @@ MOVED = {
     "jepa.masks.video": "jepa.masks.tubes",
     "jepa.data.paired.pictures_and_captions": "jepa.data.PicturesAndCaptions",
     "jepa.data.paired.written_and_spoken": "jepa.data.WrittenAndSpokenDigits",
-    **dict.fromkeys(
-        (f"jepa.data.{name}" for name in ("audio", "huggingface", "mix", "series", "series_augment", "tasks")),
-        "jepa.data",
-    ),
-    **dict.fromkeys(("jepa.data.text", "jepa.data.video"), "jepa.data"),
+    **{
+        f"jepa.data.{name}": "jepa.data"
+        for name in ("audio", "huggingface", "mix", "series", "series_augment", "tasks", "text", "video")
+    },
     "jepa.data.sources.moving_mnist.moving_mnist": "jepa.data.sources.moving_mnist",
     "jepa.models.corruption": "jepa.models.token_corruption",
     "jepa.models.crossmodal.CrossPredictor": "jepa.models.cross_predictor.CrossPredictor",
@@ -38,9 +37,7 @@ MOVED = {
     "jepa.optim.ramp": "jepa.optim",
     "jepa.trainer.find_learning_rate": "jepa.tools.find_learning_rate",
     "jepa.trainer.find_batch_size": "jepa.tools.find_batch_size",
-    **dict.fromkeys(
-        (f"jepa.data.sources.{name}" for name in ("coco", "series", "sounds", "text", "videos")), "jepa.data.sources"
-    ),
+    **{f"jepa.data.sources.{name}": "jepa.data.sources" for name in ("coco", "series", "sounds", "text", "videos")},
 }
 """Former dotted path of a module or class -> its present one; the first that fits counts."""
 

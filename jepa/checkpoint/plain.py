@@ -29,31 +29,29 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
     Raises CheckpointError when the disk is full or the folder cannot be written; an existing file at `path` is kept.
     """
-    complete = with_format(state)
     temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            torch.save(complete, file)
-            file.flush()
-            os.fsync(file.fileno())
+        save_flushed(with_format(state), temporary)
         os.replace(temporary, path)
-        sync_folder(path.parent)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)  # and so the renaming
+        finally:
+            os.close(folder)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        kept = (
-            f"The checkpoint written before is intact: {path}" if path.exists() else "No checkpoint was there before."
-        )
+        intact = f"The checkpoint written before is intact: {path}"
+        kept = intact if path.exists() else "No checkpoint was there before."
         raise CheckpointError(f"could not write the checkpoint {path}: {reason(error, path)}. {kept}") from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Flush a folder, and so renames in it, to disk."""
-    number = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+def save_flushed(content: Any, path: Path) -> None:
+    """Save by torch and flush to disk."""
+    with open(path, "wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -68,7 +66,8 @@ def read(path: Path) -> dict[str, Any]:
 
 def with_format(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state with format, version and libraries."""
-    return {"format": FORMAT, "version": VERSION, **state, "libraries": libraries()}
+    libraries = {"python": platform.python_version(), "torch": str(torch.__version__), "timm": version("timm")}
+    return {"format": FORMAT, "version": VERSION, **state, "libraries": libraries}
 
 
 def check(content: Any, path: Path) -> None:
@@ -98,8 +97,3 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] |
         raise CheckpointError(
             f"{path} is of another optimizer than {type(optimizer).__name__}: its groups lack {sorted(missing)}"
         )
-
-
-def libraries() -> dict[str, str]:
-    """Versions of what wrote a checkpoint."""
-    return {"python": platform.python_version(), "torch": str(torch.__version__), "timm": version("timm")}

@@ -12,8 +12,10 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from jepa.checkpoint import plain as checkpoint
+from jepa.checkpoint.load import cause
 from jepa.distributed.collectives import broadcast_from_rank0, is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError, reason
 
@@ -39,6 +41,8 @@ class Saver:
         self._group = dist.new_group(backend="gloo") if background else None
         self._writing: Future | None = None
         self._then: Callable[[], None] | None = None
+        self._unwritable: tuple[type[BaseException], ...] = (OSError, RuntimeError)
+        """What writing in the background may raise, beside CheckpointError."""
 
     def path(self, name: str) -> Path:
         """Return the path of the checkpoint of a name."""
@@ -62,10 +66,9 @@ class Saver:
         """Wait until the checkpoint is written."""
         writing, then, self._writing, self._then = self._writing, self._then, None, None
         if writing is not None:
-            failures, cause = self._failures()
             try:
                 writing.result()
-            except failures as error:
+            except self._unwritable as error:
                 raise CheckpointError(
                     f"could not write a checkpoint: {reason(cause(error), self.folder / 'last')}. "
                     f"What was written before is intact in {self.folder}"
@@ -86,14 +89,6 @@ class Saver:
             if self._pool is not None:
                 self._pool.shutdown()
 
-    def _failures(self) -> tuple[tuple[type[BaseException], ...], Callable[[BaseException], BaseException]]:
-        """What writing may raise, and the function that finds the reason in it."""
-        if self.kind == "plain":
-            return (OSError, RuntimeError), lambda error: error
-        from jepa.checkpoint import sharded
-
-        return sharded.UNWRITABLE, sharded.cause
-
     def _write_plain(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
         checkpoint.write(self.path(names[0]), state)
         for name in names[1:]:
@@ -103,7 +98,8 @@ class Saver:
     def _save_sharded(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
         from jepa.checkpoint import sharded  # torch.distributed.checkpoint takes a second to import
 
-        folder = broadcast_from_rank0(lambda: self._free_folder(state["step"]))
+        self._unwritable = sharded.UNWRITABLE
+        folder = broadcast_from_rank0(lambda: sharded.free_folder(self.folder, state["step"]))
 
         def publish() -> None:
             sharded.publish(self.folder, folder, [self.path(name).name for name in names])
@@ -116,14 +112,6 @@ class Saver:
         self._then = publish
         if not self.asynchronous:
             self.wait()
-
-    def _free_folder(self, step: int) -> Path:
-        """Return a folder for a step's shards that no link points to; a step may be saved again."""
-        folder = self.folder / f"sharded_{step:08d}"
-        standing = {os.readlink(link) for link in self.folder.glob(f"*{SUFFIXES['sharded']}") if link.is_symlink()}
-        while folder.name in standing:
-            folder = folder.with_name(f"{folder.name}_again")
-        return folder
 
     def _drop(self, names: list[str]) -> None:
         """Remove these names, and the last checkpoint of the other format."""
@@ -166,23 +154,13 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 def copied(node: Any) -> Any:
     """Return a nested state with its tensors copied to the CPU."""
-    copies: list[tuple[Tensor, Tensor]] = []
 
-    def walk(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            pinned = value.device.type == "cuda"
-            copy = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
-            copies.append((copy, value.detach()))
-            return copy
-        if isinstance(value, dict):
-            return {key: walk(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return type(value)(walk(item) for item in value)
-        return value
+    def copy(tensor: Tensor) -> Tensor:
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(
+            tensor.detach(), non_blocking=True
+        )
 
-    result = walk(node)
-    for copy, value in copies:
-        copy.copy_(value, non_blocking=True)
-    if any(value.device.type == "cuda" for _, value in copies):
+    result = tree_map_only(Tensor, copy, node)
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return result

@@ -8,15 +8,17 @@ any moment finds the folder before. It loads on any number of ranks, also on one
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import pickle
 import shutil
 import warnings
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -25,27 +27,30 @@ from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import KeyPath, MappingKey, tree_leaves_with_path, tree_map, tree_map_with_path
 
-from jepa.checkpoint.load import read_file
+from jepa.checkpoint.load import UNREADABLE, cause, check_sums, read_file
+from jepa.checkpoint.plain import save_flushed
 from jepa.distributed.collectives import is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError, first_line, reason
 
 SUFFIX = ".sharded"
 STATE = "state.pt"
+PARTS = ".metadata"
+CHECKSUM = f"{PARTS}.crc32"
+"""Of the file about the parts; everything else has checksums of its own."""
 TENSOR = "tensor of the parts"
 DESCRIPTIONS = {
-    *(("torch.distributed.checkpoint.metadata", name) for name in ("Metadata", "MetadataIndex", "StorageMeta")),
-    *(("torch.distributed.checkpoint.metadata", name) for name in ("TensorProperties", "TensorStorageMetadata")),
-    *(("torch.distributed.checkpoint.metadata", name) for name in ("ChunkStorageMetadata", "_MEM_FORMAT_ENCODING")),
-    ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-    ("torch.serialization", "_get_layout"),
-    ("torch", "Size"),
-    *((module, "PosixPath") for module in ("pathlib", "pathlib._local")),
+    "torch.distributed.checkpoint.metadata": "Metadata MetadataIndex StorageMeta TensorProperties "
+    "TensorStorageMetadata ChunkStorageMetadata _MEM_FORMAT_ENCODING",
+    "torch.distributed.checkpoint.filesystem": "_StorageInfo",
+    "torch.serialization": "_get_layout",
+    "torch": "Size",
+    "pathlib": "PosixPath",
+    "pathlib._local": "PosixPath",
 }
-"""What the file about the parts is made of, beside torch's number formats."""
+"""Module -> names in it that the file about the parts is made of, beside torch's number formats."""
 UNWRITABLE = (OSError, RuntimeError, CheckpointException)
-UNREADABLE = (*UNWRITABLE, LookupError, ValueError, EOFError, UnpicklingError)
-UNREADABLE += (AttributeError, TypeError, ImportError)  # a damaged pickle may raise nearly anything
 
 
 def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
@@ -61,10 +66,7 @@ def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup 
         if is_rank0():
             shutil.rmtree(folder, ignore_errors=True)  # what a killed run has left
             folder.mkdir(parents=True)
-            with open(folder / STATE, "wb") as file:
-                torch.save(rest, file)
-                file.flush()
-                os.fsync(file.fileno())
+            save_flushed(rest, folder / STATE)
         if is_distributed():
             dist.barrier()
         if background is not None:
@@ -85,23 +87,27 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
     Raises CheckpointError when a shard is missing or damaged.
     """
     rest = read_file(path / STATE)
-    places = find_tensors(rest)
+    places = {leaf[TENSOR]: keys_of(path) for path, leaf in tree_leaves_with_path(rest, is_name) if is_name(leaf)}
     try:
         reader = _Reader(path)
         metadata = reader.read_metadata().state_dict_metadata
         tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
         with quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
-    except UNREADABLE as error:
+    except (UNREADABLE, CheckpointException) as error:
         raise CheckpointError(
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
             "Nothing was overwritten; use another checkpoint, or start a new run"
         ) from error
-    return merge(rest, tensors)
+    return tree_map(lambda leaf: tensors[leaf[TENSOR]] if is_name(leaf) else leaf, rest, is_leaf=is_name)
 
 
 def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
     """Link names to a written folder. Rank 0 calls this."""
+    with open(folder / CHECKSUM, "w") as file:
+        file.write(str(zlib.crc32((folder / PARTS).read_bytes())))
+        file.flush()
+        os.fsync(file.fileno())
     for name in names:
         link, temporary = checkpoints / name, checkpoints / f".{name}.writing"
         temporary.unlink(missing_ok=True)
@@ -111,10 +117,23 @@ def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
 
 def prune(checkpoints: Path) -> None:
     """Remove the folders that no link points to."""
-    kept = {os.readlink(link) for link in checkpoints.glob(f"*{SUFFIX}") if link.is_symlink()}
+    kept = linked_folders(checkpoints)
     for folder in checkpoints.glob("sharded_*"):
         if folder.name not in kept:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_folder(checkpoints: Path, step: int) -> Path:
+    """Return a folder for a step's shards that no link points to; a step may be saved again."""
+    folder, kept = checkpoints / f"sharded_{step:08d}", linked_folders(checkpoints)
+    while folder.name in kept:
+        folder = folder.with_name(f"{folder.name}_again")
+    return folder
+
+
+def linked_folders(checkpoints: Path) -> set[str]:
+    """Return the names of the folders that links point to."""
+    return {os.readlink(link) for link in checkpoints.glob(f"*{SUFFIX}") if link.is_symlink()}
 
 
 @contextlib.contextmanager
@@ -129,47 +148,26 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return a nested state with each tensor replaced by its name, and name -> tensor."""
     tensors: dict[str, Tensor] = {}
 
-    def walk(node: Any, path: str) -> Any:
-        if isinstance(node, Tensor):
-            tensors[path] = node.detach()
-            return {TENSOR: path}
-        if isinstance(node, Mapping):
-            return {key: walk(value, f"{path}/{key}") for key, value in node.items()}
-        if isinstance(node, (list, tuple)):
-            return [walk(value, f"{path}/{number}") for number, value in enumerate(node)]
-        return node
+    def name_of(path: KeyPath, leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        name = "/".join(map(str, keys_of(path)))
+        while name in tensors:  # of "a/b" and of "b" in "a"
+            name += "'"
+        tensors[name] = leaf.detach()
+        return {TENSOR: name}
 
-    return {key: walk(value, key) for key, value in state.items()}, tensors
-
-
-def find_tensors(node: Any, keys: tuple = ()) -> dict[str, tuple]:
-    """Return name -> keys of the tensors that `split` replaced."""
-    if isinstance(node, dict):
-        if set(node) == {TENSOR}:
-            return {node[TENSOR]: keys}
-        return {n: k for key, value in node.items() for n, k in find_tensors(value, (*keys, key)).items()}
-    if isinstance(node, list):
-        return {n: k for i, value in enumerate(node) for n, k in find_tensors(value, (*keys, i)).items()}
-    return {}
+    return tree_map_with_path(name_of, dict(state)), tensors
 
 
-def merge(node: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the nested state with the tensors that `split` replaced."""
-    if isinstance(node, dict):
-        if set(node) == {TENSOR}:
-            return tensors[node[TENSOR]]
-        return {key: merge(value, tensors) for key, value in node.items()}
-    if isinstance(node, list):
-        return [merge(value, tensors) for value in node]
-    return node
+def is_name(node: Any) -> bool:
+    """Return whether `split` has put this in the place of a tensor."""
+    return isinstance(node, dict) and set(node) == {TENSOR}
 
 
-def cause(error: BaseException) -> BaseException:
-    """Return the error of a rank in a CheckpointException of all ranks; any other error itself."""
-    if isinstance(error, CheckpointException):
-        first = next(iter(error.failures.values()))
-        return first[0] if isinstance(first, tuple) else first
-    return error
+def keys_of(path: KeyPath) -> tuple:
+    """Return the keys of dicts and numbers in lists that lead to a leaf."""
+    return tuple(entry.key if isinstance(entry, MappingKey) else entry.idx for entry in path)
 
 
 class _Unpickler(pickle.Unpickler):
@@ -177,24 +175,31 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the class of a name; raises UnpicklingError for any other."""
-        if (module, name) in DESCRIPTIONS or (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
+        is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if is_dtype or name in DESCRIPTIONS.get(module, "").split():
             return super().find_class(module, name)
         raise UnpicklingError(f"{module}.{name} does not belong into a checkpoint")
 
 
 class _Reader(dcp.FileSystemReader):
-    """torch's reader, without unpickling of arbitrary code in `read_metadata`."""
+    """torch's reader, without unpickling of arbitrary code in `read_metadata`, and with a look at the checksums."""
 
     def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
-        with open(Path(self.path) / ".metadata", "rb") as file:
-            metadata = _Unpickler(file).load()
+        content, stored = (Path(self.path) / PARTS).read_bytes(), Path(self.path) / CHECKSUM
+        if stored.is_file() and stored.read_text() != str(zlib.crc32(content)):
+            raise UnpicklingError(f"the checksum of {PARTS} is wrong")
+        metadata = _Unpickler(io.BytesIO(content)).load()
         if not isinstance(metadata, Metadata):
             raise UnpicklingError(f"it is a {type(metadata).__name__}")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata
+
+    def _slice_file(self, file: IO[bytes], place: Any) -> IO[bytes]:
+        part = io.BytesIO(super()._slice_file(file, place).read())
+        check_sums(part)
+        part.seek(0)
+        return part
 
 
 def _empty(metadata: Any, like: Tensor | None) -> Tensor:

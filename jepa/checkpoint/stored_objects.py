@@ -80,23 +80,25 @@ def check_stored(
     key: str,
     source: Any,
     *,
-    names: Collection[str] = MODEL_TABLE,
+    names: Collection[str] | None = MODEL_TABLE,
     trusted: Collection[str] = (),
     paths: bool = False,
 ) -> None:
     """Raise CheckpointError unless a nested configuration from a file names nothing but what it may have built.
 
-    key: where it stands, "model". source: the file or run, for the message. names: those of a table.
+    key: where it stands, "model". source: the file or run, for the message.
+    names: those of a table; None where nothing is built of it.
     trusted: further names, as the user gave them. paths: whether values may be paths.
     """
     if isinstance(config, (list, tuple)):
         for number, value in enumerate(config):
             check_stored(value, f"{key}[{number}]", source, names=names, trusted=trusted, paths=paths)
     elif isinstance(config, Mapping):
-        if any(str(name).startswith("_") and name not in SETTINGS for name in config):
+        if names is not None and any(str(name).startswith("_") and name not in SETTINGS for name in config):
             raise CheckpointError(f"{source}: {key} has one of Hydra's own keys beside {', '.join(SETTINGS)}")
         target = config.get("_target_")
-        if "_target_" in config and (not isinstance(target, str) or (target not in names and target not in trusted)):
+        allowed = names is None or "_target_" not in config or target in (*names, *trusted)
+        if not allowed:
             raise CheckpointError(
                 f"{source} would build {target!r} as {key}, which is not among jepa's own parts: if the file is yours, "
                 f"give trust=true, or name it: {key}._target_={target}"

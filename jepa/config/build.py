@@ -33,6 +33,7 @@ from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import postpone_dynamo
+from jepa.utils.nested import flatten
 from jepa.utils.random import seeded
 
 
@@ -76,7 +77,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     momentum = getattr(model, "momentum_schedule", None)
 
     def describe(run_length: RunLength) -> list[str]:
-        return [*notes(config), *plan(run_length, scheduler, momentum)]
+        return [*notes(config), *getattr(data, "lines", ()), *plan(run_length, scheduler, momentum)]
 
     def show(trainer: Trainer) -> None:
         from jepa.report.dry_run import preview  # for trainer.dry_run alone
@@ -101,23 +102,35 @@ def _build_trainer(config: DictConfig) -> Trainer:
     )
 
 
-FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size")
-"""What a configuration of data may leave open (null) for the data to find out; the model is then built with it."""
+FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std")
+"""What a configuration of data may leave open for the data to find out: sizes, with which the model is then built, by
+null; mean and std, also of data within data, by auto."""
 
 
 def left_open(config: DictConfig) -> list[str]:
-    """The keys of data, of those that may be, which are left open."""
-    return [key for key in FOUND_BY_DATA if key in config.data and config.data[key] is None]
+    """The keys of data, of those that may be, which are left open, such as `channels` or `parts.a.mean`."""
+    sizes = [key for key in FOUND_BY_DATA if key in config.data and config.data[key] is None]
+    plain = OmegaConf.to_container(config.data, resolve=False)
+    statistics = [key for key, value in flatten(plain).items() if value == "auto"]
+    return sizes + [key for key in statistics if key.rpartition(".")[2] in ("mean", "std")]
 
 
 def filled(config: DictConfig, found: Mapping[str, Any]) -> DictConfig:
-    """The configuration with what its data leaves open taken from `found`, where that has it; itself if nothing is."""
-    found = {key: found[key] for key in left_open(config) if key in found}
-    if not found:
+    """The configuration with what its data leaves open taken from `found`, where that has it; itself if nothing is.
+
+    found: the longest end of a key counts, `a.mean` before `mean` for `parts.a.mean`.
+    """
+    values = {}
+    for key in left_open(config):
+        ends = [end for end in found if f".{key}".endswith(f".{end}")]
+        if ends:
+            values[key] = found[max(ends, key=len)]
+    if not values:
         return config
     config = copy.deepcopy(config)
     with open_dict(config):
-        config.data.update(found)
+        for key, value in values.items():
+            OmegaConf.update(config.data, key, value)
     return config
 
 

@@ -19,10 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import CONFIG_DIR, compose_config, compose_with_choices, explain
+from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_config, compose_with_choices, explain
 from jepa.config.overrides import override_key, with_new_keys, with_quoted_paths
 from jepa.config.resume import StoredRun, with_stored_options
-from jepa.distributed.launch import read_launch
+from jepa.distributed.launch import read_launch, report_on_rank0
 from jepa.utils.errors import (
     SYSTEM_ERRORS,
     Interrupted,
@@ -41,8 +41,10 @@ sweep_file: tuple[Path, bytes] | None = None
 """The file that makes a sweep go on, and what it was before this process's sweep; for when that is refused."""
 
 
-def run_command(main: Callable[[], object]) -> None:
+def run_command(main: Callable[[], object], config_name: str = "config") -> None:
     """Call a function decorated with `hydra.main` and turn what the user can mend into a message and exit code 1.
+
+    config_name: that of the decorator.
 
     A sweep goes on where runs fail, and ends with exit code 1 then.
 
@@ -53,7 +55,8 @@ def run_command(main: Callable[[], object]) -> None:
     with contextlib.ExitStack() as stack:
         try:
             rank = read_launch().rank
-            sys.argv[1:] = full_arguments(sys.argv[1:], _config_dir(sys.argv[1:]))
+            with report_on_rank0():
+                sys.argv[1:] = full_arguments(sys.argv[1:], _config_dir(sys.argv[1:]), config_name)
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 # Beside the other overrides, as argparse wants them side by side.
@@ -71,6 +74,10 @@ def run_command(main: Callable[[], object]) -> None:
             sys.exit(1)
         except (HydraException, OmegaConfBaseException) as error:
             sys.exit(f"error: {printable(explain(error))}" if rank == 0 else 1)  # the same on every rank
+        except COMPOSING as error:
+            if HydraConfig.initialized():  # the configuration is there, so it is a bug
+                raise
+            sys.exit(f"error: {printable(explain(error))}" if rank == 0 else 1)
         except RuntimeError as error:
             if "Unknown plugin class" not in str(error):
                 raise

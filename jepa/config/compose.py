@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import math
+import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
@@ -14,8 +15,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config.overrides import closest, quoted
 from jepa.utils.errors import UserError
@@ -40,7 +43,12 @@ def compose_with_choices(
     search = [] if config_dir is None else [f"hydra.searchpath=[{quoted(f'file://{Path(config_dir).resolve()}')}]"]
     inside_run = GlobalHydra.instance().is_initialized()  # whose search path is the right one
     with contextlib.nullcontext() if inside_run else initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        config = compose(config_name, overrides=[*overrides, *search], return_hydra_config=True)
+        try:
+            config = compose(config_name, overrides=[*overrides, *search], return_hydra_config=True)
+        except (HydraException, OmegaConfBaseException):
+            raise
+        except COMPOSING as error:
+            raise UserError(f"cannot compose {' '.join(overrides)}: {error}") from error
     with open_dict(config):
         choices = config.pop("hydra").runtime.choices
     return config, {group: option for group, option in choices.items() if not group.startswith("hydra/")}
@@ -55,6 +63,9 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("size", size, replace=True)
     OmegaConf.register_new_resolver("product", product, replace=True)
 
+
+COMPOSING = (ValueError, TypeError, AttributeError, LookupError, AssertionError)
+"""What Hydra raises for a few overrides, beside its own errors."""
 
 SIZES = {
     "toy": {"embed_dim": 128, "depth": 4, "num_heads": 4, "predictor_embed_dim": 64, "predictor_depth": 1},
@@ -99,8 +110,9 @@ def run_folder_of(resume: str | None, default: str) -> str:
     """Return where a run writes: the folder of the run or checkpoint that it resumes, else `default`."""
     if resume in (None, "auto"):
         return default
-    path = Path(resume)
-    if path.is_dir() and not (path / "state.pt").is_file():  # which a sharded checkpoint has
+    path = Path(str(resume))
+    # os.path says False for a name that the system refuses. A sharded checkpoint has state.pt.
+    if os.path.isdir(path) and not os.path.isfile(path / "state.pt"):
         return str(path.parent if path.name == "checkpoints" else path)
     return str(path.parent.parent if path.parent.name == "checkpoints" else path.parent)
 

@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from jepa.checkpoint.stored_objects import DATA_TABLE, check_stored
 from jepa.config.build import build_model
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys, known_keys
-from jepa.config.stored import CommandLine, model_overrides, with_stored
+from jepa.config.stored import CommandLine, model_overrides, remove, with_stored
 from jepa.distributed.launch import read_launch
 from jepa.interop import Loaded, Source, find, load
+from jepa.interop.sizes import to_pair
 from jepa.utils.errors import UserError
 from jepa.utils.nested import find_targets
 
@@ -62,13 +64,14 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     check_config({key: _resolved(joined, key) for key in sections})
     if data == "splits":
         _check_probes(joined, stored, given)
+        _check_what_is_built(stored, given, source)
     known = {key for key in ("image_size", "channels") if data_known or key in given.below("data")}
     loaded = load(
         source,
         build=functools.partial(build_model, joined),  # a partial, so that a seed can be given where it takes one
         seed=joined.trainer.seed,
         overrides={} if is_random else model_overrides(config, given),
-        image_size=_image_size(joined) if "image_size" in known else None,
+        image_size=to_pair(joined.data.get("image_size")) if "image_size" in known else None,
         channels=joined.data.get("channels") if "channels" in known else None,
     )
     if loaded.channels is not None and "channels" not in known:
@@ -80,21 +83,26 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
 
 def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, Any]) -> list[str]:
     """Lines on where pictures are normalised unlike those that the model was trained on."""
-    names = [name for name in ("mean", "std") if name in config.data]  # text has none
+    ours = {name: _values(config.data[name]) for name in ("mean", "std") if name in config.data}  # text has none
     lines = []
-    for name in names:
-        ours, theirs = list(config.data[name]), getattr(loaded, name)
-        if theirs is not None and not _alike(ours, theirs):
-            values = ",".join(f"{value:g}" for value in theirs)
+    for name, values in ours.items():
+        theirs = getattr(loaded, name)
+        if theirs is not None and (values == "auto" or not _alike(values, theirs)):
+            wanted = ",".join(f"{value:g}" for value in theirs)
             lines.append(
-                f"warning: data.{name}={ours}, but the model was trained with {list(theirs)}: "
-                f"set data.{name}=[{values}]"
+                f"warning: data.{name}={values}, but the model was trained with {list(theirs)}: "
+                f"set data.{name}=[{wanted}]"
             )
     return lines + [
-        f"pictures are normalised with data.{name}={list(config.data[name])}, in training {list(trained[name])}"
-        for name in names
-        if name in trained and list(trained[name]) != list(config.data[name])
+        f"pictures are normalised with data.{name}={values}, in training {_values(trained[name])}"
+        for name, values in ours.items()
+        if name in trained and _values(trained[name]) != values
     ]
+
+
+def _values(given: str | float | Sequence[float]) -> str | list[float]:
+    """A mean or deviation as a list; `auto` as it is."""
+    return given if isinstance(given, str) else [given] if isinstance(given, (int, float)) else list(given)
 
 
 def _alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
@@ -112,6 +120,27 @@ def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandL
             close = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {close[0]}?" if close else "a new one needs its _target_"
             raise UserError(f"evaluation.probes.{name}: there is no such probe; {hint}")
+
+
+def _check_what_is_built(stored: Mapping[str, Any], given: CommandLine, source: Source) -> None:
+    """Raise CheckpointError for stored data or evaluation with foreign code, and for a path that a lone file brings."""
+    if source.trusted is None or not stored:
+        return
+    folders = [Path(source.name), *source.path.parents[:2]]
+    in_run_folder = any((folder / "config.yaml").is_file() for folder in folders)
+    for section in ("data", "evaluation"):
+        if section in stored and not given.option(section):
+            node = OmegaConf.create(dict(stored[section]))
+            for key in given.below(section):
+                remove(node, key)
+            check_stored(
+                OmegaConf.to_container(node),
+                section,
+                source.name,
+                names=DATA_TABLE,
+                trusted=source.trusted,
+                paths=in_run_folder,
+            )
 
 
 def _resolved(config: DictConfig, key: str) -> object:
@@ -150,7 +179,7 @@ def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Comman
         joined.data.vocab_size = vocab_size
     if "max_length" not in given.below("data") and max_length is not None:
         joined.data.max_length = max_length  # learned positions reach no further
-    if "tokenizer" in given.below(section) or source.path is None:
+    if "tokenizer" in given.below(section):
         return
     folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
     path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
@@ -166,8 +195,3 @@ def _text_settings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The part of a configuration of data that says how texts become ids; None where there is none."""
     part = data.get("text") if isinstance(data.get("text"), Mapping) else data
     return part if "tokenizer" in part else None
-
-
-def _image_size(config: DictConfig) -> tuple[int, int] | None:
-    size = config.data.get("image_size")
-    return (size, size) if isinstance(size, int) else size and tuple(size)

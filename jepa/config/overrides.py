@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -20,6 +21,8 @@ VALUE = re.compile(r"[A-Za-z_][\w/@]*\.[\w.]+=")
 SWEEP = re.compile(r"[\w/.]+=([\w./-]+,|(choice|glob|range|interval)\()")
 """An override that gives several values, for a sweep."""
 PATHS = ("resume", "init_from", "checkpoint")
+WORDS = ("auto", "null")
+"""Values of these keys that are no paths."""
 
 
 def override_key(override: str) -> str:
@@ -29,16 +32,24 @@ def override_key(override: str) -> str:
 
 def override_value(arguments: Iterable[str], key: str) -> str | None:
     """Return the last value that arguments give a key, without quotes; None if they give none."""
-    values = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
-    if not values:
+    given = [argument for argument in arguments if argument.startswith(f"{key}=")]
+    if not given:
         return None
-    quoted = re.fullmatch(r"(['\"])(.*)\1", values[-1])
-    return re.sub(r"\\(['\"])", r"\1", quoted[2]) if quoted else values[-1]
+    try:
+        value = OverridesParser.create().parse_override(given[-1]).value()
+        value = OmegaConf.create({key: value})[key]
+    except (HydraException, OmegaConfBaseException):
+        value = None
+    return value if isinstance(value, str) else given[-1].partition("=")[2]
 
 
 def quoted(text: str) -> str:
-    """Return a value as Hydra reads it back unchanged: in quotes where it holds more than letters, digits and ._/-"""
-    return "'" + text.replace("'", "\\'") + "'" if re.search(r"[^\w./-]", text, re.ASCII) else text
+    """Return a text as Hydra reads it back unchanged: in quotes, unless it is a path of letters, digits and ._-"""
+    if re.fullmatch(r"[\w.-]*/[\w./-]*", text, re.ASCII):  # with a slash, as "123" and "true" are no texts
+        return text
+    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # which OmegaConf would look up
+    text = re.sub(r"(\\*)'", r"\1\1\\'", text)
+    return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
@@ -46,7 +57,7 @@ def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
     result = []
     for argument in arguments:
         key, _, value = argument.partition("=")
-        exists = key in PATHS and value[:1] not in ("'", '"') and value and Path(value).exists()
+        exists = key in PATHS and value not in ("", *WORDS) and os.path.exists(value)
         result.append(f"{key}={quoted(value)}" if exists else argument)
     return result
 

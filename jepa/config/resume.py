@@ -45,7 +45,7 @@ def with_stored_options(arguments: Sequence[str], config_dir: str | Path | None 
         return list(arguments)
     if multirun:
         raise UserError(f"resume={resume} is a single run: leave out -m (a sweep goes on by resume=<its folder>)")
-    place = next(number for number, argument in enumerate(arguments) if argument[0] != "-" and "=" in argument)
+    place = next(number for number, argument in enumerate(arguments) if argument[:1] != "-" and "=" in argument)
     return [*arguments[:place], *run.options_beside(arguments), *arguments[place:]]
 
 

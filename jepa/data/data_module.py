@@ -12,7 +12,17 @@ import torch
 from torch import Tensor
 
 from jepa.data.sources.splits import Splits
-from jepa.data.stream import BadSamples, Request, SampleOrder, Samples, fixed_order, load, read_or_next
+from jepa.data.stream import (
+    BadSamples,
+    Request,
+    SampleOrder,
+    Samples,
+    UnfitSample,
+    UnreadableSample,
+    fixed_order,
+    load,
+    read_or_next,
+)
 from jepa.types import Batch, DataSpec
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
@@ -77,7 +87,7 @@ class DataModule:
         *,
         prepare: Prepare,
         input_shape: tuple[int, ...],
-        found: Mapping[str, int] | None = None,
+        found: Mapping[str, Any] | None = None,
         blank: Tensor | None = None,
     ) -> None:
         """Set the splits and how their samples are prepared. Raises DataError for an empty split.
@@ -86,6 +96,7 @@ class DataModule:
         found: see `DataSpec`. blank: fills blank batches; a value that the encoder does not take for padding.
         """
         self.prepare = prepare
+        self.lines = splits.lines
         self.splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
         for name, samples in self.splits.items():
             if not len(samples):
@@ -180,7 +191,11 @@ class DataModule:
 
             def sample(index: int, counter: int = counter) -> tuple[dict[str, Tensor], int | None]:
                 value, label = samples[index]
-                return self.make_inputs(value, counter, reading), label  # which may decode, as of videos
+                try:
+                    return self.make_inputs(value, counter, reading), label  # which may decode, as of videos
+                except UnfitSample as error:
+                    name = samples.name_of(index) if hasattr(samples, "name_of") else f"{reading.split} sample {index}"
+                    raise UnreadableSample(name, str(error)) from error
 
             made, label = read_or_next(sample, index, total=len(samples), bad=bad, limit=reading.bad_limit)
             inputs.append(made)
@@ -229,6 +244,16 @@ def read_source(source: Callable[..., Any], **settings: Any) -> Any:
     return source(**given)
 
 
+def lines_of(parts: Mapping[str, Any]) -> tuple[str, ...]:
+    """The `lines` of several data sets, each behind the name of its own."""
+    return tuple(f"{name}: {line}" for name, part in parts.items() for line in getattr(part, "lines", ()))
+
+
+def found_by(parts: Mapping[str, Any]) -> dict[str, Any]:
+    """What several data sets have found out, by name.key."""
+    return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.spec.found.items()}
+
+
 def check_choices(settings: Any) -> None:
     """Raise ValueError for a field that is not among the values of its Literal type.
 
@@ -236,6 +261,9 @@ def check_choices(settings: Any) -> None:
     """
     for name, hint in get_type_hints(type(settings)).items():
         types = (hint,) if get_origin(hint) is Literal else get_args(hint)
+        others = {each for each in types if get_origin(each) is not Literal} - {bool}
+        if others and not isinstance(getattr(settings, name), str):
+            continue
         choices = [value for each in types if get_origin(each) is Literal for value in get_args(each)]
         choices += [True, False] if choices and bool in types else []
         if choices and (value := getattr(settings, name)) not in choices:

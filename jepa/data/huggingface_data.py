@@ -143,7 +143,7 @@ class Rows:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        row, name = self.rows[int(index)], f"row {index}, column {self.column}"
+        row, name = self.rows[int(index)], self.name_of(index)
         value = row[self.column]
         if value is None:
             raise UnreadableSample(name, "it is missing")
@@ -157,6 +157,10 @@ class Rows:
         if (label := row[self.label_column]) not in self.label_of:
             raise UnreadableSample(name, f"its label is {label!r}")
         return value, self.label_of[label]
+
+    def name_of(self, index: int) -> str:
+        """The place of a row's value."""
+        return f"row {index}, column {self.column}"
 
 
 def _open(path: str, name: str | None) -> Mapping[str, Any]:

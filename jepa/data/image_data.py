@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -12,11 +13,14 @@ from torch import Tensor
 
 from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.image_augment import Augment
-from jepa.data.image_transform import ImageTransform, height_and_width
+from jepa.data.image_transform import ImageTransform, as_list, height_and_width
 from jepa.data.sources.splits import Splits, TensorImages
-from jepa.data.stream import Request
+from jepa.data.stream import Request, UnreadableSample
 from jepa.types import Batch
 from jepa.utils.random import generator
+
+STATISTICS_OF = 1000
+"""Training images of which `auto` takes mean and std."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -25,8 +29,10 @@ class ImageData(DataModule):
 
     source: called as source(root=root), or source() without a root; returns `Splits`.
     image_size: side, or [height, width], to which images are cropped and resized.
-    channels: 3 or 1 for image files, which are converted to it; tensors of a source may have any number.
-    mean, std: of pixel values in [0, 1], one for each channel or one for all.
+    channels: any number. Grey is repeated, colour becomes grey for 1, alpha is dropped but for 4; else images must have
+        that many.
+    mean, std: of pixel values, one for each channel or one for all. `auto`: those of up to STATISTICS_OF training
+        images, always the same ones, cropped as in evaluation; `spec.found` and `lines` have the numbers.
     augment: how training views are made; None to crop and resize as in evaluation.
     views: augmented views per training sample, which show all of it as far as `augment` lets them.
     local_views: small crops per training sample beside these, of `local_size` pixels and made by `local_augment`.
@@ -36,8 +42,8 @@ class ImageData(DataModule):
     root: str | None = None
     image_size: int | Sequence[int]
     channels: int
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: float | Sequence[float] | Literal["auto"]
+    std: float | Sequence[float] | Literal["auto"]
     augment: Augment | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     local_views: int = 0
@@ -54,25 +60,65 @@ class ImageData(DataModule):
                 f"data.local_views={self.local_views} needs data.local_size (pixels) and data.local_augment "
                 "(as data.augment, such as {_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
             )
-        self.transform = self._transform(self.image_size, self.augment)
-        self.local_transform = None
-        if self.local_views:
-            self.local_transform = self._transform(height_and_width("local_size", self.local_size), self.local_augment)
+        self._make_transforms()
         self.setup(
             read_source(self.source, root=self.root),
             prepare=self.transform,
             input_shape=(self.channels, *self.transform.size),
         )
+        if hasattr(self.splits["train"], "name_of"):
+            self._try_first()
+        if wanted := [name for name in ("mean", "std") if getattr(self, name) == "auto"]:
+            self._find_statistics(wanted)
+
+    def _try_first(self) -> None:
+        """Raise UnfitSample for a first image of other channels, as the others are likely like it."""
+        with contextlib.suppress(UnreadableSample):
+            value, _ = self.splits["train"][0]
+            self.make_inputs(value, 0, Reading("train", seed=None, views=None, bad_limit=0))
+
+    def _make_transforms(self) -> None:
+        self.transform = self._transform(self.image_size, self.augment)
+        self.local_transform = None
+        if self.local_views:
+            self.local_transform = self._transform(height_and_width("local_size", self.local_size), self.local_augment)
 
     def _transform(self, size: int | Sequence[int], augment: Augment | None) -> ImageTransform:
         return ImageTransform(
             size=size,
             channels=self.channels,
-            mean=self.mean,
-            std=self.std,
+            mean=0.0 if self.mean == "auto" else self.mean,  # until it is known
+            std=1.0 if self.std == "auto" else self.std,
             interpolation=self.interpolation,
             augment=augment,
         )
+
+    def _find_statistics(self, wanted: Sequence[str]) -> None:
+        """Put numbers in the place of `auto`. Raises DataError where too many of the images cannot be read."""
+        scale, offset = (torch.tensor(as_list(each)).view(-1, 1) for each in (self.transform.std, self.transform.mean))
+        count, mean, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
+        for batch in self.evaluation_batches("train", batch_size=32, limit=STATISTICS_OF):
+            pixels = (batch["x"].transpose(0, 1).flatten(1) * scale + offset).double()  # (C, pixels)
+            new = pixels.shape[1]
+            change = pixels.mean(dim=1) - mean
+            count += new
+            mean = mean + change * (new / count)
+            squares += pixels.var(dim=1, correction=0) * new + change**2 * (new * (count - new) / count)
+        std = (squares / count).sqrt()
+        std[std < 1e-6 * mean.abs().clamp(min=1e-6)] = 1.0  # of a channel that is the same everywhere
+        found = {
+            name: [float(f"{value:.6g}") for value in values.tolist()]
+            for name, values in (("mean", mean), ("std", std))
+            if name in wanted
+        }
+        for name, values in found.items():
+            setattr(self, name, values)
+        self._make_transforms()
+        self.prepare = self.transform
+        self.spec = replace(self.spec, found={**self.spec.found, **found})
+        numbers = " ".join(f"data.{name}={str(values).replace(' ', '')}" for name, values in found.items())
+        images = min(STATISTICS_OF, self.spec.num_train)
+        self.lines += (f"auto: {numbers}, of {images:,} training images",)
 
     @property
     def has_several_views(self) -> bool:
@@ -100,7 +146,7 @@ class ImageData(DataModule):
         return {name: made[0] for name, made in self._augmented(images, [counter], reading).items()}
 
     def _augmented(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
-        """Inputs of one PIL image, or of uint8 (b, C, h, w), whose counters these are."""
+        """Inputs of one PIL image, or of tensors (b, C, h, w), whose counters these are."""
 
         def views(transform: ImageTransform, count: int, stream: str) -> Tensor:
             """(b, V, C, H, W), each a function of the seed, the stream and the sample's counter."""

@@ -1,4 +1,4 @@
-"""Applies augmentation to images: from PIL images or uint8 tensors to normalised float views."""
+"""Applies augmentation to images: from PIL images or tensors to normalised float views."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from jepa.data.image_augment import Augment, Views, centre_box
+from jepa.data.sources.image_files import to_mode
+from jepa.data.stream import UnfitSample
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import
 
@@ -24,9 +25,10 @@ F = lazy_import("torchvision.transforms.v2.functional")
 class ImageTransform:
     """Makes float32 inputs of one size and number of channels, normalised by mean and std per channel.
 
-    size: (H, W), or one side of a square. mean, std: of pixel values in [0, 1], one per channel or one for all.
+    size: (H, W), or one side of a square. mean, std: of pixel values, one per channel or one for all.
     interpolation: `bicubic` or `bilinear`. augment: None, or how training views are made.
-    A PIL image is cropped and resized on its own, with antialiasing. Tensors of one size are warped as a
+    8-bit pixels, PIL images and uint8 tensors, have values in [0, 1]; those of float tensors are taken as they are.
+    PIL images and float tensors are cropped and resized one by one, with antialiasing. uint8 tensors are warped as a
     whole batch, in one call, which for small images is some fifty times faster.
     Raises ValueError for settings that do not fit.
     """
@@ -36,11 +38,12 @@ class ImageTransform:
         *,
         size: int | Sequence[int],
         channels: int,
-        mean: Sequence[float],
-        std: Sequence[float],
+        mean: float | Sequence[float],
+        std: float | Sequence[float],
         interpolation: str,
         augment: Augment | None,
     ) -> None:
+        mean, std = as_list(mean), as_list(std)
         check_statistics(mean, std, channels)
         self.size = height_and_width("image_size", size)
         self.channels = channels
@@ -50,20 +53,25 @@ class ImageTransform:
         self.augment = augment
 
     def plain(self, images: Image.Image | Tensor) -> Tensor:
-        """One PIL image, or uint8 (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
+        """One PIL image, or tensor (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
         pixels = self._match_channels(images)
         height, width = _size(pixels)
         return self._normalise(_to_float(self._crop(pixels, centre_box(height, width, self.size))))
 
     def augmented(self, images: Image.Image | Tensor, uniform: Tensor) -> Tensor:
-        """One PIL image, or uint8 (B, C, h, w), and numbers (B, V, NUMBERS): views (B, V, C, H, W)."""
+        """One PIL image, or tensor (B, C, h, w), and numbers (B, V, NUMBERS): views (B, V, C, H, W)."""
         batch, count = uniform.shape[:2]
         images = self._match_channels(images)
         views = self._views(images, uniform.flatten(0, 1))
         if isinstance(images, Image.Image):
             pixels = torch.cat([_to_float(self._move(images, views, i)) for i in range(count)])
-        else:
+        elif images.dtype == torch.uint8:
             pixels = self._warp(_to_float(images), views, count)
+        else:
+            if views.jitter is not None:
+                _check_unit_range(images)
+            moved = [self._move(images[i // count], views, i) for i in range(batch * count)]
+            pixels = _to_float(torch.stack(moved))
         return self._normalise(_recolour(pixels, views)).unflatten(0, (batch, count))
 
     def augmented_clip(self, frames: Tensor, uniform: Tensor) -> Tensor:
@@ -90,10 +98,16 @@ class ImageTransform:
         left, top = min(left, width - w), min(top, height - h)
         if (h, w) == self.size == (height, width):
             return image
-        return F.resized_crop(image, top, left, h, w, list(self.size), self._mode, antialias=True)
+        resized = F.resized_crop(image, top, left, h, w, list(self.size), self._mode, antialias=True)
+        if not isinstance(image, Tensor) or image.dtype == torch.uint8:
+            return resized
+        return resized.clamp(image.amin((-2, -1), keepdim=True), image.amax((-2, -1), keepdim=True))
 
     def _move(self, image: Image.Image | Tensor, views: Views, i: int) -> Image.Image | Tensor:
-        """Crop, flip, rotate and shift for view i. What comes in from outside of the crop is black."""
+        """Crop, flip, rotate and shift for view i.
+
+        What comes in from outside of the crop is black; of a float tensor, the lowest value of the channel.
+        """
         view = self._crop(image, views.box[i])
         if views.flip is not None and views.flip[i]:
             view = F.horizontal_flip(view)
@@ -104,7 +118,9 @@ class ImageTransform:
             move = [right * width, down * height]
             # torchvision rotates tensors bilinearly at best.
             mode = v2.InterpolationMode.BILINEAR if isinstance(view, Tensor) else self._mode
-            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=mode)
+            floats = isinstance(view, Tensor) and view.is_floating_point()
+            fill = view.amin((-2, -1)).tolist() if floats else None
+            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=mode, fill=fill)
         return view
 
     def _warp(self, images: Tensor, views: Views, count: int) -> Tensor:
@@ -124,17 +140,24 @@ class ImageTransform:
         return grid_sample(images, grid, mode=mode, padding_mode="zeros", align_corners=False).clamp_(0, 1)
 
     def _match_channels(self, images: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Grey is repeated, colour becomes grey for one channel, and alpha is dropped but for four channels."""
         if isinstance(images, Image.Image):
-            return _to_mode(images, self.channels)
-        if images.shape[-3] == self.channels:
+            transparent = "transparency" in images.info or images.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+            mode = {1: "L", 3: "RGB", 4: "RGBA" if transparent else None}.get(self.channels)
+            if mode is not None:
+                return to_mode(images, mode)
+            grey = images.mode in ("1", "L", "LA", "La")
+            images = _to_float(to_mode(images, "L" if grey else "RGB"))
+        found = images.shape[-3]
+        if found == self.channels:
             return images
-        if images.shape[-3] == 1:
+        if found == 1:
             return images.expand(*images.shape[:-3], self.channels, *images.shape[-2:])
-        if images.shape[-3] == 3 and self.channels == 1:
+        if found == 3 and self.channels == 1:
             return F.rgb_to_grayscale(images)
-        raise DataError(
-            f"the images have {images.shape[-3]} channels and cannot become data.channels={self.channels}; "
-            "set it to the number they have"
+        raise UnfitSample(
+            f"the images have {found} channels and cannot become data.channels={self.channels}; set it to the number "
+            "they have"
         )
 
     def _normalise(self, pixels: Tensor) -> Tensor:
@@ -196,24 +219,21 @@ def _blend(pixels: Tensor, other: Tensor, share: Tensor) -> Tensor:
     return (pixels * share + other * (1 - share)).clamp(0, 1)
 
 
-def _to_mode(image: Image.Image, channels: int) -> Image.Image:
-    """A PIL image of any mode as 8-bit RGB or grey; transparency is dropped."""
-    if channels not in (1, 3):
-        raise DataError(f"data.channels={channels}, but image files give 3 (colour) or 1 (grey)")
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        # Pillow cuts 16-bit values off at 255 instead of scaling them.
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    elif image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")  # without this step Pillow warns
-    mode = "RGB" if channels == 3 else "L"
-    return image if image.mode == mode else image.convert(mode)
+def _check_unit_range(images: Tensor) -> None:
+    """Raise DataError for values that colour jitter does not take."""
+    low, high = images.min().item(), images.max().item()
+    if low < 0 or high > 1:
+        raise DataError(
+            f"data.augment.color_jitter needs pixels in [0, 1], and an image has values from {low:g} to {high:g}: "
+            "set data.augment.color_jitter=0"
+        )
 
 
 def _to_float(pixels: Image.Image | Tensor) -> Tensor:
-    """uint8 as float32 in [0, 1]; a PIL image as (1, C, H, W)."""
+    """uint8 as float32 in [0, 1], floats as they are; a PIL image as (1, C, H, W)."""
     if isinstance(pixels, Image.Image):
         pixels = F.pil_to_tensor(pixels)[None]
-    return pixels.float() / 255
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
 
 
 def height_and_width(name: str, size: int | Sequence[int]) -> tuple[int, int]:
@@ -224,12 +244,20 @@ def height_and_width(name: str, size: int | Sequence[int]) -> tuple[int, int]:
     return pair
 
 
-def check_statistics(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+def as_list(value: float | Sequence[float]) -> list[float]:
+    """Return a mean or deviation of all channels, or one for each, as a list."""
+    return [value] if isinstance(value, (int, float)) else list(value)
+
+
+def check_statistics(mean: float | Sequence[float], std: float | Sequence[float], channels: int) -> None:
     """Raise ValueError for means and deviations that do not fit the channels, or deviations not above 0."""
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) not in (1, channels):
+    for name, value in (("mean", mean), ("std", std)):
+        if value == "auto":
+            raise ValueError(f"data.{name}=auto is of training images, of which there are none here: give numbers")
+        if len(as_list(value)) not in (1, channels):
             raise ValueError(
-                f"data.{name} has {len(values)} values; expected {channels}, one per channel, or a single one"
+                f"data.{name} has {len(as_list(value))} values; expected {channels}, one per channel, a single number, "
+                f"or data.{name}=auto for those of the training images"
             )
-    if min(std) <= 0:
-        raise ValueError(f"data.std={list(std)} has a value that is not positive")
+    if min(as_list(std)) <= 0:
+        raise ValueError(f"data.std={as_list(std)} has a value that is not positive")

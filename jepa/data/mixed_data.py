@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts
+from jepa.data.data_module import DataModule, Reading, check_counts, found_by, lines_of
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, SampleOrder
 from jepa.types import Batch, DataSpec
@@ -85,10 +85,15 @@ class MixedData(DataModule):
         super().__post_init__()
         spec = self.evaluated.spec
         self.setup(
-            Splits(train=range(sum(self.sizes)), test=range(spec.num_test), class_names=spec.class_names),
+            Splits(
+                train=range(sum(self.sizes)),
+                test=range(spec.num_test),
+                class_names=spec.class_names,
+                lines=lines_of(self.parts),
+            ),
             prepare=self.evaluated.prepare,
             input_shape=spec.input_shape,
-            found=self._check_found(),
+            found=self._check_found() | found_by(self.parts),
         )
         of_some_kinds = ("raw_features", "words")
         for name in ("evaluation_batches", "validation_batches", "view_batches", "blank_batch", *of_some_kinds):
@@ -218,7 +223,9 @@ class TaskData:
             num_test=min(spec.num_test for spec in specs),
             input_shape=(),
             classes=None,
+            found=found_by(self.parts),
         )
+        self.lines = lines_of(self.parts)
 
     @property
     def modalities(self) -> dict[str, Any]:

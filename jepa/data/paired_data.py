@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import VALIDATION_SEED, DataModule, Reading
+from jepa.data.data_module import VALIDATION_SEED, DataModule, Reading, found_by, lines_of
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, Samples
 from jepa.types import Batch
@@ -62,8 +62,12 @@ class PairedData(DataModule):
                 raise ValueError(f"data.missing.{name}={share}: expected a share from 0 to below 1 of one of {names}")
         self.partners = {split: self._find_partners(split) for split in ("train", "test")}
         mine = self.modalities[self.anchor]
-        splits = Splits(**mine.splits, class_names=mine.spec.class_names)
-        self.setup(splits, prepare=mine.prepare, input_shape=mine.spec.input_shape)
+        self.setup(
+            Splits(**mine.splits, class_names=mine.spec.class_names, lines=lines_of(self.modalities)),
+            prepare=mine.prepare,
+            input_shape=mine.spec.input_shape,
+            found=found_by(self.modalities),
+        )
 
     def blank_batch(self, count: int) -> Batch:
         """A training batch of `count` samples without content."""

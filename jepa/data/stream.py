@@ -44,6 +44,10 @@ class UnreadableSample(Exception):
         self.reason = reason
 
 
+class UnfitSample(DataError):
+    """A sample that was read, but cannot become what the settings ask for: an image of another number of channels."""
+
+
 class _TooManyUnreadable(Exception):
     """Ends the reading of a batch in a worker; the main process then reports and raises `DataError`."""
 

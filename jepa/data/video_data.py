@@ -50,8 +50,8 @@ class VideoData(DataModule):
     clips: int = 1
     temporal_jitter: bool = True
     short_videos: Literal["repeat", "loop"] = "repeat"
-    mean: Sequence[float]
-    std: Sequence[float]
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
     augment: Augment | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
 

@@ -4,11 +4,10 @@ from jepa.evaluation.attentive import AttentiveProbe
 from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.features import Features
 from jepa.evaluation.fine_tuning import FineTuning
-from jepa.evaluation.frozen import FrozenEvaluation
+from jepa.evaluation.frozen import FrozenEvaluation, format_table
 from jepa.evaluation.lidar_rank import LiDAR, lidar
 from jepa.evaluation.linear import FewShotProbe, LinearProbe
 from jepa.evaluation.nearest_neighbours import CrossModalRetrieval, KNNProbe, Retrieval
-from jepa.evaluation.results_table import format_table
 from jepa.utils.tensors import feature_std, rankme
 
 __all__ = [

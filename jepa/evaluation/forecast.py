@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -82,37 +82,32 @@ class Forecast:
         self, encode: Encode | None, data: Any, *, device: torch.device, batch_size: int
     ) -> dict[str, float] | None:
         """Return errors by horizon; None for data without windows to forecast from. encode: None for raw input."""
-        parts: dict[str, _SplitFeatures] = {}
-        every = {}
-        for horizon in sorted(set(self.horizons)):
-            every[horizon] = {split: data.windows(split, horizon=horizon) for split in self.limits}
-            if None in every[horizon].values():
-                return None
-        for split, limit in self.limits.items():  # the shortest horizon has all windows of the others
-            windows = every[min(every)][split]
-            parts[split] = _SplitFeatures(
-                encode, windows, limit, pooling=self.pooling, device=device, batch_size=batch_size
-            )
+        horizons = sorted(set(self.horizons), reverse=True)
+        windows = {h: {split: data.windows(split, horizon=h) for split in self.limits} for h in horizons}
+        if any(None in splits.values() for splits in windows.values()):
+            return None
+        settings = {"pooling": self.pooling, "device": device, "batch_size": batch_size}
+        parts = {  # the shortest horizon has all windows of the others
+            split: _SplitFeatures(encode, windows[horizons[-1]][split], limit, **settings)
+            for split, limit in self.limits.items()
+        }
         ridge = _Ridge(parts["train"])
-        scores: dict[int, dict[str, float]] = {}
-        for horizon in sorted(every, reverse=True):
-            windows = every[horizon]
-            heads = ridge.fit(windows["train"], self.penalties)
-            choice = _errors(parts["validation"], windows["validation"], {str(n): h for n, h in enumerate(heads)})
-            best = min(range(len(heads)), key=lambda n: choice[str(n)][0])
+        scores: dict[str, float] = {}
+        for horizon in horizons:
+            heads = ridge.fit(windows[horizon]["train"], self.penalties)
+            choice = _errors(parts["validation"], windows[horizon]["validation"], dict(enumerate(heads)))
+            best = min(choice, key=lambda number: choice[number]["mse"])
             log.debug("forecast %d: penalty %g, validation errors %s", horizon, self.penalties[best], choice)
-            forecasts: dict[str, Tensor | str] = {"": heads[best]}
+            test = windows[horizon]["test"]
+            forecasts: dict[str, Tensor | int] = {"": heads[best]}
             if encode is None:
-                forecasts["last_value/"] = "last"
-                if windows["test"].period is not None:
-                    forecasts["seasonal_naive/"] = "season"
-            errors = _errors(parts["test"], windows["test"], forecasts)
-            scores[horizon] = {
-                f"/{horizon}/{name}{kind}": value
-                for name, both in errors.items()
-                for kind, value in zip(("mse", "mae"), both)
-            }
-        return {name: value for horizon in sorted(scores) for name, value in scores[horizon].items()}
+                forecasts["last_value/"] = 1
+                if test.period is not None:
+                    forecasts["seasonal_naive/"] = test.period
+            errors = _errors(parts["test"], test, forecasts)
+            found = {f"/{horizon}/{name}{kind}": v for name, both in errors.items() for kind, v in both.items()}
+            scores = found | scores  # the shortest horizon first
+        return scores
 
 
 class _SplitFeatures:
@@ -205,9 +200,9 @@ class _Ridge:
 
 
 def _errors(
-    part: _SplitFeatures, windows: Windows, forecasts: dict[str, Tensor | str]
-) -> dict[str, tuple[float, float]]:
-    """Return the mean squared and absolute error of each forecast: a head (F + 1, C * H), "last" or "season"."""
+    part: _SplitFeatures, windows: Windows, forecasts: Mapping[Any, Tensor | int]
+) -> dict[Any, dict[str, float]]:
+    """Return {"mse": ..., "mae": ...} of each forecast: a head (F + 1, C * H), or how many last steps are repeated."""
     sums = {name: torch.zeros(2, dtype=_solver_dtype(part.device), device=part.device) for name in forecasts}
     count = 0
     for x, (_, future, level, scale, window) in part.chunks(windows):
@@ -216,17 +211,15 @@ def _errors(
         for name, forecast in forecasts.items():
             if isinstance(forecast, Tensor):
                 predicted = (_design(x) @ forecast).view_as(future) * scale + level
-            elif forecast == "last":
-                predicted = _repeated(window, 1, future.shape[2])
             else:
-                predicted = _repeated(window, windows.period, future.shape[2])
+                predicted = _repeated(window, forecast, future.shape[2])
             error = (predicted - future)[known].to(sums[name].dtype)
             sums[name] += torch.stack([error.square().sum(), error.abs().sum()])
     if not count:
         raise UserError(
             "evaluation.probes.forecast: the future holds nothing but missing values: use other data.source.splits"
         )
-    return {name: tuple((total / count).tolist()) for name, total in sums.items()}
+    return {name: dict(zip(("mse", "mae"), (total / count).tolist())) for name, total in sums.items()}
 
 
 def _repeated(window: Tensor, period: int, horizon: int) -> Tensor:

@@ -7,6 +7,7 @@ The baselines are the raw input and a randomly initialised network: training has
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import statistics
@@ -15,16 +16,16 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
+from rich import box
 from rich.table import Table
 from torch import nn
 
 from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import EvaluationData, Features, evaluation_mode
-from jepa.evaluation.modalities import evaluate_pairs, is_paired, online_pairs
+from jepa.evaluation.modalities import evaluate_pairs, online_pairs
 from jepa.evaluation.nearest_neighbours import KNNProbe
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
-from jepa.evaluation.results_table import format_table
 from jepa.utils.errors import UserError, check_at_least
 from jepa.utils.tensors import feature_std, rankme
 
@@ -34,6 +35,9 @@ Results = dict[str, dict[str, float]]
 """Network ("trained", "random_init", "raw_input") -> metric -> value."""
 
 LABEL_FREE = {"rankme": rankme, "feature_std": feature_std}
+
+MAX_COLUMNS = 6
+"""Metrics that fit into 80 columns."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -93,6 +97,7 @@ class FrozenEvaluation:
         self._baselines: Results = {}
         self._baselines_of: tuple[EvaluationData | None, int] = (None, 0)
         self._warned: set[str] = set()
+        self.of_modality: dict[str, FrozenEvaluation] = {}
 
     def table(self, results: Results) -> Table:
         """Return the results as a table that rich prints, with the standard deviations over seeds."""
@@ -120,7 +125,7 @@ class FrozenEvaluation:
         the data is empty.
         """
         device = torch.device(device)
-        if is_paired(data):
+        if hasattr(data, "modalities"):
             return evaluate_pairs(self, model, data, random_init=random_init, device=device, seed=seed)
         tokens = data.spec.classes is not None and any(needs(p) == "tokens" for p in self.probes.values())
         new_source = functools.partial(
@@ -152,7 +157,7 @@ class FrozenEvaluation:
         the seed changes nothing. Keeps modes and random state.
         """
         device = torch.device(device)
-        if is_paired(data):
+        if hasattr(data, "modalities"):
             return online_pairs(self, model, data, device=device, seed=seed)
         source = FeatureSource("online", model, data, self.online_extraction, device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -206,46 +211,36 @@ class FrozenEvaluation:
         self, name: str, probe: Any, source: FeatureSource, train: Features | None, test: Features, seed: int
     ) -> Any:
         """Return a probe's score, None where it has none. train: None without usable labels."""
-        kind, classes = needs(probe), source.data.spec.classes
-        if kind == "pairs":  # these data are a single modality
-            return None
+        kind, data, extraction = needs(probe), source.data, source.extraction
         if kind == "windows":
             return self._forecast(name, probe, source)
         if kind == "views":
             embeddings = source.embeddings(samples=probe.samples, views=probe.views, seed=seed)
             if embeddings is None:
-                self._warn_once(f"no {name}, as {type(source.data).__name__} or the model gives no augmented views")
+                self._warn_once(f"no {name}, as {type(data).__name__} or the model gives no augmented views")
                 return None
             with torch.autocast(source.device.type, enabled=False):
                 return probe(embeddings)
-        if train is None or (kind != "features" and source.model is None):
+        # Data that reach this are a single modality, and raw input has features alone.
+        if kind == "pairs" or train is None or (kind != "features" and source.model is None):
             return None
+        settings = {"classes": data.spec.classes, "seed": seed}
         with torch.autocast(source.device.type, enabled=False):
             if kind == "encoder":
-                return probe(
-                    source.copy_encoder(),
-                    source.data,
-                    pool=source.pool,
-                    classes=classes,
-                    device=source.device,
-                    seed=seed,
-                    batch_size=source.extraction.batch_size,
-                    limit=source.extraction.limit("test"),
-                )
+                settings |= {"pool": source.pool, "device": source.device}
+                settings |= {"batch_size": extraction.batch_size, "limit": extraction.limit("test")}
+                return probe(source.copy_encoder(), data, **settings)
             if kind == "tokens":
                 train, test = (source.split(split).tokens for split in ("train", "test"))
-            return probe(train, test, classes=classes, seed=seed)
+            return probe(train, test, **settings)
 
     def _forecast(self, name: str, probe: Any, source: FeatureSource) -> Any:
         """Return the score of a probe of windows; None for data without."""
         if not hasattr(source.data, "windows"):
             return None
-        settings = {"device": source.device, "batch_size": source.extraction.batch_size}
-        if source.model is None:
-            score = probe(None, source.data, **settings)
-        else:
-            with evaluation_mode(source.model):
-                score = probe(source.encode, source.data, **settings)
+        encode = None if source.model is None else source.encode
+        with contextlib.nullcontext() if encode is None else evaluation_mode(source.model):
+            score = probe(encode, source.data, device=source.device, batch_size=source.extraction.batch_size)
         if score is None:
             self._warn_once(f"no {name}, as this data is no long series that goes on after a window")
         return score
@@ -281,3 +276,35 @@ def _obstacle_to_probes(test: Features | None, classes: int | None) -> str | Non
     if len(test.labels.unique()) < 2:
         return "the test split holds a single class"
     return None
+
+
+def format_table(
+    results: Mapping[str, Mapping[str, float]], std: Mapping[str, Mapping[str, float]] | None = None
+) -> Table:
+    """Return the results of `FrozenEvaluation` as a table with a row per network and a column per metric.
+
+    Where that is too wide for 80 columns, with a row per metric and a column per network.
+
+    std: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
+
+    Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
+    """
+    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
+    std = std or {}
+
+    def cell(name: str, metric: str) -> str:
+        value, deviation = results[name].get(metric), std.get(name, {}).get(metric)
+        if value is None:
+            return "-"
+        decimals = 3 if abs(value) < 10 else 1  # fewer for large numbers such as ranks
+        return f"{value:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("frozen features of")
+    tall = len(metrics) > MAX_COLUMNS or any(std.get(name) for name in results)
+    rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row, *(cell(column, row) if tall else cell(row, column) for column in columns))
+    return table

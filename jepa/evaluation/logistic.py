@@ -16,7 +16,10 @@ from torch import Tensor
 _CHUNK_ENTRIES = 2**22
 """Logits computed at a time: bounds the memory, whatever N, R and C are."""
 
-_MAX_HALVINGS = 10
+_MAX_STEPS, _MAX_HALVINGS = 200, 10
+
+_MEMORY = 10
+"""Past steps that the Hessian is estimated from."""
 
 
 def fit_logistic(
@@ -27,8 +30,6 @@ def fit_logistic(
     penalties: Tensor,
     start: Tensor | None = None,
     tolerance: float = 1e-4,
-    max_iterations: int = 200,
-    memory: int = 10,
 ) -> Tensor:
     """Minimise, for each penalty, mean cross-entropy + penalty / 2 * |coefficients without intercept|^2.
 
@@ -39,18 +40,17 @@ def fit_logistic(
     penalties: (R,), above 0.
     start: (D + 1, R, C) coefficients to start from; zeros by default.
     tolerance: a penalty has converged when its next step would lower its loss by less than this share.
-    max_iterations: the most steps. memory: past steps that the Hessian is estimated from.
 
     Return coefficients (D + 1, R, C).
     """
     shape = (design.shape[1], len(penalties), classes)
     solution = design.new_zeros(shape) if start is None else start.clone()
-    hessian = _InverseHessian(design, penalties, classes, memory)
+    hessian = _InverseHessian(design, penalties, classes)
     active = torch.arange(len(penalties), device=design.device)
     current, length = solution.clone(), torch.ones_like(penalties)
     loss, gradient = _loss_and_gradient(design, labels, current, penalties)
 
-    for _ in range(max_iterations):
+    for _ in range(_MAX_STEPS):
         step = -hessian.apply(gradient)
         slope = _dot(step, gradient)
         going = (-slope / 2 > tolerance * loss) & (length > 0)
@@ -136,19 +136,18 @@ class _InverseHessian:
     slow.
     """
 
-    def __init__(self, design: Tensor, penalties: Tensor, classes: int, memory: int) -> None:
+    def __init__(self, design: Tensor, penalties: Tensor, classes: int) -> None:
         # 8 samples per column estimate X^T X well enough: as many steps are taken as with all samples.
         sample = design[:: max(1, len(design) // (8 * design.shape[1]))]
         eigenvalues, self.basis = _eigh(sample.T @ sample / len(sample))
         self.prior = 1 / (eigenvalues.clamp(min=0)[:, None] / classes + penalties)  # (D + 1, R)
-        self.memory = memory
         self.past: list[tuple[Tensor, Tensor, Tensor]] = []  # step, gradient change, 1 / their product
 
     def update(self, step: Tensor, change: Tensor) -> None:
         """Add a step and the change of the gradient along it, unless rounding made their product negative."""
         product = _dot(step, change)
         self.past.append((step, change, torch.where(product > 0, 1 / product, 0.0)))
-        self.past = self.past[-self.memory :]
+        self.past = self.past[-_MEMORY:]
 
     def select(self, problems: Tensor) -> None:
         """Keep only the penalties marked in (R,) bool."""

@@ -8,8 +8,9 @@ Metrics of a modality are named after it (`written/linear`), those of retrieval 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,11 +56,6 @@ def modality_of(model: nn.Module, name: str) -> nn.Module:
     return tasks[model.model_of_task[name]] if isinstance(tasks, nn.ModuleDict) else ModalityView(model, name)
 
 
-def is_paired(data: Any) -> bool:
-    """Return whether data have several modalities: `modalities`, name -> data."""
-    return isinstance(getattr(data, "modalities", None), Mapping)
-
-
 def evaluate_pairs(
     evaluation: Any,
     model: nn.Module | None,
@@ -75,13 +71,10 @@ def evaluate_pairs(
     """
     results: dict[str, dict[str, float]] = {}
     std: dict[str, dict[str, float]] = {}
-    models: dict[int, nn.Module] = {}
 
+    @functools.lru_cache(maxsize=1)  # one at a time in memory
     def random_of(seed: int) -> nn.Module:
-        if seed not in models:
-            models.clear()  # one at a time in memory
-            models[seed] = random_model(random_init, seed, device)
-        return models[seed]
+        return random_model(random_init, seed, device)
 
     for name, single in data.modalities.items():
         part = of_modality(evaluation, name)
@@ -116,14 +109,12 @@ def online_pairs(evaluation: Any, model: nn.Module, data: Any, *, device: torch.
 
 def of_modality(evaluation: Any, name: str) -> Any:
     """Return the evaluation of one modality: a copy with baselines of its own."""
-    copies = evaluation.__dict__.setdefault("_of_modality", {})
-    if name not in copies:
-        copies[name] = part = copy.copy(evaluation)
-        part.std, part._baselines, part._baselines_of = {}, {}, (None, 0)
+    if name not in evaluation.of_modality:
         # Augmented views of a single modality are no input of a model of several.
-        part.probes = {n: probe for n, probe in evaluation.probes.items() if needs(probe) not in ("pairs", "views")}
-        part.__dict__.pop("_of_modality", None)
-    return copies[name]
+        probes = {n: probe for n, probe in evaluation.probes.items() if needs(probe) not in ("pairs", "views")}
+        evaluation.of_modality[name] = part = replace(evaluation, probes=probes)
+        part._warned = evaluation._warned  # each warning once
+    return evaluation.of_modality[name]
 
 
 def retrieve(

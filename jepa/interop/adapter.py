@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from torch import nn
 
 from jepa.checkpoint.load import locate
@@ -29,17 +28,20 @@ class Adapter:
 
     format: str
     recognizes: Callable[[Source], bool]
-    load: Callable[[Source, Options], Loaded]
+    load: Callable[[Source], Loaded]
     stored_config: Callable[[Source], dict[str, Any] | None] = lambda source: None
     load_into: Callable[[nn.Module, Source], None] | None = None
 
 
 @dataclass
 class Source:
-    """A checkpoint by its name, before a model is made of it.
+    """A checkpoint by its name, and what the caller says of its model.
 
-    key: the option that names it. trusted: names outside of jepa's own parts that its configuration may have built;
-    None for any.
+    key: the option that names it.
+    trusted: names outside of jepa's own parts that its configuration may have built; None for any.
+    overrides: values of the model by dotted key, {"encoder.num_heads": 16}, for what no file says.
+    image_size (H, W), channels: of the pictures that the model will see; None takes its own.
+    build: makes the model, for `random`. seed: of a run's untrained weights; None takes its own.
     """
 
     name: str
@@ -47,6 +49,11 @@ class Source:
     trusted: Collection[str] | None = ()
     adapter: Adapter | None = None
     config: dict[str, Any] | None = None
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    channels: int | None = None
+    build: Callable[..., nn.Module] | None = None
+    seed: int | None = None
 
     @cached_property
     def file(self) -> WeightsFile:
@@ -62,22 +69,6 @@ class Source:
     def path(self) -> Path:
         """Path of the file."""
         return self.file.path
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the caller says of a model.
-
-    overrides: values of the model by dotted key, {"encoder.num_heads": 16}, for what no file says.
-    image_size (H, W), channels: of the pictures that it will see; None takes its own.
-    build: makes the model, for `random`. seed: of a run's untrained weights; None takes its own.
-    """
-
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    image_size: tuple[int, int] | None = None
-    channels: int | None = None
-    build: Callable[..., nn.Module] | None = None
-    seed: int | None = None
 
 
 @dataclass
@@ -122,8 +113,3 @@ class Loaded:
 def not_monitored(why: str) -> dict[str, Any]:
     """Return the `collapse` of a model that no monitor has watched."""
     return {"verdict": "unknown", "evidence": f"{why}, so no monitor has watched it"}
-
-
-def build(config: Mapping[str, Any]) -> nn.Module:
-    """Build a network from its configuration."""
-    return instantiate(config, _convert_="all")

@@ -1,30 +1,30 @@
-"""Export encoders as safetensors, for timm, as TorchScript and as ONNX. What is written is read back and compared."""
+"""Export encoders as safetensors, for timm, as TorchScript and as ONNX, with a card.
+
+What is written is read back and compared.
+"""
 
 from __future__ import annotations
 
 import copy
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
 import torch
 from safetensors.torch import save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from jepa.checkpoint.load import first_line
 from jepa.interop.adapter import Loaded
 from jepa.interop.frozen_networks import network_of
 from jepa.interop.loading import load
-from jepa.interop.model_card import results_of, write_card
-from jepa.interop.quiet import quiet
 from jepa.interop.sizes import side_or_pair
+from jepa.interop.timm_models import quiet
 from jepa.interop.weights_file import CARD
-from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.files import write_atomic
+from jepa.utils.errors import CheckpointError, UserError, first_line
+from jepa.utils.files import write_atomic, write_text
 from jepa.utils.lazy_import import require
 
 TOLERANCE = 1e-5
@@ -39,14 +39,27 @@ SUFFIXES = {
 """What a file of each format may be called; the first is the default."""
 
 TIMM_SIZES = {
-    "vit_tiny_patch16_224": (192, 12, 3, 4.0),
-    "vit_small_patch16_224": (384, 12, 6, 4.0),
-    "vit_base_patch16_224": (768, 12, 12, 4.0),
-    "vit_large_patch16_224": (1024, 24, 16, 4.0),
-    "vit_huge_patch14_224": (1280, 32, 16, 4.0),
-    "vit_giant_patch14_224": (1408, 40, 16, 48 / 11),
+    (192, 12, 3, 4.0): "vit_tiny_patch16_224",
+    (384, 12, 6, 4.0): "vit_small_patch16_224",
+    (768, 12, 12, 4.0): "vit_base_patch16_224",
+    (1024, 24, 16, 4.0): "vit_large_patch16_224",
+    (1280, 32, 16, 4.0): "vit_huge_patch14_224",
+    (1408, 40, 16, 48 / 11): "vit_giant_patch14_224",
 }
 """Width, depth, heads and MLP ratio of timm's Vision Transformers; a slip would show when the export is read back."""
+
+CODE = {
+    "safetensors": 'from jepa.interop import load\n\nmodel = load("{file}").model\n'
+    "features = model.encoder(x)  # {shape}",
+    "timm": "import timm\n\nmodel = timm.create_model({arguments}\n)\nfeatures = model.eval()(x)  # (B, D)",
+    "torchscript": 'import torch\n\nfeatures = torch.jit.load("{file}")(x)  # {shape}',
+    "onnx": 'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{file}")\n'
+    '(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}',
+}
+"""Format -> Python that loads an export and computes the features of pictures x (B, C, H, W)."""
+
+Network = Callable[[Tensor], Tensor]
+"""From pictures (B, C, H, W) to features: tokens (B, N, D), or pooled by their mean (B, D)."""
 
 
 def export(
@@ -78,23 +91,28 @@ def export(
             raise UserError(f"data.image_size={side} is not a multiple of the patches of {patch} pixels")
     card = {name: getattr(loaded, name) for name in ("source", "step", "encoder", "data")} | {"network": network}
     facts: dict[str, Any] = {"format": format, "image_size": list(image_size), "channels": loaded.channels}
+    example = torch.randn(3, loaded.channels, *image_size, generator=torch.Generator().manual_seed(0))
     encoder = copy.deepcopy(network_of(loaded.model, network)).cpu().float().eval()
     if format == "safetensors":
         if loaded.encoder is None:
             raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
+        exported = encoder
         write = functools.partial(write_safetensors, encoder, dict(card))
     elif format == "timm":
         facts["create_model"] = timm_call(encoder, loaded.encoder, image_size)
+        exported = Pooled(encoder)
         write = functools.partial(write_timm, encoder, facts["create_model"], image_size)
     else:
         facts["features"] = features
-        traced = Features(encoder, image_size, features).eval()
-        write = functools.partial(write_torchscript if format == "torchscript" else write_onnx, traced)
-    example = torch.randn(3, loaded.channels, *image_size, generator=torch.Generator().manual_seed(0))
+        exported = (Pooled(encoder) if features == "pooled" else encoder).eval()
+        write_traced = write_torchscript if format == "torchscript" else write_onnx
+        write = functools.partial(write_traced, exported, example)
 
     @torch.no_grad()
     def write_and_compare(temporary: Path) -> None:
-        facts["difference"] = write(temporary, example)
+        written = write(temporary)
+        batches = (example, example[:1])
+        facts["difference"] = max(compare(format, exported(x), written(x)) for x in batches)
 
     write_atomic(path, write_and_compare)
     card |= {"fingerprint": loaded.fingerprint, "model": loaded.description, "export": facts}
@@ -102,74 +120,56 @@ def export(
     return card, [path, *write_card(card, path)]
 
 
-class Features(nn.Module):
-    """An encoder of pictures of one size: (B, C, H, W) to tokens (B, N, D), or pooled by their mean (B, D)."""
+class Pooled(nn.Module):
+    """An encoder whose tokens are averaged: (B, C, H, W) to (B, D)."""
 
-    def __init__(self, encoder: nn.Module, image_size: tuple[int, int], features: Literal["tokens", "pooled"]) -> None:
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        self.is_vit = getattr(encoder, "vit", None) is not None
-        self.encoder = with_stored_positions(encoder, image_size) if self.is_vit else encoder
-        self.pooled = features == "pooled"
+        self.encoder = encoder
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the features of pictures."""
-        tokens = self.encoder.forward_features(x) if self.is_vit else self.encoder(x)
-        return tokens.mean(dim=1) if self.pooled else tokens
+        return self.encoder(x).mean(dim=1)
 
 
-def with_stored_positions(encoder: nn.Module, image_size: tuple[int, int]) -> VisionTransformer:
-    """Return the encoder's timm module with positions for one size of pictures as a weight `pos_embed` (1, N, D)."""
-    vit = copy.deepcopy(encoder.vit)
-    if not isinstance(vit, VisionTransformer):  # ours has timm's weights and not its forward
-        vit = timm.create_model(**timm_call(encoder, None, image_size) | {"pos_embed": "none"})
-        vit.load_state_dict(encoder.vit.state_dict())
+def write_safetensors(encoder: nn.Module, header: Mapping[str, Any], path: Path) -> Network:
+    """Write our encoder's weights, with how it is built in the header; return what `load` makes of the file."""
+    save_file(encoder.state_dict(), path, metadata={"format": "pt", CARD: json.dumps(header)})
+    return load(path).model.encoder
+
+
+def write_timm(encoder: nn.Module, call: Mapping[str, Any], image_size: tuple[int, int], path: Path) -> Network:
+    """Write weights that `timm.create_model(**call, checkpoint_path=path)` loads, positions included; return that."""
     grid = tuple(side // patch for side, patch in zip(image_size, encoder.patch_size))
-    vit.pos_embed = nn.Parameter(encoder.positions(grid, torch.device("cpu"))[None].clone())
-    return vit.eval()
-
-
-def write_safetensors(encoder: nn.Module, header: Mapping[str, Any], path: Path, example: Tensor) -> float:
-    """Write our encoder's weights, with how it is built in the header; return the largest difference read back."""
-    save_file(_contiguous(encoder), path, metadata={"format": "pt", CARD: json.dumps(header)})
-    return compare("safetensors", encoder(example), load(path).model.encoder(example))
-
-
-def write_timm(
-    encoder: nn.Module, call: Mapping[str, Any], image_size: tuple[int, int], path: Path, example: Tensor
-) -> float:
-    """Write weights that `timm.create_model(**call, checkpoint_path=path)` loads; return the largest difference."""
-    weights = _contiguous(with_stored_positions(encoder, image_size))
+    weights = encoder.vit.state_dict() | {"pos_embed": encoder.positions(grid, torch.device("cpu"))[None].clone()}
     if path.suffix == ".safetensors":
         save_file(weights, path, metadata={"format": "pt"})
     else:
         torch.save(weights, path)
     try:
         with quiet("timm"):
-            model = timm.create_model(**call, checkpoint_path=str(path)).eval()
+            return timm.create_model(**call, checkpoint_path=str(path)).eval()
     except (RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(f"timm does not load the export as {dict(call)}: {first_line(error)}") from error
-    return compare("timm", encoder(example).mean(dim=1), model(example))
 
 
-def write_torchscript(features: Features, path: Path, example: Tensor) -> float:
-    """Write a trace for pictures of one size, in batches of any size; return the largest difference."""
+def write_torchscript(encoder: nn.Module, example: Tensor, path: Path) -> Network:
+    """Write a trace for pictures of one size, in batches of any size; return it."""
     with quiet():  # of shapes that become constants, as they should, and of its old age
-        torch.jit.trace(features, example, check_trace=False).save(str(path))
-        again = torch.jit.load(str(path), map_location="cpu")
-    return max(compare("torchscript", features(x), again(x)) for x in (example, example[:1]))
+        torch.jit.trace(encoder, example, check_trace=False).save(str(path))
+        return torch.jit.load(str(path), map_location="cpu")
 
 
-def write_onnx(features: Features, path: Path, example: Tensor) -> float:
-    """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`.
+def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
+    """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`; return that network.
 
-    Weights beyond ONNX's 2 GB go to `<file>.data` beside it. Returns the largest difference of ONNX Runtime's features.
+    Weights beyond ONNX's 2 GB go to `<file>.data` beside it.
     """
-    purpose = "format=onnx"
-    onnxruntime = require("onnxruntime", extra="export", purpose=purpose)
-    require("onnxscript", extra="export", purpose=purpose)  # torch.onnx imports it
+    onnxruntime = require("onnxruntime", extra="export", purpose="format=onnx")
+    require("onnxscript", extra="export", purpose="format=onnx")  # torch.onnx imports it
     with quiet("torch.onnx", "onnx_ir", "onnxscript"):
         program = torch.onnx.export(
-            features,
+            encoder,
             (example,),
             dynamo=True,
             input_names=["x"],
@@ -177,17 +177,10 @@ def write_onnx(features: Features, path: Path, example: Tensor) -> float:
             dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
             verbose=False,
         )
-    size = sum(tensor.numel() * tensor.element_size() for tensor in features.state_dict().values())
+    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
     program.save(str(path), external_data=size > 1.9 * 2**30)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return max(
-        compare("onnx", features(x), torch.from_numpy(session.run(["features"], {"x": x.numpy()})[0]))
-        for x in (example, example[:1])
-    )
-
-
-def _contiguous(model: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    return lambda x: torch.from_numpy(session.run(["features"], {"x": x.numpy()})[0])
 
 
 def compare(name: str, wanted: Tensor, got: Tensor) -> float:
@@ -234,7 +227,56 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
         "num_heads": encoder.num_heads,
         "mlp_ratio": block.mlp.fc1.out_features / encoder.embed_dim,
     }
+    name = TIMM_SIZES.get(tuple(sizes.values()))
     qkv = {} if block.attn.qkv.bias is not None else {"qkv_bias": False}
-    if name := next((n for n, known in TIMM_SIZES.items() if known == tuple(sizes.values())), None):
-        return {"model_name": name, **call, **qkv}
-    return {"model_name": "vit_base_patch16_224", **call, **sizes, **qkv}
+    return {"model_name": name or "vit_base_patch16_224", **call, **({} if name else sizes), **qkv}
+
+
+def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rows as in results.json from a checkpoint's metrics: {"trained": {"knn": ...}, ..., "val/loss": ...}."""
+    rows: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if name.startswith("eval/"):
+            _, row, probe = name.split("/", 2)
+            rows.setdefault(row, {})[probe] = value
+        elif name == "val/loss":
+            rows[name] = value
+    return rows
+
+
+def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
+    """Write the card beside a file, as `<file>.json` and as Markdown, `<file>.md`, and return their paths."""
+    texts = {f"{file.name}.json": json.dumps(card, indent=2) + "\n", f"{file.name}.md": to_markdown(card, file.name)}
+    for name, text in texts.items():
+        write_text(file.with_name(name), text)
+    return [file.with_name(name) for name in texts]
+
+
+def to_markdown(card: Mapping[str, Any], file: str) -> str:
+    """Return the card in Markdown."""
+    export, data = card["export"], card.get("data") or {}
+    step = f" at step {card['step']}" if card.get("step") is not None else ""
+    call = {**export.get("create_model", {}), "checkpoint_path": file}
+    name = call.pop("model_name", "")
+    arguments = [
+        f'"{name}"',
+        *(f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in call.items()),
+    ]
+    shape = "(B, D)" if export.get("features") == "pooled" else "(B, N, D)"
+    code = CODE[export["format"]].format(file=file, arguments="".join(f"\n    {a}," for a in arguments), shape=shape)
+    lines = [
+        f"# {file}",
+        "",
+        f"The {card['network']} network of `{card['source']}`{step}, in the format {export['format']}.",
+        f"Its features equal the original's to {export['difference']:.1e}.",
+        "",
+        f"Input: float32 (B, {export['channels']}, {export['image_size'][0]}, {export['image_size'][1]})"
+        + (f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}." if "mean" in data else "."),
+        "",
+        f"```python\n{code}\n```",
+        "",
+    ]
+    for title, key in (("Data", "data"), ("Model", "model"), ("Results", "results")):
+        if card.get(key):
+            lines += [f"## {title}", "", "```json", json.dumps(card[key], indent=2), "```", ""]
+    return "\n".join(lines)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
-from jepa.interop.adapter import Loaded, build
-from jepa.interop.sizes import to_pair
-from jepa.interop.weights_file import State, WeightsFile
+from jepa.interop.adapter import Loaded, Source
+from jepa.interop.sizes import channels_of, to_pair
+from jepa.interop.weights_file import State
 from jepa.utils.errors import UserError
 
 
@@ -30,23 +31,20 @@ class FrozenNetworks(nn.Module):
     @torch.no_grad()
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         """Return features (B, N, D) of inputs x (B, C, *S) by the network that makes the targets."""
-        return (self.encoder if self.target_encoder is None else self.target_encoder)(x, layers=layers)
+        return network_of(self, "target")(x, layers=layers)
 
 
 class OtherEncoder(nn.Module):
     """An encoder of another project behind our contract (`jepa.types.Encoder`), for whole pictures.
 
-    model: the other project's. A subclass has `grid` and:
-        tokens: from pictures to (B, N, D), one token for each patch. depth: number of blocks, None without a list.
+    model: the other project's. depth: number of its blocks, None without a list of them. A subclass has `grid` and:
+        tokens: from pictures to (B, N, D), one token for each patch.
         layer_tokens: the same after each of some blocks, and the final norm.
     """
 
-    depth: int | None
-
-    def __init__(self, model: nn.Module, embed_dim: int) -> None:
+    def __init__(self, model: nn.Module, embed_dim: int, depth: int | None) -> None:
         super().__init__()
-        self.model = model
-        self.embed_dim = embed_dim
+        self.model, self.embed_dim, self.depth = model, embed_dim, depth
 
     def forward(
         self, x: Tensor, keep: Tensor | None = None, valid: Tensor | None = None, layers: Sequence[int] | None = None
@@ -66,58 +64,47 @@ class OtherEncoder(nn.Module):
         return self.layer_tokens(x, layers)
 
 
-def load_file_encoders(
-    file: WeightsFile,
-    config: dict[str, Any],
-    lines: list[str],
-    *,
-    our_weights: Callable[[State], State] = dict,
-    make_encoder: Callable[[State | None], nn.Module] | None = None,
-) -> Loaded:
-    """Load the encoders that a file holds without a predictor.
+def frozen(make_encoder: Callable[[Any], nn.Module], weights: Iterable[Any], **facts: Any) -> Loaded:
+    """Load encoders without a predictor.
 
-    config: builds one, unless make_encoder does, with a state dict or None. our_weights: a state dict by our names.
-
-    Raises CheckpointError with the missing, unexpected and mis-shaped keys.
+    make_encoder: builds one with weights, None for untrained. weights: of the encoder, and of the one that makes the
+    targets where there are two. facts: the other fields of `Loaded`.
     """
+    encoders = dict(zip(("encoder", "target_encoder"), map(make_encoder, weights)))
+    return Loaded(FrozenNetworks(**encoders), lambda: FrozenNetworks(encoder=make_encoder(None)).eval(), **facts)
 
-    def build_and_load(weights: State | None) -> nn.Module:
-        encoder = build(config)
-        if weights is not None:
-            load_state(encoder, our_weights(weights), file.path)
-        return encoder
 
-    make_encoder = make_encoder or build_and_load
-    if "encoder" not in file.parts:
-        lines.append("it holds the network that makes the targets alone: context and target are both that one")
-    encoders = [make_encoder(file.parts[name]) for name in ("encoder", "target_encoder") if name in file.parts]
-    return Loaded(
-        FrozenNetworks(**dict(zip(("encoder", "target_encoder"), encoders))),
-        lambda: FrozenNetworks(encoder=make_encoder(None)).eval(),
-        lines,
-        {"encoder": config},
-        encoder=config if "_target_" in config else None,
-        image_size=to_pair(config.get("image_size", config.get("img_size"))),
-        channels=config.get("channels", config.get("in_chans", config.get("stem", {}).get("channels"))),
+def load_by_name(source: Source, make_encoder: Callable[[Any], nn.Module], pretrained: Any) -> Loaded:
+    """Load an encoder that its name defines. make_encoder: builds one from `pretrained`, None for untrained."""
+    return frozen(
+        make_encoder,
+        [pretrained],
+        lines=[],
+        description={"name": source.name, "image_size": source.image_size},
+        image_size=source.image_size,
+        channels=source.channels,
     )
 
 
-def loaded_by_name(
-    name: str,
-    make_encoder: Callable[[Any], nn.Module],
-    pretrained: Any,
-    lines: list[str],
-    image_size: tuple[int, int],
-    channels: int,
+def load_our_encoders(
+    source: Source, config: dict[str, Any], lines: list[str], our_weights: Callable[[State], State] = dict
 ) -> Loaded:
-    """Load an encoder that its name defines. make_encoder: builds one from `pretrained`, None for untrained."""
-    return Loaded(
-        FrozenNetworks(encoder=make_encoder(pretrained)),
-        lambda: FrozenNetworks(encoder=make_encoder(None)),
-        lines,
-        {"name": name, "image_size": image_size},
-        image_size=image_size,
-        channels=channels,
+    """Load the encoders of a file into those that our configuration builds. our_weights: a state dict by our names."""
+
+    def make_encoder(weights: State | None) -> nn.Module:
+        encoder = instantiate(config, _convert_="all")
+        if weights is not None:
+            load_state(encoder, our_weights(weights), source.path)
+        return encoder
+
+    return frozen(
+        make_encoder,
+        source.file.encoders,
+        lines=[*source.file.lines, *lines],
+        description={"encoder": config},
+        encoder=config,
+        image_size=to_pair(config.get("image_size")),
+        channels=channels_of(config),
     )
 
 

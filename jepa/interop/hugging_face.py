@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jepa.checkpoint.load import SHOWN
-from jepa.interop.adapter import Adapter, Loaded, Options, Source
-from jepa.interop.frozen_networks import OtherEncoder, loaded_by_name
+from jepa.checkpoint.load import listed
+from jepa.interop.adapter import Adapter, Loaded, Source
+from jepa.interop.frozen_networks import OtherEncoder, load_by_name
 from jepa.interop.sizes import to_pair
-from jepa.interop.timm_models import check_named, fetching, load_timm
+from jepa.interop.timm_models import check_named, fetching, load_by_timm
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.lazy_import import require
@@ -22,6 +22,9 @@ from jepa.utils.read_data import exists, read_mapping
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
+
+NEEDED = ("hidden_size", "patch_size", "num_hidden_layers", "num_channels")
+"""What the configuration of every encoder of patches has."""
 
 
 class TransformersEncoder(OtherEncoder):
@@ -31,14 +34,9 @@ class TransformersEncoder(OtherEncoder):
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, model.config.hidden_size)
+        super().__init__(model, model.config.hidden_size, model.config.num_hidden_layers)
         self.patch_size: tuple[int, int] = to_pair(model.config.patch_size)
         self.resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
-
-    @property
-    def depth(self) -> int:
-        """Number of blocks."""
-        return self.model.config.num_hidden_layers
 
     def grid(self, x: Tensor) -> Grid:
         """Return (rows, columns) of patches of pictures (B, C, H, W)."""
@@ -72,110 +70,98 @@ class TransformersEncoder(OtherEncoder):
         return tokens[:, tokens.shape[1] - count :]
 
 
-def load(source: Source, options: Options) -> Loaded:
+def load(source: Source) -> Loaded:
     """Load a model: a repository in timm's format by timm, any other by `transformers`.
 
     Raises UserError when it cannot be fetched or does not take such pictures, CheckpointError with the missing,
     unexpected and mis-shaped keys when its weights do not fit the model its config names.
     """
-    image_size, channels = check_named(source, options)
+    check_named(source)
     name = source.name.partition(":")[2]
-    with fetching(source.name):
-        settings = read_settings(name, "config.json")
-    if "model_type" not in settings and "architecture" in settings:
-        timm_name = f"local-dir:{name}" if Path(name).is_dir() else f"hf-hub:{name}"
-        loaded = load_timm(timm_name, image_size, channels, source.name)
-        loaded.lines.insert(0, f"{source.name} is in timm's format")
-        return loaded
+    folder = Path(name) if Path(name).is_dir() else None
+    if folder and not exists(folder / "config.json"):
+        raise UserError(
+            f"checkpoint={source.name}: the folder has no config.json, so is no model in Hugging Face's format"
+        )
+    for file in ("config.json", "preprocessor_config.json"):
+        if folder and exists(folder / file):
+            read_mapping(folder / file)  # which says what is damaged
     transformers = require("transformers", extra="hub", purpose=f"checkpoint={source.name}")
     with fetching(source.name):
+        settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
+    if "architecture" in settings and settings.get("model_type", "timm_wrapper") == "timm_wrapper":
+        loaded = load_by_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
+        loaded.lines.insert(0, f"{source.name} is in timm's format")
+        return loaded
+    with fetching(source.name):
         config = transformers.AutoConfig.from_pretrained(name)
-    missing = [key for key in ("hidden_size", "patch_size", "num_hidden_layers", "num_channels") if key not in config]
-    if missing:
+    if missing := [key for key in NEEDED if key not in config]:
         raise UserError(f"{source.name} ({config.model_type}) is no encoder of patches: its config lacks {missing}")
-    if config.num_channels != channels:
+    if config.num_channels != source.channels:
         raise UserError(
-            f"{source.name} takes {config.num_channels} channels, data.channels={channels}: add "
+            f"{source.name} takes {config.num_channels} channels, data.channels={source.channels}: add "
             f"data.channels={config.num_channels} (grey pictures are repeated)"
         )
     with fetching(source.name):
-        model, found = transformers.AutoModel.from_pretrained(name, output_loading_info=True)
-    own = to_pair(config.image_size)
-    lines = [f"transformers {type(model).__name__}, width {config.hidden_size}, patches of {config.patch_size} pixels"]
-    lines += check_loading(found, source.name)
-    if image_size != own:
-        lines.append(f"its positions are made for {own} and adapted to pictures of {image_size} by itself")
+        model, found = transformers.AutoModel.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    heads = check_loading(found, source.name)
     try:
-        pictures = read_settings(name, "preprocessor_config.json")
-    except (OSError, ValueError):  # many repositories have none
+        pictures, _ = transformers.BaseImageProcessor.get_image_processor_dict(name)
+    except OSError:  # many repositories have none
         pictures = {}
-    loaded = loaded_by_name(
-        source.name,
-        lambda model: TransformersEncoder(
-            transformers.AutoModel.from_config(config) if model is None else model
-        ).eval(),
-        model,
-        lines,
-        image_size,
-        channels,
-    )
+
+    def make_encoder(model: nn.Module | None) -> nn.Module:
+        return TransformersEncoder(transformers.AutoModel.from_config(config) if model is None else model).eval()
+
+    loaded = load_by_name(source, make_encoder, model)
     loaded.mean, loaded.std = (statistics_of(pictures, key) for key in ("image_mean", "image_std"))
-    check_pictures(image_size, own, loaded.model.encoder, source.name)
+    own = check_pictures(source, loaded.model.encoder)
+    kind = type(model).__name__
+    loaded.lines.append(f"transformers {kind}, width {config.hidden_size}, patches of {config.patch_size} pixels")
+    if heads:
+        loaded.lines.append(f"not used for features: {', '.join(heads)}")
+    if source.image_size != own:
+        size = source.image_size
+        loaded.lines.append(f"its positions are made for {own} and adapted to pictures of {size} by itself")
     return loaded
 
 
-def check_pictures(
-    image_size: tuple[int, int], own: tuple[int, int], features: TransformersEncoder, source: str
-) -> None:
-    """Raise UserError for pictures of a size that a model does not take."""
-    if any(side % patch for side, patch in zip(image_size, features.patch_size)):
+def check_pictures(source: Source, encoder: TransformersEncoder) -> tuple[int, int]:
+    """Return the size of pictures (H, W) that a model is made for. Raises UserError where it takes no others."""
+    config, size = encoder.model.config, source.image_size
+    own = to_pair(config.image_size)
+    if any(side % patch for side, patch in zip(size, encoder.patch_size)):
         raise UserError(
-            f"data.image_size={image_size} is not a multiple of the patches of {source}, {features.patch_size} pixels: "
+            f"data.image_size={size} is not a multiple of the patches of {source.name}, {encoder.patch_size} pixels: "
             f"use data.image_size={own[0]}"
         )
-    rotary = getattr(features.model.config, "rope_theta", None) is not None
-    if image_size != own and not features.resamples and not rotary and features.model.config.model_type != "dinov2":
-        raise UserError(f"{source} takes pictures of {own} only: add data.image_size={own[0]}")
+    rotary = getattr(config, "rope_theta", None) is not None
+    if size != own and not encoder.resamples and not rotary and config.model_type != "dinov2":
+        raise UserError(f"{source.name} takes pictures of {own} only: add data.image_size={own[0]}")
+    return own
 
 
 def check_loading(found: Mapping[str, Any], source: str) -> list[str]:
     """Return what of a model's head was not loaded, in words. Raises CheckpointError when something else was not."""
-    problems, heads = [], []
-    for kind, word in (
-        ("missing_keys", "missing in the file"),
-        ("unexpected_keys", "in the file only"),
-        ("mismatched_keys", "of another shape in the file"),
-        ("error_msgs", "could not be loaded"),
-    ):
-        for name in sorted(str(item[0] if isinstance(item, (tuple, list)) else item) for item in found.get(kind, ())):
-            if name.startswith(HEADS) and kind in ("missing_keys", "unexpected_keys"):
-                heads.append(f"{name} ({word})")
-            else:
-                problems.append(f"  {name}: {word}")
+    words = {
+        "missing_keys": "missing in the file",
+        "unexpected_keys": "in the file only",
+        "mismatched_keys": "of another shape in the file",
+    }
+    heads, problems = [], []
+    for kind, word in words.items():
+        names = sorted(name if isinstance(name, str) else name[0] for name in found[kind])
+        may_differ = [name for name in names if name.startswith(HEADS) and kind != "mismatched_keys"]
+        heads += [f"{name} ({word})" for name in may_differ]
+        problems += [f"  {name}: {word}" for name in names if name not in may_differ]
     if problems:
-        more = [f"  ... and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise CheckpointError(
             f"the weights of {source} are not of the model its config.json names: {len(problems)} keys differ\n"
-            + "\n".join(problems[:SHOWN] + more)
+            f"{listed(problems)}"
         )
-    return [f"not used for features: {', '.join(heads)}"] if heads else []
-
-
-def read_settings(name: str, file: str) -> dict[str, Any]:
-    """Return a JSON file of a local folder, or fetched from the hub; {} for a local folder without the optional one.
-
-    Raises UserError for a folder without config.json, and DamagedFileError for a file that holds no settings.
-    """
-    path = Path(name) / file
-    if not Path(name).is_dir():
-        from huggingface_hub import hf_hub_download
-
-        path = Path(hf_hub_download(name, file))
-    elif not exists(path) and file != "config.json":
-        return {}
-    elif not exists(path):
-        raise UserError(f"checkpoint=hf:{name}: the folder has no config.json, so is no model in Hugging Face's format")
-    return read_mapping(path)
+    return heads
 
 
 def statistics_of(pictures: Mapping[str, Any], key: str) -> tuple[float, ...] | None:

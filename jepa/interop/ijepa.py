@@ -1,42 +1,53 @@
-"""I-JEPA as published: `encoder`, `predictor` and `target_encoder` of pictures (facebookresearch/ijepa src/helper.py).
+"""I-JEPA as published, and what V-JEPA's files share with it: three networks, made into a masked JEPA.
 
-Names start with `module.`; optimizer state is left alone. No file holds the number of heads.
+`encoder`, `predictor` and `target_encoder` of pictures (facebookresearch/ijepa src/helper.py). Names start with
+`module.`; optimizer state is left alone. No file holds the number of heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
-from jepa.interop.adapter import Adapter, Loaded, Options, Source
-from jepa.interop.published import (
-    PREDICTOR_NAMES,
-    check_present,
-    is_published,
-    load_masked_jepa,
-    masked_jepa_config,
-    predictor_sizes,
-    rename,
+from jepa.interop.adapter import Adapter, Loaded, Source
+from jepa.interop.sizes import (
+    by,
+    channels_of,
+    check_overrides,
+    count_blocks,
+    is_sincos,
+    num_heads,
+    side_or_pair,
+    table_side,
+    to_pair,
+    vit_sizes,
 )
-from jepa.interop.sizes import by, check_overrides, is_sincos, num_heads, side_or_pair, table_side, to_pair, vit_sizes
-from jepa.interop.weights_file import WeightsFile
+from jepa.interop.weights_file import State, WeightsFile
 from jepa.utils.errors import CheckpointError
 
+PREDICTOR_NAMES = {
+    r"^predictor_proj_context\.": "project_context.",
+    r"^predictor_proj\.": "project.",
+    r"^predictor_(embed|blocks|norm)\.": r"\1.",
+}
+"""Published name -> ours, as regular expressions."""
 
-def load(source: Source, options: Options) -> Loaded:
+
+def load(source: Source) -> Loaded:
     """Load the masked JEPA."""
-    file, overrides = source.file, options.overrides
-    config = model_config(file, overrides)
-    check_overrides(config, overrides, file.path, ("encoder.name",))
+    config = model_config(source)
+    check_overrides(source, config, ("encoder.name",))
     encoder, own = config["encoder"], to_pair(config["encoder"]["image_size"])
     found = (
         f"I-JEPA of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
         f"patches of {encoder['patch_size']} pixels; its position table is of pictures of {by(own)}"
     )
-    return load_masked_jepa(source, options, config, model_weights(file), found, ", as published", own)
+    return load_masked_jepa(source, config, model_weights(source.file), found, ", as published", own)
 
 
 def load_into(model: nn.Module, source: Source) -> None:
@@ -49,55 +60,145 @@ def load_into(model: nn.Module, source: Source) -> None:
     load_state(model, model_weights(source.file), source.path, keep=("loss.",))
 
 
-def model_config(file: WeightsFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration of a published file's masked JEPA.
-
-    overrides: "encoder.num_heads" at least; "encoder.image_size" is that of the stored position table if left out.
-
-    Raises CheckpointError for weights that are of no I-JEPA, UserError for heads missing.
-    """
-    path, predictor = file.path, file.parts["predictor"]
-    sizes = vit_sizes(file.encoder, path)
-    check_present(predictor, ("mask_token", "predictor_blocks.0.mlp.fc1.weight"), "predictor", "an I-JEPA", path)
-    side = _grid_side(file, "encoder", "pos_embed")
+def model_config(source: Source) -> dict[str, Any]:
+    """Return the configuration of a published file's masked JEPA. Raises CheckpointError for one of no I-JEPA."""
+    sizes = vit_sizes(source)
+    predictor = predictor_sizes(source, "mask_token", "an I-JEPA")
+    side = grid_side(source.file, "encoder")
     stored = side_or_pair([side * patch for patch in to_pair(sizes["patch_size"])])
     return masked_jepa_config(
         encoder={
             "_target_": "jepa.models.vision_transformer",
-            "image_size": overrides.get("encoder.image_size", stored),
+            "image_size": source.overrides.get("encoder.image_size", stored),
             **sizes,
-            "num_heads": num_heads(sizes, overrides, path),
+            "num_heads": num_heads(source, sizes["embed_dim"]),
         },
-        predictor=predictor_sizes(predictor, "mask_token", overrides, path),
+        predictor=predictor,
         mask={"_target_": "jepa.masks.multiblock_mask"},
         terms={"prediction": {"weight": 1.0, "term": {"_target_": "jepa.losses.SmoothL1"}}},
         momentum=0.996,
     )
 
 
-def model_weights(file: WeightsFile) -> dict[str, Tensor]:
-    """Return the weights by the names of our masked JEPA.
+def model_weights(file: WeightsFile) -> State:
+    """Return the weights by the names of our masked JEPA. Raises CheckpointError for other positions than ours."""
+    for part in file.parts:
+        grid_side(file, part)
+    weights = our_weights(file, "vit.", lambda network: renamed(network, PREDICTOR_NAMES))
+    return {name: tensor for name, tensor in weights.items() if not name.endswith("pos_embed")}
 
-    Raises CheckpointError where the stored positions are not the sine-cosine ones that our encoders compute.
+
+def grid_side(file: WeightsFile, part: str) -> int:
+    """Return the side of the square grid of the stored positions. Raises CheckpointError for others than ours."""
+    name = "predictor_pos_embed" if part == "predictor" else "pos_embed"
+    if name not in file.parts[part]:
+        raise CheckpointError(f"{file.path}: {part}.{name} is missing")
+    table = file.parts[part][name]
+    side, _ = table_side(table, file.path)
+    if not is_sincos(table[0], (side, side)):
+        raise CheckpointError(f"{file.path}: {part}.{name} does not hold sine-cosine positions")
+    return side
+
+
+# Shared with V-JEPA.
+
+
+def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
+    """Return tensors under other names. names: regular expression -> replacement, applied in their order."""
+
+    def new_name(name: str) -> str:
+        for pattern, replacement in names.items():
+            name = re.sub(pattern, replacement, name)
+        return name
+
+    return {new_name(name): tensor for name, tensor in weights.items()}
+
+
+def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State], State]) -> State:
+    """Return the weights of a file by the names of our masked JEPA.
+
+    encoder: start of the names of our encoder. by_our_names: one network's state dict to ours.
     """
-    weights = {}
-    for part, ours, table, names in (
-        ("encoder", "encoder.vit.", "pos_embed", {}),
-        ("target_encoder", "target.encoder.vit.", "pos_embed", {}),
-        ("predictor", "predictor.", "predictor_pos_embed", PREDICTOR_NAMES),
-    ):
-        side = _grid_side(file, part, table)
-        if not is_sincos(file.parts[part][table][0], (side, side)):
-            raise CheckpointError(f"{file.path}: {part}.{table} does not hold sine-cosine positions")
-        weights |= {ours + rename(name, names): t for name, t in file.parts[part].items() if name != table}
-    return weights
+    prefixes = {
+        "encoder": f"encoder.{encoder}",
+        "target_encoder": f"target.encoder.{encoder}",
+        "predictor": "predictor.",
+    }
+    return {
+        prefixes[part] + name: tensor
+        for part, weights in file.parts.items()
+        for name, tensor in by_our_names(weights).items()
+    }
 
 
-def _grid_side(file: WeightsFile, part: str, table: str) -> int:
-    """Side of the square grid of the stored positions."""
-    if table not in file.parts[part]:
-        raise CheckpointError(f"{file.path}: {part}.{table} is missing")
-    return table_side(file.parts[part][table], file.path)[0]
+def is_published(file: WeightsFile) -> bool:
+    """Return whether a file holds encoder, predictor and target, as those of I-JEPA and V-JEPA do."""
+    return len(file.parts) == 3
+
+
+def masked_jepa_config(
+    *,
+    encoder: dict[str, Any],
+    predictor: dict[str, Any],
+    mask: dict[str, Any],
+    terms: dict[str, Any],
+    momentum: float,
+    concat_layers: list[int] | None = None,
+) -> dict[str, Any]:
+    """Return a masked JEPA's configuration without interpolations. momentum: of the target at the start."""
+    schedule = {"_target_": "jepa.optim.Linear", "start": momentum, "final": 1.0}
+    target = {"_target_": "jepa.models.EMATarget", "_partial_": True, "momentum": schedule}
+    return {
+        "_target_": "jepa.models.MaskedJEPA",
+        "encoder": encoder,
+        "predictor": {"_target_": "jepa.models.Predictor", "_partial_": True, **predictor},
+        "mask": mask,
+        "target": {**target, "concat_layers": concat_layers},
+        "loss": {"_target_": "jepa.losses.Objective", "_partial_": True, "terms": terms},
+    }
+
+
+def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, Any]:
+    """Return the sizes of a published predictor of such a model. num_heads None is as many as the encoder has."""
+    weights, hidden = source.file.parts["predictor"], "predictor_blocks.0.mlp.fc1.weight"
+    if missing := [name for name in (mask_token, hidden, "predictor_proj.weight") if name not in weights]:
+        raise CheckpointError(f"{source.path}: predictor lacks {', '.join(missing)}: it is not that of {model}")
+    width = weights[mask_token].shape[-1]
+    given = source.overrides.get("predictor.num_heads") is not None
+    return {
+        "embed_dim": width,
+        "depth": count_blocks(weights, "predictor_blocks"),
+        "mlp_ratio": weights[hidden].shape[0] / width,
+        "num_heads": num_heads(source, width, "predictor") if given else None,
+    }
+
+
+def load_masked_jepa(
+    source: Source,
+    config: dict[str, Any],
+    weights: Mapping[str, Tensor],
+    found: str,
+    predictor_heads: str,
+    image_size: tuple[int, int] | None,
+) -> Loaded:
+    """Build a masked JEPA and load published weights by our names.
+
+    found, predictor_heads: what the file is, and what is known of its predictor's heads, in words.
+    """
+    model, encoder = instantiate(config, _convert_="all"), config["encoder"]
+    load_state(model, weights, source.path, keep=("loss.",))
+    lines = [*source.file.lines, found]
+    if config["predictor"]["num_heads"] is None:
+        lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder{predictor_heads}")
+    return Loaded(
+        model,
+        lambda: instantiate(config, _convert_="all").eval(),
+        lines,
+        {"model": config},
+        encoder=encoder,
+        image_size=image_size,
+        channels=channels_of(encoder),
+    )
 
 
 ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, load_into=load_into)

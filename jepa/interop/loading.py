@@ -4,8 +4,7 @@
     loaded = load("timm:vit_small_patch16_224.augreg_in21k", image_size=(224, 224), channels=3)
     loaded.model.encode_target(x)                   # (B, N, D)
 
-What was detected, adapted or left alone is in `lines`; what does not fit is refused. A new format is a file with an
-`Adapter`, and a row of `ADAPTERS`.
+A new format is a file with an `Adapter`, and a row of `ADAPTERS`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from typing import Any, Literal
 from torch import nn
 
 from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
-from jepa.interop.adapter import Adapter, Loaded, Options, Source
+from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.sizes import by
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.read_data import printable
@@ -66,20 +65,23 @@ def load(
 ) -> Loaded:
     """Load a checkpoint's model with its weights.
 
-    checkpoint: as `find` takes it, or what it has found. The others are described in `Options`.
+    checkpoint: as `find` takes it, or what it has found. The others are described in `Source`.
     trust: build also what is not jepa's own, of a run that is yours.
 
     Raises CheckpointError that lists what does not fit, UserError for what is missing or contradicts the file.
     """
     source = checkpoint if isinstance(checkpoint, Source) else find(str(checkpoint), trusted=None if trust else ())
-    loaded = source.adapter.load(source, Options(overrides or {}, image_size, channels, build, seed))
+    source.overrides, source.image_size, source.channels = overrides or {}, image_size, channels
+    source.build, source.seed = build, seed
+    loaded = source.adapter.load(source)
     loaded.source, loaded.format = source.name, source.adapter.format
     loaded.lines = list(map(printable, loaded.lines))  # they quote the file
     loaded.model.eval()
     if channels is not None and loaded.channels not in (None, channels):
+        grey = " (grey pictures are repeated)" if loaded.channels == 3 else ""
         raise UserError(
-            f"data.channels={channels}, but {source.name} takes {loaded.channels}: add "
-            f"data.channels={loaded.channels}" + (" (grey pictures are repeated)" if loaded.channels == 3 else "")
+            f"data.channels={channels}, but {source.name} takes {loaded.channels}: add data.channels={loaded.channels}"
+            f"{grey}"
         )
     if image_size is not None and loaded.image_size not in (None, image_size):
         loaded.lines.append(f"made for pictures of {by(loaded.image_size)} pixels, used on {by(image_size)}")
@@ -139,14 +141,12 @@ def load_published(
     kernel = file.encoder.get("patch_embed.proj.weight")
     if kernel is not None and (patch := tuple(kernel.shape[-2:])) != (patch_size, patch_size):
         raise CheckpointError(f"{path} has patches of {by(patch)} pixels, got patch_size={patch_size}")
-    overrides = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
-    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
+    heads = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
     if file.is_video:
         vjepa.check_clip(file, image_size=image_size, num_frames=num_frames, tubelet_size=tubelet_size)
-        overrides["encoder.rotary_reference_side"] = rotary_reference_side
-        overrides["encoder.rotary_convention"] = rotary_convention
-    elif of_clips := [name for name, value in clip.items() if value is not None]:
+        rotary = {"rotary_convention": rotary_convention, "rotary_reference_side": rotary_reference_side}
+        return load(source, overrides=heads | {f"encoder.{name}": value for name, value in rotary.items()}).model
+    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
+    if of_clips := [name for name, value in clip.items() if value is not None]:
         raise CheckpointError(f"{path} is of pictures, not of clips: leave out {', '.join(of_clips)}")
-    else:
-        overrides["encoder.image_size"] = image_size
-    return load(source, overrides=overrides).model
+    return load(source, overrides=heads | {"encoder.image_size": image_size}).model

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from jepa.checkpoint.load import first_line, load_state
+from jepa.checkpoint.load import load_state
 from jepa.checkpoint.moved import upgrade
-from jepa.checkpoint.stored_objects import DATA_TABLE, MODEL_TABLE, build_stored, check_stored
-from jepa.interop.adapter import Adapter, Loaded, Options, Source, not_monitored
-from jepa.interop.frozen_networks import load_file_encoders
+from jepa.checkpoint.stored_objects import MODEL_TABLE, build_stored, check_stored
+from jepa.interop.adapter import Adapter, Loaded, Source, not_monitored
+from jepa.interop.frozen_networks import load_our_encoders
 from jepa.interop.sizes import check_overrides, to_pair
 from jepa.interop.weights_file import CARD
-from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.errors import CheckpointError, UserError, first_line
 from jepa.utils.nested import find_targets, flatten
 from jepa.utils.random import seeded
 from jepa.utils.read_data import parse_json
@@ -38,34 +36,31 @@ def run_config(source: Source) -> dict[str, Any]:
         return config
     for section in ("model", "loss"):
         check_stored(sections[section], section, source.path, trusted=source.trusted)
-    folders = [Path(source.name), *source.path.parents[:2]]
-    in_run_folder = any((folder / "config.yaml").is_file() for folder in folders)
-    for section in ("data", "evaluation"):
-        check = functools.partial(check_stored, sections[section], section, source.path, names=DATA_TABLE)
-        check(trusted=source.trusted, paths=in_run_folder)
+    for section in ("data", "evaluation"):  # built by evaluating alone, and checked there
+        check_stored(sections[section], section, source.path, names=None, paths=True)
     return config
 
 
-def load_run(source: Source, options: Options) -> Loaded:
+def load_run(source: Source) -> Loaded:
     """Load a run's model. Raises UserError for overrides unlike its configuration."""
     content, config = source.file.run, source.config
     stored = config["model"]
     values = flatten(stored)
-    for key, value in options.overrides.items():
+    for key, value in source.overrides.items():
         if values.get(key) != value:
             raise UserError(
                 f"model.{key}={value}, but the model of {source.path} has {values.get(key, 'no such value')}: its "
                 "configuration is stored with its weights; leave it out"
             )
 
-    own_seed = options.seed if options.seed is not None else (config.get("trainer") or {}).get("seed", 0)
+    own_seed = source.seed if source.seed is not None else (config.get("trainer") or {}).get("seed", 0)
 
-    def build_model(seed: int | None = None) -> nn.Module:
+    def build(seed: int | None = None) -> nn.Module:
         with seeded(own_seed if seed is None else seed, "init"):
             loss = build_stored(config["loss"], "loss", source.trusted)
             return build_stored({**stored, "_partial_": False, "loss": loss}, "model", source.trusted)
 
-    model = build_model()
+    model = build()
     load_state(model, content["model"], source.path)
     lines = [f"checkpoint of this project at step {content.get('step')}: {stored.get('_target_')}"]
     if foreign := [target for target in find_targets([stored, config["loss"]]) if target not in MODEL_TABLE]:
@@ -74,7 +69,7 @@ def load_run(source: Source, options: Options) -> Loaded:
     ours = isinstance(encoder, Mapping) and str(encoder.get("_target_", "")).startswith("jepa.models.")
     return Loaded(
         model,
-        build_model,
+        build,
         lines,
         {"model": stored},
         encoder=encoder if ours else None,
@@ -102,12 +97,6 @@ def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
     return {"verdict": name, "evidence": evidence, **rollbacks}
 
 
-def export_config(source: Source) -> dict[str, Any] | None:
-    """Return the data's configuration in an exported encoder's card. Raises CheckpointError when it is damaged."""
-    data = read_card(source).get("data")
-    return {"data": data} if data else None
-
-
 def read_card(source: Source) -> dict[str, Any]:
     """Return an exported encoder's card, with present names.
 
@@ -123,33 +112,28 @@ def read_card(source: Source) -> dict[str, Any]:
     except (UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{source.path}: its header {CARD!r} is damaged ({first_line(error)})") from error
     check_stored(config, "encoder", source.path)
-    return card
+    check_stored(card.get("data"), "data", source.path, names=None, paths=True)
+    return {name: value for name, value in card.items() if value is not None}
 
 
-def load_export(source: Source, options: Options) -> Loaded:
+def load_export(source: Source) -> Loaded:
     """Load an exported encoder. Raises CheckpointError when the weights do not match the model its card names."""
-    card = read_card(source)
-    check_overrides({"encoder": card["encoder"]}, options.overrides, source.path)
+    card = source.config
+    check_overrides(source, card)
     lines = [f"encoder exported from {card.get('source')} (its {card.get('network')} network)"]
-    loaded = load_file_encoders(source.file, card["encoder"], lines)
+    loaded = load_our_encoders(source, card["encoder"], lines)
     loaded.step, loaded.data = card.get("step"), card.get("data")
     return loaded
 
 
-def load_random(source: Source, options: Options) -> Loaded:
+def load_random(source: Source) -> Loaded:
     """Build a model with random weights. Raises UserError where nothing says which."""
-    if options.build is None:
+    if source.build is None:
         raise UserError(f"checkpoint={source.name} needs the configuration of a model")
-    return Loaded(
-        options.build(),
-        options.build,
-        ["random weights"],
-        {"random": True},
-        image_size=options.image_size,
-        channels=options.channels,
-    )
+    facts = {"image_size": source.image_size, "channels": source.channels}
+    return Loaded(source.build(), source.build, ["random weights"], {"random": True}, **facts)
 
 
 RANDOM = Adapter("random", lambda source: source.name == "random", load_random)
 RUN = Adapter("run", lambda source: source.file.run is not None, load_run, run_config, load_run_into)
-EXPORT = Adapter("export", lambda source: source.file.card is not None, load_export, export_config)
+EXPORT = Adapter("export", lambda source: source.file.card is not None, load_export, read_card)

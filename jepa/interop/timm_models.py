@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import textwrap
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,37 +15,33 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from jepa.checkpoint.load import first_line, load_state
-from jepa.interop.adapter import Adapter, Loaded, Options, Source
-from jepa.interop.frozen_networks import OtherEncoder, load_file_encoders, loaded_by_name
-from jepa.interop.quiet import quiet
+from jepa.checkpoint.load import load_state
+from jepa.interop.adapter import Adapter, Loaded, Source
+from jepa.interop.frozen_networks import OtherEncoder, frozen, load_by_name, load_our_encoders
 from jepa.interop.sizes import by, check_overrides, is_sincos, num_heads, table_side, to_pair, vit_sizes
 from jepa.interop.weights_file import State
 from jepa.types import Grid
-from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.errors import CheckpointError, UserError, first_line
 
-LISTED = 1000
-"""Characters of torch's list of keys that do not fit."""
+OFFLINE = (
+    "Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder works "
+    "without: hf:<folder>, timm:local-dir:<folder>"
+)
+SHOWN = 1000
+"""Characters of an error that are shown, such as torch's list of keys that do not fit."""
 
 
 class TimmEncoder(OtherEncoder):
     """A timm model as an encoder of patches: its tokens after the final norm, without class and register tokens.
 
-    model: any of timm's models without classifier whose features are tokens (B, N, D) or maps (B, D, H, W).
-
-    Raises UserError for features of another form.
+    model: one without classifier, with features (B, N, D) or (B, D, H, W); UserError is raised for others.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__(model, model.num_features)
+        super().__init__(model, model.num_features, len(model.blocks) if hasattr(model, "blocks") else None)
         self.prefix_tokens: int = getattr(model, "num_prefix_tokens", 0)
         if getattr(model, "output_fmt", "NCHW") == "NHWC":
             raise UserError(f"{type(model).__name__} of timm gives maps with channels last, expected tokens or NCHW")
-
-    @property
-    def depth(self) -> int | None:
-        """Number of blocks; None where there is no list of them."""
-        return len(self.model.blocks) if hasattr(self.model, "blocks") else None
 
     def grid(self, x: Tensor) -> Grid:
         """Return (rows, columns) of the features of pictures (B, C, H, W)."""
@@ -68,39 +66,34 @@ class TimmEncoder(OtherEncoder):
         return [found[order.index(number)] for number in layers]
 
 
-def load_name(source: Source, options: Options) -> Loaded:
-    """Load `timm:<name>`, as `timm.create_model` takes it: also `hf-hub:<repository>` and `local-dir:<folder>`.
+def check_named(source: Source) -> None:
+    """Raise UserError where a model known by its name is overridden, or pictures' size and channels are not given."""
+    if source.overrides:
+        raise UserError(
+            f"model.{next(iter(source.overrides))}: the name {source.name} says what the model is; leave it out"
+        )
+    if source.image_size is None or source.channels is None:
+        raise UserError(f"checkpoint={source.name} needs data= (or data.image_size and data.channels)")
 
-    timm resamples positions to image_size and adapts the first layer to channels.
+
+def load_by_timm(source: Source, name: str | None = None) -> Loaded:
+    """Load a model by the name that `timm.create_model` takes: also `hf-hub:<repository>` and `local-dir:<folder>`.
+
+    name: None takes that in `timm:<name>`. timm resamples positions to image_size and adapts the first layer to
+    channels.
 
     Raises UserError for a name that timm does not know or that has no weights, or when they cannot be fetched.
     """
-    image_size, channels = check_named(source, options)
-    return load_timm(source.name.partition(":")[2], image_size, channels, source.name)
-
-
-def check_named(source: Source, options: Options) -> tuple[tuple[int, int], int]:
-    """Return image_size and channels of a model known by its name.
-
-    Raises UserError where they are missing, or overrides say what the name says.
-    """
-    if options.overrides:
-        raise UserError(
-            f"model.{next(iter(options.overrides))}: the name {source.name} says what the model is; leave it out"
-        )
-    if options.image_size is None or options.channels is None:
-        raise UserError(f"checkpoint={source.name} needs data= (or data.image_size and data.channels)")
-    return options.image_size, options.channels
-
-
-def load_timm(name: str, image_size: tuple[int, int], channels: int, source: str) -> Loaded:
-    """Load a model that timm knows by name. source: the name as it was asked for."""
+    check_named(source)
+    name = name or source.name.partition(":")[2]
     if ":" not in name:
         plain, _, tag = name.partition(".")
-        check_timm_name(plain, f"checkpoint={source}")
+        check_timm_name(plain, f"checkpoint={source.name}")
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
         if tag and tag not in tags:
-            raise UserError(f"checkpoint={source}: timm has no weights {tag!r} of {plain}; it has {', '.join(tags)}")
+            has = ", ".join(tags)
+            raise UserError(f"checkpoint={source.name}: timm has no weights {tag!r} of {plain}; it has {has}")
+    image_size, channels = source.image_size, source.channels
 
     def create(pretrained: bool | None) -> nn.Module:
         arguments = {"pretrained": bool(pretrained), "num_classes": 0, "in_chans": channels}
@@ -111,22 +104,21 @@ def load_timm(name: str, image_size: tuple[int, int], channels: int, source: str
                 raise
             return TimmEncoder(timm.create_model(name, **arguments)).eval()  # a convolutional one takes any size
 
-    lines: list[str] = []
-    with fetching(source):
-        loaded = loaded_by_name(source, create, True, lines, image_size, channels)
+    with fetching(source.name):
+        loaded = load_by_name(source, create, True)
     encoder = loaded.model.encoder
     model, settings = encoder.model, encoder.model.pretrained_cfg
     loaded.mean, loaded.std = (settings.get(key) and tuple(settings[key]) for key in ("mean", "std"))
-    lines.append(f"timm {name}: {type(model).__name__}, features of width {model.num_features}")
+    loaded.lines.append(f"timm {name}: {type(model).__name__}, features of width {model.num_features}")
     trained = tuple(settings.get("input_size", ()))
     if trained and trained[0] != channels:
-        lines.append(f"timm has adapted its first layer from {trained[0]} channels to data.channels={channels}")
+        loaded.lines.append(f"timm has adapted its first layer from {trained[0]} channels to data.channels={channels}")
     if trained and trained[1:] != image_size and hasattr(model, "pos_embed"):
-        lines.append(f"timm has resampled its positions from pictures of {trained[1:]} to {image_size}")
+        loaded.lines.append(f"timm has resampled its positions from pictures of {trained[1:]} to {image_size}")
     if not isinstance(getattr(model, "fc_norm", nn.Identity()), nn.Identity):
-        lines.append("its last norm (fc_norm) acts on pooled features and is left out of its tokens")
+        loaded.lines.append("its last norm (fc_norm) acts on pooled features and is left out of its tokens")
     if encoder.prefix_tokens:
-        lines.append(f"its {encoder.prefix_tokens} class or register tokens are no features")
+        loaded.lines.append(f"its {encoder.prefix_tokens} class or register tokens are no features")
     return loaded
 
 
@@ -138,6 +130,21 @@ def check_timm_name(name: str, key: str) -> None:
 
 
 @contextlib.contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """A context without warnings, and without what these loggers say below an error."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    try:
+        for name in loggers:
+            logging.getLogger(name).setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextlib.contextmanager
 def fetching(source: str) -> Iterator[None]:
     """A context in which weights are fetched; what goes wrong there becomes a CheckpointError."""
     try:
@@ -146,70 +153,69 @@ def fetching(source: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-        unfit = isinstance(error, RuntimeError) and "state_dict" in str(error)  # it lists the keys
-        cause = textwrap.shorten(str(error), LISTED) if unfit else first_line(error)
-        offline = isinstance(error, OSError) and not Path(source.partition(":")[2]).exists()
-        advice = (
-            ". Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder "
-            "works without: hf:<folder>, timm:local-dir:<folder>"
-        )
-        raise CheckpointError(f"checkpoint={source} cannot be opened: {cause}{advice if offline else ''}") from error
+        message = f"checkpoint={source} cannot be opened: {textwrap.shorten(str(error), SHOWN)}"
+        if isinstance(error, OSError) and not Path(source.partition(":")[2]).exists():
+            message += f". {OFFLINE}"
+        raise CheckpointError(message) from error
 
 
-def load_file(source: Source, options: Options) -> Loaded:
+def load_file(source: Source) -> Loaded:
     """Load the encoders of state dicts with timm's names: as our Vision Transformer where that computes the same.
 
     overrides: `encoder.num_heads`, or `encoder.name` of a timm model. Learned positions are resampled to image_size.
 
     Raises CheckpointError with the missing, unexpected and mis-shaped keys, UserError for what no file says.
     """
-    file, overrides = source.file, options.overrides
-    weights, path = file.encoder, file.path
-    sizes = vit_sizes(weights, path)
+    weights, path = source.file.encoder, source.path
+    sizes, name = vit_sizes(source), source.overrides.get("encoder.name")
     if "pos_embed" not in weights:
         raise CheckpointError(
             f"{path} holds no positions (pos_embed), and no header that says how they are computed: expected a file "
             "written by scripts/export.py or by timm"
         )
-    name = overrides.get("encoder.name")
     prefix = sum(weights[token].shape[1] for token in ("cls_token", "reg_token") if token in weights)
     side, extra = table_side(weights["pos_embed"], path, prefix)
     stored = tuple(side * patch for patch in to_pair(sizes["patch_size"]))
-    sincos = name is None and not prefix and is_sincos(weights["pos_embed"][0], (side, side))
     if name is None:
-        sizes["num_heads"] = num_heads(sizes, overrides, path)
-    if sincos:
-        config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
-        found = ["its positions are sine-cosine, computed for the grid that comes"]
-    else:
-        config = {"img_size": list(stored), **timm_arguments(weights, sizes, name)}
-        config |= {} if name else {"no_embed_class": extra == 0}
-        found = [f"{prefix} class or register tokens, which are no features"] if prefix else []
-        if options.image_size not in (None, stored):
-            found.append(f"learned positions resampled from pictures of {stored} to {options.image_size}")
-    ignored = ("encoder.name", "encoder.image_size", "encoder.num_heads")
-    check_overrides({"encoder": {**config, **sizes}}, overrides, path, ignored)
-
-    def our_weights(state: State) -> State:
-        return {f"vit.{key}": t for key, t in without_classifier(state).items() if key != "pos_embed"}
-
-    def make_timm_encoder(state: State | None) -> nn.Module:
-        return make_timm(config, state and without_classifier(state), options.image_size, path)
-
+        sizes["num_heads"] = num_heads(source, sizes["embed_dim"])
     heads = sorted(weights.keys() - without_classifier(weights).keys())
-    lines = [
-        *file.lines,
-        *([f"left alone: {', '.join(heads)}"] if heads else []),
+    lines = [f"left alone: {', '.join(heads)}"] if heads else []
+    lines.append(
         f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['channels']} channels, positions of "
-        f"{by((side, side))} patches of {sizes['patch_size']} pixels (pictures of {by(stored)})",
-    ]
-    make_encoder = None if sincos else make_timm_encoder
-    return load_file_encoders(file, config, lines + found, our_weights=our_weights, make_encoder=make_encoder)
+        f"{by((side, side))} patches of {sizes['patch_size']} pixels (pictures of {by(stored)})"
+    )
+    ignored = ("encoder.name", "encoder.image_size", "encoder.num_heads")
+    if name is None and not prefix and is_sincos(weights["pos_embed"][0], (side, side)):
+        config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
+        check_overrides(source, {"encoder": config}, ignored)
+        lines.append("its positions are sine-cosine, computed for the grid that comes")
+        return load_our_encoders(source, config, lines, our_weights)
+    config = {"img_size": list(stored), **timm_arguments(weights, sizes, name)}
+    if name is None:
+        config["no_embed_class"] = extra == 0
+    check_overrides(source, {"encoder": {**config, **sizes}}, ignored)
+    if prefix:
+        lines.append(f"{prefix} class or register tokens, which are no features")
+    if source.image_size not in (None, stored):
+        lines.append(f"learned positions resampled from pictures of {stored} to {source.image_size}")
+    return frozen(
+        lambda state: make_timm(source, config, state),
+        source.file.encoders,
+        lines=[*source.file.lines, *lines],
+        description={"encoder": config},
+        image_size=stored,
+        channels=sizes["channels"],
+    )
 
 
 def without_classifier(state: Mapping[str, Tensor]) -> State:
     """Return a state dict without the tensors that stand behind the features."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_dist."))}
+
+
+def our_weights(state: State) -> State:
+    """Return the tensors of a timm ViT with sine-cosine positions by our names."""
+    return {f"vit.{name}": tensor for name, tensor in without_classifier(state).items() if name != "pos_embed"}
 
 
 def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any], name: str | None) -> dict[str, Any]:
@@ -227,30 +233,25 @@ def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any], name
     }
 
 
-def make_timm(
-    config: Mapping[str, Any], state: State | None, image_size: tuple[int, int] | None, path: Path
-) -> TimmEncoder:
-    """Build a timm ViT with learned positions and load a state dict, None for none.
-
-    Raises UserError for a name that timm does not know or arguments that it does not take.
-    """
+def make_timm(source: Source, config: Mapping[str, Any], state: State | None) -> TimmEncoder:
+    """Build a timm ViT with learned positions and load a state dict, None for none. Raises UserError if it cannot."""
     name = config.get("model_name")
     if name is not None:
         check_timm_name(name, "model.encoder.name")
     try:
-        vit = timm.create_model(pretrained=False, **{"model_name": "vit_base_patch16_224", **config})
+        vit = timm.create_model(**{"model_name": "vit_base_patch16_224", **config})
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:
         raise UserError(f"model.encoder.name={name}: timm cannot build it so: {first_line(error)}") from error
     if state is not None:
         try:
-            load_state(vit, state, path)
+            load_state(vit, without_classifier(state), source.path)
         except CheckpointError as error:
             hint = "" if name else "\nIf it is one of timm's variants, name it: model.encoder.name=<name in timm>"
             raise CheckpointError(f"{error}{hint}") from None
-    if image_size not in (None, tuple(config["img_size"])):
-        vit.set_input_size(img_size=image_size)
+    if source.image_size not in (None, tuple(config["img_size"])):
+        vit.set_input_size(img_size=source.image_size)
     return TimmEncoder(vit).eval()
 
 
-NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_name)
+NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_by_timm)
 FILE = Adapter("encoder", lambda source: True, load_file)

@@ -6,6 +6,8 @@ I-JEPA and V-JEPA; encoders alone, bare or below one entry, as torch or safetens
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +16,13 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from jepa.checkpoint.load import first_line, read_file
-from jepa.utils.errors import CheckpointError
+from jepa.checkpoint.load import read_file
+from jepa.utils.errors import CheckpointError, first_line
 
 State = dict[str, Tensor]
 
 TARGETS = ("target_encoder", "ema_encoder")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "encoder.", "model.", "vit.")
+WRAPPERS = re.compile(r"((module|_orig_mod|backbone|encoder|model|vit)\.)*")
 """What wrappers put before every name: DDP, torch.compile, V-JEPA's multi-mask wrapper, and owners of the encoder."""
 
 CARD = "jepa_encoder"
@@ -49,9 +51,14 @@ class WeightsFile:
     lines: tuple[str, ...] = ()
 
     @property
+    def encoders(self) -> list[State]:
+        """The state dicts of the encoder and of the target encoder, those that are there."""
+        return [self.parts[name] for name in ("encoder", "target_encoder") if name in self.parts]
+
+    @property
     def encoder(self) -> State:
         """The encoder's state dict, or that of the target encoder where there is no other."""
-        return self.parts.get("encoder", self.parts.get("target_encoder", {}))
+        return next(iter(self.encoders), {})
 
     @property
     def is_video(self) -> bool:
@@ -61,28 +68,19 @@ class WeightsFile:
 
 
 def read_weights_file(path: Path) -> WeightsFile:
-    """Read a file, or a folder of sharded parts.
-
-    Raises CheckpointError when it cannot be read, or holds nothing known.
-    """
-    if path.suffix == ".safetensors" and path.is_file():
-        weights, header = read_safetensors(path)
-        if CARD in header:
-            return WeightsFile(path, {"encoder": weights}, card=header[CARD])
-        return find_parts(weights, path)
-    return find_parts(read_file(path), path)
-
-
-def read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    """Return tensors and header of a safetensors file. Raises CheckpointError when it is damaged."""
+    """Read a file, or a folder of sharded parts. Raises CheckpointError if that fails or it holds nothing known."""
+    if path.suffix != ".safetensors" or path.is_dir():
+        return find_parts(read_file(path), path)
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            header = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"cannot read {path} ({path.stat().st_size:,} bytes): it is cut short or not a safetensors file "
             f"({first_line(error)})"
         ) from error
+    return WeightsFile(path, {"encoder": weights}, card=header[CARD]) if CARD in header else find_parts(weights, path)
 
 
 def find_parts(content: Any, path: Path) -> WeightsFile:
@@ -93,9 +91,7 @@ def find_parts(content: Any, path: Path) -> WeightsFile:
         config = content.get("config")
         described = isinstance(config, Mapping) and isinstance(config.get("model"), Mapping)
         if not described or not is_state_dict(content.get("model")):
-            raise CheckpointError(
-                f"{path} says it is a checkpoint of this project but lacks its config or model: damaged"
-            )
+            raise CheckpointError(f"{path} is a checkpoint of this project but lacks its config or model: damaged")
         return WeightsFile(path, run=content)
     known = ("encoder", "predictor", *TARGETS)
     states = {str(name): value for name, value in content.items() if is_state_dict(value)}
@@ -116,19 +112,23 @@ def find_parts(content: Any, path: Path) -> WeightsFile:
     else:
         entries = ", ".join(f"{name} ({_describe(value)})" for name, value in content.items()) or "nothing"
         raise CheckpointError(f"{path} is of no known layout; it holds {entries}: {EXPECTED}")
-    used = [id(state) for state in parts.values()]
-    if left := [str(name) for name, value in content.items() if id(value) not in used]:
+    if left := [str(name) for name, value in content.items() if all(value is not state for state in parts.values())]:
         found.append(f"left alone: {', '.join(left)}")
     return _with_plain_names(path, parts, "; ".join(found))
 
 
-def _with_plain_names(path: Path, states: Mapping[str, Mapping[str, Tensor]], found: str) -> WeightsFile:
-    parts, prefixes = {}, {}
+def _with_plain_names(path: Path, states: Mapping[str, State], found: str) -> WeightsFile:
+    parts, prefixes = {}, set()
     for name, state in states.items():
+        prefix = WRAPPERS.match(os.path.commonprefix(list(state)))[0]  # noqa: RUF071
         part = "target_encoder" if name in TARGETS else name
-        parts[part], prefixes[part] = plain_names(state)
-    prefix = " ".join(dict.fromkeys(filter(None, prefixes.values())))
-    lines = [f"the file holds {found}", *([f"names without their prefix {prefix}"] if prefix else [])]
+        parts[part] = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        prefixes |= {prefix} - {""}
+    lines = [f"the file holds {found}"]
+    if prefixes:
+        lines.append(f"names without their prefix {' '.join(sorted(prefixes))}")
+    if "encoder" not in parts:
+        lines.append("it holds the network that makes the targets alone: context and target are both that one")
     return WeightsFile(path, parts, "ema_encoder" if "ema_encoder" in states else "target_encoder", lines=tuple(lines))
 
 
@@ -137,20 +137,10 @@ def is_state_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
-def plain_names(state: Mapping[str, Tensor]) -> tuple[State, str]:
-    """Return a state dict without the prefixes that all its names share, and these prefixes."""
-    state, taken = dict(state), ""
-    while prefix := next((p for p in PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): tensor for name, tensor in state.items()}
-        taken += prefix
-    return state, taken
-
-
-def _embeds_patches(state: Mapping[str, Tensor]) -> bool:
-    return any("patch_embed" in name for name in state)
+def _embeds_patches(value: Any) -> bool:
+    return is_state_dict(value) and any("patch_embed" in name for name in value)
 
 
 def _describe(value: Any) -> str:
-    if is_state_dict(value):
-        return f"{len(value)} tensors{', an encoder' if _embeds_patches(value) else ''}"
-    return type(value).__name__
+    words = f"{len(value)} tensors" if is_state_dict(value) else type(value).__name__
+    return f"{words}, an encoder" if _embeds_patches(value) else words

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -26,6 +26,7 @@ NOTHING_SEEN = (
 )
 
 
+@dataclass(kw_only=True, eq=False)
 class CollapseMonitor:
     """Measures latents that a step has computed anyway, keeps a history of them, and judges it.
 
@@ -43,26 +44,20 @@ class CollapseMonitor:
     Raises ValueError for values out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        every_steps: int = 20,
-        on_collapse: Literal["warn", "stop", "rollback"] = "warn",
-        max_rollbacks: int = 3,
-        max_rows: int = 512,
-        max_measurements: int = 512,
-        thresholds: Thresholds | None = None,
-    ) -> None:
-        if on_collapse not in ("warn", "stop", "rollback"):
-            raise ValueError(f"monitor.on_collapse: got {on_collapse!r}, expected 'warn', 'stop' or 'rollback'")
-        least = {"every_steps": 1, "max_rollbacks": 0, "max_rows": 8, "max_measurements": 16}
-        given = {"every_steps": every_steps, "max_rollbacks": max_rollbacks, "max_rows": max_rows}
-        for name, value in {**given, "max_measurements": max_measurements}.items():
-            if value < least[name]:
-                raise ValueError(f"monitor.{name}: got {value}, expected at least {least[name]}")
-        self.every_steps, self.on_collapse, self.max_rollbacks = every_steps, on_collapse, max_rollbacks
-        self.max_rows, self.max_measurements = max_rows, max_measurements
-        self.thresholds = thresholds or Thresholds()
+    every_steps: int = 20
+    on_collapse: Literal["warn", "stop", "rollback"] = "warn"
+    max_rollbacks: int = 3
+    max_rows: int = 512
+    max_measurements: int = 512
+    thresholds: Thresholds | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_collapse not in ("warn", "stop", "rollback"):
+            raise ValueError(f"monitor.on_collapse: got {self.on_collapse!r}, expected 'warn', 'stop' or 'rollback'")
+        for name, least in {"every_steps": 1, "max_rollbacks": 0, "max_rows": 8, "max_measurements": 16}.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"monitor.{name}: got {getattr(self, name)}, expected at least {least}")
+        self.thresholds = self.thresholds or Thresholds()
         self.verdict = Verdict(UNKNOWN, "nothing has been measured yet")
         self.history: list[dict[str, float]] = []
         self.tasks: dict[str, CollapseMonitor] = {}
@@ -128,21 +123,20 @@ class CollapseMonitor:
             if not self.history:
                 self.verdict = Verdict(UNKNOWN, NOTHING_SEEN)
             return metrics
-        kept = {name: float(values[name]) for name in KEPT if name in values}
-        self.history.append({"step": float(step), **kept, **metrics})
-        self._thin()
+        self._remember(step, values, metrics)
         self.verdict = judge(self.history, self.thresholds)
         return metrics
 
+    def _remember(self, step: int, values: Mapping[str, float], metrics: Mapping[str, float]) -> None:
+        """Add a measurement to the history, which keeps its first three, the run's start, and is thinned out behind."""
+        kept = {name: float(values[name]) for name in KEPT if name in values}
+        self.history.append({"step": float(step), **kept, **metrics})
+        if len(self.history) > self.max_measurements:
+            half = len(self.history) // 2
+            self.history = self.history[:3] + self.history[3:half:2] + self.history[half:]
+
     def _of_task(self, name: str) -> CollapseMonitor:
-        if name not in self.tasks:
-            self.tasks[name] = CollapseMonitor(
-                every_steps=self.every_steps,
-                max_rows=self.max_rows,
-                max_measurements=self.max_measurements,
-                thresholds=self.thresholds,
-            )
-        return self.tasks[name]
+        return self.tasks.setdefault(name, replace(self))
 
     def _measure_tasks(
         self, tasks: Mapping[str, nn.Module], step: int, values: Mapping[str, float], device: torch.device
@@ -153,12 +147,10 @@ class CollapseMonitor:
             of_task = {**values, "train/loss": values.get(f"train/loss/{name}", values.get("train/loss", 0.0))}
             found = self._of_task(name).measure(model, step, of_task, device)
             metrics |= {key.replace("/", f"/{name}/", 1): value for key, value in found.items()}
-        name, verdict = max(((n, m.verdict) for n, m in self.tasks.items()), key=lambda found: gravity(found[1]))
-        self.verdict = replace(verdict, evidence=f"{name}: {verdict.evidence}")
+        name, worst = max(self.tasks.items(), key=lambda task: task[1].verdict.gravity)
+        self.verdict = replace(worst.verdict, evidence=f"{name}: {worst.verdict.evidence}")
         if any(monitor.history for monitor in self.tasks.values()):
-            kept = {name: float(values[name]) for name in KEPT if name in values}
-            self.history.append({"step": float(step), **kept, **metrics})
-            self._thin()
+            self._remember(step, values, metrics)
         return metrics
 
     def note(self, metrics: Mapping[str, float]) -> None:
@@ -170,10 +162,9 @@ class CollapseMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """The history and the verdict, as plain values."""
-        verdict = self.verdict
         return {
             "history": [dict(measurement) for measurement in self.history],
-            "verdict": [verdict.name, verdict.evidence, verdict.suspected],
+            "verdict": list(astuple(self.verdict)),
             "tasks": {name: monitor.state_dict() for name, monitor in self.tasks.items()},
         }
 
@@ -184,22 +175,11 @@ class CollapseMonitor:
         for name, task in state.get("tasks", {}).items():
             self._of_task(name).load_state_dict(task)
 
-    def _thin(self) -> None:
-        """Drop every other measurement of the older half, but for the first three, which are the run's start."""
-        if len(self.history) > self.max_measurements:
-            half = len(self.history) // 2
-            self.history = self.history[:3] + self.history[3:half:2] + self.history[half:]
-
 
 def tasks_of(model: nn.Module) -> Mapping[str, nn.Module]:
     """The models that a model of several tasks is made of, by name; empty for any other."""
     tasks = getattr(model, "tasks", None)
     return dict(tasks.items()) if isinstance(tasks, nn.ModuleDict) else {}
-
-
-def gravity(verdict: Verdict) -> int:
-    """How bad a verdict is, to find the worst of several."""
-    return 3 if verdict.is_bad else 2 if verdict.suspected else 1 if verdict.name == UNKNOWN else 0
 
 
 @torch.no_grad()

@@ -48,23 +48,18 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
     max_rows: of each kind; of embeddings at least two samples.
     """
     batch = batch if isinstance(batch, Mapping) else {}
-    embeddings = latents.embeddings
-    if embeddings is not None:
-        embeddings = view_rows(embeddings, latents.global_views, max_rows)
-    targets, positions = None, None
-    weights = latents.target_weights or [None] * len(latents.targets or latents.predictions or [])
-    if latents.targets:
-        masks = batch.get("masks") or []
-        picked = [pick_rows(t, w, max_rows // len(latents.targets)) for t, w in zip(latents.targets, weights)]
-        targets = concat_rows(latents.targets, picked)
-        positions = target_positions(masks, latents.targets, picked)
-    predictions = None
-    if latents.predictions:
-        picked = [pick_rows(p, w, max_rows // len(latents.predictions)) for p, w in zip(latents.predictions, weights)]
-        predictions = concat_rows(latents.predictions, picked)
-    return Rows(
-        embeddings=embeddings, targets=targets, predictions=predictions, positions=positions, inputs=input_rows(batch)
-    )
+    rows: dict[str, Tensor | None] = {"inputs": input_rows(batch)}
+    if latents.embeddings is not None:
+        rows["embeddings"] = view_rows(latents.embeddings, latents.global_views, max_rows)
+    for kind, tensors in {"targets": latents.targets, "predictions": latents.predictions}.items():
+        if not tensors:
+            continue
+        weights = latents.target_weights or [None] * len(tensors)
+        picked = [pick_rows(t, w, max_rows // len(tensors)) for t, w in zip(tensors, weights)]
+        rows[kind] = concat_rows(tensors, picked)
+        if kind == "targets":
+            rows["positions"] = target_positions(batch.get("masks") or [], tensors, picked)
+    return Rows(**rows)
 
 
 @torch.no_grad()
@@ -124,7 +119,7 @@ def input_rows(batch: Mapping[str, Any]) -> Tensor | None:
     return x.nan_to_num()  # padding and missing values
 
 
-def all_gather_row_sets(rows: Rows | None, device: torch.device, widest: int = 8) -> Rows | None:
+def all_gather_row_sets(rows: Rows | None, device: torch.device) -> Rows | None:
     """Return the rows of all ranks, the same on each; None unless all ranks have rows of the same shape."""
     if not is_distributed():
         return rows
@@ -140,8 +135,8 @@ def all_gather_row_sets(rows: Rows | None, device: torch.device, widest: int = 8
         slots[get_rank()] = tensor
         return torch.cat(all_reduce_sum(slots).unbind(), dim=dim)
 
-    dims = {"embeddings": 1, "projections": 1, "inputs": 1}
-    return replace(rows, **{n: gather(t, dims.get(n, 0)) for n, t in tensors.items() if t is not None})
+    samples_second = ("embeddings", "projections", "inputs")
+    return replace(rows, **{n: gather(t, int(n in samples_second)) for n, t in tensors.items() if t is not None})
 
 
 @torch.no_grad()
@@ -227,10 +222,8 @@ def dead_feature_share(rows: Tensor, least: float = 0.01) -> float:
 
 def view_variance(rows: Tensor) -> float:
     """Return the variance between views of a sample over that between samples, of (V, b, D); 1: samples are alike."""
-    within = rows.var(dim=0, correction=1).sum()
+    within = rows.var(dim=0, correction=1).sum() / rows.shape[1]
     across = rows.flatten(0, 1).var(dim=0, correction=1).sum()
-    samples = rows.shape[1]
-    within = within / samples
     return float(within / across) if across > 0 else 1.0
 
 

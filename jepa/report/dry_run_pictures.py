@@ -45,8 +45,8 @@ class Pictures:
         if kind == "video":
             x, (masks, grid), kind = as_strips(x[:9], max_frames=x.shape[2]), strip_masks(masks, grid), "images"
         if kind == "images" and len(grid) == 2:
-            images = to_pixels(x[:9], statistics)
-            title = "Context as it is, hidden tokens dimmed, each target block outlined"
+            images, bands = to_colours(x[:9], statistics)
+            title = f"Context as it is, hidden tokens dimmed, each target block outlined{bands}"
             mask_figure(images, masks, grid, title=title, path=self._path("masks.png"))
         elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):
             title = "Blue is seen, orange predicted, grey neither"
@@ -72,14 +72,14 @@ class Pictures:
         elif kind == "ids" and hasattr(data, "words"):
             self._text(f"{name}.txt", id_lines(views[:24].flatten(0, 1), data.words))
         else:
-            what = "neither pictures of 1 or 3 channels, video nor series"
+            what = "neither pictures, video of 1 or 3 channels nor series"
             self.note(f"{name}.png is left out: the inputs are {what}.")
 
     def _images(self, name: str, data: Any, views: Tensor, labels: Tensor | None, what: str) -> None:
         """Draw a sheet of views (B, V, C, H, W)."""
-        views = to_pixels(views[: max(4, MAX_IMAGES // views.shape[1])], pixel_statistics(data))
+        views, bands = to_colours(views[: max(4, MAX_IMAGES // views.shape[1])], pixel_statistics(data))
         beside = f"; {views.shape[1]} views side by side" if views.shape[1] > 1 else ""
-        title = f"{what} as the model gets them ({shape_text(views.shape[-2:])} pixels{beside})"
+        title = f"{what} as the model gets them ({shape_text(views.shape[-2:])} pixels{beside}){bands}"
         sample_figure(views, labels=self._labels(labels, len(views)), title=title, path=self._path(name))
 
     def _text(self, name: str, lines: Sequence[str]) -> None:
@@ -111,14 +111,14 @@ def inputs_of(batch: Batch) -> dict[str, Any]:
 def input_kind(views: Any) -> str | None:
     """Return the kind of inputs (B, V, ...): "ids" (L), "series" (C, T), "images" (C, H, W) or "video" (C, T, H, W).
 
-    None for anything else, also for images and video whose channels are not 1 or 3.
+    None for anything else, also for video whose channels are not 1 or 3.
     """
     if not isinstance(views, Tensor):
         return None
     if not views.is_floating_point():
         return "ids" if views.dim() == 3 else None
     kind = {4: "series", 5: "images", 6: "video"}.get(views.dim())
-    return None if kind in ("images", "video") and views.shape[2] not in (1, 3) else kind
+    return None if kind == "video" and views.shape[2] not in (1, 3) else kind
 
 
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
@@ -137,3 +137,25 @@ def to_pixels(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
         low, high = x.amin(), x.amax()
         return (x - low) / (high - low).clamp(min=1e-12)
     return (x * statistics[1] + statistics[0]).clamp(0, 1)
+
+
+def to_colours(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, str]:
+    """Return inputs (..., C, H, W) as pixels (..., 1 or 3, H, W) in [0, 1], and what a title says of them.
+
+    Of other than 1 or 3 channels, the first three, or of two the first. These, and values that are not in [0, 1], are
+    stretched to the range of each band.
+    """
+    channels = x.shape[-3]
+    shown = channels if channels in (1, 3) else 1 if channels == 2 else 3
+    values = x.float().cpu()
+    if statistics is not None:
+        values = values * statistics[1] + statistics[0]
+    outside = statistics is not None and bool(((values < -0.01) | (values > 1.01)).any())
+    if channels == shown and not outside:
+        return to_pixels(x, statistics), ""
+    values = values[..., :shown, :, :].transpose(0, -3)  # (bands, ...)
+    bands = values.flatten(1)
+    low, high = (each.view(-1, *[1] * (values.dim() - 1)) for each in (bands.amin(dim=1), bands.amax(dim=1)))
+    stretched = ((values - low) / (high - low).clamp(min=1e-12)).transpose(0, -3)
+    which = "" if channels == shown else f"band 1 of {channels}, " if shown == 1 else f"bands 1-3 of {channels}, "
+    return stretched, f"; {which}scaled to its own range" if shown == 1 else f"; {which}each scaled to its own range"

@@ -44,6 +44,7 @@ def test_a_sweep_is_a_job_array_and_a_failed_run_is_told(submit, slurm, tmp_path
 
 
 @pytest.mark.parametrize(("nodes", "devices"), [(1, 2), (2, 1)])
+@pytest.mark.faults
 def test_two_processes_that_are_preempted_end_like_one_run_that_is_let_be(
     submit, slurm, two_ranks, quick, slowly, until, tmp_path, nodes, devices
 ):
@@ -70,6 +71,7 @@ def test_two_processes_that_are_preempted_end_like_one_run_that_is_let_be(
     assert_same_weights(run, two_ranks(*quick, "trainer=ddp", f"trainer.max_steps={steps}"))
 
 
+@pytest.mark.faults
 def test_a_killed_launcher_is_started_again_and_no_run_is_repeated(submit, slurm, slowly, until, tmp_path):
     options = ["optimizer.lr=1e-3,2e-3,3e-3", "hydra.launcher.array_parallelism=1", "trainer.max_steps=4", *slowly]
     launcher = submit(*options)
@@ -86,6 +88,7 @@ def test_a_killed_launcher_is_started_again_and_no_run_is_repeated(submit, slurm
     assert len({status.job.partition("_")[0] for status in statuses}) == 1
 
 
+@pytest.mark.faults
 def test_a_cancelled_run_is_told_and_can_go_on(submit, slurm, slowly, until, tmp_path):
     launcher = submit("trainer.max_steps=500", *slowly)
     job = until(lambda status: (status.step or 0) >= 1).job

@@ -12,6 +12,7 @@ from jepa.utils.run_status import read_status
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_run_that_hits_its_time_limit(submit, slurm, train, quick, slowly, until, tmp_path):
     limit = [f"hydra.launcher.{setting}" for setting in ("timeout_min=10", "signal_delay_s=30", "max_num_timeout=1")]
     launcher = submit("trainer.max_steps=100", *limit, *slowly)

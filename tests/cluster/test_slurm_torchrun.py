@@ -44,6 +44,7 @@ def wait_for_step(step: int, slurm: Slurm, job: str, run: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_job_that_is_stopped_and_requeued_ends_like_one_that_is_let_be(slurm, options, slowly, two_ranks, tmp_path):
     run, log = tmp_path / "job", tmp_path / "log"
     options = [*options, "trainer=ddp", "trainer.devices=1", "trainer.nodes=2"]

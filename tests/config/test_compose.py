@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.config.build import FOUND_BY_DATA, build, build_model, build_trainer, filled, to_plain
+from jepa.config.build import FOUND_BY_DATA, build, build_model, build_trainer, filled, left_open, to_plain
 from jepa.config.check import check_config
 from jepa.config.compose import SIZES
 from jepa.utils.errors import UserError
@@ -194,3 +194,28 @@ def test_loading_from_python(tmp_path):
         load_config(["trainer.max_epoch=1"])
     with pytest.raises(UserError, match=r"data.root is not set"):
         to_plain(load_config(["data=imagenet"]))
+
+
+@pytest.mark.parametrize("value", ["0.5", "auto", "[0.5]", "[0.1,0.2,0.3]"])
+def test_mean_and_std_are_numbers_or_auto(value):
+    check_config(to_plain(load_config(["data=image_folder", "data.root=x", f"data.mean={value}", f"data.std={value}"])))
+
+
+def test_a_mean_that_is_neither():
+    with pytest.raises(UserError, match=r"data.mean='most'"):
+        check_config(to_plain(load_config(["data=image_folder", "data.root=x", "data.mean=most"])))
+
+
+def test_what_data_finds_out_is_filled_in():
+    mix = ["data=mix", "+data@data.parts.a=mnist", "+data@data.parts.b=mnist", "data.parts.a.mean=auto"]
+    config = load_config([*mix, "data.parts.b.mean=auto", "data.parts.b.std=auto"])
+    assert left_open(config) == [
+        *("channels", "image_size", "length", "vocab_size"),
+        *("parts.a.mean", "parts.b.mean", "parts.b.std"),
+    ]
+    found = {"channels": 1, "mean": [0.3], "a.mean": [0.1], "b.mean": [0.2], "b.std": [0.5]}
+    data = filled(config, found).data
+    assert (data.parts.a.mean, data.parts.b.mean, data.parts.b.std, data.channels) == ([0.1], [0.2], [0.5], 1)
+    assert config.data.parts.a.mean == "auto"
+    hub = load_config(["data=hf", "data.path=x", "data.column=image", "data.image.mean=auto"])
+    assert filled(hub, {"mean": [0.1, 0.2, 0.3]}).data.image.mean == [0.1, 0.2, 0.3]

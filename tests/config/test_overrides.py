@@ -125,17 +125,6 @@ def test_what_is_given_now_wins_and_reaches_what_follows_it(run, tmp_path):
     assert config["data"]["batch_size"] == before["data"]["batch_size"] * 4
 
 
-@pytest.mark.parametrize("name", ["a=b,c(d", "with space", "größe", "it's"])
-@pytest.mark.parametrize("quote", [False, True])
-def test_any_path_can_be_resumed(run, tmp_path, name, quote):
-    before = run("loss=mse", folder=name)
-    path = str(tmp_path / name)
-    given = "'" + path.replace("'", "\\'") + "'" if quote else path
-    config = to_plain(load_config([f"resume={given}"]))
-    assert config["resume"] == path
-    assert settings(config) == settings(before)
-
-
 @pytest.mark.parametrize("kind", ["plain", "sharded"])
 def test_runs_of_an_earlier_version_go_on(train, tmp_path, old_runs, kind):
     """Losses after going on are those that the code which wrote the folder had."""

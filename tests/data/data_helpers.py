@@ -42,8 +42,9 @@ def folder_data(root: Path, **settings) -> ImageData:
         "std": [1.0],
         "batch_size": 4,
         "max_bad_share": 0.5,
+        "source": image_folder,
     }
-    return ImageData(source=image_folder, root=str(root), **{**defaults, **settings})
+    return ImageData(root=str(root), **{**defaults, **settings})
 
 
 def same(first, second) -> bool:

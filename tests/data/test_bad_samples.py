@@ -12,6 +12,7 @@ from PIL import Image
 
 from jepa.utils.errors import DataError
 
+pytestmark = pytest.mark.faults
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
 
 

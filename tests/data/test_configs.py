@@ -17,7 +17,6 @@ from jepa.data.stream import SampleOrder
 
 CONFIGS = Path(__file__).parents[2] / "conf" / "data"
 FACTS = ("source", "image_size", "channels", "mean", "std")
-IMAGES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if OmegaConf.load(p).get("_target_") == "jepa.data.ImageData")
 
 
 def load(name: str) -> DictConfig:
@@ -26,6 +25,9 @@ def load(name: str) -> DictConfig:
     bases = [base for base in config.pop("defaults", []) if base != "_self_"]
     config.pop("hints", None)  # for other groups
     return OmegaConf.merge(*(load(base) for base in bases), config)
+
+
+IMAGES = sorted(p.stem for p in CONFIGS.glob("*.yaml") if load(p.stem).get("_target_") == "jepa.data.ImageData")
 
 
 def build(name: str, **changes) -> ImageData:

@@ -96,6 +96,7 @@ def test_texts_of_every_form(tmp_path, form):
     assert same(*(each.train_batches(seed=0, start_step=2, stop_step=4) for each in (data, again)))
 
 
+@pytest.mark.faults
 def test_pictures_and_a_damaged_one(tmp_path):
     rows = {"image": [{"bytes": png(12 * n), "path": None} for n in range(20)], "kind": ["cat", "dog"] * 10}
     rows["image"][3] = {"bytes": b"no picture", "path": None}

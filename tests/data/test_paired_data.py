@@ -103,6 +103,7 @@ def test_missing_modalities_are_empty_in_training_alone_and_never_all():
         assert not batch["x"]["few"].isnan().any()
 
 
+@pytest.mark.faults
 def test_a_sample_that_cannot_be_read_is_missing_and_not_its_neighbour():
     modalities = {
         "few": single(Numbers(9, 1000), Numbers(6, 2000)),

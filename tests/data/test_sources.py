@@ -84,6 +84,7 @@ def test_idx_files_of_torchvisions_layout(tmp_path, place, zipped):
 
 
 @pytest.mark.parametrize("damage", ["cut", "text", "short", "other"])
+@pytest.mark.faults
 def test_a_damaged_idx_file_is_named(tmp_path, damage):
     folder = tmp_path / "root"
     content = write_idx(folder, zipped=True)["train-images-idx3-ubyte"]
@@ -165,6 +166,7 @@ def test_cifar10_from_its_python_batches(cifar_folder, tmp_path, place):
     assert splits.class_names[3] == "class 3"
 
 
+@pytest.mark.faults
 def test_a_damaged_cifar_batch_is_named(cifar_folder):
     path = cifar_folder / "data_batch_3"
     path.write_bytes(path.read_bytes()[:100])

@@ -89,6 +89,7 @@ def test_loading_leaves_the_global_generator_alone_and_does_not_warn():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.faults
 def test_workers_leave_ctrl_c_to_the_main_process():
     batches = tensor_data(num_workers=2).train_batches(seed=0, start_step=0, stop_step=20)
     next(batches)
@@ -100,6 +101,7 @@ def test_workers_leave_ctrl_c_to_the_main_process():
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.faults
 def test_an_iterator_left_early_ends_its_workers():
     batches = tensor_data(num_workers=2).train_batches(seed=0, start_step=0, stop_step=1000)
     next(batches)
@@ -123,6 +125,7 @@ class Failing:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.faults
 def test_an_error_for_the_user_keeps_its_message(workers):
     data = tensor_data(source=lambda: Splits(train=Failing(), test=Failing()), num_workers=workers)
     with pytest.raises(UserError) as error:

@@ -232,6 +232,7 @@ def test_folders_that_do_not_fit(tmp_path):
         video_data(tmp_path)
 
 
+@pytest.mark.faults
 def test_bad_videos_give_way_to_the_next(tmp_path):
     tree(tmp_path, write_video, count=4)
     write_sound(tmp_path / "train" / "run" / "sound.mp4")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.faults]
 FAULT = ["+callbacks.fault._target_=rank_helpers.Fault", "trainer.max_steps=500", "hydra.run.dir=run"]
 PATIENCE = "+callbacks.patience._target_=rank_helpers.ShortPatience"
 SOON = 60

@@ -91,6 +91,7 @@ def codes_of(processes):
 
 
 @pytest.mark.parametrize("told", [(0, 1), (1,)])
+@pytest.mark.faults
 def test_stopped_by_a_signal(start_ranks, train_ranks, quick, tmp_path, whole, told):
     """Also by one that only one rank gets."""
     folder = tmp_path / "run"
@@ -111,6 +112,7 @@ def test_stopped_by_a_signal(start_ranks, train_ranks, quick, tmp_path, whole, t
 @pytest.mark.parametrize(
     ("strategy", "more"), [("ddp", ["trainer.async_save=true"]), ("fsdp", [*SHARDED, "trainer.async_save=true"])]
 )
+@pytest.mark.faults
 def test_killed(start_ranks, train_ranks, quick, tmp_path, whole, strategy, more):
     """While checkpoints are written in the background. What a killed run left half written is ignored, and goes."""
     folder = tmp_path / "run"

@@ -148,7 +148,7 @@ def test_every_page_is_in_the_index():
 def test_paths_and_names_exist(page):
     for code in CODE.findall(prose(page.read_text())):
         if re.match(r"(jepa|conf|tests|scripts|docs)/", code) and not code.startswith("conf/local"):
-            assert (ROOT / code.split()[0]).exists(), code
+            assert (ROOT / code.split()[0].partition("::")[0]).exists(), code
         elif re.match(r"jepa\.\w", code):
             pkgutil.resolve_name(re.match(r"[\w.]+", code)[0])
 
@@ -268,3 +268,17 @@ def test_make_targets_exist():
     }
     targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert named <= targets
+
+
+def test_the_table_of_faults_names_tests_that_exist_and_are_run_as_such():
+    rows = [line for line in (ROOT / "docs" / "faults.md").read_text().splitlines() if line.startswith("| ")][1:]
+    assert rows
+    for row in rows:
+        names = [code.partition("::") for code in CODE.findall(row.split(" | ")[-1])]
+        assert names, row
+        for path, _, name in names:
+            text = (ROOT / path).read_text()
+            found = [block for block in text.split("\n\n\n") if re.search(rf"^def {name}\(", block, re.MULTILINE)]
+            assert found, f"no {path}::{name}"
+            module = re.findall(r"^pytestmark = .*", text, re.MULTILINE)
+            assert any("mark.faults" in part for part in found + module), f"{path}::{name} is not marked"

@@ -105,23 +105,6 @@ def test_the_choice_never_sees_the_test_split(monkeypatch):
     assert len(chosen[1][1]) == 1
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"learning_rates": ()},
-        {"weight_decays": (-0.1,)},
-        {"num_heads": 0},
-        {"mlp_ratio": 0.0},
-        {"epochs": 0},
-        {"batch_size": 0},
-        {"held_out_every": 1},
-    ],
-)
-def test_refuses_impossible_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        AttentiveProbe(**wrong)
-
-
 def test_heads_that_do_not_divide_the_width_are_told_which_do():
     train = needles(20, seed=0)
     with pytest.raises(UserError, match=r"width 16: use one of \[1, 2, 4, 8, 16\]"):

@@ -116,6 +116,7 @@ def test_another_key_or_setting_is_a_miss(bars, row_model, tmp_path, change):
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
+@pytest.mark.faults
 def test_a_damaged_file_is_computed_again_and_named(bars, row_model, tmp_path, caplog, damage):
     def read():
         cache = FeatureCache(tmp_path, "key")
@@ -139,6 +140,7 @@ def test_a_damaged_file_is_computed_again_and_named(bars, row_model, tmp_path, c
     assert not caplog.text
 
 
+@pytest.mark.faults
 def test_features_that_cannot_be_written_are_still_used(bars, row_model, tmp_path, caplog):
     (tmp_path / "file").write_text("in the way")
     cache = FeatureCache(tmp_path / "file", "key")

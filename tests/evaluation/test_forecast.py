@@ -169,14 +169,3 @@ def test_etth1_simple_forecasts_are_the_known_ones(shared_dir):
     assert scores["/96/last_value/mse"] == pytest.approx(1.2944, abs=1e-3)
     assert scores["/96/last_value/mae"] == pytest.approx(0.7132, abs=1e-3)
     assert scores["/96/mse"] < 0.4
-
-
-def test_mistakes():
-    with pytest.raises(ValueError, match="horizons: got"):
-        Forecast(horizons=[])
-    with pytest.raises(ValueError, match="penalties: got"):
-        Forecast(penalties=[0.0])
-    with pytest.raises(ValueError, match="pooling: got 'max'"):
-        Forecast(pooling="max")
-    with pytest.raises(ValueError, match="max_train_windows must be at least 1"):
-        Forecast(max_train_windows=0)

@@ -9,8 +9,20 @@ import pytest
 import torch
 from rich.console import Console
 
-from jepa.evaluation import FineTuning, FrozenEvaluation, KNNProbe, LiDAR, LinearProbe, Retrieval, lidar
+from jepa.evaluation import (
+    AttentiveProbe,
+    CrossModalRetrieval,
+    FewShotProbe,
+    FineTuning,
+    FrozenEvaluation,
+    KNNProbe,
+    LiDAR,
+    LinearProbe,
+    Retrieval,
+    lidar,
+)
 from jepa.evaluation.feature_source import Extraction, FeatureSource
+from jepa.evaluation.forecast import Forecast
 from jepa.utils.errors import UserError
 
 
@@ -132,29 +144,36 @@ def test_fine_tuning_says_what_it_lacks(bars, row_model, make_row_model):
         evaluation(row_model, bars, random_init=make_row_model, device="cpu")
 
 
-@pytest.mark.parametrize(
-    "wrong",
-    [{"epochs": 0}, {"learning_rate": 0.0}, {"weight_decay": -1.0}, {"warmup_share": 1.0}, {"clip_norm": 0.0}],
-)
-def test_fine_tuning_refuses_impossible_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        FineTuning(**wrong)
+PROBE = {"probes": {"knn": KNNProbe()}}
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    ("kind", "wrong"),
     [
-        {"layers": "first"},
-        {"seeds": 0},
-        {"token_memory_gib": 0.0},
-        {"online_every_epochs": 1, "online_every_steps": 1},
-        {"online_every_steps": 0},
-        {"online_train_samples": 0},
+        *((AttentiveProbe, {name: ()}) for name in ("learning_rates", "weight_decays")),
+        *((AttentiveProbe, {name: 0}) for name in ("num_heads", "mlp_ratio", "epochs", "batch_size")),
+        (AttentiveProbe, {"weight_decays": (-0.1,)}),
+        *((each, {"held_out_every": 1}) for each in (AttentiveProbe, LinearProbe)),
+        *((each, {"at": wrong}) for each in (Retrieval, CrossModalRetrieval) for wrong in ((), (0, 5))),
+        *((FewShotProbe, wrong) for wrong in ({"shares": ()}, {"shares": (0.0,)}, {"shares": (1.5,)}, {"repeats": 0})),
+        *((FineTuning, {name: 0}) for name in ("epochs", "learning_rate", "clip_norm")),
+        *((FineTuning, wrong) for wrong in ({"weight_decay": -1.0}, {"warmup_share": 1.0})),
+        *((Forecast, wrong) for wrong in ({"horizons": []}, {"penalties": [0.0]}, {"pooling": "max"})),
+        (Forecast, {"max_train_windows": 0}),
+        *((KNNProbe, {name: 0}) for name in ("k", "temperature")),
+        *((LiDAR, wrong) for wrong in ({"samples": 1}, {"views": 1}, {"delta": 0.0})),
+        *((LinearProbe, {"penalties": wrong}) for wrong in ((), (0.0, 1.0))),
+        *((FrozenEvaluation, {**PROBE, name: "teacher"}) for name in ("network", "pooling", "layers")),
+        *((FrozenEvaluation, {**PROBE, name: 0}) for name in ("batch_size", "raw_input_size", "every_epochs", "seeds")),
+        *((FrozenEvaluation, {**PROBE, name: 0}) for name in ("online_every_steps", "online_train_samples")),
+        *((FrozenEvaluation, {**PROBE, f"{name}_epochs": 1, f"{name}_steps": 1}) for name in ("every", "online_every")),
+        (FrozenEvaluation, {**PROBE, "token_memory_gib": 0.0}),
+        (FrozenEvaluation, {"probes": {"rankme": KNNProbe()}}),
     ],
 )
-def test_refuses_impossible_settings(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        build(**wrong)
+def test_refuses_impossible_settings(kind, wrong):
+    with pytest.raises(ValueError, match=rf"evaluation.*{list(wrong)[-1]}"):
+        kind(**wrong)
 
 
 def test_every_probe_runs_from_its_config(bars, row_model, make_row_model, request):

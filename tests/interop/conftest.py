@@ -8,6 +8,7 @@ import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -56,6 +57,19 @@ def configured(name: str, folder: Path, *overrides: str) -> DictConfig:
 def composed(name: str, overrides: tuple[str, ...]) -> DictConfig:
     """What Hydra makes of overrides."""
     return load_config(overrides, config_name=name)
+
+
+@pytest.fixture(scope="session")
+def published(shared_dir: Path) -> Path:
+    """A file of the published I-JEPA code, of a tiny model."""
+    return shared_dir / "fixtures" / "ijepa_tiny.pth.tar"
+
+
+@pytest.fixture(scope="session")
+def expected(shared_dir: Path) -> dict[str, torch.Tensor]:
+    """What the published code computes with it."""
+    arrays = np.load(shared_dir / "fixtures" / "ijepa_tiny_expected.npz")
+    return {name: torch.from_numpy(np.asarray(arrays[name])) for name in arrays}
 
 
 @pytest.fixture

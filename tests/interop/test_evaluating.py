@@ -51,16 +51,19 @@ def test_a_second_evaluation_encodes_nothing(evaluate, run_folder, tmp_path, mon
 
 def test_other_data(evaluate, run_folder, shared_dir, capsys):
     data = ["data=mnist", f"data.root={shared_dir / 'data' / 'mnist'}", "data.image_size=8", "evaluation.seeds=2"]
+    data += ["data.mean=0.5", "data.std=auto"]
     scores = evaluate(f"checkpoint={run_folder}", *data)
     assert scores["data"]["source"]["_target_"] == "jepa.data.sources.mnist"
     assert scores["trained"].keys() == scores["raw_input"].keys() == {"knn", "rankme", "feature_std"}
     assert scores["spread"].keys() == {"random_init"}
     assert "val/loss" not in scores
-    assert "pictures are normalised with data.mean=" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "pictures are normalised with data.mean=[0.5], in training [" in said
+    assert "pictures are normalised with data.std=auto, in training [" in said
 
 
-def test_a_published_file(evaluate, shared_dir):
-    file = f"checkpoint={shared_dir / 'fixtures' / 'ijepa_tiny.pth.tar'}"
+def test_a_published_file(evaluate, published):
+    file = f"checkpoint={published}"
     data = ["data=digits", "data.image_size=32", "data.channels=3"]
     scores = evaluate(file, "model.encoder.num_heads=4", *data, "evaluation.max_train_samples=40")
     assert scores["trained"] != scores["random_init"]

@@ -24,6 +24,7 @@ def pictures(tmp_path):
         Image.fromarray(random.integers(0, 255, (10, 12, 3), np.uint8)).save(folder / f"{number}.png")
         Image.fromarray(random.integers(0, 255, (8, 8), np.uint8)).save(folder / "b" / "deep" / f"{number}.PNG")
     (folder / "b" / "broken.jpg").write_bytes(b"no picture")
+    np.save(folder / "b" / "two.npy", np.zeros((8, 8, 2), np.uint16))
     (folder / "notes.txt").write_text("x")
     (folder / ".hidden.png").write_bytes(b"")
     return folder
@@ -39,7 +40,9 @@ def test_npz_and_parquet(run_folder, pictures, extract, tmp_path, capsys):
     assert npz["features"].shape == (6, 32)
     assert npz["features"].dtype == np.float32
     out = capsys.readouterr().out
-    assert "left out 1 of 7 pictures that cannot be read:\n  b/broken.jpg: UnidentifiedImageError" in out
+    assert "left out 2 of 8 pictures that cannot be read:\n  b/broken.jpg: UnidentifiedImageError" in out
+    assert "\n  b/two.npy: the images have 2 channels and cannot become data.channels=1" in out
+    assert "pictures: 1 .txt left out" in out
     assert "6 pictures, features (6, 32)" in out
     table = pandas.read_parquet(extract(*common, f"output={tmp_path / 'f.parquet'}"))
     assert table["path"].tolist() == NAMES
@@ -61,14 +64,9 @@ def test_tokens_and_layers(run_folder, pictures, extract, tmp_path):
     assert np.array_equal(layers["layer_1"], tokens.max(axis=1))
 
 
-def test_a_published_file_needs_to_know_the_pictures(shared_dir, pictures, extract, tmp_path):
-    checkpoint = shared_dir / "fixtures" / "ijepa_tiny.pth.tar"
-    common = [
-        f"checkpoint={checkpoint}",
-        f"input={pictures}",
-        "model.encoder.num_heads=4",
-        f"output={tmp_path / 'f.npz'}",
-    ]
+def test_a_published_file_needs_to_know_the_pictures(published, pictures, extract, tmp_path):
+    common = [f"checkpoint={published}", "model.encoder.num_heads=4", f"input={pictures}"]
+    common.append(f"output={tmp_path / 'f.npz'}")
     with pytest.raises(UserError, match=r"give data.image_size=... data.mean=... data.std=..."):
         extract(*common)
     told = ["data.image_size=16", "data.mean=[0.5,0.5,0.5]", "data.std=[0.5,0.5,0.5]"]
@@ -105,6 +103,6 @@ def test_mistakes(run_folder, pictures, extract, tmp_path):
     for path in pictures.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of its 7 pictures can be read; the first: the file is empty"):
+    with pytest.raises(DataError, match="none of its 8 pictures can be read; the first: the file is empty"):
         extract(f"checkpoint={run_folder}", f"input={pictures}", f"output={tmp_path / 'f.npz'}")
     assert not (tmp_path / "f.npz").exists()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+import json
+
 import pytest
 import timm
 import torch
@@ -10,20 +11,10 @@ from safetensors.torch import save_file
 
 from jepa.checkpoint import sharded
 from jepa.interop import find, load, network_of
+from jepa.interop.ijepa import renamed
 from jepa.utils.errors import CheckpointError, UserError
 
 HEADS = {"encoder.num_heads": 4}
-
-
-@pytest.fixture(scope="module")
-def published(shared_dir):
-    return shared_dir / "fixtures" / "ijepa_tiny.pth.tar"
-
-
-@pytest.fixture(scope="module")
-def expected(shared_dir):
-    arrays = np.load(shared_dir / "fixtures" / "ijepa_tiny_expected.npz")
-    return {name: torch.from_numpy(arrays[name]) for name in ("image", "encoder_full", "target_encoder_full")}
 
 
 @pytest.fixture(scope="module")
@@ -58,18 +49,12 @@ def test_a_published_file(published, expected):
     assert not close(fresh.encoder(expected["image"]), expected["encoder_full"])
 
 
-def renamed(state, change):
-    return {change(name): tensor for name, tensor in state.items()}
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("prefix", ["", "module.backbone.", "_orig_mod.module."])
 def test_prefixes_and_ema_encoder(parts, expected, tmp_path, prefix):
     content = {
-        {"target_encoder": "ema_encoder"}.get(part, part): renamed(
-            parts[part], lambda name: prefix + name.removeprefix("module.")
-        )
-        for part in ("encoder", "predictor", "target_encoder")
+        name: renamed(parts[part], {r"^module\.": prefix})
+        for name, part in {"encoder": "encoder", "predictor": "predictor", "ema_encoder": "target_encoder"}.items()
     }
     model = opened(saved(content, tmp_path))
     assert close(model.model.encode_target(expected["image"]), expected["target_encoder_full"])
@@ -98,8 +83,7 @@ def test_encoders_alone(parts, expected, tmp_path):
     one = opened(saved({"teacher": parts["target_encoder"], "epoch": 3}, tmp_path))
     assert close(one.model.encoder(x), expected["target_encoder_full"])
     assert "entry 'teacher'; left alone: epoch" in one.lines[0]
-    plain = renamed(parts["encoder"], lambda name: name.removeprefix("module."))
-    save_file(plain, tmp_path / "bare.safetensors")
+    save_file(renamed(parts["encoder"], {r"^module\.": ""}), tmp_path / "bare.safetensors")
     bare = opened(tmp_path / "bare.safetensors")
     assert close(bare.model.encoder(x), expected["encoder_full"])
     assert "its positions are sine-cosine, computed for the grid that comes" in bare.lines
@@ -117,6 +101,10 @@ def test_encoders_alone(parts, expected, tmp_path):
         (
             lambda c: c["target_encoder"].update({"module.norm.bias": torch.zeros(3)}),
             r"target.encoder.vit.norm.bias: \(3,\) in the file, \(48,\) in the model",
+        ),
+        (
+            lambda c: c["predictor"].update({"module.predictor_proj.bias": torch.zeros(3)}),
+            r"predictor.project.bias: \(3,\) in the file, \(48,\) in the model",
         ),
         (lambda c: c["encoder"].update({"module.blocks.last.w": torch.zeros(1)}), "blocks.last.w: in the file only"),
         (lambda c: c["encoder"].update({"module.step": 3}), "its entry 'encoder' holds other things than tensors"),
@@ -286,12 +274,27 @@ def test_a_hugging_face_folder(hugging_face, tmp_path):
         load(source, image_size=(16, 16), channels=1)
     weights = model.state_dict()
     weights["layernorm.offset"] = weights.pop("layernorm.bias")
+    weights["layernorm.weight"] = torch.ones(5)
     model.config.save_pretrained(tmp_path)
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"layernorm.bias: missing in the file\n  layernorm.offset: in the file"):
+    with pytest.raises(CheckpointError, match=r"bias: missing in(.|\n)*offset: in the(.|\n)*weight: of another shape"):
         load(f"hf:{tmp_path}", image_size=(16, 16), channels=3)
     with pytest.raises(CheckpointError, match=r"names of Hugging Face: give the folder"):
         opened(folder / "model.safetensors")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_hugging_face_folder_in_the_format_of_timm(tmp_path, nested):
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=0).eval()
+    timm.models.save_for_hf(model, tmp_path)
+    if not nested:  # as older versions of timm wrote it
+        settings = {"architecture": "vit_tiny_patch16_224", "num_classes": 0, "input_size": [3, 32, 32]}
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+    found = load(f"hf:{tmp_path}", image_size=(32, 32), channels=3)
+    x = torch.randn(2, 3, 32, 32)
+    assert close(found.model.encode_target(x), model.forward_features(x)[:, 1:])
+    assert found.lines[0] == f"hf:{tmp_path} is in timm's format"
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from jepa.checkpoint.moved import upgrade
 from jepa.checkpoint.stored_objects import DATA_TABLE, MODEL_TABLE, check_stored
 from jepa.config.compose import CONFIG_DIR
 from jepa.interop import load
-from jepa.utils.errors import CheckpointError
+from jepa.utils.errors import CheckpointError, DataError
 from jepa.utils.nested import find_targets
 
 
@@ -85,6 +85,7 @@ def poisoned(run_folder, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["write", "load", "hub", "mkdir", "walk"])
+@pytest.mark.faults
 def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
     folder = tmp_path / "live"
     folder.mkdir()
@@ -99,14 +100,20 @@ def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
     (pictures / "a.png").touch()
     for section in SECTIONS:
         path = poisoned(section, node)
-        for call in (
-            lambda path=path: load(path),
-            lambda path=path: evaluate(f"checkpoint={path}"),
-            lambda path=path: export(f"checkpoint={path}", f"output={tmp_path}/x.safetensors"),
-            lambda path=path: extract(f"checkpoint={path}", f"input={pictures}", f"output={tmp_path}/x.npz"),
-        ):
-            with pytest.raises(CheckpointError, match=r"poisoned.pt would build .* not among jepa's own parts"):
-                call()
+        calls = {
+            "load": lambda path=path: load(path),
+            "evaluate": lambda path=path: evaluate(f"checkpoint={path}"),
+            "export": lambda path=path: export(f"checkpoint={path}", f"output={tmp_path}/x.safetensors"),
+            "extract": lambda path=path: extract(f"checkpoint={path}", f"input={pictures}", f"output={tmp_path}/x.npz"),
+        }
+        builds = list(calls) if SECTIONS[section][0] in ("model", "loss") else ["evaluate"]
+        for name, call in calls.items():
+            if name in builds:
+                with pytest.raises(CheckpointError, match=r"poisoned.pt would build .* not among jepa's own parts"):
+                    call()
+            else:
+                with contextlib.suppress(DataError):  # the picture is no picture
+                    call()
     assert not list(folder.glob("PWNED*"))
 
 
@@ -117,7 +124,7 @@ def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
         ("encoder", "/etc/passwd", "model.encoder.stem='/etc/passwd' is a path"),
         ("encoder", "https://example.org/x", "is a path, an address"),
         ("encoder", "hf-hub:org/model", "is a path, an address"),
-        ("data", {"_target_": "jepa.data.sources.image_folder", "root": "/home"}, "data.source.root='/home' is a path"),
+        ("data", "${oc.env:HOME}", "data.source=.* is a path, an address or an interpolation"),
         ("mask", {"_target_": "jepa.masks.RandomMask", "_args_": [1]}, "model.mask has one of Hydra's own keys"),
         ("mask", {"_target_": "${x}"}, r"would build '\$\{x\}' as model.mask"),
         ("mask", {"_target_": "jepa.masks.RandomMask", "ratio": 2}, "jepa.masks.RandomMask refuses what the file says"),
@@ -125,11 +132,24 @@ def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
         ("loss", 5, "refuses what the file says"),
     ],
 )
+@pytest.mark.faults
 def test_what_else_a_file_may_not_say(section, node, message, poisoned):
     with pytest.raises(CheckpointError, match=message):
         load(poisoned(section, node))
 
 
+@pytest.mark.faults
+def test_a_lone_file_brings_no_path(poisoned, evaluate, export, shared_dir, tmp_path):
+    """Its other facts serve; a path of its data is given on the command line."""
+    root = str(shared_dir / "data" / "mnist")
+    path = poisoned("data", {"_target_": "jepa.data.sources.mnist", "_partial_": True, "root": root})
+    with pytest.raises(CheckpointError, match=r"data.source.root=.* is a path, .* give the value on the command line"):
+        evaluate(f"checkpoint={path}")
+    export(f"checkpoint={path}", f"output={tmp_path}/x.safetensors")
+    evaluate(f"checkpoint={path}", f"data.source.root={root}", "evaluation.probes.knn=null")
+
+
+@pytest.mark.faults
 def test_a_class_of_ones_own_is_built_when_trusted_or_named(poisoned, evaluate, tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("from jepa.masks import RandomMask\n\n\nclass Mine(RandomMask):\n    pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -159,8 +159,7 @@ def test_a_resumed_run_judges_alike(tmp_path, killed_at):
 def test_a_long_history_is_thinned_out():
     monitor = CollapseMonitor(max_measurements=16)
     for step in range(100):
-        monitor.history.append({"step": float(step)})
-        monitor._thin()
+        monitor._remember(step, {}, {})
     steps = [measurement["step"] for measurement in monitor.history]
     assert steps[:3] == [0, 1, 2]
     assert steps[-5:] == [95, 96, 97, 98, 99]

@@ -69,6 +69,23 @@ def test_complete_collapse_and_what_to_do():
     assert "lower optimizer.lr (update_ratio is 5.0e-02" in fast.evidence
 
 
+def test_targets_that_lag_behind_embeddings_have_not_collapsed():
+    """Figures of plain I-JEPA on digits at steps 300 to 400, and of what tells true collapses from it."""
+    lagging = {
+        "monitor__target_spread": lambda t: 0.69 if t < 0.5 else 0.25,
+        "monitor__embedding_spread": 0.17,
+        "monitor__embedding_dimensions": 15.0,
+    }
+    assert verdict(**lagging).name == "healthy"
+    for name, course in {
+        "monitor__target_drift": None,  # no moving average
+        "monitor__target_spread": lambda t: 0.69 if t < 0.5 else 0.14,
+        "monitor__embedding_spread": lambda t: 0.15 - 0.05 * t,
+        "monitor__embedding_dimensions": lambda t: 15 if t < 0.5 else 11,  # ten times the learning rate
+    }.items():
+        assert verdict(**{**lagging, name: course}).name == "complete collapse", name
+
+
 def test_projections_collapse_before_embeddings_do():
     views = {"monitor__target_spread": None, "monitor__target_drift": None, "monitor__target_places": None}
     falling = {

@@ -12,6 +12,8 @@ import pytest
 from omegaconf import OmegaConf
 from run_folders import write_run
 
+pytestmark = pytest.mark.faults
+
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 FILES = ("status.json", "results.json", "metrics.jsonl", "config.yaml", ".hydra/overrides.yaml")
 

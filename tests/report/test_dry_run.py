@@ -19,7 +19,7 @@ from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
-from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_pixels
+from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_colours, to_pixels
 from jepa.report.mask_statistics import mask_statistics
 from jepa.types import Mask, RunLength
 from jepa.utils.log_mel import LogMel
@@ -234,6 +234,30 @@ def test_pixels_undo_the_normalisation():
     assert pixels.flatten().tolist() == [0.0, 0.5, 1.0]
     assert pixel_statistics(SimpleNamespace()) is None
     assert to_pixels(torch.tensor([1.0, 3.0]), None).tolist() == [0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("channels", "shown", "said"),
+    [
+        (1, 1, "; scaled to its own range"),
+        (2, 1, "; band 1 of 2, scaled to its own range"),
+        (3, 3, "; each scaled to its own range"),
+        (5, 3, "; bands 1-3 of 5, each scaled to its own range"),
+    ],
+)
+def test_bands_that_are_shown(channels, shown, said):
+    statistics = torch.full((channels, 1, 1), 500.0), torch.full((channels, 1, 1), 100.0)
+    views = torch.randn(4, 2, channels, 6, 6) * torch.arange(1, channels + 1).view(-1, 1, 1)
+    pixels, title = to_colours(views, statistics)
+    assert (tuple(pixels.shape), title) == ((4, 2, shown, 6, 6), said)
+    bands = pixels.transpose(0, 2).flatten(1)
+    assert bands.amin(dim=1).tolist() == [0] * shown
+    assert bands.amax(dim=1).tolist() == pytest.approx([1] * shown)
+    if channels == shown:
+        in_range = torch.rand(4, 2, channels, 6, 6)
+        statistics = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
+        assert to_colours(in_range, statistics)[1] == ""
+        assert torch.equal(to_colours(in_range, statistics)[0], in_range)
 
 
 def test_several_masks_on_a_figure(tmp_path):

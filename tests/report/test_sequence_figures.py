@@ -18,7 +18,8 @@ def test_kinds_are_told_by_their_axes():
     assert input_kind(torch.zeros(2, 3, 1, 50)) == "series"  # three views are not three channels of a picture
     assert input_kind(torch.zeros(2, 1, 3, 8, 8)) == "images"
     assert input_kind(torch.zeros(2, 1, 3, 4, 8, 8)) == "video"
-    assert input_kind(torch.zeros(2, 1, 7, 8, 8)) is None
+    assert input_kind(torch.zeros(2, 1, 7, 8, 8)) == "images"
+    assert input_kind(torch.zeros(2, 1, 7, 4, 8, 8)) is None
     assert input_kind(None) is None
 
 

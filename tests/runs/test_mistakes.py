@@ -31,6 +31,8 @@ MISTAKES = {
     "heads that do not divide": (["model.encoder.num_heads=5"], ["heads", "5", "32"]),
     "masks that cannot fit": (["model.mask.target_scale=[0.9,0.95]"], ["model.mask", "context"]),
     "image too small for masks": (["model.encoder.patch_size=8"], ["model"]),
+    "number for an option": (["data=1"], ["data=1", "must be a string"]),
+    "name that the system refuses": (["resume=" + "a" * 300], ["no run folder or checkpoint at aaa"]),
     "no data root": (["data=image_folder"], ["data.root is not set", "data.root=..."]),
     "data root missing": (["data=image_folder", "data.root=nowhere"], ["data.root=nowhere is not a folder"]),
     "data root empty": (["data=image_folder", "data.root=empty"], ["holds no images"]),
@@ -68,7 +70,7 @@ def test_one_class_only(train, refused, tmp_path):
     for number in range(20):
         Image.new("L", (8, 8), number * 10).save(folder / f"{number}.png")
     message = refused(train("data=image_folder", "data.root=images", "hydra.run.dir=run"))
-    assert "one class folder only (only)" in message
+    assert "holds a single class (only)" in message
     assert "data.root=images/only" in message
 
 
@@ -89,16 +91,19 @@ def mounted(folder, options):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.faults
 def test_a_run_folder_that_cannot_be_made(train, quick, refused, tmp_path):
     (tmp_path / "file").touch()
     assert "file/run: Not a directory" in refused(train(*quick, "hydra.run.dir=file/run"))
 
 
+@pytest.mark.faults
 def test_a_read_only_output_folder(train, quick, refused, tmp_path):
     with mounted(tmp_path / "locked", "size=1m,ro") as folder:
         assert "Read-only file system" in refused(train(*quick, f"hydra.run.dir={folder}/run"))
 
 
+@pytest.mark.faults
 def test_a_disk_that_fills_up(train, quick, refused, tmp_path):
     """What was saved before stays whole, and the run goes on from it elsewhere or with more room."""
     with mounted(tmp_path / "small", "size=4m") as folder:
@@ -119,6 +124,7 @@ def test_a_disk_that_fills_up(train, quick, refused, tmp_path):
         assert torch.load(last, weights_only=True)["step"] == 8
 
 
+@pytest.mark.faults
 def test_a_disk_that_is_full(train, quick, refused, tmp_path):
     """Not even room for the log."""
     with mounted(tmp_path / "small", "size=1m") as folder:

@@ -74,6 +74,7 @@ def whole(fork_server, tmp_path_factory, tiny):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.faults
 def test_killed_and_started_again(start, quick, tmp_path, whole, workers):
     folder = tmp_path / "run"
     arguments = [*quick, *RUN, "hydra.run.dir=run", "model.encoder.dropout=0.1", "resume=auto"]
@@ -123,6 +124,7 @@ def test_a_longer_run_by_its_folder_or_file(train, start, quick, tmp_path, whole
         (signal.SIGUSR2, "trainer.checkpoint_dir=elsewhere"),
     ],
 )
+@pytest.mark.faults
 def test_stopped_by_a_signal(train, start, quick, tmp_path, whole, number, setting):
     folder = tmp_path / "run"
     run = start(*quick, *RUN, "hydra.run.dir=run", "model.encoder.dropout=0.1", setting)
@@ -142,6 +144,7 @@ def test_stopped_by_a_signal(train, start, quick, tmp_path, whole, number, setti
     assert (folder / "checkpoints").exists() == ("checkpoint_dir" not in setting)
 
 
+@pytest.mark.faults
 def test_ctrl_c_ends_a_sweep(start, quick, tmp_path):
     run = start("-m", *quick, "trainer.seed=0,1", "trainer.max_steps=500", "hydra.sweep.dir=sweep")
     wait_for(lambda: logged(tmp_path / "sweep/0") >= 2)

@@ -198,6 +198,7 @@ def test_what_a_study_refuses(sweep):
         sweep("sweep=optuna", "optimized_metric=online/knn", "sweep.trials=2")
 
 
+@pytest.mark.faults
 def test_a_file_that_is_no_study(sweep, tmp_path):
     (tmp_path / "study.db").write_text("no database")
     with pytest.raises(UserError, match=r"/study\.db: .*not a database"):

@@ -57,6 +57,7 @@ def statuses(tmp_path, count):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_failed_and_diverged_runs_end_no_sweep_and_what_is_done_is_not_repeated(sweep, start, tmp_path):
     rates = "optimizer.lr=1e-3,-1,1e30,2e-3"
     process = sweep(rates).wait()
@@ -81,6 +82,7 @@ def test_failed_and_diverged_runs_end_no_sweep_and_what_is_done_is_not_repeated(
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_an_interrupted_sweep_goes_on(sweep, start, slowly, until, tmp_path):
     process = sweep("optimizer.lr=1e-3,2e-3", "trainer.seed=0", *slowly)
     until(lambda status: (status.step or 0) >= 1)
@@ -120,6 +122,7 @@ def test_a_folder_of_other_runs_is_refused(sweep, start, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_a_study_that_is_killed_goes_on(sweep, slowly, until, tmp_path):
     study = ["sweep=optuna", "sweep.trials=3", *slowly]
     process = sweep(*study)
@@ -140,6 +143,7 @@ LOCAL = ["hydra/launcher=local", "hydra.launcher.poll_seconds=0.2"]
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_runs_side_by_side_share_the_machine_and_survive_their_launcher(sweep, slowly, until, tmp_path):
     options = [*LOCAL, "hydra.launcher.parallel=2", "hydra.launcher.threads=1", "optimizer.lr=1e-3,2e-3,-1", *slowly]
     process = sweep(*options)
@@ -157,6 +161,7 @@ def test_runs_side_by_side_share_the_machine_and_survive_their_launcher(sweep, s
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_an_interruption_lets_all_runs_save(sweep, slowly, until, tmp_path):
     options = [*LOCAL, "hydra.launcher.parallel=2", "optimizer.lr=1e-3,2e-3,3e-3", *slowly]
     process = sweep(*options)
@@ -174,6 +179,7 @@ def test_an_interruption_lets_all_runs_save(sweep, slowly, until, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.faults
 def test_an_interruption_while_a_job_is_starting(sweep, slowly, until, tmp_path):
     """Its processes import for seconds, and are not ready to save."""
     process = sweep(*LOCAL, "hydra.launcher.parallel=1", "trainer.max_steps=300", *slowly)

@@ -66,6 +66,7 @@ def half_saved(content, file):
     ("place", "name", "failing"),
     [(os, "replace", replace_refused), (torch, "save", half_saved), (os, "fsync", disk_full)],
 )
+@pytest.mark.faults
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, place, name, failing):
     path = tmp_path / "last.pt"
     checkpoint.write(path, state())
@@ -85,6 +86,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch, place, name, 
 # Reading.
 
 
+@pytest.mark.faults
 def test_damaged_and_foreign_files(tmp_path):
     path = tmp_path / "last.pt"
     checkpoint.write(path, state())
@@ -118,12 +120,14 @@ def test_damaged_and_foreign_files(tmp_path):
         ),
     ],
 )
+@pytest.mark.faults
 def test_other_formats_and_versions(tmp_path, content, message):
     torch.save(content, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=message):
         checkpoint.read(tmp_path / "x.pt")
 
 
+@pytest.mark.faults
 def test_reading_executes_nothing(tmp_path):
     torch.save({**state(), "format": "jepa", "version": 2, "x": Bomb(tmp_path / "boom")}, tmp_path / "x.pt")
     with pytest.raises(CheckpointError):
@@ -205,6 +209,7 @@ def test_who_may_write_into_a_folder(tmp_path):
     assert after == before
 
 
+@pytest.mark.faults
 def test_a_truncated_checkpoint_overwrites_nothing(tmp_path):
     toy_trainer(tmp_path, max_steps=2, loggers=[JSONLines()]).fit()
     last = tmp_path / "checkpoints" / "last.pt"
@@ -215,6 +220,7 @@ def test_a_truncated_checkpoint_overwrites_nothing(tmp_path):
     assert file_contents(tmp_path) == before
 
 
+@pytest.mark.faults
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match=r"cannot write to the run folder .*Not a directory.*hydra.run.dir"):
@@ -375,6 +381,7 @@ SETTINGS = {"max_steps": 8, "optimizer": adam, "validate_every_steps": 2, "save_
 
 @pytest.mark.parametrize("step", [1, 2, 4, 4.5, 7.5, 8])
 @pytest.mark.parametrize(("number", "metric"), [(2, "val/loss"), (15, "train/loss")])
+@pytest.mark.faults
 def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, step, number, metric):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     settings = {**SETTINGS, "best_metric": metric, "best_k": 8, "log_every": 2}
@@ -391,6 +398,7 @@ def test_a_run_stopped_by_a_signal_goes_on_exactly(tmp_path, step, number, metri
     assert_same_run(whole, parts, listing(whole / "checkpoints"))
 
 
+@pytest.mark.faults
 def test_a_signal_after_the_last_step_ends_a_whole_run(tmp_path):
     trainer = toy_trainer(tmp_path)
     stop_at(5.5, trainer, 2)
@@ -441,6 +449,7 @@ class Momentary(Callback):
     ],
     ids=["plain", "micro-batches", "fp16", "background"],
 )
+@pytest.mark.faults
 def test_a_run_that_crashed_goes_on_exactly(tmp_path, failed, settings):
     """What was logged after the checkpoint is void."""
 
@@ -506,6 +515,7 @@ def test_a_longer_run_goes_on_exactly(tmp_path):
     assert_same_run(whole, parts)
 
 
+@pytest.mark.faults
 def test_killed_between_two_files(tmp_path, monkeypatch):
     """A run killed after the best checkpoint and before last.pt repeats the steps between, and has both."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -167,6 +167,7 @@ def test_the_loop_clips(tmp_path, setting, expected):
 # Finiteness and fp16.
 
 
+@pytest.mark.faults
 def test_a_non_finite_loss_stops_before_the_weights_move(tmp_path):
     trainer = toy_trainer(tmp_path, data=ToyData(poison=2))
     healthy = toy_trainer(tmp_path / "healthy", max_steps=2)
@@ -191,6 +192,7 @@ class Poisoned(ToyData):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
+@pytest.mark.faults
 def test_a_non_finite_loss_goes_back_where_the_monitor_does(tmp_path, precision):
     def rolling_back(name, cured_by):
         monitor = CollapseMonitor(on_collapse="rollback", max_rollbacks=2)
@@ -227,6 +229,7 @@ class InfiniteGradient(Trainer):
         return loss
 
 
+@pytest.mark.faults
 def test_a_non_finite_gradient_stops_fp32(tmp_path):
     with pytest.raises(NonFiniteError, match="at step 2"):
         fit(tmp_path, kind=InfiniteGradient)

@@ -181,6 +181,7 @@ def test_training_goes_on_while_writing(tmp_path, monkeypatch, kind):
 
 @pytest.mark.parametrize("kind", ["plain", "sharded"])
 @pytest.mark.parametrize("method", ["poll", "wait", "save", "close"])
+@pytest.mark.faults
 def test_an_error_in_the_background_comes_up(tmp_path, monkeypatch, kind, method):
     made = Saver(tmp_path, kind=kind, asynchronous=True)
     made.save(state(), ["last"], [])
@@ -202,6 +203,7 @@ def test_an_error_in_the_background_comes_up(tmp_path, monkeypatch, kind, method
     assert len(listing(tmp_path)) == (1 if kind == "plain" else 2)
 
 
+@pytest.mark.faults
 def test_a_run_ends_by_an_error_in_the_background(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", disk_full)
     watch = Watch()
@@ -212,6 +214,7 @@ def test_a_run_ends_by_an_error_in_the_background(tmp_path, monkeypatch):
     assert watch.closed
 
 
+@pytest.mark.faults
 def test_an_error_of_the_run_comes_before_one_in_the_background(tmp_path, monkeypatch):
     watch, failing = Watch(), threading.Event()
 
@@ -234,6 +237,7 @@ def test_an_error_of_the_run_comes_before_one_in_the_background(tmp_path, monkey
 
 
 @pytest.mark.parametrize("background", [False, True])
+@pytest.mark.faults
 def test_a_killed_plain_writer_leaves_the_old_file(tmp_path, monkeypatch, background):
     made = Saver(tmp_path, kind="plain", asynchronous=False)
     made.save(state(value=1.0), ["last"], [])
@@ -259,6 +263,7 @@ def test_a_killed_plain_writer_leaves_the_old_file(tmp_path, monkeypatch, backgr
 @pytest.mark.parametrize(
     ("place", "name"), [(sharded.dcp, "save"), (sharded, "publish"), (os, "replace"), (sharded, "prune")]
 )
+@pytest.mark.faults
 def test_a_killed_sharded_writer_leaves_the_old_folder(tmp_path, monkeypatch, place, name):
     """Killed before the parts are written, before a name stands for them, between two names, and before tidying up."""
     made = Saver(tmp_path, kind="sharded", asynchronous=False)
@@ -296,6 +301,7 @@ def test_a_step_saved_many_times_never_takes_a_folder_that_stands(tmp_path, monk
 
 
 @pytest.mark.parametrize("damage", ["state.pt", ".metadata", "__0_0.distcp"])
+@pytest.mark.faults
 def test_a_damaged_part_is_named_and_nothing_is_overwritten(tmp_path, damage):
     toy_trainer(tmp_path, checkpoint_format="sharded", max_steps=2).fit()
     (part,) = tmp_path.glob(f"checkpoints/sharded_*/{damage}")
@@ -308,6 +314,7 @@ def test_a_damaged_part_is_named_and_nothing_is_overwritten(tmp_path, damage):
 
 
 @pytest.mark.parametrize("file", ["state.pt", ".metadata"])
+@pytest.mark.faults
 def test_reading_parts_executes_nothing(tmp_path, file):
     folder = tmp_path / "parts"
     sharded.write(folder, checkpoint.with_format(state()))

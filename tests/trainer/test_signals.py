@@ -41,6 +41,7 @@ def code_of(pid, timeout=20):
 
 
 @pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.faults
 def test_the_first_signal_asks(number):
     handlers = {n: signal.getsignal(n) for n in SIGNALS}
     threads = threading.active_count()
@@ -68,6 +69,7 @@ def test_elsewhere_than_in_the_main_thread():
 
 
 @pytest.mark.parametrize(("first", "second"), [(2, 2), (15, 2), (signal.SIGUSR1, 15), (2, signal.SIGUSR2)])
+@pytest.mark.faults
 def test_a_second_signal_ends_a_step_that_hangs(tmp_path, first, second):
     """As it does where another rank never comes."""
 
@@ -96,6 +98,7 @@ def test_a_second_signal_ends_a_step_that_hangs(tmp_path, first, second):
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["last.pt"]
 
 
+@pytest.mark.faults
 def test_the_echo_of_a_launcher_is_no_second_signal(monkeypatch):
     def run(say):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")

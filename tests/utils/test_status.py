@@ -56,6 +56,7 @@ WRONG = {
 }
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Status)])
 def test_a_field_that_cannot_be_right_is_named(tmp_path, name):
     for value in WRONG[name]:
@@ -65,6 +66,7 @@ def test_a_field_that_cannot_be_right_is_named(tmp_path, name):
         assert re.match(f"status.json is damaged: {name} is ", found.reason), value
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("text", [b"", b'{"state": "runn', b"[]", b"{}", b"\xff", b"[" * 100_000])
 def test_a_damaged_status_is_replaced_with_a_word(tmp_path, text, capsys):
     assert read_status(tmp_path) is None
@@ -81,6 +83,7 @@ def test_keys_of_a_later_version_are_left_out(tmp_path):
     assert read_status(tmp_path) == Status(state="done")
 
 
+@pytest.mark.faults
 def test_what_cannot_be_written_is_a_warning_and_leaves_nothing_behind(tmp_path, capsys):
     (tmp_path / "status.json" / "x").mkdir(parents=True)
     with warn_if_not_written("the status"):
@@ -111,6 +114,7 @@ def test_processes_are_told_from_later_ones_of_their_number():
     assert not is_dead(Status(state="done", pid=me.pid, host=here))
 
 
+@pytest.mark.faults
 def test_a_signal_that_comes_early():
     before, early = signal.getsignal(signal.SIGTERM), EarlySignal()
     try:

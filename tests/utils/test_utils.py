@@ -170,6 +170,7 @@ def test_keys():
     assert {"resume", "optimizer.lr", "model.encoder.depth", "trainer.max_steps"} <= set(known_keys())
 
 
+@pytest.mark.faults
 def test_what_the_system_refuses_is_no_bug():
     with pytest.raises(UserError, match=r"/x/y: No space left on device.*hydra.run.dir"), convert_system_errors():
         raise OSError(28, "No space left on device", "/x/y")
@@ -194,6 +195,7 @@ def test_locate(tmp_path):
         assert locate(given) == last
 
 
+@pytest.mark.faults
 def test_a_file_of_other_objects_than_tensors_is_refused(tmp_path):
     torch.save(functools.partial(print), tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match="cannot read"):

@@ -15,18 +15,18 @@ from types import ModuleType
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
+from jepa.data.sources.image_files import FRAME_EXTENSIONS, read_image, to_rgb_bytes
 from jepa.data.stream import UnreadableSample
+from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import lazy_import, require
 
 av = lazy_import("av")
 
-IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-
 File = str | Path | io.BytesIO
 Sound = tuple[Tensor, int]
 """A waveform (t,) float32 in [-1, 1], channels averaged, and its sample rate in Hz."""
@@ -47,14 +47,17 @@ def readable(file: File, name: str | None, *errors: type[Exception]) -> Iterator
         raise UnreadableSample(name, "the file is empty" if empty else f"{type(error).__name__}: {reason}") from error
 
 
-def decode_image(file: File, name: str | None = None) -> Image.Image:
-    """The picture in a file, turned upright by its EXIF data. name: of the sample in errors, None for the file's."""
-    with readable(file, name), warnings.catch_warnings():
+def decode_image(file: File, name: str | None = None) -> Image.Image | Tensor:
+    """The picture in a file, turned upright; see `read_image`. name: of the sample in errors, None for the file's."""
+    with readable(file, name) as name, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a file is readable or not; oddities in its metadata do not matter
-        with Image.open(file) as image:
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return image
+        try:
+            with contextlib.nullcontext(file) if isinstance(file, io.BytesIO) else open(file, "rb") as stream:
+                return read_image(stream, name)
+        except (UnreadableSample, UserError, *DAMAGE):
+            raise
+        except Exception as error:  # libraries that are given any bytes raise anything
+            raise UnreadableSample(name, f"{type(error).__name__}: {error}") from error
 
 
 def require_soundfile() -> ModuleType:
@@ -145,12 +148,12 @@ class FrameFolder:
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames, uint8 (T, 3, H, W)."""
         with readable(self.path, None):
-            names = sorted(filter(is_image_file, os.listdir(self.path)), key=_natural)
+            names = sorted(filter(is_frame_file, os.listdir(self.path)), key=_natural)
         if not names:
-            raise UnreadableSample(self.path, f"the folder holds no frames ({', '.join(IMAGE_EXTENSIONS)})")
+            raise UnreadableSample(self.path, f"the folder holds no frames ({', '.join(FRAME_EXTENSIONS)})")
         numbers = list(choose(len(names), None))
         paths = {number: os.path.join(self.path, names[number]) for number in numbers}
-        read = {number: np.asarray(decode_image(path).convert("RGB")) for number, path in paths.items()}
+        read = {number: to_rgb_bytes(decode_image(path), path) for number, path in paths.items()}
         return _stack([read[number] for number in numbers], self.path)
 
 
@@ -174,9 +177,9 @@ def open_video(path: str) -> Video:
     return FrameFolder(path) if os.path.isdir(path) else VideoFile(path)
 
 
-def is_image_file(name: str) -> bool:
-    """Whether a name is that of an image file, and not hidden."""
-    return name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith(".")
+def is_frame_file(name: str) -> bool:
+    """Whether a name is that of a picture that may be a frame of a video, and not hidden."""
+    return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
 
 
 def _pixels(frame: av.VideoFrame) -> np.ndarray:

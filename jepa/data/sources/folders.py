@@ -5,19 +5,20 @@ from __future__ import annotations
 import csv as csv_module
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from jepa.data.sources.decoders import (
-    IMAGE_EXTENSIONS,
     decode_image,
     decode_sound,
-    is_image_file,
+    is_frame_file,
     open_video,
     require_soundfile,
 )
+from jepa.data.sources.image_files import IMAGE_EXTENSIONS
 from jepa.data.sources.splits import (
     FileSamples,
     Splits,
@@ -56,7 +57,7 @@ class FileKind:
     def matches(self, entry: os.DirEntry[str]) -> bool:
         """Whether an entry of a folder is a sample."""
         if self.frames and entry.is_dir():
-            return any(is_image_file(name) for name in os.listdir(entry.path))
+            return any(is_frame_file(name) for name in os.listdir(entry.path))
         # is_file last: the type of a link costs a system call.
         return entry.name.lower().endswith(self.extensions) and entry.is_file()
 
@@ -77,7 +78,7 @@ VIDEOS = FileKind(
 
 
 def image_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Splits:
-    """Images in JPEG, PNG, WebP or BMP files below root; see `find_splits` for the layouts."""
+    """Images in files that end with one of IMAGE_EXTENSIONS below root; see `find_splits` for the layouts."""
     return find_splits(root, IMAGES, val_fraction=val_fraction, split_seed=split_seed)
 
 
@@ -122,7 +123,7 @@ def video_folder(
 
 
 def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: int) -> Splits:
-    """Samples in files below root; hidden and other files are ignored, links followed.
+    """Samples in files below root; links are followed, hidden files ignored, and others counted in `Splits.lines`.
 
     One of these layouts; below a class folder, samples may lie at any depth:
     - train/<class>/ and val/<class>/ (or test, valid, validation);
@@ -138,10 +139,11 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
             "folders"
         )
     train_part = "train" if (folder / "train").is_dir() else ""
-    train = _list_samples(folder, train_part, kind)
+    others: Counter[str] = Counter()
+    train = _list_samples(folder, train_part, kind, others)
     classes = sorted({name for _, name in train if name is not None})
     test_part = next((name for name in kind.test_folders if train_part and (folder / name).is_dir()), None)
-    test = None if test_part is None else _list_samples(folder, test_part, kind, flat=not classes)
+    test = None if test_part is None else _list_samples(folder, test_part, kind, others, flat=not classes)
     if classes and test is not None and test[0][1] is None:
         raise DataError(
             f"{folder / test_part} holds {len(test)} {kind.name} but no class folders; expected "
@@ -150,9 +152,16 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
         )
     unlabelled = f"data.root={folder / train_part / classes[0]}" if classes else None
     where = f"data.root={root}"
-    return split_files(
+    splits = split_files(
         train, test, kind.decode, classes, val_fraction, split_seed, folder=folder, where=where, unlabelled=unlabelled
     )
+    return replace(splits, lines=tuple(f"{where}: {line}" for line in left_out(others)))
+
+
+def left_out(others: Mapping[str, int]) -> list[str]:
+    """Say how many files of each ending were left out, as "60 .svg left out"; nothing where there are none."""
+    counted = [f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items())]
+    return [f"{', '.join(counted)} left out"] if counted else []
 
 
 def split_files(
@@ -193,10 +202,13 @@ def split_files(
     return Splits(*samples, class_names=tuple(classes) or None)
 
 
-def _list_samples(root: Path, part: str, kind: FileKind, *, flat: bool = False) -> Listed:
-    """The samples of the folder root/part by class folder, sorted; flat: as one group, whatever their folders."""
+def _list_samples(root: Path, part: str, kind: FileKind, others: Counter[str], *, flat: bool = False) -> Listed:
+    """The samples of the folder root/part by class folder, sorted; flat: as one group, whatever their folders.
+
+    others: counts the files that are no samples, by ending.
+    """
     folder = root / part
-    paths = sorted(_walk(folder, "", kind))
+    paths = sorted(_walk(folder, "", kind, others))
     loose = [path for path in paths if os.sep not in path]
     first = {path.partition(os.sep)[0] for path in paths}
     with os.scandir(folder) as entries:
@@ -220,8 +232,10 @@ def _list_samples(root: Path, part: str, kind: FileKind, *, flat: bool = False) 
     return sorted(listed, key=lambda sample: (sample[1], sample[0]))
 
 
-def _walk(root: Path, below: str, kind: FileKind, parents: frozenset[tuple[int, int]] = frozenset()) -> Iterator[str]:
-    """Samples at any depth below root/below, relative to root."""
+def _walk(
+    root: Path, below: str, kind: FileKind, others: Counter[str], parents: frozenset[tuple[int, int]] = frozenset()
+) -> Iterator[str]:
+    """Samples at any depth below root/below, relative to root; other files are counted by ending in `others`."""
     status = os.stat(root / below)
     place = (status.st_dev, status.st_ino)
     if place in parents:  # a link back to a folder above
@@ -234,7 +248,9 @@ def _walk(root: Path, below: str, kind: FileKind, parents: frozenset[tuple[int, 
             if kind.matches(entry):
                 yield path
             elif entry.is_dir():
-                yield from _walk(root, path, kind, parents | {place})
+                yield from _walk(root, path, kind, others, parents | {place})
+            else:
+                others[os.path.splitext(entry.name)[1].lower()] += 1
 
 
 def _read_csv(root: str | None, name: str, path: str, label: str, split: str) -> tuple[Listed, Listed | None]:

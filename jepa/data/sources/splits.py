@@ -24,13 +24,15 @@ T = TypeVar("T")
 class Splits:
     """Training and test samples, whose items are (input, label).
 
-    An input is what the data class takes: of `ImageData` a PIL image or a uint8 tensor (C, H, W). class_names[label]
-    names a label; None stands for data without labels, in which every label is None.
+    An input is what the data class takes: of `ImageData` a PIL image, or a tensor (C, H, W) of uint8 or float32.
+    class_names[label] names a label; None stands for data without labels, in which every label is None. lines: what the
+    first lines of a run say of the samples.
     """
 
     train: Samples
     test: Samples
     class_names: tuple[str, ...] | None = None
+    lines: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -75,10 +77,13 @@ class FileSamples:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        name = os.fsdecode(self.paths[index].item())
-        path = os.path.join(self.folder, name)
+        name, path = os.fsdecode(self.paths[index].item()), self.name_of(index)
         value = self.decode(path) if self.contents is None else self.decode(io.BytesIO(self.contents[name]), path)
         return value, None if self.labels is None else int(self.labels[index])
+
+    def name_of(self, index: int) -> str:
+        """The path of a file."""
+        return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
 
 def hold_out(
