@@ -44,6 +44,7 @@ from jepa.distributed.collectives import destroy_process_group
 from jepa.masks import MultiBlockMask
 from jepa.trainer import Trainer
 from jepa.types import DataSpec
+from jepa.utils.read_data import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS_ALONE = ("trainer.validate_every_epochs=null", "trainer.save_every_epochs=null", "evaluation=none")
@@ -305,7 +306,7 @@ def sweep() -> dict[str, float]:
             begun = time.monotonic()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
             wall = time.monotonic() - begun
-            statuses = [json.loads(path.read_text()) for path in Path(folder).glob("*/status.json")]
+            statuses = [read_json(path) for path in Path(folder).glob("*/status.json")]
             if [status["state"] for status in statuses] != ["done"] * 6:
                 raise SystemExit(f"{name}: not all of 6 runs are done")
             seconds[name] = (wall - sum(status["train_seconds"] for status in statuses)) / len(statuses)

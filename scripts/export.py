@@ -6,7 +6,6 @@ card beside it: `<output>.json` and, for people, `<output>.md`.
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,11 +78,15 @@ def output_of(config: DictConfig) -> Path:
 def read_results(name: str) -> dict[str, Any]:
     """Rows of a JSON file of scripts/evaluate.py. Raises UserError when it is none."""
     from jepa.utils.errors import UserError
+    from jepa.utils.read_data import DamagedFileError, read_json
 
     try:
-        return json.loads(Path(name).read_text())
-    except (OSError, ValueError) as error:
+        results = read_json(Path(name))
+    except DamagedFileError as error:
         raise UserError(f"results={name} cannot be read: {error}; expected a JSON of scripts/evaluate.py") from error
+    if not isinstance(results, dict):
+        raise UserError(f"results={name} holds no names and values; expected a JSON of scripts/evaluate.py")
+    return results
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from jepa.config.build import build_data, build_model
 from jepa.types import Masker
+from jepa.utils.read_data import read_mapping
 
 SHOWN = 7
 """Test pictures that are drawn."""
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="the picture; picture.png in the run folder without it")
     parser.add_argument("--seed", type=int, default=0, help="of masks and t-SNE")
     arguments = parser.parse_args()
-    config = OmegaConf.load(arguments.run / "config.yaml")
+    config = OmegaConf.create(read_mapping(arguments.run / "config.yaml", verbatim=True))
     data = build_data(config)
     untrained, model = build_model(config), build_model(config)
     model.load_state_dict(torch.load(arguments.run / "checkpoints" / "last.pt", weights_only=True)["model"])

@@ -30,6 +30,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jepa.utils.read_data import read_json
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "scripts" / "results"
 MACHINE = {"cores": os.cpu_count(), "machine": platform.machine()}
@@ -145,7 +147,7 @@ def run(overrides: Sequence[str], seed: int | None) -> dict:
         subprocess.run(command([*overrides, *own, f"hydra.run.dir={folder}"]), check=True, cwd=ROOT)
         seconds, total = time.monotonic() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_seconds = total.ru_utime + total.ru_stime - used.ru_utime - used.ru_stime
-        result = json.loads((Path(folder) / "results.json").read_text())
+        result = read_json(Path(folder) / "results.json")
         return {"seed": seed, "seconds": round(seconds), "cpu_seconds": round(cpu_seconds), **result}
 
 
@@ -169,7 +171,7 @@ def write(path: Path, content: dict) -> None:
 
 def stored(path: Path) -> dict:
     """What a file of results holds already."""
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def spreads(scores: list[dict], metrics: Sequence[str] = ("linear", "knn")) -> dict:

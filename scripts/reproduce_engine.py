@@ -10,7 +10,6 @@ slurm needs a SLURM: where there is none, `python tests/cluster/slurm_cluster.py
 
 from __future__ import annotations
 
-import json
 import random
 import shlex
 import statistics
@@ -24,6 +23,8 @@ from typing import Any
 
 import torch
 from reproduce import MACHINE, RESULTS, ROOT, command, run, shown_command, stored, write
+
+from jepa.utils.read_data import parse_json, read_json, read_lines
 
 SWEEPS = ROOT / "outputs" / "reproduce"
 
@@ -123,7 +124,8 @@ def same(one: Any, other: Any) -> bool:
 
 def losses(folder: Path) -> list[tuple]:
     """Step and losses of every line of a run's metrics.jsonl."""
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    path = folder / "metrics.jsonl"
+    lines = [parse_json(line, path) for line in read_lines(path)]
     return [(line["step"], line.get("train/loss"), line.get("val/loss")) for line in lines]
 
 
@@ -183,7 +185,7 @@ def runs_of(folder: Path, *shown: str) -> list[dict]:
     """What the runs of a sweep say of themselves, with those of their options that begin so."""
     runs = []
     for path in sorted(folder.glob("*/status.json"), key=lambda path: int(path.parent.name)):
-        status = json.loads(path.read_text())
+        status = read_json(path)
         overrides = [option for option in status["overrides"] if option.startswith(shown)]
         kept = ("state", "starts", "job", "verdict", "objective", "train_seconds")
         runs.append({"overrides": overrides, **{key: status[key] for key in kept}})

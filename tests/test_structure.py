@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,24 @@ def test_files_and_functions_are_short():
 def test_a_file_name_stands_in_one_package():
     names = [path.name for path in MODULES.values() if path.name != "__init__.py"]
     assert len(names) == len(set(names)), sorted(name for name in set(names) if names.count(name) > 1)
+
+
+READERS = {
+    "jepa/utils/read_data.py": "the one place",
+    "jepa/config/compose.py": "conf/, which is code",
+    "jepa/config/notes.py": "conf/, which is code",
+    "jepa/data/sources/coco.py": "lists of data, of any size",
+}
+"""Files that may parse a file by themselves, and why."""
+
+
+def test_files_are_read_in_one_place():
+    """Bounded and checked, by `jepa.utils.read_data`."""
+    parsers = re.compile(r"\bjson\.loads?\b|\byaml\.\w*load\b|OmegaConf\.load\b")
+    root = JEPA.parent
+    paths = [*JEPA.rglob("*.py"), *(root / "scripts").glob("*.py"), root / "train.py"]
+    found = {path.relative_to(root).as_posix() for path in paths if parsers.search(path.read_text(encoding="utf-8"))}
+    assert found == set(READERS)
 
 
 def test_the_packages_are_found():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,9 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from jepa.utils.errors import CheckpointError, first_line
+from jepa.utils.read_data import exists, read_mapping
 
 UNREADABLE = Exception
 """Errors of torch.load for a damaged file, whose pickle may raise nearly anything."""
+
+LAST = ("last.pt", "last.sharded")
+"""Names of a run's last checkpoint, whole and in shards."""
 
 SHOWN = 12
 """Keys that an error lists."""
@@ -23,11 +27,10 @@ SHOWN = 12
 def locate(path: str | Path) -> Path:
     """Return the checkpoint, a file or a folder of shards, at a path: itself, a run folder or its checkpoints folder.
 
-    Raises CheckpointError without one.
+    Raises CheckpointError without one, DamagedFileError where config.yaml may say where it is and cannot be read.
     """
     path = Path(path)
-    folders = (path / "checkpoints", path, *_configured_folder(path))
-    for candidate in (path, *(folder / name for folder in folders for name in ("last.pt", "last.sharded"))):
+    for candidate in _candidates(path):
         if os.path.isfile(candidate) or os.path.isfile(candidate / "state.pt"):  # False for a name that is too long
             return candidate
     if os.path.isdir(path):
@@ -35,13 +38,15 @@ def locate(path: str | Path) -> Path:
     raise CheckpointError(f"no run folder or checkpoint at {path}")
 
 
-def _configured_folder(path: Path) -> list[Path]:
-    """Return [trainer.checkpoint_dir] of the config of a run folder, or []."""
-    from omegaconf import OmegaConf
-
-    config = path / "config.yaml"
-    folder = OmegaConf.select(OmegaConf.load(config), "trainer.checkpoint_dir") if os.path.isfile(config) else None
-    return [Path(folder)] if folder else []
+def _candidates(path: Path) -> Iterator[Path]:
+    """Yield where the checkpoint can be: at last in the folder that config.yaml names, which is read only then."""
+    yield path
+    for folder in (path / "checkpoints", path):
+        yield from (folder / name for name in LAST)
+    if exists(config := path / "config.yaml"):
+        trainer = read_mapping(config, verbatim=True).get("trainer")
+        folder = trainer.get("checkpoint_dir") if isinstance(trainer, dict) else None
+        yield from (Path(folder) / name for name in (LAST if isinstance(folder, str) else ()))
 
 
 def read_file(path: Path) -> Any:

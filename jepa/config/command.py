@@ -31,6 +31,7 @@ from jepa.utils.errors import (
     convert_system_errors,
     system_error_message,
 )
+from jepa.utils.read_data import printable
 
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
@@ -67,16 +68,16 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
                 sys.exit(1)
         except UserError as error:
             if not getattr(error, "reported", False):
-                print(f"error: {error}", file=sys.stderr)
+                print(f"error: {printable(str(error))}", file=sys.stderr)
             if sweep_file is not None and rank == 0:
                 sweep_file[0].write_bytes(sweep_file[1])
             sys.exit(1)
         except (HydraException, OmegaConfBaseException) as error:
-            sys.exit(f"error: {explain(error)}" if rank == 0 else 1)  # the same on every rank
+            sys.exit(f"error: {printable(explain(error))}" if rank == 0 else 1)  # the same on every rank
         except COMPOSING as error:
             if HydraConfig.initialized():  # the configuration is there, so it is a bug
                 raise
-            sys.exit(f"error: {explain(error)}" if rank == 0 else 1)
+            sys.exit(f"error: {printable(explain(error))}" if rank == 0 else 1)
         except RuntimeError as error:
             if "Unknown plugin class" not in str(error):
                 raise
@@ -86,7 +87,7 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
         except OSError as error:  # Hydra could not make the run folder
             if error.errno not in SYSTEM_ERRORS | {errno.ENOENT}:  # the latter from below /proc
                 raise
-            sys.exit(f"error: {system_error_message(error)}")
+            sys.exit(f"error: {printable(system_error_message(error))}")
         except Interrupted as stop:
             if rank == 0:
                 print(stop, file=sys.stderr)
@@ -120,7 +121,7 @@ def reported_errors() -> Iterator[None]:
         sys.exit(141)
     except UserError as error:
         if not (isinstance(error, OtherRankError) or getattr(error, "reported", False)):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {printable(str(error))}", file=sys.stderr, flush=True)
         error.reported = True
         if HydraConfig.get().mode == RunMode.RUN:
             raise SystemExit(1) from error

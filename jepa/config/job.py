@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.command import failed_jobs, reported_errors
 from jepa.config.overrides import override_key
+from jepa.config.resume import StoredRun
 from jepa.config.sweep_objective import SweepObjective, as_returned, evaluates
 from jepa.distributed.launch import read_launch, slurm_job_id
 from jepa.utils.errors import NonFiniteError, UserError, error_message
+from jepa.utils.read_data import DamagedFileError, printable
 from jepa.utils.run_status import (
     Status,
     is_alive,
@@ -90,12 +93,22 @@ def objective_of(config: DictConfig) -> SweepObjective:
 
 
 def check_folder(folder: Path, overrides: list[str]) -> Status | None:
-    """Return the status of the run in a folder, None without one. Raise UserError if that run has other options."""
+    """Return the status of the run in a folder, None without one that can be read.
+
+    Raise UserError if that run has other options, by its status or else by its config.yaml.
+    """
     before = read_status(folder)
-    if before is None or (before.starts == 0 and before.job is None and not is_alive(before)):
+    if before is not None and before.state == "damaged":
+        run = None
+        with contextlib.suppress(DamagedFileError):
+            run = StoredRun.values_of(folder)
+        before, stored = None, run and run.get("overrides")
+    elif before is None or (before.starts == 0 and before.job is None and not is_alive(before)):
         return None
-    now, then = (options_outside(FREE_SECTIONS, options) for options in (overrides, before.overrides))
-    if now != then:
+    else:
+        stored = before.overrides
+    now, then = (options_outside(FREE_SECTIONS, options) for options in (overrides, stored or []))
+    if stored is not None and now != then:
         raise UserError(
             f"{folder} holds a run with {' '.join(sorted(then - now)) or 'fewer options'} where this sweep has "
             f"{' '.join(sorted(now - then)) or 'fewer options'}: go on with its own options (resume=<the sweep's "
@@ -111,7 +124,7 @@ def options_outside(sections: Sequence[str], overrides: Sequence[str]) -> set[st
         key = override_key(option)
         section = key.partition("@")[0].partition(".")[0].partition("/")[0]
         if section not in sections or key == "trainer.seed":
-            kept.add(option.replace("'", "").replace('"', "").lstrip("+"))
+            kept.add(printable(option).replace("'", "").replace('"', "").lstrip("+"))
     return kept
 
 

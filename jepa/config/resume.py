@@ -6,7 +6,6 @@ together. Where the files in conf/ have changed since, its stored values win.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.checkpoint.moved import upgrade
 from jepa.config.compose import compose_with_choices, run_folder_of
 from jepa.config.overrides import override_key, override_value, quoted
-from jepa.utils.errors import UserError
+from jepa.config.stored import SECTIONS
+from jepa.utils.errors import UserError, first_line
+from jepa.utils.read_data import DamagedFileError, exists, kind_of, printable, read_mapping
+from jepa.utils.run_status import is_overrides
 
 SWEEP_FILE = "multirun.yaml"
 """What Hydra leaves of a sweep in its folder."""
@@ -36,7 +38,7 @@ def with_stored_options(arguments: Sequence[str], config_dir: str | Path | None 
     if resume in (None, "", "auto", "null"):
         return list(arguments)
     multirun = bool({"-m", "--multirun"} & set(arguments))
-    if os.path.isfile(Path(resume) / SWEEP_FILE):  # which is False for a name that the system refuses
+    if exists(Path(resume) / SWEEP_FILE):
         return _with_stored_sweep(arguments, Path(resume), multirun)
     run = StoredRun.find(resume, config_dir)
     if run is None:
@@ -49,13 +51,24 @@ def with_stored_options(arguments: Sequence[str], config_dir: str | Path | None 
 
 def _with_stored_sweep(arguments: Sequence[str], folder: Path, multirun: bool) -> list[str]:
     """Return arguments that go on with the sweep in a folder: its own, each of its runs from where it is."""
-    stored = OmegaConf.load(folder / SWEEP_FILE).hydra.overrides
+    stored = _sweep_overrides(folder / SWEEP_FILE)
     given = {override_key(argument) for argument in arguments} | {"resume", "hydra.mode", "hydra.sweep.dir"}
-    kept = [line for line in [*stored.hydra, *stored.task] if override_key(line) not in given]
+    kept = [line for line in stored if override_key(line) not in given]
     own = [*kept, "resume=auto", f"hydra.sweep.dir={quoted(str(folder))}"]
     place = next(number for number, argument in enumerate(arguments) if argument.startswith("resume="))
     flag = [] if multirun or {"-c", "--cfg"} & set(arguments) else ["--multirun"]
     return [*flag, *arguments[:place], *own, *arguments[place + 1 :]]
+
+
+def _sweep_overrides(path: Path) -> list[str]:
+    """Return the options that a sweep was started with. Raise DamagedFileError where its file does not tell."""
+    stored: Any = read_mapping(path, verbatim=True)
+    for name in ("hydra", "overrides"):
+        stored = stored.get(name) if isinstance(stored, dict) else None
+    parts = [stored.get(name) for name in ("hydra", "task")] if isinstance(stored, dict) else [None]
+    if not all(map(is_overrides, parts)):
+        raise DamagedFileError(path, "its hydra.overrides are no lists of options")
+    return [*parts[0], *parts[1]]
 
 
 class StoredRun:
@@ -76,11 +89,30 @@ class StoredRun:
 
     @classmethod
     def find(cls, resume: str | None, config_dir: str | Path | None = None) -> StoredRun | None:
-        """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml."""
-        path = Path(run_folder_of(resume, "")) / "config.yaml"
-        if resume in (None, "auto", "") or not os.path.isfile(path):
+        """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml.
+
+        Raise DamagedFileError where that file is no configuration of a run.
+        """
+        values = None if resume in (None, "auto", "") else cls.values_of(Path(run_folder_of(resume, "")))
+        return None if values is None else cls(values, config_dir)
+
+    @staticmethod
+    def values_of(folder: Path) -> dict[str, Any] | None:
+        """Return the content of a run's config.yaml, None without one. Raise DamagedFileError where it is none."""
+        path = folder / "config.yaml"
+        if not exists(path):
             return None
-        return cls(OmegaConf.to_container(OmegaConf.load(path)), config_dir)
+        values = read_mapping(path, verbatim=True)
+        if not is_overrides(values.get("overrides") or []):
+            raise DamagedFileError(path, "its overrides are no list of options")
+        for section in SECTIONS:
+            if not isinstance(values.get(section, {}), (dict, type(None))):
+                raise DamagedFileError(path, f"{section} is {kind_of(values[section])}, expected names and values")
+        try:
+            upgrade(values)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DamagedFileError(path, printable(first_line(error))) from error
+        return values
 
     def options_beside(self, now: Sequence[str]) -> list[str]:
         """Return the run's options, less those given now and the values of a group of which another is chosen now.

@@ -11,6 +11,7 @@ from jepa.config import command
 from jepa.config.resume import SWEEP_FILE
 from jepa.distributed.launch import read_launch
 from jepa.utils.errors import UserError
+from jepa.utils.read_data import MAX_YAML, exists, printable, read_bytes
 from jepa.utils.run_status import read_status
 
 MAX_ROWS = 20
@@ -22,8 +23,8 @@ class SweepSummary(Callback):
     def on_multirun_start(self, config: DictConfig, *, config_name: str | None = None) -> None:
         """Keep the file of a sweep that goes on: Hydra overwrites it even if this sweep is then refused."""
         path = Path(config.hydra.sweep.dir) / SWEEP_FILE
-        if path.is_file():
-            command.sweep_file = (path, path.read_bytes())
+        if exists(path):
+            command.sweep_file = (path, read_bytes(path, MAX_YAML))
 
     def on_multirun_end(self, config: DictConfig, *, config_name: str | None = None) -> None:
         """Print and write the leaderboard, and note failed runs for the exit code."""
@@ -43,7 +44,7 @@ class SweepSummary(Callback):
         try:
             board = read_leaderboard(folder)
         except UserError as error:  # no run has a metric
-            print(f"no leaderboard: {error}")
+            print(printable(f"no leaderboard: {error}"))
             return
         show(board, folder / "leaderboard.csv", folder / "leaderboard.html", MAX_ROWS)
         print(f"go on with `resume={folder}`, see {SWEEP_FILE}")

@@ -10,12 +10,15 @@ from pathlib import Path
 from jepa.utils.errors import DataError, UserError
 from jepa.utils.files import write_text
 from jepa.utils.lazy_import import lazy_import, require
+from jepa.utils.read_data import DamagedFileError, exists, read_bytes, read_json
 
 tokenizers = lazy_import("tokenizers")
 
 PADDING = 0
 """The id of padding in every input, whatever id it has in the tokenizer."""
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|padding|>", "<|endoftext|>")
+MAX_BYTES = 2**28
+"""Of a tokenizer's file."""
 TOKENIZER_FILE, ORIGIN_FILE = "tokenizer.json", "tokenizer_origin.json"
 
 
@@ -128,11 +131,11 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool =
 
 def _read_stored(folder: Path, origin: dict[str, object]) -> Tokenizer | None:
     """The tokenizer in a run's folder; None where there is none yet. Raises UserError for one of another origin."""
-    if not (folder / TOKENIZER_FILE).is_file():
+    if not exists(folder / TOKENIZER_FILE):
         return None
     try:
-        found = json.loads((folder / ORIGIN_FILE).read_text())
-    except (OSError, ValueError):
+        found = read_json(folder / ORIGIN_FILE)
+    except DamagedFileError:
         found = None
     if found != origin:
         raise UserError(
@@ -152,13 +155,16 @@ def _read(name: str) -> Tokenizer:
     if path.is_dir() and not (path / TOKENIZER_FILE).is_file():
         return _pretrained(str(path))
     path = path / TOKENIZER_FILE if path.is_dir() else path
-    if not path.is_file():
+    if not exists(path):
         raise DataError(
             f"data.tokenizer={name}: there is no such file; give a {TOKENIZER_FILE}, a folder with one (such as a "
             "run's), a pretrained name such as bert-base-uncased, or train"
         )
     try:
-        return Tokenizer(tokenizers.Tokenizer.from_file(str(path)))
+        text = read_bytes(path, MAX_BYTES).decode()
+        return Tokenizer(tokenizers.Tokenizer.from_str(text))
+    except DamagedFileError as error:
+        raise DataError(f"data.tokenizer: {error}") from error
     except Exception as error:  # the library raises nothing more specific
         raise DataError(f"data.tokenizer: {path} is not a file of the tokenizers library ({error})") from error
 

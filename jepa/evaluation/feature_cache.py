@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,10 +16,15 @@ import numpy as np
 import torch
 
 from jepa.evaluation.features import Features, Split
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, first_line
 from jepa.utils.files import write_atomic
+from jepa.utils.read_data import printable
 
 log = logging.getLogger("jepa")
+
+UNREADABLE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError)
+UNREADABLE += (SyntaxError, struct.error, zipfile.BadZipFile)
+"""Errors of a damaged file of arrays."""
 
 
 class FeatureCache:
@@ -46,8 +52,9 @@ class FeatureCache:
         if path.is_file():
             try:
                 return _read(path, device)
-            except (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, zipfile.BadZipFile) as error:
-                log.warning("evaluation: the features in %s are damaged (%s): computed again", path, error)
+            except UNREADABLE as error:
+                reason = printable(first_line(error))
+                log.warning("evaluation: the features in %s are damaged (%s): computed again", path, reason)
         split = compute()
         if split is not None:
             try:
@@ -58,10 +65,23 @@ class FeatureCache:
 
 
 def _read(path: Path, device: torch.device) -> Split:
-    with np.load(path) as file:  # checks the CRC of each array
-        tensors = {name: torch.from_numpy(file[name]).to(device) for name in file.files}
-    tokens = Features(tensors["tokens.x"], tensors.get("tokens.labels")) if "tokens.x" in tensors else None
-    return Split(Features(tensors["pooled.x"], tensors.get("pooled.labels")), tokens)
+    """Read a file of `_write`. Raise one of UNREADABLE for any other, before it takes more memory than its own size."""
+    with zipfile.ZipFile(path) as archive:
+        if any(item.compress_type != zipfile.ZIP_STORED for item in archive.infolist()):
+            raise ValueError("its arrays are compressed, which it would not have written")
+    with np.load(path, allow_pickle=False) as file:  # checks the CRC of each array
+        tensors = {name: torch.from_numpy(file[name]) for name in file.files}
+    parts = {}
+    for kind, axes in {"pooled": 2, "tokens": 3}.items():
+        x, labels = tensors.get(f"{kind}.x"), tensors.get(f"{kind}.labels")
+        if x is None and kind == "tokens":
+            continue
+        if x is None or x.ndim != axes or not x.is_floating_point():
+            raise ValueError(f"{kind}.x holds no features")
+        if labels is not None and (labels.ndim == 0 or len(labels) != len(x)):
+            raise ValueError(f"{kind}.labels are not one for each sample")
+        parts[kind] = Features(x.to(device), None if labels is None else labels.to(device))
+    return Split(parts["pooled"], parts.get("tokens"))
 
 
 def _write(path: Path, split: Split) -> None:

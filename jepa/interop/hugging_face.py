@@ -18,6 +18,7 @@ from jepa.interop.timm_models import check_named, fetching, load_by_timm
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.lazy_import import require
+from jepa.utils.read_data import exists, read_mapping
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
@@ -78,10 +79,13 @@ def load(source: Source) -> Loaded:
     check_named(source)
     name = source.name.partition(":")[2]
     folder = Path(name) if Path(name).is_dir() else None
-    if folder and not (folder / "config.json").is_file():
+    if folder and not exists(folder / "config.json"):
         raise UserError(
             f"checkpoint={source.name}: the folder has no config.json, so is no model in Hugging Face's format"
         )
+    for file in ("config.json", "preprocessor_config.json"):
+        if folder and exists(folder / file):
+            read_mapping(folder / file)  # which says what is damaged
     transformers = require("transformers", extra="hub", purpose=f"checkpoint={source.name}")
     with fetching(source.name):
         settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
@@ -112,7 +116,7 @@ def load(source: Source) -> Loaded:
         return TransformersEncoder(transformers.AutoModel.from_config(config) if model is None else model).eval()
 
     loaded = load_by_name(source, make_encoder, model)
-    loaded.mean, loaded.std = (pictures.get(key) and tuple(pictures[key]) for key in ("image_mean", "image_std"))
+    loaded.mean, loaded.std = (statistics_of(pictures, key) for key in ("image_mean", "image_std"))
     own = check_pictures(source, loaded.model.encoder)
     kind = type(model).__name__
     loaded.lines.append(f"transformers {kind}, width {config.hidden_size}, patches of {config.patch_size} pixels")
@@ -158,6 +162,16 @@ def check_loading(found: Mapping[str, Any], source: str) -> list[str]:
             f"{listed(problems)}"
         )
     return heads
+
+
+def statistics_of(pictures: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
+    """Return one number for each channel; None where nothing is said. Raises UserError for anything else."""
+    value = pictures.get(key)
+    if value is None or value == []:
+        return None
+    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
+        raise UserError(f"preprocessor_config.json has {key}={value!r:.60}, expected a list of numbers")
+    return tuple(value)
 
 
 ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load)

@@ -20,6 +20,7 @@ from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.sizes import by
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.read_data import printable
 
 log = logging.getLogger("jepa")
 
@@ -74,6 +75,7 @@ def load(
     source.build, source.seed = build, seed
     loaded = source.adapter.load(source)
     loaded.source, loaded.format = source.name, source.adapter.format
+    loaded.lines = list(map(printable, loaded.lines))  # they quote the file
     loaded.model.eval()
     if channels is not None and loaded.channels not in (None, channels):
         grey = " (grey pictures are repeated)" if loaded.channels == 3 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError, first_line
 from jepa.utils.nested import find_targets, flatten
 from jepa.utils.random import seeded
+from jepa.utils.read_data import parse_json
 
 
 def run_config(source: Source) -> dict[str, Any]:
@@ -103,9 +103,13 @@ def read_card(source: Source) -> dict[str, Any]:
     Raise CheckpointError when it is damaged, or names other code than ours.
     """
     try:
-        card = upgrade(json.loads(source.file.card))
+        card = upgrade(parse_json(source.file.card, source.path))
         config = dict(card["encoder"])
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if not isinstance(card.get("data"), (dict, type(None))):
+            raise ValueError("its data are no names and values")
+        if card.get("step") is not None and type(card["step"]) is not int:
+            raise ValueError("its step is no number")
+    except (UserError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{source.path}: its header {CARD!r} is damaged ({first_line(error)})") from error
     check_stored(config, "encoder", source.path)
     check_stored(card.get("data"), "data", source.path, names=None, paths=True)

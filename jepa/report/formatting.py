@@ -13,7 +13,7 @@ from jepa.utils.run_status import State, Status
 
 DEFAULT = "(default)"  # value of an option that a run does not set and its config.yaml does not have
 
-STATES: tuple[State, ...] = ("done", "running", "queued", "preempted", "stopped", "failed")
+STATES: tuple[State, ...] = ("done", "running", "queued", "preempted", "stopped", "failed", "damaged")
 
 
 def short_names(keys: Iterable[str]) -> dict[str, str]:

@@ -135,12 +135,12 @@ def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list
 
 
 def ranked(runs: Sequence[Run], metric: str, direction: Direction) -> list[Run]:
-    """Return the runs that count, best first, then those under way by their last value, the collapsed, the failed."""
+    """Return the runs that count, best first, then those under way by their last value, the collapsed, the rest."""
     sign = -1.0 if direction == "maximize" else 1.0
 
     def key(run: Run) -> tuple[int, bool, float]:
         value = run.value(metric)
-        group = 3 if run.state == "failed" else 2 if run.collapsed else 0 if run.counts(metric) else 1
+        group = 3 if run.state in ("failed", "damaged") else 2 if run.collapsed else 0 if run.counts(metric) else 1
         return group, value is None, 0.0 if value is None else sign * value
 
     return sorted(runs, key=key)

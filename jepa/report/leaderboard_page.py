@@ -16,6 +16,7 @@ from jepa.report.leaderboard_summary import summary
 from jepa.report.leaderboard_tables import row_kind, run_columns, setting_columns
 from jepa.report.terminal_table import Column
 from jepa.utils.files import write_text
+from jepa.utils.read_data import printable
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1f2933; margin: 0 auto; padding: 1.5rem 2rem 4rem;
@@ -85,7 +86,7 @@ def write_page(board: Leaderboard, path: Path) -> None:
 
 def page(board: Leaderboard) -> str:
     """Return the page as HTML."""
-    title = html.escape(f"Leaderboard of {board.folder.resolve().name}")
+    title = html.escape(f"Leaderboard of {printable(board.folder.resolve().name, keep='')}")
     shared = html.escape(options(board.runs[0].shared))
     same = f" The same in all runs: <code>{shared}</code>." if shared and len(board.runs) > 1 else ""
     sections = []

@@ -35,6 +35,8 @@ def excluded_runs(board: Leaderboard) -> list[str]:
     if bad := sum(run.bad for run in board.runs):
         are = "is" if bad == 1 else "are"
         lines.append(f"{plural(bad, 'run')} that failed or collapsed {are} left out of all means.")
+    if damaged := [run.folder for run in board.runs if run.state == "damaged"]:
+        lines.append(f"{plural(len(damaged), 'run')} with damaged files left out of all means: {joined(damaged, 5)}.")
     if blank := sum(run.state == "done" and not run.collapsed and not run.counts(board.metric) for run in board.runs):
         lines.append(f"{plural(blank, 'run')} came to the end without a finite {board.metric}.")
     if waiting := sum(run.state not in FINISHED for run in board.runs):

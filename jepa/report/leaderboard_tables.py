@@ -16,6 +16,7 @@ from jepa.report.leaderboard_summary import summary
 from jepa.report.runs import SEED, Run
 from jepa.report.terminal_table import Column, rich_table, terminal
 from jepa.utils.files import write_atomic
+from jepa.utils.read_data import printable
 
 STYLES = {"bad": "red", "open": "dim", "": ""}
 
@@ -35,7 +36,7 @@ def show(board: Leaderboard, csv_path: Path, page_path: Path, limit: int | None)
         write_page(board, page_path)
         written[1] = str(page_path)
     for line in (*summary(board), *written):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
 
 def write_csv(board: Leaderboard, path: Path) -> None:
@@ -112,7 +113,7 @@ def option_columns(board: Leaderboard, rows: Sequence[Mapping[str, str]]) -> lis
 
 def row_kind(board: Leaderboard, run: Run) -> str:
     """Return "bad" for a failed or collapsed run, "open" for one without a final value, else ""."""
-    return "bad" if run.bad else "" if run.counts(board.metric) else "open"
+    return "bad" if run.bad or run.state == "damaged" else "" if run.counts(board.metric) else "open"
 
 
 def state_text(run: Run) -> str:

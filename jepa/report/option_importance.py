@@ -33,6 +33,7 @@ def importances(runs: Sequence[Run], metric: str) -> dict[str, float]:
     from sklearn.ensemble import RandomForestRegressor
 
     features = np.stack([positions_of(column)[0] for column in columns.values()], axis=1)  # (runs, options)
+    features = features.clip(-1e38, 1e38)  # the forest computes in fp32
     values = (values - values.mean()) / values.std()
     forest = RandomForestRegressor(TREES, oob_score=True, random_state=0).fit(features, values)
     if forest.oob_score_ <= 0:

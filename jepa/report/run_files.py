@@ -1,7 +1,11 @@
-"""Read the files of a run folder, which may be missing, half-written or of a run under way."""
+"""Read the files of a run folder, which may be missing, half-written, damaged or of a run under way.
+
+What is damaged is added to a list `damaged`, and read as if it were missing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -11,18 +15,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import yaml
-
-from jepa.utils.run_status import STATUS_FILE, Status, is_dead, read_status
+from jepa.utils.read_data import DamagedFileError, exists, kind_of, parse_json, read_json, read_lines, read_yaml
+from jepa.utils.run_status import STATUS_FILE, Status, is_dead, is_overrides, read_status, status_of
 
 RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")  # a folder with any of these is a run's
 NOT_PROBES = ("collapse", "spread", "data")  # entries of results.json that are not probe results
 QUIET_SECONDS = 600.0  # a run without status.json counts as running if it wrote something this recently
-
+MAX_DAMAGED_LINES = 1000  # after which the rest of a file is not read
+MAX_METRICS = 5000  # of a run
+MAX_VALUE = 1e100  # of a metric; a greater one is as good as infinite
 
 Content = TypeVar("Content", dict, list)
-
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times faster
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -33,7 +36,7 @@ def run_folders(folder: Path) -> list[Path]:
     found = []
     for place, inside, files in os.walk(folder):
         wanted = RUN_FILES[:-1] if Path(place) == folder else RUN_FILES
-        if any(name in files for name in wanted):
+        if any(name in files or name in inside for name in wanted):  # a folder of that name is a damaged file
             found.append(Path(place))
             inside.clear()
         inside[:] = [name for name in inside if not name.startswith(".")]
@@ -62,7 +65,12 @@ def current_status(path: Path, queue: Mapping[str, str] | None = None) -> Status
 
 def status_from_files(path: Path, now: float | None = None) -> Status:
     """Return the status of a run without status.json, from its other files. now: seconds since the epoch."""
-    results, last = read_content(path / "results.json", dict), last_values(path)
+    damaged: list[str] = []
+    results, last = read_results(path, damaged), last_values(path, damaged)
+    if not is_overrides(read_content(path / "config.yaml", dict, damaged).get("overrides", [])):
+        damaged.append("config.yaml is damaged: its overrides are no list of texts")
+    if damaged:
+        return Status(state="damaged", reason="; ".join(damaged), updated=last_modified(path))
     status = Status(
         state="done",
         reason=results.get("stopped"),
@@ -80,36 +88,83 @@ def status_from_files(path: Path, now: float | None = None) -> Status:
 
 def last_modified(path: Path) -> float:
     """Return the seconds since the epoch at which a run last wrote one of its files."""
-    return max((file.stat().st_mtime for file in map(path.joinpath, RUN_FILES) if file.is_file()), default=0.0)
+    times = [0.0]
+    for name in RUN_FILES:
+        with contextlib.suppress(OSError):
+            times.append((path / name).stat().st_mtime)
+    return max(times)
 
 
-def read_content(path: Path, kind: type[Content]) -> Content:
-    """Return a dict or list from a JSON or YAML file; an empty one if the file is missing, incomplete or neither."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-    try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, Loader=_LOADER)
-    except (ValueError, yaml.YAMLError):
+def read_content(path: Path, kind: type[Content], damaged: list[str]) -> Content:
+    """Return a dict or list from a JSON or YAML file; an empty one if the file is missing, damaged or neither."""
+    if not exists(path):
         return kind()
-    return content if isinstance(content, kind) else kind()
+    try:
+        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+        if not isinstance(content, kind):
+            expected = "a list" if kind is list else "names and values"
+            raise DamagedFileError(path, f"it holds {kind_of(content)}, expected {expected}")
+        return content
+    except DamagedFileError as error:
+        damaged.append(error.brief)
+        return kind()
 
 
-def metric_lines(path: Path, needle: str = "") -> Iterator[dict[str, float]]:
+def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
+    """Return a run's results.json; an empty one if it is missing or damaged."""
+    path = path / "results.json"
+    results = read_content(path, dict, damaged)
+    collapse = results.get("collapse") or {}
+    own = {"state": "done", "reason": results.get("stopped"), "step": results.get("step")}
+    try:
+        if not isinstance(collapse, dict):
+            raise DamagedFileError(path, f"collapse is {kind_of(collapse)}, expected names and values")
+        status_of({**own, "verdict": collapse.get("verdict")}, path)
+        values = {name: value for name, value in results.items() if "/" in name}
+        if wrong := values.keys() - only_numbers(values).keys():
+            raise DamagedFileError(path, f"{min(wrong)} is no number")
+        if len(result_values(results)) > MAX_METRICS:
+            raise DamagedFileError(path, f"it holds more than {MAX_METRICS} metrics")
+    except DamagedFileError as error:
+        damaged.append(error.brief)
+        return {}
+    return results
+
+
+def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[dict[str, float]]:
     """Yield the complete lines of a run's metrics.jsonl: name -> number, NaN for null.
 
-    needle: skip lines without this text, which saves parsing them.
+    Of damaged lines the first is noted. needle: skip lines without this text, which saves parsing them.
     """
-    if not (path / "metrics.jsonl").is_file():
+    path, found, text = path / "metrics.jsonl", 0, needle.encode()
+    if not exists(path):
         return
-    with (path / "metrics.jsonl").open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if needle not in line:
+    try:
+        for number, line in enumerate(read_lines(path), 1):
+            if line.strip() and text not in line:
                 continue
             try:
-                values = json.loads(line)
-            except ValueError:  # not written to its end
-                continue
-            if isinstance(values, dict):
-                yield only_numbers(values)
+                yield _metric_line(line, path, number)
+            except DamagedFileError as error:
+                # Without its newline it is the last one, not written to its end.
+                if line.endswith(b"\n") or not line:
+                    damaged += [error.brief] if found == 0 else []
+                    found += 1
+                if found == MAX_DAMAGED_LINES:
+                    return
+    except DamagedFileError as error:
+        damaged.append(error.brief)
+
+
+def _metric_line(line: bytes, path: Path, number: int) -> dict[str, float]:
+    """Return the metrics of a line. Raise DamagedFileError where it holds other things."""
+    if not line.strip():
+        raise DamagedFileError(path, f"line {number} is {'empty' if line else 'too long'}")
+    values = parse_json(line, path)
+    numbers = only_numbers(values) if isinstance(values, dict) else {}
+    if not isinstance(values, dict) or len(numbers) < len(values) or type(numbers.get("step", 0)) is not int:
+        raise DamagedFileError(path, f"line {number} holds other things than a step and numbers by name")
+    return numbers
 
 
 def only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
@@ -118,12 +173,20 @@ def only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in values.items() if type(value) in (int, float)}
 
 
-def last_values(path: Path) -> dict[str, float]:
+def last_values(path: Path, damaged: list[str]) -> dict[str, float]:
     """Return the last value of every metric in metrics.jsonl, and of `step`."""
     values: dict[str, float] = {}
-    for line in metric_lines(path):
+    for line in metric_lines(path, damaged):
         values |= line
+        if len(values) > MAX_METRICS:
+            damaged.append(f"metrics.jsonl is damaged: it holds more than {MAX_METRICS} metrics")
+            return {}
     return values
+
+
+def is_value(value: float | None) -> bool:
+    """Return whether a number can be compared and drawn: finite, and its square too."""
+    return value is not None and abs(value) < MAX_VALUE
 
 
 def result_values(results: Mapping[str, Any]) -> dict[str, float]:
@@ -140,8 +203,8 @@ def result_values(results: Mapping[str, Any]) -> dict[str, float]:
 def curve(path: Path, metric: str, max_points: int = 400) -> list[tuple[int, float]]:
     """Return (step, value) of a metric's finite values, evenly thinned to about `max_points`."""
     points = []
-    for line in metric_lines(path, needle=json.dumps(metric)):
-        if "step" in line and math.isfinite(line.get(metric, math.nan)):
+    for line in metric_lines(path, [], needle=json.dumps(metric)):
+        if "step" in line and is_value(line.get(metric)):
             points.append((line["step"], line[metric]))
     stride = max(1, math.ceil(len(points) / max_points))
     return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -10,9 +11,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepa.report.formatting import DEFAULT
-from jepa.report.run_files import current_status, last_values, read_content, result_values, run_folders
+from jepa.report.run_files import (
+    current_status,
+    is_value,
+    last_values,
+    read_content,
+    read_results,
+    result_values,
+    run_folders,
+)
 from jepa.utils.nested import flatten
-from jepa.utils.run_status import State, Status, is_collapse
+from jepa.utils.read_data import printable
+from jepa.utils.run_status import State, Status, is_collapse, is_overrides
 
 SEED = "trainer.seed"  # the option in which repetitions of a setting differ
 REMOVED = "(removed)"  # value of an option that a run deletes (`~key`)
@@ -66,7 +76,7 @@ class Run:
         """Return the value that a sweep ranks it by: its objective, else the last value; None if not finite."""
         objective = self.status.objective.get(metric)
         value = self.metrics.get(metric) if objective is None else objective
-        return value if value is not None and math.isfinite(value) else None
+        return value if is_value(value) else None
 
     def counts(self, metric: str) -> bool:
         """Return whether its value can be compared: it came to its end, did not collapse and has a finite value.
@@ -81,25 +91,29 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
     """Return the runs in a folder, sorted by name (2 before 10). queue: see `current_status`."""
     paths = sorted(run_folders(folder), key=lambda path: natural_key(name_of(path, folder)))
     statuses = [current_status(path, queue) for path in paths]
-    own = [parse_overrides(stored_overrides(path, status)) for path, status in zip(paths, statuses)]
+    damaged: list[list[str]] = [[] for _ in paths]
+    own = [parse_overrides(stored_overrides(*files)) for files in zip(paths, statuses, damaged)]
     keys = list(dict.fromkeys(key for options in own for key in options))
     # Reading a config.yaml is slow.
     configs = [
-        {} if all(key in options for key in (*keys, SEED)) else config_values(path) for path, options in zip(paths, own)
+        {} if all(key in options for key in (*keys, SEED)) else config_values(path, notes)
+        for path, options, notes in zip(paths, own, damaged)
     ]
     full = [
         {key: options.get(key) or config.get(key, DEFAULT) for key in keys} for options, config in zip(own, configs)
     ]
-    shared = {key: full[0][key] for key in keys if len({canonical(options[key]) for options in full}) == 1}
+    # A damaged run says nothing of what it shares with the others.
+    known = [options for options, status in zip(full, statuses) if status.state != "damaged"] or full
+    shared = {key: known[0][key] for key in keys if len({canonical(options[key]) for options in known}) == 1}
     runs = []
-    for path, status, options, config in zip(paths, statuses, full, configs):
-        metrics = last_values(path) | result_values(read_content(path / "results.json", dict))
+    for path, status, options, config, notes in zip(paths, statuses, full, configs, damaged):
+        metrics = last_values(path, notes) | result_values(read_results(path, notes))
         metrics.pop("step", None)
         seed = options.get(SEED, config.get(SEED, DEFAULT))
         run = Run(
             folder=name_of(path, folder),
             path=path,
-            status=status,
+            status=with_notes(status, notes),
             overrides={key: value for key, value in options.items() if key not in shared},
             shared=shared,
             seed=None if seed == DEFAULT else canonical(seed),
@@ -109,21 +123,36 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
     return runs
 
 
+def with_notes(status: Status, damaged: list[str]) -> Status:
+    """Return a status whose reason says what else of the run is damaged."""
+    new = [note for note in dict.fromkeys(damaged) if note not in (status.reason or "")]
+    return dataclasses.replace(status, reason="; ".join([*new, *filter(None, [status.reason])])) if new else status
+
+
 def name_of(path: Path, folder: Path) -> str:
-    """Return a run's path relative to a folder; its own name if it is that folder."""
-    return path.relative_to(folder).as_posix() if path != folder else path.resolve().name
+    """Return a run's path relative to a folder, printable in one line; its own name if it is that folder."""
+    return printable(path.relative_to(folder).as_posix() if path != folder else path.resolve().name, keep="")
 
 
-def natural_key(text: str) -> list[str | int]:
+def natural_key(text: str) -> list[str | tuple[int, str]]:
     """Return a sort key by which "2" comes before "10"."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", text)]
+    parts = re.split(r"0*([0-9]+)", text)  # numbers at odd places, compared by their length first
+    return [(len(part), part) if place % 2 else part for place, part in enumerate(parts)]
 
 
-def stored_overrides(path: Path, status: Status) -> list[str]:
+def stored_overrides(path: Path, status: Status, damaged: list[str]) -> list[str]:
     """Return a run's overrides from the first of its files that has them."""
-    stored = status.overrides or read_content(path / ".hydra" / "overrides.yaml", list)
-    stored = stored or read_content(path / "config.yaml", dict).get("overrides")
-    return [item for item in stored if isinstance(item, str)] if isinstance(stored, list) else []
+    if status.overrides:
+        return status.overrides
+    for name, stored in (
+        ("overrides.yaml", read_content(path / ".hydra" / "overrides.yaml", list, damaged)),
+        ("config.yaml", read_content(path / "config.yaml", dict, damaged).get("overrides")),
+    ):
+        if stored and is_overrides(stored):
+            return stored
+        if stored:
+            damaged.append(f"{name} is damaged: its overrides are no list of texts")
+    return []
 
 
 def parse_overrides(overrides: list[str]) -> dict[str, str]:
@@ -140,9 +169,9 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
     return options
 
 
-def config_values(path: Path) -> dict[str, str]:
+def config_values(path: Path, damaged: list[str]) -> dict[str, str]:
     """Return the values of a run's config.yaml by dotted key, as on the command line; groups are no values."""
-    leaves = flatten(read_content(path / "config.yaml", dict))
+    leaves = flatten(read_content(path / "config.yaml", dict, damaged))
     return {
         key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
         for key, value in leaves.items()

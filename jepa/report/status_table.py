@@ -19,7 +19,8 @@ from jepa.utils.run_status import FINISHED, Status
 
 NEWEST = 20  # ended runs that are shown by default; runs under way always are
 
-STYLES = {"failed": "red", "running": "green", "preempted": "yellow", "queued": "yellow", "stopped": "dim"}
+STYLES = {"failed": "red", "damaged": "red", "running": "green", "preempted": "yellow", "queued": "yellow"}
+STYLES |= {"stopped": "dim"}
 
 
 def read_statuses(folder: str | Path, queue: Mapping[str, str] | None = None) -> dict[str, Status]:
@@ -48,9 +49,9 @@ def has_jobs(folder: str | Path) -> bool:
 
 
 def newest(statuses: Mapping[str, Status]) -> dict[str, Status]:
-    """Return the newest runs and those that have not ended."""
-    first = list(statuses)[:NEWEST]
-    return {name: status for name, status in statuses.items() if name in first or status.state not in FINISHED}
+    """Return the newest runs, those that have not ended, and those of which that is unknown."""
+    first, known = list(statuses)[:NEWEST], set(FINISHED) - {"damaged"}
+    return {name: status for name, status in statuses.items() if name in first or status.state not in known}
 
 
 def seconds_left(status: Status) -> float | None:

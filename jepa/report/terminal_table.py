@@ -49,7 +49,7 @@ def terminal() -> Console:
 
 
 def rich_table(
-    columns: Sequence[Column], width: int, *, styles: Sequence[str], title: str | None = None, limit: int | None = None
+    columns: Sequence[Column], width: int, *, styles: Sequence[str], title: str = "", limit: int | None = None
 ) -> Table:
     """Return a rich table of the first `limit` rows that fits into `width` characters. styles: one for each row."""
     rows = len(styles) if limit is None else min(limit, len(styles))
@@ -63,7 +63,8 @@ def rich_table(
     notes = [f"and {len(styles) - rows} more: limit={len(styles)}"] if rows < len(styles) else []
     if left_out := [column.heading for column in columns if column not in kept]:
         notes.append(f"no room for {joined(left_out, 3)}")
-    table = Table(box=SIMPLE_HEAD, title=title, caption="; ".join(notes) or None)
+    above, below = Text(title, "table.title"), Text("; ".join(notes), "table.caption")  # as text, not markup
+    table = Table(box=SIMPLE_HEAD, title=above or None, caption=below or None)
     for column in kept:
         justify = "left" if column.is_text else "right"
         table.add_column(Text(column.heading), justify=justify, overflow="fold", no_wrap=not column.folds)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -24,7 +27,8 @@ from jepa.config.compose import register_resolvers
 from jepa.config.job import check_folder, is_finished, note_failure, objective_of
 from jepa.config.sweep_objective import SweepObjective, as_returned
 from jepa.distributed.launch import read_launch
-from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.errors import Interrupted, UserError, first_line
+from jepa.utils.read_data import DamagedFileError, open_regular, printable
 from jepa.utils.run_status import STATUS_FILE, Status, is_collapse, read_status, update_status, write_status
 from jepa.utils.signals import EarlySignal
 
@@ -32,6 +36,12 @@ log = logging.getLogger(__name__)
 
 LOST_SECONDS = 20.0
 """How long a job may be gone without a result before its run counts as failed: shared file systems lag behind."""
+
+MAX_TAIL = 4096
+"""Bytes of a job's log that are searched for its last lines."""
+
+UNREADABLE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError, UnpicklingError)
+"""Errors of a damaged pickle."""
 
 QUEUED = {"state": "queued", "reason": None, "objective": {}, "settled": False}
 QUEUED |= {"host": None, "pid": None, "pid_created": None, "job": None}
@@ -62,7 +72,7 @@ class SweepRun:
 
     def restore_status(self) -> None:
         """Put back the status from before the sweep queued this run, unless it has a job."""
-        if self.job is None and self.before is None:
+        if self.job is None and (self.before is None or self.before.state == "damaged"):
             (self.folder / STATUS_FILE).unlink(missing_ok=True)
         elif self.job is None:
             write_status(self.folder, self.before)
@@ -70,13 +80,17 @@ class SweepRun:
     def read_result(self) -> None:
         """Read what the job returned, or the error that ended it outside of the run."""
         paths = self.job.task(0).paths
-        outcome, result = pickle_load(paths.result_pickle)  # submitit's own first waits for the process to end
+        try:
+            outcome, result = pickle_load(paths.result_pickle)  # submitit's own first waits for the process to end
+        except UNREADABLE as error:
+            self.fail(UserError(f"the result of its job, {paths.result_pickle}, is damaged ({first_line(error)})"))
+            return
         if outcome == "success":
             self.result = result
             status = read_status(self.folder)
             self.value = dict(status.objective) if status is not None else {}
         else:
-            last_line = result.strip().splitlines()[-1]  # of the traceback
+            last_line = str(result).strip().splitlines()[-1]  # of the traceback
             self.fail(UserError(f"{last_line} (see {paths.stderr})"))
 
     def fail(self, error: UserError) -> None:
@@ -115,6 +129,16 @@ class SweepRun:
             line = f"done{': ' if values else ''}{values}{f' ({reason})' if reason else ''}"
             return line if self.value is not None else ""
         return f"{status.state}: {status.reason}{f' (counts as {values})' if values and self.value is not None else ''}"
+
+
+def last_lines(path: Path, count: int = 3) -> list[str]:
+    """Return the last lines of a text file, printable; none of what is no regular file."""
+    try:
+        with open_regular(path, sys.maxsize) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - MAX_TAIL))
+            return [printable(line) for line in file.read().decode(errors="replace").splitlines()[-count:]]
+    except DamagedFileError:
+        return []
 
 
 class JobLauncher(BaseSubmititLauncher):
@@ -263,8 +287,7 @@ class JobLauncher(BaseSubmititLauncher):
         if stopped:  # its status stays, which does not know who stopped it
             log.info(f"#{run.number}: {reason}")
         path = run.job.task(0).paths.stderr
-        lines = path.read_text(errors="replace").splitlines()[-3:] if path.exists() else []
-        if lines:
+        if lines := last_lines(path):
             log.info("\n".join([f"#{run.number}: the end of {path}:", *lines]))
 
     # In the job's processes.

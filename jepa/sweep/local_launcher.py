@@ -86,7 +86,8 @@ class LocalLauncher(JobLauncher):
             threads=threads_per_process(self.threads, self.parallel * self.tasks),
         )
         job = executor.submit(self, *self._job_arguments(run))
-        if read_status(run.folder).state == "queued":
+        status = read_status(run.folder)
+        if status is not None and status.state == "queued":
             created = psutil.Process(int(job.job_id)).create_time()
             update_status(run.folder, {"host": socket.gethostname(), "pid": int(job.job_id), "pid_created": created})
         return job

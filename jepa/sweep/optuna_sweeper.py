@@ -20,9 +20,9 @@ from optuna.distributions import BaseDistribution, DiscreteUniformDistribution, 
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, first_line
 from jepa.utils.metric_direction import direction_of
-from jepa.utils.run_status import read_status
+from jepa.utils.run_status import is_overrides, read_status
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,14 @@ class OptunaSweeper(OptunaSweeperImpl):
             study = optuna.create_study(
                 study_name=self.study_name, storage=self.storage, directions=self._get_directions(), load_if_exists=True
             )
+            check_attributes(study)
         except (ValueError, SQLAlchemyError) as error:  # other directions; not a database
             raise UserError(f"the study in {self.storage}: {error}; sweep in another hydra.sweep.dir") from error
+        except (LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+            raise UserError(
+                f"the study in {self.storage} is damaged ({type(error).__name__}: {first_line(error)}): sweep in "
+                "another hydra.sweep.dir"
+            ) from error
         self._check_metrics(study, self.config.optimized_metric)
         study.sampler = self._sampler(overrides, len(study.trials))
         return study
@@ -165,6 +171,14 @@ class OptunaSweeper(OptunaSweeperImpl):
             front = [{"params": trial.params, "values": trial.values} for trial in study.best_trials]
             results = {"name": "optuna", "solutions": front}
         OmegaConf.save(OmegaConf.create(results), Path(self.config.hydra.sweep.dir) / "optimization_results.yaml")
+
+
+def check_attributes(study: optuna.Study) -> None:
+    """Raise ValueError for a study whose trials cannot be read, or that has other attributes than this sweeper's."""
+    metrics, *options = study.user_attrs.get(METRICS, []), *(t.user_attrs.get(OVERRIDES, []) for t in study.trials)
+    for value in (metrics, *options):
+        if not is_overrides(value):
+            raise ValueError("its attributes are damaged: no lists of texts")
 
 
 def distribution_of(override: Override) -> BaseDistribution:

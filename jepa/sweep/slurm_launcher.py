@@ -128,7 +128,8 @@ class SlurmLauncher(JobLauncher):
             raise UserError(f"hydra/launcher=slurm: sbatch refused the jobs: {reason.strip()}") from error
         for run, job in zip(runs, jobs):
             run.job = job
-            if read_status(run.folder).state == "queued":
+            status = read_status(run.folder)
+            if status is not None and status.state == "queued":
                 update_status(run.folder, {"job": job.job_id})
         first, last = jobs[0].job_id, jobs[-1].job_id
         log.info(f"submitted {len(jobs)} as {first if first == last else f'{first} to {last}'}")

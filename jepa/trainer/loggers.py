@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa.types import RunLength
+from jepa.utils.read_data import DamagedFileError, parse_json, read_lines
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer_parts import TrainerParts
@@ -143,19 +144,24 @@ class JSONLines(Logger):
 
 
 def cut_back(path: Path, run: RunInfo) -> None:
-    """Keep the lines up to the run's step, without what was measured at that step if it will be again."""
+    """Keep the lines up to the run's step, without what was measured at that step if it will be again.
 
-    def holds(line: str) -> bool:
+    Raise DamagedFileError for what is no regular file.
+    """
+
+    def holds(line: bytes) -> bool:
         try:
-            values = json.loads(line)
-            step = values["step"]
-        except (json.JSONDecodeError, KeyError, TypeError):
+            values = parse_json(line, path)
+            step = values["step"] if isinstance(values, dict) else None
+        except (DamagedFileError, KeyError):
             return False  # a killed run may leave half a line
+        if type(step) not in (int, float):
+            return False
         return step < run.step or (step == run.step and not (run.redo and is_measurement(values)))
 
-    lines = [f"{line}\n" for line in path.read_text().splitlines() if holds(line)]
     temporary = path.with_name(f".{path.name}.writing")
-    temporary.write_text("".join(lines))
+    with open(temporary, "wb") as file:
+        file.writelines(line.rstrip(b"\r\n") + b"\n" for line in read_lines(path) if holds(line))
     os.replace(temporary, path)
 
 

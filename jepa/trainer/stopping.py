@@ -25,6 +25,7 @@ from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, 
 from jepa.trainer.loggers import JSONLines
 from jepa.utils.errors import UserError
 from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
+from jepa.utils.read_data import MAX_LINES, DamagedFileError, exists, open_regular, parse_json, printable
 from jepa.utils.run_status import is_collapse, read_status
 
 if TYPE_CHECKING:
@@ -36,11 +37,15 @@ DAY = re.compile(r"\d{4}-\d{2}-\d{2}")
 
 
 class OtherRuns:
-    """What the runs beside a run's folder have measured of a metric, read on as their files grow."""
+    """What the runs beside a run's folder have measured of a metric, read on as their files grow.
+
+    damaged: folder -> what is damaged there, of runs that are left out for it.
+    """
 
     def __init__(self, folder: Path, metric: str) -> None:
         self.folder, self.metric = folder.resolve(), metric
         self._files: dict[Path, GrowingFile] = {}
+        self.damaged: dict[Path, str] = {}
 
     @property
     def in_sweep(self) -> bool:
@@ -54,7 +59,12 @@ class OtherRuns:
         found = {path.parent.resolve() for path in self.folder.parent.glob(f"*/{FILE}")} - {self.folder}
         for folder in found - self._files.keys():
             self._files[folder] = GrowingFile(folder / FILE, self.metric)
-        values = {folder: self._files[folder].read() for folder in sorted(found)}
+        values = {}
+        for folder in sorted(found):
+            try:
+                values[folder] = self._files[folder].read()
+            except DamagedFileError as error:
+                self.damaged[folder] = error.brief
         return {folder: curve for folder, curve in values.items() if curve}
 
 
@@ -69,12 +79,10 @@ class GrowingFile:
     values: dict[int, float | None] = field(default_factory=dict)
 
     def read(self) -> dict[int, float | None]:
-        """Return the metric's values by step; none where the file is gone."""
-        try:
-            file = open(self.path, "rb")  # noqa: SIM115 (closed below)
-        except FileNotFoundError:
+        """Return the metric's values by step; none where the file is gone. Raise DamagedFileError if it is none."""
+        if not exists(self.path):
             return {}
-        with file:
+        with open_regular(self.path, MAX_LINES) as file:
             status = os.fstat(file.fileno())
             if status.st_ino != self.identity or status.st_size < self.position:  # a resumed run cuts it back
                 self.identity, self.position, self.values = status.st_ino, 0, {}
@@ -82,12 +90,14 @@ class GrowingFile:
             new = file.read()
         whole = new[: new.rfind(b"\n") + 1]  # the last line may still be being written
         self.position += len(whole)
-        for line in whole.decode(errors="replace").splitlines():
-            if json.dumps(self.metric) in line:
+        for line in whole.splitlines():
+            if json.dumps(self.metric).encode() in line:
                 # A line may be cut off where its run was killed, and still to be cut back by the next start.
-                with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
-                    entry = json.loads(line)
-                    self.values[entry["step"]] = entry[self.metric]
+                with contextlib.suppress(DamagedFileError, KeyError, TypeError):
+                    entry = parse_json(line, self.path)
+                    step, value = entry["step"], entry[self.metric]
+                    if type(step) is int and (value is None or type(value) in (int, float)):
+                        self.values[step] = value
         return self.values
 
 
@@ -127,6 +137,7 @@ class SweepStopping(Callback):
         self._who = f"{self.rule} judges by metric={self.metric}"
         self._came = False
         self._others: OtherRuns | None = None
+        self._said: dict[Path, str] = {}
 
     def begin(self, trainer: Trainer) -> None:
         """Check that the metric can come and is written where other runs read it; say what it is compared with."""
@@ -150,7 +161,11 @@ class SweepStopping(Callback):
         cost = self._cost(metrics[self.metric])
         due = self._note(trainer.step, cost)
         if due and self._others is not None and not trainer.ended:
-            reason = self._verdict(trainer.step, cost, self._curves())
+            curves = self._curves()
+            for folder, damage in self._others.damaged.items() - self._said.items():
+                trainer.say(f"{self.rule} leaves out the run {printable(folder.name, keep='')}: {damage}")
+            self._said |= self._others.damaged
+            reason = self._verdict(trainer.step, cost, curves)
             if reason is not None:
                 trainer.stop(f"{self.rule} at step {trainer.step}: {self.metric} {reason}")
 
@@ -190,6 +205,9 @@ class SweepStopping(Callback):
         curves = []
         for folder, values in self._others.values().items():
             status = read_status(folder)
+            if status is not None and status.state == "damaged":  # which may have hidden a collapse
+                self._others.damaged[folder] = status.reason
+                continue
             void = self.collapsed == "failed" and status is not None and is_collapse(status.verdict)
             curves.append({step: math.inf if void else self._cost(value) for step, value in values.items()})
         return curves

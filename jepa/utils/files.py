@@ -54,4 +54,4 @@ def check_not_folder(path: Path, key: str) -> None:
 
 def write_text(path: Path, text: str, key: str = "output") -> None:
     """Write a text file atomically. Raises UserError as `write_atomic` does."""
-    write_atomic(path, lambda temporary: temporary.write_text(text), key)
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"), key)

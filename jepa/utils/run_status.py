@@ -12,22 +12,23 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import psutil
 
 from jepa.utils.errors import UserError
 from jepa.utils.files import write_text
+from jepa.utils.read_data import DamagedFileError, exists, kind_of, read_mapping
 
 STATUS_FILE = "status.json"
-State = Literal["queued", "running", "preempted", "stopped", "done", "failed"]
+State = Literal["queued", "running", "preempted", "stopped", "done", "failed", "damaged"]
 """queued: submitted to a scheduler. preempted: saved, and queued again by the scheduler. stopped: by a user's signal.
-failed: ended by the error in `reason`."""
+failed: ended by the error in `reason`. damaged: unknown, as the files that say it are damaged; never written."""
 
-FINISHED: tuple[State, ...] = ("done", "failed", "stopped")
+FINISHED: tuple[State, ...] = ("done", "failed", "stopped", "damaged")
 
 
 @dataclass(frozen=True)
@@ -63,16 +64,83 @@ class Status:
     updated: float | None = None
 
 
+MAX_OVERRIDES = 1000
+MAX_TEXT = 100_000
+"""Characters of a text."""
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= MAX_TEXT
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
+
+
+def _is_seconds(value: object) -> bool:
+    return type(value) in (int, float) and 0 <= value < 1e11
+
+
+def is_overrides(value: object) -> bool:
+    """Return whether a value can be the options of a run."""
+    return isinstance(value, list) and len(value) <= MAX_OVERRIDES and all(map(_is_text, value))
+
+
+def _is_objective(value: object) -> bool:
+    return isinstance(value, dict) and len(value) <= 100 and all(type(v) in (int, float) for v in value.values())
+
+
+FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    "state": (lambda value: value in get_args(State)[:-1], f"one of {', '.join(get_args(State)[:-1])}"),
+    "reason": (lambda value: isinstance(value, str), "a text"),
+    "overrides": (is_overrides, f"a list of at most {MAX_OVERRIDES} texts"),
+    "step": (_is_count, "a count"),
+    "max_steps": (_is_count, "a count"),
+    "samples_per_second": (lambda value: type(value) in (int, float) and not value < 0, "a number from 0"),
+    "train_seconds": (_is_seconds, "seconds"),
+    "verdict": (_is_text, "a text"),
+    "objective": (_is_objective, "metrics with their numbers"),
+    "settled": (lambda value: isinstance(value, bool), "true or false"),
+    "host": (_is_text, "a text"),
+    "pid": (lambda value: _is_count(value) and 0 < value < 2**31, "the number of a process"),
+    "pid_created": (_is_seconds, "seconds"),
+    "job": (_is_text, "a text"),
+    "starts": (_is_count, "a count"),
+    "started": (_is_seconds, "seconds"),
+    "updated": (_is_seconds, "seconds"),
+}
+"""Field of `Status` -> whether a value can be its own, and what is expected in words. Optional ones may be null."""
+
+
+def status_of(content: Mapping[str, Any], path: Path) -> Status:
+    """Return the status of the values of a file; names that are no fields of `Status` are left out.
+
+    Raise DamagedFileError for a field that cannot be right.
+    """
+    values = {}
+    for item in dataclasses.fields(Status):
+        value = content.get(item.name)
+        if item.name not in content and item.default is dataclasses.MISSING is item.default_factory:
+            raise DamagedFileError(path, f"it has no {item.name}")
+        if item.name not in content or (value is None and item.default is None):
+            continue
+        is_right, expected = FIELDS[item.name]
+        if not is_right(value):
+            got = kind_of(value) if isinstance(value, (list, dict)) else repr(value)[:60]
+            raise DamagedFileError(path, f"{item.name} is {got}, expected {expected}")
+        values[item.name] = value
+    return Status(**values)
+
+
 def read_status(folder: Path) -> Status | None:
-    """Return the status of a run folder; None without a readable status.json."""
+    """Return the status of a run folder: None without status.json, "damaged" with the reason where that is."""
+    path = folder / STATUS_FILE
+    if not exists(path):
+        return None
     try:
-        content = json.loads((folder / STATUS_FILE).read_text())
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError):
-        return None
-    if not isinstance(content, dict) or "state" not in content:
-        return None
-    known = {item.name for item in dataclasses.fields(Status)}
-    return Status(**{name: value for name, value in content.items() if name in known})
+        return status_of(read_mapping(path), path)
+    except DamagedFileError as error:
+        return Status(state="damaged", reason=error.brief)
 
 
 def write_status(folder: Path, status: Status) -> None:
@@ -91,19 +159,31 @@ def warn_if_not_written(what: str) -> Iterator[None]:
 
 def update_status(folder: Path, changes: Mapping[str, Any]) -> Status:
     """Change some fields of the status, and return it; the state of a new one is "running"."""
-    before = read_status(folder) or Status(state="running")
-    status = dataclasses.replace(before, **{**changes, "updated": time.time()})
-    write_status(folder, status)
-    return status
+    return _update(folder, _status_to_change(folder), changes)
 
 
 def start_status(folder: Path, overrides: list[str], job: str | None) -> Status:
     """Write the status of a run that this process starts or continues. job: its id with the scheduler, if any."""
-    before = read_status(folder) or Status(state="running")
+    before = _status_to_change(folder)
     fresh = {"state": "running", "reason": None, "objective": {}, "settled": False}
     process = {"host": socket.gethostname(), "pid": os.getpid(), "pid_created": psutil.Process().create_time()}
     count = {"starts": before.starts + 1, "started": time.time() if before.started is None else before.started}
-    return update_status(folder, {**fresh, **process, **count, "overrides": overrides, "job": job})
+    return _update(folder, before, {**fresh, **process, **count, "overrides": overrides, "job": job})
+
+
+def _status_to_change(folder: Path) -> Status:
+    """Return the status of a run folder, with a warning a new one in place of a damaged one."""
+    before = read_status(folder)
+    if before is not None and before.state == "damaged":
+        print(f"warning: {folder}: {before.reason}: it begins anew", file=sys.stderr)
+        before = None
+    return before or Status(state="running")
+
+
+def _update(folder: Path, before: Status, changes: Mapping[str, Any]) -> Status:
+    status = dataclasses.replace(before, **{**changes, "updated": time.time()})
+    write_status(folder, status)
+    return status
 
 
 def is_collapse(verdict: str | None) -> bool:
@@ -121,6 +201,8 @@ def is_alive(status: Status | None) -> bool:
         return same and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+    except psutil.AccessDenied:  # of another user, on macOS
+        return True
 
 
 def is_running_elsewhere(status: Status | None) -> bool:

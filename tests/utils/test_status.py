@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import os
+import re
 import signal
 import socket
 
@@ -31,14 +35,47 @@ def test_what_is_written_is_read(tmp_path):
     assert update_status(tmp_path / "run", {"step": 4}).job == "7_1"
 
 
-@pytest.mark.parametrize("text", [b"", b'{"state": "runn', b"[]", b"{}", b"\xff"])
+WRONG = {
+    "state": (5, "damaged", "asleep", None, ["done"]),
+    "reason": (5, [1]),
+    "overrides": ("a=1", [1], None, {"a": 1}, ["a=1"] * 2000),
+    "step": (-1, 1.5, math.nan, "3", True, 10**19),
+    "max_steps": ("x", -1),
+    "samples_per_second": ("fast", -1.0, True),
+    "train_seconds": ("1", math.nan, -1, 1e300, math.inf),
+    "verdict": (1, {}),
+    "objective": ([1], {"val/loss": "x"}, {"val/loss": None}, None),
+    "settled": (1, "yes", None),
+    "host": (1, ["here"]),
+    "pid": (-1, 0, 2**40, 1.0, "7"),
+    "pid_created": ("now", -1.0),
+    "job": (17, {}),
+    "starts": (-1, "1", 1.0, None),
+    "started": ("yesterday", math.nan),
+    "updated": (1e300, []),
+}
+
+
 @pytest.mark.faults
-def test_what_is_no_status_is_none(tmp_path, text):
-    (tmp_path / "status.json").write_bytes(text)
+@pytest.mark.parametrize("name", [item.name for item in dataclasses.fields(Status)])
+def test_a_field_that_cannot_be_right_is_named(tmp_path, name):
+    for value in WRONG[name]:
+        (tmp_path / "status.json").write_text(json.dumps({"state": "done", name: value}))
+        found = read_status(tmp_path)
+        assert (found.state, is_alive(found), is_dead(found)) == ("damaged", False, False), value
+        assert re.match(f"status.json is damaged: {name} is ", found.reason), value
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("text", [b"", b'{"state": "runn', b"[]", b"{}", b"\xff", b"[" * 100_000])
+def test_a_damaged_status_is_replaced_with_a_word(tmp_path, text, capsys):
     assert read_status(tmp_path) is None
+    (tmp_path / "status.json").write_bytes(text)
+    assert read_status(tmp_path).state == "damaged"
     assert read_status(tmp_path / "status.json") is None
-    (tmp_path / "folder" / "status.json").mkdir(parents=True)
-    assert read_status(tmp_path / "folder") is None
+    assert start_status(tmp_path, ["a=1"], None).starts == 1
+    assert read_status(tmp_path).state == "running"
+    assert re.fullmatch(r"warning: .*: status.json is damaged: .*: it begins anew\n", capsys.readouterr().err)
 
 
 def test_keys_of_a_later_version_are_left_out(tmp_path):
