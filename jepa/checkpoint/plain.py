@@ -82,18 +82,3 @@ def check(content: Any, path: Path) -> None:
         raise CheckpointError(f"{path} has format version {content.get('version')}, this code reads {VERSION}")
     if missing := [key for key in KEYS if key not in content]:
         raise CheckpointError(f"{path} lacks {missing}: it is damaged")
-
-
-def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] | None, path: Path) -> None:
-    """Raise CheckpointError when there is no optimizer state or it is of another optimizer."""
-    if state is None:
-        raise CheckpointError(f"{path} holds no optimizer state: use init_from=, or load with load_optimizer=False")
-    stored = [len(group["params"]) for group in state["param_groups"]]
-    own = [len(group["params"]) for group in optimizer.param_groups]
-    if stored != own:
-        raise CheckpointError(f"{path} has optimizer groups of {stored} parameters, this run of {own}")
-    missing = set(optimizer.param_groups[0]) - set(state["param_groups"][0])
-    if missing:
-        raise CheckpointError(
-            f"{path} is of another optimizer than {type(optimizer).__name__}: its groups lack {sorted(missing)}"
-        )

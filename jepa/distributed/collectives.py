@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -15,13 +16,15 @@ from torch import Tensor
 
 from jepa.distributed.failure import RankWatch
 from jepa.distributed.launch import Launch, read_launch
-from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.errors import Interrupted, UserError, first_line
 
 Value = TypeVar("Value")
 
 TIMEOUT_SECONDS = 1800.0
 RENDEZVOUS_SECONDS = 300.0
 """Time that ranks started by SLURM or submitit wait for each other."""
+SAY_SECONDS = 5.0
+"""Time after which a rank says whom it waits for."""
 
 _watch: RankWatch | None = None
 _collectives_off = False
@@ -78,27 +81,64 @@ def init_process_group(
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"several processes cannot train on {device.type}: use trainer.device=cpu or cuda")
     try:
-        store = None  # torchrun's own
-        if launch.by in ("SLURM", "submitit"):
-            at, seconds = (launch.address, launch.port), timedelta(seconds=RENDEZVOUS_SECONDS)
-            store = dist.TCPStore(*at, launch.world_size, is_master=launch.rank == 0, timeout=seconds)
-        dist.init_process_group(
-            backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
-            store=store,
-            rank=launch.rank,
-            world_size=launch.world_size,
-            timeout=timedelta(seconds=timeout_seconds),
-            device_id=device if backend == "nccl" else None,
-        )
+        with saying_whom_it_waits_for(launch):
+            _join(launch, device, backend, timeout_seconds)
     except (dist.DistError, RuntimeError, ValueError) as error:
-        raise UserError(
-            f"rank {launch.rank} of {launch.world_size} ({launch.by}) could not join the others at "
-            f"{launch.address}:{launch.port} ({str(error).splitlines()[0]}): start all of them, and let them reach "
-            "that address (MASTER_ADDR, MASTER_PORT)"
-        ) from error
+        raise UserError(_why_not_joined(launch, error)) from error
     atexit.register(destroy_process_group)
     _watch = RankWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
     return launch
+
+
+def _join(launch: Launch, device: torch.device, backend: str, timeout_seconds: float) -> None:
+    """Join the process group; waits for the other ranks."""
+    store = None  # torchrun's own
+    if launch.by in ("SLURM", "submitit"):
+        at, seconds = (launch.address, launch.port), timedelta(seconds=RENDEZVOUS_SECONDS)
+        store = dist.TCPStore(*at, launch.world_size, is_master=launch.rank == 0, timeout=seconds)
+    dist.init_process_group(
+        backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
+        store=store,
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=timedelta(seconds=timeout_seconds),
+        device_id=device if backend == "nccl" else None,
+    )
+
+
+def _why_not_joined(launch: Launch, error: Exception) -> str:
+    if "EADDRINUSE" in str(error) or "address already in use" in str(error).lower():
+        option = " (torchrun --master-port=<port>)" if launch.by == "torchrun" else ""
+        return (
+            f"port {launch.port} of {launch.address}, where the processes are to meet, is taken by another program: "
+            f"set MASTER_PORT to a free one, the same for all of them{option}"
+        )
+    return (
+        f"rank {launch.rank} of {launch.world_size} ({launch.by}) could not join the others at "
+        f"{launch.address}:{launch.port} ({first_line(error)}): start all of them, and let them reach that address "
+        "(MASTER_ADDR, MASTER_PORT)"
+    )
+
+
+@contextlib.contextmanager
+def saying_whom_it_waits_for(launch: Launch) -> Iterator[None]:
+    """A context that says after SAY_SECONDS which processes this one still waits for.
+
+    For rank 0, and rank 1 in case there is no rank 0; torchrun waits for its processes itself.
+    """
+    others = f"the other {launch.world_size - 1} of {launch.world_size} processes" if launch.rank == 0 else "rank 0"
+    text = (
+        f"rank {launch.rank} waits at {launch.address}:{launch.port} for {others}, which {launch.by} is to start"
+        + " (if this is a single process, unset SLURM_STEP_ID and SLURM_STEP_NUM_TASKS)" * (launch.by == "SLURM")
+    )
+    timer = threading.Timer(SAY_SECONDS, lambda: print(text, file=sys.stderr, flush=True))
+    timer.daemon = True
+    if launch.rank < 2 and launch.by != "torchrun":
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def destroy_process_group() -> None:

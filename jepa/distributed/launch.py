@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import psutil
+
 from jepa.utils.errors import UserError
 
 SLURM_PORTS = range(20000, 30000)
@@ -33,8 +35,8 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     """Return the launch of an environment; os.environ for None.
 
     torchrun sets RANK and WORLD_SIZE. srun, and so submitit, sets SLURM_PROCID and the number of tasks of the step; a
-    batch script is no step, and a single process unless MASTER_ADDR is set. The variables of submitit's local jobs come
-    first, as these may run inside a SLURM job.
+    batch script is no step, and neither is what is typed into the shell of `srun --pty bash`: a single process unless
+    MASTER_ADDR is set. The variables of submitit's local jobs come first, as these may run inside a SLURM job.
 
     Raises UserError for variables that contradict each other.
     """
@@ -44,6 +46,8 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
         names, by = ("RANK", "WORLD_SIZE", "LOCAL_RANK"), "torchrun"
     elif environment.get("SUBMITIT_EXECUTOR") == "local" and "SUBMITIT_LOCAL_GLOBALID" in environment:
         names, by = ("SUBMITIT_LOCAL_GLOBALID", "SUBMITIT_LOCAL_NTASKS", "SUBMITIT_LOCAL_LOCALID"), "submitit"
+    elif "MASTER_ADDR" not in environment and _is_typed(environment):
+        return Launch()
     elif "SLURM_STEP_NUM_TASKS" in environment:
         names, by = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"), "SLURM"
     elif is_step and "SLURM_NTASKS" in environment and "SLURM_PROCID" in environment:
@@ -62,6 +66,20 @@ def read_launch(environment: Mapping[str, str] | None = None) -> Launch:
     nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_JOB_NODELIST", "127.0.0.1"))
     address = environment.get("MASTER_ADDR", first_node(nodes) if by == "SLURM" else "127.0.0.1")
     return Launch(rank=rank, world_size=world_size, local_rank=local_rank, address=address, port=port, by=by)
+
+
+def _is_typed(environment: Mapping[str, str]) -> bool:
+    """Return whether this process was started from the shell of `srun --pty`, rather than by srun as a task.
+
+    SLURM_TASK_PID is the shell then, which has a terminal; a task of an srun inside the shell has none.
+    """
+    task = environment.get("SLURM_TASK_PID", "")
+    if "SLURM_PTY_PORT" not in environment or task == str(os.getpid()):
+        return False
+    try:
+        return not task.isdigit() or psutil.Process(int(task)).terminal() is not None
+    except (psutil.Error, AttributeError):  # of another machine or container; no terminals on Windows
+        return True
 
 
 def slurm_job_id(environment: Mapping[str, str] | None = None) -> str | None:

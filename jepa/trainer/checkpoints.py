@@ -15,9 +15,11 @@ from torch import Tensor
 
 from jepa.checkpoint import plain
 from jepa.checkpoint.load import check_state, load_state
+from jepa.checkpoint.optimizer_state import check_optimizer
 from jepa.checkpoint.saver import Saver, find_checkpoint
 from jepa.distributed.collectives import broadcast_from_rank0
 from jepa.distributed.parallel import gather_full_tensors, shard_like
+from jepa.trainer import going_on
 from jepa.trainer.settings import due
 from jepa.utils.errors import CheckpointError, UserError
 
@@ -79,6 +81,7 @@ class Checkpoints:
 
     def __init__(self, trainer: TrainerParts, saver: Saver, best: BestCheckpoints) -> None:
         self.trainer, self.saver, self.best = trainer, saver, best
+        self._loaded_facts: dict[str, Any] = {}  # of the run that wrote what was loaded last
         self.start_clock()
 
     def content(self, *, gather: bool = False) -> dict[str, Any]:
@@ -94,6 +97,7 @@ class Checkpoints:
             "loggers": {name: logger.state_dict() for name, logger in trainer.loggers.items()},
             "monitor": None if trainer.monitor is None else trainer.monitor.state_dict(),
             "config": trainer.folder.config,
+            "run": going_on.facts(trainer),
         }
         return gather_full_tensors(content) if gather or self.saver.kind == "plain" else content
 
@@ -172,7 +176,7 @@ class Checkpoints:
         trainer = self.trainer
         check_state(trainer.model, content["model"], path)
         if load_optimizer:
-            plain.check_optimizer(trainer.optimizer, content["optimizer"], path)
+            check_optimizer(trainer.optimizer, content["optimizer"], path)
         own = trainer.model.state_dict()
         weights = {name: shard_like(value, own[name]) for name, value in content["model"].items()}
         load_state(trainer.model, weights, path)
@@ -185,8 +189,18 @@ class Checkpoints:
         if trainer.monitor is not None and content.get("monitor"):
             trainer.monitor.load_state_dict(content["monitor"])
         trainer.state.load_state_dict(content)
+        self._loaded_facts = going_on.stored_facts(content)
         if not self._ends_alike(content["config"]):
             trainer.state.stop_reason = None
+
+    def check_going_on(self, path: Path) -> list[str]:
+        """Return sentences on what is not bit-exact in a run that goes on from what was loaded last, from a path.
+
+        Raises UserError for another batch size.
+        """
+        then, now = self._loaded_facts, going_on.facts(self.trainer)
+        going_on.check_batch_size(then, now, path)
+        return going_on.differences(then, now)
 
     def _load_optimizer(self, content: Mapping[str, Any]) -> None:
         optimizer, scaler = self.trainer.optimizer, self.trainer.precision.scaler

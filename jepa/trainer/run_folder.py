@@ -30,6 +30,7 @@ class RunFolder:
         self.path, self.config, self.resume, self.saver = path, config, resume, saver
         self._is_rank0 = is_rank0()  # kept, as the process group may be gone when the end is recorded
         self._begun, self._written_at = False, -float("inf")
+        self._kept = True  # whether config.yaml is that of this run
 
     @property
     def last(self) -> Path:
@@ -69,23 +70,40 @@ class RunFolder:
             )
         return source
 
-    def create(self, begins: bool = True) -> None:
-        """Make the folders, write config.yaml and, where training begins, the status.
+    def create(self, *, begins: bool = True, fresh: bool = True) -> None:
+        """Make the folders and write config.yaml and, where training begins, the status.
+
+        A run that goes on has its config kept by `keep_config`: one that fails at once leaves the config that works.
 
         Raises UserError when the folder cannot be written.
         """
+        before = read_status(self.path)
+        options = list(self.config.get("overrides") or [])
         try:
             self.saver.folder.mkdir(parents=True, exist_ok=True)
             self.path.mkdir(parents=True, exist_ok=True)
-            self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
+            if fresh:
+                self._write_config()
+            self._kept = fresh or not begins
             if begins:
-                start_status(self.path, list(self.config.get("overrides") or []), slurm_job_id())
+                start_status(self.path, options if fresh or before is None else before.overrides, slurm_job_id())
                 self._begun = True
         except OSError as error:
-            raise UserError(
-                f"cannot write to the run folder {self.path}: {reason(error, self.path)}: "
-                "choose another with hydra.run.dir=<folder>"
-            ) from error
+            raise self._unwritable(error) from error
+
+    def keep_config(self) -> None:
+        """Write config.yaml, and the options in the status, of a run that goes on and has made its first step.
+
+        Raises UserError when it cannot be written.
+        """
+        if self._kept or not self._is_rank0:
+            return
+        self._kept = True
+        try:
+            self._write_config()
+        except OSError as error:
+            raise self._unwritable(error) from error
+        self.update_status(overrides=list(self.config.get("overrides") or []))
 
     def update_status(self, **changes: Any) -> None:
         """Write changed fields of `jepa.utils.run_status.Status`."""
@@ -122,6 +140,15 @@ class RunFolder:
         """Write results.json."""
         if is_rank0():
             self._write("results.json", json.dumps(results, indent=2) + "\n")
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(
+            f"cannot write to the run folder {self.path}: {reason(error, self.path)}: "
+            "choose another with hydra.run.dir=<folder>"
+        )
+
+    def _write_config(self) -> None:
+        self._write("config.yaml", OmegaConf.to_yaml(OmegaConf.create(self.config)))
 
     def _write(self, name: str, text: str) -> None:
         temporary = self.path / f".{name}.writing"

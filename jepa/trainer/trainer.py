@@ -29,6 +29,7 @@ from jepa.distributed.collectives import (
 )
 from jepa.distributed.parallel import full_scalar
 from jepa.trainer import measurements
+from jepa.trainer.going_on import check_length
 from jepa.trainer.gradients import UpdateRatio, clip_gradients, gradient_norms
 from jepa.trainer.prefetch import prefetch, restartable, to_device
 from jepa.trainer.profile import profiling
@@ -36,7 +37,7 @@ from jepa.trainer.settings import due
 from jepa.trainer.step_metrics import MAX_SKIPPED_STEPS, agree_on_step, reduce_values, slowest_of_ranks
 from jepa.trainer.trainer_parts import TrainerParts
 from jepa.types import Batch, StepRandomness
-from jepa.utils.errors import Interrupted, NonFiniteError, UserError
+from jepa.utils.errors import Interrupted, NonFiniteError
 from jepa.utils.random import derive_seed
 from jepa.utils.tensors import batch_length, batch_slice
 
@@ -166,10 +167,10 @@ class Trainer(TrainerParts):
             if self.ended and not self.state.pending:
                 early = self.state.stop_reason
                 reason = f" ({early}; other callbacks, another monitor or a longer run go on)" if early else ""
-                self.say(f"{start}: the run has ended{reason}, nothing is left to do")
+                self.say(f"{start[0]}: the run has ended{reason}, nothing is left to do")
                 return self.metrics
             with self.run_log.open(), self.checkpoints, self.signals, closing(self._batches()) as batches:
-                for line in (start, *self.describe()):
+                for line in (*start, *self.describe()):
                     self.say(line)
                 if not self.ended:
                     self.checkpoints.save_first_healthy(resumed=resumed)
@@ -206,8 +207,8 @@ class Trainer(TrainerParts):
                 profile(self.step)
                 self._after_step(values)
 
-    def _begin(self) -> tuple[str, bool]:
-        """Load the checkpoint to go on from, if any, and create the folder; return a sentence, and whether it resumes.
+    def _begin(self) -> tuple[list[str], bool]:
+        """Load the checkpoint to go on from, if any, and create the folder; return sentences, and whether it resumes.
 
         Nothing in the folder has been touched when this raises.
         """
@@ -216,17 +217,15 @@ class Trainer(TrainerParts):
         resumed = source is not None and broadcast_from_rank0(lambda: source.resolve() == self.folder.last.resolve())
         if source is not None:
             self.load_checkpoint(source)
-            start = f"resumed from {source} at step {self.step} of {self.run_length.max_steps}"
+            start = [f"resumed from {source} at step {self.step} of {self.run_length.max_steps}"]
+            start += self.checkpoints.check_going_on(source)
         elif self.step > 0:
-            start = f"going on from step {self.step} in the new run folder {self.folder.path}"
+            start = [f"going on from step {self.step} in the new run folder {self.folder.path}"]
         else:
-            start = f"training from scratch in {self.folder.path}"
-        if self.step > self.run_length.max_steps:
-            raise UserError(
-                f"the checkpoint {source} is at step {self.step}, past the end of this run "
-                f"({self.run_length.max_steps} steps): raise trainer.max_epochs or trainer.max_steps"
-            )
-        broadcast_from_rank0(lambda: self.folder.create(begins=self.state.pending or not self.ended))
+            start = [f"training from scratch in {self.folder.path}"]
+        check_length(self.step, self.run_length, source)
+        begins = self.state.pending or not self.ended
+        broadcast_from_rank0(lambda: self.folder.create(begins=begins, fresh=source is None))
         self.model.set_step(max(0, self.step - 1), self.run_length)
         return start, resumed
 
@@ -243,6 +242,7 @@ class Trainer(TrainerParts):
     def _after_step(self, values: Mapping[str, Tensor | float]) -> None:
         """Log, measure and save what is due. A run that a signal stops only saves, and measures when it is resumed."""
         self.checkpoints.saver.poll()
+        self.folder.keep_config()
         self.run_log.advance()
         metrics = self.log_step(values)
         self._call_callbacks("step_end")
@@ -334,6 +334,7 @@ class Trainer(TrainerParts):
         if (message := self.checkpoints.missing_best_metric()) is not None:
             self.say(message)
         self.checkpoints.saver.wait()
+        self.folder.keep_config()
         self.folder.update_status(state="done", reason=self.state.stop_reason, **self.run_log.progress())
         number = all_reduce_max(torch.tensor([float(self.signals.number or 0)], device=self.device)).item()
         if number:  # the run is complete, a sweep ends

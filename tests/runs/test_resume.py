@@ -170,6 +170,10 @@ def test_what_a_resume_refuses(train, quick, tmp_path, refused):
     assert "is of another model: 24 keys missing" in message
     assert "encoder.vit.blocks.1." in message
     assert "past the end of this run (3 steps)" in refused(train("resume=run", "trainer.max_steps=3"))
+    assert "with data.batch_size=32, and this is data.batch_size=16" in refused(
+        train("resume=run", "data.batch_size=16")
+    )
+    assert "optimizer.amsgrad=True (before False)" in refused(train("resume=run", "optimizer.amsgrad=true"))
     assert "no run folder or checkpoint at nowhere" in refused(train("resume=nowhere"))
     assert "hydra.run.dir" in refused(train("resume=run", *quick, "hydra.run.dir=elsewhere"))
     assert files() == before

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import socket
+import subprocess
+import sys
+
+import psutil
 import pytest
 
 from jepa.distributed.launch import SLURM_PORTS, Launch, first_node, read_launch, slurm_job_id
@@ -45,6 +52,59 @@ def test_a_batch_script_is_one_process():
     """It has the number of tasks, but runs once."""
     assert read_launch(BATCH) == Launch()
     assert read_launch({**BATCH, "MASTER_ADDR": "gpu03"}).world_size == 4  # processes that were started by hand
+
+
+@pytest.mark.parametrize(
+    ("task", "terminal", "world_size"),
+    [
+        ("shell", "/dev/pts/3", 1),  # python train.py in srun --pty bash
+        ("gone", None, 1),  # the same in a container of its own
+        ("self", "/dev/pts/3", 4),  # srun --pty python train.py
+        ("self", None, 4),  # srun python train.py in that shell, which hands on its variables
+        ("shell", None, 4),  # srun ./wrapper.sh in that shell
+    ],
+)
+def test_a_shell_of_srun_is_one_process(monkeypatch, task, terminal, world_size):
+    monkeypatch.setattr(psutil.Process, "terminal", lambda process: terminal)
+    pids = {"shell": os.getppid(), "self": os.getpid(), "gone": 2**22 + 1}
+    shell = {**STEP, "SLURM_PTY_PORT": "41234", "SLURM_TASK_PID": str(pids[task])}
+    assert read_launch(shell).world_size == world_size
+    assert read_launch({**shell, **TORCHRUN}).by == "torchrun"
+    assert read_launch({**shell, "MASTER_ADDR": "gpu03"}).world_size == 4
+    unnamed = {name: value for name, value in shell.items() if name != "SLURM_TASK_PID"}
+    assert read_launch(unnamed) == Launch()
+
+
+JOIN = """
+import torch
+from jepa.distributed import collectives
+collectives.RENDEZVOUS_SECONDS, collectives.SAY_SECONDS = 2, 0.5
+try:
+    collectives.init_process_group(torch.device("cpu"))
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+def test_what_is_waited_for_and_a_port_that_is_taken_are_said():
+    """Of both launches with a store of ours; torchrun's is made by torchrun."""
+
+    def join(**changes):
+        environment = {**os.environ, **STEP, "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "127.0.0.1", **changes}
+        python = [sys.executable, "-c", JOIN]
+        return subprocess.run(python, env=environment, capture_output=True, text=True, timeout=120, check=True)
+
+    waiting = join(SLURM_JOB_ID=str(os.getpid()))
+    assert re.search(r"rank 0 waits at 127.0.0.1:\d+ for the other 3 of 4 processes, which SLURM", waiting.stderr)
+    assert "UserError: rank 0 of 4 (SLURM) could not join the others" in waiting.stdout
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        port = str(taken.getsockname()[1])
+        taken.listen()
+        for by_hand in ({}, {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}):
+            output = join(MASTER_PORT=port, **by_hand).stdout
+            assert output.startswith(f"UserError: port {port} of 127.0.0.1"), output
+            assert "set MASTER_PORT to a free one" in output
 
 
 def test_a_local_job_of_submitit():
