@@ -112,7 +112,7 @@ def test_a_damaged_file_of_what_goes_on_is_named(run, tmp_path):
         "overrides: [1]": "overrides are no list",
         "hydra: {overrides: {task: [1]}}\nmodel: 5\noverrides: 5": "overrides are no list",
         "model: [1]\nhydra: 5": "model is a list, expected names and values",
-        "\0": "special characters",
+        "\0": "control characters",
         f"a: {'9' * 10_000}": "has 10,000 digits",
         f"a: 1{':1' * 10_000}": "has 20,001 digits",
         f"a: 0x{'f' * 30}": "has more than 20 digits",
