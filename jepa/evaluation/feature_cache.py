@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import struct
+import tokenize
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from jepa.utils.read_data import printable
 log = logging.getLogger("jepa")
 
 UNREADABLE = (OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError)
-UNREADABLE += (SyntaxError, struct.error, zipfile.BadZipFile)
+UNREADABLE += (SyntaxError, struct.error, tokenize.TokenError, zipfile.BadZipFile)
 """Errors of a damaged file of arrays."""
 
 
@@ -53,7 +54,7 @@ class FeatureCache:
             try:
                 return _read(path, device)
             except UNREADABLE as error:
-                reason = printable(first_line(error))
+                reason = printable(first_line(error))[:200]
                 log.warning("evaluation: the features in %s are damaged (%s): computed again", path, reason)
         split = compute()
         if split is not None:

@@ -40,7 +40,19 @@ class OptunaSweeper(OptunaSweeperImpl):
     """
 
     def sweep(self, arguments: list[str]) -> None:
-        """Run the trials that are left. Raise UserError for bad settings, and if the study is of another search."""
+        """Run the trials that are left.
+
+        Raise UserError for bad settings, and if the study is of another search or cannot be read or written.
+        """
+        try:
+            self._sweep(arguments)
+        except SQLAlchemyError as error:
+            raise UserError(
+                f"the study in {self.storage} cannot be read or written: {first_line(error)}; sweep in another "
+                "hydra.sweep.dir"
+            ) from error
+
+    def _sweep(self, arguments: list[str]) -> None:
         if self.max_failure_rate:
             raise UserError(
                 f"hydra.sweeper.max_failure_rate={self.max_failure_rate} has no effect here, as a failed run counts as "

@@ -17,6 +17,7 @@ from jepa.config.notes import notes
 from jepa.config.overrides import with_new_keys
 from jepa.config.resume import with_stored_options
 from jepa.utils.errors import UserError
+from jepa.utils.read_data import read_yaml
 
 
 def test_a_key_of_the_constructor_needs_no_plus():
@@ -89,6 +90,44 @@ def test_the_stored_configuration_is_what_goes_on(run, tmp_path):
     config = to_plain(load_config([f"resume={tmp_path}/run"]))
     assert settings(config) == settings(before)
     assert to_plain(load_config([f"resume={tmp_path}/run", "optimizer.lr=1e-3"]))["scheduler"]["lr"] == 7.0
+
+
+@pytest.mark.faults
+def test_a_damaged_file_of_what_goes_on_is_named(run, tmp_path):
+    """And a sound one is read as OmegaConf reads it."""
+    run("experiment=digits", "optimizer.lr=1e-3")
+    config, sweep = tmp_path / "run" / "config.yaml", tmp_path / "sweep" / "multirun.yaml"
+    config.write_text("a: 1e-3\nb: 2024-01-01\nc: .inf\nd: 1_000\ne: 'x\\x1b'\nf: on\ng: 1e3\nh: 0x10\n")
+    assert read_yaml(config, verbatim=True) == OmegaConf.to_container(OmegaConf.load(config))
+    sweep.parent.mkdir()
+    for text, problem in {
+        "": "holds nothing",
+        "a": "holds a text",
+        "- 1": "holds a list",
+        "{": "did not find expected",
+        "[" * 100_000: "nest",
+        "a: !!python/object/apply:os.system [ls]": "line 1 has a tag",
+        "a: &a [1]\nb: *a": "line 1 has an anchor",
+        "overrides: abc": "overrides are no list",
+        "overrides: [1]": "overrides are no list",
+        "hydra: {overrides: {task: [1]}}\nmodel: 5\noverrides: 5": "overrides are no list",
+        "model: [1]\nhydra: 5": "model is a list, expected names and values",
+        "\0": "control characters",
+        f"a: {'9' * 10_000}": "has 10,000 digits",
+        f"a: 1{':1' * 10_000}": "has 20,001 digits",
+        f"a: 0x{'f' * 30}": "has more than 20 digits",
+    }.items():
+        for path in (config, sweep):
+            path.write_text(text)
+            other = path is sweep and problem.startswith(("overrides", "model"))
+            expected = "hydra.overrides are no lists" if other else problem
+            with pytest.raises(UserError, match=rf"{path.name} is damaged: .*{expected}"):
+                load_config([f"resume={path.parent}"])
+    for path in (config, sweep):
+        path.unlink()
+        path.symlink_to("nothing")
+        with pytest.raises(UserError, match=rf"{path.name} is damaged: it is a link that leads nowhere"):
+            load_config([f"resume={path.parent}"])
 
 
 def test_what_is_given_now_wins_and_reaches_what_follows_it(run, tmp_path):

@@ -1,6 +1,8 @@
 import json
 import os
+import zipfile
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,7 +117,42 @@ def test_another_key_or_setting_is_a_miss(bars, row_model, tmp_path, change):
     assert len(list(tmp_path.iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty"])
+def archive(path, save=np.savez, **arrays):
+    save(path, **{name.replace("_", "."): value for name, value in arrays.items()})
+
+
+def claiming(path):
+    """A header that claims more than there is."""
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("pooled.x.npy", npy_header(b"(1099511627776, 1048576)"))
+
+
+def nested(path):
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("pooled.x.npy", npy_header(b"(" * 5000))
+
+
+def npy_header(shape):
+    text = b"{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + b"}\n"
+    return b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text
+
+
+FOREIGN = {
+    "compressed": lambda path: archive(path, np.savez_compressed, pooled_x=np.zeros((9, 9), np.float32)),
+    "of whole numbers": lambda path: archive(path, pooled_x=np.zeros((9, 9), np.int64)),
+    "of texts": lambda path: archive(path, pooled_x=np.array(["a"])),
+    "of objects": lambda path: archive(path, pooled_x=np.array([{}], dtype=object)),
+    "of other axes": lambda path: archive(path, pooled_x=np.zeros(9, np.float32)),
+    "without labels for all": lambda path: archive(
+        path, pooled_x=np.zeros((9, 9), np.float32), pooled_labels=np.zeros(3)
+    ),
+    "without features": lambda path: archive(path, tokens_x=np.zeros((9, 9), np.float32)),
+    "claiming": claiming,
+    "nested": nested,
+}
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "foreign", "empty", *FOREIGN])
 @pytest.mark.faults
 def test_a_damaged_file_is_computed_again_and_named(bars, row_model, tmp_path, caplog, damage):
     def read():
@@ -128,7 +165,9 @@ def test_a_damaged_file_is_computed_again_and_named(bars, row_model, tmp_path, c
     if damage == "flipped":
         values = expected.pooled.x.numpy().tobytes()
         content[bytes(content).index(values) + 5] ^= 0xFF
-    if damage == "foreign":
+    if damage in FOREIGN:
+        FOREIGN[damage](path)
+    elif damage == "foreign":
         torch.save(nn.Linear(2, 2).state_dict(), path)
     else:
         path.write_bytes({"cut": content[:900], "flipped": content, "empty": b""}[damage])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
+import sqlite3
 
 import optuna
 import pytest
@@ -203,3 +206,31 @@ def test_a_file_that_is_no_study(sweep, tmp_path):
     (tmp_path / "study.db").write_text("no database")
     with pytest.raises(UserError, match=r"/study\.db: .*not a database"):
         sweep("sweep=optuna", LOSS)
+
+
+@pytest.mark.faults
+def test_a_study_that_is_damaged_is_named(sweep, tmp_path):
+    path = tmp_path / "study.db"
+    sweep("sweep=optuna", LOSS, "sweep.trials=1", "optimizer.lr=1e-3,1e-2")
+    whole = path.read_bytes()
+    for statement in (
+        "update trial_user_attributes set value_json = '[[['",
+        "update trial_user_attributes set value_json = '{\"a\": 1}'",
+        "update trial_params set distribution_json = '[1]'",
+        "update trials set state = 'ASLEEP'",
+        "drop table trials",
+    ):
+        path.write_bytes(whole)
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            database.execute(statement)
+            database.commit()
+        with pytest.raises(UserError, match=r"the study in sqlite.*/study\.db.*sweep in another hydra\.sweep\.dir"):
+            sweep("sweep=optuna", LOSS, "sweep.trials=2", "optimizer.lr=1e-3,1e-2")
+    for place in (lambda: path.write_bytes(bytes(100_000)), path.mkdir, lambda: os.mkfifo(path)):
+        path.unlink()
+        place()
+        with pytest.raises(UserError, match=r"the study in sqlite.*/study\.db"):
+            sweep("sweep=optuna", LOSS, "sweep.trials=2", "optimizer.lr=1e-3,1e-2")
+        if path.is_dir():
+            path.rmdir()
+            path.touch()

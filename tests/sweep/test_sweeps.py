@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import pickle
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import optuna
 import pytest
 
 from jepa.config.job import check_folder, note_failure
+from jepa.sweep.launcher import SweepRun, last_lines
 from jepa.sweep.local_launcher import find_job, gpus_of_slot, threads_per_process, visible_gpus
 from jepa.utils.errors import UserError
 from jepa.utils.run_status import Status, is_alive, read_status, write_status
@@ -228,6 +231,34 @@ def test_a_queued_run_of_other_options_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"holds a run with optimizer.lr=1e-3 where this sweep has optimizer.lr=5e-3"):
         check_folder(tmp_path, ["optimizer.lr=5e-3", "resume=auto", "trainer.max_steps=3"])
     assert check_folder(tmp_path, ["optimizer.lr='1e-3'"]).job == "7"
+
+
+@pytest.mark.faults
+def test_a_damaged_status_ends_no_sweep_but_its_folder_keeps_to_its_options(tmp_path):
+    (tmp_path / "status.json").write_text("[" * 100_000)
+    (tmp_path / "config.yaml").write_text("overrides: [optimizer.lr=1e-3]")
+    assert check_folder(tmp_path, ["optimizer.lr=1e-3", "resume=auto"]) is None
+    with pytest.raises(UserError, match=r"holds a run with optimizer.lr=1e-3"):
+        check_folder(tmp_path, ["optimizer.lr=5e-3"])
+    (tmp_path / "config.yaml").write_text("overrides: 5")
+    assert check_folder(tmp_path, ["optimizer.lr=5e-3"]) is None
+    note_failure(tmp_path, ["a=1"], UserError("its job left no result"), {"val/loss": 1e9})
+    assert (read_status(tmp_path).state, read_status(tmp_path).overrides) == ("failed", ["a=1"])
+
+
+@pytest.mark.faults
+def test_the_files_of_a_job_may_be_damaged(tmp_path):
+    (tmp_path / "log").write_bytes(b"x" * 2**20 + b"\n\x1b[2J\xff\nlast\n")
+    assert last_lines(tmp_path / "log", 2) == ["\\x1b[2J\ufffd", "last"]
+    assert last_lines(tmp_path) == last_lines(tmp_path / "none") == []
+    for content in (b"", b"\x80", b"junk", pickle.dumps(5), pickle.dumps(("success", None))[:-4]):
+        (tmp_path / "result.pkl").write_bytes(content)
+        task = SimpleNamespace(paths=SimpleNamespace(result_pickle=tmp_path / "result.pkl", stderr="err"))
+        objective = SimpleNamespace(failed=lambda: {"val/loss": 1e9})
+        run = SweepRun(0, [], ["a=1"], tmp_path / "run", objective, job=SimpleNamespace(task={0: task}.get))
+        run.read_result()
+        assert (run.value, read_status(tmp_path / "run").state) == ({"val/loss": 1e9}, "failed")
+        assert "result.pkl, is damaged" in read_status(tmp_path / "run").reason
 
 
 def test_a_stopped_run_does_not_become_a_failed_one(tmp_path):

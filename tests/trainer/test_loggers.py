@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import time
 
 import pytest
@@ -15,6 +16,7 @@ from jepa.trainer.settings import due, period
 from jepa.trainer.step_metrics import StepMeter, to_floats
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
+from jepa.utils.read_data import DamagedFileError
 
 HORIZON = RunLength(max_steps=20, steps_per_epoch=2.5)
 
@@ -54,6 +56,29 @@ def test_half_a_line_is_cut(tmp_path):
         write(tmp_path, [3], start=2)
         assert steps_of(path)[-1] == 3
         assert set(steps_of(path)) == {1, 2, 3}
+
+
+@pytest.mark.faults
+def test_lines_that_hold_no_metrics_are_cut(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write(tmp_path, [1, 2])
+    sound = path.read_bytes()
+    for line in (
+        b'{"step": "x"}',
+        b'{"step": [1]}',
+        b'{"step": true}',
+        b"\xff",
+        b"[" * 100_000,
+        b'"step"',
+        b"0" * 2**21,
+    ):
+        path.write_bytes(line + b"\n" + sound + line + b"\n")
+        write(tmp_path, [3], start=2)
+        assert steps_of(path) == [1, 2, 3]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(DamagedFileError, match=r"metrics.jsonl is damaged: it is no regular file"):
+        write(tmp_path, [3], start=2)
 
 
 def test_what_is_measured_again_is_cut(tmp_path):

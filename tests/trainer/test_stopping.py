@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import socket
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -163,6 +165,30 @@ def test_files_that_are_being_written(sweep):
     callback.judged_step = None
     assert run.feed(callback, {10: 2.5}, begin=False) == 10  # 0, 1, 2, 3
     assert "median 1.5 of 4" in run.reasons[0]
+
+
+@pytest.mark.faults
+def test_a_damaged_run_is_left_out_with_a_word(sweep):
+    for number, place in {6: os.mkfifo, 7: Path.mkdir, 8: lambda path: path.symlink_to("/dev/zero")}.items():
+        (sweep / str(number)).mkdir()
+        place(sweep / str(number) / "metrics.jsonl")
+    for number, line in {
+        1: '{"step": "x", "val/loss": 0}',
+        2: '{"step": 10, "val/loss": [0]}',
+        3: "[" * 100_000,
+    }.items():
+        write(sweep, str(number), {10: float(number)}, end=f'{line}, "val/loss"\n{line}\n')
+    write(sweep, "\x1b[2J", {10: 0.0})
+    (sweep / "\x1b[2J" / "status.json").write_text('{"state": "done", "verdict": 5}')
+    run = Run(sweep / "own")
+    assert run.feed(MedianStopping(metric=LOSS), {10: 3.01, 20: 3.01}) == 10  # 1 to 5, as ever
+    words = sorted(text for text in run.said if "leaves out the run" in text)
+    assert [text.rpartition("the run ")[2] for text in words] == [
+        "6: metrics.jsonl is damaged: it is no regular file",
+        "7: metrics.jsonl is damaged: it is a folder",
+        "8: metrics.jsonl is damaged: it is no regular file",
+        "\\x1b[2J: status.json is damaged: verdict is 5, expected a text",
+    ]
 
 
 @pytest.mark.faults
