@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -65,10 +66,23 @@ def read_file(path: Path) -> Any:
             check_sums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
-        raise CheckpointError(
-            f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short, damaged or not a "
-            f"checkpoint ({first_line(error)}). Nothing was overwritten; use another checkpoint, or start a new run"
-        ) from error
+        raise CheckpointError(_why_unreadable(path, error)) from None
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    """Return what is wrong with a file, without torch's advice to load one that executes code all the same."""
+    text = str(error)
+    name = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", text)
+    if "Weights only load failed" in text and name:
+        return (
+            f"the checkpoint {path} was not read, as that would execute code: it holds {name[1]}, and not only tensors "
+            "and plain values; use a file of tensors alone, such as .safetensors, from whom you trust"
+        )
+    shown = "no tensors and plain values" if "Weights only load failed" in text else first_line(error)
+    return (
+        f"cannot read the checkpoint {path} ({path.stat().st_size:,} bytes): it is cut short, damaged or not a "
+        f"checkpoint ({shown}). Nothing was overwritten; use another checkpoint, or start a new run"
+    )
 
 
 def cause(error: BaseException) -> BaseException:

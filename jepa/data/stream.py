@@ -20,11 +20,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from jepa.types import Batch
-from jepa.utils.errors import DataError, UserError
+from jepa.utils.errors import NO_SHARED_MEMORY, DataError, UserError, is_shared_memory_error, worker_gone
 from jepa.utils.random import generator
+from jepa.utils.tensors import map_tensors
 
 log = logging.getLogger("jepa")
 
@@ -204,7 +205,7 @@ def load(
         )
         batches = iter(loader)
     try:
-        for batch in batches:
+        while (batch := _next(batches)) is not None:
             if isinstance(batch, UserError):
                 raise batch
             bad.report(batch.pop("bad", {}))
@@ -212,7 +213,19 @@ def load(
     finally:
         # Ends the workers now. The traceback of an error would keep the iterator until garbage is collected;
         # should that happen in a worker forked later, it would close pipes there and hang.
+        # Nor may torch's handler raise for a killed worker a second time, wherever this process is by then.
+        getattr(batches, "_shutdown_workers", lambda: None)()
         del batches
+
+
+def _next(batches: Iterator[Batch]) -> Batch | UserError | None:
+    """Return the next batch, None after the last. Raises DataError if a worker is gone while it hands over one."""
+    try:
+        return next(batches, None)
+    except (ConnectionError, EOFError, FileNotFoundError) as error:
+        if str(error).startswith("Caught "):  # by a worker that lives
+            raise
+        raise DataError(worker_gone(" was killed")) from error
 
 
 class _Batches(Dataset):
@@ -223,12 +236,24 @@ class _Batches(Dataset):
 
     def __getitem__(self, request: Request) -> Batch | UserError:
         try:
-            return self.make_batch(request)
+            return _shared(self.make_batch(request))
         except _TooManyUnreadable as error:
             return {"bad": error.found}
         except UserError as error:
             # Returned, as the loader would wrap what a worker raises into a message with a traceback.
             return error
+
+
+def _shared(batch: Batch) -> Batch:
+    """Return a worker's batch in shared memory; raises DataError without room, of which the loader would never hear."""
+    if get_worker_info() is None:
+        return batch
+    try:
+        return map_tensors(batch, Tensor.share_memory_)
+    except RuntimeError as error:
+        if not is_shared_memory_error(str(error)):
+            raise
+        raise DataError(NO_SHARED_MEMORY) from error
 
 
 @contextlib.contextmanager

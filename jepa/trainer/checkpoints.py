@@ -112,6 +112,7 @@ class Checkpoints:
 
     def save(self, names: list[str] | None = None, drop: list[str] | None = None, **changes: Any) -> None:
         """Save under names, by default as the last; remove those to drop. changes: entries to replace."""
+        self.trainer.folder.restore_if_deleted()
         self.saver.save({**self.content(), **changes}, names or ["last"], drop or [])
         self.start_clock()
 

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa.types import RunLength
+from jepa.utils.errors import SYSTEM_ERRORS
 from jepa.utils.read_data import DamagedFileError, parse_json, read_lines
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer_parts import TrainerParts
+
+log = logging.getLogger("jepa")
 
 
 @dataclass(frozen=True)
@@ -68,14 +73,15 @@ class RunLog:
 
     def __init__(self, trainer: TrainerParts) -> None:
         self.trainer = trainer
+        self._refused: set[str] = set()  # loggers that the system refused to write for
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
         """Return a context in which the loggers are open."""
         with contextlib.ExitStack() as stack:
-            for logger in self.trainer.loggers.values():
+            for name, logger in self.trainer.loggers.items():
                 logger.open(self._info(redo=self.trainer.state.pending))
-                stack.callback(logger.close)
+                stack.callback(self._call, name, logger.close)
             self.show_verdict()
             yield
 
@@ -106,8 +112,24 @@ class RunLog:
         return {**where, "train_seconds": self.trainer.state.train_seconds, "verdict": self.trainer.verdict}
 
     def _tell(self, method: str, *arguments: Any) -> None:
-        for logger in self.trainer.loggers.values():
-            getattr(logger, method)(*arguments)
+        for name, logger in self.trainer.loggers.items():
+            self._call(name, getattr(logger, method), *arguments)
+
+    def _call(self, name: str, method: Callable[..., None], *arguments: Any) -> None:
+        """Call a method of a logger. What cannot be written is no reason to lose a training: warn, once for each."""
+        try:
+            method(*arguments)
+        except OSError as error:
+            if error.errno not in SYSTEM_ERRORS:
+                raise
+            if name not in self._refused:
+                self._refused.add(name)
+                log.warning(
+                    "logger.%s cannot write: %s%s: the run goes on without its lines, or with them once there is room",
+                    name,
+                    f"{error.filename}: " if error.filename else "",
+                    error.strerror,
+                )
 
     def _info(self, redo: bool) -> RunInfo:
         folder = self.trainer.folder
@@ -120,6 +142,8 @@ class JSONLines(Logger):
 
     path: null writes `metrics.jsonl` in the run folder; a relative path stands in the run folder too, so that the
     runs of a sweep do not share it. What another run left in a file outside the run folder is kept under a new name.
+
+    Lines that cannot be written, as on a full disk, are kept and written once there is room.
     """
 
     path: str | None = None
@@ -128,19 +152,39 @@ class JSONLines(Logger):
         """Open the file for appending, cut back to the lines that hold."""
         path = run.folder / (self.path or "metrics.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
+        if path.is_file():  # not a device or pipe
             if run.step == 0 and not path.resolve().is_relative_to(run.folder.resolve()):
                 set_aside(path)
             else:
                 cut_back(path, run)
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 (closed by close)
+        path.touch()
+        self._path, self._lines = path, []
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        self._lines.append(json.dumps({"step": step, **finite}, allow_nan=False) + "\n")
+        self._write()
 
     def close(self) -> None:
-        self._file.close()
+        """Write what could not be written before. Raises OSError if it still cannot."""
+        self._write()
+
+    def _write(self) -> None:
+        """Append all lines, or none, to the file; it is made anew if it is gone. Raises OSError if it cannot."""
+        if not self._lines:
+            return
+        data = "".join(self._lines).encode()
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with open(self._path, "ab", buffering=0) as file:
+            end = os.fstat(file.fileno()).st_size
+            try:
+                if file.write(data) < len(data):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            except OSError:
+                with contextlib.suppress(OSError):  # no file, as /dev/full
+                    file.truncate(end)
+                raise
+        self._lines.clear()
 
 
 def cut_back(path: Path, run: RunInfo) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,10 +15,12 @@ from omegaconf import OmegaConf
 
 from jepa.checkpoint.load import locate
 from jepa.checkpoint.saver import Saver, find_checkpoint
-from jepa.distributed.collectives import is_rank0
+from jepa.distributed.collectives import is_rank0, propagate_failure
 from jepa.distributed.launch import slurm_job_id
-from jepa.utils.errors import CheckpointError, NonFiniteError, UserError, error_message, reason
+from jepa.utils.errors import CheckpointError, NonFiniteError, UserError, convert_system_errors, error_message, reason
 from jepa.utils.run_status import is_running_elsewhere, read_status, start_status, update_status, warn_if_not_written
+
+log = logging.getLogger("jepa")
 
 SECONDS_BETWEEN_UPDATES = 5.0
 """Between two updates of the status while the run goes on, at least."""
@@ -121,10 +124,13 @@ class RunFolder:
     def record_end(self, progress: Callable[[], Mapping[str, Any]]) -> Iterator[None]:
         """Return a context after which the status says how the run ended: done, stopped by a signal, or failed and why.
 
+        Other ranks hear of a failure; what the system refused is a UserError with the checkpoint that stands.
+
         progress: further fields of the status, as of then.
         """
         try:
-            yield
+            with propagate_failure(), convert_system_errors(self._what_stands):
+                yield
         except (KeyboardInterrupt, SystemExit) as stop:
             now = read_status(self.path)
             if now is None or now.state != "done":
@@ -136,10 +142,20 @@ class RunFolder:
             raise
         self.update_status(state="done", **progress())
 
+    def _what_stands(self) -> str:
+        last = find_checkpoint(self.saver.folder)
+        return "" if last is None else f"; {last} stands: go on with resume={self.path}"
+
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Write results.json."""
         if is_rank0():
             self._write("results.json", json.dumps(results, indent=2) + "\n")
+
+    def restore_if_deleted(self) -> None:
+        """Make the folder anew, with config.yaml, if somebody has deleted it while the run goes on; say so."""
+        if self._begun and self._is_rank0 and not (self.path / "config.yaml").is_file():
+            log.warning("the run folder %s was deleted while the run goes on: it is made anew from here on", self.path)
+            self.create(begins=True)
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(

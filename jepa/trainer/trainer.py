@@ -162,7 +162,7 @@ class Trainer(TrainerParts):
         """Train to the end, evaluate, and return the last value of every metric."""
         if self.dry_run and self.preview is not None:
             return self._show_preview()
-        with self.folder.record_end(self.run_log.progress), propagate_failure(), self.precision.kernels():
+        with self.folder.record_end(self.run_log.progress), self.precision.kernels():
             start, resumed = self._begin()
             if self.ended and not self.state.pending:
                 early = self.state.stop_reason

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from errno import EACCES, EDQUOT, EEXIST, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
 SYSTEM_ERRORS = {ENOSPC, EDQUOT, EROFS, EACCES, EPERM, ENOTDIR, EEXIST, ENAMETOOLONG}
 """OSErrors that a user can fix, such as a full disk or a read-only folder. Others are bugs."""
+
+
+NO_SHARED_MEMORY = (
+    "there is no room in /dev/shm, through which the processes that read data hand over batches: make it larger "
+    "(docker run --shm-size=8g), lower data.num_workers or data.prefetch_factor, or set data.num_workers=0"
+)
 
 
 class UserError(Exception):
@@ -55,6 +63,8 @@ def first_line(error: BaseException) -> str:
 def reason(error: Exception, path: Path) -> str:
     """Return why a file could not be written, with the free space of its folder."""
     text = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+    if "inline_container" in text:  # torch's writer hides the system's error
+        text = os.strerror(ENOSPC)
     folder = path.parent if path.parent.is_dir() else Path(path.anchor or ".")
     return f"{text} ({shutil.disk_usage(folder).free / 2**20:,.0f} MiB free)"
 
@@ -73,14 +83,43 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
-def convert_system_errors() -> Iterator[None]:
-    """A context that turns SYSTEM_ERRORS into UserErrors."""
+def convert_system_errors(what_stands: Callable[[], str] = str) -> Iterator[None]:
+    """A context that turns what `failure_message` knows into UserErrors.
+
+    what_stands: returns what to add to the message.
+    """
     try:
         yield
-    except OSError as error:
-        if error.errno not in SYSTEM_ERRORS:
+    except (OSError, RuntimeError) as error:
+        message = failure_message(error)
+        if message is None:
             raise
-        raise UserError(system_error_message(error)) from error
+        raise UserError(message + what_stands()) from error
+
+
+def failure_message(error: BaseException) -> str | None:
+    """Return what the system refused or ended, and what to do; None for any other error, which is a bug."""
+    if isinstance(error, OSError):
+        return system_error_message(error) if error.errno in SYSTEM_ERRORS else None
+    text = str(error)
+    if is_shared_memory_error(text):
+        return NO_SHARED_MEMORY
+    if match := re.search(
+        r"DataLoader worker \(pid\S* ([\d, ]+)\) (is killed by signal: \w+|exited unexpectedly)", text
+    ):
+        return worker_gone(f" (pid {match[1]}) {match[2].replace('is killed', 'was killed')}")
+    return None
+
+
+def worker_gone(how: str) -> str:
+    """Return a message about a process of data.num_workers that is no more."""
+    cause = "most likely as memory ran out: give the job more of it, or lower data.num_workers or data.prefetch_factor"
+    return f"a process that reads data{how}, {cause}"
+
+
+def is_shared_memory_error(text: str) -> bool:
+    """Return whether torch's message is that /dev/shm has no room for a batch."""
+    return "</torch_" in text or "Bus error" in text or "shared memory" in text
 
 
 def system_error_message(error: OSError) -> str:
