@@ -186,6 +186,7 @@ def test_without_classes(tmp_path):
     assert "label" not in next(data.evaluation_batches("test", batch_size=1))
 
 
+@pytest.mark.faults
 def test_lists(tmp_path):
     tree(tmp_path / "videos")
     rows = [f"{s}/{c},{s}{i},{c},{s}" for s in ("train", "test") for c in ("run", "walk") for i in range(3)]

@@ -85,6 +85,8 @@ def test_a_killed_worker_is_named(tmp_path):
 READS = """
 import torch
 from jepa.data.stream import BadSamples, Request, load
+
+pytestmark = pytest.mark.faults
 requests = [Request([i], [i]) for i in range(20)]
 bad = BadSamples(total=20, max_share=0)
 try:

@@ -11,6 +11,8 @@ from jepa.trainer import Trainer
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.run_status import read_status
 
+pytestmark = pytest.mark.faults
+
 
 def amsgrad(groups, lr):
     return torch.optim.AdamW(groups, lr=lr, amsgrad=True)
