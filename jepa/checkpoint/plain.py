@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+import textwrap
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jepa.checkpoint.load import read_file
 from jepa.utils.errors import CheckpointError, reason
@@ -22,6 +24,56 @@ from jepa.utils.errors import CheckpointError, reason
 FORMAT = "jepa"
 VERSION = 2
 KEYS = ("step", "pending", "ended", "model", "optimizer", "scaler", "best", "metrics", "callbacks", "loggers", "config")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_dict_of(value: Any, kind: type = object) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, str) and isinstance(v, kind) for k, v in value.items())
+
+
+def _is_table(value: Any) -> bool:
+    rows = value.get("table") if _is_dict_of(value) and {"metric", "mode", "table"} <= value.keys() else None
+    return isinstance(rows, list) and all(map(_is_row, rows))
+
+
+def _is_row(value: Any) -> bool:
+    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return is_pair and isinstance(value[0], (int, float)) and _is_count(value[1])
+
+
+def _is_optimizer_state(value: Any) -> bool:
+    if value is None:
+        return True
+    groups, state = (value.get(name) for name in ("param_groups", "state")) if _is_dict_of(value) else (None, None)
+    whole = isinstance(groups, list) and len(groups) > 0 and isinstance(state, dict)
+    return (
+        whole
+        and all(_is_dict_of(group) and isinstance(group.get("params"), list) for group in groups)
+        and all(_is_count(number) and _is_dict_of(entry) for number, entry in state.items())
+    )
+
+
+FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "step": (_is_count, "a number from 0 on"),
+    "pending": (lambda value: isinstance(value, bool), "True or False"),
+    "ended": (lambda value: value is None or isinstance(value, str), "a reason or None"),
+    "model": (lambda value: _is_dict_of(value, Tensor), "a dict of tensors"),
+    "optimizer": (_is_optimizer_state, "the state of an optimizer or None"),
+    "scaler": (lambda value: value is None or _is_dict_of(value), "a dict or None"),
+    "best": (_is_table, "a metric, a mode and a table of values and steps"),
+    "metrics": (lambda value: _is_dict_of(value, (int, float)), "a dict of numbers"),
+    "callbacks": (lambda value: _is_dict_of(value, dict), "a dict of dicts"),
+    "loggers": (lambda value: _is_dict_of(value, dict), "a dict of dicts"),
+    "config": (_is_dict_of, "a dict"),
+    "train_seconds": (lambda value: isinstance(value, (int, float)), "a number of seconds"),
+    "rollbacks": (lambda value: isinstance(value, list) and all(map(_is_dict_of, value)), "a list of dicts"),
+    "monitor": (lambda value: value is None or _is_dict_of(value), "a dict or None"),
+    "run": (_is_dict_of, "a dict"),
+}
+"""Key of a checkpoint -> what its value must be: a check, and words for it."""
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
@@ -82,3 +134,17 @@ def check(content: Any, path: Path) -> None:
         raise CheckpointError(f"{path} has format version {content.get('version')}, this code reads {VERSION}")
     if missing := [key for key in KEYS if key not in content]:
         raise CheckpointError(f"{path} lacks {missing}: it is damaged")
+    for key, (holds, expected) in FIELDS.items():
+        if key in content and not holds(content[key]):
+            shown = textwrap.shorten(ascii(content[key]), 60, placeholder="...")
+            raise CheckpointError(f"{path} is damaged: {key} is {shown}, expected {expected}")
+    for name, value in content["model"].items():
+        if value.is_floating_point() and not _is_finite(value):
+            raise CheckpointError(
+                f"{path} is damaged: {name} of the model holds values that are not finite; use another checkpoint"
+            )
+
+
+def _is_finite(value: Tensor) -> bool:
+    value = value.to_local() if hasattr(value, "to_local") else value
+    return bool(torch.isfinite(value).all())

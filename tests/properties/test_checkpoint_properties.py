@@ -48,9 +48,13 @@ trees = st.dictionaries(
 )
 
 
-def state(model) -> dict:
-    empty = {name: {} for name in ("best", "metrics", "callbacks", "loggers", "config")}
-    return {"step": 3, "pending": False, "ended": None, "optimizer": None, "scaler": None, **empty, "model": model}
+def state(tree) -> dict:
+    """The state of a run in which a callback keeps the tree."""
+    empty = {name: {} for name in ("metrics", "loggers", "config")}
+    empty["best"] = {"metric": "val/loss", "mode": "min", "table": []}
+    model = {"weight": torch.arange(12.0).view(3, 4)}
+    own = {"step": 3, "pending": False, "ended": None, "optimizer": None, "scaler": None, "model": model}
+    return {**own, **empty, "callbacks": {"keeps": tree}}
 
 
 def same(a, b) -> bool:
@@ -69,7 +73,7 @@ def test_what_is_written_is_read(tmp_path, kind, tree):
     path = tmp_path / f"{next(numbers)}"
     kind.write(path, plain.with_format(state(tree)))
     content = kind.read(path)
-    assert same(tree, content["model"])
+    assert same(tree, content["callbacks"]["keeps"])
     assert content["step"] == 3
     assert same(tree, copied(tree)), "what is written in the background"
 

@@ -8,11 +8,12 @@ from typing import get_args
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jepa.utils.read_data import printable
 from jepa.utils.run_status import State, Status, read_status, write_status
 
 count = st.integers(0, 2**53)
 seconds = st.floats(0, 1e12)
-text = st.text(st.characters(exclude_categories=["Cs"]))
+text = st.text(st.characters(exclude_categories=["Cs"])).map(printable)
 numbers = itertools.count()
 
 statuses = st.builds(

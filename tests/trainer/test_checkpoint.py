@@ -23,7 +23,8 @@ from jepa.utils.errors import CheckpointError, Interrupted, NonFiniteError, User
 
 
 def state(**others):
-    empty = {name: {} for name in ("best", "metrics", "callbacks", "loggers", "config")}
+    empty = {name: {} for name in ("metrics", "callbacks", "loggers", "config")}
+    empty["best"] = {"metric": "val/loss", "mode": "min", "table": []}
     values = {"step": 3, "pending": False, "ended": None, "optimizer": None, "scaler": None}
     return {**values, **empty, "model": {"w": torch.ones(2)}, **others}
 

@@ -1,0 +1,89 @@
+"""Damaged checkpoints of both formats: each is refused in one sentence, and nothing is overwritten or half loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from toy import ToyModel, adam, file_contents, toy_trainer
+
+from jepa.checkpoint import plain
+from jepa.utils.errors import CheckpointError
+
+pytestmark = pytest.mark.faults
+
+
+def put(*keys: Any, value: Any) -> Callable[[dict], None]:
+    """Set one value of a nested content."""
+
+    def change(content: dict) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = value
+
+    return change
+
+
+DAMAGE = {
+    "negative step": (put("step", value=-1), "step is -1, expected a number from 0 on"),
+    "step of another type": (put("step", value="3"), "step is '3'"),
+    "step that is no number": (put("step", value=float("nan")), "step is nan"),
+    "step that is a flag": (put("step", value=True), "step is True"),
+    "nan weights": (put("model", "weight", value=torch.full((3, 2), torch.nan)), "weight of the model holds values"),
+    "infinite weights": (put("model", "bias", value=torch.tensor([1.0, torch.inf])), "bias of the model holds values"),
+    "weights that are words": (put("model", "weight", value="words"), "model is .*expected a dict of tensors"),
+    "no model": (put("model", value=None), "model is None"),
+    "a list of models": (put("model", value=[1]), "model is"),
+    "another model": (put("model", "weight", value=torch.zeros(9, 9)), "of another model"),
+    "pending": (put("pending", value=None), "pending is None"),
+    "ended": (put("ended", value=3), "ended is 3"),
+    "optimizer": (put("optimizer", value=7), "optimizer is 7"),
+    "optimizer groups": (put("optimizer", "param_groups", value=[1, 2]), "optimizer is"),
+    "optimizer state": (put("optimizer", "state", value={"a": 1}), "optimizer is"),
+    "best": (put("best", value={}), "best is {}"),
+    "table": (put("best", "table", value=[[1.0, "x"]]), "best is"),
+    "metrics": (put("metrics", value={"train/loss": "low"}), "metrics is"),
+    "callbacks": (put("callbacks", value=[]), "callbacks is"),
+    "loggers": (put("loggers", value={"jsonl": 3}), "loggers is"),
+    "config": (put("config", value="yaml"), "config is 'yaml'"),
+    "rollbacks": (put("rollbacks", value=[3]), "rollbacks is"),
+    "seconds": (put("train_seconds", value="long"), "train_seconds is 'long'"),
+    "facts of the run": (put("run", value=3), "run is 3"),
+    "terminal escapes": (put("ended", value=["\x1b[31m"]), r"ended is \['\\x1b"),
+}
+
+
+@pytest.fixture(scope="module", params=["plain", "sharded"])
+def trained(request, tmp_path_factory):
+    """A run of two steps in each format."""
+    folder = tmp_path_factory.mktemp(request.param)
+    toy_trainer(folder, optimizer=adam, checkpoint_format=request.param, max_steps=2).fit()
+    return folder, request.param
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_fields_of_another_kind(tmp_path, kind):
+    change, words = DAMAGE[kind]
+    toy_trainer(tmp_path, optimizer=adam, max_steps=2).fit()
+    last = tmp_path / "checkpoints/last.pt"
+    content = torch.load(last)
+    change(content)
+    torch.save(content, last)
+    before = file_contents(tmp_path)
+    trainer = toy_trainer(tmp_path, optimizer=adam, max_steps=4, resume="auto")
+    with pytest.raises(CheckpointError, match=words) as caught:
+        trainer.fit()
+    assert str(caught.value).isprintable() or "of another model" in str(caught.value)
+    assert torch.equal(trainer.model.weight, ToyModel().weight)
+    assert file_contents(tmp_path) == before
+
+
+def test_both_formats_have_the_same_checks(trained, monkeypatch):
+    folder, kind = trained
+    for key in plain.FIELDS:
+        monkeypatch.setitem(plain.FIELDS, key, (lambda value: False, "nothing"))
+        with pytest.raises(CheckpointError, match=f"{key} is"):
+            toy_trainer(folder, optimizer=adam, checkpoint_format=kind, max_steps=4, resume="auto").fit()
+        monkeypatch.undo()
