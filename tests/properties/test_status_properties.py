@@ -12,13 +12,13 @@ from jepa.utils.read_data import printable
 from jepa.utils.run_status import State, Status, read_status, write_status
 
 count = st.integers(0, 2**53)
-seconds = st.floats(0, 1e12)
+seconds = st.floats(0, 9e9)
 text = st.text(st.characters(exclude_categories=["Cs"])).map(printable)
 numbers = itertools.count()
 
 statuses = st.builds(
     Status,
-    state=st.sampled_from(get_args(State)),
+    state=st.sampled_from([state for state in get_args(State) if state != "damaged"]),  # which is never written
     reason=st.none() | text,
     overrides=st.lists(text, max_size=4),
     step=st.none() | count,
