@@ -205,7 +205,7 @@ def load(
         )
         batches = iter(loader)
     try:
-        while (batch := _next(batches)) is not None:
+        while (batch := _next(batches, has_workers=num_workers > 0)) is not None:
             if isinstance(batch, UserError):
                 raise batch
             bad.report(batch.pop("bad", {}))
@@ -218,12 +218,12 @@ def load(
         del batches
 
 
-def _next(batches: Iterator[Batch]) -> Batch | UserError | None:
+def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError | None:
     """Return the next batch, None after the last. Raises DataError if a worker is gone while it hands over one."""
     try:
         return next(batches, None)
     except (ConnectionError, EOFError, FileNotFoundError) as error:
-        if str(error).startswith("Caught "):  # by a worker that lives
+        if not has_workers or str(error).startswith("Caught "):  # by a worker that lives
             raise
         raise DataError(worker_gone(" was killed")) from error
 
@@ -259,6 +259,9 @@ def _shared(batch: Batch) -> Batch:
 @contextlib.contextmanager
 def _starting_workers() -> Iterator[None]:
     # Ctrl-C waits meanwhile. Workers inherit that, and so never take it from the main process.
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where workers inherit nothing
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         with warnings.catch_warnings():

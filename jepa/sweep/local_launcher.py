@@ -177,7 +177,8 @@ def find_job(folder: str | Path, status: Status, tasks: int) -> SessionJob | Non
 def threads_per_process(threads: int | None, processes: int) -> int:
     """Return the threads of each process: as set, else OMP_NUM_THREADS, else an equal share of the cores."""
     common = os.environ.get("OMP_NUM_THREADS", "")
-    share = max(1, len(os.sched_getaffinity(0)) // processes)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
+    share = max(1, cores // processes)
     return threads or (int(common) if common.isdigit() else share)
 
 

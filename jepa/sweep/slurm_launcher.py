@@ -22,6 +22,7 @@ from jepa.sweep.launcher import JobLauncher, SweepRun
 from jepa.sweep.slurm_queue import end_of_job, queued_jobs
 from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.run_status import Status, read_status, update_status
+from jepa.utils.signals import USER_SIGNALS
 
 log = logging.getLogger(__name__)
 
@@ -168,7 +169,7 @@ class SlurmLauncher(JobLauncher):
         """
         if read_launch().rank > 0:
             raise SystemExit(0)
-        if stop.signal_number not in (signal.SIGUSR1, signal.SIGUSR2):
+        if stop.signal_number not in USER_SIGNALS:
             return
         update_status(folder, {"state": "preempted"})
         requeue = signal.getsignal(submitit.JobEnvironment()._usr_sig())

@@ -10,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))  # Windows has the first two
+USER_SIGNALS = SIGNALS[2:]
 ECHO_SECONDS = 3.0
 """torchrun passes on a signal that the terminal has sent to every process already; such an echo is no second signal."""
 
@@ -52,7 +54,8 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             self._reading, self._writing = os.pipe()
-            os.set_blocking(self._writing, False)
+            if hasattr(os, "set_blocking"):  # Windows asks for none
+                os.set_blocking(self._writing, False)
             self._previous_file = signal.set_wakeup_fd(self._writing, warn_on_full_buffer=False)
             self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
             early = (handler.number for handler in self._previous.values() if isinstance(handler, EarlySignal))
