@@ -13,6 +13,8 @@ from jepa import build_trainer, load_config
 from jepa.utils.errors import DataError
 from jepa.utils.run_status import read_status
 
+pytestmark = pytest.mark.faults
+
 
 @pytest.mark.slow
 def test_home_and_temporary_folder_are_not_needed(train, quick, tmp_path):
@@ -39,6 +41,8 @@ def test_data_that_is_deleted_during_a_run_is_named(pictures, tiny, tmp_path, wo
     options = [*tiny, "data=image_folder", f"data.root={pictures}", "data.batch_size=4", f"data.num_workers={workers}"]
     options += [
         "model.encoder.patch_size=2",
+        "model.encoder.num_heads=2",
+        "model.predictor.num_heads=2",
         "evaluation=none",
         "logger=jsonl",
         "trainer.max_steps=60",
