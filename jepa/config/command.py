@@ -37,6 +37,9 @@ failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
 
 
+composed = False
+"""Whether a configuration has been composed: errors from then on are not of options."""
+
 sweep_file: tuple[Path, bytes] | None = None
 """The file that makes a sweep go on, and what it was before this process's sweep; for when that is refused."""
 
@@ -75,7 +78,7 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
         except (HydraException, OmegaConfBaseException) as error:
             sys.exit(f"error: {printable(explain(error))}" if rank == 0 else 1)  # the same on every rank
         except COMPOSING as error:
-            if HydraConfig.initialized():  # the configuration is there, so it is a bug
+            if composed:  # so it is a bug
                 raise
             sys.exit(f"error: {printable(explain(error))}" if rank == 0 else 1)
         except RuntimeError as error:
@@ -113,6 +116,8 @@ def reported_errors() -> Iterator[None]:
     Outside a sweep there is nothing to raise it to but Hydra, which would add a line. The failure of another rank is
     printed there.
     """
+    global composed
+    composed = True
     try:
         with convert_system_errors():
             yield
@@ -154,8 +159,10 @@ def complete(config: DictConfig) -> DictConfig:
 
     With `resume=<folder>` the configuration of the run there, with what the command line gives.
     """
+    global composed
     hydra = HydraConfig.get()
     config = _of_run(config, hydra.runtime.choices, list(hydra.overrides.task))
+    composed = True
     with open_dict(config):
         config.run_dir = hydra.runtime.output_dir
     return config

@@ -43,7 +43,7 @@ def test_the_way_from_files_to_features(fork_server, tmp_path):
     stored = OmegaConf.load(run / "config.yaml")
     for text in (said["dry run"], said["train.py"]):
         assert "data.root=tiles: 1 .svg left out" in text
-        assert f"data.mean={str(list(stored.data.mean)).replace(' ', '')} data.std=" in text
+        assert f"data.mean={str(list(stored.data.mean)).replace(' ', '')} data.std=" in " ".join(text.split())
     assert list(stored.data.mean) == pytest.approx([0.5] * 5, abs=0.02)
     assert list(stored.data.std) == pytest.approx([12**-0.5] * 5, abs=0.02)
     assert (tmp_path / "outputs" / "dry" / "preview" / "samples.png").is_file()
