@@ -22,6 +22,8 @@ from jepa.trainer import JSONLines, Logger, Trainer
 from jepa.utils.errors import CheckpointError, Interrupted, UserError
 from jepa.utils.run_status import read_status
 
+pytestmark = pytest.mark.faults
+
 SHARED = "unable to write to file </torch_12_34_0>: No space left on device (28)"
 
 
@@ -85,8 +87,6 @@ def test_a_killed_worker_is_named(tmp_path):
 READS = """
 import torch
 from jepa.data.stream import BadSamples, Request, load
-
-pytestmark = pytest.mark.faults
 requests = [Request([i], [i]) for i in range(20)]
 bad = BadSamples(total=20, max_share=0)
 try:

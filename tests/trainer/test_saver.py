@@ -319,6 +319,6 @@ def test_reading_parts_executes_nothing(tmp_path, file):
     folder = tmp_path / "parts"
     sharded.write(folder, checkpoint.with_format(state()))
     (folder / file).write_bytes(pickle.dumps({"x": Bomb(tmp_path / "boom")}, protocol=2))
-    with pytest.raises(CheckpointError, match="cannot read the checkpoint"):
+    with pytest.raises(CheckpointError, match=r"(cannot read the checkpoint|was not read, as that would execute code)"):
         read_file(folder)
     assert not (tmp_path / "boom").exists()

@@ -198,7 +198,7 @@ def test_locate(tmp_path):
 @pytest.mark.faults
 def test_a_file_of_other_objects_than_tensors_is_refused(tmp_path):
     torch.save(functools.partial(print), tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match="cannot read"):
+    with pytest.raises(CheckpointError, match=r"(cannot|was not) read"):
         read_file(tmp_path / "x.pt")
 
 
