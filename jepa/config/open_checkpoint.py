@@ -64,7 +64,8 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     check_config({key: _resolved(joined, key) for key in sections})
     if data == "splits":
         _check_probes(joined, stored, given)
-        _check_what_is_built(stored, given, source)
+        if not config.trust:
+            _check_what_is_built(stored, given, source)
     known = {key for key in ("image_size", "channels") if data_known or key in given.below("data")}
     loaded = load(
         source,
@@ -124,7 +125,7 @@ def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandL
 
 def _check_what_is_built(stored: Mapping[str, Any], given: CommandLine, source: Source) -> None:
     """Raise CheckpointError for stored data or evaluation with foreign code, and for a path that a lone file brings."""
-    if source.trusted is None or not stored:
+    if not stored:
         return
     folders = [Path(source.name), *source.path.parents[:2]]
     in_run_folder = any((folder / "config.yaml").is_file() for folder in folders)

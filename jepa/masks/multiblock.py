@@ -224,6 +224,7 @@ def block_areas(grid: Grid, scale: Range, aspect_ratio: Range) -> list[BlockArea
 
 
 def min_tokens(scale: Range, grid: Grid) -> int:
+    """Return the fewest tokens of a block of this scale."""
     return max(1, int(scale[0] * math.prod(grid)))
 
 

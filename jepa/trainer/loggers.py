@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jepa.types import RunLength
 from jepa.utils.errors import SYSTEM_ERRORS
-from jepa.utils.read_data import DamagedFileError, parse_json, read_lines
+from jepa.utils.read_data import DamagedFileError, exists, parse_json, read_lines
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer_parts import TrainerParts
@@ -152,7 +152,7 @@ class JSONLines(Logger):
         """Open the file for appending, cut back to the lines that hold."""
         path = run.folder / (self.path or "metrics.jsonl")
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_file():  # not a device or pipe
+        if path.is_file() or (self.path is None and exists(path)):  # a device or pipe only where it was asked for
             if run.step == 0 and not path.resolve().is_relative_to(run.folder.resolve()):
                 set_aside(path)
             else:
