@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -99,6 +100,8 @@ class AudioData(DataModule):
     augment: how training clips are changed; None: longer ones are only cropped at random.
     label: which of a source's labels is the class, for sources that have several.
     """
+
+    nan_is_missing: ClassVar[bool] = True
 
     source: Callable[..., Splits]
     root: str | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -37,6 +37,8 @@ class SeriesData(DataModule):
 
     Raises DataError also for data that is too short or of other channels.
     """
+
+    nan_is_missing: ClassVar[bool] = True
 
     source: Callable[..., SeriesSplits]
     root: str

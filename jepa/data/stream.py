@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,8 +29,26 @@ from jepa.utils.random import generator
 log = logging.getLogger("jepa")
 
 
+PROGRAMMING_ERRORS = (
+    TypeError,
+    AttributeError,
+    NameError,
+    KeyError,
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+)
+"""What no sample is blamed for, see `read_or_next`."""
+
+LARGEST_INPUT = 1e15
+"""Beyond this the squares that a network or a spectrogram adds up leave float32; files also mark what is missing so."""
+
+
 class Samples(Protocol):
-    """A data set: `len` and access by index. Raises `UnreadableSample` where the data itself is damaged."""
+    """A data set: `len` and access by index. Raises `UnreadableSample` where the data itself is damaged.
+
+    It may have `describe(index) -> str`, which names a sample in messages.
+    """
 
     def __len__(self) -> int: ...
 
@@ -131,9 +151,9 @@ class BadSamples(dict[str, str]):
         for name, reason in found.items():
             if name not in self:
                 self[name] = reason
-                log.warning("cannot read %s (%s); the next sample takes its place", name, reason)
+                log.warning("cannot read %s; the next sample takes its place", _shown(name, reason))
         if len(self) > self.limit:
-            first = "".join(f"\n  {name} ({reason})" for name, reason in list(self.items())[:3])
+            first = "".join(f"\n  {_shown(*each)}" for each in list(self.items())[:3])
             raise DataError(
                 f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read, "
                 f"which is more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise "
@@ -141,17 +161,65 @@ class BadSamples(dict[str, str]):
             )
 
 
-def read_or_next(read: Callable[[int], Any], index: int, *, total: int, bad: dict[str, str], limit: float) -> Any:
-    """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`."""
+def _shown(name: str, reason: str) -> str:
+    """A bad sample in a message: a name or reason may hold anything that a hostile file holds."""
+    texts = (text if len(text) <= 300 else f"{text[:300]}..." for text in (name, reason))
+    name, reason = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts)
+    return f"{name} ({reason})"
+
+
+def read_or_next(
+    read: Callable[[int], Any],
+    index: int,
+    *,
+    total: int,
+    bad: dict[str, str],
+    limit: float,
+    describe: Callable[[int], str] = "sample {}".format,
+) -> Any:
+    """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`.
+
+    The one place that decides whether a sample or the program is to blame, for every source. What `read` raises, and
+    readers of files raise errors of very many classes, makes the sample bad, named by `describe`, but for two kinds,
+    which end the run: UserError, as settings and missing packages raise it, and PROGRAMMING_ERRORS, which come of code
+    that is wrong for every sample. A reader of a data set that raises one of these for damaged data turns it into
+    `UnreadableSample` itself. A mistake that raises something else (a RuntimeError of torch, say) fails for all
+    samples, and so the run ends at `limit`; the reason then has the file and line.
+    """
     while True:
         try:
             return read(index)
         except UnreadableSample as error:
             bad[error.name] = error.reason
-            # As the limit is below the number of samples, this also ends a search in which all are bad.
-            if len(bad) > limit:
-                raise _TooManyUnreadable(bad) from None
-            index = (index + 1) % total
+        except (UserError, *PROGRAMMING_ERRORS):
+            raise
+        except Exception as error:
+            bad[describe(index)] = f"{type(error).__name__}: {error} ({_raised_at(error)})"
+        # As the limit is below the number of samples, this also ends a search in which all are bad.
+        if len(bad) > limit:
+            raise _TooManyUnreadable(bad) from None
+        index = (index + 1) % total
+
+
+def _raised_at(error: Exception) -> str:
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{os.path.basename(last.filename)}:{last.lineno}"
+
+
+def wrong_values(inputs: Mapping[str, Tensor], *, nan_is_missing: bool) -> str | None:
+    """Return what no input may hold: infinite values, any beyond LARGEST_INPUT, and NaN unless it stands for missing.
+
+    None where nothing is wrong.
+    """
+    for name, x in inputs.items():
+        if not x.is_floating_point() or not x.numel():
+            continue
+        low, high = torch.aminmax(x.nan_to_num(0.0, float("inf"), float("-inf")) if nan_is_missing else x)
+        if not bool(low.isfinite() & high.isfinite()):
+            return f"its {name} holds values that are {'infinite' if nan_is_missing else 'NaN or infinite'}"
+        if max(-float(low), float(high)) > LARGEST_INPUT:
+            return f"its {name} holds {max(float(low), float(high), key=abs):g}, which is beyond {LARGEST_INPUT:g}"
+    return None
 
 
 def load(

@@ -125,6 +125,10 @@ class Parts:
     def __len__(self) -> int:
         return len(self.videos) * self.clips
 
+    def describe(self, index: int) -> str:
+        """The name of the video."""
+        return self.videos.describe(index // self.clips)
+
     def __getitem__(self, index: int) -> tuple[tuple[Video, int], int | None]:
         video, label = self.videos[index // self.clips]
         return (video, index % self.clips), label
