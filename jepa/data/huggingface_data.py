@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jepa.data.data_module import DataModule
-from jepa.data.sources.decoders import decode_image, decode_sound
+from jepa.data.sources.decoders import decode_image
+from jepa.data.sources.sound_files import SoundFile
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, first_line
@@ -149,7 +150,7 @@ class Rows:
             raise UnreadableSample(name, "it is missing")
         if self.kind != "text":  # {"bytes", "path"}
             file = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
-            value = (decode_image if self.kind == "image" else decode_sound)(file, name)
+            value = (decode_image if self.kind == "image" else SoundFile)(file, name)
         elif not value.strip():
             raise UnreadableSample(name, "the text is empty")
         if self.label_column is None:

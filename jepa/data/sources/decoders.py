@@ -1,4 +1,4 @@
-"""Decoding of pictures, sounds and videos, from files or bytes in memory; what is damaged raises `UnreadableSample`."""
+"""Decoding of pictures and videos, from files or bytes in memory; what is damaged raises `UnreadableSample`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -28,9 +27,6 @@ IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 File = str | Path | io.BytesIO
-Sound = tuple[Tensor, int]
-"""A waveform (t,) float32 in [-1, 1], channels averaged, and its sample rate in Hz."""
-
 Choose = Callable[[int, float | None], Sequence[int]]
 """(number of frames, frames per second where that is known) -> the frames wanted, in rising order."""
 
@@ -55,24 +51,6 @@ def decode_image(file: File, name: str | None = None) -> Image.Image:
             image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return image
-
-
-def require_soundfile() -> ModuleType:
-    """Return the library that reads files of sound. Raise MissingPackageError without it."""
-    return require("soundfile", extra="audio", purpose="reading sound")
-
-
-def decode_sound(file: File, name: str | None = None) -> Sound:
-    """The sound in a file that libsndfile reads. name: as for `decode_image`."""
-    soundfile = require_soundfile()
-    with readable(file, name, soundfile.SoundFileError) as name:
-        samples, rate = soundfile.read(file, dtype="float32", always_2d=True)
-    if not len(samples):
-        raise UnreadableSample(name, "it holds no samples")
-    wave = torch.from_numpy(samples.mean(axis=1))
-    if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
-        raise UnreadableSample(name, "it holds samples that are NaN or infinite")
-    return wave, int(rate)
 
 
 @dataclass(frozen=True)

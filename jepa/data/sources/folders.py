@@ -13,11 +13,10 @@ from typing import Any
 from jepa.data.sources.decoders import (
     IMAGE_EXTENSIONS,
     decode_image,
-    decode_sound,
     is_image_file,
     open_video,
-    require_soundfile,
 )
+from jepa.data.sources.sound_files import SoundFile, require_soundfile
 from jepa.data.sources.splits import (
     FileSamples,
     Splits,
@@ -65,7 +64,7 @@ IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_imag
 SOUNDS = FileKind(
     name="sound files",
     extensions=(".wav", ".flac", ".ogg", ".mp3", ".aiff", ".aif"),
-    decode=decode_sound,
+    decode=SoundFile,
     test_folders=("test", "val", "valid", "validation"),
 )
 VIDEOS = FileKind(

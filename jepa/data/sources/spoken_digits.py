@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from jepa.data.sources.decoders import decode_sound, require_soundfile
 from jepa.data.sources.download import download_file, read_archive
+from jepa.data.sources.sound_files import SoundFile, require_soundfile
 from jepa.data.sources.splits import FileSamples, Splits
 from jepa.utils.errors import DataError
 
@@ -45,7 +45,7 @@ def fsdd(*, root: str, label: Literal["digit", "speaker"] = "digit", download: b
         if not chosen:
             raise DataError(f"{place} holds no recordings of index {wanted}, the {split} split: get all of its files")
         labels = [names.index(_parse(path)[label]) for path in chosen]
-        splits[split] = FileSamples(chosen, labels, decode_sound, folder=place, contents=contents)
+        splits[split] = FileSamples(chosen, labels, SoundFile, folder=place, contents=contents)
     return Splits(**splits, class_names=names)
 
 
