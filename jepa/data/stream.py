@@ -38,7 +38,7 @@ PROGRAMMING_ERRORS = (
     AssertionError,
     NotImplementedError,
 )
-"""What no sample is blamed for, see `read_or_next`."""
+"""What no sample is blamed for, see `blamed`."""
 
 LARGEST_INPUT = 1e15
 """Beyond this the squares that a network or a spectrogram adds up leave float32; files also mark what is missing so."""
@@ -179,31 +179,35 @@ def read_or_next(
 ) -> Any:
     """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`.
 
-    The one place that decides whether a sample or the program is to blame, for every source. What `read` raises, and
-    readers of files raise errors of very many classes, makes the sample bad, named by `describe`, but for two kinds,
-    which end the run: UserError, as settings and missing packages raise it, and PROGRAMMING_ERRORS, which come of code
-    that is wrong for every sample. A reader of a data set that raises one of these for damaged data turns it into
-    `UnreadableSample` itself. A mistake that raises something else (a RuntimeError of torch, say) fails for all
-    samples, and so the run ends at `limit`; the reason then has the file and line.
+    describe: the name of a sample in messages, for errors that have none. See `blamed` for what counts.
     """
     while True:
         try:
             return read(index)
-        except UnreadableSample as error:
-            bad[error.name] = error.reason
-        except (UserError, *PROGRAMMING_ERRORS):
-            raise
         except Exception as error:
-            bad[describe(index)] = f"{type(error).__name__}: {error} ({_raised_at(error)})"
+            name, reason = blamed(error, describe(index))
+            bad[name] = reason
         # As the limit is below the number of samples, this also ends a search in which all are bad.
         if len(bad) > limit:
             raise _TooManyUnreadable(bad) from None
         index = (index + 1) % total
 
 
-def _raised_at(error: Exception) -> str:
+def blamed(error: Exception, name: str) -> tuple[str, str]:
+    """Return the name and reason of the bad sample that an error tells of, or raise it where no sample is to blame.
+
+    The one place that decides this, for every source. What reading and preparing a sample raises makes it a bad one,
+    as readers of files raise errors of very many classes. Two kinds end the run: UserError, for settings and missing
+    packages, and PROGRAMMING_ERRORS, for code that is wrong whatever the sample. A reader that raises one of these for
+    damaged data turns it into `UnreadableSample` itself. A mistake that raises another class (a RuntimeError of torch,
+    say) does so for all samples, and the run ends at `data.max_bad_share`; the reason then has the file and line.
+    """
+    if isinstance(error, UnreadableSample):
+        return error.name, error.reason
+    if isinstance(error, (UserError, *PROGRAMMING_ERRORS)):
+        raise error
     last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{os.path.basename(last.filename)}:{last.lineno}"
+    return name, f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"
 
 
 def wrong_values(inputs: Mapping[str, Tensor], *, nan_is_missing: bool) -> str | None:

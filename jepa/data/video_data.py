@@ -23,7 +23,8 @@ class VideoData(DataModule):
     """Batches of clips (B, C, T, H, W).
 
     source: called as source(root=root), or source() without a root; returns `Splits` of videos.
-    csv: a list of the videos, which the source reads; csv_path, csv_label, csv_split: its columns. See `video_folder`.
+    csv: a list of the videos, which the source reads; csv_path, csv_label, csv_split: its columns; allow_outside:
+        whether its paths may leave root. See `video_folder`.
     image_size: side, or [height, width], to which frames are cropped and resized. channels: 3, or 1 for grey.
     num_frames: frames of a clip, T. frame_stride: every how many frames of the video one is taken; fps: instead, how
         many a second, which needs video files.
@@ -42,6 +43,7 @@ class VideoData(DataModule):
     csv_path: str = "path"
     csv_label: str = "label"
     csv_split: str = "split"
+    allow_outside: bool = False
     image_size: int | Sequence[int]
     channels: Literal[1, 3] = 3
     num_frames: int = 16
@@ -68,7 +70,7 @@ class VideoData(DataModule):
             interpolation=self.interpolation,
             augment=self.augment,
         )
-        listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split")}
+        listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split", "allow_outside")}
         splits = read_source(self.source, root=self.root, **(listed if self.csv is not None else {}))
         if self.clips > 1:
             splits = replace(splits, train=Parts(splits.train, self.clips), test=Parts(splits.test, self.clips))

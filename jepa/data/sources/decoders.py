@@ -8,6 +8,7 @@ import os
 import re
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,9 @@ av = lazy_import("av")
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 # What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG.
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+MOST_FRAME_PIXELS = 2**26
+"""Of a frame of a video, 8192 x 8192: more than any camera takes."""
 
 File = str | Path | io.BytesIO
 Choose = Callable[[int, float | None], Sequence[int]]
@@ -69,25 +73,41 @@ class VideoFile:
         states, its last one takes the place of those missing.
         """
         with readable(self.path, None, av.FFmpegError), av.open(self.path) as container:
-            if not container.streams.video:
-                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
-                raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # workers are the parallelism
+            stream = self._pictures(container)
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
-            if stream.duration is not None:
+            seconds = (container.duration or 0) / av.time_base
+            if stream.duration is not None and stream.time_base:
                 seconds = float(stream.duration * stream.time_base)
-            else:
-                seconds = (container.duration or 0) / av.time_base
             count = stream.frames or int(seconds * (rate or 0))
-            if count < 1 or rate is None:  # neither number is known: decode all frames
-                frames = [_pixels(frame) for frame in container.decode(stream)]
-                frames = [frames[i] for i in choose(len(frames), rate)] if frames else []
+            if count < 1 or rate is None or not stream.time_base:  # neither number is known
+                frames = self._read_counted(choose, rate)
             else:
                 frames = _decode_frames(container, stream, choose(count, rate), rate)
         if not frames:
             raise UnreadableSample(self.path, "no frame could be decoded")
         return _stack(frames, self.path)
+
+    def _pictures(self, container: av.container.InputContainer) -> av.VideoStream:
+        """The stream of pictures. Raises UnreadableSample where there is none, or its pictures are too large."""
+        if not container.streams.video:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
+            raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
+        stream = container.streams.video[0]
+        if stream.width * stream.height > MOST_FRAME_PIXELS:
+            raise UnreadableSample(self.path, f"its header claims frames of {stream.width} x {stream.height} pixels")
+        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # sizes may change on the way
+        stream.codec_context.thread_count = 1  # workers are the parallelism
+        return stream
+
+    def _read_counted(self, choose: Choose, rate: float | None) -> list[np.ndarray]:
+        """The chosen frames of a file that does not say how many it has: it is decoded twice."""
+        with av.open(self.path) as container:
+            count = sum(1 for _ in container.decode(self._pictures(container)))
+        wanted = Counter(choose(count, rate)) if count else {}
+        with av.open(self.path) as container:
+            frames = enumerate(container.decode(self._pictures(container)))
+            found = [(_pixels(frame), wanted[number]) for number, frame in frames if number in wanted]
+        return [pixels for pixels, times in found for _ in range(times)]
 
 
 def _decode_frames(
