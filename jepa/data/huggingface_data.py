@@ -68,13 +68,10 @@ def hugging_face(
     path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
         or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of its configurations.
     label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
-    train_split, test_split, test_fraction, split_seed: see `_find_splits`.
+    train_split, test_split, test_fraction, split_seed: see `_find_splits`. allow_outside: see `read_columns`.
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
         those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
         and spectrogram of sound. None: such columns are refused.
-
-    allow_outside: whether rows that hold paths rather than contents may leave the folder of `path` (or, for names on
-        the hub, the library's cache), by .., as absolute paths or by links. Relative ones begin in that folder.
 
     Raises DataError for what is missing or damaged, and a column of no kind that can be read.
     """
@@ -86,12 +83,9 @@ def hugging_face(
         prefetch_factor=prefetch_factor,
         max_bad_share=max_bad_share,
         hints=hints,
-    )  # which are checked before anything is read
+    )  # checked before anything is read
     train, test = _find_splits(path, name, train_split, test_split, test_fraction, split_seed)
-    try:
-        kind, splits = read_columns(train, test, column, label_column, _folders(path), allow_outside=allow_outside)
-    except (OSError, ValueError, MemoryError) as error:  # pyarrow's are among them
-        raise DataError(f"data.path={path} cannot be read ({type(error).__name__}: {first_line(error)})") from error
+    kind, splits = read_columns(train, test, column, label_column, _folders(path), allow_outside=allow_outside)
     make, own = {
         "text": (text, {"vocab_size": vocab_size, "max_length": max_length}),
         "image": (image, {"image_size": image_size, "channels": channels}),
@@ -137,7 +131,8 @@ def read_columns(
 ) -> tuple[Kind, Splits]:
     """What kind of input a column holds, and samples of it: strings, PIL images, or files of sound.
 
-    folders: in which files may lie that rows name by their paths; relative ones begin in the first.
+    folders: in which files may lie that rows name by their paths; relative ones begin in the first. allow_outside:
+    whether they may leave these folders by .., as absolute paths or by links.
     """
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:
@@ -288,6 +283,9 @@ def _labels(train: Any, test: Any, column: str | None) -> tuple[tuple[str, ...] 
         return tuple(feature.names), {number: number for number in range(feature.num_classes)}
     if not isinstance(feature, datasets.Value) or feature.dtype.startswith(("float", "double")):
         raise DataError(f"data.label_column={column} holds {feature}; expected a ClassLabel, strings or whole numbers")
-    values, used = (sorted(v for v in rows.unique(column) if v is not None) for rows in (train, test))
+    try:
+        values, used = (sorted(v for v in rows.unique(column) if v is not None) for rows in (train, test))
+    except (OSError, ValueError, MemoryError) as error:  # pyarrow's are among them
+        raise DataError(f"data.label_column={column} cannot be read ({first_line(error)})") from error
     where = f"data.label_column={column}"
     return tuple(map(str, values)), number_classes(values, used, where=where, unlabelled="data.label_column=null")

@@ -249,7 +249,6 @@ def test_mistakes_in_labelled_data(tmp_path):
     wrong = {
         "train_x is <U32": {"train_x": huge.astype(str)},
         r"train_x is float64 \(12, 0, 10\)": {"train_x": huge[:, :0]},
-        "train_x holds 1e\\+300 at": {"train_x": huge},
         "train_x holds nothing but NaN": {"train_x": huge * np.nan},
         "train_x has 1 channels and test_x 2": {"train_x": np.zeros((12, 1, 10))},
         "train_len has to hold 12 whole numbers from 1 to 10": {"train_len": y + 0.5},
@@ -293,9 +292,9 @@ def test_mistakes_in_tables(tmp_path):
         ett(root=write_table(tmp_path / "d.csv", step="1D"))
     with pytest.raises(DataError, match="column 'b' holds no values"):
         csv_data(write_table(tmp_path / "n.csv", text="a,b\n" + "1,\n" * 100))
-    with pytest.raises(DataError, match="column 'a' holds an infinite value in row 1"):
+    with pytest.raises(DataError, match="column 'a' holds inf in row 1; 100 of 100 rows"):
         csv_data(write_table(tmp_path / "i.csv", text="a,b\n" + "inf,1\n" * 100))
-    with pytest.raises(DataError, match="column 'a' holds an infinite value in row 1"):  # of float32
+    with pytest.raises(DataError, match="column 'a' holds inf in row 1; 100 of 100 rows"):  # of float32
         csv_data(write_table(tmp_path / "h.csv", text="a,b\n" + "1e300,1\n" * 100))
     with pytest.raises(DataError, match="column 'b' holds no values in the training part, its first 70 rows"):
         csv_data(write_table(tmp_path / "l.csv", text="a,b\n" + "1,\n" * 70 + "1,2\n" * 30))
