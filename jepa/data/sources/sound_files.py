@@ -51,17 +51,24 @@ class SoundFile:
         left = self.frames - start if count is None else count
         block = max(1, BLOCK // self._file.channels)
         parts = []
-        with readable(self.name, self.name, require_soundfile().SoundFileError):
+        damage = require_soundfile().SoundFileError
+        try:
             self._file.seek(start)
+        except damage:
+            raise UnreadableSample(self.name, self._ends_before(start)) from None
+        with readable(self.name, self.name, damage):
             while left > 0 and len(samples := self._file.read(min(left, block), dtype="float32", always_2d=True)):
                 parts.append(torch.from_numpy(samples.mean(axis=1)))
                 left -= len(samples)
         if not parts:
-            raise UnreadableSample(self.name, f"it ends before sample {start}, but claims {self.frames}")
+            raise UnreadableSample(self.name, self._ends_before(start))
         wave = torch.cat(parts)
         if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
             raise UnreadableSample(self.name, "it holds samples that are NaN or infinite")
         return wave
+
+    def _ends_before(self, start: int) -> str:
+        return f"it ends before sample {start:,}, but its header claims {self.frames:,}"
 
 
 class SoundTensor:
