@@ -20,7 +20,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch._utils import ExceptionWrapper
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from jepa.types import Batch
 from jepa.utils.errors import DataError, UserError
@@ -257,6 +258,8 @@ def load(
         for batch in batches:
             if isinstance(batch, UserError):
                 raise batch
+            if isinstance(batch, _Failure):
+                batch.error.reraise()
             bad.report(batch.pop("bad", {}))
             yield batch
     finally:
@@ -265,13 +268,20 @@ def load(
         del batches
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """An error of a worker that is not the user's."""
+
+    error: ExceptionWrapper
+
+
 class _Batches(Dataset):
     """Turns the loader's "samples", which are requests, into batches."""
 
     def __init__(self, make_batch: Callable[[Request], Batch]) -> None:
         self.make_batch = make_batch
 
-    def __getitem__(self, request: Request) -> Batch | UserError:
+    def __getitem__(self, request: Request) -> Batch | UserError | _Failure:
         try:
             return self.make_batch(request)
         except _TooManyUnreadable as error:
@@ -279,6 +289,11 @@ class _Batches(Dataset):
         except UserError as error:
             # Returned, as the loader would wrap what a worker raises into a message with a traceback.
             return error
+        except Exception:
+            if get_worker_info() is None:
+                raise
+            # Raised by `load`: raised by the loader, its traceback would keep the iterator, and so the workers.
+            return _Failure(ExceptionWrapper(where="in a worker that reads data"))
 
 
 @contextlib.contextmanager
