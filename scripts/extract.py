@@ -140,7 +140,7 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
     from jepa.config.build import convert_errors
     from jepa.data.image_transform import ImageTransform, check_statistics
     from jepa.data.sources.decoders import decode_image
-    from jepa.data.stream import UnreadableSample
+    from jepa.data.stream import blamed
 
     convert_errors("data", check_statistics)(data.mean, data.std, data.channels)
     size = data.image_size
@@ -154,11 +154,11 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
     )
     for name in names:
         try:
-            image = decode_image(folder / name)
-        except UnreadableSample as error:
-            unreadable[name] = error.reason
+            picture = transform.plain(decode_image(folder / name))
+        except Exception as error:
+            _, unreadable[name] = blamed(error, name)
             continue
-        yield name, transform.plain(image)
+        yield name, picture
 
 
 def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig, device: Any) -> tuple[list[str], Any]:

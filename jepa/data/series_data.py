@@ -79,17 +79,18 @@ class SeriesData(DataModule):
         for key, size in found.items():
             if getattr(self, key) not in (None, size):
                 raise DataError(f"data.{key}={getattr(self, key)}, but the data has {size}: set data.{key}=null")
+        scaled = {side: [(each - self.mean) / self.std for each in series] for side, series in sides.items()}
         splits = [
             WindowSamples(
-                [(each - self.mean) / self.std for each in series],
+                series,
                 labels,
-                wrong=wrong[side],
+                wrong=wrong_series(series) | wrong[side],
                 name=f"{side} series of {self.root if self.name is None else self.name}",
                 window_size=steps,
                 stride=self.stride,
                 split_channels=self.split_channels,
             )
-            for (side, series), labels in zip(sides.items(), (source.train_labels, source.test_labels))
+            for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
         self.setup(
             Splits(*splits, source.class_names),

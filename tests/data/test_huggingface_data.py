@@ -135,6 +135,7 @@ def test_sounds_are_waveforms(tmp_path):
     data = build(path=str(folder), column="audio", allow_outside=True, seconds=0.05, spectrogram=front_end)
     assert isinstance(data, AudioData)
     (batch,) = data.evaluation_batches("test", batch_size=4)
+    assert not data.bad_samples
     assert batch["x"].shape == (1, 1, 400)
     assert (~batch["x"].isnan()).sum() == 80  # the rest is padding
 

@@ -186,6 +186,37 @@ def test_without_classes(tmp_path):
     assert "label" not in next(data.evaluation_batches("test", batch_size=1))
 
 
+def test_lists_may_not_leave_the_folder(tmp_path):
+    root = tmp_path / "data"
+    for number in range(4):
+        write_frames(root / f"in{number}", frames=2)
+    write_frames(tmp_path / "out", frames=2)
+    (root / "link").symlink_to(tmp_path / "out")
+    (tmp_path / "same").symlink_to(root)
+    inside = ["in0", "./in1", f"{root}/in2", "in0/../in3"]
+    list_ = root / "list.csv"
+    list_.write_text("\n".join(f"{path} {number % 2}" for number, path in enumerate(inside)))
+    for place in (root, tmp_path / "same", None):
+        data = VideoData(
+            source=video_folder, root=place and str(place), csv=str(list_), image_size=8, num_frames=2, **GREYS
+        )
+        assert len(next(data.evaluation_batches("train", batch_size=9))["x"]) == data.spec.num_train
+    for path in ("../out", f"{tmp_path}/out", "link", "in0/../../out", "link/../in3", "..", "a\0b"):
+        for header, where in (("", 3), ("path,label\n", 4)):
+            apart = "," if header else " "
+            list_.write_text(
+                header + "".join(f"{each}{apart}{n}\n" for n, each in enumerate([*inside[:2], path, "in3"]))
+            )
+            with pytest.raises(DataError, match=f"line {where}: .*data.allow_outside=true"):
+                video_data(root, csv=str(list_))
+            if "\0" not in path:
+                assert video_data(root, csv=str(list_), allow_outside=True).spec.num_train
+    for content in (b"\xff\xfe\x00", b"a,b\n" + b'"x' * 200_000):
+        list_.write_bytes(content)
+        with pytest.raises(DataError, match=r"list.csv is no list that can be read"):
+            video_data(root, csv=str(list_))
+
+
 def test_lists(tmp_path):
     tree(tmp_path / "videos")
     rows = [f"{s}/{c},{s}{i},{c},{s}" for s in ("train", "test") for c in ("run", "walk") for i in range(3)]

@@ -29,6 +29,8 @@ DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.Decomp
 
 MOST_FRAME_PIXELS = 2**26
 """Of a frame of a video, 8192 x 8192: more than any camera takes."""
+MOST_CLIP_BYTES = 2**32
+"""Of the frames of a clip before they are made smaller: 64 frames of 5K video."""
 
 File = str | Path | io.BytesIO
 Choose = Callable[[int, float | None], Sequence[int]]
@@ -74,6 +76,7 @@ class VideoFile:
         """
         with readable(self.path, None, av.FFmpegError), av.open(self.path) as container:
             stream = self._pictures(container)
+            choose = self._bounded(choose, stream.width * stream.height)
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
             seconds = (container.duration or 0) / av.time_base
             if stream.duration is not None and stream.time_base:
@@ -98,6 +101,17 @@ class VideoFile:
         stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # sizes may change on the way
         stream.codec_context.thread_count = 1  # workers are the parallelism
         return stream
+
+    def _bounded(self, choose: Choose, pixels: int) -> Choose:
+        """The same choice, which raises UnreadableSample for more than MOST_CLIP_BYTES of frames of so many pixels."""
+
+        def chosen(count: int, rate: float | None) -> Sequence[int]:
+            numbers = choose(count, rate)
+            if (size := 3 * pixels * len(numbers)) > MOST_CLIP_BYTES:
+                raise UnreadableSample(self.path, f"a clip of {len(numbers)} frames of it takes {size / 2**30:.0f} GiB")
+            return numbers
+
+        return chosen
 
     def _read_counted(self, choose: Choose, rate: float | None) -> list[np.ndarray]:
         """The chosen frames of a file that does not say how many it has: it is decoded twice."""

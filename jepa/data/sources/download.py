@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import logging
 import lzma
 import os
-import resource
 import shutil
 import tarfile
 import urllib.request
@@ -60,8 +60,14 @@ def find_packed(folder: Path, name: str) -> Path | None:
 
 
 def memory_limit() -> int:
-    """Return how many bytes a file may take once unpacked: half of this machine's memory, or of the process's limit."""
-    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), resource.getrlimit(resource.RLIMIT_AS)[0]]
+    """Return how many bytes a file may take once unpacked: half of what this process may have of the memory."""
+    limits = [2**36]
+    with contextlib.suppress(AttributeError, ImportError, OSError, ValueError):  # on systems without one of these
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        import resource
+
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" where there is none
     return min(limit for limit in limits if limit > 0) // 2  # -1 stands for none
 
 
