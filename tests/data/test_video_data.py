@@ -205,7 +205,7 @@ def test_lists_may_not_leave_the_folder(tmp_path):
         for header, where in (("", 3), ("path,label\n", 4)):
             apart = "," if header else " "
             list_.write_text(
-                header + "".join(f"{each}{apart}{n}\n" for n, each in enumerate([*inside[:2], path, "in3"]))
+                header + "".join(f"{each}{apart}{n % 2}\n" for n, each in enumerate([*inside[:2], path, "in3"]))
             )
             with pytest.raises(DataError, match=f"line {where}: .*data.allow_outside=true"):
                 video_data(root, csv=str(list_))

@@ -12,8 +12,8 @@ from typing import Any
 from jepa.data.sources.download import memory_limit
 from jepa.utils.errors import DataError
 
-MOST_CHARACTERS = 4_000_000
-"""Of one text: as many as four long novels have."""
+MOST_CHARACTERS = 1_000_000
+"""Of one text, the length of two novels; all of it is split into tokens, which takes half a gigabyte."""
 
 TOO_LONG = f"it has more than {MOST_CHARACTERS:,} characters"
 

@@ -92,7 +92,7 @@ def text_lines(*, root: str, test_fraction: float = 0.05, split_seed: int = 0) -
     (train.txt, wiki.train.tokens.gz) and the same with test, valid, validation, val or dev, or any *.txt, *.text,
     *.tokens and .gz files. Where nothing is kept aside for the test split by name, a share `test_fraction` of the
     lines is, drawn by `split_seed`.
-    A line that is not UTF-8, or has more than 4 million characters, counts as a damaged sample
+    A line that is not UTF-8, or has more than a million characters, counts as a damaged sample
     (`data.max_bad_share`).
     Raises DataError for files that are missing, damaged, or hold no text in UTF-8.
     """
