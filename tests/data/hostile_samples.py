@@ -100,6 +100,11 @@ def claims_many_frames(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
+def of_unknown_codec(path: Path) -> None:
+    write_clip(path)
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZZ"))
+
+
 def claims_large_frames(path: Path) -> None:
     Image.new("P", (8, 8)).save(path, "GIF")
     content = bytearray(path.read_bytes())
@@ -243,6 +248,7 @@ CASES = [
     (sound, long_silence, "silence of 7 hours", None),
     *((clips, fault, name, "bad.avi") for name, fault in FILES.items() if name != "a folder"),
     (clips, claims_large_frames, "65535 x 65535", "bad.avi"),
+    (clips, of_unknown_codec, "unknown codec", "bad.avi"),
     (clips, claims_many_frames, "2^31 frames", None),
     *((pictures, fault, name, "bad.png") for name, fault in FILES.items() if name != "a folder"),
     (pictures, lambda path: path.write_bytes(png_bomb()), "50000 x 50000", "bad.png"),

@@ -24,8 +24,10 @@ from jepa.utils.lazy_import import lazy_import, require
 av = lazy_import("av")
 
 IMAGE_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-# What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG.
+# What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG. Those of the second line would
+# otherwise pass for mistakes of ours (`jepa.data.stream.blamed`).
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+DAMAGE += (TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)
 
 MOST_FRAME_PIXELS = 2**26
 """Of a frame of a video, 8192 x 8192: more than any camera takes."""
@@ -96,6 +98,8 @@ class VideoFile:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
             raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
         stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise UnreadableSample(self.path, "FFmpeg has no decoder for its pictures")
         if stream.width * stream.height > MOST_FRAME_PIXELS:
             raise UnreadableSample(self.path, f"its header claims frames of {stream.width} x {stream.height} pixels")
         stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # sizes may change on the way
