@@ -60,6 +60,8 @@ class VideoData(DataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
+        if self.allow_outside and self.csv is None:
+            raise ValueError("data.allow_outside=true is for the paths in data.csv, which is not set")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be positive; null counts frames by data.frame_stride")
         self.transform = ImageTransform(

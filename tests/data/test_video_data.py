@@ -211,6 +211,8 @@ def test_lists_may_not_leave_the_folder(tmp_path):
                 video_data(root, csv=str(list_))
             if "\0" not in path:
                 assert video_data(root, csv=str(list_), allow_outside=True).spec.num_train
+    with pytest.raises(ValueError, match=r"data\.csv, which is not set"):
+        video_data(root, allow_outside=True)
     for content in (b"\xff\xfe\x00", b"a,b\n" + b'"x' * 200_000):
         list_.write_bytes(content)
         with pytest.raises(DataError, match=r"list.csv is no list that can be read"):
