@@ -150,7 +150,7 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
     from jepa.config.build import convert_errors
     from jepa.data.image_transform import ImageTransform, as_list, check_statistics
     from jepa.data.sources.decoders import decode_image
-    from jepa.data.stream import UnfitSample, UnreadableSample
+    from jepa.data.stream import blamed
 
     if "mean" not in data and "image" in data:  # of data=hf
         data = OmegaConf.create({**data, **data.image})
@@ -168,8 +168,8 @@ def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str,
         try:
             image = decode_image(folder / name)
             pixels = transform.plain(image[None] if isinstance(image, Tensor) else image)
-        except (UnreadableSample, UnfitSample) as error:
-            unreadable[name] = getattr(error, "reason", str(error))
+        except Exception as error:
+            _, unreadable[name] = blamed(error, name)
             continue
         yield name, pixels
 

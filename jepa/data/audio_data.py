@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -13,13 +15,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.data.data_module import DataModule, check_counts, read_source
-from jepa.data.sources.decoders import Sound, SoundFile
+from jepa.data.sources.sound_files import Sound, SoundFile, SoundTensor
 from jepa.data.sources.splits import Splits
 from jepa.utils.lazy_import import require
 from jepa.utils.log_mel import LogMel
 
-WINDOW = 8
-"""Lengths of a clip that are read of a longer file."""
+RESAMPLING_MARGIN = 0.05
+"""Seconds that are read before and after a part of a sound that is resampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +55,17 @@ class SoundAugment:
         if self.noise is not None and not (len(self.noise) == 2 and self.noise[0] <= self.noise[1]):
             raise ValueError(f"data.augment.noise={list(self.noise)}: expected [least, most] decibels below the clip")
 
-    def __call__(self, wave: Tensor, length: int, random: torch.Generator) -> Tensor:
-        """The changed waveform (t,), t >= 1; length: samples of data.seconds."""
-        draws = torch.rand(8, generator=random).tolist()
-        kept = max(1, round(len(wave) * between(self.crop, draws[0])))
-        start = int((len(wave) - kept + 1) * draws[1])
-        wave = wave[start : start + kept]
+    def draw(self, random: torch.Generator) -> list[float]:
+        """The random numbers behind a clip, in [0, 1); as many whatever the settings are."""
+        return torch.rand(8, generator=random).tolist()
+
+    def span(self, total: int, draws: Sequence[float]) -> tuple[int, int, float]:
+        """Of a sound of `total` samples: the first that is kept, how many are, and how much faster they are played."""
+        kept = max(1, round(total * between(self.crop, draws[0])))
+        return int((total - kept + 1) * draws[1]), kept, between(self.speed, draws[2])
+
+    def __call__(self, wave: Tensor, length: int, draws: Sequence[float], random: torch.Generator) -> Tensor:
+        """The changed waveform (t,) of what `span` keeps, t >= 1; length: samples of data.seconds."""
         if (speed := between(self.speed, draws[2])) != 1:
             size = max(1, round(len(wave) / speed))
             wave = F.interpolate(wave[None, None], size=size, mode="linear", align_corners=False)[0, 0]
@@ -85,18 +92,43 @@ def prepare_sound(
 ) -> Tensor:
     """A sound as x (1, length) float32: resampled to sample_rate, cropped, and padded with NaN at its end.
 
-    Longer sounds are cropped, at random in training and at their centre in evaluation. Of a file that is more than
-    WINDOW times as long, only a window of that length is read, at such a place; the rest holds within it.
+    Longer sounds are cropped, at random in training and at their centre in evaluation; only that part is read.
     """
-    if isinstance(sound, SoundFile):
-        sound = sound.read(WINDOW * length / sample_rate, random)
-    wave = resample(*sound, sample_rate)
+    stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
+    total = max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
+    start, kept, speed = 0, total, 1.0
     if random is not None and augment is not None:
-        wave = augment(wave, length, random)
-    if (spare := len(wave) - length) > 0:
-        start = spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random))
-        wave = wave[start : start + length]
+        draws = augment.draw(random)
+        start, kept, speed = augment.span(total, draws)
+    if (spare := round(kept / speed) - length) > 0:
+        first = spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random))
+        kept = math.ceil(length * speed)
+        start = min(start + int(first * speed), total - kept)
+    wave = read_part(stored, start, kept, sample_rate)
+    if random is not None and augment is not None:
+        wave = augment(wave, length, draws, random)
+    wave = wave[:length]
     return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
+
+
+def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_rate: int) -> Tensor:
+    """Read `count` samples (count,) from `start` on, both at sample_rate; fewer where the sound ends.
+
+    Raises ValueError where it ends before.
+    """
+    if stored.rate == sample_rate:
+        return stored.read(start, count)
+    # The part begins and ends where samples of both rates fall together, and is wider than the filter's reach.
+    common = math.gcd(stored.rate, sample_rate)
+    of_file, of_part = stored.rate // common, sample_rate // common
+    margin = math.ceil(RESAMPLING_MARGIN * common)
+    first = max(0, start // of_part - margin)
+    last = -(-(start + count) // of_part) + margin
+    wave = resample(stored.read(first * of_file, (last - first) * of_file), stored.rate, sample_rate)
+    wave = wave[start - first * of_part :][:count]
+    if not len(wave):
+        raise ValueError(f"the sound ends before sample {start} at {sample_rate} Hz")
+    return wave
 
 
 @dataclass(kw_only=True, eq=False)
@@ -104,12 +136,14 @@ class AudioData(DataModule):
     """Batches of sound, x (B, 1, T) float32, T = sample_rate * seconds, NaN where a clip has ended.
 
     source: called as source(root=root), or source() without a root, with label= if it is set; returns `Splits`
-        whose inputs are (waveform (t,) float32, its sample rate); they may be of any length and rate.
+        whose inputs are files of sound or (waveform (t,) float32, its sample rate), of any length and rate.
     sample_rate: to which all are resampled. seconds: length of x.
     spectrogram: the front end of the encoder; in evaluation, raw input is the mean of each of its mel bands.
     augment: how training clips are changed; None: longer ones are only cropped at random.
     label: which of a source's labels is the class, for sources that have several.
     """
+
+    nan_is_missing: ClassVar[bool] = True
 
     source: Callable[..., Splits]
     root: str | None = None

@@ -6,27 +6,25 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
 
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import (
-    SAMPLE_ERRORS,
     BadSamples,
     Request,
     SampleOrder,
     Samples,
-    UnfitSample,
     UnreadableSample,
-    check_values,
     fixed_order,
     load,
     read_or_next,
+    wrong_values,
 )
 from jepa.types import Batch, DataSpec
-from jepa.utils.errors import DataError, first_line
+from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
 VALIDATION_SEED = 0
@@ -66,6 +64,9 @@ class DataModule:
 
     Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.
     """
+
+    nan_is_missing: ClassVar[bool] = False
+    """Whether NaN in an input is what is missing or padding; else it makes the sample a bad one."""
 
     views: int = 1
     batch_size: int = 256
@@ -192,21 +193,28 @@ class DataModule:
         for counter, index in zip(request.counters, request.indices):
 
             def sample(index: int, counter: int = counter) -> tuple[dict[str, Tensor], int | None]:
-                try:
-                    value, label = samples[index]
-                    made = self.make_inputs(value, counter, reading)  # which may decode, as of videos
-                    check_values(made)
-                except (UnfitSample, *SAMPLE_ERRORS) as error:
-                    name = samples.name_of(index) if hasattr(samples, "name_of") else f"{reading.split} sample {index}"
-                    said = "" if isinstance(error, UnfitSample) else f"{type(error).__name__}: "
-                    raise UnreadableSample(name, said + first_line(error)) from error
+                value, label = samples[index]
+                made = self.make_inputs(value, counter, reading)  # which may decode, as of videos
+                if problem := wrong_values(made, nan_is_missing=self.nan_is_missing):
+                    raise UnreadableSample(self.describe(index, reading), problem)
                 return made, label
 
-            tensors, label = read_or_next(sample, index, total=len(samples), bad=bad, limit=reading.bad_limit)
-            inputs.append(tensors)
+            made, label = self.read_or_next(sample, index, bad, reading)
+            inputs.append(made)
             labels.append(label)
         batch: Batch = {name: torch.stack([made[name] for made in inputs]) for name in inputs[0]}
         return self.with_labels(batch | {"bad": bad}, labels)
+
+    def read_or_next(self, read: Callable[[int], Any], index: int, bad: dict[str, str], reading: Reading) -> Any:
+        """Return `read(index)`, or what the next sample gives where that one is unreadable; `bad` names these."""
+        describe = partial(self.describe, reading=reading)
+        total = len(self.splits[reading.split])
+        return read_or_next(read, index, total=total, bad=bad, limit=reading.bad_limit, describe=describe)
+
+    def describe(self, index: int, reading: Reading) -> str:
+        """Return the name of a sample for messages: what its source calls it, else its number."""
+        own = getattr(self.splits[reading.split], "describe", None)
+        return f"sample {index} of the {reading.split} split" if own is None else own(index)
 
     def make_inputs(self, value: Any, counter: int, reading: Reading) -> dict[str, Tensor]:
         """The tensors of one sample: `x`, or `views` (V, ...), random by the seed and the sample's counter."""

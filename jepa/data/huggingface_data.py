@@ -16,7 +16,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jepa.data.data_module import DataModule
-from jepa.data.sources.decoders import SoundFile, decode_image
+from jepa.data.sources.decoders import decode_image
+from jepa.data.sources.line_reader import MOST_CHARACTERS
+from jepa.data.sources.listed_paths import Fence
+from jepa.data.sources.sound_files import SoundFile
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, first_line
@@ -26,6 +29,8 @@ from jepa.utils.log_mel import LogMel
 datasets = lazy_import("datasets")
 
 Kind = Literal["text", "image", "audio"]
+MOST_BYTES = {"text": 4 * MOST_CHARACTERS, "image": 2**29, "audio": 2**29}
+"""Of one row, packed as it is."""
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "dev")
 
 
@@ -55,6 +60,7 @@ def hugging_face(
     pin_memory: bool | Literal["auto"] = "auto",
     prefetch_factor: int = 2,
     max_bad_share: float = 0.1,
+    allow_outside: bool = False,
     hints: Mapping[str, Any] | None = None,
 ) -> DataModule:
     """Data of a column of strings, an Image column or an Audio column.
@@ -62,7 +68,7 @@ def hugging_face(
     path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
         or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of its configurations.
     label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
-    train_split, test_split, test_fraction, split_seed: see `_find_splits`.
+    train_split, test_split, test_fraction, split_seed: see `_find_splits`. allow_outside: see `read_columns`.
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
         those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
         and spectrogram of sound. None: such columns are refused.
@@ -77,9 +83,9 @@ def hugging_face(
         prefetch_factor=prefetch_factor,
         max_bad_share=max_bad_share,
         hints=hints,
-    )  # which are checked before anything is read
+    )  # checked before anything is read
     train, test = _find_splits(path, name, train_split, test_split, test_fraction, split_seed)
-    kind, splits = read_columns(train, test, column, label_column)
+    kind, splits = read_columns(train, test, column, label_column, _folders(path), allow_outside=allow_outside)
     make, own = {
         "text": (text, {"vocab_size": vocab_size, "max_length": max_length}),
         "image": (image, {"image_size": image_size, "channels": channels}),
@@ -114,14 +120,48 @@ def _find_splits(
     return train.select(kept), train.select(held)
 
 
-def read_columns(train: Any, test: Any, column: str, label_column: str | None) -> tuple[Kind, Splits]:
-    """What kind of input a column holds, and samples of it: strings, PIL images, or (waveform (t,), sampling rate)."""
+def read_columns(
+    train: Any,
+    test: Any,
+    column: str,
+    label_column: str | None,
+    folders: Sequence[str] = (),
+    *,
+    allow_outside: bool = False,
+) -> tuple[Kind, Splits]:
+    """What kind of input a column holds, and samples of it: strings, PIL images, or files of sound.
+
+    folders: in which files may lie that rows name by their paths; relative ones begin in the first. allow_outside:
+    whether they may leave these folders by .., as absolute paths or by links.
+    """
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:
             raise DataError(f"data.{key}={wanted}: the data has the columns {first_few(train.features)}")
     kind = _kind(train.features[column], column)
     names, label_of = _labels(train, test, label_column)
-    return kind, Splits(*(Rows(rows, column, kind, label_column, label_of) for rows in (train, test)), names)
+    reach = Reach(folders, allow_outside)
+    return kind, Splits(*(Rows(rows, column, kind, label_column, label_of, reach) for rows in (train, test)), names)
+
+
+class Reach:
+    """The files that rows may name by their paths: see `read_columns`."""
+
+    def __init__(self, folders: Sequence[str], allow_outside: bool) -> None:
+        self.folder = folders[0] if folders else ""
+        self.fence = None if allow_outside else Fence(folders)
+
+    def find(self, path: Any, name: str) -> str:
+        """The path of a file. Raises UnreadableSample for one that leaves the folders; name: of the sample."""
+        if not isinstance(path, str):
+            raise UnreadableSample(name, "it has neither content nor a path")
+        path = os.path.join(self.folder, path)
+        if self.fence is not None and self.fence.leaves(path):
+            raise UnreadableSample(
+                name,
+                f"its path {path!r} leaves the folder of data.path ({self.folder}); if you trust this data, set "
+                "data.allow_outside=true",
+            )
+        return path
 
 
 class Rows:
@@ -132,23 +172,41 @@ class Rows:
     """
 
     def __init__(
-        self, rows: Any, column: str, kind: Kind, label_column: str | None, label_of: Mapping[Any, int]
+        self,
+        rows: Any,
+        column: str,
+        kind: Kind,
+        label_column: str | None,
+        label_of: Mapping[Any, int],
+        reach: Reach,
     ) -> None:
         if kind != "text":  # bytes rather than what the library would decode
             rows = rows.cast_column(column, (datasets.Image if kind == "image" else datasets.Audio)(decode=False))
         self.rows = rows.select_columns([column, *([label_column] if label_column else [])])
+        self.tables = self.rows.with_format("arrow")
         self.column, self.kind, self.label_column, self.label_of = column, kind, label_column, label_of
+        self.reach = reach
 
     def __len__(self) -> int:
         return len(self.rows)
 
+    def describe(self, index: int) -> str:
+        """The row and column of a sample."""
+        return f"row {index}, column {self.column}"
+
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        row, name = self.rows[int(index)], self.name_of(index)
+        name = self.describe(index)
+        table = self.tables[int(index)]  # a view of the file, not in memory yet
+        if (size := table.nbytes) > MOST_BYTES[self.kind]:
+            raise UnreadableSample(name, f"it has {size:,} bytes, more than {MOST_BYTES[self.kind]:,}")
+        table.validate(full=True)  # as a damaged Arrow file may point anywhere
+        row = self.rows[int(index)]
         value = row[self.column]
         if value is None:
             raise UnreadableSample(name, "it is missing")
         if self.kind != "text":  # {"bytes", "path"}
-            file = value["path"] if value.get("bytes") is None else io.BytesIO(value["bytes"])
+            content = value.get("bytes")
+            file = self.reach.find(value.get("path"), name) if content is None else io.BytesIO(content)
             value = (decode_image if self.kind == "image" else SoundFile)(file, name)
         elif not value.strip():
             raise UnreadableSample(name, "the text is empty")
@@ -158,9 +216,14 @@ class Rows:
             raise UnreadableSample(name, f"its label is {label!r}")
         return value, self.label_of[label]
 
-    def name_of(self, index: int) -> str:
-        """The place of a row's value."""
-        return f"row {index}, column {self.column}"
+
+def _folders(path: str) -> list[str]:
+    """Where files may lie that rows name by their paths."""
+    path = os.path.expanduser(path)
+    if os.path.isfile(path):
+        return [os.path.dirname(path) or "."]
+    cache = [str(datasets.config.HF_CACHE_HOME), str(datasets.config.HF_DATASETS_CACHE)]  # of packed files, too
+    return [path, *cache] if os.path.isdir(path) else cache
 
 
 def _open(path: str, name: str | None) -> Mapping[str, Any]:
@@ -220,6 +283,9 @@ def _labels(train: Any, test: Any, column: str | None) -> tuple[tuple[str, ...] 
         return tuple(feature.names), {number: number for number in range(feature.num_classes)}
     if not isinstance(feature, datasets.Value) or feature.dtype.startswith(("float", "double")):
         raise DataError(f"data.label_column={column} holds {feature}; expected a ClassLabel, strings or whole numbers")
-    values, used = (sorted(v for v in rows.unique(column) if v is not None) for rows in (train, test))
+    try:
+        values, used = (sorted(v for v in rows.unique(column) if v is not None) for rows in (train, test))
+    except (OSError, ValueError, MemoryError) as error:  # pyarrow's are among them
+        raise DataError(f"data.label_column={column} cannot be read ({first_line(error)})") from error
     where = f"data.label_column={column}"
     return tuple(map(str, values)), number_classes(values, used, where=where, unlabelled="data.label_column=null")

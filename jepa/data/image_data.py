@@ -66,7 +66,7 @@ class ImageData(DataModule):
             prepare=self.transform,
             input_shape=(self.channels, *self.transform.size),
         )
-        if hasattr(self.splits["train"], "name_of"):
+        if hasattr(self.splits["train"], "describe"):
             self._try_first()
         if wanted := [name for name in ("mean", "std") if getattr(self, name) == "auto"]:
             self._find_statistics(wanted)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -142,17 +143,22 @@ class WrittenAndSpokenDigits(PairedData):
 class PicturesAndCaptions(PairedData):
     """Pictures and captions of one folder: both are completed with root=root and paired by picture.
 
-    One of a picture's captions is drawn each time.
+    One of a picture's captions is drawn each time. allow_outside: whether the source of `picture` reads pictures that
+    are listed outside of root.
     """
 
     root: str
+    allow_outside: bool = False
     picture: Callable[..., DataModule]
     caption: Callable[..., DataModule]
     anchor: str = "picture"
     modalities: Mapping[str, DataModule] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.modalities = {"picture": self.picture(root=self.root), "caption": self.caption(root=self.root)}
+        picture = self.picture
+        if self.allow_outside:
+            picture = partial(picture, source=partial(picture.keywords["source"], allow_outside=True))
+        self.modalities = {"picture": picture(root=self.root), "caption": self.caption(root=self.root)}
         super().__post_init__()
 
 

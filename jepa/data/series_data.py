@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -14,10 +15,12 @@ from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.series_augment import SeriesAugment
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
 from jepa.data.sources.splits import Splits
-from jepa.data.stream import Request
+from jepa.data.stream import LARGEST_INPUT, Request, UnreadableSample, wrong_values
 from jepa.types import Batch
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
+
+log = logging.getLogger("jepa")
 
 
 @dataclass(kw_only=True, eq=False)
@@ -37,6 +40,8 @@ class SeriesData(DataModule):
 
     Raises DataError also for data that is too short or of other channels.
     """
+
+    nan_is_missing: ClassVar[bool] = True
 
     source: Callable[..., SeriesSplits]
     root: str
@@ -61,22 +66,31 @@ class SeriesData(DataModule):
             if window_size is None:
                 raise ValueError("data.window_size=null: expected the steps of a window, as there is one long series")
             check_parts(self.timeline, window_size, self.root)
+            self.timeline = without_wrong_values(self.timeline, self.root, self.max_bad_share)
             train, test = part(self.timeline, "train", window_size), part(self.timeline, "test", window_size)
-        self.mean, self.std = statistics(train) if self.z_score else (torch.zeros(1, 1), torch.ones(1, 1))
+        sides = {"train": train, "test": test}
+        wrong = {side: {} if self.timeline else wrong_series(series) for side, series in sides.items()}
+        whole = [series for number, series in enumerate(train) if number not in wrong["train"]]
+        if not whole:
+            raise DataError(f"{self.root}: no series of the training split can be used: {wrong['train'][0]}")
+        self.mean, self.std = statistics(whole) if self.z_score else (torch.zeros(1, 1), torch.ones(1, 1))
         steps = window_size or max(series.shape[1] for series in [*train, *test])
         found = {"channels": 1 if self.split_channels else len(train[0]), "length": steps}
         for key, size in found.items():
             if getattr(self, key) not in (None, size):
                 raise DataError(f"data.{key}={getattr(self, key)}, but the data has {size}: set data.{key}=null")
+        scaled = {side: [(each - self.mean) / self.std for each in series] for side, series in sides.items()}
         splits = [
             WindowSamples(
-                [(each - self.mean) / self.std for each in series],
+                series,
                 labels,
+                wrong=wrong_series(series) | wrong[side],
+                name=f"{side} series of {self.root if self.name is None else self.name}",
                 window_size=steps,
                 stride=self.stride,
                 split_channels=self.split_channels,
             )
-            for series, labels in ((train, source.train_labels), (test, source.test_labels))
+            for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
         self.setup(
             Splits(*splits, source.class_names),
@@ -125,7 +139,9 @@ class SeriesData(DataModule):
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
         """See `DataModule.make_batch`; the views of all windows are made at once."""
-        windows, labels = zip(*(self.splits[reading.split][index] for index in request.indices))
+        bad: dict[str, str] = {}
+        read = self.splits[reading.split].__getitem__
+        windows, labels = zip(*(self.read_or_next(read, index, bad, reading) for index in request.indices))
         x = torch.stack(windows)  # (b, C, T)
         views = (reading.views or self.views) if self.gives_views(reading) else 1
         x = x.repeat_interleave(views, dim=0)
@@ -135,13 +151,14 @@ class SeriesData(DataModule):
             x = self.augment.apply(x, *(torch.cat(each) for each in zip(*drawn)))
         x = normalised(x, self.normalise)[0]
         batch = {"views": x.unflatten(0, (-1, views))} if self.gives_views(reading) else {"x": x}
-        return self.with_labels(batch, labels)
+        return self.with_labels(batch | {"bad": bad}, labels)
 
 
 class WindowSamples:
     """Windows of several series (C, T_i) and their labels, as samples (window, label); all in memory.
 
-    A series that is shorter than the window is padded with NaN at its end.
+    A series that is shorter than the window is padded with NaN at its end. wrong: number -> why a series cannot be
+    used; its windows raise UnreadableSample. name: of the series, for messages.
     """
 
     def __init__(
@@ -149,6 +166,8 @@ class WindowSamples:
         series: Sequence[Tensor],
         labels: Sequence[int] | None,
         *,
+        wrong: Mapping[int, str],
+        name: str,
         window_size: int,
         stride: int,
         split_channels: bool,
@@ -156,6 +175,7 @@ class WindowSamples:
         self.window_size = window_size
         self.series = [F.pad(each, (0, max(0, window_size - each.shape[1])), value=float("nan")) for each in series]
         self.labels = labels
+        self.wrong, self.name = wrong, name
         self.split_channels = split_channels
         self.channels = len(series[0]) if split_channels else 1
         self.places = [
@@ -167,9 +187,15 @@ class WindowSamples:
     def __len__(self) -> int:
         return len(self.places) * self.channels
 
+    def describe(self, index: int) -> str:
+        """The number of a window's series, from 0."""
+        return f"{self.name}, number {self.places[index // self.channels][0]}"
+
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
         place, channel = divmod(index, self.channels)
         number, start = self.places[place]
+        if number in self.wrong:
+            raise UnreadableSample(f"{self.describe(index)}, from step {start}", self.wrong[number])
         window = self.series[number][:, start : start + self.window_size]
         window = window[channel : channel + 1] if self.split_channels else window
         return window, None if self.labels is None else self.labels[number]
@@ -223,6 +249,35 @@ def check_parts(timeline: Timeline, window_size: int, root: str) -> None:
         )
     if second <= first or last <= second:
         raise DataError(f"{root} has {timeline.values.shape[1]} rows, too few for a training, validation and test part")
+
+
+def wrong_series(series: Sequence[Tensor]) -> dict[int, str]:
+    """Number -> why a series cannot be used: for values that are infinite or beyond LARGEST_INPUT."""
+    found = ((number, wrong_values({"series": each}, nan_is_missing=True)) for number, each in enumerate(series))
+    return {number: problem for number, problem in found if problem}
+
+
+def without_wrong_values(timeline: Timeline, root: str, max_bad_share: float) -> Timeline:
+    """The timeline with NaN, missing, for values that are infinite or beyond LARGEST_INPUT; a warning names the first.
+
+    Raises DataError when a larger share than `max_bad_share` of its steps has any.
+    """
+    wrong = timeline.values.abs() > LARGEST_INPUT
+    count, total = int(wrong.any(dim=0).sum()), wrong.shape[1]
+    if not count:
+        return timeline
+    channel, step = wrong.nonzero()[0].tolist()
+    value = float(timeline.values[channel, step])
+    told = (
+        f"{root}: column {timeline.names[channel]!r} holds {value:g} in row {step + 1}; {count} of {total} rows hold "
+        f"infinite values, or such beyond {LARGEST_INPUT:g}"
+    )
+    if count > max_bad_share * total:
+        raise DataError(
+            f"{told}, more than data.max_bad_share={max_bad_share:g}: mend them, or mark what is missing as NaN"
+        )
+    log.warning("%s, which are taken for missing", told)
+    return replace(timeline, values=timeline.values.masked_fill(wrong, float("nan")))
 
 
 def statistics(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

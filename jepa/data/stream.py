@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import signal
-import struct
+import traceback
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch._utils import ExceptionWrapper
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from jepa.types import Batch
@@ -30,8 +31,26 @@ from jepa.utils.tensors import map_tensors
 log = logging.getLogger("jepa")
 
 
+PROGRAMMING_ERRORS = (
+    TypeError,
+    AttributeError,
+    NameError,
+    KeyError,
+    ImportError,
+    AssertionError,
+    NotImplementedError,
+)
+"""What no sample is blamed for, see `blamed`."""
+
+LARGEST_INPUT = 1e15
+"""Beyond this the squares that a network or a spectrogram adds up leave float32; files also mark what is missing so."""
+
+
 class Samples(Protocol):
-    """A data set: `len` and access by index. Raises `UnreadableSample` where the data itself is damaged."""
+    """A data set: `len` and access by index. Raises `UnreadableSample` where the data itself is damaged.
+
+    It may have `describe(index) -> str`, which names a sample in messages.
+    """
 
     def __len__(self) -> int: ...
 
@@ -138,9 +157,9 @@ class BadSamples(dict[str, str]):
         for name, reason in found.items():
             if name not in self:
                 self[name] = reason
-                log.warning("cannot read %s (%s); the next sample takes its place", name, reason)
+                log.warning("cannot read %s; the next sample takes its place", _shown(name, reason))
         if len(self) > self.limit:
-            first = "".join(f"\n  {name} ({reason})" for name, reason in list(self.items())[:3])
+            first = "".join(f"\n  {_shown(*each)}" for each in list(self.items())[:3])
             raise DataError(
                 f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read, "
                 f"which is more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise "
@@ -148,33 +167,71 @@ class BadSamples(dict[str, str]):
             )
 
 
-SAMPLE_ERRORS = (OSError, ValueError, RuntimeError, ArithmeticError, EOFError, MemoryError, struct.error, zlib.error)
-"""What reading or preparing a sample raises because of its content, and what then counts it as unreadable.
-
-Others (TypeError, AttributeError, LookupError, ...) are mistakes in code and end the run, as UserErrors do.
-"""
-LARGEST = 1e18
-"""Of an input's values: the square of a larger one leaves the range of float32."""
+def _shown(name: str, reason: str) -> str:
+    """A bad sample in a message: a name or reason may hold anything that a hostile file holds."""
+    texts = (text if len(text) <= 300 else f"{text[:300]}..." for text in (name, reason))
+    name, reason = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts)
+    return f"{name} ({reason})"
 
 
-def check_values(inputs: Mapping[str, Tensor]) -> None:
-    """Raise ValueError for inputs that hold an infinite or huge value. NaN may be padding, which sources check."""
-    for tensor in inputs.values():
-        if tensor.is_floating_point() and bool((tensor.abs() > LARGEST).any()):
-            raise ValueError(f"it holds values above {LARGEST:.0e}, or infinite ones")
+def read_or_next(
+    read: Callable[[int], Any],
+    index: int,
+    *,
+    total: int,
+    bad: dict[str, str],
+    limit: float,
+    describe: Callable[[int], str] = "sample {}".format,
+) -> Any:
+    """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`.
 
-
-def read_or_next(read: Callable[[int], Any], index: int, *, total: int, bad: dict[str, str], limit: float) -> Any:
-    """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`."""
+    describe: the name of a sample in messages, for errors that have none. See `blamed` for what counts.
+    """
     while True:
         try:
             return read(index)
-        except UnreadableSample as error:
-            bad[error.name] = error.reason
-            # As the limit is below the number of samples, this also ends a search in which all are bad.
-            if len(bad) > limit:
-                raise _TooManyUnreadable(bad) from None
-            index = (index + 1) % total
+        except Exception as error:
+            name, reason = blamed(error, describe(index))
+            bad[name] = reason
+        # As the limit is below the number of samples, this also ends a search in which all are bad.
+        if len(bad) > limit:
+            raise _TooManyUnreadable(bad) from None
+        index = (index + 1) % total
+
+
+def blamed(error: Exception, name: str) -> tuple[str, str]:
+    """Return the name and reason of the bad sample that an error tells of, or raise it where no sample is to blame.
+
+    The one place that decides this, for every source. What reading and preparing a sample raises makes it a bad one,
+    as readers of files raise errors of very many classes. Two kinds end the run: UserError, for settings and missing
+    packages, and PROGRAMMING_ERRORS, for code that is wrong whatever the sample. A reader that raises one of these for
+    damaged data turns it into `UnreadableSample` itself. A mistake that raises another class (a RuntimeError of torch,
+    say) does so for all samples, and the run ends at `data.max_bad_share`; the reason then has the file and line.
+    """
+    if isinstance(error, UnreadableSample):
+        return error.name, error.reason
+    if isinstance(error, UnfitSample):
+        return name, str(error)
+    if isinstance(error, (UserError, *PROGRAMMING_ERRORS)):
+        raise error
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return name, f"{type(error).__name__}: {error} ({os.path.basename(last.filename)}:{last.lineno})"
+
+
+def wrong_values(inputs: Mapping[str, Tensor], *, nan_is_missing: bool) -> str | None:
+    """Return what no input may hold: infinite values, any beyond LARGEST_INPUT, and NaN unless it stands for missing.
+
+    None where nothing is wrong.
+    """
+    for name, x in inputs.items():
+        if not x.is_floating_point() or not x.numel():
+            continue
+        low, high = torch.aminmax(x.nan_to_num(0.0, float("inf"), float("-inf")) if nan_is_missing else x)
+        if not bool(low.isfinite() & high.isfinite()):
+            return f"its {name} holds values that are {'infinite' if nan_is_missing else 'NaN or infinite'}"
+        if max(-float(low), float(high)) > LARGEST_INPUT:
+            return f"its {name} holds {max(float(low), float(high), key=abs):g}, which is beyond {LARGEST_INPUT:g}"
+    return None
 
 
 def load(
@@ -208,6 +265,8 @@ def load(
         while (batch := _next(batches, has_workers=num_workers > 0)) is not None:
             if isinstance(batch, UserError):
                 raise batch
+            if isinstance(batch, _Failure):
+                batch.error.reraise()
             bad.report(batch.pop("bad", {}))
             yield batch
     finally:
@@ -218,7 +277,7 @@ def load(
         del batches
 
 
-def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError | None:
+def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError | _Failure | None:
     """Return the next batch, None after the last. Raises DataError if a worker is gone while it hands over one."""
     try:
         return next(batches, None)
@@ -228,13 +287,20 @@ def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError |
         raise DataError(worker_gone(" was killed")) from error
 
 
+@dataclass(frozen=True)
+class _Failure:
+    """An error of a worker that is not the user's."""
+
+    error: ExceptionWrapper
+
+
 class _Batches(Dataset):
     """Turns the loader's "samples", which are requests, into batches."""
 
     def __init__(self, make_batch: Callable[[Request], Batch]) -> None:
         self.make_batch = make_batch
 
-    def __getitem__(self, request: Request) -> Batch | UserError:
+    def __getitem__(self, request: Request) -> Batch | UserError | _Failure:
         try:
             return _shared(self.make_batch(request))
         except _TooManyUnreadable as error:
@@ -242,6 +308,11 @@ class _Batches(Dataset):
         except UserError as error:
             # Returned, as the loader would wrap what a worker raises into a message with a traceback.
             return error
+        except Exception:
+            if get_worker_info() is None:
+                raise
+            # Raised by `load`: raised by the loader, its traceback would keep the iterator, and so the workers.
+            return _Failure(ExceptionWrapper(where="in a worker that reads data"))
 
 
 def _shared(batch: Batch) -> Batch:

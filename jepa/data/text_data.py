@@ -14,14 +14,15 @@ import torch
 from torch import Tensor
 
 from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.sources.line_reader import MOST_CHARACTERS, TOO_LONG
 from jepa.data.sources.splits import Splits
-from jepa.data.stream import Samples, UnreadableSample
+from jepa.data.stream import Samples, blamed
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
 from jepa.utils.random import generator
 
 MOST_BUCKETS = 1024
-MOST_CHARACTERS = 4_000_000
-"""That a tokenizer is trained on: more would take longer than it helps."""
+MOST_TRAINED_ON = 4_000_000
+"""Characters that a tokenizer is trained on: more would take longer than it helps."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -73,7 +74,12 @@ class TextData(DataModule):
         )
 
     def to_ids(self, text: str, random: torch.Generator | None = None) -> Tensor:
-        """Ids (max_length,) int64 of a text; random: where a window of a long one comes from, None for its start."""
+        """Ids (max_length,) int64 of a text; random: where a window of a long one comes from, None for its start.
+
+        Raises ValueError for a text of more than MOST_CHARACTERS, as all of it is split into tokens.
+        """
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(TOO_LONG)
         ids = torch.tensor(self.tokenizer.encode(text), dtype=torch.int64)
         surplus = len(ids) - self.max_length
         if surplus > 0:
@@ -98,11 +104,14 @@ class TextData(DataModule):
 
 def _texts(samples: Samples) -> Iterator[str]:
     """Texts to train a tokenizer on: all of a split, or as many, in random order, as it takes."""
-    left = MOST_CHARACTERS
+    left = MOST_TRAINED_ON
     for index in torch.randperm(len(samples), generator=generator("cpu", 0, "tokenizer")).tolist():
         try:
             text = samples[index][0]
-        except UnreadableSample:
+        except Exception as error:
+            blamed(error, f"sample {index}")
+            continue
+        if len(text) > MOST_CHARACTERS:
             continue
         yield text
         left -= len(text)

@@ -23,8 +23,8 @@ class VideoData(DataModule):
     """Batches of clips (B, C, T, H, W).
 
     source: called as source(root=root), or source() without a root; returns `Splits` of videos.
-    csv: a list of the videos, which the source reads; csv_path, csv_label, csv_split: its columns;
-        allow_outside: whether its paths may lead out of root. See `video_folder`.
+    csv: a list of the videos, which the source reads; csv_path, csv_label, csv_split: its columns; allow_outside:
+        whether its paths may leave root. See `video_folder`.
     image_size: side, or [height, width], to which frames are cropped and resized. channels: 3, or 1 for grey.
     num_frames: frames of a clip, T. frame_stride: every how many frames of the video one is taken; fps: instead, how
         many a second, which needs video files.
@@ -60,6 +60,8 @@ class VideoData(DataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_counts(num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
+        if self.allow_outside and self.csv is None:
+            raise ValueError("data.allow_outside=true is for the paths in data.csv, which is not set")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be positive; null counts frames by data.frame_stride")
         self.transform = ImageTransform(
@@ -126,6 +128,10 @@ class Parts:
 
     def __len__(self) -> int:
         return len(self.videos) * self.clips
+
+    def describe(self, index: int) -> str:
+        """The name of the video."""
+        return self.videos.describe(index // self.clips)
 
     def __getitem__(self, index: int) -> tuple[tuple[Video, int], int | None]:
         video, label = self.videos[index // self.clips]

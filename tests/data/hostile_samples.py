@@ -1,166 +1,354 @@
-"""Reads sources with one hostile sample among many, under a limit of memory; prints case -> what became of it as JSON.
+"""Every source with one hostile sample among many, read under a memory limit: prints which samples were bad.
 
-    python tests/data/hostile_samples.py FOLDER
+    python hostile_samples.py FOLDER      # one JSON object: "source: fault" -> names of the bad samples
 
-`test_bad_samples.py` runs it in a process of its own.
+A row of CASES is (source, fault, what the bad sample's name holds; None where the sample is fine).
 """
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import resource
+import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
+import av
 import datasets
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import soundfile
 import torch
 from PIL import Image
 
-from jepa import load_config
-from jepa.config.build import build_data
+from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
+from jepa.data.huggingface_data import hugging_face
+from jepa.data.sources import audio_folder, image_folder, text_csv, text_lines, video_folder
+from jepa.data.sources.series_tables import series_csv, ucr
+from jepa.utils.log_mel import LogMel
 
-LIMIT = 3 * 2**30
-"""Bytes of data that the process may hold; the samples claim, or would decode to, more."""
+HEADROOM = 600 * 2**20
+"""Bytes that reading may take beyond what the process has."""
 
-
-def png(width: int, height: int, content: bytes) -> bytes:
-    """A PNG of one bit for each pixel whose header claims these sizes."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(content)), chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+RANDOM = np.random.default_rng(0)
+RATE = 8000
+PICTURES = {"image_size": 16, "channels": 3, "mean": [0.0], "std": [1.0]}
+FRONT_END = {"sample_rate": RATE, "n_fft": 256, "hop_length": 100, "mel_bins": 20}
+LOADER = {"batch_size": 8, "max_bad_share": 0.1}
 
 
-def npy(shape: tuple[int, ...]) -> bytes:
+# Hostile files.
+
+
+def png_bomb() -> bytes:
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", 50_000, 50_000, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(bytes(9000))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
+
+
+def npy(shape: tuple[int, ...], kind: str) -> bytes:
     """An array file whose header claims a shape that is not there."""
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-    return file.getvalue() + b"\0" * 64
+    np.lib.format.write_array_header_1_0(file, {"descr": kind, "fortran_order": False, "shape": shape})
+    return file.getvalue() + bytes(64)
 
 
-def flac_of_many_samples() -> bytes:
-    """A FLAC file whose header claims 2^36 samples."""
-    file = io.BytesIO()
-    soundfile.write(file, np.zeros(8000, "f4"), 8000, format="FLAC")
-    content = bytearray(file.getvalue())
-    claimed = int.from_bytes(content[18:26], "big") >> 36 << 36 | ((1 << 36) - 1)
-    content[18:26] = claimed.to_bytes(8, "big")
-    return bytes(content)
+def claims_many_samples(path: Path) -> None:
+    soundfile.write(path, np.zeros(RATE, "f4"), RATE, format="FLAC")
+    content = bytearray(path.read_bytes())
+    fields = int.from_bytes(content[18:26], "big")
+    content[18:26] = (fields >> 36 << 36 | (1 << 36) - 1).to_bytes(8, "big")
+    path.write_bytes(bytes(content))
 
 
-def long_silence() -> bytes:
-    """A FLAC file of little more than 1 MB that decodes to 5 GB of float32 in 8 channels."""
-    file = io.BytesIO()
-    with soundfile.SoundFile(file, "w", 8000, 8, format="FLAC", subtype="PCM_16") as sound:
-        for _ in range(80):
-            sound.write(np.zeros((2_000_000, 8), "i2"))
-    return file.getvalue()
+def long_silence(path: Path) -> None:
+    with soundfile.SoundFile(path, "w", RATE, 1, format="FLAC") as file:
+        for _ in range(100):
+            file.write(np.zeros(2_000_000, np.int16))  # 800 MB as float32
 
 
-def wav(*values: float) -> bytes:
-    """A WAV file of floats."""
-    file = io.BytesIO()
-    soundfile.write(file, np.array(values, "f4"), 8000, format="WAV", subtype="FLOAT")
-    return file.getvalue()
+def claims_rate(path: Path) -> None:
+    soundfile.write(path, np.zeros(RATE, "f4"), RATE, format="WAV")
+    content = path.read_bytes()
+    path.write_bytes(content[:24] + struct.pack("<I", 2**31 - 1) + content[28:])
 
 
-PICTURES: dict[str, Callable[[], tuple[str, bytes]]] = {
-    "empty": lambda: ("png", b""),
-    "noise": lambda: ("png", np.random.default_rng(0).bytes(999)),
-    "cut short": lambda: ("png", png(16, 16, b"\0" * 48)[:40]),
-    "50,000 x 50,000": lambda: ("png", png(50_000, 50_000, b"\0" * 9000)),
-    "array of 10^12 values": lambda: ("npy", npy((1000, 1_000_000, 1000))),
-    "array of objects": lambda: ("npy", npy((1,)).replace(b"<f4", b"|O ")),
-}
-SOUNDS: dict[str, Callable[[], tuple[str, bytes]]] = {
-    "empty": lambda: ("wav", b""),
-    "noise": lambda: ("wav", np.random.default_rng(0).bytes(999)),
-    "claims 2^36 samples": lambda: ("flac", flac_of_many_samples()),
-    "hours of silence": lambda: ("flac", long_silence()),
-    "NaN": lambda: ("wav", wav(0.0, float("nan"), 1.0)),
-    "infinite": lambda: ("wav", wav(0.0, float("inf"), 1.0)),
-    "1e30": lambda: ("wav", wav(0.0, 1e30, 1.0)),
-}
+def holds(value: float):
+    def write(path: Path) -> None:
+        soundfile.write(path, np.full(RATE, value, "f4"), RATE, format="WAV", subtype="FLOAT")
+
+    return write
 
 
-def read_all(*options: str) -> str:
-    """Read both splits; return what was found unreadable, "read" if nothing."""
-    data = build_data(load_config([*options, "data.num_workers=0", "data.max_bad_share=0.1", "data.batch_size=8"]))
-    for split in ("train", "test"):
-        for batch in data.evaluation_batches(split, batch_size=8):
-            assert not torch.isinf(batch["x"]).any()
-    next(iter(data.train_batches(seed=0, start_step=0, stop_step=1)))
-    return "; ".join(f"{Path(name).name}: {reason}" for name, reason in data.bad_samples.items()) or "read"
+def write_clip(path: Path) -> None:
+    with av.open(str(path), "w", format="avi") as container:
+        stream = container.add_stream("mpeg4", rate=10)
+        stream.width = stream.height = 32
+        stream.pix_fmt = "yuv420p"
+        for number in range(8):
+            frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * number, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
-def picture_cases(folder: Path, name: str, ending: str, content: bytes) -> dict[str, str]:
-    """The sample as a file of an image folder, a row of a data set of Hugging Face, and a frame of a video."""
-    rng = np.random.default_rng(0)
-    good = [rng.integers(0, 255, (16, 16, 3), dtype=np.uint8) for _ in range(40)]
-    for number, pixels in enumerate(good):
-        place = folder / "images" / "ab"[number % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels).save(place / f"{number}.png")
-    (folder / "images" / "a" / f"bad.{ending}").write_bytes(content)
-    found = {f"folder, {name}": read_all("data=image_folder", f"data.root={folder}/images", "data.image_size=16")}
-    rows = [{"bytes": (folder / "images" / "ab"[n % 2] / f"{n}.png").read_bytes(), "path": None} for n in range(40)]
-    rows[3] = {"bytes": content, "path": None}
-    features = datasets.Features({"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}})
-    stored = datasets.Dataset.from_dict({"image": rows}, features=features).cast_column("image", datasets.Image())
-    stored.save_to_disk(folder / "rows")
-    options = ["data=hf", f"data.path={folder}/rows", "data.column=image", "data.image_size=16", "data.channels=3"]
-    if ending != "npy":  # bytes without a name are pictures of the common formats
-        found[f"hub, {name}"] = read_all(*options)
-    for clip in range(20):
-        place = folder / "clips" / "ab"[clip % 2] / str(clip)
-        place.mkdir(parents=True)
-        for frame in range(2):
-            Image.fromarray(good[clip]).save(place / f"{frame}.png")
-    if ending == "png":
-        (folder / "clips" / "a" / "0" / "1.png").write_bytes(content)
-        found[f"frames, {name}"] = read_all(
-            "model=video",
-            "data=video_folder",
-            f"data.root={folder}/clips",
-            "data.image_size=16",
-            "data.num_frames=2",
-            "data.frame_stride=1",
-        )
-    return found
+def claims_many_frames(path: Path) -> None:
+    write_clip(path)
+    content = bytearray(path.read_bytes())
+    header, stream = content.index(b"avih"), content.index(b"strh")
+    content[header + 24 : header + 28] = content[stream + 40 : stream + 44] = struct.pack("<I", 2**31 - 1)
+    path.write_bytes(bytes(content))
 
 
-def sound_cases(folder: Path, name: str, ending: str, content: bytes) -> dict[str, str]:
-    """The sample as a file of a folder of sounds."""
-    rng = np.random.default_rng(0)
+def of_unknown_codec(path: Path) -> None:
+    write_clip(path)
+    path.write_bytes(path.read_bytes().replace(b"FMP4", b"ZZZZ"))
+
+
+def claims_large_frames(path: Path) -> None:
+    Image.new("P", (8, 8)).save(path, "GIF")
+    content = bytearray(path.read_bytes())
+    content[6:10] = struct.pack("<HH", 65535, 65535)
+    place = content.index(b",", 13)
+    content[place + 5 : place + 9] = struct.pack("<HH", 65535, 65535)
+    path.write_bytes(bytes(content))
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def not_found_page(path: Path) -> None:
+    path.write_text("<html>404</html>" * 99)
+
+
+def truncated(path: Path) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:40])
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+# Sources: each writes 40 samples to a folder, lets the fault have the one that is called bad, and gives the data.
+
+
+def sound(root: Path, fault) -> AudioData:
     for number in range(40):
-        place = folder / "sounds" / "ab"[number % 2]
-        place.mkdir(parents=True, exist_ok=True)
-        soundfile.write(place / f"{number}.wav", rng.standard_normal(8000).astype("f4") * 0.1, 8000)
-    (folder / "sounds" / "a" / f"bad.{ending}").write_bytes(content)
-    options = ["model=audio", "data=audio_folder", f"data.root={folder}/sounds", "data.sample_rate=8000"]
-    return {f"sounds, {name}": read_all(*options, "data.seconds=0.8", "data.spectrogram.sample_rate=8000")}
+        soundfile.write(root / f"{number}.wav", RANDOM.standard_normal(RATE) / 10, RATE)
+    (root / "7.wav").rename(root / "bad.wav")
+    fault(root / "bad.wav")
+    return AudioData(
+        source=audio_folder, root=str(root), sample_rate=RATE, seconds=0.8, spectrogram=LogMel(**FRONT_END), **LOADER
+    )
+
+
+def clips(root: Path, fault) -> VideoData:
+    for number in range(40):
+        write_clip(root / f"{number}.avi")
+    (root / "7.avi").rename(root / "bad.avi")
+    fault(root / "bad.avi")
+    return VideoData(source=video_folder, root=str(root), num_frames=4, **PICTURES, **LOADER)
+
+
+def pictures(root: Path, fault) -> ImageData:
+    for number in range(40):
+        Image.new("RGB", (20, 20), (number,) * 3).save(root / f"{number}.png")
+    (root / "7.png").rename(root / "bad.png")
+    fault(root / "bad.png")
+    return ImageData(source=image_folder, root=str(root), **PICTURES, **LOADER)
+
+
+def arrays(root: Path, content: bytes) -> ImageData:
+    for number in range(40):
+        np.save(root / f"{number}.npy", np.full((20, 20, 3), number, np.uint16))
+    (root / "bad.npy").write_bytes(content)
+    return ImageData(source=image_folder, root=str(root), **PICTURES, **LOADER)
+
+
+def frames(root: Path, fault) -> VideoData:
+    for clip in range(40):
+        for number in range(4):
+            Path(root / str(clip)).mkdir(exist_ok=True)
+            Image.new("RGB", (20, 20), (number,) * 3).save(root / str(clip) / f"{number}.png")
+    (root / "7").rename(root / "bad")
+    fault(root / "bad" / "1.png")
+    return VideoData(source=video_folder, root=str(root), num_frames=4, frame_stride=1, **PICTURES, **LOADER)
+
+
+def text(root: Path, line: bytes) -> TextData:
+    lines = [b"line number %d of many" % number for number in range(40)]
+    lines[7] = line
+    (root / "lines.txt").write_bytes(b"\n".join(lines))
+    source = functools.partial(text_lines, test_fraction=0.1)
+    return TextData(source=source, root=str(root / "lines.txt"), vocab_size=300, **LOADER)
+
+
+def table(root: Path, row: bytes) -> TextData:
+    rows = [b'"row number %d, of many",%d' % (number, number % 2) for number in range(40)]
+    rows[7] = row
+    (root / "rows.csv").write_bytes(b"\n".join([b"text,label", *rows]))
+    given = {"text_column": "text", "label_column": "label"}
+    return TextData(source=text_csv, root=str(root / "rows.csv"), vocab_size=300, **given, **LOADER)
+
+
+def hub(root: Path, kind: str, value):
+    if kind == "text":
+        good, feature, stored = ["a text of a few words"] * 40, {"_type": "Value", "dtype": "string"}, pyarrow.string()
+    else:
+        file = io.BytesIO()
+        if kind == "image":
+            Image.new("RGB", (20, 20)).save(file, "PNG")
+        else:
+            soundfile.write(file, np.zeros(RATE, "f4"), RATE, format="WAV")
+        good = [{"bytes": file.getvalue(), "path": None}] * 40
+        feature = {"_type": kind.title()}
+        stored = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    facts = {"huggingface": json.dumps({"info": {"features": {kind: feature}}})}
+    for split, values in (("test", good[:3]), ("train", [*good[:7], value, *good[8:]])):
+        rows = pyarrow.table({kind: pyarrow.array(values, type=stored)}).replace_schema_metadata(facts)
+        pyarrow.parquet.write_table(rows, root / f"{split}.parquet")
+    return hugging_face(
+        path=str(root),
+        column=kind,
+        text=TextData,
+        image=functools.partial(ImageData, mean=[0.0], std=[1.0]),
+        audio=AudioData,
+        image_size=16,
+        vocab_size=300,
+        sample_rate=RATE,
+        seconds=0.8,
+        spectrogram=LogMel(**FRONT_END),
+        **LOADER,
+    )
+
+
+def hub_sound(root: Path, fault):
+    fault(root / "bad")
+    content = (root / "bad").read_bytes()
+    (root / "bad").unlink()
+    return hub(root, "audio", {"bytes": content, "path": None})
+
+
+def hub_path(root: Path, path: str):
+    holds(0.0)(root.parent / "outside.wav")
+    Path(root / "link.wav").symlink_to(root.parent / "outside.wav")
+    return hub(root, "audio", {"bytes": None, "path": path.format(root=root.parent)})
+
+
+def series(root: Path, value: float) -> SeriesData:
+    x = RANDOM.standard_normal((40, 2, 30)).astype(np.float32)
+    x[7, 1, 3] = value
+    np.savez(root / "Toy.npz", train_x=x, train_y=np.arange(40) % 2, test_x=x[:4] * 0.5, test_y=np.arange(4) % 2)
+    return SeriesData(source=ucr, root=str(root), name="Toy", **LOADER)
+
+
+def timeline(root: Path, value: float) -> SeriesData:
+    lines = [f"{n},{value if n == 7 else n}" for n in range(100)]
+    (root / "table.csv").write_text("\n".join(["a,b", *lines]))
+    return SeriesData(source=series_csv, root=str(root / "table.csv"), window_size=8, **LOADER)
+
+
+FILES = {"empty": empty, "404": not_found_page, "truncated": truncated, "a folder": a_folder}
+SOUNDS = {
+    "2^36 samples": claims_many_samples,
+    "2 GHz": claims_rate,
+    "NaN": holds(np.nan),
+    "inf": holds(np.inf),
+    "1e30": holds(1e30),
+}
+MISSING = {"bytes": None, "path": None}
+CASES = [
+    *((sound, fault, name, "bad.wav") for name, fault in {**SOUNDS, **FILES}.items() if name != "a folder"),
+    (sound, long_silence, "silence of 7 hours", None),
+    *((clips, fault, name, "bad.avi") for name, fault in FILES.items() if name != "a folder"),
+    (clips, claims_large_frames, "65535 x 65535", "bad.avi"),
+    (clips, of_unknown_codec, "unknown codec", "bad.avi"),
+    (clips, claims_many_frames, "2^31 frames", None),
+    *((pictures, fault, name, "bad.png") for name, fault in FILES.items() if name != "a folder"),
+    (pictures, lambda path: path.write_bytes(png_bomb()), "50000 x 50000", "bad.png"),
+    *((frames, fault, name, "bad") for name, fault in FILES.items() if name != "a folder"),
+    (frames, lambda path: path.write_bytes(png_bomb()), "50000 x 50000", "bad"),
+    (arrays, npy((1000, 10**6, 1000), "<f4"), "10^12 values", "bad.npy"),
+    (arrays, npy((1,), "|O"), "objects", "bad.npy"),
+    (text, b"x" * 400_000_000, "400 MB", "row "),
+    (text, b"caf\xe9", "not UTF-8", "row "),
+    (table, b'"' + b"x" * 400_000_000 + b'",1', "400 MB", "row "),
+    (table, b'"' + b"many lines, as long as all of them\n" * 1_000_000 + b'",1', "35 MB in lines", "row "),
+    (table, b'"caf\xe9",1', "not UTF-8", "row "),
+    (table, b"a\0b", "one column", "row "),
+    (table, b",1", "empty", "row "),
+    (functools.partial(hub, kind="text"), "x" * 50_000_000, "50 MB", "row "),
+    (functools.partial(hub, kind="text"), None, "missing", "row "),
+    (functools.partial(hub, kind="image"), {"bytes": png_bomb(), "path": None}, "50000 x 50000", "row 7"),
+    (functools.partial(hub, kind="image"), {"bytes": b"no picture", "path": None}, "text", "row 7"),
+    (functools.partial(hub, kind="image"), MISSING, "neither", "row 7"),
+    *((hub_sound, fault, name, "row 7") for name, fault in SOUNDS.items()),
+    *((hub_path, path, path, "row 7") for path in ("../outside.wav", "{root}/outside.wav", "link.wav", "absent.wav")),
+    *((series, value, f"{value:g}", "number 7") for value in (float("inf"), 1e30)),
+    (series, float("nan"), "nan", None),
+    *((timeline, value, f"{value:g}", None) for value in (float("nan"), float("inf"), 1e30)),
+]
+
+
+def name_of(source, fault: str) -> str:
+    """A case in the output."""
+    called = source.func.__name__ + " " + source.keywords["kind"] if hasattr(source, "func") else source.__name__
+    return f"{called}: {fault}"
+
+
+def allowed_memory() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return pages * resource.getpagesize() + HEADROOM
+
+
+def read_all(source, fault, root: Path) -> list[str]:
+    """The names of the bad samples of a case."""
+    data = source(root, fault) if not hasattr(source, "func") else source(root, value=fault)
+    rounds = -(-data.spec.num_train // data.batch_size)
+    batches = [*data.train_batches(seed=0, start_step=0, stop_step=rounds + 1)]
+    batches += [*data.evaluation_batches("train", batch_size=8), *data.evaluation_batches("test", batch_size=8)]
+    for batch in batches:
+        x = batch["x"].nan_to_num() if data.nan_is_missing else batch["x"]
+        assert x.isfinite().all()
+        assert x.abs().max() < 1e15
+    return sorted(data.bad_samples)
 
 
 def main(folder: Path) -> None:
-    """Read every case and print what became of it."""
+    """Print the bad samples of every case."""
     torch.set_num_threads(1)
-    samples = {name: make() for name, make in (PICTURES | {f"s {k}": v for k, v in SOUNDS.items()}).items()}
-    resource.setrlimit(resource.RLIMIT_DATA, (LIMIT, LIMIT))
-    found: dict[str, str] = {}
-    for number, (name, (ending, content)) in enumerate(samples.items()):
-        place = folder / str(number)
-        cases = sound_cases if name.startswith("s ") else picture_cases
-        found |= cases(place, name.removeprefix("s "), ending, content)
-    print(json.dumps(found))
+    datasets.config.HF_DATASETS_CACHE = str(folder / "cache")
+    datasets.disable_progress_bars()
+    read_all(sound, lambda path: None, make(folder / "warm"))  # imports what is imported on first use
+    found = {}
+    for source, fault, name, _ in CASES:
+        root = make(folder / "case")
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (allowed_memory(), before[1]))
+        try:
+            found[name_of(source, name)] = read_all(source, fault, root)
+        except Exception as error:
+            found[name_of(source, name)] = f"{type(error).__name__}: {error}"
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+            shutil.rmtree(root)
+    json.dump(found, sys.stdout)
+
+
+def make(folder: Path) -> Path:
+    """The folder, new."""
+    folder.mkdir(parents=True)
+    return folder
 
 
 if __name__ == "__main__":

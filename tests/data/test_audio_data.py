@@ -13,7 +13,7 @@ import torch
 
 from jepa.data.audio_data import AudioData, SoundAugment, prepare_sound, resample
 from jepa.data.sources import Splits, audio_folder, fsdd
-from jepa.data.sources.decoders import SoundFile
+from jepa.data.sources.sound_files import SoundFile
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 from jepa.utils.log_mel import LogMel
@@ -50,7 +50,7 @@ def write_classes(root: Path, each: int = 4) -> Path:
 def test_wav_and_flac_of_any_rate_and_channels_are_read_alike(tmp_path):
     stereo = np.stack([tone(rate=16000), np.zeros_like(tone(rate=16000))], axis=1)
     paths = [write(tmp_path / "a.wav", stereo, 16000), write(tmp_path / "a.flac", stereo, 16000)]
-    (first, rate), (second, _) = (SoundFile(path).read(60.0, None) for path in paths)
+    (first, second), rate = (SoundFile(path).read() for path in paths), SoundFile(paths[1]).rate
     assert rate == 16000
     assert first.ndim == 1
     assert torch.allclose(first, second, atol=1e-4)
@@ -70,6 +70,25 @@ def test_short_clips_are_padded_with_nan_and_long_ones_cropped_at_the_centre():
     assert torch.equal(prepare((ramp, RATE), None)[0], ramp[100:200])
     starts = {int(prepare((ramp, RATE), torch.Generator().manual_seed(seed))[0, 0]) for seed in range(20)}
     assert len(starts) > 10
+
+
+@pytest.mark.parametrize("augment", [None, SoundAugment(), SoundAugment(crop=(0.6, 0.9), gain=6.0)])
+@pytest.mark.parametrize("rate", [RATE, 11025, 16000])
+def test_a_part_of_a_file_is_what_the_whole_file_holds_there(tmp_path, monkeypatch, augment, rate):
+    noise = np.random.default_rng(0).standard_normal(20 * rate).cumsum().astype("float32") / 1000
+    path = write(tmp_path / "long.wav", noise, rate)
+    whole = SoundFile(path).read()
+    read = []
+    monkeypatch.setattr(
+        SoundFile, "read", lambda self, *part, read_=SoundFile.read: read.append(part) or read_(self, *part)
+    )
+    for seed in range(4):
+        made = [
+            prepare_sound(sound, torch.Generator().manual_seed(seed), sample_rate=RATE, length=100, augment=augment)
+            for sound in (SoundFile(path), (resample(whole, rate, RATE), RATE))
+        ]
+        assert torch.allclose(*made, atol=1e-3)
+    assert all(count < rate / 2 for _, count in read), "of 20 s, no more is read than the clip and a margin"
 
 
 def test_augmented_clips_depend_on_the_generator_alone_and_stay_clips():
@@ -139,9 +158,9 @@ def test_damaged_files_are_named_and_replaced(tmp_path):
     (tmp_path / "low" / "1.wav").write_bytes(b"")
     write(tmp_path / "high" / "0.wav", np.zeros(0, dtype=np.float32))
     with pytest.raises(UnreadableSample, match="the file is empty"):
-        SoundFile(tmp_path / "low" / "1.wav").read(60.0, None)
+        SoundFile(tmp_path / "low" / "1.wav")
     with pytest.raises(UnreadableSample, match="no samples"):
-        SoundFile(tmp_path / "high" / "0.wav").read(60.0, None)
+        SoundFile(tmp_path / "high" / "0.wav")
     data = data_of(tmp_path, max_bad_share=0.6)
     (batch,) = data.evaluation_batches("train", batch_size=8)
     assert len(batch["x"]) == data.spec.num_train

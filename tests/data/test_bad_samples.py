@@ -5,19 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
+import struct
 import subprocess
 import sys
 import warnings
+import zlib
 from pathlib import Path
 
+import hostile_samples
 import pytest
 import torch
 from data_helpers import CROPS, folder_data, same, write_classes
 from PIL import Image
 
-from jepa.data.audio_data import prepare_sound
-from jepa.data.sources.decoders import SoundFile
-from jepa.utils.errors import DataError
+from jepa.data import DataModule
+from jepa.data.sources import Splits
+from jepa.utils.errors import DataError, UserError
 
 pytestmark = pytest.mark.faults
 WORKERS = pytest.mark.parametrize("workers", [0, 2])
@@ -118,44 +121,110 @@ def test_every_kind_of_damage_is_named(tmp_path, monkeypatch, harm, reason):
     assert len(data.bad_samples) == 1
 
 
-@pytest.mark.slow
-def test_one_hostile_sample_never_ends_a_run(tmp_path):
-    """Sources x faults, in a process that may not hold what the samples claim."""
-    script = Path(__file__).with_name("hostile_samples.py")
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "hf"), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(script), str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert len(found) > 20
-    assert found.pop("sounds, hours of silence") == "read"
-    for case, reason in found.items():
-        named = "row 2" if case.startswith("hub") else "1.png" if case.startswith("frames") else "bad."
-        assert reason.startswith(named), (case, reason)
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """The bad samples of every case, read in a process of its own under a memory limit."""
+    folder = tmp_path_factory.mktemp("hostile")
+    done = subprocess.run(
+        [sys.executable, hostile_samples.__file__, folder],
+        env={**os.environ, "HF_HOME": str(folder / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout)
 
 
-def test_a_long_file_is_read_in_part(tmp_path):
-    soundfile = pytest.importorskip("soundfile")
-    wave = torch.arange(8000 * 30).float() / (8000 * 30)
-    soundfile.write(tmp_path / "long.wav", wave.numpy(), 8000, subtype="FLOAT")
-    sound = SoundFile(tmp_path / "long.wav")
-    centre, rate = sound.read(1.0, None)
-    assert (rate, len(centre)) == (8000, 8000)
-    assert torch.equal(centre, wave[116_000:124_000])
-    places = {sound.read(1.0, torch.Generator().manual_seed(seed))[0][0].item() for seed in range(5)}
-    assert len(places) == 5
-    clip = prepare_sound(sound, None, sample_rate=8000, length=8000)
-    assert torch.equal(clip[0], wave[116_000:124_000])
-    assert torch.equal(sound.read(60.0, torch.Generator())[0], wave)
+@pytest.mark.parametrize(
+    ("case", "name"), [(hostile_samples.name_of(*case[::2]), case[3]) for case in hostile_samples.CASES]
+)
+def test_one_hostile_sample_never_ends_a_run(found, case, name):
+    bad = found[case]
+    assert isinstance(bad, list), bad
+    assert len(bad) == (name is not None)
+    assert all(name in each for each in bad)
 
 
-def test_mistakes_in_code_are_no_bad_samples(tmp_path):
-    """What is wrong with every sample ends the run with its reason, and a TypeError as it is."""
-    write_train_and_val(tmp_path, each=10)
-    data = folder_data(tmp_path)
-    data.make_inputs = lambda *arguments: (_ for _ in ()).throw(TypeError("a mistake"))
-    with pytest.raises(TypeError, match="a mistake"):
-        next(data.evaluation_batches("test", batch_size=2))
-    data.make_inputs = lambda *arguments: (_ for _ in ()).throw(ValueError("no such mode"))
-    with pytest.raises(DataError, match=r"ValueError: no such mode"):
-        next(data.evaluation_batches("test", batch_size=2))
+class Faulty:
+    """Forty samples, of which number 7 raises, or is, what is given."""
+
+    def __init__(self, fault) -> None:
+        self.fault = fault
+
+    def __len__(self) -> int:
+        return 40
+
+    def __getitem__(self, index: int):
+        if index == 7 and isinstance(self.fault, Exception):
+            raise self.fault
+        return (self.fault if index == 7 else float(index)), None
+
+
+def read_with(fault, workers: int = 0) -> dict[str, str]:
+    data = DataModule(batch_size=8, num_workers=workers)
+    data.setup(
+        Splits(Faulty(fault), Faulty(None)),
+        prepare=lambda value, random: torch.full((2,), value),
+        input_shape=(2,),
+    )
+    assert sum(len(batch["x"]) for batch in data.evaluation_batches("train", batch_size=8)) == 40
+    return data.bad_samples
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(5, "Input/output error"),
+        ValueError("wrong"),
+        RuntimeError("cannot decode"),
+        MemoryError(),
+        IndexError("past the end"),
+        OverflowError("too large"),
+        ZeroDivisionError(),
+        EOFError(),
+        SyntaxError("broken PNG"),
+        struct.error("needs 4 bytes"),
+        zlib.error("incorrect header"),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"),
+        RecursionError(),
+        Exception("of a decoder"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
+def test_any_error_of_the_data_makes_a_bad_sample(fault):
+    bad = read_with(fault)
+    assert list(bad) == ["sample 7 of the train split"]
+    assert type(fault).__name__ in bad["sample 7 of the train split"]
+    assert "(test_bad_samples.py:" in bad["sample 7 of the train split"]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_values_that_mean_nothing_make_a_bad_sample(value):
+    (reason,) = read_with(value).values()
+    assert ("beyond" if value == 1e30 else "infinite") in reason
+
+
+@WORKERS
+def test_programming_errors_are_seen(workers):
+    for error in (TypeError, AttributeError, NameError, KeyError, AssertionError, NotImplementedError)[
+        : 6 - 2 * workers
+    ]:
+        with pytest.raises(error, match="a mistake") as seen:
+            read_with(error("a mistake"), workers)
+        assert "test_bad_samples.py" in str(seen.getrepr()) + str(seen.value), "where it was raised"
+
+
+@WORKERS
+def test_wrong_settings_found_while_reading_end_the_run(workers):
+    with pytest.raises(UserError, match=r"data\.fps"):
+        read_with(UserError("data.fps is wrong"), workers)
+
+
+def test_what_a_hostile_name_holds_does_not_reach_the_terminal(tmp_path, caplog):
+    write_train_and_val(tmp_path, each=3)
+    Path(tmp_path / "train" / "a" / "\x1b[2J.png").write_text("no picture")
+    list(folder_data(tmp_path).evaluation_batches("train", batch_size=9))
+    assert "\\x1b[2J.png" in caplog.text
+    assert "\x1b" not in caplog.text

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tarfile
+from functools import partial
 
 import pytest
 import torch
 from PIL import Image
 
-from jepa.data import DataModule
+from jepa.data import DataModule, ImageData, PicturesAndCaptions, TextData
 from jepa.data.paired_data import PairedData, labels_of
 from jepa.data.sources import Splits, coco_captions, coco_pictures
 from jepa.data.stream import UnreadableSample
@@ -167,3 +168,30 @@ def test_pictures_and_captions_are_numbered_alike(tmp_path, packed):
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="COCO's layout"):
         coco_pictures(root=str(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "link.png"])
+def test_captions_may_not_name_pictures_outside_of_the_folder(tmp_path, name):
+    root = tmp_path / "coco"
+    Image.new("RGB", (8, 8)).save(tmp_path / "secret.png")
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir()
+        (root / split / "link.png").symlink_to(tmp_path / "secret.png")
+        Image.new("RGB", (8, 8)).save(root / split / "0.png")
+        content = {
+            "images": [{"id": 0, "file_name": "0.png"}, {"id": 1, "file_name": name}],
+            "annotations": [{"image_id": number, "caption": "a picture"} for number in range(2)],
+        }
+        (root / "annotations" / f"captions_{split}.json").write_text(json.dumps(content))
+    given = {
+        "root": str(root),
+        "picture": partial(
+            ImageData, source=partial(coco_pictures), image_size=8, channels=3, mean=[0.0], std=[1.0], max_bad_share=0
+        ),
+        "caption": partial(TextData, source=partial(coco_captions), vocab_size=300),
+        "batch_size": 2,
+    }
+    with pytest.raises(DataError, match=r"captions_train2017.json, file_name: .*data.allow_outside=true"):
+        PicturesAndCaptions(**given)
+    assert len(train(PicturesAndCaptions(**given, allow_outside=True), steps=1)[0]["label"]) == 2

@@ -17,7 +17,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 
-from jepa.data.sources import cifar10, digits, download, fashion_mnist, mnist, small_images
+from jepa.data.sources import cifar10, digits, download, fashion_mnist, mnist, series_tables, small_images
 from jepa.utils.errors import DataError
 
 
@@ -182,3 +182,28 @@ def test_a_cifar_batch_cannot_run_code(cifar_folder):
     (cifar_folder / "test_batch").write_bytes(pickle.dumps(Harm()))
     with pytest.raises(DataError, match=r"it asks for builtins\.print"):
         cifar10(root=str(cifar_folder))
+
+
+def test_what_unpacks_to_more_than_memory_holds_is_refused_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa.data.sources.download.memory_limit", lambda: 2**20)
+    (tmp_path / "bomb.gz").write_bytes(gzip.compress(bytes(2**21)))
+    with pytest.raises(DataError, match=r"bomb.gz cannot be read: it does not fit in memory"):
+        download.read_packed(tmp_path / "bomb.gz")
+    with tarfile.open(tmp_path / "bomb.tar.xz", "w:xz") as archive:
+        for number in range(3):
+            member = tarfile.TarInfo(f"{number}.bin")
+            member.size = 2**19
+            archive.addfile(member, io.BytesIO(bytes(2**19)))
+    with pytest.raises(DataError, match="unpack it and give the folder"):
+        download.read_archive(tmp_path / "bomb.tar.xz", lambda name: True)
+    assert len(download.read_archive(tmp_path / "bomb.tar.xz", lambda name: name == "1.bin")) == 1
+    (tmp_path / "claim.idx").write_bytes(b"\x00\x00\x08\x03" + b"\xff" * 12 + bytes(100))
+    with pytest.raises(DataError, match="not a complete idx file"):
+        small_images.read_idx(tmp_path / "claim.idx")
+
+
+def test_an_npz_that_claims_too_much_is_refused_before(tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa.data.sources.series_tables.memory_limit", lambda: 2**20)
+    np.savez_compressed(tmp_path / "Bomb.npz", train_x=np.zeros(2**21, np.uint8))
+    with pytest.raises(DataError, match=r"Bomb.npz cannot be read .*do not fit in memory"):
+        series_tables.ucr(root=str(tmp_path), name="Bomb")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from jepa.data.sources.decoders import decode_image
 from jepa.data.sources.download import read_archive
-from jepa.data.sources.folders import check_inside
+from jepa.data.sources.listed_paths import check_inside
 from jepa.data.sources.splits import FileSamples, Splits, first_few
 from jepa.data.sources.text_files import Texts
 from jepa.utils.errors import DataError
@@ -19,12 +19,12 @@ from jepa.utils.errors import DataError
 SPLITS = ("train2017", "val2017")
 
 
-def coco_pictures(*, root: str) -> Splits:
+def coco_pictures(*, root: str, allow_outside: bool = False) -> Splits:
     """Pictures of train2017 and of val2017 (the test split) that have captions.
 
     root: a folder with annotations/captions_{train,val}2017.json and the folders of pictures, one that holds such a
-    folder or a .tar of it, or that .tar, which is held in memory. Raises DataError where these are not there or do not
-    fit.
+    folder or a .tar of it, or that .tar, which is held in memory. allow_outside: whether file names in the captions may
+    leave root, by .., as absolute paths or by links. Raises DataError where these are not there or do not fit.
     """
     place, contents = _open(Path(root))
     splits = []
@@ -32,8 +32,9 @@ def coco_pictures(*, root: str) -> Splits:
         paths = [path for path, _ in _captions(place, contents, split)]
         if contents is not None and (lacking := [path for path in paths if path not in contents]):
             raise DataError(f"{place} holds no {first_few(lacking)}")
-        if contents is None:
-            check_inside([str(place / path) for path in paths], place, f"captions_{split}.json", "remove it there")
+        if contents is None and not allow_outside:
+            where = f"{place}/annotations/captions_{split}.json"
+            check_inside(((f"{where}, file_name", str(place / path)) for path in paths), root)
         splits.append(FileSamples(paths, range(len(paths)), decode_image, folder=place, contents=contents))
     return Splits(*splits)
 
@@ -77,5 +78,5 @@ def _captions(place: Path, contents: dict[str, bytes] | None, split: str) -> lis
         return [(pictures[key], texts[key]) for key in sorted(texts)]
     except OSError as error:
         raise DataError(f"{place / name} cannot be read ({error.strerror}): it should hold the captions") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
         raise DataError(f"{name} in {place} is missing or not in COCO's form of captions ({error!r})") from error

@@ -1,4 +1,4 @@
-"""Decoding of pictures, sounds and videos, from files or bytes in memory; what is damaged raises `UnreadableSample`."""
+"""Decoding of pictures and videos, from files or bytes in memory; what is damaged raises `UnreadableSample`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import os
 import re
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -25,15 +25,17 @@ from jepa.utils.lazy_import import lazy_import, require
 
 av = lazy_import("av")
 
-# What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG.
+# What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG. Those of the second line would
+# otherwise pass for mistakes of ours (`jepa.data.stream.blamed`).
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-MAX_FRAME_PIXELS = 2**27
-"""Of a video: sixteen times those of 8K."""
+DAMAGE += (TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)
+
+MOST_FRAME_PIXELS = 2**26
+"""Of a frame of a video, 8192 x 8192: more than any camera takes."""
+MOST_CLIP_BYTES = 2**32
+"""Of the frames of a clip before they are made smaller: 64 frames of 5K video."""
 
 File = str | Path | io.BytesIO
-Sound = tuple[Tensor, int]
-"""A waveform (t,) float32 in [-1, 1], channels averaged, and its sample rate in Hz."""
-
 Choose = Callable[[int, float | None], Sequence[int]]
 """(number of frames, frames per second where that is known) -> the frames wanted, in rising order."""
 
@@ -63,39 +65,6 @@ def decode_image(file: File, name: str | None = None) -> Image.Image | Tensor:
             raise UnreadableSample(name, f"{type(error).__name__}: {error}") from error
 
 
-def require_soundfile() -> ModuleType:
-    """Return the library that reads files of sound. Raise MissingPackageError without it."""
-    return require("soundfile", extra="audio", purpose="reading sound")
-
-
-@dataclass(frozen=True)
-class SoundFile:
-    """A file that libsndfile reads, not read yet. name: as for `decode_image`."""
-
-    file: File
-    name: str | None = None
-
-    def read(self, seconds: float, random: torch.Generator | None) -> Sound:
-        """Return the sound, of a longer file a window of so many seconds: at its centre, or at a random place.
-
-        Whatever the header claims, no more than the window is read.
-        """
-        soundfile = require_soundfile()
-        if isinstance(self.file, io.BytesIO):
-            self.file.seek(0)  # where an earlier reading has left it
-        with readable(self.file, self.name, soundfile.SoundFileError) as name, soundfile.SoundFile(self.file) as sound:
-            rate, window = int(sound.samplerate), max(1, round(seconds * sound.samplerate))
-            if (spare := sound.frames - window) > 0:
-                sound.seek(spare // 2 if random is None else int(torch.randint(spare + 1, (), generator=random)))
-            samples = sound.read(min(window, sound.frames), dtype="float32", always_2d=True)
-        if not len(samples):
-            raise UnreadableSample(name, "it holds no samples")
-        wave = torch.from_numpy(samples.mean(axis=1))
-        if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
-            raise UnreadableSample(name, "it holds samples that are NaN or infinite")
-        return wave, rate
-
-
 @dataclass(frozen=True)
 class VideoFile:
     """A file that FFmpeg reads; PyAV brings its own FFmpeg along."""
@@ -112,29 +81,55 @@ class VideoFile:
         states, its last one takes the place of those missing.
         """
         with readable(self.path, None, av.FFmpegError), av.open(self.path) as container:
-            if not container.streams.video:
-                kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
-                raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1  # workers are the parallelism
-            if stream.width * stream.height > MAX_FRAME_PIXELS:
-                raise UnreadableSample(
-                    self.path, f"its frames of {stream.width} x {stream.height} pixels are too large"
-                )
+            stream = self._pictures(container)
+            choose = self._bounded(choose, stream.width * stream.height)
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
-            if stream.duration is not None:
+            seconds = (container.duration or 0) / av.time_base
+            if stream.duration is not None and stream.time_base:
                 seconds = float(stream.duration * stream.time_base)
-            else:
-                seconds = (container.duration or 0) / av.time_base
             count = stream.frames or int(seconds * (rate or 0))
-            if count < 1 or rate is None:  # neither number is known: decode all frames
-                frames = [_pixels(frame) for frame in container.decode(stream)]
-                frames = [frames[i] for i in choose(len(frames), rate)] if frames else []
+            if count < 1 or rate is None or not stream.time_base:  # neither number is known
+                frames = self._read_counted(choose, rate)
             else:
                 frames = _decode_frames(container, stream, choose(count, rate), rate)
         if not frames:
             raise UnreadableSample(self.path, "no frame could be decoded")
         return _stack(frames, self.path)
+
+    def _pictures(self, container: av.container.InputContainer) -> av.VideoStream:
+        """The stream of pictures. Raises UnreadableSample where there is none, or its pictures are too large."""
+        if not container.streams.video:
+            kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
+            raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
+        stream = container.streams.video[0]
+        if stream.codec_context is None:
+            raise UnreadableSample(self.path, "FFmpeg has no decoder for its pictures")
+        if stream.width * stream.height > MOST_FRAME_PIXELS:
+            raise UnreadableSample(self.path, f"its header claims frames of {stream.width} x {stream.height} pixels")
+        stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # sizes may change on the way
+        stream.codec_context.thread_count = 1  # workers are the parallelism
+        return stream
+
+    def _bounded(self, choose: Choose, pixels: int) -> Choose:
+        """The same choice, which raises UnreadableSample for more than MOST_CLIP_BYTES of frames of so many pixels."""
+
+        def chosen(count: int, rate: float | None) -> Sequence[int]:
+            numbers = choose(count, rate)
+            if (size := 3 * pixels * len(numbers)) > MOST_CLIP_BYTES:
+                raise UnreadableSample(self.path, f"a clip of {len(numbers)} frames of it takes {size / 2**30:.0f} GiB")
+            return numbers
+
+        return chosen
+
+    def _read_counted(self, choose: Choose, rate: float | None) -> list[np.ndarray]:
+        """The chosen frames of a file that does not say how many it has: it is decoded twice."""
+        with av.open(self.path) as container:
+            count = sum(1 for _ in container.decode(self._pictures(container)))
+        wanted = Counter(choose(count, rate)) if count else {}
+        with av.open(self.path) as container:
+            frames = enumerate(container.decode(self._pictures(container)))
+            found = [(_pixels(frame), wanted[number]) for number, frame in frames if number in wanted]
+        return [pixels for pixels, times in found for _ in range(times)]
 
 
 def _decode_frames(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import logging
+import lzma
 import os
 import shutil
 import tarfile
@@ -57,21 +59,39 @@ def find_packed(folder: Path, name: str) -> Path | None:
     return next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
 
 
+def memory_limit() -> int:
+    """Return how many bytes a file may take once unpacked: half of what this process may have of the memory."""
+    limits = [2**36]
+    with contextlib.suppress(AttributeError, ImportError, OSError, ValueError):  # on systems without one of these
+        limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+        import resource
+
+        limits.append(resource.getrlimit(resource.RLIMIT_AS)[0])
+        limits.append(int(Path("/sys/fs/cgroup/memory.max").read_text()))  # "max" where there is none
+    return min(limit for limit in limits if limit > 0) // 2  # -1 stands for none
+
+
 def read_packed(path: Path) -> bytes:
-    """The content of a file, unpacked if its name ends in .gz. Raises DataError if it is damaged."""
+    """The content of a file, unpacked if its name ends in .gz. Raises DataError if it is damaged, or too large."""
     try:
-        return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read ({error}); get it again") from error
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(memory_limit() + 1)
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
+    if len(content) > memory_limit():
+        raise DataError(f"{path} cannot be read: it does not fit in memory once it is unpacked")
+    return content
 
 
 def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
-    """Name -> content of the `wanted` files in a tar archive. Raises DataError if it is damaged."""
+    """Name -> content of the `wanted` files in a tar archive. Raises DataError if it is damaged, or too large."""
     try:
         with tarfile.open(path) as archive:
             members = [member for member in archive if member.isfile() and wanted(member.name)]
+            if (size := sum(member.size for member in members)) > memory_limit():
+                raise DataError(f"{path} claims files of {size / 2**30:,.0f} GiB: unpack it and give the folder")
             return {member.name: archive.extractfile(member).read() for member in members}
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+    except (tarfile.TarError, lzma.LZMAError, OSError, ValueError, EOFError, zlib.error, MemoryError) as error:
         reason = first_line(error).rstrip(": ")  # tarfile lists every compression it tried
         raise DataError(
             f"{path} is not a complete tar archive ({reason}); get it again, or delete it to have it downloaded"

@@ -6,19 +6,15 @@ import csv as csv_module
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jepa.data.sources.decoders import (
-    SoundFile,
-    decode_image,
-    is_frame_file,
-    open_video,
-    require_soundfile,
-)
+from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
+from jepa.data.sources.listed_paths import check_inside
+from jepa.data.sources.sound_files import SoundFile, require_soundfile
 from jepa.data.sources.splits import (
     FileSamples,
     Splits,
@@ -106,7 +102,7 @@ def video_folder(
         columns ("{class}/{clip}"), relative to root or else to the CSV's folder; csv_label that of the class, if any;
         csv_split, if any, that of the split: train, or one of val, test, valid, validation. Without a header: lines of
         a path and a number, apart by a space or comma, as the published V-JEPA code reads them.
-    allow_outside: whether a listed path may lead out of root (or the CSV's folder), by its text or by a link.
+    allow_outside: whether the CSV's paths may leave root, or else its own folder, by .., as absolute paths or by links.
     Raises DataError for what is missing, empty, or fits none of these.
     """
     check_fraction("data.source.val_fraction", val_fraction)
@@ -117,23 +113,11 @@ def video_folder(
     if root is not None and not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder; give the one that the paths in data.csv are relative to")
     where = f"data.csv={csv}"
-    train, test = _read_csv(root, os.path.expanduser(csv), csv_path, csv_label, csv_split)
-    if not allow_outside:
-        base = Path(csv).expanduser().parent if root is None else Path(root)
-        fix = "move it there, or set data.allow_outside=true if you trust the list"
-        check_inside([path for path, _ in train + (test or [])], base, where, fix)
+    train, test = _read_csv(root, os.path.expanduser(csv), csv_path, csv_label, csv_split, allow_outside)
     if not train or test == []:
         raise DataError(f"{where}: the {'test' if train else 'train'} split holds no videos")
     classes = sort_classes(name for _, name in train if name is not None)
     return split_files(train, test, open_video, classes, val_fraction, split_seed, where=where)
-
-
-def check_inside(paths: Iterable[str], base: Path, where: str, fix: str) -> None:
-    """Raise DataError for a path that leads out of a folder, by its text or by a link."""
-    inside = os.path.realpath(base)
-    for path in paths:
-        if os.path.commonpath([inside, os.path.realpath(path)]) != inside:
-            raise DataError(f"{where}: {path} leads out of {base}: {fix}")
 
 
 def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: int) -> Splits:
@@ -267,27 +251,34 @@ def _walk(
                 others[os.path.splitext(entry.name)[1].lower()] += 1
 
 
-def _read_csv(root: str | None, name: str, path: str, label: str, split: str) -> tuple[Listed, Listed | None]:
+def _read_csv(
+    root: str | None, name: str, path: str, label: str, split: str, allow_outside: bool
+) -> tuple[Listed, Listed | None]:
     """The training and test videos of a CSV; None for the test videos where it has no column of splits."""
     where = f"data.csv={name}"
     file = Path(name) if root is None or os.path.isfile(name) else Path(root, name)
     if not file.is_file():
         raise DataError(f"{where}: there is no file {file}")
     base = file.parent if root is None else Path(root)
-    lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    try:
+        lines = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        rows = csv_module.DictReader(lines, restval="", delimiter=max(",;\t", key=lines[0].count)) if lines else ()
+        rows = list(rows)
+    except (OSError, ValueError, MemoryError, csv_module.Error) as error:
+        raise DataError(f"{where} is no list that can be read ({type(error).__name__}: {error})") from error
     if not lines:
         raise DataError(f"{where} is empty")
     parts: dict[str, Listed] = {"train": [], "test": []}
     if all(matches := [PUBLISHED_LINE.fullmatch(line.strip()) for line in lines]):
         parts["train"] = [(str(base / match["path"]), match["label"]) for match in matches]
-        _check_some_exist(parts["train"], where, base)
+        _check_paths([*enumerate(parts["train"], start=1)], where, base, allow_outside)
         return parts["train"], None
-    rows = list(csv_module.DictReader(lines, restval="", delimiter=max(",;\t", key=lines[0].count)))
     if not rows:
         raise DataError(f"{where} has a header and no rows")
     columns = [column for column in rows[0] if column]
     if label != "label" and label not in columns:
         raise DataError(f"{where} has no column {label!r} (data.csv_label); it has {', '.join(columns)}")
+    numbered = []
     pattern = path if "{" in path else "{" + path + "}"
     for number, row in enumerate(rows, start=2):
         try:
@@ -305,13 +296,19 @@ def _read_csv(root: str | None, name: str, path: str, label: str, split: str) ->
         if row.get(label) == "":
             raise DataError(f"{where}, line {number}: the label is empty")
         parts["train" if side == "train" else "test"].append((place, row.get(label)))
-    _check_some_exist(parts["train"] + parts["test"], where, base)
+        numbered.append((number, (place, row.get(label))))
+    _check_paths(numbered, where, base, allow_outside)
     return parts["train"], parts["test"] if split in columns else None
 
 
-def _check_some_exist(listed: Listed, where: str, base: Path) -> None:
-    if not any(os.path.exists(path) for path, _ in listed[:LOOKED_AT]):
+def _check_paths(
+    numbered: Sequence[tuple[int, tuple[str, str | None]]], where: str, base: Path, allow_outside: bool
+) -> None:
+    """Raise DataError for listed videos that leave the folder, or do not exist; numbered: (line, (path, class))."""
+    if not allow_outside:
+        check_inside(((f"{where}, line {number}", path) for number, (path, _) in numbered), base)
+    if not any(os.path.exists(path) for _, (path, _) in numbered[:LOOKED_AT]):
         raise DataError(
-            f"{where}: none of its first {min(len(listed), LOOKED_AT)} videos exists, the first is {listed[0][0]}: "
-            f"its paths are taken from {base} (data.root), by the pattern data.csv_path"
+            f"{where}: none of its first {min(len(numbered), LOOKED_AT)} videos exists, the first is "
+            f"{numbered[0][1][0]}: its paths are taken from {base} (data.root), by the pattern data.csv_path"
         )

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa.data.sources.download import memory_limit
 from jepa.data.sources.splits import number_classes
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import require
@@ -41,6 +42,8 @@ class Timeline:
 class SeriesSplits:
     """Training and test series, each (C, T) float32 with NaN for missing, T of any length; or a timeline.
 
+    Series of infinite values are bad samples, and of a timeline such values are missing (`SeriesData`).
+
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
     """
 
@@ -67,6 +70,8 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
         raise DataError(f"{path} is missing (data.root={root}, data.name={name}): {hint}")
     try:
         with np.load(path, allow_pickle=False) as file:
+            if (size := sum(each.file_size for each in file.zip.infolist())) > memory_limit():
+                raise ValueError(f"it claims {size / 2**30:,.0f} GiB of arrays, which do not fit in memory")
             arrays = {key: file[key] for key in file.files}
     except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
         raise DataError(f"{path} cannot be read ({error}): it is damaged, or no NumPy .npz file") from error
@@ -92,9 +97,6 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
             "channels, time), none of them 0, and N whole numbers from 0"
         )
     values = _as_float32(x)
-    if len(places := np.argwhere(np.isinf(values))):
-        where = tuple(places[0].tolist())
-        raise DataError(f"{path}: {split}_x holds {x[where]} at {where}, too large for float32; for missing use NaN")
     if np.isnan(values).all():
         raise DataError(f"{path}: {split}_x holds nothing but NaN")
     lengths = arrays.get(f"{split}_len", np.full(len(x), x.shape[2]))
@@ -189,9 +191,10 @@ def _columns(
     for name in wanted:
         if not pandas.api.types.is_numeric_dtype(cells := table[name]):
             wrong = cells[pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()]
+            shown, row = str(wrong.iloc[0])[:100], int(wrong.index[0]) + 1
             raise DataError(
-                f"{root}: column {name!r} holds {str(wrong.iloc[0])!r} in row {int(wrong.index[0]) + 1}, which is no "
-                "number: name the channels with data.source.columns=[...], or what stands for missing cells with "
+                f"{root}: column {name!r} holds {shown!r} in row {row}, which is no number: "
+                "name the channels with data.source.columns=[...], or what stands for missing cells with "
                 "data.source.missing_markers=[...]"
             )
     if columns is None and wanted and all(_is_value(str(name)) for name in wanted):
@@ -233,11 +236,9 @@ def _steps_a_day(dates: pandas.Series | None) -> int | None:
 
 
 def _timeline(root: str, numbers: pandas.DataFrame, ends: tuple[int, int, int], period: int | None) -> SeriesSplits:
-    """Raises DataError for infinite values, and for columns that are empty in the training part."""
+    """Raises DataError for columns that are empty in the training part."""
     values = _as_float32(numbers.to_numpy(dtype=np.float64).T)
     for name, row in zip(numbers.columns, values):
-        if np.isinf(row).any():
-            raise DataError(f"{root}: column {name!r} holds an infinite value in row {int(np.isinf(row).argmax()) + 1}")
         if ends[0] and np.isnan(row[: ends[0]]).all():
             raise DataError(
                 f"{root}: column {name!r} holds no values in the training part, its first {ends[0]} rows: leave it out "
@@ -248,5 +249,5 @@ def _timeline(root: str, numbers: pandas.DataFrame, ends: tuple[int, int, int], 
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # becomes infinite, which is refused
+    with np.errstate(over="ignore"):  # becomes infinite, which makes a bad sample
         return values.astype(np.float32)

@@ -142,5 +142,5 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _unpickle(content: bytes, origin: Path) -> dict[str, Any]:
     try:
         return _ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, IndexError, ImportError, AttributeError) as error:
+    except Exception as error:  # a damaged pickle raises errors of any class
         raise DataError(f"{origin} is not a batch of CIFAR-10 ({error}); get it again") from error

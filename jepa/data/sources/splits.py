@@ -76,14 +76,14 @@ class FileSamples:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def describe(self, index: int) -> str:
+        """The path of a sample."""
+        return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
+
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        name, path = os.fsdecode(self.paths[index].item()), self.name_of(index)
+        name, path = os.fsdecode(self.paths[index].item()), self.describe(index)
         value = self.decode(path) if self.contents is None else self.decode(io.BytesIO(self.contents[name]), path)
         return value, None if self.labels is None else int(self.labels[index])
-
-    def name_of(self, index: int) -> str:
-        """The path of a file."""
-        return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
 
 def hold_out(

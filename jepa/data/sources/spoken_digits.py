@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Literal
 
-from jepa.data.sources.decoders import SoundFile, require_soundfile
 from jepa.data.sources.download import download_file, read_archive
+from jepa.data.sources.sound_files import SoundFile, require_soundfile
 from jepa.data.sources.splits import FileSamples, Splits
 from jepa.utils.errors import DataError
 

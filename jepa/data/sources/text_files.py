@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jepa.data.sources.download import download_file, find_packed, read_packed
+from jepa.data.sources.download import download_file, find_packed
+from jepa.data.sources.line_reader import TOO_LONG, read_lines, read_rows
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes, sort_classes
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
@@ -24,11 +25,26 @@ WIKITEXT2_MD5 = {
 }
 
 
+NOT_UTF8 = "it is not text in UTF-8: convert it, for example with iconv"
+
+
+class Unusable(str):
+    """Stands, as an empty text, for one that cannot be used; why: the reason."""
+
+    why: str
+
+    def __new__(cls, why: str) -> Unusable:
+        """Make an empty text with its reason."""
+        text = super().__new__(cls, "")
+        text.why = why
+        return text
+
+
 class Texts:
     """Texts in memory and their labels; items are (text, label).
 
-    labels: None for texts without. name: of the file, for messages. broken: index -> why a text is unreadable; so are
-    empty ones.
+    labels: None for texts without. name: of the file, for messages. Items raise UnreadableSample for texts that are
+    empty, `Unusable`, or hold what was no UTF-8.
     """
 
     def __init__(
@@ -37,23 +53,33 @@ class Texts:
         labels: Sequence[int] | None = None,
         *,
         name: str,
-        broken: dict[int, str] | None = None,
     ) -> None:
+        problems = {number: text.why for number, text in enumerate(texts) if isinstance(text, Unusable)}
+        problems |= {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()} | problems
         # One block of bytes: workers would copy a million strings by touching their reference counts.
-        encoded = [text.encode() for text in texts]
+        encoded = []
+        for number, text in enumerate(texts):
+            try:
+                encoded.append(text.encode())
+            except UnicodeEncodeError:
+                encoded.append(b"")
+                problems[number] = NOT_UTF8
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         self.labels = None if labels is None else np.array(labels)
         self.name = name
-        empty = {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()}
-        self.broken = {**empty, **(broken or {})}
+        self.broken = problems
 
     def __len__(self) -> int:
         return len(self._ends)
 
+    def describe(self, index: int) -> str:
+        """The file and row of a text."""
+        return f"{self.name}, row {index + 1}"
+
     def __getitem__(self, index: int) -> tuple[str, int | None]:
         if index in self.broken:
-            raise UnreadableSample(f"{self.name}, row {index + 1}", self.broken[index])
+            raise UnreadableSample(self.describe(index), self.broken[index])
         first = self._ends[index - 1] if index else 0
         text = self._bytes[first : self._ends[index]].tobytes().decode()
         return text, None if self.labels is None else int(self.labels[index])
@@ -66,7 +92,9 @@ def text_lines(*, root: str, test_fraction: float = 0.05, split_seed: int = 0) -
     (train.txt, wiki.train.tokens.gz) and the same with test, valid, validation, val or dev, or any *.txt, *.text,
     *.tokens and .gz files. Where nothing is kept aside for the test split by name, a share `test_fraction` of the
     lines is, drawn by `split_seed`.
-    Raises DataError for files that are missing, damaged, not in UTF-8, or empty.
+    A line that is not UTF-8, or has more than a million characters, counts as a damaged sample
+    (`data.max_bad_share`).
+    Raises DataError for files that are missing, damaged, or hold no text in UTF-8.
     """
     check_fraction("data.source.test_fraction", test_fraction)
     files, train, test = _find_files(Path(root), (".txt", ".text", ".tokens"))
@@ -93,7 +121,8 @@ def text_csv(
     text_column, label_column: by name, or by number from 0; label_column None for data without labels. Class names are
     what stands in the label column of train, sorted, by number where all are whole numbers.
     header: whether the first row names the columns; None takes it for that where a column is given by name.
-    A row of too few columns, and an empty text or label, count as damaged samples (`data.max_bad_share`).
+    A row of too few columns, one that is too long or not UTF-8, and an empty text or label, count as damaged samples
+    (`data.max_bad_share`).
     Raises DataError for files that are missing or damaged, a column there is not, and test labels unknown to train.
     """
     check_fraction("data.source.test_fraction", test_fraction)
@@ -116,8 +145,7 @@ def text_csv(
     splits = []
     for rows, file in zip(parts, (train[0], (test or train)[0])):
         labels = None if index is None else [index.get(row.label, 0) for row in rows]
-        broken = {number: row.problem for number, row in enumerate(rows) if row.problem}
-        splits.append(Texts([row.text for row in rows], labels, name=str(file), broken=broken))
+        splits.append(Texts([row.text for row in rows], labels, name=str(file)))
     return Splits(*splits, class_names=names)
 
 
@@ -142,52 +170,59 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
 
 
 def _read_lines(paths: Sequence[Path]) -> list[str]:
-    """The lines that are not empty, without blanks around them."""
-    lines = [line.strip() for path in paths for line in _read(path).split("\n")]
-    lines = [line for line in lines if line]
+    """The lines that are not empty, without blanks around them; `Unusable` for what is too long to be read."""
+    lines = [
+        line.strip() if quotes is None else Unusable(TOO_LONG) for path in paths for line, quotes in read_lines(path)
+    ]
+    lines = [line for line in lines if line or isinstance(line, Unusable)]
     if not lines:
         raise DataError(f"{first_few(paths)}: there is no text in it")
+    if not any(map(_is_utf8, lines)):
+        raise DataError(f"{first_few(paths)} is not text in UTF-8: convert it, for example with iconv")
     return lines
 
 
-def _read(path: Path) -> str:
+def _is_utf8(text: str) -> bool:
     try:
-        return read_packed(path).decode("utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8 ({error}): convert it, for example with iconv") from error
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class Row(NamedTuple):
-    """A row of a table; problem: why it cannot be used, None if it can."""
+    """A row of a table."""
 
-    text: str = ""
+    text: str
     label: str | None = None
-    problem: str | None = None
 
 
 def _read_table(path: Path, columns: Mapping[str, str | int | None], header: bool) -> list[Row]:
     tabs = ".tsv" in path.suffixes[-2:]
     # A quote in a .tsv file is a quote; in a .csv file it surrounds what may hold commas and line breaks.
     dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ","}
-    try:
-        rows = [row for row in csv.reader(io.StringIO(_read(path), newline=""), **dialect) if row]
-    except csv.Error as error:
-        raise DataError(f"{path} is not a table ({error})") from error
-    body = rows[1:] if header else rows
-    if not body:
-        raise DataError(f"{path} {'holds the names of columns and no rows' if rows else 'is empty'}")
-    text, label = (_place(column, rows[0], header, path, key) for key, column in columns.items())
-    wanted = 1 + max(text, -1 if label is None else label)
+    rows = read_rows(path, **dialect)
+    if (first := next(rows, [])) is None:
+        raise DataError(f"{path}: its first row cannot be used, as {TOO_LONG}")
+    body = rows if header else itertools.chain([first] if first else [], rows)
+    text, label = (_place(column, first, header, path, key) if first else None for key, column in columns.items())
+    wanted = 1 + max(text or 0, -1 if label is None else label)
     table = []
     for row in body:
-        if len(row) < wanted:
-            table.append(Row(problem=f"it has {len(row)} columns, expected {wanted} or more"))
+        if row is None:
+            table.append(Row(Unusable(TOO_LONG)))
+        elif len(row) < wanted:
+            table.append(Row(Unusable(f"it has {len(row)} columns, expected {wanted} or more")))
         elif label is None:
             table.append(Row(row[text]))
         elif not row[label].strip():
-            table.append(Row(problem="the label is empty"))
+            table.append(Row(Unusable("the label is empty")))
+        elif not _is_utf8(row[label]):
+            table.append(Row(Unusable(NOT_UTF8)))
         else:
             table.append(Row(row[text], row[label].strip()))
+    if not table:
+        raise DataError(f"{path} {'holds the names of columns and no rows' if first else 'is empty'}")
     return table
 
 

@@ -1,0 +1,99 @@
+"""Lines of text files, packed or not, of which none takes more memory than a text may."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jepa.data.sources.download import memory_limit
+from jepa.utils.errors import DataError
+
+MOST_CHARACTERS = 1_000_000
+"""Of one text, the length of two novels; all of it is split into tokens, which takes half a gigabyte."""
+
+TOO_LONG = f"it has more than {MOST_CHARACTERS:,} characters"
+
+
+def read_lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, int | None]]:
+    """The lines of a file in UTF-8, unpacked if its name ends in .gz; of one that is too long, how many quotes it has.
+
+    A long line comes as (nothing, quotes), any other as (line, None); bytes that are not UTF-8 come as surrogates.
+    newline: as of `open`. Raises DataError for a file that is damaged, or has more text than fits in memory.
+    """
+    left = memory_limit() // 4  # a Python string takes up to four bytes a character
+    try:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
+            while line := file.readline(MOST_CHARACTERS):
+                if (left := left - len(line)) < 0:
+                    raise DataError(f"{path} holds more text than fits in memory, even once: give a part of it")
+                if len(line) < MOST_CHARACTERS or line.endswith("\n"):
+                    yield line, None
+                    continue
+                quotes = 0
+                while line and not line.endswith("\n"):
+                    quotes += line.count('"')
+                    line = file.readline(MOST_CHARACTERS)
+                yield "", quotes + line.count('"')
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
+
+
+def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | None]:
+    """The rows of a table, None for one with more than a text may have; empty ones are left out.
+
+    dialect: as of `csv.reader`. Raises DataError as `read_lines` does.
+    """
+    lines = _TableLines(path, quoted=dialect.get("quoting") != csv.QUOTE_NONE)
+    reader = csv.reader(lines, **dialect)
+    before = csv.field_size_limit(MOST_CHARACTERS)
+    try:
+        while True:
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                if "field limit" not in str(error):
+                    raise DataError(f"{path} is not a table ({error})") from error
+                lines.inside_dropped_cell = True  # which the reader forgets: the cell was still open
+                yield None
+                continue
+            if lines.dropped:
+                lines.dropped = False
+                yield None
+            elif row:
+                yield row
+    finally:
+        csv.field_size_limit(before)
+
+
+class _TableLines:
+    """Lines for `csv.reader`. Of one that is too long only a quote is left where it opens or closes a cell.
+
+    quoted: whether quotes surround cells. dropped: that such a line was given. inside_dropped_cell: set to drop lines
+    up to the one that closes a cell.
+    """
+
+    def __init__(self, path: Path, *, quoted: bool) -> None:
+        self.lines = read_lines(path, newline="")
+        self.quoted = quoted
+        self.dropped = self.inside_dropped_cell = False
+
+    def __iter__(self) -> _TableLines:
+        return self
+
+    def __next__(self) -> str:
+        line, quotes = next(self.lines)
+        while self.inside_dropped_cell:
+            count = line.count('"') if quotes is None else quotes
+            self.inside_dropped_cell = count % 2 == 0
+            line, quotes = next(self.lines)
+        if quotes is None:
+            return line.replace("\r\n", "\n")
+        self.dropped = True
+        return '"\n' if self.quoted and quotes % 2 else "\n"

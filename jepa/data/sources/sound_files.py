@@ -1,0 +1,86 @@
+"""Files of sound, of which only the asked part is read; what is damaged raises `UnreadableSample`."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from jepa.data.sources.decoders import File, readable
+from jepa.data.stream import UnreadableSample
+from jepa.utils.lazy_import import require
+
+HIGHEST_RATE = 2_000_000
+"""Hz; sound of higher rates is taken for a damaged header."""
+
+MOST_FRAMES = 2**50
+"""A header that claims more does not know."""
+
+BLOCK = 2**21
+"""Values that are decoded at a time, before channels are averaged: 8 MiB."""
+
+
+def require_soundfile() -> ModuleType:
+    """Return the library that reads files of sound. Raise MissingPackageError without it."""
+    return require("soundfile", extra="audio", purpose="reading sound")
+
+
+class SoundFile:
+    """A sound that libsndfile reads; opened, of which only the header is read.
+
+    rate: in Hz. frames: how many samples each channel has, as the file claims. name: of the sample in errors, None for
+    the file's. Raises UnreadableSample for what is no file of sound, and for claims that make no sense.
+    """
+
+    def __init__(self, file: File, name: str | None = None) -> None:
+        soundfile = require_soundfile()
+        with readable(file, name, soundfile.SoundFileError) as self.name:
+            self._file = soundfile.SoundFile(file)
+        self.rate, self.frames = int(self._file.samplerate), int(self._file.frames)
+        if self.frames < 1:
+            raise UnreadableSample(self.name, "it holds no samples")
+        if self.frames > MOST_FRAMES or not 0 < self.rate <= HIGHEST_RATE:
+            raise UnreadableSample(self.name, f"its header claims {self.frames} samples at {self.rate} Hz")
+
+    def read(self, start: int = 0, count: int | None = None) -> Tensor:
+        """Return the samples from `start` on, at most `count`: (t,) float32 in [-1, 1], channels averaged, t >= 1.
+
+        Raises UnreadableSample where none can be decoded, and for samples that are NaN or infinite.
+        """
+        left = self.frames - start if count is None else count
+        block = max(1, BLOCK // self._file.channels)
+        parts = []
+        damage = require_soundfile().SoundFileError
+        try:
+            self._file.seek(start)
+        except damage:
+            raise UnreadableSample(self.name, self._ends_before(start)) from None
+        with readable(self.name, self.name, damage):
+            while left > 0 and len(samples := self._file.read(min(left, block), dtype="float32", always_2d=True)):
+                parts.append(torch.from_numpy(samples.mean(axis=1)))
+                left -= len(samples)
+        if not parts:
+            raise UnreadableSample(self.name, self._ends_before(start))
+        wave = torch.cat(parts)
+        if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
+            raise UnreadableSample(self.name, "it holds samples that are NaN or infinite")
+        return wave
+
+    def _ends_before(self, start: int) -> str:
+        return f"it ends before sample {start:,}, but its header claims {self.frames:,}"
+
+
+class SoundTensor:
+    """A sound in memory: a waveform (t,) float32 and its rate in Hz; read as a `SoundFile`."""
+
+    def __init__(self, wave: Tensor, rate: int) -> None:
+        self.wave, self.rate, self.frames = wave, rate, len(wave)
+
+    def read(self, start: int = 0, count: int | None = None) -> Tensor:
+        """Return the samples from `start` on, at most `count`."""
+        return self.wave[start:] if count is None else self.wave[start : start + count]
+
+
+Sound = SoundFile | tuple[Tensor, int]
+"""What sources of sound give: a file, or a waveform (t,) float32 in [-1, 1] and its rate in Hz."""
