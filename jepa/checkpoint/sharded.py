@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import pickle
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,7 +26,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import KeyPath, MappingKey, tree_leaves_with_path, tree_map, tree_map_with_path
 
@@ -91,6 +92,7 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
     try:
         reader = _Reader(path)
         metadata = reader.read_metadata().state_dict_metadata
+        _check_sizes(path, [metadata[name] for name in places])
         tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
         with quiet():
             dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
@@ -200,6 +202,14 @@ class _Reader(dcp.FileSystemReader):
         check_sums(part)
         part.seek(0)
         return part
+
+
+def _check_sizes(path: Path, described: Sequence[TensorStorageMetadata]) -> None:
+    """Raise ValueError for tensors of more bytes than the files have, before memory is taken for them."""
+    sizes = [math.prod(each.size) * each.properties.dtype.itemsize for each in described]
+    stored = sum(part.stat().st_size for part in path.glob("*.distcp"))
+    if any(size < 0 for size in sizes) or sum(sizes) > stored:
+        raise ValueError(f"its tensors have {sum(sizes):,} bytes, but its parts {stored:,}")
 
 
 def _empty(metadata: Any, like: Tensor | None) -> Tensor:

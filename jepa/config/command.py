@@ -36,7 +36,6 @@ from jepa.utils.read_data import printable
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
 
-
 composed = False
 """Whether a configuration has been composed: errors from then on are not of options."""
 

@@ -322,3 +322,16 @@ def test_reading_parts_executes_nothing(tmp_path, file):
     with pytest.raises(CheckpointError, match=r"(cannot read the checkpoint|was not read, as that would execute code)"):
         read_file(folder)
     assert not (tmp_path / "boom").exists()
+
+
+@pytest.mark.parametrize("size", [(10**6, 10**6, 10**6), (-1, 4)])
+@pytest.mark.faults
+def test_sizes_that_are_not_there_take_no_memory(tmp_path, size):
+    folder = tmp_path / "parts"
+    sharded.write(folder, checkpoint.with_format(state()))
+    parts = pickle.loads((folder / sharded.PARTS).read_bytes())
+    for described in parts.state_dict_metadata.values():
+        described.size = torch.Size(size)
+    (folder / sharded.PARTS).write_bytes(pickle.dumps(parts))
+    with pytest.raises(CheckpointError, match=r"its tensors have .* bytes, but its parts"):
+        read_file(folder)
