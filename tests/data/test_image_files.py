@@ -5,6 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
+import lzma
+import struct
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -47,6 +50,16 @@ def tiff(values: np.ndarray, **options) -> bytes:
     file = io.BytesIO()
     tifffile.imwrite(file, values, **options)
     return file.getvalue()
+
+
+def deep_png(values: np.ndarray, kind: int, width: int = 20) -> bytes:
+    """A PNG file of 16 bits; values: (h, w, samples) of the kind of pixels that PNG calls 2, 4 or 6."""
+    header = struct.pack(">IIBBBBB", width, len(values), 16, kind, 0, 0, 0)
+    lines = b"".join(b"\0" + line.astype(">u2").tobytes() for line in values)
+    found = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", header), (b"IDAT", zlib.compress(lines)), (b"IEND", b"")):
+        found += struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+    return found
 
 
 def npy(values: np.ndarray) -> bytes:
@@ -115,6 +128,9 @@ FILES = {
     "turned 16-bit LZW": (pillow(RAMP, "TIFF", tiffinfo={274: 6}, **LZW), values(np.rot90(RAMP, -1).copy(), 65535)),
     "animation": (pillow(FRAMES[0], "PNG", save_all=True, append_images=FRAMES[1:]), values(COLOURS, 255)),
     "16-bit png": (pillow(RAMP, "PNG"), values(RAMP, 65535)),
+    "16-bit colour png": (deep_png(BANDS[:3].transpose(1, 2, 0), 2), values(BANDS[:3], 65535)),
+    "16-bit colour png, alpha dropped": (deep_png(BANDS[:4].transpose(1, 2, 0), 6), values(BANDS[:3], 65535)),
+    "16-bit grey png, alpha dropped": (deep_png(BANDS[:2].transpose(1, 2, 0), 4), values(BANDS[:1], 65535)),
     "16-bit pgm": (pillow(RAMP, "PPM"), values(RAMP, 65535)),
     "16-bit tiff": (tiff(RAMP, byteorder=">"), values(RAMP, 65535)),
     "16-bit colour tiff": (tiff(np.stack([RAMP] * 3, 2), photometric="rgb"), values(np.stack([RAMP] * 3), 65535)),
@@ -181,6 +197,8 @@ UNREADABLE = {
     "nothing": (npy(np.ones((0, 4))), "without pixels"),
     "claims 200 GB": (header((10**5, 10**5, 10), "<u2"), "header claims"),
     "claims 40 GB as TIFF": (patched(tiff(BANDS, **SEPARATE), ImageWidth=65535, ImageLength=65535), "header claims"),
+    "claims 86 GB as 16-bit PNG": (deep_png(np.zeros((2, 20, 3), np.uint16), 2, 2**31 - 1), "header claims"),
+    "cut 16-bit PNG": (deep_png(BANDS[:3].transpose(1, 2, 0), 2)[:900], "RuntimeError"),
     "cut npy": (npy(BANDS)[:500], r"it ends before its array \(5, 16, 20\) of uint16"),
     "cut header": (npy(BANDS)[:40], "EOF"),
     "cut tiff": (tiff(BANDS, photometric="minisblack")[:3000], "failed to read"),
@@ -196,6 +214,18 @@ def test_what_cannot_be_read_is_named(name):
     with pytest.raises(UnreadableSample, match=reason) as error:
         decode_image(io.BytesIO(content), "it")
     assert error.value.name == "it"
+
+
+@pytest.mark.parametrize("compression", ["zlib", "lzma"])
+def test_packed_parts_take_no_more_memory_than_a_picture(monkeypatch, compression):
+    pack = {"zlib": zlib.compress, "lzma": lzma.compress}[compression]
+    bomb = io.BytesIO()
+    packed = pack(bytes(4_000_000))
+    tifffile.imwrite(bomb, iter([packed] * 5), shape=(5, 16, 20), dtype="u2", compression=compression, **SEPARATE)
+    assert len(bomb.getvalue()) < 50_000
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 400_000)
+    with pytest.raises(UnreadableSample, match="unpacks to more than 3,200,000 bytes"):
+        decode_image(bomb, "it")
 
 
 def test_changed_bytes_are_read_or_named():

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import lzma
 import math
 import mmap
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import IO, Any
 
@@ -18,6 +21,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+from torchvision.io import decode_png
 
 from jepa.data.stream import UnreadableSample
 from jepa.utils.lazy_import import lazy_import
@@ -33,6 +37,12 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "CIELAB": 3, "SEPARATED": 4}
 """Samples of a pixel, without alpha, of the 8-bit TIFF files that Pillow reads as they are meant."""
 
+COLOURS_OF_16_BITS = {b"\x10\x02": 3, b"\x10\x04": 1, b"\x10\x06": 3}
+"""Depth and kind of a PNG file of which Pillow would keep 8 bits -> its channels without alpha."""
+
+UNPACKERS = {8: (zlib.decompressobj, 1032), 32946: (zlib.decompressobj, 1032), 34925: (lzma.LZMADecompressor, 8192)}
+"""Compression of a TIFF file -> what unpacks it, and about how many bytes one byte becomes at most."""
+
 _said = mmap.mmap(-1, 1)  # shared with forked workers, so that all say it once
 
 
@@ -43,13 +53,17 @@ def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
     damage. No more memory is taken than for the largest picture that Pillow opens (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     stream.seek(0)
-    start = stream.read(6)
+    start = stream.read(26)
     stream.seek(0)
-    if start == b"\x93NUMPY":
+    if start.startswith(b"\x93NUMPY"):
         return _to_image(_channels_first(_read_npy(stream, name), name), name)
     if start.startswith(b"PK\3\4"):
         return _to_image(_channels_first(_read_npz(stream, name), name), name)
-    return _read_tiff(stream, name) if start.startswith(TIFF_STARTS) else _read_by_pillow(stream, name)
+    if start.startswith(TIFF_STARTS):
+        return _read_tiff(stream, name)
+    if start.startswith(b"\x89PNG") and start[24:] in COLOURS_OF_16_BITS:
+        return _read_png(stream, start, name)
+    return _read_by_pillow(stream, name)
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -87,6 +101,15 @@ def _read_by_pillow(stream: IO[bytes], name: str) -> Image.Image | Tensor:
         values = np.asarray(image)
         # Pillow before 11 opens 16-bit PNG files as 32 bits; PPM files are scaled to 16.
         return _to_image(values.astype(np.uint16)[None] if opened.format in ("PNG", "PPM") else values[None], name)
+
+
+def _read_png(stream: IO[bytes], start: bytes, name: str) -> Image.Image | Tensor:
+    """A PNG file of 16-bit colour, or grey with alpha; alpha is dropped. start: the first 26 bytes."""
+    width, height = struct.unpack(">II", start[16:24])
+    _check_size((4, height, width), np.dtype(np.uint16), name)
+    content = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
+    values = decode_png(content, apply_exif_orientation=True).numpy()
+    return _to_image(values[: COLOURS_OF_16_BITS[start[24:]]], name)
 
 
 def _read_npy(stream: IO[bytes], name: str) -> np.ndarray:
@@ -159,6 +182,7 @@ def _read_pages(tiff: Any, series: Any, kept: set[str], stream: IO[bytes], name:
     count = math.prod(series.shape[:across])
     by_page = series.axes.endswith(page.axes) and len(series.pages) == count
     numbers = np.arange(count).reshape(series.shape[:across])[first[:across]] if by_page else None
+    _check_packed([page] if numbers is None else [series.pages[number] for number in numbers.ravel()], stream, name)
     try:
         if numbers is None:  # one page describes many
             _check_size(series.shape, page.dtype, name)
@@ -176,6 +200,23 @@ def _read_pages(tiff: Any, series: Any, kept: set[str], stream: IO[bytes], name:
         turned = _grey_pages_by_pillow(stream, pages, page.dtype, name)
         orientation = _orientation(page)
         return _upright(turned, {6: 8, 8: 6}.get(orientation, orientation)).reshape(*numbers.shape, *page.shape)
+
+
+def _check_packed(pages: Sequence[Any], stream: IO[bytes], name: str) -> None:
+    """Raise UnreadableSample for packed parts of pages that take more memory than Pillow's largest picture."""
+    most = _most_bytes()
+    for page in pages:
+        make, ratio = UNPACKERS.get(int(page.compression), (None, 0))
+        for offset, size in zip(page.dataoffsets, page.databytecounts):
+            if size * ratio <= most:
+                continue
+            stream.seek(offset)
+            unpacker, content, unpacked = make(), stream.read(size), 0
+            while not unpacker.eof and (part := unpacker.decompress(content, 2**24)):
+                unpacked += len(part)
+                content = getattr(unpacker, "unconsumed_tail", b"")
+                if unpacked > most:
+                    raise UnreadableSample(name, f"a part of it unpacks to more than {most:,} bytes")
 
 
 def _grey_pages_by_pillow(stream: IO[bytes], numbers: Sequence[int], kind: np.dtype, name: str) -> np.ndarray:
@@ -237,8 +278,13 @@ def _check_size(shape: Sequence[int], kind: Any, name: str) -> None:
     if math.prod(shape) < 1:
         raise UnreadableSample(name, f"its shape is {tuple(shape)}, without pixels")
     needed = math.prod(shape) * max(kind.itemsize, 4)
-    if Image.MAX_IMAGE_PIXELS and needed > (most := 8 * Image.MAX_IMAGE_PIXELS):
+    if needed > (most := _most_bytes()):
         raise UnreadableSample(name, f"its header claims {tuple(shape)} values of {kind}, more than {most:,} bytes")
+
+
+def _most_bytes() -> float:
+    """Return twice the bytes of the largest grey float32 picture that Pillow opens without a warning; inf if any."""
+    return 8 * (Image.MAX_IMAGE_PIXELS or math.inf)
 
 
 def _say_if(more: bool, name: str) -> None:
