@@ -16,6 +16,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from torch import nn
 
 from jepa.checkpoint.saver import find_checkpoint
+from jepa.config.auto_size import auto_hints, chosen_hints
+from jepa.config.auto_size import describe as describe_choice
 from jepa.config.check import check_config
 from jepa.config.compose import default_run_dir
 from jepa.config.notes import notes
@@ -43,7 +45,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
     with report_on_rank0():
-        check_config(to_plain(filled(config, dict.fromkeys(FOUND_BY_DATA, 1))))  # any number will do
+        check_config(to_plain(filled(config, dict.fromkeys(FOUND_BY_DATA, 1) | ANY_HINTS)))  # any number will do
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
     init_process_group(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))
@@ -56,10 +58,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     config = copy.deepcopy(config)
     with open_dict(config):
         config.run_dir = str(run_dir)  # for what the data keeps there: the same folder on every rank
-    data = None
-    if left_open(config):
-        data = build_data(config)
-        config = filled(config, data.spec.found)
+    config, data = settled(config)
     model = build_model(config)
     postpone_dynamo()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
@@ -107,12 +106,30 @@ FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std"
 null; mean and std, also of data within data, by auto."""
 
 
+ANY_HINTS = {"size": "toy", "patch_size": 1}
+"""Values of the right types for the hints that may be auto."""
+
+
+def settled(config: DictConfig) -> tuple[DictConfig, Any]:
+    """The configuration with what it leaves open taken from its data, and these data; None where nothing is open."""
+    if not left_open(config):
+        return config, None
+    data = build_data(config)
+    config = filled(config, data.spec.found)
+    if auto_hints(config):
+        chosen = chosen_hints(config, data.spec)
+        config = filled(config, chosen)
+        data.lines = [*getattr(data, "lines", ()), describe_choice(chosen, data.spec)]
+    return config, data
+
+
 def left_open(config: DictConfig) -> list[str]:
     """The keys of data, of those that may be, which are left open, such as `channels` or `parts.a.mean`."""
     sizes = [key for key in FOUND_BY_DATA if key in config.data and config.data[key] is None]
     plain = OmegaConf.to_container(config.data, resolve=False)
     statistics = [key for key, value in flatten(plain).items() if value == "auto"]
-    return sizes + [key for key in statistics if key.rpartition(".")[2] in ("mean", "std")]
+    of_data = [key for key in statistics if key.rpartition(".")[2] in ("mean", "std")]
+    return sizes + of_data + [f"hints.{name}" for name in auto_hints(config)]
 
 
 def filled(config: DictConfig, found: Mapping[str, Any]) -> DictConfig:

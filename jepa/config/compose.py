@@ -69,6 +69,8 @@ COMPOSING = (ValueError, TypeError, AttributeError, LookupError, AssertionError)
 
 SIZES = {
     "toy": {"embed_dim": 128, "depth": 4, "num_heads": 4, "predictor_embed_dim": 64, "predictor_depth": 1},
+    "toy_text": {"embed_dim": 128, "depth": 2, "num_heads": 4, "predictor_embed_dim": 64, "predictor_depth": 1},
+    "toy_series": {"embed_dim": 128, "depth": 3, "num_heads": 4, "predictor_embed_dim": 64, "predictor_depth": 1},
     "mini": {"embed_dim": 192, "depth": 6, "num_heads": 6, "predictor_embed_dim": 96, "predictor_depth": 2},
     "tiny": {"embed_dim": 192, "depth": 12, "num_heads": 3, "predictor_embed_dim": 96, "predictor_depth": 4},
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "predictor_embed_dim": 384, "predictor_depth": 6},
@@ -76,10 +78,15 @@ SIZES = {
 """What `data.hints.size` stands for: the encoder, and the predictor beside it."""
 
 
-def size(name: str, key: str) -> int:
-    """Return one number of a size by name, for `${size:toy,embed_dim}` in a yaml. Raise UserError for another name."""
+def size(name: str, key: str) -> int | str:
+    """Return one number of a size by name, for `${size:toy,embed_dim}` in a yaml; `auto` for that, see `auto_size`.
+
+    Raise UserError for another name.
+    """
+    if name == "auto":
+        return name
     if name not in SIZES:
-        raise UserError(f"data.hints.size={name}: expected one of {', '.join(SIZES)}")
+        raise UserError(f"data.hints.size={name}: expected auto or one of {', '.join(SIZES)}")
     return SIZES[name][key]
 
 

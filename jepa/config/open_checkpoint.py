@@ -11,7 +11,7 @@ from typing import Any, Literal
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.checkpoint.stored_objects import DATA_TABLE, check_stored
-from jepa.config.build import build_model
+from jepa.config.build import build_model, settled
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys, known_keys
 from jepa.config.stored import CommandLine, model_overrides, remove, with_stored
@@ -57,6 +57,8 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     data_known = "data" in stored or given.option("data") or is_random
     if not data_known:
         _check_data_given(data, given, source.name)
+    if is_random:
+        joined, _ = settled(joined)
     unused = () if "model" in stored or is_random else ("model", "loss")  # made from the file, not as composed
     if data != "splits":
         unused = (*unused, "data", "evaluation")

@@ -20,13 +20,17 @@ from jepa.types import Encoder, Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.tensors import attention_mask
 
+LEAST_HEAD_DIM = 6
+"""Channels of a head: one rotary pair for each axis of a clip."""
+
 
 class Predictor(nn.Module):
     """A narrow ViT over context tokens and one learned mask token per target token (arXiv 2301.08243, section 3).
 
     Every target block is predicted from the same context, independently of the others: blocks are extra batch entries.
 
-    num_heads: None takes the encoder's, as published. out_dim: width of the targets; None takes the encoder's.
+    num_heads: None takes the encoder's, as published, or fewer: as many as divide embed_dim into heads of
+        LEAST_HEAD_DIM or more. out_dim: width of the targets; None takes the encoder's.
     positions: "sincos", added to all tokens, or "rotary" in every block. sincos_layout: see `sincos_positions`.
         rotary_convention, rotary_reference_side: see `RotaryPositions`.
     mask_tokens: number of learned mask tokens; mask group g takes token g modulo this (V-JEPA: one per group).
@@ -62,11 +66,14 @@ class Predictor(nn.Module):
         drop_path: float = 0.0,
     ) -> None:
         super().__init__()
-        num_heads = getattr(encoder, "num_heads", None) if num_heads is None else num_heads
         if num_heads is None:
-            raise ValueError(
-                f"model.predictor.num_heads: {type(encoder).__name__} has none to take over: give a number"
-            )
+            most = getattr(encoder, "num_heads", None)
+            if most is None:
+                raise ValueError(
+                    f"model.predictor.num_heads: {type(encoder).__name__} has none to take over: give a number"
+                )
+            fits = [heads for heads in range(1, most + 1) if embed_dim % heads == 0]
+            num_heads = max([heads for heads in fits if embed_dim // heads >= LEAST_HEAD_DIM], default=1)
         check_heads(embed_dim, num_heads, "model.predictor")
         if positions not in ("sincos", "rotary"):
             raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")

@@ -109,11 +109,13 @@ def describe_learning_rate(run_length: RunLength, schedule: Schedule) -> str:
 
 
 def describe_momentum(momentum: float, run_length: RunLength) -> str:
-    """A momentum and its half-life."""
+    """A momentum and its half-life, which is said to be longer than the run where it is."""
     if momentum >= 1:
         return f"{momentum:.6g} (frozen)"
     steps = half_life(momentum)
-    return f"{momentum:.6g} (half-life {steps * run_length.batch_size:,.0f} samples, {steps:,.1f} steps)"
+    text = f"{momentum:.6g} (half-life {steps * run_length.batch_size:,.0f} samples, {steps:,.1f} steps"
+    longer = f", longer than the run of {run_length.max_steps:,} steps" if steps > run_length.max_steps else ""
+    return f"{text}{longer})"
 
 
 def describe_length(steps: float, run_length: RunLength) -> str:

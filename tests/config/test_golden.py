@@ -42,7 +42,7 @@ COMMANDS = [
 
 def meaning(command: str) -> dict[str, Any]:
     """What a command trains: the method, its sizes and how long, as plain values."""
-    config = to_plain(compose(*command.split()))
+    config = to_plain(compose(*command.split(), hints={}))
     terms = config["loss"]["terms"]
     trainer = config["trainer"]
     return {

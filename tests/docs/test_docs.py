@@ -35,7 +35,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.config.build import FOUND_BY_DATA, filled, to_plain
+from jepa.config.build import ANY_HINTS, FOUND_BY_DATA, filled, to_plain
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys
 from jepa.config.stored import addable
@@ -78,7 +78,9 @@ PROMISES = {
 """Class -> whether a run has done what the page says of it; of the others the stored configuration must name them."""
 
 GROUPS = sorted(
-    str(path.relative_to(CONF)) for path in CONF.rglob("*") if list(path.glob("*.yaml")) and path.name != "wandb"
+    str(path.relative_to(CONF))
+    for path in CONF.rglob("*")
+    if list(path.glob("*.yaml")) and path.name not in ("wandb", "auto_for")
 )
 
 
@@ -95,7 +97,7 @@ def compose(overrides: list[str], own: Path | None = None):
     config = load_config(overrides, config_dir=own)
     for key in OmegaConf.missing_keys(config.data):
         OmegaConf.update(config, key if key.startswith("data.") else f"data.{key}", "/nowhere")
-    return filled(config, dict.fromkeys(FOUND_BY_DATA, 8))
+    return filled(config, dict.fromkeys(FOUND_BY_DATA, 8) | ANY_HINTS)
 
 
 @functools.cache
