@@ -13,7 +13,7 @@ from torch import Tensor
 
 from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.image_augment import Augment
-from jepa.data.image_transform import ImageTransform, as_list, height_and_width
+from jepa.data.image_transform import ImageTransform, as_list, height_and_width, size_of
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.data.stream import Request, UnreadableSample
 from jepa.types import Batch
@@ -72,10 +72,18 @@ class ImageData(DataModule):
             self._find_statistics(wanted)
 
     def _try_first(self) -> None:
-        """Raise UnfitSample for a first image of other channels, as the others are likely like it."""
+        """Raise UnfitSample for a first image of other channels, as others are likely like it; say if it is small."""
         with contextlib.suppress(UnreadableSample):
             value, _ = self.splits["train"][0]
             self.make_inputs(value, 0, Reading("train", seed=None, views=None, bad_limit=0))
+            height, width = size_of(value)
+            if 2 * max(height, width) <= max(self.transform.size):
+                enlarged = " x ".join(map(str, self.transform.size))
+                self.lines = [
+                    *self.lines,
+                    f"the first image has {height} x {width} pixels and is enlarged to {enlarged}: "
+                    f"data.image_size={max(height, width)} is faster",
+                ]
 
     def _make_transforms(self) -> None:
         self.transform = self._transform(self.image_size, self.augment)

@@ -55,7 +55,7 @@ class ImageTransform:
     def plain(self, images: Image.Image | Tensor) -> Tensor:
         """One PIL image, or tensor (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
         pixels = self._match_channels(images)
-        height, width = _size(pixels)
+        height, width = size_of(pixels)
         return self._normalise(_to_float(self._crop(pixels, centre_box(height, width, self.size))))
 
     def augmented(self, images: Image.Image | Tensor, uniform: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ImageTransform:
         return self._normalise(_recolour(pixels, replace(views, **every)))
 
     def _views(self, images: Image.Image | Tensor, uniform: Tensor) -> Views:
-        height, width = _size(images)
+        height, width = size_of(images)
         return self.augment.views(uniform, height=height, width=width, size=self.size)
 
     @property
@@ -92,7 +92,7 @@ class ImageTransform:
         return v2.InterpolationMode(self.interpolation)
 
     def _crop(self, image: Image.Image | Tensor, box: Tensor) -> Image.Image | Tensor:
-        height, width = _size(image)
+        height, width = size_of(image)
         left, top, w, h = (box * torch.tensor([width, height, width, height])).round().int().tolist()
         w, h = max(w, 1), max(h, 1)
         left, top = min(left, width - w), min(top, height - h)
@@ -164,7 +164,7 @@ class ImageTransform:
         return (pixels - self.mean) / self.std
 
 
-def _size(image: Image.Image | Tensor) -> tuple[int, int]:
+def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
     """Height and width."""
     return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 

@@ -456,3 +456,11 @@ def test_an_image_of_other_channels_is_left_out_unless_it_is_the_first(tmp_path,
     assert "have 3 channels and cannot become data.channels=5" in caplog.text
     with pytest.raises(DataError, match=r"have 5 channels and cannot become data\.channels=3"):
         folder_data(tmp_path, **settings | {"channels": 3})
+
+
+def test_images_that_are_enlarged_are_said(tmp_path):
+    Image.fromarray(COLOUR).save(tmp_path / "a.png")
+    Image.fromarray(COLOUR).save(tmp_path / "b.png")
+    said = "the first image has 16 x 20 pixels and is enlarged to 64 x 64: data.image_size=20 is faster"
+    assert said in folder_data(tmp_path, image_size=64).lines
+    assert not [line for line in folder_data(tmp_path, image_size=32).lines if "enlarged" in line]
