@@ -220,3 +220,10 @@ def test_what_data_finds_out_is_filled_in():
     assert config.data.parts.a.mean == "auto"
     hub = load_config(["data=hf", "data.path=x", "data.column=image", "data.image.mean=auto"])
     assert filled(hub, {"mean": [0.1, 0.2, 0.3]}).data.image.mean == [0.1, 0.2, 0.3]
+
+
+@pytest.mark.parametrize("option", [o for o in OPTIONS if o.startswith(("data=", "experiment="))])
+def test_every_run_is_validated_and_saved(option):
+    trainer = compose(*fitting(option)).trainer
+    for name in ("validate", "save"):
+        assert trainer.get(f"{name}_every_steps") or trainer.get(f"{name}_every_epochs")
