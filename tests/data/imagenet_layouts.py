@@ -147,6 +147,14 @@ PARTS: dict[str, Callable[[Path], None]] = {
         write(root / "LOC_val_solution.csv", solution()),
         write(root / "LOC_synset_mapping.txt", "".join(f"{wnid} a fish, fish\n" for wnid in WNIDS)),
     ),
+    "train flat": lambda root: [write(root / "train" / name, content) for name, (_, content) in TRAIN.items()],
+    "val flat with classes": lambda root: [
+        write(root / "val" / name.replace(".", f"_{wnid}."), content) for name, (wnid, content) in VAL.items()
+    ],
+    "tars of folders": lambda root: [
+        write(root / f"{split}.tar", tar({f"{split}/{wnid}/{name}": c for name, (wnid, c) in pictures.items()}))
+        for split, pictures in (("train", TRAIN), ("val", VAL))
+    ],
     "shards": lambda root: write_shards(root, "imagenet1k-train-{:06}.tar", "imagenet1k-validation-{:02}.tar", cls),
     "shards in folders": lambda root: write_shards(root, "train/{:06}.tar", "val/{:06}.tar", json_number),
     "shards by wnid": lambda root: write_shards(root, "in-train-{:06}.tar", "in-val-{:06}.tar", json_wnid),
@@ -167,6 +175,9 @@ LAYOUTS = [
     "kaggle, root at ",
     "kaggle, root at ILSVRC",
     "kaggle, root at ILSVRC/Data/CLS-LOC",
+    "train flat, val flat with classes",
+    "train flat, val flat, devkit tar",
+    "tars of folders",
     "shards",
     "shards in folders",
     "shards by wnid",

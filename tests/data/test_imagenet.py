@@ -161,17 +161,19 @@ def test_damaged_members_are_bad_samples(tmp_path, monkeypatch):
         "17.cls": b"\xff\x00",
         "19.cls": b"x" * 99,
     }
+    files |= {"25.cls": b"cat", "27.cls": b"123456789"}
     del files["23.cls"]
     write(tmp_path / "in-train-0.tar", tar(files))
     write(tmp_path / "in-val-0.tar", tar({name: files[name] for name in ("00.jpg", "00.cls", "01.jpg", "01.cls")}))
     monkeypatch.setattr(tar_files, "MOST_BYTES", 9000)
     data = packed_data(tmp_path)
     assert sum(len(batch["x"]) for batch in data.evaluation_batches("train", batch_size=9)) == 40
+    assert data.spec.class_names == ("0", "1")
     bad = {Path(name).name: reason for name, reason in data.bad_samples.items()}
     assert {name: reason for name, reason in bad.items() if name != "07.jpg"} == {
         "11.jpg": "the file is empty",
         "13.jpg": f"it claims {len(good) + 9000:,} bytes, more than 9,000",
-        **dict.fromkeys(("17.jpg", "19.jpg", "23.jpg"), "it has no label"),
+        **dict.fromkeys(("17.jpg", "19.jpg", "23.jpg", "25.jpg", "27.jpg"), "it has no label"),
     }
     assert "truncated" in bad["07.jpg"].lower()
     cut = tmp_path / "in-train-0.tar"

@@ -33,10 +33,10 @@ from jepa.utils.errors import DataError
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 VALIDATION = ("val", "validation", "valid", "test")
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
-WNID = re.compile(r"n[0-9]{8}")
-SHARD = re.compile(r"(?P<prefix>.*?)[-_.]?[0-9]+\.tar")
+WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])")
+"""In the name of a picture, an archive or a folder."""
 MOST_CLASSES = 100_000
-"""Above the 21,841 of all of ImageNet; larger numbers are names of classes, not their places."""
+"""Above the 21,841 of all of ImageNet; larger numbers are no classes."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
 
     - class folders, as for `image_folder`; of the validation split also one flat folder, with labels beside it;
     - `ILSVRC2012_img_train.tar` or the archives of the classes in it, `ILSVRC2012_img_val.tar` with labels beside it;
-    - webdataset shards, `<name>-000000.tar`, of which the name or the folder says the split: pictures with the number
-      or the name of their class in a .cls or .json file.
+    - other archives of which the name or the folder says the split: webdataset shards, `<name>-000000.tar`, with the
+      number or the name of the class in a .cls or .json file, or pictures with the class in their names or folders.
     Labels beside it: the devkit, packed or not, or Kaggle's LOC_val_solution.csv. root may be any folder on the way to
     Kaggle's ILSVRC/Data/CLS-LOC. Archives are read in place, see `index_tars`. Without a validation split, a share
     `val_fraction` of each class is kept aside, drawn by `split_seed`.
@@ -89,8 +89,8 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
             test = _labelled(test, folder, place)
         if train.numbered and test.numbered:
             names |= {name for _, name in test.listed if name}
-    if train.numbered and len(classes) > 1 and (last := max(map(int, names))) < MOST_CLASSES:
-        classes = tuple(map(str, range(last + 1)))  # numbers stay as they are, where some classes are missing
+    if train.numbered and len(classes) > 1:  # numbers stay as they are, where some classes are missing
+        classes = tuple(map(str, range(1 + max(map(int, names)))))
     return split_listed(
         train.listed,
         test and test.listed,
@@ -107,16 +107,14 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
 def _archives(place: Path) -> dict[str, list[Path]]:
     """The archives of the splits train and test, in order of their names."""
     named: dict[str, list[Path]] = {}
-    classes = _has_folders(place)
+    pictures = _has_pictures(place)
     for folder in (place, *(place / part for part in ("train", *VALIDATION))):
         for path in sorted(folder.glob("[!.]*.tar")) if folder.is_dir() else ():
-            shard = SHARD.fullmatch(path.name)
-            words = {*re.findall("[a-z]+", shard["prefix"].lower())} if shard else set()
-            words |= set() if folder == place else {folder.name}
+            words = {*re.findall("[a-z]+", path.stem.lower()), "" if folder == place else folder.name}
             split = next((part for part in ("train", *VALIDATION) if part in words), "")
             if path.name in ARCHIVES.values():
                 named.setdefault(path.name, []).append(path)
-            elif shard and (split or not classes):  # beside folders of classes, it may be of another thing
+            elif not path.name.startswith("ILSVRC2012_img_") and (split or not pictures):  # else of another thing
                 kind = "classes" if WNID.fullmatch(path.stem) else "shards"
                 named.setdefault(f"{kind} {split}", []).append(path)
     orders = {
@@ -151,6 +149,8 @@ def _test_part(place: Path, archives: Sequence[Path], *, flat: bool) -> Part | N
 def _files(place: Path, name: str, *, flat: bool = False) -> Part:
     others: Counter[str] = Counter()
     listed = list_samples(place, name, IMAGES, others, flat=flat)
+    if not flat and all(of is None and WNID.search(Path(path).stem) for path, of in listed):
+        listed = _sorted(((path, _wnid_in(Path(path).stem)) for path, _ in listed), str)
     make = partial(FileSamples, decode=decode_image, folder=place)
     return Part(listed, lambda path: path, make, tuple(left_out(others)))
 
@@ -163,11 +163,34 @@ def _packed(place: Path, split: str, archives: Sequence[Path]) -> Part:
     labels = [label.decode("utf-8", errors="replace") for label in members.labels.tolist()]
     if WNID.fullmatch(archives[0].stem):
         labels = [archives[number].stem for number in members.places[:, 0].tolist()]
+    labels, numbered = _of_one_kind(labels if any(labels) else [*map(_wnid_in, names)])
     labelled = any(labels)
     listed = [(row, label if labelled else None) for row, label in enumerate(labels)]
     make = partial(TarSamples, members=members, decode=decode_image)
-    numbered = labelled and all(label.isdecimal() for label in labels if label)
     return Part(_sorted(listed, names.__getitem__), names.__getitem__, make, lines, numbered)
+
+
+def _of_one_kind(labels: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """The labels, and whether they are numbers. Where most are numbers, or most are WordNet numbers, the others go.
+
+    One damaged label would else be a class, and move the numbers of all that follow.
+    """
+    counts = Counter(label for label in labels if label)
+    for kind in (_is_number, WNID.fullmatch):
+        known = {label for label in counts if kind(label)}
+        if 2 * sum(counts[label] for label in known) > counts.total():
+            return [label if label in known else "" for label in labels], kind is _is_number
+    return labels, False
+
+
+def _is_number(label: str) -> bool:
+    return label.isdecimal() and int(label) < MOST_CLASSES
+
+
+def _wnid_in(name: str) -> str:
+    """The first WordNet number in a name: n01440764_18.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG; else nothing."""
+    found = WNID.search(name)
+    return found[0] if found else ""
 
 
 def _sorted(listed: Iterable[tuple], name_of: Callable[..., str]) -> Listed:
