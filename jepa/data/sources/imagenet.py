@@ -6,6 +6,7 @@ order of class folders: by class, then by file name.
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections import Counter
@@ -35,6 +36,8 @@ VALIDATION = ("val", "validation", "valid", "test")
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
 WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])")
 """In the name of a picture, an archive or a folder."""
+NO_CLASS = re.compile("train|val|validation|valid|test|.*devkit.*")
+"""Names of folders."""
 MOST_CLASSES = 100_000
 """Above the 21,841 of all of ImageNet; larger numbers are no classes."""
 
@@ -126,14 +129,19 @@ def _archives(place: Path) -> dict[str, list[Path]]:
 
 def _has_folders(folder: Path) -> bool:
     """Whether a folder holds others that may be classes."""
-    others = re.compile("train|val|validation|valid|test|.*devkit.*")
-    return folder.is_dir() and any(path.is_dir() and not others.fullmatch(path.name) for path in folder.glob("[!.]*"))
+    return _holds(folder, lambda entry: NO_CLASS.fullmatch(entry.name) is None and entry.is_dir())
 
 
 def _has_pictures(folder: Path) -> bool:
-    return _has_folders(folder) or (
-        folder.is_dir() and any(path.name.lower().endswith(IMAGES.extensions) for path in folder.glob("[!.]*"))
-    )
+    """Whether a folder holds pictures, or folders that may be classes."""
+    return _holds(folder, lambda entry: entry.name.lower().endswith(IMAGES.extensions)) or _has_folders(folder)
+
+
+def _holds(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> bool:
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(wanted(entry) for entry in entries if not entry.name.startswith("."))
 
 
 def _test_part(place: Path, archives: Sequence[Path], *, flat: bool) -> Part | None:

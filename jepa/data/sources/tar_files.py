@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
+from jepa.data.sources.splits import first_few
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError, first_line
 from jepa.utils.read_data import open_regular, parse_json
@@ -116,7 +117,7 @@ def index_tars(archives: Sequence[Path], kept: Path) -> tuple[Members, tuple[str
                 return members, ()
         except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
             lines.append(f"{kept} cannot be used ({first_line(error)}), so the archives are indexed again")
-    log.info("indexing %d archives, such as %s", len(archives), archives[0])
+    log.info("indexing %s", first_few(archives))
     found = [(number, *each) for number, path in enumerate(archives) for each in _pictures(path)]
     members = Members(
         paths,

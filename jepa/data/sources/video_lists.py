@@ -41,7 +41,7 @@ def read_list(
         raise DataError(f"{where}: there is no file {file}")
     base = file.parent if root is None else Path(root)
     try:
-        lines = [line.strip(" ") for line in file.read_text(encoding="utf-8-sig").lstrip().split("\n")]
+        lines = [line.strip() for line in file.read_text(encoding="utf-8-sig").lstrip().split("\n")]
         if all("::" in line for line in lines if line):
             lines = [line.replace("::", "\t") for line in lines]  # as readers of tables take one character
         header, rows = _table(lines)
