@@ -50,7 +50,7 @@ DATA = {
         "TextData VideoData WrittenAndSpokenDigits hugging_face"
     ),
     "jepa.data.sources": (
-        "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder mnist "
+        "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder imagenet mnist "
         "moving_mnist series_csv text_csv text_lines ucr video_folder wikitext2"
     ),
     "jepa.evaluation": (

@@ -138,9 +138,11 @@ def read_columns(
         if wanted is not None and wanted not in train.features:
             raise DataError(f"data.{key}={wanted}: the data has the columns {first_few(train.features)}")
     kind = _kind(train.features[column], column)
-    names, label_of = _labels(train, test, label_column)
+    names, label_of, lines = _labels(train, test, label_column)
+    label_column = None if names is None else label_column
     reach = Reach(folders, allow_outside)
-    return kind, Splits(*(Rows(rows, column, kind, label_column, label_of, reach) for rows in (train, test)), names)
+    samples = (Rows(rows, column, kind, label_column, label_of, reach) for rows in (train, test))
+    return kind, Splits(*samples, class_names=names, lines=lines)
 
 
 class Reach:
@@ -274,18 +276,25 @@ def _kind(feature: Any, column: str) -> Kind:
     raise DataError(f"data.column={column} holds {feature}; expected strings, an Image or an Audio column")
 
 
-def _labels(train: Any, test: Any, column: str | None) -> tuple[tuple[str, ...] | None, dict[Any, int]]:
-    """Class names, and from what the column holds to their number."""
+def _labels(
+    train: Any, test: Any, column: str | None
+) -> tuple[tuple[str, ...] | None, dict[Any, int], tuple[str, ...]]:
+    """Class names, from what the column holds to their number, and what is said of them; no names without labels."""
     if column is None:
-        return None, {}
+        return None, {}, ()
     feature = train.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return tuple(feature.names), {number: number for number in range(feature.num_classes)}
-    if not isinstance(feature, datasets.Value) or feature.dtype.startswith(("float", "double")):
+    named = isinstance(feature, datasets.ClassLabel)
+    if not named and (not isinstance(feature, datasets.Value) or feature.dtype.startswith(("float", "double"))):
         raise DataError(f"data.label_column={column} holds {feature}; expected a ClassLabel, strings or whole numbers")
     try:
-        values, used = (sorted(v for v in rows.unique(column) if v is not None) for rows in (train, test))
+        # The column alone, as the library copies the rows that are kept aside.
+        values, used = (set(rows.select_columns([column]).unique(column)) for rows in (train, test))
     except (OSError, ValueError, MemoryError) as error:  # pyarrow's are among them
         raise DataError(f"data.label_column={column} cannot be read ({first_line(error)})") from error
-    where = f"data.label_column={column}"
-    return tuple(map(str, values)), number_classes(values, used, where=where, unlabelled="data.label_column=null")
+    known = range(feature.num_classes) if named else (values | used) - {None}  # -1 stands for no label
+    index, lines = number_classes(sorted(values & {*known}), used & {*known}, where=f"data.label_column={column}")
+    if index is None:
+        return None, {}, lines
+    if named:
+        return tuple(feature.names), {number: number for number in known}, lines
+    return tuple(map(str, index)), index, lines

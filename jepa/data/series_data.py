@@ -93,7 +93,7 @@ class SeriesData(DataModule):
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
         self.setup(
-            Splits(*splits, source.class_names),
+            Splits(*splits, source.class_names, source.lines),
             prepare=self.prepare_sample,
             input_shape=(found["channels"], steps),
             found=found,

@@ -58,11 +58,15 @@ def test_a_flat_folder_is_data_without_labels(tmp_path, folder):
     assert batch.keys() == {"x"}
 
 
-def test_one_class_is_refused_with_the_way_to_train_without_labels(tmp_path):
-    write_classes(tmp_path, classes=1)
-    with pytest.raises(DataError, match=r"single class \(a\), nothing to classify: .* with data.root=.*/a$"):
-        image_folder(root=str(tmp_path))
-    assert image_folder(root=str(next(tmp_path.rglob("a")))).class_names is None
+@pytest.mark.parametrize("test_folder", [None, "val", "val/a", "val/b"])
+def test_a_single_class_folder_is_data_without_labels(tmp_path, test_folder):
+    write_classes(tmp_path / ("train" if test_folder else ""), classes=1)
+    if test_folder:
+        write_image(tmp_path / test_folder / "x.png")
+    data = folder_data(tmp_path)
+    assert (data.spec.num_train, data.spec.num_test, data.spec.classes) == ((6, 1) if test_folder else (5, 1)) + (None,)
+    assert data.lines == (f"data.root={tmp_path}: all labels are alike (a), so this is data without labels",)
+    assert "label" not in next(data.evaluation_batches("train", batch_size=2))
 
 
 def test_files_are_found_at_any_depth_through_links_and_without_the_hidden(tmp_path):

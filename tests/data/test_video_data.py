@@ -220,31 +220,6 @@ def test_lists_may_not_leave_the_folder(tmp_path):
             video_data(root, csv=str(list_))
 
 
-def test_lists(tmp_path):
-    tree(tmp_path / "videos")
-    rows = [f"{s}/{c},{s}{i},{c},{s}" for s in ("train", "test") for c in ("run", "walk") for i in range(3)]
-    (tmp_path / "list.csv").write_text("\n".join(["folder,clip,kind,part", *rows]))
-    given = {"csv": str(tmp_path / "list.csv"), "csv_path": "{folder}/{clip}", "csv_label": "kind", "csv_split": "part"}
-    data = video_data(tmp_path / "videos", **given)
-    assert (data.spec.num_train, data.spec.num_test, data.spec.class_names) == (6, 6, ("run", "walk"))
-    assert next(data.evaluation_batches("test", batch_size=6))["label"].tolist() == [0, 0, 0, 1, 1, 1]
-    lines = [f"{tmp_path}/videos/train/{c}/train{i} {n}" for n, c in enumerate(("run", "walk")) for i in range(3)]
-    (tmp_path / "published.csv").write_text("\n".join(lines))
-    published = video_data(tmp_path / "videos", csv=str(tmp_path / "published.csv"))
-    assert (published.spec.num_train, published.spec.num_test, published.spec.classes) == (4, 2, 2)
-    for changes, message in [
-        ({"csv_path": "path"}, "has the columns folder, clip, kind, part, but data.csv_path=path asks for 'path'"),
-        ({"csv_label": "class"}, "has no column 'class'"),
-        ({"csv_path": "clip"}, "none of its first 12 videos exists, the first is"),
-        ({"csv": "absent.csv"}, "there is no file"),
-    ]:
-        with pytest.raises(DataError, match=message):
-            video_data(tmp_path / "videos", **{**given, **changes})
-    (tmp_path / "list.csv").write_text("path,label,split\na,b,training\n")
-    with pytest.raises(DataError, match="line 2: the split is 'training', expected train or one of"):
-        video_data(tmp_path / "videos", csv=str(tmp_path / "list.csv"))
-
-
 def test_folders_that_do_not_fit(tmp_path):
     with pytest.raises(DataError, match=r"holds no videos \(\.mp4"):
         video_data(tmp_path)

@@ -7,7 +7,6 @@ import subprocess
 
 import pytest
 import torch
-from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -62,16 +61,6 @@ def test_mistakes(train, quick, refused, tmp_path, mistake, words):
     for word in words:
         assert word in message
     assert not list(tmp_path.rglob("*.pt"))
-
-
-def test_one_class_only(train, refused, tmp_path):
-    folder = tmp_path / "images" / "only"
-    folder.mkdir(parents=True)
-    for number in range(20):
-        Image.new("L", (8, 8), number * 10).save(folder / f"{number}.png")
-    message = refused(train("data=image_folder", "data.root=images", "hydra.run.dir=run"))
-    assert "holds a single class (only)" in message
-    assert "data.root=images/only" in message
 
 
 @contextlib.contextmanager

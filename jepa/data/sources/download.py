@@ -93,6 +93,4 @@ def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
             return {member.name: archive.extractfile(member).read() for member in members}
     except (tarfile.TarError, lzma.LZMAError, OSError, ValueError, EOFError, zlib.error, MemoryError) as error:
         reason = first_line(error).rstrip(": ")  # tarfile lists every compression it tried
-        raise DataError(
-            f"{path} is not a complete tar archive ({reason}); get it again, or delete it to have it downloaded"
-        ) from error
+        raise DataError(f"{path} is not a complete tar archive ({reason}); get it again") from error

@@ -45,6 +45,7 @@ class SeriesSplits:
     Series of infinite values are bad samples, and of a timeline such values are missing (`SeriesData`).
 
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
+    lines: see `Splits`.
     """
 
     train: Sequence[Tensor] = ()
@@ -53,6 +54,7 @@ class SeriesSplits:
     test_labels: Sequence[int] | None = None
     class_names: tuple[str, ...] | None = None
     timeline: Timeline | None = None
+    lines: tuple[str, ...] = ()
 
 
 def ucr(*, root: str, name: str) -> SeriesSplits:
@@ -80,7 +82,9 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
     (train, train_labels), (test, test_labels) = (_labelled(path, arrays, split) for split in ("train", "test"))
     if len(train[0]) != len(test[0]):
         raise DataError(f"{path}: train_x has {len(train[0])} channels and test_x {len(test[0])}, expected as many")
-    number_classes(sorted(set(train_labels)), test_labels, where=path)
+    index, lines = number_classes(sorted(set(train_labels)), test_labels, where=path)
+    if index is None:
+        return SeriesSplits(train, test, lines=lines)
     count = 1 + max(train_labels)
     names = tuple(map(str, arrays.get("classes", range(count))))
     if len(names) < count:

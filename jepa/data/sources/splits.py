@@ -19,6 +19,12 @@ from jepa.utils.random import generator
 
 T = TypeVar("T")
 
+Listed = list[tuple[Any, str | None]]
+"""What is listed for each sample of a split, such as its path, and its class; None in data without labels."""
+
+Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]
+"""(what is listed, labels or None) -> samples"""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -101,24 +107,64 @@ def hold_out(
     return [samples[i] for i in sorted(order[held:])], [samples[i] for i in sorted(order[:held])]
 
 
-def number_classes(
-    names: Sequence[Any], test: Iterable[Any], *, where: str | Path, unlabelled: str | None = None
-) -> dict[Any, int]:
-    """Class -> label. Raises DataError for a single class, and for classes of the test split that train has not.
+def split_listed(
+    train: Listed,
+    test: Listed | None,
+    make: Make,
+    make_test: Make | None = None,
+    *,
+    classes: Sequence[str],
+    fraction: float,
+    seed: int,
+    where: str,
+    lines: Sequence[str] = (),
+) -> Splits:
+    """Listed samples. Without a test split, a `fraction` of each class is kept aside; a single sample stays in train.
 
-    where: what holds the data. unlabelled: how to train without labels, where there is a way.
+    make, make_test: make the samples of a split, the same way for both unless the second is given. classes: in the
+    order of their labels, empty for samples without. A sample without a class among others has the label -1.
+    where: what lists them, for messages. lines: see `Splits`, to which what is said of the classes is added.
+    """
+    index = None
+    if classes:
+        index, said = number_classes(classes, {name for _, name in test or [] if name}, where=where)
+        lines = (*lines, *said)
+    if test is None:
+        groups: dict[str | None, Listed] = {}
+        for sample in train:
+            groups.setdefault(None if index is None else sample[1], []).append(sample)
+        train, test = [], []
+        for number, group in enumerate(groups.values()):
+            kept, held = hold_out(group, fraction, seed, number)
+            train += kept
+            test += held
+        if not test:
+            raise DataError(f"{where} has no class with two samples, so none can be kept aside for the test split")
+    samples = []
+    for part, make_part in ((train, make), (test, make_test or make)):
+        labels = None if index is None else [index[name] if name else -1 for _, name in part]
+        samples.append(make_part([item for item, _ in part], labels))
+    return Splits(*samples, class_names=None if index is None else tuple(classes), lines=tuple(lines))
+
+
+def number_classes(
+    names: Sequence[Any], test: Iterable[Any], *, where: str | Path
+) -> tuple[dict[Any, int] | None, tuple[str, ...]]:
+    """Class -> label, and what the first lines of a run say of the classes: the one place where labels become classes.
+
+    None, for data without labels, where training has a single class: published lists label every sample 0.
+    names: the classes of the training split, in order. test: those of the test split. where: what holds the data.
+    Raises DataError for classes of the test split that train has not.
     """
     if len(names) < 2:
-        instead = "" if unlabelled is None else f", or train without labels with {unlabelled}"
-        raise DataError(
-            f"{where} holds a single class ({first_few(names)}), nothing to classify: give two or more{instead}"
-        )
+        what = f"all labels are alike ({first_few(names)})" if names else "no sample has a label"
+        return None, (f"{where}: {what}, so this is data without labels",)
     if unknown := sorted(set(test) - set(names)):
         raise DataError(
             f"{where}: the classes {first_few(unknown)} of the test split are not in train, which has "
             f"{first_few(names)}"
         )
-    return {name: number for number, name in enumerate(names)}
+    return {name: number for number, name in enumerate(names)}, ()
 
 
 def sort_classes(names: Iterable[str]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from jepa.data.sources.download import download_file, read_archive
 from jepa.data.sources.sound_files import SoundFile, require_soundfile
-from jepa.data.sources.splits import FileSamples, Splits
+from jepa.data.sources.splits import FileSamples, Splits, number_classes
 from jepa.utils.errors import DataError
 
 FSDD_URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.tar.gz"
@@ -39,14 +39,15 @@ def fsdd(*, root: str, label: Literal["digit", "speaker"] = "digit", download: b
     if not paths:
         raise DataError(f"{place} holds no files <digit>_<speaker>_<index>.wav: it is another archive")
     names = tuple(sorted({_parse(path)[label] for path in paths}))
+    index, lines = number_classes(names, (), where=f"data.root={root}")
     splits = {}
     for split, wanted in (("train", f"from {FSDD_TEST}"), ("test", f"0 to {FSDD_TEST - 1}")):
         chosen = [path for path in sorted(paths) if (int(_parse(path)["index"]) < FSDD_TEST) == (split == "test")]
         if not chosen:
             raise DataError(f"{place} holds no recordings of index {wanted}, the {split} split: get all of its files")
-        labels = [names.index(_parse(path)[label]) for path in chosen]
+        labels = None if index is None else [index[_parse(path)[label]] for path in chosen]
         splits[split] = FileSamples(chosen, labels, SoundFile, folder=place, contents=contents)
-    return Splits(**splits, class_names=names)
+    return Splits(**splits, class_names=None if index is None else names, lines=lines)
 
 
 def _parse(path: str) -> re.Match[str] | None:

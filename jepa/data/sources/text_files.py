@@ -136,17 +136,17 @@ def text_csv(
     parts = [_read_table(found[0], columns, header) for found in (train, test) if found]
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=train[0])
-    names = index = None
+    names, index, lines = None, None, ()
     if label_column is not None:
         used = [{row.label for row in rows if row.label is not None} for rows in parts]
         names = sort_classes(used[0])
         where = f"data.root={root}, data.label_column={label_column}"
-        index = number_classes(names, used[1], where=where, unlabelled="data.label_column=null")
+        index, lines = number_classes(names, used[1], where=where)
     splits = []
     for rows, file in zip(parts, (train[0], (test or train)[0])):
         labels = None if index is None else [index.get(row.label, 0) for row in rows]
         splits.append(Texts([row.text for row in rows], labels, name=str(file)))
-    return Splits(*splits, class_names=names)
+    return Splits(*splits, class_names=None if index is None else names, lines=lines)
 
 
 def wikitext2(*, root: str, download: bool = True) -> Splits:

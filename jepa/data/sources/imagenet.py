@@ -1,0 +1,239 @@
+"""ImageNet (ILSVRC 2012) as people have it: folders, the published archives, Kaggle's files, webdataset shards.
+
+Classes are numbered alike in all of these, by their sorted WordNet numbers (n01440764 is 0), and samples stand in the
+order of class folders: by class, then by file name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from jepa.data.sources.decoders import decode_image
+from jepa.data.sources.folders import IMAGES, image_folder, left_out, list_samples
+from jepa.data.sources.imagenet_labels import NO_LABELS, validation_labels
+from jepa.data.sources.splits import (
+    FileSamples,
+    Listed,
+    Make,
+    Splits,
+    check_fraction,
+    first_few,
+    sort_classes,
+    split_listed,
+)
+from jepa.data.sources.tar_files import TarSamples, index_tars
+from jepa.utils.errors import DataError
+
+KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
+VALIDATION = ("val", "validation", "valid", "test")
+ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
+WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])")
+"""In the name of a picture, an archive or a folder."""
+NO_CLASS = re.compile("train|val|validation|valid|test|.*devkit.*")
+"""Names of folders."""
+MOST_CLASSES = 100_000
+"""Above the 21,841 of all of ImageNet; larger numbers are no classes."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A split as it was found: what is listed with its class, the name of each, and what makes the samples.
+
+    numbered: whether classes are given by number.
+    """
+
+    listed: Listed
+    name_of: Callable[..., str]
+    make: Make
+    lines: tuple[str, ...] = ()
+    numbered: bool = False
+
+
+def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Splits:
+    """ImageNet, or any part of it, below root. Each split is the first of these that is there:
+
+    - class folders, as for `image_folder`; of the validation split also one flat folder, with labels beside it;
+    - `ILSVRC2012_img_train.tar` or the archives of the classes in it, `ILSVRC2012_img_val.tar` with labels beside it;
+    - other archives of which the name or the folder says the split: webdataset shards, `<name>-000000.tar`, with the
+      number or the name of the class in a .cls or .json file, or pictures with the class in their names or folders.
+    Labels beside it: the devkit, packed or not, or Kaggle's LOC_val_solution.csv. root may be any folder on the way to
+    Kaggle's ILSVRC/Data/CLS-LOC. Archives are read in place, see `index_tars`. Without a validation split, a share
+    `val_fraction` of each class is kept aside, drawn by `split_seed`.
+
+    Raises DataError for what is none of these; for Parquet files it names the command that reads them.
+    """
+    check_fraction("data.source.val_fraction", val_fraction)
+    folder = Path(root)
+    if not folder.is_dir():
+        wanted = f"train/ and val/, or archives such as {ARCHIVES['train']}"
+        raise DataError(f"data.root={root} is not a folder; give the one that holds {wanted}")
+    place = next((folder / name for name in KAGGLE if (folder / name).is_dir()), folder)
+    archives = _archives(place)
+    if not archives["train"] and not _has_pictures(place / "train"):
+        try:
+            return image_folder(root=str(place), val_fraction=val_fraction, split_seed=split_seed)
+        except DataError:
+            _refuse_others(folder, archives["test"])
+            raise
+    unpacked = _has_folders(place / "train") or not archives["train"]
+    train = _files(place, "train") if unpacked else _packed(place, "train", archives["train"])
+    names = {name for _, name in train.listed if name}
+    classes = sort_classes(names) if train.numbered else sorted(names)
+    test = _test_part(place, archives["test"], flat=len(classes) < 2)
+    if test is not None and len(classes) > 1:
+        if not any(name for _, name in test.listed):
+            test = _labelled(test, folder, place)
+        if train.numbered and test.numbered:
+            names |= {name for _, name in test.listed if name}
+    if train.numbered and len(classes) > 1:  # numbers stay as they are, where some classes are missing
+        classes = tuple(map(str, range(1 + max(map(int, names)))))
+    return split_listed(
+        train.listed,
+        test and test.listed,
+        train.make,
+        test and test.make,
+        classes=classes,
+        fraction=val_fraction,
+        seed=split_seed,
+        where=f"data.root={root}",
+        lines=[f"data.root={root}: {line}" for part in (train, test) if part for line in part.lines],
+    )
+
+
+def _archives(place: Path) -> dict[str, list[Path]]:
+    """The archives of the splits train and test, in order of their names."""
+    named: dict[str, list[Path]] = {}
+    pictures = _has_pictures(place)
+    for folder in (place, *(place / part for part in ("train", *VALIDATION))):
+        for path in sorted(folder.glob("[!.]*.tar")) if folder.is_dir() else ():
+            words = {*re.findall("[a-z]+", path.stem.lower()), "" if folder == place else folder.name}
+            split = next((part for part in ("train", *VALIDATION) if part in words), "")
+            if path.name in ARCHIVES.values():
+                named.setdefault(path.name, []).append(path)
+            elif not path.name.startswith("ILSVRC2012_img_") and (split or not pictures):  # else of another thing
+                kind = "classes" if WNID.fullmatch(path.stem) else "shards"
+                named.setdefault(f"{kind} {split}", []).append(path)
+    orders = {
+        "train": [ARCHIVES["train"], *(f"{kind} {part}" for part in ("train", "") for kind in ("classes", "shards"))],
+        "test": [ARCHIVES["test"], *(f"{kind} {part}" for kind in ("classes", "shards") for part in VALIDATION)],
+    }
+    return {split: next((named[key] for key in keys if key in named), []) for split, keys in orders.items()}
+
+
+def _has_folders(folder: Path) -> bool:
+    """Whether a folder holds others that may be classes."""
+    return _holds(folder, lambda entry: NO_CLASS.fullmatch(entry.name) is None and entry.is_dir())
+
+
+def _has_pictures(folder: Path) -> bool:
+    """Whether a folder holds pictures, or folders that may be classes."""
+    return _holds(folder, lambda entry: entry.name.lower().endswith(IMAGES.extensions)) or _has_folders(folder)
+
+
+def _holds(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> bool:
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(wanted(entry) for entry in entries if not entry.name.startswith("."))
+
+
+def _test_part(place: Path, archives: Sequence[Path], *, flat: bool) -> Part | None:
+    """None where there is none. flat: without classes, whatever its folders."""
+    name = next((name for name in IMAGES.test_folders if _has_pictures(place / name)), None)
+    if name is None and not archives:
+        name = next((name for name in IMAGES.test_folders if (place / name).is_dir()), None)
+    if name is not None:
+        return _files(place, name, flat=flat)
+    return _packed(place, "test", archives) if archives else None
+
+
+def _files(place: Path, name: str, *, flat: bool = False) -> Part:
+    others: Counter[str] = Counter()
+    listed = list_samples(place, name, IMAGES, others, flat=flat)
+    if not flat and all(of is None and WNID.search(Path(path).stem) for path, of in listed):
+        listed = _sorted(((path, _wnid_in(Path(path).stem)) for path, _ in listed), str)
+    make = partial(FileSamples, decode=decode_image, folder=place)
+    return Part(listed, lambda path: path, make, tuple(left_out(others)))
+
+
+def _packed(place: Path, split: str, archives: Sequence[Path]) -> Part:
+    members, lines = index_tars(archives, place / f".jepa_index_{split}.npz")
+    if not len(members):
+        raise DataError(f"{first_few(archives)} in {archives[0].parent}: there are no pictures in it")
+    names = [name.decode("utf-8", errors="replace") for name in members.names.tolist()]
+    labels = [label.decode("utf-8", errors="replace") for label in members.labels.tolist()]
+    if WNID.fullmatch(archives[0].stem):
+        labels = [archives[number].stem for number in members.places[:, 0].tolist()]
+    labels, numbered = _of_one_kind(labels if any(labels) else [*map(_wnid_in, names)])
+    labelled = any(labels)
+    listed = [(row, label if labelled else None) for row, label in enumerate(labels)]
+    make = partial(TarSamples, members=members, decode=decode_image)
+    return Part(_sorted(listed, names.__getitem__), names.__getitem__, make, lines, numbered)
+
+
+def _of_one_kind(labels: Sequence[str]) -> tuple[Sequence[str], bool]:
+    """The labels, and whether they are numbers. Where most are numbers, or most are WordNet numbers, the others go.
+
+    One damaged label would else be a class, and move the numbers of all that follow.
+    """
+    counts = Counter(label for label in labels if label)
+    for kind in (_is_number, WNID.fullmatch):
+        known = {label for label in counts if kind(label)}
+        if 2 * sum(counts[label] for label in known) > counts.total():
+            return [label if label in known else "" for label in labels], kind is _is_number
+    return labels, False
+
+
+def _is_number(label: str) -> bool:
+    return label.isdecimal() and int(label) < MOST_CLASSES
+
+
+def _wnid_in(name: str) -> str:
+    """The first WordNet number in a name: n01440764_18.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG; else nothing."""
+    found = WNID.search(name)
+    return found[0] if found else ""
+
+
+def _sorted(listed: Iterable[tuple], name_of: Callable[..., str]) -> Listed:
+    return sorted(listed, key=lambda sample: (sample[1] or "", name_of(sample[0])))
+
+
+def _labelled(test: Part, folder: Path, place: Path) -> Part:
+    """The validation pictures with the classes that the devkit or Kaggle's table gives them."""
+    places = [folder, place, *(place / name for name in IMAGES.test_folders)]
+    if (place := place.absolute()).name == "CLS-LOC":
+        places += place.parents[:3]
+    first = test.name_of(test.listed[0][0])
+    if (class_of := validation_labels(places)) is None:
+        raise DataError(f"{len(test.listed):,} validation pictures (the first is {first}) {NO_LABELS} into {folder}")
+    found = [(item, class_of(Path(test.name_of(item)).stem)) for item, _ in test.listed]
+    if lacking := [test.name_of(item) for item, name in found if name is None]:
+        raise DataError(f"data.root={folder}: the labels of the validation pictures lack {first_few(lacking)}")
+    return Part(_sorted(found, test.name_of), test.name_of, test.make, test.lines)
+
+
+def _refuse_others(folder: Path, validation: Sequence[Path]) -> None:
+    """Raise DataError for what another command reads, what has to be unpacked, and where training pictures lack."""
+    inside = [folder, folder / "data", folder / "train"]
+    names = [path.name for each in inside if each.is_dir() for path in sorted(each.iterdir())]
+    if any(name.endswith(".parquet") or name in ("dataset_dict.json", "state.json") for name in names):
+        split = " data.test_split=validation" if any(name.startswith("validation") for name in names) else ""
+        raise DataError(
+            f"data.root={folder} holds a data set of Hugging Face. Read it with: python train.py data=hf "
+            f"{shlex.quote(f'data.path={folder}')} data.column=image data.label_column=label{split}"
+        )
+    packed = [name for name in names if re.search(r"\.(zip|tgz|tar\.(gz|bz2|xz|zst))$", name) and "devkit" not in name]
+    if packed:
+        raise DataError(
+            f"data.root={folder} holds {first_few(packed)}, but pictures in compressed archives cannot be read by "
+            "position: unpack them, with unzip or tar -xf"
+        )
+    if validation:
+        raise DataError(f"data.root={folder} holds {first_few(validation)}, but neither train/ nor {ARCHIVES['train']}")

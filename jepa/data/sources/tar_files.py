@@ -1,0 +1,274 @@
+"""Pictures in tar archives, read in place by an index of where each begins.
+
+The index is found once and kept in a hidden file beside the archives, and found again where an archive's size or time
+differs. It fixes the order of the samples, and so a run resumes exactly.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from jepa.data.sources.image_files import IMAGE_EXTENSIONS
+from jepa.data.sources.splits import first_few
+from jepa.data.stream import UnreadableSample
+from jepa.utils.errors import DataError, UserError, first_line
+from jepa.utils.read_data import open_regular, parse_json
+
+log = logging.getLogger("jepa")
+
+VERSION = 1
+"""Of the index; another one is found anew."""
+MOST_INDEX = 2**33
+"""Bytes of a kept index: of 100 million pictures."""
+MOST_BYTES = 2**29
+"""Of one picture, packed as it is."""
+MOST_HEADER = 2**20
+"""Bytes of a header; long names are in headers of their own."""
+MOST_LABEL = 2**16
+"""Bytes of a file with a label."""
+LABEL_KEYS = ("label", "cls", "class", "class_id", "wnid")
+"""What may hold the label in a .json file, the first that is there."""
+LONGEST = {"name": 255, "label": 64}
+"""Bytes kept."""
+
+
+@dataclass(frozen=True)
+class Members:
+    """The pictures in some archives, in their order.
+
+    names: bytes (N,), of the archive inside an archive too. labels: bytes (N,), empty where there is none.
+    places: int64 (N, 3), number of the archive, first byte, and size.
+    """
+
+    archives: tuple[str, ...]
+    names: np.ndarray
+    labels: np.ndarray
+    places: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class TarSamples:
+    """Some of the members of archives and their labels; items are (what `decode` makes of the content, label).
+
+    rows: which members. labels: one for each, -1 for one that has none, which makes it a bad sample; or None.
+    decode: called with a file in memory and its name; raises UnreadableSample for damaged files.
+    """
+
+    def __init__(
+        self, rows: Sequence[int], labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
+    ) -> None:
+        rows = np.array(rows, dtype=np.int64)
+        self.archives, self.names, self.places = members.archives, members.names[rows], members.places[rows]
+        self.labels = None if labels is None else np.array(labels)
+        self.decode = decode
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def describe(self, index: int) -> str:
+        """The archive and the name in it."""
+        return os.path.join(self.archives[self.places[index][0]], os.fsdecode(self.names[index].item()))
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        name = self.describe(index)
+        archive, start, size = self.places[index].tolist()
+        if size > MOST_BYTES:
+            raise UnreadableSample(name, f"it claims {size:,} bytes, more than {MOST_BYTES:,}")
+        if self.labels is not None and self.labels[index] < 0:
+            raise UnreadableSample(name, "it has no label")
+        with open(self.archives[archive], "rb") as file:
+            file.seek(start)
+            content = file.read(size)
+        if len(content) < max(size, 1):
+            raise UnreadableSample(name, "the archive ends before it" if size else "the file is empty")
+        return self.decode(io.BytesIO(content), name), None if self.labels is None else int(self.labels[index])
+
+
+def index_tars(archives: Sequence[Path], kept: Path) -> tuple[Members, tuple[str, ...]]:
+    """The pictures in archives, and what the first lines of a run say of the index; kept: the file that keeps it.
+
+    A picture's label is what a .cls or .json file of the same name holds (webdataset), or else the name of the archive
+    inside the archive that holds it. Raises DataError for an archive that is damaged, cut short, or compressed.
+    """
+    try:
+        stats = [os.stat(path) for path in archives]
+    except OSError as error:
+        raise DataError(f"{error.filename} cannot be read ({error.strerror})") from error
+    files = [[path.name, stat.st_size, stat.st_mtime_ns] for path, stat in zip(archives, stats)]
+    stamp = json.dumps([VERSION, files]).encode()
+    paths = tuple(map(str, archives))
+    lines = []
+    if os.path.lexists(kept):
+        try:
+            if (members := _read_index(kept, stamp, paths, [stat.st_size for stat in stats])) is not None:
+                return members, ()
+        except Exception as error:  # NumPy and zipfile raise many kinds for a damaged file
+            lines.append(f"{kept} cannot be used ({first_line(error)}), so the archives are indexed again")
+    log.info("indexing %s", first_few(archives))
+    found = [(number, *each) for number, path in enumerate(archives) for each in _pictures(path)]
+    members = Members(
+        paths,
+        names=np.array([os.fsencode(name)[: LONGEST["name"]] for _, name, *_ in found], dtype=bytes),
+        labels=np.array([label.encode() for _, _, label, *_ in found], dtype=bytes),
+        places=np.array([(number, start, size) for number, _, _, start, size in found], dtype=np.int64).reshape(-1, 3),
+    )
+    try:
+        _write_index(kept, stamp, members)
+    except OSError as error:
+        lines.append(f"{kept} cannot be written ({error.strerror}), so the archives are indexed at every start")
+    return members, tuple(lines)
+
+
+def _write_index(path: Path, stamp: bytes, members: Members) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        with part.open("wb") as file:
+            arrays = {"names": members.names, "labels": members.labels, "places": members.places}
+            np.savez(file, stamp=np.frombuffer(stamp, np.uint8), **arrays)
+        part.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def _read_index(path: Path, stamp: bytes, archives: tuple[str, ...], sizes: Sequence[int]) -> Members | None:
+    """The index in a file; None for that of other archives. Raises any error for one that is damaged."""
+    with open_regular(path, MOST_INDEX) as file, np.load(file, allow_pickle=False) as stored:
+        if any(each.file_size > os.path.getsize(path) for each in stored.zip.infolist()):
+            raise ValueError("it claims more than it holds")
+        if stored["stamp"].tobytes() != stamp:
+            return None
+        members = Members(archives, stored["names"], stored["labels"], stored["places"])
+    count = (len(members.names),)
+    kinds = [members.names.dtype.kind, members.labels.dtype.kind, members.places.dtype.str[1:]]
+    shapes = [members.names.shape, members.labels.shape, members.places.shape]
+    if kinds != ["S", "S", "i8"] or shapes != [count, count, (*count, 3)]:
+        raise ValueError("its arrays are of other kinds")
+    number, start, size = members.places.T
+    if not ((members.places >= 0).all() and (number < len(sizes)).all()):
+        raise ValueError("it names places that there are not")
+    if (start > np.array(sizes)[number] - size).any():
+        raise ValueError("it names places beyond the end of an archive")
+    return members
+
+
+def _pictures(path: Path) -> list[tuple[str, str, int, int]]:
+    """(name, label, first byte, size) of each picture in an archive, and in the archives that it holds."""
+    found: list[tuple[str, str, int, int]] = []
+    labels: dict[str, str] = {}
+    with _opened(path) as file:
+        for member, start in _members(file, 0, os.fstat(file.fileno()).st_size, str(path)):
+            name = member.name.lower()
+            if name.endswith(IMAGE_EXTENSIONS):
+                found.append((member.name, "", start, member.size))
+            elif name.endswith(".tar"):
+                inside = _members(file, start, member.size, f"{path}/{member.name}")
+                label = _usable(Path(member.name).stem)
+                found += [
+                    (f"{member.name}/{each.name}", label, first, each.size)
+                    for each, first in inside
+                    if each.name.lower().endswith(IMAGE_EXTENSIONS)
+                ]
+            elif name.endswith((".cls", ".json")) and (name.endswith(".cls") or _key(member.name) not in labels):
+                file.seek(start)
+                content = file.read(member.size) if member.size <= MOST_LABEL else b""
+                labels[_key(member.name)] = _label(content, member.name)
+    return [(name, label or labels.get(_key(name), ""), *place) for name, label, *place in found]
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """A file that is no pipe. Raises DataError for what cannot be read."""
+    try:
+        with open_regular(path, 2**62) as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
+
+
+def _key(name: str) -> str:
+    """What the files of a sample share: the name up to the first dot."""
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{last.partition('.')[0]}"
+
+
+def _label(content: bytes, name: str) -> str:
+    """The label in a .cls or .json file; empty where there is none."""
+    text: Any = content.decode("utf-8", errors="replace").strip()
+    if name.lower().endswith(".json"):
+        try:
+            value = parse_json(text, name)
+        except UserError:  # a picture without a label
+            return ""
+        text = next((value[key] for key in LABEL_KEYS if key in value), "") if isinstance(value, dict) else value
+        text = str(text) if isinstance(text, (str, int)) and not isinstance(text, bool) else ""
+    return _usable(text.lstrip("0") or "0" if text.isdecimal() else text)
+
+
+def _usable(label: str) -> str:
+    """The label, or an empty one for what is too long or cannot be printed."""
+    return label if label.isprintable() and len(label.encode()) <= LONGEST["label"] else ""
+
+
+def _members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+    """The files in an archive that is a part of a file, and their first bytes. Raises DataError for a damaged one."""
+    part = _Part(file, start, size)
+    last, before = "its beginning", 0
+    try:
+        with tarfile.open(fileobj=part, mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                archive.members = []  # which would keep every header
+                last = member.name
+                if member.size < 0 or archive.offset <= before:  # else it could be read for ever
+                    raise tarfile.ReadError(f"a header claims {member.size:,} bytes")
+                before = archive.offset
+                if member.isreg() and not member.issparse():
+                    yield member, start + member.offset_data
+            # Ends at empty blocks, or at what is no header, which is damage.
+            part.seek(archive.offset)
+            if part.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError(f"byte {start + archive.offset:,} begins no file")
+    except Exception as error:  # RecursionError and others, too, for bytes that are no archive
+        part.seek(0)
+        packed = part.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
+        problem = f"is no complete tar archive after {last[:200]!r} ({first_line(error)}): get it again"
+        if packed:
+            problem = "is compressed, and cannot be read by position: unpack it, such as with gzip -d"
+        raise DataError(f"{name} {problem}") from error
+
+
+class _Part:
+    """A part of a file, as the file that tarfile reads headers from; refuses to read long ones."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self.file, self.start, self.size, self.place = file, start, size, 0
+
+    def tell(self) -> int:
+        """The place in the part."""
+        return self.place
+
+    def seek(self, place: int) -> None:
+        """Go to a place in the part."""
+        self.place = place
+
+    def read(self, count: int) -> bytes:
+        """At most `count` bytes of the part. Raises ReadError for more than a header has."""
+        if not 0 <= count <= MOST_HEADER:
+            raise tarfile.ReadError(f"a header claims {count:,} bytes")
+        self.file.seek(self.start + self.place)
+        content = self.file.read(max(0, min(count, self.size - self.place)))
+        self.place += len(content)
+        return content
