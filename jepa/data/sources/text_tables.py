@@ -73,13 +73,10 @@ def advise_column(path: Path, root: str) -> str:
         lengths = {name: sum(len(row[name]) for row in objects if isinstance(row.get(name), str)) for name in names}
     else:
         rows = [row for row in itertools.islice(read_rows(path, **_dialect(path)), SHOWN_ROWS) if row]
-        first = rows[0] if rows else []
-        sums = [sum(len(row[number]) for row in rows[1:] if number < len(row)) for number in range(len(first))]
-        longest = max(range(len(sums)), key=sums.__getitem__, default=0)
-        named = (
-            len(rows) > 1 and len(set(first)) == len(first) and len(first[longest]) * (len(rows) - 1) < sums[longest]
-        )
-        names = first if named else list(range(len(first)))
+        first, *body = rows or [[]]
+        columns = [[row[number] for row in body if number < len(row)] for number in range(len(first))]
+        sums = [sum(map(len, column)) for column in columns]
+        names = first if _is_header(first, columns) else list(range(len(first)))
         lengths = dict(zip(names, sums))
     if not names:
         return "it holds no rows"
@@ -95,6 +92,16 @@ def is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
+    """Whether a first row looks like names: it has no number, above a column of numbers or of longer texts."""
+    if any(cell.strip().isdecimal() for cell in first) or len(set(first)) < len(first):
+        return False
+    return any(
+        column and (all(map(str.isdecimal, column)) or 2 * len(name) < sum(map(len, column)) / len(column))
+        for name, column in zip(first, columns)
+    )
 
 
 def _option(key: str, value: str | int) -> str:
