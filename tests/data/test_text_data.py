@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 from pathlib import Path
@@ -133,6 +134,21 @@ def test_ids_are_padded_cut_and_never_padding_inside(tables):
     assert len(windows) > 3
     blank = data.blank_batch(2)["views"]
     assert bool((blank != PADDING).all())
+
+
+def test_what_of_long_texts_is_read_is_said(tmp_path):
+    (tmp_path / "corpus.txt").write_text("\n".join(["red green"] * 30 + ["red green blue card " * 5] * 10 + ["", " "]))
+    source = functools.partial(text_lines, test_fraction=0.5)
+    given = {"source": source, "root": str(tmp_path / "corpus.txt"), "vocab_size": 400}
+    data = TextData(**given, max_length=5)
+    assert data.lines[0] == "2 empty texts left out"
+    texts = [data.splits["train"][n][0] for n in range(data.spec.num_train)]
+    lengths = [len(data.tokenizer.encode(text)) for text in texts]
+    long, seen = sum(n > 5 for n in lengths) / len(lengths), sum(min(n, 5) for n in lengths) / sum(lengths)
+    assert f"{long:.0%} of the texts are longer than data.max_length=5 tokens" in data.lines[1]
+    assert f"the beginning, {seen:.0%} of all tokens" in data.lines[1]
+    assert 0 < long < 1
+    assert TextData(**given, max_length=100).lines == data.lines[:1]
 
 
 def test_the_stream_is_the_same_for_workers_and_after_resume(tables):
