@@ -84,6 +84,8 @@ READERS = {
     "jepa/config/compose.py": "conf/, which is code",
     "jepa/config/notes.py": "conf/, which is code",
     "jepa/data/sources/coco.py": "lists of data, of any size",
+    "jepa/data/sources/text_tables.py": "lists of data, of any size",
+    "jepa/data/byte_pair_encoding.py": "what the library says of a tokenizer in memory",
 }
 """Files that may parse a file by themselves, and why."""
 

@@ -21,6 +21,7 @@ from jepa.data.sources.line_reader import MOST_CHARACTERS
 from jepa.data.sources.listed_paths import Fence
 from jepa.data.sources.sound_files import SoundFile
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes
+from jepa.data.sources.text_files import LINES, left_out
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, first_line
 from jepa.utils.lazy_import import lazy_import, require
@@ -31,6 +32,11 @@ datasets = lazy_import("datasets")
 Kind = Literal["text", "image", "audio"]
 MOST_BYTES = {"text": 4 * MOST_CHARACTERS, "image": 2**29, "audio": 2**29}
 """Of one row, packed as it is."""
+READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv"}
+"""How `datasets` calls its readers of files; all but the first also read what gzip has packed."""
+SCANNED, LONGEST_BLANK = 1000, 1000
+"""Rows that are looked through for empty texts at a time, and bytes of the longest that are; longer ones of blanks
+alone are bad samples."""
 TRAIN_NAMES, TEST_NAMES = ("train", "training"), ("test", "validation", "valid", "val", "dev")
 
 
@@ -65,8 +71,8 @@ def hugging_face(
 ) -> DataModule:
     """Data of a column of strings, an Image column or an Audio column.
 
-    path: what `save_to_disk` has written, a .parquet or .arrow file, a folder of them (named by split: train-0.parquet)
-        or of what else `datasets` reads (pictures, csv), or a name on the hub. name: of one of its configurations.
+    path: what `save_to_disk` has written, a file (.parquet, .arrow or of `READERS`), a folder (named by split:
+        train-0.parquet) of what `datasets` reads, or a name on the hub. name: of one of its configurations.
     label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
     train_split, test_split, test_fraction, split_seed: see `_find_splits`. allow_outside: see `read_columns`.
     text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
@@ -132,17 +138,43 @@ def read_columns(
     """What kind of input a column holds, and samples of it: strings, PIL images, or files of sound.
 
     folders: in which files may lie that rows name by their paths; relative ones begin in the first. allow_outside:
-    whether they may leave these folders by .., as absolute paths or by links.
+    whether they may leave these folders by .., as absolute paths or by links. Texts that are empty or missing are left
+    out, which `Splits.lines` counts.
     """
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:
             raise DataError(f"data.{key}={wanted}: the data has the columns {first_few(train.features)}")
     kind = _kind(train.features[column], column)
-    names, label_of, lines = _labels(train, test, label_column)
+    lines: tuple[str, ...] = ()
+    if kind == "text":
+        kept = [_with_text(rows, column) for rows in (train, test)]
+        lines = left_out(len(train) + len(test) - sum(map(len, kept)))
+        train, test = kept
+    names, label_of, said = _labels(train, test, label_column)
     label_column = None if names is None else label_column
     reach = Reach(folders, allow_outside)
-    samples = (Rows(rows, column, kind, label_column, label_of, reach) for rows in (train, test))
-    return kind, Splits(*samples, class_names=names, lines=lines)
+    splits = (Rows(rows, column, kind, label_column, label_of, reach) for rows in (train, test))
+    return kind, Splits(*splits, class_names=names, lines=(*said, *lines))
+
+
+def _with_text(rows: Any, column: str) -> Any:
+    """The rows in which a column of strings is neither missing nor blank."""
+    from pyarrow import compute
+
+    empty: list[int] = []
+    for number, table in enumerate(rows.select_columns([column]).with_format("arrow").iter(SCANNED)):
+        try:
+            table.validate(full=True)  # as a damaged Arrow file may point anywhere
+            texts = table[column]
+            short = compute.if_else(compute.less(compute.binary_length(texts), LONGEST_BLANK), texts, "long")
+            blank = compute.equal(compute.utf8_trim_whitespace(short), "")
+            found = compute.indices_nonzero(compute.fill_null(blank, True))
+        except (OSError, ValueError, MemoryError):  # left to the reading of each row
+            continue
+        empty += (found.to_numpy() + number * SCANNED).tolist()
+    if len(empty) == len(rows):
+        raise DataError(f"data.column={column}: there is no text in it")
+    return rows.select(sorted(set(range(len(rows))) - set(empty))) if empty else rows
 
 
 class Reach:
@@ -232,8 +264,12 @@ def _open(path: str, name: str | None) -> Mapping[str, Any]:
     """Splits by name."""
     require("datasets", extra="hub", purpose="reading a data set of Hugging Face")
     folder = Path(path)
-    if folder.is_file() and folder.suffix not in (".arrow", ".parquet"):
-        raise DataError(f"data.path={path}: expected a .parquet or .arrow file, a folder, or a name on the hub")
+    kind = READERS.get(Path(folder.name.lower().removesuffix(".gz")).suffix)
+    if folder.is_file() and folder.suffix != ".arrow" and kind is None:
+        lines = f"; plain text is for data=text_lines data.root={path}" if folder.suffix in LINES else ""
+        raise DataError(
+            f"data.path={path}: expected a file .arrow, {', '.join(READERS)}, a folder, or a name on the hub{lines}"
+        )
     if not folder.exists() and (path[0] in "./~" or path.count("/") > 1):
         raise DataError(f"data.path={path}: there is no such file or folder")
     try:
@@ -248,6 +284,8 @@ def _open(path: str, name: str | None) -> Mapping[str, Any]:
         if parquet := _by_split(files, ".parquet"):
             # Written once as Arrow files to the library's cache, which are then memory-mapped.
             return datasets.load_dataset("parquet", data_files=parquet)
+        if folder.is_file():
+            return datasets.load_dataset(kind, data_files={"train": [path]})
         return datasets.load_dataset(path, name)
     except Exception as error:  # the library raises errors of pyarrow, fsspec, huggingface_hub and its own
         reason = f"{type(error).__name__}: {first_line(error)}"

@@ -23,6 +23,8 @@ from jepa.utils.random import generator
 MOST_BUCKETS = 1024
 MOST_TRAINED_ON = 4_000_000
 """Characters that a tokenizer is trained on: more would take longer than it helps."""
+MOST_MEASURED = 200_000
+"""Characters of the texts whose lengths in tokens are counted."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -59,7 +61,7 @@ class TextData(DataModule):
         splits = read_source(self.source, root=self.root, text_column=self.text_column, label_column=self.label_column)
         self.tokenizer: Tokenizer = open_tokenizer(
             self.tokenizer,
-            texts=_texts(splits.train),
+            texts=_texts(splits.train, most=MOST_TRAINED_ON),
             vocab_size=self.vocab_size,
             lower_case=self.lower_case,
             folder=None if self.tokenizer_folder is None else Path(self.tokenizer_folder),
@@ -72,6 +74,7 @@ class TextData(DataModule):
             found={"vocab_size": self.tokenizer.vocab_size},
             blank=torch.full((self.max_length,), PADDING + 1, dtype=torch.int64),
         )
+        self.lines += self._cut(splits.train)
 
     def to_ids(self, text: str, random: torch.Generator | None = None) -> Tensor:
         """Ids (max_length,) int64 of a text; random: where a window of a long one comes from, None for its start.
@@ -86,6 +89,18 @@ class TextData(DataModule):
             first = 0 if random is None else int(torch.randint(surplus + 1, (), generator=random))
             return ids[first : first + self.max_length]
         return torch.nn.functional.pad(ids, (0, -surplus), value=PADDING)
+
+    def _cut(self, samples: Samples) -> tuple[str, ...]:
+        """What the first lines of a run say of texts that are longer than max_length, by some of them."""
+        lengths = [len(self.tokenizer.encode(text)) for text in _texts(samples, most=MOST_MEASURED)]
+        long = sum(length > self.max_length for length in lengths)
+        if not long:
+            return ()
+        seen = sum(min(length, self.max_length) for length in lengths) / sum(lengths)
+        return (
+            f"{long / len(lengths):.0%} of the texts are longer than data.max_length={self.max_length} tokens: of them "
+            f"training takes a random window, evaluation and validation the beginning, {seen:.0%} of all tokens",
+        )
 
     def words(self, ids: Tensor) -> list[str]:
         """What each of the ids (L,) stands for, as previews show it; nothing for padding."""
@@ -102,9 +117,9 @@ class TextData(DataModule):
         return counts.scatter_add_(1, x % buckets, (x != PADDING).to(counts.dtype)).log1p()
 
 
-def _texts(samples: Samples) -> Iterator[str]:
-    """Texts to train a tokenizer on: all of a split, or as many, in random order, as it takes."""
-    left = MOST_TRAINED_ON
+def _texts(samples: Samples, *, most: int) -> Iterator[str]:
+    """Texts in random order: all of a split, or as many as have `most` characters."""
+    left = most
     for index in torch.randperm(len(samples), generator=generator("cpu", 0, "tokenizer")).tolist():
         try:
             text = samples[index][0]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from jepa.data.byte_pair_encoding import split_clusters, train_bpe
 from jepa.utils.errors import DataError, UserError
 from jepa.utils.files import write_text
 from jepa.utils.lazy_import import lazy_import, require
@@ -19,6 +21,8 @@ PADDING = 0
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|padding|>", "<|endoftext|>")
 MAX_BYTES = 2**28
 """Of a tokenizer's file."""
+MOST_JOINED = 64
+"""Ids of which previews make one text; marks without end on a letter are more."""
 TOKENIZER_FILE, ORIGIN_FILE = "tokenizer.json", "tokenizer_origin.json"
 
 
@@ -51,10 +55,30 @@ class Tokenizer:
         return [self._padding if each == PADDING else each for each in ids if each != self._padding]
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """What each id stands for, without blanks around it; nothing for padding."""
-        own = (self._padding if each == PADDING else PADDING if each == self._padding else each for each in ids)
-        texts = (self._tokenizer.decode([each], skip_special_tokens=False).strip() for each in own)
-        return ["" if each == PADDING else text for each, text in zip(ids, texts)]
+        """What each id stands for, without blanks around it; nothing for padding.
+
+        What several ids make together, such as a letter of whose marks one is a token of its own, stands at the first
+        of them, and nothing at the others.
+        """
+        own = [self._padding if each == PADDING else PADDING if each == self._padding else each for each in ids]
+        groups = [[number] for number in own]
+        for _ in range(2):  # bytes make characters, these make grapheme clusters
+            joined: list[list[int]] = []
+            for group in groups:
+                last = joined[-1] if joined else []
+                if 0 < len(last) < MOST_JOINED and not _parts_at(self._decode(last + group), self._decode(last)):
+                    last += group
+                else:
+                    joined.append(group)
+            groups = joined
+        texts: list[str] = []
+        for group in groups:
+            text = "" if group == [self._padding] else self._decode(group).strip()
+            texts += [text, *[""] * (len(group) - 1)]
+        return texts
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def to_json(self) -> str:
         """What `tokenizer.json` holds."""
@@ -107,26 +131,19 @@ def open_tokenizer(
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool = True) -> Tokenizer:
     """A tokenizer of at most vocab_size ids, the same for the same texts; [PAD] has id 0.
 
-    Byte-pair encoding on bytes, as GPT-2 has it, which knows no unknown token. (The library's WordPiece gives other ids
-    every time it is trained, so that machines would disagree.) Raises ValueError for a size that does not hold the
-    bytes.
+    Byte-pair encoding on bytes, as GPT-2 has it, which knows no unknown token; letters and their marks stay together
+    (`train_bpe`). (The library's WordPiece gives other ids every time it is trained, so that machines would disagree.)
+    Raises ValueError for a size that does not hold the bytes.
     """
     if vocab_size < 300:
         raise ValueError(f"data.vocab_size={vocab_size}: byte-pair encoding needs 300 or more, of which 256 are bytes")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.normalizer = tokenizers.normalizers.Sequence(
-        [tokenizers.normalizers.NFC(), *([tokenizers.normalizers.Lowercase()] if lower_case else [])]
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["[PAD]"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer=trainer)
-    return Tokenizer(tokenizer)
+    return Tokenizer(train_bpe(texts, vocab_size=vocab_size, lower_case=lower_case))
+
+
+def _parts_at(text: str, beginning: str) -> bool:
+    """Whether a text begins with another that ends where one of its grapheme clusters does."""
+    ends = itertools.accumulate(map(len, split_clusters(text)))
+    return text != beginning and text.startswith(beginning) and len(beginning) in ends
 
 
 def _read_stored(folder: Path, origin: dict[str, object]) -> Tokenizer | None:

@@ -119,11 +119,18 @@ class Objective(nn.Module):
         return {f"weight/{name}": self.weights[name] for name in self.schedules}
 
     @property
+    def over_batch(self) -> list[str]:
+        """What depends on all samples of the batch at once: terms, and batch norms of the projector or of terms."""
+        over = {name: term for name, term in self.terms.items() if term.batch_statistics}
+        terms = [f"loss.terms.{name} ({type(term).__name__})" for name, term in over.items()]
+        norms = nn.modules.batchnorm._BatchNorm
+        owners = (name.split(".layers")[0] for name, module in self.named_modules() if isinstance(module, norms))
+        return terms + [f"the batch norm of loss.{owner}" for owner in dict.fromkeys(owners)]
+
+    @property
     def batch_statistics(self) -> bool:
-        """Whether a term or the projector depends on all samples of the batch at once."""
-        return any(term.batch_statistics for term in self.terms.values()) or any(
-            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in self.modules()
-        )
+        """Whether anything depends on all samples of the batch at once."""
+        return bool(self.over_batch)
 
     def forward(self, latents: Latents) -> dict[str, Tensor]:
         """Return {"loss": the weighted sum, "loss/<term>": each term before its weight}, fp32 scalars."""

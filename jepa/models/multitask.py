@@ -93,6 +93,11 @@ class TaskLosses(nn.Module):
         self.weights = dict(weights)
 
     @property
+    def over_batch(self) -> list[str]:
+        """What depends on all samples of the batch at once, in any task."""
+        return [f"{name}: {each}" for name, loss in self._losses.items() for each in getattr(loss, "over_batch", [])]
+
+    @property
     def batch_statistics(self) -> bool:
         """Whether the loss of a batch differs from the mean over its micro-batches, in any task."""
         return any(getattr(loss, "batch_statistics", False) for loss in self._losses.values())

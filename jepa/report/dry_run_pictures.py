@@ -52,7 +52,7 @@ class Pictures:
             title = "Blue is seen, orange predicted, grey neither"
             series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._path("masks.png"))
         elif kind == "ids" and hasattr(self.trainer.data, "words"):
-            head = "As it stands: seen. [...]: predicted. {...}: neither."
+            head = "As it stands: seen. [...]: predicted. {...}: neither. A letter of several tokens is at the first."
             self._text("masks.txt", [head, *id_lines(x[:24].cpu(), self.trainer.data.words, masks)])
         else:
             inputs = f"inputs {shape_text(x.shape[1:])} on a grid {shape_text(grid)}"

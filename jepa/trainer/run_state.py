@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from jepa.types import RunLength
+
 
 @dataclass
 class RunState:
@@ -29,6 +31,12 @@ class RunState:
     def lr_factor(self) -> float:
         """What the scheduled learning rate is multiplied by: a half for each rollback."""
         return 0.5 ** len(self.rollbacks)
+
+    def early_end(self, run_length: RunLength) -> str | None:
+        """Return the last line of a run that ends before its last step; None for one that reaches it."""
+        if self.stop_reason is None or self.step >= run_length.max_steps:
+            return None
+        return f"ended at step {self.step} of {run_length.max_steps}: {self.stop_reason}"
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, under its names there."""

@@ -100,12 +100,14 @@ def find_micro_batch_size(trainer: TrainerParts) -> int:
         raise UserError(
             f"trainer.micro_batch_size={size} does not divide data.batch_size={batch_size}{ranks}: use one of {fits}"
         )
-    over_batch = getattr(trainer.model.loss, "batch_statistics", False) and not trainer.allow_microbatch_statistics
-    if size < share and over_batch:
+    loss = trainer.model.loss
+    if size < share and getattr(loss, "batch_statistics", False) and not trainer.allow_microbatch_statistics:
+        what = ", ".join(getattr(loss, "over_batch", [])) or f"the loss ({type(loss).__name__})"
         raise UserError(
-            "trainer.micro_batch_size: a term of the loss, or a batch norm in it, looks at statistics of the whole "
-            "batch, which micro-batches do not add up to: leave it unset, or take statistics of micro-batches with "
-            "trainer.allow_microbatch_statistics=true"
+            f"trainer.micro_batch_size={size} would split what is computed over all samples of the batch: {what}. "
+            "Leave it unset (trainer.micro_batch_size=null; trainer.activation_checkpointing=true saves memory, too), "
+            f"or make that the batch (data.batch_size={size * world_size}), or let each part stand for itself "
+            "(trainer.allow_microbatch_statistics=true)"
         )
     return size
 

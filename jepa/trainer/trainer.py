@@ -10,6 +10,7 @@ ranks and accumulation change it: `data.batch_size` is the batch of all of them 
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
@@ -323,16 +324,16 @@ class Trainer(TrainerParts):
     def interrupted(self, number: int, what: str = "stopped", *, agreed: bool = True) -> Interrupted:
         """Return what ends the run for a signal, at a step whose checkpoint has been saved; see `Interrupted`."""
         return Interrupted(
-            f"{what} at step {self.step} of {self.run_length.max_steps}; the checkpoint is {self.folder.last}; go on "
-            f"with resume={self.folder.path}",
+            f"{what} at step {self.step} of {self.run_length.max_steps} by {signal.Signals(number).name}; the "
+            f"checkpoint is {self.folder.last}; go on with resume={self.folder.path}",
             number,
             agreed=agreed,
         )
 
     def _finish(self) -> None:
         """Wait for the last checkpoint and record the end; raise Interrupted for a signal after the last step."""
-        if (message := self.checkpoints.missing_best_metric()) is not None:
-            self.say(message)
+        for line in filter(None, (self.checkpoints.missing_best_metric(), self.state.early_end(self.run_length))):
+            self.say(line)
         self.checkpoints.saver.wait()
         self.folder.keep_config()
         self.folder.update_status(state="done", reason=self.state.stop_reason, **self.run_log.progress())

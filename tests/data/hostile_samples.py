@@ -193,6 +193,14 @@ def text(root: Path, line: bytes) -> TextData:
     return TextData(source=source, root=str(root / "lines.txt"), vocab_size=300, **LOADER)
 
 
+def json_lines(root: Path, line: bytes) -> TextData:
+    lines = [b'{"text": "line number %d", "label": %d}' % (number, number % 2) for number in range(40)]
+    lines[7] = line
+    (root / "lines.jsonl").write_bytes(b"\n".join(lines))
+    given = {"text_column": "text", "label_column": "label"}
+    return TextData(source=text_csv, root=str(root / "lines.jsonl"), vocab_size=300, **given, **LOADER)
+
+
 def table(root: Path, row: bytes) -> TextData:
     rows = [b'"row number %d, of many",%d' % (number, number % 2) for number in range(40)]
     rows[7] = row
@@ -282,13 +290,20 @@ CASES = [
     (arrays, npy((1,), "|O"), "objects", "bad.npy"),
     (text, b"x" * 400_000_000, "400 MB", "row "),
     (text, b"caf\xe9", "not UTF-8", "row "),
+    (json_lines, b'{"text": "' + b"x" * 400_000_000 + b'", "label": 1}', "400 MB", "row 8"),
+    (json_lines, b"[" * 900_000, "brackets", "row 8"),
+    (json_lines, b'{"text": "caf\xe9", "label": 1}', "not UTF-8", "row 8"),
+    (json_lines, b'{"text": "half \\ud83d of a pair", "label": 1}', "half a pair", "row 8"),
+    (json_lines, b'{"text": ["a"], "label": 1}', "a list", "row 8"),
+    (json_lines, b'{"text": "a", "label": ' + b"9" * 100_000 + b"}", "digits", "row 8"),
+    (json_lines, b'{"label": 1}', "no key", None),
     (table, b'"' + b"x" * 400_000_000 + b'",1', "400 MB", "row "),
     (table, b'"' + b"many lines, as long as all of them\n" * 1_000_000 + b'",1', "35 MB in lines", "row "),
     (table, b'"caf\xe9",1', "not UTF-8", "row "),
     (table, b"a\0b", "one column", "row "),
-    (table, b",1", "empty", "row "),
+    (table, b",1", "empty", None),  # left out
     (functools.partial(hub, kind="text"), "x" * 50_000_000, "50 MB", "row "),
-    (functools.partial(hub, kind="text"), None, "missing", "row "),
+    (functools.partial(hub, kind="text"), None, "missing", None),
     (functools.partial(hub, kind="image"), {"bytes": png_bomb(), "path": None}, "50000 x 50000", "row 7"),
     (functools.partial(hub, kind="image"), {"bytes": b"no picture", "path": None}, "text", "row 7"),
     (functools.partial(hub, kind="image"), MISSING, "neither", "row 7"),

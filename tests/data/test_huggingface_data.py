@@ -65,7 +65,10 @@ def build(**changes):
     return instantiate(config, _convert_="all")
 
 
-@pytest.mark.parametrize("form", ["disk", "disk_split", "parquet", "parquet_folder", "arrow"])
+FILES = {"parquet": "to_parquet", "jsonl": "to_json", "jsonl.gz": "to_json", "csv": "to_csv"}
+
+
+@pytest.mark.parametrize("form", ["disk", "disk_split", "parquet_folder", "jsonl_folder", "arrow", "json", *FILES])
 def test_texts_of_every_form(tmp_path, form):
     train, test = labelled(texts()), labelled(texts(6))
     path = tmp_path / form
@@ -74,8 +77,13 @@ def test_texts_of_every_form(tmp_path, form):
         datasets.DatasetDict(train=train, validation=test).save_to_disk(path)
     elif form == "disk_split":
         train.save_to_disk(path)
-    elif form == "parquet":
-        train.to_parquet(path := path / "all.parquet")
+    elif form in FILES:
+        getattr(train, FILES[form])(path := path / f"all.{form}")
+    elif form == "json":
+        train.to_json(path := path / "all.json", lines=False)
+    elif form == "jsonl_folder":
+        train.to_json(path / "train.jsonl")
+        test.to_json(path / "test.jsonl")
     elif form == "parquet_folder":
         train.to_parquet(path / "train-00000.parquet")
         test.to_parquet(path / "test-00000.parquet")
@@ -84,16 +92,33 @@ def test_texts_of_every_form(tmp_path, form):
         path = next(path.rglob("*.arrow"))
     columns = {"path": str(path), "column": "sentence", "label_column": "label"}
     data, again = build(**columns), build(**columns, num_workers=2)
-    held = form in ("disk_split", "parquet", "arrow")
+    held = form in ("disk_split", "arrow", "json", *FILES)
     assert isinstance(data, TextData)
     assert (data.spec.num_train, data.spec.num_test) == ((18, 2) if held else (20, 6))
-    assert data.spec.class_names == ("no", "yes")
+    assert data.spec.class_names == (("0", "1") if "json" in form or "csv" in form else ("no", "yes"))
     (batch,) = data.train_batches(seed=0, start_step=0, stop_step=1)
     assert (batch["x"].shape, batch["label"].shape) == ((4, 8), (4,))
     if not held:
         (test_batch,) = data.evaluation_batches("test", batch_size=9)
         assert test_batch["label"].tolist() == [0, 1] * 3
     assert same(*(each.train_batches(seed=0, start_step=2, stop_step=4) for each in (data, again)))
+
+
+def test_empty_texts_are_left_out_and_counted(tmp_path):
+    rows = {"sentence": [None if n % 9 == 0 else " \n" if n % 7 == 0 else f"text {n}" for n in range(2500)]}
+    kept = [text for text in rows["sentence"] if text and text.strip()]
+    datasets.Dataset.from_dict(rows).to_parquet(tmp_path / "x.parquet")
+    data = build(path=str(tmp_path / "x.parquet"), column="sentence", max_bad_share=0.0)
+    assert data.lines[0] == f"{2500 - len(kept)} empty texts left out"
+    assert data.spec.num_train + data.spec.num_test == len(kept)
+    for split in ("train", "test"):
+        assert sum(len(batch["x"]) for batch in data.evaluation_batches(split, batch_size=500)) == len(
+            data.splits[split]
+        )
+    datasets.Dataset.from_dict({"sentence": [None, ""] * 9}).to_json(tmp_path / "y.jsonl")
+    assert "there is no text in it" in refused(path=str(tmp_path / "y.jsonl"), column="sentence")
+    (tmp_path / "z.txt").write_text("plain")
+    assert f"for data=text_lines data.root={tmp_path / 'z.txt'}" in refused(path=str(tmp_path / "z.txt"), column="text")
 
 
 @pytest.mark.faults

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import hashlib
 from pathlib import Path
@@ -105,14 +106,14 @@ def test_mistakes_in_tables_are_told(tmp_path, tables):
         text_lines(root=str(tmp_path / "cut.txt.gz"))
 
 
-def test_short_rows_empty_texts_and_empty_labels_are_replaced_by_the_next(tables):
+def test_short_rows_and_empty_labels_are_replaced_by_the_next(tables):
     lines = (tables / "train.csv").read_text().splitlines()
-    lines[3], lines[5], lines[7] = "no label", ",a", "text without one, "
+    lines[3], lines[7] = "no label", "text without one, "
     (tables / "train.csv").write_text("\n".join(lines))
     data = table_data(tables)
     (everything,) = data.evaluation_batches("train", batch_size=30)
     assert torch.equal(everything["x"][2], everything["x"][3])
-    assert sorted(data.bad_samples) == [f"{tables / 'train.csv'}, row {n}" for n in (3, 5, 7)]
+    assert sorted(data.bad_samples) == [f"{tables / 'train.csv'}, row {n}" for n in (3, 7)]
     assert data.spec.class_names == ("a", "b")
     strict = table_data(tables, max_bad_share=0.0)
     with pytest.raises(DataError, match="it has 1 columns, expected 2 or more"):
@@ -133,6 +134,21 @@ def test_ids_are_padded_cut_and_never_padding_inside(tables):
     assert len(windows) > 3
     blank = data.blank_batch(2)["views"]
     assert bool((blank != PADDING).all())
+
+
+def test_what_of_long_texts_is_read_is_said(tmp_path):
+    (tmp_path / "corpus.txt").write_text("\n".join(["red green"] * 30 + ["red green blue card " * 5] * 10 + ["", " "]))
+    source = functools.partial(text_lines, test_fraction=0.5)
+    given = {"source": source, "root": str(tmp_path / "corpus.txt"), "vocab_size": 400}
+    data = TextData(**given, max_length=5)
+    assert data.lines[0] == "2 empty texts left out"
+    texts = [data.splits["train"][n][0] for n in range(data.spec.num_train)]
+    lengths = [len(data.tokenizer.encode(text)) for text in texts]
+    long, seen = sum(n > 5 for n in lengths) / len(lengths), sum(min(n, 5) for n in lengths) / sum(lengths)
+    assert f"{long:.0%} of the texts are longer than data.max_length=5 tokens" in data.lines[1]
+    assert f"the beginning, {seen:.0%} of all tokens" in data.lines[1]
+    assert 0 < long < 1
+    assert TextData(**given, max_length=100).lines == data.lines[:1]
 
 
 def test_the_stream_is_the_same_for_workers_and_after_resume(tables):

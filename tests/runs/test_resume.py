@@ -137,7 +137,7 @@ def test_stopped_by_a_signal(train, start, quick, tmp_path, whole, number, setti
     assert f"go on with resume={folder}" in process.stderr or "go on with resume=run" in process.stderr
     checkpoints = tmp_path / "elsewhere" if "checkpoint_dir" in setting else folder / "checkpoints"
     step = torch.load(checkpoints / "last.pt", weights_only=True)["step"]
-    assert f"stopped at step {step} of 24" in process.stderr
+    assert f"stopped at step {step} of 24 by {signal.Signals(number).name};" in process.stderr
     assert lines_of(folder)[-1]["step"] == step
     assert train("resume=run").returncode == 0
     assert_same(folder, whole, checkpoints)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 
 import pytest
@@ -75,6 +77,19 @@ def test_mistakes(train, tmp_path, refused):
     assert "choose the model= that fits data=" in refused(train(*table, "hydra.run.dir=out2"))
     process = train(*TINY, *table, "data.label_column=kind", "data.tokenizer=nowhere/tokenizer.json")
     assert "data.tokenizer=nowhere/tokenizer.json: there is no such file" in refused(process)
+
+
+def test_json_lines_by_the_command_that_is_advised(train, tmp_path, refused):
+    rows = [
+        {"id": n, "text": "" if n % 9 == 0 else f"{WORDS[n % 5]} ทั้งหมด {WORDS[n * 3 % 12]} " * 4} for n in range(90)
+    ]
+    (tmp_path / "x y.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    advice = re.search("as in (data=text_lines .*)", refused(train(*TINY, "data=text_lines", "data.root=x y.jsonl")))[1]
+    for number, command in enumerate((shlex.split(advice), ["data=hf", "data.path=x y.jsonl", "data.column=text"])):
+        process = train(*TINY, *command, f"hydra.run.dir=out{number}")
+        assert process.returncode == 0, process.stderr
+        assert "\n10 empty texts left out\n" in process.stdout
+        assert "100% of the texts are longer than data.max_length=8 tokens" in process.stdout
 
 
 def test_the_dry_run_of_text(train, tmp_path):

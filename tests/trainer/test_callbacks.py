@@ -6,11 +6,12 @@ import math
 from types import SimpleNamespace
 
 import pytest
+from toy import toy_trainer
 
 from jepa import load_config
 from jepa.config.build import build, to_plain
 from jepa.config.check import check_config
-from jepa.trainer import Callback, EarlyStopping
+from jepa.trainer import Callback, EarlyStopping, Logger
 from jepa.trainer.settings import Intervals
 from jepa.types import RunLength
 from jepa.utils.errors import UserError
@@ -168,3 +169,32 @@ def test_callbacks_from_the_configuration():
     assert set(build(load_config([*own, "callbacks=early_stopping"]), "callbacks")) == {"early_stopping", "mine"}
     with pytest.raises(UserError, match=r"callbacks.early_stopping.mode"):
         check_config(to_plain(load_config(["callbacks=early_stopping", "callbacks.early_stopping.mode=least"])))
+
+
+class Stop(Callback):
+    """Asks to stop after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def step_end(self, trainer):
+        if trainer.step == self.step:
+            trainer.stop("it is enough")
+
+
+class Said(Logger):
+    """Keeps what is said."""
+
+    def __init__(self):
+        self.said = []
+
+    def message(self, text):
+        self.said.append(str(text))
+
+
+@pytest.mark.parametrize(("step", "ends"), [(3, True), (5, False)])
+def test_the_last_line_says_why_a_run_ends_early(tmp_path, step, ends):
+    said = Said()
+    toy_trainer(tmp_path, loggers=[said], callbacks={"stop": Stop(step)}).fit()
+    assert (said.said[-1] == "ended at step 3 of 5: it is enough") == ends
+    assert any("ended at step" in line for line in said.said) == ends

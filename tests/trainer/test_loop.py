@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 
 import pytest
@@ -103,11 +104,25 @@ def test_a_micro_batch_that_does_not_divide_names_those_that_do(tmp_path, size):
         toy_trainer(tmp_path, micro_batch_size=size)
 
 
-def test_batch_statistics_refuse_micro_batches(tiny, tmp_path):
-    overrides = [*tiny, "loss=invariance_sigreg", *PLAIN[-4:], "trainer.micro_batch_size=8", f"run_dir={tmp_path}"]
-    with pytest.raises(UserError, match="allow_microbatch_statistics=true"):
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [
+        (["loss=invariance_sigreg"], r"loss\.terms\.sigreg \(SIGReg\), the batch norm of loss\.projector\."),
+        (["loss=contrastive", "data.views=2"], r"loss\.terms\.\w+ \(InfoNCE\)\."),
+    ],
+)
+def test_batch_statistics_refuse_micro_batches_and_name_three_ways_out(tiny, tmp_path, options, what):
+    overrides = [*tiny, *options, *PLAIN[-4:], "trainer.micro_batch_size=8", f"run_dir={tmp_path}"]
+    with pytest.raises(UserError, match=rf"trainer\.micro_batch_size=8 would split .* of the batch: {what}") as error:
         build_trainer(load_config(overrides))
-    trainer = build_trainer(load_config([*overrides, "trainer.allow_microbatch_statistics=true"]))
+    ways = re.findall(r"[\w.]+=\w+", str(error.value))[1:]
+    assert [way.partition("=")[0] for way in ways] == [
+        *("trainer.micro_batch_size", "trainer.activation_checkpointing", "data.batch_size"),
+        "trainer.allow_microbatch_statistics",
+    ]
+    for options in (ways[:2], ways[2:3], ways[3:]):
+        build_trainer(load_config([*overrides, *options]))
+    trainer = build_trainer(load_config([*overrides, ways[3]]))
     assert trainer.micro_batch_size == 8
     assert build_trainer(load_config([*overrides, "trainer.micro_batch_size=32"])).micro_batch_size == 32
 

@@ -7,7 +7,7 @@ import gzip
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jepa.data.sources.download import memory_limit
 from jepa.utils.errors import DataError
@@ -26,8 +26,7 @@ def read_lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, int | Non
     """
     left = memory_limit() // 4  # a Python string takes up to four bytes a character
     try:
-        opened = gzip.open if path.suffix == ".gz" else open
-        with opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
+        with _open(path, newline) as file:
             while line := file.readline(MOST_CHARACTERS):
                 if (left := left - len(line)) < 0:
                     raise DataError(f"{path} holds more text than fits in memory, even once: give a part of it")
@@ -41,6 +40,24 @@ def read_lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, int | Non
                 yield "", quotes + line.count('"')
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
+
+
+def read_text(path: Path, most: int | None = None) -> str:
+    """All of a file, or its first `most` characters, as `read_lines` reads it, and raises."""
+    limit = memory_limit() // 8 if most is None else most  # what is made of the text takes as much again
+    try:
+        with _open(path, "\n") as file:
+            text = file.read(limit)
+            if most is None and file.read(1):
+                raise DataError(f"{path} holds more text than fits in memory, even once: give a part of it")
+            return text
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
+
+
+def _open(path: Path, newline: str) -> TextIO:
+    opened = gzip.open if path.suffix == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | None]:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-import csv
-import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from jepa.data.sources.download import download_file, find_packed
-from jepa.data.sources.line_reader import TOO_LONG, read_lines, read_rows
+from jepa.data.sources.line_reader import TOO_LONG, read_lines
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes, sort_classes
+from jepa.data.sources.text_tables import (
+    NOT_UTF8,
+    TABLES,
+    Unusable,
+    advise_column,
+    is_utf8,
+    read_table,
+    table_kind,
+)
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 
+LINES = (".txt", ".text", ".tokens")
 TEST_NAMES = ("test", "valid", "validation", "val", "dev")
 WIKITEXT2_URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
 WIKITEXT2_MD5 = {
@@ -23,21 +30,6 @@ WIKITEXT2_MD5 = {
     "valid.txt": "d756d22ab2310e7e60c094bea5c5a8eb",
     "test.txt": "781c9418ab9414bd09e4aad825aae752",
 }
-
-
-NOT_UTF8 = "it is not text in UTF-8: convert it, for example with iconv"
-
-
-class Unusable(str):
-    """Stands, as an empty text, for one that cannot be used; why: the reason."""
-
-    why: str
-
-    def __new__(cls, why: str) -> Unusable:
-        """Make an empty text with its reason."""
-        text = super().__new__(cls, "")
-        text.why = why
-        return text
 
 
 class Texts:
@@ -54,8 +46,9 @@ class Texts:
         *,
         name: str,
     ) -> None:
-        problems = {number: text.why for number, text in enumerate(texts) if isinstance(text, Unusable)}
-        problems |= {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()} | problems
+        problems = {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()}
+        problems |= {number: text.why for number, text in enumerate(texts) if isinstance(text, Unusable)}
+        self.places = {number: text.place for number, text in enumerate(texts) if isinstance(text, Unusable)}
         # One block of bytes: workers would copy a million strings by touching their reference counts.
         encoded = []
         for number, text in enumerate(texts):
@@ -75,7 +68,7 @@ class Texts:
 
     def describe(self, index: int) -> str:
         """The file and row of a text."""
-        return f"{self.name}, row {index + 1}"
+        return self.places.get(index, f"{self.name}, row {index + 1}")
 
     def __getitem__(self, index: int) -> tuple[str, int | None]:
         if index in self.broken:
@@ -85,24 +78,37 @@ class Texts:
         return text, None if self.labels is None else int(self.labels[index])
 
 
-def text_lines(*, root: str, test_fraction: float = 0.05, split_seed: int = 0) -> Splits:
+def text_lines(
+    *, root: str, text_column: str | int | None = None, test_fraction: float = 0.05, split_seed: int = 0
+) -> Splits:
     """Plain text in UTF-8, one sample a line, without labels; empty lines are left out, .gz files are unpacked.
 
     root is a file, or a folder that holds either a file whose name starts with train or has it as a part
     (train.txt, wiki.train.tokens.gz) and the same with test, valid, validation, val or dev, or any *.txt, *.text,
     *.tokens and .gz files. Where nothing is kept aside for the test split by name, a share `test_fraction` of the
     lines is, drawn by `split_seed`.
+    text_column: of tables and JSON, which are read as by `text_csv`, without labels.
     A line that is not UTF-8, or has more than a million characters, counts as a damaged sample
     (`data.max_bad_share`).
-    Raises DataError for files that are missing, damaged, or hold no text in UTF-8.
+    Raises DataError for files that are missing, damaged, or hold no text in UTF-8, and tables without a column.
     """
     check_fraction("data.source.test_fraction", test_fraction)
-    files, train, test = _find_files(Path(root), (".txt", ".text", ".tokens"))
-    if train and test:
-        names, parts = (train[0], test[0]), (_read_lines(train), _read_lines(test))
-    else:
-        names, parts = (root, root), hold_out(_read_lines(train or files), test_fraction, split_seed, where=root)
-    return Splits(*(Texts(lines, name=str(name)) for lines, name in zip(parts, names)))
+    if text_column is not None:
+        return text_csv(root=root, text_column=text_column, test_fraction=test_fraction, split_seed=split_seed)
+    folder = Path(root)
+    if folder.is_dir() and not _with_suffix(folder, LINES) and (tables := _with_suffix(folder, tuple(TABLES))):
+        raise DataError(
+            f"data.root={root} holds tables ({first_few(tables)}), no lines: {advise_column(tables[0], root)}"
+        )
+    train, test = _find_files(folder, LINES)
+    if (kind := table_kind(train[0])) is not None:
+        raise DataError(f"{train[0]} is no plain text, but a table ({kind}): {advise_column(train[0], root)}")
+    read = [_read_lines(paths) for paths in (train, test) if paths]
+    parts = [lines for lines, _ in read]
+    if not test:
+        parts = hold_out(parts[0], test_fraction, split_seed, where=root)
+    names, empty = (train[0], (test or train)[0]), sum(count for _, count in read)
+    return Splits(*(Texts(part, name=str(name)) for part, name in zip(parts, names)), lines=left_out(empty))
 
 
 def text_csv(
@@ -114,26 +120,30 @@ def text_csv(
     test_fraction: float = 0.1,
     split_seed: int = 0,
 ) -> Splits:
-    """Tables of texts, .csv (quoted) or .tsv (not quoted), also .gz.
+    """Tables of texts, .csv (quoted), .tsv (not quoted) or JSON (.jsonl, or .json with a list of objects), also .gz.
 
-    root is a folder with a train file and a test file (test, valid, validation, val or dev), or a single file, of which
-    a share `test_fraction` of the rows, drawn by `split_seed`, is the test split.
+    root is a folder with train files and test files (test, valid, validation, val or dev), or a single file or folder
+    of files of one kind, of which a share `test_fraction` of the rows, drawn by `split_seed`, is the test split.
     text_column, label_column: by name, or by number from 0; label_column None for data without labels. Class names are
     what stands in the label column of train, sorted, by number where all are whole numbers.
     header: whether the first row names the columns; None takes it for that where a column is given by name.
-    A row of too few columns, one that is too long or not UTF-8, and an empty text or label, count as damaged samples
-    (`data.max_bad_share`).
+    Empty texts are left out. A row of too few columns, one that is too long or not UTF-8, and an empty label, count as
+    damaged samples (`data.max_bad_share`).
     Raises DataError for files that are missing or damaged, a column there is not, and test labels unknown to train.
     """
     check_fraction("data.source.test_fraction", test_fraction)
-    files, train, test = _find_files(Path(root), (".csv", ".tsv"))
-    if not train:
+    train, test = _find_files(Path(root), tuple(TABLES))
+    if len({table_kind(file) for file in train}) > 1:
         raise DataError(
-            f"data.root={root} holds {first_few(files)}, but no train.csv or train.tsv; of a single table give the file"
+            f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one file"
         )
     columns = {"text": text_column, "label": label_column}
     header = any(isinstance(column, str) for column in columns.values()) if header is None else header
-    parts = [_read_table(found[0], columns, header) for found in (train, test) if found]
+    parts, empty = [], 0
+    for paths in filter(None, (train, test)):
+        tables = [read_table(path, columns, header) for path in paths]
+        parts.append([row for rows, _ in tables for row in rows])
+        empty += sum(count for _, count in tables)
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=train[0])
     names, index, lines = None, None, ()
@@ -146,7 +156,7 @@ def text_csv(
     for rows, file in zip(parts, (train[0], (test or train)[0])):
         labels = None if index is None else [index.get(row.label, 0) for row in rows]
         splits.append(Texts([row.text for row in rows], labels, name=str(file)))
-    return Splits(*splits, class_names=None if index is None else names, lines=lines)
+    return Splits(*splits, class_names=None if index is None else names, lines=(*lines, *left_out(empty)))
 
 
 def wikitext2(*, root: str, download: bool = True) -> Splits:
@@ -164,98 +174,57 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
             source = {"urls": [WIKITEXT2_URL + path.name], "md5": WIKITEXT2_MD5[path.name]}
             wanted = ["wiki.train.tokens and wiki.test.tokens", "or train.txt and test.txt; gzipped if you like"]
             download_file(path, **source, allowed=download, name="WikiText-2", root=folder, wanted=wanted)
-        paragraphs = [line for line in _read_lines([path]) if not (line.startswith("= ") and line.endswith(" ="))]
+        paragraphs = [line for line in _read_lines([path])[0] if not (line.startswith("= ") and line.endswith(" ="))]
         splits.append(Texts(paragraphs, name=str(path)))
     return Splits(*splits)
 
 
-def _read_lines(paths: Sequence[Path]) -> list[str]:
-    """The lines that are not empty, without blanks around them; `Unusable` for what is too long to be read."""
-    lines = [
-        line.strip() if quotes is None else Unusable(TOO_LONG) for path in paths for line, quotes in read_lines(path)
-    ]
-    lines = [line for line in lines if line or isinstance(line, Unusable)]
+def left_out(empty: int) -> tuple[str, ...]:
+    """What the first lines of a run say of so many empty texts."""
+    return (f"{empty:,} empty text{'s' * (empty > 1)} left out",) if empty else ()
+
+
+def _read_lines(paths: Sequence[Path]) -> tuple[list[str], int]:
+    """The lines, without blanks around them, and how many empty ones are left out; `Unusable` for what has to be."""
+    lines, empty = [], 0
+    for path in paths:
+        for number, (line, quotes) in enumerate(read_lines(path), 1):
+            place = f"{path}, row {number}"
+            if quotes is not None:
+                lines.append(Unusable(TOO_LONG, place))
+            elif text := line.strip():
+                lines.append(text if is_utf8(text) else Unusable(NOT_UTF8, place))
+            else:
+                empty += 1
     if not lines:
         raise DataError(f"{first_few(paths)}: there is no text in it")
-    if not any(map(_is_utf8, lines)):
+    if all(isinstance(line, Unusable) and line.why == NOT_UTF8 for line in lines):
         raise DataError(f"{first_few(paths)} is not text in UTF-8: convert it, for example with iconv")
-    return lines
+    return lines, empty
 
 
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
+    """Files with these suffixes to train on, and those to test on, if any; a single file is to train on.
 
-
-class Row(NamedTuple):
-    """A row of a table."""
-
-    text: str
-    label: str | None = None
-
-
-def _read_table(path: Path, columns: Mapping[str, str | int | None], header: bool) -> list[Row]:
-    tabs = ".tsv" in path.suffixes[-2:]
-    # A quote in a .tsv file is a quote; in a .csv file it surrounds what may hold commas and line breaks.
-    dialect = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"delimiter": ","}
-    rows = read_rows(path, **dialect)
-    if (first := next(rows, [])) is None:
-        raise DataError(f"{path}: its first row cannot be used, as {TOO_LONG}")
-    body = rows if header else itertools.chain([first] if first else [], rows)
-    text, label = (_place(column, first, header, path, key) if first else None for key, column in columns.items())
-    wanted = 1 + max(text or 0, -1 if label is None else label)
-    table = []
-    for row in body:
-        if row is None:
-            table.append(Row(Unusable(TOO_LONG)))
-        elif len(row) < wanted:
-            table.append(Row(Unusable(f"it has {len(row)} columns, expected {wanted} or more")))
-        elif label is None:
-            table.append(Row(row[text]))
-        elif not row[label].strip():
-            table.append(Row(Unusable("the label is empty")))
-        elif not _is_utf8(row[label]):
-            table.append(Row(Unusable(NOT_UTF8)))
-        else:
-            table.append(Row(row[text], row[label].strip()))
-    if not table:
-        raise DataError(f"{path} {'holds the names of columns and no rows' if first else 'is empty'}")
-    return table
-
-
-def _place(column: str | int | None, first: list[str], header: bool, path: Path, key: str) -> int | None:
-    """The number of a column. Raises DataError for one there is not."""
-    if column is None:
-        return None
-    name = f"data.{key}_column={column}"
-    if isinstance(column, int):
-        if not 0 <= column < len(first):
-            raise DataError(f"{name}: {path} has columns 0 to {len(first) - 1}")
-        return column
-    if not header:
-        raise DataError(f"{name}: without a header (data.source.header=false) give its number")
-    if column not in first:
-        raise DataError(
-            f"{name}: {path} begins with the columns {first_few(first)}; give one of these, or its number from 0 where "
-            "the file has no header"
-        )
-    return first.index(column)
-
-
-def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path], list[Path]]:
-    """Files of a folder with these suffixes: all, those to train on, those to test on. A single file is to train on."""
+    Of a folder without files named for training, they are all that are not named for testing.
+    """
     if root.is_file():
-        return [root], [root], []
+        return [root], []
     if not root.is_dir():
         raise DataError(f"data.root={root} is neither a file nor a folder")
-    found = [path for path in sorted(root.iterdir()) if path.is_file() and not path.name.startswith(".")]
-    found = [path for path in found if path.name.lower().removesuffix(".gz").endswith(suffixes)]
-    if not found:
+    if not (found := _with_suffix(root, suffixes)):
         raise DataError(f"data.root={root} holds no files {', '.join(suffixes)} (or with .gz)")
-    return found, _named(found, ("train",)), _named(found, TEST_NAMES)
+    test = _named(found, TEST_NAMES)
+    if train := _named(found, ("train",)) or [file for file in found if file not in test]:
+        return train, test
+    return found, []
+
+
+def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of a folder whose names end so, packed or not; of a file that is there in both forms, the unpacked."""
+    found = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    found = [path for path in found if path.name.lower().removesuffix(".gz").endswith(suffixes)]
+    return [path for path in found if path.suffix != ".gz" or path.with_suffix("") not in found]
 
 
 def _named(files: Sequence[Path], names: Sequence[str]) -> list[Path]:

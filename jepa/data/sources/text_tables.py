@@ -1,0 +1,218 @@
+"""Rows of tables of texts: .csv, .tsv, and JSON, as one object a line or as a list of them; packed by gzip or not."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jepa.data.sources.line_reader import MOST_CHARACTERS, TOO_LONG, read_lines, read_rows, read_text
+from jepa.data.sources.splits import first_few
+from jepa.utils.errors import DataError
+
+TABLES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
+NOT_UTF8 = "it is not text in UTF-8: convert it, for example with iconv"
+NO_OBJECT = "it is no JSON object"
+SHOWN_ROWS, SNIFFED = 20, 1000
+"""Rows, and characters, by which a table is told from other files, and its columns are found."""
+
+
+class Unusable(str):
+    """Stands, as an empty text, for one that cannot be used; why: the reason; place: its file and row."""
+
+    why: str
+    place: str
+
+    def __new__(cls, why: str, place: str) -> Unusable:
+        """Make an empty text with its reason."""
+        text = super().__new__(cls, "")
+        text.why, text.place = why, place
+        return text
+
+
+class Row(NamedTuple):
+    """A row of a table."""
+
+    text: str
+    label: str | None = None
+
+
+def table_kind(path: Path) -> str | None:
+    """ "csv", "tsv" or "json" by a file's name; "json" also where its first lines are JSON objects; None for others."""
+    if (kind := TABLES.get(Path(path.name.lower().removesuffix(".gz")).suffix)) is not None:
+        return kind
+    first = (line for line, _ in itertools.islice(read_lines(path), SHOWN_ROWS) if line.strip())
+    found = [isinstance(_parse(line), dict) for line in first]
+    return "json" if found and all(found) else None
+
+
+def read_table(path: Path, columns: Mapping[str, str | int | None], header: bool) -> tuple[list[Row], int]:
+    """The rows of a file, and the number of those that are left out as their text is empty or missing.
+
+    columns: `text` and `label`, by name or by number from 0; label None for none. header: of .csv and .tsv.
+    A row that cannot be used has an `Unusable` text. Raises DataError for a column there is not, and a file of no rows.
+    """
+    read = _read_json if table_kind(path) == "json" else _read_csv
+    rows = list(read(path, columns, header))
+    kept = [row for row in rows if isinstance(row.text, Unusable) or row.text.strip()]
+    if not kept:
+        raise DataError(f"{path}: there is no text in column {columns['text']}" if rows else f"{path} holds no rows")
+    return kept, len(rows) - len(kept)
+
+
+def advise_column(path: Path, root: str) -> str:
+    """What to say where a table was taken for lines: what its columns are, and the option that chooses one."""
+    if table_kind(path) == "json":
+        objects = [row for row in itertools.islice(_json_rows(path), SHOWN_ROWS) if isinstance(row, dict)]
+        names = list(dict.fromkeys(itertools.chain.from_iterable(objects)))
+        lengths = {name: sum(len(row[name]) for row in objects if isinstance(row.get(name), str)) for name in names}
+    else:
+        rows = [row for row in itertools.islice(read_rows(path, **_dialect(path)), SHOWN_ROWS) if row]
+        first, *body = rows or [[]]
+        columns = [[row[number] for row in body if number < len(row)] for number in range(len(first))]
+        sums = [sum(map(len, column)) for column in columns]
+        names = first if _is_header(first, columns) else list(range(len(first)))
+        lengths = dict(zip(names, sums))
+    if not names:
+        return "it holds no rows"
+    column = max(names, key=lengths.__getitem__)
+    options = [_option("data.root", root), _option("data.text_column", column)]
+    return f"its columns are {first_few(names)}; choose one, as in data=text_lines {' '.join(options)}"
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be stored; what was no UTF-8 comes as surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
+    """Whether a first row looks like names: it has no number, above a column of numbers or of longer texts."""
+    if any(cell.strip().isdecimal() for cell in first) or len(set(first)) < len(first):
+        return False
+    return any(
+        column and (all(map(str.isdecimal, column)) or 2 * len(name) < sum(map(len, column)) / len(column))
+        for name, column in zip(first, columns)
+    )
+
+
+def _option(key: str, value: str | int) -> str:
+    """An option as a shell and Hydra read it."""
+    plain = isinstance(value, int) or re.fullmatch(r"[\w./-]*[^\W\d][\w./-]*", value)
+    quoted = value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
+    return shlex.quote(f"{key}={quoted}")
+
+
+def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[Row]:
+    rows = read_rows(path, **_dialect(path))
+    if (first := next(rows, [])) is None:
+        raise DataError(f"{path}: its first row cannot be used, as {TOO_LONG}")
+    text, label = (_place(column, first, header, path, key) if first else None for key, column in columns.items())
+    wanted = 1 + max(text or 0, -1 if label is None else label)
+    for number, row in enumerate(rows if header else itertools.chain([first] if first else [], rows), 1):
+        place = f"{path}, row {number}"
+        if row is None:
+            yield Row(Unusable(TOO_LONG, place))
+        elif len(row) < wanted:
+            yield Row(Unusable(f"it has {len(row)} columns, expected {wanted} or more", place))
+        else:
+            yield _row(row[text], None if label is None else row[label], place, labelled=label is not None)
+
+
+def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[Row]:
+    text, label = (None if column is None else str(column) for column in columns.values())
+    rows = _json_rows(path)
+    begin = list(itertools.islice(rows, SHOWN_ROWS))
+    first = [row for row in begin if isinstance(row, dict)]
+    found = list(dict.fromkeys(itertools.chain.from_iterable(first)))
+    if not found:
+        raise DataError(f"{path} is no JSON with an object a line, or a list of objects")
+    for key, column in columns.items():
+        if column is not None and str(column) not in found:
+            raise DataError(f"data.{key}_column={column}: the objects of {path} have the keys {first_few(found)}")
+    if not any(isinstance(row.get(text), (str, type(None))) for row in first):
+        kind = type(next(row[text] for row in first if text in row)).__name__
+        raise DataError(f"data.text_column={text}: {path} has no texts there, but values of type {kind}")
+    for number, row in enumerate(itertools.chain(begin, rows), 1):
+        place = f"{path}, row {number}"
+        if not isinstance(row, dict):
+            yield Row(Unusable(row, place))
+        else:
+            yield _row(row.get(text), None if label is None else row.get(label), place, labelled=label is not None)
+
+
+def _row(text: Any, label: Any, place: str, *, labelled: bool) -> Row:
+    """A row of what stands in its columns."""
+    if text is None or (isinstance(text, str) and not text.strip()):
+        return Row("")
+    if not isinstance(text, str):
+        return Row(Unusable(f"its text is a value of type {type(text).__name__}", place))
+    if len(text) > MOST_CHARACTERS:
+        return Row(Unusable(TOO_LONG, place))
+    if not labelled:
+        return Row(text) if is_utf8(text) else Row(Unusable(NOT_UTF8, place))
+    if isinstance(label, float) and label.is_integer():  # as pandas writes whole numbers beside a missing one
+        label = int(label)
+    if label is None or not str(label).strip():
+        return Row(Unusable("the label is empty", place))
+    if isinstance(label, (float, list, dict)):
+        return Row(Unusable(f"its label is {label!r:.80}, expected a text or a whole number", place))
+    name = str(label).strip()
+    return Row(text, name) if is_utf8(text + name) else Row(Unusable(NOT_UTF8, place))
+
+
+def _json_rows(path: Path) -> Iterator[dict[str, Any] | str]:
+    """The objects of a file; of what is none, why it cannot be used."""
+    if read_text(path, most=SNIFFED).lstrip().startswith("["):
+        found = _parse(read_text(path))
+        if not isinstance(found, list):
+            raise DataError(f"{path} is damaged: it begins as a list of JSON, but {found}")
+        yield from (row if isinstance(row, dict) else NO_OBJECT for row in found)
+        return
+    for line, quotes in read_lines(path):
+        if quotes is not None:
+            yield TOO_LONG
+        elif line.strip():
+            found = _parse(line)
+            yield found if isinstance(found, (dict, str)) else NO_OBJECT
+
+
+def _parse(text: str) -> Any:
+    """What a JSON text holds if it is an object or a list; else why it is neither."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError, MemoryError) as error:
+        return f"it is no JSON ({error!s:.80})"
+    return found if isinstance(found, (dict, list)) else NO_OBJECT
+
+
+def _dialect(path: Path) -> dict[str, Any]:
+    """A quote in a .tsv file is a quote; in a .csv file it surrounds what may hold commas and line breaks."""
+    return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if table_kind(path) == "tsv" else {"delimiter": ","}
+
+
+def _place(column: str | int | None, first: Sequence[str], header: bool, path: Path, key: str) -> int | None:
+    """The number of a column. Raises DataError for one there is not."""
+    if column is None:
+        return None
+    name = f"data.{key}_column={column}"
+    if isinstance(column, int):
+        if not 0 <= column < len(first):
+            raise DataError(f"{name}: {path} has columns 0 to {len(first) - 1}")
+        return column
+    if not header:
+        raise DataError(f"{name}: without a header (data.source.header=false) give its number")
+    if column not in first:
+        raise DataError(
+            f"{name}: {path} begins with the columns {first_few(first)}; give one of these, or its number from 0 where "
+            "the file has no header"
+        )
+    return first.index(column)

@@ -1,0 +1,116 @@
+"""Texts from JSON and tables: every form, empty ones counted, and advice that works."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from jepa.config.overrides import override_value
+from jepa.data.sources import text_csv, text_lines
+from jepa.utils.errors import DataError
+
+ROWS = [
+    {"id": n, "text": "" if n % 8 == 0 else f"line {n} of ข้อความ\nand more", "kind": n % 2 or 0.0} for n in range(40)
+]
+del ROWS[16]["text"]
+ROWS[24]["text"] = None
+TEXTS = sorted(row["text"] for row in ROWS if row.get("text"))
+
+
+def write_json(path: Path, rows: list[dict]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = path.name.removesuffix(".gz")
+    text = json.dumps(rows) if kinds.endswith(".json") else "\n\n".join(map(json.dumps, rows)) + "\n"
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+    return path
+
+
+def all_texts(splits) -> list[str]:
+    return sorted(split[n][0] for split in (splits.train, splits.test) for n in range(len(split)))
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.ndjson", "x.jsonl.gz", "x.json", "x.json.gz", "texts", "x.txt"])
+def test_json_is_read_in_every_form(tmp_path, name):
+    path = write_json(tmp_path / name, ROWS)
+    lines = text_lines(root=str(path), text_column="text", test_fraction=0.2)
+    assert (all_texts(lines), len(lines.test), lines.class_names) == (TEXTS, 7, None)
+    assert lines.lines == ("5 empty texts left out",)
+    table = text_csv(root=str(path), text_column="text", label_column="kind")
+    assert table.class_names == ("0", "1")
+    labels = dict(split[n] for split in (table.train, table.test) for n in range(len(split)))
+    assert labels == {row["text"]: int(row["kind"]) for row in ROWS if row.get("text")}
+
+
+def test_a_list_in_one_line_may_be_longer_than_a_text(tmp_path):
+    rows = [{"text": f"{n} " + "word " * 2000} for n in range(120)]
+    assert len(all_texts(text_lines(root=str(write_json(tmp_path / "x.json", rows)), text_column="text"))) == 120
+
+
+def test_folders_of_json(tmp_path):
+    for name, rows in (("a", ROWS[:20]), ("b", ROWS[20:])):
+        write_json(tmp_path / "parts" / f"{name}.jsonl", rows)
+        write_json(tmp_path / "named" / f"train-{name}.jsonl", rows)
+    write_json(tmp_path / "named" / "test.jsonl.gz", ROWS[1:3])
+    assert all_texts(text_lines(root=str(tmp_path / "parts"), text_column="text")) == TEXTS
+    named = text_lines(root=str(tmp_path / "named"), text_column="text")
+    assert (len(named.train), len(named.test), named.test[0][0]) == (35, 2, ROWS[1]["text"])
+    (tmp_path / "parts" / "c.csv").write_text("text\nhello\n")
+    with pytest.raises(DataError, match="tables of several kinds"):
+        text_lines(root=str(tmp_path / "parts"), text_column="text")
+
+
+def write_rows(path: Path, columns: tuple[str, ...] | None, **options) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, **options)
+        writer.writerows([columns] if columns else [])
+        writer.writerows([n, f"a text, that is number {n}"] for n in range(30))
+    return path
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda folder: write_json(folder / "x.jsonl", ROWS),
+        lambda folder: write_json(folder / "x.json", ROWS),
+        lambda folder: write_json(folder / "lines.txt", ROWS),
+        lambda folder: write_json(folder / "sub" / "x.jsonl.gz", ROWS).parent,
+        lambda folder: write_json(folder / "x.jsonl", [{"it's text": row["text"]} for row in ROWS if row.get("text")]),
+        lambda folder: write_rows(folder / "x.csv", ("id", "body")),
+        lambda folder: write_rows(folder / "x.csv", ("id", "the text, whole")),
+        lambda folder: write_rows(folder / "x.csv", None),
+        lambda folder: write_rows(folder / "x.tsv", ("id", "a b"), delimiter="\t"),
+    ],
+    ids=["jsonl", "list", "json in .txt", "folder", "quote", "csv", "comma", "no header", "tsv"],
+)
+def test_lines_say_how_a_table_is_read_and_that_works(tmp_path, write):
+    root = write(tmp_path)
+    with pytest.raises(DataError, match="its columns are") as error:
+        text_lines(root=str(root))
+    options = shlex.split(re.search(r"as in (data=text_lines .*)$", str(error.value))[1])[1:]
+    assert override_value(options, "data.root") == str(root)
+    column = override_value(options, "data.text_column")
+    column = int(column) if column == "1" else column
+    assert len(all_texts(text_lines(root=str(root), text_column=column))) in (30, 35)
+
+
+@pytest.mark.parametrize(
+    ("content", "column", "told"),
+    [
+        ('{"a": 1}\n{"a": "x"}\n', "text", r"data.text_column=text: the objects of .* have the keys a$"),
+        ('{"a": 1}\n{"a": 2}\n', "a", r"data.text_column=a: .* has no texts there, but values of type int"),
+        ('{"a": ""}\n{"a": null}\n', "a", r"there is no text in column a"),
+        ("no json\n", "a", r"is no JSON with an object a line"),
+        ('[{"a": "x"}, {"a":', "a", r"is damaged: it begins as a list of JSON"),
+        ("", "a", r"is no JSON with an object a line"),
+    ],
+)
+def test_mistakes_in_json_are_told(tmp_path, content, column, told):
+    (tmp_path / "x.jsonl").write_text(content)
+    with pytest.raises(DataError, match=told):
+        text_lines(root=str(tmp_path / "x.jsonl"), text_column=column)
