@@ -43,6 +43,7 @@ MOVED = {
 
 RENAMED_KEYS = {
     "jepa.models": {"dim": "embed_dim", "heads": "num_heads"},
+    "jepa.data.sources.series_csv": {"date_column": "time_column"},
     "jepa.evaluation.KNNProbe": {"neighbours": "k"},
     "jepa.evaluation.AttentiveProbe": {"attention_heads": "num_heads"},
 }
