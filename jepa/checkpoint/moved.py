@@ -49,6 +49,12 @@ RENAMED_KEYS = {
 }
 """Module or class, by its present path -> former key of its constructor -> its present one."""
 
+ADDED_KEYS = {
+    f"jepa.masks.{name}": {"wrap": True}
+    for name in ("SpanMask", "time_span.TimeSpanMask", "time_frequency.SpectrogramMask")
+}
+"""Class -> later keys of its constructor, with what a configuration that was stored without them means."""
+
 
 SCHEDULERS = {
     "jepa.optim.Constant": "constant",
@@ -71,6 +77,7 @@ def upgrade(config: Any) -> Any:
         for prefix, keys in RENAMED_KEYS.items():
             if is_below(config["_target_"], prefix):
                 config = {name if keys.get(name, name) in config else keys[name]: v for name, v in config.items()}
+        config = config | {k: v for k, v in ADDED_KEYS.get(config["_target_"], {}).items() if k not in config}
     scheduler = config.get("scheduler")
     if isinstance(scheduler, Mapping) and isinstance(scheduler.get("lr"), Mapping):
         config["scheduler"] = flat_scheduler(scheduler)
