@@ -168,9 +168,13 @@ def test_what_can_be_read_in_two_ways_or_not_at_all(tmp_path, content, message):
 
 
 def test_a_table_that_unpacks_to_more_than_fits(tmp_path, monkeypatch):
-    monkeypatch.setattr("jepa.data.sources.table_files.memory_limit", lambda: 2**16)
+    for module in ("table_files", "download"):
+        monkeypatch.setattr(f"jepa.data.sources.{module}.memory_limit", lambda: 2**16)
     (tmp_path / "t.csv").write_bytes(gzip.compress(b"a,b\n" + b"1,2\n" * 2**15))
     with pytest.raises(DataError, match="does not fit in memory once it is unpacked"):
+        read_table(tmp_path / "t.csv")
+    (tmp_path / "t.csv").write_text("a,b\n" + "1,2\n" * 2**13)
+    with pytest.raises(DataError, match="its cells do not fit in memory"):
         read_table(tmp_path / "t.csv")
     pandas.DataFrame({"a": np.zeros(2**15)}).to_parquet(tmp_path / "t.parquet")
     with pytest.raises(DataError, match="do not fit in memory"):

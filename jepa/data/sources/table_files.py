@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jepa.data.sources.download import memory_limit
+from jepa.data.sources.download import memory_limit, read_all
 from jepa.data.sources.table_dialect import (
     GROUPS,
     SEPARATORS,
@@ -61,6 +61,8 @@ def read_table(
             frame, told, decimal = _read_csv(path, separator, decimal, missing_markers)
     except UserError:
         raise
+    except MemoryError as error:
+        raise DataError(f"{path} cannot be read: it does not fit in memory, give a part of it") from error
     except Exception as error:  # pandas, pyarrow, gzip and codecs raise many kinds for a damaged file
         kind = "parquet file" if parquet else "CSV table"
         raise DataError(f"{path} cannot be read as a {kind}: {first_line(error)}") from error
@@ -111,6 +113,9 @@ def _read_csv(
         separator, header = find_separator(head)
     else:
         header = 0
+    names = split_cells(head[header:], separator)[0]
+    if 8 * content.count(b"\n") * len(names) > memory_limit():
+        raise DataError(f"{path} cannot be read: its cells do not fit in memory as numbers, give a part of it")
     if decimal is None:
         decimal = find_decimal(path, split_cells([*head[header + 1 :], *rest], separator), separator)
     with warnings.catch_warnings():
@@ -130,7 +135,6 @@ def _read_csv(
         except pandas.errors.EmptyDataError:
             raise DataError(f"{path} has no rows below its header") from None
         except (pandas.errors.ParserWarning, pandas.errors.ParserError) as error:
-            names = split_cells(head[header:], separator)[0]
             raise DataError(
                 f"{path}: some rows have more cells than the header has names ({len(names)} when split at "
                 f"{SEPARATORS.get(separator, repr(separator))}: {', '.join(names[:5])}). Name every column, set "
@@ -153,10 +157,7 @@ def _unpacked(path: Path) -> bytes:
         raise DataError(f"{path} is a workbook or a zip archive: save the table as CSV, or unpack it")
     packed = next((opener for mark, opener in PACKED.items() if start.startswith(mark)), None)
     with (packed or (gzip.open if path.suffix == ".gz" else open))(path, "rb") as file:
-        content = file.read(memory_limit() + 1)
-    if len(content) > memory_limit():
-        raise DataError(f"{path} does not fit in memory once it is unpacked: give a part of it")
-    return content
+        return read_all(file, path)
 
 
 def _as_numbers(cells: pandas.Series, decimal: str, missing_markers: Sequence[str]) -> tuple[pandas.Series, set[str]]:
