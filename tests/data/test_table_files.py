@@ -58,6 +58,10 @@ WRITINGS = {
     "date and clock": ({**GERMAN, "time": "%d/%m/%Y;%H.%M.%S", "header": ("Date", "Time", "höhe", "b")}, ""),
     "date and hour": ({**GERMAN, "time": "%d/%m/%Y;%H", "header": ("fecha", "hora", "höhe", "b")}, ""),
     "spread": ({**SPREAD, "header": ("year", "month", "day", "hour", "höhe", "b")}, ""),
+    "spread, with a clock": (
+        {"separator": ";", "time": "%Y;%m;%d;%H:%M", "header": ("year", "month", "day", "hour", "höhe", "b")},
+        "",
+    ),
     "spread, Spanish": ({**SPREAD, "header": ("Año", "Mes", "Día", "Hora", "höhe", "b")}, ""),
     "byte order mark": ({"encoding": "utf-8-sig"}, "UTF-8"),
     "UTF-16": ({**GERMAN, "encoding": "utf-16"}, "decimal comma, UTF-16"),
@@ -98,6 +102,13 @@ def test_what_is_set_counts(tmp_path):
     table = TimeTable(str(tmp_path / "w.csv"), time_column=["y", "x", "w"])
     assert table.times.iloc[-1] == pandas.Timestamp("2024-03-24")
     assert list(table.numbers.columns) == ["z"]
+    (tmp_path / "h.csv").write_text("x w z\n" + "".join(f"2024-01-{n // 24 + 1} {n % 24} 0.5\n" for n in range(72)))
+    times = TimeTable(str(tmp_path / "h.csv"), time_column=["x", "w"]).times
+    assert times.iloc[25] == pandas.Timestamp("2024-01-02 01:00")
+    (tmp_path / "m.csv").write_text(
+        "year month day minute max\n" + "".join(f"2024 1 {n + 1} {n} 2\n" for n in range(30))
+    )
+    assert list(TimeTable(str(tmp_path / "m.csv")).numbers.columns) == ["minute", "max"]
     with pytest.raises(ValueError, match=r"data.source.separator='ab': expected a character or one of tab, "):
         read_table(tmp_path / "t.csv", separator="ab")
     with pytest.raises(ValueError, match=r"data.source.decimal='x': expected"):
@@ -188,7 +199,7 @@ def test_steps_that_differ_are_said_and_resampled(tmp_path, caplog):
     said = caplog.text
     assert "rows without a time that can be read, left out: 1" in said
     assert "not in the order of their times, and are sorted" in said
-    assert "1 of 55 steps between rows (0.018) are not the usual 1h, the longest is 5h" in said
+    assert "1 of 55 steps between rows (1.82%) are not the usual 1h, the longest is 5h" in said
     assert "data.source.resample=1h" in said
     assert 'c never changes; without: \'data.source.columns=["n", "a"]\'' in table.lines[-1]
     values = series_csv(root=str(tmp_path / "t.csv"), resample="1h").timelines[0].values

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 DATE_NAMES = ("date", "datetime", "time", "timestamp")
 PARTS = {
     "year": "year yr jahr año ano année annee anno",
-    "month": "month mon monat mes mês mois mese",
+    "month": "month monat mes mês mois mese",
     "day": "day tag día dia jour giorno",
     "hour": "hour hr stunde hora heure ora",
-    "minute": "minute min minuto",
-    "second": "second sec sekunde segundo seconde secondo",
+    "minute": "minute minuto",
+    "second": "second sekunde segundo seconde secondo",
 }
 """Part of a date -> what its column may be called, in any case."""
 
@@ -35,33 +35,45 @@ def find_times(
     time_column: one column, or those of year, month, day and so on in this order, or of date and clock time. None takes
     such by their names, or any column of text that reads as dates. channels: columns that are none of these.
     """
-    import pandas
-
+    free = [name for name in frame.columns if name not in channels]
+    named = [name for name in free if name.lower() in DATE_NAMES]
     if time_column is not None:
         names = [time_column] if isinstance(time_column, (str, int)) else list(time_column)
         names = check_names(path, frame, names, "data.source.time_column")
         if len(names) > 2:
-            return names, _assembled(frame, dict(zip(PARTS, names)))
-        times = as_dates(frame[names[0]], named=True)
-        return names, times if len(names) == 1 or times is None else _with_clock(times, frame[names[1]])
-    free = [name for name in frame.columns if name not in channels]
-    spelled = {part: next((n for n in free if n.lower() in words.split()), None) for part, words in PARTS.items()}
-    parts = {part: name for part, name in spelled.items() if name and frame[name].dtype.kind in "iuf"}
+            times = _assembled(frame, dict(zip(PARTS, names)))
+        else:
+            times = as_dates(frame[names[0]], named=True)
+            times = times if times is None or len(names) == 1 else _with_clock(times, frame[names[1]])
+        return [*names, *(name for name in named if name not in names)], times
+    parts = _named_parts(frame, free)
     if {"year", "month", "day"} <= parts.keys():
-        return list(parts.values()), _assembled(frame, parts)
-    named = [name for name in free if name.lower() in DATE_NAMES]
-    found = {name: as_dates(frame[name], named=name in named) for name in free}
-    found = {name: dates for name, dates in found.items() if dates is not None}
+        names, times = list(parts.values()), _assembled(frame, parts)
+    else:
+        found = {name: as_dates(frame[name], named=name in named) for name in free}
+        found = {name: dates for name, dates in found.items() if dates is not None}
+        first = next((name for name in named if name in found), next(iter(found), None))
+        names, times = [name for name in free if name in {*named, *found}], found.get(first)
     clocks = [name for name in free if is_clock(frame[name])]
-    first = next((name for name in named if name in found), next(iter(found), None))
-    names = [name for name in free if name in {*named, *found, *clocks}]
-    times = found.get(first)
-    if times is not None and times.dropna().dt.normalize().eq(times.dropna()).all():
-        times = _with_clock(times, frame[clocks[0]]) if clocks else times
-        for part in {"hour", "minute", "second"} & parts.keys() if times.duplicated().any() else ():
-            times = times + pandas.to_timedelta(frame[parts[part]], unit=part)
-            names.append(parts[part])
-    return names, times
+    if times is not None and times.duplicated().any() and times.dropna().dt.normalize().eq(times.dropna()).all():
+        clock = next(iter(clocks), parts.get("hour"))
+        times = times if clock is None else _with_clock(times, frame[clock])
+        clocks.append(clock)
+    return [name for name in free if name in {*names, *clocks}], times
+
+
+def _named_parts(frame: pandas.DataFrame, free: Sequence[str]) -> dict[str, str]:
+    """Return the columns of numbers that are called a part of a date and hold such; minutes count with hours alone."""
+    most = {"hour": 24, "minute": 59, "second": 59}
+    parts: dict[str, str] = {}
+    for part, words in PARTS.items():
+        name = next((name for name in free if name.lower() in words.split()), None)
+        fits = name is not None and frame[name].dtype.kind in "iuf"
+        if fits and (part not in most or frame[name].dropna().between(0, most[part]).all()):
+            parts[part] = name
+        elif part in ("hour", "minute"):
+            break
+    return parts
 
 
 def check_names(path: str, frame: pandas.DataFrame, names: Sequence[object], key: str) -> list[str]:
@@ -124,8 +136,11 @@ def is_clock(cells: pandas.Series) -> bool:
 
 
 def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
+    """Return dates with a time of the day, which is text or the number of hours."""
     import pandas
 
+    if clock.dtype.kind in "iuf":
+        return dates.dt.normalize() + pandas.to_timedelta(clock, unit="hour")
     text = clock.astype(str).str.strip().str.replace(r"^(\d+)[:.h](\d+)[:.]?", r"\1:\2:", regex=True)
     text = text.str.replace(r":$", ":00", regex=True).str.replace(",", ".", regex=False)
     return dates.dt.normalize() + pandas.to_timedelta(text, errors="coerce")

@@ -110,7 +110,7 @@ class TimeTable:
             return
         total, repeated = len(self.times) - 1, int(self.times.duplicated().sum())
         self.notes.append(
-            f"{count} of {total} steps between rows ({count / total:.2g}) are not the usual {in_units(usual)}, the "
+            f"{count} of {total} steps between rows ({count / total:.2%}) are not the usual {in_units(usual)}, the "
             f"longest is {in_units(self.times.diff().max())}, and windows take them for even ones: data.source."
             f"resample={in_units(usual)} takes means, and leaves gaps missing"
             + (f". {repeated} times are there again: of several devices, give each a file" if repeated else "")
