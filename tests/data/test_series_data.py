@@ -230,57 +230,6 @@ def test_the_archive_reads(shared_dir):
         assert (spec.num_train, spec.num_test, spec.input_shape, spec.classes) == (train, test, shape, classes)
 
 
-# Several long series.
-
-
-def write_devices(folder, rows=(400, 300, 30), **changes):
-    for number, count in enumerate(rows):
-        write_table(folder / f"{number}.csv", rows=count, columns=("a", "b"))
-        text = (folder / f"{number}.csv").read_text().replace(",", ";").replace(".", ",")
-        (folder / f"{number}.csv").write_text(text)
-    return str(folder)
-
-
-def test_a_folder_of_tables_is_many_series_and_no_window_crosses_files(tmp_path):
-    (tmp_path / "notes.md").write_text("no table")
-    data = csv_data(write_devices(tmp_path), source={"splits": [0.5, 0.25, 0.25]})
-    assert [each.ends for each in data.timelines] == [(200, 300, 400), (150, 225, 300)]
-    assert data.lines[0].startswith(
-        "3 tables, each a series that is split by time; no window crosses from one to another"
-    )
-    assert data.lines[0].endswith("other files, left out: 1")
-    assert f"left out, as too short for data.window_size=24: {tmp_path}/2.csv" in data.lines
-    assert data.spec.num_train == (200 - 23) + (150 - 23)
-    train = torch.cat([each.values[:, : each.ends[0]] for each in data.timelines], dim=1)
-    torch.testing.assert_close(data.mean[:, 0], train.mean(dim=1))
-    x = everything(data)
-    z = [(each.values - data.mean) / data.std for each in data.timelines]
-    torch.testing.assert_close(x[176], z[0][:, 176:200])
-    torch.testing.assert_close(x[177], z[1][:, :24])
-    with pytest.raises(DataError, match=r"3.csv has no column 'b', which other tables have: .*data.source.columns=\["):
-        csv_data(write_table(tmp_path / "3.csv", columns=("a",)) and str(tmp_path))
-    one = csv_data(str(tmp_path), source={"columns": ["a"]})
-    assert one.spec.input_shape == (1, 24)
-
-
-def test_forecasts_of_several_series_share_their_first_windows(tmp_path):
-    data = csv_data(write_devices(tmp_path), source={"splits": [0.5, 0.25, 0.25]})
-    z = [(each.values - data.mean) / data.std for each in data.timelines]
-    short, long = (data.windows("test", horizon=horizon) for horizon in (5, 80))
-    assert len(short) == (100 - 4) + (75 - 4)
-    assert len(long) == 100 - 79  # the second series has 75 steps
-    index = torch.arange(len(long))
-    torch.testing.assert_close(short[index][4], long[index][4])
-    _, future, _, _, window = short[torch.arange(len(short))]
-    pairs = {tuple(torch.cat([w, f], dim=1).flatten().tolist()) for w, f in zip(window, future)}
-    expected = {
-        tuple(series[:, end : end + 29].flatten().tolist())
-        for series, first in ((z[0], 300), (z[1], 225))
-        for end in range(first - 24, series.shape[1] - 28)
-    }
-    assert pairs == expected
-
-
 # Mistakes.
 
 

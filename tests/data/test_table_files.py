@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import bz2
+import functools
 import gzip
 
 import numpy as np
 import pandas
 import pytest
+import torch
 
+from jepa.data.series_data import SeriesData
 from jepa.data.sources.series_tables import series_csv
 from jepa.data.sources.table_files import read_table
 from jepa.data.sources.time_table import TimeTable
@@ -227,3 +230,63 @@ def test_days_and_months_come_in_the_order_that_fits(tmp_path):
     months = pandas.date_range("2020-01-31", periods=40, freq="ME")
     (tmp_path / "m.csv").write_text("when,a\n" + "".join(f"{day:%Y-%m-%d},0.5\n" for day in months))
     assert "every 31D" in TimeTable(str(tmp_path / "m.csv")).lines()[0]
+
+
+def write_devices(folder, rows=(400, 300, 30)):
+    """A table with decimal commas for each number of rows; all hold the same columns."""
+    for number, count in enumerate(rows):
+        values = np.sin(np.arange(count) / 4 + number)
+        lines = [
+            f"{t};{v:.3f};{v * 7:.3f}"
+            for t, v in zip(pandas.date_range("2024-01-01", periods=count, freq="1h"), values)
+        ]
+        (folder / f"{number}.csv").write_text("\n".join(["time;a;b", *lines]).replace(".", ","))
+    return str(folder)
+
+
+def devices(root, **settings):
+    return SeriesData(source=functools.partial(series_csv, **settings), root=root, window_size=24, batch_size=4)
+
+
+def test_a_folder_of_tables_is_many_series_and_no_window_crosses_files(tmp_path):
+    (tmp_path / "notes.md").write_text("no table")
+    data = devices(write_devices(tmp_path), splits=[0.5, 0.25, 0.25])
+    assert [each.ends for each in data.timelines] == [(200, 300, 400), (150, 225, 300)]
+    assert data.lines[0].startswith(
+        "3 tables, each a series that is split by time; no window crosses from one to another"
+    )
+    assert data.lines[0].endswith("other files, left out: 1")
+    assert f"left out, as too short for data.window_size=24: {tmp_path}/2.csv" in data.lines
+    assert data.spec.num_train == (200 - 23) + (150 - 23)
+    train = torch.cat([each.values[:, : each.ends[0]] for each in data.timelines], dim=1)
+    torch.testing.assert_close(data.mean[:, 0], train.mean(dim=1))
+    x = torch.cat([batch["x"] for batch in data.evaluation_batches("train", batch_size=1000)])
+    z = [(each.values - data.mean) / data.std for each in data.timelines]
+    torch.testing.assert_close(x[176], z[0][:, 176:200])
+    torch.testing.assert_close(x[177], z[1][:, :24])
+    (tmp_path / "3.csv").write_text((tmp_path / "0.csv").read_text().replace("b", "c", 1))
+    with pytest.raises(DataError, match=r"0.csv has no column 'c', which other tables have: .*data.source.columns=\["):
+        devices(str(tmp_path))
+    assert devices(str(tmp_path), columns=["a"]).spec.input_shape == (1, 24)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "a.doc").touch()
+    with pytest.raises(DataError, match=r"holds no tables \(.csv, .tsv, .parquet\), but a.doc"):
+        devices(str(tmp_path / "none"))
+
+
+def test_forecasts_of_several_series_share_their_first_windows(tmp_path):
+    data = devices(write_devices(tmp_path), splits=[0.5, 0.25, 0.25])
+    z = [(each.values - data.mean) / data.std for each in data.timelines]
+    short, long = (data.windows("test", horizon=horizon) for horizon in (5, 80))
+    assert len(short) == (100 - 4) + (75 - 4)
+    assert len(long) == 100 - 79  # the second series has 75 steps
+    index = torch.arange(len(long))
+    torch.testing.assert_close(short[index][4], long[index][4])
+    _, future, _, _, window = short[torch.arange(len(short))]
+    pairs = {tuple(torch.cat([w, f], dim=1).flatten().tolist()) for w, f in zip(window, future)}
+    expected = {
+        tuple(series[:, end : end + 29].flatten().tolist())
+        for series, first in ((z[0], 300), (z[1], 225))
+        for end in range(first - 24, series.shape[1] - 28)
+    }
+    assert pairs == expected
