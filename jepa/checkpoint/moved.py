@@ -43,10 +43,17 @@ MOVED = {
 
 RENAMED_KEYS = {
     "jepa.models": {"dim": "embed_dim", "heads": "num_heads"},
+    "jepa.data.sources.series_csv": {"date_column": "time_column"},
     "jepa.evaluation.KNNProbe": {"neighbours": "k"},
     "jepa.evaluation.AttentiveProbe": {"attention_heads": "num_heads"},
 }
 """Module or class, by its present path -> former key of its constructor -> its present one."""
+
+ADDED_KEYS = {
+    f"jepa.masks.{name}": {"wrap": True}
+    for name in ("SpanMask", "time_span.TimeSpanMask", "time_frequency.SpectrogramMask")
+}
+"""Class -> later keys of its constructor, with what a configuration that was stored without them means."""
 
 
 SCHEDULERS = {
@@ -70,6 +77,7 @@ def upgrade(config: Any) -> Any:
         for prefix, keys in RENAMED_KEYS.items():
             if is_below(config["_target_"], prefix):
                 config = {name if keys.get(name, name) in config else keys[name]: v for name, v in config.items()}
+        config = config | {k: v for k, v in ADDED_KEYS.get(config["_target_"], {}).items() if k not in config}
     scheduler = config.get("scheduler")
     if isinstance(scheduler, Mapping) and isinstance(scheduler.get("lr"), Mapping):
         config["scheduler"] = flat_scheduler(scheduler)

@@ -62,6 +62,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("gpus_of", gpus_of, replace=True)
     OmegaConf.register_new_resolver("size", size, replace=True)
     OmegaConf.register_new_resolver("product", product, replace=True)
+    OmegaConf.register_new_resolver("last", last, replace=True)
 
 
 COMPOSING = (ValueError, TypeError, AttributeError, LookupError, AssertionError)
@@ -94,6 +95,11 @@ def product(*factors: Any) -> Any:
     """Return the product of numbers; of others the first, which the check of types then names where it was given."""
     words = [factor for factor in factors if not isinstance(factor, (int, float))]
     return words[0] if words else math.prod(factors)
+
+
+def last(value: Any) -> Any:
+    """Return the last of a list, such as the time steps of a patch of (frequency, time); any other value as it is."""
+    return value[-1] if OmegaConf.is_list(value) else value
 
 
 def first_given(*values: object) -> object:

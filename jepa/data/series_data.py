@@ -1,4 +1,4 @@
-"""Time series for training and evaluation: windows of labelled series, or of one long series split by time."""
+"""Time series for training and evaluation: windows of labelled series, or of long series split by time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.series_augment import SeriesAugment
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
-from jepa.data.sources.splits import Splits
+from jepa.data.sources.splits import Splits, first_few
 from jepa.data.stream import LARGEST_INPUT, Request, UnreadableSample, wrong_values
 from jepa.types import Batch
 from jepa.utils.errors import DataError
@@ -60,16 +60,17 @@ class SeriesData(DataModule):
         window_size = self.window_size
         check_counts(stride=self.stride, **({} if window_size is None else {"window_size": window_size}))
         source = read_source(self.source, root=self.root, name=self.name)
-        self.timeline = source.timeline
+        self.timelines, lines = list(source.timelines), list(source.lines)
         train, test = source.train, source.test
-        if self.timeline is not None:
+        if self.timelines:
             if window_size is None:
-                raise ValueError("data.window_size=null: expected the steps of a window, as there is one long series")
-            check_parts(self.timeline, window_size, self.root)
-            self.timeline = without_wrong_values(self.timeline, self.root, self.max_bad_share)
-            train, test = part(self.timeline, "train", window_size), part(self.timeline, "test", window_size)
+                raise ValueError("data.window_size=null: expected the steps of a window, as series are long")
+            self.timelines, short = long_enough(self.timelines, window_size, self.root)
+            lines += [f"left out, as too short for data.window_size={window_size}: {first_few(short)}"] if short else []
+            self.timelines = [without_wrong_values(each, self.root, self.max_bad_share) for each in self.timelines]
+            train, test = ([part(each, side, window_size) for each in self.timelines] for side in ("train", "test"))
         sides = {"train": train, "test": test}
-        wrong = {side: {} if self.timeline else wrong_series(series) for side, series in sides.items()}
+        wrong = {side: {} if self.timelines else wrong_series(series) for side, series in sides.items()}
         whole = [series for number, series in enumerate(train) if number not in wrong["train"]]
         if not whole:
             raise DataError(f"{self.root}: no series of the training split can be used: {wrong['train'][0]}")
@@ -93,7 +94,7 @@ class SeriesData(DataModule):
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
         self.setup(
-            Splits(*splits, source.class_names, source.lines),
+            Splits(*splits, source.class_names, tuple(lines)),
             prepare=self.prepare_sample,
             input_shape=(found["channels"], steps),
             found=found,
@@ -107,25 +108,25 @@ class SeriesData(DataModule):
         return normalised(window, self.normalise)[0]
 
     def windows(self, split: Literal["train", "validation", "test"], *, horizon: int) -> ForecastWindows | None:
-        """All windows of a part with the `horizon` steps that follow, for forecasts; None for data without a timeline.
+        """All windows of a part with the `horizon` steps that follow, for forecasts; None for labelled series.
 
         The look-back of a window may reach into the part before; what is forecast never does. Raises DataError for a
         part that is too short.
         """
-        if self.timeline is None:
+        if not self.timelines:
             return None
         steps = self.spec.input_shape[1]
-        values = (part(self.timeline, split, steps)[0] - self.mean) / self.std
-        if values.shape[1] < steps + horizon:
+        values = [(part(each, split, steps) - self.mean) / self.std for each in self.timelines]
+        if (most := max(each.shape[1] for each in values)) < steps + horizon:
             raise DataError(
-                f"the {split} part of the series has {values.shape[1]} steps with its look-back, too few for a window "
+                f"the {split} part of the series has {most} steps with its look-back, too few for a window "
                 f"of {steps} (data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
             )
         return ForecastWindows(
             values,
             window_size=steps,
             horizon=horizon,
-            period=self.timeline.period,
+            period=self.timelines[0].period,
             split_channels=self.split_channels,
             normalise=self.normalise,
         )
@@ -201,22 +202,35 @@ class WindowSamples:
         return window, None if self.labels is None else self.labels[number]
 
 
-@dataclass(frozen=True)
 class ForecastWindows:
-    """Windows of a z-scored series (C, T) with what follows them: n = `len` windows, each of C samples or one.
+    """Windows of z-scored series (C, T_i) with what follows them: n = `len` windows, each of C samples or one.
 
+    Those that more steps follow come first, so that the windows of a longer horizon are the first ones of a shorter.
     period: steps of a season, None where that is not known.
     """
 
-    values: Tensor
-    window_size: int
-    horizon: int
-    period: int | None
-    split_channels: bool
-    normalise: str
+    def __init__(
+        self,
+        values: Sequence[Tensor],
+        *,
+        window_size: int,
+        horizon: int,
+        period: int | None,
+        split_channels: bool,
+        normalise: str,
+    ) -> None:
+        self.window_size, self.horizon, self.period = window_size, horizon, period
+        self.split_channels, self.normalise = split_channels, normalise
+        counts = [max(0, each.shape[1] - window_size - horizon + 1) for each in values]
+        starts = torch.cat([torch.arange(count) for count in counts])
+        follow = torch.cat([torch.arange(count, 0, -1) for count in counts])
+        before = torch.tensor([0, *(each.shape[1] for each in values[:-1])]).cumsum(0)  # steps of the series before
+        firsts = starts + before.repeat_interleave(torch.tensor(counts))
+        self.firsts = firsts[follow.argsort(descending=True, stable=True)]
+        self.values = torch.cat(list(values), dim=1)
 
     def __len__(self) -> int:
-        return self.values.shape[1] - self.window_size - self.horizon + 1
+        return len(self.firsts)
 
     def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Of some windows: x as the network gets it, what follows, both z-scored windows' level and scale, the window.
@@ -225,7 +239,7 @@ class ForecastWindows:
         the number of windows, times the channels where these are split.
         """
         steps = torch.arange(self.window_size + self.horizon)
-        both = self.values[:, index[:, None] + steps].transpose(0, 1)  # (n, C, T + horizon)
+        both = self.values[:, self.firsts[index][:, None] + steps].transpose(0, 1)  # (n, C, T + horizon)
         if self.split_channels:
             both = both.flatten(0, 1).unsqueeze(1)
         window, future = both.split([self.window_size, self.horizon], dim=2)
@@ -233,22 +247,29 @@ class ForecastWindows:
         return x, future, level, scale, window
 
 
-def part(timeline: Timeline, split: str, lookback: int) -> list[Tensor]:
+def part(timeline: Timeline, split: str, lookback: int) -> Tensor:
     """The steps of a part, and before it as many of the part before as a look-back takes."""
     number = ("train", "validation", "test").index(split)
     first = 0 if number == 0 else max(0, timeline.ends[number - 1] - lookback)
-    return [timeline.values[:, first : timeline.ends[number]]]
+    return timeline.values[:, first : timeline.ends[number]]
 
 
-def check_parts(timeline: Timeline, window_size: int, root: str) -> None:
-    """Raise DataError when the training part is shorter than a window, or another part is empty."""
-    first, second, last = timeline.ends
+def long_enough(timelines: Sequence[Timeline], window_size: int, root: str) -> tuple[list[Timeline], list[str]]:
+    """Return the timelines whose training part has a window and whose others are not empty, and the paths of the rest.
+
+    Raises DataError if there are none.
+    """
+    longest = max(timelines, key=lambda timeline: timeline.ends)
+    first, second, last = longest.ends
     if first < window_size:
         raise DataError(
             f"{root}: the training part has {first} rows, fewer than data.window_size={window_size}: use shorter ones"
         )
     if second <= first or last <= second:
-        raise DataError(f"{root} has {timeline.values.shape[1]} rows, too few for a training, validation and test part")
+        raise DataError(f"{root} has {longest.values.shape[1]} rows, too few for a training, validation and test part")
+    fits = [window_size <= each.ends[0] < each.ends[1] < each.ends[2] for each in timelines]
+    kept = [each for each, fit in zip(timelines, fits) if fit]
+    return kept, [each.path for each, fit in zip(timelines, fits) if not fit]
 
 
 def wrong_series(series: Sequence[Tensor]) -> dict[int, str]:
@@ -269,8 +290,8 @@ def without_wrong_values(timeline: Timeline, root: str, max_bad_share: float) ->
     channel, step = wrong.nonzero()[0].tolist()
     value = float(timeline.values[channel, step])
     told = (
-        f"{root}: column {timeline.names[channel]!r} holds {value:g} in row {step + 1}; {count} of {total} rows hold "
-        f"infinite values, or such beyond {LARGEST_INPUT:g}"
+        f"{timeline.path or root}: column {timeline.names[channel]!r} holds {value:g} in row {step + 1}; {count} of "
+        f"{total} rows hold infinite values, or such beyond {LARGEST_INPUT:g}"
     )
     if count > max_bad_share * total:
         raise DataError(

@@ -20,6 +20,7 @@ class SpectrogramMask(HiddenTokensMask):
     time_share: share of a sample's columns that is hidden, in spans of time_length columns; 0 for none.
     frequency_share: share of the rows, in bands of frequency_length rows; 0 for none.
     num_masks: independent masks per sample, each of which is another view of it.
+    wrap: see `SpanMask`, for spans and bands.
 
     Each axis as by `SpanMask`: shares are rounded to spans, and at least one row and one column are seen. The share of
     time is that of the columns which are not padding.
@@ -33,6 +34,7 @@ class SpectrogramMask(HiddenTokensMask):
         frequency_share: float = 0.25,
         frequency_length: int = 1,
         num_masks: int = 1,
+        wrap: bool = False,
     ) -> None:
         super().__init__(num_masks=num_masks)
         for name, share in {"time_share": time_share, "frequency_share": frequency_share}.items():
@@ -41,9 +43,9 @@ class SpectrogramMask(HiddenTokensMask):
         if not (time_share or frequency_share):
             raise ValueError("model.mask: time_share and frequency_share are both 0, and nothing would be hidden")
         check_at_least("model.mask", 1, time_length=time_length, frequency_length=frequency_length)
-        self._time = SpanMask(mask_ratio=time_share, mask_length=time_length) if time_share else None
+        self._time = SpanMask(mask_ratio=time_share, mask_length=time_length, wrap=wrap) if time_share else None
         self._frequency = (
-            SpanMask(mask_ratio=frequency_share, mask_length=frequency_length) if frequency_share else None
+            SpanMask(mask_ratio=frequency_share, mask_length=frequency_length, wrap=wrap) if frequency_share else None
         )
 
     def sizes(self, grid: Grid, padded: bool) -> tuple[int, int]:

@@ -19,9 +19,22 @@ class TimeSpanMask(SpanMask):
     """
 
     def __init__(
-        self, *, mask_ratio: float = 0.6, mask_length: int = 1, num_masks: int = 1, share_channels: bool = False
+        self,
+        *,
+        mask_ratio: float = 0.6,
+        mask_length: int = 1,
+        num_masks: int = 1,
+        steps_per_token: int = 1,
+        wrap: bool = False,
+        share_channels: bool = False,
     ) -> None:
-        super().__init__(mask_ratio=mask_ratio, mask_length=mask_length, num_masks=num_masks)
+        super().__init__(
+            mask_ratio=mask_ratio,
+            mask_length=mask_length,
+            num_masks=num_masks,
+            steps_per_token=steps_per_token,
+            wrap=wrap,
+        )
         self.share_channels = share_channels
 
     def sequences(self, grid: Grid) -> int:

@@ -149,22 +149,22 @@ def test_normalisation_of_windows():
 
 def test_a_table_is_split_by_time_and_dates_are_left_out(tmp_path):
     data = csv_data(write_table(tmp_path / "t.csv"), source={"splits": [0.5, 0.25, 0.25]})
-    assert data.timeline.names == ("a", "b")
-    assert data.timeline.ends == (200, 300, 400)
-    assert data.timeline.period == 24
+    assert data.timelines[0].names == ("a", "b")
+    assert data.timelines[0].ends == (200, 300, 400)
+    assert data.timelines[0].period == 24
     assert data.spec.num_train == 200 - 24 + 1
     assert data.spec.num_test == 100 + 1  # the look-back reaches into the validation part
     assert data.spec.classes is None
-    train = data.timeline.values[:, :200]
-    expected = (data.timeline.values[:, 376:400] - train.mean(dim=1, keepdim=True)) / train.std(dim=1, correction=0)[
-        :, None
-    ]
+    train = data.timelines[0].values[:, :200]
+    expected = (data.timelines[0].values[:, 376:400] - train.mean(dim=1, keepdim=True)) / train.std(
+        dim=1, correction=0
+    )[:, None]
     torch.testing.assert_close(everything(data, "test")[-1], expected)
 
 
 def test_forecast_windows_hold_every_target_of_their_part(tmp_path):
     data = csv_data(write_table(tmp_path / "t.csv"), source={"splits": [0.5, 0.25, 0.25]}, normalise="last")
-    z = (data.timeline.values - data.mean) / data.std
+    z = (data.timelines[0].values - data.mean) / data.std
     for split, (first, last) in {"train": (24, 200), "validation": (200, 300), "test": (300, 400)}.items():
         windows = data.windows(split, horizon=7)
         assert len(windows) == last - first - 7 + 1
@@ -182,8 +182,8 @@ def test_missing_cells_become_nan(tmp_path):
     rows = "\n".join(f"{i},{'?' if i == 5 else i},{'' if i == 7 else 1}" for i in range(100))
     root = write_table(tmp_path / "t.csv", text="time,a,b\n" + rows)
     data = csv_data(root, source={"missing_markers": ["?"]})
-    assert data.timeline.values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
-    assert data.timeline.period is None
+    assert data.timelines[0].values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
+    assert data.timelines[0].period is None
     with pytest.raises(DataError, match=r"'a' holds '\?' in row 6.*columns=.*missing_markers"):
         csv_data(root)
 
@@ -192,11 +192,15 @@ def test_columns_of_text_that_reads_as_dates_and_named_columns(tmp_path):
     rows = "\n".join(f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00,{i},{-i},x" for i in range(200))
     root = write_table(tmp_path / "t.csv", text="when,a,b,note\n" + rows)
     data = csv_data(root, source={"columns": ["b"]})
-    assert data.timeline.names == ("b",)
-    assert csv_data(root, source={"columns": ["b", "a"], "date_column": "when"}).timeline.period == 24
+    assert data.timelines[0].names == ("b",)
+    assert csv_data(root, source={"columns": ["b", "a"], "time_column": "when"}).timelines[0].period == 24
+    assert (
+        "time: when (2020-01-01 00:00:00 to 2020-01-09 07:00:00, every 1h); left out, as text: note"
+        in csv_data(root).lines[1]
+    )
     with pytest.raises(DataError, match="'note' holds 'x' in row 1"):
-        csv_data(root)
-    with pytest.raises(DataError, match=r"no column 'c'; its columns are when, a, b, note"):
+        csv_data(root, source={"columns": ["a", "note"]})
+    with pytest.raises(DataError, match=r"no column .c. \(data.source.columns\); its columns are when, a, b, note"):
         csv_data(root, source={"columns": ["c"]})
 
 
@@ -204,7 +208,7 @@ def test_columns_of_text_that_reads_as_dates_and_named_columns(tmp_path):
     ("name", "step", "steps"), [("ETTh9.csv", "1h", 24), ("x.csv", "1h", 24), ("ETTm1.csv.gz", "15min", 96)]
 )
 def test_ett_splits(tmp_path, name, step, steps):
-    table = ett(root=write_table(tmp_path / name, rows=610 * steps, step=step)).timeline
+    table = ett(root=write_table(tmp_path / name, rows=610 * steps, step=step)).timelines[0]
     assert table.ends == (360 * steps, 480 * steps, 600 * steps)
     assert table.period == steps
 
@@ -213,8 +217,8 @@ def test_etth1_has_the_usual_windows(shared_dir):
     data = SeriesData(source=ett, root=str(shared_dir / "ett" / "ETTh1.csv"), window_size=336, split_channels=True)
     assert [len(data.windows(s, horizon=96)) for s in ("train", "validation", "test")] == [8209, 2785, 2785]
     assert data.spec.found == {"channels": 1, "length": 336}
-    first = data.timeline.values[:, 0]
-    assert data.timeline.names[-1] == "OT"
+    first = data.timelines[0].values[:, 0]
+    assert data.timelines[0].names[-1] == "OT"
     assert first[-1] == pytest.approx(30.531, abs=1e-3)
 
 
@@ -285,7 +289,7 @@ def test_mistakes_in_labelled_data(tmp_path):
 
 def test_mistakes_in_tables(tmp_path):
     root = write_table(tmp_path / "t.csv")
-    with pytest.raises(DataError, match="is not a file"):
+    with pytest.raises(DataError, match="is not a file, nor a folder"):
         csv_data(str(tmp_path / "none.csv"))
     with pytest.raises(DataError, match="no rows below its header"):
         csv_data(write_table(tmp_path / "e.csv", text="a,b\n"))

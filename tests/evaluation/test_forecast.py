@@ -27,7 +27,9 @@ def wave(steps=900, *, period=12, noise=0.1, gap=None):
     if gap is not None:
         values[:, gap] = float("nan")
     timeline = Timeline(values, (500, 700, 900), period, ("a", "b"))
-    return functools.partial(SeriesData, source=lambda root: SeriesSplits(timeline=timeline), root="", window_size=24)
+    return functools.partial(
+        SeriesData, source=lambda root: SeriesSplits(timelines=[timeline]), root="", window_size=24
+    )
 
 
 def probe(**settings):
@@ -103,7 +105,7 @@ def test_the_penalty_is_chosen_without_the_test_part():
     data = wave()()
     chosen = probe(penalties=[1e3, 1e-3])(None, data, device=CPU, batch_size=64)
     assert chosen["/6/mse"] == pytest.approx(probe(penalties=[1e-3])(None, data, device=CPU, batch_size=64)["/6/mse"])
-    data.timeline.values[:, 700:] = torch.randn(2, 200)  # of which nothing is learnt
+    data.timelines[0].values[:, 700:] = torch.randn(2, 200)  # of which nothing is learnt
     (one, other) = (probe(penalties=p)(None, data, device=CPU, batch_size=64)["/6/mse"] for p in ([1e3, 1e-3], [1e-3]))
     assert one == pytest.approx(other)
 

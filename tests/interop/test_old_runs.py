@@ -66,6 +66,8 @@ def test_upgrade():
     assert (encoder["embed_dim"], encoder["num_heads"], "dim" in encoder) == (8, 2, False)
     assert encoder["stem"]["spectrogram"] == {"_target_": "jepa.utils.log_mel.LogMel", "mel_bins": 8}
     assert new["other"] == {**own, "list": [{"_target_": "jepa.models.Predictor", "num_heads": None}]}
+    series = {"_target_": "jepa.data.sources.series.series_csv", "date_column": "when"}
+    assert upgrade(series) == {"_target_": "jepa.data.sources.series_csv", "time_column": "when"}
     assert upgrade(new) == new
     assert old["model"]["encoder"]["dim"] == 8
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hydra.utils import instantiate
 
+from jepa.checkpoint.moved import upgrade
 from jepa.masks.future import FutureMask
 from jepa.masks.hidden_tokens import fixed_size_indices
 from jepa.masks.span import SpanMask
@@ -34,7 +36,7 @@ def members(mask, tokens, all_predict=True):
 
 @pytest.mark.parametrize(("ratio", "length"), [(0.6, 1), (0.5, 4), (0.75, 7), (0.02, 3), (0.99, 1)])
 def test_every_token_is_hidden_equally_often(ratio, length):
-    mask = draw(SpanMask(mask_ratio=ratio, mask_length=length), 8000, (30,))[0]
+    mask = draw(SpanMask(mask_ratio=ratio, mask_length=length, wrap=length > 1), 8000, (30,))[0]
     assert mask.context_valid is None
     assert mask.target_valid is None
     both = torch.cat([mask.context, mask.targets[:, 0]], dim=1).sort(dim=1).values
@@ -45,20 +47,68 @@ def test_every_token_is_hidden_equally_often(ratio, length):
     assert (share - size / 30).abs().max() < 0.03
 
 
-def test_what_is_hidden_are_spans():
-    mask = draw(SpanMask(mask_ratio=0.4, mask_length=4), 500, (40,))[0]
-    hidden = torch.zeros(500, 40, dtype=torch.int64).scatter_(1, mask.targets[:, 0], 1)
-    starts = ((hidden - hidden.roll(1, dims=1)) == 1).sum(dim=1)  # on the ring
+@pytest.mark.parametrize("wrap", [True, False])
+def test_what_is_hidden_are_spans(wrap):
+    mask = draw(SpanMask(mask_ratio=0.4, mask_length=4, wrap=wrap), 4000, (40,))[0]
+    hidden = torch.zeros(4000, 40, dtype=torch.int64).scatter_(1, mask.targets[:, 0], 1)
+    before = hidden.roll(1, dims=1) if wrap else torch.nn.functional.pad(hidden, (1, 0))[:, :-1]
+    starts = ((hidden - before) == 1).sum(dim=1)
     assert hidden.sum(dim=1).unique().tolist() == [16]
     assert starts.max() <= 4
     assert starts.float().mean() > 2.5  # spans may touch, but are not one block
+    if not wrap:
+        runs = [len(run) for row in hidden.tolist() for run in "".join(map(str, row)).split("0") if run]
+        assert not any(run % 4 for run in runs)
+        share = hidden.float().mean(dim=0)
+        torch.testing.assert_close(share, share.flip(0), atol=0.03, rtol=0)
+        assert abs(share[0] - 4 / (4 + 24)) < 0.02  # as the docstring says
+
+
+@pytest.mark.parametrize(
+    ("length", "patch", "steps", "warned"), [(20, 4, 20, False), (4, 4, 4, False), (10, 4, 8, True), (1, 4, 4, True)]
+)
+def test_lengths_are_time_steps_of_whole_tokens(length, patch, steps, warned, caplog):
+    """Windows of 100 steps; today's 20 steps of mask_length are not 20 tokens of 4 steps each."""
+    masker = SpanMask(mask_ratio=0.2, mask_length=length, steps_per_token=patch)
+    hidden = members(draw(masker, 500, (100 // patch,))[0], 100 // patch)[1].repeat_interleave(patch, dim=1)
+    runs = [len(run) for row in hidden.int().tolist() for run in "".join(map(str, row)).split("0") if run]
+    assert min(runs) == steps
+    assert not any(run % steps for run in runs)
+    assert abs(hidden.sum(dim=1).float().mean() - 20) <= steps / 2
+    assert (f"mask_length={length} is no whole number of tokens of {patch} time steps" in caplog.text) == warned
+
+
+def test_masks_of_stored_runs_are_drawn_as_they_were():
+    stored = {
+        "jepa.masks.SpanMask": ({"mask_ratio": 0.5, "mask_length": 3}, (12,), [0, 6, 7, 8, 10, 11]),
+        "jepa.masks.time_span.TimeSpanMask": (
+            {"mask_ratio": 0.5, "mask_length": 2},
+            (2, 6),
+            [0, 3, 4, 5, 8, 9, 10, 11],
+        ),
+        "jepa.masks.spectrogram.SpectrogramMask": (
+            {"time_length": 2},
+            (3, 6),
+            [0, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 15, 16, 17],
+        ),
+    }
+    for target, (settings, grid, expected) in stored.items():
+        config = upgrade({"_target_": target, **settings})
+        assert config["wrap"] is True
+        assert upgrade(config | {"wrap": False})["wrap"] is False
+        masker = instantiate(config)
+        assert draw(masker, 2 if len(grid) == 1 else 1, grid, seed=5)[0].targets[0, 0].tolist() == expected
 
 
 @pytest.mark.parametrize(("ratio", "length"), [(0.5, 1), (0.5, 3), (0.95, 5)])
 def test_padding_is_neither_seen_nor_predicted(ratio, length):
     """Samples of 0 to 20 tokens, with gaps; those of two and more have both a context and a target."""
     valid = torch.rand(400, 20, generator=torch.Generator().manual_seed(1)) < torch.linspace(0, 1, 400)[:, None]
-    mask = draw(SpanMask(mask_ratio=ratio, mask_length=length), 400, (20,), valid)[0]
+    for wrap in (True, False):
+        check_padding(draw(SpanMask(mask_ratio=ratio, mask_length=length, wrap=wrap), 400, (20,), valid)[0], valid)
+
+
+def check_padding(mask, valid):
     for number in range(400):
         seen = mask.context[number][mask.context_valid[number]].tolist()
         wanted = mask.targets[number, 0][mask.target_valid[number, 0]].tolist()
@@ -144,7 +194,7 @@ def test_spans_stay_in_their_channel(shared):
     assert (context | targets).all()
     hidden = targets.view(50, 3, 16)
     assert hidden.sum(dim=2).eq(8).all()
-    starts = (hidden & ~hidden.roll(1, dims=2)).sum(dim=2)  # on a ring
+    starts = (hidden & ~torch.nn.functional.pad(hidden, (1, 0))[..., :-1]).sum(dim=2)
     assert starts.max() == 2
     assert starts.min() >= 1
     assert torch.equal(hidden[:, 0], hidden[:, 1]) == shared
@@ -197,7 +247,7 @@ def test_spectrogram_masks_draw_the_same_numbers_whatever_the_padding():
 
 
 def test_spectrogram_masks_cover_the_grid_evenly():
-    [mask] = draw(SpectrogramMask(time_share=0.5, time_length=2, frequency_share=0.25), 4000, (4, 8))
+    [mask] = draw(SpectrogramMask(time_share=0.5, time_length=2, frequency_share=0.25, wrap=True), 4000, (4, 8))
     share = members(mask, 32)[0].float().mean(dim=0)
     assert torch.allclose(share, torch.full((32,), 0.375), atol=0.03)
 
@@ -208,6 +258,7 @@ def test_spectrogram_masks_cover_the_grid_evenly():
         (lambda: SpanMask(mask_ratio=0.0), "model.mask.mask_ratio"),
         (lambda: SpanMask(mask_ratio=1.0), "model.mask.mask_ratio"),
         (lambda: SpanMask(mask_length=0), "model.mask.mask_length"),
+        (lambda: SpanMask(steps_per_token=0), "model.mask.steps_per_token"),
         (lambda: SpanMask(num_masks=0), "model.mask.num_masks"),
         (lambda: SpanMask()(3, (1,)), "at least 2 tokens"),
         (lambda: TimeSpanMask()(2, (3, 1)), "at least 2 tokens along time"),

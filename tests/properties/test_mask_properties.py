@@ -47,16 +47,20 @@ def tubes(*, groups, images, **others) -> TubeMask:
     return TubeMask(groups=groups, images=images and BlockGroup(**images), **others)
 
 
+SPANS = {
+    "mask_ratio": share,
+    "mask_length": number,
+    "num_masks": num_masks,
+    "steps_per_token": st.integers(1, 4),
+    "wrap": st.booleans(),
+}
 MASKERS = {
     "rectangles": (multiblock_mask, {**BLOCKS, "compat": st.just("rectangles")}),
     "fixed": (multiblock_mask, {**BLOCKS, "compat": st.just("fixed")}),
     "published": (multiblock_mask, {**BLOCKS, "compat": st.just("published")}),
     "random": (RandomMask, {"context_share": share, "target_share": st.none() | share, "num_masks": num_masks}),
-    "span": (SpanMask, {"mask_ratio": share, "mask_length": number, "num_masks": num_masks}),
-    "time_span": (
-        TimeSpanMask,
-        {"mask_ratio": share, "mask_length": number, "num_masks": num_masks, "share_channels": st.booleans()},
-    ),
+    "span": (SpanMask, SPANS),
+    "time_span": (TimeSpanMask, {**SPANS, "share_channels": st.booleans()}),
     "future": (FutureMask, {"target_share": share | shares, "num_masks": num_masks}),
     "spectrogram": (
         SpectrogramMask,
@@ -66,6 +70,7 @@ MASKERS = {
             "frequency_share": share,
             "frequency_length": number,
             "num_masks": num_masks,
+            "wrap": st.booleans(),
         },
     ),
     "tubes": (

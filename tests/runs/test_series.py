@@ -34,9 +34,11 @@ def archive(tmp_path):
 @pytest.fixture
 def table(tmp_path):
     rows = [
-        f"2020-01-{1 + i // 24:02d} {i % 24:02d}:00,{np.sin(i / 4):.4f},{i % 7 if i % 31 else ''}" for i in range(600)
+        f"{1 + i // 24:02d}.01.2020 {i % 24}:00;{np.sin(i / 4):.4f};{i % 7 if i % 31 else ''};ja" for i in range(600)
     ]
-    (tmp_path / "t.csv").write_text("date,a,b\n" + "\n".join(rows))
+    (tmp_path / "t.csv").write_text(
+        "Zeit;a;b;Tür\n" + "\n".join(rows).replace(".", ",").replace(",01,", ".01."), "cp1252"
+    )
     return ["data=series_csv", "data.root=t.csv", "data.window_size=48", "model.encoder.stem.patch_size=6", *FEW]
 
 
@@ -64,6 +66,8 @@ def test_forecasts_of_a_table_with_missing_cells(train, table, tmp_path):
         "optimized_metric=eval/trained/forecast/6/mse",
     )
     assert process.returncode == 0, process.stderr
+    assert "channels: a, b; time: Zeit (2020-01-01 00:00:00 to" in process.stdout
+    assert "left out, as text: Tür" in process.stdout
     rows = results(tmp_path)
     for row in ("trained", "random_init", "raw_input"):
         assert rows[row]["forecast/6/mse"] > 0

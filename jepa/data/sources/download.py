@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import hashlib
+import io
 import logging
 import lzma
 import os
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
+from typing import BinaryIO
 
 from jepa.utils.errors import DataError, first_line
 
@@ -75,12 +77,19 @@ def read_packed(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in .gz. Raises DataError if it is damaged, or too large."""
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read(memory_limit() + 1)
+            return read_all(file, path)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
-    if len(content) > memory_limit():
-        raise DataError(f"{path} cannot be read: it does not fit in memory once it is unpacked")
-    return content
+
+
+def read_all(file: BinaryIO, path: Path) -> bytes:
+    """The rest of an open file, in steps, as `read(n)` takes n bytes at once. Raises DataError if it is too large."""
+    content, limit = io.BytesIO(), memory_limit()
+    while chunk := file.read(2**20):
+        content.write(chunk)
+        if content.tell() > limit:
+            raise DataError(f"{path} cannot be read: it does not fit in memory once it is unpacked")
+    return content.getvalue()
 
 
 def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:

@@ -1,27 +1,27 @@
-"""Sources of time series: labelled series of the UCR / UEA archive, the ETT tables, and any CSV table."""
+"""Sources of time series: labelled series of the UCR / UEA archive, the ETT tables, and any tables of numbers."""
 
 from __future__ import annotations
 
+import logging
 import os
-import warnings
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jepa.data.sources.download import memory_limit
-from jepa.data.sources.splits import number_classes
+from jepa.data.sources.splits import first_few, number_classes
+from jepa.data.sources.table_times import step_length
+from jepa.data.sources.time_table import TimeTable, columns_option
 from jepa.utils.errors import DataError
-from jepa.utils.lazy_import import require
 
-if TYPE_CHECKING:
-    import pandas
-
-DATE_NAMES = ("date", "datetime", "time", "timestamp")
+log = logging.getLogger("jepa")
+MOST_NOTES = 5
+TABLES = re.compile(r"\.(csv|tsv|txt|parquet|pq)(\.(gz|bz2|xz))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -29,23 +29,24 @@ class Timeline:
     """A long series (C, T) float32, NaN where values are missing, and how it is split by time.
 
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
-    season, for the seasonal-naive forecast; None where it is not known. names: of the channels.
+    season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
     """
 
     values: Tensor
     ends: tuple[int, int, int]
     period: int | None
     names: tuple[str, ...]
+    path: str = ""
 
 
 @dataclass(frozen=True)
 class SeriesSplits:
-    """Training and test series, each (C, T) float32 with NaN for missing, T of any length; or a timeline.
+    """Training and test series, each (C, T) float32 with NaN for missing, T of any length; or timelines.
 
     Series of infinite values are bad samples, and of a timeline such values are missing (`SeriesData`).
 
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
-    lines: see `Splits`.
+    lines: what the first lines of a run say of the tables.
     """
 
     train: Sequence[Tensor] = ()
@@ -53,7 +54,7 @@ class SeriesSplits:
     train_labels: Sequence[int] | None = None
     test_labels: Sequence[int] | None = None
     class_names: tuple[str, ...] | None = None
-    timeline: Timeline | None = None
+    timelines: Sequence[Timeline] = ()
     lines: tuple[str, ...] = ()
 
 
@@ -116,42 +117,55 @@ def ett(*, root: str) -> SeriesSplits:
     The usual split: 12, 4 and 4 months of 30 days. Hourly tables (ETTh) and those of 15 minutes (ETTm) are known by
     the file's name, or by the steps of its date column. The season is a day. Raises DataError for what is neither.
     """
-    table = _read_table(root)
-    numbers, dates = _columns(root, table, None, None)
+    if not os.path.isfile(root):
+        raise DataError(
+            f"data.root={root} is not a file: expected one of the ETT tables, such as data.root=/data/ETTh1.csv"
+        )
+    table = TimeTable(root)
     steps_a_day = next((steps for name, steps in (("etth", 24), ("ettm", 96)) if name in Path(root).name.lower()), None)
-    steps_a_day = steps_a_day or _steps_a_day(dates)
+    steps_a_day = steps_a_day or table.steps_a_day()
     if steps_a_day not in (24, 96):
         raise DataError(
             f"{root} is neither hourly (ETTh) nor every 15 minutes (ETTm), by its name or its date column: use "
             "data=series_csv for other tables"
         )
     ends = tuple(30 * steps_a_day * months for months in (12, 16, 20))
-    if len(table) < ends[2]:
+    if len(table.numbers) < ends[2]:
         raise DataError(
-            f"{root} has {len(table)} rows, but 20 months of {steps_a_day} steps a day take {ends[2]}: the file is cut "
-            "short, or no ETT table (for others use data=series_csv)"
+            f"{root} has {len(table.numbers)} rows, but 20 months of {steps_a_day} steps a day take {ends[2]}: the "
+            "file is cut short, or no ETT table (for others use data=series_csv)"
         )
-    return _timeline(root, numbers, ends, steps_a_day)
+    return _series_splits([table], [ends], steps_a_day)
 
 
 def series_csv(
     *,
     root: str,
     columns: Sequence[str] | None = None,
-    date_column: str | None = None,
+    time_column: str | Sequence[str] | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
+    resample: str | None = None,
     splits: Sequence[float] = (0.7, 0.1, 0.2),
     period: int | None = None,
     missing_markers: Sequence[str] = (),
 ) -> SeriesSplits:
-    """A CSV table with a header, one row per time step, in order; also compressed (`.csv.gz`).
+    """A table with a header and one row per time step, or a folder of such tables with the same columns.
 
-    columns: the channels; None takes all but dates. date_column: left out, as is any column called date, datetime, time
-    or timestamp, and one of text that reads as dates. splits: shares of the rows for training, validation and test, one
-    after the other; without validation the penalty of a forecast cannot be chosen. period: rows of a season; None takes
-    a day, where there are dates a day or more apart in several steps. missing_markers: words that stand for a missing
-    cell, besides empty ones and NaN, NA, null.
+    CSV, also compressed, or parquet; every file of a folder is a series of its own.
 
-    Raises ValueError for splits that make no sense, DataError for what cannot be read.
+    columns: the channels; None takes all numbers but times, and leaves text out.
+    time_column: holds the time, or several: year, month, day and so on, or date and clock time; None finds them
+        (`find_times`). separator, decimal: see `read_table`.
+    resample: takes means over each such length of time, as 15min, 1h or 1D; None takes rows as they are, and warns
+        where their steps differ.
+    splits: shares of the rows of each file for training, validation and test, one after the other; without
+        validation the penalty of a forecast cannot be chosen.
+    period: rows of a season; None takes a day, where steps are shorter.
+    missing_markers: words that stand for a missing cell, besides empty ones and NaN, NA, null.
+
+    Rows are put in the order of their times. Raises ValueError for settings that make no sense, DataError for what
+    cannot be read.
     """
     if len(splits) != 3 or min(splits) <= 0 or sum(splits) > 1 + 1e-9:
         raise ValueError(
@@ -160,96 +174,78 @@ def series_csv(
         )
     if period is not None and period < 1:
         raise ValueError(f"data.source.period={period}: expected the rows of a season, at least 1, or null")
-    table = _read_table(root, missing_markers)
-    numbers, dates = _columns(root, table, columns, date_column)
-    ends = tuple(min(len(table), round(float(share) * len(table))) for share in np.cumsum(splits))
-    return _timeline(root, numbers, ends, _steps_a_day(dates) if period is None else period)
+    step = None if resample is None else step_length(resample)
+    reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
+    paths, lines = _find_tables(root)
+    tables = [TimeTable(path, columns, time_column, **reading) for path in paths]
+    for table in tables:
+        table.put_in_order()
+        if step is None:
+            table.find_uneven_steps()
+        else:
+            table.resample(step)
+    notes = [f"{table.path}: {note}" for table in tables for note in table.notes]
+    for note in notes[:MOST_NOTES]:
+        log.warning(note)
+    if len(notes) > MOST_NOTES:
+        log.warning("%d more notes on other tables", len(notes) - MOST_NOTES)
+    ends = [tuple(min(len(t.numbers), round(float(s) * len(t.numbers))) for s in np.cumsum(splits)) for t in tables]
+    return _series_splits(tables, ends, period, tuple(lines))
 
 
-def _read_table(root: str, missing_markers: Sequence[str] = ()) -> pandas.DataFrame:
-    pandas = require("pandas", extra="series", purpose="reading a table of time series")
-    if not os.path.isfile(root):
-        raise DataError(f"data.root={root} is not a file: expected a CSV table, such as data.root=/data/ETTh1.csv")
-    try:
-        table = pandas.read_csv(root, na_values=list(missing_markers), skipinitialspace=True)
-    except Exception as error:  # pandas, gzip and codecs raise many kinds for a damaged file
-        raise DataError(f"{root} cannot be read as a CSV table: {error}") from error
-    if not len(table):
-        raise DataError(f"{root} has no rows below its header")
-    return table
-
-
-def _columns(
-    root: str, table: pandas.DataFrame, columns: Sequence[str] | None, date_column: str | None
-) -> tuple[pandas.DataFrame, pandas.Series | None]:
-    """The columns of numbers, and the dates where there are any."""
-    import pandas
-
-    for name in [*(columns or []), *([] if date_column is None else [date_column])]:
-        if name not in table.columns:
-            raise DataError(f"{root} has no column {name!r}; its columns are {', '.join(map(str, table.columns))}")
-    named = [name for name in table.columns if name == date_column or str(name).lower() in DATE_NAMES]
-    tried = named if columns is not None else table.columns
-    dates = {name: found for name in tried if (found := _as_dates(table[name])) is not None}
-    wanted = [name for name in table.columns if name not in named and name not in dates] if columns is None else columns
-    for name in wanted:
-        if not pandas.api.types.is_numeric_dtype(cells := table[name]):
-            wrong = cells[pandas.to_numeric(cells, errors="coerce").isna() & cells.notna()]
-            shown, row = str(wrong.iloc[0])[:100], int(wrong.index[0]) + 1
-            raise DataError(
-                f"{root}: column {name!r} holds {shown!r} in row {row}, which is no number: "
-                "name the channels with data.source.columns=[...], or what stands for missing cells with "
-                "data.source.missing_markers=[...]"
-            )
-    if columns is None and wanted and all(_is_value(str(name)) for name in wanted):
+def _find_tables(root: str) -> tuple[list[str], list[str]]:
+    """Return the file, or the tables of a folder in the order of their names, and what to say of these."""
+    if os.path.isfile(root):
+        return [root], []
+    if not os.path.isdir(root):
         raise DataError(
-            f"{root} has values where names of columns belong ({', '.join(map(str, wanted[:3]))}): put a header above "
-            "them, or name the channels with data.source.columns=[...]"
+            f"data.root={root} is not a file, nor a folder: expected a table, such as data.root=/data/ETTh1.csv, or a "
+            "folder of tables"
         )
-    if not wanted:
-        raise DataError(f"{root} has no columns of numbers; its columns are {', '.join(map(str, table.columns))}")
-    return table[list(wanted)], dates.get(date_column, next(iter(dates.values()), None))
+    files = sorted(path for path in Path(root).rglob("*") if path.is_file())
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
+    found = [path for path in files if TABLES.search(path.name)]
+    found = [path for path in found if TABLES.search(path.name).group(1).lower() != "txt"] or found
+    if not found:
+        raise DataError(
+            f"data.root={root} holds no tables (.csv, .tsv, .parquet), but {first_few(files) or 'no files'}"
+        )
+    others = [f"other files, left out: {len(files) - len(found)}"] if len(files) > len(found) else []
+    series = [f"{len(found)} tables, each a series that is split by time; no window crosses from one to another"]
+    return list(map(str, found)), ["; ".join([*(series if len(found) > 1 else [f"table: {found[0]}"]), *others])]
 
 
-def _is_value(name: str) -> bool:
-    """Whether a column's name is a number, but no integer: those are common names."""
-    try:
-        return not float(name).is_integer()
-    except (ValueError, OverflowError):
-        return False
-
-
-def _as_dates(cells: pandas.Series) -> pandas.Series | None:
-    """The cells as dates; None where they are not (numbers never are)."""
-    import pandas
-
-    if pandas.api.types.is_numeric_dtype(cells):
-        return None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the format is not known beforehand
-        dates = pandas.to_datetime(cells, errors="coerce")
-    return dates if dates.notna().mean() > 0.99 else None
-
-
-def _steps_a_day(dates: pandas.Series | None) -> int | None:
-    """How many steps make a day; None without dates, or where steps are a day or longer."""
-    if dates is None or len(dates) < 2:
-        return None
-    seconds = dates.diff().dt.total_seconds().median()
-    return round(86400 / seconds) if 0 < seconds < 86400 else None
-
-
-def _timeline(root: str, numbers: pandas.DataFrame, ends: tuple[int, int, int], period: int | None) -> SeriesSplits:
-    """Raises DataError for columns that are empty in the training part."""
-    values = _as_float32(numbers.to_numpy(dtype=np.float64).T)
-    for name, row in zip(numbers.columns, values):
-        if ends[0] and np.isnan(row[: ends[0]]).all():
+def _series_splits(
+    tables: Sequence[TimeTable], ends: Sequence[tuple[int, int, int]], period: int | None, lines: tuple[str, ...] = ()
+) -> SeriesSplits:
+    """Raises DataError for tables of different channels, and channels that are empty in the training parts."""
+    text = {name for table in tables for name in table.text}
+    every = list(dict.fromkeys(name for table in tables for name in table.numbers.columns if name not in text))
+    for table in tables:
+        if lacking := [name for name in every if name not in table.numbers.columns]:
+            common = [name for name in every if all(name in each.numbers.columns for each in tables)]
             raise DataError(
-                f"{root}: column {name!r} holds no values in the training part, its first {ends[0]} rows: leave it out "
-                "with data.source.columns=[...], or change data.source.splits"
+                f"{table.path} has no column {lacking[0]!r}, which other tables have: name the channels, as by "
+                f"{columns_option(common)}"
             )
-    names = tuple(map(str, numbers.columns))
-    return SeriesSplits(timeline=Timeline(torch.from_numpy(values), ends, period, names))
+        table.numbers = table.numbers[every]
+    values = [_as_float32(table.numbers.to_numpy().T) for table in tables]
+    for number, name in enumerate(every):
+        if any(end[0] for end in ends) and all(np.isnan(v[number, : end[0]]).all() for v, end in zip(values, ends)):
+            raise DataError(
+                f"{tables[0].path}: column {name!r} holds no values in the training part, its first {ends[0][0]} rows: "
+                "leave it out with data.source.columns=[...], or change data.source.splits"
+            )
+    seasons = {table.steps_a_day() for table in tables}
+    period = next(iter(seasons)) if period is None and len(seasons) == 1 else period
+    told = "; ".join(dict.fromkeys(table.told for table in tables))
+    return SeriesSplits(
+        timelines=[
+            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path)
+            for each, end, table in zip(values, ends, tables)
+        ],
+        lines=(*lines, f"read as {told}", *tables[0].lines()),
+    )
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:

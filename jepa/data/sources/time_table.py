@@ -1,0 +1,166 @@
+"""A table with a row per time step: its columns sorted into channels, times and text, its rows put in order."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from jepa.data.sources.table_dialect import is_value
+from jepa.data.sources.table_files import read_table
+from jepa.data.sources.table_times import check_names, find_times, resampled, uneven_steps
+from jepa.utils.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas
+
+MOST_NAMES = 30
+NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"
+"""A number by any decimal mark."""
+
+
+class TimeTable:
+    """A table, read.
+
+    columns: the channels; None takes all columns of numbers but times. time_column: see `find_times`. reading: what
+    `read_table` takes.
+
+    numbers: the channels, float64, a row per time step. times: of the rows, or None. text: columns that are left out.
+    told: how the file is written. notes: what is wrong with the rows. Raises DataError for what cannot be read, and for
+    a column in which only some cells are numbers.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        columns: Sequence[str] | None = None,
+        time_column: str | Sequence[str] | None = None,
+        **reading: Any,
+    ) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        frame, self.told, decimal = read_table(path, **reading)
+        wanted = None if columns is None else check_names(path, frame, columns, "data.source.columns")
+        self.time_columns, self.times = find_times(path, frame, time_column, wanted or ())
+        free = [name for name in frame.columns if name not in self.time_columns] if wanted is None else wanted
+        self.text = [name for name in free if frame[name].dtype.kind not in "iufb"]
+        for name in self.text:
+            self._check_text(frame[name], decimal, asked_for=wanted is not None)
+        channels = [name for name in free if name not in self.text]
+        if not channels:
+            shown = ", ".join(f"{name} ({str(frame[name].iloc[0])[:30]})" for name in frame.columns[:5])
+            raise DataError(
+                f"{path} has no columns of numbers; read with {self.told}, its columns are {shown}: set "
+                "data.source.separator or data.source.decimal if that is wrong"
+            )
+        self.numbers = frame[channels].astype("float64")
+        names = [*channels, *self.time_columns]
+        if wanted is None and all(map(is_value, names)) and not all(re.fullmatch(r"-?\d+", name) for name in names):
+            raise DataError(
+                f"{path} has values where names of columns belong ({', '.join(names[:3])}): put a header above "
+                "them, or name the channels with data.source.columns=[...]"
+            )
+
+    def _check_text(self, cells: pandas.Series, decimal: str, asked_for: bool) -> None:
+        """Raise DataError for text in a column that was asked for, or of which a tenth are numbers."""
+        import pandas
+
+        known = cells.dropna().astype(str).str.strip()
+        if not asked_for and known.str.fullmatch(NUMBER).mean() < 0.1:
+            return
+        wrong = known[pandas.to_numeric(known.str.replace(decimal, ".", regex=False), errors="coerce").isna()]
+        if len(wrong):  # dates of a column that was asked for are none
+            shown, row = wrong.iloc[0][:100], int(wrong.index[0]) + 1
+            raise DataError(
+                f"{self.path}: column {cells.name!r} holds {shown!r} in row {row}, which is no number (read with "
+                f"{self.told}): name the channels with data.source.columns=[...], what stands for missing cells with "
+                "data.source.missing_markers=[...], or the mark before fractions with data.source.decimal"
+            )
+
+    def put_in_order(self) -> None:
+        """Leave out rows without a time, and sort the others."""
+        if self.times is None:
+            return
+        dated = self.times.notna()
+        if not dated.all():
+            self.notes.append(f"rows without a time that can be read, left out: {int((~dated).sum())}")
+            self.numbers, self.times = self.numbers[dated], self.times[dated]
+        if not self.times.is_monotonic_increasing:
+            self.notes.append("rows are not in the order of their times, and are sorted")
+            self.times = self.times.sort_values(kind="stable")
+            self.numbers = self.numbers.loc[self.times.index]
+
+    def resample(self, step: pandas.Timedelta) -> None:
+        """Take the mean of each step of time (`resampled`). Raises DataError for a table without times."""
+        if self.times is None:
+            raise DataError(
+                f"{self.path}: data.source.resample={in_units(step)} needs times, and "
+                + (f"{', '.join(self.time_columns)} cannot be read as such" if self.time_columns else "there are none")
+                + ": name what holds them with data.source.time_column, or set data.source.resample=null"
+            )
+        self.numbers, self.times = resampled(self.path, self.numbers, self.times, step)
+        if missing := int(self.numbers.isna().all(axis=1).sum()):
+            self.notes.append(f"nothing was measured in {missing} of {len(self.times)} steps of {in_units(step)}")
+
+    def find_uneven_steps(self) -> None:
+        """Note where the steps between rows differ."""
+        usual, count = (None, 0) if self.times is None else uneven_steps(self.times)
+        if not count:
+            return
+        total, repeated = len(self.times) - 1, int(self.times.duplicated().sum())
+        self.notes.append(
+            f"{count} of {total} steps between rows ({count / total:.2%}) are not the usual {in_units(usual)}, the "
+            f"longest is {in_units(self.times.diff().max())}, and windows take them for even ones: data.source."
+            f"resample={in_units(usual)} takes means, and leaves gaps missing"
+            + (f". {repeated} times are there again: of several devices, give each a file" if repeated else "")
+        )
+
+    def steps_a_day(self) -> int | None:
+        """Return how many steps make a day; None without times, or where steps are a day or longer."""
+        usual = None if self.times is None else uneven_steps(self.times)[0]
+        seconds = 0.0 if usual is None else usual.total_seconds()
+        return round(86400 / seconds) if 0 < seconds < 86400 else None
+
+    def lines(self) -> list[str]:
+        """Return what is used of the table, and what of that may be useless."""
+        names = list(self.numbers.columns)
+        lines = [f"channels: {named(names)}"]
+        if self.times is not None and len(self.times):
+            step = uneven_steps(self.times)[0]
+            span = f"{self.times.min()} to {self.times.max()}" + ("" if step is None else f", every {in_units(step)}")
+            lines[0] += f"; time: {', '.join(self.time_columns)} ({span})"
+        elif self.time_columns:
+            lines[0] += f"; left out, though no times: {named(self.time_columns)}"
+        else:
+            lines[0] += "; no times"
+        lines[0] += f"; left out, as text: {named(self.text)}" if self.text else ""
+        steps = self.numbers.diff().iloc[1:]
+        constant = [name for name in names if self.numbers[name].nunique() < 2]
+        counters = [name for name in names if len(steps) > 1 and steps[name].nunique(dropna=False) == 1]
+        counters = [name for name in counters if name not in constant]
+        useless = [f"{named(constant)} never changes"] if constant else []
+        useless += [f"{named(counters)} only counts the rows"] if counters else []
+        if useless:
+            others = [name for name in names if name not in {*constant, *counters}]
+            lines.append(f"{', '.join(useless)}; without: {columns_option(others)}")
+        return lines
+
+
+def named(names: Sequence[str]) -> str:
+    """Return names, separated by commas, of many the first ones."""
+    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more
+
+
+def columns_option(names: Sequence[str]) -> str:
+    """Return the option that names the channels, as a shell takes it."""
+    return f"'data.source.columns={json.dumps(list(names), ensure_ascii=False)}'"
+
+
+def in_units(step: pandas.Timedelta) -> str:
+    """Return a length of time in the largest unit of which it is a whole number: 15min, 1h, 1D."""
+    nanoseconds = step.value
+    units = {"D": 86400 * 10**9, "h": 3600 * 10**9, "min": 60 * 10**9, "s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
+    unit = next(unit for unit, size in units.items() if nanoseconds % size == 0 and (nanoseconds or unit == "s"))
+    return f"{nanoseconds // units[unit]}{unit}"
