@@ -61,7 +61,7 @@ class Source:
         try:
             path = locate(self.name)
         except CheckpointError as error:
-            names = ", timm:<name>, hf:<name or folder> or random" if self.key == "checkpoint" else ""
+            names = ", timm:<name>, hf:<name or folder>" + (" or random" if self.key == "checkpoint" else "")
             raise CheckpointError(f"{self.key}={self.name}: {error}; expected a run folder, a file{names}") from None
         return read_weights_file(path)
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
+from jepa.interop import hugging_face, ijepa, ours, timm_models, vit_files, vjepa
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.sizes import by
 from jepa.utils.errors import CheckpointError, UserError
@@ -33,7 +33,7 @@ ADAPTERS: tuple[Adapter, ...] = (
     vjepa.MODEL,
     vjepa.ENCODER,
     ijepa.ADAPTER,
-    timm_models.FILE,
+    vit_files.FILE,
 )
 """The formats, in the order in which they are tried: names before files, and last what takes any encoder."""
 
@@ -47,7 +47,7 @@ def find(name: str, key: str = "checkpoint", trusted: Collection[str] | None = (
     """
     if name in ("timm:", "hf:"):
         raise UserError(f"{key}={name}: expected {name}<name>")
-    source = Source(name, key, trusted)
+    source = Source(hugging_face.repository_of(name) or name, key, trusted)
     source.adapter = next(adapter for adapter in ADAPTERS if adapter.recognizes(source))
     source.config = source.adapter.stored_config(source)
     return source

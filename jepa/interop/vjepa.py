@@ -29,10 +29,10 @@ from jepa.interop.ijepa import (
     masked_jepa_config,
     our_weights,
     predictor_sizes,
-    renamed,
 )
+from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import check_overrides, count_blocks, is_sincos, num_heads, vit_sizes
-from jepa.interop.weights_file import State, WeightsFile
+from jepa.interop.weights_file import WeightsFile
 from jepa.utils.errors import CheckpointError, UserError
 
 MARKS_OF_2_1 = ("norms_block.", "patch_embed_img.", "img_mod_embed", "video_mod_embed")
