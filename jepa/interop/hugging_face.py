@@ -18,7 +18,7 @@ from jepa.interop import vjepa
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import OtherEncoder, load_by_name
 from jepa.interop.sizes import to_pair
-from jepa.interop.timm_models import check_named, fetching, load_by_timm
+from jepa.interop.timm_models import check_named, fetching, load_by_timm, read_from_timm
 from jepa.interop.weights_file import HUGGING_FACE_FILES, WeightsFile, find_parts
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
@@ -76,7 +76,8 @@ class TransformersEncoder(OtherEncoder):
         """The patches' part (B, N, D) of the tokens (B, T, D)."""
         count = math.prod(self.grid(x))
         registers = getattr(self.model.config, "num_register_tokens", 0) or 0
-        if tokens.shape[1] - count not in (0, registers, registers + 1):
+        most = registers + (2 if self.model.config.model_type == "deit" else 1)  # DeiT distils by a token of its own
+        if tokens.shape[1] - count not in {0, registers, most}:
             raise UserError(
                 f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for {count} patches: expected one each, "
                 f"and at most a class token and {registers} registers"
@@ -163,8 +164,12 @@ def is_timm(settings: Mapping[str, Any]) -> bool:
 
 def read(source: Source) -> WeightsFile:
     """Return the weights of a model by the names of the files that we read. Raises as `load` does."""
-    name, _ = named(source)
+    name, folder = named(source)
     transformers = library(source)
+    with fetching(source.name):
+        settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
+    if is_timm(settings):
+        return read_from_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
     with fetching(source.name):
         model, found = transformers.AutoModel.from_pretrained(
             name, output_loading_info=True, ignore_mismatched_sizes=True, dtype="auto"
@@ -237,4 +242,4 @@ def statistics_of(pictures: Mapping[str, Any], key: str) -> tuple[float, ...] | 
     return tuple(value)
 
 
-ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load)
+ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load, read=read)

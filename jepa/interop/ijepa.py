@@ -50,14 +50,18 @@ def load(source: Source) -> Loaded:
     return load_masked_jepa(source, config, model_weights(source.file), found, ", as published", own)
 
 
-def load_into(model: nn.Module, source: Source) -> None:
-    """Load the weights into a masked JEPA. Raises CheckpointError that lists what differs."""
-    if not hasattr(model.encoder, "vit"):
-        kind = type(model.encoder).__name__
-        raise CheckpointError(
-            f"{source.path} is an I-JEPA, of pictures, but the model's encoder is a {kind}: use model=vit"
-        )
-    load_state(model, model_weights(source.file), source.path, keep=("loss.",))
+def weights_for(model: nn.Module, source: Source) -> State:
+    """Return the weights by the names of a model. Raises CheckpointError for one not of pictures."""
+    check_of_pictures(model, source)
+    return model_weights(source.file)
+
+
+def check_of_pictures(model: nn.Module, source: Source) -> None:
+    """Raise CheckpointError unless a model's encoder is a Vision Transformer of pictures."""
+    encoder = getattr(model, "encoder", None)
+    if not hasattr(encoder, "vit"):
+        kind = type(encoder).__name__
+        raise CheckpointError(f"{source.path} is of pictures, but the model's encoder is a {kind}: use model=vit")
 
 
 def model_config(source: Source) -> dict[str, Any]:
@@ -189,4 +193,4 @@ def load_masked_jepa(
     )
 
 
-ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, load_into=load_into)
+ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, weights_for=weights_for)

@@ -83,11 +83,6 @@ def load_run(source: Source) -> Loaded:
     )
 
 
-def load_run_into(model: nn.Module, source: Source) -> None:
-    """Load a run's weights, but for the loss's own heads, into a model. Raises CheckpointError when they do not fit."""
-    load_state(model, source.file.run["model"], source.path, keep=("loss.",))
-
-
 def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return `collapse` of results.json from a run's checkpoint, with its rollbacks if it went back."""
     if not content.get("monitor"):
@@ -135,5 +130,17 @@ def load_random(source: Source) -> Loaded:
 
 
 RANDOM = Adapter("random", lambda source: source.name == "random", load_random)
-RUN = Adapter("run", lambda source: source.file.run is not None, load_run, run_config, load_run_into)
-EXPORT = Adapter("export", lambda source: source.file.card is not None, load_export, read_card)
+RUN = Adapter(
+    "run",
+    lambda source: source.file.run is not None,
+    load_run,
+    run_config,
+    lambda model, source: source.file.run["model"],
+)
+EXPORT = Adapter(
+    "export",
+    lambda source: source.file.card is not None,
+    load_export,
+    read_card,
+    lambda model, source: {f"encoder.{name}": tensor for name, tensor in source.file.encoder.items()},
+)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import OtherEncoder, load_by_name
+from jepa.interop.weights_file import WeightsFile, find_parts
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 
@@ -82,13 +83,7 @@ def load_by_timm(source: Source, name: str | None = None) -> Loaded:
     """
     check_named(source)
     name = name or source.name.partition(":")[2]
-    if ":" not in name:
-        plain, _, tag = name.partition(".")
-        check_timm_name(plain, f"checkpoint={source.name}")
-        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
-        if tag and tag not in tags:
-            has = ", ".join(tags)
-            raise UserError(f"checkpoint={source.name}: timm has no weights {tag!r} of {plain}; it has {has}")
+    check_weights_name(source, name)
     image_size, channels = source.image_size, source.channels
 
     def create(pretrained: bool | None) -> nn.Module:
@@ -116,6 +111,27 @@ def load_by_timm(source: Source, name: str | None = None) -> Loaded:
     if encoder.prefix_tokens:
         loaded.lines.append(f"its {encoder.prefix_tokens} class or register tokens are no features")
     return loaded
+
+
+def read_from_timm(source: Source, name: str | None = None) -> WeightsFile:
+    """Return the weights of a model as those of a file. name: see `load_by_timm`, and for what is raised."""
+    name = name or source.name.partition(":")[2]
+    check_weights_name(source, name)
+    with fetching(source.name):
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    heads = {"num_attention_heads": model.blocks[0].attn.num_heads} if hasattr(model, "blocks") else {}
+    return find_parts(model.state_dict(), Path(source.name), heads)
+
+
+def check_weights_name(source: Source, name: str) -> None:
+    """Raise UserError for a name that timm does not know or has no such weights of; any repository or folder passes."""
+    if ":" not in name:
+        plain, _, tag = name.partition(".")
+        check_timm_name(plain, f"{source.key}={source.name}")
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
+        if tag and tag not in tags:
+            has = ", ".join(tags)
+            raise UserError(f"{source.key}={source.name}: timm has no weights {tag!r} of {plain}; it has {has}")
 
 
 def check_timm_name(name: str, key: str) -> None:
@@ -155,4 +171,4 @@ def fetching(source: str) -> Iterator[None]:
         raise CheckpointError(message) from error
 
 
-NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_by_timm)
+NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_by_timm, read=read_from_timm)

@@ -5,6 +5,7 @@ Those with sine-cosine positions and no class token become ours; the others are 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Mapping
@@ -19,6 +20,8 @@ from torch import nn
 from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import frozen, load_our_encoders
+from jepa.interop.ijepa import PREDICTOR_NAMES, check_of_pictures
+from jepa.interop.ijepa import our_weights as our_weights_of
 from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import (
     by,
@@ -99,7 +102,10 @@ def load_file(source: Source) -> Loaded:
     )
 
 
-NAME_IT = "if it is one of timm's models, name it, model.encoder.name=<name in timm>; else export it by its own code"
+NAME_IT = (
+    "if it is one of timm's models, name it, model.encoder.name=<name in timm>; if of Hugging Face, give the folder with its "
+    "config.json, checkpoint=hf:<folder>"
+)
 
 
 def prefix_tokens(weights: Mapping[str, torch.Tensor]) -> int:
@@ -291,4 +297,40 @@ def eva_weights(state: State) -> State:
     return state
 
 
-FILE = Adapter("encoder", lambda source: True, load_file)
+def weights_for(model: nn.Module, source: Source) -> State:
+    """Return the weights by the names of a model with a ViT, without class and register tokens and learned positions.
+
+    The model computes sine-cosine positions, to which training has to adapt.
+
+    Raises CheckpointError for rotary positions, and for a model not of pictures.
+    """
+    check_of_pictures(model, source)
+    file, own = source.file, model.encoder.vit.state_dict()
+    if is_dinov3(file.encoder):
+        raise CheckpointError(
+            f"init_from={source.name}: DINOv3 has rotary positions in every block, and the model's encoder has none: "
+            f"start from DINOv2, or use its features, checkpoint={source.name} of scripts/evaluate.py and extract.py"
+        )
+    if "patch_embed.proj.weight" not in file.encoder:
+        vit_sizes(source)  # which says what is missing
+    left = [name for name in (*PREFIX, "pos_embed") if name in file.encoder]
+    if "pos_embed" in left and len(left) == 1 and sincos_grid(file.encoder["pos_embed"][0]):
+        left = []
+    if left:
+        source.file = file = dataclasses.replace(
+            file,
+            lines=(
+                *file.lines,
+                f"left alone: {', '.join(left)}; the model computes sine-cosine positions, and has to adapt",
+            ),
+        )
+
+    def by_our_names(weights: State) -> State:
+        weights = timm_weights(weights if any(".ls1." in name for name in own) else folded(weights))
+        left_out = (*PREFIX, "pos_embed", "predictor_pos_embed")
+        return renamed({name: t for name, t in weights.items() if name not in left_out}, PREDICTOR_NAMES)
+
+    return our_weights_of(file, "vit.", by_our_names)
+
+
+FILE = Adapter("encoder", lambda source: True, load_file, weights_for=weights_for)

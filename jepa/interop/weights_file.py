@@ -100,7 +100,7 @@ def read_weights_file(path: Path) -> WeightsFile:
     config = path.with_name("config.json")
     beside = read_mapping(config) if path.name in HUGGING_FACE_FILES and exists(config) else {}
     if path.suffix != ".safetensors" or path.is_dir():
-        return find_parts(read_file(path), path, beside)
+        return find_parts(read_file(path, leave_out=True), path, beside)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -155,9 +155,9 @@ def find_parts(content: Any, path: Path, config: Mapping[str, Any] = MappingProx
             weights[name] = predictor_by_published_names(network.weights)
         else:
             weights[name], unused = encoder_by_timm_names(network.weights, path)
-            left += [f"{network.place}.{other}".lstrip(".") for other in unused]
-    used = {f"{network.entry}\0{network.prefix}{name}" for network in parts.values() for name in network.weights}
-    left += [f"{entry}.{n}".lstrip(".") for entry, state in states for n in state if f"{entry}\0{n}" not in used]
+            left += [(network.entry, f"{network.prefix}{other}") for other in unused]
+    used = {(network.entry, network.prefix + name) for network in parts.values() for name in network.weights}
+    left += [(entry, name) for entry, state in states for name in state if (entry, name) not in used]
     assumed = {"encoder.norm_eps": 1e-12} if any(".layernorm_before." in n for _, s in states for n in s) else {}
     target = parts.get("target_encoder")
     is_new = target is not None and "ema_encoder" in target.place
@@ -223,7 +223,7 @@ def told_apart(encoders: list[Network], path: Path) -> dict[str, Network]:
     )
 
 
-def _lines(content: Mapping[Any, Any], parts: Mapping[str, Network], left: list[str]) -> list[str]:
+def _lines(content: Mapping[Any, Any], parts: Mapping[str, Network], left: list[tuple[str, str]]) -> list[str]:
     """What was found, in words."""
     encoders = {name: network for name, network in parts.items() if name != "predictor"}
     found = [f"the entry {network.entry!r}" if network.entry else "one state dict" for network in encoders.values()]
@@ -235,7 +235,7 @@ def _lines(content: Mapping[Any, Any], parts: Mapping[str, Network], left: list[
         lines[0] += f"; left alone: {', '.join(others)}"
     if prefixes := sorted({network.prefix for network in parts.values()} - {""}):
         lines.append(f"names without their prefix {' '.join(prefixes)}")
-    inside = [name for name in left if "" in entries or name.partition(".")[0] in entries]
+    inside = [name for entry, name in left if entry in {network.entry for network in parts.values()}]
     if inside:
         starts = dict.fromkeys(".".join(name.split(".")[:-1][:3]) or name for name in inside)
         more = f", ... ({len(starts)} in all)" if len(starts) > SHOWN else ""
