@@ -103,8 +103,8 @@ def load_file(source: Source) -> Loaded:
 
 
 NAME_IT = (
-    "if it is one of timm's models, name it, model.encoder.name=<name in timm>; if of Hugging Face, give the folder with its "
-    "config.json, checkpoint=hf:<folder>"
+    "if it is one of timm's models, name it, model.encoder.name=<name in timm>; if of Hugging Face, give the folder "
+    "with its config.json, checkpoint=hf:<folder>"
 )
 
 

@@ -140,7 +140,7 @@ def test_a_file(name, tmp_path):
         (lambda a, b: {"student": prefixed(a, "module.backbone."), "teacher": prefixed(b, "backbone.")}, "teacher"),
         (
             lambda a, b: {"state_dict": prefixed(a, "backbone.") | prefixed(b, "momentum_backbone.")},
-            "momentum_backbone",
+            "state_dict.momentum_backbone",
         ),
         (lambda a, b: {"state_dict": a.state_dict(), "state_dict_ema": b.state_dict()}, "state_dict_ema"),
     ],
