@@ -20,9 +20,6 @@ from jepa.utils.read_data import printable
 
 log = logging.getLogger("jepa")
 
-SAID = ("num_heads", "positions", "sincos_layout", "rotary_convention", "rotary_reference_side", "level_layers")
-"""Values of an encoder that change what it computes, but no shape of its weights."""
-
 
 def load_into(model: nn.Module, checkpoint: str | Path) -> None:
     """Load weights into a model, part by part: encoder, target, predictor.
@@ -57,6 +54,9 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
         raise CheckpointError(f"{error}{advice(model, own, weights, source)}") from None
     lines = [*source.file.lines, f"weights taken for {', '.join(sorted((parts & theirs) | set(copied)))}"]
     lines += ["encoder and target start alike, as it holds one of them"] if copied else []
+    said = source.file.run is not None or source.file.card is not None or "encoder.num_heads" in source.file.facts
+    if not said and (heads := own_settings(getattr(model, "encoder", None)).get("num_heads")):
+        lines.append(f"{heads} attention heads, as the model has: the file does not say (model.encoder.num_heads)")
     fresh += ["loss"] * any(name.startswith("loss.") for name in own)
     lines += [f"not used: {', '.join(unused)}"] if unused else []
     lines += [f"starts fresh: {', '.join(fresh)}"] if fresh else []
@@ -91,7 +91,7 @@ def check_said(model: nn.Module, source: Source) -> None:
 
 
 def own_settings(encoder: Any) -> dict[str, Any]:
-    """Return the values of SAID that a model's encoder has."""
+    """Return the values of a model's encoder that change what it computes, but no shape of its weights."""
     settings = {"num_heads": encoder.num_heads} if isinstance(getattr(encoder, "num_heads", None), int) else {}
     rotary = getattr(encoder, "rotary", None)
     if rotary is not None:
@@ -104,10 +104,11 @@ def own_settings(encoder: Any) -> dict[str, Any]:
 
 def advice(model: nn.Module, own: State, weights: State, source: Source) -> str:
     """Return a line with the options that give the model the sizes of the weights; "" where they are not known."""
-    if type(getattr(model.encoder, "vit", None)).__module__.startswith("timm."):
+    encoder = getattr(model, "encoder", None)
+    if type(getattr(encoder, "vit", None)).__module__.startswith("timm."):
         return "\nThe model's encoder is one of timm: name that of the file, model.encoder.name=<name in timm>"
     ours, theirs = sizes(own), sizes(weights)
-    kernel, stem = source.file.encoder.get("patch_embed.proj.weight"), getattr(model.encoder, "stem", None)
+    kernel, stem = source.file.encoder.get("patch_embed.proj.weight"), getattr(encoder, "stem", None)
     if kernel is not None and kernel.ndim == 5 and hasattr(stem, "tubelet_size"):
         ours |= {
             "encoder.stem.patch_size": side_or_pair(stem.patch_size),
@@ -118,7 +119,7 @@ def advice(model: nn.Module, own: State, weights: State, source: Source) -> str:
     options = {key: value for key, value in theirs.items() if key in ours and ours[key] != value}
     for part in ("encoder", "predictor"):
         width = options.get(f"{part}.embed_dim")
-        heads = getattr(model.encoder, "num_heads", None)
+        heads = getattr(encoder, "num_heads", None)
         known = source.file.facts.get(f"{part}.num_heads")
         if width and (known or (isinstance(heads, int) and part == "encoder")):
             usual = width // 64 if width % 64 == 0 else next(n for n in range(heads or 1, 0, -1) if width % n == 0)

@@ -73,7 +73,13 @@ def test_dinov2_into_a_masked_jepa(tmp_path, said):
     assert gap(started.encode_target(x), started.encoder(x)) == 0
     assert gap(started.encoder(x), without_positions(network, x)) < 1e-5
     assert torch.equal(started.predictor.project.weight, before)
-    for line in ("weights taken for encoder, target", "start alike", "starts fresh: predictor", "cls_token, pos_embed"):
+    for line in (
+        "weights taken for encoder, target",
+        "start alike",
+        "starts fresh: predictor",
+        "cls_token, pos_embed",
+        "2 attention",
+    ):
         assert line in said()
 
 
