@@ -17,7 +17,7 @@ from jepa.checkpoint.load import listed
 from jepa.interop import vjepa
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import OtherEncoder, load_by_name
-from jepa.interop.sizes import to_pair
+from jepa.interop.sizes import side_or_pair, to_pair
 from jepa.interop.timm_models import check_named, fetching, load_by_timm, read_from_timm
 from jepa.interop.weights_file import HUGGING_FACE_FILES, WeightsFile, find_parts
 from jepa.types import Grid
@@ -200,14 +200,15 @@ def check_pictures(source: Source, encoder: TransformersEncoder) -> tuple[int, i
     """Return the size of pictures (H, W) that a model is made for. Raises UserError where it takes no others."""
     config, size = encoder.model.config, source.image_size
     own = to_pair(config.image_size)
+    wanted = str(side_or_pair(list(own))).replace(" ", "")
     if any(side % patch for side, patch in zip(size, encoder.patch_size)):
         raise UserError(
             f"data.image_size={size} is not a multiple of the patches of {source.name}, {encoder.patch_size} pixels: "
-            f"use data.image_size={own[0]}"
+            f"use data.image_size={wanted}"
         )
     rotary = getattr(config, "rope_theta", None) is not None
     if size != own and not encoder.resamples and not rotary and config.model_type != "dinov2":
-        raise UserError(f"{source.name} takes pictures of {own} only: add data.image_size={own[0]}")
+        raise UserError(f"{source.name} takes pictures of {own} only: add data.image_size={wanted}")
     return own
 
 

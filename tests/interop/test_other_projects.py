@@ -362,6 +362,20 @@ def test_a_grid_that_cannot_be_told(model, size, tmp_path):
 # What cannot be read, and what the message offers.
 
 
+def test_heads_and_sizes_that_are_offered_are_taken(tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    torch.save(vit().state_dict(), tmp_path / "vit.pt")
+    with pytest.raises(UserError, match=r"give model.encoder.num_heads=<number> \(it divides 32: one of") as caught:
+        load(tmp_path / "vit.pt")
+    for number in re.findall(r"\d+", str(caught.value).partition("one of [")[2]):
+        load(tmp_path / "vit.pt", overrides={"encoder.num_heads": int(number)})
+    ViTModel(ViTConfig(**{**SIZES, "image_size": [16, 24]})).save_pretrained(tmp_path / "hf")
+    with pytest.raises(UserError, match=r"is not a multiple of .* use data.image_size=\[16,24\]$"):
+        load(tmp_path / "hf", image_size=(18, 18), channels=3)
+    load(tmp_path / "hf", image_size=(16, 24), channels=3)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("name", "grid"), [("eva02_tiny_patch14_224", 28), ("vit_tiny_patch16_224", 32)])
 def test_a_model_that_is_named(name, grid, tmp_path):
