@@ -50,8 +50,35 @@ def _candidates(path: Path) -> Iterator[Path]:
         yield from (Path(folder) / name for name in (LAST if isinstance(folder, str) else ()))
 
 
-def read_file(path: Path) -> Any:
+SETTINGS = (
+    "argparse.Namespace",
+    *(f"builtins.{name}" for name in ("int", "list", "dict")),
+    "collections.defaultdict",
+    *(f"numpy.{name}" for name in ("dtype", "ndarray")),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+    *(f"omegaconf.base.{name}" for name in ("Metadata", "ContainerMetadata")),
+    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
+    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath")),
+    "typing.Any",
+)
+"""What programs store beside their weights: arguments, settings, results."""
+
+
+class LeftOut:
+    """What stands for an object of SETTINGS: nothing is kept, and nothing done."""
+
+    def __new__(cls, *args: Any, **others: Any) -> LeftOut:
+        return super().__new__(cls)
+
+    def __init__(self, *args: Any, **others: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+def read_file(path: Path, *, leave_out: bool = False) -> Any:
     """Return the content of a file written by torch, or of a folder of shards, on the CPU; runs no code from it.
+
+    leave_out: a `LeftOut` stands for each object of SETTINGS; else they are refused.
 
     Raises CheckpointError when it is missing or cannot be read.
     """
@@ -64,7 +91,9 @@ def read_file(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             check_sums(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        known = [(LeftOut, name) for name in SETTINGS] if leave_out else []
+        with torch.serialization.safe_globals(known):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except UNREADABLE as error:
         raise CheckpointError(_why_unreadable(path, error)) from None
 

@@ -3,7 +3,8 @@
 from jepa.interop.adapter import Loaded, Source
 from jepa.interop.exporting import export
 from jepa.interop.frozen_networks import network_of
-from jepa.interop.loading import ADAPTERS, find, load, load_into, load_published
+from jepa.interop.loading import ADAPTERS, find, load, load_published
+from jepa.interop.starting import load_into
 
 __all__ = [
     "ADAPTERS",

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from jepa.checkpoint.load import locate
+from jepa.interop.network_names import State
 from jepa.interop.weights_file import WeightsFile, read_weights_file
 from jepa.utils.errors import CheckpointError
 
@@ -23,14 +24,16 @@ class Adapter:
     """How one format is recognised and loaded.
 
     stored_config: the configuration that a checkpoint holds (model, loss, data, ...), None where it holds none.
-    load_into: puts the weights into a model that is there, strictly; None where training does not start from it.
+    weights_for: the weights by the names of a model that is there; None where training does not start from it.
+    read: the weights of a model that is known by name, as those of a file.
     """
 
     format: str
     recognizes: Callable[[Source], bool]
     load: Callable[[Source], Loaded]
     stored_config: Callable[[Source], dict[str, Any] | None] = lambda source: None
-    load_into: Callable[[nn.Module, Source], None] | None = None
+    weights_for: Callable[[nn.Module, Source], State] | None = None
+    read: Callable[[Source], WeightsFile] | None = None
 
 
 @dataclass
@@ -61,7 +64,7 @@ class Source:
         try:
             path = locate(self.name)
         except CheckpointError as error:
-            names = ", timm:<name>, hf:<name or folder> or random" if self.key == "checkpoint" else ""
+            names = ", timm:<name>, hf:<name or folder>" + (" or random" if self.key == "checkpoint" else "")
             raise CheckpointError(f"{self.key}={self.name}: {error}; expected a run folder, a file{names}") from None
         return read_weights_file(path)
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Loaded, Source
+from jepa.interop.network_names import State
 from jepa.interop.sizes import channels_of, to_pair
-from jepa.interop.weights_file import State
 from jepa.utils.errors import UserError
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import listed
+from jepa.interop import vjepa
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import OtherEncoder, load_by_name
-from jepa.interop.sizes import to_pair
-from jepa.interop.timm_models import check_named, fetching, load_by_timm
+from jepa.interop.sizes import side_or_pair, to_pair
+from jepa.interop.timm_models import check_named, fetching, load_by_timm, read_from_timm
+from jepa.interop.weights_file import HUGGING_FACE_FILES, WeightsFile, find_parts
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.lazy_import import require
@@ -22,6 +27,9 @@ from jepa.utils.read_data import exists, read_mapping
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
+
+NATIVE = ("vjepa2", "ijepa", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
+"""Model types whose weights are read without `transformers`, from a file alone."""
 
 NEEDED = ("hidden_size", "patch_size", "num_hidden_layers", "num_channels")
 """What the configuration of every encoder of patches has."""
@@ -36,7 +44,11 @@ class TransformersEncoder(OtherEncoder):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, model.config.hidden_size, model.config.num_hidden_layers)
         self.patch_size: tuple[int, int] = to_pair(model.config.patch_size)
-        self.resamples = "interpolate_pos_encoding" in inspect.signature(model.forward).parameters
+        accepted = inspect.signature(model.forward).parameters
+        self.resamples = "interpolate_pos_encoding" in accepted
+        self.masks = "noise" in accepted  # MAE, which would hide three quarters of the patches and shuffle the rest
+        if self.masks:
+            model.config.mask_ratio = 0.0
 
     def grid(self, x: Tensor) -> Grid:
         """Return (rows, columns) of patches of pictures (B, C, H, W)."""
@@ -52,17 +64,20 @@ class TransformersEncoder(OtherEncoder):
         norm = next((getattr(self.model, n) for n in ("layernorm", "norm") if hasattr(self.model, n)), nn.Identity())
         return [self._patches(norm(states[number + 1]), x) for number in layers]
 
-    def _run(self, x: Tensor, **others: bool) -> Any:
+    def _run(self, x: Tensor, **others: Any) -> Any:
         own = to_pair(getattr(self.model.config, "image_size", None))
         if self.resamples and own not in (None, tuple(x.shape[2:])):
             others["interpolate_pos_encoding"] = True
+        if self.masks:
+            others["noise"] = torch.arange(math.prod(self.grid(x)), device=x.device).expand(len(x), -1)
         return self.model(pixel_values=x, **others)
 
     def _patches(self, tokens: Tensor, x: Tensor) -> Tensor:
         """The patches' part (B, N, D) of the tokens (B, T, D)."""
         count = math.prod(self.grid(x))
         registers = getattr(self.model.config, "num_register_tokens", 0) or 0
-        if tokens.shape[1] - count not in (0, registers, registers + 1):
+        most = registers + (2 if self.model.config.model_type == "deit" else 1)  # DeiT distils by a token of its own
+        if tokens.shape[1] - count not in {0, registers, most}:
             raise UserError(
                 f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for {count} patches: expected one each, "
                 f"and at most a class token and {registers} registers"
@@ -76,20 +91,15 @@ def load(source: Source) -> Loaded:
     Raises UserError when it cannot be fetched or does not take such pictures, CheckpointError with the missing,
     unexpected and mis-shaped keys when its weights do not fit the model its config names.
     """
-    check_named(source)
-    name = source.name.partition(":")[2]
-    folder = Path(name) if Path(name).is_dir() else None
-    if folder and not exists(folder / "config.json"):
-        raise UserError(
-            f"checkpoint={source.name}: the folder has no config.json, so is no model in Hugging Face's format"
-        )
-    for file in ("config.json", "preprocessor_config.json"):
-        if folder and exists(folder / file):
-            read_mapping(folder / file)  # which says what is damaged
-    transformers = require("transformers", extra="hub", purpose=f"checkpoint={source.name}")
+    name, folder = named(source)
     with fetching(source.name):
+        transformers = library(source)
         settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
-    if "architecture" in settings and settings.get("model_type", "timm_wrapper") == "timm_wrapper":
+    if str(settings.get("model_type")).startswith("vjepa2"):
+        source.file = read(source)
+        return vjepa.load_encoder(source)
+    check_named(source)
+    if is_timm(settings):
         loaded = load_by_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
         loaded.lines.insert(0, f"{source.name} is in timm's format")
         return loaded
@@ -128,18 +138,77 @@ def load(source: Source) -> Loaded:
     return loaded
 
 
+def named(source: Source) -> tuple[str, Path | None]:
+    """Return the name of a repository or folder, and the folder if it is one. Raises UserError for one of no model."""
+    name = source.name.partition(":")[2]
+    folder = Path(name) if os.path.isdir(name) else None
+    if folder and not exists(folder / "config.json"):
+        raise UserError(
+            f"{source.key}={source.name}: the folder has no config.json, so is no model in Hugging Face's format"
+        )
+    for file in ("config.json", "preprocessor_config.json"):
+        if folder and exists(folder / file):
+            read_mapping(folder / file)  # which says what is damaged
+    return name, folder
+
+
+def library(source: Source) -> Any:
+    """Return `transformers`. Raises UserError where it is not installed."""
+    return require("transformers", extra="hub", purpose=f"{source.key}={source.name}")
+
+
+def is_timm(settings: Mapping[str, Any]) -> bool:
+    """Return whether a configuration is of a model of timm."""
+    return "architecture" in settings and settings.get("model_type", "timm_wrapper") == "timm_wrapper"
+
+
+def read(source: Source) -> WeightsFile:
+    """Return the weights of a model by the names of the files that we read. Raises as `load` does."""
+    name, folder = named(source)
+    transformers = library(source)
+    with fetching(source.name):
+        settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
+    if is_timm(settings):
+        return read_from_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
+    with fetching(source.name):
+        model, found = transformers.AutoModel.from_pretrained(
+            name, output_loading_info=True, ignore_mismatched_sizes=True, dtype="auto"
+        )
+    heads = check_loading(found, source.name)
+    file = find_parts(model.state_dict(), Path(name), model.config.to_dict())
+    more = (f"left alone: {', '.join(heads)}",) if heads else ()
+    return dataclasses.replace(file, lines=(*file.lines, *more))
+
+
+def repository_of(name: str) -> str | None:
+    """Return "hf:<folder>" for a folder with a config.json, and for a file in it of a model that is not in NATIVE.
+
+    None for any other name.
+    """
+    folder = Path(name) if os.path.isdir(name) else Path(name).parent
+    if folder == Path(name):
+        return f"hf:{name}" if exists(folder / "config.json") and not exists(folder / "config.yaml") else None
+    if Path(name).name not in HUGGING_FACE_FILES or not exists(folder / "config.json"):
+        return None
+    settings = read_mapping(folder / "config.json")
+    act = "silu" if settings.get("use_gated_mlp") else "gelu"
+    ours = settings.get("model_type") in NATIVE and settings.get("hidden_act", act) == act
+    return f"hf:{folder}" if is_timm(settings) or ("model_type" in settings and not ours) else None
+
+
 def check_pictures(source: Source, encoder: TransformersEncoder) -> tuple[int, int]:
     """Return the size of pictures (H, W) that a model is made for. Raises UserError where it takes no others."""
     config, size = encoder.model.config, source.image_size
     own = to_pair(config.image_size)
+    wanted = str(side_or_pair(list(own))).replace(" ", "")
     if any(side % patch for side, patch in zip(size, encoder.patch_size)):
         raise UserError(
             f"data.image_size={size} is not a multiple of the patches of {source.name}, {encoder.patch_size} pixels: "
-            f"use data.image_size={own[0]}"
+            f"use data.image_size={wanted}"
         )
     rotary = getattr(config, "rope_theta", None) is not None
     if size != own and not encoder.resamples and not rotary and config.model_type != "dinov2":
-        raise UserError(f"{source.name} takes pictures of {own} only: add data.image_size={own[0]}")
+        raise UserError(f"{source.name} takes pictures of {own} only: add data.image_size={wanted}")
     return own
 
 
@@ -174,4 +243,4 @@ def statistics_of(pictures: Mapping[str, Any], key: str) -> tuple[float, ...] | 
     return tuple(value)
 
 
-ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load)
+ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load, read=read)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,19 +14,20 @@ from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Source
+from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import (
     by,
     channels_of,
     check_overrides,
     count_blocks,
-    is_sincos,
     num_heads,
+    ratio,
     side_or_pair,
-    table_side,
+    sincos_grid,
     to_pair,
     vit_sizes,
 )
-from jepa.interop.weights_file import State, WeightsFile
+from jepa.interop.weights_file import WeightsFile
 from jepa.utils.errors import CheckpointError
 
 PREDICTOR_NAMES = {
@@ -50,22 +50,26 @@ def load(source: Source) -> Loaded:
     return load_masked_jepa(source, config, model_weights(source.file), found, ", as published", own)
 
 
-def load_into(model: nn.Module, source: Source) -> None:
-    """Load the weights into a masked JEPA. Raises CheckpointError that lists what differs."""
-    if not hasattr(model.encoder, "vit"):
-        kind = type(model.encoder).__name__
-        raise CheckpointError(
-            f"{source.path} is an I-JEPA, of pictures, but the model's encoder is a {kind}: use model=vit"
-        )
-    load_state(model, model_weights(source.file), source.path, keep=("loss.",))
+def weights_for(model: nn.Module, source: Source) -> State:
+    """Return the weights by the names of a model. Raises CheckpointError for one not of pictures."""
+    check_of_pictures(model, source)
+    return model_weights(source.file)
+
+
+def check_of_pictures(model: nn.Module, source: Source) -> None:
+    """Raise CheckpointError unless a model's encoder is a Vision Transformer of pictures."""
+    encoder = getattr(model, "encoder", None)
+    if not hasattr(encoder, "vit"):
+        kind = type(encoder).__name__
+        raise CheckpointError(f"{source.path} is of pictures, but the model's encoder is a {kind}: use model=vit")
 
 
 def model_config(source: Source) -> dict[str, Any]:
     """Return the configuration of a published file's masked JEPA. Raises CheckpointError for one of no I-JEPA."""
     sizes = vit_sizes(source)
     predictor = predictor_sizes(source, "mask_token", "an I-JEPA")
-    side = grid_side(source.file, "encoder")
-    stored = side_or_pair([side * patch for patch in to_pair(sizes["patch_size"])])
+    grid = stored_grid(source.file, "encoder")
+    stored = side_or_pair([side * patch for side, patch in zip(grid, to_pair(sizes["patch_size"]))])
     return masked_jepa_config(
         encoder={
             "_target_": "jepa.models.vision_transformer",
@@ -83,35 +87,23 @@ def model_config(source: Source) -> dict[str, Any]:
 def model_weights(file: WeightsFile) -> State:
     """Return the weights by the names of our masked JEPA. Raises CheckpointError for other positions than ours."""
     for part in file.parts:
-        grid_side(file, part)
+        stored_grid(file, part)
     weights = our_weights(file, "vit.", lambda network: renamed(network, PREDICTOR_NAMES))
     return {name: tensor for name, tensor in weights.items() if not name.endswith("pos_embed")}
 
 
-def grid_side(file: WeightsFile, part: str) -> int:
-    """Return the side of the square grid of the stored positions. Raises CheckpointError for others than ours."""
+def stored_grid(file: WeightsFile, part: str) -> tuple[int, int]:
+    """Return (rows, columns) of the stored positions. Raises CheckpointError for others than sine-cosine ones."""
     name = "predictor_pos_embed" if part == "predictor" else "pos_embed"
     if name not in file.parts[part]:
         raise CheckpointError(f"{file.path}: {part}.{name} is missing")
-    table = file.parts[part][name]
-    side, _ = table_side(table, file.path)
-    if not is_sincos(table[0], (side, side)):
+    grid = sincos_grid(file.parts[part][name][0])
+    if grid is None:
         raise CheckpointError(f"{file.path}: {part}.{name} does not hold sine-cosine positions")
-    return side
+    return grid
 
 
 # Shared with V-JEPA.
-
-
-def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
-    """Return tensors under other names. names: regular expression -> replacement, applied in their order."""
-
-    def new_name(name: str) -> str:
-        for pattern, replacement in names.items():
-            name = re.sub(pattern, replacement, name)
-        return name
-
-    return {new_name(name): tensor for name, tensor in weights.items()}
 
 
 def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State], State]) -> State:
@@ -164,11 +156,11 @@ def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, An
     if missing := [name for name in (mask_token, hidden, "predictor_proj.weight") if name not in weights]:
         raise CheckpointError(f"{source.path}: predictor lacks {', '.join(missing)}: it is not that of {model}")
     width = weights[mask_token].shape[-1]
-    given = source.overrides.get("predictor.num_heads") is not None
+    given = source.overrides.get("predictor.num_heads") is not None or "predictor.num_heads" in source.file.facts
     return {
         "embed_dim": width,
         "depth": count_blocks(weights, "predictor_blocks"),
-        "mlp_ratio": weights[hidden].shape[0] / width,
+        "mlp_ratio": ratio(weights[hidden].shape[0], width),
         "num_heads": num_heads(source, width, "predictor") if given else None,
     }
 
@@ -201,4 +193,4 @@ def load_masked_jepa(
     )
 
 
-ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, load_into=load_into)
+ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, weights_for=weights_for)

@@ -9,33 +9,22 @@ A new format is a file with an `Adapter`, and a row of `ADAPTERS`.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from jepa.interop import hugging_face, ijepa, ours, timm_models, vjepa
+from jepa.interop import hugging_face, ijepa, ours, timm_models, vit_files, vjepa
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.sizes import by
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.read_data import printable
 
-log = logging.getLogger("jepa")
+FILES: tuple[Adapter, ...] = (ours.RUN, ours.EXPORT, vjepa.MODEL, vjepa.ENCODER, ijepa.ADAPTER, vit_files.FILE)
+"""The formats of files, in the order in which they are tried: last what takes any encoder of pictures."""
 
-ADAPTERS: tuple[Adapter, ...] = (
-    ours.RANDOM,
-    timm_models.NAME,
-    hugging_face.ADAPTER,
-    ours.RUN,
-    ours.EXPORT,
-    vjepa.MODEL,
-    vjepa.ENCODER,
-    ijepa.ADAPTER,
-    timm_models.FILE,
-)
-"""The formats, in the order in which they are tried: names before files, and last what takes any encoder."""
+ADAPTERS: tuple[Adapter, ...] = (ours.RANDOM, timm_models.NAME, hugging_face.ADAPTER, *FILES)
 
 
 def find(name: str, key: str = "checkpoint", trusted: Collection[str] | None = ()) -> Source:
@@ -47,7 +36,7 @@ def find(name: str, key: str = "checkpoint", trusted: Collection[str] | None = (
     """
     if name in ("timm:", "hf:"):
         raise UserError(f"{key}={name}: expected {name}<name>")
-    source = Source(name, key, trusted)
+    source = Source(hugging_face.repository_of(name) or name, key, trusted)
     source.adapter = next(adapter for adapter in ADAPTERS if adapter.recognizes(source))
     source.config = source.adapter.stored_config(source)
     return source
@@ -86,23 +75,6 @@ def load(
     if image_size is not None and loaded.image_size not in (None, image_size):
         loaded.lines.append(f"made for pictures of {by(loaded.image_size)} pixels, used on {by(image_size)}")
     return loaded
-
-
-def load_into(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load the weights of one of our runs, or of a published file, into a model: what `init_from=` does.
-
-    Everything but the loss's own heads must fit. Raises CheckpointError when the file cannot be read or does not.
-    """
-    source = find(str(checkpoint), key="init_from", trusted=None)  # its weights alone are read
-    if source.adapter.load_into is None:
-        raise CheckpointError(
-            f"init_from={checkpoint}: expected a checkpoint of this project or a published I-JEPA or V-JEPA file, "
-            f"found one in the format {source.adapter.format!r}"
-        )
-    if source.file.run is None:
-        for line in source.file.lines:
-            log.info("%s: %s", source.path, line)
-    source.adapter.load_into(model, source)
 
 
 def load_published(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
 from jepa.checkpoint.moved import upgrade
@@ -41,6 +43,37 @@ def run_config(source: Source) -> dict[str, Any]:
     return config
 
 
+def check_claims(config: Any, key: str, weights: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError where a stored configuration claims larger networks than there are weights for."""
+    values = sum(tensor.numel() for tensor in weights.values())
+    if isinstance(config, (list, tuple)):
+        config = dict(enumerate(config))
+    if not isinstance(config, Mapping):
+        return
+
+    stem = config.get("stem") if isinstance(config.get("stem"), Mapping) else {}
+
+    def size(name: str) -> int:
+        value = config.get(name, stem.get(name))
+        return math.prod(value) if isinstance(value, (list, tuple)) else value if type(value) is int else 1
+
+    width, patch = size("embed_dim"), size("patch_size")
+    if type(config.get("patch_size", stem.get("patch_size"))) is int and "Series" not in str(stem.get("_target_")):
+        patch *= patch  # a side
+    claims = {
+        "embed_dim": width * width * size("depth"),
+        "patch_size": width * size("channels") * patch * size("tubelet_size"),
+        **{name: width * size(name) for name in ("vocab_size", "max_length", "mask_tokens")},
+    }
+    single = {name: value - 2**20 for name, value in config.items() if type(value) is int}  # that much is no harm
+    if large := [name for found in (single, claims) for name, claim in found.items() if claim > values]:
+        raise CheckpointError(
+            f"{path} is damaged: its configuration claims more than its {values:,} values by {key}.{large[0]}"
+        )
+    for name, value in config.items():
+        check_claims(value, f"{key}.{name}", weights, path)
+
+
 def load_run(source: Source) -> Loaded:
     """Load a run's model. Raises UserError for overrides unlike its configuration."""
     content, config = source.file.run, source.config
@@ -60,6 +93,8 @@ def load_run(source: Source) -> Loaded:
             loss = build_stored(config["loss"], "loss", source.trusted)
             return build_stored({**stored, "_partial_": False, "loss": loss}, "model", source.trusted)
 
+    for section in ("model", "loss"):
+        check_claims(config[section], section, content["model"], source.path)
     model = build()
     load_state(model, content["model"], source.path)
     lines = [f"checkpoint of this project at step {content.get('step')}: {stored.get('_target_')}"]
@@ -81,11 +116,6 @@ def load_run(source: Source) -> Loaded:
         stopped=content.get("ended"),
         collapse=collapse_of(content),
     )
-
-
-def load_run_into(model: nn.Module, source: Source) -> None:
-    """Load a run's weights, but for the loss's own heads, into a model. Raises CheckpointError when they do not fit."""
-    load_state(model, source.file.run["model"], source.path, keep=("loss.",))
 
 
 def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,6 +151,7 @@ def load_export(source: Source) -> Loaded:
     card = source.config
     check_overrides(source, card)
     lines = [f"encoder exported from {card.get('source')} (its {card.get('network')} network)"]
+    check_claims(card["encoder"], "encoder", source.file.encoder, source.path)
     loaded = load_our_encoders(source, card["encoder"], lines)
     loaded.step, loaded.data = card.get("step"), card.get("data")
     return loaded
@@ -135,5 +166,17 @@ def load_random(source: Source) -> Loaded:
 
 
 RANDOM = Adapter("random", lambda source: source.name == "random", load_random)
-RUN = Adapter("run", lambda source: source.file.run is not None, load_run, run_config, load_run_into)
-EXPORT = Adapter("export", lambda source: source.file.card is not None, load_export, read_card)
+RUN = Adapter(
+    "run",
+    lambda source: source.file.run is not None,
+    load_run,
+    run_config,
+    lambda model, source: source.file.run["model"],
+)
+EXPORT = Adapter(
+    "export",
+    lambda source: source.file.card is not None,
+    load_export,
+    read_card,
+    lambda model, source: {f"encoder.{name}": tensor for name, tensor in source.file.encoder.items()},
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,8 @@ from jepa.utils.nested import flatten
 
 NOT_STORED = ("dropout", "attention_dropout", "drop_path")
 """Values of training, which no file of weights contradicts."""
+SHOWN = 6
+"""Sizes that an error suggests."""
 
 
 def vit_sizes(source: Source) -> dict[str, Any]:
@@ -24,12 +25,9 @@ def vit_sizes(source: Source) -> dict[str, Any]:
     weights, path = source.file.encoder, source.path
     needed = ("patch_embed.proj.weight", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight")
     if missing := [name for name in needed if name not in weights]:
-        hint = ""
-        if any(name.startswith(("embeddings.", "layernorm.")) or ".embeddings." in name for name in weights):
-            hint = ". These are names of Hugging Face: give the folder with its config.json as checkpoint=hf:<folder>"
         raise CheckpointError(
-            f"{path}: its encoder is no Vision Transformer with timm's names: {', '.join(missing)} missing; it has "
-            f"{', '.join(list(weights)[:4])}, ... ({len(weights)} in all){hint}"
+            f"{path}: its encoder is no Vision Transformer with names of timm, DINO or Hugging Face: "
+            f"{', '.join(missing)} missing; it has {', '.join(list(weights)[:4])}, ... ({len(weights)} in all)"
         )
     width, channels, *kernel = weights[needed[0]].shape
     if len(kernel) not in (2, 3):
@@ -42,9 +40,15 @@ def vit_sizes(source: Source) -> dict[str, Any]:
         "patch_size": side_or_pair(kernel[-2:]),
         "embed_dim": width,
         "depth": count_blocks(weights, "blocks"),
-        "mlp_ratio": weights[needed[1]].shape[0] / width,
+        "mlp_ratio": ratio(weights[needed[1]].shape[0], width),
         "qkv_bias": "blocks.0.attn.qkv.bias" in weights,
     }
+
+
+def ratio(hidden: int, width: int) -> float:
+    """Return the `mlp_ratio` of which int(width * mlp_ratio) is the hidden width."""
+    value = hidden / width
+    return value if int(width * value) == hidden else math.nextafter(value, math.inf)
 
 
 def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
@@ -54,11 +58,15 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def num_heads(source: Source, width: int, part: str = "encoder") -> int:
-    """Return the number of attention heads, which no file holds.
+    """Return the number of attention heads, which few files hold.
 
-    Raises UserError when the command line does not give it, or it does not divide the width.
+    Raises UserError when nothing says it, the command line says another, or it does not divide the width.
     """
-    heads, key = source.overrides.get(f"{part}.num_heads"), f"model.{part}.num_heads"
+    given, key = source.overrides.get(f"{part}.num_heads"), f"model.{part}.num_heads"
+    heads, stored = given, source.file.facts.get(f"{part}.num_heads")
+    if stored is not None and given not in (None, stored):
+        raise UserError(f"{key}={given}, but {source.path} has {stored}: leave it out")
+    heads = stored if heads is None else heads
     divisors = [number for number in range(1, 33) if width % number == 0]
     if heads is None:
         common = f", usually {width // 64} for a width of {width}" if width % 64 == 0 else ""
@@ -90,13 +98,45 @@ def check_overrides(source: Source, config: Mapping[str, Any], ignored: tuple[st
             raise UserError(f"model.{key}={value}: {source.path} takes no such value; expected one of {known}")
 
 
-def table_side(table: Tensor, path: Path, prefix_tokens: int = 0) -> tuple[int, int]:
-    """Return the side of the square grid of positions (1, T, D), and how many of their rows are of prefix tokens."""
-    for extra in (prefix_tokens, 0):
-        side = math.isqrt(max(0, table.shape[1] - extra))
-        if side and side * side == table.shape[1] - extra:
-            return side, extra
-    raise CheckpointError(f"{path}: the position table {tuple(table.shape)} is not of a square grid")
+def position_grid(source: Source, table: Tensor, patch: tuple[int, int], prefix: int) -> tuple[tuple[int, int], int]:
+    """Return (rows, columns) of the grid of learned positions (1, T, D), and how many others, of prefix tokens, it has.
+
+    patch: (height, width) in pixels. prefix: number of class and register tokens; all have positions, or none.
+    The grid is that of `model.encoder.image_size` where given, that of source.image_size where it fits, else square.
+
+    Raises UserError where these leave a doubt: 14 x 12 patches and a class token have as many positions as 13 x 13.
+    """
+    tokens, given = table.shape[1], to_pair(source.overrides.get("encoder.image_size"))
+    extras = sorted({prefix, 0}, reverse="reg_token" not in source.file.encoder)  # timm's registers have none
+    for size in (given,) if given else (source.image_size,):
+        if size and not any(side % length for side, length in zip(size, patch)):
+            grid = (size[0] // patch[0], size[1] // patch[1])
+            if (extra := tokens - math.prod(grid)) in extras:
+                return grid, extra
+    possible = [(grid, extra) for extra in extras for grid in grids(tokens - extra)]
+    if given is None and possible:
+        (rows, columns), extra = possible[0]
+        if rows == columns and (extra == extras[0] or len(possible) == 1):
+            return (rows, columns), extra
+    sizes = [f"[{rows * patch[0]},{columns * patch[1]}]" for (rows, columns), _ in possible[:SHOWN]]
+    problem = f"model.encoder.image_size={list(given)} does not fit" if given else "their grid cannot be told"
+    raise UserError(
+        f"{source.path} holds {tokens} positions, and {problem}: give the size in pixels of the pictures that it was "
+        f"made for, model.encoder.image_size={sizes[0] if sizes else '[height,width]'}"
+        + (f" (or {', '.join(sizes[1:])})" if sizes[1:] else "")
+    )
+
+
+def grids(tokens: int) -> list[tuple[int, int]]:
+    """Return the (rows, columns) of so many tokens, no side more than twice the other, squares first."""
+    pairs = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
+    pairs = [pair for pair in pairs if max(pair) <= 2 * min(pair)]
+    return sorted(pairs, key=lambda pair: (abs(pair[0] - pair[1]), pair))
+
+
+def sincos_grid(table: Tensor) -> tuple[int, int] | None:
+    """Return (rows, columns) of sine-cosine positions (N, D), found by computing them; None for others."""
+    return next((grid for grid in grids(len(table)) if is_sincos(table, grid)), None)
 
 
 def is_sincos(table: Tensor, grid: tuple[int, ...], layout: str = "equal") -> bool:

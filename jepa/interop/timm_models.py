@@ -1,4 +1,4 @@
-"""timm: models by name with their own weights, and state dicts with the names of its Vision Transformers."""
+"""timm: models by name with their own weights."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import contextlib
 import logging
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Source
-from jepa.interop.frozen_networks import OtherEncoder, frozen, load_by_name, load_our_encoders
-from jepa.interop.sizes import by, check_overrides, is_sincos, num_heads, table_side, to_pair, vit_sizes
-from jepa.interop.weights_file import State
+from jepa.interop.frozen_networks import OtherEncoder, load_by_name
+from jepa.interop.weights_file import WeightsFile, find_parts
 from jepa.types import Grid
-from jepa.utils.errors import CheckpointError, UserError, first_line
+from jepa.utils.errors import CheckpointError, UserError
 
 OFFLINE = (
     "Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder works "
@@ -86,13 +83,7 @@ def load_by_timm(source: Source, name: str | None = None) -> Loaded:
     """
     check_named(source)
     name = name or source.name.partition(":")[2]
-    if ":" not in name:
-        plain, _, tag = name.partition(".")
-        check_timm_name(plain, f"checkpoint={source.name}")
-        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
-        if tag and tag not in tags:
-            has = ", ".join(tags)
-            raise UserError(f"checkpoint={source.name}: timm has no weights {tag!r} of {plain}; it has {has}")
+    check_weights_name(source, name)
     image_size, channels = source.image_size, source.channels
 
     def create(pretrained: bool | None) -> nn.Module:
@@ -120,6 +111,27 @@ def load_by_timm(source: Source, name: str | None = None) -> Loaded:
     if encoder.prefix_tokens:
         loaded.lines.append(f"its {encoder.prefix_tokens} class or register tokens are no features")
     return loaded
+
+
+def read_from_timm(source: Source, name: str | None = None) -> WeightsFile:
+    """Return the weights of a model as those of a file. name: see `load_by_timm`, and for what is raised."""
+    name = name or source.name.partition(":")[2]
+    check_weights_name(source, name)
+    with fetching(source.name):
+        model = timm.create_model(name, pretrained=True, num_classes=0)
+    heads = {"num_attention_heads": model.blocks[0].attn.num_heads} if hasattr(model, "blocks") else {}
+    return find_parts(model.state_dict(), Path(source.name), heads)
+
+
+def check_weights_name(source: Source, name: str) -> None:
+    """Raise UserError for a name that timm does not know or has no such weights of; any repository or folder passes."""
+    if ":" not in name:
+        plain, _, tag = name.partition(".")
+        check_timm_name(plain, f"{source.key}={source.name}")
+        tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
+        if tag and tag not in tags:
+            has = ", ".join(tags)
+            raise UserError(f"{source.key}={source.name}: timm has no weights {tag!r} of {plain}; it has {has}")
 
 
 def check_timm_name(name: str, key: str) -> None:
@@ -159,99 +171,4 @@ def fetching(source: str) -> Iterator[None]:
         raise CheckpointError(message) from error
 
 
-def load_file(source: Source) -> Loaded:
-    """Load the encoders of state dicts with timm's names: as our Vision Transformer where that computes the same.
-
-    overrides: `encoder.num_heads`, or `encoder.name` of a timm model. Learned positions are resampled to image_size.
-
-    Raises CheckpointError with the missing, unexpected and mis-shaped keys, UserError for what no file says.
-    """
-    weights, path = source.file.encoder, source.path
-    sizes, name = vit_sizes(source), source.overrides.get("encoder.name")
-    if "pos_embed" not in weights:
-        raise CheckpointError(
-            f"{path} holds no positions (pos_embed), and no header that says how they are computed: expected a file "
-            "written by scripts/export.py or by timm"
-        )
-    prefix = sum(weights[token].shape[1] for token in ("cls_token", "reg_token") if token in weights)
-    side, extra = table_side(weights["pos_embed"], path, prefix)
-    stored = tuple(side * patch for patch in to_pair(sizes["patch_size"]))
-    if name is None:
-        sizes["num_heads"] = num_heads(source, sizes["embed_dim"])
-    heads = sorted(weights.keys() - without_classifier(weights).keys())
-    lines = [f"left alone: {', '.join(heads)}"] if heads else []
-    lines.append(
-        f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['channels']} channels, positions of "
-        f"{by((side, side))} patches of {sizes['patch_size']} pixels (pictures of {by(stored)})"
-    )
-    ignored = ("encoder.name", "encoder.image_size", "encoder.num_heads")
-    if name is None and not prefix and is_sincos(weights["pos_embed"][0], (side, side)):
-        config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
-        check_overrides(source, {"encoder": config}, ignored)
-        lines.append("its positions are sine-cosine, computed for the grid that comes")
-        return load_our_encoders(source, config, lines, our_weights)
-    config = {"img_size": list(stored), **timm_arguments(weights, sizes, name)}
-    if name is None:
-        config["no_embed_class"] = extra == 0
-    check_overrides(source, {"encoder": {**config, **sizes}}, ignored)
-    if prefix:
-        lines.append(f"{prefix} class or register tokens, which are no features")
-    if source.image_size not in (None, stored):
-        lines.append(f"learned positions resampled from pictures of {stored} to {source.image_size}")
-    return frozen(
-        lambda state: make_timm(source, config, state),
-        source.file.encoders,
-        lines=[*source.file.lines, *lines],
-        description={"encoder": config},
-        image_size=stored,
-        channels=sizes["channels"],
-    )
-
-
-def without_classifier(state: Mapping[str, Tensor]) -> State:
-    """Return a state dict without the tensors that stand behind the features."""
-    return {name: tensor for name, tensor in state.items() if not name.startswith(("head.", "head_dist."))}
-
-
-def our_weights(state: State) -> State:
-    """Return the tensors of a timm ViT with sine-cosine positions by our names."""
-    return {f"vit.{name}": tensor for name, tensor in without_classifier(state).items() if name != "pos_embed"}
-
-
-def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any], name: str | None) -> dict[str, Any]:
-    """Return arguments of a timm ViT into which weights should fit. name: of the variant, which has its own sizes."""
-    with_class = "cls_token" in weights
-    arguments = {"patch_size": sizes["patch_size"], "in_chans": sizes["channels"], "num_classes": 0, "fc_norm": False}
-    arguments |= {"class_token": with_class, "global_pool": "token" if with_class else "avg"}
-    if name is not None:
-        return {"model_name": name, **arguments}
-    return arguments | {
-        **{key: sizes[key] for key in ("embed_dim", "depth", "num_heads", "mlp_ratio", "qkv_bias")},
-        "qk_norm": "blocks.0.attn.q_norm.weight" in weights,
-        "init_values": 1e-5 if "blocks.0.ls1.gamma" in weights else None,
-        "reg_tokens": weights["reg_token"].shape[1] if "reg_token" in weights else 0,
-    }
-
-
-def make_timm(source: Source, config: Mapping[str, Any], state: State | None) -> TimmEncoder:
-    """Build a timm ViT with learned positions and load a state dict, None for none. Raises UserError if it cannot."""
-    name = config.get("model_name")
-    if name is not None:
-        check_timm_name(name, "model.encoder.name")
-    try:
-        vit = timm.create_model(**{"model_name": "vit_base_patch16_224", **config})
-    except (TypeError, ValueError, AssertionError, RuntimeError) as error:
-        raise UserError(f"model.encoder.name={name}: timm cannot build it so: {first_line(error)}") from error
-    if state is not None:
-        try:
-            load_state(vit, without_classifier(state), source.path)
-        except CheckpointError as error:
-            hint = "" if name else "\nIf it is one of timm's variants, name it: model.encoder.name=<name in timm>"
-            raise CheckpointError(f"{error}{hint}") from None
-    if source.image_size not in (None, tuple(config["img_size"])):
-        vit.set_input_size(img_size=source.image_size)
-    return TimmEncoder(vit).eval()
-
-
-NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_by_timm)
-FILE = Adapter("encoder", lambda source: True, load_file)
+NAME = Adapter("timm", lambda source: source.name.startswith("timm:"), load_by_timm, read=read_from_timm)

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import load_our_encoders
 from jepa.interop.ijepa import (
@@ -29,10 +28,10 @@ from jepa.interop.ijepa import (
     masked_jepa_config,
     our_weights,
     predictor_sizes,
-    renamed,
 )
+from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import check_overrides, count_blocks, is_sincos, num_heads, vit_sizes
-from jepa.interop.weights_file import State, WeightsFile
+from jepa.interop.weights_file import WeightsFile
 from jepa.utils.errors import CheckpointError, UserError
 
 MARKS_OF_2_1 = ("norms_block.", "patch_embed_img.", "img_mod_embed", "video_mod_embed")
@@ -64,9 +63,9 @@ def load_encoder(source: Source) -> Loaded:
     return load_our_encoders(source, config, [describe(config, clip_size(source.file))], by_our_names)
 
 
-def load_into(model: nn.Module, source: Source) -> None:
-    """Load the weights into a masked JEPA. Raises CheckpointError that lists what differs, also of the positions."""
-    encoder, path = model.encoder, source.path
+def weights_for(model: nn.Module, source: Source) -> State:
+    """Return the weights by the names of a model. Raises CheckpointError unless it takes clips, with such positions."""
+    encoder, path = getattr(model, "encoder", None), source.path
     if not hasattr(getattr(encoder, "stem", None), "tubelet_size"):
         raise CheckpointError(
             f"{path} is a V-JEPA, of clips, but the model's encoder is a {type(encoder).__name__}: use model=video"
@@ -81,7 +80,7 @@ def load_into(model: nn.Module, source: Source) -> None:
             f"{path} has the positions {found}, the model {own}: set "
             + " ".join(f"model.encoder.{key}={value}" for key, value in found.items() if own.get(key) != value)
         )
-    load_state(model, our_weights(source.file, "", by_our_names), path, keep=("loss.",))
+    return our_weights(source.file, "", by_our_names)
 
 
 def model_config(source: Source) -> dict[str, Any]:
@@ -254,5 +253,7 @@ def by_our_names(weights: State) -> State:
     return ours
 
 
-MODEL = Adapter("vjepa", lambda source: source.file.is_video and is_published(source.file), load, load_into=load_into)
-ENCODER = Adapter("vjepa_encoder", lambda source: source.file.is_video, load_encoder)
+MODEL = Adapter(
+    "vjepa", lambda source: source.file.is_video and is_published(source.file), load, weights_for=weights_for
+)
+ENCODER = Adapter("vjepa_encoder", lambda source: source.file.is_video, load_encoder, weights_for=weights_for)

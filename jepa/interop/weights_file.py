@@ -1,37 +1,63 @@
-"""Reading a file of weights: which state dicts it holds, without the prefixes that wrappers put before their names.
+"""Reading a file of weights: which networks it holds, without the prefixes of what owns them.
 
-Known are our checkpoints; `encoder`, `predictor` and `target_encoder` (or `ema_encoder`) side by side, as those of
-I-JEPA and V-JEPA; encoders alone, bare or below one entry, as torch or safetensors files. Nothing is guessed.
+An encoder of patches is found by its patch embedding, at any depth of a file and behind any names. Of two, one that is
+named target, teacher, momentum or EMA makes the targets; what else cannot be told apart is refused.
 """
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from jepa.checkpoint.load import read_file
+from jepa.interop.network_names import (
+    PATCHES,
+    PREDICTOR,
+    State,
+    encoder_by_timm_names,
+    predictor_by_published_names,
+)
 from jepa.utils.errors import CheckpointError, first_line
-
-State = dict[str, Tensor]
+from jepa.utils.read_data import exists, read_mapping
 
 TARGETS = ("target_encoder", "ema_encoder")
-WRAPPERS = re.compile(r"((module|_orig_mod|backbone|encoder|model|vit)\.)*")
-"""What wrappers put before every name: DDP, torch.compile, V-JEPA's multi-mask wrapper, and owners of the encoder."""
+TARGET = re.compile(r"target|teacher|momentum|(?<![a-z])ema(?![a-z])")
+"""In the name of a network that makes targets."""
+
+DEEPEST = 3
+"""Levels of entries that are searched for weights."""
+SHOWN = 8
+"""Names of what is left alone that are listed."""
 
 CARD = "jepa_encoder"
 """Key of the safetensors header under which an exported encoder says how it is built."""
 
 EXPECTED = (
-    "expected a run folder or checkpoint of this project, a published file with encoder, predictor and target_encoder "
-    "(or ema_encoder), or the state dict of one encoder"
+    "expected a run folder or checkpoint of this project, or weights of a Vision Transformer, alone or beside its "
+    "target (teacher, target_encoder, ema_encoder)"
 )
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in a file: the entry it stands in, the names of its owners there, and its tensors by names below."""
+
+    entry: str
+    prefix: str
+    weights: State
+
+    @property
+    def place(self) -> str:
+        """Entry and owners, "student.module.backbone"."""
+        return f"{self.entry}.{self.prefix}".strip(".")
 
 
 @dataclass(frozen=True)
@@ -41,6 +67,7 @@ class WeightsFile:
     parts: "encoder", "target_encoder", "predictor" -> state dict with plain names; those that are there.
     target_name: what the file calls the network that makes the targets. run: all of a checkpoint of this project.
     card: the header of an encoder that was exported here. lines: what was found, in words.
+    facts: "encoder.num_heads" and others that no weights tell, where the file or config.json beside it says them.
     """
 
     path: Path
@@ -49,6 +76,7 @@ class WeightsFile:
     run: Mapping[str, Any] | None = None
     card: str | None = None
     lines: tuple[str, ...] = ()
+    facts: dict[str, Any] = field(default_factory=dict)
 
     @property
     def encoders(self) -> list[State]:
@@ -69,8 +97,10 @@ class WeightsFile:
 
 def read_weights_file(path: Path) -> WeightsFile:
     """Read a file, or a folder of sharded parts. Raises CheckpointError if that fails or it holds nothing known."""
+    config = path.with_name("config.json")
+    beside = read_mapping(config) if path.name in HUGGING_FACE_FILES and exists(config) else {}
     if path.suffix != ".safetensors" or path.is_dir():
-        return find_parts(read_file(path), path)
+        return find_parts(read_file(path, leave_out=True), path, beside)
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -80,11 +110,26 @@ def read_weights_file(path: Path) -> WeightsFile:
             f"cannot read {path} ({path.stat().st_size:,} bytes): it is cut short or not a safetensors file "
             f"({first_line(error)})"
         ) from error
-    return WeightsFile(path, {"encoder": weights}, card=header[CARD]) if CARD in header else find_parts(weights, path)
+    if CARD in header:
+        return WeightsFile(path, {"encoder": weights}, card=header[CARD])
+    return find_parts(weights, path, beside)
 
 
-def find_parts(content: Any, path: Path) -> WeightsFile:
-    """Find the state dicts in what a file holds. Raises CheckpointError when it is of no known form."""
+FACTS = {
+    "encoder.num_heads": "num_attention_heads",
+    "predictor.num_heads": "pred_num_attention_heads",
+    "encoder.norm_eps": "layer_norm_eps",
+}
+"""What no weights tell -> its name in a configuration of Hugging Face."""
+
+HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+def find_parts(content: Any, path: Path, config: Mapping[str, Any] = MappingProxyType({})) -> WeightsFile:
+    """Find the networks in what a file holds. Raises CheckpointError when it is of no known form.
+
+    config: that of Hugging Face for these weights, which says what they do not.
+    """
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}: {EXPECTED}")
     if content.get("format") == "jepa":
@@ -93,43 +138,115 @@ def find_parts(content: Any, path: Path) -> WeightsFile:
         if not described or not is_state_dict(content.get("model")):
             raise CheckpointError(f"{path} is a checkpoint of this project but lacks its config or model: damaged")
         return WeightsFile(path, run=content)
-    known = ("encoder", "predictor", *TARGETS)
-    states = {str(name): value for name, value in content.items() if is_state_dict(value)}
-    for name in known:
-        if isinstance(content.get(name), Mapping) and name not in states:
-            raise CheckpointError(f"{path}: its entry {name!r} holds other things than tensors: {EXPECTED}")
-    if all(name in states for name in TARGETS):
-        raise CheckpointError(f"{path} holds both {' and '.join(TARGETS)}: which makes the targets cannot be told")
-    others = [name for name in states if name not in known and _embeds_patches(states[name])]
-    if is_state_dict(content):
-        return _with_plain_names(path, {"encoder": content}, "one state dict")
-    if not others and any(name in states for name in ("encoder", *TARGETS)):
-        parts = {name: states[name] for name in known if name in states}
-        found = [", ".join(parts), *(["ema_encoder makes the targets"] if "ema_encoder" in parts else [])]
-    elif len(states) == 1:
-        ((entry, state),) = states.items()
-        parts, found = {"encoder": state}, [f"the state dict in its entry {entry!r}"]
-    else:
-        entries = ", ".join(f"{name} ({_describe(value)})" for name, value in content.items()) or "nothing"
-        raise CheckpointError(f"{path} is of no known layout; it holds {entries}: {EXPECTED}")
-    if left := [str(name) for name, value in content.items() if all(value is not state for state in parts.values())]:
-        found.append(f"left alone: {', '.join(left)}")
-    return _with_plain_names(path, parts, "; ".join(found))
+    states = list(state_dicts(content, path))
+    encoders = [network for entry, state in states for network in networks_in(entry, state, PATCHES)]
+    predictors = [network for entry, state in states for network in networks_in(entry, state, PREDICTOR)]
+    if not encoders:
+        if len(states) != 1 or predictors:
+            entries = ", ".join(f"{name} ({_describe(value)})" for name, value in content.items()) or "nothing"
+            raise CheckpointError(f"{path} is of no known layout; it holds {entries}: {EXPECTED}")
+        encoders = [Network(*states[0][:1], "", states[0][1])]  # whose names the reader will miss
+    parts = told_apart(encoders, path)
+    if len(predictors) == 1:
+        parts["predictor"] = predictors[0]
+    weights, left = {}, []
+    for name, network in parts.items():
+        if name == "predictor":
+            weights[name] = predictor_by_published_names(network.weights)
+        else:
+            weights[name], unused = encoder_by_timm_names(network.weights, path)
+            left += [(network.entry, f"{network.prefix}{other}") for other in unused]
+    used = {(network.entry, network.prefix + name) for network in parts.values() for name in network.weights}
+    left += [(entry, name) for entry, state in states for name in state if (entry, name) not in used]
+    assumed = {"encoder.norm_eps": 1e-12} if any(".layernorm_before." in n for _, s in states for n in s) else {}
+    target = parts.get("target_encoder")
+    is_new = target is not None and "ema_encoder" in target.place
+    return WeightsFile(
+        path,
+        weights,
+        "ema_encoder" if is_new else "target_encoder",
+        lines=tuple(_lines(content, parts, left)),
+        facts=assumed | {fact: config[name] for fact, name in FACTS.items() if type(config.get(name)) in (int, float)},
+    )
 
 
-def _with_plain_names(path: Path, states: Mapping[str, State], found: str) -> WeightsFile:
-    parts, prefixes = {}, set()
-    for name, state in states.items():
-        prefix = WRAPPERS.match(os.path.commonprefix(list(state)))[0]  # noqa: RUF071
-        part = "target_encoder" if name in TARGETS else name
-        parts[part] = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-        prefixes |= {prefix} - {""}
-    lines = [f"the file holds {found}"]
-    if prefixes:
-        lines.append(f"names without their prefix {' '.join(sorted(prefixes))}")
-    if "encoder" not in parts:
-        lines.append("it holds the network that makes the targets alone: context and target are both that one")
-    return WeightsFile(path, parts, "ema_encoder" if "ema_encoder" in states else "target_encoder", lines=tuple(lines))
+def state_dicts(content: Mapping[Any, Any], path: Path, entry: str = "", depth: int = 0) -> Iterator[tuple[str, State]]:
+    """Yield the state dicts in what a file holds, each with the entry that it stands in, such as "model.state_dict".
+
+    Raises CheckpointError for one of a network that holds other things, and for tensors of more values than are stored.
+    """
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
+    others = {str(name): value for name, value in content.items() if not isinstance(value, Tensor)}
+    if any(pattern.fullmatch(name) for name in tensors for pattern in (PATCHES, PREDICTOR)):
+        strange = [name for name, value in others.items() if not (isinstance(value, Mapping) or "_extra_state" in name)]
+        if entry and strange:
+            raise CheckpointError(f"{path}: its entry {entry!r} holds other things than tensors: {EXPECTED}")
+        for name, tensor in tensors.items():
+            if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.itemsize:
+                raise CheckpointError(f"{path}: {name} claims {tuple(tensor.shape)}, more values than the file holds")
+    if tensors:
+        yield entry, tensors
+    for name, value in content.items():
+        if isinstance(value, Mapping) and isinstance(name, str) and depth < DEEPEST:
+            yield from state_dicts(value, path, f"{entry}.{name}".lstrip("."), depth + 1)
+
+
+def networks_in(entry: str, state: State, mark: re.Pattern[str]) -> list[Network]:
+    """Return the networks in a state dict that have such a tensor, each with the names below its owner's."""
+    owners = sorted({match["owner"] for name in state if (match := mark.fullmatch(name))})
+    networks = []
+    for owner in owners:
+        below = tuple(other for other in owners if other.startswith(owner) and other != owner)
+        names = [name for name in state if name.startswith(owner) and not name.startswith(below)]
+        networks.append(Network(entry, owner, {name.removeprefix(owner): state[name] for name in names}))
+    return networks
+
+
+def told_apart(encoders: list[Network], path: Path) -> dict[str, Network]:
+    """Return "encoder" and "target_encoder", by their names. Raises CheckpointError where these do not tell."""
+    targets = [network for network in encoders if TARGET.search(network.place)]
+    if len(encoders) == 1:
+        is_target = any(word in encoders[0].place for word in TARGETS)
+        return {"target_encoder" if is_target else "encoder": encoders[0]}
+    if len(encoders) == 2 and len(targets) == 1:
+        (encoder,) = [network for network in encoders if network not in targets]
+        return {"encoder": encoder, "target_encoder": targets[0]}
+    first = encoders[0]
+    entries = "".join(f"[{name!r}]" for name in first.entry.split(".") if name)
+    raise CheckpointError(
+        f"{path} holds {len(encoders)} encoders, {', '.join(network.place for network in encoders)}: which is meant "
+        f"cannot be told. Write the one you mean to a file of its own, as here the first:\n"
+        f"import torch\n"
+        f"weights = torch.load({str(path)!r}, weights_only=True){entries}\n"
+        f"start = {first.prefix!r}\n"
+        "torch.save({k[len(start):]: v for k, v in weights.items() if k.startswith(start)}, 'encoder.pt')"
+    )
+
+
+def _lines(content: Mapping[Any, Any], parts: Mapping[str, Network], left: list[tuple[str, str]]) -> list[str]:
+    """What was found, in words."""
+    encoders = {name: network for name, network in parts.items() if name != "predictor"}
+    found = [f"the entry {network.entry!r}" if network.entry else "one state dict" for network in encoders.values()]
+    if "predictor" in parts:
+        found.append("a predictor")
+    entries = {network.entry.partition(".")[0] for network in parts.values()}
+    lines = [f"the file holds {', '.join(dict.fromkeys(found))}"]
+    if "" not in entries and (others := [str(name) for name in content if name not in entries]):
+        lines[0] += f"; left alone: {', '.join(others)}"
+    if prefixes := sorted({network.prefix for network in parts.values()} - {""}):
+        lines.append(f"names without their prefix {' '.join(prefixes)}")
+    inside = [name for entry, name in left if entry in {network.entry for network in parts.values()}]
+    if inside:
+        starts = dict.fromkeys(".".join(name.split(".")[:-1][:3]) or name for name in inside)
+        more = f", ... ({len(starts)} in all)" if len(starts) > SHOWN else ""
+        lines.append(f"left alone: {', '.join(list(starts)[:SHOWN])}{more}")
+    if "target_encoder" in parts:
+        target, encoder = parts["target_encoder"], parts.get("encoder")
+        told = target.place if encoder is not None and encoder.entry == target.entry else target.entry
+        lines.append(f"{told} makes the targets")
+        if "encoder" not in parts:
+            lines.append("it holds the network that makes the targets alone: context and target are both that one")
+    return lines
 
 
 def is_state_dict(value: Any) -> bool:
@@ -137,10 +254,5 @@ def is_state_dict(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
 
 
-def _embeds_patches(value: Any) -> bool:
-    return is_state_dict(value) and any("patch_embed" in name for name in value)
-
-
 def _describe(value: Any) -> str:
-    words = f"{len(value)} tensors" if is_state_dict(value) else type(value).__name__
-    return f"{words}, an encoder" if _embeds_patches(value) else words
+    return f"{len(value)} tensors" if is_state_dict(value) else type(value).__name__

@@ -178,3 +178,25 @@ def test_the_table_has_every_part_of_the_configs_and_of_earlier_runs(old_runs):
 
 def targets_below(folder: Path) -> list[str]:
     return [t for path in folder.rglob("*.yaml") for t in find_targets(OmegaConf.to_container(OmegaConf.load(path)))]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("model", "encoder", "depth"), 10**9),
+        (("model", "encoder", "embed_dim"), 10**6),
+        (("model", "encoder", "patch_size"), [10**4, 10**4]),
+        (("model", "predictor", "embed_dim"), 10**6),
+        (("model", "encoder", "num_heads"), 10**9),
+    ],
+)
+def test_sizes_are_bounded_before_memory_is_taken(place, value, run_folder, tmp_path):
+    """A configuration cannot claim more than there are weights for."""
+    content = torch.load(run_folder.parent / "bare.pt", weights_only=True)
+    node = content["config"]
+    for name in place[:-1]:
+        node = node[name]
+    node[place[-1]] = value
+    torch.save(content, tmp_path / "large.pt")
+    with pytest.raises(CheckpointError, match=rf"its configuration claims .* by {'.'.join(place)}$"):
+        load(tmp_path / "large.pt")
