@@ -16,7 +16,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from torch import nn
 
 from jepa.checkpoint.saver import find_checkpoint
-from jepa.config.check import check_config
+from jepa.config.check import check_config, source_of
 from jepa.config.compose import default_run_dir
 from jepa.config.notes import notes
 from jepa.distributed.collectives import (
@@ -43,7 +43,8 @@ def build_trainer(config: DictConfig) -> Trainer:
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
     with report_on_rank0():
-        check_config(to_plain(filled(config, dict.fromkeys(FOUND_BY_DATA, 1))))  # any number will do
+        whole = filled(config, dict.fromkeys(FOUND_BY_DATA, 1))  # any number will do
+        check_config(to_plain(whole), source=functools.partial(source_of, whole))
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
     init_process_group(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))

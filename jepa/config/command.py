@@ -19,8 +19,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_config, compose_with_choices, explain
-from jepa.config.overrides import override_key, with_new_keys, with_quoted_paths
+from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_with_choices
+from jepa.config.keys import Compose, with_new_keys
+from jepa.config.mistakes import check_flags, explain
+from jepa.config.overrides import override_key, with_quoted_paths
 from jepa.config.resume import StoredRun, with_stored_options
 from jepa.distributed.launch import read_launch, report_on_rank0
 from jepa.utils.errors import (
@@ -58,7 +60,9 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
         try:
             rank = read_launch().rank
             with report_on_rank0():
-                sys.argv[1:] = full_arguments(sys.argv[1:], _config_dir(sys.argv[1:]), config_name)
+                config_dir = _config_dir(sys.argv[1:])
+                check_flags(sys.argv[1:], _composing(config_dir, config_name), sys.argv[0])
+                sys.argv[1:] = full_arguments(sys.argv[1:], config_dir, config_name)
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 # Beside the other overrides, as argparse wants them side by side.
@@ -192,7 +196,12 @@ def full_arguments(
             none = f"{key}=none turns it off" if (CONFIG_DIR / key / "none.yaml").is_file() else "choose another option"
             raise UserError(f"{argument}: a run needs every group; {none}")
     arguments = with_stored_options(with_quoted_paths(arguments), config_dir)
-    return with_new_keys(arguments, functools.partial(compose_config, config_dir=config_dir, config_name=config_name))
+    return with_new_keys(arguments, _composing(config_dir, config_name))
+
+
+def _composing(config_dir: str | Path | None, config_name: str) -> Compose:
+    """Return the function that makes the configuration of overrides, and the option of each group."""
+    return functools.partial(compose_with_choices, config_dir=config_dir, config_name=config_name)
 
 
 def _config_dir(arguments: Sequence[str]) -> str | None:

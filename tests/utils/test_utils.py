@@ -126,9 +126,9 @@ def test_check_config():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"widht": 3}, r"model.part.widht: .*takes takes no such argument; did you mean width\?"),
+        ({"widht": 3}, r"model.part.widht: .*takes takes no widht. Did you mean model.part.width\?"),
         ({"zzz": 3}, "model.part.zzz: .*it takes width, names, inner"),
-        ({"width": "3"}, r"model.part.width='3' \(str\): .* expects int"),
+        ({"width": "3"}, r"model.part.width='3': .* expects a whole number"),
         ({"names": [1]}, r"model.part.names=\[1\] \(list\)"),
         ({"inner": {"_target_": TAKES, "width": None}}, r"model.part.inner.width=None \(NoneType\)"),
         ({"inner": [{"_target_": TAKES, "x": 1}]}, r"model.part.inner\[0\].x"),
