@@ -153,7 +153,9 @@ class Keys:
         if word and self._is_meant(word, key):
             written = word.written(value)
             needed = [option for item in written if self.is_wrong(item) for option in self._options_with(item)]
-            return [*needed, *written], "" if above and word.here.startswith(f"{above}.") else word.note
+            return list(dict.fromkeys([*needed, *written])), "" if above and word.here.startswith(
+                f"{above}."
+            ) else word.note
         first = f"{parent}.{missing}" if parent else missing
         if parent and first == key and (close := closest(missing, self.names(parent))):
             return [f"{parent}.{close}={value}"], ""

@@ -38,6 +38,8 @@ def explain(error: BaseException) -> str:
     ):
         if found := re.search(pattern, text):
             return explained(found[1], text)
+    if found := re.search(r"LexerNoViableAltException: ([^\n]*)", text):
+        return f"{found[1]}: this sign must be quoted, twice for the shell: \"key='a<b'\""
     typed = getattr(error, "override", None)
     if typed and typed not in text:
         return f"{typed}: {text.splitlines()[0]}; quote what has signs of its own: \"key='a b'\""

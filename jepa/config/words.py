@@ -76,7 +76,7 @@ WORDS = (
     Word("mixed_precision amp use_amp precision dtype", "trainer.precision={}", values=PRECISION),
     Word("fp16 half", "trainer.precision={}", values={"true": "fp16", "false": "fp32"}),
     Word("bf16 use_bfloat16", "trainer.precision={}", values={"true": "bf16", "false": "fp32"}),
-    Word("grad_scaler scaler", "", "nothing to set: trainer.precision=fp16 scales its loss by itself"),
+    Word("grad_scaler scaler", "", "trainer.precision=fp16 scales the loss by itself: nothing to set"),
     Word(
         "gradient_checkpointing grad_checkpointing use_gradient_checkpointing use_activation_checkpointing",
         "trainer.activation_checkpointing={}",
@@ -147,11 +147,7 @@ WORDS = (
     Word("wandb use_wandb", WANDB),
     Word("wandb_project project_name", f"{WANDB} logger.wandb.project={{}}"),
     Word("debug debug_mode", "trainer=debug"),
-    Word(
-        "config config_file config_path",
-        "",
-        "a file of your own is an experiment: --config-dir my_conf experiment=mine",
-    ),
+    Word("config config_file config_path", "{}", "a file of deltas is one of the options: python train.py my.yaml"),
 )
 """By the key here."""
 
@@ -179,6 +175,17 @@ OPTIONS = {
 TABLE = {name: word for word in WORDS for name in word.names.split()}
 """Every name of `WORDS`."""
 PLAIN = {name.replace("_", ""): word for name, word in TABLE.items()}
+
+
+def table() -> str:
+    """Return the words as docs/words.md shows them."""
+    rows = ["| elsewhere | here | |", "|---|---|---|"]
+    for word in WORDS:
+        names = ", ".join(f"`{name}`" for name in word.names.split())
+        shown = "..." if callable(word.values) else word.values.get("*", word.values.get("true", "..."))
+        here = " ".join(f"`{part}`" for part in word.here.format(shown).split())
+        rows.append(f"| {names} | {here or 'nothing'} | {word.note} |")
+    return "\n".join(rows)
 
 
 def plain(name: str) -> str:
