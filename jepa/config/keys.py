@@ -35,6 +35,8 @@ READ_BY_HYDRA = ("default_run_dir",)
 PLACED_ELSEWHERE = ("evaluation", "callbacks", "logger", "monitor", "sweep", "loss")
 """Sections with a learning rate, a batch size, ... of their own: words of training are none of theirs."""
 
+Suggestion = tuple[list[str], str]
+"""Overrides, and a note."""
 Compose = Callable[[list[str]], tuple[DictConfig, Mapping[str, Any]]]
 
 
@@ -131,44 +133,62 @@ class Keys:
         head = "there is no such key" if len(overrides) == 1 else "there are no such keys"
         return "\n".join([f"{named}: {head}. Did you mean {' '.join(right)}?", *(f"({note})" for note in notes[:2])])
 
-    def suggestion(self, override: str) -> tuple[list[str], str] | None:
+    def suggestion(self, override: str) -> Suggestion | None:
         """Return the overrides that an override with a wrong key may mean, and a note; None if nothing is near."""
         key, value = override_key(override), override.partition("=")[2]
-        above, _, last = key.rpartition(".")
-        group = key.replace(".", "/")
-        if is_group(group):
-            return [f"{group}={value}"], "" if "." not in key else f"{group} is a group of options, set with a slash"
-        if last in ("name", "type", "_name_") and is_group(above.replace(".", "/")):
-            return [f"{above.replace('.', '/')}={value}"], ""
-        if is_group(last) and above in ("trainer", "model", "config", "train", "training"):
-            return [f"{last}={value}"], ""
-        if self.has(last) and above in SUPPLIED:
-            return [f"{last}={value}"], ""
+        if option := self._as_option(key, value):
+            return option
         parent, missing = self._first_missing(key)
         if missing is None:
             return [f"{parent}={value}"], f"{parent} is a single value"
+        if parent and key != f"{parent}.{missing}":
+            return self._mended(parent, missing, key, value)
+        return self._by_word(key, value) or self._by_name(parent, missing, value) or self._nearest(key, value)
+
+    def _as_option(self, key: str, value: str) -> Suggestion | None:
+        """Return the option of a group, or key at the top, that a key means: trainer.optimizer, optimizer.name."""
+        above, _, last = key.rpartition(".")
+        group, group_above = key.replace(".", "/"), above.replace(".", "/")
+        if is_group(group):
+            return [f"{group}={value}"], f"{group} is a group of options, set with a slash" if above else ""
+        if last in ("name", "type", "_name_") and is_group(group_above):
+            return [f"{group_above}={value}"], ""
+        if (self.has(last) and above in SUPPLIED) or (is_group(last) and above in ("config", "train", "training")):
+            return [f"{last}={value}"], ""
+        return None
+
+    def _by_word(self, key: str, value: str) -> Suggestion | None:
+        """Return what a word of others means, with the option that has it where this run lacks it."""
+        above, _, last = key.rpartition(".")
         if own := [section for section in OWN_SECTIONS if self.has(f"{section}.{last}")]:
             return [f"{own[0]}.{last}={value}"], ""
         word = find_word(last) or (None if above else find_word(last, cutoff=0.9))
-        if word and self._is_meant(word, key):
-            written = word.written(value)
-            needed = [option for item in written if self.is_wrong(item) for option in self._options_with(item)]
-            return list(dict.fromkeys([*needed, *written])), "" if above and word.here.startswith(
-                f"{above}."
-            ) else word.note
-        first = f"{parent}.{missing}" if parent else missing
-        if parent and first == key and (close := closest(missing, self.names(parent))):
+        if word is None or not self._is_meant(word, key):
+            return None
+        written = word.written(value)
+        needed = [option for item in written if self.is_wrong(item) for option in self._options_with(item)]
+        note = "" if above and word.here.startswith(f"{above}.") else word.note
+        return list(dict.fromkeys([*needed, *written])), note
+
+    def _by_name(self, parent: str, missing: str, value: str) -> Suggestion | None:
+        """Return the key of the same node with a name like it, or of another option."""
+        key = f"{parent}.{missing}" if parent else missing
+        if parent and (close := closest(missing, self.names(parent))):
             return [f"{parent}.{close}={value}"], ""
-        if needed := self._options_with(first):
-            return [*needed, f"{key}={value}"], ""
-        inside = [
-            other
-            for other in self._nodes()
-            if other.endswith(f".{missing}") and other.split(".")[0] == key.split(".")[0]
-        ]
-        if parent and inside:
-            return [f"{inside[0]}{key.removeprefix(first)}={value}"], ""
-        return self._nearest(key, value)
+        needed = self._options_with(key)
+        return ([*needed, f"{key}={value}"], "") if needed else None
+
+    def _mended(self, parent: str, missing: str, key: str, value: str) -> Suggestion | None:
+        """Return a key with its wrong middle part mended: evaluation.knn.k -> evaluation.probes.knn.k."""
+        nodes = [node for node in dotted_keys(OmegaConf.to_container(self.config)) if node.startswith(f"{parent}.")]
+        close = closest(missing, self.names(parent))
+        rest = key.removeprefix(f"{parent}.{missing}")
+        for other in [f"{parent}.{close}", *(node for node in nodes if node.endswith(f".{missing}"))]:
+            if not self.is_wrong(right := f"{other}{rest}={value}"):
+                return [right], ""
+        group = f"{parent}.{missing}".replace(".", "/")  # null in this run
+        needed = [] if is_group(group) else self._options_with(f"{parent}.{missing}")
+        return ([*needed, f"{key}={value}"], "") if needed else None
 
     def accumulated(self, overrides: Sequence[str]) -> list[str]:
         """Return overrides with accumulation in words of others as micro-batches."""
@@ -199,9 +219,6 @@ class Keys:
         node = OmegaConf.select(self.config, key)
         return isinstance(node, DictConfig) and "_target_" in node
 
-    def _nodes(self) -> list[str]:
-        return dotted_keys(OmegaConf.to_container(self.config))
-
     def _first_missing(self, key: str) -> tuple[str, str | None]:
         """Return the longest part of a key that there is, and the name that it lacks, None where it is a value."""
         node, path = self.config, []
@@ -222,7 +239,8 @@ class Keys:
     def _is_meant(self, word: Word, key: str) -> bool:
         """Return whether a key can be a word of training: `trainer.batch_size`, `optimizer.wd`; not its own."""
         section = key.split(".")[0]
-        return (section not in PLACED_ELSEWHERE or "." not in key) and not word.here.startswith(f"{key}=")
+        of_training = section not in PLACED_ELSEWHERE or "." not in key or word.here.startswith(f"{section}=")
+        return of_training and not word.here.startswith(f"{key}=")
 
     def _options_with(self, override: str) -> list[str]:
         """Return the option whose file has a key that this run lacks: logger.wandb -> logger=[console,wandb]."""
@@ -237,16 +255,14 @@ class Keys:
         config = flatten(OmegaConf.to_container(self.config))
         keys = [*(f"trainer.{name}" for name in self.names("trainer") if "trainer" in self.config), *config]
         ends = [other for other in keys if other.rpartition(".")[2] == last]
-        close = ends[0] if ends else closest(key, [*keys, *known_keys()], cutoff=0.8)
+        close = ends[0] if ends else closest(key, [*keys, *([] if "." in key else known_keys())], cutoff=0.8)
         if close is None:
             return None
-        group = close.replace(".", "/")
-        if is_group(group) and "." in key:
-            return None
-        return [f"{group if is_group(group) else close}={value}"], ""
+        return [f"{close.replace('.', '/') if is_group(close.replace('.', '/')) else close}={value}"], ""
 
     def _listed(self, key: str) -> str:
         """Return the names beside a wrong one."""
         parent, _ = self._first_missing(key)
-        kind = f"{parent} takes" if parent else "Sections and keys:"
-        return f"{kind} {', '.join(self.names(parent))}" + ("" if parent else "; see --help")
+        if not parent:
+            return f"Sections and keys: {', '.join(self.names(parent))}; see --help"
+        return f"{parent} takes {', '.join(self.names(parent)) or 'nothing in this run'}"

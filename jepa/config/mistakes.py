@@ -28,6 +28,7 @@ def explain(error: BaseException) -> str:
     """Return a configuration error in words: what was typed, the right key or option, then what there is."""
     lines = [str(part).strip() for part in (error, error.__cause__) if part is not None]
     text = "\n".join(dict.fromkeys(line for line in lines if line)).partition("Config search path:")[0]
+    text = re.sub(r"\+\+(?=[\w.]+=)", "", text)  # of keys that no yaml lists
     for pattern, explained in (
         (r"Could not (?:find|load) '([^\n]+?)'(?:\.?\n|\.?$)", _no_option),
         (r"Could not (?:override|delete from config\.) '~?([\w.@/]+)'", _no_key),
@@ -39,10 +40,10 @@ def explain(error: BaseException) -> str:
         if found := re.search(pattern, text):
             return explained(found[1], text)
     if found := re.search(r"LexerNoViableAltException: ([^\n]*)", text):
-        return f"{found[1]}: this sign must be quoted, twice for the shell: \"key='a<b'\""
+        return f"{found[1]}: expected key=value; signs are quoted, twice for the shell: \"key='a<b'\""
     typed = getattr(error, "override", None)
     if typed and typed not in text:
-        return f"{typed}: {text.splitlines()[0]}; quote what has signs of its own: \"key='a b'\""
+        return f"{typed.lstrip('+')}: {text.splitlines()[0]}; quote what has signs of its own: \"key='a b'\""
     return "\n".join([line for line in text.splitlines() if line.strip() and not NOISE.match(line)][:3])
 
 
@@ -61,8 +62,11 @@ def _no_option(path: str, text: str) -> str:
 
 def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     """Return the options that a wrong one may mean."""
-    if right := OPTIONS.get(group, {}).get(plain(name)):
+    known = OPTIONS.get(group, {})
+    if right := known.get(plain(name)) or known.get(plain(name).rstrip("0123456789")):
         return right
+    if plain(name) in ("none", "off", "false"):
+        return f"{group}={'none' if 'none' in options else 'null'}"
     if group == "data" and ("/" in name or Path(name).suffix in FILES):
         kind = FILES.get(Path(name).suffix, "image_folder")
         return f"data={kind} data.{'path' if kind == 'hf' else 'root'}={name}"

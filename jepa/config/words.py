@@ -112,6 +112,7 @@ WORDS = (
         "resume=<run folder> goes on with a run",
         {"true": "<file>", "false": "null"},
     ),
+    Word("name run_name experiment_name exp_name", "hydra.run.dir=outputs/{}"),
     Word("output_dir out_dir output save_dir log_dir work_dir", "hydra.run.dir={}"),
     Word("dataset dataset_name", "data={}"),
     Word(
@@ -153,10 +154,12 @@ WORDS = (
 
 OPTIONS = {
     "model": {"ijepa": "model=vit", "jepa": "model=vit", "vjepa": "model=video", "vjepa2": "model=video"}
-    | {"vicreg": "model=lejepa loss=vicreg_views", "simclr": "model=lejepa loss=infonce_views", "bert": "model=text"},
+    | {"vicreg": "model=lejepa loss=vicreg_views", "simclr": "model=lejepa loss=infonce_views", "bert": "model=text"}
+    | {"resnet": "model/encoder=timm"},
     "model/encoder": {"transformer": "model/encoder=vit", "cnn": "model/encoder=timm", "resnet": "model/encoder=timm"},
     "loss": {"l2": "loss=mse", "huber": "loss=smooth_l1", "mae": "loss=l1", "ntxent": "loss=infonce"},
     "optimizer": {"lion": "optimizer=adamw"},
+    "logger": {"none": "logger=[]", "wb": "logger=[console,jsonl,tensorboard,wandb]", "csv": "logger=[console,jsonl]"},
     "data": {"images": "data=image_folder", "imagefolder": "data=image_folder", "csv": "data=series_csv"}
     | {
         "huggingface": "data=hf",
@@ -200,13 +203,16 @@ def find_word(name: str, cutoff: float = 1.0) -> Word | None:
 
 
 def closest(name: str, names: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """Return the name nearest to a misspelt one, or the one that has it as a word ("dim" -> "embed_dim")."""
+    """Return the name nearest to a misspelt one, or the one that has it as a word ("dim" -> "embed_dim").
+
+    cutoff: how near, up to 1; only at 0.6 words count.
+    """
     others = [other for other in names if other != name]
     by_plain = {plain(other): other for other in reversed(others)}
     close = difflib.get_close_matches(plain(name), by_plain, n=1, cutoff=cutoff)
     if close:
         return by_plain[close[0]]
-    return next((other for other in others if name in other.split("_")), None)
+    return next((other for other in others if cutoff == 0.6 and name in other.split("_")), None)
 
 
 def accumulated(overrides: Sequence[str], batch_size: int | None) -> list[str]:

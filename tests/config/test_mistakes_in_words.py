@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import jepa
 from jepa import load_config
 from jepa.config.build import FOUND_BY_DATA, filled, to_plain
 from jepa.config.check import check_config, source_of
@@ -81,6 +82,7 @@ OTHERS = {
     "trainer.max_epochs": "^trainer.max_epochs: expected key=value",
     "epochs": r"expected key=value, without spaces: trainer.max_epochs=\.\.\.",
     "data=mnist,cifar10": "needs -m: python train.py -m data=mnist,cifar10",
+    "trainer.tf32=true,false": "^trainer.tf32=true,false: .* -m trainer.tf32=true,false",
     "+trainer.max_epochs=3": "leave out the [+]",
     "hydra.launcher.partition=x": "with hydra/launcher=slurm",
     "foo=1": "^foo=1: there is no such key. Sections and keys: data, model",
@@ -211,3 +213,13 @@ def test_a_file_of_deltas(tmp_path):
             load_config(path)
     with pytest.raises(UserError, match=r"nothing.yaml is not a file"):
         load_config("nothing.yaml")
+
+
+def test_the_trainer_by_the_name_of_guides(tiny, tmp_path):
+    options = [*tiny, "trainer.max_steps=2", "evaluation=none", "logger=[]", f"run_dir={tmp_path}/run"]
+    trainer = jepa.JEPATrainer(load_config(options))
+    assert type(trainer) is jepa.Trainer
+    assert trainer.train()["train/loss"] > 0
+    assert trainer.step == 2
+    with pytest.raises(UserError, match=r"JEPATrainer\(list\): expected a composed configuration"):
+        jepa.JEPATrainer(options)

@@ -354,6 +354,22 @@ def test_batches_are_resized_by_repeating_samples():
     assert resized(batch, 7, "cpu")["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_the_finders_are_there_at_the_top():
-    assert jepa.learning_rate_range_test is learning_rate_range_test
+def test_finders_that_give_numbers(tmp_path):
+    """By the names that guides use."""
+    rate = jepa.find_learning_rate(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=100, steps=120)
+    found = learning_rate_range_test(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=100, steps=120)
+    assert isinstance(rate, float)
+    assert rate == found.suggestion
+    with pytest.raises(UserError, match=r"never fell by more than its noise between min_lr=1e-12 and max_lr=1e-11"):
+        jepa.find_learning_rate(toy_trainer(tmp_path), min_lr=1e-12, max_lr=1e-11, steps=20)
+    size = jepa.find_optimal_batch_size(hungry_trainer(tmp_path, room=37))
+    assert isinstance(size, int)
+    assert size == find_batch_size(hungry_trainer(tmp_path, room=37)).largest
+    for batch in ({"x": torch.randn(16, 3)}, torch.randn(16, 3), (torch.randn(16, 3), torch.zeros(16))):
+        assert jepa.find_optimal_batch_size(Hungry(37), [batch], device="cpu") == size
+    for wrong in ((Hungry(37),), (nn.Linear(3, 2), [torch.randn(16, 3)])):
+        with pytest.raises(UserError, match=r"expected a trainer, or a model with its loss .* and a dataloader"):
+            jepa.find_optimal_batch_size(*wrong)
+    with pytest.raises(UserError, match="the loader yields str, expected"):
+        jepa.find_optimal_batch_size(Hungry(37), ["x"], device="cpu")
     assert jepa.find_batch_size is find_batch_size
