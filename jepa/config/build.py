@@ -65,7 +65,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     postpone_dynamo()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
-    loggers = build(config, "logger")
+    loggers = build(config, "logger") if "logger" in config else None  # logger=[]
     evaluation = build(config, "evaluation")
     monitor = build(config, "monitor") or None
     make_trainer = build(config, "trainer", partial=True)

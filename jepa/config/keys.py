@@ -246,7 +246,7 @@ class Keys:
         """Return the option whose file has a key that this run lacks: logger.wandb -> logger=[console,wandb]."""
         option = option_with(override.partition("=")[0])
         if option is not None and option.startswith("logger="):
-            return [f"logger=[{','.join([*self.config.logger, option.removeprefix('logger=')])}]"]
+            return [f"logger=[{','.join([*self.config.get('logger', ()), option.removeprefix('logger=')])}]"]
         return [option] if option else []
 
     def _nearest(self, key: str, value: str) -> tuple[list[str], str] | None:
