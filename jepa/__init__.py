@@ -14,12 +14,15 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "JEPATrainer": "jepa.config.from_python",
     "Trainer": "jepa.trainer",
     "UserError": "jepa.utils.errors",
     "build_model": "jepa.config.build",
     "build_trainer": "jepa.config.build",
     "find_batch_size": "jepa.tools",
     "find_learning_rate": "jepa.tools",
+    "find_optimal_batch_size": "jepa.config.from_python",
+    "learning_rate_range_test": "jepa.tools",
     "load_config": "jepa.config.command",
     "preview": "jepa.report.dry_run",
 }

@@ -35,7 +35,7 @@ MOVED = {
         for name in ("series", "spectrogram", "text", "tubelet")
     },
     "jepa.optim.ramp": "jepa.optim",
-    "jepa.trainer.find_learning_rate": "jepa.tools.find_learning_rate",
+    "jepa.trainer.find_learning_rate": "jepa.tools.learning_rate_range_test",
     "jepa.trainer.find_batch_size": "jepa.tools.find_batch_size",
     **{f"jepa.data.sources.{name}": "jepa.data.sources" for name in ("coco", "series", "sounds", "text", "videos")},
 }

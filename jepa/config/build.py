@@ -18,7 +18,7 @@ from torch import nn
 from jepa.checkpoint.saver import find_checkpoint
 from jepa.config.auto_size import auto_hints, chosen_hints
 from jepa.config.auto_size import describe as describe_choice
-from jepa.config.check import check_config
+from jepa.config.check import check_config, source_of
 from jepa.config.compose import default_run_dir
 from jepa.config.notes import notes
 from jepa.distributed.collectives import (
@@ -45,7 +45,8 @@ def build_trainer(config: DictConfig) -> Trainer:
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
     with report_on_rank0():
-        check_config(to_plain(filled(config, dict.fromkeys(FOUND_BY_DATA, 1) | ANY_HINTS)))  # any number will do
+        whole = filled(config, dict.fromkeys(FOUND_BY_DATA, 1) | ANY_HINTS)  # any values of the right types
+        check_config(to_plain(whole), source=functools.partial(source_of, whole))
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
     init_process_group(device, settings.get("backend"), settings.get("timeout_seconds", TIMEOUT_SECONDS))
@@ -63,7 +64,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     postpone_dynamo()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
-    loggers = build(config, "logger")
+    loggers = build(config, "logger") if "logger" in config else None  # logger=[]
     evaluation = build(config, "evaluation")
     monitor = build(config, "monitor") or None
     make_trainer = build(config, "trainer", partial=True)

@@ -4,36 +4,41 @@ from __future__ import annotations
 
 import collections.abc
 import inspect
+import re
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 
-from jepa.config.overrides import closest
+from jepa.config.words import closest
 from jepa.utils.errors import UserError
 
 SPECIAL = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
 
 
-def check_config(node: Any, key: str = "") -> None:
+def check_config(node: Any, key: str = "", source: Callable[[str], str] = str) -> None:
     """Hold every `_target_` below a plain node against its signature, partial ones included.
 
-    Raises UserError with the full key for a target that cannot be imported, an argument the constructor does not
-    take, and a value of another type than it says.
+    source: returns the key that gives a key its value, see `source_of`.
+
+    Raise UserError with the full key for a target that cannot be imported, an argument the constructor does not take,
+    and a value of another type than it says.
     """
     if isinstance(node, list):
         for number, item in enumerate(node):
-            check_config(item, f"{key}[{number}]")
+            check_config(item, f"{key}[{number}]", source)
     if not isinstance(node, dict):
         return
     if "_target_" in node:
-        check_call(node, key)
+        check_call(node, key, source)
     for name, value in node.items():
-        check_config(value, f"{key}.{name}" if key else str(name))
+        check_config(value, f"{key}.{name}" if key else str(name), source)
 
 
-def check_call(node: dict[str, Any], key: str) -> None:
+def check_call(node: dict[str, Any], key: str, source: Callable[[str], str] = str) -> None:
     """Hold one node's arguments against the signature of its `_target_`."""
     target = node["_target_"]
     try:
@@ -55,15 +60,37 @@ def check_call(node: dict[str, Any], key: str) -> None:
             if takes_any:
                 continue
             close = closest(name, parameters)
-            hint = f"did you mean {close}?" if close else f"it takes {', '.join(parameters)}"
-            raise UserError(f"{key}.{name}: {target} takes no such argument; {hint}")
-        if name in hints and not fits(value, hints[name]):
-            raise UserError(
-                f"{key}.{name}={value!r} ({type(value).__name__}): {target} expects {describe(hints[name])}"
-            )
-        default = parameters[name].default  # the only type that functions without annotations tell
+            hint = f"Did you mean {key}.{close}?" if close else f"It takes {', '.join(parameters)}"
+            raise UserError(f"{key}.{name}: {target} takes no {name}. {hint}")
+        hint, default = hints.get(name), parameters[name].default
         if name not in hints and isinstance(value, str) and isinstance(default, (int, float)):
-            raise UserError(f"{key}.{name}={value!r}: {target} expects {type(default).__name__}, such as {default}")
+            hint = bool if isinstance(default, bool) else float  # all that functions without annotations tell
+        if hint is not None and not fits(value, hint):
+            raise UserError(f"{source(f'{key}.{name}')}={shown(value)}: {target} expects {describe(hint)}")
+
+
+def source_of(config: DictConfig, key: str) -> str:
+    """Return the key of which an interpolation takes a value as it is, through any number of them; else the key."""
+    for _ in range(10):  # interpolations of each other are refused before
+        node: Any = config
+        for name in key.split("."):
+            node = node._get_node(name) if isinstance(node, DictConfig) else None
+        text = node._value() if node is not None and node._is_interpolation() else ""
+        value = OmegaConf.select(config, key)
+        sources = [
+            other for other in re.findall(r"\$\{(\w+(?:\.\w+)+)\}", text) if OmegaConf.select(config, other) == value
+        ]
+        if not sources:
+            break
+        key = sources[0]
+    return key
+
+
+def shown(value: Any) -> str:
+    """Return a value as the command line has it; a text that would be read as something else in quotes."""
+    if isinstance(value, str):
+        return value if OmegaConf.create(f"a: {value}" if value else "a: ''").get("a") == value else f"'{value}'"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -84,12 +111,37 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     kind = origin or hint
+    if is_module(kind) and (value is None or isinstance(value, (str, int, float))):
+        return False
     if kind in (list, tuple, collections.abc.Sequence):
         inner = [a for a in typing.get_args(hint) if a is not ...]
         return isinstance(value, list) and all(fits(item, inner[0]) for item in value if len(inner) == 1)
     return kind not in (dict, collections.abc.Mapping) and getattr(kind, "__name__", "") != "Tensor"
 
 
+def is_module(kind: Any) -> bool:
+    """Return whether a type is a network; torch need not be imported for it."""
+    return inspect.isclass(kind) and any(base.__module__.startswith("torch.nn.modules") for base in kind.__mro__)
+
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+
+
 def describe(hint: Any) -> str:
-    """A type as a person would write it."""
-    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")
+    """Return a type in words: "a number or null"."""
+    origin, inside = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return _either([str(value) for value in inside])
+    if origin in (typing.Union, types.UnionType):
+        options = list(
+            dict.fromkeys(describe(option) for option in inside if getattr(option, "__name__", "") != "Tensor")
+        )
+        return _either(options)
+    if origin in (list, tuple, collections.abc.Sequence):
+        of = {describe(item).removeprefix("a ") for item in inside if item is not ...}
+        return "a list" + (f" of {of.pop()}s" if len(of) == 1 else "")
+    return WORDS.get(hint, hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", ""))
+
+
+def _either(options: list[str]) -> str:
+    return ", ".join(options[:-1]) + " or " + options[-1] if len(options) > 1 else options[0]

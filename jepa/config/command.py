@@ -19,9 +19,13 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_config, compose_with_choices, explain
-from jepa.config.overrides import override_key, with_new_keys, with_quoted_paths
+from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_with_choices
+from jepa.config.help import help_text
+from jepa.config.keys import Compose, with_new_keys
+from jepa.config.mistakes import check_flags, explain
+from jepa.config.overrides import override_key, with_quoted_paths
 from jepa.config.resume import StoredRun, with_stored_options
+from jepa.config.settings_file import with_files_read
 from jepa.distributed.launch import read_launch, report_on_rank0
 from jepa.utils.errors import (
     SYSTEM_ERRORS,
@@ -58,7 +62,12 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
         try:
             rank = read_launch().rank
             with report_on_rank0():
-                sys.argv[1:] = full_arguments(sys.argv[1:], _config_dir(sys.argv[1:]), config_name)
+                config_dir = _config_dir(sys.argv[1:])
+                check_flags(sys.argv[1:], _composing(config_dir, config_name), sys.argv[0])
+                sys.argv[1:] = full_arguments(sys.argv[1:], config_dir, config_name)
+                if {"--help", "-h"} & set(sys.argv[1:]):
+                    overrides = [a for a in sys.argv[1:] if "=" in a and a[0] != "-"]
+                    return print(help_text(overrides, config_dir, config_name)) if rank == 0 else None
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 # Beside the other overrides, as argparse wants them side by side.
@@ -133,14 +142,17 @@ def reported_errors() -> Iterator[None]:
 
 
 def load_config(
-    overrides: Sequence[str] = (), *, config_dir: str | Path | None = None, config_name: str = "config"
+    overrides: str | Path | Sequence[str] = (), *, config_dir: str | Path | None = None, config_name: str = "config"
 ) -> DictConfig:
     """Compose a configuration as the command line does: load_config(["data=mnist", "optimizer.lr=1e-3"]).
 
-    With "resume=<folder>" that of the run there. Raise UserError for an unknown key or option.
+    A file of deltas stands for what it sets, alone or among others: load_config("my.yaml"). With "resume=<folder>" that
+    of the run there. Raise UserError for an unknown key or option.
 
     config_dir: a folder of yours that is searched besides conf/, like --config-dir.
     """
+    if isinstance(overrides, Path) or str(overrides).endswith((".yaml", ".yml")):
+        overrides = [str(overrides)]
     if isinstance(overrides, str):
         raise UserError(f"load_config({overrides!r}): expected a list of overrides, [{overrides!r}]")
     if config_dir is not None and not Path(config_dir).is_dir():
@@ -182,17 +194,23 @@ def _of_run(
 def full_arguments(
     arguments: Sequence[str], config_dir: str | Path | None = None, config_name: str = "config"
 ) -> list[str]:
-    """Return arguments as Hydra takes them: paths quoted, the options of the run that goes on, new keys added.
+    """Return arguments as Hydra takes them: files read, paths quoted, options of the run that goes on, new keys added.
 
     Raise UserError for a group that is left out, `~monitor`.
     """
+    arguments = with_files_read(arguments)
     for argument in arguments:
         key = override_key(argument)
         if argument.startswith("~") and key != "experiment" and (CONFIG_DIR / key).is_dir():
             none = f"{key}=none turns it off" if (CONFIG_DIR / key / "none.yaml").is_file() else "choose another option"
             raise UserError(f"{argument}: a run needs every group; {none}")
     arguments = with_stored_options(with_quoted_paths(arguments), config_dir)
-    return with_new_keys(arguments, functools.partial(compose_config, config_dir=config_dir, config_name=config_name))
+    return with_new_keys(arguments, _composing(config_dir, config_name))
+
+
+def _composing(config_dir: str | Path | None, config_name: str) -> Compose:
+    """Return the function that makes the configuration of overrides, and the option of each group."""
+    return functools.partial(compose_with_choices, config_dir=config_dir, config_name=config_name)
 
 
 def _config_dir(arguments: Sequence[str]) -> str | None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import os
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -20,19 +18,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.overrides import closest, quoted
+from jepa.config.overrides import quoted
 from jepa.utils.errors import UserError
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CONFIG_DIR = next((path for path in (PACKAGE / "conf", PACKAGE.parent / "conf") if path.is_dir()), PACKAGE / "conf")
 """In the package where it is installed from a wheel (see setup.py), beside it in a checkout."""
-
-
-def compose_config(
-    overrides: Sequence[str], *, config_dir: str | Path | None = None, config_name: str = "config"
-) -> DictConfig:
-    """Return what Hydra composes, which raises its own errors."""
-    return compose_with_choices(overrides, config_dir=config_dir, config_name=config_name)[0]
 
 
 def compose_with_choices(
@@ -135,23 +126,6 @@ def default_run_dir() -> str:
     return datetime.now().strftime("outputs/%Y-%m-%d/%H-%M-%S-%f")
 
 
-def explain(error: BaseException) -> str:
-    """Return a configuration error in words, with the nearest existing key or option where one is close."""
-    lines = [str(part).strip() for part in (error, error.__cause__) if part is not None]
-    text = "\n".join(dict.fromkeys(line for line in lines if line))
-    key = re.search(r"Could not (?:override|delete from config\.) '(~?[\w.@/]+)'", text)
-    option = re.search(r"Could not find '([\w/]+)/([\w.-]+)'", text)
-    if option:
-        group, name = option.groups()
-        if close := closest(name, [path.stem for path in (CONFIG_DIR / group).glob("*.yaml")]):
-            text += f"\nDid you mean {group}={close}?"
-    elif key:
-        close = difflib.get_close_matches(key[1], known_keys(), n=1, cutoff=0.8)
-        if close and close[0] != key[1]:
-            text = f"{text.splitlines()[0]}\nDid you mean {close[0]}?"  # Hydra's advice to add the key would mislead
-    return text
-
-
 def known_keys() -> list[str]:
     """Return every group and every dotted key of the files in conf/, by the group they stand in."""
     keys = {"optimized_metric"}
@@ -164,6 +138,18 @@ def known_keys() -> list[str]:
         else:
             keys |= {f"{group}.{key}" for key in found}
     return sorted(keys)
+
+
+def option_with(key: str) -> str | None:
+    """Return the option whose file lists a key: hydra.launcher.partition -> hydra/launcher=slurm."""
+    parts = key.split(".")
+    for depth in range(min(2, len(parts) - 1), 0, -1):
+        group, below = "/".join(parts[:depth]), ".".join(parts[depth:])
+        for path in sorted((CONFIG_DIR / group).glob("*.yaml")):
+            listed = dotted_keys(OmegaConf.to_container(OmegaConf.load(path)))
+            if key in listed or (below in listed and "_global_" not in path.read_text(encoding="utf-8")):
+                return f"{group}={path.stem}"
+    return None
 
 
 def dotted_keys(node: object) -> list[str]:

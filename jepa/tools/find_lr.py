@@ -27,7 +27,21 @@ class LearningRateFinding:
     ended: Literal["max_lr", "diverged", "not finite"]  # why the test stopped
 
 
-def find_learning_rate(
+def find_learning_rate(trainer: Any, *, min_lr: float = 1e-7, max_lr: float = 1.0, steps: int = 100) -> float:
+    """Return the learning rate that a range test suggests, see `learning_rate_range_test`.
+
+    Raise UserError where the loss never falls by more than its noise.
+    """
+    finding = learning_rate_range_test(trainer, min_lr=min_lr, max_lr=max_lr, steps=steps)
+    if finding.suggestion is None:
+        raise UserError(
+            f"the loss never fell by more than its noise between min_lr={min_lr:g} and max_lr={max_lr:g}: try another "
+            "range, more steps or a larger batch"
+        )
+    return finding.suggestion
+
+
+def learning_rate_range_test(
     trainer: Any,
     *,
     min_lr: float = 1e-7,
@@ -53,7 +67,7 @@ def find_learning_rate(
     Raises UserError for a range or number of steps that makes no test, and when not even the first loss is finite.
     """
     check_range(min_lr, max_lr, steps, divergence, smoothing)
-    check_single_process("find_learning_rate")
+    check_single_process("the range test")
     start, ended = trainer.step, "max_lr"
     rates = np.geomspace(min_lr, max_lr, steps).tolist()
     losses: list[float] = []

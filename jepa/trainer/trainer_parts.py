@@ -278,3 +278,7 @@ class TrainerParts:
         model is untouched then.
         """
         self.checkpoints.load(locate(path), load_optimizer)
+
+    def train(self) -> dict[str, float]:
+        """Return `self.fit()`, by the name that guides use. A trainer has no modes as modules have."""
+        return self.fit()

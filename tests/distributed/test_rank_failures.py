@@ -82,7 +82,7 @@ def test_a_rank_that_hangs_with_its_heart_beating(failed):
 
 MISTAKES = {
     "data.batch_size=33": "cannot be shared by 2 ranks; the nearest sizes that can are 32 and 34",
-    "model.encoder.dept=3": "Did you mean model.encoder.depth?",
+    "model.encoder.dept=3": "Did you mean model.encoder.depth=3?",
     "trainer.max_steps=many": "trainer.max_steps='many'",
     "trainer.backend=nccl": "needs CUDA, but the device is cpu: use trainer.backend=gloo",
     "model.encoder.patch_size=3": "patch",

@@ -118,9 +118,9 @@ def test_a_step_of_muon_is_orthogonal(make):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        (["optimizer=lars", "optimizer.momentum=abc"], "optimizer.momentum='abc': timm.optim.Lars expects int"),
-        (["optimizer=sgd", "optimizer.momentum=abc"], "optimizer.momentum='abc'"),
-        (["optimizer=muon", "+optimizer.lrr=1"], "did you mean lr"),
+        (["optimizer=lars", "optimizer.momentum=abc"], "optimizer.momentum=abc: timm.optim.Lars expects a number"),
+        (["optimizer=sgd", "optimizer.momentum=abc"], "optimizer.momentum=abc"),
+        (["optimizer=muon", "+optimizer.lrr=1"], "Did you mean optimizer.lr=1?"),
         (["optimizer=adam", "optimizer.betas=0.9"], "optimizer.betas=0.9"),
         (["optimizer=sgd", "optimizer.momentum=-1"], "optimizer: Invalid momentum value: -1"),
     ],

@@ -29,7 +29,7 @@ def test_a_real_process_shows_its_mistake(refused, tmp_path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, str(ROOT / "scripts" / "find_lr.py"), "find_lr.step=3"]
     process = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert "Did you mean find_lr.steps?" in refused(process)
+    assert "Did you mean find_lr.steps=3?" in refused(process)
 
 
 def test_find_lr(script, quick, tmp_path):
@@ -64,7 +64,7 @@ def test_find_batch_size(script, quick, tmp_path):
     [
         ("find_lr.py", "find_lr.steps=3", "find_lr.steps=3: expected at least 10"),
         ("find_batch_size.py", "find_batch_size.limit_gib=0.001", "no micro-batch fits: the process holds"),
-        ("find_batch_size.py", "find_batch_size.max_size=many", "find_batch_size.max_size='many'"),
+        ("find_batch_size.py", "find_batch_size.max_size=many", "find_batch_size.max_size=many"),
     ],
 )
 def test_mistakes_in_the_scripts(script, quick, refused, name, mistake, words):

@@ -14,7 +14,7 @@ from torch import nn
 from toy import ToyData, ToyModel, toy_trainer
 
 import jepa
-from jepa import find_batch_size, find_learning_rate
+from jepa import find_batch_size, learning_rate_range_test
 from jepa.optim import Constant
 from jepa.tools.find_batch_size import resized
 from jepa.trainer import Trainer
@@ -117,7 +117,7 @@ def used(trainer, steps=2):
 
 
 def test_a_quadratic_diverges_above_two_over_its_curvature(tmp_path):
-    found = find_learning_rate(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=100, steps=120)
+    found = learning_rate_range_test(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=100, steps=120)
     assert found.ended == "diverged"
     assert 0.5 < found.learning_rates[-1] < 5  # it has to grow again from next to nothing
     assert 0.005 < found.suggestion < 0.5
@@ -129,7 +129,7 @@ def test_a_quadratic_diverges_above_two_over_its_curvature(tmp_path):
 
 
 def test_the_range_is_gone_through_to_its_end(tmp_path):
-    found = find_learning_rate(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=0.3, steps=40)
+    found = learning_rate_range_test(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=0.3, steps=40)
     assert found.ended == "max_lr"
     assert (found.learning_rates[0], found.learning_rates[-1]) == (pytest.approx(1e-4), pytest.approx(0.3))
 
@@ -138,28 +138,28 @@ def test_it_trains_with_those_rates_on_the_batches_that_come_next(tmp_path, monk
     trainer = used(toy_trainer(tmp_path))
     seen = []
     monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(trainer.optimizer.param_groups[0]["lr"]))
-    found = find_learning_rate(trainer, min_lr=1e-5, max_lr=1e-2, steps=10)
+    found = learning_rate_range_test(trainer, min_lr=1e-5, max_lr=1e-2, steps=10)
     assert seen == pytest.approx(found.learning_rates)
     assert [draw.step for draw in trainer.model.prepared[-10:]] == list(range(2, 12))
 
 
 def test_no_suggestion_where_nothing_is_learned(tmp_path):
-    found = find_learning_rate(toy_trainer(tmp_path), min_lr=1e-12, max_lr=1e-11, steps=20)
+    found = learning_rate_range_test(toy_trainer(tmp_path), min_lr=1e-12, max_lr=1e-11, steps=20)
     assert found.suggestion is None
     assert found.ended == "max_lr"
 
 
 def test_a_loss_that_is_not_finite_ends_the_test(tmp_path):
-    found = find_learning_rate(toy_trainer(tmp_path, data=ToyData(poison=7)), max_lr=1e-3, steps=30)
+    found = learning_rate_range_test(toy_trainer(tmp_path, data=ToyData(poison=7)), max_lr=1e-3, steps=30)
     assert found.ended == "not finite"
     assert len(found.losses) == 7
     with pytest.raises(UserError, match=r"not finite even at the lowest.*find_lr\.min_lr"):
-        find_learning_rate(toy_trainer(tmp_path, data=ToyData(poison=0)), steps=30)
+        learning_rate_range_test(toy_trainer(tmp_path, data=ToyData(poison=0)), steps=30)
 
 
 @pytest.mark.parametrize("start", [lambda trainer: trainer, used])
 @pytest.mark.parametrize(
-    "find", [lambda t: find_learning_rate(t, steps=30, max_lr=10.0), lambda t: find_batch_size(t, max_size=24)]
+    "find", [lambda t: learning_rate_range_test(t, steps=30, max_lr=10.0), lambda t: find_batch_size(t, max_size=24)]
 )
 def test_everything_is_put_back(tmp_path, start, find):
     trainer = start(rich_trainer(tmp_path))
@@ -170,7 +170,7 @@ def test_everything_is_put_back(tmp_path, start, find):
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
-@pytest.mark.parametrize("find", [lambda t: find_learning_rate(t, steps=30), find_batch_size])
+@pytest.mark.parametrize("find", [lambda t: learning_rate_range_test(t, steps=30), find_batch_size])
 def test_everything_is_put_back_after_an_error(tmp_path, monkeypatch, error, find):
     trainer = used(rich_trainer(tmp_path))
     before = everything(trainer)
@@ -192,7 +192,7 @@ def test_a_run_after_the_finders_is_the_run_without_them(tmp_path):
     plain = rich_trainer(tmp_path / "plain")
     plain.fit()
     trainer = rich_trainer(tmp_path / "found")
-    find_learning_rate(trainer, steps=15)
+    learning_rate_range_test(trainer, steps=15)
     find_batch_size(trainer, max_size=8)
     trainer.fit()
     assert_equal(plain.model.state_dict(), trainer.model.state_dict())
@@ -231,7 +231,7 @@ def test_preserved_keeps_the_scaler_and_what_objects_hold(tmp_path):
 )
 def test_settings_that_make_no_range_test(tmp_path, settings, words):
     with pytest.raises(UserError, match=words):
-        find_learning_rate(toy_trainer(tmp_path), **settings)
+        learning_rate_range_test(toy_trainer(tmp_path), **settings)
 
 
 # The batch size.
@@ -354,6 +354,22 @@ def test_batches_are_resized_by_repeating_samples():
     assert resized(batch, 7, "cpu")["x"].tolist() == [0, 1, 2, 0, 1, 2, 0]
 
 
-def test_the_finders_are_there_at_the_top():
-    assert jepa.find_learning_rate is find_learning_rate
+def test_finders_that_give_numbers(tmp_path):
+    """By the names that guides use."""
+    rate = jepa.find_learning_rate(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=100, steps=120)
+    found = learning_rate_range_test(quadratic_trainer(tmp_path), min_lr=1e-4, max_lr=100, steps=120)
+    assert isinstance(rate, float)
+    assert rate == found.suggestion
+    with pytest.raises(UserError, match=r"never fell by more than its noise between min_lr=1e-12 and max_lr=1e-11"):
+        jepa.find_learning_rate(toy_trainer(tmp_path), min_lr=1e-12, max_lr=1e-11, steps=20)
+    size = jepa.find_optimal_batch_size(hungry_trainer(tmp_path, room=37))
+    assert isinstance(size, int)
+    assert size == find_batch_size(hungry_trainer(tmp_path, room=37)).largest
+    for batch in ({"x": torch.randn(16, 3)}, torch.randn(16, 3), (torch.randn(16, 3), torch.zeros(16))):
+        assert jepa.find_optimal_batch_size(Hungry(37), [batch], device="cpu") == size
+    for wrong in ((Hungry(37),), (nn.Linear(3, 2), [torch.randn(16, 3)])):
+        with pytest.raises(UserError, match=r"expected a trainer, or a model with its loss .* and a dataloader"):
+            jepa.find_optimal_batch_size(*wrong)
+    with pytest.raises(UserError, match="the loader yields str, expected"):
+        jepa.find_optimal_batch_size(Hungry(37), ["x"], device="cpu")
     assert jepa.find_batch_size is find_batch_size
