@@ -24,6 +24,7 @@ _HOMES = {
     "find_optimal_batch_size": "jepa.config.from_python",
     "learning_rate_range_test": "jepa.tools",
     "load_config": "jepa.config.command",
+    "load_encoder": "jepa.config.load_encoder",
     "preview": "jepa.report.dry_run",
 }
 

@@ -27,14 +27,17 @@ PICTURES = ("image_size", "mean", "std")
 """Keys of data that say how pictures become inputs."""
 
 
-def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "none"]) -> tuple[Loaded, DictConfig]:
+def open_checkpoint(
+    config: DictConfig, *, data: Literal["splits", "inputs", "pictures", "none"]
+) -> tuple[Loaded, DictConfig]:
     """Return the model of `checkpoint=`, and the configuration in force.
 
     A run brings its own model, loss, data, evaluation and precision, of which the command line may change all but the
     model and loss. What else brings no data needs `data=`.
 
     config: composed, with `checkpoint` and `overrides`.
-    data: what the script does with it: reads its "splits", makes inputs of "pictures", or "none".
+    data: what the caller does with it: reads its "splits", makes "inputs" as it does where the checkpoint has any,
+        inputs of "pictures", or "none".
 
     Raises UserError for what is missing or contradicts the checkpoint, CheckpointError for what does not fit.
     """
@@ -51,7 +54,7 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     if "loss" in stored and (given.option("loss") or given.below("loss")):
         raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
     joined = with_stored(config, stored, given)
-    if data == "splits":
+    if data in ("splits", "inputs"):
         _keep_tokenizer(joined, stored, given, source)
     is_random = source.adapter.format == "random"
     data_known = "data" in stored or given.option("data") or is_random
@@ -66,8 +69,8 @@ def open_checkpoint(config: DictConfig, *, data: Literal["splits", "pictures", "
     check_config({key: _resolved(joined, key) for key in sections})
     if data == "splits":
         _check_probes(joined, stored, given)
-        if not config.trust:
-            _check_what_is_built(stored, given, source)
+    if data in ("splits", "inputs") and not config.trust:
+        _check_what_is_built(stored, given, source)
     known = {key for key in ("image_size", "channels") if data_known or key in given.below("data")}
     loaded = load(
         source,
@@ -97,7 +100,7 @@ def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, 
                 f"set data.{name}=[{wanted}]"
             )
     return lines + [
-        f"pictures are normalised with data.{name}={values}, in training {_values(trained[name])}"
+        f"inputs are normalised with data.{name}={values}, in training {_values(trained[name])}"
         for name, values in ours.items()
         if name in trained and _values(trained[name]) != values
     ]

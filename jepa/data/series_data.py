@@ -31,7 +31,8 @@ class SeriesData(DataModule):
     window_size: steps of a sample; None takes whole series, padded at the end to the longest.
         stride: steps between the windows of a series. Windows of a labelled series have its label.
     split_channels: each channel of a window is a sample of its own, (1, T), as in PatchTST (arXiv 2211.14730).
-    z_score: subtract each channel's mean and divide by its deviation, both of the training split, less missing values.
+    z_score: subtract each channel's mean and divide by its deviation. mean, std: one for each channel, or one for all;
+        "auto" takes them of the training split, less missing values, and states them in `spec.found`.
     normalise: of each window and channel on top, "last": subtract the last value there is; "window": subtract the mean
         and divide by the deviation; "none". This is done before the network, in which hidden tokens would leave a
         trace.
@@ -50,6 +51,8 @@ class SeriesData(DataModule):
     stride: int = 1
     split_channels: bool = False
     z_score: bool = True
+    mean: float | Sequence[float] | Literal["auto"] = "auto"
+    std: float | Sequence[float] | Literal["auto"] = "auto"
     normalise: Literal["none", "last", "window"] = "none"
     augment: SeriesAugment | None = None
     channels: int | None = None
@@ -74,13 +77,13 @@ class SeriesData(DataModule):
         whole = [series for number, series in enumerate(train) if number not in wrong["train"]]
         if not whole:
             raise DataError(f"{self.root}: no series of the training split can be used: {wrong['train'][0]}")
-        self.mean, self.std = statistics(whole) if self.z_score else (torch.zeros(1, 1), torch.ones(1, 1))
+        self.level, self.scale = self._statistics(whole) if self.z_score else (torch.zeros(1, 1), torch.ones(1, 1))
         steps = window_size or max(series.shape[1] for series in [*train, *test])
         found = {"channels": 1 if self.split_channels else len(train[0]), "length": steps}
         for key, size in found.items():
             if getattr(self, key) not in (None, size):
                 raise DataError(f"data.{key}={getattr(self, key)}, but the data has {size}: set data.{key}=null")
-        scaled = {side: [(each - self.mean) / self.std for each in series] for side, series in sides.items()}
+        scaled = {side: [(each - self.level) / self.scale for each in series] for side, series in sides.items()}
         splits = [
             WindowSamples(
                 series,
@@ -97,8 +100,21 @@ class SeriesData(DataModule):
             Splits(*splits, source.class_names, tuple(lines)),
             prepare=self.prepare_sample,
             input_shape=(found["channels"], steps),
-            found=found,
+            found=found | {"mean": self.level.flatten().tolist(), "std": self.scale.flatten().tolist()},
         )
+
+    def _statistics(self, series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Mean and deviation (C, 1). Raises DataError for given ones of another number of channels."""
+        found = []
+        for name, computed in zip(("mean", "std"), statistics(series)):
+            given = getattr(self, name)
+            values = computed if given == "auto" else torch.tensor(given, dtype=torch.float32).view(-1, 1)
+            if len(values) not in (1, len(computed)):
+                raise DataError(
+                    f"data.{name} has {len(values)} values, the data has {len(computed)} channels: set data.{name}=auto"
+                )
+            found.append(values.expand(len(computed), 1))
+        return found[0], found[1]
 
     def prepare_sample(self, window: Tensor, random: torch.Generator | None) -> Tensor:
         """One window (C, T), as it is or as a random view of it, normalised; batches are made like that."""
@@ -116,7 +132,7 @@ class SeriesData(DataModule):
         if not self.timelines:
             return None
         steps = self.spec.input_shape[1]
-        values = [(part(each, split, steps) - self.mean) / self.std for each in self.timelines]
+        values = [(part(each, split, steps) - self.level) / self.scale for each in self.timelines]
         if (most := max(each.shape[1] for each in values)) < steps + horizon:
             raise DataError(
                 f"the {split} part of the series has {most} steps with its look-back, too few for a window "

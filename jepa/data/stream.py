@@ -31,15 +31,7 @@ from jepa.utils.tensors import map_tensors
 log = logging.getLogger("jepa")
 
 
-PROGRAMMING_ERRORS = (
-    TypeError,
-    AttributeError,
-    NameError,
-    KeyError,
-    ImportError,
-    AssertionError,
-    NotImplementedError,
-)
+PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, KeyError, ImportError, AssertionError, NotImplementedError)
 """What no sample is blamed for, see `blamed`."""
 
 LARGEST_INPUT = 1e15
@@ -64,6 +56,9 @@ class UnreadableSample(Exception):
         super().__init__(name, reason)
         self.name = name
         self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot read {self.name}: {self.reason}"
 
 
 class UnfitSample(DataError):

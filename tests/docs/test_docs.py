@@ -228,10 +228,11 @@ def test_every_example_is_found():
 
 @pytest.mark.slow
 def test_the_python_of_the_front_page_runs(tmp_path):
-    (code,) = [block for language, block in FENCE.findall((ROOT / "README.md").read_text()) if language == "python"]
+    blocks = [block for language, block in FENCE.findall((ROOT / "README.md").read_text()) if language == "python"]
+    code = "\n".join([*blocks, "print(features.shape, grid.shape)"])
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
-    assert (tmp_path / "encoder.pt").is_file()
+    assert process.stdout.endswith("torch.Size([2, 128]) torch.Size([2, 4, 4, 128])\n")
 
 
 @pytest.mark.slow

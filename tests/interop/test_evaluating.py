@@ -58,8 +58,8 @@ def test_other_data(evaluate, run_folder, shared_dir, capsys):
     assert scores["spread"].keys() == {"random_init"}
     assert "val/loss" not in scores
     said = capsys.readouterr().out
-    assert "pictures are normalised with data.mean=[0.5], in training [" in said
-    assert "pictures are normalised with data.std=auto, in training [" in said
+    assert "inputs are normalised with data.mean=[0.5], in training [" in said
+    assert "inputs are normalised with data.std=auto, in training [" in said
 
 
 def test_a_published_file(evaluate, published):

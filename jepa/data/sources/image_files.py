@@ -56,14 +56,22 @@ def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
     start = stream.read(26)
     stream.seek(0)
     if start.startswith(b"\x93NUMPY"):
-        return _to_image(_channels_first(_read_npy(stream, name), name), name)
+        return image_of(_read_npy(stream, name), name)
     if start.startswith(b"PK\3\4"):
-        return _to_image(_channels_first(_read_npz(stream, name), name), name)
+        return image_of(_read_npz(stream, name), name)
     if start.startswith(TIFF_STARTS):
         return _read_tiff(stream, name)
     if start.startswith(b"\x89PNG") and start[24:] in COLOURS_OF_16_BITS:
         return _read_png(stream, start, name)
     return _read_by_pillow(stream, name)
+
+
+def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
+    """Return the picture in an array (h, w), (C, h, w) or (h, w, C), as if it had been read from a .npy file.
+
+    Raise UnreadableSample for other shapes, and for values that are no finite numbers.
+    """
+    return _to_image(_channels_first(values, name), name)
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
