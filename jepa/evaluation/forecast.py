@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from jepa.utils.errors import UserError, check_at_least
+from jepa.utils.errors import DataError, UserError, check_at_least
 from jepa.utils.tensors import masked_mean
 
 log = logging.getLogger("jepa")
@@ -74,6 +74,7 @@ class Forecast:
             raise ValueError(f"{key}.pooling: got {pooling!r}, expected 'flatten' or 'mean'")
         check_at_least(key, 1, max_train_windows=max_train_windows, max_validation_windows=max_validation_windows)
         self.horizons = tuple(horizons)
+        self._left_out: set[int] = set()
         self.penalties = tuple(sorted(penalties, reverse=True))
         self.pooling = pooling
         self.limits = {"train": max_train_windows, "validation": max_validation_windows, "test": None}
@@ -81,10 +82,18 @@ class Forecast:
     def __call__(
         self, encode: Encode | None, data: Any, *, device: torch.device, batch_size: int
     ) -> dict[str, float] | None:
-        """Return errors by horizon; None for data without windows to forecast from. encode: None for raw input."""
-        horizons = sorted(set(self.horizons), reverse=True)
-        windows = {h: {split: data.windows(split, horizon=h) for split in self.limits} for h in horizons}
-        if any(None in splits.values() for splits in windows.values()):
+        """Return errors by horizon; None for data without windows to forecast from. encode: None for raw input.
+
+        A horizon that the data are too short for, or have no complete future at, is left out with a warning.
+        """
+        windows = {}
+        for horizon in sorted(set(self.horizons), reverse=True):
+            try:
+                windows[horizon] = {split: data.windows(split, horizon=horizon) for split in self.limits}
+            except DataError as error:
+                self._leave_out(horizon, error)
+        horizons = list(windows)
+        if not horizons or any(None in splits.values() for splits in windows.values()):
             return None
         settings = {"pooling": self.pooling, "device": device, "batch_size": batch_size}
         parts = {  # the shortest horizon has all windows of the others
@@ -94,20 +103,35 @@ class Forecast:
         ridge = _Ridge(parts["train"])
         scores: dict[str, float] = {}
         for horizon in horizons:
-            heads = ridge.fit(windows[horizon]["train"], self.penalties)
-            choice = _errors(parts["validation"], windows[horizon]["validation"], dict(enumerate(heads)))
-            best = min(choice, key=lambda number: choice[number]["mse"])
-            log.debug("forecast %d: penalty %g, validation errors %s", horizon, self.penalties[best], choice)
-            test = windows[horizon]["test"]
-            forecasts: dict[str, Tensor | int] = {"": heads[best]}
-            if encode is None:
-                forecasts["last_value/"] = 1
-                if test.period is not None:
-                    forecasts["seasonal_naive/"] = test.period
-            errors = _errors(parts["test"], test, forecasts)
-            found = {f"/{horizon}/{name}{kind}": v for name, both in errors.items() for kind, v in both.items()}
-            scores = found | scores  # the shortest horizon first
-        return scores
+            try:
+                scores = (
+                    self._scores(ridge, parts, windows[horizon], horizon, encode is None) | scores
+                )  # shortest first
+            except DataError as error:
+                self._leave_out(horizon, error)
+        return scores or None
+
+    def _scores(
+        self, ridge: _Ridge, parts: dict[str, _SplitFeatures], windows: dict[str, Windows], horizon: int, is_raw: bool
+    ) -> dict[str, float]:
+        """Return the errors at one horizon. Raise DataError for windows without a future."""
+        heads = ridge.fit(windows["train"], self.penalties)
+        choice = _errors(parts["validation"], windows["validation"], dict(enumerate(heads)))
+        best = min(choice, key=lambda number: choice[number]["mse"])
+        log.debug("forecast %d: penalty %g, validation errors %s", horizon, self.penalties[best], choice)
+        forecasts: dict[str, Tensor | int] = {"": heads[best]}
+        if is_raw:
+            forecasts["last_value/"] = 1
+            if windows["test"].period is not None:
+                forecasts["seasonal_naive/"] = windows["test"].period
+        errors = _errors(parts["test"], windows["test"], forecasts)
+        return {f"/{horizon}/{name}{kind}": v for name, both in errors.items() for kind, v in both.items()}
+
+    def _leave_out(self, horizon: int, error: DataError) -> None:
+        """Warn of a horizon that is left out, once for all rows."""
+        if horizon not in self._left_out:
+            self._left_out.add(horizon)
+            log.warning("evaluation: no forecasts of %d steps: %s", horizon, error)
 
 
 class _SplitFeatures:
@@ -182,11 +206,7 @@ class _Ridge:
             first += len(x)
         samples = int(self.counted.sum())
         if not samples:
-            steps = windows[torch.zeros(1, dtype=torch.int64)][1].shape[2]
-            raise UserError(
-                f"evaluation.probes.forecast: every training window of horizon {steps} "
-                "has missing values in its future: use shorter horizons"
-            )
+            raise DataError("every training window has missing values in its future")
         heads = []
         for penalty in penalties:
             ridge = torch.full((len(self.gram),), penalty * samples, dtype=self.gram.dtype, device=self.gram.device)
@@ -216,9 +236,7 @@ def _errors(
             error = (predicted - future)[known].to(sums[name].dtype)
             sums[name] += torch.stack([error.square().sum(), error.abs().sum()])
     if not count:
-        raise UserError(
-            "evaluation.probes.forecast: the future holds nothing but missing values: use other data.source.splits"
-        )
+        raise DataError("the future holds nothing but missing values: use other data.source.splits")
     return {name: dict(zip(("mse", "mae"), (total / count).tolist())) for name, total in sums.items()}
 
 
