@@ -270,3 +270,14 @@ def test_an_archive_that_is_none_is_told_in_one_line(tmp_path):
     (tmp_path / "fsdd.tar.xz").write_bytes(b"noise" * 400)
     with pytest.raises(DataError, match=r"\A[^\n]*is not a complete tar archive [^\n]*\Z"):
         fsdd(root=str(tmp_path / "fsdd.tar.xz"))
+
+
+def test_a_part_of_an_mp3_file_is_read_without_messages(tmp_path, capfd):
+    noise = np.random.default_rng(0).standard_normal(22050 * 20).astype(np.float32) / 10
+    path = write(tmp_path / "a.mp3", noise, 22050)
+    whole = SoundFile(path).read()
+    capfd.readouterr()
+    for start in (50_000, 200_001, 321_123):
+        part = SoundFile(path).read(start, 8_000)
+        assert torch.corrcoef(torch.stack([part, whole[start : start + 8_000]]))[0, 1] > 0.999
+    assert capfd.readouterr().err == ""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from types import ModuleType
 
 import torch
@@ -35,7 +38,7 @@ class SoundFile:
 
     def __init__(self, file: File, name: str | None = None) -> None:
         soundfile = require_soundfile()
-        with readable(file, name, soundfile.SoundFileError) as self.name:
+        with readable(file, name, soundfile.SoundFileError) as self.name, _silent_stderr():
             self._file = soundfile.SoundFile(file)
         self.rate, self.frames = int(self._file.samplerate), int(self._file.frames)
         if self.frames < 1:
@@ -53,10 +56,11 @@ class SoundFile:
         parts = []
         damage = require_soundfile().SoundFileError
         try:
-            self._file.seek(start)
+            with _silent_stderr():
+                self._file.seek(start)
         except damage:
             raise UnreadableSample(self.name, self._ends_before(start)) from None
-        with readable(self.name, self.name, damage):
+        with readable(self.name, self.name, damage), _silent_stderr():
             while left > 0 and len(samples := self._file.read(min(left, block), dtype="float32", always_2d=True)):
                 parts.append(torch.from_numpy(samples.mean(axis=1)))
                 left -= len(samples)
@@ -69,6 +73,19 @@ class SoundFile:
 
     def _ends_before(self, start: int) -> str:
         return f"it ends before sample {start:,}, but its header claims {self.frames:,}"
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """A context without messages of C code: libmpg123 prints one for each frame before a place in an MP3 file."""
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 class SoundTensor:
