@@ -88,7 +88,7 @@ def test_a_wrong_option_ends_the_job_with_its_message(slurm, tmp_path):
     job = submit(slurm, log, 1, "optimizer.learning_rate=3", f"hydra.run.dir={tmp_path / 'job'}")
     slurm.wait_for(job, "FAILED")
     told = log.read_text()
-    assert "error: optimizer.learning_rate: torch.optim.AdamW takes no learning" in told
+    assert "error: optimizer.learning_rate=3: there is no such key. Did you mean optimizer.lr=3?" in told
     assert "Traceback" not in told
     assert slurm.details(job)["Restarts"] == "0"
 

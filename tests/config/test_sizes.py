@@ -51,7 +51,8 @@ def blank(shape, model):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "encoder"), CASES, ids=lambda value: value)
-def test_every_size_takes_a_step_with_all_data_that_it_is_for(model, encoder):
+def test_every_size_takes_a_step_with_all_data_that_it_is_for(model, encoder, monkeypatch):
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **settings: tensor)  # seconds for large ones
     hub = [f"hf data.path=x data.column={HUB[model]}"] if model in HUB and encoder == "auto" else []
     for data in DATA[model] + hub:
         if encoder == "vit_huge" and data in ("digits", "mnist", "cifar10"):

@@ -259,9 +259,9 @@ def test_a_folder_of_tables_is_many_series_and_no_window_crosses_files(tmp_path)
     assert f"left out, as too short for data.window_size=24: {tmp_path}/2.csv" in data.lines
     assert data.spec.num_train == (200 - 23) + (150 - 23)
     train = torch.cat([each.values[:, : each.ends[0]] for each in data.timelines], dim=1)
-    torch.testing.assert_close(data.mean[:, 0], train.mean(dim=1))
+    torch.testing.assert_close(data.level[:, 0], train.mean(dim=1))
     x = torch.cat([batch["x"] for batch in data.evaluation_batches("train", batch_size=1000)])
-    z = [(each.values - data.mean) / data.std for each in data.timelines]
+    z = [(each.values - data.level) / data.scale for each in data.timelines]
     torch.testing.assert_close(x[176], z[0][:, 176:200])
     torch.testing.assert_close(x[177], z[1][:, :24])
     (tmp_path / "3.csv").write_text((tmp_path / "0.csv").read_text().replace("b", "c", 1))
@@ -276,7 +276,7 @@ def test_a_folder_of_tables_is_many_series_and_no_window_crosses_files(tmp_path)
 
 def test_forecasts_of_several_series_share_their_first_windows(tmp_path):
     data = devices(write_devices(tmp_path), splits=[0.5, 0.25, 0.25])
-    z = [(each.values - data.mean) / data.std for each in data.timelines]
+    z = [(each.values - data.level) / data.scale for each in data.timelines]
     short, long = (data.windows("test", horizon=horizon) for horizon in (5, 80))
     assert len(short) == (100 - 4) + (75 - 4)
     assert len(long) == 100 - 79  # the second series has 75 steps

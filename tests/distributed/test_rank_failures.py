@@ -83,7 +83,7 @@ def test_a_rank_that_hangs_with_its_heart_beating(failed):
 MISTAKES = {
     "data.batch_size=33": "cannot be shared by 2 ranks; the nearest sizes that can are 32 and 34",
     "model.encoder.dept=3": "Did you mean model.encoder.depth=3?",
-    "trainer.max_steps=many": "trainer.max_steps='many'",
+    "trainer.max_steps=many": "trainer.max_steps=many: jepa.trainer.Trainer expects a whole number",
     "trainer.backend=nccl": "needs CUDA, but the device is cpu: use trainer.backend=gloo",
     "model.encoder.patch_size=3": "patch",
     "resume=nowhere": "no run folder or checkpoint at nowhere",

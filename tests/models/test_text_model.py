@@ -35,7 +35,13 @@ def make_ids(*lengths: int) -> torch.Tensor:
 def make_model(*overrides: str) -> torch.nn.Module:
     config = load_config(
         [
-            *("model=text", "data=text_lines", f"data.vocab_size={VOCABULARY}", f"data.max_length={LENGTH}"),
+            *(
+                "model=text",
+                "data=text_lines",
+                "data.hints.size=toy_text",
+                f"data.vocab_size={VOCABULARY}",
+                f"data.max_length={LENGTH}",
+            ),
             *("model.encoder.embed_dim=32", "model.encoder.depth=1", "model.predictor.embed_dim=32", *overrides),
         ]
     )

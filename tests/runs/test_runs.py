@@ -91,7 +91,7 @@ def test_torch_is_not_imported_for_help(tmp_path, arguments):
         assert "_target_: jepa.trainer.Trainer" in process.stdout
     if arguments == ["--help"]:
         assert "python train.py -m loss=smooth_l1,mse" in process.stdout
-        assert re.search("^experiment: .*ijepa_digits", process.stdout, re.MULTILINE)
+        assert re.search("^experiment +audio_fsdd", process.stdout, re.MULTILINE)
     assert list(tmp_path.iterdir()) == []
 
 

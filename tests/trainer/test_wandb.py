@@ -219,7 +219,7 @@ def test_settings(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     assert load_config(["logger=wandb"]).logger.wandb.mode == "offline"
     monkeypatch.setenv("WANDB_MODE", "dryrun")
-    with pytest.raises(UserError, match=r"logger.wandb.mode='dryrun'"):
+    with pytest.raises(UserError, match=r"logger.wandb.mode=dryrun: "):
         check_config(to_plain(load_config(["logger=wandb"])))
 
 

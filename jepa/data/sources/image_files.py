@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import decode_png
 
 from jepa.data.stream import UnreadableSample
 from jepa.utils.lazy_import import lazy_import
 
 tifffile = lazy_import("tifffile")
+torchvision_io = lazy_import("torchvision.io")
 log = logging.getLogger("jepa")
 
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -116,7 +116,7 @@ def _read_png(stream: IO[bytes], start: bytes, name: str) -> Image.Image | Tenso
     width, height = struct.unpack(">II", start[16:24])
     _check_size((4, height, width), np.dtype(np.uint16), name)
     content = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
-    values = decode_png(content, apply_exif_orientation=True).numpy()
+    values = torchvision_io.decode_png(content, apply_exif_orientation=True).numpy()
     return _to_image(values[: COLOURS_OF_16_BITS[start[24:]]], name)
 
 
