@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jepa.checkpoint.plain import is_plain
 from jepa.utils.errors import CheckpointError
 
 SCHEDULED = {"params", "lr", "weight_decay", "decays", "initial_lr"}
@@ -31,6 +32,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any] |
         raise CheckpointError(
             f"{path} is of another optimizer than {type(optimizer).__name__}: its groups lack {sorted(missing)}"
         )
+    if unknown := [number for number in state["state"] if number >= sum(own)]:
+        raise CheckpointError(f"{path} is damaged: it has an optimizer state of parameter {unknown[0]} of {sum(own)}")
     number = 0
     for group, before in zip(optimizer.param_groups, groups):
         expected: dict[int, dict[str, Any]] = {}
@@ -73,6 +76,18 @@ def _check_entry(
             raise CheckpointError(
                 f"{path} is damaged: the optimizer state {name} of a parameter {tuple(parameter.shape)} is {what}"
             )
+        if not _is_usable(name, found):
+            raise CheckpointError(
+                f"{path} is damaged: the optimizer state {name} of a parameter {tuple(parameter.shape)} holds values "
+                "that are not finite, or negative where none can be"
+            )
+
+
+def _is_usable(name: str, found: Tensor) -> bool:
+    """Return whether a state is finite, and steps and means of squares are not negative."""
+    found = found.to_local() if hasattr(found, "to_local") else found
+    finite = is_plain(found) and bool(torch.isfinite(found).all())
+    return finite and not (found.numel() and (name == "step" or "_sq" in name) and float(found.min()) < 0)
 
 
 def _state_after_a_step(

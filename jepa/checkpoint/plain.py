@@ -56,6 +56,10 @@ def _is_optimizer_state(value: Any) -> bool:
     )
 
 
+def _is_configuration(value: Any) -> bool:
+    return _is_dict_of(value) and all(isinstance(value.get(name) or {}, dict) for name in ("data", "trainer", "model"))
+
+
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step": (_is_count, "a number from 0 on"),
     "pending": (lambda value: isinstance(value, bool), "True or False"),
@@ -67,8 +71,8 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metrics": (lambda value: _is_dict_of(value, (int, float)), "a dict of numbers"),
     "callbacks": (lambda value: _is_dict_of(value, dict), "a dict of dicts"),
     "loggers": (lambda value: _is_dict_of(value, dict), "a dict of dicts"),
-    "config": (_is_dict_of, "a dict"),
-    "train_seconds": (lambda value: isinstance(value, (int, float)), "a number of seconds"),
+    "config": (_is_configuration, "a dict of sections"),
+    "train_seconds": (lambda value: isinstance(value, (int, float)) and 0 <= value < 1e10, "a number of seconds"),
     "rollbacks": (lambda value: isinstance(value, list) and all(map(_is_dict_of, value)), "a list of dicts"),
     "monitor": (lambda value: value is None or _is_dict_of(value), "a dict or None"),
     "run": (_is_dict_of, "a dict"),
@@ -139,10 +143,19 @@ def check(content: Any, path: Path) -> None:
             shown = textwrap.shorten(ascii(content[key]), 60, placeholder="...")
             raise CheckpointError(f"{path} is damaged: {key} is {shown}, expected {expected}")
     for name, value in content["model"].items():
+        if not is_plain(value):
+            raise CheckpointError(f"{path} is damaged: {name} of the model is no plain tensor with values of its own")
         if value.is_floating_point() and not _is_finite(value):
             raise CheckpointError(
                 f"{path} is damaged: {name} of the model holds values that are not finite; use another checkpoint"
             )
+
+
+def is_plain(value: Tensor) -> bool:
+    """Return whether a tensor is dense, and has as many values in memory as its shape says."""
+    value = value.to_local() if hasattr(value, "to_local") else value
+    dense = value.layout is torch.strided and not value.is_quantized and value.device.type != "meta"
+    return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
 def _is_finite(value: Tensor) -> bool:

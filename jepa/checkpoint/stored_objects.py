@@ -72,6 +72,11 @@ def table(modules: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     return {f"{module}.{name}": (module, name) for module, names in modules.items() for name in names.split()}
 
 
+DEEPEST = 64
+"""Levels of a stored configuration."""
+PLACE = re.compile(r"root|path|csv|folder|.*_(root|folder|dir)")
+"""Keys whose values are files or folders, whatever they look like."""
+
 MODEL_TABLE, DATA_TABLE = table(MODELS), table(DATA)
 
 
@@ -90,6 +95,8 @@ def check_stored(
     names: those of a table; None where nothing is built of it.
     trusted: further names, as the user gave them. paths: whether values may be paths.
     """
+    if key.count(".") + key.count("[") > DEEPEST:
+        raise CheckpointError(f"{source}: its configuration is damaged: {key[:60]}... is nested too deep")
     if isinstance(config, (list, tuple)):
         for number, value in enumerate(config):
             check_stored(value, f"{key}[{number}]", source, names=names, trusted=trusted, paths=paths)
@@ -106,7 +113,9 @@ def check_stored(
         for name, value in config.items():
             if name != "_target_":
                 check_stored(value, f"{key}.{name}", source, names=names, trusted=trusted, paths=paths)
-    elif isinstance(config, str) and ("${" in config or (not paths and PATH.search(config))):
+    elif isinstance(config, str) and (
+        "${" in config or (not paths and (PATH.search(config) or PLACE.fullmatch(key.rpartition(".")[2])))
+    ):
         raise CheckpointError(
             f"{source}: {key}={config[:60]!r} is a path, an address or an interpolation, which a configuration from a "
             f"file may not bring: give the value on the command line, {key}=..."

@@ -137,7 +137,7 @@ def _check_what_is_built(stored: Mapping[str, Any], given: CommandLine, source: 
     for section in ("data", "evaluation"):
         if section in stored and not given.option(section):
             node = OmegaConf.create(dict(stored[section]))
-            for key in given.below(section):
+            for key in (*given.below(section), "tokenizer_folder", "text.tokenizer_folder"):  # none is kept, see below
                 remove(node, key)
             check_stored(
                 OmegaConf.to_container(node),

@@ -186,9 +186,9 @@ class Checkpoints:
         self.best.load_state_dict(content["best"])
         for kind, mine in (("callbacks", trainer.callbacks), ("loggers", trainer.loggers)):
             for name in mine.keys() & content[kind].keys():
-                mine[name].load_state_dict(content[kind][name])
+                _restore(mine[name], content[kind][name], f"{kind}.{name}", path)
         if trainer.monitor is not None and content.get("monitor"):
-            trainer.monitor.load_state_dict(content["monitor"])
+            _restore(trainer.monitor, content["monitor"], "monitor", path)
         trainer.state.load_state_dict(content)
         self._loaded_facts = going_on.stored_facts(content)
         if not self._ends_alike(content["config"]):
@@ -288,3 +288,11 @@ class Checkpoints:
 
     def _find(self, name: str) -> Path | None:
         return find_checkpoint(self.saver.folder, name)
+
+
+def _restore(part: Any, state: Mapping[str, Any], name: str, path: Path) -> None:
+    """Give a part of the run the state that it had. Raise CheckpointError for one that is not of it."""
+    try:
+        part.load_state_dict(state)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is damaged: the state of {name} is not one of its own ({error!r})") from error

@@ -84,6 +84,13 @@ def poisoned(run_folder, tmp_path):
     return write
 
 
+def nested(levels: int) -> list:
+    node: list = []
+    for _ in range(levels):
+        node = [node]
+    return node
+
+
 @pytest.mark.parametrize("name", ["write", "load", "hub", "mkdir", "walk"])
 @pytest.mark.faults
 def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
@@ -130,6 +137,8 @@ def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
         ("mask", {"_target_": "jepa.masks.RandomMask", "ratio": 2}, "jepa.masks.RandomMask refuses what the file says"),
         ("mask", {"_target_": ["os.system"]}, "damaged|would build"),
         ("loss", 5, "refuses what the file says"),
+        ("data", nested(200), "data.source.* is nested too deep"),
+        ("mask", nested(200), "nested too deep|damaged"),
     ],
 )
 @pytest.mark.faults
@@ -142,6 +151,12 @@ def test_what_else_a_file_may_not_say(section, node, message, poisoned):
 def test_a_lone_file_brings_no_path(poisoned, evaluate, export, shared_dir, tmp_path):
     """Its other facts serve; a path of its data is given on the command line."""
     root = str(shared_dir / "data" / "mnist")
+    for key, place in (("root", "photos"), ("root", "."), ("tokenizer_folder", "written"), ("csv", "list")):
+        with pytest.raises(CheckpointError, match=rf"data\[0\].{key}='{place}' is a path"):
+            check_stored([{key: place}], "data", "a file")
+    path = poisoned("data", {"_target_": "jepa.data.sources.mnist", "_partial_": True, "root": "photos"})
+    with pytest.raises(CheckpointError, match=r"data.source.root='photos' is a path"):
+        evaluate(f"checkpoint={path}")
     path = poisoned("data", {"_target_": "jepa.data.sources.mnist", "_partial_": True, "root": root})
     with pytest.raises(CheckpointError, match=r"data.source.root=.* is a path, .* give the value on the command line"):
         evaluate(f"checkpoint={path}")

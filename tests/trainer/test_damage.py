@@ -55,6 +55,29 @@ DAMAGE = {
 }
 
 
+def state_of(content, name):
+    """A state of the first parameter."""
+    return content["optimizer"]["state"][0][name]
+
+
+DAMAGE |= {
+    "weight without values": (
+        lambda c: c["model"].update(weight=torch.zeros(1).expand(c["model"]["weight"].shape)),
+        "weight of the model is no plain tensor",
+    ),
+    "sparse weight": (
+        lambda c: c["model"].update(weight=c["model"]["weight"].to_sparse()),
+        "weight of the model is no plain tensor",
+    ),
+    "NaN in a moment": (lambda c: state_of(c, "exp_avg").fill_(torch.nan), "exp_avg .* not finite"),
+    "negative second moment": (lambda c: state_of(c, "exp_avg_sq").fill_(-1.0), "exp_avg_sq .* negative"),
+    "negative step of Adam": (lambda c: state_of(c, "step").fill_(-1.0), "state step .* negative"),
+    "state of no parameter": (lambda c: c["optimizer"]["state"].update({99: {}}), "state of parameter 99"),
+    "negative seconds": (lambda c: c.update(train_seconds=-1.0), "train_seconds is -1.0"),
+    "data of another kind": (lambda c: c["config"].update(data=5), "config is .*, expected a dict of sections"),
+}
+
+
 @pytest.fixture(scope="module", params=["plain", "sharded"])
 def trained(request, tmp_path_factory):
     """A run of two steps in each format."""
