@@ -164,13 +164,18 @@ def check_state(
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
     unexpected = [f"  {name}: in the file only" for name in weights if name not in own]
     shapes = [
-        f"  {name}: {tuple(weights[name].shape)} in the file, {tuple(tensor.shape)} in the model"
+        f"  {name}: {_shape_and_kind(weights[name])} in the file, {_shape_and_kind(tensor)} in the model"
         for name, tensor in own.items()
-        if name in weights and weights[name].shape != tensor.shape
+        if name in weights and _shape_and_kind(weights[name]) != _shape_and_kind(tensor)
     ]
     if lines := missing + unexpected + shapes:
         raise CheckpointError(
             f"the checkpoint {path} is of another model: {len(missing)} keys missing, {len(unexpected)} unexpected, "
-            f"{len(shapes)} of another shape; give the options that it was made with\n{listed(lines)}"
+            f"{len(shapes)} of another shape or type; give the options that it was made with\n{listed(lines)}"
         )
     return own
+
+
+def _shape_and_kind(tensor: Tensor) -> str:
+    """Return "(8, 3)"; with the type where a tensor has no real floating-point numbers, "(8, 3) int64"."""
+    return f"{tuple(tensor.shape)}" if tensor.is_floating_point() else f"{tuple(tensor.shape)} {str(tensor.dtype)[6:]}"

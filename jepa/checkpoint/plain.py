@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from jepa.checkpoint.load import read_file
+from jepa.checkpoint.stored_objects import is_plain_config
 from jepa.utils.errors import CheckpointError, reason
 
 FORMAT = "jepa"
@@ -57,7 +58,12 @@ def _is_optimizer_state(value: Any) -> bool:
 
 
 def _is_configuration(value: Any) -> bool:
-    return _is_dict_of(value) and all(isinstance(value.get(name) or {}, dict) for name in ("data", "trainer", "model"))
+    sections = ("data", "model", "loss", "trainer", "evaluation")
+    return (
+        _is_dict_of(value)
+        and is_plain_config(value)
+        and all(isinstance(value.get(name) or {}, dict) for name in sections)
+    )
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -145,7 +151,7 @@ def check(content: Any, path: Path) -> None:
     for name, value in content["model"].items():
         if not is_plain(value):
             raise CheckpointError(f"{path} is damaged: {name} of the model is no plain tensor with values of its own")
-        if value.is_floating_point() and not _is_finite(value):
+        if value.is_floating_point() and not is_finite(value):
             raise CheckpointError(
                 f"{path} is damaged: {name} of the model holds values that are not finite; use another checkpoint"
             )
@@ -158,6 +164,7 @@ def is_plain(value: Tensor) -> bool:
     return dense and value.numel() * value.element_size() <= value.untyped_storage().nbytes()
 
 
-def _is_finite(value: Tensor) -> bool:
+def is_finite(value: Tensor) -> bool:
+    """Return whether all values of a tensor, of its shard on this rank, are finite."""
     value = value.to_local() if hasattr(value, "to_local") else value
     return bool(torch.isfinite(value).all())

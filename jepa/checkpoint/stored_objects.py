@@ -80,6 +80,16 @@ PLACE = re.compile(r"root|path|csv|folder|.*_(root|folder|dir)")
 MODEL_TABLE, DATA_TABLE = table(MODELS), table(DATA)
 
 
+def is_plain_config(config: Any, depth: int = 0) -> bool:
+    """Return whether a configuration is nested dicts and lists of plain values, at most DEEPEST levels of them."""
+    if isinstance(config, (list, tuple)):
+        return depth < DEEPEST and all(is_plain_config(value, depth + 1) for value in config)
+    if isinstance(config, dict):
+        named = all(isinstance(name, (str, int)) for name in config)
+        return named and depth < DEEPEST and all(is_plain_config(value, depth + 1) for value in config.values())
+    return config is None or isinstance(config, (str, int, float))
+
+
 def check_stored(
     config: Any,
     key: str,
@@ -89,14 +99,12 @@ def check_stored(
     trusted: Collection[str] = (),
     paths: bool = False,
 ) -> None:
-    """Raise CheckpointError unless a nested configuration from a file names nothing but what it may have built.
+    """Raise CheckpointError unless a configuration that `is_plain_config` accepts names nothing but what it may build.
 
     key: where it stands, "model". source: the file or run, for the message.
     names: those of a table; None where nothing is built of it.
     trusted: further names, as the user gave them. paths: whether values may be paths.
     """
-    if key.count(".") + key.count("[") > DEEPEST:
-        raise CheckpointError(f"{source}: its configuration is damaged: {key[:60]}... is nested too deep")
     if isinstance(config, (list, tuple)):
         for number, value in enumerate(config):
             check_stored(value, f"{key}[{number}]", source, names=names, trusted=trusted, paths=paths)

@@ -10,16 +10,17 @@ from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 
+from jepa.checkpoint.moved import upgrade
 from jepa.checkpoint.stored_objects import DATA_TABLE, check_stored
 from jepa.config.build import build_model, settled
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys, known_keys
-from jepa.config.stored import CommandLine, model_overrides, remove, with_stored
+from jepa.config.stored import CommandLine, in_force, model_overrides, named_parts, remove, with_stored
 from jepa.distributed.launch import read_launch
 from jepa.interop import Loaded, Source, find, load
 from jepa.interop.sizes import to_pair
 from jepa.utils.errors import UserError
-from jepa.utils.nested import find_targets
+from jepa.utils.read_data import read_mapping
 
 TOKENIZER = "tokenizer.json"
 """Of a run on text, in its folder."""
@@ -48,12 +49,14 @@ def open_checkpoint(
     if read_launch().world_size > 1:
         raise UserError("this script runs as one process: start it without torchrun or srun")
     given = CommandLine(config.overrides)
-    named = [target for target in find_targets(OmegaConf.to_container(config)) if not target.startswith("jepa.")]
-    source = find(str(config.checkpoint), trusted=None if config.trust else named)
+    source = find(str(config.checkpoint), trusted=None if config.trust else named_parts(config, given))
     stored = source.config or {}
     if "loss" in stored and (given.option("loss") or given.below("loss")):
         raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
-    joined = with_stored(config, stored, given)
+    kept = in_force(stored, given)
+    if not config.trust:
+        _check_kept(kept, source, builds=data in ("splits", "inputs"))
+    joined = with_stored(config, kept, given)
     if data in ("splits", "inputs"):
         _keep_tokenizer(joined, stored, given, source)
     is_random = source.adapter.format == "random"
@@ -69,8 +72,6 @@ def open_checkpoint(
     check_config({key: _resolved(joined, key) for key in sections})
     if data == "splits":
         _check_probes(joined, stored, given)
-    if data in ("splits", "inputs") and not config.trust:
-        _check_what_is_built(stored, given, source)
     known = {key for key in ("image_size", "channels") if data_known or key in given.below("data")}
     loaded = load(
         source,
@@ -128,25 +129,37 @@ def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandL
             raise UserError(f"evaluation.probes.{name}: there is no such probe; {hint}")
 
 
-def _check_what_is_built(stored: Mapping[str, Any], given: CommandLine, source: Source) -> None:
-    """Raise CheckpointError for stored data or evaluation with foreign code, and for a path that a lone file brings."""
-    if not stored:
-        return
+def _check_kept(kept: Mapping[str, Any], source: Source, *, builds: bool) -> None:
+    """Raise CheckpointError for stored data or evaluation with foreign code, and for a path that a lone file brings.
+
+    builds: whether data and evaluation are built; model and loss were checked when they were found.
+    """
+    check_stored(kept["trainer"], "trainer", source.name, names=())
+    sections = kept.keys() & {"data", "evaluation"}
+    own = _beside(source) if builds and sections else {}
+    for section in sections:
+        names = DATA_TABLE if builds else None
+        check_stored(kept[section], section, source.name, names=names, trusted=source.trusted, paths=True)
+        if builds:
+            lone = _without_same(kept[section], own.get(section))
+            for key in ("tokenizer_folder", "text.tokenizer_folder"):  # none is kept, see below
+                remove(lone, key)
+            check_stored(lone, section, source.name, names=None)
+
+
+def _beside(source: Source) -> Mapping[str, Any]:
+    """Return the config.yaml of the run folder that a checkpoint lies in; {} where there is none."""
     folders = [Path(source.name), *source.path.parents[:2]]
-    in_run_folder = any((folder / "config.yaml").is_file() for folder in folders)
-    for section in ("data", "evaluation"):
-        if section in stored and not given.option(section):
-            node = OmegaConf.create(dict(stored[section]))
-            for key in (*given.below(section), "tokenizer_folder", "text.tokenizer_folder"):  # none is kept, see below
-                remove(node, key)
-            check_stored(
-                OmegaConf.to_container(node),
-                section,
-                source.name,
-                names=DATA_TABLE,
-                trusted=source.trusted,
-                paths=in_run_folder,
-            )
+    path = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+    return upgrade(read_mapping(path, verbatim=True)) if path else {}
+
+
+def _without_same(node: Any, other: Any) -> Any:
+    """Return a nested configuration without the values that another has under the same keys."""
+    if not isinstance(node, dict):
+        return None if node == other else node
+    others = other if isinstance(other, dict) else {}
+    return {key: _without_same(value, others.get(key)) for key, value in node.items()}
 
 
 def _resolved(config: DictConfig, key: str) -> object:

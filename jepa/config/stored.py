@@ -6,6 +6,7 @@ stored in the checkpoint. What was given wins, then what is stored, then the def
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.overrides import override_key
-from jepa.utils.nested import flatten
+from jepa.utils.nested import find_targets, flatten
 
 SECTIONS = (
     "data",
@@ -91,30 +92,45 @@ def model_overrides(config: DictConfig, given: CommandLine) -> dict[str, Any]:
     return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}
 
 
-def with_stored(config: DictConfig, stored: Mapping[str, Any], given: CommandLine) -> DictConfig:
-    """The composed configuration with the stored model, loss and, unless given, data, evaluation and precision."""
-    joined = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
-    for section in ("model", "loss"):
-        if section in stored:
-            joined[section] = OmegaConf.create(dict(stored[section]))
+def in_force(stored: Mapping[str, Any], given: CommandLine) -> dict[str, Any]:
+    """Return the sections of a stored configuration that join a composed one, without what the command line sets."""
+    kept = {section: stored[section] for section in ("model", "loss") if section in stored}
     for section in ("data", "evaluation"):
         if section in stored and not given.option(section):
-            node = OmegaConf.create(dict(stored[section]))
-            for key in given.below(section):
-                OmegaConf.update(node, key, OmegaConf.select(config, f"{section}.{key}"), force_add=True)
-            for key in given.removed:
-                if key.startswith(f"{section}."):
-                    remove(node, key.removeprefix(f"{section}."))
-            joined[section] = node
-    for key in NUMERIC:
-        if key in stored.get("trainer", {}) and f"trainer.{key}" not in given.values:
-            joined.trainer[key] = stored["trainer"][key]
+            kept[section] = copy.deepcopy(dict(stored[section]))
+            removed = [key.partition(".")[2] for key in given.removed if key.startswith(f"{section}.")]
+            for key in (*given.below(section), *removed):
+                remove(kept[section], key)
+    trainer = {key: value for key, value in (stored.get("trainer") or {}).items() if key in NUMERIC}
+    return kept | {"trainer": {key: value for key, value in trainer.items() if f"trainer.{key}" not in given.values}}
+
+
+def with_stored(config: DictConfig, kept: Mapping[str, Any], given: CommandLine) -> DictConfig:
+    """Return the composed configuration with what `in_force` has kept of a stored one."""
+    joined = OmegaConf.create(OmegaConf.to_container(config, resolve=False))
+    for section in kept.keys() - {"trainer"}:
+        joined[section] = OmegaConf.create(kept[section])
+    for section in kept.keys() & {"data", "evaluation"}:
+        for key in given.below(section):
+            OmegaConf.update(joined[section], key, OmegaConf.select(config, f"{section}.{key}"), force_add=True)
+    joined.trainer.update(kept.get("trainer", {}))
     return joined
 
 
-def remove(node: DictConfig, key: str) -> None:
-    """Take one dotted key out, if it is there."""
-    parent, _, name = key.rpartition(".")
-    holder = OmegaConf.select(node, parent) if parent else node
-    if holder is not None:
-        holder.pop(name, None)
+def named_parts(config: DictConfig, given: CommandLine) -> list[str]:
+    """Return every `_target_` outside of jepa that the command line itself names, as an option or as a value."""
+    keys = [name.replace("/", ".") for name in given.options if given.options[name] not in ("null", "")]
+    keys = (["data", "model", "loss", "evaluation"] if given.experiment else keys) + given.values
+    values = {key: OmegaConf.select(config, key) for key in keys if key.split(".")[0] in SECTIONS}
+    plain = {key: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for key, v in values.items()}
+    named = find_targets(list(plain.values())) + [v for key, v in plain.items() if key.endswith("._target_")]
+    return [target for target in named if not target.startswith("jepa.")]
+
+
+def remove(node: Any, key: str) -> None:
+    """Take one dotted key out of nested dicts, if it is there."""
+    *parents, name = key.split(".")
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, dict) else None
+    if isinstance(node, dict):
+        node.pop(name, None)

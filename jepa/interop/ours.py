@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
 from jepa.checkpoint.moved import upgrade
-from jepa.checkpoint.stored_objects import MODEL_TABLE, build_stored, check_stored
+from jepa.checkpoint.stored_objects import MODEL_TABLE, build_stored, check_stored, is_plain_config
 from jepa.interop.adapter import Adapter, Loaded, Source, not_monitored
 from jepa.interop.frozen_networks import load_our_encoders
 from jepa.interop.sizes import check_overrides, to_pair
@@ -28,10 +28,13 @@ def run_config(source: Source) -> dict[str, Any]:
     Raise CheckpointError for a damaged one, and for one that names code that is neither ours nor trusted: building it
     would run that code with the file's arguments.
     """
+    stored = source.file.run["config"]
     try:
-        config = upgrade(source.file.run["config"])
-        sections = {section: dict(config.get(section) or {}) for section in ("model", "loss", "data", "evaluation")}
-    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        if not is_plain_config(stored):
+            raise ValueError("nested too deep, or values that are not plain")
+        config = {"loss": {}} | {name: value for name, value in upgrade(stored).items() if value is not None}
+        sections = {name: dict(config.get(name, {})) for name in ("model", "loss", "data", "evaluation", "trainer")}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{source.path}: its configuration is damaged ({first_line(error)})") from error
     if source.trusted is None:
         source.trusted = find_targets(sections)
@@ -135,7 +138,7 @@ def read_card(source: Source) -> dict[str, Any]:
     try:
         card = upgrade(parse_json(source.file.card, source.path))
         config = dict(card["encoder"])
-        if not isinstance(card.get("data"), (dict, type(None))):
+        if not isinstance(card.get("data"), (dict, type(None))) or not is_plain_config(card):
             raise ValueError("its data are no names and values")
         if card.get("step") is not None and type(card["step"]) is not int:
             raise ValueError("its step is no number")
@@ -143,7 +146,7 @@ def read_card(source: Source) -> dict[str, Any]:
         raise CheckpointError(f"{source.path}: its header {CARD!r} is damaged ({first_line(error)})") from error
     check_stored(config, "encoder", source.path)
     check_stored(card.get("data"), "data", source.path, names=None, paths=True)
-    return {name: value for name, value in card.items() if value is not None}
+    return {name: card[name] for name in ("encoder", "data", "source", "network", "step") if card.get(name) is not None}
 
 
 def load_export(source: Source) -> Loaded:

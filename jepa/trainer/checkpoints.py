@@ -11,17 +11,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from torch import Tensor
 
 from jepa.checkpoint import plain
 from jepa.checkpoint.load import check_state, load_state
 from jepa.checkpoint.optimizer_state import check_optimizer
 from jepa.checkpoint.saver import Saver, find_checkpoint
-from jepa.distributed.collectives import broadcast_from_rank0
+from jepa.distributed.collectives import all_reduce_max, broadcast_from_rank0
 from jepa.distributed.parallel import gather_full_tensors, shard_like
 from jepa.trainer import going_on
 from jepa.trainer.settings import due
-from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.errors import CheckpointError, NonFiniteError, UserError
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer_parts import TrainerParts
@@ -111,10 +112,24 @@ class Checkpoints:
     # Saving.
 
     def save(self, names: list[str] | None = None, drop: list[str] | None = None, **changes: Any) -> None:
-        """Save under names, by default as the last; remove those to drop. changes: entries to replace."""
+        """Save under names, by default as the last; remove those to drop. changes: entries to replace.
+
+        Raises NonFiniteError, and writes nothing, for weights that are not finite.
+        """
+        self._check_weights()
         self.trainer.folder.restore_if_deleted()
         self.saver.save({**self.content(), **changes}, names or ["last"], drop or [])
         self.start_clock()
+
+    def _check_weights(self) -> None:
+        trainer = self.trainer
+        bad = [name for name, value in trainer.model.state_dict().items() if not plain.is_finite(value)]
+        if all_reduce_max(torch.tensor(float(len(bad)), device=trainer.device)):
+            where = bad[0] if bad else "on another rank"
+            raise NonFiniteError(
+                f"not finite at step {trainer.step}: the weights ({where}), though loss and gradients were. "
+                "Nothing was saved, the checkpoint before is intact. Lower optimizer.lr, or lengthen the warm-up"
+            )
 
     def save_if_due(self, metrics: Mapping[str, float]) -> None:
         """Save when the interval, a request, the end of the run, a best metric or a snapshot asks for it."""

@@ -201,12 +201,11 @@ class Trainer(TrainerParts):
                 begun = time.perf_counter()
                 try:
                     values = self.train_step(next(batches))
+                    state.train_seconds += time.perf_counter() - begun
+                    profile(self.step)
+                    self._after_step(values)
                 except NonFiniteError as error:
                     self._recover_from(error)
-                    continue
-                state.train_seconds += time.perf_counter() - begun
-                profile(self.step)
-                self._after_step(values)
 
     def _begin(self) -> tuple[list[str], bool]:
         """Load the checkpoint to go on from, if any, and create the folder; return sentences, and whether it resumes.

@@ -6,6 +6,8 @@ import contextlib
 import copy
 import importlib
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from jepa import load_encoder
 from jepa.checkpoint.moved import upgrade
 from jepa.checkpoint.stored_objects import DATA_TABLE, MODEL_TABLE, check_stored
 from jepa.config.compose import CONFIG_DIR
@@ -62,6 +65,7 @@ SECTIONS = {
     "loss": ("loss", "terms", "extra"),
     "data": ("data", "source"),
     "evaluation": ("evaluation", "probes", "extra"),
+    "seed": ("trainer", "seed"),
 }
 
 
@@ -113,7 +117,8 @@ def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
             "export": lambda path=path: export(f"checkpoint={path}", f"output={tmp_path}/x.safetensors"),
             "extract": lambda path=path: extract(f"checkpoint={path}", f"input={pictures}", f"output={tmp_path}/x.npz"),
         }
-        builds = list(calls) if SECTIONS[section][0] in ("model", "loss") else ["evaluate"]
+        builds = {"model": list(calls), "loss": list(calls), "trainer": ["evaluate", "export", "extract"]}
+        builds = builds.get(SECTIONS[section][0], ["evaluate"])
         for name, call in calls.items():
             if name in builds:
                 with pytest.raises(CheckpointError, match=r"poisoned.pt would build .* not among jepa's own parts"):
@@ -137,14 +142,60 @@ def test_no_payload_runs(name, poisoned, evaluate, export, extract, tmp_path):
         ("mask", {"_target_": "jepa.masks.RandomMask", "ratio": 2}, "jepa.masks.RandomMask refuses what the file says"),
         ("mask", {"_target_": ["os.system"]}, "damaged|would build"),
         ("loss", 5, "refuses what the file says"),
-        ("data", nested(200), "data.source.* is nested too deep"),
-        ("mask", nested(200), "nested too deep|damaged"),
+        ("data", nested(70), "its configuration is damaged .nested too deep"),
+        ("mask", nested(200), "its configuration is damaged .nested too deep"),
+        ("mask", {1, 2}, "its configuration is damaged .*values that are not plain"),
     ],
 )
 @pytest.mark.faults
 def test_what_else_a_file_may_not_say(section, node, message, poisoned):
     with pytest.raises(CheckpointError, match=message):
         load(poisoned(section, node))
+
+
+@pytest.mark.parametrize(
+    ("section", "given"),
+    [
+        ("evaluation", "evaluation.probes={knn: {_target_: jepa.evaluation.KNNProbe}}"),
+        ("data", "++data.source={}"),
+    ],
+)
+@pytest.mark.faults
+def test_a_given_dict_replaces_what_is_stored(section, given, poisoned, evaluate, tmp_path):
+    """Joined with it, the stored name would be built unchecked."""
+    evaluate(f"checkpoint={poisoned(section, payloads(tmp_path)['mkdir'])}", given, "evaluation.probes.attentive=null")
+    assert not list(tmp_path.glob("PWNED*"))
+
+
+@pytest.mark.parametrize("node", [{"_target_": "this.s"}, "${oc.env:HOME}"])
+@pytest.mark.faults
+def test_nothing_stored_is_imported_or_resolved_unchecked(node, poisoned, evaluate, export, tmp_path):
+    refused = r"would build 'this.s'|is a path, an address"
+    for section in ("seed", "evaluation"):
+        path = poisoned(section, node)
+        with pytest.raises(CheckpointError, match=refused):
+            evaluate(f"checkpoint={path}")
+        with pytest.raises(CheckpointError, match=refused):
+            load_encoder(path)
+    with pytest.raises(CheckpointError, match=refused):
+        export(f"checkpoint={poisoned('seed', node)}", f"output={tmp_path}/x.safetensors")
+    assert "this" not in sys.modules
+
+
+@pytest.mark.faults
+def test_only_what_the_command_line_names_is_trusted(poisoned):
+    """Not what the defaults name, as they name torch's optimizers."""
+    path = poisoned("mask", {"_target_": "torch.optim.AdamW", "lr": 1.0})
+    with pytest.raises(CheckpointError, match=r"would build 'torch.optim.AdamW' as model.mask"):
+        load_encoder(path)
+
+
+@pytest.mark.faults
+def test_the_config_file_beside_a_lone_file_is_not_its_own(poisoned, evaluate, run_folder, tmp_path):
+    path = poisoned("data", {"_target_": "jepa.data.sources.mnist", "_partial_": True, "root": "photos"})
+    shutil.copy(run_folder / "config.yaml", path.parent)
+    with pytest.raises(CheckpointError, match=r"data.source.root='photos' is a path"):
+        evaluate(f"checkpoint={path}")
 
 
 @pytest.mark.faults

@@ -10,7 +10,8 @@ import torch
 from toy import ToyModel, adam, file_contents, toy_trainer
 
 from jepa.checkpoint import plain
-from jepa.utils.errors import CheckpointError
+from jepa.monitor import CollapseMonitor
+from jepa.utils.errors import CheckpointError, NonFiniteError
 
 pytestmark = pytest.mark.faults
 
@@ -69,6 +70,14 @@ DAMAGE |= {
         lambda c: c["model"].update(weight=c["model"]["weight"].to_sparse()),
         "weight of the model is no plain tensor",
     ),
+    "weights of another type": (
+        lambda c: c["model"].update(weight=c["model"]["weight"].long()),
+        r"weight: \(3, 2\) int64 in the file, \(3, 2\) in the model",
+    ),
+    "configuration without end": (
+        lambda c: c["config"].update(data=c["config"]),
+        "config is .*expected a dict of sections",
+    ),
     "NaN in a moment": (lambda c: state_of(c, "exp_avg").fill_(torch.nan), "exp_avg .* not finite"),
     "negative second moment": (lambda c: state_of(c, "exp_avg_sq").fill_(-1.0), "exp_avg_sq .* negative"),
     "negative step of Adam": (lambda c: state_of(c, "step").fill_(-1.0), "state step .* negative"),
@@ -110,3 +119,30 @@ def test_both_formats_have_the_same_checks(trained, monkeypatch):
         with pytest.raises(CheckpointError, match=f"{key} is"):
             toy_trainer(folder, optimizer=adam, checkpoint_format=kind, max_steps=4, resume="auto").fit()
         monkeypatch.undo()
+
+
+class Overflow(torch.optim.SGD):
+    """Its second step makes weights that are not finite."""
+
+    def step(self, closure=None):
+        self.taken = getattr(self, "taken", 0) + 1
+        super().step()
+        if self.taken == 2:
+            self.param_groups[0]["params"][0].data.fill_(torch.inf)
+
+
+@pytest.mark.parametrize("kind", ["plain", "sharded"])
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, kind):
+    settings = {"optimizer": Overflow, "save_every_steps": 1, "max_steps": 3, "checkpoint_format": kind}
+    with pytest.raises(
+        NonFiniteError, match=r"not finite at step 2: the weights \(weight\).* checkpoint before is intact"
+    ):
+        toy_trainer(tmp_path / "stops", **settings).fit()
+    again = toy_trainer(tmp_path / "stops", **settings)
+    again.load_checkpoint(tmp_path / "stops")
+    assert again.step == 1
+    monitor = CollapseMonitor(on_collapse="rollback", max_rollbacks=1)
+    goes_back = toy_trainer(tmp_path / "goes_back", monitor=monitor, **settings)
+    goes_back.fit()
+    assert goes_back.step == 3
+    assert len(goes_back.state.rollbacks) == 1
