@@ -20,6 +20,7 @@ from jepa.config.auto_size import auto_hints, chosen_hints
 from jepa.config.auto_size import describe as describe_choice
 from jepa.config.check import check_config, source_of
 from jepa.config.compose import default_run_dir
+from jepa.config.mistakes import explain
 from jepa.config.notes import notes
 from jepa.distributed.collectives import (
     TIMEOUT_SECONDS,
@@ -229,6 +230,8 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
+        if "'data." not in str(error):
+            raise UserError(f"{error.full_key}: {explain(error)}") from error
         raise UserError(
             f"{error.full_key}: {str(error).splitlines()[0]}: this model and these data do not go together. model=vit "
             "and lejepa take pictures, video clips, text texts, series and temporal_cnn time series, audio sound, "

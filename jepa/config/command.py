@@ -19,7 +19,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_with_choices
+from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_with_choices, run_folder_of
 from jepa.config.help import help_text
 from jepa.config.keys import Compose, with_new_keys
 from jepa.config.mistakes import check_flags, explain
@@ -160,9 +160,9 @@ def load_config(
     try:
         full = full_arguments(overrides, config_dir, config_name)
         config, choices = compose_with_choices(full, config_dir=config_dir, config_name=config_name)
+        return _of_run(config, choices, full, config_dir)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
-    return _of_run(config, choices, full, config_dir)
 
 
 def complete(config: DictConfig) -> DictConfig:
@@ -185,7 +185,9 @@ def _of_run(
     """Return a composed configuration, that of the run that goes on if it names one, with its overrides."""
     run = StoredRun.find(config.get("resume"), config_dir)
     if run is not None:
+        folder = run_folder_of(config.resume, "")
         config = run.continued(config, choices)
+        config.run_dir = folder
     with open_dict(config):
         config.overrides = overrides
     return config

@@ -35,6 +35,10 @@ def explain(error: BaseException) -> str:
         (r"An item is already at '([^']+)'", lambda key, _: f"+{key}: the run has it already: leave out the +"),
         (r"Ambiguous value for argument '([^\n]+)'", _several),
         (r"Error parsing override '([^\n]*)'\nmissing EQUAL", _no_value),
+        (
+            r"^Interpolation key '([^']+)' not found",
+            lambda key, _: f"${{{key}}}: there is no key {key} (in a path too, ${{...}} stands for the value of a key)",
+        ),
         (r"Cannot find primary config '([^']+)'", lambda name, _: f"--config-name {name}: conf/{name}.yaml is missing"),
     ):
         if found := re.search(pattern, text):

@@ -85,6 +85,8 @@ OTHERS = {
     "trainer.tf32=true,false": "^trainer.tf32=true,false: .* -m trainer.tf32=true,false",
     "+trainer.max_epochs=3": "leave out the [+]",
     "hydra.launcher.partition=x": "with hydra/launcher=slurm",
+    "resume=a${z}": "there is no key z",
+    "init_from=a${z}": "^init_from: .*there is no key z",
     "foo=1": "^foo=1: there is no such key. Sections and keys: data, model",
     "+foo=1": "there is no such key",
     "data.transform=x": "^data.transform=x: there is no such key. data takes source, image_size",

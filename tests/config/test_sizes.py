@@ -114,6 +114,9 @@ def test_the_choice_is_made_once_and_stored(tmp_path):
     wider = ["data.image_size=32", "model/mask=random"]  # other patches would be chosen for these
     again = load_config([f"resume={tmp_path}/run", *wider, "trainer.max_steps=3"])
     assert settled(again)[0].data.hints == stored.data.hints
+    longer = build_trainer(load_config([f"resume={tmp_path}/run", "trainer.max_steps=3"]))  # in its own folder
+    longer.fit()
+    assert (longer.step, longer.folder.path) == (3, tmp_path / "run")
 
 
 def test_the_sentence_names_options_that_can_be_typed():
