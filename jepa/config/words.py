@@ -120,6 +120,11 @@ WORDS = (
         "data.root={}",
         "data=image_folder, video_folder, audio_folder, series_csv, text_lines say what is there",
     ),
+    Word(
+        "val_split validation_split val_ratio val_fraction split_ratio",
+        "data.source.val_fraction={}",
+        "of folders of your own",
+    ),
     Word("image_size img_size input_size resolution", "data.image_size={}"),
     Word("patch_size", "model.encoder.patch_size={}"),
     Word("encoder encoder_type encoder_name arch architecture backbone model_name model_type", "model/encoder={}"),
