@@ -27,6 +27,7 @@ from jepa.evaluation.modalities import evaluate_pairs, online_pairs
 from jepa.evaluation.nearest_neighbours import KNNProbe
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
 from jepa.utils.errors import UserError, check_at_least
+from jepa.utils.metric_direction import direction_of
 from jepa.utils.tensors import feature_std, rankme
 
 log = logging.getLogger("jepa")
@@ -100,7 +101,7 @@ class FrozenEvaluation:
         self.of_modality: dict[str, FrozenEvaluation] = {}
 
     def table(self, results: Results) -> Table:
-        """Return the results as a table that rich prints, with the standard deviations over seeds."""
+        """Return the results as a table that rich prints, with deviations over seeds and what `compared` says."""
         return format_table(results, self.std)
 
     def __call__(
@@ -299,7 +300,7 @@ def format_table(
         decimals = 3 if abs(value) < 10 else 1  # fewer for large numbers such as ranks
         return f"{value:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=compared(results), caption_justify="left")
     table.add_column("frozen features of")
     tall = len(metrics) > MAX_COLUMNS or any(std.get(name) for name in results)
     rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
@@ -308,3 +309,24 @@ def format_table(
     for row in rows:
         table.add_row(row, *(cell(column, row) if tall else cell(row, column) for column in columns))
     return table
+
+
+def compared(results: Results) -> str | None:
+    """Return a sentence on whether training has helped, probe by probe; None where no probe tells the three rows apart.
+
+    So it is of forecasts that look at no features.
+    """
+    trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
+    shared = [name for name in trained if name not in LABEL_FREE and all(name in row for row in others)]
+    shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
+    if not shared:
+        return None
+    worse = []
+    for name in shared:
+        sign = 1 if direction_of(name) == "maximize" else -1
+        best = max(("random_init", "raw_input"), key=lambda row: sign * results[row][name])
+        if sign * trained[name] <= sign * results[best][name]:
+            worse.append(f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})")
+    if not worse:
+        return f"training has helped: better than random weights and raw input in {', '.join(shared)}"
+    return f"training has not helped in {', '.join(worse)}"

@@ -11,6 +11,7 @@ from torch import nn
 
 from jepa.evaluation import FrozenEvaluation, KNNProbe, LinearProbe, format_table
 from jepa.evaluation.features import pool_input
+from jepa.evaluation.frozen import compared
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
 
@@ -228,3 +229,19 @@ def test_a_wide_table_has_a_row_per_metric():
     assert ["frozen", "features", "of", "trained", "random_init"] in lines
     assert ["metric_3", "0.500", "±", "0.004", "0.500"] in lines
     assert ["metric_11", "0.500", "0.500"] in lines
+
+
+def test_what_the_table_says_of_training():
+    def said(trained, random_init, raw_input):
+        rows = {"trained": trained, "random_init": random_init, "raw_input": raw_input}
+        return compared({name: {"linear": a, "f/96/mse": b, "f/96/last/mse": 1.0} for name, (a, b) in rows.items()})
+
+    assert said((0.9, 0.1), (0.8, 0.2), (0.7, 0.3)) == (
+        "training has helped: better than random weights and raw input in linear, f/96/mse"
+    )
+    assert said((0.9, 0.1), (0.95, 0.2), (0.7, 0.0)) == (
+        "training has not helped in linear (random_init 0.950, trained 0.900), "
+        "f/96/mse (raw_input 0.000, trained 0.100)"
+    )
+    assert said((0.9, 0.1), (0.9, 0.2), (0.8, 0.3)).startswith("training has not helped in linear")
+    assert compared({"trained": {"linear": 1.0}}) is None
