@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from jepa.data.image_augment import Augment, Views, centre_box
-from jepa.data.sources.image_files import to_mode
+from jepa.data.sources.image_files import size_of, to_mode
 from jepa.data.stream import UnfitSample
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import
@@ -162,11 +162,6 @@ class ImageTransform:
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
-
-
-def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
-    """Height and width."""
-    return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 
 
 def _matrices(views: Views, height: int, width: int) -> Tensor:

@@ -440,7 +440,7 @@ def test_auto_takes_mean_and_std_of_the_training_images(tmp_path):
     assert half.std == data.std
 
 
-def test_an_image_of_other_channels_is_left_out_unless_it_is_the_first(tmp_path, caplog):
+def test_an_image_of_other_channels_is_left_out_unless_all_are(tmp_path, caplog):
     write_bands(tmp_path)
     settings = {
         "image_size": 16,

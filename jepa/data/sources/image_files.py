@@ -74,6 +74,11 @@ def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
     return _to_image(_channels_first(values, name), name)
 
 
+def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
+
+
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
     """Return an 8-bit PIL image of any mode as RGB, RGBA or L (grey)."""
     if image.mode == "P" and "transparency" in image.info:
@@ -115,7 +120,8 @@ def _read_png(stream: IO[bytes], start: bytes, name: str) -> Image.Image | Tenso
     """A PNG file of 16-bit colour, or grey with alpha; alpha is dropped. start: the first 26 bytes."""
     width, height = struct.unpack(">II", start[16:24])
     _check_size((4, height, width), np.dtype(np.uint16), name)
-    content = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
+    most = 2**20 + 16 * height * width  # no encoder makes a picture twice as long
+    content = torch.frombuffer(bytearray(stream.read(most)), dtype=torch.uint8)
     values = torchvision_io.decode_png(content, apply_exif_orientation=True).numpy()
     return _to_image(values[: COLOURS_OF_16_BITS[start[24:]]], name)
 

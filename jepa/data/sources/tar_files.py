@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jepa.data.sources.decoders import readable
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
-from jepa.data.sources.splits import first_few
+from jepa.data.sources.splits import NO_LABEL, first_few
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError, first_line
 from jepa.utils.read_data import open_regular, parse_json
@@ -88,8 +89,8 @@ class TarSamples:
         if size > MOST_BYTES:
             raise UnreadableSample(name, f"it claims {size:,} bytes, more than {MOST_BYTES:,}")
         if self.labels is not None and self.labels[index] < 0:
-            raise UnreadableSample(name, "it has no label")
-        with open(self.archives[archive], "rb") as file:
+            raise UnreadableSample(name, NO_LABEL)
+        with readable(self.archives[archive], name), open(self.archives[archive], "rb") as file:
             file.seek(start)
             content = file.read(size)
         if len(content) < max(size, 1):
