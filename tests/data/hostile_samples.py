@@ -362,6 +362,7 @@ SOUNDS = {
     "inf": holds(np.inf),
     "1e30": holds(1e30),
 }
+HUB_PATHS = ("../outside.wav", "{root}/outside.wav", "link.wav", "absent.wav", "pipe.wav")
 MISSING = {"bytes": None, "path": None}
 CASES = [
     *((sound, fault, name, "bad.wav") for name, fault in {**SOUNDS, **FILES}.items() if name != "a folder"),
@@ -400,6 +401,8 @@ CASES = [
     (table, b'"' + b"many lines, as long as all of them\n" * 1_000_000 + b'",1', "35 MB in lines", "row "),
     (table, b'"caf\xe9",1', "not UTF-8", "row "),
     (table, b"a\0b", "one column", "row "),
+    (table, b'"unterminated,1', "open quote", "row 8"),
+    (table, b'"no label",', "no label", "row 8"),
     (table, b",1", "empty", None),  # left out
     (functools.partial(hub, kind="text"), "x" * 50_000_000, "50 MB", "row "),
     (functools.partial(hub, kind="text"), None, "missing", None),
@@ -414,6 +417,7 @@ CASES = [
     *((series, value, f"{value:g}", "number 7") for value in (float("inf"), 1e30)),
     (series, float("nan"), "nan", None),
     *((timeline, value, f"{value:g}", None) for value in (float("nan"), float("inf"), 1e30)),
+    *((timeline, cell, cell[:9], None) for cell in ("9" * 3600, "9" * 5000 + ".5", "abc", "0x10", "True", "1,2", '"1')),
 ]
 
 

@@ -17,6 +17,9 @@ SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", r"\s+
 GROUPS = " '\u2019\u00a0\u202f"
 """What may stand between thousands, besides the mark that is not the decimal one."""
 
+NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"
+"""A number by any decimal mark."""
+
 SAMPLE = 2**18
 """Bytes of the beginning of a file, and of eight places further on, by which separator and decimal mark are told."""
 
@@ -47,17 +50,18 @@ def find_encoding(path: Path, content: bytes) -> str:
 def sample_lines(content: bytes, encoding: str) -> tuple[list[str], list[str]]:
     """Return the first lines of a file, and lines from all over the rest of it; whole lines only."""
     end = content.find(b"\n", SAMPLE)
-    head = _lines(content[: None if end < 0 else end + 2].decode(encoding, errors="replace"))
+    head = split_lines(content[: None if end < 0 else end + 2].decode(encoding, errors="replace"))
     if encoding == "utf-16":
         encoding = "utf-16-be" if content.startswith(codecs.BOM_UTF16_BE) else "utf-16-le"
     rest = []
     for number in range(1, 1 if end < 0 else 9):
         start = number * len(content) // 9 // 2 * 2
-        rest += _lines(content[start : start + SAMPLE // 8].decode(encoding, errors="replace"))[1:-1]
+        rest += split_lines(content[start : start + SAMPLE // 8].decode(encoding, errors="replace"))[1:-1]
     return head if end < 0 else head[:-1], rest
 
 
-def _lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text, whatever ends them."""
     return re.split(r"\r\n|\r|\n", text)
 
 
