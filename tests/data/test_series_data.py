@@ -178,13 +178,17 @@ def test_forecast_windows_hold_every_target_of_their_part(tmp_path):
     assert split[torch.tensor([0, 1, 2])][0].shape == (6, 1, 24)
 
 
-def test_missing_cells_become_nan(tmp_path):
+def test_missing_cells_become_nan(tmp_path, caplog):
     rows = "\n".join(f"{i},{'?' if i == 5 else i},{'' if i == 7 else 1}" for i in range(100))
     root = write_table(tmp_path / "t.csv", text="time,a,b\n" + rows)
     data = csv_data(root, source={"missing_markers": ["?"]})
     assert data.timelines[0].values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
     assert data.timelines[0].period is None
-    with pytest.raises(DataError, match=r"'a' holds '\?' in row 6.*columns=.*missing_markers"):
+    assert csv_data(root).timelines[0].values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
+    assert "'a' holds '?' in row 6, which is no number; 1 of 100 cells are such" in caplog.text
+    rows = "\n".join(f"{i},{'?' if i % 5 == 0 else i},1" for i in range(100))
+    root = write_table(tmp_path / "t.csv", text="time,a,b\n" + rows)
+    with pytest.raises(DataError, match=r"'a' holds '\?' in row 1.*columns=.*missing_markers"):
         csv_data(root)
 
 

@@ -186,6 +186,7 @@ def test_what_can_be_read_in_two_ways_or_not_at_all(tmp_path, content, message):
     [
         ("40,abc", [1], "column 'b' holds 'abc' in row 41, which is no number; 1 of 100 cells"),
         ("True,0.5", [0], "column 'a' holds 'True' in row 41"),
+        ("40,\0.5", [1], "column 'b' holds '?.5' in row 41"),
         ("40,", [1], None),
         ("40", [1], None),
         ("40,0.5,7", [0, 1], "1 of 100 rows, first row 41, have more cells"),
@@ -257,6 +258,17 @@ def test_steps_that_differ_are_said_and_resampled(tmp_path, caplog):
     (tmp_path / "u.csv").write_text("a,b\n" + "1,2\n" * 90)
     with pytest.raises(DataError, match=r"resample=1h needs times, and there are none"):
         series_csv(root=str(tmp_path / "u.csv"), resample="1h")
+
+
+@pytest.mark.parametrize("time", ["%d.%m.%Y %H:%M", "%Y%m%d", "%Y;%m;%d;%H"])
+def test_a_time_that_cannot_be_read_costs_its_row(tmp_path, caplog, time):
+    times = pandas.date_range("2024-01-30", periods=40, freq="1D" if "H" not in time else "1h")
+    lines = [f"{t:{time}};{n}.5" for n, t in enumerate(times)]
+    lines[7] = "x" + lines[7][1:]
+    names = "year;month;day;hour" if ";" in time else "timestamp" if "." not in time else "wann"
+    (tmp_path / "t.csv").write_text("\n".join([f"{names};a", *lines]))
+    assert series_csv(root=str(tmp_path / "t.csv")).timelines[0].values.shape == (1, 39)
+    assert "rows without a time that can be read, left out: 1" in caplog.text
 
 
 def test_days_and_months_come_in_the_order_that_fits(tmp_path):

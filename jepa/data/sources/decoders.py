@@ -90,16 +90,21 @@ class VideoFile:
         """
         with readable(self.path, None, av.FFmpegError), av.open(self.path) as container:
             stream = self._pictures(container)
-            choose = self._bounded(choose, stream.width * stream.height)
+
+            def bounded(count: int, rate: float | None) -> Sequence[int]:
+                numbers = choose(count, rate)
+                _check_clip(self.path, stream.width * stream.height, len(numbers))
+                return numbers
+
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
             seconds = (container.duration or 0) / av.time_base
             if stream.duration is not None and stream.time_base:
                 seconds = float(stream.duration * stream.time_base)
             count = stream.frames or int(seconds * (rate or 0))
             if count < 1 or rate is None or not stream.time_base:  # neither number is known
-                frames = self._read_counted(choose, rate)
+                frames = self._read_counted(bounded, rate)
             else:
-                frames = _decode_frames(container, stream, choose(count, rate), rate)
+                frames = _decode_frames(container, stream, bounded(count, rate), rate)
         if not frames:
             raise UnreadableSample(self.path, "no frame could be decoded")
         return _stack(frames, self.path)
@@ -116,16 +121,6 @@ class VideoFile:
         stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # sizes may change on the way
         stream.codec_context.thread_count = 1  # workers are the parallelism
         return stream
-
-    def _bounded(self, choose: Choose, pixels: int) -> Choose:
-        """The same choice, checked for frames of so many pixels; see `_check_clip`."""
-
-        def chosen(count: int, rate: float | None) -> Sequence[int]:
-            numbers = choose(count, rate)
-            _check_clip(self.path, pixels, len(numbers))
-            return numbers
-
-        return chosen
 
     def _read_counted(self, choose: Choose, rate: float | None) -> list[np.ndarray]:
         """The chosen frames of a file that does not say how many it has: it is decoded twice."""

@@ -85,7 +85,7 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
     (train, known, _), (test, asked, _) = sides.values()
     if len(train[0]) != len(test[0]):
         raise DataError(f"{path}: train_x has {len(train[0])} channels and test_x {len(test[0])}, expected as many")
-    names = tuple(map(str, arrays.get("classes", ())))
+    names = tuple(map(str, np.ravel(arrays.get("classes", ()))))
     used = sorted({label for label in known if 0 <= label < (len(names) or np.inf)})
     index, lines = number_classes(used, [label for label in asked if label >= 0], where=path)
     found = {}

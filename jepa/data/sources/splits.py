@@ -93,13 +93,18 @@ class FileSamples:
         return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        name, path = os.fsdecode(self.paths[index].item()), self.describe(index)
         if self.labels is not None and self.labels[index] < 0:
-            raise UnreadableSample(path, NO_LABEL)
-        if self.contents is not None and name not in self.contents:
-            raise UnreadableSample(path, "the archive does not hold it")
-        value = self.decode(path) if self.contents is None else self.decode(io.BytesIO(self.contents[name]), path)
+            raise UnreadableSample(self.describe(index), NO_LABEL)
+        value = self.decode(*self.file(index, self.describe(index)))
         return value, None if self.labels is None else int(self.labels[index])
+
+    def file(self, index: int, name: str) -> tuple[Any, ...]:
+        """What `decode` is called with; name: of the sample. Raises UnreadableSample where there is no such file."""
+        if self.contents is None:
+            return (name,)
+        if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
+            raise UnreadableSample(name, "the archive does not hold it")
+        return io.BytesIO(content), name
 
 
 def hold_out(

@@ -23,6 +23,9 @@ NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?
 SAMPLE = 2**18
 """Bytes of the beginning of a file, and of eight places further on, by which separator and decimal mark are told."""
 
+STRAY_ZEROS = 3
+"""Zero bytes among the first ones of a file of which it is still taken for text."""
+
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -31,7 +34,7 @@ def find_encoding(path: Path, content: bytes) -> str:
     if marked := next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None):
         return marked
     head = content[:4096]
-    if 0 in head:
+    if head.count(0) > STRAY_ZEROS:
         zeros = [part.count(0) * 4 > len(part) for part in (head[::2], head[1::2])]
         if sum(zeros) != 1:
             raise DataError(f"{path} holds zero bytes: it is no table of text")
@@ -66,10 +69,12 @@ def split_lines(text: str) -> list[str]:
 
 
 def split_cells(lines: Iterable[str], separator: str) -> list[list[str]]:
-    """Return the cells of lines that are not blank."""
+    """Return the cells of lines that are not blank, and have no cell that is longer than `csv` reads."""
     lines = [line for line in lines if line.strip()]
     if separator == r"\s+":
         lines, separator = [line.replace("\t", " ").strip() for line in lines], " "
+    most = csv.field_size_limit()
+    lines = [line for line in lines if len(line) < most or max(map(len, line.split(separator))) < most]
     return [row for row in csv.reader(lines, delimiter=separator, skipinitialspace=True) if row]
 
 

@@ -93,7 +93,7 @@ def read_table(
         if len(wrong):
             notes.append(
                 f"column {name!r} holds {wrong.iloc[0][:100]!r} in row {wrong.index[0] + 1}, which is no number; "
-                f"{len(wrong)} of {len(frame)} cells are such, and missing"
+                f"{len(wrong)} of {len(frame)} cells are such, and missing (data.source.missing_markers names them)"
             )
     return frame, ", ".join([told, *(f"{mark!r} between thousands" for mark in sorted(marks))]), decimal, notes
 
@@ -122,6 +122,8 @@ def _read_csv(
 
     content = _unpacked(path)
     encoding = find_encoding(path, content)
+    if not encoding.startswith("utf-16"):
+        content = content.replace(b"\0", b"?")  # which would end a cell
     errors = (pandas.errors.ParserWarning, pandas.errors.ParserError, csv.Error)
     try:
         frame, *told = _parse(path, content, encoding, separator, decimal, missing_markers)
