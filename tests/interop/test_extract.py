@@ -105,6 +105,6 @@ def test_mistakes(run_folder, pictures, extract, tmp_path):
     for path in pictures.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of its 8 pictures can be read; the first: the file is empty"):
+    with pytest.raises(DataError, match="none of its 9 pictures can be read; the first: the file is empty"):
         extract(f"checkpoint={run_folder}", f"input={pictures}", f"output={tmp_path / 'f.npz'}")
     assert not (tmp_path / "f.npz").exists()

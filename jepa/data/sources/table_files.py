@@ -247,7 +247,6 @@ def _as_numbers(
 
     As it is where more than MOST_LEFT_OUT of its cells are no numbers, or one has another decimal mark.
     """
-
     none = cells.iloc[:0]
     if not cells.map(lambda cell: isinstance(cell, str)).any():
         numbers = cells.map(_as_float, na_action="ignore")
