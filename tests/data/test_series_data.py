@@ -275,6 +275,7 @@ def test_mistakes_in_labelled_data(tmp_path):
         "train_x holds nothing but NaN": {"train_x": huge * np.nan},
         "train_x has 1 channels and test_x 2": {"train_x": np.zeros((12, 1, 10))},
         "train_len has to hold 12 whole numbers from 1 to 10": {"train_len": y + 0.5},
+        "classes names 1 labels, but labels go up to 1": {"classes": np.array(["a"])},
         "the classes 7 of the test split are not in train, which has 0, 1": {
             "test_y": np.array([0, 1, 7, 0, 1, 0, 1, 0])
         },

@@ -167,6 +167,7 @@ def test_parquet(tmp_path):
             r"'a' holds '1,5' in row 75001.*data.source.decimal",
         ),
         ("a,b\n1,2\n3,4,5\n", "more cells than the header"),
+        ("a,b\n" + '"1,2\n' * 100, "first row 1, have more cells than the header has names, or a quote"),
         ("<html>404</html>\n" * 50, "no columns of numbers; read with"),
         (write(header=("2024-01-01", "0.5", "3")), "values where names of columns belong"),
         (b"PK\x03\x04" + bytes(99), "workbook or a zip archive"),

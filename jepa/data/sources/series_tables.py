@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.data.sources.download import memory_limit
-from jepa.data.sources.splits import NO_LABEL, first_few, number_classes
+from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_classes
 from jepa.data.sources.table_times import step_length
 from jepa.data.sources.time_table import TimeTable, columns_option
 from jepa.utils.errors import DataError
@@ -86,7 +86,10 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
     if len(train[0]) != len(test[0]):
         raise DataError(f"{path}: train_x has {len(train[0])} channels and test_x {len(test[0])}, expected as many")
     names = tuple(map(str, np.ravel(arrays.get("classes", ()))))
-    used = sorted({label for label in known if 0 <= label < (len(names) or np.inf)})
+    beyond = [label for label in known if names and label >= len(names)]
+    if len(beyond) > MOST_LEFT_OUT * len(known):
+        raise DataError(f"{path}: classes names {len(names)} labels, but labels go up to {max(beyond)}")
+    used = sorted({label for label in known if label >= 0} - {*beyond})
     index, lines = number_classes(used, [label for label in asked if label >= 0], where=path)
     found = {}
     if index is not None:

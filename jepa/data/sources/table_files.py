@@ -205,9 +205,8 @@ def _layout(
 
 def _holds_rows(cells: pandas.Series) -> bool:
     """Whether a column of numbers or dates has a cell of several lines: rows that a quote has swallowed."""
-    text = cells.dropna().astype(str)
-    long = text.str.contains(r"[\r\n]")
-    return bool(long.any()) and text[~long].str.strip().map(is_value).mean() > 0.5
+    text = cells.dropna().astype(str).str.strip().str.replace(r"[;|]", ",", regex=True)
+    return bool(text.str.contains(r"[\r\n]").any()) and 2 * sum(map(is_value, text)) > len(text)
 
 
 def _without_broken_rows(
