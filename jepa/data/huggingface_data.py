@@ -326,11 +326,13 @@ def _labels(
         raise DataError(f"data.label_column={column} holds {feature}; expected a ClassLabel, strings or whole numbers")
     try:
         # The column alone, as the library copies the rows that are kept aside.
-        values, used = (set(rows.select_columns([column]).unique(column)) for rows in (train, test))
+        values = set(train.select_columns([column]).unique(column))
+        used = test.select_columns([column])[:][column]
     except (OSError, ValueError, MemoryError) as error:  # pyarrow's are among them
         raise DataError(f"data.label_column={column} cannot be read ({first_line(error)})") from error
-    known = range(feature.num_classes) if named else (values | used) - {None}  # -1 stands for no label
-    index, lines = number_classes(sorted(values & {*known}), used & {*known}, where=f"data.label_column={column}")
+    known = {*range(feature.num_classes)} if named else values.union(used) - {None}  # -1 stands for no label
+    used = [value for value in used if value in known]
+    index, lines = number_classes(sorted(values & known), used, where=f"data.label_column={column}")
     if index is None:
         return None, {}, lines
     if named:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -13,12 +12,15 @@ from torch import Tensor
 
 from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.image_augment import Augment
-from jepa.data.image_transform import ImageTransform, as_list, height_and_width, size_of
+from jepa.data.image_transform import ImageTransform, as_list, height_and_width
+from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
-from jepa.data.stream import Request, UnreadableSample
+from jepa.data.stream import Request, UnfitSample, blamed
 from jepa.types import Batch
 from jepa.utils.random import generator
 
+TRIED = 5
+"""Training images of which one has to have the channels that are asked for."""
 STATISTICS_OF = 1000
 """Training images of which `auto` takes mean and std."""
 
@@ -67,15 +69,22 @@ class ImageData(DataModule):
             input_shape=(self.channels, *self.transform.size),
         )
         if hasattr(self.splits["train"], "describe"):
-            self._try_first()
+            self._try_some()
         if wanted := [name for name in ("mean", "std") if getattr(self, name) == "auto"]:
             self._find_statistics(wanted)
 
-    def _try_first(self) -> None:
-        """Raise UnfitSample for a first image of other channels, as others are likely like it; say if it is small."""
-        with contextlib.suppress(UnreadableSample):
-            value, _ = self.splits["train"][0]
-            self.make_inputs(value, 0, Reading("train", seed=None, views=None, bad_limit=0))
+    def _try_some(self) -> None:
+        """Raise UnfitSample where all of some images have other channels; say if the first that has not is small."""
+        unfit = []
+        train = self.splits["train"]
+        for index in range(0, len(train), -(-len(train) // TRIED)):
+            try:
+                value, _ = train[index]
+                self.make_inputs(value, 0, Reading("train", seed=None, views=None, bad_limit=0))
+            except Exception as error:
+                blamed(error, "")
+                unfit += [error] if isinstance(error, UnfitSample) else []
+                continue
             height, width = size_of(value)
             if 2 * max(height, width) <= max(self.transform.size):
                 enlarged = " x ".join(map(str, self.transform.size))
@@ -84,6 +93,9 @@ class ImageData(DataModule):
                     f"the first image has {height} x {width} pixels and is enlarged to {enlarged}: "
                     f"data.image_size={max(height, width)} is faster",
                 ]
+            return
+        if unfit:
+            raise unfit[0]
 
     def _make_transforms(self) -> None:
         self.transform = self._transform(self.image_size, self.augment)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
 from jepa.data.image_augment import Augment, Views, centre_box
-from jepa.data.sources.image_files import to_mode
+from jepa.data.sources.image_files import WithAlpha, size_of, to_mode
 from jepa.data.stream import UnfitSample
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import
@@ -141,6 +141,8 @@ class ImageTransform:
 
     def _match_channels(self, images: Image.Image | Tensor) -> Image.Image | Tensor:
         """Grey is repeated, colour becomes grey for one channel, and alpha is dropped but for four channels."""
+        if isinstance(images, WithAlpha):
+            images = images.kept_for(self.channels)
         if isinstance(images, Image.Image):
             transparent = "transparency" in images.info or images.mode in ("LA", "La", "PA", "RGBA", "RGBa")
             mode = {1: "L", 3: "RGB", 4: "RGBA" if transparent else None}.get(self.channels)
@@ -162,11 +164,6 @@ class ImageTransform:
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
-
-
-def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
-    """Height and width."""
-    return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 
 
 def _matrices(views: Views, height: int, width: int) -> Tensor:

@@ -73,7 +73,9 @@ class SeriesData(DataModule):
             self.timelines = [without_wrong_values(each, self.root, self.max_bad_share) for each in self.timelines]
             train, test = ([part(each, side, window_size) for each in self.timelines] for side in ("train", "test"))
         sides = {"train": train, "test": test}
-        wrong = {side: {} if self.timelines else wrong_series(series) for side, series in sides.items()}
+        wrong = {side: dict(source.wrong.get(side, {})) for side in sides}
+        for side, series in sides.items() if not self.timelines else ():
+            wrong[side] |= wrong_series(series)
         whole = [series for number, series in enumerate(train) if number not in wrong["train"]]
         if not whole:
             raise DataError(f"{self.root}: no series of the training split can be used: {wrong['train'][0]}")

@@ -14,8 +14,7 @@ from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources.decoders import Video
 from jepa.data.sources.splits import Splits
-from jepa.data.stream import Samples
-from jepa.utils.errors import DataError
+from jepa.data.stream import Samples, UnfitSample
 
 
 @dataclass(kw_only=True, eq=False)
@@ -91,9 +90,9 @@ class VideoData(DataModule):
             return [numbers[i] for i in order]
 
         order: list[int] = []
-        read = video.read(choose)  # in rising order, as files are decoded forwards
-        pixels = torch.empty_like(read)
-        pixels[order] = read
+        pixels = video.read(choose)  # in rising order, as files are decoded forwards
+        if order != sorted(order):
+            pixels = pixels[torch.tensor(order).argsort()]
         if random is None or self.augment is None:
             return self.transform.plain(pixels).transpose(0, 1)
         return self.transform.augmented_clip(pixels, self.augment.draw(1, random)).transpose(0, 1)
@@ -103,7 +102,7 @@ class VideoData(DataModule):
         step = float(self.frame_stride)
         if self.fps is not None:
             if rate is None:
-                raise DataError(
+                raise UnfitSample(
                     f"data.fps={self.fps:g} needs videos that say how many frames a second they have, which folders of "
                     "frames do not: use data.frame_stride with data.fps=null"
                 )

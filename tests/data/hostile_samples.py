@@ -10,10 +10,12 @@ from __future__ import annotations
 import functools
 import io
 import json
+import os
 import resource
 import shutil
 import struct
 import sys
+import tarfile
 import zlib
 from pathlib import Path
 
@@ -28,7 +30,15 @@ from PIL import Image
 
 from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
 from jepa.data.huggingface_data import hugging_face
-from jepa.data.sources import audio_folder, image_folder, text_csv, text_lines, video_folder
+from jepa.data.sources import (
+    audio_folder,
+    coco_captions,
+    coco_pictures,
+    image_folder,
+    text_csv,
+    text_lines,
+    video_folder,
+)
 from jepa.data.sources.series_tables import series_csv, ucr
 from jepa.utils.log_mel import LogMel
 
@@ -139,6 +149,14 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
+LATER: list[Path] = []
+"""Files that become pipes once the data is built."""
+
+
+def a_pipe(path: Path) -> None:
+    LATER.append(path)
+
+
 # Sources: each writes 40 samples to a folder, lets the fault have the one that is called bad, and gives the data.
 
 
@@ -183,6 +201,65 @@ def frames(root: Path, fault) -> VideoData:
     (root / "7").rename(root / "bad")
     fault(root / "bad" / "1.png")
     return VideoData(source=video_folder, root=str(root), num_frames=4, frame_stride=1, **PICTURES, **LOADER)
+
+
+def mixed(root: Path, kind: str) -> VideoData:
+    for number in range(40):
+        write_clip(root / f"{number}.avi")
+    (root / "bad").mkdir()
+    for number in range(4):
+        Image.new("RGB", (32, 32)).save(root / "bad" / f"{number}.png")
+    return VideoData(source=video_folder, root=str(root), num_frames=4, fps=5, **PICTURES, **LOADER)
+
+
+def first_of_channels(root: Path, shape: tuple[int, ...]) -> ImageData:
+    np.save(root / "00_bad.npy", np.zeros(shape, np.uint16))
+    return pictures(root, lambda path: None)
+
+
+def coco(root: Path, change) -> ImageData:
+    for split in ("train2017", "val2017"):
+        (root / split).mkdir(parents=True)
+        images = [{"id": number, "file_name": f"{number}.png"} for number in range(40)]
+        captions = [{"image_id": number % 40, "caption": "a picture"} for number in range(200)]
+        for number in range(40):
+            Image.new("RGB", (20, 20), (number,) * 3).save(root / split / f"{number}.png")
+        if split == "train2017":
+            change(images, captions, root / split)
+        (root / "annotations").mkdir(exist_ok=True)
+        content = json.dumps({"images": images, "annotations": captions})
+        (root / "annotations" / f"captions_{split}.json").write_text(content)
+    return ImageData(source=coco_pictures, root=str(root), **PICTURES, **LOADER)
+
+
+def packed_coco(root: Path, change) -> ImageData:
+    coco(root / "coco", change)
+    LATER.clear()
+    with tarfile.open(root / "coco.tar", "w") as archive:
+        archive.add(root / "coco", "coco")
+    shutil.rmtree(root / "coco")
+    return ImageData(source=coco_pictures, root=str(root), **PICTURES, **LOADER)
+
+
+def captions(root: Path, change) -> TextData:
+    coco(root, change)
+    return TextData(source=coco_captions, root=str(root), vocab_size=300, **LOADER)
+
+
+def entry(number: int, **changed):
+    """Changes a caption of COCO; None takes the key out."""
+
+    def change(images: list, captions: list, folder: Path) -> None:
+        captions[number] = {name: value for name, value in (captions[number] | changed).items() if value is not None}
+
+    return change
+
+
+def file_name(name):
+    def change(images: list, captions: list, folder: Path) -> None:
+        images[7] = {"id": 7} if name is None else {"id": 7, "file_name": name}
+
+    return change
 
 
 def text(root: Path, line: bytes) -> TextData:
@@ -250,6 +327,7 @@ def hub_sound(root: Path, fault):
 def hub_path(root: Path, path: str):
     holds(0.0)(root.parent / "outside.wav")
     Path(root / "link.wav").symlink_to(root.parent / "outside.wav")
+    os.mkfifo(root / "pipe.wav")
     return hub(root, "audio", {"bytes": None, "path": path.format(root=root.parent)})
 
 
@@ -260,13 +338,23 @@ def series(root: Path, value: float) -> SeriesData:
     return SeriesData(source=ucr, root=str(root), name="Toy", **LOADER)
 
 
+def labelled_series(root: Path, changed: dict[str, int]) -> SeriesData:
+    x, y, ends = RANDOM.standard_normal((40, 2, 30)), np.arange(40) % 2, np.full(40, 30)
+    arrays = {f"{side}_{key}": values for side in ("train", "test") for key, values in zip("xy", (x, y))}
+    arrays |= {f"{side}_len": ends for side in ("train", "test")}
+    for key, value in changed.items():
+        arrays[key] = np.where(np.arange(40) == 7, value, arrays[key])
+    np.savez(root / "Toy.npz", **arrays)
+    return SeriesData(source=ucr, root=str(root), name="Toy", **LOADER)
+
+
 def timeline(root: Path, value: float) -> SeriesData:
     lines = [f"{n},{value if n == 7 else n}" for n in range(100)]
     (root / "table.csv").write_text("\n".join(["a,b", *lines]))
     return SeriesData(source=series_csv, root=str(root / "table.csv"), window_size=8, **LOADER)
 
 
-FILES = {"empty": empty, "404": not_found_page, "truncated": truncated, "a folder": a_folder}
+FILES = {"empty": empty, "404": not_found_page, "truncated": truncated, "a folder": a_folder, "a pipe": a_pipe}
 SOUNDS = {
     "2^36 samples": claims_many_samples,
     "2 GHz": claims_rate,
@@ -274,6 +362,7 @@ SOUNDS = {
     "inf": holds(np.inf),
     "1e30": holds(1e30),
 }
+HUB_PATHS = ("../outside.wav", "{root}/outside.wav", "link.wav", "absent.wav", "pipe.wav")
 MISSING = {"bytes": None, "path": None}
 CASES = [
     *((sound, fault, name, "bad.wav") for name, fault in {**SOUNDS, **FILES}.items() if name != "a folder"),
@@ -286,6 +375,17 @@ CASES = [
     (pictures, lambda path: path.write_bytes(png_bomb()), "50000 x 50000", "bad.png"),
     *((frames, fault, name, "bad") for name, fault in FILES.items() if name != "a folder"),
     (frames, lambda path: path.write_bytes(png_bomb()), "50000 x 50000", "bad"),
+    (mixed, "frames", "no rate", "bad"),
+    *((first_of_channels, shape, str(shape), "00_bad.npy") for shape in ((5, 20, 20), (2, 20, 20))),
+    *((source, file_name("absent.png"), "absent", "absent.png") for source in (coco, packed_coco)),
+    (coco, lambda images, captions, folder: a_pipe(folder / "7.png"), "a pipe", "7.png"),
+    *((coco, file_name(name), f"name {name!r}", None) for name in (None, 7, "a\0.png", "\ud800.png", ["7.png"])),
+    *((captions, entry(7, caption=text), f"caption {text!r}", None) for text in (None, 7, " ", ["a"])),
+    *((captions, entry(7, image_id=key), f"picture {key!r}", None) for key in (None, 99, "7", [7], 10**400)),
+    (captions, entry(7, caption="half \ud83d of a pair"), "half a pair", "row "),
+    *((labelled_series, {key: value}, f"{key} {value}", "number 7") for key, value in (("train_y", -1), ("test_y", 9))),
+    *((labelled_series, {"train_len": value}, f"length {value}", "number 7") for value in (0, -5, 31)),
+    (labelled_series, {"train_y": 10**10}, "label 10^10", None),
     (arrays, npy((1000, 10**6, 1000), "<f4"), "10^12 values", "bad.npy"),
     (arrays, npy((1,), "|O"), "objects", "bad.npy"),
     (text, b"x" * 400_000_000, "400 MB", "row "),
@@ -301,6 +401,8 @@ CASES = [
     (table, b'"' + b"many lines, as long as all of them\n" * 1_000_000 + b'",1', "35 MB in lines", "row "),
     (table, b'"caf\xe9",1', "not UTF-8", "row "),
     (table, b"a\0b", "one column", "row "),
+    (table, b'"unterminated,1', "open quote", "row 8"),
+    (table, b'"no label",', "no label", "row 8"),
     (table, b",1", "empty", None),  # left out
     (functools.partial(hub, kind="text"), "x" * 50_000_000, "50 MB", "row "),
     (functools.partial(hub, kind="text"), None, "missing", None),
@@ -308,10 +410,14 @@ CASES = [
     (functools.partial(hub, kind="image"), {"bytes": b"no picture", "path": None}, "text", "row 7"),
     (functools.partial(hub, kind="image"), MISSING, "neither", "row 7"),
     *((hub_sound, fault, name, "row 7") for name, fault in SOUNDS.items()),
-    *((hub_path, path, path, "row 7") for path in ("../outside.wav", "{root}/outside.wav", "link.wav", "absent.wav")),
+    *(
+        (hub_path, path, path, "row 7")
+        for path in ("../outside.wav", "{root}/outside.wav", "link.wav", "absent.wav", "pipe.wav")
+    ),
     *((series, value, f"{value:g}", "number 7") for value in (float("inf"), 1e30)),
     (series, float("nan"), "nan", None),
     *((timeline, value, f"{value:g}", None) for value in (float("nan"), float("inf"), 1e30)),
+    *((timeline, cell, cell[:9], None) for cell in ("9" * 3600, "9" * 5000 + ".5", "abc", "0x10", "True", "1,2", '"1')),
 ]
 
 
@@ -329,6 +435,9 @@ def allowed_memory() -> int:
 def read_all(source, fault, root: Path) -> list[str]:
     """The names of the bad samples of a case."""
     data = source(root, fault) if not hasattr(source, "func") else source(root, value=fault)
+    while LATER:
+        (path := LATER.pop()).unlink()
+        os.mkfifo(path)
     rounds = -(-data.spec.num_train // data.batch_size)
     batches = [*data.train_batches(seed=0, start_step=0, stop_step=rounds + 1)]
     batches += [*data.evaluation_batches("train", batch_size=8), *data.evaluation_batches("test", batch_size=8)]

@@ -94,6 +94,7 @@ FLOATS = RANDOM.normal(300, 50, (16, 20)).astype(np.float32)
 FRAMES = [Image.fromarray(COLOUR), Image.fromarray(255 - COLOUR)]
 STACK = [Image.fromarray(each) for each in BANDS]
 SEPARATE = {"photometric": "minisblack", "planarconfig": "separate"}
+ALPHA = {"photometric": "rgb", "extrasamples": ["unassalpha"]}
 IMAGEJ = {"imagej": True, "metadata": {"axes": "ZYX"}}
 LZW = {"compression": "tiff_lzw"}
 OME = {"ome": True, "metadata": {"axes": "TCYX"}}
@@ -130,6 +131,18 @@ FILES = {
     "16-bit png": (pillow(RAMP, "PNG"), values(RAMP, 65535)),
     "16-bit colour png": (deep_png(BANDS[:3].transpose(1, 2, 0), 2), values(BANDS[:3], 65535)),
     "16-bit colour png, alpha dropped": (deep_png(BANDS[:4].transpose(1, 2, 0), 6), values(BANDS[:3], 65535)),
+    "16-bit colour png, alpha kept": (deep_png(BANDS[:4].transpose(1, 2, 0), 6), values(BANDS[:4], 65535)),
+    "16-bit colour tiff, alpha kept": (tiff(BANDS[:4].transpose(1, 2, 0), **ALPHA), values(BANDS[:4], 65535)),
+    "16-bit colour tiff, alpha dropped": (tiff(BANDS[:4].transpose(1, 2, 0), **ALPHA), values(BANDS[:3], 65535)),
+    "alpha in planes": (tiff(BANDS[:4], planarconfig="separate", **ALPHA), values(BANDS[:3], 65535)),
+    "8-bit alpha in planes": (
+        tiff((BANDS[:4] // 257).astype(np.uint8), planarconfig="separate", **ALPHA),
+        values(BANDS[:3] // 257, 255),
+    ),
+    "grey tiff, alpha dropped": (
+        tiff(BANDS[:2].transpose(1, 2, 0), **ALPHA | {"photometric": "minisblack"}, planarconfig="contig"),
+        values(BANDS[:1], 65535),
+    ),
     "16-bit grey png, alpha dropped": (deep_png(BANDS[:2].transpose(1, 2, 0), 4), values(BANDS[:1], 65535)),
     "16-bit pgm": (pillow(RAMP, "PPM"), values(RAMP, 65535)),
     "16-bit tiff": (tiff(RAMP, byteorder=">"), values(RAMP, 65535)),
@@ -440,7 +453,7 @@ def test_auto_takes_mean_and_std_of_the_training_images(tmp_path):
     assert half.std == data.std
 
 
-def test_an_image_of_other_channels_is_left_out_unless_it_is_the_first(tmp_path, caplog):
+def test_an_image_of_other_channels_is_left_out_unless_all_are(tmp_path, caplog):
     write_bands(tmp_path)
     settings = {
         "image_size": 16,

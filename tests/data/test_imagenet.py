@@ -20,6 +20,7 @@ from imagenet_layouts import LAYOUTS, TRAIN, VAL, WNIDS, layout, tar, write
 from jepa.config.build import build_data
 from jepa.config.command import load_config
 from jepa.data.sources import image_folder, imagenet, tar_files
+from jepa.data.sources.splits import NO_LABEL
 from jepa.utils.errors import DataError
 
 INDEX = ".jepa_index_train.npz"
@@ -173,7 +174,7 @@ def test_damaged_members_are_bad_samples(tmp_path, monkeypatch):
     assert {name: reason for name, reason in bad.items() if name != "07.jpg"} == {
         "11.jpg": "the file is empty",
         "13.jpg": f"it claims {len(good) + 9000:,} bytes, more than 9,000",
-        **dict.fromkeys(("17.jpg", "19.jpg", "23.jpg", "25.jpg", "27.jpg"), "it has no label"),
+        **dict.fromkeys(("17.jpg", "19.jpg", "23.jpg", "25.jpg", "27.jpg"), NO_LABEL),
     }
     assert "truncated" in bad["07.jpg"].lower()
     cut = tmp_path / "in-train-0.tar"
@@ -256,15 +257,31 @@ def test_what_is_missing_is_said(tmp_path, name, files, message):
         imagenet(root=str(tmp_path))
 
 
-def test_the_command_for_parquet_files_works(tmp_path):
+@pytest.mark.parametrize("name", ["ILSVRC2012_test_{:08}.JPEG", "{}.jpg"])
+def test_test_pictures_without_labels_are_left_out(tmp_path, name):
+    layout(tmp_path, "train folders, val flat, devkit files")
+    (tmp_path / "val").rename(tmp_path / "test")
+    assert len(imagenet(root=str(tmp_path)).test) == len(VAL), "labelled, whatever their folder is called"
+    for number, path in enumerate(sorted((tmp_path / "test").iterdir())):
+        path.rename(path.with_name(name.format(number)))
+    if "ILSVRC" not in name:
+        for path in tmp_path.rglob("*ground_truth.txt"):
+            path.unlink()
+    splits = imagenet(root=str(tmp_path), val_fraction=0.25)
+    assert (len(splits.train), len(splits.test), splits.class_names) == (9, 3, WNIDS)
+    assert "6 test pictures without labels left out, the first is test/" in splits.lines[-1]
+
+
+@pytest.mark.parametrize(("picture", "label"), [("image", "label"), ("the img", "fine_label")])
+def test_the_command_for_parquet_files_works(tmp_path, picture, label):
     """That of the message is followed, for the files as they are on the hub: test pictures have no labels."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list(WNIDS)))
+    features = datasets.Features({picture: datasets.Image(), label: datasets.ClassLabel(names=list(WNIDS))})
     for split, pictures in (("train", TRAIN), ("validation", VAL), ("test", VAL)):
         rows = {
-            "image": [{"bytes": content, "path": None} for _, content in pictures.values()],
-            "label": [-1 if split == "test" else WNIDS.index(wnid) for wnid, _ in pictures.values()],
+            picture: [{"bytes": content, "path": None} for _, content in pictures.values()],
+            label: [-1 if split == "test" else WNIDS.index(wnid) for wnid, _ in pictures.values()],
         }
         (tmp_path / "the data" / "data").mkdir(parents=True, exist_ok=True)
         table = datasets.Dataset.from_dict(rows, features=features)

@@ -178,13 +178,17 @@ def test_forecast_windows_hold_every_target_of_their_part(tmp_path):
     assert split[torch.tensor([0, 1, 2])][0].shape == (6, 1, 24)
 
 
-def test_missing_cells_become_nan(tmp_path):
+def test_missing_cells_become_nan(tmp_path, caplog):
     rows = "\n".join(f"{i},{'?' if i == 5 else i},{'' if i == 7 else 1}" for i in range(100))
     root = write_table(tmp_path / "t.csv", text="time,a,b\n" + rows)
     data = csv_data(root, source={"missing_markers": ["?"]})
     assert data.timelines[0].values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
     assert data.timelines[0].period is None
-    with pytest.raises(DataError, match=r"'a' holds '\?' in row 6.*columns=.*missing_markers"):
+    assert csv_data(root).timelines[0].values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
+    assert "'a' holds '?' in row 6, which is no number; 1 of 100 cells are such" in caplog.text
+    rows = "\n".join(f"{i},{'?' if i % 5 == 0 else i},1" for i in range(100))
+    root = write_table(tmp_path / "t.csv", text="time,a,b\n" + rows)
+    with pytest.raises(DataError, match=r"'a' holds '\?' in row 1.*columns=.*missing_markers"):
         csv_data(root)
 
 
@@ -271,6 +275,7 @@ def test_mistakes_in_labelled_data(tmp_path):
         "train_x holds nothing but NaN": {"train_x": huge * np.nan},
         "train_x has 1 channels and test_x 2": {"train_x": np.zeros((12, 1, 10))},
         "train_len has to hold 12 whole numbers from 1 to 10": {"train_len": y + 0.5},
+        "classes names 1 labels, but labels go up to 1": {"classes": np.array(["a"])},
         "the classes 7 of the test split are not in train, which has 0, 1": {
             "test_y": np.array([0, 1, 7, 0, 1, 0, 1, 0])
         },

@@ -96,7 +96,7 @@ def test_every_way_of_writing_gives_the_same_table(tmp_path, name, caplog):
 def test_what_is_set_counts(tmp_path):
     (tmp_path / "t.csv").write_text("a;b\n" + "1,234;5,678\n2,345;6,789\n")
     for decimal, expected in ((None, 1.234), (",", 1.234), (".", 1234)):
-        frame, _, _ = read_table(tmp_path / "t.csv", decimal=decimal)
+        frame, *_ = read_table(tmp_path / "t.csv", decimal=decimal)
         assert frame["a"][0] == expected
     for separator in (";", "semicolon"):
         assert read_table(tmp_path / "t.csv", separator=separator)[0].shape == (2, 2)
@@ -124,7 +124,7 @@ def test_whole_numbers_in_groups_are_thousands(tmp_path):
     for separator, mark in ((";", "."), ("\t", ","), (";", ",")):
         rows = "".join(f"{n}{separator}{mark.join(('12', '500')) if n % 3 else '7'}\n" for n in range(50))
         (tmp_path / "t.csv").write_text(f"n{separator}a\n{rows}")
-        frame, told, _ = read_table(tmp_path / "t.csv")
+        frame, told, *_ = read_table(tmp_path / "t.csv")
         assert sorted(frame["a"].unique()) == [7, 12500]
         assert f"{mark!r} between thousands" in told
 
@@ -167,6 +167,7 @@ def test_parquet(tmp_path):
             r"'a' holds '1,5' in row 75001.*data.source.decimal",
         ),
         ("a,b\n1,2\n3,4,5\n", "more cells than the header"),
+        ("a,b\n" + '"1,2\n' * 100, "first row 1, have more cells than the header has names, or a quote"),
         ("<html>404</html>\n" * 50, "no columns of numbers; read with"),
         (write(header=("2024-01-01", "0.5", "3")), "values where names of columns belong"),
         (b"PK\x03\x04" + bytes(99), "workbook or a zip archive"),
@@ -179,6 +180,45 @@ def test_what_can_be_read_in_two_ways_or_not_at_all(tmp_path, content, message):
     (tmp_path / "t.csv").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(DataError, match=message):
         TimeTable(str(tmp_path / "t.csv"))
+
+
+@pytest.mark.parametrize(
+    ("row", "missing", "note"),
+    [
+        ("40,abc", [1], "column 'b' holds 'abc' in row 41, which is no number; 1 of 100 cells"),
+        ("True,0.5", [0], "column 'a' holds 'True' in row 41"),
+        ("40,\0.5", [1], "column 'b' holds '?.5' in row 41"),
+        ("40,", [1], None),
+        ("40", [1], None),
+        ("40,0.5,7", [0, 1], "1 of 100 rows, first row 41, have more cells"),
+        ('40,"0.5', [0, 1], "1 of 100 rows, first row 41, have more cells"),
+        ('"40,0.5', [0, 1], "1 of 100 rows, first row 41, have more cells"),
+    ],
+)
+@pytest.mark.parametrize("separator", [",", ";", " "])
+def test_what_cannot_be_read_is_missing_and_said(tmp_path, caplog, row, missing, note, separator):
+    rows = [f"{n},{n % 7}.5" for n in range(100)]
+    rows[40] = row
+    (tmp_path / "t.csv").write_text("\n".join(["a,b", *rows, ""]).replace(",", separator))
+    values = series_csv(root=str(tmp_path / "t.csv")).timelines[0].values
+    assert values.isnan().nonzero().tolist() == [[channel, 40] for channel in missing]
+    assert (note in caplog.text) if note else not caplog.records
+
+
+def test_quotes_that_swallow_rows_cost_their_own_rows_alone(tmp_path):
+    rows = [f"{n},{n % 7}.5" for n in range(100)]
+    rows[20], rows[60] = '20,"6.5', '60,"4.5'
+    (tmp_path / "t.csv").write_text("\n".join(["a,b", *rows]))
+    assert series_csv(root=str(tmp_path / "t.csv")).timelines[0].values[0].isnan().nonzero().flatten().tolist() == [
+        20,
+        60,
+    ]
+    notes = "".join(f'{n},{n % 7}.5,"two\nlines"\n' if n % 9 == 0 else f"{n},{n % 7}.5,one\n" for n in range(100))
+    (tmp_path / "n.csv").write_text("a,b,note\n" + notes)
+    assert series_csv(root=str(tmp_path / "n.csv")).timelines[0].values.isnan().sum() == 0
+    (tmp_path / "t.csv").write_text("\n".join(["a,b", *rows[:19], "1,2,3", "4,5,6", "7,8,9"]))
+    with pytest.raises(DataError, match=r"some rows, first row 20, have more cells"):
+        series_csv(root=str(tmp_path / "t.csv"))
 
 
 def test_a_table_that_unpacks_to_more_than_fits(tmp_path, monkeypatch):
@@ -219,6 +259,17 @@ def test_steps_that_differ_are_said_and_resampled(tmp_path, caplog):
     (tmp_path / "u.csv").write_text("a,b\n" + "1,2\n" * 90)
     with pytest.raises(DataError, match=r"resample=1h needs times, and there are none"):
         series_csv(root=str(tmp_path / "u.csv"), resample="1h")
+
+
+@pytest.mark.parametrize("time", ["%d.%m.%Y %H:%M", "%Y%m%d", "%Y;%m;%d;%H"])
+def test_a_time_that_cannot_be_read_costs_its_row(tmp_path, caplog, time):
+    times = pandas.date_range("2024-01-30", periods=40, freq="1D" if "H" not in time else "1h")
+    lines = [f"{t:{time}};{n}.5" for n, t in enumerate(times)]
+    lines[7] = "x" + lines[7][1:]
+    names = "year;month;day;hour" if ";" in time else "timestamp" if "." not in time else "wann"
+    (tmp_path / "t.csv").write_text("\n".join([f"{names};a", *lines]))
+    assert series_csv(root=str(tmp_path / "t.csv")).timelines[0].values.shape == (1, 39)
+    assert "rows without a time that can be read, left out: 1" in caplog.text
 
 
 def test_days_and_months_come_in_the_order_that_fits(tmp_path):

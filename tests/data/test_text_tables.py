@@ -13,6 +13,7 @@ import pytest
 
 from jepa.config.overrides import override_value
 from jepa.data.sources import text_csv, text_lines
+from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 
 ROWS = [
@@ -114,3 +115,42 @@ def test_mistakes_in_json_are_told(tmp_path, content, column, told):
     (tmp_path / "x.jsonl").write_text(content)
     with pytest.raises(DataError, match=told):
         text_lines(root=str(tmp_path / "x.jsonl"), text_column=column)
+
+
+def test_one_row_makes_no_class(tmp_path):
+    """A quote that is not closed costs its row, a label that training has not makes a bad sample."""
+    rows = [f"line {n},{n % 2}" for n in range(60)]
+    rows[3], rows[30], rows[50] = '"line 3,1', '"two\nlines",1', 'a "quote" inside,0'
+    (tmp_path / "train.csv").write_text("\n".join(["text,label", *rows]))
+    (tmp_path / "test.csv").write_text("\n".join(["text,label", *rows[4:40], "other,7"]))
+    splits = text_csv(root=str(tmp_path), text_column="text", label_column="label")
+    assert splits.class_names == ("0", "1")
+    assert (len(splits.train), len(splits.test)) == (60, 37)
+    assert splits.train[4] == ("line 4", 0)
+    assert splits.train[30] == ("two\nlines", 1)
+    for split, number, place in ((splits.train, 3, "train.csv, row 4"), (splits.test, 36, "test.csv, label '7'")):
+        with pytest.raises(UnreadableSample, match=r"a quote in it opens|no label, or one that no") as error:
+            split[number]
+        assert str(error.value.name).endswith(place)
+    (tmp_path / "test.csv").write_text("\n".join(["text,label", *rows[4:10], "other,7"]))
+    with pytest.raises(DataError, match="the classes 7 of the test split are not in train"):
+        text_csv(root=str(tmp_path), text_column="text", label_column="label")
+
+
+def test_labels_that_are_all_empty_are_none(tmp_path):
+    (tmp_path / "t.csv").write_text("text,label\n" + "some words,\n" * 20)
+    splits = text_csv(root=str(tmp_path / "t.csv"), text_column="text", label_column="label")
+    assert (splits.class_names, splits.train[0]) == (None, ("some words", None))
+    assert [line.partition(": ")[2] for line in splits.lines] == [
+        "no sample has a label, so this is data without labels"
+    ]
+
+
+def test_what_tells_of_the_data_is_no_data(tmp_path):
+    write_json(tmp_path / "x.jsonl", ROWS)
+    for name in ("README.txt", "LICENSE.txt"):
+        (tmp_path / name).write_text("what this is\n" * 9)
+    with pytest.raises(DataError, match=r"holds tables \(x.jsonl\), no lines: its columns are"):
+        text_lines(root=str(tmp_path))
+    (tmp_path / "corpus.txt").write_text("some words\n" * 9)
+    assert text_lines(root=str(tmp_path)).lines == (f"data.root={tmp_path}: tables beside the text left out: x.jsonl",)

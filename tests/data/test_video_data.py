@@ -101,6 +101,20 @@ def test_folders_of_frames_in_the_order_of_their_numbers(tmp_path):
         FrameFolder(str(folder)).read(lambda count, rate: [2])
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [("MOST_FRAME_PIXELS", 255, "have 256 pixels"), ("MOST_CLIP_BYTES", 3 * 3 * 256, "a clip of 4 frames of it takes")],
+)
+def test_frames_and_clips_are_bounded(tmp_path, monkeypatch, name, value, reason):
+    videos = FrameFolder(str(write_frames(tmp_path / "clip"))), VideoFile(str(write_video(tmp_path / "a.mp4", side=16)))
+    for video in videos:
+        assert len(video.read(lambda count, rate: [0, 1, 2, 3])) == 4
+    monkeypatch.setattr(f"jepa.data.sources.decoders.{name}", value)
+    for video in videos:
+        with pytest.raises(UnreadableSample, match=reason):
+            video.read(lambda count, rate: [0, 1, 2, 3])
+
+
 def test_what_cannot_be_read_says_why(tmp_path):
     whole = write_video(tmp_path / "a.mp4").read_bytes()
     cases = {"empty.mp4": b"", "cut.mp4": whole[: len(whole) // 2], "text.mp4": b"these are words" * 100}

@@ -24,6 +24,7 @@ def pictures(tmp_path):
         Image.fromarray(random.integers(0, 255, (10, 12, 3), np.uint8)).save(folder / f"{number}.png")
         Image.fromarray(random.integers(0, 255, (8, 8), np.uint8)).save(folder / "b" / "deep" / f"{number}.PNG")
     (folder / "b" / "broken.jpg").write_bytes(b"no picture")
+    os.mkfifo(folder / "b" / "pipe.png")
     np.save(folder / "b" / "two.npy", np.zeros((8, 8, 2), np.uint16))
     (folder / "notes.txt").write_text("x")
     (folder / ".hidden.png").write_bytes(b"")
@@ -40,7 +41,8 @@ def test_npz_and_parquet(run_folder, pictures, extract, tmp_path, capsys):
     assert npz["features"].shape == (6, 32)
     assert npz["features"].dtype == np.float32
     out = capsys.readouterr().out
-    assert "left out 2 of 8 pictures that cannot be read:\n  b/broken.jpg: UnidentifiedImageError" in out
+    assert "left out 3 of 9 pictures that cannot be read:\n  b/broken.jpg: UnidentifiedImageError" in out
+    assert "\n  b/pipe.png: it is a pipe or a device, no file" in out
     assert "\n  b/two.npy: the images have 2 channels and cannot become data.channels=1" in out
     assert "pictures: 1 .txt left out" in out
     assert "6 pictures, features (6, 32)" in out
@@ -103,6 +105,6 @@ def test_mistakes(run_folder, pictures, extract, tmp_path):
     for path in pictures.rglob("*"):
         if path.is_file() and not path.name.startswith("."):
             path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of its 8 pictures can be read; the first: the file is empty"):
+    with pytest.raises(DataError, match="none of its 9 pictures can be read; the first: the file is empty"):
         extract(f"checkpoint={run_folder}", f"input={pictures}", f"output={tmp_path / 'f.npz'}")
     assert not (tmp_path / "f.npz").exists()

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from jepa.data.sources.decoders import decode_image
-from jepa.data.sources.download import read_archive
+from jepa.data.sources.download import read_archive, read_packed
 from jepa.data.sources.listed_paths import check_inside
-from jepa.data.sources.splits import FileSamples, Splits, first_few
+from jepa.data.sources.splits import MOST_LEFT_OUT, FileSamples, Splits, first_few
 from jepa.data.sources.text_files import Texts
+from jepa.data.sources.text_tables import is_utf8
 from jepa.utils.errors import DataError
 
 SPLITS = ("train2017", "val2017")
@@ -29,9 +31,8 @@ def coco_pictures(*, root: str, allow_outside: bool = False) -> Splits:
     place, contents = _open(Path(root))
     splits = []
     for split in SPLITS:
-        paths = [path for path, _ in _captions(place, contents, split)]
-        if contents is not None and (lacking := [path for path in paths if path not in contents]):
-            raise DataError(f"{place} holds no {first_few(lacking)}")
+        listed, _ = _captions(place, contents, split)
+        paths = [path for path, _ in listed]
         if contents is None and not allow_outside:
             where = f"{place}/annotations/captions_{split}.json"
             check_inside(((f"{where}, file_name", str(place / path)) for path in paths), root)
@@ -40,14 +41,18 @@ def coco_pictures(*, root: str, allow_outside: bool = False) -> Splits:
 
 
 def coco_captions(*, root: str) -> Splits:
-    """Captions of train2017 and of val2017 (the test split), about five a picture; root as for `coco_pictures`."""
+    """Captions of train2017 and of val2017 (the test split), about five a picture; root as for `coco_pictures`.
+
+    Those that cannot be used are left out, which `Splits.lines` says.
+    """
     place, contents = _open(Path(root))
-    splits = []
+    splits, lines = [], []
     for split in SPLITS:
-        captions = [texts for _, texts in _captions(place, contents, split)]
-        labels = [number for number, texts in enumerate(captions) for _ in texts]
-        splits.append(Texts([text for texts in captions for text in texts], labels, name=split))
-    return Splits(*splits)
+        listed, left_out = _captions(place, contents, split)
+        labels = [number for number, (_, texts) in enumerate(listed) for _ in texts]
+        splits.append(Texts([text for _, texts in listed for text in texts], labels, name=split))
+        lines += [f"{split}: {len(left_out)} captions left out: {first_few(left_out)}"] if left_out else []
+    return Splits(*splits, lines=tuple(lines))
 
 
 def _open(root: Path) -> tuple[Path, dict[str, bytes] | None]:
@@ -66,17 +71,37 @@ def _open(root: Path) -> tuple[Path, dict[str, bytes] | None]:
     return root, {"/".join(name.split("/")[-2:]): file for name, file in read_archive(root, lambda name: True).items()}
 
 
-def _captions(place: Path, contents: dict[str, bytes] | None, split: str) -> list[tuple[str, list[str]]]:
-    """(folder/file name, captions) of each picture of a split that has any, by its id."""
+def _captions(
+    place: Path, contents: dict[str, bytes] | None, split: str
+) -> tuple[list[tuple[str, list[str]]], list[str]]:
+    """(folder/file name, captions) of each picture of a split that has any, by its id; and why others are left out.
+
+    Raises DataError where the file is missing or of another form, or more than MOST_LEFT_OUT of the captions are lost.
+    """
     name = f"annotations/captions_{split}.json"
     try:
-        content = json.loads((place / name).read_bytes() if contents is None else contents[name])
-        pictures = {image["id"]: f"{split}/{image['file_name']}" for image in content["images"]}
-        texts: dict[int, list[str]] = {}
-        for caption in content["annotations"]:
-            texts.setdefault(caption["image_id"], []).append(caption["caption"].strip())
-        return [(pictures[key], texts[key]) for key in sorted(texts)]
-    except OSError as error:
-        raise DataError(f"{place / name} cannot be read ({error.strerror}): it should hold the captions") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, MemoryError) as error:
+        content = json.loads(read_packed(place / name) if contents is None else contents[name])
+        images, annotations = list(content["images"]), list(content["annotations"])
+    except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{name} in {place} is missing or not in COCO's form of captions ({error!r})") from error
+    pictures = {image["id"]: image.get("file_name") for image in images if isinstance(_get(image, "id"), (int, str))}
+    texts: dict[int | str, list[str]] = {}
+    left_out = []
+    for number, annotation in enumerate(annotations):
+        key, caption = _get(annotation, "image_id"), _get(annotation, "caption")
+        file_name = pictures.get(key) if isinstance(key, (int, str)) else None
+        if not isinstance(caption, str) or not caption.strip():
+            left_out.append(f"number {number} has no text")
+        elif not isinstance(file_name, str) or "\0" in file_name or not is_utf8(file_name):
+            left_out.append(f"number {number} is of no picture with a file name")
+        else:
+            texts.setdefault(key, []).append(caption.strip())
+    if not texts or len(left_out) > MOST_LEFT_OUT * len(annotations):
+        reason = f"{len(left_out)} of {len(annotations)} captions cannot be used: {first_few(left_out)}"
+        raise DataError(f"{name} in {place} is not in COCO's form of captions ({reason})")
+    keys = sorted(texts, key=lambda key: (isinstance(key, str), key))
+    return [(f"{split}/{pictures[key]}", texts[key]) for key in keys], left_out
+
+
+def _get(entry: Any, key: str) -> Any:
+    return entry.get(key) if isinstance(entry, dict) else None

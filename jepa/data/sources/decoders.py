@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
+import stat
 import struct
 import warnings
 from collections import Counter
@@ -18,7 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa.data.sources.image_files import FRAME_EXTENSIONS, read_image, to_rgb_bytes
+from jepa.data.sources.image_files import FRAME_EXTENSIONS, read_image, size_of, to_rgb_bytes
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import lazy_import, require
@@ -32,8 +34,8 @@ DAMAGE += (TypeError, KeyError, AttributeError, AssertionError, NotImplementedEr
 
 MOST_FRAME_PIXELS = 2**26
 """Of a frame of a video, 8192 x 8192: more than any camera takes."""
-MOST_CLIP_BYTES = 2**32
-"""Of the frames of a clip before they are made smaller: 64 frames of 5K video."""
+MOST_CLIP_BYTES = 2**31
+"""Of the frames of a clip before they are made smaller: 48 frames of 5K video."""
 
 File = str | Path | io.BytesIO
 Choose = Callable[[int, float | None], Sequence[int]]
@@ -41,14 +43,20 @@ Choose = Callable[[int, float | None], Sequence[int]]
 
 
 @contextlib.contextmanager
-def readable(file: File, name: str | None, *errors: type[Exception]) -> Iterator[str]:
-    """A context in which DAMAGE and `errors` become `UnreadableSample`; gives its name, by default the file's."""
+def readable(file: File | None, name: str | None, *errors: type[Exception]) -> Iterator[str]:
+    """A context in which DAMAGE and `errors` become `UnreadableSample`; gives its name, by default the file's.
+
+    The one place that looks at what a path leads to, before it is opened: a pipe would be waited for. file: None for
+    one that is open.
+    """
     name = name or str(file)
     try:
+        if isinstance(file, (str, Path)) and stat.S_IFMT(os.stat(file).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
+            raise UnreadableSample(name, "it is a pipe or a device, no file")
         yield name
     except (*DAMAGE, *errors) as error:
         reason = getattr(error, "strerror", None) or getattr(error, "error_string", None) or str(error)
-        empty = not isinstance(file, io.BytesIO) and os.path.isfile(file) and not os.path.getsize(file)
+        empty = isinstance(file, (str, Path)) and os.path.isfile(file) and not os.path.getsize(file)
         raise UnreadableSample(name, "the file is empty" if empty else f"{type(error).__name__}: {reason}") from error
 
 
@@ -82,16 +90,21 @@ class VideoFile:
         """
         with readable(self.path, None, av.FFmpegError), av.open(self.path) as container:
             stream = self._pictures(container)
-            choose = self._bounded(choose, stream.width * stream.height)
+
+            def bounded(count: int, rate: float | None) -> Sequence[int]:
+                numbers = choose(count, rate)
+                _check_clip(self.path, stream.width * stream.height, len(numbers))
+                return numbers
+
             rate = float(stream.average_rate or stream.guessed_rate or 0) or None
             seconds = (container.duration or 0) / av.time_base
             if stream.duration is not None and stream.time_base:
                 seconds = float(stream.duration * stream.time_base)
             count = stream.frames or int(seconds * (rate or 0))
             if count < 1 or rate is None or not stream.time_base:  # neither number is known
-                frames = self._read_counted(choose, rate)
+                frames = self._read_counted(bounded, rate)
             else:
-                frames = _decode_frames(container, stream, choose(count, rate), rate)
+                frames = _decode_frames(container, stream, bounded(count, rate), rate)
         if not frames:
             raise UnreadableSample(self.path, "no frame could be decoded")
         return _stack(frames, self.path)
@@ -104,22 +117,10 @@ class VideoFile:
         stream = container.streams.video[0]
         if stream.codec_context is None:
             raise UnreadableSample(self.path, "FFmpeg has no decoder for its pictures")
-        if stream.width * stream.height > MOST_FRAME_PIXELS:
-            raise UnreadableSample(self.path, f"its header claims frames of {stream.width} x {stream.height} pixels")
+        _check_clip(self.path, stream.width * stream.height, 1)
         stream.codec_context.options = {"max_pixels": str(MOST_FRAME_PIXELS)}  # sizes may change on the way
         stream.codec_context.thread_count = 1  # workers are the parallelism
         return stream
-
-    def _bounded(self, choose: Choose, pixels: int) -> Choose:
-        """The same choice, which raises UnreadableSample for more than MOST_CLIP_BYTES of frames of so many pixels."""
-
-        def chosen(count: int, rate: float | None) -> Sequence[int]:
-            numbers = choose(count, rate)
-            if (size := 3 * pixels * len(numbers)) > MOST_CLIP_BYTES:
-                raise UnreadableSample(self.path, f"a clip of {len(numbers)} frames of it takes {size / 2**30:.0f} GiB")
-            return numbers
-
-        return chosen
 
     def _read_counted(self, choose: Choose, rate: float | None) -> list[np.ndarray]:
         """The chosen frames of a file that does not say how many it has: it is decoded twice."""
@@ -168,10 +169,14 @@ class FrameFolder:
             names = sorted(filter(is_frame_file, os.listdir(self.path)), key=_natural)
         if not names:
             raise UnreadableSample(self.path, f"the folder holds no frames ({', '.join(FRAME_EXTENSIONS)})")
-        numbers = list(choose(len(names), None))
-        paths = {number: os.path.join(self.path, names[number]) for number in numbers}
-        read = {number: to_rgb_bytes(decode_image(path), path) for number, path in paths.items()}
-        return _stack([read[number] for number in numbers], self.path)
+        found: dict[int, np.ndarray] = {}
+        for number in (numbers := list(choose(len(names), None))):
+            if number not in found:
+                path = os.path.join(self.path, names[number])
+                image = decode_image(path)
+                _check_clip(self.path, math.prod(size_of(image)), len(numbers))  # each, as their sizes may differ
+                found[number] = to_rgb_bytes(image, path)
+        return _stack([found[number] for number in numbers], self.path)
 
 
 @dataclass(frozen=True)
@@ -204,6 +209,14 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
     pixels = frame.to_ndarray(format="rgb24")
     turns = round(getattr(frame, "rotation", 0) / 90) % 4
     return np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
+
+
+def _check_clip(path: str, pixels: int, count: int) -> None:
+    """Raise UnreadableSample for frames of too many pixels, or so many of them that they take too much memory."""
+    if pixels > MOST_FRAME_PIXELS:
+        raise UnreadableSample(path, f"its frames have {pixels:,} pixels, more than {MOST_FRAME_PIXELS:,}")
+    if (size := 3 * pixels * count) > MOST_CLIP_BYTES:
+        raise UnreadableSample(path, f"a clip of {count} frames of it takes {size / 2**30:.1f} GiB")
 
 
 def _stack(frames: list[np.ndarray], path: str) -> Tensor:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jepa.utils.errors import DataError, first_line
+from jepa.utils.read_data import open_regular
 
 log = logging.getLogger("jepa")
 TIMEOUT = 5.0
@@ -76,7 +77,7 @@ def memory_limit() -> int:
 def read_packed(path: Path) -> bytes:
     """The content of a file, unpacked if its name ends in .gz. Raises DataError if it is damaged, or too large."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+        with open_regular(path, 2**62) as packed, gzip.open(packed) if path.suffix == ".gz" else packed as file:
             return read_all(file, path)
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
@@ -95,7 +96,7 @@ def read_all(file: BinaryIO, path: Path) -> bytes:
 def read_archive(path: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Name -> content of the `wanted` files in a tar archive. Raises DataError if it is damaged, or too large."""
     try:
-        with tarfile.open(path) as archive:
+        with open_regular(path, 2**62) as file, tarfile.open(fileobj=file) as archive:
             members = [member for member in archive if member.isfile() and wanted(member.name)]
             if (size := sum(member.size for member in members)) > memory_limit():
                 raise DataError(f"{path} claims files of {size / 2**30:,.0f} GiB: unpack it and give the folder")

@@ -37,8 +37,8 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "CIELAB": 3, "SEPARATED": 4}
 """Samples of a pixel, without alpha, of the 8-bit TIFF files that Pillow reads as they are meant."""
 
-COLOURS_OF_16_BITS = {b"\x10\x02": 3, b"\x10\x04": 1, b"\x10\x06": 3}
-"""Depth and kind of a PNG file of which Pillow would keep 8 bits -> its channels without alpha."""
+DEEP_PNG = {b"\x10\x02": False, b"\x10\x04": True, b"\x10\x06": True}
+"""Depth and kind of a PNG file of which Pillow would keep 8 bits -> whether it has alpha."""
 
 UNPACKERS = {8: (zlib.decompressobj, 1032), 32946: (zlib.decompressobj, 1032), 34925: (lzma.LZMADecompressor, 8192)}
 """Compression of a TIFF file -> what unpacks it, and about how many bytes one byte becomes at most."""
@@ -46,11 +46,20 @@ UNPACKERS = {8: (zlib.decompressobj, 1032), 32946: (zlib.decompressobj, 1032), 3
 _said = mmap.mmap(-1, 1)  # shared with forked workers, so that all say it once
 
 
+class WithAlpha(Tensor):
+    """A picture whose last channel says how opaque it is; what is made of it by torch is one, too."""
+
+    def kept_for(self, channels: int) -> Tensor:
+        """The one rule for alpha: it is dropped, but where colours and alpha are asked for as 4 channels."""
+        return self.as_subclass(Tensor)[..., : None if self.shape[-3] == channels == 4 else -1, :, :]
+
+
 def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
     """Return the picture in a file, upright: a PIL image of 8 bits, or float32 (C, h, w).
 
-    Of an animation, the first frame. Raises UnreadableSample for what is no picture, and what the libraries raise for
-    damage. No more memory is taken than for the largest picture that Pillow opens (`PIL.Image.MAX_IMAGE_PIXELS`).
+    The latter is `WithAlpha` where the file has alpha. Of an animation, the first frame. Raises UnreadableSample for
+    what is no picture, and what the libraries raise for damage. No more memory is taken than for the largest picture
+    that Pillow opens (`PIL.Image.MAX_IMAGE_PIXELS`).
     """
     stream.seek(0)
     start = stream.read(26)
@@ -61,7 +70,7 @@ def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
         return image_of(_read_npz(stream, name), name)
     if start.startswith(TIFF_STARTS):
         return _read_tiff(stream, name)
-    if start.startswith(b"\x89PNG") and start[24:] in COLOURS_OF_16_BITS:
+    if start.startswith(b"\x89PNG") and start[24:] in DEEP_PNG:
         return _read_png(stream, start, name)
     return _read_by_pillow(stream, name)
 
@@ -72,6 +81,11 @@ def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
     Raise UnreadableSample for other shapes, and for values that are no finite numbers.
     """
     return _to_image(_channels_first(values, name), name)
+
+
+def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Height and width."""
+    return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 
 
 def to_mode(image: Image.Image, mode: str) -> Image.Image:
@@ -85,6 +99,8 @@ def to_rgb_bytes(image: Image.Image | Tensor, name: str) -> np.ndarray:
     """Return a picture of `read_image` as uint8 (h, w, 3). Raises UnreadableSample for one that cannot be so."""
     if isinstance(image, Image.Image):
         return np.asarray(to_mode(image, "RGB"))
+    if isinstance(image, WithAlpha):
+        image = image.kept_for(3)
     if len(image) not in (1, 3):
         raise UnreadableSample(name, f"it has {len(image)} channels, a frame of a video has 1 or 3")
     if image.min() < 0 or image.max() > 1:
@@ -112,12 +128,13 @@ def _read_by_pillow(stream: IO[bytes], name: str) -> Image.Image | Tensor:
 
 
 def _read_png(stream: IO[bytes], start: bytes, name: str) -> Image.Image | Tensor:
-    """A PNG file of 16-bit colour, or grey with alpha; alpha is dropped. start: the first 26 bytes."""
+    """A PNG file of 16-bit colour, or grey with alpha. start: the first 26 bytes."""
     width, height = struct.unpack(">II", start[16:24])
     _check_size((4, height, width), np.dtype(np.uint16), name)
-    content = torch.frombuffer(bytearray(stream.read()), dtype=torch.uint8)
+    most = 2**20 + 16 * height * width  # no encoder makes a picture twice as long
+    content = torch.frombuffer(bytearray(stream.read(most)), dtype=torch.uint8)
     values = torchvision_io.decode_png(content, apply_exif_orientation=True).numpy()
-    return _to_image(values[: COLOURS_OF_16_BITS[start[24:]]], name)
+    return _to_image(values, name, alpha=DEEP_PNG[start[24:]])
 
 
 def _read_npy(stream: IO[bytes], name: str) -> np.ndarray:
@@ -172,14 +189,20 @@ def _read_tiff(stream: IO[bytes], name: str) -> Image.Image | Tensor:
             values = values.reshape(-1, *values.shape[-2:])
         if getattr(page.photometric, "name", "") == "MINISWHITE" and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
-        return _to_image(_upright(values, _orientation(page)), name)
+        alpha = len(values) == page.samplesperpixel and _has_alpha(page)
+        return _to_image(_upright(values, _orientation(page)), name, alpha=alpha)
 
 
 def _is_plain(page: Any) -> bool:
     """Whether a page of a TIFF file is one of 8 bits in grey or colour, perhaps with alpha, and with nothing else."""
-    extra = [int(each) for each in page.extrasamples]
-    alone = page.samplesperpixel - len(extra) == COLOURS.get(getattr(page.photometric, "name", ""))
-    return page.dtype in (np.uint8, np.bool_) and extra in ([], [1], [2]) and alone
+    alone = page.samplesperpixel == COLOURS.get(getattr(page.photometric, "name", ""))
+    return page.dtype in (np.uint8, np.bool_) and (alone or _has_alpha(page))
+
+
+def _has_alpha(page: Any) -> bool:
+    """Whether a page of a TIFF file has grey or colour, alpha, and nothing else."""
+    colours = COLOURS.get(getattr(page.photometric, "name", ""), math.nan)
+    return list(map(int, page.extrasamples)) in ([1], [2]) and page.samplesperpixel == colours + 1
 
 
 def _read_pages(tiff: Any, series: Any, kept: set[str], stream: IO[bytes], name: str) -> np.ndarray:
@@ -262,7 +285,7 @@ def _channels_first(values: np.ndarray, name: str) -> np.ndarray:
     return values if values.shape[0] <= values.shape[-1] else np.moveaxis(values, -1, 0)
 
 
-def _to_image(values: np.ndarray, name: str) -> Image.Image | Tensor:
+def _to_image(values: np.ndarray, name: str, *, alpha: bool = False) -> Image.Image | Tensor:
     """Values (C, h, w) of any type of numbers, scaled by the rule at the top."""
     kind = values.dtype
     _check_kind(kind, name)
@@ -273,7 +296,7 @@ def _to_image(values: np.ndarray, name: str) -> Image.Image | Tensor:
         pixels /= 2 ** (8 * kind.itemsize) - 1
     if not bool(pixels.isfinite().all()):
         raise UnreadableSample(name, "it holds values that are NaN or infinite")
-    return pixels
+    return pixels.as_subclass(WithAlpha) if alpha else pixels
 
 
 def _check_kind(kind: Any, name: str) -> None:

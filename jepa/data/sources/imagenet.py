@@ -6,6 +6,7 @@ order of class folders: by class, then by file name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -87,10 +88,13 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
     names = {name for _, name in train.listed if name}
     classes = sort_classes(names) if train.numbered else sorted(names)
     test = _test_part(place, archives["test"], flat=len(classes) < 2)
+    lines = [*train.lines, *(test.lines if test else ())]
     if test is not None and len(classes) > 1:
         if not any(name for _, name in test.listed):
-            test = _labelled(test, folder, place)
-        if train.numbered and test.numbered:
+            count, first = len(test.listed), test.name_of(test.listed[0][0])
+            if (test := _labelled(test, folder, place)) is None:
+                lines.append(f"{count:,} test pictures without labels left out, the first is {first}")
+        if test is not None and train.numbered and test.numbered:
             names |= {name for _, name in test.listed if name}
     if train.numbered and len(classes) > 1:  # numbers stay as they are, where some classes are missing
         classes = tuple(map(str, range(1 + max(map(int, names)))))
@@ -103,7 +107,7 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
         fraction=val_fraction,
         seed=split_seed,
         where=f"data.root={root}",
-        lines=[f"data.root={root}: {line}" for part in (train, test) if part for line in part.lines],
+        lines=[f"data.root={root}: {line}" for line in lines],
     )
 
 
@@ -205,18 +209,38 @@ def _sorted(listed: Iterable[tuple], name_of: Callable[..., str]) -> Listed:
     return sorted(listed, key=lambda sample: (sample[1] or "", name_of(sample[0])))
 
 
-def _labelled(test: Part, folder: Path, place: Path) -> Part:
-    """The validation pictures with the classes that the devkit or Kaggle's table gives them."""
+def _labelled(test: Part, folder: Path, place: Path) -> Part | None:
+    """The validation pictures with the classes that the devkit or Kaggle's table gives them; None for test pictures.
+
+    The labels of ImageNet's test split are not published.
+    """
     places = [folder, place, *(place / name for name in IMAGES.test_folders)]
     if (place := place.absolute()).name == "CLS-LOC":
         places += place.parents[:3]
     first = test.name_of(test.listed[0][0])
-    if (class_of := validation_labels(places)) is None:
+    class_of = validation_labels(places)
+    if "ILSVRC2012_test" in first or (class_of is None and first.startswith(f"test{os.sep}")):
+        return None
+    if class_of is None:
         raise DataError(f"{len(test.listed):,} validation pictures (the first is {first}) {NO_LABELS} into {folder}")
     found = [(item, class_of(Path(test.name_of(item)).stem)) for item, _ in test.listed]
     if lacking := [test.name_of(item) for item, name in found if name is None]:
         raise DataError(f"data.root={folder}: the labels of the validation pictures lack {first_few(lacking)}")
     return Part(_sorted(found, test.name_of), test.name_of, test.make, test.lines)
+
+
+def _columns(folders: Sequence[Path]) -> str:
+    """The options for the columns of pictures and labels, by the first Parquet file where that can be read."""
+    with contextlib.suppress(Exception):  # pyarrow may be missing, and raises many kinds for a damaged file
+        import pyarrow.parquet
+        from pyarrow import types
+
+        schema = pyarrow.parquet.read_schema(next(path for each in folders for path in sorted(each.glob("*.parquet"))))
+        pictures = [field.name for field in schema if types.is_struct(field.type) or types.is_binary(field.type)]
+        labels = [field.name for field in schema if types.is_integer(field.type)] or ["null"]
+        label = next((name for name in labels if "label" in name.lower()), labels[0])
+        return f"{shlex.quote(f'data.column={pictures[0]}')} {shlex.quote(f'data.label_column={label}')}"
+    return "data.column=image data.label_column=label"
 
 
 def _refuse_others(folder: Path, validation: Sequence[Path]) -> None:
@@ -227,7 +251,7 @@ def _refuse_others(folder: Path, validation: Sequence[Path]) -> None:
         split = " data.test_split=validation" if any(name.startswith("validation") for name in names) else ""
         raise DataError(
             f"data.root={folder} holds a data set of Hugging Face. Read it with: python train.py data=hf "
-            f"{shlex.quote(f'data.path={folder}')} data.column=image data.label_column=label{split}"
+            f"{shlex.quote(f'data.path={folder}')} {_columns(inside)}{split}"
         )
     packed = [name for name in names if re.search(r"\.(zip|tgz|tar\.(gz|bz2|xz|zst))$", name) and "devkit" not in name]
     if packed:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import itertools
 import zlib
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +16,8 @@ from jepa.utils.errors import DataError
 
 MOST_CHARACTERS = 1_000_000
 """Of one text, the length of two novels; all of it is split into tokens, which takes half a gigabyte."""
+
+OPEN_QUOTE = "a quote in it opens a cell and is not closed"
 
 TOO_LONG = f"it has more than {MOST_CHARACTERS:,} characters"
 
@@ -60,29 +64,30 @@ def _open(path: Path, newline: str) -> TextIO:
     return opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
-def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | None]:
-    """The rows of a table, None for one with more than a text may have; empty ones are left out.
+def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | str]:
+    """The rows of a table, or why one cannot be used; empty ones are left out.
 
-    dialect: as of `csv.reader`. Raises DataError as `read_lines` does.
+    A quote that opens a cell and is never closed costs its own line alone. dialect: as of `csv.reader`. Raises
+    DataError as `read_lines` does.
     """
     lines = _TableLines(path, quoted=dialect.get("quoting") != csv.QUOTE_NONE)
-    reader = csv.reader(lines, **dialect)
+    reader = csv.reader(lines, strict=True, **dialect)
     before = csv.field_size_limit(MOST_CHARACTERS)
     try:
-        while True:
+        while lines.begin_row():
             try:
                 row = next(reader)
-            except StopIteration:
-                return
             except csv.Error as error:
-                if "field limit" not in str(error):
-                    raise DataError(f"{path} is not a table ({error})") from error
-                lines.inside_dropped_cell = True  # which the reader forgets: the cell was still open
-                yield None
+                if "field limit" in str(error):
+                    lines.drop_cell()
+                    yield TOO_LONG
+                elif lines.push_back():
+                    yield OPEN_QUOTE
+                else:  # text after a closing quote, in one line
+                    yield from csv.reader([lines.row[0][0].replace("\0", " ")], **dialect)
                 continue
             if lines.dropped:
-                lines.dropped = False
-                yield None
+                yield TOO_LONG
             elif row:
                 yield row
     finally:
@@ -92,24 +97,41 @@ def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | None]:
 class _TableLines:
     """Lines for `csv.reader`. Of one that is too long only a quote is left where it opens or closes a cell.
 
-    quoted: whether quotes surround cells. dropped: that such a line was given. inside_dropped_cell: set to drop lines
-    up to the one that closes a cell.
+    quoted: whether quotes surround cells. row: the lines of the present row. dropped: whether one of them was too long.
     """
 
     def __init__(self, path: Path, *, quoted: bool) -> None:
         self.lines = read_lines(path, newline="")
         self.quoted = quoted
-        self.dropped = self.inside_dropped_cell = False
+        self.row: list[tuple[str, int | None]] = []
+        self.again: deque[tuple[str, int | None]] = deque()
+        self.dropped = False
+
+    def begin_row(self) -> bool:
+        """Forget the row before. Return whether there is another line."""
+        self.row, self.dropped = [], False
+        if not self.again:
+            self.again.extend(itertools.islice(self.lines, 1))
+        return bool(self.again)
+
+    def push_back(self) -> bool:
+        """Give all lines of the row but the first again; return whether its quote was left open at their end."""
+        self.again.extendleft(reversed(self.row[1:]))
+        return len(self.row) > 1 or bool(self.row[0][0].count('"') % 2)
+
+    def drop_cell(self) -> None:
+        """Read up to the line that closes the cell; where none does, give all but the first again."""
+        for line in self:
+            if line.count('"') % 2:
+                return
+        self.push_back()
 
     def __iter__(self) -> _TableLines:
         return self
 
     def __next__(self) -> str:
-        line, quotes = next(self.lines)
-        while self.inside_dropped_cell:
-            count = line.count('"') if quotes is None else quotes
-            self.inside_dropped_cell = count % 2 == 0
-            line, quotes = next(self.lines)
+        line, quotes = self.again.popleft() if self.again else next(self.lines)
+        self.row.append((line, quotes))
         if quotes is None:
             return line.replace("\r\n", "\n")
         self.dropped = True

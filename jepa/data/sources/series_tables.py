@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.data.sources.download import memory_limit
-from jepa.data.sources.splits import first_few, number_classes
+from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_classes
 from jepa.data.sources.table_times import step_length
 from jepa.data.sources.time_table import TimeTable, columns_option
 from jepa.utils.errors import DataError
@@ -46,7 +46,7 @@ class SeriesSplits:
     Series of infinite values are bad samples, and of a timeline such values are missing (`SeriesData`).
 
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
-    lines: what the first lines of a run say of the tables.
+    lines: what the first lines of a run say of the tables. wrong: of each split, number -> why a series cannot be used.
     """
 
     train: Sequence[Tensor] = ()
@@ -56,14 +56,15 @@ class SeriesSplits:
     class_names: tuple[str, ...] | None = None
     timelines: Sequence[Timeline] = ()
     lines: tuple[str, ...] = ()
+    wrong: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
 
 
 def ucr(*, root: str, name: str) -> SeriesSplits:
     """A set of the UCR / UEA archive: `<root>/<name>.npz`.
 
     Keys train_x, test_x: float (N, channels, time); train_y, test_y: labels from 0; where lengths differ also
-    train_len, test_len, and what lies beyond is padding; optionally classes, names of the labels. Raises DataError for
-    files missing or damaged.
+    train_len, test_len, and what lies beyond is padding; optionally classes, names of the labels. A series of another
+    length or label is a bad sample. Raises DataError for files missing or damaged.
     """
     folder = Path(root)
     path = folder / f"{name}.npz"
@@ -80,23 +81,32 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
         raise DataError(f"{path} cannot be read ({error}): it is damaged, or no NumPy .npz file") from error
     if missing := {"train_x", "train_y", "test_x", "test_y"} - arrays.keys():
         raise DataError(f"{path} lacks {sorted(missing)}; it holds {sorted(arrays)}")
-    (train, train_labels), (test, test_labels) = (_labelled(path, arrays, split) for split in ("train", "test"))
+    sides = {side: _labelled(path, arrays, side) for side in ("train", "test")}
+    (train, known, _), (test, asked, _) = sides.values()
     if len(train[0]) != len(test[0]):
         raise DataError(f"{path}: train_x has {len(train[0])} channels and test_x {len(test[0])}, expected as many")
-    index, lines = number_classes(sorted(set(train_labels)), test_labels, where=path)
-    if index is None:
-        return SeriesSplits(train, test, lines=lines)
-    count = 1 + max(train_labels)
-    names = tuple(map(str, arrays.get("classes", range(count))))
-    if len(names) < count:
-        raise DataError(f"{path}: classes names {len(names)} labels, but labels go up to {count - 1}")
-    return SeriesSplits(train, test, train_labels, test_labels, names)
+    names = tuple(map(str, np.ravel(arrays.get("classes", ()))))
+    beyond = [label for label in known if names and label >= len(names)]
+    if len(beyond) > MOST_LEFT_OUT * len(known):
+        raise DataError(f"{path}: classes names {len(names)} labels, but labels go up to {max(beyond)}")
+    used = sorted({label for label in known if label >= 0} - {*beyond})
+    index, lines = number_classes(used, [label for label in asked if label >= 0], where=path)
+    found = {}
+    if index is not None:
+        # With names, labels stay as they are, where some classes have no series.
+        index, names = ({label: label for label in used}, names) if names else (index, tuple(map(str, used)))
+        for side, (_, labels, wrong) in sides.items():
+            wrong |= {n: f"{NO_LABEL} ({label})" for n, label in enumerate(labels) if label not in index}
+            found[f"{side}_labels"] = [index.get(label, -1) for label in labels]
+        found["class_names"] = names
+    return SeriesSplits(train, test, lines=lines, wrong={side: each[2] for side, each in sides.items()}, **found)
 
 
-def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[list[Tensor], list[int]]:
+def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[list[Tensor], list[int], dict[int, str]]:
+    """Series, labels as they stand there, and number -> why a series cannot be used."""
     x, y = arrays[f"{split}_x"], arrays[f"{split}_y"]
     numbers = x.dtype.kind in "fiub" and x.ndim == 3 and x.size
-    if not numbers or y.shape != (len(x),) or y.dtype.kind not in "iu" or y.min() < 0:
+    if not numbers or y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise DataError(
             f"{path}: {split}_x is {x.dtype} {x.shape} and {split}_y {y.dtype} {y.shape}, expected numbers (N, "
             "channels, time), none of them 0, and N whole numbers from 0"
@@ -104,11 +114,14 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
     values = _as_float32(x)
     if np.isnan(values).all():
         raise DataError(f"{path}: {split}_x holds nothing but NaN")
-    lengths = arrays.get(f"{split}_len", np.full(len(x), x.shape[2]))
-    integers = lengths.shape == (len(x),) and lengths.dtype.kind in "iu"
-    if not integers or lengths.min() < 1 or lengths.max() > x.shape[2]:
-        raise DataError(f"{path}: {split}_len has to hold {len(x)} whole numbers from 1 to {x.shape[2]}")
-    return [each[:, :length] for each, length in zip(torch.from_numpy(values), lengths.tolist())], y.tolist()
+    most = x.shape[2]
+    lengths = arrays.get(f"{split}_len", np.full(len(x), most))
+    if lengths.shape != (len(x),) or lengths.dtype.kind not in "iu":
+        raise DataError(f"{path}: {split}_len has to hold {len(x)} whole numbers from 1 to {most}")
+    ends = lengths.tolist()
+    wrong = {n: f"its length is {end}, expected 1 to {most}" for n, end in enumerate(ends) if not 1 <= end <= most}
+    series = [each[:, : 1 if n in wrong else ends[n]] for n, each in enumerate(torch.from_numpy(values))]
+    return series, y.tolist(), wrong
 
 
 def ett(*, root: str) -> SeriesSplits:
@@ -164,7 +177,8 @@ def series_csv(
     period: rows of a season; None takes a day, where steps are shorter.
     missing_markers: words that stand for a missing cell, besides empty ones and NaN, NA, null.
 
-    Rows are put in the order of their times. Raises ValueError for settings that make no sense, DataError for what
+    Rows are put in the order of their times. A cell that is no number, and a row of too many cells, is missing, which a
+    warning says (see `read_table`). Raises ValueError for settings that make no sense, DataError for what
     cannot be read.
     """
     if len(splits) != 3 or min(splits) <= 0 or sum(splits) > 1 + 1e-9:
@@ -184,11 +198,6 @@ def series_csv(
             table.find_uneven_steps()
         else:
             table.resample(step)
-    notes = [f"{table.path}: {note}" for table in tables for note in table.notes]
-    for note in notes[:MOST_NOTES]:
-        log.warning(note)
-    if len(notes) > MOST_NOTES:
-        log.warning("%d more notes on other tables", len(notes) - MOST_NOTES)
     ends = [tuple(min(len(t.numbers), round(float(s) * len(t.numbers))) for s in np.cumsum(splits)) for t in tables]
     return _series_splits(tables, ends, period, tuple(lines))
 
@@ -218,7 +227,12 @@ def _find_tables(root: str) -> tuple[list[str], list[str]]:
 def _series_splits(
     tables: Sequence[TimeTable], ends: Sequence[tuple[int, int, int]], period: int | None, lines: tuple[str, ...] = ()
 ) -> SeriesSplits:
-    """Raises DataError for tables of different channels, and channels that are empty in the training parts."""
+    """Logs the notes. Raises DataError for tables of different channels, and channels empty in the training parts."""
+    notes = [f"{table.path}: {note}" for table in tables for note in table.notes]
+    for note in notes[:MOST_NOTES]:
+        log.warning("%s", note)
+    if len(notes) > MOST_NOTES:
+        log.warning("%d more notes on other tables", len(notes) - MOST_NOTES)
     text = {name for table in tables for name in table.text}
     every = list(dict.fromkeys(name for table in tables for name in table.numbers.columns if name not in text))
     for table in tables:

@@ -60,7 +60,7 @@ class SoundFile:
                 self._file.seek(start)
         except damage:
             raise UnreadableSample(self.name, self._ends_before(start)) from None
-        with readable(self.name, self.name, damage), _silent_stderr():
+        with readable(None, self.name, damage), _silent_stderr():
             while left > 0 and len(samples := self._file.read(min(left, block), dtype="float32", always_2d=True)):
                 parts.append(torch.from_numpy(samples.mean(axis=1)))
                 left -= len(samples)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.data.stream import Samples
+from jepa.data.stream import Samples, UnreadableSample
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
@@ -21,6 +21,11 @@ T = TypeVar("T")
 
 Listed = list[tuple[Any, str | None]]
 """What is listed for each sample of a split, such as its path, and its class; None in data without labels."""
+
+NO_LABEL = "it has no label, or one that no training sample has"
+"""Of a bad sample."""
+MOST_LEFT_OUT = 0.1
+"""Share of the entries of a list, or of the labels of a test split, that may be unusable."""
 
 Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]
 """(what is listed, labels or None) -> samples"""
@@ -61,7 +66,8 @@ class TensorImages:
 class FileSamples:
     """Files and their labels; items are (what `decode` makes of the file, label).
 
-    paths: relative to `folder`. labels: one for each path, or None. contents: path -> content of files in memory.
+    paths: relative to `folder`. labels: one for each path, -1 for one that has none, which makes it a bad sample; or
+        None. contents: path -> content of files in memory.
     decode: called with a path, or a file in memory and its path; raises UnreadableSample for damaged files.
     """
 
@@ -87,9 +93,18 @@ class FileSamples:
         return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        name, path = os.fsdecode(self.paths[index].item()), self.describe(index)
-        value = self.decode(path) if self.contents is None else self.decode(io.BytesIO(self.contents[name]), path)
+        if self.labels is not None and self.labels[index] < 0:
+            raise UnreadableSample(self.describe(index), NO_LABEL)
+        value = self.decode(*self.file(index, self.describe(index)))
         return value, None if self.labels is None else int(self.labels[index])
+
+    def file(self, index: int, name: str) -> tuple[Any, ...]:
+        """What `decode` is called with; name: of the sample. Raises UnreadableSample where there is no such file."""
+        if self.contents is None:
+            return (name,)
+        if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
+            raise UnreadableSample(name, "the archive does not hold it")
+        return io.BytesIO(content), name
 
 
 def hold_out(
@@ -122,12 +137,12 @@ def split_listed(
     """Listed samples. Without a test split, a `fraction` of each class is kept aside; a single sample stays in train.
 
     make, make_test: make the samples of a split, the same way for both unless the second is given. classes: in the
-    order of their labels, empty for samples without. A sample without a class among others has the label -1.
+    order of their labels, empty for samples without. A sample without one of these classes has the label -1.
     where: what lists them, for messages. lines: see `Splits`, to which what is said of the classes is added.
     """
     index = None
     if classes:
-        index, said = number_classes(classes, {name for _, name in test or [] if name}, where=where)
+        index, said = number_classes(classes, [name for _, name in test or [] if name], where=where)
         lines = (*lines, *said)
     if test is None:
         groups: dict[str | None, Listed] = {}
@@ -142,26 +157,29 @@ def split_listed(
             raise DataError(f"{where} has no class with two samples, so none can be kept aside for the test split")
     samples = []
     for part, make_part in ((train, make), (test, make_test or make)):
-        labels = None if index is None else [index[name] if name else -1 for _, name in part]
+        labels = None if index is None else [index.get(name, -1) for _, name in part]
         samples.append(make_part([item for item, _ in part], labels))
     return Splits(*samples, class_names=None if index is None else tuple(classes), lines=tuple(lines))
 
 
 def number_classes(
-    names: Sequence[Any], test: Iterable[Any], *, where: str | Path
+    names: Sequence[Any], test: Sequence[Any], *, where: str | Path
 ) -> tuple[dict[Any, int] | None, tuple[str, ...]]:
     """Class -> label, and what the first lines of a run say of the classes: the one place where labels become classes.
 
     None, for data without labels, where training has a single class: published lists label every sample 0.
-    names: the classes of the training split, in order. test: those of the test split. where: what holds the data.
-    Raises DataError for classes of the test split that train has not.
+    names: the classes of the training split, in order. test: the class of each test sample that has one. where: what
+    holds the data. Raises DataError where more than MOST_LEFT_OUT of the test samples have classes that train has not;
+    fewer are bad samples.
     """
     if len(names) < 2:
         what = f"all labels are alike ({first_few(names)})" if names else "no sample has a label"
         return None, (f"{where}: {what}, so this is data without labels",)
-    if unknown := sorted(set(test) - set(names)):
+    known = set(names)
+    unknown = [name for name in test if name not in known]
+    if len(unknown) > MOST_LEFT_OUT * len(test):
         raise DataError(
-            f"{where}: the classes {first_few(unknown)} of the test split are not in train, which has "
+            f"{where}: the classes {first_few(sorted(set(unknown)))} of the test split are not in train, which has "
             f"{first_few(names)}"
         )
     return {name: number for number, name in enumerate(names)}, ()

@@ -17,8 +17,14 @@ SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", r"\s+
 GROUPS = " '\u2019\u00a0\u202f"
 """What may stand between thousands, besides the mark that is not the decimal one."""
 
+NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"
+"""A number by any decimal mark."""
+
 SAMPLE = 2**18
 """Bytes of the beginning of a file, and of eight places further on, by which separator and decimal mark are told."""
+
+STRAY_ZEROS = 3
+"""Zero bytes among the first ones of a file of which it is still taken for text."""
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -28,7 +34,7 @@ def find_encoding(path: Path, content: bytes) -> str:
     if marked := next((name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark)), None):
         return marked
     head = content[:4096]
-    if 0 in head:
+    if head.count(0) > STRAY_ZEROS:
         zeros = [part.count(0) * 4 > len(part) for part in (head[::2], head[1::2])]
         if sum(zeros) != 1:
             raise DataError(f"{path} holds zero bytes: it is no table of text")
@@ -47,25 +53,28 @@ def find_encoding(path: Path, content: bytes) -> str:
 def sample_lines(content: bytes, encoding: str) -> tuple[list[str], list[str]]:
     """Return the first lines of a file, and lines from all over the rest of it; whole lines only."""
     end = content.find(b"\n", SAMPLE)
-    head = _lines(content[: None if end < 0 else end + 2].decode(encoding, errors="replace"))
+    head = split_lines(content[: None if end < 0 else end + 2].decode(encoding, errors="replace"))
     if encoding == "utf-16":
         encoding = "utf-16-be" if content.startswith(codecs.BOM_UTF16_BE) else "utf-16-le"
     rest = []
     for number in range(1, 1 if end < 0 else 9):
         start = number * len(content) // 9 // 2 * 2
-        rest += _lines(content[start : start + SAMPLE // 8].decode(encoding, errors="replace"))[1:-1]
+        rest += split_lines(content[start : start + SAMPLE // 8].decode(encoding, errors="replace"))[1:-1]
     return head if end < 0 else head[:-1], rest
 
 
-def _lines(text: str) -> list[str]:
+def split_lines(text: str) -> list[str]:
+    """Return the lines of a text, whatever ends them."""
     return re.split(r"\r\n|\r|\n", text)
 
 
 def split_cells(lines: Iterable[str], separator: str) -> list[list[str]]:
-    """Return the cells of lines that are not blank."""
+    """Return the cells of lines that are not blank, and have no cell that is longer than `csv` reads."""
     lines = [line for line in lines if line.strip()]
     if separator == r"\s+":
         lines, separator = [line.replace("\t", " ").strip() for line in lines], " "
+    most = csv.field_size_limit()
+    lines = [line for line in lines if len(line) < most or max(map(len, line.split(separator))) < most]
     return [row for row in csv.reader(lines, delimiter=separator, skipinitialspace=True) if row]
 
 

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import bz2
+import csv
 import gzip
 import io
 import lzma
+import math
 import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jepa.data.sources.download import memory_limit, read_all
+from jepa.data.sources.splits import MOST_LEFT_OUT
 from jepa.data.sources.table_dialect import (
     GROUPS,
+    NUMBER,
     SEPARATORS,
     find_decimal,
     find_encoding,
     find_separator,
+    is_value,
     sample_lines,
     split_cells,
+    split_lines,
 )
 from jepa.utils.errors import DataError, UserError, first_line
 from jepa.utils.lazy_import import require
@@ -31,13 +37,17 @@ if TYPE_CHECKING:
 WORDS = {name.removesuffix("s"): separator for separator, name in SEPARATORS.items()}
 PARQUET = (".parquet", ".pq")
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+BROKEN = "have more cells than the header has names, or a quote that is not closed"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
 
 
 def read_table(
     path: str | Path, *, separator: str | None = None, decimal: str | None = None, missing_markers: Sequence[str] = ()
-) -> tuple[pandas.DataFrame, str, str]:
-    """Return a table, whose columns are numbers, dates (of parquet) or text, how it is written, and the decimal mark.
+) -> tuple[pandas.DataFrame, str, str, list[str]]:
+    """Return a table, whose columns are numbers, dates (of parquet) or text.
+
+    Also how it is written, its decimal mark, and notes on what was taken for missing: cells that are no numbers among
+    numbers, and rows that cannot be read, up to MOST_LEFT_OUT of a column or of the rows.
 
     separator, decimal: None detects them. missing_markers: see `series_csv`. Numbers may be grouped, as
     1,234,567. Rows and unnamed columns without any cell are left out; the index is the number of a row, from 0.
@@ -54,11 +64,12 @@ def read_table(
         raise ValueError(f"data.source.decimal={decimal!r}: expected '.' or ',', or null")
     path = Path(path)
     parquet = path.suffix.lower() in PARQUET
+    lost: list[int] = []
     try:
         if parquet:
             frame, told, decimal = _read_parquet(path), "parquet", decimal or "."
         else:
-            frame, told, decimal = _read_csv(path, separator, decimal, missing_markers)
+            frame, told, decimal, lost = _read_csv(path, separator, decimal, missing_markers)
     except UserError:
         raise
     except MemoryError as error:
@@ -70,14 +81,21 @@ def read_table(
     if not frame.columns.is_unique:
         raise DataError(f"{path} has two columns of the name {frame.columns[frame.columns.duplicated()][0]!r}")
     empty = [name for name in frame.columns if name.startswith("Unnamed: ") and frame[name].isna().all()]
-    frame = frame.drop(columns=empty).dropna(how="all")
+    frame = frame.drop(columns=empty)
+    frame = frame[frame.notna().any(axis=1) | frame.index.isin(lost)]
     if not len(frame):
         raise DataError(f"{path} has no rows below its header")
-    marks = set()
+    marks: set[str] = set()
+    notes = [f"{len(lost)} of {len(frame)} rows, first row {lost[0] + 1}, {BROKEN}; they are missing"] if lost else []
     for name in [name for name in frame.columns if frame[name].dtype.kind not in "iufbMm"]:
-        frame[name], found = _as_numbers(frame[name], decimal, missing_markers)
+        frame[name], found, wrong = _as_numbers(frame[name], decimal, missing_markers)
         marks |= found
-    return frame, ", ".join([told, *(f"{mark!r} between thousands" for mark in sorted(marks))]), decimal
+        if len(wrong):
+            notes.append(
+                f"column {name!r} holds {wrong.iloc[0][:100]!r} in row {wrong.index[0] + 1}, which is no number; "
+                f"{len(wrong)} of {len(frame)} cells are such, and missing (data.source.missing_markers names them)"
+            )
+    return frame, ", ".join([told, *(f"{mark!r} between thousands" for mark in sorted(marks))]), decimal, notes
 
 
 def _read_parquet(path: Path) -> pandas.DataFrame:
@@ -98,26 +116,50 @@ def _read_parquet(path: Path) -> pandas.DataFrame:
 
 def _read_csv(
     path: Path, separator: str | None, decimal: str | None, missing_markers: Sequence[str]
-) -> tuple[pandas.DataFrame, str, str]:
+) -> tuple[pandas.DataFrame, str, str, list[int]]:
+    """As `read_table`, but with the numbers of the rows that cannot be read, which are empty."""
     import pandas
 
     content = _unpacked(path)
     encoding = find_encoding(path, content)
-    head, rest = sample_lines(content, encoding)
-    if not any(line.strip() for line in head):
-        raise DataError(f"{path} has no rows below its header")
-    hint = re.fullmatch(r"\ufeff?sep=(.)", head[0].strip("\r\n"), re.IGNORECASE)  # a line that spreadsheets write
-    if hint:
-        separator, header = separator or hint.group(1), 1
-    elif separator is None:
-        separator, header = find_separator(head)
-    else:
-        header = 0
-    names = split_cells(head[header:], separator)[0]
+    if not encoding.startswith("utf-16"):
+        content = content.replace(b"\0", b"?")  # which would end a cell
+    errors = (pandas.errors.ParserWarning, pandas.errors.ParserError, csv.Error)
+    try:
+        frame, *told = _parse(path, content, encoding, separator, decimal, missing_markers)
+        if not any(_holds_rows(frame[name]) for name in frame.columns if frame[name].dtype.kind not in "iufb"):
+            return frame, *told, []
+    except errors:
+        pass
+    content, separator, names, lost, count = _without_broken_rows(path, content, encoding, separator)
+    try:
+        if len(lost) > MOST_LEFT_OUT * count:
+            raise csv.Error(f"{len(lost)} of {count}")
+        return *_parse(path, content, "utf-8", separator, decimal, missing_markers), lost
+    except errors as error:
+        raise DataError(
+            f"{path}: some rows, first row {lost[0] + 1 if lost else 1}, {BROKEN} ({len(names)} when split at "
+            f"{SEPARATORS.get(separator, repr(separator))}: {', '.join(names[:5])}). Name every column, set "
+            "data.source.separator, or, where commas stand between numbers and in them, use another separator"
+        ) from error
+
+
+def _parse(
+    path: Path,
+    content: bytes,
+    encoding: str,
+    separator: str | None,
+    decimal: str | None,
+    missing_markers: Sequence[str],
+) -> tuple[pandas.DataFrame, str, str]:
+    """The table, how it is written, and its decimal mark. Raises ParserError and others for rows of too many cells."""
+    import pandas
+
+    separator, header, hint, names, lines = _layout(path, content, encoding, separator)
     if 8 * content.count(b"\n") * len(names) > memory_limit():
         raise DataError(f"{path} cannot be read: its cells do not fit in memory as numbers, give a part of it")
     if decimal is None:
-        decimal = find_decimal(path, split_cells([*head[header + 1 :], *rest], separator), separator)
+        decimal = find_decimal(path, split_cells(lines, separator), separator)
     with warnings.catch_warnings():
         warnings.simplefilter("error", pandas.errors.ParserWarning)  # that cells are lost
         try:
@@ -134,12 +176,6 @@ def _read_csv(
             )
         except pandas.errors.EmptyDataError:
             raise DataError(f"{path} has no rows below its header") from None
-        except (pandas.errors.ParserWarning, pandas.errors.ParserError) as error:
-            raise DataError(
-                f"{path}: some rows have more cells than the header has names ({len(names)} when split at "
-                f"{SEPARATORS.get(separator, repr(separator))}: {', '.join(names[:5])}). Name every column, set "
-                "data.source.separator, or, where commas stand between numbers and in them, use another separator"
-            ) from error
     told = [
         f"{SEPARATORS.get(separator, repr(separator))} between cells",
         f"decimal {'comma' if decimal == ',' else 'point'}",
@@ -147,6 +183,49 @@ def _read_csv(
         *([f"{header} lines above the header left out"] if header and not hint else []),
     ]
     return frame, ", ".join(told), decimal
+
+
+def _layout(
+    path: Path, content: bytes, encoding: str, separator: str | None
+) -> tuple[str, int, bool, list[str], list[str]]:
+    """The separator, the line of the header, whether a line above names the separator, the columns, and some lines."""
+    head, rest = sample_lines(content, encoding)
+    if not any(line.strip() for line in head):
+        raise DataError(f"{path} has no rows below its header")
+    hint = re.fullmatch(r"\ufeff?sep=(.)", head[0].strip("\r\n"), re.IGNORECASE)  # a line that spreadsheets write
+    if hint:
+        separator, header = separator or hint.group(1), 1
+    elif separator is None:
+        separator, header = find_separator(head)
+    else:
+        header = 0
+    closed = [line for line in [*head[header + 1 :], *rest] if line.count('"') % 2 == 0]
+    return separator, header, bool(hint), split_cells(head[header:], separator)[0], closed
+
+
+def _holds_rows(cells: pandas.Series) -> bool:
+    """Whether a column of numbers or dates has a cell of several lines: rows that a quote has swallowed."""
+    text = cells.dropna().astype(str).str.strip().str.replace(r"[;|]", ",", regex=True)
+    return bool(text.str.contains(r"[\r\n]").any()) and 2 * sum(map(is_value, text)) > len(text)
+
+
+def _without_broken_rows(
+    path: Path, content: bytes, encoding: str, separator: str | None
+) -> tuple[bytes, str, list[str], list[int], int]:
+    """The table in UTF-8 with BROKEN rows empty, its separator and columns, the broken rows, and how many there are."""
+    lines = split_lines(content.decode(encoding, errors="replace").removeprefix("\ufeff"))
+    whole = ["" if line.count('"') % 2 else line for line in lines]
+    separator, header, _, names, _ = _layout(path, "\n".join(whole).encode(), "utf-8", separator)
+    missing = (" " if separator == r"\s+" else separator).join(["NaN"] * len(names))
+    lost, rows = [], []
+    for line, known in zip(lines[header + 1 :], whole[header + 1 :]):
+        if not line.strip():
+            continue
+        cells = split_cells([known], separator)
+        if not cells or any(cell.strip() for cell in cells[0][len(names) :]):
+            lost.append(len(rows))
+        rows.append(missing if lost and lost[-1] == len(rows) else known)
+    return "\n".join([*whole[: header + 1], *rows, ""]).encode(), separator, names, lost, len(rows)
 
 
 def _unpacked(path: Path) -> bytes:
@@ -160,19 +239,36 @@ def _unpacked(path: Path) -> bytes:
         return read_all(file, path)
 
 
-def _as_numbers(cells: pandas.Series, decimal: str, missing_markers: Sequence[str]) -> tuple[pandas.Series, set[str]]:
-    """Return a column as numbers, and the marks between its thousands, or as it is where not all of it are numbers."""
-    import pandas
+def _as_numbers(
+    cells: pandas.Series, decimal: str, missing_markers: Sequence[str]
+) -> tuple[pandas.Series, set[str], pandas.Series]:
+    """Return a column as numbers, the marks between its thousands, and the cells that are none, which are missing.
 
+    As it is where more than MOST_LEFT_OUT of its cells are no numbers, or one has another decimal mark.
+    """
+    none = cells.iloc[:0]
     if not cells.map(lambda cell: isinstance(cell, str)).any():
-        numbers = pandas.to_numeric(cells, errors="coerce")
-        return (numbers.astype("float64") if numbers.isna().equals(cells.isna()) else cells), set()
+        numbers = cells.map(_as_float, na_action="ignore")
+        return (numbers.astype("float64") if numbers.isna().equals(cells.isna()) else cells), set(), none
     text = cells.map(lambda cell: cell.strip().replace("\u2212", "-") if isinstance(cell, str) else None)
-    text = text.mask(text.isin([*MISSING, *map(str, missing_markers)]))
+    text = text.mask(text.isin([*MISSING, *map(str, missing_markers)])).dropna()
     marks = GROUPS + ("." if decimal == "," else ",")
     number = rf"(?=.*\d)[+-]?(?:\d+|\d{{1,3}}(?:([{marks}])\d{{3}})(?:\1\d{{3}})*)?(?:{re.escape(decimal)}\d*)?"
-    if not text.notna().any() or not text.dropna().str.fullmatch(rf"{number}(?:[eE][+-]?\d+)?").all():
-        return cells, set()
+    fits = text.str.fullmatch(rf"{number}(?:[eE][+-]?\d+)?").astype(bool)
+    wrong = text[~fits]
+    if not len(text) or len(wrong) > MOST_LEFT_OUT * len(text) or wrong.str.fullmatch(NUMBER).any():
+        return cells, set(), none
+    text = text[fits]
     found = {mark for mark in marks if text.str.contains(mark, regex=False).any()}
     plain = text.str.replace(rf"[{marks}]", "", regex=True).str.replace(decimal, ".", regex=False)
-    return pandas.to_numeric(plain, errors="coerce").astype("float64"), found
+    return plain.map(float).astype("float64").reindex(cells.index), found, wrong
+
+
+def _as_float(value: Any) -> float:
+    """A number, infinite where it is too large; NaN for anything else."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
+    except (TypeError, ValueError):
+        return math.nan

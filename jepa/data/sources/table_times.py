@@ -24,6 +24,8 @@ PARTS = {
 }
 """Part of a date -> what its column may be called, in any case."""
 
+DATED = 0.9
+"""Share of the cells of a column of times that can be read as such; rows of the others are left out."""
 CLOCK = r"\d{1,2}[:.h]\d{2}(?:[:.]\d{2}(?:[.,]\d+)?)?"
 
 
@@ -98,7 +100,7 @@ def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
         return _dates_of_numbers(cells) if named else None
     known = cells.dropna().astype(str)
     few = known.iloc[:: max(1, len(known) // 100)]
-    if not few.str.contains(r"\d\D*\d\D*\d").mean() > 0.9 or is_clock(few):
+    if not few.str.contains(r"\d\D*\d\D*\d").mean() > DATED or is_clock(few):
         return None
     best = None
     for how in ({"format": "ISO8601"}, {"dayfirst": True}, {"dayfirst": False}):
@@ -107,7 +109,7 @@ def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
             dates = pandas.to_datetime(cells.astype(str).where(cells.notna()), errors="coerce", utc=True, **how)
         dates = dates.dt.tz_localize(None)
         fit = (round(dates.notna().sum() / max(1, len(known)), 2), -uneven_steps(dates)[1])
-        if fit[0] > (0.9 if named else 0.99) and (best is None or fit > best[0]):
+        if fit[0] > DATED and (best is None or fit > best[0]):
             best = fit, dates
         if fit == (1, 0):
             break
@@ -122,7 +124,7 @@ def _dates_of_numbers(cells: pandas.Series) -> pandas.Series | None:
         return None
     if known.max() < 21001231:
         dates = pandas.to_datetime(cells.astype("Int64").astype("string"), format="%Y%m%d", errors="coerce")
-        return dates if dates.notna().mean() > 0.99 else None
+        return dates if dates.notna().mean() > DATED else None
     unit = next((u for u, size in (("s", 1e10), ("ms", 1e13), ("us", 1e16), ("ns", 1e19)) if known.max() < size), None)
     return pandas.to_datetime(cells, unit=unit, errors="coerce") if unit and known.min() > 1e8 else None
 
@@ -132,7 +134,7 @@ def is_clock(cells: pandas.Series) -> bool:
     known = cells.dropna()
     if cells.dtype.kind in "iufbmM" or not len(known):
         return False
-    return bool(known.astype(str).str.strip().str.fullmatch(CLOCK).mean() > 0.99)
+    return bool(known.astype(str).str.strip().str.fullmatch(CLOCK).mean() > DATED)
 
 
 def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
@@ -156,7 +158,7 @@ def _assembled(frame: pandas.DataFrame, parts: dict[str, str]) -> pandas.Series 
     days = pandas.to_datetime(days, errors="coerce")
     for part, values in numbers.items():
         days = days + pandas.to_timedelta(values, unit=part)
-    return days if days.notna().mean() > 0.99 else None
+    return days if days.notna().mean() > DATED else None
 
 
 def uneven_steps(times: pandas.Series) -> tuple[pandas.Timedelta | None, int]:

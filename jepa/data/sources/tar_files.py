@@ -19,8 +19,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from jepa.data.sources.decoders import readable
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
-from jepa.data.sources.splits import first_few
+from jepa.data.sources.splits import FileSamples, first_few
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError, first_line
 from jepa.utils.read_data import open_regular, parse_json
@@ -60,41 +61,31 @@ class Members:
         return len(self.names)
 
 
-class TarSamples:
-    """Some of the members of archives and their labels; items are (what `decode` makes of the content, label).
-
-    rows: which members. labels: one for each, -1 for one that has none, which makes it a bad sample; or None.
-    decode: called with a file in memory and its name; raises UnreadableSample for damaged files.
-    """
+class TarSamples(FileSamples):
+    """Some of the members of archives and their labels, as `FileSamples`; rows: which members."""
 
     def __init__(
         self, rows: Sequence[int], labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
     ) -> None:
+        super().__init__((), labels, decode)
         rows = np.array(rows, dtype=np.int64)
-        self.archives, self.names, self.places = members.archives, members.names[rows], members.places[rows]
-        self.labels = None if labels is None else np.array(labels)
-        self.decode = decode
-
-    def __len__(self) -> int:
-        return len(self.names)
+        self.archives, self.paths, self.places = members.archives, members.names[rows], members.places[rows]
 
     def describe(self, index: int) -> str:
         """The archive and the name in it."""
-        return os.path.join(self.archives[self.places[index][0]], os.fsdecode(self.names[index].item()))
+        return os.path.join(self.archives[self.places[index][0]], super().describe(index))
 
-    def __getitem__(self, index: int) -> tuple[Any, int | None]:
-        name = self.describe(index)
+    def file(self, index: int, name: str) -> tuple[io.BytesIO, str]:
+        """The content of a member, in memory, and its name."""
         archive, start, size = self.places[index].tolist()
         if size > MOST_BYTES:
             raise UnreadableSample(name, f"it claims {size:,} bytes, more than {MOST_BYTES:,}")
-        if self.labels is not None and self.labels[index] < 0:
-            raise UnreadableSample(name, "it has no label")
-        with open(self.archives[archive], "rb") as file:
+        with readable(self.archives[archive], name), open(self.archives[archive], "rb") as file:
             file.seek(start)
             content = file.read(size)
         if len(content) < max(size, 1):
             raise UnreadableSample(name, "the archive ends before it" if size else "the file is empty")
-        return self.decode(io.BytesIO(content), name), None if self.labels is None else int(self.labels[index])
+        return io.BytesIO(content), name
 
 
 def index_tars(archives: Sequence[Path], kept: Path) -> tuple[Members, tuple[str, ...]]:

@@ -9,7 +9,15 @@ import numpy as np
 
 from jepa.data.sources.download import download_file, find_packed
 from jepa.data.sources.line_reader import TOO_LONG, read_lines
-from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes, sort_classes
+from jepa.data.sources.splits import (
+    NO_LABEL,
+    Splits,
+    check_fraction,
+    first_few,
+    hold_out,
+    number_classes,
+    sort_classes,
+)
 from jepa.data.sources.text_tables import (
     NOT_UTF8,
     TABLES,
@@ -23,6 +31,8 @@ from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 
 LINES = (".txt", ".text", ".tokens")
+ABOUT = (".", "readme", "license", "licence", "citation", "changelog")
+"""How names begin that are hidden, or of files that tell of the data and are none."""
 TEST_NAMES = ("test", "valid", "validation", "val", "dev")
 WIKITEXT2_URL = "https://raw.githubusercontent.com/pytorch/examples/main/word_language_model/data/wikitext-2/"
 WIKITEXT2_MD5 = {
@@ -108,7 +118,9 @@ def text_lines(
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=root)
     names, empty = (train[0], (test or train)[0]), sum(count for _, count in read)
-    return Splits(*(Texts(part, name=str(name)) for part, name in zip(parts, names)), lines=left_out(empty))
+    tables = _with_suffix(folder, tuple(TABLES)) if folder.is_dir() else ()
+    lines = (f"data.root={root}: tables beside the text left out: {first_few(tables)}",) if tables else ()
+    return Splits(*(Texts(part, name=str(name)) for part, name in zip(parts, names)), lines=(*lines, *left_out(empty)))
 
 
 def text_csv(
@@ -148,14 +160,17 @@ def text_csv(
         parts = hold_out(parts[0], test_fraction, split_seed, where=train[0])
     names, index, lines = None, None, ()
     if label_column is not None:
-        used = [{row.label for row in rows if row.label is not None} for rows in parts]
+        used = [[row.label for row in rows if row.label is not None] for rows in parts]
         names = sort_classes(used[0])
         where = f"data.root={root}, data.label_column={label_column}"
         index, lines = number_classes(names, used[1], where=where)
     splits = []
     for rows, file in zip(parts, (train[0], (test or train)[0])):
-        labels = None if index is None else [index.get(row.label, 0) for row in rows]
-        splits.append(Texts([row.text for row in rows], labels, name=str(file)))
+        labels = None if index is None else [index.get(row.label, -1) for row in rows]
+        texts = [row.text for row in rows]
+        for number in () if labels is None else (n for n, label in enumerate(labels) if label < 0 and texts[n]):
+            texts[number] = Unusable(NO_LABEL, rows[number].place or f"{file}, label {rows[number].label!r}")
+        splits.append(Texts(texts, labels, name=str(file)))
     return Splits(*splits, class_names=None if index is None else names, lines=(*lines, *left_out(empty)))
 
 
@@ -221,8 +236,11 @@ def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list
 
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of a folder whose names end so, packed or not; of a file that is there in both forms, the unpacked."""
-    found = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    """The files of a folder whose names end so, packed or not, but those that tell of the data.
+
+    Of a file that is there in both forms, the unpacked.
+    """
+    found = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.lower().startswith(ABOUT)]
     found = [path for path in found if path.name.lower().removesuffix(".gz").endswith(suffixes)]
     return [path for path in found if path.suffix != ".gz" or path.with_suffix("") not in found]
 

@@ -36,10 +36,11 @@ class Unusable(str):
 
 
 class Row(NamedTuple):
-    """A row of a table."""
+    """A row of a table; place: of one that lacks its label."""
 
     text: str
     label: str | None = None
+    place: str | None = None
 
 
 def table_kind(path: Path) -> str | None:
@@ -72,7 +73,8 @@ def advise_column(path: Path, root: str) -> str:
         names = list(dict.fromkeys(itertools.chain.from_iterable(objects)))
         lengths = {name: sum(len(row[name]) for row in objects if isinstance(row.get(name), str)) for name in names}
     else:
-        rows = [row for row in itertools.islice(read_rows(path, **_dialect(path)), SHOWN_ROWS) if row]
+        rows = itertools.islice(read_rows(path, **_dialect(path)), SHOWN_ROWS)
+        rows = [row for row in rows if not isinstance(row, str)]
         first, *body = rows or [[]]
         columns = [[row[number] for row in body if number < len(row)] for number in range(len(first))]
         sums = [sum(map(len, column)) for column in columns]
@@ -113,14 +115,14 @@ def _option(key: str, value: str | int) -> str:
 
 def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[Row]:
     rows = read_rows(path, **_dialect(path))
-    if (first := next(rows, [])) is None:
-        raise DataError(f"{path}: its first row cannot be used, as {TOO_LONG}")
+    if isinstance(first := next(rows, []), str):
+        raise DataError(f"{path}: its first row cannot be used, as {first}")
     text, label = (_place(column, first, header, path, key) if first else None for key, column in columns.items())
     wanted = 1 + max(text or 0, -1 if label is None else label)
     for number, row in enumerate(rows if header else itertools.chain([first] if first else [], rows), 1):
         place = f"{path}, row {number}"
-        if row is None:
-            yield Row(Unusable(TOO_LONG, place))
+        if isinstance(row, str):
+            yield Row(Unusable(row, place))
         elif len(row) < wanted:
             yield Row(Unusable(f"it has {len(row)} columns, expected {wanted} or more", place))
         else:
@@ -157,12 +159,10 @@ def _row(text: Any, label: Any, place: str, *, labelled: bool) -> Row:
         return Row(Unusable(f"its text is a value of type {type(text).__name__}", place))
     if len(text) > MOST_CHARACTERS:
         return Row(Unusable(TOO_LONG, place))
-    if not labelled:
-        return Row(text) if is_utf8(text) else Row(Unusable(NOT_UTF8, place))
+    if label is None or not str(label).strip():
+        return Row(text, place=place if labelled else None) if is_utf8(text) else Row(Unusable(NOT_UTF8, place))
     if isinstance(label, float) and label.is_integer():  # as pandas writes whole numbers beside a missing one
         label = int(label)
-    if label is None or not str(label).strip():
-        return Row(Unusable("the label is empty", place))
     if isinstance(label, (float, list, dict)):
         return Row(Unusable(f"its label is {label!r:.80}, expected a text or a whole number", place))
     name = str(label).strip()

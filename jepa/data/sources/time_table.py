@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from jepa.data.sources.table_dialect import is_value
+from jepa.data.sources.table_dialect import NUMBER, is_value
 from jepa.data.sources.table_files import read_table
 from jepa.data.sources.table_times import check_names, find_times, resampled, uneven_steps
 from jepa.utils.errors import DataError
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     import pandas
 
 MOST_NAMES = 30
-NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"
-"""A number by any decimal mark."""
 
 
 class TimeTable:
@@ -28,7 +26,7 @@ class TimeTable:
 
     numbers: the channels, float64, a row per time step. times: of the rows, or None. text: columns that are left out.
     told: how the file is written. notes: what is wrong with the rows. Raises DataError for what cannot be read, and for
-    a column in which only some cells are numbers.
+    a column of which many cells are numbers and many are not.
     """
 
     def __init__(
@@ -39,8 +37,7 @@ class TimeTable:
         **reading: Any,
     ) -> None:
         self.path = path
-        self.notes: list[str] = []
-        frame, self.told, decimal = read_table(path, **reading)
+        frame, self.told, decimal, self.notes = read_table(path, **reading)
         wanted = None if columns is None else check_names(path, frame, columns, "data.source.columns")
         self.time_columns, self.times = find_times(path, frame, time_column, wanted or ())
         free = [name for name in frame.columns if name not in self.time_columns] if wanted is None else wanted
