@@ -17,6 +17,7 @@ from rich.text import Text
 from torch import Tensor
 
 from jepa.report.dry_run_pictures import Pictures
+from jepa.report.figures import group_names
 from jepa.report.formatting import binary_size, plural, shape_text, shapes_text, si_prefix
 from jepa.report.mask_statistics import mask_statistics
 from jepa.report.step_cost import (
@@ -124,14 +125,13 @@ class _Report:
 
     def shapes(self, batch: Batch) -> None:
         """Print the shapes at every stage of a micro-batch."""
-        trainer = self.trainer
-        part = prepared(trainer, batch, trainer.micro_batch_size)
-        latents, modules = module_shapes(trainer, part)
+        part = prepared(self.trainer, batch, self.trainer.micro_batch_size)
+        latents, modules = module_shapes(self.trainer, part)
         rows = [[f"batch.{name}", shape_text(value.shape), ""] for name, value in named_tensors(part)]
         if grid := self._grid(part):
             rows.append(["token grid", shape_text(grid), f"{shape_text(grid)} = {math.prod(grid)} tokens"])
-        for index, mask in enumerate(part.get("masks", []), 1):
-            name = "mask" if len(part["masks"]) == 1 else f"mask {index}"
+        masks = part.get("masks", [])
+        for mask, name in zip(masks, group_names(masks)):
             rows.append([f"{name}: context tokens", shape_text(mask.context.shape), ""])
             rows.append([f"{name}: target tokens", shape_text(mask.targets.shape), "blocks x tokens of each"])
         for name, inputs, outputs, calls in modules:
@@ -145,8 +145,8 @@ class _Report:
     def cost(self, cost: StepCost) -> None:
         """Print parameters, operations and memory."""
         counts = parameter_counts(self.trainer.model)
-        counts.append(("total", *(sum(row[index] for row in counts) for index in (1, 2))))
-        rows = [[name, *(f"{count:,}" if count else "-" for count in both)] for name, *both in counts]
+        counts["total"] = tuple(map(sum, zip(*counts.values())))
+        rows = [[name, *(f"{count:,}" if count else "-" for count in both)] for name, both in counts.items()]
         self.table("Parameters", ["module", "trainable", "frozen"], rows)
         micro, step = self.trainer.micro_batch_size, cost.total * self.trainer.data.batch_size
         run = step * self.trainer.run_length.max_steps
@@ -174,10 +174,9 @@ class _Report:
             return
         groups = [mask_statistics(mask, grid) for mask in masks]
         rows = [[name, *(group[name] for group in groups)] for name in groups[0]]
-        names = ["all"] if len(groups) == 1 else [f"mask {index}" for index in range(1, len(groups) + 1)]
-        count, tokens = masks[0].context.shape[0], math.prod(grid)
-        title = f"Masks of {count} inputs on a grid of {shape_text(grid)} = {tokens} tokens"
-        self.table(title, ["per input", *names], rows)
+        tokens = f"{shape_text(grid)} = {math.prod(grid)} tokens"
+        title = f"Masks of {len(masks[0].context)} inputs on a grid of {tokens}"
+        self.table(title, ["per input", *group_names(masks)], rows)
         self.pictures.masks(batch, masks, grid)
 
     def schedules(self) -> None:
@@ -188,8 +187,7 @@ class _Report:
         rows = schedule_table(schedules, length)
         shown = [[name, f"{step:,}", *(f"{value:.4g}" for value in values)] for name, step, values in rows]
         self.table("Schedules", ["", "step", *schedules], shown)
-        warmup = warmup_steps(schedules, length)
-        if warmup > length.max_steps:
+        if (warmup := warmup_steps(schedules, length)) > length.max_steps:
             self.print(f"The warm-up of {warmup:,.0f} steps is longer than the run and never reaches its peak.\n")
 
     def disk(self, cost: StepCost) -> None:

@@ -13,7 +13,7 @@ from jepa.types import Grid, Mask
 def mask_statistics(mask: Mask, grid: Grid) -> dict[str, str]:
     """Return statistics of one mask group over a batch: tokens per sample, and shares of the samples."""
     tokens = math.prod(grid)
-    seen, predicted = (token_membership(mask, part, tokens) for part in ("context", "targets"))
+    seen, predicted = seen_and_predicted(mask, (tokens,))
 
     def count(where: Tensor) -> str:
         mean = where.float().sum(dim=1).mean().item()
@@ -35,16 +35,19 @@ def mask_statistics(mask: Mask, grid: Grid) -> dict[str, str]:
     }
 
 
-def token_membership(mask: Mask, part: str, tokens: int) -> Tensor:
-    """Return (B, N) bool: whether a token is in a sample's "context", or in at least one of its "targets"."""
-    result = torch.zeros(mask.context.shape[0], tokens, dtype=torch.bool)
-    for sample in range(len(result)):
-        result[sample, token_indices(mask, part, sample)] = True
-    return result
+def seen_and_predicted(mask: Mask, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return whether a token is in a sample's context, and in at least one of its targets, each (B, *grid) bool."""
+    return tokens_in(mask.context, mask.context_valid, grid), target_blocks(mask, grid).any(dim=1)
 
 
-def token_indices(mask: Mask, part: str, sample: int, block: int | None = None) -> Tensor:
-    """Return the token indices of a sample's "context" or "targets", without padding, on the CPU."""
-    index, valid = (mask.context, mask.context_valid) if part == "context" else (mask.targets, mask.target_valid)
-    where = sample if block is None else (sample, block)
-    return (index[where] if valid is None else index[where][valid[where]]).flatten().cpu()
+def target_blocks(mask: Mask, grid: Grid) -> Tensor:
+    """Return whether a token is in each target block, (B, blocks, *grid) bool."""
+    return tokens_in(mask.targets, mask.target_valid, grid)
+
+
+def tokens_in(index: Tensor, valid: Tensor | None, grid: Grid) -> Tensor:
+    """Return which tokens are among the valid indices (..., K), as (..., *grid) bool on the CPU."""
+    padding = math.prod(grid)
+    index = index if valid is None else index.masked_fill(~valid, padding)
+    inside = torch.zeros(*index.shape[:-1], padding + 1, dtype=torch.bool)
+    return inside.scatter_(-1, index.cpu(), True)[..., :-1].unflatten(-1, grid)

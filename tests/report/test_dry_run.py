@@ -19,7 +19,7 @@ from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
-from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_colours, to_pixels
+from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_colours
 from jepa.report.mask_statistics import mask_statistics
 from jepa.types import Mask, RunLength
 from jepa.utils.log_mel import LogMel
@@ -230,10 +230,11 @@ def test_outlines_follow_the_border_and_lie_inside():
 
 def test_pixels_undo_the_normalisation():
     data = SimpleNamespace(transform=SimpleNamespace(mean=torch.tensor([0.5]), std=torch.tensor([0.25])))
-    pixels = to_pixels(torch.tensor([-2.0, 0.0, 4.0]).view(1, 1, 1, 3), pixel_statistics(data))
-    assert pixels.flatten().tolist() == [0.0, 0.5, 1.0]
+    pixels, said = to_colours(torch.tensor([-2.0, 0.0, 2.04]).view(1, 1, 1, 3), pixel_statistics(data))
+    assert (pixels.flatten().tolist(), said) == ([0.0, 0.5, 1.0], "")
     assert pixel_statistics(SimpleNamespace()) is None
-    assert to_pixels(torch.tensor([1.0, 3.0]), None).tolist() == [0.0, 1.0]
+    pixels, said = to_colours(torch.tensor([1.0, 3.0]).view(1, 1, 2), None)
+    assert (pixels.flatten().tolist(), said) == ([0.0, 1.0], "; scaled to its own range")
 
 
 @pytest.mark.parametrize(
