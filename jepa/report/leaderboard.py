@@ -22,11 +22,20 @@ from jepa.utils.run_status import FINISHED
 if TYPE_CHECKING:
     import pandas
 
+# Metrics that a table shows beside the objectives, if a run has them, and fields of the status in `Leaderboard.rows`.
 SHOWN_METRICS = ("eval/trained/linear", "eval/trained/knn", "eval/trained/rankme", "val/loss")
-"""Metrics that a table shows beside the objectives, if a run has them."""
-
-STATUS_FIELDS = ("step", "max_steps", "train_seconds", "samples_per_second", "starts", "job", "host")
-"""Fields of the status in `Leaderboard.rows`."""
+STATUS_FIELDS = (
+    "state",
+    "reason",
+    "verdict",
+    "step",
+    "max_steps",
+    "train_seconds",
+    "samples_per_second",
+    "starts",
+    "job",
+    "host",
+)
 
 
 class Leaderboard:
@@ -60,13 +69,10 @@ class Leaderboard:
         """Return every run as a dict: place, state, options, also the shared ones, objectives and metrics."""
         rows = []
         for run in self.runs:
-            row = {"place": self.places.get(run.path), "run": run.folder, "state": run.state}
-            row |= {"reason": run.status.reason, "verdict": run.status.verdict, "seed": run.seed}
-            row |= {name: getattr(run.status, name) for name in STATUS_FIELDS}
-            values = run.overrides | run.shared
-            values |= {f"objective/{name}": value for name, value in run.status.objective.items()}
-            values |= dict(sorted(run.metrics.items()))
-            rows.append(row | {name: value for name, value in values.items() if name not in row})
+            status = {name: getattr(run.status, name) for name in STATUS_FIELDS}
+            row = {"place": self.places.get(run.path), "run": run.folder, "seed": run.seed, **status}
+            objective = {f"objective/{name}": value for name, value in run.status.objective.items()}
+            rows.append(row | run.overrides | run.shared | objective | dict(sorted(run.metrics.items())) | row)
         return rows
 
     def to_frame(self) -> pandas.DataFrame:
@@ -128,10 +134,8 @@ def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list
     close = difflib.get_close_matches(metric or "", known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     others = ", ".join(sorted(known, key=lambda name: (not name.startswith(("eval/", "val/", "online/")), name))[:20])
-    asked = f"metric={metric}: no run of sweep={folder} has it"
-    if metric is None:
-        asked = f"no run of sweep={folder} has {' or '.join(DEFAULT_METRICS)}"
-    raise UserError(f"{asked}; {hint}give metric= one of {others}")
+    asked = f"no run of sweep={folder} has {metric or ' or '.join(DEFAULT_METRICS)}"
+    raise UserError(f"{f'metric={metric}: ' if metric else ''}{asked}; {hint}give metric= one of {others}")
 
 
 def ranked(runs: Sequence[Run], metric: str, direction: Direction) -> list[Run]:
