@@ -85,7 +85,6 @@ class RankWatch:
         return f"{self._job}/{name}"
 
     def close(self) -> None:
-        """Stop the thread."""
         self._closed.set()
         self._thread.join(timeout=5 * HEARTBEAT_SECONDS)
 
@@ -132,5 +131,4 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line."""
     return error_message(error).partition("\n")[0]

@@ -155,7 +155,6 @@ class CollapseMonitor:
                 self.verdict = judge(self.history, self.thresholds)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the history and the verdict, as plain values."""
         return {
             "history": [dict(measurement) for measurement in self.history],
             "verdict": list(astuple(self.verdict)),
@@ -163,7 +162,6 @@ class CollapseMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.history = [dict(measurement) for measurement in state["history"]]
         self.verdict = Verdict(*state["verdict"])
         for name, task in state.get("tasks", {}).items():

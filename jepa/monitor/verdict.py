@@ -32,7 +32,6 @@ class Verdict:
 
     @property
     def is_bad(self) -> bool:
-        """Whether the run has a problem."""
         return self.name not in (HEALTHY, UNKNOWN)
 
     @property

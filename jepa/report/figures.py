@@ -18,7 +18,6 @@ from matplotlib.figure import Figure
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
-from jepa.report.mask_statistics import seen_and_predicted, target_blocks
 from jepa.types import Grid, Mask
 from jepa.utils.files import write_atomic
 from jepa.utils.tensors import grid_positions
@@ -163,6 +162,24 @@ def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid)
 def to_rgb(image: Tensor) -> np.ndarray:
     """Return an image (C, H, W) in [0, 1], C 1 or 3, as (H, W, 3)."""
     return image.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def seen_and_predicted(mask: Mask, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return whether a token is in a sample's context, and in at least one of its targets, each (B, *grid) bool."""
+    return tokens_in(mask.context, mask.context_valid, grid), target_blocks(mask, grid).any(dim=1)
+
+
+def target_blocks(mask: Mask, grid: Grid) -> Tensor:
+    """Return whether a token is in each target block, (B, blocks, *grid) bool."""
+    return tokens_in(mask.targets, mask.target_valid, grid)
+
+
+def tokens_in(index: Tensor, valid: Tensor | None, grid: Grid) -> Tensor:
+    """Return which tokens are among the valid indices (..., K), as (..., *grid) bool on the CPU."""
+    padding = math.prod(grid)
+    index = index if valid is None else index.masked_fill(~valid, padding)
+    inside = torch.zeros(*index.shape[:-1], padding + 1, dtype=torch.bool)
+    return inside.scatter_(-1, index.cpu(), True)[..., :-1].unflatten(-1, grid)
 
 
 def as_strips(video: Tensor, max_frames: int = 16) -> Tensor:

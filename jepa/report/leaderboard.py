@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from jepa.report.formatting import short_names
-from jepa.report.option_importance import importances
 from jepa.report.runs import Run, read_runs
-from jepa.report.seed_statistics import compare_with_best, settings_of
+from jepa.report.sweep_statistics import compare_with_best, importances, settings_of
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
 from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
@@ -22,20 +21,10 @@ from jepa.utils.run_status import FINISHED
 if TYPE_CHECKING:
     import pandas
 
-# Metrics that a table shows beside the objectives, if a run has them, and fields of the status in `Leaderboard.rows`.
 SHOWN_METRICS = ("eval/trained/linear", "eval/trained/knn", "eval/trained/rankme", "val/loss")
-STATUS_FIELDS = (
-    "state",
-    "reason",
-    "verdict",
-    "step",
-    "max_steps",
-    "train_seconds",
-    "samples_per_second",
-    "starts",
-    "job",
-    "host",
-)
+"""Metrics that a table shows beside the objectives, if a run has them."""
+STATUS_FIELDS = ("reason", "verdict", "step", "max_steps", "train_seconds", "samples_per_second")
+STATUS_FIELDS += ("starts", "job", "host")
 
 
 class Leaderboard:
@@ -69,8 +58,8 @@ class Leaderboard:
         """Return every run as a dict: place, state, options, also the shared ones, objectives and metrics."""
         rows = []
         for run in self.runs:
-            status = {name: getattr(run.status, name) for name in STATUS_FIELDS}
-            row = {"place": self.places.get(run.path), "run": run.folder, "seed": run.seed, **status}
+            row = {"place": self.places.get(run.path), "run": run.folder, "state": run.state, "seed": run.seed}
+            row |= {name: getattr(run.status, name) for name in STATUS_FIELDS}
             objective = {f"objective/{name}": value for name, value in run.status.objective.items()}
             rows.append(row | run.overrides | run.shared | objective | dict(sorted(run.metrics.items())) | row)
         return rows

@@ -6,9 +6,8 @@ from collections import Counter
 
 from jepa.report.formatting import count_states, joined, number, options, plural, with_error
 from jepa.report.leaderboard import Leaderboard
-from jepa.report.option_importance import MIN_RUNS
 from jepa.report.runs import SEED
-from jepa.report.seed_statistics import LEVEL, Comparison, Setting
+from jepa.report.sweep_statistics import LEVEL, MIN_RUNS, Comparison, Setting
 from jepa.utils.run_status import FINISHED
 
 FRONT_SHOWN = 4
@@ -57,7 +56,6 @@ def run_names(board: Leaderboard, setting: Setting) -> str:
 
 
 def winner(board: Leaderboard) -> str:
-    """Return the best setting and its mean."""
     best = board.settings[0]
     value = f"{number(best.mean)} (one seed)"
     if best.half is not None:
@@ -74,7 +72,6 @@ def winner(board: Leaderboard) -> str:
 
 
 def differences(board: Leaderboard) -> list[str]:
-    """Return whether the best setting is better than the others by more than chance."""
     comparisons = board.comparisons
     if not comparisons:
         return []
@@ -121,7 +118,6 @@ def against_runner_up(board: Leaderboard, item: Comparison, tests: int) -> str:
 
 
 def front(board: Leaderboard) -> str:
-    """Return the runs on the Pareto front."""
     if not board.front:
         return f"No run has come to its end with {joined(list(board.objectives))}, so there is no Pareto front yet."
     runs = []
@@ -137,7 +133,6 @@ def front(board: Leaderboard) -> str:
 
 
 def importance(board: Leaderboard) -> list[str]:
-    """Return the options that the metric depends on most."""
     count = len(board.places)
     if len(board.settings) < 2 or count < MIN_RUNS:
         return []

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from jepa.report.formatting import count_states, duration, number, progress, shortened
+from jepa.report.formatting import Column, count_states, duration, number, progress, rich_table, shortened
 from jepa.report.run_files import current_status, last_modified, run_folders
 from jepa.report.runs import name_of
-from jepa.report.terminal_table import Column, rich_table
 from jepa.utils.errors import UserError
 from jepa.utils.run_status import FINISHED, Status
 

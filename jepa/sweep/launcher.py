@@ -108,7 +108,6 @@ class SweepRun:
         return result
 
     def log_changes(self) -> None:
-        """Log the state of the run if it has changed."""
         status = read_status(self.folder)
         line = "" if status is None else self._state_line(status)
         if line and line != self._logged:

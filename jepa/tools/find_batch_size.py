@@ -31,8 +31,6 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Trial:
-    """One size."""
-
     size: int
     fits: bool
     tried: bool  # False when it was not run, as its memory, then a prediction, would exceed the limit
@@ -42,8 +40,6 @@ class Trial:
 
 @dataclass(frozen=True)
 class BatchSizeFinding:
-    """What the search found."""
-
     trials: list[Trial]  # by size
     largest: int  # micro-batch that fits, at most `max_size`
     suggestion: int  # the largest that fits and divides data.batch_size
@@ -110,7 +106,6 @@ class _Search:
             )
 
     def run(self) -> None:
-        """Fill `trials`."""
         gc.collect()
         first = {"start_step": self.trainer.step, "stop_step": self.trainer.step + 1}
         with closing(self.trainer.data.train_batches(seed=self.trainer.seed, **first)) as batches:
