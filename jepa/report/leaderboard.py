@@ -83,17 +83,9 @@ def read_leaderboard(
     Raise UserError if the folder does not exist or has no runs, or no run has the metric.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"sweep={folder} {what}: give the folder of a sweep, such as outputs/<date>/<time>-sweep")
     if direction not in (None, *get_args(Direction)):
         raise UserError(f"direction={direction}: give one of {', '.join(get_args(Direction))}, or leave it out")
     runs = read_runs(folder, queue)
-    if not runs:
-        raise UserError(
-            f"sweep={folder} holds no runs (no folder in it has a status.json, metrics.jsonl or results.json): give "
-            "the folder that the jobs of a sweep write to"
-        )
     first, *others = objectives_of(runs, metric, folder)
     objectives = {first: direction or direction_of(first), **{name: direction_of(name) for name in others}}
     return Leaderboard(folder=folder, runs=runs, objectives=objectives)

@@ -57,10 +57,8 @@ def run_names(board: Leaderboard, setting: Setting) -> str:
 
 def winner(board: Leaderboard) -> str:
     best = board.settings[0]
-    value = f"{number(best.mean)} (one seed)"
-    if best.half is not None:
-        seeds = plural(len(best.values), "seed")
-        value = f"{with_error(best.mean, best.half)} (mean and {LEVEL:.0%} interval over {seeds})"
+    over = f"mean and {LEVEL:.0%} interval over {plural(len(best.values), 'seed')}"
+    value = f"{with_error(best.mean, best.half)} ({'one seed' if best.half is None else over})"
     bad = f"; {plural(best.bad, 'more run')} of it failed or collapsed" if best.bad else ""
     who = "There is one setting"
     if len(board.settings) > 1:
@@ -83,10 +81,8 @@ def differences(board: Leaderboard) -> list[str]:
         count = len(comparisons) - len(chance)
         lines.append(f"It beats {count} of the {len(comparisons)} other settings by more than chance{others}.")
     if tests < len(comparisons):
-        lines.append(
-            "Settings of one seed cannot be told from chance: run the best few with more, such as "
-            f"{SEED}=0,1,2 in the sweep."
-        )
+        more = f"run the best few with more, such as {SEED}=0,1,2 in the sweep"
+        lines.append(f"Settings of one seed cannot be told from chance: {more}.")
     return lines
 
 
@@ -124,8 +120,7 @@ def front(board: Leaderboard) -> str:
     for run in board.front[:FRONT_SHOWN]:
         values = ", ".join(f"{name} {number(run.value(name))}" for name in board.objectives)
         runs.append(f"run {run.folder} ({options(run.overrides, board.names)}): {values}")
-    hidden = len(board.front) - len(runs)
-    more = f"; and {hidden} more" if hidden else ""
+    more = f"; and {len(board.front) - FRONT_SHOWN} more" if len(board.front) > FRONT_SHOWN else ""
     ways = joined([f"{name} ({way})" for name, way in board.objectives.items()])
     are = "run is" if len(board.front) == 1 else "runs are"
     each = "both" if len(board.objectives) == 2 else "all"
@@ -138,10 +133,8 @@ def importance(board: Leaderboard) -> list[str]:
         return []
     runs = plural(count, "run")
     top = [f"{key} ({share:.0%})" for key, share in list(board.importances.items())[:3] if share >= 0.01]
-    if not top:
-        return [
-            f"What {board.metric} depends on cannot be told from {runs}: a random forest predicts none by the others."
-        ]
     few = ", a guess with so few" if count < 10 * len(board.importances) else ""
-    shares = f"shares of its variance, by a random forest over {runs}{few}"
-    return [f"{board.metric} depends most on {joined(top)}: {shares}."]
+    if top:
+        shares = f"shares of its variance, by a random forest over {runs}{few}"
+        return [f"{board.metric} depends most on {joined(top)}: {shares}."]
+    return [f"What {board.metric} depends on cannot be told from {runs}: a random forest predicts none by the others."]

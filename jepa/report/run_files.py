@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jepa.utils.errors import UserError
 from jepa.utils.read_data import DamagedFileError, exists, kind_of, parse_json, read_json, read_lines, read_yaml
 from jepa.utils.run_status import FINISHED, STATUS_FILE, Status, is_dead, is_overrides, read_status, status_of
 
@@ -40,6 +41,16 @@ def run_folders(folder: Path) -> list[Path]:
             found.append(Path(place))
             inside.clear()
         inside[:] = [name for name in inside if not name.startswith(".")]
+    return found
+
+
+def find_runs(folder: Path, key: str, give: str) -> list[Path]:
+    """Return `run_folders`. Raise UserError, which says what to `give`, if the folder does not exist or has none."""
+    if not folder.is_dir():
+        raise UserError(f"{key}={folder} {'is a file' if folder.exists() else 'does not exist'}: give {give}")
+    if not (found := run_folders(folder)):
+        nothing = "no folder in it has a status.json, metrics.jsonl or results.json"
+        raise UserError(f"{key}={folder} holds no runs ({nothing}): give {give}")
     return found
 
 
@@ -94,17 +105,24 @@ def last_modified(path: Path) -> float:
     return max(times)
 
 
+@contextlib.contextmanager
+def noted(damaged: list[str]) -> Iterator[None]:
+    """A context that a damaged file ends, with a note of it."""
+    try:
+        yield
+    except DamagedFileError as error:
+        damaged.append(error.brief)
+
+
 def read_content(path: Path, kind: type[Content], damaged: list[str]) -> Content:
     """Return a dict or list from a JSON or YAML file; an empty one if the file is missing, damaged or neither."""
-    try:
+    with noted(damaged):
         if exists(path):
             content = read_json(path) if path.suffix == ".json" else read_yaml(path)
             if isinstance(content, kind):
                 return content
             expected = "a list" if kind is list else "names and values"
             raise DamagedFileError(path, f"it holds {kind_of(content)}, expected {expected}")
-    except DamagedFileError as error:
-        damaged.append(error.brief)
     return kind()
 
 
@@ -114,7 +132,7 @@ def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
     results = read_content(path, dict, damaged)
     collapse = results.get("collapse") or {}
     own = {"state": "done", "reason": results.get("stopped"), "step": results.get("step")}
-    try:
+    with noted(damaged):
         if not isinstance(collapse, dict):
             raise DamagedFileError(path, f"collapse is {kind_of(collapse)}, expected names and values")
         status_of({**own, "verdict": collapse.get("verdict")}, path)
@@ -123,10 +141,8 @@ def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
             raise DamagedFileError(path, f"{min(wrong)} is no number")
         if len(result_values(results)) > MAX_METRICS:
             raise DamagedFileError(path, f"it holds more than {MAX_METRICS} metrics")
-    except DamagedFileError as error:
-        damaged.append(error.brief)
-        return {}
-    return results
+        return results
+    return {}
 
 
 def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[dict[str, float]]:
@@ -135,7 +151,7 @@ def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[d
     Of damaged lines the first is noted. needle: skip lines without this text, which saves parsing them.
     """
     path, found = path / "metrics.jsonl", 0
-    try:
+    with noted(damaged):
         for number, line in enumerate(read_lines(path) if exists(path) else (), 1):
             if line.strip() and needle.encode() not in line:
                 continue
@@ -148,8 +164,6 @@ def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[d
                     found += 1
                 if found == MAX_DAMAGED_LINES:
                     return
-    except DamagedFileError as error:
-        damaged.append(error.brief)
 
 
 def _metric_line(line: bytes, path: Path, number: int) -> dict[str, float]:

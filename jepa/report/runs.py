@@ -13,12 +13,12 @@ from pathlib import Path
 from jepa.report.formatting import DEFAULT
 from jepa.report.run_files import (
     current_status,
+    find_runs,
     is_value,
     last_values,
     read_content,
     read_results,
     result_values,
-    run_folders,
 )
 from jepa.utils.nested import flatten
 from jepa.utils.read_data import printable
@@ -88,8 +88,12 @@ class Run:
 
 
 def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]:
-    """Return the runs in a folder, sorted by name (2 before 10). queue: see `current_status`."""
-    paths = sorted(run_folders(folder), key=lambda path: natural_key(name_of(path, folder)))
+    """Return the runs in a sweep's folder, sorted by name (2 before 10). queue: see `current_status`.
+
+    Raise UserError if the folder does not exist or has no runs.
+    """
+    paths = find_runs(folder, "sweep", "the folder that the jobs of a sweep write to, as outputs/<date>/<time>-sweep")
+    paths.sort(key=lambda path: natural_key(name_of(path, folder)))
     statuses = [current_status(path, queue) for path in paths]
     damaged: list[list[str]] = [[] for _ in paths]
     own = [parse_overrides(stored_overrides(*files)) for files in zip(paths, statuses, damaged)]

@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import numpy as np
@@ -82,18 +84,17 @@ def half_width(values: Sequence[float]) -> float | None:
 
 def settings_of(runs: Sequence[Run], metric: str, direction: Direction) -> list[Setting]:
     """Return the runs grouped by their options without the seed: best mean first, settings without a value last."""
-    groups: dict[tuple[tuple[str, str], ...], list[Run]] = {}
+    groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        key = tuple((name, canonical(value)) for name, value in run.setting.items())
-        groups.setdefault(key, []).append(run)
+        groups[tuple(map(canonical, run.setting.values()))].append(run)
     settings = []
     for group in groups.values():
-        seeds: dict[str | None, list[float]] = {}
+        seeds: dict[str | None, list[float]] = defaultdict(list)
         for run in group:
             if run.counts(metric):
-                seeds.setdefault(run.seed, []).append(run.value(metric))
-        values = {seed: math.fsum(repeats) / len(repeats) for seed, repeats in seeds.items()}
-        mean = math.fsum(values.values()) / len(values) if values else None
+                seeds[run.seed].append(run.value(metric))
+        values = {seed: fmean(repeats) for seed, repeats in seeds.items()}
+        mean = fmean(values.values()) if values else None
         settings.append(Setting(group[0].setting, values, group, mean, half_width(list(values.values()))))
     sign = -1.0 if direction == "maximize" else 1.0
     return sorted(settings, key=lambda setting: math.inf if setting.mean is None else sign * setting.mean)
@@ -113,7 +114,7 @@ def compare(best: Setting, other: Setting, direction: Direction) -> Comparison:
         for setting in (best, other)
     )
     rounding = ROUNDING * max(map(abs, [*best.values.values(), *other.values.values()]))
-    lead = math.fsum(ours) / len(ours) - math.fsum(others) / len(others)
+    lead = fmean(ours) - fmean(others)
     lead = lead if abs(lead) > rounding else 0.0
     count = min(len(ours), len(others))
     spread = np.ptp(ours - others) if paired else max(np.ptp(ours), np.ptp(others))
@@ -146,12 +147,12 @@ def compare_with_best(settings: Sequence[Setting], direction: Direction) -> list
     """
     valued = [setting for setting in settings if setting.values]
     comparisons = [compare(valued[0], other, direction) for other in valued[1:]]
-    corrected = iter(holm([1.0 if item.p is None else item.p for item in comparisons if item.seeds >= 2]))
-    found = []
-    for item in comparisons:
-        value = next(corrected) if item.seeds >= 2 else None
-        found.append(item if item.p is None else dataclasses.replace(item, corrected=value))
-    return found
+    tested = [place for place, item in enumerate(comparisons) if item.seeds >= 2]
+    p_values = [1.0 if comparisons[place].p is None else comparisons[place].p for place in tested]
+    for place, corrected in zip(tested, holm(p_values)):
+        if comparisons[place].p is not None:
+            comparisons[place] = dataclasses.replace(comparisons[place], corrected=corrected)
+    return comparisons
 
 
 def importances(runs: Sequence[Run], metric: str) -> dict[str, float]:
