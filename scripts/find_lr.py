@@ -34,9 +34,7 @@ def main(config: DictConfig) -> float | None:
         folder.mkdir(parents=True, exist_ok=True)
         values = {**dataclasses.asdict(finding), "overrides": list(config.overrides)}
         (folder / "find_lr.json").write_text(json.dumps(values, indent=2) + "\n")
-        learning_rate_figure(
-            finding.learning_rates, finding.losses, finding.smoothed, finding.suggestion, path=folder / "find_lr.png"
-        )
+        learning_rate_figure(finding, folder / "find_lr.png")
     print(told(finding, config))
     print(f"{folder / 'find_lr.png'}, find_lr.json")
     return finding.suggestion

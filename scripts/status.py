@@ -21,8 +21,8 @@ def main(config: DictConfig) -> None:
 
 def show(config: DictConfig) -> None:
     """Print the table and the counts. Raise UserError for a folder without runs."""
+    from jepa.report.formatting import terminal
     from jepa.report.status_table import counts_line, has_jobs, newest, read_statuses, status_table
-    from jepa.report.terminal_table import terminal
     from jepa.sweep.slurm_queue import queued_jobs
 
     if not isinstance(config.all, bool):

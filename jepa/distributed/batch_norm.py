@@ -21,7 +21,6 @@ class RankBatchNorm(_BatchNorm):
             raise ValueError(f"expected (B, C, ...), got {tuple(input.shape)}")
 
     def forward(self, input: Tensor) -> Tensor:
-        """(B, C, ...) normalised over everything but C."""
         if not (self.training and is_distributed()):
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]

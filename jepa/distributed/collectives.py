@@ -20,18 +20,16 @@ from jepa.utils.errors import Interrupted, UserError, first_line
 
 Value = TypeVar("Value")
 
-TIMEOUT_SECONDS = 1800.0
-RENDEZVOUS_SECONDS = 300.0
-"""Time that ranks started by SLURM or submitit wait for each other."""
-SAY_SECONDS = 5.0
-"""Time after which a rank says whom it waits for."""
+TIMEOUT_SECONDS = 1800.0  # of one collective
+RENDEZVOUS_SECONDS = 300.0  # that ranks started by SLURM or submitit wait for each other
+SAY_SECONDS = 5.0  # after which a rank says whom it waits for
 
 _watch: RankWatch | None = None
 _collectives_off = False
 
 
 def is_distributed() -> bool:
-    """Return whether this process is one of several, and collectives are on."""
+    """Return whether this process is one of several, and not in `no_collectives`."""
     return dist.is_available() and dist.is_initialized() and not _collectives_off
 
 
@@ -56,7 +54,6 @@ def init_process_group(
     """Join the process group of this launch; does nothing in a single process or a second time.
 
     backend: nccl or gloo; None takes nccl for CUDA and gloo elsewhere. CPU tensors and objects always use gloo.
-    timeout_seconds: of one collective.
 
     Raises UserError when a backend cannot be used or the other ranks do not join.
     """
@@ -68,6 +65,29 @@ def init_process_group(
         if _watch is not None and _watch.failed:
             _watch.start_next_job()
         return launch
+    backend = _checked_backend(backend, launch, device)
+    store = None  # torchrun's own
+    try:
+        with saying_whom_it_waits_for(launch):
+            if launch.by in ("SLURM", "submitit"):
+                at, seconds = (launch.address, launch.port), timedelta(seconds=RENDEZVOUS_SECONDS)
+                store = dist.TCPStore(*at, launch.world_size, is_master=launch.rank == 0, timeout=seconds)
+            dist.init_process_group(
+                backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
+                store=store,
+                rank=launch.rank,
+                world_size=launch.world_size,
+                timeout=timedelta(seconds=timeout_seconds),
+                device_id=device if backend == "nccl" else None,
+            )
+    except (dist.DistError, RuntimeError, ValueError) as error:
+        raise UserError(_why_not_joined(launch, error)) from error
+    atexit.register(destroy_process_group)
+    _watch = RankWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
+    return launch
+
+
+def _checked_backend(backend: str | None, launch: Launch, device: torch.device) -> str:
     if backend not in (None, "nccl", "gloo"):
         raise UserError(f"trainer.backend={backend}: expected nccl, gloo or null (by the device)")
     backend = backend or ("nccl" if device.type == "cuda" else "gloo")
@@ -80,30 +100,7 @@ def init_process_group(
         )
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"several processes cannot train on {device.type}: use trainer.device=cpu or cuda")
-    try:
-        with saying_whom_it_waits_for(launch):
-            _join(launch, device, backend, timeout_seconds)
-    except (dist.DistError, RuntimeError, ValueError) as error:
-        raise UserError(_why_not_joined(launch, error)) from error
-    atexit.register(destroy_process_group)
-    _watch = RankWatch(dist.distributed_c10d._get_default_store(), launch.rank, launch.world_size)
-    return launch
-
-
-def _join(launch: Launch, device: torch.device, backend: str, timeout_seconds: float) -> None:
-    """Join the process group; waits for the other ranks."""
-    store = None  # torchrun's own
-    if launch.by in ("SLURM", "submitit"):
-        at, seconds = (launch.address, launch.port), timedelta(seconds=RENDEZVOUS_SECONDS)
-        store = dist.TCPStore(*at, launch.world_size, is_master=launch.rank == 0, timeout=seconds)
-    dist.init_process_group(
-        backend="gloo" if backend == "gloo" else "cpu:gloo,cuda:nccl",
-        store=store,
-        rank=launch.rank,
-        world_size=launch.world_size,
-        timeout=timedelta(seconds=timeout_seconds),
-        device_id=device if backend == "nccl" else None,
-    )
+    return backend
 
 
 def _why_not_joined(launch: Launch, error: Exception) -> str:
@@ -205,16 +202,16 @@ def broadcast_from_rank0(function: Callable[[], Value]) -> Value:
     """Return rank 0's result of the function on every rank; a UserError of rank 0 is raised on every rank."""
     if not is_distributed():
         return function()
-    content: list[Any] = [None]
+    content: list[Any] = [None, None]  # value, error
     if is_rank0():
         try:
-            content = [("value", function())]
+            content[0] = function()
         except UserError as error:
-            content = [("error", (type(error), error.args))]
+            content[1] = type(error), error.args
     dist.broadcast_object_list(content, src=0, device=torch.device("cpu"))
-    kind, value = content[0]
-    if kind == "error":
-        raise value[0](*value[1])
+    value, error = content
+    if error is not None:
+        raise error[0](*error[1])
     return value
 
 

@@ -12,12 +12,9 @@ from torch.distributed import PrefixStore, Store
 from jepa.utils.errors import OtherRankError, UserError, error_message
 
 HEARTBEAT_SECONDS = 1.0
-TIMEOUT_SECONDS = 60.0
-"""A rank without a heartbeat for so long counts as dead."""
-GRACE_SECONDS = 10.0
-"""Time that the main thread has to end by itself after another rank has failed."""
-ACKNOWLEDGE_HEARTBEATS = 4
-"""Heartbeats that rank 0, which holds the store, waits for the others to read its failure."""
+TIMEOUT_SECONDS = 60.0  # a rank without a heartbeat for so long counts as dead
+GRACE_SECONDS = 10.0  # that the main thread has to end by itself after another rank has failed
+ACKNOWLEDGE_HEARTBEATS = 4  # that rank 0, which holds the store, waits for the others to read its failure
 
 
 class RankWatch:
@@ -72,9 +69,8 @@ class RankWatch:
         self._store.set(self._key(f"left/{self.rank}"), "")
         if not self._wait_for([f"left/{rank}" for rank in range(self.world_size)], GRACE_SECONDS):
             raise SystemExit(1)
-        self._failure = None
+        self._failure, self.failed = None, False
         self._job += 1
-        self.failed = False
 
     def _wait_for(self, names: list[str], seconds: float) -> bool:
         """Wait until the store has all keys of this job; return whether it has."""
@@ -89,18 +85,15 @@ class RankWatch:
         return f"{self._job}/{name}"
 
     def close(self) -> None:
-        """Stop the thread."""
         self._closed.set()
         self._thread.join(timeout=5 * HEARTBEAT_SECONDS)
 
     def _watch(self) -> None:
         watched = range(1, self.world_size) if self.rank == 0 else [0]
         last_beats = {rank: (b"", time.monotonic()) for rank in watched}
-        beats = 0
         while not self._closed.wait(HEARTBEAT_SECONDS):
             try:
-                beats += 1
-                self._thread_store.set(f"beat/{self.rank}", str(beats))
+                self._thread_store.set(f"beat/{self.rank}", str(time.monotonic()))
                 if self._thread_store.check([self._key("failure")]):
                     self._failure = self._thread_store.get(self._key("failure")).decode()
                     self._thread_store.set(self._key(f"acknowledged/{self.rank}"), "")
@@ -131,12 +124,11 @@ class RankWatch:
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Return whether a collective failed, as it does when a rank is gone."""
+    """Return whether a collective failed because a rank is gone."""
     text = f"{type(error).__name__} {error}".lower()
     words = ("connection", "gloo", "nccl", "timed out", "distbackenderror", "broken pipe", "recvvalue", "sendbytes")
     return isinstance(error, RuntimeError) and any(word in text for word in words)
 
 
 def describe(error: BaseException) -> str:
-    """Return an error as one line."""
     return error_message(error).partition("\n")[0]

@@ -87,9 +87,8 @@ def slurm_job_id(environment: Mapping[str, str] | None = None) -> str | None:
     environment = os.environ if environment is None else environment
     if environment.get("SUBMITIT_EXECUTOR") == "local":
         return None
-    if "SLURM_ARRAY_JOB_ID" in environment and "SLURM_ARRAY_TASK_ID" in environment:
-        return f"{environment['SLURM_ARRAY_JOB_ID']}_{environment['SLURM_ARRAY_TASK_ID']}"
-    return environment.get("SLURM_JOB_ID")
+    array = [environment.get(name) for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID")]
+    return environment.get("SLURM_JOB_ID") if None in array else "_".join(array)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,11 @@
-"""One process, DDP or FSDP2 around the same step.
+"""One process, DDP or FSDP2 around the same step; activation checkpointing and compilation, layer by layer.
 
 What is wrapped is a `Step`, whose forward runs any function on the model's parts. So a `training_step` of a user that
 calls submodules directly still synchronises gradients (DDP) and gathers weights (FSDP): both hang their hooks on that
 forward alone.
+
+A network keeps its layers in a `ModuleList` or `Sequential` called `blocks`, as timm's do. Working layer by layer keeps
+compilation short (one graph serves all layers) and is where FSDP cuts.
 """
 
 from __future__ import annotations
@@ -18,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jepa.distributed.batch_norm import span_ranks
 from jepa.distributed.collectives import get_world_size, is_distributed, is_rank0
-from jepa.distributed.layers import blocks_of
 from jepa.types import Batch, StepRandomness
 from jepa.utils.errors import UserError
 from jepa.utils.tensors import is_dtensor
@@ -34,7 +36,6 @@ class Step(nn.Module):
         self.model = model
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Return what the function returns."""
         return function(*arguments)
 
 
@@ -78,7 +79,6 @@ class Parallel:
             shard(self.step, device, dtype, optimizer)
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Run a function that uses the model's parts."""
         return self.step(function, *arguments)
 
     def synchronised(self, last: bool) -> AbstractContextManager:
@@ -123,25 +123,19 @@ class _Networks(nn.Module):
             self.encoder = _Gathering(parallel, model.encoder)
 
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Features (B, N, D) of the network that makes the targets; a list, one per asked layer."""
         return self._run(lambda: self.model.encode_target(x, layers=layers))
 
     def embed(self, x: Mapping[str, Tensor], **options: Any) -> dict[str, Tensor]:
-        """Embeddings in which a model of several modalities compares them."""
         return self._run(lambda: self.model.embed(x, **options))
 
     def prepare(self, batch: Batch, rng: StepRandomness) -> Batch:
-        """The batch with what the model draws for it."""
         return self.model.prepare(batch, rng)
 
     def forward(self, batch: Batch) -> Any:
-        """Latents of a prepared batch."""
         return self._run(self.model, batch)
 
 
 class _Gathering:
-    """An encoder of a sharded model."""
-
     def __init__(self, parallel: Callable[..., Any], encoder: nn.Module) -> None:
         self._run, self._encoder = parallel, encoder
         self.embed_dim, self.depth = getattr(encoder, "embed_dim", None), getattr(encoder, "depth", None)
@@ -149,6 +143,46 @@ class _Gathering:
 
     def __call__(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         return self._run(lambda: self._encoder(x, layers=layers))
+
+
+def blocks_of(model: nn.Module, setting: str) -> list[nn.Module]:
+    """Return every layer in a model. Raise UserError, naming the setting that needs them, if there is none."""
+    found = [block for blocks in block_lists(model) for block in blocks]
+    if not found:
+        raise UserError(
+            f"{setting} works on layers, and {type(model).__name__} has none: keep them in a ModuleList or Sequential "
+            "called `blocks`"
+        )
+    return found
+
+
+def block_lists(model: nn.Module) -> list[nn.ModuleList | nn.Sequential]:
+    """Return every list of layers in a model, once: networks may share theirs."""
+    found = (getattr(module, "blocks", None) for module in model.modules())
+    return [*dict.fromkeys(blocks for blocks in found if isinstance(blocks, (nn.ModuleList, nn.Sequential)))]
+
+
+def change_layers(model: nn.Module, *, activation_checkpointing: bool, compile: bool | str) -> None:
+    """Recompute activations of each trainable layer in the backward pass, and compile each, where asked for.
+
+    compile may name a backend of torch. Sizes that change (masks, the last batch) become symbols after the first time.
+
+    Raise UserError if the model has no layers, or torch does not know the backend.
+    """
+    if activation_checkpointing:
+        from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper  # slow to import
+
+        blocks_of(model, "trainer.activation_checkpointing=true")
+        for blocks in block_lists(model):
+            for number, block in enumerate(blocks):
+                if any(p.requires_grad for p in block.parameters()):  # a frozen copy keeps no activations
+                    blocks[number] = checkpoint_wrapper(block)
+    if compile:
+        backend = "inductor" if compile is True else compile
+        if backend not in (known := torch._dynamo.list_backends(exclude_tags=())):
+            raise UserError(f"trainer.compile={backend}: expected true, false or one of torch's backends {known}")
+        for block in blocks_of(model, "trainer.compile=true"):
+            block.compile(backend=backend)
 
 
 def shard(step: nn.Module, device: torch.device, dtype: torch.dtype, optimizer: torch.optim.Optimizer) -> None:

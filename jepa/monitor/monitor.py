@@ -18,8 +18,7 @@ from jepa.monitor.statistics import Rows, all_gather_row_sets, statistics, take_
 from jepa.monitor.verdict import UNKNOWN, Thresholds, Verdict, judge
 from jepa.types import Latents, RunLength
 
-KEPT = ("train/loss", "grad_norm", "update_ratio", "lr")
-"""What is kept of a step's other values."""
+KEPT = ("train/loss", "grad_norm", "update_ratio", "lr")  # of a step's other values
 NOTHING_SEEN = (
     "the training step makes no jepa.types.Latents by calling the model, or of other shapes on each rank, so nothing "
     "can be watched"
@@ -64,7 +63,7 @@ class CollapseMonitor:
         self._rows: Rows | None = None
 
     def due(self, step: int, run_length: RunLength) -> bool:
-        """Whether the step that ends at this count is looked at."""
+        """Return whether the step that ends at this count is measured."""
         return step % self.every_steps == 0 or step in (1, run_length.max_steps)
 
     @contextlib.contextmanager
@@ -95,27 +94,22 @@ class CollapseMonitor:
             if self._rows is not None and isinstance(projections, Tensor) and projections.ndim == 3:
                 self._rows = replace(self._rows, projections=view_rows(projections, views, most))
 
-        handles = [model.register_forward_hook(look)]
-        projector = getattr(getattr(model, "loss", None), "projector", None)
-        if isinstance(projector, nn.Module):
-            handles.append(projector.register_forward_hook(look_behind))
-        try:
+        with contextlib.ExitStack() as hooks:
+            hooks.callback(model.register_forward_hook(look).remove)
+            if isinstance(projector := getattr(getattr(model, "loss", None), "projector", None), nn.Module):
+                hooks.callback(projector.register_forward_hook(look_behind).remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def measure(
         self, model: nn.Module, step: int, values: Mapping[str, float], device: torch.device
     ) -> dict[str, float]:
-        """Metrics of the step just watched, the same on every rank; the verdict is then that of now.
+        """Return the metrics of the step just watched, the same on every rank, and judge the run by them.
 
         values: the step's others (`train/loss`, `grad_norm`, ...), of which some are kept as evidence.
         """
         if tasks := tasks_of(model):
             return self._measure_tasks(tasks, step, values, device)
-        rows = all_gather_row_sets(self._rows, device)
-        self._rows = None
+        rows, self._rows = all_gather_row_sets(self._rows, device), None
         drift = target_drift(model)
         # One rank computes, so that rounding cannot make them judge differently.
         metrics = broadcast_from_rank0(lambda: {**({} if rows is None else statistics(rows)), **drift})
@@ -141,7 +135,7 @@ class CollapseMonitor:
     def _measure_tasks(
         self, tasks: Mapping[str, nn.Module], step: int, values: Mapping[str, float], device: torch.device
     ) -> dict[str, float]:
-        """As `measure`, of each task; the verdict is the worst of theirs."""
+        """Measure each task; the verdict is the worst of theirs."""
         metrics: dict[str, float] = {}
         for name, model in tasks.items():
             of_task = {**values, "train/loss": values.get(f"train/loss/{name}", values.get("train/loss", 0.0))}
@@ -161,7 +155,6 @@ class CollapseMonitor:
                 self.verdict = judge(self.history, self.thresholds)
 
     def state_dict(self) -> dict[str, Any]:
-        """The history and the verdict, as plain values."""
         return {
             "history": [dict(measurement) for measurement in self.history],
             "verdict": list(astuple(self.verdict)),
@@ -169,7 +162,6 @@ class CollapseMonitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned."""
         self.history = [dict(measurement) for measurement in state["history"]]
         self.verdict = Verdict(*state["verdict"])
         for name, task in state.get("tasks", {}).items():
@@ -177,14 +169,14 @@ class CollapseMonitor:
 
 
 def tasks_of(model: nn.Module) -> Mapping[str, nn.Module]:
-    """The models that a model of several tasks is made of, by name; empty for any other."""
+    """Return task -> model of a model of several tasks; empty for any other."""
     tasks = getattr(model, "tasks", None)
     return dict(tasks.items()) if isinstance(tasks, nn.ModuleDict) else {}
 
 
 @torch.no_grad()
 def target_drift(model: nn.Module) -> dict[str, float]:
-    """{"monitor/target_drift": ||target - encoder|| / ||encoder||} where the target keeps weights; else empty."""
+    """Return {"monitor/target_drift": ||target - encoder|| / ||encoder||} if the target keeps weights; else empty."""
     drift = getattr(getattr(model, "target", None), "drift", None)
     if drift is None:
         return {}

@@ -17,10 +17,9 @@ from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, get_ran
 from jepa.types import Latents, Mask
 from jepa.utils.tensors import rankme
 
-INPUT_SAMPLES, INPUT_VALUES = 64, 4096
-"""Number of inputs, and of values of each, in `Rows.inputs`."""
-MIN_SHARED_POSITIONS = 64
-"""Rows that share their position with another row, below which `monitor/target_places` is not measured."""
+INPUT_SAMPLES, INPUT_VALUES = 64, 4096  # number of inputs, and of values of each, in `Rows.inputs`
+DEAD = 0.01  # deviation of a feature over the root mean square of all, up to which it hardly varies
+MIN_SHARED_POSITIONS = 64  # rows that share theirs, below which `monitor/target_places` is not measured
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,9 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
             continue
         weights = latents.target_weights or [None] * len(tensors)
         picked = [pick_rows(t, w, max_rows // len(tensors)) for t, w in zip(tensors, weights)]
-        rows[kind] = concat_rows(tensors, picked)
+        rows[kind] = torch.cat(
+            [t.flatten(0, -2)[i].float() for t, i in zip(tensors, picked) if t.shape[-1] == tensors[0].shape[-1]]
+        )
         if kind == "targets":
             rows["positions"] = target_positions(batch.get("masks") or [], tensors, picked)
     return Rows(**rows)
@@ -84,12 +85,6 @@ def pick_rows(tensor: Tensor, weights: Tensor | None, count: int) -> Tensor:
         return indices
     weighted = weights.flatten().nonzero().flatten()
     return weighted[(indices * len(weighted)) // number] if len(weighted) else indices
-
-
-def concat_rows(tensors: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor:
-    """Return the picked rows of several tensors (..., D), of those with the first one's width."""
-    width = tensors[0].shape[-1]
-    return torch.cat([t.flatten(0, -2)[i].float() for t, i in zip(tensors, picked) if t.shape[-1] == width])
 
 
 def target_positions(masks: Sequence[Mask], targets: Sequence[Tensor], picked: Sequence[Tensor]) -> Tensor | None:
@@ -156,7 +151,8 @@ def statistics(rows: Rows) -> dict[str, float]:
     if has_finite_rows(rows.embeddings):
         flat = rows.embeddings.flatten(0, 1)
         values["train/embedding_std"] = view_deviation(rows.embeddings)
-        values["monitor/dead_features"] = dead_feature_share(flat)
+        dead = deviations(flat) <= DEAD * flat.square().mean().sqrt()
+        values["monitor/dead_features"] = float(dead.float().mean())
         values |= spread_metrics("embedding", flat)
         values["monitor/embedding_rank"] = rankme(flat)
         if len(rows.embeddings) > 1:
@@ -213,11 +209,6 @@ def mean_pair_cosine(rows: Tensor) -> float:
     unit = F.normalize(rows.double() if rows.device.type != "mps" else rows, dim=-1)
     count = len(unit)
     return float((unit.sum(dim=0).square().sum() - count) / (count * (count - 1)))
-
-
-def dead_feature_share(rows: Tensor, least: float = 0.01) -> float:
-    """Return the share of features of rows (n, D) whose deviation is at most `least` times the root mean square."""
-    return float((deviations(rows) <= least * rows.square().mean().sqrt()).float().mean())
 
 
 def view_variance(rows: Tensor) -> float:

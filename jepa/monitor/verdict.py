@@ -7,15 +7,14 @@ a problem counts only if each of the last few measurements shows it.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 Measurement = Mapping[str, float]
 """`step`, `train/loss` and the metrics of `jepa.monitor.statistics` by name, without those that were not measured."""
 
 HEALTHY, UNKNOWN = "healthy", "unknown"
-SPREADS = ("monitor/target_spread", "monitor/embedding_spread")
-"""At least one is needed for a verdict."""
+SPREADS = ("monitor/target_spread", "monitor/embedding_spread")  # at least one is needed for a verdict
 
 
 @dataclass(frozen=True)
@@ -27,19 +26,18 @@ class Verdict:
         last measurement alone would give.
     """
 
-    name: str = UNKNOWN
-    evidence: str = "too few measurements"
+    name: str
+    evidence: str
     suspected: str | None = None
 
     @property
     def is_bad(self) -> bool:
-        """Whether the run has a problem."""
         return self.name not in (HEALTHY, UNKNOWN)
 
     @property
-    def gravity(self) -> int:
+    def gravity(self) -> tuple[bool, ...]:
         """How bad it is, to find the worst of several."""
-        return 3 if self.is_bad else 2 if self.suspected else 1 if self.name == UNKNOWN else 0
+        return self.is_bad, self.suspected is not None, self.name == UNKNOWN
 
     @property
     def is_sound(self) -> bool:
@@ -84,6 +82,15 @@ class Thresholds:
     loss_ratio: float = 3.0
 
 
+FIGURES = {
+    "monitor/embedding_rank": "effective rank of embeddings {:.3g}",
+    "monitor/target_spread": "spread of targets {:.2g}",
+    "monitor/embedding_spread": "of embeddings {:.2g}",
+    "online/knn": "online k-NN {:.3f}",
+}
+"""What is said of a healthy run."""
+
+
 def judge(history: Sequence[Measurement], thresholds: Thresholds) -> Verdict:
     """Return the verdict on a run of these measurements, in the order of their steps."""
     last = history[-thresholds.in_a_row :]
@@ -99,7 +106,8 @@ def judge(history: Sequence[Measurement], thresholds: Thresholds) -> Verdict:
         return Verdict(UNKNOWN, f"{len(history)} of {thresholds.in_a_row} measurements", suspected)
     if not any(name in measurement for measurement in last for name in SPREADS):
         return Verdict(UNKNOWN, "the latents hold no two finite targets, nor embeddings of two samples", suspected)
-    return Verdict(HEALTHY, describe(history), suspected)
+    known = ", ".join(text.format(history[-1][name]) for name, text in FIGURES.items() if name in history[-1])
+    return Verdict(HEALTHY, f"at step {history[-1]['step']:.0f}{': ' if known else ''}{known}", suspected)
 
 
 # Checks: each returns the evidence for a problem in a measurement, or None.
@@ -136,14 +144,14 @@ def complete_collapse(history: Sequence[Measurement], now: Measurement, threshol
 
 
 def targets_follow(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> bool:
-    """Return whether the targets of a moving average still spread little while embeddings do so in all dimensions.
+    """Return whether targets of a moving average still spread little while embeddings do so in all dimensions.
 
     Pooled embeddings spread less than the tokens they average, so these are further on, and the targets lag behind by
     hundreds of steps: I-JEPA without a recipe passes through this on digits, and its features get better meanwhile.
     """
-    spreads = [now.get(name, 0.0) for name in SPREADS]
+    spread = min(now.get(name, 0.0) for name in SPREADS)
     kept = fraction_of_peak(history, now, "monitor/embedding_dimensions")
-    return "monitor/target_drift" in now and min(spreads) > thresholds.spread / 2 and kept > thresholds.kept_rank
+    return "monitor/target_drift" in now and spread > thresholds.spread / 2 and kept > thresholds.kept_rank
 
 
 def positional_collapse(history: Sequence[Measurement], now: Measurement, thresholds: Thresholds) -> str | None:
@@ -172,7 +180,7 @@ def divergence(history: Sequence[Measurement], now: Measurement, thresholds: Thr
     return None
 
 
-CHECKS: dict[str, Callable[[Sequence[Measurement], Measurement, Thresholds], str | None]] = {
+CHECKS = {
     "constant data": constant_data,
     "complete collapse": complete_collapse,
     "positional collapse": positional_collapse,
@@ -227,26 +235,7 @@ def describe_change(
     history: Sequence[Measurement], now: Measurement, name: str, since: tuple[float, float] | None = None
 ) -> str:
     """Return such as "from 41 to 3 in 400 steps, by step 900, while the loss fell"; since: (step, value)."""
-    if since is None:
-        first = next(m for m in history if name in m)
-        since = first["step"], first[name]
-    step, value = since
-    losses = [(m["step"], m["train/loss"]) for m in history if "train/loss" in m and m["step"] >= step]
-    fell = losses and now.get("train/loss", losses[0][1]) < 0.9 * losses[0][1]
-    return (
-        f"from {value:.3g} to {now[name]:.3g} in {now['step'] - step:.0f} steps, by step {now['step']:.0f}"
-        f"{', while the loss fell' if fell else ''}"
-    )
-
-
-def describe(history: Sequence[Measurement]) -> str:
-    """Return the figures of a healthy run."""
-    now = history[-1]
-    words = {
-        "monitor/embedding_rank": "effective rank of embeddings {:.3g}",
-        "monitor/target_spread": "spread of targets {:.2g}",
-        "monitor/embedding_spread": "of embeddings {:.2g}",
-        "online/knn": "online k-NN {:.3f}",
-    }
-    known = [text.format(now[name]) for name, text in words.items() if name in now]
-    return f"at step {now['step']:.0f}: {', '.join(known)}" if known else f"at step {now['step']:.0f}"
+    step, value = since or next((m["step"], m[name]) for m in history if name in m)
+    loss = next((m["train/loss"] for m in history if "train/loss" in m and m["step"] >= step), 0.0)
+    fell = ", while the loss fell" * (now.get("train/loss", loss) < 0.9 * loss)
+    return f"from {value:.3g} to {now[name]:.3g} in {now['step'] - step:.0f} steps, by step {now['step']:.0f}{fell}"

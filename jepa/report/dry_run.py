@@ -17,8 +17,8 @@ from rich.text import Text
 from torch import Tensor
 
 from jepa.report.dry_run_pictures import Pictures
+from jepa.report.figures import group_names, seen_and_predicted
 from jepa.report.formatting import binary_size, plural, shape_text, shapes_text, si_prefix
-from jepa.report.mask_statistics import mask_statistics
 from jepa.report.step_cost import (
     StepCost,
     first_batch,
@@ -62,7 +62,6 @@ class _Report:
         self.pictures = Pictures(trainer, trainer.folder.path / "preview", note=self.print)
 
     def write(self, plan: Sequence[str]) -> None:
-        """Print all sections, and write report.txt."""
         for line in plan:
             self.print(line)
         batch = first_batch(self.trainer)
@@ -93,7 +92,6 @@ class _Report:
         self.print(table)
 
     def data(self, batch: Batch) -> None:
-        """Print the size of the data and the tensors of a batch, and draw samples."""
         spec = self.trainer.data.spec
         classes = "no labels" if spec.classes is None else f"{spec.classes} classes"
         if spec.class_names:
@@ -111,7 +109,6 @@ class _Report:
         self.pictures.samples(batch)
 
     def sizes(self) -> None:
-        """Print the batch sizes and the length of the run."""
         trainer, length = self.trainer, self.trainer.run_length
         total, micro, ranks = trainer.data.batch_size, trainer.micro_batch_size, getattr(trainer, "world_size", 1)
         accumulation = total // ranks // micro
@@ -123,15 +120,13 @@ class _Report:
         )
 
     def shapes(self, batch: Batch) -> None:
-        """Print the shapes at every stage of a micro-batch."""
-        trainer = self.trainer
-        part = prepared(trainer, batch, trainer.micro_batch_size)
-        latents, modules = module_shapes(trainer, part)
+        part = prepared(self.trainer, batch, self.trainer.micro_batch_size)
+        latents, modules = module_shapes(self.trainer, part)
         rows = [[f"batch.{name}", shape_text(value.shape), ""] for name, value in named_tensors(part)]
         if grid := self._grid(part):
             rows.append(["token grid", shape_text(grid), f"{shape_text(grid)} = {math.prod(grid)} tokens"])
-        for index, mask in enumerate(part.get("masks", []), 1):
-            name = "mask" if len(part["masks"]) == 1 else f"mask {index}"
+        masks = part.get("masks", [])
+        for mask, name in zip(masks, group_names(masks)):
             rows.append([f"{name}: context tokens", shape_text(mask.context.shape), ""])
             rows.append([f"{name}: target tokens", shape_text(mask.targets.shape), "blocks x tokens of each"])
         for name, inputs, outputs, calls in modules:
@@ -143,10 +138,9 @@ class _Report:
         self.table("Shapes of one micro-batch", ["stage", "shape", ""], rows, text_columns=3)
 
     def cost(self, cost: StepCost) -> None:
-        """Print parameters, operations and memory."""
         counts = parameter_counts(self.trainer.model)
-        counts.append(("total", *(sum(row[index] for row in counts) for index in (1, 2))))
-        rows = [[name, *(f"{count:,}" if count else "-" for count in both)] for name, *both in counts]
+        counts["total"] = tuple(map(sum, zip(*counts.values())))
+        rows = [[name, *(f"{count:,}" if count else "-" for count in both)] for name, both in counts.items()]
         self.table("Parameters", ["module", "trainable", "frozen"], rows)
         micro, step = self.trainer.micro_batch_size, cost.total * self.trainer.data.batch_size
         run = step * self.trainer.run_length.max_steps
@@ -166,7 +160,6 @@ class _Report:
         self.table("Memory of a micro-batch (estimate)", ["part", "size"], rows)
 
     def masks(self, batch: Batch) -> None:
-        """Print the statistics of a batch's masks, and draw them."""
         masks: list[Mask] = batch.get("masks", [])
         grid = self._grid(batch)
         if not masks or not grid:
@@ -174,26 +167,22 @@ class _Report:
             return
         groups = [mask_statistics(mask, grid) for mask in masks]
         rows = [[name, *(group[name] for group in groups)] for name in groups[0]]
-        names = ["all"] if len(groups) == 1 else [f"mask {index}" for index in range(1, len(groups) + 1)]
-        count, tokens = masks[0].context.shape[0], math.prod(grid)
-        title = f"Masks of {count} inputs on a grid of {shape_text(grid)} = {tokens} tokens"
-        self.table(title, ["per input", *names], rows)
+        tokens = f"{shape_text(grid)} = {math.prod(grid)} tokens"
+        title = f"Masks of {len(masks[0].context)} inputs on a grid of {tokens}"
+        self.table(title, ["per input", *group_names(masks)], rows)
         self.pictures.masks(batch, masks, grid)
 
     def schedules(self) -> None:
-        """Print the values of every schedule over the run."""
         schedules, length = dict(self.trainer.scheduler), self.trainer.run_length
         if momentum := getattr(self.trainer.model, "momentum_schedule", None):
             schedules["momentum"] = momentum
         rows = schedule_table(schedules, length)
         shown = [[name, f"{step:,}", *(f"{value:.4g}" for value in values)] for name, step, values in rows]
         self.table("Schedules", ["", "step", *schedules], shown)
-        warmup = warmup_steps(schedules, length)
-        if warmup > length.max_steps:
+        if (warmup := warmup_steps(schedules, length)) > length.max_steps:
             self.print(f"The warm-up of {warmup:,.0f} steps is longer than the run and never reaches its peak.\n")
 
     def disk(self, cost: StepCost) -> None:
-        """Print the disk space that checkpoints need, and the free space."""
         trainer, folder = self.trainer, self.trainer.folder.path.absolute()
         every = getattr(getattr(trainer, "every", None), "snapshot", None)
         snapshots = 0 if every is None else math.floor(trainer.run_length.max_steps / every)
@@ -212,6 +201,31 @@ class _Report:
         encoder = getattr(self.trainer.model, "encoder", None)
         x = batch["views"].flatten(0, 1) if "views" in batch else batch.get("x")
         return tuple(encoder.grid(x)) if hasattr(encoder, "grid") and isinstance(x, Tensor) else None
+
+
+def mask_statistics(mask: Mask, grid: Grid) -> dict[str, str]:
+    """Return statistics of one mask group over a batch: tokens per sample, and shares of the samples."""
+    tokens = math.prod(grid)
+    seen, predicted = seen_and_predicted(mask, (tokens,))
+
+    def count(where: Tensor) -> str:
+        mean = where.float().sum(dim=1).mean().item()
+        return f"{mean:.1f} ({mean / tokens:.0%})"
+
+    def shares(where: Tensor) -> str:
+        share = where.float().mean(dim=0)
+        return f"{share.min().item():.0%} to {share.max().item():.0%} of samples"
+
+    return {
+        "context tokens kept": str(mask.context.shape[1]),
+        "targets, blocks x tokens": f"{mask.targets.shape[1]} x {mask.targets.shape[2]}",
+        "distinct tokens seen": count(seen),
+        "distinct tokens predicted": count(predicted),
+        "neither seen nor predicted": count(~seen & ~predicted),
+        "both seen and predicted": count(seen & predicted),
+        "a token is seen in": shares(seen),
+        "a token is predicted in": shares(predicted),
+    }
 
 
 def schedule_table(schedules: Mapping[str, Schedule], run_length: RunLength) -> list[tuple[str, int, list[float]]]:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from jepa.report.figures import mask_figure, sample_figure
+from jepa.report import figures
 from jepa.report.formatting import shape_text
-from jepa.report.sequence_figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
 from jepa.types import Batch, Grid, Mask
 from jepa.utils.files import write_text
 
-MAX_IMAGES = 48
+MAX_IMAGES, MAX_SERIES = 48, 24
 
 
 class Pictures:
@@ -29,10 +28,10 @@ class Pictures:
         """Draw the samples of a batch, of each modality or task."""
         for part, views in inputs_of(batch).items():
             data = getattr(self.trainer.data, "modalities", {}).get(part, self.trainer.data)
-            self._samples(f"{part}_samples" if part else "samples", data, views, None if part else batch.get("label"))
+            labels = None if part else batch.get("label")
+            self._samples(f"{part}_samples" if part else "samples", data, views, labels)
             if not part and "local_views" in batch and input_kind(views) == "images":
-                what = "Local views of training samples"
-                self._images("local_views.png", data, batch["local_views"], batch.get("label"), what)
+                self._images("local_views", data, batch["local_views"], labels, "Local views of training samples")
 
     def masks(self, batch: Batch, masks: list[Mask], grid: Grid) -> None:
         """Draw masks over the inputs of their batch."""
@@ -43,17 +42,19 @@ class Pictures:
             with torch.no_grad():
                 x, kind, statistics = stem.log_mel_image(x[:9].to(self.trainer.device)), "images", None
         if kind == "video":
-            x, (masks, grid), kind = as_strips(x[:9], max_frames=x.shape[2]), strip_masks(masks, grid), "images"
+            x, kind = figures.as_strips(x[:9], max_frames=x.shape[2]), "images"
+            masks, grid = figures.strip_masks(masks, grid)
         if kind == "images" and len(grid) == 2:
             images, bands = to_colours(x[:9], statistics)
             title = f"Context as it is, hidden tokens dimmed, each target block outlined{bands}"
-            mask_figure(images, masks, grid, title=title, path=self._path("masks.png"))
+            figures.mask_figure(images, masks, grid, title=title, path=self._path("masks.png"))
         elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):
             title = "Blue is seen, orange predicted, grey neither"
-            series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._path("masks.png"))
+            figures.series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._path("masks.png"))
         elif kind == "ids" and hasattr(self.trainer.data, "words"):
             head = "As it stands: seen. [...]: predicted. {...}: neither. A letter of several tokens is at the first."
-            self._text("masks.txt", [head, *id_lines(x[:24].cpu(), self.trainer.data.words, masks)])
+            lines = figures.id_lines(x[:MAX_SERIES].cpu(), self.trainer.data.words, masks)
+            write_text(self._path("masks.txt"), "\n".join([head, *lines]) + "\n")
         else:
             inputs = f"inputs {shape_text(x.shape[1:])} on a grid {shape_text(grid)}"
             self.note(f"masks.png is left out: there is no picture of {inputs}.")
@@ -62,15 +63,16 @@ class Pictures:
         """Draw views (B, V, ...) of samples."""
         kind = input_kind(views)
         if kind == "images":
-            self._images(f"{name}.png", data, views, labels, "Training samples")
+            self._images(name, data, views, labels, "Training samples")
         elif kind == "video":
-            self._images(f"{name}.png", data, as_strips(views), labels, "Frames of training samples")
+            self._images(name, data, figures.as_strips(views), labels, "Frames of training samples")
         elif kind == "series":
-            views = views[:24]
             title = f"Training samples as the model gets them ({shape_text(views.shape[-2:])})"
-            series_figure(views, labels=self._labels(labels, 24), title=title, path=self._path(f"{name}.png"))
+            labels = self._labels(labels, MAX_SERIES)
+            figures.series_figure(views[:MAX_SERIES], labels=labels, title=title, path=self._path(f"{name}.png"))
         elif kind == "ids" and hasattr(data, "words"):
-            self._text(f"{name}.txt", id_lines(views[:24].flatten(0, 1), data.words))
+            lines = figures.id_lines(views[:MAX_SERIES].flatten(0, 1), data.words)
+            write_text(self._path(f"{name}.txt"), "\n".join(lines) + "\n")
         else:
             what = "neither pictures, video of 1 or 3 channels nor series"
             self.note(f"{name}.png is left out: the inputs are {what}.")
@@ -80,10 +82,8 @@ class Pictures:
         views, bands = to_colours(views[: max(4, MAX_IMAGES // views.shape[1])], pixel_statistics(data))
         beside = f"; {views.shape[1]} views side by side" if views.shape[1] > 1 else ""
         title = f"{what} as the model gets them ({shape_text(views.shape[-2:])} pixels{beside}){bands}"
-        sample_figure(views, labels=self._labels(labels, len(views)), title=title, path=self._path(name))
-
-    def _text(self, name: str, lines: Sequence[str]) -> None:
-        write_text(self._path(name), "\n".join(lines) + "\n")
+        labels = self._labels(labels, len(views))
+        figures.sample_figure(views, labels=labels, title=title, path=self._path(f"{name}.png"))
 
     def _labels(self, labels: Tensor | None, count: int) -> list[str] | None:
         if labels is None:
@@ -130,32 +130,21 @@ def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
-def to_pixels(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> Tensor:
-    """Return inputs (..., C, H, W) in [0, 1], by undoing their normalisation or else stretched to that range."""
-    x = x.float().cpu()
-    if statistics is None:
-        low, high = x.amin(), x.amax()
-        return (x - low) / (high - low).clamp(min=1e-12)
-    return (x * statistics[1] + statistics[0]).clamp(0, 1)
-
-
 def to_colours(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, str]:
     """Return inputs (..., C, H, W) as pixels (..., 1 or 3, H, W) in [0, 1], and what a title says of them.
 
-    Of other than 1 or 3 channels, the first three, or of two the first. These, and values that are not in [0, 1], are
-    stretched to the range of each band.
+    Their normalisation is undone. Of other than 1 or 3 channels, the first three, or of two the first. These, values
+    outside [0, 1], and those without a normalisation are stretched to the range of each band.
     """
-    channels = x.shape[-3]
+    channels, values = x.shape[-3], x.float().cpu()
     shown = channels if channels in (1, 3) else 1 if channels == 2 else 3
-    values = x.float().cpu()
     if statistics is not None:
         values = values * statistics[1] + statistics[0]
-    outside = statistics is not None and bool(((values < -0.01) | (values > 1.01)).any())
-    if channels == shown and not outside:
-        return to_pixels(x, statistics), ""
-    values = values[..., :shown, :, :].transpose(0, -3)  # (bands, ...)
-    bands = values.flatten(1)
-    low, high = (each.view(-1, *[1] * (values.dim() - 1)) for each in (bands.amin(dim=1), bands.amax(dim=1)))
-    stretched = ((values - low) / (high - low).clamp(min=1e-12)).transpose(0, -3)
+        if channels == shown and not bool(((values < -0.01) | (values > 1.01)).any()):
+            return values.clamp(0, 1), ""
+    values = values[..., :shown, :, :]
+    others = [axis for axis in range(values.dim()) if axis != values.dim() - 3]
+    low, high = values.amin(others, keepdim=True), values.amax(others, keepdim=True)
     which = "" if channels == shown else f"band 1 of {channels}, " if shown == 1 else f"bands 1-3 of {channels}, "
-    return stretched, f"; {which}scaled to its own range" if shown == 1 else f"; {which}each scaled to its own range"
+    each = "" if shown == 1 else "each "
+    return (values - low) / (high - low).clamp(min=1e-12), f"; {which}{each}scaled to its own range"

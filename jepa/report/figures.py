@@ -1,79 +1,76 @@
-"""PNG figures with matplotlib: a learning-rate test, sheets of images, and masks on images."""
+"""PNG figures with matplotlib: a learning-rate test, and samples and masks of images, series and text."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
-from jepa.report.mask_statistics import token_indices, token_membership
 from jepa.types import Grid, Mask
 from jepa.utils.files import write_atomic
+from jepa.utils.tensors import grid_positions
 
 INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
+LINE_COLOURS = (ACCENT, SECOND, "#2b8a3e", "#862e9c", "#a61e4d", "#5f3dc4", "#e67700", INK)  # of the first channels
+TOKEN_COLOURS = ("#e9ecef", "#d0ebff", "#ffd8a8")  # neither, seen, predicted
 BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
 """Outlines of target blocks, legible on dark and light images; they repeat after the last."""
 
 FILTER = "nearest"  # interpolation of enlarged images
-
 STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.edgecolor": SOFT, "text.color": INK, "legend.frameon": False, "savefig.dpi": 150}
-
-
-Labels = Sequence[str] | None
-
 FINE = 20  # points per token at which outlines are computed
 
 
 @contextlib.contextmanager
 def new_figure(path: Path, width: float, height: float) -> Iterator[Any]:
     """Yield a matplotlib figure of a size in inches and write it as PNG; needs no display and no global state."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure
         write_atomic(path, figure.savefig)
 
 
-def learning_rate_figure(
-    learning_rates: Sequence[float],
-    losses: Sequence[float],
-    smoothed: Sequence[float],
-    suggestion: float | None,
-    *,
-    path: Path,
-) -> None:
-    """Draw the loss over a rising learning rate, raw and smoothed, and the suggested rate."""
+def learning_rate_figure(finding: Any, path: Path) -> None:
+    """Draw the loss over a rising learning rate, raw and smoothed, and the suggested rate.
+
+    finding: see `jepa.tools.LearningRateFinding`.
+    """
+    rates, losses, smoothed, suggestion = (
+        getattr(finding, name) for name in ("learning_rates", "losses", "smoothed", "suggestion")
+    )
     with new_figure(path, 8, 4.5) as figure:
         axes = figure.add_subplot()
-        axes.plot(learning_rates, losses, ".", color=SOFT, markersize=5, label="loss of each step")
-        axes.plot(learning_rates, smoothed, color=ACCENT, linewidth=2, label="smoothed")
+        axes.plot(rates, losses, ".", color=SOFT, markersize=5, label="loss of each step")
+        axes.plot(rates, smoothed, color=ACCENT, linewidth=2, label="smoothed")
         if suggestion is not None:
-            height = float(np.interp(np.log(suggestion), np.log(learning_rates), smoothed))
+            height = float(np.interp(np.log(suggestion), np.log(rates), smoothed))
             axes.axvline(suggestion, color=SECOND, linewidth=1, linestyle="--")
             axes.plot([suggestion], [height], "o", color=SECOND, markersize=8, label=f"suggestion: {suggestion:.2g}")
-        axes.set_xscale("log")
         # A diverging loss must not flatten the rest of the curve.
         low, high = min(losses), max(smoothed)
         room = 0.06 * (high - low or abs(high) or 1.0)
-        axes.set_ylim(low - room, high + 2 * room)
         axes.set(xlabel="learning rate", ylabel="training loss", title="Learning-rate range test")
+        axes.set(xscale="log", ylim=(low - room, high + 2 * room))
         axes.grid(alpha=0.25)
         axes.legend(loc="best")
 
 
 @contextlib.contextmanager
 def sample_sheet(
-    count: int, columns: int, height: float, path: Path, labels: Labels, title: str
+    count: int, columns: int, height: float, path: Path, labels: Sequence[str] | None, title: str
 ) -> Iterator[list[Any]]:
     """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each."""
     rows = -(-count // columns)
@@ -87,7 +84,40 @@ def sample_sheet(
         yield cells[:count]
 
 
-def sample_figure(views: Tensor, *, path: Path, labels: Labels = None, title: str = "") -> None:
+@contextlib.contextmanager
+def mask_sheet(
+    masks: Sequence[Mask], grid: Grid, rows: int, headings: Sequence[str], height: float, path: Path, title: str
+) -> Iterator[Any]:
+    """Yield axes (rows, headings), each of a height in inches, to draw masks on.
+
+    Below is drawn the share of samples in which each token is seen and predicted; of a grid of one axis as a row.
+    """
+    below = 2.9 if len(grid) > 1 else 2.0
+    with new_figure(path, 10.4, rows * height + below + 0.5) as figure:
+        figure.suptitle(title, fontsize=11)
+        upper, lower = figure.subfigures(2, 1, height_ratios=[rows * height + 0.2, below])
+        cells = upper.subplots(rows, len(headings), squeeze=False)
+        for axes, heading in zip(cells[0], headings):
+            axes.set_title(heading, fontsize=9, pad=3)
+        for axes in cells.flat:
+            axes.set_axis_off()
+        yield cells
+        panels = iter(lower.subplots(1, 2 * len(masks), squeeze=False).flat)
+        for mask, name in zip(masks, group_names(masks)):
+            for tokens, what, axes in zip(seen_and_predicted(mask, grid), ("seen as context", "predicted"), panels):
+                share = tokens.float().mean(dim=0).view(-1, grid[-1])
+                image = axes.imshow(share.numpy(), vmin=0, vmax=max(float(share.max()), 1e-6), cmap="viridis")
+                axes.set(xticks=[], yticks=[], aspect="equal" if len(grid) > 1 else "auto")
+                axes.set_title(f"share {what}" if len(masks) == 1 else f"{name}: share {what}", fontsize=9)
+                lower.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
+
+
+def group_names(masks: Sequence[Mask]) -> list[str]:
+    """Return the names of mask groups: "mask" of one, "mask 1", "mask 2" of two."""
+    return ["mask"] if len(masks) == 1 else [f"mask {number}" for number in range(1, len(masks) + 1)]
+
+
+def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
     """Draw views (B, V, C, H, W) in [0, 1], C 1 or 3; the views of a sample side by side."""
     count, across = views.shape[:2]
     aspect = views.shape[-2] / (views.shape[-1] * across)
@@ -103,67 +133,134 @@ def sample_figure(views: Tensor, *, path: Path, labels: Labels = None, title: st
 
 
 def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
-    """Draw masks over images (B, C, H, W) in [0, 1]: a row for each sample, a column for each mask group, and below the
-    share of samples in which each token is seen and predicted.
-
-    Hidden tokens are dimmed, and each target block is outlined in a colour.
-    """
-    names = group_names(masks)
-    panels = ["input", *names]
+    """Draw masks over images (B, C, H, W) in [0, 1]: beside each image its masks, see `draw_mask`."""
+    panels = ["input", *group_names(masks)]
     across = max(1, 6 // len(panels))  # samples side by side
-    rows, columns = -(-len(images) // across), across * len(panels)
-    tall = 10.0 / columns * images.shape[-2] / images.shape[-1] + 0.1
-    with new_figure(path, 10.4, rows * tall + 3.4) as figure:
-        figure.suptitle(title, fontsize=11)
-        upper, lower = figure.subfigures(2, 1, height_ratios=[rows * tall, 2.9])
-        cells = upper.subplots(rows, columns, squeeze=False)
-        for axes, name in zip(cells[0], panels * across):
-            axes.set_title(name, fontsize=9, pad=3)
-        for axes in cells.flat:
-            axes.set_axis_off()
+    rows, headings = -(-len(images) // across), panels * across
+    height = 10.0 / len(headings) * images.shape[-2] / images.shape[-1] + 0.1
+    with mask_sheet(masks, grid, rows, headings, height, path, title) as cells:
         for number, (image, own) in enumerate(zip(map(to_rgb, images), cells.reshape(-1, len(panels)))):
             own[0].imshow(image, interpolation=FILTER)
             for mask, axes in zip(masks, own[1:]):
                 draw_mask(axes, image, mask, number, grid)
-        draw_shares(lower, masks, names, grid)
-
-
-def group_names(masks: Sequence[Mask]) -> list[str]:
-    """Return the names of mask groups: "masked" of one, "mask 1", "mask 2" of two."""
-    return ["masked"] if len(masks) == 1 else [f"mask {number}" for number in range(1, len(masks) + 1)]
-
-
-def draw_shares(figure: Any, masks: Sequence[Mask], names: Sequence[str], grid: Grid) -> None:
-    """Draw the share of samples in which each token is seen and predicted; of a grid of one axis as a row."""
-    panels = iter(figure.subplots(1, 2 * len(masks), squeeze=False).flat)
-    for mask, name in zip(masks, names):
-        for part, what in (("context", "seen as context"), ("targets", "predicted")):
-            share = token_membership(mask, part, math.prod(grid)).float().mean(dim=0).view(-1, grid[-1])
-            axes = next(panels)
-            image = axes.imshow(share.numpy(), vmin=0, vmax=max(float(share.max()), 1e-6), cmap="viridis")
-            axes.set(xticks=[], yticks=[], aspect="equal" if len(grid) > 1 else "auto")
-            axes.set_title(f"share {what}" if len(masks) == 1 else f"{name}: share {what}", fontsize=9)
-            figure.colorbar(image, ax=axes, shrink=0.85, format=lambda value, _: f"{value:.0%}")
 
 
 def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:
-    """Draw one sample's mask over its image (H, W, 3)."""
-    height, width = image.shape[:2]
-    down, right = height / grid[0], width / grid[1]
-    seen = np.zeros(grid, dtype=bool)
-    seen.flat[token_indices(mask, "context", number).numpy()] = True
+    """Draw one sample's mask over its image (H, W, 3): hidden tokens dimmed, target blocks outlined in colours."""
+    down, right = image.shape[0] / grid[0], image.shape[1] / grid[1]
+    seen, blocks = seen_and_predicted(mask, grid)[0][number], target_blocks(mask, grid)[number]
     weight = np.kron(seen, np.ones((round(down), round(right))))[..., None]  # (H, W, 1)
     hidden = 0.28 * image + 0.72 * np.array([0.27, 0.30, 0.34])
     axes.imshow(image * weight + hidden * (1 - weight), interpolation=FILTER)
     x, y = ((np.arange(FINE * n) + 0.5) / FINE * size - 0.5 for n, size in ((grid[1], right), (grid[0], down)))
-    for block in range(mask.targets.shape[1]):
-        inside = np.zeros(grid, dtype=bool)
-        inside.flat[token_indices(mask, "targets", number, block).numpy()] = True
+    for index, (block, colour) in enumerate(zip(blocks.numpy(), itertools.cycle(BLOCK_COLOURS))):
         # Different insets keep the outlines of overlapping blocks apart.
-        inner = binary_erosion(np.kron(inside, np.ones((FINE, FINE))), iterations=1 + block % 4)
-        axes.contour(x, y, inner, levels=[0.5], colors=BLOCK_COLOURS[block % len(BLOCK_COLOURS)], linewidths=1.8)
+        inner = binary_erosion(np.kron(block, np.ones((FINE, FINE))), iterations=1 + index % 4)
+        axes.contour(x, y, inner, levels=[0.5], colors=colour, linewidths=1.8)
 
 
 def to_rgb(image: Tensor) -> np.ndarray:
     """Return an image (C, H, W) in [0, 1], C 1 or 3, as (H, W, 3)."""
     return image.detach().float().cpu().clamp(0, 1).expand(3, -1, -1).permute(1, 2, 0).numpy()
+
+
+def seen_and_predicted(mask: Mask, grid: Grid) -> tuple[Tensor, Tensor]:
+    """Return whether a token is in a sample's context, and in at least one of its targets, each (B, *grid) bool."""
+    return tokens_in(mask.context, mask.context_valid, grid), target_blocks(mask, grid).any(dim=1)
+
+
+def target_blocks(mask: Mask, grid: Grid) -> Tensor:
+    """Return whether a token is in each target block, (B, blocks, *grid) bool."""
+    return tokens_in(mask.targets, mask.target_valid, grid)
+
+
+def tokens_in(index: Tensor, valid: Tensor | None, grid: Grid) -> Tensor:
+    """Return which tokens are among the valid indices (..., K), as (..., *grid) bool on the CPU."""
+    padding = math.prod(grid)
+    index = index if valid is None else index.masked_fill(~valid, padding)
+    inside = torch.zeros(*index.shape[:-1], padding + 1, dtype=torch.bool)
+    return inside.scatter_(-1, index.cpu(), True)[..., :-1].unflatten(-1, grid)
+
+
+def as_strips(video: Tensor, max_frames: int = 16) -> Tensor:
+    """Return clips (..., C, T, H, W) as at most `max_frames` frames side by side, (..., C, H, T * W)."""
+    frames = video.shape[-3]
+    chosen = torch.linspace(0, frames - 1, min(frames, max_frames)).round().long()
+    return video.index_select(-3, chosen.to(video.device)).transpose(-3, -2).flatten(-2)
+
+
+def strip_masks(masks: Sequence[Mask], grid: Grid) -> tuple[list[Mask], Grid]:
+    """Return masks of clips on a grid (T, H, W) as masks of their strips, and the strips' grid (H, T * W)."""
+    frames, rows, columns = grid
+
+    def moved(index: Tensor) -> Tensor:
+        frame, row, column = grid_positions(grid, index).unbind(-1)
+        return row * frames * columns + frame * columns + column
+
+    return [replace(m, context=moved(m.context), targets=moved(m.targets)) for m in masks], (rows, frames * columns)
+
+
+def series_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
+    """Draw series (B, V, C, T): a panel for each sample, a line for each channel, views one above the other."""
+    with sample_sheet(len(views), 4, 0.9 + 0.35 * views.shape[1], path, labels, title) as cells:
+        for sample, axes in zip(views, cells):
+            step = value_range(sample) * 1.1
+            for view, series in enumerate(sample):
+                draw_lines(axes, series - view * step)
+            axes.set_xlim(0, views.shape[-1])  # so that padding shows
+
+
+def series_mask_figure(x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
+    """Draw masks over series (B, C, T): a row for each sample, a column for each mask group.
+
+    Tokens are in order of time on the grid's last axis; on a grid (C, N) every channel has its own band.
+    """
+    bands = grid[0] if len(grid) > 1 else 1
+    with mask_sheet(masks, grid, len(x), group_names(masks), 0.55 + 0.22 * min(bands, 8), path, title) as cells:
+        for number, (series, row) in enumerate(zip(x, cells)):
+            for mask, axes in zip(masks, row):
+                draw_series_mask(axes, series, mask, number, grid, bands)
+
+
+def draw_series_mask(axes: Any, series: Tensor, mask: Mask, number: int, grid: Grid, bands: int) -> None:
+    """Draw one sample (C, T) over bands in the colours of its tokens."""
+    seen, predicted = (tokens[number].view(bands, -1) for tokens in seen_and_predicted(mask, grid))
+    if bands > 1:  # each channel in the middle of its band
+        step = value_range(series) * 1.1
+        for channel, line in enumerate(series[:bands]):
+            draw_lines(axes, line[None] - line.nanmean() - channel * step)
+        axes.set_ylim(-(bands - 0.5) * step, 0.5 * step)
+    else:
+        draw_lines(axes, series)
+    place = (0, series.shape[-1], *axes.get_ylim())
+    look = {"cmap": ListedColormap(TOKEN_COLOURS), "vmin": 0, "vmax": 2, "interpolation": "nearest", "aspect": "auto"}
+    axes.imshow(torch.where(predicted, 2, seen.int()).numpy(), extent=place, **look)
+
+
+def draw_lines(axes: Any, series: Tensor) -> None:
+    """Draw the first channels of a series (C, T); NaN leaves gaps."""
+    for line, colour in zip(series.float().cpu().numpy(), LINE_COLOURS):
+        axes.plot(np.arange(len(line)) + 0.5, line, color=colour, linewidth=0.8)
+
+
+def value_range(series: Tensor) -> float:
+    """Return the range of the values of series (..., C, T), above 0."""
+    real = series[~series.isnan()]
+    return max(float(real.max() - real.min()), 1e-6) if real.numel() else 1.0
+
+
+def id_lines(ids: Tensor, words: Callable[[Tensor], Sequence[str]], masks: Sequence[Mask] = ()) -> list[str]:
+    """Return samples of ids (B, L) as lines of text; with masks a line for each, [predicted] and {neither} in brackets.
+
+    words: ids (L,) -> a string for each.
+    """
+    lines = []
+    for number, row in enumerate(ids):
+        texts = words(row)
+        if not masks:
+            lines.append(" ".join(filter(None, texts)))
+        for mask in masks:
+            seen, predicted = (tokens[number].tolist() for tokens in seen_and_predicted(mask, (len(texts),)))
+            framed = [t if s else f"[{t}]" if p else f"{{{t}}}" for t, s, p in zip(texts, seen, predicted) if t]
+            lines.append(" ".join(framed))
+    return lines

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from jepa.report.formatting import short_names
-from jepa.report.option_importance import importances
 from jepa.report.runs import Run, read_runs
-from jepa.report.seed_statistics import compare_with_best, settings_of
+from jepa.report.sweep_statistics import compare_with_best, importances, settings_of
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
 from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
@@ -24,9 +23,8 @@ if TYPE_CHECKING:
 
 SHOWN_METRICS = ("eval/trained/linear", "eval/trained/knn", "eval/trained/rankme", "val/loss")
 """Metrics that a table shows beside the objectives, if a run has them."""
-
-STATUS_FIELDS = ("step", "max_steps", "train_seconds", "samples_per_second", "starts", "job", "host")
-"""Fields of the status in `Leaderboard.rows`."""
+STATUS_FIELDS = ("reason", "verdict", "step", "max_steps", "train_seconds", "samples_per_second")
+STATUS_FIELDS += ("starts", "job", "host")
 
 
 class Leaderboard:
@@ -60,13 +58,10 @@ class Leaderboard:
         """Return every run as a dict: place, state, options, also the shared ones, objectives and metrics."""
         rows = []
         for run in self.runs:
-            row = {"place": self.places.get(run.path), "run": run.folder, "state": run.state}
-            row |= {"reason": run.status.reason, "verdict": run.status.verdict, "seed": run.seed}
+            row = {"place": self.places.get(run.path), "run": run.folder, "state": run.state, "seed": run.seed}
             row |= {name: getattr(run.status, name) for name in STATUS_FIELDS}
-            values = run.overrides | run.shared
-            values |= {f"objective/{name}": value for name, value in run.status.objective.items()}
-            values |= dict(sorted(run.metrics.items()))
-            rows.append(row | {name: value for name, value in values.items() if name not in row})
+            objective = {f"objective/{name}": value for name, value in run.status.objective.items()}
+            rows.append(row | run.overrides | run.shared | objective | dict(sorted(run.metrics.items())) | row)
         return rows
 
     def to_frame(self) -> pandas.DataFrame:
@@ -88,17 +83,9 @@ def read_leaderboard(
     Raise UserError if the folder does not exist or has no runs, or no run has the metric.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"sweep={folder} {what}: give the folder of a sweep, such as outputs/<date>/<time>-sweep")
     if direction not in (None, *get_args(Direction)):
         raise UserError(f"direction={direction}: give one of {', '.join(get_args(Direction))}, or leave it out")
     runs = read_runs(folder, queue)
-    if not runs:
-        raise UserError(
-            f"sweep={folder} holds no runs (no folder in it has a status.json, metrics.jsonl or results.json): give "
-            "the folder that the jobs of a sweep write to"
-        )
     first, *others = objectives_of(runs, metric, folder)
     objectives = {first: direction or direction_of(first), **{name: direction_of(name) for name in others}}
     return Leaderboard(folder=folder, runs=runs, objectives=objectives)
@@ -128,10 +115,8 @@ def objectives_of(runs: Sequence[Run], metric: str | None, folder: Path) -> list
     close = difflib.get_close_matches(metric or "", known, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     others = ", ".join(sorted(known, key=lambda name: (not name.startswith(("eval/", "val/", "online/")), name))[:20])
-    asked = f"metric={metric}: no run of sweep={folder} has it"
-    if metric is None:
-        asked = f"no run of sweep={folder} has {' or '.join(DEFAULT_METRICS)}"
-    raise UserError(f"{asked}; {hint}give metric= one of {others}")
+    asked = f"no run of sweep={folder} has {metric or ' or '.join(DEFAULT_METRICS)}"
+    raise UserError(f"{f'metric={metric}: ' if metric else ''}{asked}; {hint}give metric= one of {others}")
 
 
 def ranked(runs: Sequence[Run], metric: str, direction: Direction) -> list[Run]:

@@ -10,11 +10,10 @@ from pathlib import Path
 from plotly.offline import get_plotlyjs
 
 from jepa.report import leaderboard_plots as plots
-from jepa.report.formatting import options
+from jepa.report.formatting import Column, options
 from jepa.report.leaderboard import Leaderboard
 from jepa.report.leaderboard_summary import summary
 from jepa.report.leaderboard_tables import row_kind, run_columns, setting_columns
-from jepa.report.terminal_table import Column
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
@@ -85,7 +84,6 @@ def write_page(board: Leaderboard, path: Path) -> None:
 
 
 def page(board: Leaderboard) -> str:
-    """Return the page as HTML."""
     title = html.escape(f"Leaderboard of {printable(board.folder.resolve().name, keep='')}")
     shared = html.escape(options(board.runs[0].shared))
     same = f" The same in all runs: <code>{shared}</code>." if shared and len(board.runs) > 1 else ""

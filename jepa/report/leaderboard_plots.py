@@ -13,20 +13,18 @@ from plotly.colors import sample_colorscale
 
 from jepa.report.formatting import number, options, shortened
 from jepa.report.leaderboard import Leaderboard
-from jepa.report.option_importance import is_logarithmic, positions_of
 from jepa.report.run_files import curve
 from jepa.report.runs import Run
+from jepa.report.sweep_statistics import is_logarithmic, positions_of
 
 INK, ACCENT, GREY = "#1f2933", "#0b6e99", "#b8bfc6"
 COLOURS = ["#f2b134", "#d1495b", "#2b2d6e"]  # from the worst to the best run
 FENCE = 1.5  # runs this many interquartile ranges below the worse quartile (Tukey) all have the worst colour
 CURVES = ("val/loss", "train/loss")  # drawn over the steps if the metric itself is measured at the end only
 
-MAX_SETTINGS = 30
-MAX_POINTS = 60_000
-MAX_LABEL = 60
-MAX_TICKS = 25
+MAX_SETTINGS, MAX_POINTS, MAX_TICKS, MAX_LABEL = 30, 60_000, 25, 60
 WIDTH_OF_AXIS = 110
+CATEGORIES = {"type": "category", "autorange": "reversed", "automargin": True}
 
 
 def parallel_coordinates(board: Leaderboard) -> go.Figure | None:
@@ -55,10 +53,8 @@ def parallel_coordinates(board: Leaderboard) -> go.Figure | None:
         "cmax": 1,
     }
     figure = _figure(460).add_parcoords(dimensions=dimensions, line=line)
-    figure.update_layout(margin={"t": 50, "b": 20, "l": 80, "r": 110})
-    if len(dimensions) > 9:
-        figure.update_layout(width=WIDTH_OF_AXIS * len(dimensions))
-    return figure
+    width = WIDTH_OF_AXIS * len(dimensions) if len(dimensions) > 9 else None
+    return figure.update_layout(margin={"t": 50, "b": 20, "l": 80, "r": 110}, width=width)
 
 
 def curves(board: Leaderboard) -> go.Figure | None:
@@ -92,19 +88,10 @@ def importance(board: Leaderboard) -> go.Figure | None:
     if not board.importances:
         return None
     labels, shares = [_label(key) for key in board.importances], list(board.importances.values())
-    figure = _figure(90 + 34 * len(shares))
-    figure.add_bar(
-        x=shares,
-        y=labels,
-        orientation="h",
-        marker_color=ACCENT,
-        texttemplate="%{x:.0%}",
-        textposition="outside",
-        cliponaxis=False,
-        hoverinfo="skip",
-    )
+    look = {"marker_color": ACCENT, "texttemplate": "%{x:.0%}", "textposition": "outside", "cliponaxis": False}
+    figure = _figure(90 + 34 * len(shares)).add_bar(x=shares, y=labels, orientation="h", hoverinfo="skip", **look)
     figure.update_xaxes(title="share of the variance", range=[0, 1.12 * max(0.1, *shares)], tickformat=".0%")
-    return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    return figure.update_yaxes(CATEGORIES)
 
 
 def settings(board: Leaderboard) -> go.Figure | None:
@@ -143,7 +130,7 @@ def settings(board: Leaderboard) -> go.Figure | None:
     ends = np.clip([(means - halves).min(), (means + halves).max()], low - room, high + room)
     left, right = min(low, ends[0]), max(high, ends[1])
     figure.update_xaxes(title=html.escape(board.metric), range=[left - 0.1 * room, right + 0.1 * room])
-    return figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    return figure.update_yaxes(CATEGORIES)
 
 
 def pareto(board: Leaderboard) -> go.Figure | None:

@@ -6,9 +6,8 @@ from collections import Counter
 
 from jepa.report.formatting import count_states, joined, number, options, plural, with_error
 from jepa.report.leaderboard import Leaderboard
-from jepa.report.option_importance import MIN_RUNS
 from jepa.report.runs import SEED
-from jepa.report.seed_statistics import LEVEL, Comparison, Setting
+from jepa.report.sweep_statistics import LEVEL, MIN_RUNS, Comparison, Setting
 from jepa.utils.run_status import FINISHED
 
 FRONT_SHOWN = 4
@@ -57,12 +56,9 @@ def run_names(board: Leaderboard, setting: Setting) -> str:
 
 
 def winner(board: Leaderboard) -> str:
-    """Return the best setting and its mean."""
     best = board.settings[0]
-    value = f"{number(best.mean)} (one seed)"
-    if best.half is not None:
-        seeds = plural(len(best.values), "seed")
-        value = f"{with_error(best.mean, best.half)} (mean and {LEVEL:.0%} interval over {seeds})"
+    over = f"mean and {LEVEL:.0%} interval over {plural(len(best.values), 'seed')}"
+    value = f"{with_error(best.mean, best.half)} ({'one seed' if best.half is None else over})"
     bad = f"; {plural(best.bad, 'more run')} of it failed or collapsed" if best.bad else ""
     who = "There is one setting"
     if len(board.settings) > 1:
@@ -74,7 +70,6 @@ def winner(board: Leaderboard) -> str:
 
 
 def differences(board: Leaderboard) -> list[str]:
-    """Return whether the best setting is better than the others by more than chance."""
     comparisons = board.comparisons
     if not comparisons:
         return []
@@ -86,10 +81,8 @@ def differences(board: Leaderboard) -> list[str]:
         count = len(comparisons) - len(chance)
         lines.append(f"It beats {count} of the {len(comparisons)} other settings by more than chance{others}.")
     if tests < len(comparisons):
-        lines.append(
-            "Settings of one seed cannot be told from chance: run the best few with more, such as "
-            f"{SEED}=0,1,2 in the sweep."
-        )
+        more = f"run the best few with more, such as {SEED}=0,1,2 in the sweep"
+        lines.append(f"Settings of one seed cannot be told from chance: {more}.")
     return lines
 
 
@@ -121,15 +114,13 @@ def against_runner_up(board: Leaderboard, item: Comparison, tests: int) -> str:
 
 
 def front(board: Leaderboard) -> str:
-    """Return the runs on the Pareto front."""
     if not board.front:
         return f"No run has come to its end with {joined(list(board.objectives))}, so there is no Pareto front yet."
     runs = []
     for run in board.front[:FRONT_SHOWN]:
         values = ", ".join(f"{name} {number(run.value(name))}" for name in board.objectives)
         runs.append(f"run {run.folder} ({options(run.overrides, board.names)}): {values}")
-    hidden = len(board.front) - len(runs)
-    more = f"; and {hidden} more" if hidden else ""
+    more = f"; and {len(board.front) - FRONT_SHOWN} more" if len(board.front) > FRONT_SHOWN else ""
     ways = joined([f"{name} ({way})" for name, way in board.objectives.items()])
     are = "run is" if len(board.front) == 1 else "runs are"
     each = "both" if len(board.objectives) == 2 else "all"
@@ -137,16 +128,13 @@ def front(board: Leaderboard) -> str:
 
 
 def importance(board: Leaderboard) -> list[str]:
-    """Return the options that the metric depends on most."""
     count = len(board.places)
     if len(board.settings) < 2 or count < MIN_RUNS:
         return []
     runs = plural(count, "run")
     top = [f"{key} ({share:.0%})" for key, share in list(board.importances.items())[:3] if share >= 0.01]
-    if not top:
-        return [
-            f"What {board.metric} depends on cannot be told from {runs}: a random forest predicts none by the others."
-        ]
     few = ", a guess with so few" if count < 10 * len(board.importances) else ""
-    shares = f"shares of its variance, by a random forest over {runs}{few}"
-    return [f"{board.metric} depends most on {joined(top)}: {shares}."]
+    if top:
+        shares = f"shares of its variance, by a random forest over {runs}{few}"
+        return [f"{board.metric} depends most on {joined(top)}: {shares}."]
+    return [f"What {board.metric} depends on cannot be told from {runs}: a random forest predicts none by the others."]

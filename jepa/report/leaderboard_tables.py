@@ -10,11 +10,21 @@ from pathlib import Path
 
 from rich.console import Group
 
-from jepa.report.formatting import duration, number, option, padded, progress, shortened, with_error
+from jepa.report.formatting import (
+    Column,
+    duration,
+    number,
+    option,
+    padded,
+    progress,
+    rich_table,
+    shortened,
+    terminal,
+    with_error,
+)
 from jepa.report.leaderboard import Leaderboard
 from jepa.report.leaderboard_summary import summary
 from jepa.report.runs import SEED, Run
-from jepa.report.terminal_table import Column, rich_table, terminal
 from jepa.utils.files import write_atomic
 from jepa.utils.read_data import printable
 
@@ -64,7 +74,6 @@ def tables(board: Leaderboard, width: int, limit: int | None = None) -> Group:
 
 
 def run_columns(board: Leaderboard, write_seconds: Callable[[float | None], str] = duration) -> list[Column]:
-    """Return the columns of the runs."""
     runs, metrics = board.runs, []
     for index, metric in enumerate(board.shown_metrics):
         # A failed run has what it measured, not what it counts as.

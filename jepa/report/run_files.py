@@ -15,8 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from jepa.utils.errors import UserError
 from jepa.utils.read_data import DamagedFileError, exists, kind_of, parse_json, read_json, read_lines, read_yaml
-from jepa.utils.run_status import STATUS_FILE, Status, is_dead, is_overrides, read_status, status_of
+from jepa.utils.run_status import FINISHED, STATUS_FILE, Status, is_dead, is_overrides, read_status, status_of
 
 RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")  # a folder with any of these is a run's
 NOT_PROBES = ("collapse", "spread", "data")  # entries of results.json that are not probe results
@@ -43,6 +44,16 @@ def run_folders(folder: Path) -> list[Path]:
     return found
 
 
+def find_runs(folder: Path, key: str, give: str) -> list[Path]:
+    """Return `run_folders`. Raise UserError, which says what to `give`, if the folder does not exist or has none."""
+    if not folder.is_dir():
+        raise UserError(f"{key}={folder} {'is a file' if folder.exists() else 'does not exist'}: give {give}")
+    if not (found := run_folders(folder)):
+        nothing = "no folder in it has a status.json, metrics.jsonl or results.json"
+        raise UserError(f"{key}={folder} holds no runs ({nothing}): give {give}")
+    return found
+
+
 def current_status(path: Path, queue: Mapping[str, str] | None = None) -> Status:
     """Return the status of a run now: its status.json, corrected by its process or the scheduler's queue.
 
@@ -50,17 +61,16 @@ def current_status(path: Path, queue: Mapping[str, str] | None = None) -> Status
     preempted. A run without status.json is judged by its other files.
     """
     status = read_status(path) or status_from_files(path)
+    state, reason = status.state, status.reason
     if queue is None or status.job is None:
-        gone = {"state": "failed", "reason": "its process is gone (killed? out of memory?)"}
-        return dataclasses.replace(status, **gone) if is_dead(status) else status
-    if status.state in ("done", "failed") or (status.state == "stopped" and status.job not in queue):
-        return status
-    # A job in the queue whose process is gone is about to be started again.
-    if status.job not in queue:
-        return dataclasses.replace(status, state="failed", reason=f"its job {status.job} has left the queue")
-    if queue[status.job] == "PENDING" and status.state != "queued":
-        return dataclasses.replace(status, state="preempted", reason=status.reason or "waits to be started again")
-    return status
+        if is_dead(status):
+            state, reason = "failed", "its process is gone (killed? out of memory?)"
+    elif status.job not in queue and state not in FINISHED:
+        state, reason = "failed", f"its job {status.job} has left the queue"
+    elif queue.get(status.job) == "PENDING" and state not in ("queued", "done", "failed"):
+        # A job in the queue whose process is gone is about to be started again.
+        state, reason = "preempted", reason or "waits to be started again"
+    return dataclasses.replace(status, state=state, reason=reason)
 
 
 def status_from_files(path: Path, now: float | None = None) -> Status:
@@ -71,19 +81,19 @@ def status_from_files(path: Path, now: float | None = None) -> Status:
         damaged.append("config.yaml is damaged: its overrides are no list of texts")
     if damaged:
         return Status(state="damaged", reason="; ".join(damaged), updated=last_modified(path))
-    status = Status(
-        state="done",
-        reason=results.get("stopped"),
+    state, reason, updated = "done", results.get("stopped"), last_modified(path)
+    if not results and (now or time.time()) - updated < QUIET_SECONDS:
+        state = "running"
+    elif not results:
+        state, reason = "stopped", "it ended, or was ended, without results.json"
+    return Status(
+        state=state,
+        reason=reason,
         step=results.get("step", last.get("step")),
         samples_per_second=last.get("samples_per_second"),
         verdict=(results.get("collapse") or {}).get("verdict"),
-        updated=last_modified(path),
+        updated=updated,
     )
-    if results:
-        return status
-    if (time.time() if now is None else now) - status.updated < QUIET_SECONDS:
-        return dataclasses.replace(status, state="running")
-    return dataclasses.replace(status, state="stopped", reason="it ended, or was ended, without results.json")
 
 
 def last_modified(path: Path) -> float:
@@ -95,19 +105,25 @@ def last_modified(path: Path) -> float:
     return max(times)
 
 
-def read_content(path: Path, kind: type[Content], damaged: list[str]) -> Content:
-    """Return a dict or list from a JSON or YAML file; an empty one if the file is missing, damaged or neither."""
-    if not exists(path):
-        return kind()
+@contextlib.contextmanager
+def noted(damaged: list[str]) -> Iterator[None]:
+    """A context that a damaged file ends, with a note of it."""
     try:
-        content = read_json(path) if path.suffix == ".json" else read_yaml(path)
-        if not isinstance(content, kind):
-            expected = "a list" if kind is list else "names and values"
-            raise DamagedFileError(path, f"it holds {kind_of(content)}, expected {expected}")
-        return content
+        yield
     except DamagedFileError as error:
         damaged.append(error.brief)
-        return kind()
+
+
+def read_content(path: Path, kind: type[Content], damaged: list[str]) -> Content:
+    """Return a dict or list from a JSON or YAML file; an empty one if the file is missing, damaged or neither."""
+    with noted(damaged):
+        if exists(path):
+            content = read_json(path) if path.suffix == ".json" else read_yaml(path)
+            if isinstance(content, kind):
+                return content
+            expected = "a list" if kind is list else "names and values"
+            raise DamagedFileError(path, f"it holds {kind_of(content)}, expected {expected}")
+    return kind()
 
 
 def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
@@ -116,7 +132,7 @@ def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
     results = read_content(path, dict, damaged)
     collapse = results.get("collapse") or {}
     own = {"state": "done", "reason": results.get("stopped"), "step": results.get("step")}
-    try:
+    with noted(damaged):
         if not isinstance(collapse, dict):
             raise DamagedFileError(path, f"collapse is {kind_of(collapse)}, expected names and values")
         status_of({**own, "verdict": collapse.get("verdict")}, path)
@@ -125,10 +141,8 @@ def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
             raise DamagedFileError(path, f"{min(wrong)} is no number")
         if len(result_values(results)) > MAX_METRICS:
             raise DamagedFileError(path, f"it holds more than {MAX_METRICS} metrics")
-    except DamagedFileError as error:
-        damaged.append(error.brief)
-        return {}
-    return results
+        return results
+    return {}
 
 
 def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[dict[str, float]]:
@@ -136,12 +150,10 @@ def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[d
 
     Of damaged lines the first is noted. needle: skip lines without this text, which saves parsing them.
     """
-    path, found, text = path / "metrics.jsonl", 0, needle.encode()
-    if not exists(path):
-        return
-    try:
-        for number, line in enumerate(read_lines(path), 1):
-            if line.strip() and text not in line:
+    path, found = path / "metrics.jsonl", 0
+    with noted(damaged):
+        for number, line in enumerate(read_lines(path) if exists(path) else (), 1):
+            if line.strip() and needle.encode() not in line:
                 continue
             try:
                 yield _metric_line(line, path, number)
@@ -152,8 +164,6 @@ def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[d
                     found += 1
                 if found == MAX_DAMAGED_LINES:
                     return
-    except DamagedFileError as error:
-        damaged.append(error.brief)
 
 
 def _metric_line(line: bytes, path: Path, number: int) -> dict[str, float]:
@@ -169,8 +179,8 @@ def _metric_line(line: bytes, path: Path, number: int) -> dict[str, float]:
 
 def only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers among logged values; null, which stands for a non-finite number, becomes NaN."""
-    values = {name: math.nan if value is None else value for name, value in values.items()}
-    return {name: value for name, value in values.items() if type(value) in (int, float)}
+    known = {name: math.nan if value is None else value for name, value in values.items()}
+    return {name: value for name, value in known.items() if type(value) in (int, float)}
 
 
 def last_values(path: Path, damaged: list[str]) -> dict[str, float]:
@@ -202,9 +212,7 @@ def result_values(results: Mapping[str, Any]) -> dict[str, float]:
 
 def curve(path: Path, metric: str, max_points: int = 400) -> list[tuple[int, float]]:
     """Return (step, value) of a metric's finite values, evenly thinned to about `max_points`."""
-    points = []
-    for line in metric_lines(path, [], needle=json.dumps(metric)):
-        if "step" in line and is_value(line.get(metric)):
-            points.append((line["step"], line[metric]))
+    lines = metric_lines(path, [], needle=json.dumps(metric))
+    points = [(line["step"], line[metric]) for line in lines if "step" in line and is_value(line.get(metric))]
     stride = max(1, math.ceil(len(points) / max_points))
     return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])

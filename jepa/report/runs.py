@@ -13,12 +13,12 @@ from pathlib import Path
 from jepa.report.formatting import DEFAULT
 from jepa.report.run_files import (
     current_status,
+    find_runs,
     is_value,
     last_values,
     read_content,
     read_results,
     result_values,
-    run_folders,
 )
 from jepa.utils.nested import flatten
 from jepa.utils.read_data import printable
@@ -31,7 +31,7 @@ IGNORED = ("resume", "run_dir")  # options that say where a run is; ignored, as 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a sweep.
+    """A run of a sweep.
 
     folder: its path relative to the sweep's. overrides: option -> value, of the options that differ between runs; all
     runs have the same keys. A run that does not set one has the value of its config.yaml, or DEFAULT.
@@ -88,20 +88,22 @@ class Run:
 
 
 def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]:
-    """Return the runs in a folder, sorted by name (2 before 10). queue: see `current_status`."""
-    paths = sorted(run_folders(folder), key=lambda path: natural_key(name_of(path, folder)))
+    """Return the runs in a sweep's folder, sorted by name (2 before 10). queue: see `current_status`.
+
+    Raise UserError if the folder does not exist or has no runs.
+    """
+    paths = find_runs(folder, "sweep", "the folder that the jobs of a sweep write to, as outputs/<date>/<time>-sweep")
+    paths.sort(key=lambda path: natural_key(name_of(path, folder)))
     statuses = [current_status(path, queue) for path in paths]
     damaged: list[list[str]] = [[] for _ in paths]
     own = [parse_overrides(stored_overrides(*files)) for files in zip(paths, statuses, damaged)]
     keys = list(dict.fromkeys(key for options in own for key in options))
     # Reading a config.yaml is slow.
     configs = [
-        {} if all(key in options for key in (*keys, SEED)) else config_values(path, notes)
+        {} if {*keys, SEED} <= options.keys() else config_values(path, notes)
         for path, options, notes in zip(paths, own, damaged)
     ]
-    full = [
-        {key: options.get(key) or config.get(key, DEFAULT) for key in keys} for options, config in zip(own, configs)
-    ]
+    full = [{key: own_of.get(key) or config.get(key, DEFAULT) for key in keys} for own_of, config in zip(own, configs)]
     # A damaged run says nothing of what it shares with the others.
     known = [options for options, status in zip(full, statuses) if status.state != "damaged"] or full
     shared = {key: known[0][key] for key in keys if len({canonical(options[key]) for options in known}) == 1}
@@ -110,10 +112,11 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
         metrics = last_values(path, notes) | result_values(read_results(path, notes))
         metrics.pop("step", None)
         seed = options.get(SEED, config.get(SEED, DEFAULT))
+        new = [note for note in dict.fromkeys(notes) if note not in (status.reason or "")]
         run = Run(
             folder=name_of(path, folder),
             path=path,
-            status=with_notes(status, notes),
+            status=dataclasses.replace(status, reason="; ".join(filter(None, [*new, status.reason])) or None),
             overrides={key: value for key, value in options.items() if key not in shared},
             shared=shared,
             seed=None if seed == DEFAULT else canonical(seed),
@@ -121,12 +124,6 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
         )
         runs.append(run)
     return runs
-
-
-def with_notes(status: Status, damaged: list[str]) -> Status:
-    """Return a status whose reason says what else of the run is damaged."""
-    new = [note for note in dict.fromkeys(damaged) if note not in (status.reason or "")]
-    return dataclasses.replace(status, reason="; ".join([*new, *filter(None, [status.reason])])) if new else status
 
 
 def name_of(path: Path, folder: Path) -> str:
@@ -171,11 +168,10 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
 
 def config_values(path: Path, damaged: list[str]) -> dict[str, str]:
     """Return the values of a run's config.yaml by dotted key, as on the command line; groups are no values."""
-    leaves = flatten(read_content(path / "config.yaml", dict, damaged))
-    return {
-        key: value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
-        for key, value in leaves.items()
-    }
+    texts = {}
+    for key, value in flatten(read_content(path / "config.yaml", dict, damaged)).items():
+        texts[key] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
+    return texts
 
 
 def as_number(text: str) -> float | None:

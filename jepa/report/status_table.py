@@ -10,11 +10,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from jepa.report.formatting import count_states, duration, number, progress, shortened
-from jepa.report.run_files import current_status, last_modified, run_folders
+from jepa.report.formatting import Column, count_states, duration, number, progress, rich_table, shortened
+from jepa.report.run_files import current_status, find_runs, last_modified, run_folders
 from jepa.report.runs import name_of
-from jepa.report.terminal_table import Column, rich_table
-from jepa.utils.errors import UserError
 from jepa.utils.run_status import FINISHED, Status
 
 NEWEST = 20  # ended runs that are shown by default; runs under way always are
@@ -28,17 +26,11 @@ def read_statuses(folder: str | Path, queue: Mapping[str, str] | None = None) ->
 
     queue: see `current_status`. Raise UserError if the folder does not exist or has no runs.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"folder={folder} {what}: give a run's folder, or one that holds runs, such as outputs")
-    found = {}
-    for path in run_folders(folder):
+    folder, found = Path(folder), {}
+    for path in find_runs(folder, "folder", "a run's folder, or one that holds runs, such as outputs"):
         status = current_status(path, queue)
         updated = max(status.updated or 0.0, last_modified(path))
         found[name_of(path, folder)] = dataclasses.replace(status, updated=updated)
-    if not found:
-        raise UserError(f"folder={folder} holds no runs: give one that does, such as outputs, or start one by train.py")
     return dict(sorted(found.items(), key=lambda item: (-(item[1].started or item[1].updated), item[0])))
 
 

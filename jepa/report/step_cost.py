@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
+import contextlib
+import functools
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
@@ -45,14 +46,13 @@ class StepCost:
 
 
 def first_batch(trainer: Any) -> Batch:
-    """Return the batch of the next step."""
-    batches = trainer.data.train_batches(seed=trainer.seed, start_step=trainer.step, stop_step=trainer.step + 1)
-    with closing(batches):
+    steps = {"start_step": trainer.step, "stop_step": trainer.step + 1}
+    with contextlib.closing(trainer.data.train_batches(seed=trainer.seed, **steps)) as batches:
         return next(batches)
 
 
 def first_samples(batch: Batch, size: int, device: torch.device) -> Batch:
-    """The first `size` samples of a batch on the device."""
+    """Return the first `size` samples of a batch on the device."""
     # Cloned, as a slice would keep the whole batch alive and be counted with it.
     return map_tensors(batch, lambda tensor: tensor[:size].clone().to(device))
 
@@ -78,21 +78,16 @@ def module_shapes(trainer: Any, batch: Batch) -> tuple[Any, list[tuple[str, Shap
         watched |= {f"{parent}.{name}": child for name, child in module.named_children()}
     seen: dict[str, tuple[str, Shapes, Shapes, int]] = {}
 
-    def watch(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            calls = seen[name][3] + 1 if name in seen else 1
-            seen[name] = (name, tensor_shapes([*args, *kwargs.values()]), tensor_shapes(output), calls)
+    def note(name: str, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
+        calls = seen[name][3] + 1 if name in seen else 1
+        seen[name] = (name, tensor_shapes([*args, *kwargs.values()]), tensor_shapes(output), calls)
 
-        return note
-
-    handles = [child.register_forward_hook(watch(name), with_kwargs=True) for name, child in watched.items()]
-    try:
-        with trainer.precision.autocast():
-            latents = model(batch)
-            model.loss(latents)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with contextlib.ExitStack() as hooks, trainer.precision.autocast():
+        for name, child in watched.items():
+            hook = child.register_forward_hook(functools.partial(note, name), with_kwargs=True)
+            hooks.callback(hook.remove)
+        latents = model(batch)
+        model.loss(latents)
     parents = {name: name.partition(".")[0] for name in seen}
     return latents, [row for name, row in seen.items() if parents[name] in ("loss", name) or parents[name] not in seen]
 
@@ -120,11 +115,10 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
     kept = []
     for size in (small, large):
         part = first_samples(batch, size, trainer.device)
-        saved: set[tuple[int, int]] = set()  # address and bytes of each storage that the backward pass needs
+        saved: dict[int, int] = {}  # address -> bytes of each storage that the backward pass needs
 
-        def note(tensor: Tensor, saved: set[tuple[int, int]] = saved) -> Tensor:
-            storage = tensor.untyped_storage()
-            saved.add((storage.data_ptr(), storage.nbytes()))
+        def note(tensor: Tensor, saved: dict[int, int] = saved) -> Tensor:
+            saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
         with FlopCounterMode(display=False) as counter:
@@ -133,11 +127,11 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
             loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
             forward = counter.get_total_flops()
             trainer.precision.scaler.scale(loss).backward()
-        kept.append(sum(size for address, size in saved if address not in own))
+        kept.append(sum(size for address, size in saved.items() if address not in own))
     slope = (kept[1] - kept[0]) / (large - small) if large > small else kept[0] / small
-    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     trainer.optimizer.step()  # only a step allocates the state
     state = bytes_of(tensors_in(trainer.optimizer.state))
+    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
     frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     return StepCost(
         forward=forward / large,
@@ -153,18 +147,17 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes of the tensors' elements."""
     return sum(tensor.nbytes for tensor in tensors)
 
 
-def parameter_counts(model: nn.Module) -> list[tuple[str, int, int]]:
-    """Return (module, trainable, frozen) parameters of each child of the model and of the model itself."""
-    rows = []
-    counted: set[int] = set()
+def parameter_counts(model: nn.Module) -> dict[str, tuple[int, int]]:
+    """Return module -> (trainable, frozen) parameters, of each child of the model and of the model itself."""
+    rows = {}
+    counted: set[nn.Parameter] = set()
     for name, module in [*model.named_children(), ("(model itself)", model)]:
-        own = [p for p in module.parameters() if id(p) not in counted]
-        counted |= {id(p) for p in own}
+        own = set(module.parameters()) - counted
+        counted |= own
         trained = sum(p.numel() for p in own if p.requires_grad)
         if own:
-            rows.append((name, trained, sum(p.numel() for p in own) - trained))
+            rows[name] = trained, sum(p.numel() for p in own) - trained
     return rows

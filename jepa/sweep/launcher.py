@@ -34,17 +34,14 @@ from jepa.utils.signals import EarlySignal
 
 log = logging.getLogger(__name__)
 
-LOST_SECONDS = 20.0
-"""How long a job may be gone without a result before its run counts as failed: shared file systems lag behind."""
-
-MAX_TAIL = 4096
-"""Bytes of a job's log that are searched for its last lines."""
+LOST_SECONDS = 20.0  # that a job may be gone without a result, as shared file systems lag behind
+MAX_TAIL = 4096  # bytes of a job's log that are searched for its last lines
 
 UNREADABLE = (OSError, EOFError, ValueError, TypeError, LookupError, AttributeError, ImportError, UnpicklingError)
 """Errors of a damaged pickle."""
 
 QUEUED = {"state": "queued", "reason": None, "objective": {}, "settled": False}
-QUEUED |= {"host": None, "pid": None, "pid_created": None, "job": None}
+QUEUED |= dict.fromkeys(("host", "pid", "pid_created", "job"))
 """Fields of the status of a queued run. A run that was started before keeps its other fields."""
 
 PROCESS_SETTINGS = ("nodes", "devices", "device")  # settings of the trainer that a launcher reads once for all runs
@@ -72,9 +69,11 @@ class SweepRun:
 
     def restore_status(self) -> None:
         """Put back the status from before the sweep queued this run, unless it has a job."""
-        if self.job is None and (self.before is None or self.before.state == "damaged"):
+        if self.job is not None:
+            return
+        if self.before is None or self.before.state == "damaged":
             (self.folder / STATUS_FILE).unlink(missing_ok=True)
-        elif self.job is None:
+        else:
             write_status(self.folder, self.before)
 
     def read_result(self) -> None:
@@ -83,7 +82,7 @@ class SweepRun:
         try:
             outcome, result = pickle_load(paths.result_pickle)  # submitit's own first waits for the process to end
         except UNREADABLE as error:
-            self.fail(UserError(f"the result of its job, {paths.result_pickle}, is damaged ({first_line(error)})"))
+            self.fail(f"the result of its job, {paths.result_pickle}, is damaged ({first_line(error)})")
             return
         if outcome == "success":
             self.result = result
@@ -91,12 +90,12 @@ class SweepRun:
             self.value = dict(status.objective) if status is not None else {}
         else:
             last_line = str(result).strip().splitlines()[-1]  # of the traceback
-            self.fail(UserError(f"{last_line} (see {paths.stderr})"))
+            self.fail(f"{last_line} (see {paths.stderr})")
 
-    def fail(self, error: UserError) -> None:
+    def fail(self, reason: str) -> None:
         """Count the run as failed, and note the reason in its status."""
-        note_failure(self.folder, self.options, error, self.objective.failed())
         self.value = self.objective.failed()
+        note_failure(self.folder, self.options, UserError(reason), self.value)
 
     def job_return(self) -> JobReturn:
         """Return what Hydra's sweepers expect. They raise an error that would hit every run of the sweep."""
@@ -109,26 +108,25 @@ class SweepRun:
         return result
 
     def log_changes(self) -> None:
-        """Log the state of the run if it has changed."""
-        line = self._state_line(read_status(self.folder))
+        status = read_status(self.folder)
+        line = "" if status is None else self._state_line(status)
         if line and line != self._logged:
             log.info(f"#{self.number} {line}")
             self._logged = line
 
-    def _state_line(self, status: Status | None) -> str:
-        if status is None or status.state == "queued":
+    def _state_line(self, status: Status) -> str:
+        if status.state == "queued" or (status.state == "done" and self.value is None):
             return ""
         if status.state == "running":
             again = f", started {status.starts} times" if status.starts > 1 else ""
             return f"running on {status.host}{again}"
         if status.state == "preempted":
             return f"preempted at step {status.step}, waits to be started again"
-        values = ", ".join(f"{name} {value:.4g}" for name, value in (self.value or status.objective).items())
+        values = ", ".join(f"{name} {value:.4g}" for name, value in (self.value or {}).items())
         if status.state == "done":
             reason = status.reason or (status.verdict if is_collapse(status.verdict) else None)
-            line = f"done{': ' if values else ''}{values}{f' ({reason})' if reason else ''}"
-            return line if self.value is not None else ""
-        return f"{status.state}: {status.reason}{f' (counts as {values})' if values and self.value is not None else ''}"
+            return f"done{': ' if values else ''}{values}{f' ({reason})' if reason else ''}"
+        return f"{status.state}: {status.reason}{f' (counts as {values})' if values else ''}"
 
 
 def last_lines(path: Path, count: int = 3) -> list[str]:
@@ -283,7 +281,7 @@ class JobLauncher(BaseSubmititLauncher):
     def _fail_lost(self, run: SweepRun, stopped: bool) -> None:
         """Count a run as failed whose job is gone without a result, and log the reason."""
         reason = f"its job {run.job.job_id} left no result: {self._end_of_job(run)}"
-        run.fail(UserError(reason))
+        run.fail(reason)
         if stopped:  # its status stays, which does not know who stopped it
             log.info(f"#{run.number}: {reason}")
         path = run.job.task(0).paths.stderr

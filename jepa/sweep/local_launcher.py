@@ -24,10 +24,7 @@ from jepa.utils.run_status import Status, is_alive, read_status, update_status
 log = logging.getLogger(__name__)
 
 SAVE_SECONDS = 60  # how long an interrupted launcher waits for its runs to save
-
-CONTROLLER = "submitit.local._local"
-"""submitit's module that starts the processes of a local job and passes signals on to them."""
-
+CONTROLLER = "submitit.local._local"  # starts the processes of a local job and passes signals on to them
 TIMEOUT_MINUTES = 60 * 24 * 365  # submitit's local jobs need a time limit
 
 
@@ -54,8 +51,8 @@ class LocalLauncher(JobLauncher):
         threads: int | None = None,
         gpus: Sequence[int] | None = None,
     ) -> None:
-        for key, value in (("parallel", parallel), ("threads", threads)):
-            if not (isinstance(value, int) and value >= 1) and not (key == "threads" and value is None):
+        for key, value in (("parallel", parallel), ("threads", 1 if threads is None else threads)):
+            if not (isinstance(value, int) and value >= 1):
                 raise ValueError(f"hydra.launcher.{key}={value!r}: expected a whole number from 1")
         if isinstance(gpus, (int, str)):
             raise ValueError(f"hydra.launcher.gpus={gpus!r}: expected a list, as [0,1]")
@@ -72,25 +69,18 @@ class LocalLauncher(JobLauncher):
         if free and self._gpus is None:
             cpu = OmegaConf.select(self.config, "trainer.device") == "cpu"
             self._gpus = visible_gpus(self.params["gpus"], cpu)
+        threads = threads_per_process(self.threads, self.parallel * self.tasks)
         for slot, run in zip(free, runs):
             self._slots[slot] = run
-            run.job = self._start(run, slot)
-
-    def _start(self, run: SweepRun, slot: int) -> Any:
-        for result in self._job_folder(run).glob("*_result.pkl"):  # named by process, whose numbers come again
-            result.unlink()
-        executor = SessionExecutor(
-            self._job_folder(run),
-            tasks=self.tasks,
-            gpus=gpus_of_slot(self._gpus, slot, self.tasks),
-            threads=threads_per_process(self.threads, self.parallel * self.tasks),
-        )
-        job = executor.submit(self, *self._job_arguments(run))
-        status = read_status(run.folder)
-        if status is not None and status.state == "queued":
-            created = psutil.Process(int(job.job_id)).create_time()
-            update_status(run.folder, {"host": socket.gethostname(), "pid": int(job.job_id), "pid_created": created})
-        return job
+            folder, gpus = self._job_folder(run), gpus_of_slot(self._gpus, slot, self.tasks)
+            for result in folder.glob("*_result.pkl"):  # named by process, whose numbers come again
+                result.unlink()
+            executor = SessionExecutor(folder, tasks=self.tasks, gpus=gpus, threads=threads)
+            run.job = executor.submit(self, *self._job_arguments(run))
+            status, pid = read_status(run.folder), int(run.job.job_id)
+            if status is not None and status.state == "queued":
+                created = psutil.Process(pid).create_time()
+                update_status(run.folder, {"host": socket.gethostname(), "pid": pid, "pid_created": created})
 
     def _find_job(self, status: Status, run: SweepRun) -> Any | None:
         return find_job(self._job_folder(run), status, self.tasks) if is_alive(status) else None
@@ -128,13 +118,12 @@ class SessionExecutor(LocalExecutor):
     def __init__(self, folder: str | Path, *, tasks: int, gpus: Sequence[str], threads: int) -> None:
         super().__init__(folder)
         self.update_parameters(tasks_per_node=tasks, timeout_min=TIMEOUT_MINUTES)
-        self.gpus, self.threads = list(gpus), threads
+        self.tasks, self.gpus, self.threads = tasks, list(gpus), threads
 
     def _submit_command(self, command: str) -> LocalJob:
-        tasks = self._num_tasks()
         environment = {
             **os.environ,
-            "SUBMITIT_LOCAL_NTASKS": str(tasks),
+            "SUBMITIT_LOCAL_NTASKS": str(self.tasks),
             "SUBMITIT_LOCAL_COMMAND": command,
             "SUBMITIT_LOCAL_TIMEOUT_S": str(60 * TIMEOUT_MINUTES),
             "SUBMITIT_LOCAL_SIGNAL_DELAY_S": "30",
@@ -148,7 +137,7 @@ class SessionExecutor(LocalExecutor):
         }
         controller = [sys.executable, "-m", CONTROLLER, str(self.folder)]
         process = subprocess.Popen(controller, env=environment, start_new_session=True)
-        return SessionJob(self.folder, str(process.pid), tasks=list(range(tasks)), process=process)
+        return SessionJob(self.folder, str(process.pid), tasks=list(range(self.tasks)), process=process)
 
 
 class SessionJob(LocalJob):
@@ -178,8 +167,7 @@ def threads_per_process(threads: int | None, processes: int) -> int:
     """Return the threads of each process: as set, else OMP_NUM_THREADS, else an equal share of the cores."""
     common = os.environ.get("OMP_NUM_THREADS", "")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS
-    share = max(1, cores // processes)
-    return threads or (int(common) if common.isdigit() else share)
+    return threads or (int(common) if common.isdigit() else max(1, cores // processes))
 
 
 def visible_gpus(gpus: Sequence[int] | None, cpu: bool) -> list[str]:

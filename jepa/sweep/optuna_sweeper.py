@@ -47,10 +47,10 @@ class OptunaSweeper(OptunaSweeperImpl):
         try:
             self._sweep(arguments)
         except SQLAlchemyError as error:
-            raise UserError(
-                f"the study in {self.storage} cannot be read or written: {first_line(error)}; sweep in another "
-                "hydra.sweep.dir"
-            ) from error
+            raise self._no_study(f"it cannot be read or written: {first_line(error)}") from error
+
+    def _no_study(self, why: str) -> UserError:
+        return UserError(f"the study in {self.storage}: {why}; sweep in another hydra.sweep.dir")
 
     def _sweep(self, arguments: list[str]) -> None:
         if self.max_failure_rate:
@@ -99,10 +99,7 @@ class OptunaSweeper(OptunaSweeperImpl):
             try:
                 trial._suggest(name, distribution)
             except ValueError as error:
-                raise UserError(
-                    f"{name}: the study in {self.storage} has searched it in another space, so it cannot go on in this "
-                    f"one ({error}): sweep in another hydra.sweep.dir"
-                ) from error
+                raise self._no_study(f"{name} has been searched in another space ({error})") from error
 
     def _study(self, overrides: Sequence[Override]) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -111,13 +108,9 @@ class OptunaSweeper(OptunaSweeperImpl):
                 study_name=self.study_name, storage=self.storage, directions=self._get_directions(), load_if_exists=True
             )
             check_attributes(study)
-        except (ValueError, SQLAlchemyError) as error:  # other directions; not a database
-            raise UserError(f"the study in {self.storage}: {error}; sweep in another hydra.sweep.dir") from error
-        except (LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
-            raise UserError(
-                f"the study in {self.storage} is damaged ({type(error).__name__}: {first_line(error)}): sweep in "
-                "another hydra.sweep.dir"
-            ) from error
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
+            why = f"it has other directions or is damaged ({type(error).__name__}: {first_line(error)})"
+            raise self._no_study(why) from error
         self._check_metrics(study, self.config.optimized_metric)
         study.sampler = self._sampler(overrides, len(study.trials))
         return study
@@ -187,10 +180,9 @@ class OptunaSweeper(OptunaSweeperImpl):
 
 def check_attributes(study: optuna.Study) -> None:
     """Raise ValueError for a study whose trials cannot be read, or that has other attributes than this sweeper's."""
-    metrics, *options = study.user_attrs.get(METRICS, []), *(t.user_attrs.get(OVERRIDES, []) for t in study.trials)
-    for value in (metrics, *options):
-        if not is_overrides(value):
-            raise ValueError("its attributes are damaged: no lists of texts")
+    stored = [study.user_attrs.get(METRICS, []), *(trial.user_attrs.get(OVERRIDES, []) for trial in study.trials)]
+    if not all(map(is_overrides, stored)):
+        raise ValueError("its attributes are no lists of texts")
 
 
 def distribution_of(override: Override) -> BaseDistribution:

@@ -97,12 +97,11 @@ class SlurmLauncher(JobLauncher):
         return super().launch(job_overrides, initial_job_idx)
 
     def _executor(self) -> Any:
+        python, arguments = container_command(self.params)
         settings = {key: value for key, value in self.params.items() if key not in OWN_KEYS}
         settings["gpus_per_node"] = settings["gpus_per_node"] or None
+        settings["srun_args"] = [*(settings["srun_args"] or ()), *arguments]
         settings = {key: value for key, value in settings.items() if value not in (None, [], {})}
-        python, arguments = container_command(self.params)
-        if arguments:
-            settings["srun_args"] = [*settings.get("srun_args", []), *arguments]
         try:
             executor = submitit.AutoExecutor(
                 folder=self.params["submitit_folder"],
@@ -112,8 +111,9 @@ class SlurmLauncher(JobLauncher):
             )
         except RuntimeError as error:
             raise UserError(f"hydra/launcher=slurm: {error} (srun is not on PATH)") from error
-        names = {key: key if key in SUBMITIT_KEYS else f"slurm_{key}" for key in settings}
-        executor.update_parameters(**{names[key]: value for key, value in settings.items()})
+        executor.update_parameters(
+            **{key if key in SUBMITIT_KEYS else f"slurm_{key}": value for key, value in settings.items()}
+        )
         return executor
 
     def _submit(self, runs: Sequence[SweepRun]) -> None:

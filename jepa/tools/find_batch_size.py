@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from jepa.tools.find_lr import check_single_process
 from jepa.types import Batch
@@ -20,20 +21,16 @@ from jepa.utils.memory import available_memory, peak_memory, release_freed_memor
 from jepa.utils.snapshot import preserved
 from jepa.utils.tensors import batch_length, map_tensors
 
-SHARE_OF_AVAILABLE = 0.8
-"""Of the memory that is available, what the search may use by default."""
-MARGIN = 1.1
-"""What a predicted growth of memory is multiplied with, as allocators round up and fragment."""
-PRECISION = 16
-"""The search ends when the largest size that fits is known to 1 / PRECISION of itself."""
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What a RuntimeError of torch says where there is no class for it: on MPS and the CPU."""
+SHARE_OF_AVAILABLE = 0.8  # of the memory that is available, what the search may use by default
+MARGIN = 1.1  # factor of a predicted growth of memory, as allocators round up and fragment
+PRECISION = 16  # the search ends when the largest size that fits is known to 1 / PRECISION of itself
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of a RuntimeError on MPS and the CPU
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One size."""
-
     size: int
     fits: bool
     tried: bool  # False when it was not run, as its memory, then a prediction, would exceed the limit
@@ -43,13 +40,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class BatchSizeFinding:
-    """What the search found."""
-
     trials: list[Trial]  # by size
     largest: int  # micro-batch that fits, at most `max_size`
     suggestion: int  # the largest that fits and divides data.batch_size
     limit_gib: float | None  # None on a GPU that was filled until it refused
-    overrides: list[str] = field(default_factory=list)  # what to put on the command line for the suggestion
+    overrides: list[str]  # what to put on the command line for the suggestion
 
 
 def find_batch_size(
@@ -68,7 +63,12 @@ def find_batch_size(
 
     Raises UserError for a wrong setting, and when not even the smallest micro-batch fits.
     """
-    check_settings(limit_gib, max_size, repeats)
+    if limit_gib is not None and limit_gib <= 0:
+        raise UserError(f"find_batch_size.limit_gib={limit_gib:g}: expected GiB above 0, or null for what is available")
+    if max_size is not None and max_size < 1:
+        raise UserError(f"find_batch_size.max_size={max_size}: expected a size of at least 1, or null")
+    if repeats < 0:
+        raise UserError(f"find_batch_size.repeats={repeats}: expected 0 or more")
     check_single_process("find_batch_size")
     search = _Search(trainer, limit_gib, max_size or 4 * trainer.data.batch_size, repeats)
     with trainer.precision.kernels(), preserved(trainer, parameters=False, optimizer=not trainer.optimizer.state):
@@ -79,13 +79,8 @@ def find_batch_size(
     overrides = [f"trainer.micro_batch_size={suggestion}"]
     if suggestion < trainer.data.batch_size and getattr(trainer.model.loss, "batch_statistics", False):
         overrides.append("trainer.allow_microbatch_statistics=true")
-    return BatchSizeFinding(
-        trials=trials,
-        largest=largest,
-        suggestion=suggestion,
-        limit_gib=None if search.limit is None else search.limit / 2**30,
-        overrides=overrides,
-    )
+    limit = search.limit / 2**30
+    return BatchSizeFinding(trials, largest, suggestion, limit if math.isfinite(limit) else None, overrides)
 
 
 class _Search:
@@ -95,7 +90,10 @@ class _Search:
         self.trainer, self.max_size, self.repeats = trainer, max_size, repeats
         self.cuda = trainer.device.type == "cuda"
         self.trials: dict[int, Trial] = {}
-        self.limit = self._limit(limit_gib)
+        if limit_gib is not None:
+            self.limit = limit_gib * 2**30
+        else:  # bytes
+            self.limit = math.inf if self.cuda else self._memory_now() + SHARE_OF_AVAILABLE * available_memory()
         total, modules = trainer.data.batch_size, trainer.model.modules()
         normalised = any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in modules)
         # Statistics over a batch, and batch norm, have no meaning for one sample.
@@ -108,47 +106,46 @@ class _Search:
             )
 
     def run(self) -> None:
-        """Fill `trials`."""
         gc.collect()
         first = {"start_step": self.trainer.step, "stop_step": self.trainer.step + 1}
         with closing(self.trainer.data.train_batches(seed=self.trainer.seed, **first)) as batches:
             self.batch = next(batches)
-        self._check_room(self._memory_now(), "before any batch")
+        self._check_room("before any batch")
         self._make_optimizer_state()
         low, high = self.divisors[0], None
-        if not self._attempt(low):
+        if not self._fits(low):
             taken = self.trials[low].memory_gib
             self._refuse(f"a micro-batch of {low} takes " + (f"{taken:.2f} GiB" if taken else "more than there is"))
         while high is None and low < self.max_size:
             size = min(2 * low, self.max_size)
-            low, high = (size, None) if self._attempt(size) else (low, size)
+            low, high = (size, None) if self._fits(size) else (low, size)
         while high is not None and high - low > max(1, low // PRECISION):
             size = (low + high) // 2
-            low, high = (size, high) if self._attempt(size) else (low, size)
+            low, high = (size, high) if self._fits(size) else (low, size)
         best = max(size for size in self.divisors if size <= low)
         if best not in self.trials:
-            self._attempt(best)  # its throughput; it fits as a larger one did
+            self._fits(best)  # for its throughput; it fits as a larger one did
 
-    def _attempt(self, size: int) -> bool:
+    def _fits(self, size: int) -> bool:
         """Return whether a size fits; enter it into the table."""
-        predicted = self._predict(size)
-        if self.limit is not None and predicted is not None and predicted > self.limit:
+        if (predicted := self._predict(size)) > self.limit:
             self.trials[size] = Trial(size, False, False, predicted / 2**30, None)
             return False
-        memory, speed = None, None
-        with out_of_memory_passes():
-            memory, speed = self._measure(size)
-        if memory is None:
+        measured = unless_out_of_memory(lambda: self._measure(size))
+        if measured is None:
             gc.collect()  # the error's traceback, gone by here, may have left cycles that hold tensors
-        fits = memory is not None and (self.limit is None or memory <= self.limit)
-        self.trials[size] = Trial(size, fits, True, None if memory is None else memory / 2**30, speed if fits else None)
+            self.trials[size] = Trial(size, False, True, None, None)
+            return False
+        memory, speed = measured
+        fits = memory <= self.limit
+        self.trials[size] = Trial(size, fits, True, memory / 2**30, speed if fits else None)
         return fits
 
-    def _predict(self, size: int) -> float | None:
-        """Return the bytes a size will take, from the growth between the two largest that fit below it, if any."""
+    def _predict(self, size: int) -> float:
+        """Return the bytes a size will take, from the growth between the two largest that fit below it; 0 without."""
         known = sorted((t.size, t.memory_gib * 2**30) for t in self.trials.values() if t.fits and t.size < size)
         if not known:
-            return None
+            return 0.0
         above, more = known[-1]
         if len(known) == 1:  # at worst all that it took grows with the size
             return more + max(0.0, more - self._base) * (size / above - 1)
@@ -163,57 +160,51 @@ class _Search:
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(self.trainer.device)
         with peak_memory() as resident:
-            seconds = self._time(batch)
+            seconds = self._pass(batch)
         peak = float(torch.cuda.max_memory_allocated(self.trainer.device)) if self.cuda else resident()
-        return peak, size / min([self._time(batch) for _ in range(self.repeats)] or [seconds])
+        return peak, size / min([self._pass(batch) for _ in range(self.repeats)] or [seconds])
 
-    def _time(self, batch: dict[str, Tensor]) -> float:
-        begun = time.perf_counter()
-        self._pass(batch)
-        if self.cuda:
-            torch.cuda.synchronize(self.trainer.device)
-        return time.perf_counter() - begun
-
-    def _pass(self, batch: dict[str, Tensor]) -> None:
-        """Forward and backward of one micro-batch; gradients add up to those that are there."""
-        trainer = self.trainer
+    def _pass(self, batch: Batch) -> float:
+        """Return the seconds of forward and backward of a micro-batch; gradients add up to those that are there."""
+        trainer, begun = self.trainer, time.perf_counter()
         trainer.model.train()
         with trainer.precision.autocast():
             outputs = trainer.training_step(batch, trainer.step)
         loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         trainer.precision.scaler.scale(loss).backward()
+        if self.cuda:
+            torch.cuda.synchronize(trainer.device)
+        return time.perf_counter() - begun
 
     def _make_optimizer_state(self) -> None:
         """Have the optimizer allocate its state by a real step, which is taken back; the state stays."""
         self._base = self._memory_now()
         if self.trainer.optimizer.state:
             return
-        fits = False
-        with out_of_memory_passes(), preserved(self.trainer, optimizer=False):
+
+        def step() -> bool:
             self._pass(resized(self.batch, self.divisors[0], self.trainer.device))
             self.trainer.optimizer.step()
-            fits = True
-        if not fits:
-            self._refuse("weights, gradients and optimizer state alone take more than there is")
+            return True
+
+        with preserved(self.trainer, optimizer=False):
+            if not unless_out_of_memory(step):
+                self._refuse("weights, gradients and optimizer state alone take more than there is")
         # Gradients too: each pass needs them.
         for parameter in self.trainer.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._base = self._memory_now()
-        self._check_room(self._base, "with gradients and optimizer state")
+        self._base = self._check_room("with gradients and optimizer state")
 
-    def _check_room(self, taken: float, when: str) -> None:
-        if self.limit is not None and taken > self.limit:
+    def _check_room(self, when: str) -> float:
+        """Return the bytes that are taken now. Raise UserError if they are above the limit."""
+        if (taken := self._memory_now()) > self.limit:
             self._refuse(f"the process holds {taken / 2**30:.2f} GiB {when}")
+        return taken
 
     def _refuse(self, reason: str) -> None:
-        limit = "" if self.limit is None else f", find_batch_size.limit_gib is {self.limit / 2**30:.2f}"
+        limit = f", find_batch_size.limit_gib is {self.limit / 2**30:.2f}" if math.isfinite(self.limit) else ""
         raise UserError(f"no micro-batch fits: {reason}{limit}. Use more memory or a smaller model (model.encoder.*)")
-
-    def _limit(self, limit_gib: float | None) -> float | None:
-        if limit_gib is not None:
-            return limit_gib * 2**30
-        return None if self.cuda else self._memory_now() + SHARE_OF_AVAILABLE * available_memory()
 
     def _memory_now(self) -> float:
         if self.cuda:
@@ -228,21 +219,11 @@ def resized(batch: Batch, size: int, device: torch.device | str) -> Batch:
     return map_tensors(batch, lambda tensor: tensor[index].to(device))
 
 
-@contextmanager
-def out_of_memory_passes() -> Iterator[None]:
-    """Return a context that ends without an error where memory runs out."""
+def unless_out_of_memory(function: Callable[[], Result]) -> Result | None:
+    """Return the function's result; None if memory runs out."""
     try:
-        yield
+        return function()
     except RuntimeError as error:  # torch.OutOfMemoryError is one
         if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
             raise
-
-
-def check_settings(limit_gib: float | None, max_size: int | None, repeats: int) -> None:
-    """Raise UserError for settings out of range."""
-    if limit_gib is not None and limit_gib <= 0:
-        raise UserError(f"find_batch_size.limit_gib={limit_gib:g}: expected GiB above 0, or null for what is available")
-    if max_size is not None and max_size < 1:
-        raise UserError(f"find_batch_size.max_size={max_size}: expected a size of at least 1, or null")
-    if repeats < 0:
-        raise UserError(f"find_batch_size.repeats={repeats}: expected 0 or more")
+        return None

@@ -74,31 +74,26 @@ def learning_rate_range_test(
     batches = trainer.data.train_batches(seed=trainer.seed, start_step=start, stop_step=start + steps)
     with trainer.precision.kernels(), preserved(trainer), closing(batches):
         trainer.scheduler = {**trainer.scheduler, "lr": lambda step, run_length: rates[step - start]}
-        for batch in batches:
-            try:
-                loss = float(trainer.train_step(batch)["train/loss"])
-            except NonFiniteError:
-                ended = "not finite"
-                break
-            losses.append(loss)
-            if has_diverged(losses, divergence, smoothing):
-                ended = "diverged"
-                break
+        try:
+            for batch in batches:
+                losses.append(float(trainer.train_step(batch)["train/loss"]))
+                smoothed = smooth(np.asarray(losses), smoothing)
+                if smoothed[-1] - smoothed.min() > (divergence - 1) * abs(losses[0]):
+                    ended = "diverged"
+                    break
+        except NonFiniteError:
+            ended = "not finite"
     rates = rates[: len(losses)]
     if not losses:
         raise UserError(
             f"the loss is not finite even at the lowest learning rate, find_lr.min_lr={min_lr:g}: the weights or the "
             "data are at fault, not the rate; look at them with trainer.dry_run=true"
         )
-    smoothed = smooth(clip_losses(losses, divergence), smoothing)
-    return LearningRateFinding(
-        learning_rates=rates,
-        losses=losses,
-        smoothed=smoothed.tolist(),
-        suggestion=suggest(np.log(rates), np.asarray(losses), smoothed, divergence),
-        lowest=rates[int(smoothed.argmin())],
-        ended=ended,
-    )
+    # Cut off at the level of divergence, as one explosion would bend the smoothed curve before it.
+    clipped = np.minimum(losses, min(losses) + (divergence - 1) * abs(losses[0]))
+    smoothed = smooth(clipped, smoothing)
+    lowest = rates[int(smoothed.argmin())]
+    return LearningRateFinding(rates, losses, smoothed.tolist(), suggest(rates, clipped, smoothed), lowest, ended)
 
 
 def smooth(losses: np.ndarray, deviation: float) -> np.ndarray:
@@ -108,35 +103,18 @@ def smooth(losses: np.ndarray, deviation: float) -> np.ndarray:
     return weights @ losses / weights.sum(axis=1)
 
 
-def has_diverged(losses: list[float], divergence: float, smoothing: float) -> bool:
-    """Return whether the smoothed loss has risen (divergence - 1) first losses above its lowest."""
-    smoothed = smooth(np.asarray(losses), smoothing)
-    return bool(smoothed[-1] - smoothed.min() > (divergence - 1) * abs(losses[0]))
-
-
-def clip_losses(losses: list[float], divergence: float) -> np.ndarray:
-    """Return losses cut off at the level of divergence, as one explosion would bend the smoothed curve before it."""
-    return np.minimum(losses, min(losses) + (divergence - 1) * abs(losses[0]))
-
-
-def suggest(logs: np.ndarray, losses: np.ndarray, smoothed: np.ndarray, divergence: float) -> float | None:
+def suggest(rates: list[float], losses: np.ndarray, smoothed: np.ndarray) -> float | None:
     """Return the rate where the smoothed loss falls most steeply on the way to its lowest point.
 
     None when it falls by less than the losses scatter about the curve on that way.
     """
-    lowest = int(smoothed.argmin())
-    if lowest < 1:
+    way = slice(0, int(smoothed.argmin()) + 1)
+    if smoothed[0] - smoothed.min() <= np.std(losses[way] - smoothed[way]):
         return None
-    way = slice(0, lowest + 1)
-    scatter = float(np.std(clip_losses(losses.tolist(), divergence)[way] - smoothed[way]))
-    if smoothed[0] - smoothed[lowest] <= scatter:
-        return None
-    slopes = np.gradient(smoothed[way], logs[way])
-    return float(math.exp(logs[int(slopes.argmin())]))
+    return rates[int(np.gradient(smoothed[way], np.log(rates[way])).argmin())]
 
 
 def check_range(min_lr: float, max_lr: float, steps: int, divergence: float, smoothing: float) -> None:
-    """Raise UserError for settings that make no test."""
     if not 0 < min_lr < max_lr < math.inf:
         raise UserError(f"find_lr.min_lr={min_lr:g}, find_lr.max_lr={max_lr:g}: expected 0 < min_lr < max_lr")
     if steps < 10:

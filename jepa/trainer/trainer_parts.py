@@ -20,8 +20,7 @@ from jepa.distributed.collectives import (
     init_process_group,
     is_rank0,
 )
-from jepa.distributed.layers import change_layers
-from jepa.distributed.parallel import Parallel, StrategyName
+from jepa.distributed.parallel import Parallel, StrategyName, change_layers
 from jepa.trainer.checkpoints import BestCheckpoints, Checkpoints
 from jepa.trainer.loggers import Logger, RunLog
 from jepa.trainer.precision import Precision, prepare_device
@@ -85,7 +84,7 @@ class TrainerParts:
     timeout_seconds: float = TIMEOUT_SECONDS
     find_unused_parameters: bool | None = None  # None: where training_step is overridden
 
-    # Computing: see `jepa.trainer.precision.Precision`, and `jepa.distributed.layers` for the last two.
+    # Computing: see `jepa.trainer.precision.Precision`, and `jepa.distributed.parallel.change_layers` for the last two.
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: Literal["auto", "flash", "efficient", "math"] = "auto"
     tf32: bool = False

@@ -8,7 +8,7 @@ import torch
 
 from jepa.data.byte_pair_encoding import split_clusters
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer, train_tokenizer
-from jepa.report.sequence_figures import id_lines
+from jepa.report.figures import id_lines
 from jepa.types import Mask
 
 HINDI = [

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 
-from jepa.distributed.layers import blocks_of
+from jepa.distributed.parallel import blocks_of
 from jepa.losses import Objective, SmoothL1
 from jepa.losses.invariance import Invariance
 from jepa.losses.sigreg import SIGReg

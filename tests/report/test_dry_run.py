@@ -19,8 +19,7 @@ from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
-from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_colours, to_pixels
-from jepa.report.mask_statistics import mask_statistics
+from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_colours
 from jepa.types import Mask, RunLength
 from jepa.utils.log_mel import LogMel
 from jepa.utils.snapshot import preserved
@@ -193,7 +192,7 @@ def test_masks_of_sound_lie_on_its_spectrogram(tmp_path):
 def test_mask_statistics():
     context = torch.tensor([[0, 1], [0, 2]])
     targets = torch.tensor([[[3], [3]], [[2], [3]]])
-    assert mask_statistics(Mask(context, targets), (2, 2)) == {
+    assert dry_run.mask_statistics(Mask(context, targets), (2, 2)) == {
         "context tokens kept": "2",
         "targets, blocks x tokens": "2 x 1",
         "distinct tokens seen": "2.0 (50%)",
@@ -204,7 +203,7 @@ def test_mask_statistics():
         "a token is predicted in": "0% to 100% of samples",
     }
     padded = Mask(context, targets, context_valid=torch.tensor([[True, False], [True, False]]))
-    assert mask_statistics(padded, (2, 2))["distinct tokens seen"] == "1.0 (25%)"
+    assert dry_run.mask_statistics(padded, (2, 2))["distinct tokens seen"] == "1.0 (25%)"
 
 
 def test_schedule_table():
@@ -230,10 +229,11 @@ def test_outlines_follow_the_border_and_lie_inside():
 
 def test_pixels_undo_the_normalisation():
     data = SimpleNamespace(transform=SimpleNamespace(mean=torch.tensor([0.5]), std=torch.tensor([0.25])))
-    pixels = to_pixels(torch.tensor([-2.0, 0.0, 4.0]).view(1, 1, 1, 3), pixel_statistics(data))
-    assert pixels.flatten().tolist() == [0.0, 0.5, 1.0]
+    pixels, said = to_colours(torch.tensor([-2.0, 0.0, 2.04]).view(1, 1, 1, 3), pixel_statistics(data))
+    assert (pixels.flatten().tolist(), said) == ([0.0, 0.5, 1.0], "")
     assert pixel_statistics(SimpleNamespace()) is None
-    assert to_pixels(torch.tensor([1.0, 3.0]), None).tolist() == [0.0, 1.0]
+    pixels, said = to_colours(torch.tensor([1.0, 3.0]).view(1, 1, 2), None)
+    assert (pixels.flatten().tolist(), said) == ([0.0, 1.0], "; scaled to its own range")
 
 
 @pytest.mark.parametrize(

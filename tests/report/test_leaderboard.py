@@ -17,7 +17,7 @@ from jepa.report.leaderboard import read_leaderboard
 from jepa.report.leaderboard_page import write_page
 from jepa.report.leaderboard_summary import summary
 from jepa.report.leaderboard_tables import show, tables, write_csv
-from jepa.report.option_importance import importances
+from jepa.report.sweep_statistics import importances
 from jepa.utils.errors import UserError
 
 

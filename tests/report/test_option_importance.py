@@ -10,7 +10,7 @@ from run_folders import METRIC, write_run
 
 from jepa.report.leaderboard import read_leaderboard
 from jepa.report.leaderboard_summary import summary
-from jepa.report.option_importance import importances
+from jepa.report.sweep_statistics import importances
 
 
 def test_importance_finds_the_option_that_matters(tmp_path):

@@ -9,7 +9,7 @@ from run_folders import METRIC, write_run
 from scipy import stats
 
 from jepa.report.runs import read_runs
-from jepa.report.seed_statistics import compare_with_best, half_width, holm, settings_of
+from jepa.report.sweep_statistics import compare_with_best, half_width, holm, settings_of
 
 
 def settings(folder, values, direction="maximize"):

@@ -9,7 +9,7 @@ from PIL import Image
 
 from jepa.masks.span import SpanMask
 from jepa.report.dry_run_pictures import input_kind
-from jepa.report.sequence_figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
+from jepa.report.figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
 from jepa.types import Mask
 
 

@@ -195,7 +195,7 @@ def test_what_cannot_be_searched(sweep, options, message):
 
 def test_what_a_study_refuses(sweep):
     sweep("sweep=optuna", LOSS, "sweep.trials=1", "loss=mse,l1")
-    with pytest.raises(UserError, match=r"loss: the study in sqlite.* another space.*another hydra\.sweep\.dir"):
+    with pytest.raises(UserError, match=r"the study in sqlite.*: loss has .* another space.*another hydra\.sweep\.dir"):
         sweep("sweep=optuna", LOSS, "sweep.trials=2", "loss=mse,smooth_l1")
     with pytest.raises(UserError, match=r"MINIMIZE.* to .*MAXIMIZE.*; sweep in another hydra.sweep.dir"):
         sweep("sweep=optuna", "optimized_metric=online/knn", "sweep.trials=2")
