@@ -64,15 +64,15 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
             with report_on_rank0():
                 config_dir = _config_dir(sys.argv[1:])
                 check_flags(sys.argv[1:], _composing(config_dir, config_name), sys.argv[0])
-                sys.argv[1:] = full_arguments(sys.argv[1:], config_dir, config_name)
+                arguments = full_arguments(sys.argv[1:], config_dir, config_name)
+                # Overrides side by side, as argparse wants them.
+                sys.argv[1:] = sorted(arguments, key=lambda argument: argument[:1] != "-" and "=" in argument)
                 if {"--help", "-h"} & set(sys.argv[1:]):
                     overrides = [a for a in sys.argv[1:] if "=" in a and a[0] != "-"]
                     return print(help_text(overrides, config_dir, config_name)) if rank == 0 else None
             if rank > 0:
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
-                # Beside the other overrides, as argparse wants them side by side.
-                place = next((n for n, a in enumerate(sys.argv) if n and a[0] != "-" and "=" in a), 1)
-                sys.argv[place:place] = [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
+                sys.argv += [f"hydra.run.dir={folder}", f"hydra.sweep.dir={folder}"]
             main()
             leave_process_group()
             if failed_jobs:

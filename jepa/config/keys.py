@@ -143,6 +143,8 @@ class Keys:
             return [f"{parent}={value}"], f"{parent} is a single value"
         if parent and key != f"{parent}.{missing}":
             return self._mended(parent, missing, key, value)
+        if not parent and (close := closest(missing, map(str, self.config), cutoff=0.85)):  # before words of others
+            return [f"{close}={value}"], ""
         return self._by_word(key, value) or self._by_name(parent, missing, value) or self._nearest(key, value)
 
     def _as_option(self, key: str, value: str) -> Suggestion | None:

@@ -23,7 +23,7 @@ from jepa.config.build import convert_errors
 from jepa.config.command import load_config
 from jepa.config.open_checkpoint import open_checkpoint
 from jepa.config.overrides import quoted
-from jepa.config.stored import CommandLine
+from jepa.config.stored import CommandLine, addable
 from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
 from jepa.data.data_module import DataModule, Reading
 from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
@@ -61,7 +61,7 @@ def load_encoder(
 
     Raise UserError for what is missing or contradicts the file, CheckpointError for what cannot be read.
     """
-    given = [f"checkpoint={quoted(str(checkpoint))}", f"trust={trust}".lower(), *options]
+    given = [f"checkpoint={quoted(str(checkpoint))}", f"trust={trust}".lower(), *addable(options)]
     config = load_config(given, config_name="evaluate")
     loaded, joined = open_checkpoint(config, data="inputs")
     data = reader(joined.data, loaded, CommandLine(config.overrides))

@@ -44,7 +44,10 @@ def explain(error: BaseException) -> str:
         if found := re.search(pattern, text):
             return explained(found[1], text)
     if found := re.search(r"LexerNoViableAltException: ([^\n]*)", text):
-        return f"{found[1]}: expected key=value; signs are quoted, twice for the shell: \"key='a<b'\""
+        return (
+            f"{found[1]}: signs in a value are quoted, twice for the shell: \"key='a<b'\", in a list each of "
+            "its items: \"key=['a (b)','c']\""
+        )
     typed = getattr(error, "override", None)
     if typed and typed not in text:
         return f"{typed.lstrip('+')}: {text.splitlines()[0]}; quote what has signs of its own: \"key='a b'\""

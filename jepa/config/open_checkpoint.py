@@ -55,7 +55,7 @@ def open_checkpoint(
         raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
     kept = in_force(stored, given)
     if not config.trust:
-        _check_kept(kept, source, builds=data in ("splits", "inputs"))
+        _check_kept(kept, source, builds=data in ("splits", "inputs"), reads=data == "splits")
     joined = with_stored(config, kept, given)
     if data in ("splits", "inputs"):
         _keep_tokenizer(joined, stored, given, source)
@@ -129,18 +129,19 @@ def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandL
             raise UserError(f"evaluation.probes.{name}: there is no such probe; {hint}")
 
 
-def _check_kept(kept: Mapping[str, Any], source: Source, *, builds: bool) -> None:
+def _check_kept(kept: Mapping[str, Any], source: Source, *, builds: bool, reads: bool) -> None:
     """Raise CheckpointError for stored data or evaluation with foreign code, and for a path that a lone file brings.
 
-    builds: whether data and evaluation are built; model and loss were checked when they were found.
+    builds: whether parts of data and evaluation are built; model and loss were checked when they were found.
+    reads: whether samples are read.
     """
     check_stored(kept["trainer"], "trainer", source.name, names=())
     sections = kept.keys() & {"data", "evaluation"}
-    own = _beside(source) if builds and sections else {}
+    own = _beside(source) if reads and sections else {}
     for section in sections:
         names = DATA_TABLE if builds else None
         check_stored(kept[section], section, source.name, names=names, trusted=source.trusted, paths=True)
-        if builds:
+        if reads:
             lone = _without_same(kept[section], own.get(section))
             for key in ("tokenizer_folder", "text.tokenizer_folder"):  # none is kept, see below
                 remove(lone, key)

@@ -44,10 +44,21 @@ def quoted(text: str) -> str:
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
-    """Return arguments with quotes around paths of existing files and folders that Hydra would read as syntax."""
+    """Return arguments with quotes around what Hydra would read as syntax, or refuse: paths and foreign letters.
+
+    Existing files and folders of PATHS; other values, and items of lists, that hold letters beyond ASCII.
+    """
+    multirun = bool({"-m", "--multirun"} & set(arguments))
     result = []
     for argument in arguments:
-        key, _, value = argument.partition("=")
-        exists = key in PATHS and value not in ("", *WORDS) and os.path.exists(value)
-        result.append(f"{key}={quoted(value)}" if exists else argument)
+        key, equals, value = argument.partition("=")
+        path = value[1:-1] if re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value) else value
+        if key in PATHS and path not in ("", *WORDS) and os.path.exists(path):
+            value = quoted(path)
+        elif equals and not value.isascii() and not re.search(r"""['"{}$]""", value):
+            if value.startswith("[") and value.endswith("]"):
+                value = f"[{','.join(quoted(item.strip()) for item in value[1:-1].split(','))}]"
+            elif not (multirun and "," in value):
+                value = quoted(value)
+        result.append(f"{key}{equals}{value}")
     return result

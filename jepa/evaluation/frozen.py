@@ -317,7 +317,8 @@ def compared(results: Results) -> str | None:
     So it is of forecasts that look at no features.
     """
     trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
-    shared = [name for name in trained if name not in LABEL_FREE and all(name in row for row in others)]
+    ranks = {*LABEL_FREE, "lidar"}
+    shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
     shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
     if not shared:
         return None

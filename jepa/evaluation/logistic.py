@@ -10,6 +10,7 @@ stopped at higher losses.
 
 from __future__ import annotations
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -119,13 +120,13 @@ def _backtrack(
 def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Return eigenvalues and eigenvectors of a symmetric matrix.
 
-    In fp64 where fp32 fails, as it does for many equal eigenvalues: bags of words of which most never occur.
+    By SciPy in fp64 where torch fails, as it does for many equal eigenvalues: bags of words of which most never occur.
     """
     try:
         return torch.linalg.eigh(matrix)
-    except torch.linalg.LinAlgError:
-        eigenvalues, basis = torch.linalg.eigh(matrix.double())
-        return eigenvalues.to(matrix.dtype), basis.to(matrix.dtype)
+    except torch.linalg.LinAlgError:  # of its divide and conquer; with some numbers of threads in fp64 too
+        found = scipy.linalg.eigh(matrix.double().cpu().numpy(), driver="ev")
+        return tuple(torch.from_numpy(each).to(matrix) for each in found)
 
 
 class _InverseHessian:

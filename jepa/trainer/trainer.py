@@ -222,7 +222,8 @@ class Trainer(TrainerParts):
         elif self.step > 0:
             start = [f"going on from step {self.step} in the new run folder {self.folder.path}"]
         else:
-            start = [f"training from scratch in {self.folder.path}"]
+            weights = self.folder.config.get("init_from")
+            start = [f"training from {weights or 'scratch'} in {self.folder.path}"]
         check_length(self.step, self.run_length, source)
         begins = self.state.pending or not self.ended
         broadcast_from_rank0(lambda: self.folder.create(begins=begins, fresh=source is None))

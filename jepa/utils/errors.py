@@ -113,6 +113,8 @@ def failure_message(error: BaseException) -> str | None:
 
 def worker_gone(how: str) -> str:
     """Return a message about a process of data.num_workers that is no more."""
+    if "Terminated" in how:
+        return f"a process that reads data{how}: something outside of the run ended it"
     cause = "most likely as memory ran out: give the job more of it, or lower data.num_workers or data.prefetch_factor"
     return f"a process that reads data{how}, {cause}"
 

@@ -81,9 +81,17 @@ def test_data_sets_compose_with_every_small_encoder(data):
         check_config(to_plain(compose(f"data={data}", f"model/encoder={encoder}")))
 
 
+def test_foreign_letters_need_no_quotes():
+    given = ["data=text_lines", "data.text_column=ข้อความ", "data.root=/tmp/รีวิว (1)/a,b.txt"]
+    config = load_config([*given, "model=text"])
+    assert (config.data.text_column, config.data.root) == ("ข้อความ", "/tmp/รีวิว (1)/a,b.txt")
+    config = load_config(["data=series_csv", "model=series", "data.source.columns=[Presión (hPa),T]"])
+    assert config.data.source.columns == ["Presión (hPa)", "T"]
+
+
 def test_a_model_for_other_data_is_told():
     with pytest.raises(
-        UserError, match=r"model.encoder.image_size: .*'data.image_size' not found: this model and these data"
+        UserError, match=r"^this model and these data .*model.encoder.image_size: .*'data.image_size' not"
     ):
         to_plain(compose("data=text_lines"))
 

@@ -37,7 +37,7 @@ def front_end(**changes) -> LogMel:
 
 def data_of(root: Path, **settings) -> AudioData:
     defaults = {"sample_rate": RATE, "seconds": 0.3, "spectrogram": front_end(), "batch_size": 4}
-    return AudioData(source=audio_folder, root=str(root), **{**defaults, **settings})
+    return AudioData(root=str(root), **{"source": audio_folder, **defaults, **settings})
 
 
 def write_classes(root: Path, each: int = 4) -> Path:
@@ -119,6 +119,40 @@ def test_class_folders_with_and_without_a_test_folder(tmp_path):
     splits = audio_folder(root=str(both))
     assert (len(splits.train), len(splits.test)) == (8, 1)
     assert splits.test[0][1] == 1
+
+
+def test_long_files_are_cut_into_pieces(tmp_path):
+    """All of a file are in the same split, with its label; a piece is what the file holds there."""
+    ramp = np.linspace(-0.9, 0.9, 2 * RATE, dtype=np.float32)
+    for name in ("a/0.wav", "a/1.wav", "b/0.wav", "b/1.wav"):
+        write(tmp_path / name, ramp)
+    write(tmp_path / "a" / "2.wav", ramp[: int(1.3 * RATE)])
+    (tmp_path / "b" / "2.wav").write_bytes(b"no sound")
+    splits = audio_folder(root=str(tmp_path), val_fraction=0.3, piece_seconds=0.5)
+    pieces = [splits.train.describe(n) for n in range(len(splits.train))]
+    pieces += [splits.test.describe(n) for n in range(len(splits.test))]
+    assert len(pieces) == 4 * 4 + 3 + 1
+    assert sum("a/2.wav" in piece for piece in pieces) == 3  # the last of 0.3 s
+    files = [
+        {piece.partition(",")[0] for piece in part}
+        for part in (pieces[: len(splits.train)], pieces[len(splits.train) :])
+    ]
+    assert not files[0] & files[1]
+    assert splits.lines[-1] == "6 files of sound in 20 pieces of 0.5 s"
+    number = next(
+        n for n in range(len(splits.train)) if splits.train.describe(n).endswith(("0.wav, from 1 s", "1.wav, from 1 s"))
+    )
+    (piece, label), count = splits.train[number], RATE // 2
+    assert (piece.frames, label) == (count, "ab".index(Path(splits.train.describe(number)).parent.name))
+    assert torch.allclose(piece.read(), torch.from_numpy(ramp[2 * count : 3 * count]), atol=1e-3)
+    assert torch.allclose(piece.read(10, 10**6), piece.read()[10:])
+    data = data_of(
+        tmp_path, seconds=0.5, source=partial(audio_folder, val_fraction=0.3, piece_seconds=0.5), max_bad_share=0.5
+    )
+    assert data.spec.num_train == len(splits.train)
+    assert all(batch["x"].shape[1:] == (1, count) for batch in data.evaluation_batches("train", batch_size=8))
+    with pytest.raises(ValueError, match=r"data.source.piece_seconds=0: expected seconds above 0"):
+        audio_folder(root=str(tmp_path), piece_seconds=0)
 
 
 def test_a_flat_folder_has_no_labels(tmp_path):

@@ -185,7 +185,7 @@ def test_missing_cells_become_nan(tmp_path, caplog):
     assert data.timelines[0].values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
     assert data.timelines[0].period is None
     assert csv_data(root).timelines[0].values.isnan().nonzero().tolist() == [[0, 5], [1, 7]]
-    assert "'a' holds '?' in row 6, which is no number; 1 of 100 cells are such" in caplog.text
+    assert "cells that are no numbers, '?', are missing: 1 in 1 columns, the first in row 6 of 'a'" in caplog.text
     rows = "\n".join(f"{i},{'?' if i % 5 == 0 else i},1" for i in range(100))
     root = write_table(tmp_path / "t.csv", text="time,a,b\n" + rows)
     with pytest.raises(DataError, match=r"'a' holds '\?' in row 1.*columns=.*missing_markers"):

@@ -185,9 +185,9 @@ def test_what_can_be_read_in_two_ways_or_not_at_all(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("row", "missing", "note"),
     [
-        ("40,abc", [1], "column 'b' holds 'abc' in row 41, which is no number; 1 of 100 cells"),
-        ("True,0.5", [0], "column 'a' holds 'True' in row 41"),
-        ("40,\0.5", [1], "column 'b' holds '?.5' in row 41"),
+        ("40,abc", [1], "cells that are no numbers, 'abc', are missing: 1 in 1 columns, the first in row 41 of 'b'"),
+        ("True,0.5", [0], "cells that are no numbers, 'True', are missing"),
+        ("40,\0.5", [1], "'?.5', are missing: 1 in 1 columns, the first in row 41 of 'b'"),
         ("40,", [1], None),
         ("40", [1], None),
         ("40,0.5,7", [0, 1], "1 of 100 rows, first row 41, have more cells"),
@@ -203,6 +203,27 @@ def test_what_cannot_be_read_is_missing_and_said(tmp_path, caplog, row, missing,
     values = series_csv(root=str(tmp_path / "t.csv")).timelines[0].values
     assert values.isnan().nonzero().tolist() == [[channel, 40] for channel in missing]
     assert (note in caplog.text) if note else not caplog.records
+
+
+def test_lines_above_a_header_whose_last_column_is_mostly_empty(tmp_path):
+    rows = [f"2024-01-01 {n:02}:00;{n};{n % 7},5;{'seen' if n == 9 else ''}" for n in range(24)]
+    (tmp_path / "t.csv").write_text("\n".join(["Station: X", "Model: a;7", "", "time;n;b;note", *rows, ""]))
+    table = TimeTable(str(tmp_path / "t.csv"))
+    assert (list(table.numbers.columns), table.text) == (["n", "b"], ["note"])
+    assert "3 lines above the header left out" in table.told
+
+
+def test_what_may_stand_for_a_missing_value_and_other_steps_are_said(tmp_path, caplog):
+    for name, step in (("hours", "1h"), ("days", "1D")):
+        times = pandas.date_range("2024-01-01", periods=200, freq=step)
+        rows = [f"{t},{-9999 if n in (3, 50, 90) else n % 11},{n % 13}.5" for n, t in enumerate(times)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["time,a,b", *rows, ""]))
+    series_csv(root=str(tmp_path / "hours.csv"))
+    assert "-9999 stands 3 times or more, far from all other values, in a: " in caplog.text
+    values = series_csv(root=str(tmp_path / "hours.csv"), missing_markers=[-9999]).timelines[0].values
+    assert values.isnan().nonzero().tolist() == [[0, 3], [0, 50], [0, 90]]
+    series_csv(root=str(tmp_path))
+    assert "the tables have different steps, 1D (days.csv), 1h (hours.csv): data.source.resample=" in caplog.text
 
 
 def test_quotes_that_swallow_rows_cost_their_own_rows_alone(tmp_path):
@@ -254,8 +275,12 @@ def test_steps_that_differ_are_said_and_resampled(tmp_path, caplog):
     assert two.period == 12
     with pytest.raises(ValueError, match=r"data.source.resample='1x' is no length of time"):
         series_csv(root=str(tmp_path / "t.csv"), resample="1x")
+    with pytest.raises(DataError, match=r"resample=10min is finer than its rows, of which most are 1h apart"):
+        series_csv(root=str(tmp_path / "t.csv"), resample="10min")
+    close = "".join(f"2024-01-01 00:00:00.00000000{n},{n}\n" for n in range(5))
+    (tmp_path / "far.csv").write_text(f"time,a\n{close}2025-01-01 00:00:00,7\n")
     with pytest.raises(DataError, match=r"steps of data.source.resample, which do not fit in memory"):
-        series_csv(root=str(tmp_path / "t.csv"), resample="1ns")
+        series_csv(root=str(tmp_path / "far.csv"), resample="1us")
     (tmp_path / "u.csv").write_text("a,b\n" + "1,2\n" * 90)
     with pytest.raises(DataError, match=r"resample=1h needs times, and there are none"):
         series_csv(root=str(tmp_path / "u.csv"), resample="1h")
@@ -306,7 +331,7 @@ def test_a_folder_of_tables_is_many_series_and_no_window_crosses_files(tmp_path)
     assert data.lines[0].startswith(
         "3 tables, each a series that is split by time; no window crosses from one to another"
     )
-    assert data.lines[0].endswith("other files, left out: 1")
+    assert data.lines[0].endswith("other files, left out: 1 (notes.md)")
     assert f"left out, as too short for data.window_size=24: {tmp_path}/2.csv" in data.lines
     assert data.spec.num_train == (200 - 23) + (150 - 23)
     train = torch.cat([each.values[:, : each.ends[0]] for each in data.timelines], dim=1)

@@ -162,3 +162,17 @@ def test_repeats_are_averaged(digits):
     ]
     assert each[0] != each[1]
     assert probe(train, test, classes=10, seed=3)["5"] == pytest.approx(sum(each) / 2)
+
+
+def test_eigenvalues_where_torch_does_not_find_them(monkeypatch):
+    """Its divide and conquer fails for bags of words of which most never occur, with some numbers of threads."""
+
+    def fails(matrix):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    x = torch.randn(40, 12)
+    matrix = x.T @ x
+    values, basis = logistic._eigh(matrix)
+    assert values.dtype == basis.dtype == torch.float32
+    torch.testing.assert_close(basis @ values.diag() @ basis.T, matrix, rtol=1e-4, atol=1e-3)

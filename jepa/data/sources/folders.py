@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
-from jepa.data.sources.sound_files import SoundFile, require_soundfile
+from jepa.data.sources.sound_files import SoundFile, SoundPieces, require_soundfile, seconds_of
 from jepa.data.sources.splits import FileSamples, Listed, Splits, check_fraction, first_few, sort_classes, split_listed
 from jepa.data.sources.video_lists import read_list
 from jepa.utils.errors import DataError
@@ -40,6 +41,9 @@ class FileKind:
         return entry.name.lower().endswith(self.extensions) and entry.is_file()
 
 
+LONG_SOUND = 60
+"""Seconds of a file of which a clip shows little."""
+
 IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_image)
 SOUNDS = FileKind(
     name="sound files",
@@ -55,15 +59,35 @@ VIDEOS = FileKind(
 )
 
 
-def image_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Splits:
-    """Images in files that end with one of IMAGE_EXTENSIONS below root; see `find_splits` for the layouts."""
-    return find_splits(root, IMAGES, val_fraction=val_fraction, split_seed=split_seed)
+def image_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0, labels: bool = True) -> Splits:
+    """Images in files that end with one of IMAGE_EXTENSIONS below root; see `find_splits` for layouts and arguments."""
+    return find_splits(root, IMAGES, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
 
 
-def audio_folder(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Splits:
-    """Sounds in WAV, FLAC, Ogg, MP3 or AIFF files below root; see `find_splits` for the layouts."""
+def audio_folder(
+    *,
+    root: str,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    labels: bool = True,
+    piece_seconds: float | None = None,
+) -> Splits:
+    """Sounds in WAV, FLAC, Ogg, MP3 or AIFF files below root; see `find_splits` for layouts and arguments.
+
+    piece_seconds: cuts each file into samples of that length; all pieces of a file are in the same split.
+    """
     require_soundfile()  # before training reads the first file
-    return find_splits(root, SOUNDS, val_fraction=val_fraction, split_seed=split_seed)
+    if piece_seconds is not None and piece_seconds <= 0:
+        raise ValueError(f"data.source.piece_seconds={piece_seconds}: expected seconds above 0, or null")
+    splits = find_splits(root, SOUNDS, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
+    if piece_seconds is None:
+        length = statistics.median(seconds_of(splits.train.describe(n)) for n in range(min(5, len(splits.train))))
+        line = f"files of {length:.0f} s are one sample each: data.source.piece_seconds=10 cuts them into many"
+        return replace(splits, lines=(*splits.lines, line)) if length > LONG_SOUND else splits
+    train, test = SoundPieces(splits.train, piece_seconds), SoundPieces(splits.test, piece_seconds)
+    files, pieces = len(splits.train) + len(splits.test), len(train) + len(test)
+    line = f"{files:,} files of sound in {pieces:,} pieces of {piece_seconds:g} s"
+    return replace(splits, train=train, test=test, lines=(*splits.lines, line))
 
 
 def video_folder(
@@ -76,6 +100,7 @@ def video_folder(
     allow_outside: bool = False,
     val_fraction: float = 0.1,
     split_seed: int = 0,
+    labels: bool = True,
 ) -> Splits:
     """Videos below root, or those that a CSV lists. A video is a file, or a folder that directly holds its frames.
 
@@ -91,7 +116,7 @@ def video_folder(
     if csv is None:
         if root is None:
             raise DataError("data.root is not set: give a folder of videos, or a list of them with data.csv=<file>")
-        return find_splits(root, VIDEOS, val_fraction=val_fraction, split_seed=split_seed)
+        return find_splits(root, VIDEOS, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
     if root is not None and not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder; give the one that the paths in data.csv are relative to")
     where = f"data.csv={csv}"
@@ -101,18 +126,20 @@ def video_folder(
     )
     if not train or test == []:
         raise DataError(f"{where}: the {'test' if train else 'train'} split holds no videos")
-    classes = sort_classes(name for _, name in train if name)
+    classes = sort_classes(name for _, name in train if name) if labels else []
     make = partial(FileSamples, decode=open_video)
     return split_listed(train, test, make, classes=classes, fraction=val_fraction, seed=split_seed, where=where)
 
 
-def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: int) -> Splits:
+def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: int, labels: bool = True) -> Splits:
     """Samples in files below root; links are followed, hidden files ignored, and others counted in `Splits.lines`.
 
     One of these layouts; below a class folder, samples may lie at any depth:
     - train/<class>/ and val/<class>/ (or test, valid, validation);
     - <class>/ or train/<class>/ alone: a share `val_fraction` of each class, drawn by `split_seed`, is the test split;
     - samples without class folders, in root or in train/ (and val/), or in a single one: data without labels.
+
+    labels: False takes all samples without labels, wherever they lie.
     Raises DataError for a folder that is missing, empty, or that fits none of these.
     """
     check_fraction("data.source.val_fraction", val_fraction)
@@ -124,7 +151,7 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
         )
     train_part = "train" if (folder / "train").is_dir() else ""
     others: Counter[str] = Counter()
-    train = list_samples(folder, train_part, kind, others)
+    train = list_samples(folder, train_part, kind, others, flat=not labels)
     classes = sorted({name for _, name in train if name is not None})
     test_part = next((name for name in kind.test_folders if train_part and (folder / name).is_dir()), None)
     labelled = len(classes) > 1
@@ -175,7 +202,7 @@ def list_samples(root: Path, part: str, kind: FileKind, others: Counter[str], *,
         classes = sorted(first.difference(loose))
         raise DataError(
             f"{folder} holds {len(loose)} {kind.name} ({first_few(loose)}) beside the folders {first_few(classes)}; "
-            f"move the {kind.name} into class folders, or the folders away to train without labels"
+            f"move the {kind.name} into class folders, or take all without labels: data.source.labels=false"
         )
     if flat or loose:
         return [(os.path.join(part, path), None) for path in paths]

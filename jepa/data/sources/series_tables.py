@@ -16,7 +16,7 @@ from torch import Tensor
 from jepa.data.sources.download import memory_limit
 from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_classes
 from jepa.data.sources.table_times import step_length
-from jepa.data.sources.time_table import TimeTable, columns_option
+from jepa.data.sources.time_table import TimeTable, columns_option, in_units
 from jepa.utils.errors import DataError
 
 log = logging.getLogger("jepa")
@@ -161,7 +161,7 @@ def series_csv(
     resample: str | None = None,
     splits: Sequence[float] = (0.7, 0.1, 0.2),
     period: int | None = None,
-    missing_markers: Sequence[str] = (),
+    missing_markers: Sequence[str | float] = (),
 ) -> SeriesSplits:
     """A table with a header and one row per time step, or a folder of such tables with the same columns.
 
@@ -194,6 +194,7 @@ def series_csv(
     tables = [TimeTable(path, columns, time_column, **reading) for path in paths]
     for table in tables:
         table.put_in_order()
+        table.find_markers()
         if step is None:
             table.find_uneven_steps()
         else:
@@ -219,7 +220,8 @@ def _find_tables(root: str) -> tuple[list[str], list[str]]:
         raise DataError(
             f"data.root={root} holds no tables (.csv, .tsv, .parquet), but {first_few(files) or 'no files'}"
         )
-    others = [f"other files, left out: {len(files) - len(found)}"] if len(files) > len(found) else []
+    rest = [path for path in files if path not in set(found)]
+    others = [f"other files, left out: {len(rest)} ({first_few(rest)})"] if rest else []
     series = [f"{len(found)} tables, each a series that is split by time; no window crosses from one to another"]
     return list(map(str, found)), ["; ".join([*(series if len(found) > 1 else [f"table: {found[0]}"]), *others])]
 
@@ -232,7 +234,11 @@ def _series_splits(
     for note in notes[:MOST_NOTES]:
         log.warning("%s", note)
     if len(notes) > MOST_NOTES:
-        log.warning("%d more notes on other tables", len(notes) - MOST_NOTES)
+        log.warning("other tables have such faults too: %d", len(notes) - MOST_NOTES)
+    steps = {in_units(table.step): table.path for table in tables if table.step is not None}
+    if len(steps) > 1:
+        shown = ", ".join(f"{step} ({Path(path).name})" for step, path in steps.items())
+        log.warning("the tables have different steps, %s: data.source.resample=... makes them alike", shown)
     text = {name for table in tables for name in table.text}
     every = list(dict.fromkeys(name for table in tables for name in table.numbers.columns if name not in text))
     for table in tables:

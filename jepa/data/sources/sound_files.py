@@ -7,10 +7,12 @@ import os
 from collections.abc import Iterator
 from types import ModuleType
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from jepa.data.sources.decoders import File, readable
+from jepa.data.sources.splits import FileSamples
 from jepa.data.stream import UnreadableSample
 from jepa.utils.lazy_import import require
 
@@ -99,5 +101,56 @@ class SoundTensor:
         return self.wave[start:] if count is None else self.wave[start : start + count]
 
 
-Sound = SoundFile | tuple[Tensor, int]
+class SoundPart:
+    """`frames` samples of a sound from `start` on, read as a `SoundFile`."""
+
+    def __init__(self, sound: SoundFile, start: int, frames: int) -> None:
+        self.sound, self.start, self.rate, self.frames = sound, start, sound.rate, frames
+
+    def read(self, start: int = 0, count: int | None = None) -> Tensor:
+        """Return the samples from `start` on, at most `count`."""
+        left = self.frames - start
+        return self.sound.read(self.start + start, left if count is None else min(count, left))
+
+
+class SoundPieces:
+    """Files of sound in pieces of so many seconds, each a sample with the label of its file.
+
+    The last piece of a file is at least half as long. A file that cannot be read is one piece, a bad sample.
+    """
+
+    def __init__(self, files: FileSamples, seconds: float) -> None:
+        self.files, self.seconds = files, seconds
+        lengths = [seconds_of(files.describe(number)) for number in range(len(files))]
+        self.ends = np.cumsum([max(1, int(length / seconds + 0.5)) for length in lengths])
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    def describe(self, index: int) -> str:
+        """The path of a piece's file, and where it begins."""
+        number, piece = self._place(index)
+        return f"{self.files.describe(number)}, from {piece * self.seconds:g} s"
+
+    def __getitem__(self, index: int) -> tuple[SoundPart, int | None]:
+        number, piece = self._place(index)
+        sound, label = self.files[number]
+        start = min(int(piece * self.seconds * sound.rate), sound.frames - 1)
+        return SoundPart(sound, start, min(int(self.seconds * sound.rate), sound.frames - start)), label
+
+    def _place(self, index: int) -> tuple[int, int]:
+        number = int(np.searchsorted(self.ends, index, side="right"))
+        return number, index - (int(self.ends[number - 1]) if number else 0)
+
+
+def seconds_of(path: str) -> float:
+    """Return how long a file of sound is, as its header says; 0 for one that cannot be read."""
+    try:
+        sound = SoundFile(path)
+    except UnreadableSample:
+        return 0.0
+    return sound.frames / sound.rate
+
+
+Sound = SoundFile | SoundPart | tuple[Tensor, int]
 """What sources of sound give: a file, or a waveform (t,) float32 in [-1, 1] and its rate in Hz."""

@@ -82,7 +82,7 @@ def find_separator(head: list[str]) -> tuple[str, int]:
     """Return what separates the cells, and the number of the line that is the header.
 
     The header names as many columns as rows have cells, but for empty ones at their end. Where other lines stand above,
-    it is the first line of as many cells as most have, if none of these is a number or a date.
+    it is the first line of as many cells as most have, or more, if none of these is a number or a date.
     """
     numbers = [number for number, line in enumerate(head) if line.strip()]
     for separator in SEPARATORS:
@@ -93,8 +93,9 @@ def find_separator(head: list[str]) -> tuple[str, int]:
         usual = Counter(widths[1:]).most_common(1)[0][0]
         if usual > 1 and max(widths[1:]) <= widths[0]:
             return separator, numbers[0]
-        first = widths.index(usual)
-        fits = widths[first:].count(usual) >= 0.9 * len(widths[first:])
+        first = next(number for number, width in enumerate(widths) if width >= usual)
+        below = widths[first:]
+        fits = below.count(usual) >= 0.9 * len(below) or max(below) == below[0]
         if usual > 1 and fits and not any(map(is_value, rows[first])) and len(rows) == len(numbers):
             return separator, numbers[first]
     first_row = head[numbers[0]]

@@ -62,7 +62,7 @@ def read_table(
         )
     if decimal not in (None, ".", ","):
         raise ValueError(f"data.source.decimal={decimal!r}: expected '.' or ',', or null")
-    path = Path(path)
+    path, missing_markers = Path(path), list(map(str, missing_markers))
     parquet = path.suffix.lower() in PARQUET
     lost: list[int] = []
     try:
@@ -87,14 +87,20 @@ def read_table(
         raise DataError(f"{path} has no rows below its header")
     marks: set[str] = set()
     notes = [f"{len(lost)} of {len(frame)} rows, first row {lost[0] + 1}, {BROKEN}; they are missing"] if lost else []
+    strange: dict[str, pandas.Series] = {}
     for name in [name for name in frame.columns if frame[name].dtype.kind not in "iufbMm"]:
         frame[name], found, wrong = _as_numbers(frame[name], decimal, missing_markers)
         marks |= found
         if len(wrong):
-            notes.append(
-                f"column {name!r} holds {wrong.iloc[0][:100]!r} in row {wrong.index[0] + 1}, which is no number; "
-                f"{len(wrong)} of {len(frame)} cells are such, and missing (data.source.missing_markers names them)"
-            )
+            strange[name] = wrong
+    if strange:
+        name, cells = next(iter(strange.items()))
+        words = list(dict.fromkeys(str(cell)[:30] for each in strange.values() for cell in each))
+        notes.append(
+            f"cells that are no numbers, {', '.join(map(repr, words[:5]))}{', ...' if len(words) > 5 else ''}, are "
+            f"missing: {sum(map(len, strange.values()))} in {len(strange)} columns, the first in row "
+            f"{cells.index[0] + 1} of {name!r} (data.source.missing_markers names them)"
+        )
     return frame, ", ".join([told, *(f"{mark!r} between thousands" for mark in sorted(marks))]), decimal, notes
 
 
@@ -170,7 +176,7 @@ def _parse(
                 encoding=encoding,
                 skiprows=header,
                 index_col=False,
-                na_values=list(missing_markers),
+                na_values=missing_markers,
                 skipinitialspace=True,
                 low_memory=False,
             )
@@ -251,7 +257,7 @@ def _as_numbers(
         numbers = cells.map(_as_float, na_action="ignore")
         return (numbers.astype("float64") if numbers.isna().equals(cells.isna()) else cells), set(), none
     text = cells.map(lambda cell: cell.strip().replace("\u2212", "-") if isinstance(cell, str) else None)
-    text = text.mask(text.isin([*MISSING, *map(str, missing_markers)])).dropna()
+    text = text.mask(text.isin([*MISSING, *missing_markers])).dropna()
     marks = GROUPS + ("." if decimal == "," else ",")
     number = rf"(?=.*\d)[+-]?(?:\d+|\d{{1,3}}(?:([{marks}])\d{{3}})(?:\1\d{{3}})*)?(?:{re.escape(decimal)}\d*)?"
     fits = text.str.fullmatch(rf"{number}(?:[eE][+-]?\d+)?").astype(bool)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas
 
 MOST_NAMES = 30
+MARKERS = 3
+"""Rows of a value that may stand for a missing one."""
 
 
 class TimeTable:
@@ -96,6 +98,12 @@ class TimeTable:
                 + (f"{', '.join(self.time_columns)} cannot be read as such" if self.time_columns else "there are none")
                 + ": name what holds them with data.source.time_column, or set data.source.resample=null"
             )
+        usual = uneven_steps(self.times)[0]
+        if usual is not None and step < usual:
+            raise DataError(
+                f"{self.path}: data.source.resample={in_units(step)} is finer than its rows, of which most are "
+                f"{in_units(usual)} apart: give {in_units(usual)} or longer"
+            )
         self.numbers, self.times = resampled(self.path, self.numbers, self.times, step)
         if missing := int(self.numbers.isna().all(axis=1).sum()):
             self.notes.append(f"nothing was measured in {missing} of {len(self.times)} steps of {in_units(step)}")
@@ -110,22 +118,49 @@ class TimeTable:
             f"{count} of {total} steps between rows ({count / total:.2%}) are not the usual {in_units(usual)}, the "
             f"longest is {in_units(self.times.diff().max())}, and windows take them for even ones: data.source."
             f"resample={in_units(usual)} takes means, and leaves gaps missing"
-            + (f". {repeated} times are there again: of several devices, give each a file" if repeated else "")
+            + (
+                f". {repeated} times are there again: by a clock that went back, or of several devices"
+                if repeated
+                else ""
+            )
         )
+
+    @property
+    def step(self) -> pandas.Timedelta | None:
+        """The usual step between rows, None without times."""
+        return None if self.times is None or not len(self.times) else uneven_steps(self.times)[0]
 
     def steps_a_day(self) -> int | None:
         """Return how many steps make a day; None without times, or where steps are a day or longer."""
-        usual = None if self.times is None else uneven_steps(self.times)[0]
+        usual = self.step
         seconds = 0.0 if usual is None else usual.total_seconds()
         return round(86400 / seconds) if 0 < seconds < 86400 else None
+
+    def find_markers(self) -> None:
+        """Note a value at the end of a column's range that is there often and far from all others: -9999."""
+        found: dict[str, list[str]] = {}
+        for name in self.numbers.columns:
+            counts = self.numbers[name].value_counts().sort_index()
+            values = counts.index.to_numpy()
+            if len(values) < 4:
+                continue
+            spread = max(values[-2] - values[1], 1e-9)
+            for end, other in ((values[0], values[1]), (values[-1], values[-2])):
+                if counts[end] >= MARKERS and abs(end - other) > 5 * spread:
+                    found.setdefault(f"{end:g}", []).append(name)
+        for value, names in found.items():
+            self.notes.append(
+                f"{value} stands {MARKERS} times or more, far from all other values, in {named(names)}: if that is a "
+                f"missing value, data.source.missing_markers=['{value}']"
+            )
 
     def lines(self) -> list[str]:
         """Return what is used of the table, and what of that may be useless."""
         names = list(self.numbers.columns)
         lines = [f"channels: {named(names)}"]
         if self.times is not None and len(self.times):
-            step = uneven_steps(self.times)[0]
-            span = f"{self.times.min()} to {self.times.max()}" + ("" if step is None else f", every {in_units(step)}")
+            every = "" if self.step is None else f", every {in_units(self.step)}"
+            span = f"{self.times.min()} to {self.times.max()}{every}"
             lines[0] += f"; time: {', '.join(self.time_columns)} ({span})"
         elif self.time_columns:
             lines[0] += f"; left out, though no times: {named(self.time_columns)}"
@@ -135,7 +170,7 @@ class TimeTable:
         steps = self.numbers.diff().iloc[1:]
         constant = [name for name in names if self.numbers[name].nunique() < 2]
         counters = [name for name in names if len(steps) > 1 and steps[name].nunique(dropna=False) == 1]
-        counters = [name for name in counters if name not in constant]
+        counters = [name for name in counters if name not in constant and steps[name].notna().all()]
         useless = [f"{named(constant)} never changes"] if constant else []
         useless += [f"{named(counters)} only counts the rows"] if counters else []
         if useless:
