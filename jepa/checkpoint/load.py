@@ -15,9 +15,6 @@ from torch import Tensor, nn
 from jepa.utils.errors import CheckpointError, first_line
 from jepa.utils.read_data import exists, read_mapping
 
-UNREADABLE = Exception
-"""Errors of torch.load for a damaged file, whose pickle may raise nearly anything."""
-
 LAST = ("last.pt", "last.sharded")
 """Names of a run's last checkpoint, whole and in shards."""
 
@@ -51,24 +48,17 @@ def _candidates(path: Path) -> Iterator[Path]:
 
 
 SETTINGS = (
-    "argparse.Namespace",
-    *(f"builtins.{name}" for name in ("int", "list", "dict")),
-    "collections.defaultdict",
-    *(f"numpy.{name}" for name in ("dtype", "ndarray")),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"omegaconf.base.{name}" for name in ("Metadata", "ContainerMetadata")),
-    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
-    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath")),
-    "typing.Any",
+    "argparse.Namespace builtins.dict builtins.int builtins.list collections.defaultdict numpy.dtype numpy.ndarray "
+    "numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar numpy._core.multiarray._reconstruct "
+    "numpy._core.multiarray.scalar omegaconf.base.ContainerMetadata omegaconf.base.Metadata "
+    "omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.nodes.AnyNode pathlib.PosixPath "
+    "pathlib.WindowsPath typing.Any"
 )
 """What programs store beside their weights: arguments, settings, results."""
 
 
 class LeftOut:
     """What stands for an object of SETTINGS: nothing is kept, and nothing done."""
-
-    def __new__(cls, *args: Any, **others: Any) -> LeftOut:
-        return super().__new__(cls)
 
     def __init__(self, *args: Any, **others: Any) -> None: ...
 
@@ -91,10 +81,10 @@ def read_file(path: Path, *, leave_out: bool = False) -> Any:
     try:
         if zipfile.is_zipfile(path):
             check_sums(path)
-        known = [(LeftOut, name) for name in SETTINGS] if leave_out else []
+        known = [(LeftOut, name) for name in SETTINGS.split()] if leave_out else []
         with torch.serialization.safe_globals(known):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged pickle may raise nearly anything
         raise CheckpointError(_why_unreadable(path, error)) from None
 
 
@@ -116,10 +106,7 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def cause(error: BaseException) -> BaseException:
     """Return the first rank's error in a CheckpointException of torch.distributed; any other error itself."""
-    failures = getattr(error, "failures", None)
-    if not failures:
-        return error
-    first = next(iter(failures.values()))
+    first = next(iter((getattr(error, "failures", None) or {0: error}).values()))
     return first[0] if isinstance(first, tuple) else first
 
 
@@ -135,12 +122,9 @@ def check_sums(file: Path | IO[bytes]) -> None:
     torch.load does not look at the checksums.
     """
     with zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()
-        for entry in archive.infolist():
-            if entry.external_attr & 0x10 and entry.file_size:  # a folder, of which torch would read nothing
-                damaged = damaged or entry.filename
-    if damaged:
-        raise ValueError(f"the checksum of {damaged} is wrong")
+        folders = [entry.filename for entry in archive.infolist() if entry.external_attr & 0x10 and entry.file_size]
+        if damaged := archive.testzip() or next(iter(folders), None):  # of a folder torch would read nothing
+            raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 @torch.no_grad()
@@ -163,11 +147,8 @@ def check_state(
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(keep)}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
     unexpected = [f"  {name}: in the file only" for name in weights if name not in own]
-    shapes = [
-        f"  {name}: {_shape_and_kind(weights[name])} in the file, {_shape_and_kind(tensor)} in the model"
-        for name, tensor in own.items()
-        if name in weights and _shape_and_kind(weights[name]) != _shape_and_kind(tensor)
-    ]
+    both = [(name, _shape_and_kind(weights[name]), _shape_and_kind(own[name])) for name in own if name in weights]
+    shapes = [f"  {name}: {theirs} in the file, {ours} in the model" for name, theirs, ours in both if theirs != ours]
     if lines := missing + unexpected + shapes:
         raise CheckpointError(
             f"the checkpoint {path} is of another model: {len(missing)} keys missing, {len(unexpected)} unexpected, "

@@ -1,12 +1,8 @@
-"""Export encoders as safetensors, for timm, as TorchScript and as ONNX, with a card.
-
-What is written is read back and compared.
-"""
+"""Export encoders as safetensors, for timm, as TorchScript and as ONNX, with a card; read back and compared."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -93,26 +89,24 @@ def export(
     facts: dict[str, Any] = {"format": format, "image_size": list(image_size), "channels": loaded.channels}
     example = torch.randn(3, loaded.channels, *image_size, generator=torch.Generator().manual_seed(0))
     encoder = copy.deepcopy(network_of(loaded.model, network)).cpu().float().eval()
-    if format == "safetensors":
-        if loaded.encoder is None:
-            raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
-        exported = encoder
-        write = functools.partial(write_safetensors, encoder, dict(card))
-    elif format == "timm":
-        facts["create_model"] = timm_call(encoder, loaded.encoder, image_size)
-        exported = Pooled(encoder)
-        write = functools.partial(write_timm, encoder, facts["create_model"], image_size)
-    else:
+    if format == "timm":
+        call = facts["create_model"] = timm_call(encoder, loaded.encoder, image_size)
+    elif format == "safetensors" and loaded.encoder is None:
+        raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
+    elif format != "safetensors":
         facts["features"] = features
-        exported = (Pooled(encoder) if features == "pooled" else encoder).eval()
-        write_traced = write_torchscript if format == "torchscript" else write_onnx
-        write = functools.partial(write_traced, exported, example)
+    exported = Pooled(encoder).eval() if format == "timm" or facts.get("features") == "pooled" else encoder
+    write: Callable[[Path], Network] = {
+        "safetensors": lambda path: write_safetensors(encoder, card, path),
+        "timm": lambda path: write_timm(encoder, call, image_size, path),
+        "torchscript": lambda path: write_torchscript(exported, example, path),
+        "onnx": lambda path: write_onnx(exported, example, path),
+    }[format]
 
     @torch.no_grad()
     def write_and_compare(temporary: Path) -> None:
         written = write(temporary)
-        batches = (example, example[:1])
-        facts["difference"] = max(compare(format, exported(x), written(x)) for x in batches)
+        facts["difference"] = max(compare(format, exported(x), written(x)) for x in (example, example[:1]))
 
     write_atomic(path, write_and_compare)
     card |= {"fingerprint": loaded.fingerprint, "model": loaded.description, "export": facts}
@@ -128,7 +122,6 @@ class Pooled(nn.Module):
         self.encoder = encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features of pictures."""
         return self.encoder(x).mean(dim=1)
 
 
@@ -167,17 +160,11 @@ def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
     """
     onnxruntime = require("onnxruntime", extra="export", purpose="format=onnx")
     require("onnxscript", extra="export", purpose="format=onnx")  # torch.onnx imports it
+    names = {"input_names": ["x"], "output_names": ["features"]}
+    any_batch = {"x": {0: torch.export.Dim("batch")}}
     with quiet("torch.onnx", "onnx_ir", "onnxscript"):
-        program = torch.onnx.export(
-            encoder,
-            (example,),
-            dynamo=True,
-            input_names=["x"],
-            output_names=["features"],
-            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
-    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+        program = torch.onnx.export(encoder, (example,), dynamo=True, **names, dynamic_shapes=any_batch, verbose=False)
+    size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     program.save(str(path), external_data=size > 1.9 * 2**30)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(["features"], {"x": x.numpy()})[0])
@@ -186,9 +173,8 @@ def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
 def compare(name: str, wanted: Tensor, got: Tensor) -> float:
     """Return the largest difference of features. Raises CheckpointError when it is more than rounding."""
     if wanted.shape != got.shape:
-        raise CheckpointError(
-            f"the {name} export gives {tuple(got.shape)} where the encoder gives {tuple(wanted.shape)}"
-        )
+        shapes = f"{tuple(got.shape)} where the encoder gives {tuple(wanted.shape)}"
+        raise CheckpointError(f"the {name} export gives {shapes}")
     difference = (wanted - got).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
         raise CheckpointError(
@@ -221,12 +207,8 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
     if config is not None and "name" in config:
         return {"model_name": config["name"], **call} | ({"reg_tokens": 0} if "reg" in config["name"] else {})
     block = encoder.vit.blocks[0]
-    sizes = {
-        "embed_dim": encoder.embed_dim,
-        "depth": encoder.depth,
-        "num_heads": encoder.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / encoder.embed_dim,
-    }
+    sizes = {name: getattr(encoder, name) for name in ("embed_dim", "depth", "num_heads")}
+    sizes["mlp_ratio"] = block.mlp.fc1.out_features / encoder.embed_dim
     name = TIMM_SIZES.get(tuple(sizes.values()))
     qkv = {} if block.attn.qkv.bias is not None else {"qkv_bias": False}
     return {"model_name": name or "vit_base_patch16_224", **call, **({} if name else sizes), **qkv}
@@ -246,10 +228,10 @@ def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
     """Write the card beside a file, as `<file>.json` and as Markdown, `<file>.md`, and return their paths."""
-    texts = {f"{file.name}.json": json.dumps(card, indent=2) + "\n", f"{file.name}.md": to_markdown(card, file.name)}
-    for name, text in texts.items():
-        write_text(file.with_name(name), text)
-    return [file.with_name(name) for name in texts]
+    paths = [file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.md")]
+    for path, text in zip(paths, (json.dumps(card, indent=2) + "\n", to_markdown(card, file.name))):
+        write_text(path, text)
+    return paths
 
 
 def to_markdown(card: Mapping[str, Any], file: str) -> str:
@@ -257,26 +239,18 @@ def to_markdown(card: Mapping[str, Any], file: str) -> str:
     export, data = card["export"], card.get("data") or {}
     step = f" at step {card['step']}" if card.get("step") is not None else ""
     call = {**export.get("create_model", {}), "checkpoint_path": file}
-    name = call.pop("model_name", "")
-    arguments = [
-        f'"{name}"',
-        *(f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in call.items()),
-    ]
+    arguments = [f'"{call.pop("model_name", "")}"']
+    arguments += [f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in call.items()]
     shape = "(B, D)" if export.get("features") == "pooled" else "(B, N, D)"
     code = CODE[export["format"]].format(file=file, arguments="".join(f"\n    {a}," for a in arguments), shape=shape)
-    lines = [
-        f"# {file}",
-        "",
-        f"The {card['network']} network of `{card['source']}`{step}, in the format {export['format']}.",
-        f"Its features equal the original's to {export['difference']:.1e}.",
-        "",
-        f"Input: float32 (B, {export['channels']}, {export['image_size'][0]}, {export['image_size'][1]})"
-        + (f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}." if "mean" in data else "."),
-        "",
-        f"```python\n{code}\n```",
-        "",
-    ]
-    for title, key in (("Data", "data"), ("Model", "model"), ("Results", "results")):
+    pixels = f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}" if "mean" in data else ""
+    (height, width), channels = export["image_size"], export["channels"]
+    text = (
+        f"# {file}\n\nThe {card['network']} network of `{card['source']}`{step}, in the format {export['format']}.\n"
+        f"Its features equal the original's to {export['difference']:.1e}.\n\n"
+        f"Input: float32 (B, {channels}, {height}, {width}){pixels}.\n\n```python\n{code}\n```\n"
+    )
+    for key in ("data", "model", "results"):
         if card.get(key):
-            lines += [f"## {title}", "", "```json", json.dumps(card[key], indent=2), "```", ""]
-    return "\n".join(lines)
+            text += f"\n## {key.title()}\n\n```json\n{json.dumps(card[key], indent=2)}\n```\n"
+    return text

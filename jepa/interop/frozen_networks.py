@@ -17,16 +17,11 @@ from jepa.utils.errors import UserError
 
 
 class FrozenNetworks(nn.Module):
-    """One encoder, or a trained one and the one that makes the targets, with the names evaluation asks for.
-
-    encoder, target_encoder: called as encoder(x, layers=None), see `jepa.types.Encoder`; target_encoder None is the
-        encoder itself.
-    """
+    """One encoder (`jepa.types.Encoder`), and the one that makes the targets, where that is another."""
 
     def __init__(self, *, encoder: nn.Module, target_encoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.target_encoder = target_encoder
+        self.encoder, self.target_encoder = encoder, target_encoder
 
     @torch.no_grad()
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
@@ -76,14 +71,9 @@ def frozen(make_encoder: Callable[[Any], nn.Module], weights: Iterable[Any], **f
 
 def load_by_name(source: Source, make_encoder: Callable[[Any], nn.Module], pretrained: Any) -> Loaded:
     """Load an encoder that its name defines. make_encoder: builds one from `pretrained`, None for untrained."""
-    return frozen(
-        make_encoder,
-        [pretrained],
-        lines=[],
-        description={"name": source.name, "image_size": source.image_size},
-        image_size=source.image_size,
-        channels=source.channels,
-    )
+    facts = {"image_size": source.image_size, "channels": source.channels}
+    description = {"name": source.name, "image_size": source.image_size}
+    return frozen(make_encoder, [pretrained], lines=[], description=description, **facts)
 
 
 def load_our_encoders(
@@ -97,15 +87,9 @@ def load_our_encoders(
             load_state(encoder, our_weights(weights), source.path)
         return encoder
 
-    return frozen(
-        make_encoder,
-        source.file.encoders,
-        lines=[*source.file.lines, *lines],
-        description={"encoder": config},
-        encoder=config,
-        image_size=to_pair(config.get("image_size")),
-        channels=channels_of(config),
-    )
+    facts = {"image_size": to_pair(config.get("image_size")), "channels": channels_of(config)}
+    lines, description = [*source.file.lines, *lines], {"encoder": config}
+    return frozen(make_encoder, source.file.encoders, lines=lines, description=description, encoder=config, **facts)
 
 
 def network_of(model: nn.Module, name: str) -> nn.Module:

@@ -39,10 +39,20 @@ PREDICTOR_NAMES = {
 
 
 def load(source: Source) -> Loaded:
-    """Load the masked JEPA."""
-    config = model_config(source)
+    """Load the masked JEPA. Raises CheckpointError for a file of no I-JEPA."""
+    sizes, predictor = vit_sizes(source), predictor_sizes(source, "mask_token", "an I-JEPA")
+    grid = stored_grid(source.file, "encoder")
+    stored = side_or_pair([side * patch for side, patch in zip(grid, to_pair(sizes["patch_size"]))])
+    encoder = {
+        "_target_": "jepa.models.vision_transformer",
+        "image_size": source.overrides.get("encoder.image_size", stored),
+        **sizes,
+        "num_heads": num_heads(source, sizes["embed_dim"]),
+    }
+    terms = {"prediction": {"weight": 1.0, "term": {"_target_": "jepa.losses.SmoothL1"}}}
+    config = masked_jepa_config(encoder, predictor, {"_target_": "jepa.masks.multiblock_mask"}, terms, momentum=0.996)
     check_overrides(source, config, ("encoder.name",))
-    encoder, own = config["encoder"], to_pair(config["encoder"]["image_size"])
+    own = to_pair(encoder["image_size"])
     found = (
         f"I-JEPA of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
         f"patches of {encoder['patch_size']} pixels; its position table is of pictures of {by(own)}"
@@ -62,26 +72,6 @@ def check_of_pictures(model: nn.Module, source: Source) -> None:
     if not hasattr(encoder, "vit"):
         kind = type(encoder).__name__
         raise CheckpointError(f"{source.path} is of pictures, but the model's encoder is a {kind}: use model=vit")
-
-
-def model_config(source: Source) -> dict[str, Any]:
-    """Return the configuration of a published file's masked JEPA. Raises CheckpointError for one of no I-JEPA."""
-    sizes = vit_sizes(source)
-    predictor = predictor_sizes(source, "mask_token", "an I-JEPA")
-    grid = stored_grid(source.file, "encoder")
-    stored = side_or_pair([side * patch for side, patch in zip(grid, to_pair(sizes["patch_size"]))])
-    return masked_jepa_config(
-        encoder={
-            "_target_": "jepa.models.vision_transformer",
-            "image_size": source.overrides.get("encoder.image_size", stored),
-            **sizes,
-            "num_heads": num_heads(source, sizes["embed_dim"]),
-        },
-        predictor=predictor,
-        mask={"_target_": "jepa.masks.multiblock_mask"},
-        terms={"prediction": {"weight": 1.0, "term": {"_target_": "jepa.losses.SmoothL1"}}},
-        momentum=0.996,
-    )
 
 
 def model_weights(file: WeightsFile) -> State:
@@ -111,13 +101,9 @@ def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State],
 
     encoder: start of the names of our encoder. by_our_names: one network's state dict to ours.
     """
-    prefixes = {
-        "encoder": f"encoder.{encoder}",
-        "target_encoder": f"target.encoder.{encoder}",
-        "predictor": "predictor.",
-    }
+    starts = {"encoder": f"encoder.{encoder}", "target_encoder": f"target.encoder.{encoder}", "predictor": "predictor."}
     return {
-        prefixes[part] + name: tensor
+        starts[part] + name: tensor
         for part, weights in file.parts.items()
         for name, tensor in by_our_names(weights).items()
     }
@@ -129,11 +115,11 @@ def is_published(file: WeightsFile) -> bool:
 
 
 def masked_jepa_config(
-    *,
     encoder: dict[str, Any],
     predictor: dict[str, Any],
     mask: dict[str, Any],
     terms: dict[str, Any],
+    *,
     momentum: float,
     concat_layers: list[int] | None = None,
 ) -> dict[str, Any]:
@@ -155,8 +141,8 @@ def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, An
     weights, hidden = source.file.parts["predictor"], "predictor_blocks.0.mlp.fc1.weight"
     if missing := [name for name in (mask_token, hidden, "predictor_proj.weight") if name not in weights]:
         raise CheckpointError(f"{source.path}: predictor lacks {', '.join(missing)}: it is not that of {model}")
-    width = weights[mask_token].shape[-1]
-    given = source.overrides.get("predictor.num_heads") is not None or "predictor.num_heads" in source.file.facts
+    width, key = weights[mask_token].shape[-1], "predictor.num_heads"
+    given = source.overrides.get(key) is not None or key in source.file.facts
     return {
         "embed_dim": width,
         "depth": count_blocks(weights, "predictor_blocks"),
@@ -182,15 +168,8 @@ def load_masked_jepa(
     lines = [*source.file.lines, found]
     if config["predictor"]["num_heads"] is None:
         lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder{predictor_heads}")
-    return Loaded(
-        model,
-        lambda: instantiate(config, _convert_="all").eval(),
-        lines,
-        {"model": config},
-        encoder=encoder,
-        image_size=image_size,
-        channels=channels_of(encoder),
-    )
+    facts = {"encoder": encoder, "image_size": image_size, "channels": channels_of(encoder)}
+    return Loaded(model, lambda: instantiate(config, _convert_="all").eval(), lines, {"model": config}, **facts)
 
 
 ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, weights_for=weights_for)

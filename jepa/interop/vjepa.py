@@ -65,21 +65,19 @@ def load_encoder(source: Source) -> Loaded:
 
 def weights_for(model: nn.Module, source: Source) -> State:
     """Return the weights by the names of a model. Raises CheckpointError unless it takes clips, with such positions."""
-    encoder, path = getattr(model, "encoder", None), source.path
+    encoder, found = getattr(model, "encoder", None), positions(source)
     if not hasattr(getattr(encoder, "stem", None), "tubelet_size"):
+        kind = type(encoder).__name__
         raise CheckpointError(
-            f"{path} is a V-JEPA, of clips, but the model's encoder is a {type(encoder).__name__}: use model=video"
+            f"{source.path} is a V-JEPA, of clips, but the model's encoder is a {kind}: use model=video"
         )
-    found = positions(source)
     if getattr(encoder, "rotary", None) is not None:
         own = {"positions": "rotary", "rotary_convention": encoder.rotary.convention}
     else:
         own = {"positions": "sincos", "sincos_layout": getattr(encoder.positions, "layout", None)}
     if own != found:
-        raise CheckpointError(
-            f"{path} has the positions {found}, the model {own}: set "
-            + " ".join(f"model.encoder.{key}={value}" for key, value in found.items() if own.get(key) != value)
-        )
+        options = [f"model.encoder.{key}={value}" for key, value in found.items() if own.get(key) != value]
+        raise CheckpointError(f"{source.path} has the positions {found}, the model {own}: set {' '.join(options)}")
     return our_weights(source.file, "", by_our_names)
 
 
@@ -99,24 +97,15 @@ def model_config(source: Source) -> dict[str, Any]:
     def blocks(number: int, scale: float) -> dict[str, Any]:
         return {"_target_": "jepa.masks.tubes.BlockGroup", "num_blocks": number, "spatial_scale": [scale, scale]}
 
-    mask = {
-        "_target_": "jepa.masks.tubes.TubeMask",
-        "groups": {"short": blocks(8, 0.15), "long": blocks(2, 0.7)},
-        "images": blocks(10, 0.15),
-    }
+    groups = {"short": blocks(8, 0.15), "long": blocks(2, 0.7)}
+    mask = {"_target_": "jepa.masks.tubes.TubeMask", "groups": groups, "images": blocks(10, 0.15)}
     levels, width = encoder["level_layers"], encoder["embed_dim"]
     out_dim = source.file.parts["predictor"]["predictor_proj.weight"].shape[0]
     predicts_levels = levels is not None and out_dim == len(levels) * width
     if out_dim != width and not predicts_levels:
         predictor["out_dim"] = out_dim  # distilled from a teacher of another width, which the file does not hold
-    return masked_jepa_config(
-        encoder=encoder,
-        predictor=predictor,
-        mask=mask,
-        terms=terms,
-        momentum=0.998,
-        concat_layers=levels if predicts_levels else None,
-    )
+    concat = levels if predicts_levels else None
+    return masked_jepa_config(encoder, predictor, mask, terms, momentum=0.998, concat_layers=concat)
 
 
 def encoder_config(source: Source) -> dict[str, Any]:
@@ -155,9 +144,9 @@ def positions(source: Source) -> dict[str, Any]:
 def sincos_layout(table: Tensor, name: str, path: Path) -> tuple[str, tuple[int, int, int]]:
     """Return layout and grid (time, rows, columns) of stored positions (1, N, D), of square frames."""
     tokens = table.shape[1]
-    for side in range(1, int(tokens**0.5) + 1):
-        grid = (tokens // (side * side), side, side)
-        for layout in LAYOUTS if tokens % (side * side) == 0 else ():
+    sides = [side for side in range(1, int(tokens**0.5) + 1) if tokens % (side * side) == 0]
+    for grid in [(tokens // (side * side), side, side) for side in sides]:
+        for layout in LAYOUTS:
             if is_sincos(table[0], grid, layout):
                 return layout, grid
     raise CheckpointError(f"{path}: {name} does not hold sine-cosine positions of clips in a known layout {LAYOUTS}")
@@ -180,8 +169,7 @@ def level_layers(source: Source, depth: int) -> list[int] | None:
 
 def predictor_config(source: Source, encoder: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a file's predictor. Raises CheckpointError for what is of no V-JEPA."""
-    sizes = predictor_sizes(source, "mask_tokens.0", "a V-JEPA")
-    weights = source.file.parts["predictor"]
+    sizes, weights = predictor_sizes(source, "mask_tokens.0", "a V-JEPA"), source.file.parts["predictor"]
     shared = ("positions", "sincos_layout", "rotary_convention", "rotary_reference_side")
     config = {
         **sizes,
@@ -208,17 +196,15 @@ def clip_size(file: WeightsFile) -> tuple[int, int] | None:
 def check_clip(file: WeightsFile, *, image_size: int, num_frames: int | None, tubelet_size: int | None) -> None:
     """Raise CheckpointError where a file's tubelets or its stored positions are of other clips than these."""
     path, frames, clip = file.path, file.encoder["patch_embed.proj.weight"].shape[2], clip_size(file)
+    problem, given = None, f"got num_frames={num_frames} and image_size={image_size}"
     if tubelet_size not in (None, frames):
-        raise CheckpointError(f"{path} has tubelets of {frames} frames, got tubelet_size={tubelet_size}")
-    if num_frames is not None and num_frames % frames:
-        raise CheckpointError(
-            f"{path} has tubelets of {frames} frames: num_frames={num_frames} is not a multiple of {frames}"
-        )
-    if clip is not None and (image_size != clip[1] or num_frames not in (None, clip[0])):
-        raise CheckpointError(
-            f"{path} is of clips of {clip[0]} frames of {clip[1]} pixels, got num_frames={num_frames} and "
-            f"image_size={image_size}"
-        )
+        problem = f"has tubelets of {frames} frames, got tubelet_size={tubelet_size}"
+    elif num_frames is not None and num_frames % frames:
+        problem = f"has tubelets of {frames} frames: num_frames={num_frames} is not a multiple of {frames}"
+    elif clip is not None and (image_size != clip[1] or num_frames not in (None, clip[0])):
+        problem = f"is of clips of {clip[0]} frames of {clip[1]} pixels, {given}"
+    if problem:
+        raise CheckpointError(f"{path} {problem}")
 
 
 def describe(encoder: Mapping[str, Any], clip: tuple[int, int] | None) -> str:
