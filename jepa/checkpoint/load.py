@@ -23,10 +23,7 @@ SHOWN = 12
 
 
 def locate(path: str | Path) -> Path:
-    """Return the checkpoint, a file or a folder of shards, at a path: itself, a run folder or its checkpoints folder.
-
-    Raises CheckpointError without one, DamagedFileError where config.yaml may say where it is and cannot be read.
-    """
+    """Return the checkpoint, a file or folder of shards, at a path: or of a run folder. Raises CheckpointError."""
     path = Path(path)
     for candidate in _candidates(path):
         if os.path.isfile(candidate) or os.path.isfile(candidate / "state.pt"):  # False for a name that is too long
@@ -37,7 +34,7 @@ def locate(path: str | Path) -> Path:
 
 
 def _candidates(path: Path) -> Iterator[Path]:
-    """Yield where the checkpoint can be: at last in the folder that config.yaml names, which is read only then."""
+    """Yield where it can be, at last in the folder that config.yaml names, which may raise DamagedFileError."""
     yield path
     for folder in (path / "checkpoints", path):
         yield from (folder / name for name in LAST)
@@ -68,9 +65,7 @@ class LeftOut:
 def read_file(path: Path, *, leave_out: bool = False) -> Any:
     """Return the content of a file written by torch, or of a folder of shards, on the CPU; runs no code from it.
 
-    leave_out: a `LeftOut` stands for each object of SETTINGS; else they are refused.
-
-    Raises CheckpointError when it is missing or cannot be read.
+    leave_out: a `LeftOut` stands for each object of SETTINGS; else they are refused. Raises CheckpointError.
     """
     if path.is_dir():
         from jepa.checkpoint.sharded import read
@@ -111,16 +106,13 @@ def cause(error: BaseException) -> BaseException:
 
 
 def listed(lines: list[str]) -> str:
-    """Return lines as the text of an error: the first SHOWN of them, and how many more there are."""
+    """Return the first SHOWN lines, and how many more there are, as the text of an error."""
     more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n".join(lines[:SHOWN] + more)
 
 
 def check_sums(file: Path | IO[bytes]) -> None:
-    """Raise ValueError where the content of a file that torch has written is not what was written.
-
-    torch.load does not look at the checksums.
-    """
+    """Raise ValueError where the content of a file is not what torch has written, which torch.load does not check."""
     with zipfile.ZipFile(file) as archive:
         folders = [entry.filename for entry in archive.infolist() if entry.external_attr & 0x10 and entry.file_size]
         if damaged := archive.testzip() or next(iter(folders), None):  # of a folder torch would read nothing
@@ -129,9 +121,7 @@ def check_sums(file: Path | IO[bytes]) -> None:
 
 @torch.no_grad()
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()) -> None:
-    """Load a state dict strictly; the model is unchanged when it does not fit.
-
-    keep: prefixes of names that are not loaded: the model keeps its own values.
+    """Load a state dict strictly; the model is unchanged where it does not fit. keep: starts of names to leave out.
 
     Raises CheckpointError with the missing, unexpected and mis-shaped keys.
     """

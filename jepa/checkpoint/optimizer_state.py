@@ -68,10 +68,7 @@ def _problem(name: str, found: Any, expected: Tensor, parameter: Tensor) -> str 
 def _state_after_a_step(
     optimizer: torch.optim.Optimizer, group: Mapping[str, Any], parameter: Tensor
 ) -> dict[str, Any]:
-    """Return what the optimizer keeps of one number with as many axes as a parameter of this group.
-
-    Nothing where it cannot step on one number alone, as a user's own that wants a closure.
-    """
+    """Return what the optimizer keeps of one number of as many axes; {} where it cannot step on that."""
     number = nn.Parameter(torch.zeros((1,) * parameter.dim(), dtype=parameter.dtype, device=parameter.device))
     number.grad = torch.zeros_like(number)
     probe = object.__new__(type(optimizer))

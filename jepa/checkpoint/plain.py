@@ -77,15 +77,13 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "monitor": (lambda value: value is None or _is_dict_of(value), "a dict or None"),
     "run": (_is_dict_of, "a dict"),
 }
-"""Key of a checkpoint -> what its value must be: a check, and words for it. Those of KEYS must be there."""
-KEYS = tuple(FIELDS)[:11]
+"""Key of a checkpoint -> what its value must be: a check, and words for it."""
+KEYS = [key for key in FIELDS if key not in ("train_seconds", "rollbacks", "monitor", "run")]
+"""Those that must be there; the others came later."""
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically: to a temporary name beside it, flushed to disk, renamed.
-
-    Raises CheckpointError when the disk is full or the folder cannot be written; an existing file at `path` is kept.
-    """
+    """Write a checkpoint atomically. Raises CheckpointError when that fails; an existing file at `path` is kept."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -105,7 +103,6 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def save_flushed(content: Any, path: Path) -> None:
-    """Save by torch and flush to disk."""
     with open(path, "wb") as file:
         torch.save(content, file)
         file.flush()
@@ -113,10 +110,7 @@ def save_flushed(content: Any, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, on the CPU.
-
-    Raises CheckpointError when the file is missing, cut short, not a checkpoint, or of another format or version.
-    """
+    """Return the content of a checkpoint, on the CPU. Raises CheckpointError if that fails, as `check` does."""
     check(content := read_file(path), path)
     return content
 

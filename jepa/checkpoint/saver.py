@@ -24,9 +24,8 @@ SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": ".sharded"}
 
 
 class Saver:
-    """Writes checkpoints into one folder.
+    """Writes checkpoints into one folder: "plain", files of rank 0, or "sharded", folders of all ranks' shards.
 
-    kind: "plain", one file that rank 0 writes, or "sharded", a folder to which each rank writes its shards.
     asynchronous: return once the state is copied, and write in the background, one checkpoint at a time.
 
     Raises CheckpointError when a checkpoint cannot be written, in the background from the next call of a method.
@@ -44,7 +43,6 @@ class Saver:
         self._unwritable: tuple[type[BaseException], ...] = (OSError, RuntimeError)  # beside CheckpointError
 
     def path(self, name: str) -> Path:
-        """Return the path of the checkpoint of a name."""
         return self.folder / f"{name}{SUFFIXES[self.kind]}"
 
     def save(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
@@ -61,7 +59,6 @@ class Saver:
             self._write_plain(state, names, dropped)
 
     def wait(self) -> None:
-        """Wait until the checkpoint is written."""
         writing, then, self._writing, self._then = self._writing, self._then, None, None
         try:
             if writing is not None:
@@ -125,10 +122,9 @@ class Saver:
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
-    """Return the checkpoint of a name in either format, None without one.
+    """Return the checkpoint of a name, the newer one where a killed run leaves both formats; None without one.
 
-    The newer one of both, which a run leaves that is killed while it changes the format. A broken link counts, so that
-    reading it raises.
+    A broken link counts, so that reading it raises.
     """
     found = [path for suffix in SUFFIXES.values() if os.path.lexists(path := folder / f"{name}{suffix}")]
     return max(found, key=lambda path: path.lstat().st_mtime_ns, default=None)

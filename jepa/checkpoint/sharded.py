@@ -56,11 +56,9 @@ UNWRITABLE = (OSError, RuntimeError, CheckpointException)
 
 
 def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
-    """Write the shards of a state; every rank calls this.
+    """Write the shards of a state; every rank calls this. Raises CheckpointError when they cannot be written.
 
     background: a gloo group of its own, apart from training's collectives, to write after copying; gives a future.
-
-    Raises CheckpointError when it cannot be written.
     """
     rest, tensors = split(state)
     try:

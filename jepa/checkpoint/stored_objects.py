@@ -88,9 +88,8 @@ def check_stored(
 ) -> None:
     """Raise CheckpointError unless a configuration that `is_plain_config` accepts names nothing but what it may build.
 
-    key: where it stands, "model". source: the file or run, for the message.
-    names: those of a table; None where nothing is built of it.
-    trusted: further names, as the user gave them. paths: whether values may be paths.
+    key: where it stands, "model". names: those of a table; None where nothing is built of it. trusted: further ones.
+    paths: whether values may be paths.
     """
     check = functools.partial(check_stored, source=source, names=names, trusted=trusted, paths=paths)
     if isinstance(config, (list, tuple)):
@@ -118,10 +117,7 @@ def check_stored(
 
 
 def build_stored(config: Any, key: str, trusted: Collection[str] = ()) -> Any:
-    """Build what a nested configuration that `check_stored` has passed describes, as Hydra's `instantiate` would.
-
-    Raise CheckpointError for arguments that a constructor refuses.
-    """
+    """Build what a checked configuration describes, as Hydra does. Raise CheckpointError for what is refused."""
     if isinstance(config, (list, tuple)):
         return [build_stored(value, f"{key}[{number}]", trusted) for number, value in enumerate(config)]
     if not isinstance(config, Mapping):

@@ -70,11 +70,9 @@ def export(
 ) -> tuple[dict[str, Any], list[Path]]:
     """Write an encoder of a loaded checkpoint and a card beside it; return the card and the paths written.
 
-    features: what TorchScript and ONNX give. image_size: (H, W) of the pictures; None takes those it was made for.
-    results: rows of scores for the card; None takes those that the checkpoint holds.
+    features: what TorchScript and ONNX give. image_size: (H, W), None as in training. results: scores, None as stored.
 
-    Raises UserError for an encoder that the format cannot hold or a file that cannot be written, CheckpointError when
-    features differ.
+    Raises UserError for what the format cannot hold or cannot be written, CheckpointError when features differ.
     """
     image_size = image_size or loaded.image_size
     if image_size is None or loaded.channels is None:
@@ -154,10 +152,7 @@ def write_torchscript(encoder: nn.Module, example: Tensor, path: Path) -> Networ
 
 
 def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
-    """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`; return that network.
-
-    Weights beyond ONNX's 2 GB go to `<file>.data` beside it.
-    """
+    """Write ONNX: `x`, of one size in batches of any, to `features`; weights beyond 2 GB go to `<file>.data`."""
     onnxruntime = require("onnxruntime", extra="export", purpose="format=onnx")
     require("onnxscript", extra="export", purpose="format=onnx")  # torch.onnx imports it
     names = {"input_names": ["x"], "output_names": ["features"]}
@@ -186,9 +181,7 @@ def compare(name: str, wanted: Tensor, got: Tensor) -> float:
 def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: tuple[int, int]) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` that build an encoder of ours, but for the file.
 
-    Sizes that are those of one of timm's ViTs take its name; any others are given beside `vit_base_patch16_224`.
-
-    Raises UserError for an encoder that is no ViT of ours.
+    Sizes take timm's name for them, if any. Raises UserError for an encoder that is no ViT of ours.
     """
     if getattr(encoder, "vit", None) is None:
         raise UserError(
@@ -235,7 +228,6 @@ def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
 
 
 def to_markdown(card: Mapping[str, Any], file: str) -> str:
-    """Return the card in Markdown."""
     export, data = card["export"], card.get("data") or {}
     step = f" at step {card['step']}" if card.get("step") is not None else ""
     call = {**export.get("create_model", {}), "checkpoint_path": file}

@@ -32,9 +32,8 @@ class FrozenNetworks(nn.Module):
 class OtherEncoder(nn.Module):
     """An encoder of another project behind our contract (`jepa.types.Encoder`), for whole pictures.
 
-    model: the other project's. depth: number of its blocks, None without a list of them. A subclass has `grid` and:
-        tokens: from pictures to (B, N, D), one token for each patch.
-        layer_tokens: the same after each of some blocks, and the final norm.
+    model: the other project's. depth: number of its blocks, if it has a list of them. A subclass has `grid`, `tokens`,
+    from pictures to (B, N, D), and `layer_tokens`, the same after each of some blocks and the final norm.
     """
 
     def __init__(self, model: nn.Module, embed_dim: int, depth: int | None) -> None:
@@ -60,10 +59,9 @@ class OtherEncoder(nn.Module):
 
 
 def frozen(make_encoder: Callable[[Any], nn.Module], weights: Iterable[Any], **facts: Any) -> Loaded:
-    """Load encoders without a predictor.
+    """Load encoders without a predictor: make_encoder builds one with weights, or None for untrained ones.
 
-    make_encoder: builds one with weights, None for untrained. weights: of the encoder, and of the one that makes the
-    targets where there are two. facts: the other fields of `Loaded`.
+    weights: of the encoder, and of the one that makes the targets if that is another. facts: fields of `Loaded`.
     """
     encoders = dict(zip(("encoder", "target_encoder"), map(make_encoder, weights)))
     return Loaded(FrozenNetworks(**encoders), lambda: FrozenNetworks(encoder=make_encoder(None)).eval(), **facts)
@@ -93,9 +91,9 @@ def load_our_encoders(
 
 
 def network_of(model: nn.Module, name: str) -> nn.Module:
-    """Return an encoder of a model: the trained one, "context", or the one that makes the targets, "target".
+    """Return an encoder of a model, "context" or "target", which is the first where no other makes the targets.
 
-    A target that keeps no encoder of its own uses the trained one. Raises UserError for another name.
+    Raises UserError for another name.
     """
     if name not in ("context", "target"):
         raise UserError(f"network={name!r}: expected context or target")

@@ -43,10 +43,7 @@ PROBLEMS = {
 
 
 class TransformersEncoder(OtherEncoder):
-    """A vision model of `transformers` as an encoder of patches: the last ones of its tokens, one for each patch.
-
-    Class and register tokens stand before them and are dropped. model: gives `last_hidden_state` (B, T, D).
-    """
+    """A vision model of `transformers` with `last_hidden_state` (B, T, D), of which the last are one for each patch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, model.config.hidden_size, model.config.num_hidden_layers)
@@ -58,15 +55,12 @@ class TransformersEncoder(OtherEncoder):
             model.config.mask_ratio = 0.0
 
     def grid(self, x: Tensor) -> Grid:
-        """Return (rows, columns) of patches of pictures (B, C, H, W)."""
         return tuple(side // patch for side, patch in zip(x.shape[2:], self.patch_size))
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return features (B, N, D)."""
         return self._patches(self._run(x).last_hidden_state, x)
 
     def layer_tokens(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Return features (B, N, D) after each of some blocks."""
         states = self._run(x, output_hidden_states=True).hidden_states
         norm = next((getattr(self.model, n) for n in ("layernorm", "norm") if hasattr(self.model, n)), nn.Identity())
         return [self._patches(norm(states[number + 1]), x) for number in layers]
@@ -80,7 +74,6 @@ class TransformersEncoder(OtherEncoder):
         return self.model(pixel_values=x, **others)
 
     def _patches(self, tokens: Tensor, x: Tensor) -> Tensor:
-        """The patches' part (B, N, D) of the tokens (B, T, D)."""
         config, count = self.model.config, math.prod(self.grid(x))
         registers = getattr(config, "num_register_tokens", 0) or 0
         most = registers + (2 if config.model_type == "deit" else 1)  # DeiT distils by a token of its own
@@ -95,8 +88,7 @@ class TransformersEncoder(OtherEncoder):
 def load(source: Source) -> Loaded:
     """Load a model: a repository in timm's format by timm, any other by `transformers`.
 
-    Raises UserError when it cannot be fetched or does not take such pictures, CheckpointError with the missing,
-    unexpected and mis-shaped keys when its weights do not fit the model its config names.
+    Raises UserError when it cannot be fetched or does not take such pictures, CheckpointError where weights do not fit.
     """
     name, timm_name, settings = found_at(source)
     if str(settings.get("model_type")).startswith("vjepa2"):
@@ -138,10 +130,7 @@ def load(source: Source) -> Loaded:
 
 
 def found_at(source: Source) -> tuple[str, str | None, dict[str, Any]]:
-    """Return the name of a repository or folder, timm's name of it if it is in its format, and its configuration.
-
-    Raises UserError for a folder of no model, and for what cannot be fetched.
-    """
+    """Return the name of a repository or folder, timm's name of it if it is in its format, and its configuration."""
     name = source.name.partition(":")[2]
     folder = Path(name) if os.path.isdir(name) else None
     if folder and not exists(folder / "config.json"):
@@ -157,20 +146,15 @@ def found_at(source: Source) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def library(source: Source) -> Any:
-    """Return `transformers`. Raises UserError where it is not installed."""
     return require("transformers", extra="hub", purpose=f"{source.key}={source.name}")
 
 
 def is_timm(settings: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is of a model of timm."""
     return "architecture" in settings and settings.get("model_type", "timm_wrapper") == "timm_wrapper"
 
 
 def pretrained(source: Source, name: str, **options: Any) -> tuple[nn.Module, list[str]]:
-    """Return a model with its weights, and what of its head was not loaded, in words.
-
-    Raises CheckpointError when something else was not.
-    """
+    """Return a model, and what of its head has no weights, in words. Raises CheckpointError where others do not fit."""
     options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
     with fetching(source.name):
         model, found = library(source).AutoModel.from_pretrained(name, **options)
@@ -200,10 +184,7 @@ def read(source: Source) -> WeightsFile:
 
 
 def repository_of(name: str) -> str | None:
-    """Return "hf:<folder>" for a folder with a config.json, and for a file in it of a model that is not in NATIVE.
-
-    None for any other name.
-    """
+    """Return "hf:<folder>" of a folder with a config.json, or of a file in it that is not of NATIVE; None of others."""
     folder = Path(name) if os.path.isdir(name) else Path(name).parent
     if not exists(folder / "config.json"):
         return None

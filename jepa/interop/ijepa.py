@@ -97,10 +97,7 @@ def stored_grid(file: WeightsFile, part: str) -> tuple[int, int]:
 
 
 def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State], State]) -> State:
-    """Return the weights of a file by the names of our masked JEPA.
-
-    encoder: start of the names of our encoder. by_our_names: one network's state dict to ours.
-    """
+    """Return a file's weights by our names: encoder starts those of encoders, by_our_names renames one network."""
     starts = {"encoder": f"encoder.{encoder}", "target_encoder": f"target.encoder.{encoder}", "predictor": "predictor."}
     return {
         starts[part] + name: tensor
@@ -159,10 +156,7 @@ def load_masked_jepa(
     predictor_heads: str,
     image_size: tuple[int, int] | None,
 ) -> Loaded:
-    """Build a masked JEPA and load published weights by our names.
-
-    found, predictor_heads: what the file is, and what is known of its predictor's heads, in words.
-    """
+    """Build a masked JEPA, load weights by our names. found, predictor_heads: what is known of it, in words."""
     model, encoder = instantiate(config, _convert_="all"), config["encoder"]
     load_state(model, weights, source.path, keep=("loss.",))
     lines = [*source.file.lines, found]

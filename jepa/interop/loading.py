@@ -23,14 +23,11 @@ from jepa.utils.read_data import printable
 
 FILES: tuple[Adapter, ...] = (ours.RUN, ours.EXPORT, vjepa.MODEL, vjepa.ENCODER, ijepa.ADAPTER, vit_files.FILE)
 """The formats of files, in the order in which they are tried: last what takes any encoder of pictures."""
-
 ADAPTERS: tuple[Adapter, ...] = (ours.RANDOM, timm_models.NAME, hugging_face.ADAPTER, *FILES)
 
 
 def find(name: str, key: str = "checkpoint", trusted: Collection[str] | None = ()) -> Source:
     """Find a checkpoint and its format: a run folder or file, `timm:<name>`, `hf:<name or folder>`, or `random`.
-
-    key, trusted: see `Source`.
 
     Raises CheckpointError when nothing is there, or the file cannot be read or is of no known format.
     """
@@ -52,9 +49,8 @@ def load(
     seed: int | None = None,
     trust: bool = False,
 ) -> Loaded:
-    """Load a checkpoint's model with its weights.
+    """Load a checkpoint's model with its weights. checkpoint: as `find` takes it, or gives it; others: see `Source`.
 
-    checkpoint: as `find` takes it, or what it has found. The others are described in `Source`.
     trust: build also what is not jepa's own, of a run that is yours.
 
     Raises CheckpointError that lists what does not fit, UserError for what is missing or contradicts the file.
@@ -94,17 +90,15 @@ def load_published(
         load_published("IN1K-vit.h.14-300e.pth.tar", image_size=224, patch_size=14, num_heads=16)
         load_published("vitl.pt", image_size=256, patch_size=16, num_heads=16, num_frames=64, predictor_heads=12)
 
-    Widths, depths and channels are read off the file; image_size, patch_size (pixels) and num_heads are not in it.
-    predictor_heads None takes num_heads, as published (V-JEPA 2 has 12).
-    Of clips: num_frames and tubelet_size (frames) are compared with the file where it holds them. rotary_convention
-    None takes that of the file's format (see `jepa.interop.vjepa`). rotary_reference_side: see `RotaryPositions`.
+    Sizes in pixels and frames; what the file holds must agree. predictor_heads None takes num_heads, rotary_convention
+    that of the file's format (see `jepa.interop.vjepa`). rotary_reference_side: see `RotaryPositions`.
 
     Raises CheckpointError when the file is not such a checkpoint, or does not fit these sizes.
     """
     if not Path(path).exists():
         raise CheckpointError(f"no checkpoint at {path}")
     source = find(str(path), key="path")
-    file = source.file
+    file, overrides = source.file, {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
     if source.adapter not in (vjepa.MODEL, ijepa.ADAPTER):
         raise CheckpointError(
             f"{path} is not a published I-JEPA checkpoint, nor one of V-JEPA: expected "
@@ -113,12 +107,14 @@ def load_published(
     kernel = file.encoder.get("patch_embed.proj.weight")
     if kernel is not None and (patch := tuple(kernel.shape[-2:])) != (patch_size, patch_size):
         raise CheckpointError(f"{path} has patches of {by(patch)} pixels, got patch_size={patch_size}")
-    heads = {"encoder.num_heads": num_heads, "predictor.num_heads": predictor_heads}
+    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size}
     if file.is_video:
-        vjepa.check_clip(file, image_size=image_size, num_frames=num_frames, tubelet_size=tubelet_size)
-        rotary = {"rotary_convention": rotary_convention, "rotary_reference_side": rotary_reference_side}
-        return load(source, overrides=heads | {f"encoder.{name}": value for name, value in rotary.items()}).model
-    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size, "rotary_convention": rotary_convention}
-    if of_clips := [name for name, value in clip.items() if value is not None]:
-        raise CheckpointError(f"{path} is of pictures, not of clips: leave out {', '.join(of_clips)}")
-    return load(source, overrides=heads | {"encoder.image_size": image_size}).model
+        vjepa.check_clip(file, image_size=image_size, **clip)
+        overrides["encoder.rotary_convention"] = rotary_convention
+        overrides["encoder.rotary_reference_side"] = rotary_reference_side
+    else:
+        clip["rotary_convention"] = rotary_convention
+        if of_clips := [name for name, value in clip.items() if value is not None]:
+            raise CheckpointError(f"{path} is of pictures, not of clips: leave out {', '.join(of_clips)}")
+        overrides["encoder.image_size"] = image_size
+    return load(source, overrides=overrides).model

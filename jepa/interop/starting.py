@@ -22,11 +22,9 @@ log = logging.getLogger("jepa")
 
 
 def load_into(model: nn.Module, checkpoint: str | Path) -> None:
-    """Load weights into a model, part by part: encoder, target, predictor.
+    """Load weights into a model by parts, encoder, target and predictor; log what is taken, left alone and fresh.
 
-    A part that the model or the checkpoint lacks is left out: a target without weights gets those of the encoder, other
-    parts and the loss's own heads start fresh. What is taken, left alone and fresh is logged.
-
+    A target without weights gets the encoder's, and the other way round; other parts and the loss's heads start fresh.
     Raises CheckpointError when the checkpoint cannot be read, has no encoder, or a part does not fit.
     """
     source = find(str(checkpoint), key="init_from", trusted=None)  # its weights alone are read
@@ -38,66 +36,57 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
             f"init_from={checkpoint}: expected a run folder, a file of weights, timm:<name> or hf:<name or folder>"
         )
     weights = source.adapter.weights_for(model, source)
-    check_said(model, source)
+    check_settings(model, source)
     own = model.state_dict()
-    parts, theirs = ({name.partition(".")[0] for name in state} - {"loss"} for state in (own, weights))
-    weights = with_both(weights, parts, theirs)
-    copied = sorted({"encoder", "target"} & parts & {name.partition(".")[0] for name in weights} - theirs)
-    fresh, unused = sorted(parts - theirs - set(copied)), sorted(theirs - parts)
-    if not parts & theirs and not copied:
+    parts, theirs = (part_names(state) - {"loss"} for state in (own, weights))
+    for part, other in (("target.encoder.", "encoder."), ("encoder.", "target.encoder.")):
+        if part.partition(".")[0] in parts - theirs:  # starts as the other one
+            same = {part + name.removeprefix(other): t for name, t in weights.items() if name.startswith(other)}
+            weights = weights | same
+    copied = {"encoder", "target"} & parts & part_names(weights) - theirs
+    taken, fresh, unused = (parts & theirs) | copied, sorted(parts - theirs - copied), sorted(theirs - parts)
+    if not taken:
         raise CheckpointError(f"{source.path} holds {', '.join(unused)}, and the model {', '.join(sorted(parts))}")
     weights = {name: tensor for name, tensor in weights.items() if name.partition(".")[0] not in unused}
-    keep = ("loss.", *(f"{part}." for part in fresh))
     try:
-        load_state(model, weights, source.path, keep=keep)
+        load_state(model, weights, source.path, keep=("loss.", *(f"{part}." for part in fresh)))
     except CheckpointError as error:
         raise CheckpointError(f"{error}{advice(model, own, weights, source)}") from None
-    lines = [*source.file.lines, f"weights taken for {', '.join(sorted((parts & theirs) | set(copied)))}"]
+    lines = [*source.file.lines, f"weights taken for {', '.join(sorted(taken))}"]
     lines += ["encoder and target start alike, as it holds one of them"] if copied else []
     said = source.file.run is not None or source.file.card is not None or "encoder.num_heads" in source.file.facts
-    if not said and (heads := own_settings(getattr(model, "encoder", None)).get("num_heads")):
+    if not said and (heads := own_settings(model).get("num_heads")):
         lines.append(f"{heads} attention heads, as the model has: the file does not say (model.encoder.num_heads)")
     fresh += ["loss"] * any(name.startswith("loss.") for name in own)
-    lines += [f"not used: {', '.join(unused)}"] if unused else []
-    lines += [f"starts fresh: {', '.join(fresh)}"] if fresh else []
+    lines += [f"{what}: {', '.join(names)}" for what, names in (("not used", unused), ("starts fresh", fresh)) if names]
     for line in lines:
         log.info("%s: %s", source.path, printable(line))
 
 
-def with_both(weights: State, parts: set[str], theirs: set[str]) -> State:
-    """Return weights in which an encoder or target that a model has and a file lacks is the other one."""
-    if "target" in parts - theirs:
-        return weights | {f"target.{name}": tensor for name, tensor in weights.items() if name.startswith("encoder.")}
-    if "encoder" in parts - theirs:
-        start = "target.encoder."
-        return weights | {name[len("target.") :]: t for name, t in weights.items() if name.startswith(start)}
-    return weights
+def part_names(state: State) -> set[str]:
+    return {name.partition(".")[0] for name in state}
 
 
-def check_said(model: nn.Module, source: Source) -> None:
+def check_settings(model: nn.Module, source: Source) -> None:
     """Raise CheckpointError where what a checkpoint says of its encoder is not what the model has."""
-    encoder = getattr(model, "encoder", None)
-    config = (source.config or {}).get("model", source.config) or {}
-    said = config.get("encoder") if isinstance(config, Mapping) else None
+    config = source.config or {}
+    said = config.get("model", config).get("encoder")
     said = dict(said) if isinstance(said, Mapping) else {}
     if "encoder.num_heads" in source.file.facts:
         said["num_heads"] = source.file.facts["encoder.num_heads"]
-    other = {name: said[name] for name, value in own_settings(encoder).items() if said.get(name, value) != value}
-    if other:
-        raise CheckpointError(
-            f"{source.path} has an encoder of other settings than the model: set "
-            + " ".join(f"model.encoder.{name}={value}" for name, value in other.items())
-        )
+    own = own_settings(model)
+    if other := [f"model.encoder.{name}={said[name]}" for name in own if said.get(name, own[name]) != own[name]]:
+        raise CheckpointError(f"{source.path} has an encoder of other settings than the model: set {' '.join(other)}")
 
 
-def own_settings(encoder: Any) -> dict[str, Any]:
+def own_settings(model: nn.Module) -> dict[str, Any]:
     """Return the values of a model's encoder that change what it computes, but no shape of its weights."""
+    encoder = getattr(model, "encoder", None)
     settings = {"num_heads": encoder.num_heads} if isinstance(getattr(encoder, "num_heads", None), int) else {}
-    rotary = getattr(encoder, "rotary", None)
-    if rotary is not None:
-        settings |= {"positions": "rotary", "rotary_convention": rotary.convention}
-        settings["rotary_reference_side"] = rotary.reference_side
-    elif hasattr(getattr(encoder, "positions", None), "layout") and hasattr(encoder, "stem"):
+    if (rotary := getattr(encoder, "rotary", None)) is not None:
+        own = {"rotary_convention": rotary.convention, "rotary_reference_side": rotary.reference_side}
+        return settings | {"positions": "rotary", **own}
+    if hasattr(getattr(encoder, "positions", None), "layout") and hasattr(encoder, "stem"):
         settings |= {"positions": "sincos", "sincos_layout": encoder.positions.layout}
     return settings
 
@@ -109,38 +98,35 @@ def advice(model: nn.Module, own: State, weights: State, source: Source) -> str:
         return "\nThe model's encoder is one of timm: name that of the file, model.encoder.name=<name in timm>"
     ours, theirs = sizes(own), sizes(weights)
     kernel, stem = source.file.encoder.get("patch_embed.proj.weight"), getattr(encoder, "stem", None)
-    if kernel is not None and kernel.ndim == 5 and hasattr(stem, "tubelet_size"):
-        ours |= {
-            "encoder.stem.patch_size": side_or_pair(stem.patch_size),
-            "encoder.stem.tubelet_size": stem.tubelet_size,
-        }
-        theirs["encoder.stem.tubelet_size"] = kernel.shape[2]
-        theirs["encoder.stem.patch_size"] = side_or_pair(list(kernel.shape[3:]))
+    if source.file.is_video and hasattr(stem, "tubelet_size"):
+        for found, patch, frames in (
+            (ours, stem.patch_size, stem.tubelet_size),
+            (theirs, list(kernel.shape[3:]), kernel.shape[2]),
+        ):
+            found |= {"model.encoder.stem.patch_size": side_or_pair(patch), "model.encoder.stem.tubelet_size": frames}
     options = {key: value for key, value in theirs.items() if key in ours and ours[key] != value}
+    heads = getattr(encoder, "num_heads", None)
     for part in ("encoder", "predictor"):
-        width = options.get(f"{part}.embed_dim")
-        heads = getattr(encoder, "num_heads", None)
-        known = source.file.facts.get(f"{part}.num_heads")
+        width, known = options.get(f"model.{part}.embed_dim"), source.file.facts.get(f"{part}.num_heads")
         if width and (known or (isinstance(heads, int) and part == "encoder")):
             usual = width // 64 if width % 64 == 0 else next(n for n in range(heads or 1, 0, -1) if width % n == 0)
-            options[f"{part}.num_heads"] = known or usual
-    names = {key: key if key.startswith("data.") else f"model.{key}" for key in options}
-    given = " ".join(f"{names[key]}={value}".replace(" ", "") for key, value in options.items())
+            options[f"model.{part}.num_heads"] = known or usual
+    given = " ".join(f"{key}={value}".replace(" ", "") for key, value in options.items())
     return f"\nIts sizes: {given}" if given else ""
 
 
 def sizes(weights: State) -> dict[str, Any]:
-    """Return the sizes that weights by our names have, by dotted key."""
+    """Return the sizes that weights by our names have, by the options that set them."""
     found: dict[str, Any] = {}
     for part, start in (("encoder", "encoder.vit."), ("encoder", "encoder."), ("predictor", "predictor.")):
         hidden, norm = weights.get(f"{start}blocks.0.mlp.fc1.weight"), weights.get(f"{start}norm.weight")
-        if hidden is None or norm is None:
-            continue
-        found[f"{part}.embed_dim"], found[f"{part}.depth"] = len(norm), count_blocks(weights, f"{start}blocks")
-        found[f"{part}.mlp_ratio"] = hidden.shape[0] / len(norm)
+        if hidden is not None and norm is not None:
+            own = {"embed_dim": len(norm), "depth": count_blocks(weights, f"{start}blocks")}
+            own["mlp_ratio"] = hidden.shape[0] / len(norm)
+            found |= {f"model.{part}.{name}": value for name, value in own.items()}
     if (kernel := weights.get("encoder.vit.patch_embed.proj.weight")) is not None:
-        found["encoder.patch_size"] = side_or_pair(list(kernel.shape[-2:]))
+        found["model.encoder.patch_size"] = side_or_pair(list(kernel.shape[-2:]))
         found["data.channels"] = kernel.shape[1]
     if (tokens := weights.get("predictor.mask_token")) is not None:
-        found["predictor.mask_tokens"] = math.prod(tokens.shape[:-1])
+        found["model.predictor.mask_tokens"] = math.prod(tokens.shape[:-1])
     return found

@@ -36,10 +36,7 @@ NAME_IT = (
 
 
 def load_file(source: Source) -> Loaded:
-    """Load the encoders of a file. Learned positions are resampled to image_size.
-
-    Raises CheckpointError with the missing, unexpected and mis-shaped keys, UserError for what no file says.
-    """
+    """Load the encoders of a file. Raises CheckpointError for keys that do not fit, UserError for what it lacks."""
     if source.overrides.get("encoder.name") is not None:
         return load_named(source)
     weights, sizes = source.file.encoder, vit_sizes(source)
@@ -101,7 +98,6 @@ def load_by_timm_class(
     """Load the encoders of a file into those that `timm.create_model(name, **config)` builds.
 
     by_timm_names: converts a state dict; None does it as timm reads its own files. resampled: of positions.
-
     Raises UserError if timm cannot build it, CheckpointError with the keys that do not fit.
     """
 
@@ -135,7 +131,6 @@ def load_by_timm_class(
 
 
 def described(sizes: Mapping[str, Any]) -> str:
-    """Return the sizes of a ViT in words."""
     heads, channels = sizes["num_heads"], sizes["channels"]
     return f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {heads} heads, {channels} channels"
 
@@ -266,9 +261,7 @@ def eva_weights(state: State) -> State:
 
 
 def weights_for(model: nn.Module, source: Source) -> State:
-    """Return the weights by the names of a model with a ViT, without class and register tokens and learned positions.
-
-    The model computes sine-cosine positions, to which training has to adapt.
+    """Return the weights by the names of a model with a ViT, which computes the sine-cosine positions of its patches.
 
     Raises CheckpointError for rotary positions, and for a model not of pictures.
     """

@@ -82,7 +82,7 @@ def weights_for(model: nn.Module, source: Source) -> State:
 
 
 def model_config(source: Source) -> dict[str, Any]:
-    """Return the configuration of a published file's masked JEPA.
+    """Return the configuration of a file's masked JEPA.
 
     Raises CheckpointError for what is of no V-JEPA, UserError for heads or supervised blocks missing.
     """
@@ -137,7 +137,7 @@ def positions(source: Source) -> dict[str, Any]:
             raise UserError(f"rotary_convention={given}: {source.path} has sine-cosine positions; leave it out")
         layout, _ = sincos_layout(weights["pos_embed"], "encoder.pos_embed", source.path)
         return {"positions": "sincos", "sincos_layout": layout}
-    newer = source.file.target_name == "ema_encoder" or any(name.startswith(MARKS_OF_2_1) for name in weights)
+    newer = "ema_encoder" in source.file.target_place or any(name.startswith(MARKS_OF_2_1) for name in weights)
     return {"positions": "rotary", "rotary_convention": given or ("interleaved" if newer else "tiled")}
 
 
@@ -208,7 +208,6 @@ def check_clip(file: WeightsFile, *, image_size: int, num_frames: int | None, tu
 
 
 def describe(encoder: Mapping[str, Any], clip: tuple[int, int] | None) -> str:
-    """Return what was found in a file, in words. encoder: its configuration. clip: as `clip_size`."""
     stem, convention = encoder["stem"], encoder.get("rotary_convention")
     if clip is not None:
         name = "V-JEPA"
