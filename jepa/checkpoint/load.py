@@ -17,7 +17,6 @@ from jepa.utils.read_data import exists, read_mapping
 
 LAST = ("last.pt", "last.sharded")
 """Names of a run's last checkpoint, whole and in shards."""
-
 SHOWN = 12
 """Keys that an error lists."""
 
@@ -84,7 +83,6 @@ def read_file(path: Path, *, leave_out: bool = False) -> Any:
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    """Return what is wrong with a file, without torch's advice to load one that executes code all the same."""
     text = str(error)
     name = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", text)
     if "Weights only load failed" in text and name:
@@ -132,7 +130,6 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep
 def check_state(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """Return the model's tensors that a state dict is loaded into. Raises as `load_state` does."""
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)}
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(keep)}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]

@@ -40,7 +40,6 @@ MOVED = {
     **{f"jepa.data.sources.{name}": "jepa.data.sources" for name in ("coco", "series", "sounds", "text", "videos")},
 }
 """Former dotted path of a module or class -> its present one; the first that fits counts."""
-
 RENAMED_KEYS = {
     "jepa.models": {"dim": "embed_dim", "heads": "num_heads"},
     "jepa.data.sources.series_csv": {"date_column": "time_column"},
@@ -48,14 +47,12 @@ RENAMED_KEYS = {
     "jepa.evaluation.AttentiveProbe": {"attention_heads": "num_heads"},
 }
 """Module or class, by its present path -> former key of its constructor -> its present one."""
-
 ADDED_KEYS = {
     "jepa.masks.SpanMask": {"wrap": True},
     "jepa.masks.time_span.TimeSpanMask": {"wrap": True},
     "jepa.masks.time_frequency.SpectrogramMask": {"wrap": True},
 }
 """Class -> later keys of its constructor, with what a configuration that was stored without them means."""
-
 SCHEDULERS = {
     "jepa.optim.Constant": "constant",
     "jepa.optim.WarmupCosine": "cosine",
@@ -96,5 +93,4 @@ def flat_scheduler(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_below(target: str, prefix: str) -> bool:
-    """Return whether a dotted path is that of `prefix` or of something in it."""
     return f"{target}.".startswith(f"{prefix}.")

@@ -96,9 +96,8 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
             os.close(folder)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        kept = (
-            f"The checkpoint written before is intact: {path}" if path.exists() else "No checkpoint was there before."
-        )
+        before = f"The checkpoint written before is intact: {path}"
+        kept = before if path.exists() else "No checkpoint was there before."
         raise CheckpointError(f"could not write the checkpoint {path}: {reason(error, path)}. {kept}") from error
 
 
@@ -116,7 +115,6 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def with_format(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with format, version and libraries."""
     libraries = {"python": platform.python_version(), "torch": str(torch.__version__), "timm": version("timm")}
     return {"format": FORMAT, "version": VERSION, **state, "libraries": libraries}
 

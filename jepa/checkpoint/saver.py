@@ -77,7 +77,6 @@ class Saver:
             self.wait()
 
     def close(self) -> None:
-        """Wait for the last checkpoint and end the thread."""
         try:
             self.wait()
         finally:
@@ -146,8 +145,6 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def copied(node: Any) -> Any:
-    """Return a nested state with its tensors copied to the CPU."""
-
     def copy(tensor: Tensor) -> Tensor:
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return empty.copy_(tensor.detach(), non_blocking=True)

@@ -14,7 +14,7 @@ import pickle
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
@@ -25,7 +25,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import KeyPath, MappingKey, tree_leaves_with_path, tree_map, tree_map_with_path
 
@@ -89,8 +89,15 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
     try:
         reader = _Reader(path)
         metadata = reader.read_metadata().state_dict_metadata
-        _check_sizes(path, [metadata[name] for name in places])
-        tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
+        sizes = [math.prod(metadata[name].size) * metadata[name].properties.dtype.itemsize for name in places]
+        stored = sum(part.stat().st_size for part in path.glob("*.distcp"))
+        if any(size < 0 for size in sizes) or sum(sizes) > stored:  # before memory is taken for them
+            raise ValueError(f"its tensors have {sum(sizes):,} bytes, but its parts {stored:,}")
+        tensors = {}
+        for name, keys in places.items():
+            size, dtype, own = metadata[name].size, metadata[name].properties.dtype, like(keys)
+            alike = isinstance(own, DTensor) and own.shape == size
+            tensors[name] = torch.zeros_like(own, dtype=dtype).detach() if alike else torch.empty(size, dtype=dtype)
         dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
     except (Exception, CheckpointException) as error:  # a damaged pickle may raise nearly anything
         raise CheckpointError(
@@ -114,7 +121,6 @@ def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
 
 
 def prune(checkpoints: Path) -> None:
-    """Remove the folders that no link points to."""
     kept = linked_folders(checkpoints)
     for folder in {path for path in checkpoints.glob("sharded_*") if path.name not in kept}:
         shutil.rmtree(folder, ignore_errors=True)
@@ -149,12 +155,10 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def is_name(node: Any) -> bool:
-    """Return whether `split` has put this in the place of a tensor."""
     return isinstance(node, dict) and set(node) == {TENSOR}
 
 
 def keys_of(path: KeyPath) -> tuple:
-    """Return the keys of dicts and numbers in lists that lead to a leaf."""
     return tuple(entry.key if isinstance(entry, MappingKey) else entry.idx for entry in path)
 
 
@@ -172,7 +176,7 @@ class _Reader(dcp.FileSystemReader):
     """torch's reader, without unpickling of arbitrary code in `read_metadata`, and with a look at the checksums."""
 
     def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
-        content, stored = (Path(self.path) / PARTS).read_bytes(), Path(self.path) / CHECKSUM
+        content, stored = Path(self.path, PARTS).read_bytes(), Path(self.path, CHECKSUM)
         if stored.is_file() and stored.read_text() != str(zlib.crc32(content)):
             raise UnpicklingError(f"the checksum of {PARTS} is wrong")
         metadata = _Unpickler(io.BytesIO(content)).load()
@@ -187,17 +191,3 @@ class _Reader(dcp.FileSystemReader):
         check_sums(part)
         part.seek(0)
         return part
-
-
-def _check_sizes(path: Path, described: Sequence[TensorStorageMetadata]) -> None:
-    """Raise ValueError for tensors of more bytes than the files have, before memory is taken for them."""
-    sizes = [math.prod(each.size) * each.properties.dtype.itemsize for each in described]
-    stored = sum(part.stat().st_size for part in path.glob("*.distcp"))
-    if any(size < 0 for size in sizes) or sum(sizes) > stored:
-        raise ValueError(f"its tensors have {sum(sizes):,} bytes, but its parts {stored:,}")
-
-
-def _empty(metadata: Any, like: Tensor | None) -> Tensor:
-    if isinstance(like, DTensor) and like.shape == metadata.size:
-        return torch.zeros_like(like, dtype=metadata.properties.dtype).detach()
-    return torch.empty(metadata.size, dtype=metadata.properties.dtype)

@@ -38,7 +38,6 @@ MODELS = {
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which a stored model or loss may consist."""
-
 DATA = {
     "jepa.data": "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment "
     "TaskData TextData VideoData WrittenAndSpokenDigits hugging_face",
@@ -50,13 +49,12 @@ DATA = {
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which stored data and evaluation may consist."""
-
 MODEL_TABLE, DATA_TABLE = (
     frozenset(f"{module}.{name}" for module, names in table.items() for name in names.split())
     for table in (MODELS, DATA)
 )
 """The same as dotted names."""
-
+Names = Collection[str]
 SETTINGS = ("_target_", "_partial_", "_convert_", "_recursive_")
 PATH = re.compile(r"[/\\]|^~|\.\.|\w:\w")
 """What paths and addresses have, and no setting of a model."""
@@ -78,13 +76,7 @@ def is_plain_config(config: Any, depth: int = 0) -> bool:
 
 
 def check_stored(
-    config: Any,
-    key: str,
-    source: Any,
-    *,
-    names: Collection[str] | None = MODEL_TABLE,
-    trusted: Collection[str] = (),
-    paths: bool = False,
+    config: Any, key: str, source: Any, *, names: Names | None = MODEL_TABLE, trusted: Names = (), paths: bool = False
 ) -> None:
     """Raise CheckpointError unless a configuration that `is_plain_config` accepts names nothing but what it may build.
 
@@ -116,7 +108,7 @@ def check_stored(
         )
 
 
-def build_stored(config: Any, key: str, trusted: Collection[str] = ()) -> Any:
+def build_stored(config: Any, key: str, trusted: Names = ()) -> Any:
     """Build what a checked configuration describes, as Hydra does. Raise CheckpointError for what is refused."""
     if isinstance(config, (list, tuple)):
         return [build_stored(value, f"{key}[{number}]", trusted) for number, value in enumerate(config)]

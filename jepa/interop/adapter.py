@@ -18,6 +18,10 @@ from jepa.interop.network_names import State
 from jepa.interop.weights_file import WeightsFile, read_weights_file
 from jepa.utils.errors import CheckpointError
 
+Config = dict[str, Any]
+Size = tuple[int, int] | None
+"""Height and width in pixels."""
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -30,7 +34,7 @@ class Adapter:
     format: str
     recognizes: Callable[[Source], bool]
     load: Callable[[Source], Loaded]
-    stored_config: Callable[[Source], dict[str, Any] | None] = lambda source: None
+    stored_config: Callable[[Source], Config | None] = lambda source: None
     weights_for: Callable[[nn.Module, Source], State] | None = None
     read: Callable[[Source], WeightsFile] | None = None
 
@@ -49,9 +53,9 @@ class Source:
     key: str = "checkpoint"
     trusted: Collection[str] | None = ()
     adapter: Adapter | None = None
-    config: dict[str, Any] | None = None
+    config: Config | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    image_size: tuple[int, int] | None = None
+    image_size: Size = None
     channels: int | None = None
     build: Callable[..., nn.Module] | None = None
     seed: int | None = None
@@ -84,9 +88,9 @@ class Loaded:
     model: nn.Module
     random_init: Callable[..., nn.Module]
     lines: list[str]
-    description: dict[str, Any]
-    encoder: dict[str, Any] | None = None
-    image_size: tuple[int, int] | None = None
+    description: Config
+    encoder: Config | None = None
+    image_size: Size = None
     channels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

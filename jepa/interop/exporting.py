@@ -25,7 +25,6 @@ from jepa.utils.lazy_import import require
 
 TOLERANCE = 1e-5
 """Largest difference of features, per unit of the largest one where that is above 1."""
-
 SUFFIXES = {
     "safetensors": (".safetensors",),
     "timm": (".safetensors", ".pth", ".pt", ".bin"),
@@ -33,7 +32,6 @@ SUFFIXES = {
     "onnx": (".onnx",),
 }
 """What a file of each format may be called; the first is the default."""
-
 TIMM_SIZES = {
     (192, 12, 3, 4.0): "vit_tiny_patch16_224",
     (384, 12, 6, 4.0): "vit_small_patch16_224",
@@ -43,7 +41,6 @@ TIMM_SIZES = {
     (1408, 40, 16, 48 / 11): "vit_giant_patch14_224",
 }
 """Width, depth, heads and MLP ratio of timm's Vision Transformers; a slip would show when the export is read back."""
-
 CODE = {
     "safetensors": 'from jepa.interop import load\n\nmodel = load("{file}").model\n'
     "features = model.encoder(x)  # {shape}",
@@ -53,7 +50,6 @@ CODE = {
     '(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}',
 }
 """Format -> Python that loads an export and computes the features of pictures x (B, C, H, W)."""
-
 Network = Callable[[Tensor], Tensor]
 """From pictures (B, C, H, W) to features: tokens (B, N, D), or pooled by their mean (B, D)."""
 
@@ -109,7 +105,10 @@ def export(
     write_atomic(path, write_and_compare)
     card |= {"fingerprint": loaded.fingerprint, "model": loaded.description, "export": facts}
     card["results"] = results_of(loaded.metrics) if results is None else dict(results)
-    return card, [path, *write_card(card, path)]
+    beside = [path.with_name(path.name + suffix) for suffix in (".json", ".md")]
+    for file, text in zip(beside, (json.dumps(card, indent=2) + "\n", to_markdown(card, path.name))):
+        write_text(file, text)
+    return card, [path, *beside]
 
 
 class Pooled(nn.Module):
@@ -209,22 +208,11 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
 
 def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return rows as in results.json from a checkpoint's metrics: {"trained": {"knn": ...}, ..., "val/loss": ...}."""
-    rows: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if name.startswith("eval/"):
-            _, row, probe = name.split("/", 2)
-            rows.setdefault(row, {})[probe] = value
-        elif name == "val/loss":
-            rows[name] = value
+    rows: dict[str, Any] = {name: value for name, value in metrics.items() if name == "val/loss"}
+    for name in (name for name in metrics if name.startswith("eval/")):
+        _, row, probe = name.split("/", 2)
+        rows.setdefault(row, {})[probe] = metrics[name]
     return rows
-
-
-def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
-    """Write the card beside a file, as `<file>.json` and as Markdown, `<file>.md`, and return their paths."""
-    paths = [file.with_name(f"{file.name}.json"), file.with_name(f"{file.name}.md")]
-    for path, text in zip(paths, (json.dumps(card, indent=2) + "\n", to_markdown(card, file.name))):
-        write_text(path, text)
-    return paths
 
 
 def to_markdown(card: Mapping[str, Any], file: str) -> str:

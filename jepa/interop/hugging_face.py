@@ -27,13 +27,10 @@ from jepa.utils.read_data import exists, read_mapping
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
-
 NATIVE = ("vjepa2", "ijepa", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 """Model types whose weights are read without `transformers`, from a file alone."""
-
 NEEDED = ("hidden_size", "patch_size", "num_hidden_layers", "num_channels")
 """What the configuration of every encoder of patches has."""
-
 PROBLEMS = {
     "missing_keys": "missing in the file",
     "unexpected_keys": "in the file only",
@@ -104,11 +101,6 @@ def load(source: Source) -> Loaded:
         config = transformers.AutoConfig.from_pretrained(name)
     if missing := [key for key in NEEDED if key not in config]:
         raise UserError(f"{source.name} ({config.model_type}) is no encoder of patches: its config lacks {missing}")
-    if config.num_channels != source.channels:
-        raise UserError(
-            f"{source.name} takes {config.num_channels} channels, data.channels={source.channels}: add "
-            f"data.channels={config.num_channels} (grey pictures are repeated)"
-        )
     model, heads = pretrained(source, name)
     try:
         pictures, _ = transformers.BaseImageProcessor.get_image_processor_dict(name)
@@ -119,7 +111,12 @@ def load(source: Source) -> Loaded:
         return TransformersEncoder(transformers.AutoModel.from_config(config) if model is None else model).eval()
 
     loaded = load_by_name(source, make_encoder, model)
-    loaded.mean, loaded.std = (statistics_of(pictures, key) for key in ("image_mean", "image_std"))
+    loaded.channels = config.num_channels
+    for name in ("mean", "std"):
+        values = pictures.get(f"image_{name}")
+        if values is not None and (not isinstance(values, list) or {*map(type, values)} - {int, float}):
+            raise UserError(f"preprocessor_config.json has image_{name}={values!r:.60}, expected a list of numbers")
+        setattr(loaded, name, tuple(values) if values else None)
     own, kind = check_pictures(source, loaded.model.encoder), type(model).__name__
     loaded.lines.append(f"transformers {kind}, width {config.hidden_size}, patches of {config.patch_size} pixels")
     if heads:
@@ -212,14 +209,6 @@ def check_pictures(source: Source, encoder: TransformersEncoder) -> tuple[int, i
     if size != own and not encoder.resamples and not rotary and config.model_type != "dinov2":
         raise UserError(f"{source.name} takes pictures of {own} only: add {wanted}")
     return own
-
-
-def statistics_of(pictures: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
-    """Return one number for each channel; None where nothing is said. Raises UserError for anything else."""
-    value = [] if pictures.get(key) is None else pictures[key]
-    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
-        raise UserError(f"preprocessor_config.json has {key}={value!r:.60}, expected a list of numbers")
-    return tuple(value) or None
 
 
 ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load, read=read)

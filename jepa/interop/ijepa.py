@@ -6,14 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from torch import nn
 
 from jepa.checkpoint.load import load_state
-from jepa.interop.adapter import Adapter, Loaded, Source
+from jepa.interop.adapter import Adapter, Config, Loaded, Size, Source
 from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import (
     by,
@@ -50,14 +49,14 @@ def load(source: Source) -> Loaded:
         "num_heads": num_heads(source, sizes["embed_dim"]),
     }
     terms = {"prediction": {"weight": 1.0, "term": {"_target_": "jepa.losses.SmoothL1"}}}
-    config = masked_jepa_config(encoder, predictor, {"_target_": "jepa.masks.multiblock_mask"}, terms, momentum=0.996)
+    config = masked_jepa_config(encoder, predictor, {"_target_": "jepa.masks.multiblock_mask"}, terms, 0.996)
     check_overrides(source, config, ("encoder.name",))
     own = to_pair(encoder["image_size"])
     found = (
         f"I-JEPA of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
         f"patches of {encoder['patch_size']} pixels; its position table is of pictures of {by(own)}"
     )
-    return load_masked_jepa(source, config, model_weights(source.file), found, ", as published", own)
+    return load_masked_jepa(source, config, model_weights(source.file), found, own)
 
 
 def weights_for(model: nn.Module, source: Source) -> State:
@@ -106,21 +105,10 @@ def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State],
     }
 
 
-def is_published(file: WeightsFile) -> bool:
-    """Return whether a file holds encoder, predictor and target, as those of I-JEPA and V-JEPA do."""
-    return len(file.parts) == 3
-
-
 def masked_jepa_config(
-    encoder: dict[str, Any],
-    predictor: dict[str, Any],
-    mask: dict[str, Any],
-    terms: dict[str, Any],
-    *,
-    momentum: float,
-    concat_layers: list[int] | None = None,
-) -> dict[str, Any]:
-    """Return a masked JEPA's configuration without interpolations. momentum: of the target at the start."""
+    encoder: Config, predictor: Config, mask: Config, terms: Config, momentum: float, levels: list[int] | None = None
+) -> Config:
+    """Return a masked JEPA's configuration. momentum: of the target at the start. levels: blocks that it predicts."""
     schedule = {"_target_": "jepa.optim.Linear", "start": momentum, "final": 1.0}
     target = {"_target_": "jepa.models.EMATarget", "_partial_": True, "momentum": schedule}
     return {
@@ -128,12 +116,12 @@ def masked_jepa_config(
         "encoder": encoder,
         "predictor": {"_target_": "jepa.models.Predictor", "_partial_": True, **predictor},
         "mask": mask,
-        "target": {**target, "concat_layers": concat_layers},
+        "target": {**target, "concat_layers": levels},
         "loss": {"_target_": "jepa.losses.Objective", "_partial_": True, "terms": terms},
     }
 
 
-def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, Any]:
+def predictor_sizes(source: Source, mask_token: str, model: str) -> Config:
     """Return the sizes of a published predictor of such a model. num_heads None is as many as the encoder has."""
     weights, hidden = source.file.parts["predictor"], "predictor_blocks.0.mlp.fc1.weight"
     if missing := [name for name in (mask_token, hidden, "predictor_proj.weight") if name not in weights]:
@@ -148,22 +136,17 @@ def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, An
     }
 
 
-def load_masked_jepa(
-    source: Source,
-    config: dict[str, Any],
-    weights: Mapping[str, Tensor],
-    found: str,
-    predictor_heads: str,
-    image_size: tuple[int, int] | None,
-) -> Loaded:
-    """Build a masked JEPA, load weights by our names. found, predictor_heads: what is known of it, in words."""
+def load_masked_jepa(source: Source, config: Config, weights: State, found: str, image_size: Size) -> Loaded:
+    """Build a masked JEPA and load published weights by our names. found: what the file is, in words."""
     model, encoder = instantiate(config, _convert_="all"), config["encoder"]
     load_state(model, weights, source.path, keep=("loss.",))
     lines = [*source.file.lines, found]
     if config["predictor"]["num_heads"] is None:
-        lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder{predictor_heads}")
+        lines.append(
+            f"predictor with {encoder['num_heads']} heads, those of the encoder, as published but for V-JEPA 2 (12)"
+        )
     facts = {"encoder": encoder, "image_size": image_size, "channels": channels_of(encoder)}
     return Loaded(model, lambda: instantiate(config, _convert_="all").eval(), lines, {"model": config}, **facts)
 
 
-ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, weights_for=weights_for)
+ADAPTER = Adapter("ijepa", lambda source: source.file.is_whole, load, weights_for=weights_for)

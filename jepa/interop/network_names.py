@@ -11,24 +11,19 @@ from torch import Tensor
 from jepa.utils.errors import CheckpointError
 
 State = dict[str, Tensor]
-
 PATCHES = re.compile(
     r"(?P<owner>(?:.*\.)?)(?:patch_embed\.proj|embeddings\.patch_embeddings(?:\.proj(?:ection)?)?)\.weight"
 )
 """The tensor that every encoder of patches has, after the names of the modules that own the encoder."""
-
 PREDICTOR = re.compile(r"(?P<owner>(?:.*\.)?)(?:predictor_blocks\.0|(?<=predictor\.)layer\.0)\.norm1\.weight")
 """The same of the predictors of I-JEPA and V-JEPA, as published and by Hugging Face."""
-
 HEADS = re.compile(
     r"(head|head_dist|heads|fc|classifier|pooler|projectors?|projection_head|dino_head|ibot_head|lm_head|decoder"
     r"|local_cls_norm|predictor)\.|(decoder_|predictor_).*|mask_token$|.*\.bias_mask$"
 )
 """What stands behind the features inside of an encoder, or serves its training alone."""
-
 INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Put before the names of any module by torch.compile, FSDP and activation checkpointing."""
-
 HUGGING_FACE = {
     r"^embeddings\.patch_embeddings\.(proj(ection)?\.)?": "patch_embed.proj.",
     r"^embeddings\.position_embeddings$": "pos_embed",
@@ -47,7 +42,6 @@ HUGGING_FACE = {
     r"^layernorm\.": "norm.",
 }
 """Name of transformers, as stored or in memory -> of timm, as regular expressions, applied in this order."""
-
 OTHERS = {
     r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.",  # DINOv2 trains in chunks of blocks, numbered throughout
     r"\.mlp\.w12\.": ".mlp.fc1.",
@@ -58,8 +52,6 @@ OTHERS = {
     r"^storage_tokens$": "register_tokens",
 }
 """Name of DINOv2, DINOv3 and DeiT III -> of timm."""
-
-
 PREDICTOR_OF_HUGGING_FACE = {
     r"^embeddings\.predictor_embeddings\.": "predictor_embed.",
     r"^layer\.": "predictor_blocks.",

@@ -24,8 +24,6 @@ OFFLINE = (
     "Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder works "
     "without: hf:<folder>, timm:local-dir:<folder>"
 )
-SHOWN = 1000
-"""Characters of an error that are shown, such as torch's list of keys that do not fit."""
 
 
 class TimmEncoder(OtherEncoder):
@@ -61,7 +59,6 @@ class TimmEncoder(OtherEncoder):
 
 
 def check_named(source: Source) -> None:
-    """Raise UserError where a model known by its name is overridden, or pictures' size and channels are not given."""
     if source.overrides:
         key = next(iter(source.overrides))
         raise UserError(f"model.{key}: the name {source.name} says what the model is; leave it out")
@@ -128,7 +125,6 @@ def name_of_weights(source: Source) -> str:
 
 
 def check_timm_name(name: str, key: str) -> None:
-    """Raise UserError for a name that timm does not know."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_patch')[0]}*")[:8] or timm.list_models("vit_*_patch16_224")
         raise UserError(f"{key}: timm has no model {name!r}; it has {', '.join(close)}, ...")
@@ -158,7 +154,7 @@ def fetching(source: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-        message = f"checkpoint={source} cannot be opened: {textwrap.shorten(str(error), SHOWN)}"
+        message = f"checkpoint={source} cannot be opened: {textwrap.shorten(str(error), 1000)}"
         if isinstance(error, OSError) and not Path(source.partition(":")[2]).exists():
             message += f". {OFFLINE}"
         raise CheckpointError(message) from error

@@ -9,18 +9,18 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import timm
 import torch
-from timm.layers import SwiGLUPacked
+from timm.layers import LayerNorm, SwiGLUPacked
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import frozen, load_our_encoders
-from jepa.interop.ijepa import PREDICTOR_NAMES, check_of_pictures
-from jepa.interop.ijepa import our_weights as our_weights_of
+from jepa.interop.ijepa import PREDICTOR_NAMES, check_of_pictures, our_weights
 from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import by, check_overrides, num_heads, position_grid, sincos_grid, to_pair, vit_sizes
 from jepa.interop.timm_models import TimmEncoder, check_timm_name, quiet
@@ -63,41 +63,31 @@ def load_file(source: Source) -> Loaded:
         config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
         check_overrides(source, {"encoder": config}, GIVEN)
         lines.append("its positions are sine-cosine, computed for the grid that comes")
-        return load_our_encoders(source, config, lines, our_weights)
+        return load_our_encoders(
+            source, config, lines, lambda state: {f"vit.{n}": t for n, t in folded(state).items() if n != "pos_embed"}
+        )
     config = {"img_size": list(stored), **plain_vit(weights, sizes), "no_embed_class": extra == 0}
+    config["norm_layer"] = partial(LayerNorm, eps=source.file.facts.get("encoder.norm_eps", 1e-6))
     check_overrides(source, {"encoder": {**config, **sizes}}, GIVEN)
-    resampled = source.image_size not in (None, stored)
-    if resampled:
+    if source.image_size not in (None, stored):
         lines.append(
             f"learned positions resampled from pictures of {stored} to {source.image_size}; if they were made for "
             "others, give model.encoder.image_size=[height,width]"
         )
-    return load_by_timm_class(
-        source,
-        "vit_base_patch16_224",
-        config,
-        timm_weights,
-        lines,
-        image_size=stored,
-        norm_eps=source.file.facts.get("encoder.norm_eps", 1e-6),
-        resampled=resampled,
-    )
+    return load_by_timm_class(source, "vit_base_patch16_224", config, stored, timm_weights, lines)
 
 
 def load_by_timm_class(
     source: Source,
     name: str,
-    config: Mapping[str, Any],
+    config: dict[str, Any],
+    image_size: tuple[int, int] | None,
     by_timm_names: Callable[[State], State] | None,
     lines: list[str],
-    *,
-    image_size: tuple[int, int] | None,
-    norm_eps: float | None = None,
-    resampled: bool = False,
 ) -> Loaded:
-    """Load the encoders of a file into those that `timm.create_model(name, **config)` builds.
+    """Load the encoders of a file into those that `timm.create_model(name, **config)` builds, for source.image_size.
 
-    by_timm_names: converts a state dict; None does it as timm reads its own files. resampled: of positions.
+    image_size: that of training. by_timm_names: converts a state dict; None does it as timm reads its own files.
     Raises UserError if timm cannot build it, CheckpointError with the keys that do not fit.
     """
 
@@ -109,21 +99,17 @@ def load_by_timm_class(
                     state = by_timm_names(state) if by_timm_names else as_timm_reads(state, model)
         except (TypeError, ValueError, AssertionError, RuntimeError, AttributeError) as error:
             raise UserError(f"{source.path}: timm cannot build {name} for it: {first_line(error)}") from error
-        for norm in model.modules():
-            if isinstance(norm, nn.LayerNorm) and norm_eps is not None:
-                norm.eps = norm_eps
         try:
             if state is not None:
                 load_state(model, state, source.path)
         except CheckpointError as error:
             hint = "" if source.overrides.get("encoder.name") else f"\nIt is no plain ViT: {NAME_IT}"
             raise CheckpointError(f"{error}{hint}") from None
-        if resampled:
+        if source.image_size not in (None, image_size) and hasattr(model, "set_input_size"):
             model.set_input_size(img_size=source.image_size)
         return TimmEncoder(model).eval()
 
-    description = {"encoder": {"name": name, **config, "norm_eps": norm_eps}}
-    facts = {"image_size": image_size, "channels": config.get("in_chans"), "description": description}
+    facts = {"image_size": image_size, "channels": config.get("in_chans"), "description": {"encoder": [name, config]}}
     loaded = frozen(make_encoder, source.file.encoders, lines=[*source.file.lines, *lines], **facts)
     if count := loaded.model.encoder.prefix_tokens:
         loaded.lines.append(f"{count} class or register tokens, which are no features")
@@ -133,11 +119,6 @@ def load_by_timm_class(
 def described(sizes: Mapping[str, Any]) -> str:
     heads, channels = sizes["num_heads"], sizes["channels"]
     return f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {heads} heads, {channels} channels"
-
-
-def our_weights(state: State) -> State:
-    """Return the tensors of a ViT with sine-cosine positions by our names."""
-    return {f"vit.{name}": tensor for name, tensor in folded(state).items() if name != "pos_embed"}
 
 
 def folded(state: State) -> State:
@@ -153,7 +134,6 @@ def folded(state: State) -> State:
 
 
 def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that timm's ViT and EVA share."""
     return {
         "patch_size": sizes["patch_size"],
         "in_chans": sizes["channels"],
@@ -164,7 +144,6 @@ def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> d
 
 
 def plain_vit(weights: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return arguments of a timm ViT into which weights should fit."""
     with_class, hidden = "cls_token" in weights, weights["blocks.0.mlp.fc1.weight"].shape[0]
     inner = weights["blocks.0.mlp.fc2.weight"].shape[1] if "blocks.0.mlp.fc2.weight" in weights else hidden
     gated = "blocks.0.mlp.gate_proj.weight" in weights
@@ -202,7 +181,7 @@ def load_named(source: Source) -> Loaded:
         config["img_size"] = size
     check_overrides(source, {"encoder": {}}, GIVEN)
 
-    return load_by_timm_class(source, name, config, None, [f"{name} of timm, as named"], image_size=size)
+    return load_by_timm_class(source, name, config, size, None, [f"{name} of timm, as named"])
 
 
 def as_timm_reads(state: State, model: nn.Module) -> State:
@@ -237,11 +216,11 @@ def load_dinov3(source: Source, sizes: dict[str, Any]) -> Loaded:
         "swiglu_align_to": 1,
         "num_reg_tokens": sum(weights[name].shape[1] for name in PREFIX[1:] if name in weights),
         "rope_temperature": temperature,
+        "norm_layer": partial(LayerNorm, eps=1e-5),
     }
     check_overrides(source, {"encoder": {**config, **sizes}}, GIVEN)
     found = f"DINOv3 {described(sizes)}, patches of {sizes['patch_size']} pixels, rotary positions for any size"
-    facts = {"image_size": source.image_size, "norm_eps": 1e-5}
-    return load_by_timm_class(source, "vit_small_patch16_dinov3", config, eva_weights, [found], **facts)
+    return load_by_timm_class(source, "vit_small_patch16_dinov3", config, source.image_size, eva_weights, [found])
 
 
 def eva_weights(state: State) -> State:
@@ -283,7 +262,7 @@ def weights_for(model: nn.Module, source: Source) -> State:
         left_out = (*PREFIX, "pos_embed", "predictor_pos_embed")
         return renamed({name: t for name, t in weights.items() if name not in left_out}, PREDICTOR_NAMES)
 
-    return our_weights_of(file, "vit.", by_our_names)
+    return our_weights(file, "vit.", by_our_names)
 
 
 FILE = Adapter("encoder", lambda source: True, load_file, weights_for=weights_for)

@@ -21,14 +21,7 @@ from torch import Tensor, nn
 
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import load_our_encoders
-from jepa.interop.ijepa import (
-    PREDICTOR_NAMES,
-    is_published,
-    load_masked_jepa,
-    masked_jepa_config,
-    our_weights,
-    predictor_sizes,
-)
+from jepa.interop.ijepa import PREDICTOR_NAMES, load_masked_jepa, masked_jepa_config, our_weights, predictor_sizes
 from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import check_overrides, count_blocks, is_sincos, num_heads, vit_sizes
 from jepa.interop.weights_file import WeightsFile
@@ -48,16 +41,13 @@ NAMES = {
 
 
 def load(source: Source) -> Loaded:
-    """Load the masked JEPA."""
     config, clip = model_config(source), clip_size(source.file)
     check_overrides(source, config)
-    size = None if clip is None else (clip[1], clip[1])
     weights, found = our_weights(source.file, "", by_our_names), describe(config["encoder"], clip)
-    return load_masked_jepa(source, config, weights, found, "; V-JEPA 2 has 12", size)
+    return load_masked_jepa(source, config, weights, found, clip and (clip[1], clip[1]))
 
 
 def load_encoder(source: Source) -> Loaded:
-    """Load the encoders of a file without a predictor."""
     config = encoder_config(source)
     check_overrides(source, {"encoder": config})
     return load_our_encoders(source, config, [describe(config, clip_size(source.file))], by_our_names)
@@ -66,8 +56,8 @@ def load_encoder(source: Source) -> Loaded:
 def weights_for(model: nn.Module, source: Source) -> State:
     """Return the weights by the names of a model. Raises CheckpointError unless it takes clips, with such positions."""
     encoder, found = getattr(model, "encoder", None), positions(source)
+    kind = type(encoder).__name__
     if not hasattr(getattr(encoder, "stem", None), "tubelet_size"):
-        kind = type(encoder).__name__
         raise CheckpointError(
             f"{source.path} is a V-JEPA, of clips, but the model's encoder is a {kind}: use model=video"
         )
@@ -104,8 +94,7 @@ def model_config(source: Source) -> dict[str, Any]:
     predicts_levels = levels is not None and out_dim == len(levels) * width
     if out_dim != width and not predicts_levels:
         predictor["out_dim"] = out_dim  # distilled from a teacher of another width, which the file does not hold
-    concat = levels if predicts_levels else None
-    return masked_jepa_config(encoder, predictor, mask, terms, momentum=0.998, concat_layers=concat)
+    return masked_jepa_config(encoder, predictor, mask, terms, 0.998, levels if predicts_levels else None)
 
 
 def encoder_config(source: Source) -> dict[str, Any]:
@@ -194,17 +183,16 @@ def clip_size(file: WeightsFile) -> tuple[int, int] | None:
 
 
 def check_clip(file: WeightsFile, *, image_size: int, num_frames: int | None, tubelet_size: int | None) -> None:
-    """Raise CheckpointError where a file's tubelets or its stored positions are of other clips than these."""
-    path, frames, clip = file.path, file.encoder["patch_embed.proj.weight"].shape[2], clip_size(file)
-    problem, given = None, f"got num_frames={num_frames} and image_size={image_size}"
+    """Raise CheckpointError where a file is of other clips than these."""
+    frames, clip = file.encoder["patch_embed.proj.weight"].shape[2], clip_size(file)
+    tubelets, given = f"{file.path} has tubelets of {frames} frames", f"num_frames={num_frames}"
     if tubelet_size not in (None, frames):
-        problem = f"has tubelets of {frames} frames, got tubelet_size={tubelet_size}"
-    elif num_frames is not None and num_frames % frames:
-        problem = f"has tubelets of {frames} frames: num_frames={num_frames} is not a multiple of {frames}"
-    elif clip is not None and (image_size != clip[1] or num_frames not in (None, clip[0])):
-        problem = f"is of clips of {clip[0]} frames of {clip[1]} pixels, {given}"
-    if problem:
-        raise CheckpointError(f"{path} {problem}")
+        raise CheckpointError(f"{tubelets}, got tubelet_size={tubelet_size}")
+    if num_frames is not None and num_frames % frames:
+        raise CheckpointError(f"{tubelets}: {given} is not a multiple of {frames}")
+    if clip is not None and (image_size != clip[1] or num_frames not in (None, clip[0])):
+        theirs = f"clips of {clip[0]} frames of {clip[1]} pixels"
+        raise CheckpointError(f"{file.path} is of {theirs}, got {given} and image_size={image_size}")
 
 
 def describe(encoder: Mapping[str, Any], clip: tuple[int, int] | None) -> str:
@@ -238,7 +226,5 @@ def by_our_names(weights: State) -> State:
     return ours
 
 
-MODEL = Adapter(
-    "vjepa", lambda source: source.file.is_video and is_published(source.file), load, weights_for=weights_for
-)
+MODEL = Adapter("vjepa", lambda source: source.file.is_video and source.file.is_whole, load, weights_for=weights_for)
 ENCODER = Adapter("vjepa_encoder", lambda source: source.file.is_video, load_encoder, weights_for=weights_for)

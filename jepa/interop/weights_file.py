@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
@@ -86,6 +85,11 @@ class WeightsFile:
         return next(iter(self.encoders), {})
 
     @property
+    def is_whole(self) -> bool:
+        """Whether encoder, predictor and target are there, as I-JEPA and V-JEPA are published."""
+        return len(self.parts) == 3
+
+    @property
     def is_video(self) -> bool:
         """Whether the encoder embeds tubelets of clips rather than patches of pictures."""
         kernel = self.encoder.get("patch_embed.proj.weight")
@@ -112,8 +116,9 @@ def read_weights_file(path: Path) -> WeightsFile:
     return find_parts(weights, path, beside)
 
 
-def find_parts(content: Any, path: Path, config: Mapping[str, Any] = MappingProxyType({})) -> WeightsFile:
+def find_parts(content: Any, path: Path, config: Mapping[str, Any] | None = None) -> WeightsFile:
     """Find the networks in what a file holds. config: Hugging Face's of it. Raises CheckpointError without any."""
+    config = config or {}
     if not isinstance(content, Mapping):
         raise CheckpointError(f"{path} holds a {type(content).__name__}: {EXPECTED}")
     if content.get("format") == "jepa":
@@ -199,7 +204,6 @@ def told_apart(encoders: list[Network], path: Path) -> dict[str, Network]:
 
 
 def _lines(content: Mapping[Any, Any], parts: Mapping[str, Network], left: list[tuple[str, str]]) -> list[str]:
-    """What was found, in words."""
     entries = {name: network.entry for name, network in parts.items()}
     found = [f"the entry {entry!r}" if entry else "one state dict" for n, entry in entries.items() if n != "predictor"]
     lines = [f"the file holds {', '.join(dict.fromkeys(found + ['a predictor'] * ('predictor' in parts)))}"]
@@ -221,5 +225,4 @@ def _lines(content: Mapping[Any, Any], parts: Mapping[str, Network], left: list[
 
 
 def is_state_dict(value: Any) -> bool:
-    """Return whether this maps names to tensors, and nothing else."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())
