@@ -34,10 +34,9 @@ from jepa.checkpoint.plain import save_flushed
 from jepa.distributed.collectives import is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError, first_line, reason
 
-warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # a single process saves on purpose
-
 SUFFIX = ".sharded"
 STATE = "state.pt"
+ALONE = "torch.distributed is disabled"  # of which torch warns
 PARTS = ".metadata"
 CHECKSUM = f"{PARTS}.crc32"
 """Of the file about the parts; everything else has checksums of its own."""
@@ -70,7 +69,9 @@ def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup 
             dist.barrier()
         if background is not None:
             return dcp.async_save(tensors, checkpoint_id=folder, process_group=background)
-        dcp.save(tensors, checkpoint_id=folder, no_dist=not is_distributed())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=ALONE)
+            dcp.save(tensors, checkpoint_id=folder, no_dist=not is_distributed())
     except UNWRITABLE as error:
         raise CheckpointError(
             f"could not write the checkpoint {folder}: {reason(cause(error), folder)}. "
@@ -98,7 +99,9 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
             size, dtype, own = metadata[name].size, metadata[name].properties.dtype, like(keys)
             alike = isinstance(own, DTensor) and own.shape == size
             tensors[name] = torch.zeros_like(own, dtype=dtype).detach() if alike else torch.empty(size, dtype=dtype)
-        dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=ALONE)
+            dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
     except (Exception, CheckpointException) as error:  # a damaged pickle may raise nearly anything
         raise CheckpointError(
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "

@@ -112,11 +112,11 @@ def load(source: Source) -> Loaded:
 
     loaded = load_by_name(source, make_encoder, model)
     loaded.channels = config.num_channels
-    for name in ("mean", "std"):
-        values = pictures.get(f"image_{name}")
+    for key in ("mean", "std"):
+        values = pictures.get(f"image_{key}")
         if values is not None and (not isinstance(values, list) or {*map(type, values)} - {int, float}):
-            raise UserError(f"preprocessor_config.json has image_{name}={values!r:.60}, expected a list of numbers")
-        setattr(loaded, name, tuple(values) if values else None)
+            raise UserError(f"preprocessor_config.json has image_{key}={values!r:.60}, expected a list of numbers")
+        setattr(loaded, key, tuple(values) if values else None)
     own, kind = check_pictures(source, loaded.model.encoder), type(model).__name__
     loaded.lines.append(f"transformers {kind}, width {config.hidden_size}, patches of {config.patch_size} pixels")
     if heads:

@@ -180,7 +180,6 @@ def load_named(source: Source) -> Loaded:
     if size is not None:
         config["img_size"] = size
     check_overrides(source, {"encoder": {}}, GIVEN)
-
     return load_by_timm_class(source, name, config, size, None, [f"{name} of timm, as named"])
 
 
