@@ -19,6 +19,7 @@ from jepa.interop.sizes import (
     channels_of,
     check_overrides,
     count_blocks,
+    described,
     num_heads,
     ratio,
     side_or_pair,
@@ -52,10 +53,8 @@ def load(source: Source) -> Loaded:
     config = masked_jepa_config(encoder, predictor, {"_target_": "jepa.masks.multiblock_mask"}, terms, 0.996)
     check_overrides(source, config, ("encoder.name",))
     own = to_pair(encoder["image_size"])
-    found = (
-        f"I-JEPA of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
-        f"patches of {encoder['patch_size']} pixels; its position table is of pictures of {by(own)}"
-    )
+    found = f"I-JEPA {described(encoder)} (as given), patches of {encoder['patch_size']} pixels"
+    found += f"; its position table is of pictures of {by(own)}"
     return load_masked_jepa(source, config, model_weights(source.file), found, own)
 
 

@@ -49,6 +49,11 @@ def ratio(hidden: int, width: int) -> float:
     return value if int(width * value) == hidden else math.nextafter(value, math.inf)
 
 
+def described(sizes: Mapping[str, Any]) -> str:
+    """Return sizes of an encoder in words."""
+    return f"of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['num_heads']} heads"
+
+
 def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     """Return how many modules a list of that name has in a state dict."""
     numbers = [name.removeprefix(f"{prefix}.").split(".")[0] for name in weights if name.startswith(f"{prefix}.")]

@@ -22,7 +22,7 @@ from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import frozen, load_our_encoders
 from jepa.interop.ijepa import PREDICTOR_NAMES, check_of_pictures, our_weights
 from jepa.interop.network_names import State, renamed
-from jepa.interop.sizes import by, check_overrides, num_heads, position_grid, sincos_grid, to_pair, vit_sizes
+from jepa.interop.sizes import by, check_overrides, described, num_heads, position_grid, sincos_grid, to_pair, vit_sizes
 from jepa.interop.timm_models import TimmEncoder, check_timm_name, quiet
 from jepa.utils.errors import CheckpointError, UserError, first_line
 
@@ -56,8 +56,8 @@ def load_file(source: Source) -> Loaded:
     grid, extra = (computed, 0) if computed else position_grid(source, weights["pos_embed"], patch, prefix)
     stored = (grid[0] * patch[0], grid[1] * patch[1])
     lines = [
-        f"{described(sizes)}, positions of {by(grid)} patches of {sizes['patch_size']} pixels (pictures of "
-        f"{by(stored)})"
+        f"ViT {described(sizes)}, {sizes['channels']} channels, positions of {by(grid)} patches of "
+        f"{sizes['patch_size']} pixels (pictures of {by(stored)})"
     ]
     if computed:
         config = {"_target_": "jepa.models.vision_transformer", "image_size": list(stored), **sizes}
@@ -114,11 +114,6 @@ def load_by_timm_class(
     if count := loaded.model.encoder.prefix_tokens:
         loaded.lines.append(f"{count} class or register tokens, which are no features")
     return loaded
-
-
-def described(sizes: Mapping[str, Any]) -> str:
-    heads, channels = sizes["num_heads"], sizes["channels"]
-    return f"ViT of width {sizes['embed_dim']}, depth {sizes['depth']}, {heads} heads, {channels} channels"
 
 
 def folded(state: State) -> State:

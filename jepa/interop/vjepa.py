@@ -23,7 +23,7 @@ from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import load_our_encoders
 from jepa.interop.ijepa import PREDICTOR_NAMES, load_masked_jepa, masked_jepa_config, our_weights, predictor_sizes
 from jepa.interop.network_names import State, renamed
-from jepa.interop.sizes import check_overrides, count_blocks, is_sincos, num_heads, vit_sizes
+from jepa.interop.sizes import check_overrides, count_blocks, described, is_sincos, num_heads, vit_sizes
 from jepa.interop.weights_file import WeightsFile
 from jepa.utils.errors import CheckpointError, UserError
 
@@ -196,18 +196,16 @@ def check_clip(file: WeightsFile, *, image_size: int, num_frames: int | None, tu
 
 
 def describe(encoder: Mapping[str, Any], clip: tuple[int, int] | None) -> str:
+    """Return what was found in a file, in words. clip: see `clip_size`."""
     stem, convention = encoder["stem"], encoder.get("rotary_convention")
     if clip is not None:
-        name = "V-JEPA"
-        text = f"sine-cosine positions ({encoder['sincos_layout']}) of {clip[0]} frames of {clip[1]} pixels"
+        name, layout = "V-JEPA", encoder["sincos_layout"]
+        text = f"sine-cosine positions ({layout}) of {clip[0]} frames of {clip[1]} pixels"
     else:
-        name, text = "V-JEPA 2" if convention == "tiled" else "V-JEPA 2.1", f"rotary positions, {convention}"
-        if convention == "interleaved" and encoder["rotary_reference_side"] is None:
-            text += ", not stretched (model.encoder.rotary_reference_side=<side> where they were)"
-    return (
-        f"{name} of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
-        f"tubelets of {stem['tubelet_size']} frames of {stem['patch_size']} pixels; {text}"
-    )
+        name, side = "V-JEPA 2" if convention == "tiled" else "V-JEPA 2.1", encoder["rotary_reference_side"]
+        text = f"rotary positions, {convention}, model.encoder.rotary_reference_side={side}"
+    tubelets = f"tubelets of {stem['tubelet_size']} frames of {stem['patch_size']} pixels"
+    return f"{name} {described(encoder)} (as given), {tubelets}; {text}"
 
 
 def by_our_names(weights: State) -> State:
