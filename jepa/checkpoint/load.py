@@ -15,21 +15,14 @@ from torch import Tensor, nn
 from jepa.utils.errors import CheckpointError, first_line
 from jepa.utils.read_data import exists, read_mapping
 
-UNREADABLE = Exception
-"""Errors of torch.load for a damaged file, whose pickle may raise nearly anything."""
-
 LAST = ("last.pt", "last.sharded")
 """Names of a run's last checkpoint, whole and in shards."""
-
 SHOWN = 12
 """Keys that an error lists."""
 
 
 def locate(path: str | Path) -> Path:
-    """Return the checkpoint, a file or a folder of shards, at a path: itself, a run folder or its checkpoints folder.
-
-    Raises CheckpointError without one, DamagedFileError where config.yaml may say where it is and cannot be read.
-    """
+    """Return the checkpoint, a file or folder of shards, at a path: or of a run folder. Raises CheckpointError."""
     path = Path(path)
     for candidate in _candidates(path):
         if os.path.isfile(candidate) or os.path.isfile(candidate / "state.pt"):  # False for a name that is too long
@@ -40,7 +33,7 @@ def locate(path: str | Path) -> Path:
 
 
 def _candidates(path: Path) -> Iterator[Path]:
-    """Yield where the checkpoint can be: at last in the folder that config.yaml names, which is read only then."""
+    """Yield where it can be, at last in the folder that config.yaml names, which may raise DamagedFileError."""
     yield path
     for folder in (path / "checkpoints", path):
         yield from (folder / name for name in LAST)
@@ -51,24 +44,17 @@ def _candidates(path: Path) -> Iterator[Path]:
 
 
 SETTINGS = (
-    "argparse.Namespace",
-    *(f"builtins.{name}" for name in ("int", "list", "dict")),
-    "collections.defaultdict",
-    *(f"numpy.{name}" for name in ("dtype", "ndarray")),
-    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
-    *(f"omegaconf.base.{name}" for name in ("Metadata", "ContainerMetadata")),
-    *(f"omegaconf.{name}" for name in ("dictconfig.DictConfig", "listconfig.ListConfig", "nodes.AnyNode")),
-    *(f"pathlib.{name}" for name in ("PosixPath", "WindowsPath")),
-    "typing.Any",
+    "argparse.Namespace builtins.dict builtins.int builtins.list collections.defaultdict numpy.dtype numpy.ndarray "
+    "numpy.core.multiarray._reconstruct numpy.core.multiarray.scalar numpy._core.multiarray._reconstruct "
+    "numpy._core.multiarray.scalar omegaconf.base.ContainerMetadata omegaconf.base.Metadata "
+    "omegaconf.dictconfig.DictConfig omegaconf.listconfig.ListConfig omegaconf.nodes.AnyNode pathlib.PosixPath "
+    "pathlib.WindowsPath typing.Any"
 )
 """What programs store beside their weights: arguments, settings, results."""
 
 
 class LeftOut:
     """What stands for an object of SETTINGS: nothing is kept, and nothing done."""
-
-    def __new__(cls, *args: Any, **others: Any) -> LeftOut:
-        return super().__new__(cls)
 
     def __init__(self, *args: Any, **others: Any) -> None: ...
 
@@ -78,9 +64,7 @@ class LeftOut:
 def read_file(path: Path, *, leave_out: bool = False) -> Any:
     """Return the content of a file written by torch, or of a folder of shards, on the CPU; runs no code from it.
 
-    leave_out: a `LeftOut` stands for each object of SETTINGS; else they are refused.
-
-    Raises CheckpointError when it is missing or cannot be read.
+    leave_out: a `LeftOut` stands for each object of SETTINGS; else they are refused. Raises CheckpointError.
     """
     if path.is_dir():
         from jepa.checkpoint.sharded import read
@@ -91,15 +75,14 @@ def read_file(path: Path, *, leave_out: bool = False) -> Any:
     try:
         if zipfile.is_zipfile(path):
             check_sums(path)
-        known = [(LeftOut, name) for name in SETTINGS] if leave_out else []
+        known = [(LeftOut, name) for name in SETTINGS.split()] if leave_out else []
         with torch.serialization.safe_globals(known):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except Exception as error:  # a damaged pickle may raise nearly anything
         raise CheckpointError(_why_unreadable(path, error)) from None
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
-    """Return what is wrong with a file, without torch's advice to load one that executes code all the same."""
     text = str(error)
     name = re.search(r"(?:GLOBAL|global|class|function) ([\w.]+\.[\w.]+)", text)
     if "Weights only load failed" in text and name:
@@ -116,38 +99,27 @@ def _why_unreadable(path: Path, error: Exception) -> str:
 
 def cause(error: BaseException) -> BaseException:
     """Return the first rank's error in a CheckpointException of torch.distributed; any other error itself."""
-    failures = getattr(error, "failures", None)
-    if not failures:
-        return error
-    first = next(iter(failures.values()))
+    first = next(iter((getattr(error, "failures", None) or {0: error}).values()))
     return first[0] if isinstance(first, tuple) else first
 
 
 def listed(lines: list[str]) -> str:
-    """Return lines as the text of an error: the first SHOWN of them, and how many more there are."""
+    """Return the first SHOWN lines, and how many more there are, as the text of an error."""
     more = [f"  ... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
     return "\n".join(lines[:SHOWN] + more)
 
 
 def check_sums(file: Path | IO[bytes]) -> None:
-    """Raise ValueError where the content of a file that torch has written is not what was written.
-
-    torch.load does not look at the checksums.
-    """
+    """Raise ValueError where the content of a file is not what torch has written, which torch.load does not check."""
     with zipfile.ZipFile(file) as archive:
-        damaged = archive.testzip()
-        for entry in archive.infolist():
-            if entry.external_attr & 0x10 and entry.file_size:  # a folder, of which torch would read nothing
-                damaged = damaged or entry.filename
-    if damaged:
-        raise ValueError(f"the checksum of {damaged} is wrong")
+        folders = [entry.filename for entry in archive.infolist() if entry.external_attr & 0x10 and entry.file_size]
+        if damaged := archive.testzip() or next(iter(folders), None):  # of a folder torch would read nothing
+            raise ValueError(f"the checksum of {damaged} is wrong")
 
 
 @torch.no_grad()
 def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()) -> None:
-    """Load a state dict strictly; the model is unchanged when it does not fit.
-
-    keep: prefixes of names that are not loaded: the model keeps its own values.
+    """Load a state dict strictly; the model is unchanged where it does not fit. keep: starts of names to leave out.
 
     Raises CheckpointError with the missing, unexpected and mis-shaped keys.
     """
@@ -158,16 +130,12 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep
 def check_state(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
-    """Return the model's tensors that a state dict is loaded into. Raises as `load_state` does."""
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)}
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(keep)}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]
     unexpected = [f"  {name}: in the file only" for name in weights if name not in own]
-    shapes = [
-        f"  {name}: {_shape_and_kind(weights[name])} in the file, {_shape_and_kind(tensor)} in the model"
-        for name, tensor in own.items()
-        if name in weights and _shape_and_kind(weights[name]) != _shape_and_kind(tensor)
-    ]
+    both = [(name, _shape_and_kind(weights[name]), _shape_and_kind(own[name])) for name in own if name in weights]
+    shapes = [f"  {name}: {theirs} in the file, {ours} in the model" for name, theirs, ours in both if theirs != ours]
     if lines := missing + unexpected + shapes:
         raise CheckpointError(
             f"the checkpoint {path} is of another model: {len(missing)} keys missing, {len(unexpected)} unexpected, "

@@ -40,7 +40,6 @@ MOVED = {
     **{f"jepa.data.sources.{name}": "jepa.data.sources" for name in ("coco", "series", "sounds", "text", "videos")},
 }
 """Former dotted path of a module or class -> its present one; the first that fits counts."""
-
 RENAMED_KEYS = {
     "jepa.models": {"dim": "embed_dim", "heads": "num_heads"},
     "jepa.data.sources.series_csv": {"date_column": "time_column"},
@@ -48,14 +47,12 @@ RENAMED_KEYS = {
     "jepa.evaluation.AttentiveProbe": {"attention_heads": "num_heads"},
 }
 """Module or class, by its present path -> former key of its constructor -> its present one."""
-
 ADDED_KEYS = {
-    f"jepa.masks.{name}": {"wrap": True}
-    for name in ("SpanMask", "time_span.TimeSpanMask", "time_frequency.SpectrogramMask")
+    "jepa.masks.SpanMask": {"wrap": True},
+    "jepa.masks.time_span.TimeSpanMask": {"wrap": True},
+    "jepa.masks.time_frequency.SpectrogramMask": {"wrap": True},
 }
 """Class -> later keys of its constructor, with what a configuration that was stored without them means."""
-
-
 SCHEDULERS = {
     "jepa.optim.Constant": "constant",
     "jepa.optim.WarmupCosine": "cosine",
@@ -72,12 +69,13 @@ def upgrade(config: Any) -> Any:
     if not isinstance(config, Mapping):
         return config
     config = dict(config)
-    if isinstance(config.get("_target_"), str):
-        config["_target_"] = present_target(config["_target_"])
+    if isinstance(target := config.get("_target_"), str):
+        former = next((former for former in MOVED if is_below(target, former)), None)
+        target = config["_target_"] = MOVED[former] + target.removeprefix(former) if former else target
         for prefix, keys in RENAMED_KEYS.items():
-            if is_below(config["_target_"], prefix):
+            if is_below(target, prefix):
                 config = {name if keys.get(name, name) in config else keys[name]: v for name, v in config.items()}
-        config = config | {k: v for k, v in ADDED_KEYS.get(config["_target_"], {}).items() if k not in config}
+        config = ADDED_KEYS.get(target, {}) | config
     scheduler = config.get("scheduler")
     if isinstance(scheduler, Mapping) and isinstance(scheduler.get("lr"), Mapping):
         config["scheduler"] = flat_scheduler(scheduler)
@@ -88,21 +86,11 @@ def flat_scheduler(stored: Mapping[str, Any]) -> dict[str, Any]:
     """Return the present form of a scheduler that was stored as two schedules beside the values they share."""
     rate, decay = stored["lr"], stored["weight_decay"]
     values = {name: value for name, value in stored.items() if not isinstance(value, Mapping)}
-    if "decay_share" in rate:
-        values["decay_share"] = rate["decay_share"]
+    values |= {name: rate[name] for name in ("decay_share",) if name in rate}
     peak = rate.get("peak", rate.get("value", rate.get("schedule", {}).get("start")))
     target = f"jepa.optim.schedulers.{SCHEDULERS[rate['_target_']]}"
     return {"_target_": target, "lr": peak, "weight_decay": decay.get("start", decay.get("value")), **values}
 
 
-def present_target(target: str) -> str:
-    """Return the present dotted path of a class that may have moved."""
-    for former, present in MOVED.items():
-        if is_below(target, former):
-            return present + target.removeprefix(former)
-    return target
-
-
 def is_below(target: str, prefix: str) -> bool:
-    """Return whether a dotted path is that of `prefix` or of something in it."""
-    return target == prefix or target.startswith(f"{prefix}.")
+    return f"{target}.".startswith(f"{prefix}.")

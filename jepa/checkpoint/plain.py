@@ -24,11 +24,10 @@ from jepa.utils.errors import CheckpointError, reason
 
 FORMAT = "jepa"
 VERSION = 2
-KEYS = ("step", "pending", "ended", "model", "optimizer", "scaler", "best", "metrics", "callbacks", "loggers", "config")
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return type(value) is int and value >= 0
 
 
 def _is_dict_of(value: Any, kind: type = object) -> bool:
@@ -36,22 +35,20 @@ def _is_dict_of(value: Any, kind: type = object) -> bool:
 
 
 def _is_table(value: Any) -> bool:
-    rows = value.get("table") if _is_dict_of(value) and {"metric", "mode", "table"} <= value.keys() else None
-    return isinstance(rows, list) and all(map(_is_row, rows))
+    def is_row(row: Any) -> bool:
+        is_pair = isinstance(row, (list, tuple)) and len(row) == 2
+        return is_pair and isinstance(row[0], (int, float)) and _is_count(row[1])
 
-
-def _is_row(value: Any) -> bool:
-    is_pair = isinstance(value, (list, tuple)) and len(value) == 2
-    return is_pair and isinstance(value[0], (int, float)) and _is_count(value[1])
+    whole = _is_dict_of(value) and {"metric", "mode", "table"} <= value.keys()
+    return whole and isinstance(value["table"], list) and all(map(is_row, value["table"]))
 
 
 def _is_optimizer_state(value: Any) -> bool:
-    if value is None:
-        return True
     groups, state = (value.get(name) for name in ("param_groups", "state")) if _is_dict_of(value) else (None, None)
-    whole = isinstance(groups, list) and len(groups) > 0 and isinstance(state, dict)
     return (
-        whole
+        isinstance(groups, list)
+        and isinstance(state, dict)
+        and len(groups) > 0
         and all(_is_dict_of(group) and isinstance(group.get("params"), list) for group in groups)
         and all(_is_count(number) and _is_dict_of(entry) for number, entry in state.items())
     )
@@ -59,11 +56,8 @@ def _is_optimizer_state(value: Any) -> bool:
 
 def _is_configuration(value: Any) -> bool:
     sections = ("data", "model", "loss", "trainer", "evaluation")
-    return (
-        _is_dict_of(value)
-        and is_plain_config(value)
-        and all(isinstance(value.get(name) or {}, dict) for name in sections)
-    )
+    plain = _is_dict_of(value) and is_plain_config(value)
+    return plain and all(isinstance(value.get(name) or {}, dict) for name in sections)
 
 
 FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -71,7 +65,7 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "pending": (lambda value: isinstance(value, bool), "True or False"),
     "ended": (lambda value: value is None or isinstance(value, str), "a reason or None"),
     "model": (lambda value: _is_dict_of(value, Tensor), "a dict of tensors"),
-    "optimizer": (_is_optimizer_state, "the state of an optimizer or None"),
+    "optimizer": (lambda value: value is None or _is_optimizer_state(value), "the state of an optimizer or None"),
     "scaler": (lambda value: value is None or _is_dict_of(value), "a dict or None"),
     "best": (_is_table, "a metric, a mode and a table of values and steps"),
     "metrics": (lambda value: _is_dict_of(value, (int, float)), "a dict of numbers"),
@@ -84,13 +78,12 @@ FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "run": (_is_dict_of, "a dict"),
 }
 """Key of a checkpoint -> what its value must be: a check, and words for it."""
+KEYS = [key for key in FIELDS if key not in ("train_seconds", "rollbacks", "monitor", "run")]
+"""Those that must be there; the others came later."""
 
 
 def write(path: Path, state: Mapping[str, Any]) -> None:
-    """Write a checkpoint atomically: to a temporary name beside it, flushed to disk, renamed.
-
-    Raises CheckpointError when the disk is full or the folder cannot be written; an existing file at `path` is kept.
-    """
+    """Write a checkpoint atomically. Raises CheckpointError when that fails; an existing file at `path` is kept."""
     temporary = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,13 +96,12 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
             os.close(folder)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         temporary.unlink(missing_ok=True)
-        intact = f"The checkpoint written before is intact: {path}"
-        kept = intact if path.exists() else "No checkpoint was there before."
+        before = f"The checkpoint written before is intact: {path}"
+        kept = before if path.exists() else "No checkpoint was there before."
         raise CheckpointError(f"could not write the checkpoint {path}: {reason(error, path)}. {kept}") from error
 
 
 def save_flushed(content: Any, path: Path) -> None:
-    """Save by torch and flush to disk."""
     with open(path, "wb") as file:
         torch.save(content, file)
         file.flush()
@@ -117,17 +109,12 @@ def save_flushed(content: Any, path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return the content of a checkpoint, on the CPU.
-
-    Raises CheckpointError when the file is missing, cut short, not a checkpoint, or of another format or version.
-    """
-    content = read_file(path)
-    check(content, path)
+    """Return the content of a checkpoint, on the CPU. Raises CheckpointError if that fails, as `check` does."""
+    check(content := read_file(path), path)
     return content
 
 
 def with_format(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with format, version and libraries."""
     libraries = {"python": platform.python_version(), "torch": str(torch.__version__), "timm": version("timm")}
     return {"format": FORMAT, "version": VERSION, **state, "libraries": libraries}
 
@@ -166,5 +153,4 @@ def is_plain(value: Tensor) -> bool:
 
 def is_finite(value: Tensor) -> bool:
     """Return whether all values of a tensor, of its shard on this rank, are finite."""
-    value = value.to_local() if hasattr(value, "to_local") else value
-    return bool(torch.isfinite(value).all())
+    return bool(torch.isfinite(value.to_local() if hasattr(value, "to_local") else value).all())

@@ -24,9 +24,8 @@ SUFFIXES: dict[str, str] = {"plain": ".pt", "sharded": ".sharded"}
 
 
 class Saver:
-    """Writes checkpoints into one folder.
+    """Writes checkpoints into one folder: "plain", files of rank 0, or "sharded", folders of all ranks' shards.
 
-    kind: "plain", one file that rank 0 writes, or "sharded", a folder to which each rank writes its shards.
     asynchronous: return once the state is copied, and write in the background, one checkpoint at a time.
 
     Raises CheckpointError when a checkpoint cannot be written, in the background from the next call of a method.
@@ -41,11 +40,9 @@ class Saver:
         self._group = dist.new_group(backend="gloo") if background else None
         self._writing: Future | None = None
         self._then: Callable[[], None] | None = None
-        self._unwritable: tuple[type[BaseException], ...] = (OSError, RuntimeError)
-        """What writing in the background may raise, beside CheckpointError."""
+        self._unwritable: tuple[type[BaseException], ...] = (OSError, RuntimeError)  # beside CheckpointError
 
     def path(self, name: str) -> Path:
-        """Return the path of the checkpoint of a name."""
         return self.folder / f"{name}{SUFFIXES[self.kind]}"
 
     def save(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
@@ -56,23 +53,21 @@ class Saver:
         self.wait()
         if self.kind == "sharded":
             self._save_sharded(state, names, dropped)
+        elif is_rank0() and self._pool is not None:
+            self._writing = self._pool.submit(self._write_plain, copied(state), names, dropped)
         elif is_rank0():
-            if self._pool is None:
-                self._write_plain(state, names, dropped)
-            else:
-                self._writing = self._pool.submit(self._write_plain, copied(state), names, dropped)
+            self._write_plain(state, names, dropped)
 
     def wait(self) -> None:
-        """Wait until the checkpoint is written."""
         writing, then, self._writing, self._then = self._writing, self._then, None, None
-        if writing is not None:
-            try:
+        try:
+            if writing is not None:
                 writing.result()
-            except self._unwritable as error:
-                raise CheckpointError(
-                    f"could not write a checkpoint: {reason(cause(error), self.folder / 'last')}. "
-                    f"What was written before is intact in {self.folder}"
-                ) from error
+        except self._unwritable as error:
+            raise CheckpointError(
+                f"could not write a checkpoint: {reason(cause(error), self.folder / 'last')}. "
+                f"What was written before is intact in {self.folder}"
+            ) from error
         if then is not None and is_rank0():
             then()
 
@@ -82,7 +77,6 @@ class Saver:
             self.wait()
 
     def close(self) -> None:
-        """Wait for the last checkpoint and end the thread."""
         try:
             self.wait()
         finally:
@@ -115,12 +109,11 @@ class Saver:
 
     def _drop(self, names: list[str]) -> None:
         """Remove these names, and the last checkpoint of the other format."""
-        other = next(suffix for kind, suffix in SUFFIXES.items() if kind != self.kind)
+        gone = [self.folder / f"{name}{suffix}" for name in names for suffix in SUFFIXES.values()]
         if self.path("last").exists():
-            (self.folder / f"last{other}").unlink(missing_ok=True)
-        for name in names:
-            for suffix in SUFFIXES.values():
-                (self.folder / f"{name}{suffix}").unlink(missing_ok=True)
+            gone += [self.folder / f"last{suffix}" for kind, suffix in SUFFIXES.items() if kind != self.kind]
+        for path in gone:
+            path.unlink(missing_ok=True)
         if next(self.folder.glob("sharded_*"), None) is not None:
             from jepa.checkpoint import sharded
 
@@ -128,10 +121,9 @@ class Saver:
 
 
 def find_checkpoint(folder: Path, name: str = "last") -> Path | None:
-    """Return the checkpoint of a name in either format, None without one.
+    """Return the checkpoint of a name, the newer one where a killed run leaves both formats; None without one.
 
-    The newer one of both, which a run leaves that is killed while it changes the format. A broken link counts, so that
-    reading it raises.
+    A broken link counts, so that reading it raises.
     """
     found = [path for suffix in SUFFIXES.values() if os.path.lexists(path := folder / f"{name}{suffix}")]
     return max(found, key=lambda path: path.lstat().st_mtime_ns, default=None)
@@ -153,12 +145,9 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def copied(node: Any) -> Any:
-    """Return a nested state with its tensors copied to the CPU."""
-
     def copy(tensor: Tensor) -> Tensor:
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda).copy_(
-            tensor.detach(), non_blocking=True
-        )
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+        return empty.copy_(tensor.detach(), non_blocking=True)
 
     result = tree_map_only(Tensor, copy, node)
     if torch.cuda.is_initialized():

@@ -7,7 +7,6 @@ any moment finds the folder before. It loads on any number of ranks, also on one
 
 from __future__ import annotations
 
-import contextlib
 import io
 import math
 import os
@@ -15,7 +14,7 @@ import pickle
 import shutil
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from pickle import UnpicklingError
@@ -26,17 +25,18 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor
 from torch.distributed.checkpoint import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import KeyPath, MappingKey, tree_leaves_with_path, tree_map, tree_map_with_path
 
-from jepa.checkpoint.load import UNREADABLE, cause, check_sums, read_file
+from jepa.checkpoint.load import cause, check_sums, read_file
 from jepa.checkpoint.plain import save_flushed
 from jepa.distributed.collectives import is_distributed, is_rank0
 from jepa.utils.errors import CheckpointError, first_line, reason
 
 SUFFIX = ".sharded"
 STATE = "state.pt"
+ALONE = "torch.distributed is disabled"  # of which torch warns
 PARTS = ".metadata"
 CHECKSUM = f"{PARTS}.crc32"
 """Of the file about the parts; everything else has checksums of its own."""
@@ -55,12 +55,9 @@ UNWRITABLE = (OSError, RuntimeError, CheckpointException)
 
 
 def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup | None = None) -> Future | None:
-    """Write the shards of a state; every rank calls this.
+    """Write the shards of a state; every rank calls this. Raises CheckpointError when they cannot be written.
 
-    background: a gloo group of its own, so that its collectives do not mix with those of training; write in the
-        background after copying, and return a future.
-
-    Raises CheckpointError when it cannot be written.
+    background: a gloo group of its own, apart from training's collectives, to write after copying; gives a future.
     """
     rest, tensors = split(state)
     try:
@@ -72,7 +69,8 @@ def write(folder: Path, state: Mapping[str, Any], background: dist.ProcessGroup 
             dist.barrier()
         if background is not None:
             return dcp.async_save(tensors, checkpoint_id=folder, process_group=background)
-        with quiet():
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=ALONE)
             dcp.save(tensors, checkpoint_id=folder, no_dist=not is_distributed())
     except UNWRITABLE as error:
         raise CheckpointError(
@@ -92,11 +90,19 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
     try:
         reader = _Reader(path)
         metadata = reader.read_metadata().state_dict_metadata
-        _check_sizes(path, [metadata[name] for name in places])
-        tensors = {name: _empty(metadata[name], like(keys)) for name, keys in places.items()}
-        with quiet():
+        sizes = [math.prod(metadata[name].size) * metadata[name].properties.dtype.itemsize for name in places]
+        stored = sum(part.stat().st_size for part in path.glob("*.distcp"))
+        if any(size < 0 for size in sizes) or sum(sizes) > stored:  # before memory is taken for them
+            raise ValueError(f"its tensors have {sum(sizes):,} bytes, but its parts {stored:,}")
+        tensors = {}
+        for name, keys in places.items():
+            size, dtype, own = metadata[name].size, metadata[name].properties.dtype, like(keys)
+            alike = isinstance(own, DTensor) and own.shape == size
+            tensors[name] = torch.zeros_like(own, dtype=dtype).detach() if alike else torch.empty(size, dtype=dtype)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=ALONE)
             dcp.load(tensors, storage_reader=reader, no_dist=not is_distributed())
-    except (UNREADABLE, CheckpointException) as error:
+    except (Exception, CheckpointException) as error:  # a damaged pickle may raise nearly anything
         raise CheckpointError(
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
             "Nothing was overwritten; use another checkpoint, or start a new run"
@@ -118,32 +124,21 @@ def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
 
 
 def prune(checkpoints: Path) -> None:
-    """Remove the folders that no link points to."""
     kept = linked_folders(checkpoints)
-    for folder in checkpoints.glob("sharded_*"):
-        if folder.name not in kept:
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in {path for path in checkpoints.glob("sharded_*") if path.name not in kept}:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_folder(checkpoints: Path, step: int) -> Path:
     """Return a folder for a step's shards that no link points to; a step may be saved again."""
-    folder, kept = checkpoints / f"sharded_{step:08d}", linked_folders(checkpoints)
-    while folder.name in kept:
-        folder = folder.with_name(f"{folder.name}_again")
-    return folder
+    name, kept = f"sharded_{step:08d}", linked_folders(checkpoints)
+    while name in kept:
+        name += "_again"
+    return checkpoints / name
 
 
 def linked_folders(checkpoints: Path) -> set[str]:
-    """Return the names of the folders that links point to."""
     return {os.readlink(link) for link in checkpoints.glob(f"*{SUFFIX}") if link.is_symlink()}
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """A context without torch's warning that a single process saves."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield
 
 
 def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -163,12 +158,10 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def is_name(node: Any) -> bool:
-    """Return whether `split` has put this in the place of a tensor."""
     return isinstance(node, dict) and set(node) == {TENSOR}
 
 
 def keys_of(path: KeyPath) -> tuple:
-    """Return the keys of dicts and numbers in lists that lead to a leaf."""
     return tuple(entry.key if isinstance(entry, MappingKey) else entry.idx for entry in path)
 
 
@@ -176,7 +169,6 @@ class _Unpickler(pickle.Unpickler):
     """Unpickles DESCRIPTIONS and dtypes only, so that reading a checkpoint executes no code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the class of a name; raises UnpicklingError for any other."""
         is_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
         if is_dtype or name in DESCRIPTIONS.get(module, "").split():
             return super().find_class(module, name)
@@ -187,7 +179,7 @@ class _Reader(dcp.FileSystemReader):
     """torch's reader, without unpickling of arbitrary code in `read_metadata`, and with a look at the checksums."""
 
     def read_metadata(self, *arguments: Any, **others: Any) -> Metadata:
-        content, stored = (Path(self.path) / PARTS).read_bytes(), Path(self.path) / CHECKSUM
+        content, stored = Path(self.path, PARTS).read_bytes(), Path(self.path, CHECKSUM)
         if stored.is_file() and stored.read_text() != str(zlib.crc32(content)):
             raise UnpicklingError(f"the checksum of {PARTS} is wrong")
         metadata = _Unpickler(io.BytesIO(content)).load()
@@ -202,18 +194,3 @@ class _Reader(dcp.FileSystemReader):
         check_sums(part)
         part.seek(0)
         return part
-
-
-def _check_sizes(path: Path, described: Sequence[TensorStorageMetadata]) -> None:
-    """Raise ValueError for tensors of more bytes than the files have, before memory is taken for them."""
-    sizes = [math.prod(each.size) * each.properties.dtype.itemsize for each in described]
-    stored = sum(part.stat().st_size for part in path.glob("*.distcp"))
-    if any(size < 0 for size in sizes) or sum(sizes) > stored:
-        raise ValueError(f"its tensors have {sum(sizes):,} bytes, but its parts {stored:,}")
-
-
-def _empty(metadata: Any, like: Tensor | None) -> Tensor:
-    """Return a tensor to read into."""
-    if isinstance(like, DTensor) and like.shape == metadata.size:
-        return torch.zeros_like(like, dtype=metadata.properties.dtype).detach()
-    return torch.empty(metadata.size, dtype=metadata.properties.dtype)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import re
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -13,20 +12,16 @@ from hydra.utils import get_object
 from jepa.utils.errors import CheckpointError
 
 MODELS = {
-    "jepa.losses": (
-        "Cosine Covariance InfoNCE Invariance L1 Lp MSE MultiScale Objective Projector Reconstruction SIGReg SmoothL1 "
-        "Variance"
-    ),
+    "jepa.losses": "Cosine Covariance InfoNCE Invariance L1 Lp MSE MultiScale Objective Projector Reconstruction "
+    "SIGReg SmoothL1 Variance",
     "jepa.losses.context_prediction": "ContextPrediction",
     "jepa.masks": "MultiBlockMask PublishedMultiBlockMask RandomMask SpanMask multiblock_mask",
     "jepa.masks.future": "FutureMask",
     "jepa.masks.time_frequency": "SpectrogramMask",
     "jepa.masks.time_span": "TimeSpanMask",
     "jepa.masks.tubes": "BlockGroup TubeMask",
-    "jepa.models": (
-        "EMATarget LeJEPA MaskedJEPA Predictor SharedTarget StopGradientTarget TransformerEncoder "
-        "timm_vision_transformer vision_transformer"
-    ),
+    "jepa.models": "EMATarget LeJEPA MaskedJEPA Predictor SharedTarget StopGradientTarget TransformerEncoder "
+    "timm_vision_transformer vision_transformer",
     "jepa.models.cross_modal_jepa": "CrossModalJEPA",
     "jepa.models.cross_predictor": "CrossPredictor",
     "jepa.models.encoders": "TransformerEncoder",
@@ -43,84 +38,67 @@ MODELS = {
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which a stored model or loss may consist."""
-
 DATA = {
-    "jepa.data": (
-        "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment TaskData "
-        "TextData VideoData WrittenAndSpokenDigits hugging_face"
-    ),
-    "jepa.data.sources": (
-        "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder imagenet mnist "
-        "moving_mnist series_csv text_csv text_lines ucr video_folder wikitext2"
-    ),
-    "jepa.evaluation": (
-        "AttentiveProbe CrossModalRetrieval FewShotProbe FineTuning FrozenEvaluation KNNProbe LiDAR LinearProbe "
-        "Retrieval"
-    ),
+    "jepa.data": "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment "
+    "TaskData TextData VideoData WrittenAndSpokenDigits hugging_face",
+    "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder "
+    "imagenet mnist moving_mnist series_csv text_csv text_lines ucr video_folder wikitext2",
+    "jepa.evaluation": "AttentiveProbe CrossModalRetrieval FewShotProbe FineTuning FrozenEvaluation KNNProbe LiDAR "
+    "LinearProbe Retrieval",
     "jepa.evaluation.forecast": "Forecast",
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which stored data and evaluation may consist."""
-
+MODEL_TABLE, DATA_TABLE = (
+    frozenset(f"{module}.{name}" for module, names in table.items() for name in names.split())
+    for table in (MODELS, DATA)
+)
+"""The same as dotted names."""
+Names = Collection[str]
 SETTINGS = ("_target_", "_partial_", "_convert_", "_recursive_")
 PATH = re.compile(r"[/\\]|^~|\.\.|\w:\w")
 """What paths and addresses have, and no setting of a model."""
-
-
-def table(modules: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Return dotted name -> (module, name) of MODELS or DATA."""
-    return {f"{module}.{name}": (module, name) for module, names in modules.items() for name in names.split()}
-
-
-DEEPEST = 64
-"""Levels of a stored configuration."""
 PLACE = re.compile(r"root|path|csv|folder|.*_(root|folder|dir)")
 """Keys whose values are files or folders, whatever they look like."""
-
-MODEL_TABLE, DATA_TABLE = table(MODELS), table(DATA)
+DEEPEST = 64
+"""Levels of a stored configuration."""
 
 
 def is_plain_config(config: Any, depth: int = 0) -> bool:
     """Return whether a configuration is nested dicts and lists of plain values, at most DEEPEST levels of them."""
+    if isinstance(config, dict):
+        if not all(isinstance(name, (str, int)) for name in config):
+            return False
+        config = list(config.values())
     if isinstance(config, (list, tuple)):
         return depth < DEEPEST and all(is_plain_config(value, depth + 1) for value in config)
-    if isinstance(config, dict):
-        named = all(isinstance(name, (str, int)) for name in config)
-        return named and depth < DEEPEST and all(is_plain_config(value, depth + 1) for value in config.values())
     return config is None or isinstance(config, (str, int, float))
 
 
 def check_stored(
-    config: Any,
-    key: str,
-    source: Any,
-    *,
-    names: Collection[str] | None = MODEL_TABLE,
-    trusted: Collection[str] = (),
-    paths: bool = False,
+    config: Any, key: str, source: Any, *, names: Names | None = MODEL_TABLE, trusted: Names = (), paths: bool = False
 ) -> None:
     """Raise CheckpointError unless a configuration that `is_plain_config` accepts names nothing but what it may build.
 
-    key: where it stands, "model". source: the file or run, for the message.
-    names: those of a table; None where nothing is built of it.
-    trusted: further names, as the user gave them. paths: whether values may be paths.
+    key: where it stands, "model". names: those of a table; None where nothing is built of it. trusted: further ones.
+    paths: whether values may be paths.
     """
+    check = functools.partial(check_stored, source=source, names=names, trusted=trusted, paths=paths)
     if isinstance(config, (list, tuple)):
         for number, value in enumerate(config):
-            check_stored(value, f"{key}[{number}]", source, names=names, trusted=trusted, paths=paths)
+            check(value, f"{key}[{number}]")
     elif isinstance(config, Mapping):
         if names is not None and any(str(name).startswith("_") and name not in SETTINGS for name in config):
             raise CheckpointError(f"{source}: {key} has one of Hydra's own keys beside {', '.join(SETTINGS)}")
         target = config.get("_target_")
-        allowed = names is None or "_target_" not in config or target in (*names, *trusted)
-        if not allowed:
+        if names is not None and "_target_" in config and target not in (*names, *trusted):
             raise CheckpointError(
                 f"{source} would build {target!r} as {key}, which is not among jepa's own parts: if the file is yours, "
                 f"give trust=true, or name it: {key}._target_={target}"
             )
         for name, value in config.items():
             if name != "_target_":
-                check_stored(value, f"{key}.{name}", source, names=names, trusted=trusted, paths=paths)
+                check(value, f"{key}.{name}")
     elif isinstance(config, str) and (
         "${" in config or (not paths and (PATH.search(config) or PLACE.fullmatch(key.rpartition(".")[2])))
     ):
@@ -130,30 +108,19 @@ def check_stored(
         )
 
 
-def build_stored(config: Any, key: str, trusted: Collection[str] = ()) -> Any:
-    """Build what a nested configuration that `check_stored` has passed describes, as Hydra's `instantiate` would.
-
-    Raise CheckpointError for arguments that a constructor refuses.
-    """
+def build_stored(config: Any, key: str, trusted: Names = ()) -> Any:
+    """Build what a checked configuration describes, as Hydra does. Raise CheckpointError for what is refused."""
     if isinstance(config, (list, tuple)):
         return [build_stored(value, f"{key}[{number}]", trusted) for number, value in enumerate(config)]
     if not isinstance(config, Mapping):
         return config
-    arguments = {
-        str(name): build_stored(value, f"{key}.{name}", trusted)
-        for name, value in config.items()
-        if name not in SETTINGS
-    }
-    target = config.get("_target_")
-    if target is None:
+    given = {str(name): value for name, value in config.items() if name not in SETTINGS}
+    arguments = {name: build_stored(value, f"{key}.{name}", trusted) for name, value in given.items()}
+    if (target := config.get("_target_")) is None:
         return arguments
-    if target in MODEL_TABLE:
-        module, name = MODEL_TABLE[target]
-        function = getattr(importlib.import_module(module), name)
-    elif target in trusted:
-        function = get_object(target)
-    else:
+    if target not in (*MODEL_TABLE, *trusted):
         raise CheckpointError(f"{key}._target_={target!r} is not among jepa's own parts")
+    function = get_object(target)
     if config.get("_partial_"):
         return functools.partial(function, **arguments)
     try:

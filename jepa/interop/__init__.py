@@ -3,17 +3,6 @@
 from jepa.interop.adapter import Loaded, Source
 from jepa.interop.exporting import export
 from jepa.interop.frozen_networks import network_of
-from jepa.interop.loading import ADAPTERS, find, load, load_published
-from jepa.interop.starting import load_into
+from jepa.interop.loading import find, load, load_into, load_published
 
-__all__ = [
-    "ADAPTERS",
-    "Loaded",
-    "Source",
-    "export",
-    "find",
-    "load",
-    "load_into",
-    "load_published",
-    "network_of",
-]
+__all__ = ["Loaded", "Source", "export", "find", "load", "load_into", "load_published", "network_of"]

@@ -18,20 +18,23 @@ from jepa.interop.network_names import State
 from jepa.interop.weights_file import WeightsFile, read_weights_file
 from jepa.utils.errors import CheckpointError
 
+Config = dict[str, Any]
+Size = tuple[int, int] | None
+"""Height and width in pixels."""
+
 
 @dataclass(frozen=True)
 class Adapter:
     """How one format is recognised and loaded.
 
-    stored_config: the configuration that a checkpoint holds (model, loss, data, ...), None where it holds none.
-    weights_for: the weights by the names of a model that is there; None where training does not start from it.
+    stored_config: what a checkpoint holds of it. weights_for: its weights by the names of a model, to train from.
     read: the weights of a model that is known by name, as those of a file.
     """
 
     format: str
     recognizes: Callable[[Source], bool]
     load: Callable[[Source], Loaded]
-    stored_config: Callable[[Source], dict[str, Any] | None] = lambda source: None
+    stored_config: Callable[[Source], Config | None] = lambda source: None
     weights_for: Callable[[nn.Module, Source], State] | None = None
     read: Callable[[Source], WeightsFile] | None = None
 
@@ -40,8 +43,7 @@ class Adapter:
 class Source:
     """A checkpoint by its name, and what the caller says of its model.
 
-    key: the option that names it.
-    trusted: names outside of jepa's own parts that its configuration may have built; None for any.
+    key: the option that names it. trusted: names that it may build beside jepa's own parts; None for any.
     overrides: values of the model by dotted key, {"encoder.num_heads": 16}, for what no file says.
     image_size (H, W), channels: of the pictures that the model will see; None takes its own.
     build: makes the model, for `random`. seed: of a run's untrained weights; None takes its own.
@@ -51,9 +53,9 @@ class Source:
     key: str = "checkpoint"
     trusted: Collection[str] | None = ()
     adapter: Adapter | None = None
-    config: dict[str, Any] | None = None
+    config: Config | None = None
     overrides: Mapping[str, Any] = field(default_factory=dict)
-    image_size: tuple[int, int] | None = None
+    image_size: Size = None
     channels: int | None = None
     build: Callable[..., nn.Module] | None = None
     seed: int | None = None
@@ -70,28 +72,25 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """Path of the file."""
         return self.file.path
 
 
 @dataclass
 class Loaded:
-    """A checkpoint's model, in evaluation mode on the CPU.
+    """A checkpoint's model, in evaluation mode on the CPU, with `encoder(x)` and `encode_target(x)`.
 
-    model: has `encoder(x)` and `encode_target(x)`. random_init: builds the same kind untrained.
-    lines: what was found, adapted or left alone, in words. description: what the model is beside its weights.
-    encoder: the configuration that builds its encoder, where that is one of ours. image_size: (H, W) it was made for.
-    mean, std: of the pictures it was trained on, where that is known and may differ from the data's.
-    step, metrics, data: of a run's checkpoint, and the data's configuration. stopped: why it ended early, if it did.
-    collapse: the last verdict of its monitor, as in results.json.
+    random_init: builds the same kind untrained. lines: what was found, adapted or left alone, in words.
+    description: what it is beside its weights. encoder: the configuration that builds its encoder, if that is ours.
+    image_size (H, W), channels, mean, std: of the pictures it was trained on, where known.
+    step, metrics, data, stopped (why it ended early), collapse (as in results.json): of a run's checkpoint.
     """
 
     model: nn.Module
     random_init: Callable[..., nn.Module]
     lines: list[str]
-    description: dict[str, Any]
-    encoder: dict[str, Any] | None = None
-    image_size: tuple[int, int] | None = None
+    description: Config
+    encoder: Config | None = None
+    image_size: Size = None
     channels: int | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None

@@ -1,12 +1,8 @@
-"""Export encoders as safetensors, for timm, as TorchScript and as ONNX, with a card.
-
-What is written is read back and compared.
-"""
+"""Export encoders as safetensors, for timm, as TorchScript and as ONNX, with a card; read back and compared."""
 
 from __future__ import annotations
 
 import copy
-import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -29,7 +25,6 @@ from jepa.utils.lazy_import import require
 
 TOLERANCE = 1e-5
 """Largest difference of features, per unit of the largest one where that is above 1."""
-
 SUFFIXES = {
     "safetensors": (".safetensors",),
     "timm": (".safetensors", ".pth", ".pt", ".bin"),
@@ -37,7 +32,6 @@ SUFFIXES = {
     "onnx": (".onnx",),
 }
 """What a file of each format may be called; the first is the default."""
-
 TIMM_SIZES = {
     (192, 12, 3, 4.0): "vit_tiny_patch16_224",
     (384, 12, 6, 4.0): "vit_small_patch16_224",
@@ -47,7 +41,6 @@ TIMM_SIZES = {
     (1408, 40, 16, 48 / 11): "vit_giant_patch14_224",
 }
 """Width, depth, heads and MLP ratio of timm's Vision Transformers; a slip would show when the export is read back."""
-
 CODE = {
     "safetensors": 'from jepa.interop import load\n\nmodel = load("{file}").model\n'
     "features = model.encoder(x)  # {shape}",
@@ -57,7 +50,6 @@ CODE = {
     '(features,) = session.run(["features"], {{"x": x}})  # x: numpy, float32; {shape}',
 }
 """Format -> Python that loads an export and computes the features of pictures x (B, C, H, W)."""
-
 Network = Callable[[Tensor], Tensor]
 """From pictures (B, C, H, W) to features: tokens (B, N, D), or pooled by their mean (B, D)."""
 
@@ -74,11 +66,9 @@ def export(
 ) -> tuple[dict[str, Any], list[Path]]:
     """Write an encoder of a loaded checkpoint and a card beside it; return the card and the paths written.
 
-    features: what TorchScript and ONNX give. image_size: (H, W) of the pictures; None takes those it was made for.
-    results: rows of scores for the card; None takes those that the checkpoint holds.
+    features: what TorchScript and ONNX give. image_size: (H, W), None as in training. results: scores, None as stored.
 
-    Raises UserError for an encoder that the format cannot hold or a file that cannot be written, CheckpointError when
-    features differ.
+    Raises UserError for what the format cannot hold or cannot be written, CheckpointError when features differ.
     """
     image_size = image_size or loaded.image_size
     if image_size is None or loaded.channels is None:
@@ -93,31 +83,32 @@ def export(
     facts: dict[str, Any] = {"format": format, "image_size": list(image_size), "channels": loaded.channels}
     example = torch.randn(3, loaded.channels, *image_size, generator=torch.Generator().manual_seed(0))
     encoder = copy.deepcopy(network_of(loaded.model, network)).cpu().float().eval()
-    if format == "safetensors":
-        if loaded.encoder is None:
-            raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
-        exported = encoder
-        write = functools.partial(write_safetensors, encoder, dict(card))
-    elif format == "timm":
-        facts["create_model"] = timm_call(encoder, loaded.encoder, image_size)
-        exported = Pooled(encoder)
-        write = functools.partial(write_timm, encoder, facts["create_model"], image_size)
-    else:
+    if format == "timm":
+        call = facts["create_model"] = timm_call(encoder, loaded.encoder, image_size)
+    elif format == "safetensors" and loaded.encoder is None:
+        raise UserError(f"format=safetensors: how {type(encoder).__name__} is built is not known; use onnx")
+    elif format != "safetensors":
         facts["features"] = features
-        exported = (Pooled(encoder) if features == "pooled" else encoder).eval()
-        write_traced = write_torchscript if format == "torchscript" else write_onnx
-        write = functools.partial(write_traced, exported, example)
+    exported = Pooled(encoder).eval() if format == "timm" or facts.get("features") == "pooled" else encoder
+    write: Callable[[Path], Network] = {
+        "safetensors": lambda path: write_safetensors(encoder, card, path),
+        "timm": lambda path: write_timm(encoder, call, image_size, path),
+        "torchscript": lambda path: write_torchscript(exported, example, path),
+        "onnx": lambda path: write_onnx(exported, example, path),
+    }[format]
 
     @torch.no_grad()
     def write_and_compare(temporary: Path) -> None:
         written = write(temporary)
-        batches = (example, example[:1])
-        facts["difference"] = max(compare(format, exported(x), written(x)) for x in batches)
+        facts["difference"] = max(compare(format, exported(x), written(x)) for x in (example, example[:1]))
 
     write_atomic(path, write_and_compare)
     card |= {"fingerprint": loaded.fingerprint, "model": loaded.description, "export": facts}
     card["results"] = results_of(loaded.metrics) if results is None else dict(results)
-    return card, [path, *write_card(card, path)]
+    beside = [path.with_name(path.name + suffix) for suffix in (".json", ".md")]
+    for file, text in zip(beside, (json.dumps(card, indent=2) + "\n", to_markdown(card, path.name))):
+        write_text(file, text)
+    return card, [path, *beside]
 
 
 class Pooled(nn.Module):
@@ -128,7 +119,6 @@ class Pooled(nn.Module):
         self.encoder = encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the features of pictures."""
         return self.encoder(x).mean(dim=1)
 
 
@@ -161,23 +151,14 @@ def write_torchscript(encoder: nn.Module, example: Tensor, path: Path) -> Networ
 
 
 def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
-    """Write ONNX for pictures of one size, in batches of any size: input `x`, output `features`; return that network.
-
-    Weights beyond ONNX's 2 GB go to `<file>.data` beside it.
-    """
+    """Write ONNX: `x`, of one size in batches of any, to `features`; weights beyond 2 GB go to `<file>.data`."""
     onnxruntime = require("onnxruntime", extra="export", purpose="format=onnx")
     require("onnxscript", extra="export", purpose="format=onnx")  # torch.onnx imports it
+    names = {"input_names": ["x"], "output_names": ["features"]}
+    any_batch = {"x": {0: torch.export.Dim("batch")}}
     with quiet("torch.onnx", "onnx_ir", "onnxscript"):
-        program = torch.onnx.export(
-            encoder,
-            (example,),
-            dynamo=True,
-            input_names=["x"],
-            output_names=["features"],
-            dynamic_shapes={"x": {0: torch.export.Dim("batch")}},
-            verbose=False,
-        )
-    size = sum(tensor.numel() * tensor.element_size() for tensor in encoder.state_dict().values())
+        program = torch.onnx.export(encoder, (example,), dynamo=True, **names, dynamic_shapes=any_batch, verbose=False)
+    size = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     program.save(str(path), external_data=size > 1.9 * 2**30)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     return lambda x: torch.from_numpy(session.run(["features"], {"x": x.numpy()})[0])
@@ -186,9 +167,8 @@ def write_onnx(encoder: nn.Module, example: Tensor, path: Path) -> Network:
 def compare(name: str, wanted: Tensor, got: Tensor) -> float:
     """Return the largest difference of features. Raises CheckpointError when it is more than rounding."""
     if wanted.shape != got.shape:
-        raise CheckpointError(
-            f"the {name} export gives {tuple(got.shape)} where the encoder gives {tuple(wanted.shape)}"
-        )
+        shapes = f"{tuple(got.shape)} where the encoder gives {tuple(wanted.shape)}"
+        raise CheckpointError(f"the {name} export gives {shapes}")
     difference = (wanted - got).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, wanted.abs().max().item()):
         raise CheckpointError(
@@ -200,9 +180,7 @@ def compare(name: str, wanted: Tensor, got: Tensor) -> float:
 def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: tuple[int, int]) -> dict[str, Any]:
     """Return the arguments of `timm.create_model` that build an encoder of ours, but for the file.
 
-    Sizes that are those of one of timm's ViTs take its name; any others are given beside `vit_base_patch16_224`.
-
-    Raises UserError for an encoder that is no ViT of ours.
+    Sizes take timm's name for them, if any. Raises UserError for an encoder that is no ViT of ours.
     """
     if getattr(encoder, "vit", None) is None:
         raise UserError(
@@ -221,12 +199,8 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
     if config is not None and "name" in config:
         return {"model_name": config["name"], **call} | ({"reg_tokens": 0} if "reg" in config["name"] else {})
     block = encoder.vit.blocks[0]
-    sizes = {
-        "embed_dim": encoder.embed_dim,
-        "depth": encoder.depth,
-        "num_heads": encoder.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / encoder.embed_dim,
-    }
+    sizes = {name: getattr(encoder, name) for name in ("embed_dim", "depth", "num_heads")}
+    sizes["mlp_ratio"] = block.mlp.fc1.out_features / encoder.embed_dim
     name = TIMM_SIZES.get(tuple(sizes.values()))
     qkv = {} if block.attn.qkv.bias is not None else {"qkv_bias": False}
     return {"model_name": name or "vit_base_patch16_224", **call, **({} if name else sizes), **qkv}
@@ -234,49 +208,29 @@ def timm_call(encoder: nn.Module, config: Mapping[str, Any] | None, image_size: 
 
 def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return rows as in results.json from a checkpoint's metrics: {"trained": {"knn": ...}, ..., "val/loss": ...}."""
-    rows: dict[str, Any] = {}
-    for name, value in metrics.items():
-        if name.startswith("eval/"):
-            _, row, probe = name.split("/", 2)
-            rows.setdefault(row, {})[probe] = value
-        elif name == "val/loss":
-            rows[name] = value
+    rows: dict[str, Any] = {name: value for name, value in metrics.items() if name == "val/loss"}
+    for name in (name for name in metrics if name.startswith("eval/")):
+        _, row, probe = name.split("/", 2)
+        rows.setdefault(row, {})[probe] = metrics[name]
     return rows
 
 
-def write_card(card: Mapping[str, Any], file: Path) -> list[Path]:
-    """Write the card beside a file, as `<file>.json` and as Markdown, `<file>.md`, and return their paths."""
-    texts = {f"{file.name}.json": json.dumps(card, indent=2) + "\n", f"{file.name}.md": to_markdown(card, file.name)}
-    for name, text in texts.items():
-        write_text(file.with_name(name), text)
-    return [file.with_name(name) for name in texts]
-
-
 def to_markdown(card: Mapping[str, Any], file: str) -> str:
-    """Return the card in Markdown."""
     export, data = card["export"], card.get("data") or {}
     step = f" at step {card['step']}" if card.get("step") is not None else ""
     call = {**export.get("create_model", {}), "checkpoint_path": file}
-    name = call.pop("model_name", "")
-    arguments = [
-        f'"{name}"',
-        *(f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in call.items()),
-    ]
+    arguments = [f'"{call.pop("model_name", "")}"']
+    arguments += [f"{key}={json.dumps(value) if isinstance(value, str) else value}" for key, value in call.items()]
     shape = "(B, D)" if export.get("features") == "pooled" else "(B, N, D)"
     code = CODE[export["format"]].format(file=file, arguments="".join(f"\n    {a}," for a in arguments), shape=shape)
-    lines = [
-        f"# {file}",
-        "",
-        f"The {card['network']} network of `{card['source']}`{step}, in the format {export['format']}.",
-        f"Its features equal the original's to {export['difference']:.1e}.",
-        "",
-        f"Input: float32 (B, {export['channels']}, {export['image_size'][0]}, {export['image_size'][1]})"
-        + (f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}." if "mean" in data else "."),
-        "",
-        f"```python\n{code}\n```",
-        "",
-    ]
-    for title, key in (("Data", "data"), ("Model", "model"), ("Results", "results")):
+    pixels = f", pixels in [0, 1] normalised by mean {data['mean']} and std {data['std']}" if "mean" in data else ""
+    (height, width), channels = export["image_size"], export["channels"]
+    text = (
+        f"# {file}\n\nThe {card['network']} network of `{card['source']}`{step}, in the format {export['format']}.\n"
+        f"Its features equal the original's to {export['difference']:.1e}.\n\n"
+        f"Input: float32 (B, {channels}, {height}, {width}){pixels}.\n\n```python\n{code}\n```\n"
+    )
+    for key in ("data", "model", "results"):
         if card.get(key):
-            lines += [f"## {title}", "", "```json", json.dumps(card[key], indent=2), "```", ""]
-    return "\n".join(lines)
+            text += f"\n## {key.title()}\n\n```json\n{json.dumps(card[key], indent=2)}\n```\n"
+    return text

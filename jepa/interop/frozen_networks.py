@@ -17,16 +17,11 @@ from jepa.utils.errors import UserError
 
 
 class FrozenNetworks(nn.Module):
-    """One encoder, or a trained one and the one that makes the targets, with the names evaluation asks for.
-
-    encoder, target_encoder: called as encoder(x, layers=None), see `jepa.types.Encoder`; target_encoder None is the
-        encoder itself.
-    """
+    """One encoder (`jepa.types.Encoder`), and the one that makes the targets, where that is another."""
 
     def __init__(self, *, encoder: nn.Module, target_encoder: nn.Module | None = None) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.target_encoder = target_encoder
+        self.encoder, self.target_encoder = encoder, target_encoder
 
     @torch.no_grad()
     def encode_target(self, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
@@ -37,9 +32,8 @@ class FrozenNetworks(nn.Module):
 class OtherEncoder(nn.Module):
     """An encoder of another project behind our contract (`jepa.types.Encoder`), for whole pictures.
 
-    model: the other project's. depth: number of its blocks, None without a list of them. A subclass has `grid` and:
-        tokens: from pictures to (B, N, D), one token for each patch.
-        layer_tokens: the same after each of some blocks, and the final norm.
+    model: the other project's. depth: number of its blocks, if it has a list of them. A subclass has `grid`, `tokens`,
+    from pictures to (B, N, D), and `layer_tokens`, the same after each of some blocks and the final norm.
     """
 
     def __init__(self, model: nn.Module, embed_dim: int, depth: int | None) -> None:
@@ -65,10 +59,9 @@ class OtherEncoder(nn.Module):
 
 
 def frozen(make_encoder: Callable[[Any], nn.Module], weights: Iterable[Any], **facts: Any) -> Loaded:
-    """Load encoders without a predictor.
+    """Load encoders without a predictor: make_encoder builds one with weights, or None for untrained ones.
 
-    make_encoder: builds one with weights, None for untrained. weights: of the encoder, and of the one that makes the
-    targets where there are two. facts: the other fields of `Loaded`.
+    weights: of the encoder, and of the one that makes the targets if that is another. facts: fields of `Loaded`.
     """
     encoders = dict(zip(("encoder", "target_encoder"), map(make_encoder, weights)))
     return Loaded(FrozenNetworks(**encoders), lambda: FrozenNetworks(encoder=make_encoder(None)).eval(), **facts)
@@ -76,14 +69,9 @@ def frozen(make_encoder: Callable[[Any], nn.Module], weights: Iterable[Any], **f
 
 def load_by_name(source: Source, make_encoder: Callable[[Any], nn.Module], pretrained: Any) -> Loaded:
     """Load an encoder that its name defines. make_encoder: builds one from `pretrained`, None for untrained."""
-    return frozen(
-        make_encoder,
-        [pretrained],
-        lines=[],
-        description={"name": source.name, "image_size": source.image_size},
-        image_size=source.image_size,
-        channels=source.channels,
-    )
+    facts = {"image_size": source.image_size, "channels": source.channels}
+    description = {"name": source.name, "image_size": source.image_size}
+    return frozen(make_encoder, [pretrained], lines=[], description=description, **facts)
 
 
 def load_our_encoders(
@@ -97,21 +85,15 @@ def load_our_encoders(
             load_state(encoder, our_weights(weights), source.path)
         return encoder
 
-    return frozen(
-        make_encoder,
-        source.file.encoders,
-        lines=[*source.file.lines, *lines],
-        description={"encoder": config},
-        encoder=config,
-        image_size=to_pair(config.get("image_size")),
-        channels=channels_of(config),
-    )
+    facts = {"image_size": to_pair(config.get("image_size")), "channels": channels_of(config)}
+    lines, description = [*source.file.lines, *lines], {"encoder": config}
+    return frozen(make_encoder, source.file.encoders, lines=lines, description=description, encoder=config, **facts)
 
 
 def network_of(model: nn.Module, name: str) -> nn.Module:
-    """Return an encoder of a model: the trained one, "context", or the one that makes the targets, "target".
+    """Return an encoder of a model, "context" or "target", which is the first where no other makes the targets.
 
-    A target that keeps no encoder of its own uses the trained one. Raises UserError for another name.
+    Raises UserError for another name.
     """
     if name not in ("context", "target"):
         raise UserError(f"network={name!r}: expected context or target")

@@ -27,19 +27,20 @@ from jepa.utils.read_data import exists, read_mapping
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
-
 NATIVE = ("vjepa2", "ijepa", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 """Model types whose weights are read without `transformers`, from a file alone."""
-
 NEEDED = ("hidden_size", "patch_size", "num_hidden_layers", "num_channels")
 """What the configuration of every encoder of patches has."""
+PROBLEMS = {
+    "missing_keys": "missing in the file",
+    "unexpected_keys": "in the file only",
+    "mismatched_keys": "of another shape in the file",
+}
+"""What `transformers` tells of loading, in our words."""
 
 
 class TransformersEncoder(OtherEncoder):
-    """A vision model of `transformers` as an encoder of patches: the last ones of its tokens, one for each patch.
-
-    Class and register tokens stand before them and are dropped. model: gives `last_hidden_state` (B, T, D).
-    """
+    """A vision model of `transformers` with `last_hidden_state` (B, T, D), of which the last are one for each patch."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model, model.config.hidden_size, model.config.num_hidden_layers)
@@ -51,15 +52,12 @@ class TransformersEncoder(OtherEncoder):
             model.config.mask_ratio = 0.0
 
     def grid(self, x: Tensor) -> Grid:
-        """Return (rows, columns) of patches of pictures (B, C, H, W)."""
         return tuple(side // patch for side, patch in zip(x.shape[2:], self.patch_size))
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return features (B, N, D)."""
         return self._patches(self._run(x).last_hidden_state, x)
 
     def layer_tokens(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Return features (B, N, D) after each of some blocks."""
         states = self._run(x, output_hidden_states=True).hidden_states
         norm = next((getattr(self.model, n) for n in ("layernorm", "norm") if hasattr(self.model, n)), nn.Identity())
         return [self._patches(norm(states[number + 1]), x) for number in layers]
@@ -73,10 +71,9 @@ class TransformersEncoder(OtherEncoder):
         return self.model(pixel_values=x, **others)
 
     def _patches(self, tokens: Tensor, x: Tensor) -> Tensor:
-        """The patches' part (B, N, D) of the tokens (B, T, D)."""
-        count = math.prod(self.grid(x))
-        registers = getattr(self.model.config, "num_register_tokens", 0) or 0
-        most = registers + (2 if self.model.config.model_type == "deit" else 1)  # DeiT distils by a token of its own
+        config, count = self.model.config, math.prod(self.grid(x))
+        registers = getattr(config, "num_register_tokens", 0) or 0
+        most = registers + (2 if config.model_type == "deit" else 1)  # DeiT distils by a token of its own
         if tokens.shape[1] - count not in {0, registers, most}:
             raise UserError(
                 f"{type(self.model).__name__} gives {tokens.shape[1]} tokens for {count} patches: expected one each, "
@@ -88,35 +85,23 @@ class TransformersEncoder(OtherEncoder):
 def load(source: Source) -> Loaded:
     """Load a model: a repository in timm's format by timm, any other by `transformers`.
 
-    Raises UserError when it cannot be fetched or does not take such pictures, CheckpointError with the missing,
-    unexpected and mis-shaped keys when its weights do not fit the model its config names.
+    Raises UserError when it cannot be fetched or does not take such pictures, CheckpointError where weights do not fit.
     """
-    name, folder = named(source)
-    with fetching(source.name):
-        transformers = library(source)
-        settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
+    name, timm_name, settings = found_at(source)
     if str(settings.get("model_type")).startswith("vjepa2"):
         source.file = read(source)
         return vjepa.load_encoder(source)
     check_named(source)
-    if is_timm(settings):
-        loaded = load_by_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
+    if timm_name:
+        loaded = load_by_timm(source, timm_name)
         loaded.lines.insert(0, f"{source.name} is in timm's format")
         return loaded
+    transformers = library(source)
     with fetching(source.name):
         config = transformers.AutoConfig.from_pretrained(name)
     if missing := [key for key in NEEDED if key not in config]:
         raise UserError(f"{source.name} ({config.model_type}) is no encoder of patches: its config lacks {missing}")
-    if config.num_channels != source.channels:
-        raise UserError(
-            f"{source.name} takes {config.num_channels} channels, data.channels={source.channels}: add "
-            f"data.channels={config.num_channels} (grey pictures are repeated)"
-        )
-    with fetching(source.name):
-        model, found = transformers.AutoModel.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True
-        )
-    heads = check_loading(found, source.name)
+    model, heads = pretrained(source, name)
     try:
         pictures, _ = transformers.BaseImageProcessor.get_image_processor_dict(name)
     except OSError:  # many repositories have none
@@ -126,20 +111,23 @@ def load(source: Source) -> Loaded:
         return TransformersEncoder(transformers.AutoModel.from_config(config) if model is None else model).eval()
 
     loaded = load_by_name(source, make_encoder, model)
-    loaded.mean, loaded.std = (statistics_of(pictures, key) for key in ("image_mean", "image_std"))
-    own = check_pictures(source, loaded.model.encoder)
-    kind = type(model).__name__
+    loaded.channels = config.num_channels
+    for key in ("mean", "std"):
+        values = pictures.get(f"image_{key}")
+        if values is not None and (not isinstance(values, list) or {*map(type, values)} - {int, float}):
+            raise UserError(f"preprocessor_config.json has image_{key}={values!r:.60}, expected a list of numbers")
+        setattr(loaded, key, tuple(values) if values else None)
+    own, kind = check_pictures(source, loaded.model.encoder), type(model).__name__
     loaded.lines.append(f"transformers {kind}, width {config.hidden_size}, patches of {config.patch_size} pixels")
     if heads:
         loaded.lines.append(f"not used for features: {', '.join(heads)}")
-    if source.image_size != own:
-        size = source.image_size
+    if (size := source.image_size) != own:
         loaded.lines.append(f"its positions are made for {own} and adapted to pictures of {size} by itself")
     return loaded
 
 
-def named(source: Source) -> tuple[str, Path | None]:
-    """Return the name of a repository or folder, and the folder if it is one. Raises UserError for one of no model."""
+def found_at(source: Source) -> tuple[str, str | None, dict[str, Any]]:
+    """Return the name of a repository or folder, timm's name of it if it is in its format, and its configuration."""
     name = source.name.partition(":")[2]
     folder = Path(name) if os.path.isdir(name) else None
     if folder and not exists(folder / "config.json"):
@@ -149,46 +137,57 @@ def named(source: Source) -> tuple[str, Path | None]:
     for file in ("config.json", "preprocessor_config.json"):
         if folder and exists(folder / file):
             read_mapping(folder / file)  # which says what is damaged
-    return name, folder
+    with fetching(source.name):
+        settings, _ = library(source).PreTrainedConfig.get_config_dict(name)
+    return name, f"{'local-dir' if folder else 'hf-hub'}:{name}" if is_timm(settings) else None, settings
 
 
 def library(source: Source) -> Any:
-    """Return `transformers`. Raises UserError where it is not installed."""
     return require("transformers", extra="hub", purpose=f"{source.key}={source.name}")
 
 
 def is_timm(settings: Mapping[str, Any]) -> bool:
-    """Return whether a configuration is of a model of timm."""
     return "architecture" in settings and settings.get("model_type", "timm_wrapper") == "timm_wrapper"
+
+
+def pretrained(source: Source, name: str, **options: Any) -> tuple[nn.Module, list[str]]:
+    """Return a model, and what of its head has no weights, in words. Raises CheckpointError where others do not fit."""
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    with fetching(source.name):
+        model, found = library(source).AutoModel.from_pretrained(name, **options)
+    heads, problems = [], []
+    for kind, word in PROBLEMS.items():
+        for key in sorted(key if isinstance(key, str) else key[0] for key in found[kind]):
+            is_head = key.startswith(HEADS) and kind != "mismatched_keys"
+            heads += [f"{key} ({word})"] * is_head
+            problems += [f"  {key}: {word}"] * (not is_head)
+    if problems:
+        raise CheckpointError(
+            f"the weights of {source.name} are not of the model its config.json names: {len(problems)} keys differ\n"
+            f"{listed(problems)}"
+        )
+    return model, heads
 
 
 def read(source: Source) -> WeightsFile:
     """Return the weights of a model by the names of the files that we read. Raises as `load` does."""
-    name, folder = named(source)
-    transformers = library(source)
-    with fetching(source.name):
-        settings, _ = transformers.PreTrainedConfig.get_config_dict(name)
-    if is_timm(settings):
-        return read_from_timm(source, f"local-dir:{name}" if folder else f"hf-hub:{name}")
-    with fetching(source.name):
-        model, found = transformers.AutoModel.from_pretrained(
-            name, output_loading_info=True, ignore_mismatched_sizes=True, dtype="auto"
-        )
-    heads = check_loading(found, source.name)
+    name, timm_name, _ = found_at(source)
+    if timm_name:
+        return read_from_timm(source, timm_name)
+    model, heads = pretrained(source, name, dtype="auto")
     file = find_parts(model.state_dict(), Path(name), model.config.to_dict())
     more = (f"left alone: {', '.join(heads)}",) if heads else ()
     return dataclasses.replace(file, lines=(*file.lines, *more))
 
 
 def repository_of(name: str) -> str | None:
-    """Return "hf:<folder>" for a folder with a config.json, and for a file in it of a model that is not in NATIVE.
-
-    None for any other name.
-    """
+    """Return "hf:<folder>" of a folder with a config.json, or of a file in it that is not of NATIVE; None of others."""
     folder = Path(name) if os.path.isdir(name) else Path(name).parent
+    if not exists(folder / "config.json"):
+        return None
     if folder == Path(name):
-        return f"hf:{name}" if exists(folder / "config.json") and not exists(folder / "config.yaml") else None
-    if Path(name).name not in HUGGING_FACE_FILES or not exists(folder / "config.json"):
+        return None if exists(folder / "config.yaml") else f"hf:{name}"
+    if Path(name).name not in HUGGING_FACE_FILES:
         return None
     settings = read_mapping(folder / "config.json")
     act = "silu" if settings.get("use_gated_mlp") else "gelu"
@@ -200,47 +199,16 @@ def check_pictures(source: Source, encoder: TransformersEncoder) -> tuple[int, i
     """Return the size of pictures (H, W) that a model is made for. Raises UserError where it takes no others."""
     config, size = encoder.model.config, source.image_size
     own = to_pair(config.image_size)
-    wanted = str(side_or_pair(list(own))).replace(" ", "")
+    wanted = f"data.image_size={side_or_pair(own)}".replace(" ", "")
     if any(side % patch for side, patch in zip(size, encoder.patch_size)):
         raise UserError(
             f"data.image_size={size} is not a multiple of the patches of {source.name}, {encoder.patch_size} pixels: "
-            f"use data.image_size={wanted}"
+            f"use {wanted}"
         )
     rotary = getattr(config, "rope_theta", None) is not None
     if size != own and not encoder.resamples and not rotary and config.model_type != "dinov2":
-        raise UserError(f"{source.name} takes pictures of {own} only: add data.image_size={wanted}")
+        raise UserError(f"{source.name} takes pictures of {own} only: add {wanted}")
     return own
-
-
-def check_loading(found: Mapping[str, Any], source: str) -> list[str]:
-    """Return what of a model's head was not loaded, in words. Raises CheckpointError when something else was not."""
-    words = {
-        "missing_keys": "missing in the file",
-        "unexpected_keys": "in the file only",
-        "mismatched_keys": "of another shape in the file",
-    }
-    heads, problems = [], []
-    for kind, word in words.items():
-        names = sorted(name if isinstance(name, str) else name[0] for name in found[kind])
-        may_differ = [name for name in names if name.startswith(HEADS) and kind != "mismatched_keys"]
-        heads += [f"{name} ({word})" for name in may_differ]
-        problems += [f"  {name}: {word}" for name in names if name not in may_differ]
-    if problems:
-        raise CheckpointError(
-            f"the weights of {source} are not of the model its config.json names: {len(problems)} keys differ\n"
-            f"{listed(problems)}"
-        )
-    return heads
-
-
-def statistics_of(pictures: Mapping[str, Any], key: str) -> tuple[float, ...] | None:
-    """Return one number for each channel; None where nothing is said. Raises UserError for anything else."""
-    value = pictures.get(key)
-    if value is None or value == []:
-        return None
-    if not isinstance(value, list) or not all(type(number) in (int, float) for number in value):
-        raise UserError(f"preprocessor_config.json has {key}={value!r:.60}, expected a list of numbers")
-    return tuple(value)
 
 
 ADAPTER = Adapter("hf", lambda source: source.name.startswith("hf:"), load, read=read)

@@ -6,20 +6,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from hydra.utils import instantiate
-from torch import Tensor, nn
+from torch import nn
 
 from jepa.checkpoint.load import load_state
-from jepa.interop.adapter import Adapter, Loaded, Source
+from jepa.interop.adapter import Adapter, Config, Loaded, Size, Source
 from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import (
     by,
     channels_of,
     check_overrides,
     count_blocks,
+    described,
     num_heads,
     ratio,
     side_or_pair,
@@ -39,15 +39,23 @@ PREDICTOR_NAMES = {
 
 
 def load(source: Source) -> Loaded:
-    """Load the masked JEPA."""
-    config = model_config(source)
+    """Load the masked JEPA. Raises CheckpointError for a file of no I-JEPA."""
+    sizes, predictor = vit_sizes(source), predictor_sizes(source, "mask_token", "an I-JEPA")
+    grid = stored_grid(source.file, "encoder")
+    stored = side_or_pair([side * patch for side, patch in zip(grid, to_pair(sizes["patch_size"]))])
+    encoder = {
+        "_target_": "jepa.models.vision_transformer",
+        "image_size": source.overrides.get("encoder.image_size", stored),
+        **sizes,
+        "num_heads": num_heads(source, sizes["embed_dim"]),
+    }
+    terms = {"prediction": {"weight": 1.0, "term": {"_target_": "jepa.losses.SmoothL1"}}}
+    config = masked_jepa_config(encoder, predictor, {"_target_": "jepa.masks.multiblock_mask"}, terms, 0.996)
     check_overrides(source, config, ("encoder.name",))
-    encoder, own = config["encoder"], to_pair(config["encoder"]["image_size"])
-    found = (
-        f"I-JEPA of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
-        f"patches of {encoder['patch_size']} pixels; its position table is of pictures of {by(own)}"
-    )
-    return load_masked_jepa(source, config, model_weights(source.file), found, ", as published", own)
+    own = to_pair(encoder["image_size"])
+    found = f"I-JEPA {described(encoder)} (as given), patches of {encoder['patch_size']} pixels"
+    found += f"; its position table is of pictures of {by(own)}"
+    return load_masked_jepa(source, config, model_weights(source.file), found, own)
 
 
 def weights_for(model: nn.Module, source: Source) -> State:
@@ -62,26 +70,6 @@ def check_of_pictures(model: nn.Module, source: Source) -> None:
     if not hasattr(encoder, "vit"):
         kind = type(encoder).__name__
         raise CheckpointError(f"{source.path} is of pictures, but the model's encoder is a {kind}: use model=vit")
-
-
-def model_config(source: Source) -> dict[str, Any]:
-    """Return the configuration of a published file's masked JEPA. Raises CheckpointError for one of no I-JEPA."""
-    sizes = vit_sizes(source)
-    predictor = predictor_sizes(source, "mask_token", "an I-JEPA")
-    grid = stored_grid(source.file, "encoder")
-    stored = side_or_pair([side * patch for side, patch in zip(grid, to_pair(sizes["patch_size"]))])
-    return masked_jepa_config(
-        encoder={
-            "_target_": "jepa.models.vision_transformer",
-            "image_size": source.overrides.get("encoder.image_size", stored),
-            **sizes,
-            "num_heads": num_heads(source, sizes["embed_dim"]),
-        },
-        predictor=predictor,
-        mask={"_target_": "jepa.masks.multiblock_mask"},
-        terms={"prediction": {"weight": 1.0, "term": {"_target_": "jepa.losses.SmoothL1"}}},
-        momentum=0.996,
-    )
 
 
 def model_weights(file: WeightsFile) -> State:
@@ -107,37 +95,19 @@ def stored_grid(file: WeightsFile, part: str) -> tuple[int, int]:
 
 
 def our_weights(file: WeightsFile, encoder: str, by_our_names: Callable[[State], State]) -> State:
-    """Return the weights of a file by the names of our masked JEPA.
-
-    encoder: start of the names of our encoder. by_our_names: one network's state dict to ours.
-    """
-    prefixes = {
-        "encoder": f"encoder.{encoder}",
-        "target_encoder": f"target.encoder.{encoder}",
-        "predictor": "predictor.",
-    }
+    """Return a file's weights by our names: encoder starts those of encoders, by_our_names renames one network."""
+    starts = {"encoder": f"encoder.{encoder}", "target_encoder": f"target.encoder.{encoder}", "predictor": "predictor."}
     return {
-        prefixes[part] + name: tensor
+        starts[part] + name: tensor
         for part, weights in file.parts.items()
         for name, tensor in by_our_names(weights).items()
     }
 
 
-def is_published(file: WeightsFile) -> bool:
-    """Return whether a file holds encoder, predictor and target, as those of I-JEPA and V-JEPA do."""
-    return len(file.parts) == 3
-
-
 def masked_jepa_config(
-    *,
-    encoder: dict[str, Any],
-    predictor: dict[str, Any],
-    mask: dict[str, Any],
-    terms: dict[str, Any],
-    momentum: float,
-    concat_layers: list[int] | None = None,
-) -> dict[str, Any]:
-    """Return a masked JEPA's configuration without interpolations. momentum: of the target at the start."""
+    encoder: Config, predictor: Config, mask: Config, terms: Config, momentum: float, levels: list[int] | None = None
+) -> Config:
+    """Return a masked JEPA's configuration. momentum: of the target at the start. levels: blocks that it predicts."""
     schedule = {"_target_": "jepa.optim.Linear", "start": momentum, "final": 1.0}
     target = {"_target_": "jepa.models.EMATarget", "_partial_": True, "momentum": schedule}
     return {
@@ -145,18 +115,18 @@ def masked_jepa_config(
         "encoder": encoder,
         "predictor": {"_target_": "jepa.models.Predictor", "_partial_": True, **predictor},
         "mask": mask,
-        "target": {**target, "concat_layers": concat_layers},
+        "target": {**target, "concat_layers": levels},
         "loss": {"_target_": "jepa.losses.Objective", "_partial_": True, "terms": terms},
     }
 
 
-def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, Any]:
+def predictor_sizes(source: Source, mask_token: str, model: str) -> Config:
     """Return the sizes of a published predictor of such a model. num_heads None is as many as the encoder has."""
     weights, hidden = source.file.parts["predictor"], "predictor_blocks.0.mlp.fc1.weight"
     if missing := [name for name in (mask_token, hidden, "predictor_proj.weight") if name not in weights]:
         raise CheckpointError(f"{source.path}: predictor lacks {', '.join(missing)}: it is not that of {model}")
-    width = weights[mask_token].shape[-1]
-    given = source.overrides.get("predictor.num_heads") is not None or "predictor.num_heads" in source.file.facts
+    width, key = weights[mask_token].shape[-1], "predictor.num_heads"
+    given = source.overrides.get(key) is not None or key in source.file.facts
     return {
         "embed_dim": width,
         "depth": count_blocks(weights, "predictor_blocks"),
@@ -165,32 +135,17 @@ def predictor_sizes(source: Source, mask_token: str, model: str) -> dict[str, An
     }
 
 
-def load_masked_jepa(
-    source: Source,
-    config: dict[str, Any],
-    weights: Mapping[str, Tensor],
-    found: str,
-    predictor_heads: str,
-    image_size: tuple[int, int] | None,
-) -> Loaded:
-    """Build a masked JEPA and load published weights by our names.
-
-    found, predictor_heads: what the file is, and what is known of its predictor's heads, in words.
-    """
+def load_masked_jepa(source: Source, config: Config, weights: State, found: str, image_size: Size) -> Loaded:
+    """Build a masked JEPA and load published weights by our names. found: what the file is, in words."""
     model, encoder = instantiate(config, _convert_="all"), config["encoder"]
     load_state(model, weights, source.path, keep=("loss.",))
     lines = [*source.file.lines, found]
     if config["predictor"]["num_heads"] is None:
-        lines.append(f"predictor with {encoder['num_heads']} heads, those of the encoder{predictor_heads}")
-    return Loaded(
-        model,
-        lambda: instantiate(config, _convert_="all").eval(),
-        lines,
-        {"model": config},
-        encoder=encoder,
-        image_size=image_size,
-        channels=channels_of(encoder),
-    )
+        lines.append(
+            f"predictor with {encoder['num_heads']} heads, those of the encoder, as published but for V-JEPA 2 (12)"
+        )
+    facts = {"encoder": encoder, "image_size": image_size, "channels": channels_of(encoder)}
+    return Loaded(model, lambda: instantiate(config, _convert_="all").eval(), lines, {"model": config}, **facts)
 
 
-ADAPTER = Adapter("ijepa", lambda source: is_published(source.file), load, weights_for=weights_for)
+ADAPTER = Adapter("ijepa", lambda source: source.file.is_whole, load, weights_for=weights_for)

@@ -11,33 +11,26 @@ from torch import Tensor
 from jepa.utils.errors import CheckpointError
 
 State = dict[str, Tensor]
-
 PATCHES = re.compile(
     r"(?P<owner>(?:.*\.)?)(?:patch_embed\.proj|embeddings\.patch_embeddings(?:\.proj(?:ection)?)?)\.weight"
 )
 """The tensor that every encoder of patches has, after the names of the modules that own the encoder."""
-
 PREDICTOR = re.compile(r"(?P<owner>(?:.*\.)?)(?:predictor_blocks\.0|(?<=predictor\.)layer\.0)\.norm1\.weight")
 """The same of the predictors of I-JEPA and V-JEPA, as published and by Hugging Face."""
-
 HEADS = re.compile(
     r"(head|head_dist|heads|fc|classifier|pooler|projectors?|projection_head|dino_head|ibot_head|lm_head|decoder"
     r"|local_cls_norm|predictor)\.|(decoder_|predictor_).*|mask_token$|.*\.bias_mask$"
 )
 """What stands behind the features inside of an encoder, or serves its training alone."""
-
 INNER_WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 """Put before the names of any module by torch.compile, FSDP and activation checkpointing."""
-
 HUGGING_FACE = {
     r"^embeddings\.patch_embeddings\.(proj(ection)?\.)?": "patch_embed.proj.",
     r"^embeddings\.position_embeddings$": "pos_embed",
     r"^embeddings\.distillation_token$": "dist_token",
     r"^embeddings\.": "",
     r"^((encoder|model)\.)?layers?\.(\d+)\.": r"blocks.\3.",
-    r"\.attention\.(attention\.)?(query|q_proj)\.": ".attn.q.",
-    r"\.attention\.(attention\.)?(key|k_proj)\.": ".attn.k.",
-    r"\.attention\.(attention\.)?(value|v_proj)\.": ".attn.v.",
+    r"\.attention\.(attention\.)?([qkv])(uery|ey|alue|_proj)\.": r".attn.\2.",
     r"\.attention\.(output\.dense|o_proj|proj)\.": ".attn.proj.",
     r"\.(intermediate\.dense|mlp\.up_proj)\.": ".mlp.fc1.",
     r"\.(output\.dense|mlp\.down_proj)\.": ".mlp.fc2.",
@@ -49,7 +42,6 @@ HUGGING_FACE = {
     r"^layernorm\.": "norm.",
 }
 """Name of transformers, as stored or in memory -> of timm, as regular expressions, applied in this order."""
-
 OTHERS = {
     r"^blocks\.\d+\.(\d+)\.": r"blocks.\1.",  # DINOv2 trains in chunks of blocks, numbered throughout
     r"\.mlp\.w12\.": ".mlp.fc1.",
@@ -60,6 +52,15 @@ OTHERS = {
     r"^storage_tokens$": "register_tokens",
 }
 """Name of DINOv2, DINOv3 and DeiT III -> of timm."""
+PREDICTOR_OF_HUGGING_FACE = {
+    r"^embeddings\.predictor_embeddings\.": "predictor_embed.",
+    r"^layer\.": "predictor_blocks.",
+    r"^layernorm\.": "predictor_norm.",
+    r"^proj\.": "predictor_proj.",
+    r"\.attention\.([qkv])(uery|ey|alue)\.": r".attn.\1.",
+    r"\.attention\.proj\.": ".attn.proj.",
+}
+"""Name of the same of a predictor -> of facebookresearch/jepa."""
 
 
 def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
@@ -76,10 +77,8 @@ def renamed(weights: Mapping[str, Tensor], names: Mapping[str, str]) -> State:
 def encoder_by_timm_names(weights: Mapping[str, Tensor], source: object) -> tuple[State, list[str]]:
     """Return the tensors of an encoder by timm's names, and the names of those that are left alone.
 
-    All prefix tokens have rows in `pos_embed`, or none. `mlp.gate_proj` stands beside `mlp.fc1` where a gate is stored
-    apart. source: for the message.
-
-    Raise CheckpointError when blocks or parts of them are missing.
+    All prefix tokens have rows in `pos_embed`, or none. `mlp.gate_proj` is a gate that is stored apart from `mlp.fc1`.
+    Raise CheckpointError, which names the source, when blocks or parts of them are missing.
     """
     weights = {INNER_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
     if any(name.startswith("embeddings.") for name in weights):
@@ -87,11 +86,14 @@ def encoder_by_timm_names(weights: Mapping[str, Tensor], source: object) -> tupl
     weights = renamed(weights, OTHERS)
     left = [name for name in weights if HEADS.match(name)]
     weights = {name: tensor for name, tensor in weights.items() if name not in left}
-    check_blocks(weights, source)
+    # A number alone says nothing of how many blocks there are.
+    numbers = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d{1,9})\.", name))}
+    if numbers and (absent := set(range(min(len(numbers) + 1, max(numbers) + 1))) - numbers):
+        raise CheckpointError(f"{source}: block {min(absent)} of its encoder is missing, of {max(numbers) + 1}")
     if {"register_tokens", "pos_embed"} <= weights.keys():  # DINOv2 gives its registers no positions
         registers, table = weights.pop("register_tokens"), weights["pos_embed"]
-        zeros = torch.zeros_like(registers)
-        weights |= {"reg_token": registers, "pos_embed": torch.cat([table[:, :1], zeros, table[:, 1:]], dim=1)}
+        table = torch.cat([table[:, :1], torch.zeros_like(registers), table[:, 1:]], dim=1)
+        weights |= {"reg_token": registers, "pos_embed": table}
     if "dist_token" in weights:  # of DeiT: a second class token
         weights["reg_token"] = weights.pop("dist_token")
     return weights, left
@@ -110,29 +112,10 @@ def joined_qkv(weights: State, source: object) -> State:
     return joined
 
 
-def check_blocks(weights: Mapping[str, Tensor], source: object) -> None:
-    """Raise CheckpointError unless blocks are numbered from 0 on: a number alone says nothing of how many there are."""
-    numbers = {int(m[1]) for name in weights if (m := re.match(r"blocks\.(\d{1,9})\.", name))}
-    if numbers and (absent := set(range(min(len(numbers) + 1, max(numbers) + 1))) - numbers):
-        raise CheckpointError(f"{source}: block {min(absent)} of its encoder is missing, of {max(numbers) + 1}")
-
-
-def predictor_by_published_names(weights: Mapping[str, Tensor]) -> State:
-    """Return the tensors of a predictor by the names of facebookresearch/ijepa and jepa."""
+def predictor_by_published_names(weights: Mapping[str, Tensor], source: object) -> tuple[State, list[str]]:
+    """Return the tensors of a predictor by the names of facebookresearch/ijepa and jepa; none are left alone."""
     weights = {INNER_WRAPPERS.sub("", name): tensor for name, tensor in weights.items()}
     if "embeddings.mask_tokens" not in weights:
-        return weights
-    names = {
-        r"^embeddings\.predictor_embeddings\.": "predictor_embed.",
-        r"^layer\.": "predictor_blocks.",
-        r"^layernorm\.": "predictor_norm.",
-        r"^proj\.": "predictor_proj.",
-        r"\.attention\.query\.": ".attn.q.",
-        r"\.attention\.key\.": ".attn.k.",
-        r"\.attention\.value\.": ".attn.v.",
-        r"\.attention\.proj\.": ".attn.proj.",
-    }
-    tokens = weights.pop("embeddings.mask_tokens")
-    return joined_qkv(renamed(weights, names), "predictor") | {
-        f"mask_tokens.{number}": token for number, token in enumerate(tokens)
-    }
+        return weights, []
+    tokens = {f"mask_tokens.{n}": token for n, token in enumerate(weights.pop("embeddings.mask_tokens"))}
+    return joined_qkv(renamed(weights, PREDICTOR_OF_HUGGING_FACE), source) | tokens, []

@@ -14,6 +14,7 @@ from jepa.checkpoint.moved import upgrade
 from jepa.checkpoint.stored_objects import MODEL_TABLE, build_stored, check_stored, is_plain_config
 from jepa.interop.adapter import Adapter, Loaded, Source, not_monitored
 from jepa.interop.frozen_networks import load_our_encoders
+from jepa.interop.network_names import State
 from jepa.interop.sizes import check_overrides, to_pair
 from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError, first_line
@@ -25,8 +26,7 @@ from jepa.utils.read_data import parse_json
 def run_config(source: Source) -> dict[str, Any]:
     """Return the configuration of a run's checkpoint, with present names.
 
-    Raise CheckpointError for a damaged one, and for one that names code that is neither ours nor trusted: building it
-    would run that code with the file's arguments.
+    Raise CheckpointError for a damaged one, and for code that is neither ours nor trusted, which building it would run.
     """
     stored = source.file.run["config"]
     try:
@@ -48,12 +48,11 @@ def run_config(source: Source) -> dict[str, Any]:
 
 def check_claims(config: Any, key: str, weights: Mapping[str, Tensor], path: Path) -> None:
     """Raise CheckpointError where a stored configuration claims larger networks than there are weights for."""
-    values = sum(tensor.numel() for tensor in weights.values())
     if isinstance(config, (list, tuple)):
         config = dict(enumerate(config))
     if not isinstance(config, Mapping):
         return
-
+    values = sum(tensor.numel() for tensor in weights.values())
     stem = config.get("stem") if isinstance(config.get("stem"), Mapping) else {}
 
     def size(name: str) -> int:
@@ -63,13 +62,11 @@ def check_claims(config: Any, key: str, weights: Mapping[str, Tensor], path: Pat
     width, patch = size("embed_dim"), size("patch_size")
     if type(config.get("patch_size", stem.get("patch_size"))) is int and "Series" not in str(stem.get("_target_")):
         patch *= patch  # a side
-    claims = {
-        "embed_dim": width * width * size("depth"),
-        "patch_size": width * size("channels") * patch * size("tubelet_size"),
-        **{name: width * size(name) for name in ("vocab_size", "max_length", "mask_tokens")},
-    }
-    single = {name: value - 2**20 for name, value in config.items() if type(value) is int}  # that much is no harm
-    if large := [name for found in (single, claims) for name, claim in found.items() if claim > values]:
+    claims = [(name, value - 2**20) for name, value in config.items() if type(value) is int]  # that much is no harm
+    claims += [("embed_dim", width * width * size("depth"))]
+    claims += [("patch_size", width * size("channels") * patch * size("tubelet_size"))]
+    claims += [(name, width * size(name)) for name in ("vocab_size", "max_length", "mask_tokens")]
+    if large := [name for name, claim in claims if claim > values]:
         raise CheckpointError(
             f"{path} is damaged: its configuration claims more than its {values:,} values by {key}.{large[0]}"
         )
@@ -80,15 +77,13 @@ def check_claims(config: Any, key: str, weights: Mapping[str, Tensor], path: Pat
 def load_run(source: Source) -> Loaded:
     """Load a run's model. Raises UserError for overrides unlike its configuration."""
     content, config = source.file.run, source.config
-    stored = config["model"]
-    values = flatten(stored)
+    stored, values = config["model"], flatten(config["model"])
     for key, value in source.overrides.items():
         if values.get(key) != value:
             raise UserError(
                 f"model.{key}={value}, but the model of {source.path} has {values.get(key, 'no such value')}: its "
                 "configuration is stored with its weights; leave it out"
             )
-
     own_seed = source.seed if source.seed is not None else (config.get("trainer") or {}).get("seed", 0)
 
     def build(seed: int | None = None) -> nn.Module:
@@ -131,10 +126,7 @@ def collapse_of(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_card(source: Source) -> dict[str, Any]:
-    """Return an exported encoder's card, with present names.
-
-    Raise CheckpointError when it is damaged, or names other code than ours.
-    """
+    """Return an exported encoder's card, with present names. Raise CheckpointError for damage and foreign code."""
     try:
         card = upgrade(parse_json(source.file.card, source.path))
         config = dict(card["encoder"])
@@ -161,25 +153,18 @@ def load_export(source: Source) -> Loaded:
 
 
 def load_random(source: Source) -> Loaded:
-    """Build a model with random weights. Raises UserError where nothing says which."""
     if source.build is None:
         raise UserError(f"checkpoint={source.name} needs the configuration of a model")
     facts = {"image_size": source.image_size, "channels": source.channels}
     return Loaded(source.build(), source.build, ["random weights"], {"random": True}, **facts)
 
 
+def export_weights(model: nn.Module, source: Source) -> State:
+    return {f"encoder.{name}": tensor for name, tensor in source.file.encoder.items()}
+
+
 RANDOM = Adapter("random", lambda source: source.name == "random", load_random)
 RUN = Adapter(
-    "run",
-    lambda source: source.file.run is not None,
-    load_run,
-    run_config,
-    lambda model, source: source.file.run["model"],
+    "run", lambda source: source.file.run is not None, load_run, run_config, lambda _, source: source.file.run["model"]
 )
-EXPORT = Adapter(
-    "export",
-    lambda source: source.file.card is not None,
-    load_export,
-    read_card,
-    lambda model, source: {f"encoder.{name}": tensor for name, tensor in source.file.encoder.items()},
-)
+EXPORT = Adapter("export", lambda source: source.file.card is not None, load_export, read_card, export_weights)

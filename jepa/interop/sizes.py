@@ -16,8 +16,6 @@ from jepa.utils.nested import flatten
 
 NOT_STORED = ("dropout", "attention_dropout", "drop_path")
 """Values of training, which no file of weights contradicts."""
-SHOWN = 6
-"""Sizes that an error suggests."""
 
 
 def vit_sizes(source: Source) -> dict[str, Any]:
@@ -51,6 +49,11 @@ def ratio(hidden: int, width: int) -> float:
     return value if int(width * value) == hidden else math.nextafter(value, math.inf)
 
 
+def described(sizes: Mapping[str, Any]) -> str:
+    """Return sizes of an encoder in words."""
+    return f"of width {sizes['embed_dim']}, depth {sizes['depth']}, {sizes['num_heads']} heads"
+
+
 def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
     """Return how many modules a list of that name has in a state dict."""
     numbers = [name.removeprefix(f"{prefix}.").split(".")[0] for name in weights if name.startswith(f"{prefix}.")]
@@ -58,15 +61,11 @@ def count_blocks(weights: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def num_heads(source: Source, width: int, part: str = "encoder") -> int:
-    """Return the number of attention heads, which few files hold.
-
-    Raises UserError when nothing says it, the command line says another, or it does not divide the width.
-    """
-    given, key = source.overrides.get(f"{part}.num_heads"), f"model.{part}.num_heads"
-    heads, stored = given, source.file.facts.get(f"{part}.num_heads")
-    if stored is not None and given not in (None, stored):
+    """Return the number of attention heads. Raises UserError if nothing says it, or it does not fit the file."""
+    given, stored = (values.get(f"{part}.num_heads") for values in (source.overrides, source.file.facts))
+    key, heads = f"model.{part}.num_heads", stored if given is None else given
+    if stored not in (None, heads):
         raise UserError(f"{key}={given}, but {source.path} has {stored}: leave it out")
-    heads = stored if heads is None else heads
     divisors = [number for number in range(1, 33) if width % number == 0]
     if heads is None:
         common = f", usually {width // 64} for a width of {width}" if width % 64 == 0 else ""
@@ -102,36 +101,34 @@ def position_grid(source: Source, table: Tensor, patch: tuple[int, int], prefix:
     """Return (rows, columns) of the grid of learned positions (1, T, D), and how many others, of prefix tokens, it has.
 
     patch: (height, width) in pixels. prefix: number of class and register tokens; all have positions, or none.
-    The grid is that of `model.encoder.image_size` where given, that of source.image_size where it fits, else square.
-
-    Raises UserError where these leave a doubt: 14 x 12 patches and a class token have as many positions as 13 x 13.
+    The grid is that of `model.encoder.image_size` or source.image_size where that fits, else square. Raises UserError
+    where a doubt is left: 14 x 12 patches and a class token have as many positions as 13 x 13.
     """
     tokens, given = table.shape[1], to_pair(source.overrides.get("encoder.image_size"))
     extras = sorted({prefix, 0}, reverse="reg_token" not in source.file.encoder)  # timm's registers have none
-    for size in (given,) if given else (source.image_size,):
-        if size and not any(side % length for side, length in zip(size, patch)):
-            grid = (size[0] // patch[0], size[1] // patch[1])
-            if (extra := tokens - math.prod(grid)) in extras:
-                return grid, extra
+    size = given or source.image_size
+    if size and not any(side % length for side, length in zip(size, patch)):
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        if (extra := tokens - math.prod(grid)) in extras:
+            return grid, extra
     possible = [(grid, extra) for extra in extras for grid in grids(tokens - extra)]
     if given is None and possible:
-        (rows, columns), extra = possible[0]
-        if rows == columns and (extra == extras[0] or len(possible) == 1):
-            return (rows, columns), extra
-    sizes = [f"[{rows * patch[0]},{columns * patch[1]}]" for (rows, columns), _ in possible[:SHOWN]]
+        grid, extra = possible[0]
+        if grid[0] == grid[1] and (extra == extras[0] or len(possible) == 1):
+            return grid, extra
     problem = f"model.encoder.image_size={list(given)} does not fit" if given else "their grid cannot be told"
+    sizes = [f"[{rows * patch[0]},{columns * patch[1]}]" for (rows, columns), _ in possible[:6]]
+    first, *others = sizes or ["[height,width]"]
     raise UserError(
         f"{source.path} holds {tokens} positions, and {problem}: give the size in pixels of the pictures that it was "
-        f"made for, model.encoder.image_size={sizes[0] if sizes else '[height,width]'}"
-        + (f" (or {', '.join(sizes[1:])})" if sizes[1:] else "")
+        f"made for, model.encoder.image_size={first}" + (f" (or {', '.join(others)})" if others else "")
     )
 
 
 def grids(tokens: int) -> list[tuple[int, int]]:
     """Return the (rows, columns) of so many tokens, no side more than twice the other, squares first."""
     pairs = [(rows, tokens // rows) for rows in range(1, tokens + 1) if tokens % rows == 0]
-    pairs = [pair for pair in pairs if max(pair) <= 2 * min(pair)]
-    return sorted(pairs, key=lambda pair: (abs(pair[0] - pair[1]), pair))
+    return sorted((p for p in pairs if max(p) <= 2 * min(p)), key=lambda pair: (abs(pair[0] - pair[1]), pair))
 
 
 def sincos_grid(table: Tensor) -> tuple[int, int] | None:

@@ -24,14 +24,12 @@ OFFLINE = (
     "Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder works "
     "without: hf:<folder>, timm:local-dir:<folder>"
 )
-SHOWN = 1000
-"""Characters of an error that are shown, such as torch's list of keys that do not fit."""
 
 
 class TimmEncoder(OtherEncoder):
-    """A timm model as an encoder of patches: its tokens after the final norm, without class and register tokens.
+    """A timm model without classifier as an encoder of patches: no class and register tokens, after the final norm.
 
-    model: one without classifier, with features (B, N, D) or (B, D, H, W); UserError is raised for others.
+    Raises UserError for one whose features are not (B, N, D) or (B, D, H, W).
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -41,14 +39,12 @@ class TimmEncoder(OtherEncoder):
             raise UserError(f"{type(model).__name__} of timm gives maps with channels last, expected tokens or NCHW")
 
     def grid(self, x: Tensor) -> Grid:
-        """Return (rows, columns) of the features of pictures (B, C, H, W)."""
         if hasattr(self.model, "patch_embed"):
             return tuple(side // patch for side, patch in zip(x.shape[2:], self.model.patch_embed.patch_size))
         with torch.no_grad():
             return tuple(self.model.forward_features(x[:1]).shape[2:])
 
     def tokens(self, x: Tensor) -> Tensor:
-        """Return features (B, N, D)."""
         features = self.model.forward_features(x)
         if features.ndim == 4:
             return features.flatten(2).transpose(1, 2)  # (B, D, H, W) -> (B, N, D)
@@ -57,33 +53,27 @@ class TimmEncoder(OtherEncoder):
         return features[:, self.prefix_tokens :]
 
     def layer_tokens(self, x: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        """Return features (B, N, D) after each of some blocks."""
         order = sorted(set(layers))
         found = self.model.forward_intermediates(x, indices=order, norm=True, output_fmt="NLC", intermediates_only=True)
         return [found[order.index(number)] for number in layers]
 
 
 def check_named(source: Source) -> None:
-    """Raise UserError where a model known by its name is overridden, or pictures' size and channels are not given."""
     if source.overrides:
-        raise UserError(
-            f"model.{next(iter(source.overrides))}: the name {source.name} says what the model is; leave it out"
-        )
+        key = next(iter(source.overrides))
+        raise UserError(f"model.{key}: the name {source.name} says what the model is; leave it out")
     if source.image_size is None or source.channels is None:
         raise UserError(f"checkpoint={source.name} needs data= (or data.image_size and data.channels)")
 
 
 def load_by_timm(source: Source, name: str | None = None) -> Loaded:
-    """Load a model by the name that `timm.create_model` takes: also `hf-hub:<repository>` and `local-dir:<folder>`.
+    """Load a model by the name that `timm.create_model` takes, None for that in `timm:<name>`.
 
-    name: None takes that in `timm:<name>`. timm resamples positions to image_size and adapts the first layer to
-    channels.
-
-    Raises UserError for a name that timm does not know or that has no weights, or when they cannot be fetched.
+    timm resamples positions to image_size and adapts the first layer to channels. Raises UserError for a name that timm
+    does not know or that has no weights, or when they cannot be fetched.
     """
     check_named(source)
-    name = name or source.name.partition(":")[2]
-    check_weights_name(source, name)
+    name = name or name_of_weights(source)
     image_size, channels = source.image_size, source.channels
 
     def create(pretrained: bool | None) -> nn.Module:
@@ -97,11 +87,10 @@ def load_by_timm(source: Source, name: str | None = None) -> Loaded:
 
     with fetching(source.name):
         loaded = load_by_name(source, create, True)
-    encoder = loaded.model.encoder
-    model, settings = encoder.model, encoder.model.pretrained_cfg
-    loaded.mean, loaded.std = (settings.get(key) and tuple(settings[key]) for key in ("mean", "std"))
+    encoder, model = loaded.model.encoder, loaded.model.encoder.model
+    loaded.mean, loaded.std = (tuple(model.pretrained_cfg.get(key) or ()) or None for key in ("mean", "std"))
+    trained = tuple(model.pretrained_cfg.get("input_size", ()))
     loaded.lines.append(f"timm {name}: {type(model).__name__}, features of width {model.num_features}")
-    trained = tuple(settings.get("input_size", ()))
     if trained and trained[0] != channels:
         loaded.lines.append(f"timm has adapted its first layer from {trained[0]} channels to data.channels={channels}")
     if trained and trained[1:] != image_size and hasattr(model, "pos_embed"):
@@ -115,27 +104,27 @@ def load_by_timm(source: Source, name: str | None = None) -> Loaded:
 
 def read_from_timm(source: Source, name: str | None = None) -> WeightsFile:
     """Return the weights of a model as those of a file. name: see `load_by_timm`, and for what is raised."""
-    name = name or source.name.partition(":")[2]
-    check_weights_name(source, name)
+    name = name or name_of_weights(source)
     with fetching(source.name):
         model = timm.create_model(name, pretrained=True, num_classes=0)
     heads = {"num_attention_heads": model.blocks[0].attn.num_heads} if hasattr(model, "blocks") else {}
     return find_parts(model.state_dict(), Path(source.name), heads)
 
 
-def check_weights_name(source: Source, name: str) -> None:
-    """Raise UserError for a name that timm does not know or has no such weights of; any repository or folder passes."""
-    if ":" not in name:
+def name_of_weights(source: Source) -> str:
+    """Return the name in `timm:<name>`. Raises UserError where timm does not know it, or has no such weights of it."""
+    name = source.name.partition(":")[2]
+    if ":" not in name:  # else a repository or folder
         plain, _, tag = name.partition(".")
         check_timm_name(plain, f"{source.key}={source.name}")
         tags = [full.partition(".")[2] for full in timm.list_pretrained(f"{plain}.*")]
         if tag and tag not in tags:
             has = ", ".join(tags)
             raise UserError(f"{source.key}={source.name}: timm has no weights {tag!r} of {plain}; it has {has}")
+    return name
 
 
 def check_timm_name(name: str, key: str) -> None:
-    """Raise UserError for a name that timm does not know."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_patch')[0]}*")[:8] or timm.list_models("vit_*_patch16_224")
         raise UserError(f"{key}: timm has no model {name!r}; it has {', '.join(close)}, ...")
@@ -144,16 +133,16 @@ def check_timm_name(name: str, key: str) -> None:
 @contextlib.contextmanager
 def quiet(*loggers: str) -> Iterator[None]:
     """A context without warnings, and without what these loggers say below an error."""
-    levels = {name: logging.getLogger(name).level for name in loggers}
+    levels = {logger: logger.level for logger in map(logging.getLogger, loggers)}
     try:
-        for name in loggers:
-            logging.getLogger(name).setLevel(logging.ERROR)
+        for logger in levels:
+            logger.setLevel(logging.ERROR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+        for logger, level in levels.items():
+            logger.setLevel(level)
 
 
 @contextlib.contextmanager
@@ -165,7 +154,7 @@ def fetching(source: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, RuntimeError, LookupError, SafetensorError) as error:
-        message = f"checkpoint={source} cannot be opened: {textwrap.shorten(str(error), SHOWN)}"
+        message = f"checkpoint={source} cannot be opened: {textwrap.shorten(str(error), 1000)}"
         if isinstance(error, OSError) and not Path(source.partition(":")[2]).exists():
             message += f". {OFFLINE}"
         raise CheckpointError(message) from error

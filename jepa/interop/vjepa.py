@@ -21,16 +21,9 @@ from torch import Tensor, nn
 
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import load_our_encoders
-from jepa.interop.ijepa import (
-    PREDICTOR_NAMES,
-    is_published,
-    load_masked_jepa,
-    masked_jepa_config,
-    our_weights,
-    predictor_sizes,
-)
+from jepa.interop.ijepa import PREDICTOR_NAMES, load_masked_jepa, masked_jepa_config, our_weights, predictor_sizes
 from jepa.interop.network_names import State, renamed
-from jepa.interop.sizes import check_overrides, count_blocks, is_sincos, num_heads, vit_sizes
+from jepa.interop.sizes import check_overrides, count_blocks, described, is_sincos, num_heads, vit_sizes
 from jepa.interop.weights_file import WeightsFile
 from jepa.utils.errors import CheckpointError, UserError
 
@@ -48,16 +41,13 @@ NAMES = {
 
 
 def load(source: Source) -> Loaded:
-    """Load the masked JEPA."""
     config, clip = model_config(source), clip_size(source.file)
     check_overrides(source, config)
-    size = None if clip is None else (clip[1], clip[1])
     weights, found = our_weights(source.file, "", by_our_names), describe(config["encoder"], clip)
-    return load_masked_jepa(source, config, weights, found, "; V-JEPA 2 has 12", size)
+    return load_masked_jepa(source, config, weights, found, clip and (clip[1], clip[1]))
 
 
 def load_encoder(source: Source) -> Loaded:
-    """Load the encoders of a file without a predictor."""
     config = encoder_config(source)
     check_overrides(source, {"encoder": config})
     return load_our_encoders(source, config, [describe(config, clip_size(source.file))], by_our_names)
@@ -65,26 +55,24 @@ def load_encoder(source: Source) -> Loaded:
 
 def weights_for(model: nn.Module, source: Source) -> State:
     """Return the weights by the names of a model. Raises CheckpointError unless it takes clips, with such positions."""
-    encoder, path = getattr(model, "encoder", None), source.path
+    encoder, found = getattr(model, "encoder", None), positions(source)
+    kind = type(encoder).__name__
     if not hasattr(getattr(encoder, "stem", None), "tubelet_size"):
         raise CheckpointError(
-            f"{path} is a V-JEPA, of clips, but the model's encoder is a {type(encoder).__name__}: use model=video"
+            f"{source.path} is a V-JEPA, of clips, but the model's encoder is a {kind}: use model=video"
         )
-    found = positions(source)
     if getattr(encoder, "rotary", None) is not None:
         own = {"positions": "rotary", "rotary_convention": encoder.rotary.convention}
     else:
         own = {"positions": "sincos", "sincos_layout": getattr(encoder.positions, "layout", None)}
     if own != found:
-        raise CheckpointError(
-            f"{path} has the positions {found}, the model {own}: set "
-            + " ".join(f"model.encoder.{key}={value}" for key, value in found.items() if own.get(key) != value)
-        )
+        options = [f"model.encoder.{key}={value}" for key, value in found.items() if own.get(key) != value]
+        raise CheckpointError(f"{source.path} has the positions {found}, the model {own}: set {' '.join(options)}")
     return our_weights(source.file, "", by_our_names)
 
 
 def model_config(source: Source) -> dict[str, Any]:
-    """Return the configuration of a published file's masked JEPA.
+    """Return the configuration of a file's masked JEPA.
 
     Raises CheckpointError for what is of no V-JEPA, UserError for heads or supervised blocks missing.
     """
@@ -99,24 +87,14 @@ def model_config(source: Source) -> dict[str, Any]:
     def blocks(number: int, scale: float) -> dict[str, Any]:
         return {"_target_": "jepa.masks.tubes.BlockGroup", "num_blocks": number, "spatial_scale": [scale, scale]}
 
-    mask = {
-        "_target_": "jepa.masks.tubes.TubeMask",
-        "groups": {"short": blocks(8, 0.15), "long": blocks(2, 0.7)},
-        "images": blocks(10, 0.15),
-    }
+    groups = {"short": blocks(8, 0.15), "long": blocks(2, 0.7)}
+    mask = {"_target_": "jepa.masks.tubes.TubeMask", "groups": groups, "images": blocks(10, 0.15)}
     levels, width = encoder["level_layers"], encoder["embed_dim"]
     out_dim = source.file.parts["predictor"]["predictor_proj.weight"].shape[0]
     predicts_levels = levels is not None and out_dim == len(levels) * width
     if out_dim != width and not predicts_levels:
         predictor["out_dim"] = out_dim  # distilled from a teacher of another width, which the file does not hold
-    return masked_jepa_config(
-        encoder=encoder,
-        predictor=predictor,
-        mask=mask,
-        terms=terms,
-        momentum=0.998,
-        concat_layers=levels if predicts_levels else None,
-    )
+    return masked_jepa_config(encoder, predictor, mask, terms, 0.998, levels if predicts_levels else None)
 
 
 def encoder_config(source: Source) -> dict[str, Any]:
@@ -148,16 +126,16 @@ def positions(source: Source) -> dict[str, Any]:
             raise UserError(f"rotary_convention={given}: {source.path} has sine-cosine positions; leave it out")
         layout, _ = sincos_layout(weights["pos_embed"], "encoder.pos_embed", source.path)
         return {"positions": "sincos", "sincos_layout": layout}
-    newer = source.file.target_name == "ema_encoder" or any(name.startswith(MARKS_OF_2_1) for name in weights)
+    newer = "ema_encoder" in source.file.target_place or any(name.startswith(MARKS_OF_2_1) for name in weights)
     return {"positions": "rotary", "rotary_convention": given or ("interleaved" if newer else "tiled")}
 
 
 def sincos_layout(table: Tensor, name: str, path: Path) -> tuple[str, tuple[int, int, int]]:
     """Return layout and grid (time, rows, columns) of stored positions (1, N, D), of square frames."""
     tokens = table.shape[1]
-    for side in range(1, int(tokens**0.5) + 1):
-        grid = (tokens // (side * side), side, side)
-        for layout in LAYOUTS if tokens % (side * side) == 0 else ():
+    sides = [side for side in range(1, int(tokens**0.5) + 1) if tokens % (side * side) == 0]
+    for grid in [(tokens // (side * side), side, side) for side in sides]:
+        for layout in LAYOUTS:
             if is_sincos(table[0], grid, layout):
                 return layout, grid
     raise CheckpointError(f"{path}: {name} does not hold sine-cosine positions of clips in a known layout {LAYOUTS}")
@@ -180,8 +158,7 @@ def level_layers(source: Source, depth: int) -> list[int] | None:
 
 def predictor_config(source: Source, encoder: Mapping[str, Any]) -> dict[str, Any]:
     """Return the configuration of a file's predictor. Raises CheckpointError for what is of no V-JEPA."""
-    sizes = predictor_sizes(source, "mask_tokens.0", "a V-JEPA")
-    weights = source.file.parts["predictor"]
+    sizes, weights = predictor_sizes(source, "mask_tokens.0", "a V-JEPA"), source.file.parts["predictor"]
     shared = ("positions", "sincos_layout", "rotary_convention", "rotary_reference_side")
     config = {
         **sizes,
@@ -206,35 +183,29 @@ def clip_size(file: WeightsFile) -> tuple[int, int] | None:
 
 
 def check_clip(file: WeightsFile, *, image_size: int, num_frames: int | None, tubelet_size: int | None) -> None:
-    """Raise CheckpointError where a file's tubelets or its stored positions are of other clips than these."""
-    path, frames, clip = file.path, file.encoder["patch_embed.proj.weight"].shape[2], clip_size(file)
+    """Raise CheckpointError where a file is of other clips than these."""
+    frames, clip = file.encoder["patch_embed.proj.weight"].shape[2], clip_size(file)
+    tubelets, given = f"{file.path} has tubelets of {frames} frames", f"num_frames={num_frames}"
     if tubelet_size not in (None, frames):
-        raise CheckpointError(f"{path} has tubelets of {frames} frames, got tubelet_size={tubelet_size}")
+        raise CheckpointError(f"{tubelets}, got tubelet_size={tubelet_size}")
     if num_frames is not None and num_frames % frames:
-        raise CheckpointError(
-            f"{path} has tubelets of {frames} frames: num_frames={num_frames} is not a multiple of {frames}"
-        )
+        raise CheckpointError(f"{tubelets}: {given} is not a multiple of {frames}")
     if clip is not None and (image_size != clip[1] or num_frames not in (None, clip[0])):
-        raise CheckpointError(
-            f"{path} is of clips of {clip[0]} frames of {clip[1]} pixels, got num_frames={num_frames} and "
-            f"image_size={image_size}"
-        )
+        theirs = f"clips of {clip[0]} frames of {clip[1]} pixels"
+        raise CheckpointError(f"{file.path} is of {theirs}, got {given} and image_size={image_size}")
 
 
 def describe(encoder: Mapping[str, Any], clip: tuple[int, int] | None) -> str:
-    """Return what was found in a file, in words. encoder: its configuration. clip: as `clip_size`."""
+    """Return what was found in a file, in words. clip: see `clip_size`."""
     stem, convention = encoder["stem"], encoder.get("rotary_convention")
     if clip is not None:
-        name = "V-JEPA"
-        text = f"sine-cosine positions ({encoder['sincos_layout']}) of {clip[0]} frames of {clip[1]} pixels"
+        name, layout = "V-JEPA", encoder["sincos_layout"]
+        text = f"sine-cosine positions ({layout}) of {clip[0]} frames of {clip[1]} pixels"
     else:
-        name, text = "V-JEPA 2" if convention == "tiled" else "V-JEPA 2.1", f"rotary positions, {convention}"
-        if convention == "interleaved" and encoder["rotary_reference_side"] is None:
-            text += ", not stretched (model.encoder.rotary_reference_side=<side> where they were)"
-    return (
-        f"{name} of width {encoder['embed_dim']}, depth {encoder['depth']}, {encoder['num_heads']} heads (as given), "
-        f"tubelets of {stem['tubelet_size']} frames of {stem['patch_size']} pixels; {text}"
-    )
+        name, side = "V-JEPA 2" if convention == "tiled" else "V-JEPA 2.1", encoder["rotary_reference_side"]
+        text = f"rotary positions, {convention}, model.encoder.rotary_reference_side={side}"
+    tubelets = f"tubelets of {stem['tubelet_size']} frames of {stem['patch_size']} pixels"
+    return f"{name} {described(encoder)} (as given), {tubelets}; {text}"
 
 
 def by_our_names(weights: State) -> State:
@@ -253,7 +224,5 @@ def by_our_names(weights: State) -> State:
     return ours
 
 
-MODEL = Adapter(
-    "vjepa", lambda source: source.file.is_video and is_published(source.file), load, weights_for=weights_for
-)
+MODEL = Adapter("vjepa", lambda source: source.file.is_video and source.file.is_whole, load, weights_for=weights_for)
 ENCODER = Adapter("vjepa_encoder", lambda source: source.file.is_video, load_encoder, weights_for=weights_for)

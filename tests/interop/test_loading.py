@@ -270,7 +270,7 @@ def test_a_hugging_face_folder(hugging_face, tmp_path):
     assert not close(found.random_init().encoder(x), found.model.encoder(x))
     larger = load(source, image_size=(24, 24), channels=3)
     assert larger.model.encoder(torch.randn(1, 3, 24, 24)).shape == (1, 36, 32)
-    with pytest.raises(UserError, match=r"takes 3 channels, data.channels=1"):
+    with pytest.raises(UserError, match=r"data.channels=1, but .* takes 3: add data.channels=3"):
         load(source, image_size=(16, 16), channels=1)
     weights = model.state_dict()
     weights["layernorm.offset"] = weights.pop("layernorm.bias")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import importlib
 import os
 import shutil
 import sys
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import OmegaConf
 
 from jepa import load_encoder
@@ -232,14 +231,14 @@ def test_the_table_has_every_part_of_the_configs_and_of_earlier_runs(old_runs):
     data = [target for group in ("data", "evaluation") for target in targets_below(CONFIG_DIR / group)]
     assert len(models) > 60
     assert len(data) > 40
-    assert set(models) <= MODEL_TABLE.keys()
-    assert set(data) <= DATA_TABLE.keys()
+    assert set(models) <= MODEL_TABLE
+    assert set(data) <= DATA_TABLE
     earlier = (old_runs / "targets.txt").read_text().split()
     kept = ("jepa.models", "jepa.losses", "jepa.masks", "jepa.data", "jepa.evaluation")
     for target in (target for target in earlier if target.startswith(kept)):
-        check_stored(upgrade({"_target_": target}), "x", "y", names=MODEL_TABLE.keys() | DATA_TABLE.keys())
-    for module, name in [*MODEL_TABLE.values(), *DATA_TABLE.values()]:
-        assert callable(getattr(importlib.import_module(module), name)), (module, name)
+        check_stored(upgrade({"_target_": target}), "x", "y", names=MODEL_TABLE | DATA_TABLE)
+    for name in MODEL_TABLE | DATA_TABLE:
+        assert callable(get_object(name)), name
 
 
 def targets_below(folder: Path) -> list[str]:
