@@ -22,6 +22,7 @@ from jepa.config.check import check_config, source_of
 from jepa.config.compose import default_run_dir
 from jepa.config.mistakes import explain
 from jepa.config.notes import notes
+from jepa.config.overrides import literal
 from jepa.distributed.collectives import (
     TIMEOUT_SECONDS,
     broadcast_from_rank0,
@@ -59,7 +60,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     run_dir = broadcast_from_rank0(lambda: Path(config.run_dir or default_run_dir()))
     config = copy.deepcopy(config)
     with open_dict(config):
-        config.run_dir = str(run_dir)  # for what the data keeps there: the same folder on every rank
+        config.run_dir = literal(str(run_dir))  # for what the data keeps there: the same folder on every rank
     config, data = settled(config)
     model = build_model(config)
     postpone_dynamo()

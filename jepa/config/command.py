@@ -16,14 +16,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config.compose import COMPOSING, CONFIG_DIR, compose_with_choices, run_folder_of
 from jepa.config.help import help_text
 from jepa.config.keys import Compose, with_new_keys
 from jepa.config.mistakes import check_flags, explain
-from jepa.config.overrides import override_key, with_quoted_paths
+from jepa.config.overrides import literal, override_key, with_quoted_paths
 from jepa.config.resume import StoredRun, with_stored_options
 from jepa.config.settings_file import with_files_read
 from jepa.distributed.launch import read_launch, report_on_rank0
@@ -172,10 +172,11 @@ def complete(config: DictConfig) -> DictConfig:
     """
     global composed
     hydra = HydraConfig.get()
-    config = _of_run(config, hydra.runtime.choices, list(hydra.overrides.task))
+    given = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    config = _of_run(config, hydra.runtime.choices, given)
     composed = True
     with open_dict(config):
-        config.run_dir = hydra.runtime.output_dir
+        config.run_dir = literal(hydra.runtime.output_dir)
     return config
 
 
@@ -187,9 +188,9 @@ def _of_run(
     if run is not None:
         folder = run_folder_of(config.resume, "")
         config = run.continued(config, choices)
-        config.run_dir = folder
+        config.run_dir = literal(folder)
     with open_dict(config):
-        config.overrides = overrides
+        config.overrides = list(map(literal, overrides))
     return config
 
 

@@ -38,9 +38,14 @@ def quoted(text: str) -> str:
     """Return a text as Hydra reads it back unchanged: in quotes, unless it is a path of letters, digits and ._-"""
     if re.fullmatch(r"[\w.-]*/[\w./-]*", text, re.ASCII):  # with a slash, as "123" and "true" are no texts
         return text
-    text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)  # which OmegaConf would look up
+    text = literal(text)
     text = re.sub(r"(\\*)'", r"\1\1\\'", text)
     return "'" + re.sub(r"(\\+)\Z", r"\1\1", text) + "'"
+
+
+def literal(text: str) -> str:
+    """Return a text as a value of a configuration that stands for itself: OmegaConf would look ${...} up."""
+    return re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
 
 
 def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
@@ -52,8 +57,9 @@ def with_quoted_paths(arguments: Sequence[str]) -> list[str]:
     result = []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        path = value[1:-1] if re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value) else value
-        if key in PATHS and path not in ("", *WORDS) and os.path.exists(path):
+        bare = value[1:-1] if re.fullmatch(r"'[^'\\]*'|\"[^\"\\]*\"", value) else value
+        path = next((p for p in (value, bare) if p not in ("", *WORDS) and os.path.exists(p)), None)
+        if key in PATHS and path is not None:
             value = quoted(path)
         elif equals and not value.isascii() and not re.search(r"""['"{}$]""", value):
             if value.startswith("[") and value.endswith("]"):
