@@ -23,6 +23,9 @@ KEPT = 12
 LARGEST = 64 * 2**20
 """Bytes of a snapshot; ours are below one MiB."""
 
+LARGEST_HALF = 6e4
+"""What float16 holds, about."""
+
 
 @dataclass(frozen=True)
 class Samples:
@@ -64,7 +67,10 @@ def write_snapshot(run_folder: str | Path, snapshot: Snapshot) -> None:
     samples = {"split": snapshot.samples.split, "limit": snapshot.samples.limit, "rows": snapshot.samples.rows}
     if snapshot.samples.labels is not None:
         samples["labels"] = snapshot.samples.labels
-    half = {name: getattr(snapshot, name).astype(np.float16) for name in ("components", "pooled")}
+    half = {
+        name: getattr(snapshot, name).clip(-LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+        for name in ("components", "pooled")
+    }
     write_atomic(path_of(folder, snapshot.step), lambda path: np.savez_compressed(path, **half, **samples))
     kept = thinned([*before, snapshot.step], KEPT)
     for step in set(steps_in(folder)) - set(kept):
