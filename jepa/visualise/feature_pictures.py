@@ -169,11 +169,11 @@ class _Part:
         if not self.artist.draws(self.x):
             return
         tiles = self.artist.tiles(self.x[rows].to(trainer.device), as_colours(self._before))
-        where = (
-            "what the network gets, then the same with the colours of its tokens: their first three principal "
-            "components as red, green and blue. Equal colours are alike features"
+        head = (
+            f"Step {trainer.step:,}: {self.samples.split} samples as the network gets them, and their tokens, with the "
+            "first three principal components of their features as red, green and blue. Tokens of one colour have "
+            "similar features; grey is padding."
         )
-        head = f"Step {trainer.step:,}, {self.samples.split} samples: {where}."
         log.picture(f"{place}/components", sheet(tiles, [self.labels[row] for row in rows], head))
         log.embeddings(
             place,
