@@ -52,13 +52,13 @@ def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:
         if kind == "evaluation":
             trainer.folder.write_results(results(trainer))
         trainer.meter.restart()
-    draw_features(trainer)
     if trainer.ended:
         if "cost/seconds" not in metrics:  # they come with the last step, unless only a callback has made it the last
             metrics |= trainer.log(run_costs(trainer))
         trainer.folder.write_results(results(trainer))
     trainer.state.pending = False
     trainer.checkpoints.save_if_due(metrics)
+    draw_features(trainer)
 
 
 def measure_at_start(trainer: Trainer) -> None:

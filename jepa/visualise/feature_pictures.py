@@ -69,7 +69,7 @@ class FeaturePictures:
     def draw(self, trainer: Any) -> None:
         """Draw what is due at the trainer's step; every rank calls this alike, and rank 0 draws."""
         step, ends = trainer.step, trainer.ended
-        if self._parts == [] or not (ends or self.due(step, trainer.run_length)):
+        if not (ends or self.due(step, trainer.run_length)):
             return
         if not (step == 0 or ends or broadcast_from_rank0(lambda: self._affordable(trainer))):
             return
