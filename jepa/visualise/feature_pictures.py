@@ -108,11 +108,15 @@ class FeaturePictures:
             trainer.say(f"no pictures of features: {names} lack encode_target or evaluation_batches")
         trained = trainer.run_length.max_steps * trainer.data.batch_size
         most = max(self.samples, min(MOST_SAMPLES, trained // 500))  # reading and encoding them is then below SHARE
-        return [_Part(name, *source, samples=self.samples, most=most) for name, source in found.items()]
+        return [_Part(n, source, trainer.device, samples=self.samples, most=most) for n, source in found.items()]
 
 
-def sources(trainer: Any) -> dict[str, tuple[Callable[[Tensor], Tensor], Any, Any]]:
-    """Return modality -> (features (B, N, D) of the target network, encoder, data); by "" if there is one.
+Source = tuple[Callable[[Tensor], Tensor], Any, Any]
+"""Of a modality: inputs to features (B, N, D) of the target network, the encoder, the data."""
+
+
+def sources(trainer: Any) -> dict[str, Source]:
+    """Return modality -> where its features come from; by "" if there is one.
 
     Nothing for a model without such a network.
     """
@@ -135,10 +139,8 @@ def sources(trainer: Any) -> dict[str, tuple[Callable[[Tensor], Tensor], Any, An
 class _Part:
     """The samples of one modality, and their pictures. most: samples, of which the tokens of `samples` are drawn."""
 
-    def __init__(
-        self, name: str, encode: Callable[[Tensor], Tensor], encoder: Any, data: Any, *, samples: int, most: int
-    ) -> None:
-        self.name, self.encode, self.encoder = name, encode, encoder
+    def __init__(self, name: str, source: Source, device: torch.device, *, samples: int, most: int) -> None:
+        self.name, (self.encode, self.encoder, data) = name, source
         spec = data.spec
         split = "test" if spec.num_test else "train"
         limit = max(1, min(most, MOST_BYTES // (4 * max(1, math.prod(spec.input_shape)))))
@@ -147,7 +149,8 @@ class _Part:
         labels = torch.cat([batch["label"] for batch in batches]).numpy() if "label" in batches[0] else None
         rows = np.linspace(0, len(self.x) - 1, min(samples, len(self.x))).round().astype(np.int64)
         self.samples = Samples(split, limit, rows, labels)
-        self.artist = SampleArtist(encoder, data)
+        self.artist = SampleArtist(self.encoder, data, device)
+        self.thumbnails = self.artist.thumbnails(self.x) if self.artist.draws(self.x) else None
         if labels is None:
             self.labels = [f"sample {row}" for row in range(len(self.x))]
         else:
@@ -168,7 +171,7 @@ class _Part:
             write_snapshot(trainer.folder.path, snapshot)
         if not self.artist.draws(self.x):
             return
-        tiles = self.artist.tiles(self.x[rows].to(trainer.device), as_colours(self._before))
+        tiles = self.artist.tiles(self.x[rows], as_colours(self._before))
         head = (
             f"Step {trainer.step:,}: {self.samples.split} samples as the network gets them, and their tokens, with the "
             "first three principal components of their features as red, green and blue. Tokens of one colour have "
@@ -179,7 +182,7 @@ class _Part:
             place,
             vectors=projected,
             labels=self.labels,
-            thumbnails=self.artist.thumbnails(self.x),
+            thumbnails=self.thumbnails,
             neighbours=dict(zip(rows.tolist(), nearest(pooled, rows).tolist())),
             last=last,
         )
@@ -190,7 +193,9 @@ class _Part:
         kept, pooled = [], []
         for start in range(0, len(self.x), size):
             x = self.x[start : start + size].to(trainer.device)
-            features, valid = self.encode(x).float(), token_valid(self.encoder, x)
+            with trainer.precision.autocast():
+                features = self.encode(x)
+            features, valid = features.float(), token_valid(self.encoder, x)
             pooled.append(masked_mean(features, valid))
             chosen = self.samples.rows
             inside = chosen[(chosen >= start) & (chosen < start + len(x))] - start
@@ -213,10 +218,10 @@ def nearest(pooled: Tensor, rows: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def evaluating(trainer: Any) -> Iterator[None]:
-    """Return a context in evaluation mode and the run's precision, without gradients, that keeps the random state."""
+    """Return a context in evaluation mode, without gradients, that keeps the random state."""
     was, device = trainer.model.training, trainer.device
     trainer.model.eval()
     gpus = [device] if device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(gpus), trainer.precision.autocast():
+    with torch.no_grad(), torch.random.fork_rng(gpus):
         yield
     trainer.model.train(was)

@@ -31,10 +31,12 @@ LINES = ("#0b6e99", "#d9480f", "#2b8a3e", "#862e9c", "#a61e4d", "#5f3dc4", "#e67
 class SampleArtist:
     """Draws inputs x (b, ...) of one kind as the network gets them.
 
-    encoder: that of sound has `stem.log_mel_image`, the spectrogram. data: has `mean` and `std` of pixels, or `words`.
+    encoder: on the device; that of sound has `stem.log_mel_image`, its spectrogram. data: with `mean` and `std` of
+        pixels, or `words` of ids.
     """
 
-    def __init__(self, encoder: Any, data: Any) -> None:
+    def __init__(self, encoder: Any, data: Any, device: torch.device | str = "cpu") -> None:
+        self.device = device
         self.log_mel = getattr(getattr(encoder, "stem", None), "log_mel_image", None)
         self.words: Callable[[Tensor], Sequence[str]] | None = getattr(data, "words", None)
         owner = getattr(data, "evaluated", data)
@@ -71,7 +73,7 @@ class SampleArtist:
             x = x[:, :, frame_numbers(x.shape[2])].transpose(2, 3).flatten(3)  # (b, C, H, frames * W)
         elif self.is_sound(x):
             with torch.no_grad():
-                x, statistics, size = self.log_mel(x).flip(2), None, (2 * SIDE, SIDE // 2)
+                x, statistics, size = self.log_mel(x.to(self.device)).flip(2), None, (2 * SIDE, SIDE // 2)
         elif x.dim() == 3:
             return [plot(series) for series in x.float().cpu()]
         return [fitted(image, size) for image in to_pixels(x, statistics)]

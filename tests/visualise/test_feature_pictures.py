@@ -150,7 +150,6 @@ def test_pictures_beyond_their_share_of_the_time_are_left_out():
         say=said.append,
         model=torch.nn.Linear(1, 1),
         device=torch.device("cpu"),
-        precision=SimpleNamespace(autocast=torch.no_grad),
         parallel=SimpleNamespace(name="single"),
     )
     for seconds, expected in ((1.0, [0, 60]), (1000.0, [0, 10, 20, 30, 40, 50, 60])):  # of a step
