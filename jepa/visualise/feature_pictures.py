@@ -150,7 +150,8 @@ class _Part:
         rows = np.linspace(0, len(self.x) - 1, min(samples, len(self.x))).round().astype(np.int64)
         self.samples = Samples(split, limit, rows, labels)
         self.artist = SampleArtist(self.encoder, data, device)
-        self.thumbnails = self.artist.thumbnails(self.x) if self.artist.draws(self.x) else None
+        self.kind = self.artist.kind(self.x)
+        self.thumbnails = None if self.kind is None else self.artist.thumbnails(self.x)
         if labels is None:
             self.labels = [f"sample {row}" for row in range(len(self.x))]
         else:
@@ -169,13 +170,13 @@ class _Part:
         snapshot = Snapshot(trainer.step, values.numpy(), projected, self.samples, self.name)
         with warn_if_not_written(f"the snapshot of features at step {trainer.step}"):
             write_snapshot(trainer.folder.path, snapshot)
-        if not self.artist.draws(self.x):
+        if self.kind is None:
             return
         tiles = self.artist.tiles(self.x[rows], as_colours(self._before))
         head = (
-            f"Step {trainer.step:,}: {self.samples.split} samples as the network gets them, and their tokens, with the "
-            "first three principal components of their features as red, green and blue. Tokens of one colour have "
-            "similar features; grey is padding."
+            f"Step {trainer.step:,}: {self.samples.split} samples, {self.kind}, as the network gets them, and beside "
+            "them their tokens, whose features' first three principal components are red, green and blue. Tokens of "
+            "one colour have similar features; grey is padding."
         )
         log.picture(f"{place}/components", sheet(tiles, [self.labels[row] for row in rows], head))
         log.embeddings(

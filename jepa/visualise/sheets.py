@@ -24,6 +24,13 @@ FRAMES = 4
 GAP, LINE, LETTER = 6, 13, 6
 """Pixels between samples, of a line of text and of a letter."""
 
+KINDS = {
+    3: "series (time to the right, a line for each channel, each sample over its own range)",
+    4: "images",
+    5: "clips (frames in order of time)",
+}
+"""Axes of inputs -> what they are drawn as, to stand in a sentence."""
+
 LINES = ("#0b6e99", "#d9480f", "#2b8a3e", "#862e9c", "#a61e4d", "#5f3dc4", "#e67700", "#1f2933")
 """Colours of the channels of a series; further ones are not drawn."""
 
@@ -43,9 +50,13 @@ class SampleArtist:
         mean, std = getattr(owner, "mean", None), getattr(owner, "std", None)
         self.statistics = None if mean is None or std is None else (mean, std)
 
-    def draws(self, x: Tensor) -> bool:
-        """Return whether there is a picture of such inputs."""
-        return self.is_text(x) or (x.is_floating_point() and x.dim() in (3, 4, 5))
+    def kind(self, x: Tensor) -> str | None:
+        """Return what such inputs are drawn as; None where there is no picture of them."""
+        if self.is_text(x) or not x.is_floating_point():
+            return "texts" if self.is_text(x) else None
+        if self.is_sound(x):
+            return "log-mel spectrograms (time to the right, high frequencies on top)"
+        return KINDS.get(x.dim())
 
     def is_text(self, x: Tensor) -> bool:
         return not x.is_floating_point() and x.dim() == 2 and self.words is not None

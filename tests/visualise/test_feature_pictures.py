@@ -197,10 +197,10 @@ def test_the_runs_of_a_sweep_have_pictures_where_asked(train, quick, tmp_path):
         assert (sweep / "0" / "pictures").exists() == expected
 
 
-def draw(x, colours, **data):
+def draw(kind, x, colours, **data):
     encoder = SimpleNamespace(stem=SimpleNamespace(**({"log_mel_image": data.pop("mel")} if "mel" in data else {})))
     artist = SampleArtist(encoder, SimpleNamespace(**data))
-    assert artist.draws(x)
+    assert artist.kind(x).startswith(kind)
     tiles = artist.tiles(x, colours)
     return [np.asarray(tile) for tile in tiles], artist.thumbnails(x), sheet(tiles, ["a"] * len(tiles), "A sentence.")
 
@@ -212,14 +212,14 @@ def test_sheets_show_tokens_where_they_stand():
     """A token grid of two cells, red and blue, beside inputs of each kind."""
     image = torch.zeros(1, 3, 8, 8)
     image[:, :, :, :4] = 1.0
-    tile = draw(image, RED_AND_BLUE.reshape(1, 1, 2, 3).repeat(2, axis=1), mean=[0.0], std=[1.0])[0][0]
+    tile = draw("images", image, RED_AND_BLUE.reshape(1, 1, 2, 3).repeat(2, axis=1), mean=[0.0], std=[1.0])[0][0]
     assert tile.shape == (112, 226, 3)
     assert tile[0, 0].tolist() == [255] * 3
     assert tile[0, 100].tolist() == [0] * 3
     assert (tile[9, 115].tolist(), tile[9, -1].tolist()) == ([255, 0, 0], [0, 0, 255])
 
     clip = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 1, 4, 8, 8)
-    tile = draw(clip, RED_AND_BLUE.reshape(1, 2, 1, 1, 3))[0][0]  # a token for two frames
+    tile = draw("clips", clip, RED_AND_BLUE.reshape(1, 2, 1, 1, 3))[0][0]  # a token for two frames
     below = tile[-1, [10, 100, 130, -10]].tolist()
     assert below == [[255, 0, 0], [255, 0, 0], [0, 0, 255], [0, 0, 255]]
     assert tile[0, 0].tolist() == [0] * 3
@@ -228,7 +228,7 @@ def test_sheets_show_tokens_where_they_stand():
     wave = torch.zeros(1, 1, 100)
     mel = torch.zeros(1, 1, 2, 10)
     mel[:, :, 1] = 1.0  # high frequencies, which stand on top
-    tile, thumbnails, _ = draw(wave, RED_AND_BLUE.reshape(1, 2, 1, 3), mel=lambda x: mel)
+    tile, thumbnails, _ = draw("log-mel", wave, RED_AND_BLUE.reshape(1, 2, 1, 3), mel=lambda x: mel)
     assert tile[0][0, 0].tolist() == [255] * 3
     assert tile[0][59, 0].tolist() == [0, 0, 255]
     assert tile[0][-1, 0].tolist() == [255, 0, 0]
@@ -236,11 +236,14 @@ def test_sheets_show_tokens_where_they_stand():
 
     series = torch.linspace(0, 1, 50).repeat(1, 2, 1)
     series[0, 1, 20:30] = float("nan")
-    tile = draw(series, RED_AND_BLUE.reshape(1, 2, 3))[0][0]
+    tile = draw("series", series, RED_AND_BLUE.reshape(1, 2, 3))[0][0]
     assert (tile[-1, 0].tolist(), tile[-1, -1].tolist()) == ([255, 0, 0], [0, 0, 255])
     assert len(np.unique(tile[:56].reshape(-1, 3), axis=0)) >= 2
 
+    assert SampleArtist(None, None).kind(torch.zeros(1, 3, dtype=torch.int64)) is None  # ids without words
+    assert SampleArtist(None, None).kind(torch.zeros(1, 3)) is None
     tiles, thumbnails, page = draw(
+        "texts",
         torch.tensor([[5, 6, 0]]),
         np.concatenate([RED_AND_BLUE, RED_AND_BLUE[:1]]).reshape(1, 3, 3),
         words=lambda ids: ["token", "other", ""],
