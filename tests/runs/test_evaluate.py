@@ -11,7 +11,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.config.stored import CommandLine, addable, with_stored
+from jepa.config.stored import CommandLine, addable, in_force, with_stored
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow
@@ -97,9 +97,12 @@ def test_what_is_given_wins_over_what_is_stored():
         ["data.root=photos", "evaluation.pooling=max", "~evaluation.probes.knn", "model.encoder.num_heads=4"]
     )
     assert overrides[0] == "++data.root=photos"
-    joined = with_stored(load_config(overrides), stored, CommandLine(overrides))
+
+    def joined_with(given):
+        return with_stored(load_config(given), in_force(stored, CommandLine(given)), CommandLine(given))
+
+    joined = joined_with(overrides)
     assert (joined.data.root, joined.data.image_size, joined.evaluation.pooling) == ("photos", 8, "max")
     assert "knn" not in joined.evaluation.probes
     assert (joined.trainer.seed, joined.model.encoder.depth) == (3, 2)
-    chosen = ["data=fashion_mnist"]
-    assert with_stored(load_config(chosen), stored, CommandLine(chosen)).data.image_size == 28
+    assert joined_with(["data=fashion_mnist"]).data.image_size == 28
