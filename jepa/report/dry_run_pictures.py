@@ -15,6 +15,7 @@ from jepa.types import Batch, Grid, Mask
 from jepa.utils.files import write_text
 
 MAX_IMAGES, MAX_SERIES = 48, 24
+MASK_TITLE = "The encoder sees the bright tokens and the predictor predicts each outlined block; dimmed ones are hidden"
 
 
 class Pictures:
@@ -40,13 +41,19 @@ class Pictures:
         stem = getattr(self.trainer.model.encoder, "stem", None)
         if kind == "series" and hasattr(stem, "log_mel_image"):  # sound, whose tokens lie on a spectrogram
             with torch.no_grad():
-                x, kind, statistics = stem.log_mel_image(x[:9].to(self.trainer.device)), "images", None
+                x = stem.log_mel_image(x[:9].to(self.trainer.device))
+            images, front = to_colours(x, None)[0], stem.spectrogram
+            seconds = x.shape[-1] * front.hop_length / front.sample_rate
+            place = f"log-mel: time to the right ({seconds:.3g} s), frequency upwards to {front.sample_rate // 2:,} Hz"
+            title = f"{MASK_TITLE}\n{place}"
+            figures.mask_figure(images, masks, grid, title=title, path=self._path("masks.png"), upwards=True)
+            return
         if kind == "video":
             x, kind = figures.as_strips(x[:9], max_frames=x.shape[2]), "images"
             masks, grid = figures.strip_masks(masks, grid)
         if kind == "images" and len(grid) == 2:
             images, bands = to_colours(x[:9], statistics)
-            title = f"Context as it is, hidden tokens dimmed, each target block outlined{bands}"
+            title = f"{MASK_TITLE}{bands}"
             figures.mask_figure(images, masks, grid, title=title, path=self._path("masks.png"))
         elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):
             title = "Blue is seen, orange predicted, grey neither"
@@ -66,6 +73,14 @@ class Pictures:
             self._images(name, data, views, labels, "Training samples")
         elif kind == "video":
             self._images(name, data, figures.as_strips(views), labels, "Frames of training samples")
+        elif kind == "series" and hasattr(data, "spectrogram"):
+            figures.spectrogram_figure(
+                views[:MAX_SERIES],
+                data.spectrogram,
+                labels=self._labels(labels, MAX_SERIES),
+                title="Training samples as the model gets them: log-mel power, brighter is louder",
+                path=self._path(f"{name}.png"),
+            )
         elif kind == "series":
             title = f"Training samples as the model gets them ({shape_text(views.shape[-2:])})"
             labels = self._labels(labels, MAX_SERIES)
@@ -123,11 +138,12 @@ def input_kind(views: Any) -> str | None:
 
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
     """Return the (mean, std) of the data's normalisation, each (C or 1, 1, 1); None without one."""
-    for owner in (data, getattr(data, "transform", None)):
-        mean, std = getattr(owner, "mean", None), getattr(owner, "std", None)
-        if mean is not None and std is not None:
-            return torch.as_tensor(mean).view(-1, 1, 1), torch.as_tensor(std).view(-1, 1, 1)
-    return None
+    for owner in (getattr(data, "transform", None), data):
+        found = getattr(owner, "mean", None), getattr(owner, "std", None)
+        if not any(each is None or isinstance(each, str) for each in found):
+            mean, std = (torch.as_tensor(each).view(-1, 1, 1) for each in found)
+            return mean, std
+    return None  # series may have mean=auto, which they turn into numbers of their own
 
 
 def to_colours(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, str]:

@@ -132,8 +132,13 @@ def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = N
             axes.imshow(np.concatenate(strips, axis=1), interpolation=FILTER)
 
 
-def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
-    """Draw masks over images (B, C, H, W) in [0, 1]: beside each image its masks, see `draw_mask`."""
+def mask_figure(
+    images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", upwards: bool = False
+) -> None:
+    """Draw masks over images (B, C, H, W) in [0, 1]: beside each image its masks, see `draw_mask`.
+
+    upwards: the first row is the lowest, as of spectrograms.
+    """
     panels = ["input", *group_names(masks)]
     across = max(1, 6 // len(panels))  # samples side by side
     rows, headings = -(-len(images) // across), panels * across
@@ -143,6 +148,8 @@ def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path
             own[0].imshow(image, interpolation=FILTER)
             for mask, axes in zip(masks, own[1:]):
                 draw_mask(axes, image, mask, number, grid)
+            for axes in own if upwards else ():
+                axes.invert_yaxis()
 
 
 def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:
@@ -208,6 +215,37 @@ def series_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = N
             for view, series in enumerate(sample):
                 draw_lines(axes, series - view * step)
             axes.set_xlim(0, views.shape[-1])  # so that padding shows
+
+
+def spectrogram_figure(
+    waves: Tensor, front: Any, *, path: Path, labels: Sequence[str] | None = None, title: str = ""
+) -> None:
+    """Draw waveforms (B, V, 1, T) as the log-mel spectrograms of `front` (`LogMel`), views one above the other.
+
+    Padding is left white. Hz stand at the left, seconds below.
+    """
+    columns, seconds = 4, waves.shape[-1] / front.sample_rate
+    hertz = front.filters.argmax(dim=1).cpu() * (front.sample_rate / 2 / (front.filters.shape[1] - 1))  # of each bin
+    marks = torch.linspace(0, len(hertz) - 1, 4).long().tolist()
+    views = waves.flatten(0, 1).to(front.filters.device)
+    mel = front(views).masked_fill(~front.valid(views).unsqueeze(1), math.nan).cpu().unflatten(0, waves.shape[:2])
+    real = mel[~mel.isnan()]
+    limits = {"vmin": float(real.min()), "vmax": float(real.max())} if len(real) else {}
+    with sample_sheet(len(waves), columns, 0.5 + 0.8 * waves.shape[1], path, labels, title) as cells:
+        for number, (sample, axes) in enumerate(zip(mel, cells)):
+            place = (0, seconds, 0, len(sample) * len(hertz))
+            rows = sample.flip(0).flatten(0, 1)  # the first view on top
+            axes.imshow(rows.numpy(), origin="lower", aspect="auto", cmap="magma", extent=place, **limits)
+            left, low = number % columns == 0, number + columns >= len(mel)
+            axes.set_axis_on()
+            axes.tick_params(labelsize=7, length=2)
+            ticks = [view * len(hertz) + mark for view in range(len(sample)) for mark in marks]
+            names = [f"{float(hertz[mark]):,.0f}" for mark in marks] * len(sample)
+            axes.set_yticks(ticks if left else [], names if left else [])
+            axes.set_xticks(axes.get_xticks() if low else [])
+            axes.set(xlim=(0, seconds), xlabel="s" if low else None, ylabel="Hz" if left else None)
+            axes.xaxis.label.set_size(7)
+            axes.yaxis.label.set_size(7)
 
 
 def series_mask_figure(x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:

@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
+from scipy.io import wavfile as wave
 from torch import nn
 
 from jepa import build_trainer, load_config, preview
@@ -267,3 +268,47 @@ def test_several_masks_on_a_figure(tmp_path):
     ]
     figures.mask_figure(torch.rand(5, 3, 12, 16), masks, (3, 4), path=tmp_path / "m.png")
     assert Image.open(tmp_path / "m.png").size[0] > 1000
+
+
+SMALLEST = ["model.encoder.embed_dim=24", "model.encoder.depth=1", "model.encoder.num_heads=2", "data.num_workers=0"]
+SMALLEST += ["model.predictor.embed_dim=24", "model.predictor.depth=1", "model.predictor.num_heads=2"]
+SMALLEST += ["data.batch_size=4", "trainer.device=cpu", "trainer.precision=fp32", "trainer.max_steps=2"]
+
+
+def own_files(kind, folder):
+    """Write ten samples of a kind in two classes."""
+    random = np.random.default_rng(0)
+    if kind == "series_csv":
+        lines = ["time,load,heat", *(f"2020-01-{d:02}T{h:02}:00,{h},{d}" for d in range(1, 25) for h in range(24))]
+        folder.write_text("\n".join(lines))
+    elif kind == "text_csv":
+        folder.write_text("text,label\n" + "".join(f"some words {n} here,{'ab'[n % 2]}\n" for n in range(20)))
+    for number in range(0 if folder.is_file() else 10):
+        path = folder / "ab"[number % 2] / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (20, 24, 3), np.uint8)
+        if kind == "image_folder":
+            Image.fromarray(pixels).save(path.with_suffix(".png"))
+        elif kind == "audio_folder":
+            wave.write(path.with_suffix(".wav"), 16000, random.integers(-9000, 9000, 8000, np.int16))
+        else:
+            path.mkdir()
+            for frame in range(8):
+                Image.fromarray(pixels).save(path / f"{frame:02}.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "written"),
+    [
+        ("image_folder", ["data.image_size=16", "model.encoder.patch_size=4"], ["masks.png", "samples.png"]),
+        ("series_csv", ["model=series", "data.window_size=24"], ["masks.png", "samples.png"]),
+        ("audio_folder", ["model=audio", "data.seconds=0.8"], ["masks.png", "samples.png"]),
+        ("text_csv", ["model=text"], ["masks.txt", "samples.txt"]),
+        ("video_folder", ["model=video", "data.image_size=16", "data.num_frames=4"], ["masks.png", "samples.png"]),
+    ],
+)
+def test_own_data_of_each_kind(data, options, written, tmp_path):
+    own_files(data, tmp_path / "own")
+    root = [f"data={data}", f"data.root={tmp_path / 'own'}"]
+    report_of(tiny_trainer(SMALLEST, tmp_path / "run", *root, *options))
+    assert sorted(path.name for path in (tmp_path / "run" / "preview").iterdir()) == sorted([*written, "report.txt"])
