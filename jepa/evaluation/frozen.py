@@ -11,7 +11,7 @@ import contextlib
 import functools
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -36,6 +36,9 @@ Results = dict[str, dict[str, float]]
 """Network ("trained", "random_init", "raw_input") -> metric -> value."""
 
 LABEL_FREE = {"rankme": rankme, "feature_std": feature_std}
+
+FEW_SAMPLES = 50
+"""Fewer test samples decide accuracy by chance: one of them is more than 2 %."""
 
 MAX_COLUMNS = 6
 """Metrics that fit into 80 columns."""
@@ -167,7 +170,7 @@ class FrozenEvaluation:
             probe = knn if isinstance(knn, KNNProbe) else KNNProbe()
             with torch.autocast(device.type, enabled=False):
                 scores = {} if train is None else {"knn": probe(train, test, classes=data.spec.classes, seed=seed)}
-                return {**scores, "rankme": rankme(test.x)}
+                return {**scores, **self._label_free(test, ["rankme"])}
 
     def _row(
         self, name: str, make_source: Callable[[int], FeatureSource], seed: int, source_per_seed: bool = False
@@ -206,7 +209,14 @@ class FrozenEvaluation:
         if repeated:
             return scores
         with torch.autocast(source.device.type, enabled=False):
-            return scores | {metric: measure(test.x) for metric, measure in LABEL_FREE.items()}
+            return scores | self._label_free(test, LABEL_FREE)
+
+    def _label_free(self, features: Features, names: Iterable[str]) -> dict[str, float]:
+        """Return metrics of LABEL_FREE; none of a single sample, whose rank of 1 and deviation of 0 say nothing."""
+        if len(features) < 2:
+            self._warn_once(f"no {' and '.join(LABEL_FREE)}, as there is only 1 test sample")
+            return {}
+        return {name: LABEL_FREE[name](features.x) for name in names}
 
     def _score(
         self, name: str, probe: Any, source: FeatureSource, train: Features | None, test: Features, seed: int
@@ -260,7 +270,12 @@ class FrozenEvaluation:
         train = source.split("train")
         if train is None:
             raise UserError(f"evaluation: {type(source.data).__name__} gave no samples of the train split")
-        return (None, train.pooled) if test is None else (train.pooled, test.pooled)
+        if test is None:
+            return None, train.pooled
+        if (count := len(test.pooled)) < FEW_SAMPLES:
+            only = f"only {count} test sample{'s' * (count > 1)}"
+            self._warn_once(f"{only}, of which one is {1 / count:.1%} of accuracy: scores differ by chance")
+        return train.pooled, test.pooled
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:

@@ -165,6 +165,21 @@ def test_without_usable_labels_only_label_free_metrics_remain(options, reason, c
     assert ("train" in data.asked) == ("test" in options)
 
 
+@pytest.mark.parametrize(
+    ("test", "test_classes", "said", "metrics"),
+    [
+        (49, 2, "only 49 test samples, of which one is 2.0% of accuracy", ["linear", "knn", *LABEL_FREE]),
+        (50, 2, None, ["linear", "knn", *LABEL_FREE]),
+        (1, 1, "no rankme and feature_std, as there is only 1 test sample", []),
+    ],
+)
+def test_few_test_samples_are_said_once(test, test_classes, said, metrics, caplog):
+    results = run(data=FakeData(test=test, test_classes=test_classes))
+    assert all(list(row) == metrics for row in results.values())
+    assert "test sample" in caplog.text if said else "test sample" not in caplog.text
+    assert said is None or caplog.text.count(said) == 1
+
+
 @pytest.mark.parametrize("test", [0, 40])
 def test_data_without_train_samples_is_an_error(test):
     with pytest.raises(UserError, match="no samples of the train split"):
