@@ -16,9 +16,8 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from rich import box
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
@@ -26,22 +25,17 @@ from jepa.evaluation.features import EvaluationData, Features, evaluation_mode
 from jepa.evaluation.modalities import evaluate_pairs, online_pairs
 from jepa.evaluation.nearest_neighbours import KNNProbe
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
+from jepa.evaluation.results import Results, format_table
+from jepa.types import Grid
 from jepa.utils.errors import UserError, check_at_least
-from jepa.utils.metric_direction import direction_of
 from jepa.utils.tensors import feature_std, rankme
 
 log = logging.getLogger("jepa")
-
-Results = dict[str, dict[str, float]]
-"""Network ("trained", "random_init", "raw_input") -> metric -> value."""
 
 LABEL_FREE = {"rankme": rankme, "feature_std": feature_std}
 
 FEW_SAMPLES = 50
 """Fewer test samples decide accuracy by chance: one of them is more than 2 %."""
-
-MAX_COLUMNS = 6
-"""Metrics that fit into 80 columns."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,6 +94,7 @@ class FrozenEvaluation:
         self.std: Results = {}
         self._baselines: Results = {}
         self._baselines_of: tuple[EvaluationData | None, int] = (None, 0)
+        self._grid: Grid | None = None  # of the network's tokens, for patches of raw input
         self._warned: set[str] = set()
         self.of_modality: dict[str, FrozenEvaluation] = {}
 
@@ -225,6 +220,8 @@ class FrozenEvaluation:
         kind, data, extraction = needs(probe), source.data, source.extraction
         if kind == "windows":
             return self._forecast(name, probe, source)
+        if kind in ("truth", "motion"):
+            return self._truth(name, kind, probe, source)
         if kind == "views":
             embeddings = source.embeddings(samples=probe.samples, views=probe.views, seed=seed)
             if embeddings is None:
@@ -256,6 +253,29 @@ class FrozenEvaluation:
             self._warn_once(f"no {name}, as this data is no long series that goes on after a window")
         return score
 
+    def _truth(self, name: str, kind: str, probe: Any, source: FeatureSource) -> Any:
+        """Return the score of a probe of what is known of places or motion; None for data that know nothing."""
+        if not (hasattr(source.data, "has_truth") and source.data.has_truth(kind)):
+            known = {
+                "truth": "masks, as data=segmentation_folder has",
+                "motion": "known motion, as data=moving_mnist has",
+            }
+            self._warn_once(f"no {name}, as the data has no {known[kind]}")
+            return None
+        source.grid = source.grid or self._grid
+        encode = source.encode_grid if kind == "truth" else source.encode_pooled
+        autocast = torch.is_autocast_enabled(source.device.type)
+
+        def encoded(x: Tensor) -> tuple[Tensor, Tensor | None]:
+            with torch.autocast(source.device.type, enabled=autocast):
+                return encode(x)
+
+        mode = contextlib.nullcontext() if source.model is None else evaluation_mode(source.model)
+        with mode, torch.autocast(source.device.type, enabled=False):
+            score = probe(encoded, source.data, batches=source.truth_batches)
+        self._grid = source.grid
+        return score
+
     def _features(self, source: FeatureSource) -> tuple[Features | None, Features]:
         """Return train features, None where probes cannot run on them, and the features of label-free metrics.
 
@@ -264,7 +284,8 @@ class FrozenEvaluation:
         test = source.split("test")
         obstacle = _obstacle_to_probes(test and test.pooled, source.data.spec.classes)
         if obstacle:
-            self._warn_once(f"label-free metrics only, as {obstacle}")
+            if any(needs(probe) in ("features", "tokens", "encoder") for probe in self.probes.values()):
+                self._warn_once(f"label-free metrics only, as {obstacle}")
             if test is not None:
                 return None, test.pooled
         train = source.split("train")
@@ -292,56 +313,3 @@ def _obstacle_to_probes(test: Features | None, classes: int | None) -> str | Non
     if len(test.labels.unique()) < 2:
         return "the test split holds a single class"
     return None
-
-
-def format_table(
-    results: Mapping[str, Mapping[str, float]], std: Mapping[str, Mapping[str, float]] | None = None
-) -> Table:
-    """Return the results of `FrozenEvaluation` as a table with a row per network and a column per metric.
-
-    Where that is too wide for 80 columns, with a row per metric and a column per network.
-
-    std: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
-
-    Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
-    """
-    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
-    std = std or {}
-
-    def cell(name: str, metric: str) -> str:
-        value, deviation = results[name].get(metric), std.get(name, {}).get(metric)
-        if value is None:
-            return "-"
-        decimals = 3 if abs(value) < 10 else 1  # fewer for large numbers such as ranks
-        return f"{value:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=compared(results), caption_justify="left")
-    table.add_column("frozen features of")
-    tall = len(metrics) > MAX_COLUMNS or any(std.get(name) for name in results)
-    rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(row, *(cell(column, row) if tall else cell(row, column) for column in columns))
-    return table
-
-
-def compared(results: Results) -> str | None:
-    """Return a sentence on whether training has helped, probe by probe; None where no probe tells the three rows apart.
-
-    So it is of forecasts that look at no features.
-    """
-    trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
-    shared = [name for name in trained if name not in LABEL_FREE and all(name in row for row in others)]
-    shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
-    if not shared:
-        return None
-    worse = []
-    for name in shared:
-        sign = 1 if direction_of(name) == "maximize" else -1
-        best = max(("random_init", "raw_input"), key=lambda row: sign * results[row][name])
-        if sign * trained[name] <= sign * results[best][name]:
-            worse.append(f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})")
-    if not worse:
-        return f"training has helped: better than random weights and raw input in {', '.join(shared)}"
-    return f"training has not helped in {', '.join(worse)}"

@@ -10,6 +10,7 @@ import torch
 from data_helpers import write_classes, write_videos
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from test_segmentation import write as write_masks
 
 import jepa.data
 from jepa.data import ImageData
@@ -43,6 +44,8 @@ def root_of(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[s
         return {"root": str(write_classes(tmp_path))}
     if name in ("video_folder", "fight_frames"):
         return write_videos(tmp_path)
+    if name == "segmentation_folder":
+        return {"root": str(write_masks(tmp_path))}
     if name == "moving_mnist":
         return {"root": str(request.getfixturevalue("shared_dir") / "mnist")}
     if name == "cifar10":

@@ -11,7 +11,7 @@ from torch import nn
 
 from jepa.evaluation import FrozenEvaluation, KNNProbe, LinearProbe, format_table
 from jepa.evaluation.features import pool_input
-from jepa.evaluation.frozen import compared
+from jepa.evaluation.results import compared
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
 
