@@ -9,6 +9,7 @@ from jepa.evaluation.frozen import FrozenEvaluation
 from jepa.evaluation.lidar_rank import LiDAR, lidar
 from jepa.evaluation.linear import FewShotProbe, LinearProbe
 from jepa.evaluation.nearest_neighbours import CrossModalRetrieval, KNNProbe, Retrieval
+from jepa.evaluation.online import OnlineKNN, OnlineLinear, OnlineProbes, OnlineRank
 from jepa.evaluation.results import format_table
 from jepa.utils.tensors import feature_std, rankme
 
@@ -25,6 +26,10 @@ __all__ = [
     "LiDAR",
     "LinearProbe",
     "MotionProbe",
+    "OnlineKNN",
+    "OnlineLinear",
+    "OnlineProbes",
+    "OnlineRank",
     "Retrieval",
     "feature_std",
     "format_table",

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import EvaluationData, Features, evaluation_mode
-from jepa.evaluation.modalities import evaluate_pairs, online_pairs
+from jepa.evaluation.modalities import evaluate_pairs, quick_pairs
 from jepa.evaluation.nearest_neighbours import KNNProbe
+from jepa.evaluation.online import OnlineProbes
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
 from jepa.evaluation.results import Results, format_table
 from jepa.types import Grid
@@ -54,9 +55,10 @@ class FrozenEvaluation:
     token_memory_gib: limit for the tokens of a split, in fp16; beyond it, probes of tokens get a random part of the
         samples, which is logged.
     every_epochs, every_steps: how often the trainer evaluates during training, at most one of them; None for never.
-        at_end: also after the last step. online_every_epochs, online_every_steps: how often it calls `online`, at most
+        at_end: also after the last step. online_every_epochs, online_every_steps: how often it calls `quick`, at most
         one of them. Read by the trainer only.
-    online_train_samples, online_test_samples: the most that `online` uses.
+    online_train_samples, online_test_samples: the most that `quick` uses.
+    online: probes that are trained along with the run, a callback of the trainer.
 
     Raises ValueError for invalid values.
     """
@@ -78,6 +80,7 @@ class FrozenEvaluation:
     online_every_steps: int | None = None
     online_train_samples: int = 2000
     online_test_samples: int = 1000
+    online: OnlineProbes | None = None
 
     def __post_init__(self) -> None:
         self.extraction = Extraction(**{each.name: getattr(self, each.name) for each in fields(Extraction)})
@@ -147,7 +150,7 @@ class FrozenEvaluation:
                 self._baselines_of = (data, seed)
         return results | {name: dict(metrics) for name, metrics in self._baselines.items()}
 
-    def online(
+    def quick(
         self, model: nn.Module, data: EvaluationData, *, device: torch.device | str, seed: int = 0
     ) -> dict[str, float]:
         """Return `knn` and `rankme` of the network on few samples, without baselines.
@@ -157,7 +160,7 @@ class FrozenEvaluation:
         """
         device = torch.device(device)
         if hasattr(data, "modalities"):
-            return online_pairs(self, model, data, device=device, seed=seed)
+            return quick_pairs(self, model, data, device=device, seed=seed)
         source = FeatureSource("online", model, data, self.online_extraction, device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             train, test = self._features(source)
