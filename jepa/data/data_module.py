@@ -208,6 +208,10 @@ class DataModule:
             return {"views": self.blank.expand(count, self.views, *self.blank.shape).clone()}
         return {"x": self.blank.expand(count, *self.blank.shape).clone()}
 
+    def reading(self, split: str) -> Reading:
+        """Return how evaluation reads a split."""
+        return Reading(split, seed=None, views=None, bad_limit=self.bad[split].limit)
+
     def make_batch(self, request: Request, reading: Reading) -> Batch:
         """Read and prepare the samples of a request, in a worker if there are any.
 

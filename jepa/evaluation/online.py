@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.distributed.collectives import all_gather_rows, all_reduce_sum, get_world_size
+from jepa.distributed.collectives import all_gather_rows
 from jepa.evaluation.features import Features
 from jepa.evaluation.nearest_neighbours import KNNProbe
 from jepa.utils.errors import UserError, check_at_least
@@ -169,10 +169,9 @@ class OnlineProbes:
 
     @torch.no_grad()
     def step_end(self, trainer: Any) -> None:
-        """Score and train the probes by the features of the step, of all micro-batches and ranks."""
+        """Score and train the probes by the features of the step."""
         self._parts[False].clear()  # evaluation has views encoded, too
         x, labels = self._seen(trainer, training=True)
-        x, labels = all_gather_rows(x), {name: all_gather_rows(each) for name, each in labels.items()}
         scores = {}
         for name, probe in self.probes.items():
             known, classes = self._known(name, probe, x, labels)
@@ -187,17 +186,15 @@ class OnlineProbes:
 
     @torch.no_grad()
     def measured(self, trainer: Any, metrics: Mapping[str, float]) -> None:
-        """Score what the validation has just encoded; of several ranks, the mean of what each has."""
+        """Score what the validation has just encoded."""
         if "val/loss" not in metrics:
             return
         x, labels = self._seen(trainer, training=False)
-        names = [name for name, probe in self.probes.items() if probe.state]
-        scores = [self.probes[name].score(*self._known(name, self.probes[name], x, labels)) for name in names]
-        means = all_reduce_sum(torch.tensor(scores, dtype=torch.float32, device=x.device)) / get_world_size()
-        trainer.log({f"online/{name}/val": value for name, value in zip(names, means.tolist())})
+        known = {name: self._known(name, probe, x, labels) for name, probe in self.probes.items() if probe.state}
+        trainer.log({f"online/{name}/val": self.probes[name].score(*both) for name, both in known.items()})
 
     def _seen(self, trainer: Any, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the features and labels kept of the step or the validation, and forget them."""
+        """Return the features and labels kept of the step or the validation, of all ranks, and forget them."""
         parts = self._parts[training]
         if not parts:
             raise UserError(
@@ -207,7 +204,7 @@ class OnlineProbes:
         x = torch.cat([features for features, _ in parts])
         labels = {name: torch.cat([each[name] for _, each in parts]) for name in parts[0][1]}
         parts.clear()
-        return x, labels
+        return all_gather_rows(x), {name: all_gather_rows(each) for name, each in labels.items()}
 
     def _known(
         self, name: str, probe: OnlineProbe, x: Tensor, labels: Mapping[str, Tensor]

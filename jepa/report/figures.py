@@ -23,14 +23,17 @@ from jepa.utils.files import write_atomic
 from jepa.utils.tensors import grid_positions
 
 INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
-LINE_COLOURS = (ACCENT, SECOND, "#2b8a3e", "#862e9c", "#a61e4d", "#5f3dc4", "#e67700", INK)  # of the first channels
+LINE_COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#b0478a", "#000000", "#a87400", "#2a9fd8", "#7f4f24")
+"""Of the first channels: Okabe and Ito's colours, darker where they are to be read on white and on TOKEN_COLOURS."""
 TOKEN_COLOURS = ("#e9ecef", "#d0ebff", "#ffd8a8")  # neither, seen, predicted
+COLOUR_WORDS = ("blue", "orange", "green", "purple", "black", "ochre", "light blue", "brown")
 BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
 """Outlines of target blocks, legible on dark and light images; they repeat after the last."""
 
 FILTER = "nearest"  # interpolation of enlarged images
 STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.edgecolor": SOFT, "text.color": INK, "legend.frameon": False, "savefig.dpi": 150}
+MAX_FRAMES = 16  # of a clip
 FINE = 20  # points per token at which outlines are computed
 
 
@@ -189,7 +192,7 @@ def tokens_in(index: Tensor, valid: Tensor | None, grid: Grid) -> Tensor:
     return inside.scatter_(-1, index.cpu(), True)[..., :-1].unflatten(-1, grid)
 
 
-def as_strips(video: Tensor, max_frames: int = 16) -> Tensor:
+def as_strips(video: Tensor, max_frames: int = MAX_FRAMES) -> Tensor:
     """Return clips (..., C, T, H, W) as at most `max_frames` frames side by side, (..., C, H, T * W)."""
     frames = video.shape[-3]
     chosen = torch.linspace(0, frames - 1, min(frames, max_frames)).round().long()
@@ -207,14 +210,40 @@ def strip_masks(masks: Sequence[Mask], grid: Grid) -> tuple[list[Mask], Grid]:
     return [replace(m, context=moved(m.context), targets=moved(m.targets)) for m in masks], (rows, frames * columns)
 
 
-def series_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
-    """Draw series (B, V, C, T): a panel for each sample, a line for each channel, views one above the other."""
-    with sample_sheet(len(views), 4, 0.9 + 0.35 * views.shape[1], path, labels, title) as cells:
-        for sample, axes in zip(views, cells):
+def series_figure(
+    views: Tensor,
+    *,
+    path: Path,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+    names: Sequence[str] = (),
+    unit: str = "",
+) -> None:
+    """Draw series (B, V, C, T): a panel for each sample, a line for each channel, views one above the other.
+
+    names: of the channels. unit: of the values, for the title.
+    """
+    title = "\n".join(filter(None, (title, channels_text(views.shape[2], names), f"right: steps; up: {unit}")))
+    columns = 4
+    with sample_sheet(len(views), columns, 0.9 + 0.35 * views.shape[1], path, labels, title) as cells:
+        for number, (sample, axes) in enumerate(zip(views, cells)):
             step = value_range(sample) * 1.1
             for view, series in enumerate(sample):
                 draw_lines(axes, series - view * step)
             axes.set_xlim(0, views.shape[-1])  # so that padding shows
+            axes.set_axis_on()
+            axes.tick_params(labelsize=7, length=2, labelbottom=number + columns >= len(views))
+            if len(sample) > 1:
+                axes.set_yticks([])
+
+
+def channels_text(channels: int, names: Sequence[str]) -> str:
+    """Return which lines are drawn."""
+    if channels == 1:
+        return ""
+    names = [*names, *(f"channel {number}" for number in range(len(names) + 1, channels + 1))]
+    shown = ", ".join(f"{colour}: {name}" for colour, name in zip(COLOUR_WORDS, names))
+    return shown + (f"; the first {len(COLOUR_WORDS)} of {channels} channels" if channels > len(COLOUR_WORDS) else "")
 
 
 def spectrogram_figure(
@@ -248,12 +277,18 @@ def spectrogram_figure(
             axes.yaxis.label.set_size(7)
 
 
-def series_mask_figure(x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
+def series_mask_figure(
+    x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", names: Sequence[str] = ()
+) -> None:
     """Draw masks over series (B, C, T): a row for each sample, a column for each mask group.
 
     Tokens are in order of time on the grid's last axis; on a grid (C, N) every channel has its own band.
     """
     bands = grid[0] if len(grid) > 1 else 1
+    if bands > 1:
+        title += f"\nfrom top to bottom: {', '.join(names) or f'channels 1 to {bands}'}"
+    elif lines := channels_text(x.shape[1], names):
+        title += f"\n{lines}"
     with mask_sheet(masks, grid, len(x), group_names(masks), 0.55 + 0.22 * min(bands, 8), path, title) as cells:
         for number, (series, row) in enumerate(zip(x, cells)):
             for mask, axes in zip(masks, row):

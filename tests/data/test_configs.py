@@ -45,7 +45,7 @@ def root_of(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[s
     if name in ("video_folder", "fight_frames"):
         return write_videos(tmp_path)
     if name == "segmentation_folder":
-        return {"root": str(write_masks(tmp_path))}
+        return {"root": str(write_masks(tmp_path / "own", count=20))}
     if name == "moving_mnist":
         return {"root": str(request.getfixturevalue("shared_dir") / "mnist")}
     if name == "cifar10":

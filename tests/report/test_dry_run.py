@@ -233,28 +233,33 @@ def test_pixels_undo_the_normalisation():
     pixels, said = to_colours(torch.tensor([-2.0, 0.0, 2.04]).view(1, 1, 1, 3), pixel_statistics(data))
     assert (pixels.flatten().tolist(), said) == ([0.0, 0.5, 1.0], "")
     assert pixel_statistics(SimpleNamespace()) is None
-    pixels, said = to_colours(torch.tensor([1.0, 3.0]).view(1, 1, 2), None)
-    assert (pixels.flatten().tolist(), said) == ([0.0, 1.0], "; scaled to its own range")
+    pixels, said = to_colours(torch.tensor([1.0, 3.0]).view(1, 1, 1, 2), None)
+    assert pixels.flatten().tolist() == [0.0, 1.0]
+    assert said == "\nblack to full: 1 to 3, the range of most of these samples"
 
 
 @pytest.mark.parametrize(
     ("channels", "shown", "said"),
     [
-        (1, 1, "; scaled to its own range"),
-        (2, 1, "; band 1 of 2, scaled to its own range"),
-        (3, 3, "; each scaled to its own range"),
-        (5, 3, "; bands 1-3 of 5, each scaled to its own range"),
+        (1, 1, "\nblack to full: "),
+        (2, 3, "\nband 1 red, band 2 cyan, black to full: "),
+        (3, 3, "\nred, green, blue: black to full: "),
+        (5, 3, "\nbands 1, 2, 3 of 5 as red, green, blue; black to full: "),
     ],
 )
 def test_bands_that_are_shown(channels, shown, said):
     statistics = torch.full((channels, 1, 1), 500.0), torch.full((channels, 1, 1), 100.0)
-    views = torch.randn(4, 2, channels, 6, 6) * torch.arange(1, channels + 1).view(-1, 1, 1)
+    views = torch.rand(8, 2, channels, 6, 6) * torch.arange(1, channels + 1).view(-1, 1, 1)
     pixels, title = to_colours(views, statistics)
-    assert (tuple(pixels.shape), title) == ((4, 2, shown, 6, 6), said)
-    bands = pixels.transpose(0, 2).flatten(1)
-    assert bands.amin(dim=1).tolist() == [0] * shown
-    assert bands.amax(dim=1).tolist() == pytest.approx([1] * shown)
-    if channels == shown:
+    assert pixels.shape == (8, 2, shown, 6, 6)
+    assert title.startswith(said)
+    assert (pixels.amin(), pixels.amax()) == (0, 1)
+    if channels == 2:
+        assert torch.equal(pixels[:, :, 1], pixels[:, :, 2])
+        assert not torch.equal(pixels[:, :, 0], pixels[:, :, 1])
+    views[0] += 1e4  # one sample of another range leaves the others as they were
+    torch.testing.assert_close(to_colours(views, statistics)[0][1:], pixels[1:], atol=0.1, rtol=0)
+    if channels in (1, 3):
         in_range = torch.rand(4, 2, channels, 6, 6)
         statistics = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         assert to_colours(in_range, statistics)[1] == ""
