@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -78,7 +79,7 @@ def sample_sheet(
     """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each."""
     rows = -(-count // columns)
     with new_figure(path, 10.4, max(1.5, rows * height + 0.5)) as figure:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
         figure.get_layout_engine().set(wspace=0.04)
         cells = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, label in itertools.zip_longest(cells, labels or [], fillvalue=""):
@@ -89,7 +90,14 @@ def sample_sheet(
 
 @contextlib.contextmanager
 def mask_sheet(
-    masks: Sequence[Mask], grid: Grid, rows: int, headings: Sequence[str], height: float, path: Path, title: str
+    masks: Sequence[Mask],
+    grid: Grid,
+    rows: int,
+    headings: Sequence[str],
+    height: float,
+    path: Path,
+    title: str,
+    upwards: bool = False,
 ) -> Iterator[Any]:
     """Yield axes (rows, headings), each of a height in inches, to draw masks on.
 
@@ -97,7 +105,7 @@ def mask_sheet(
     """
     below = 2.9 if len(grid) > 1 else 2.0
     with new_figure(path, 10.4, rows * height + below + 0.5) as figure:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
         upper, lower = figure.subfigures(2, 1, height_ratios=[rows * height + 0.2, below])
         cells = upper.subplots(rows, len(headings), squeeze=False)
         for axes, heading in zip(cells[0], headings):
@@ -109,6 +117,7 @@ def mask_sheet(
         for mask, name in zip(masks, group_names(masks)):
             for tokens, what, axes in zip(seen_and_predicted(mask, grid), ("seen as context", "predicted"), panels):
                 share = tokens.float().mean(dim=0).view(-1, grid[-1])
+                share = share.flip(0) if upwards else share
                 image = axes.imshow(share.numpy(), vmin=0, vmax=max(float(share.max()), 1e-6), cmap="viridis")
                 axes.set(xticks=[], yticks=[], aspect="equal" if len(grid) > 1 else "auto")
                 axes.set_title(f"share {what}" if len(masks) == 1 else f"{name}: share {what}", fontsize=9)
@@ -146,7 +155,7 @@ def mask_figure(
     across = max(1, 6 // len(panels))  # samples side by side
     rows, headings = -(-len(images) // across), panels * across
     height = 10.0 / len(headings) * images.shape[-2] / images.shape[-1] + 0.1
-    with mask_sheet(masks, grid, rows, headings, height, path, title) as cells:
+    with mask_sheet(masks, grid, rows, headings, height, path, title, upwards) as cells:
         for number, (image, own) in enumerate(zip(map(to_rgb, images), cells.reshape(-1, len(panels)))):
             own[0].imshow(image, interpolation=FILTER)
             for mask, axes in zip(masks, own[1:]):
@@ -269,7 +278,7 @@ def spectrogram_figure(
             axes.set_axis_on()
             axes.tick_params(labelsize=7, length=2)
             ticks = [view * len(hertz) + mark for view in range(len(sample)) for mark in marks]
-            names = [f"{float(hertz[mark]):,.0f}" for mark in marks] * len(sample)
+            names = [f"{float(f'{float(hertz[mark]):.2g}'):,.0f}" for mark in marks] * len(sample)
             axes.set_yticks(ticks if left else [], names if left else [])
             axes.set_xticks(axes.get_xticks() if low else [])
             axes.set(xlim=(0, seconds), xlabel="s" if low else None, ylabel="Hz" if left else None)
