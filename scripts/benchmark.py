@@ -8,6 +8,8 @@ saving: how long a checkpoint of 239 M numbers holds the loop up, written at onc
         time of one copy of them in memory; both formats.
 monitor: what a look of the collapse monitor adds to the run, as a share of the steps between two looks; the default
         run on digits, the same steps with and without a look in turns, one thread.
+online: what the probes of evaluation=online add to the steps of the default run on digits, with and without in turns,
+        one thread.
 sweep:  seconds of a sweep per run that are not its training steps: to compose, import, set up, save and tear down, and
         to show the leaderboard at the end; 6 tiny runs one after the other in one process, by hydra/launcher=local
         in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
@@ -278,6 +280,36 @@ def monitor(rounds: int = 30) -> dict[str, float]:
         }
 
 
+def online(turns: int = 12) -> dict[str, float]:
+    """Milliseconds of a step with probes and of one without, in turns of as many steps as lie between two scores."""
+    torch.set_num_threads(1)
+    overrides = ["experiment=digits", "logger=jsonl", "trainer.max_steps=1000000", "trainer.save_every_epochs=null"]
+    with trainer_of(*overrides, "evaluation=online") as trainer:
+        batches, probes = trainer._batches(), trainer.callbacks["online probes"]
+
+        def steps(are_probed: bool) -> float:
+            probes.begin(trainer)
+            if not are_probed:
+                probes.end(trainer)
+            trainer.callbacks = {"online probes": probes} if are_probed else {}
+            count = probes.every_steps
+
+            def run() -> None:
+                for batch in islice(batches, count):
+                    trainer.log_step(trainer.train_step(batch))
+                    trainer._call_callbacks("step_end")
+
+            return seconds_of(run) / count
+
+        seconds = in_turns({"plain": lambda: steps(False), "probed": lambda: steps(True)}, turns)
+        added = statistics.median(one - other for one, other in zip(seconds["probed"], seconds["plain"]))
+        return {
+            **{f"milliseconds_{name}": 1e3 * value for name, value in medians(seconds).items()},
+            "milliseconds_added": 1e3 * added,
+            "share_of_the_run": added / statistics.median(seconds["plain"]),
+        }
+
+
 SWEPT = (
     "data.batch_size=32",
     "model.encoder={embed_dim: 32, depth: 1}",
@@ -337,7 +369,7 @@ def startup(rounds: int = 5) -> dict[str, float]:
     return {f"{name}_seconds": value for name, value in seconds.items()} | ratios
 
 
-MEASUREMENTS = {each.__name__: each for each in (masks, loop, ddp, saving, monitor, sweep, startup)}
+MEASUREMENTS = {each.__name__: each for each in (masks, loop, ddp, saving, monitor, online, sweep, startup)}
 
 
 if __name__ == "__main__":

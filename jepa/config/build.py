@@ -68,6 +68,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
     loggers = build(config, "logger") if "logger" in config else None  # logger=[]
     evaluation = build(config, "evaluation")
+    online = getattr(evaluation, "online", None)
     monitor = build(config, "monitor") or None
     visualise = (build(config, "visualise") or None) if "visualise" in config else None
     make_trainer = build(config, "trainer", partial=True)
@@ -93,7 +94,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         optimizer=optimizer,
         scheduler=scheduler,
         loggers=loggers,
-        callbacks=build(config, "callbacks"),
+        callbacks={**(build(config, "callbacks") or {}), **({} if online is None else {"online probes": online})},
         evaluation=evaluation,
         monitor=monitor,
         visualise=visualise,

@@ -177,6 +177,10 @@ class AudioData(DataModule):
             input_shape=(1, length),
         )
 
+    def raw_picture(self, x: Tensor) -> Tensor:
+        """The log-mel picture (b, 1, mel_bins, frames) whose patches are the raw input of a token."""
+        return self.spectrogram.to(x.device)(x).unsqueeze(1)
+
     def raw_features(self, x: Tensor, size: int) -> Tensor:
         """Mean of each mel band over a clip, (b, mel_bins); `size` has no meaning here."""
         return self.spectrogram.to(x.device).band_means(x)

@@ -39,13 +39,15 @@ class Reading:
     """How batches of a split are made.
 
     seed: None for evaluation, where nothing is random. views: of each sample, which then come as `views`; None takes
-    what training has. bad_limit: more unreadable samples than that end the reading.
+    what training has. bad_limit: more unreadable samples than that end the reading. truth: add what is known of each
+    sample ("truth", "motion"; see `DataModule.truth_batches`), None for nothing.
     """
 
     split: str
     seed: int | None
     views: int | None
     bad_limit: float
+    truth: str | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -158,6 +160,30 @@ class DataModule:
         requests = fixed_order(len(self.splits[split]), batch_size=batch_size, limit=limit)
         return self._load(split, requests, seed=None)
 
+    def has_truth(self, what: str) -> bool:
+        """Return whether `truth_batches` knows of this."""
+        return hasattr(self.splits["train"], what)
+
+    @property
+    def truth_names(self) -> tuple[str, ...] | None:
+        """The names of the classes in the "truth" of a sample; None where it holds other numbers."""
+        return self.splits["train"].truth_names
+
+    def truth_batches(
+        self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None, what: str = "truth"
+    ) -> Iterator[Batch]:
+        """`evaluation_batches` with `truth`, a list of what the source knows of each sample besides its label.
+
+        what: "truth", a class for each place of the input, int64, -1 where there is none, or a number, float32, NaN
+        where there is none, in a resolution of its own; or "motion", pixels per frame (2,) to the right and down.
+        """
+        requests = fixed_order(len(self.splits[split]), batch_size=batch_size, limit=limit)
+        return self._load(split, requests, seed=None, truth=what)
+
+    def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
+        """What the source knows of a sample and its input `value`, where the sample shows it."""
+        return getattr(self.splits[reading.split], what)(index, value)
+
     def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
         """The test split in the form of training batches, the same every time.
 
@@ -182,6 +208,10 @@ class DataModule:
             return {"views": self.blank.expand(count, self.views, *self.blank.shape).clone()}
         return {"x": self.blank.expand(count, *self.blank.shape).clone()}
 
+    def reading(self, split: str) -> Reading:
+        """Return how evaluation reads a split."""
+        return Reading(split, seed=None, views=None, bad_limit=self.bad[split].limit)
+
     def make_batch(self, request: Request, reading: Reading) -> Batch:
         """Read and prepare the samples of a request, in a worker if there are any.
 
@@ -197,12 +227,15 @@ class DataModule:
                 made = self.make_inputs(value, counter, reading)  # which may decode, as of videos
                 if problem := wrong_values(made, nan_is_missing=self.nan_is_missing):
                     raise UnreadableSample(self.describe(index, reading), problem)
+                if reading.truth is not None:
+                    made["truth"] = self.make_truth(reading.truth, index, value, reading)
                 return made, label
 
             made, label = self.read_or_next(sample, index, bad, reading)
             inputs.append(made)
             labels.append(label)
-        batch: Batch = {name: torch.stack([made[name] for made in inputs]) for name in inputs[0]}
+        batch: Batch = {name: [made[name] for made in inputs] for name in inputs[0]}
+        batch = {name: each if name == "truth" else torch.stack(each) for name, each in batch.items()}
         return self.with_labels(batch | {"bad": bad}, labels)
 
     def read_or_next(self, read: Callable[[int], Any], index: int, bad: dict[str, str], reading: Reading) -> Any:
@@ -235,11 +268,18 @@ class DataModule:
         return batch | {"label": torch.as_tensor(labels, dtype=torch.int64)} if labelled else batch
 
     def _load(
-        self, split: str, requests: Iterable[Request], *, seed: int | None, views: int | None = None
+        self,
+        split: str,
+        requests: Iterable[Request],
+        *,
+        seed: int | None,
+        views: int | None = None,
+        truth: str | None = None,
     ) -> Iterator[Batch]:
         bad = self.bad[split]
+        reading = Reading(split, seed=seed, views=views, bad_limit=bad.limit, truth=truth)
         return load(
-            partial(self.make_batch, reading=Reading(split, seed=seed, views=views, bad_limit=bad.limit)),
+            partial(self.make_batch, reading=reading),
             requests,
             bad=bad,
             num_workers=self.num_workers,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -164,6 +164,10 @@ class ImageData(DataModule):
         """See `DataModule.make_inputs`."""
         images = value if isinstance(value, Image.Image) else value[None]
         return {name: made[0] for name, made in self._augmented(images, [counter], reading).items()}
+
+    def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
+        """The mask of a picture, cropped as the picture is, in its own resolution."""
+        return self.transform.cropped(super().make_truth(what, index, value, reading))
 
     def _augmented(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
         """Inputs of one PIL image, or of tensors (b, C, h, w), whose counters these are."""

@@ -58,6 +58,11 @@ class ImageTransform:
         height, width = size_of(pixels)
         return self._normalise(_to_float(self._crop(pixels, centre_box(height, width, self.size))))
 
+    def cropped(self, pixels: Tensor) -> Tensor:
+        """Pixels (..., h, w) of what `plain` shows, not resized."""
+        left, top, w, h = _pixel_box(centre_box(*pixels.shape[-2:], self.size), *pixels.shape[-2:])
+        return pixels[..., top : top + h, left : left + w]
+
     def augmented(self, images: Image.Image | Tensor, uniform: Tensor) -> Tensor:
         """One PIL image, or tensor (B, C, h, w), and numbers (B, V, NUMBERS): views (B, V, C, H, W)."""
         batch, count = uniform.shape[:2]
@@ -93,9 +98,7 @@ class ImageTransform:
 
     def _crop(self, image: Image.Image | Tensor, box: Tensor) -> Image.Image | Tensor:
         height, width = size_of(image)
-        left, top, w, h = (box * torch.tensor([width, height, width, height])).round().int().tolist()
-        w, h = max(w, 1), max(h, 1)
-        left, top = min(left, width - w), min(top, height - h)
+        left, top, w, h = _pixel_box(box, height, width)
         if (h, w) == self.size == (height, width):
             return image
         resized = F.resized_crop(image, top, left, h, w, list(self.size), self._mode, antialias=True)
@@ -164,6 +167,13 @@ class ImageTransform:
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std
+
+
+def _pixel_box(box: Tensor, height: int, width: int) -> tuple[int, int, int, int]:
+    """Left, top, width and height in pixels, at least one, of a box (4,) in shares of an image."""
+    left, top, w, h = (box * torch.tensor([width, height, width, height])).round().int().tolist()
+    w, h = max(w, 1), max(h, 1)
+    return min(left, width - w), min(top, height - h), w, h
 
 
 def _matrices(views: Views, height: int, width: int) -> Tensor:

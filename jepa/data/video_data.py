@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources.decoders import Video
@@ -96,6 +96,14 @@ class VideoData(DataModule):
         if random is None or self.augment is None:
             return self.transform.plain(pixels).transpose(0, 1)
         return self.transform.augmented_clip(pixels, self.augment.draw(1, random)).transpose(0, 1)
+
+    def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
+        """Of a clip as evaluation takes it: masks (T, H, W) cropped as its frames are, or the motion in its middle."""
+        if isinstance(value, tuple):
+            raise ValueError(f"data.clips={self.clips}: masks and motion are known of whole videos: set data.clips=1")
+        known = super().make_truth(what, index, value, reading)
+        numbers = self.choose_frames(len(known), None, part=0, random=None)
+        return known[numbers[len(numbers) // 2]] if what == "motion" else self.transform.cropped(known[numbers])
 
     def choose_frames(self, count: int, rate: float | None, *, part: int, random: torch.Generator | None) -> list[int]:
         """The frames of a clip of a video of `count` frames at `rate` a second. random None: from the middle."""

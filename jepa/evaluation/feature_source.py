@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,9 +20,10 @@ from jepa.evaluation.features import (
     TokenStore,
     check_finite,
     evaluation_mode,
+    patches,
     pool_input,
 )
-from jepa.types import StepRandomness
+from jepa.types import Grid, StepRandomness
 from jepa.utils.errors import UserError, check_at_least
 from jepa.utils.random import derive_seed, seeded
 from jepa.utils.tensors import masked_max, masked_mean, token_valid
@@ -76,6 +77,7 @@ class FeatureSource:
     """The features of one row of the results, of a network or of the raw input; each split is extracted once.
 
     name: of the row. model: None for the raw input. seed: that of the weights, None where they depend on none.
+    grid: of the tokens, found by `encode_grid`, which wants it for raw input.
     tokens: keep the tokens beside the pooled features; raw input has none.
     cache: where features are looked up before the network runs.
     """
@@ -86,6 +88,7 @@ class FeatureSource:
     extraction: Extraction
     device: torch.device = field(kw_only=True)
     seed: int | None = None
+    grid: Grid | None = None
     tokens: bool = False
     cache: FeatureCache | None = None
 
@@ -180,6 +183,25 @@ class FeatureSource:
         layers = self._layers(network)
         tokens = network(x) if layers is None else torch.cat(network(x, layers=layers), dim=-1)
         return tokens, token_valid(self.model.encoder, x)
+
+    def encode_grid(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what `encode` does, as tokens (b, *grid, D) and valid (b, *grid); of raw input, patches of pixels."""
+        if self.model is None:
+            return patches(getattr(self.data, "raw_picture", lambda x: x)(x), self.grid), None
+        tokens, valid = self.encode(x)
+        self.grid = tuple(self.model.encoder.grid(x))
+        return tokens.unflatten(1, self.grid), None if valid is None else valid.unflatten(1, self.grid)
+
+    def encode_pooled(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what `encode` does; of raw input, all of it as one token."""
+        return self.encode(x) if self.model is not None else (self._raw(x).float().unsqueeze(1), None)
+
+    def truth_batches(self, split: str, what: str) -> Iterator[dict[str, Any]]:
+        """Yield the batches of `DataModule.truth_batches`, `x` on the device."""
+        limit = self.extraction.limit(split)
+        batches = self.data.truth_batches(split, batch_size=self.extraction.batch_size, limit=limit, what=what)
+        for batch in batches:
+            yield batch | {"x": batch["x"].to(self.device, non_blocking=True)}
 
     def _layers(self, network: Callable[..., Any]) -> list[int] | None:
         """Return the blocks of `extraction.layers`; None for the last layer alone.

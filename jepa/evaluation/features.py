@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.types import DataSpec
+from jepa.types import DataSpec, Grid
 from jepa.utils.errors import UserError
 from jepa.utils.random import generator
 
@@ -130,6 +130,22 @@ def pool_input(x: Tensor, size: int) -> Tensor:
         shape = [min(length, max(shape) - 1) for length in shape]
     pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[x.ndim - 2]
     return pool(x, shape).flatten(1)
+
+
+def patches(x: Tensor, grid: Grid) -> Tensor:
+    """Return the pixels of each token's patch: (b, C, *S) -> (b, *grid, C * pixels of a patch), NaN as 0.
+
+    Axes that the grid does not divide are enlarged first.
+    """
+    size = [-(-length // tokens) * tokens for length, tokens in zip(x.shape[2:], grid, strict=True)]
+    x = x.nan_to_num(0.0)
+    if tuple(size) != tuple(x.shape[2:]):
+        x = F.interpolate(x, size=size, mode="nearest-exact")
+    for axis, tokens in enumerate(grid):
+        x = x.unflatten(2 + 2 * axis, (tokens, -1))  # (b, C, n, p, m, q, ...)
+    axes = len(grid)
+    order = [0, *range(2, 2 + 2 * axes, 2), 1, *range(3, 3 + 2 * axes, 2)]
+    return x.permute(order).flatten(1 + axes)
 
 
 def count_ids(x: Tensor, buckets: int = 1024) -> Tensor:

@@ -14,6 +14,10 @@ from jepa.utils.tensors import masked_mean
 
 log = logging.getLogger("jepa")
 
+FEW = 0.2
+"""Share of the training windows below which a warning says how few are without gaps."""
+WAYS_OUT = "use shorter evaluation.probes.forecast.horizons, fewer data.source.columns, or fill the gaps of the table"
+
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Inputs (b, C, T) -> tokens (b, N, D) and valid (b, N) bool, False at padding, or None."""
 
@@ -75,6 +79,7 @@ class Forecast:
         check_at_least(key, 1, max_train_windows=max_train_windows, max_validation_windows=max_validation_windows)
         self.horizons = tuple(horizons)
         self._left_out: set[int] = set()
+        self._told: set[int] = set()
         self.penalties = tuple(sorted(penalties, reverse=True))
         self.pooling = pooling
         self.limits = {"train": max_train_windows, "validation": max_validation_windows, "test": None}
@@ -116,6 +121,13 @@ class Forecast:
     ) -> dict[str, float]:
         """Return the errors at one horizon. Raise DataError for windows without a future."""
         heads = ridge.fit(windows["train"], self.penalties)
+        if ridge.share < FEW and horizon not in self._told:
+            self._told.add(horizon)
+            log.warning(
+                "evaluation: forecasts of %d steps are fitted to %.2g %% of the training windows, as the others have "
+                "missing values in their future: %s",
+                *(horizon, 100 * ridge.share, WAYS_OUT),
+            )
         choice = _errors(parts["validation"], windows["validation"], dict(enumerate(heads)))
         best = min(choice, key=lambda number: choice[number]["mse"])
         log.debug("forecast %d: penalty %g, validation errors %s", horizon, self.penalties[best], choice)
@@ -180,6 +192,8 @@ class _Ridge:
 
     A window with a complete future at one horizon has one at every shorter horizon, so windows are only ever added to
     the Gram matrix.
+
+    share: of the training windows, that the last fit has used.
     """
 
     def __init__(self, part: _SplitFeatures) -> None:
@@ -190,6 +204,7 @@ class _Ridge:
         width = part.x.shape[1] + 1  # the intercept last
         self.gram = torch.zeros(width, width, dtype=_solver_dtype(part.device), device=part.device)
         self.counted = torch.zeros(len(part.x), dtype=torch.bool, device=part.device)
+        self.share = 1.0
 
     def fit(self, windows: Windows, penalties: Sequence[float]) -> list[Tensor]:
         """Return heads (F + 1, C * H), float32, on features that are not standardised, one per penalty."""
@@ -206,7 +221,8 @@ class _Ridge:
             first += len(x)
         samples = int(self.counted.sum())
         if not samples:
-            raise DataError("every training window has missing values in its future")
+            raise DataError(f"every training window has missing values in its future: {WAYS_OUT}")
+        self.share = samples / first
         heads = []
         for penalty in penalties:
             ridge = torch.full((len(self.gram),), penalty * samples, dtype=self.gram.dtype, device=self.gram.device)

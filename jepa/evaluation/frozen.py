@@ -11,34 +11,32 @@ import contextlib
 import functools
 import logging
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import torch
-from rich import box
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from jepa.evaluation.feature_cache import FeatureCache
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import EvaluationData, Features, evaluation_mode
-from jepa.evaluation.modalities import evaluate_pairs, online_pairs
+from jepa.evaluation.modalities import evaluate_pairs, quick_pairs
 from jepa.evaluation.nearest_neighbours import KNNProbe
+from jepa.evaluation.online import OnlineProbes
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
+from jepa.evaluation.results import Results, format_table
+from jepa.types import Grid
 from jepa.utils.errors import UserError, check_at_least
-from jepa.utils.metric_direction import direction_of
 from jepa.utils.tensors import feature_std, rankme
 
 log = logging.getLogger("jepa")
 
-Results = dict[str, dict[str, float]]
-"""Network ("trained", "random_init", "raw_input") -> metric -> value."""
-
 LABEL_FREE = {"rankme": rankme, "feature_std": feature_std}
 
-MAX_COLUMNS = 6
-"""Metrics that fit into 80 columns."""
+FEW_SAMPLES = 50
+"""Fewer test samples decide accuracy by chance: one of them is more than 2 %."""
 
 
 @dataclass(kw_only=True, eq=False)
@@ -57,9 +55,10 @@ class FrozenEvaluation:
     token_memory_gib: limit for the tokens of a split, in fp16; beyond it, probes of tokens get a random part of the
         samples, which is logged.
     every_epochs, every_steps: how often the trainer evaluates during training, at most one of them; None for never.
-        at_end: also after the last step. online_every_epochs, online_every_steps: how often it calls `online`, at most
+        at_end: also after the last step. online_every_epochs, online_every_steps: how often it calls `quick`, at most
         one of them. Read by the trainer only.
-    online_train_samples, online_test_samples: the most that `online` uses.
+    online_train_samples, online_test_samples: the most that `quick` uses.
+    online: probes that are trained along with the run, a callback of the trainer.
 
     Raises ValueError for invalid values.
     """
@@ -81,6 +80,7 @@ class FrozenEvaluation:
     online_every_steps: int | None = None
     online_train_samples: int = 2000
     online_test_samples: int = 1000
+    online: OnlineProbes | None = None
 
     def __post_init__(self) -> None:
         self.extraction = Extraction(**{each.name: getattr(self, each.name) for each in fields(Extraction)})
@@ -97,6 +97,7 @@ class FrozenEvaluation:
         self.std: Results = {}
         self._baselines: Results = {}
         self._baselines_of: tuple[EvaluationData | None, int] = (None, 0)
+        self._grid: Grid | None = None  # of the network's tokens, for patches of raw input
         self._warned: set[str] = set()
         self.of_modality: dict[str, FrozenEvaluation] = {}
 
@@ -149,7 +150,7 @@ class FrozenEvaluation:
                 self._baselines_of = (data, seed)
         return results | {name: dict(metrics) for name, metrics in self._baselines.items()}
 
-    def online(
+    def quick(
         self, model: nn.Module, data: EvaluationData, *, device: torch.device | str, seed: int = 0
     ) -> dict[str, float]:
         """Return `knn` and `rankme` of the network on few samples, without baselines.
@@ -159,7 +160,7 @@ class FrozenEvaluation:
         """
         device = torch.device(device)
         if hasattr(data, "modalities"):
-            return online_pairs(self, model, data, device=device, seed=seed)
+            return quick_pairs(self, model, data, device=device, seed=seed)
         source = FeatureSource("online", model, data, self.online_extraction, device=device)
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             train, test = self._features(source)
@@ -167,7 +168,7 @@ class FrozenEvaluation:
             probe = knn if isinstance(knn, KNNProbe) else KNNProbe()
             with torch.autocast(device.type, enabled=False):
                 scores = {} if train is None else {"knn": probe(train, test, classes=data.spec.classes, seed=seed)}
-                return {**scores, "rankme": rankme(test.x)}
+                return {**scores, **self._label_free(test, ["rankme"])}
 
     def _row(
         self, name: str, make_source: Callable[[int], FeatureSource], seed: int, source_per_seed: bool = False
@@ -206,7 +207,14 @@ class FrozenEvaluation:
         if repeated:
             return scores
         with torch.autocast(source.device.type, enabled=False):
-            return scores | {metric: measure(test.x) for metric, measure in LABEL_FREE.items()}
+            return scores | self._label_free(test, LABEL_FREE)
+
+    def _label_free(self, features: Features, names: Iterable[str]) -> dict[str, float]:
+        """Return metrics of LABEL_FREE; none of a single sample, whose rank of 1 and deviation of 0 say nothing."""
+        if len(features) < 2:
+            self._warn_once(f"no {' and '.join(LABEL_FREE)}, as there is only 1 test sample")
+            return {}
+        return {name: LABEL_FREE[name](features.x) for name in names}
 
     def _score(
         self, name: str, probe: Any, source: FeatureSource, train: Features | None, test: Features, seed: int
@@ -215,6 +223,8 @@ class FrozenEvaluation:
         kind, data, extraction = needs(probe), source.data, source.extraction
         if kind == "windows":
             return self._forecast(name, probe, source)
+        if kind in ("truth", "motion"):
+            return self._truth(name, kind, probe, source)
         if kind == "views":
             embeddings = source.embeddings(samples=probe.samples, views=probe.views, seed=seed)
             if embeddings is None:
@@ -246,6 +256,29 @@ class FrozenEvaluation:
             self._warn_once(f"no {name}, as this data is no long series that goes on after a window")
         return score
 
+    def _truth(self, name: str, kind: str, probe: Any, source: FeatureSource) -> Any:
+        """Return the score of a probe of what is known of places or motion; None for data that know nothing."""
+        if not (hasattr(source.data, "has_truth") and source.data.has_truth(kind)):
+            known = {
+                "truth": "masks, as data=segmentation_folder has",
+                "motion": "known motion, as data=moving_mnist has",
+            }
+            self._warn_once(f"no {name}, as the data has no {known[kind]}")
+            return None
+        source.grid = source.grid or self._grid
+        encode = source.encode_grid if kind == "truth" else source.encode_pooled
+        autocast = torch.is_autocast_enabled(source.device.type)
+
+        def encoded(x: Tensor) -> tuple[Tensor, Tensor | None]:
+            with torch.autocast(source.device.type, enabled=autocast):
+                return encode(x)
+
+        mode = contextlib.nullcontext() if source.model is None else evaluation_mode(source.model)
+        with mode, torch.autocast(source.device.type, enabled=False):
+            score = probe(encoded, source.data, batches=source.truth_batches)
+        self._grid = source.grid
+        return score
+
     def _features(self, source: FeatureSource) -> tuple[Features | None, Features]:
         """Return train features, None where probes cannot run on them, and the features of label-free metrics.
 
@@ -254,13 +287,19 @@ class FrozenEvaluation:
         test = source.split("test")
         obstacle = _obstacle_to_probes(test and test.pooled, source.data.spec.classes)
         if obstacle:
-            self._warn_once(f"label-free metrics only, as {obstacle}")
+            if any(needs(probe) in ("features", "tokens", "encoder") for probe in self.probes.values()):
+                self._warn_once(f"label-free metrics only, as {obstacle}")
             if test is not None:
                 return None, test.pooled
         train = source.split("train")
         if train is None:
             raise UserError(f"evaluation: {type(source.data).__name__} gave no samples of the train split")
-        return (None, train.pooled) if test is None else (train.pooled, test.pooled)
+        if test is None:
+            return None, train.pooled
+        if (count := len(test.pooled)) < FEW_SAMPLES:
+            only = f"only {count} test sample{'s' * (count > 1)}"
+            self._warn_once(f"{only}, of which one is {1 / count:.1%} of accuracy: scores differ by chance")
+        return train.pooled, test.pooled
 
     def _warn_once(self, message: str) -> None:
         if message not in self._warned:
@@ -277,57 +316,3 @@ def _obstacle_to_probes(test: Features | None, classes: int | None) -> str | Non
     if len(test.labels.unique()) < 2:
         return "the test split holds a single class"
     return None
-
-
-def format_table(
-    results: Mapping[str, Mapping[str, float]], std: Mapping[str, Mapping[str, float]] | None = None
-) -> Table:
-    """Return the results of `FrozenEvaluation` as a table with a row per network and a column per metric.
-
-    Where that is too wide for 80 columns, with a row per metric and a column per network.
-
-    std: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
-
-    Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
-    """
-    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
-    std = std or {}
-
-    def cell(name: str, metric: str) -> str:
-        value, deviation = results[name].get(metric), std.get(name, {}).get(metric)
-        if value is None:
-            return "-"
-        decimals = 3 if abs(value) < 10 else 1  # fewer for large numbers such as ranks
-        return f"{value:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=compared(results), caption_justify="left")
-    table.add_column("frozen features of")
-    tall = len(metrics) > MAX_COLUMNS or any(std.get(name) for name in results)
-    rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
-    for column in columns:
-        table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(row, *(cell(column, row) if tall else cell(row, column) for column in columns))
-    return table
-
-
-def compared(results: Results) -> str | None:
-    """Return a sentence on whether training has helped, probe by probe; None where no probe tells the three rows apart.
-
-    So it is of forecasts that look at no features.
-    """
-    trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
-    ranks = {*LABEL_FREE, "lidar"}
-    shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
-    shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
-    if not shared:
-        return None
-    worse = []
-    for name in shared:
-        sign = 1 if direction_of(name) == "maximize" else -1
-        best = max(("random_init", "raw_input"), key=lambda row: sign * results[row][name])
-        if sign * trained[name] <= sign * results[best][name]:
-            worse.append(f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})")
-    if not worse:
-        return f"training has helped: better than random weights and raw input in {', '.join(shared)}"
-    return f"training has not helped in {', '.join(worse)}"

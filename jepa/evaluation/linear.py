@@ -26,9 +26,13 @@ class LinearClassifier:
     coefficients: Tensor
     penalty: float
 
+    def logits(self, x: Tensor) -> Tensor:
+        """Return a score for each class (..., C) of features x (..., D)."""
+        return _design(x, self.mean, self.std) @ self.coefficients
+
     def predict(self, x: Tensor) -> Tensor:
-        """Return class indices (N,) of features x (N, D)."""
-        return (_design(x, self.mean, self.std) @ self.coefficients).argmax(dim=1)
+        """Return class indices (...) of features x (..., D)."""
+        return self.logits(x).argmax(dim=-1)
 
 
 class LinearProbe:
@@ -148,5 +152,5 @@ class FewShotProbe:
 
 
 def _design(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return standardised features and a column of ones: (N, D) -> (N, D + 1)."""
-    return torch.cat([(x - mean) / std, x.new_ones(len(x), 1)], dim=1)
+    """Return standardised features and a column of ones: (..., D) -> (..., D + 1)."""
+    return torch.cat([(x - mean) / std, x.new_ones(*x.shape[:-1], 1)], dim=-1)

@@ -98,12 +98,12 @@ def evaluate_pairs(
     return results
 
 
-def online_pairs(evaluation: Any, model: nn.Module, data: Any, *, device: torch.device, seed: int) -> dict[str, float]:
-    """Return the metrics of `FrozenEvaluation.online` for each modality."""
+def quick_pairs(evaluation: Any, model: nn.Module, data: Any, *, device: torch.device, seed: int) -> dict[str, float]:
+    """Return the metrics of `FrozenEvaluation.quick` for each modality."""
     scores = {}
     for name, single in data.modalities.items():
-        online = of_modality(evaluation, name).online(modality_of(model, name), single, device=device, seed=seed)
-        scores |= {f"{name}/{metric}": value for metric, value in online.items()}
+        quick = of_modality(evaluation, name).quick(modality_of(model, name), single, device=device, seed=seed)
+        scores |= {f"{name}/{metric}": value for metric, value in quick.items()}
     return scores
 
 

@@ -42,6 +42,7 @@ class KNNProbe:
             raise ValueError(f"evaluation.probes.knn.temperature must be above 0, got {temperature}")
         self.k = k
         self.temperature = temperature
+        self._told: set[int] = set()
 
     def __call__(self, train: Features, test: Features, *, classes: int, seed: int = 0) -> float:
         """Return the accuracy on the test features, in [0, 1]; the seed is not used."""
@@ -50,7 +51,8 @@ class KNNProbe:
     def predict(self, train: Features, x: Tensor, *, classes: int) -> Tensor:
         """Return the class (N,) with the most votes for features x (N, D)."""
         k = min(self.k, len(train))
-        if k < self.k:
+        if k < self.k and k not in self._told:
+            self._told.add(k)
             log.warning("k-NN: only %d training samples, so k is %d instead of %d", k, k, self.k)
         predictions = []
         for _, similarity in similarities(x, train.x):

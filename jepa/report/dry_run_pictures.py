@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from jepa.types import Batch, Grid, Mask
 from jepa.utils.files import write_text
 
 MAX_IMAGES, MAX_SERIES = 48, 24
+MASK_TITLE = "The encoder sees the bright tokens and the predictor predicts each outlined block; dimmed ones are hidden"
 
 
 class Pictures:
@@ -28,8 +30,9 @@ class Pictures:
         """Draw the samples of a batch, of each modality or task."""
         for part, views in inputs_of(batch).items():
             data = getattr(self.trainer.data, "modalities", {}).get(part, self.trainer.data)
-            labels = None if part else batch.get("label")
-            self._samples(f"{part}_samples" if part else "samples", data, views, labels)
+            labels = self._labels(batch, views) if not part else None
+            originals = None if part else self._originals(batch, views)
+            self._samples(f"{part}_samples" if part else "samples", data, views, labels, originals)
             if not part and "local_views" in batch and input_kind(views) == "images":
                 self._images("local_views", data, batch["local_views"], labels, "Local views of training samples")
 
@@ -40,17 +43,24 @@ class Pictures:
         stem = getattr(self.trainer.model.encoder, "stem", None)
         if kind == "series" and hasattr(stem, "log_mel_image"):  # sound, whose tokens lie on a spectrogram
             with torch.no_grad():
-                x, kind, statistics = stem.log_mel_image(x[:9].to(self.trainer.device)), "images", None
+                x = stem.log_mel_image(x[:9].to(self.trainer.device))
+            images, front = to_colours(x, None)[0], stem.spectrogram
+            seconds = x.shape[-1] * front.hop_length / front.sample_rate
+            place = f"log-mel: time to the right ({seconds:.3g} s), frequency upwards to {front.sample_rate // 2:,} Hz"
+            title = f"{MASK_TITLE}\n{place}"
+            figures.mask_figure(images, masks, grid, title=title, path=self._path("masks.png"), upwards=True)
+            return
         if kind == "video":
             x, kind = figures.as_strips(x[:9], max_frames=x.shape[2]), "images"
             masks, grid = figures.strip_masks(masks, grid)
         if kind == "images" and len(grid) == 2:
             images, bands = to_colours(x[:9], statistics)
-            title = f"Context as it is, hidden tokens dimmed, each target block outlined{bands}"
+            title = f"{MASK_TITLE}{bands}"
             figures.mask_figure(images, masks, grid, title=title, path=self._path("masks.png"))
         elif kind == "series" and (len(grid) == 1 or grid[0] == x.shape[1]):
-            title = "Blue is seen, orange predicted, grey neither"
-            figures.series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._path("masks.png"))
+            title = "The encoder sees what is on blue; the predictor predicts what is on orange; grey is neither"
+            names = channel_names(self.trainer.data)
+            figures.series_mask_figure(x[:6].cpu(), masks, grid, title=title, path=self._path("masks.png"), names=names)
         elif kind == "ids" and hasattr(self.trainer.data, "words"):
             head = "As it stands: seen. [...]: predicted. {...}: neither. A letter of several tokens is at the first."
             lines = figures.id_lines(x[:MAX_SERIES].cpu(), self.trainer.data.words, masks)
@@ -59,17 +69,32 @@ class Pictures:
             inputs = f"inputs {shape_text(x.shape[1:])} on a grid {shape_text(grid)}"
             self.note(f"masks.png is left out: there is no picture of {inputs}.")
 
-    def _samples(self, name: str, data: Any, views: Any, labels: Tensor | None) -> None:
-        """Draw views (B, V, ...) of samples."""
+    def _samples(self, name: str, data: Any, views: Any, labels: list[str] | None, originals: Tensor | None) -> None:
+        """Draw views (B, V, ...) of samples; pictures and clips beside their originals (n, 1, ...)."""
         kind = input_kind(views)
+        beside = f"{views.shape[1]} random view{'s' * (views.shape[1] > 1)}"
+        if originals is not None and kind in ("images", "video"):
+            views, beside = torch.cat([originals, views[: len(originals)]], dim=1), f"as stored, then {beside}"
         if kind == "images":
-            self._images(name, data, views, labels, "Training samples")
+            self._images(name, data, views, labels, "Training samples", beside)
         elif kind == "video":
-            self._images(name, data, figures.as_strips(views), labels, "Frames of training samples")
+            shown = min(views.shape[3], figures.MAX_FRAMES)
+            what = f"Clips of training samples, {shown} of {views.shape[3]} frames from left to right"
+            self._images(name, data, figures.as_strips(views), labels, what, beside)
+        elif kind == "series" and hasattr(data, "spectrogram"):
+            figures.spectrogram_figure(
+                views[:MAX_SERIES],
+                data.spectrogram,
+                labels=labels,
+                title="Training samples as the model gets them: log-mel power, brighter is louder",
+                path=self._path(f"{name}.png"),
+            )
         elif kind == "series":
-            title = f"Training samples as the model gets them ({shape_text(views.shape[-2:])})"
-            labels = self._labels(labels, MAX_SERIES)
-            figures.series_figure(views[:MAX_SERIES], labels=labels, title=title, path=self._path(f"{name}.png"))
+            title = "Training samples as the model gets them"
+            title += f", {views.shape[1]} random views one above the other" if views.shape[1] > 1 else ""
+            unit = "z-scores: 0 is the mean, 1 a deviation" if getattr(data, "z_score", False) else "values as stored"
+            options = {"labels": labels, "title": title, "names": channel_names(data), "unit": unit}
+            figures.series_figure(views[:MAX_SERIES], path=self._path(f"{name}.png"), **options)
         elif kind == "ids" and hasattr(data, "words"):
             lines = figures.id_lines(views[:MAX_SERIES].flatten(0, 1), data.words)
             write_text(self._path(f"{name}.txt"), "\n".join(lines) + "\n")
@@ -77,23 +102,51 @@ class Pictures:
             what = "neither pictures, video of 1 or 3 channels nor series"
             self.note(f"{name}.png is left out: the inputs are {what}.")
 
-    def _images(self, name: str, data: Any, views: Tensor, labels: Tensor | None, what: str) -> None:
-        """Draw a sheet of views (B, V, C, H, W)."""
+    def _images(
+        self, name: str, data: Any, views: Tensor, labels: list[str] | None, what: str, beside: str | None = None
+    ) -> None:
+        """Draw a sheet of views (B, V, C, H, W). beside: what they are, if more than one."""
         views, bands = to_colours(views[: max(4, MAX_IMAGES // views.shape[1])], pixel_statistics(data))
-        beside = f"; {views.shape[1]} views side by side" if views.shape[1] > 1 else ""
+        beside = f"; {beside or f'{views.shape[1]} views'} side by side" if views.shape[1] > 1 else ""
         title = f"{what} as the model gets them ({shape_text(views.shape[-2:])} pixels{beside}){bands}"
-        labels = self._labels(labels, len(views))
+        labels = None if labels is None else labels[: len(views)]
         figures.sample_figure(views, labels=labels, title=title, path=self._path(f"{name}.png"))
 
-    def _labels(self, labels: Tensor | None, count: int) -> list[str] | None:
-        if labels is None:
+    def _originals(self, batch: Batch, views: Any) -> Tensor | None:
+        """Return the samples of a batch as evaluation has them, (n, 1, ...); None where training has the same."""
+        data = self.trainer.data
+        if not hasattr(data, "make_batch") or input_kind(views) not in ("images", "video"):
             return None
-        names = self.trainer.data.spec.class_names
-        return [str(names[label])[:18] if names else str(label) for label in labels[:count].tolist()]
+        request = data.order(self.trainer.seed).request(self.trainer.step)
+        request = replace(request, counters=request.counters[:MAX_IMAGES], indices=request.indices[:MAX_IMAGES])
+        reading = data.reading("train")
+        made = data.make_batch(request, reading)
+        originals = made["x"].unsqueeze(1)
+        unchanged = originals.shape[2:] != views.shape[2:] or torch.equal(originals, views[: len(originals), :1])
+        return None if unchanged or made.get("bad") else originals
+
+    def _labels(self, batch: Batch, views: Any) -> list[str] | None:
+        """Return the class and the name of the file of each sample, as far as these are known."""
+        data, names = self.trainer.data, self.trainer.data.spec.class_names
+        describe = getattr(getattr(data, "splits", {}).get("train"), "describe", None)
+        parts = []
+        if (labels := batch.get("label")) is not None:
+            parts.append([str(names[label])[:18] if names else str(label) for label in labels.tolist()])
+        if describe is not None and not hasattr(data, "timelines"):  # windows of series have no files
+            indices = data.order(self.trainer.seed).request(self.trainer.step).indices
+            stems = [Path(describe(index)).name for index in indices]
+            parts.append([stem if len(stem) <= 18 else f"...{stem[-15:]}" for stem in stems])
+        return ["\n".join(each) for each in zip(*parts)] if parts else None
 
     def _path(self, name: str) -> Path:
         self.written.append(name)
         return self.folder / name
+
+
+def channel_names(data: Any) -> Sequence[str]:
+    """Return the names of the channels of series, empty where they have none, or are samples of their own."""
+    timelines = getattr(data, "timelines", None)
+    return timelines[0].names if timelines and not data.split_channels else ()
 
 
 def inputs_of(batch: Batch) -> dict[str, Any]:
@@ -123,28 +176,35 @@ def input_kind(views: Any) -> str | None:
 
 def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
     """Return the (mean, std) of the data's normalisation, each (C or 1, 1, 1); None without one."""
-    for owner in (data, getattr(data, "transform", None)):
-        mean, std = getattr(owner, "mean", None), getattr(owner, "std", None)
-        if mean is not None and std is not None:
-            return torch.as_tensor(mean).view(-1, 1, 1), torch.as_tensor(std).view(-1, 1, 1)
-    return None
+    for owner in (getattr(data, "transform", None), data):
+        found = getattr(owner, "mean", None), getattr(owner, "std", None)
+        if not any(each is None or isinstance(each, str) for each in found):
+            mean, std = (torch.as_tensor(each).view(-1, 1, 1) for each in found)
+            return mean, std
+    return None  # series may have mean=auto, which they turn into numbers of their own
 
 
 def to_colours(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, str]:
-    """Return inputs (..., C, H, W) as pixels (..., 1 or 3, H, W) in [0, 1], and what a title says of them.
+    """Return inputs (n, ..., C, H, W) as pixels (n, ..., 1 or 3, H, W) in [0, 1], and what a title says of them.
 
-    Their normalisation is undone. Of other than 1 or 3 channels, the first three, or of two the first. These, values
-    outside [0, 1], and those without a normalisation are stretched to the range of each band.
+    Their normalisation is undone. Of other than 1 or 3 channels the first three are shown, of two both: red and cyan.
+    These, values outside [0, 1], and those without a normalisation are stretched, band by band, to the range of most of
+    the samples, so that one of another range does not turn the others black.
     """
     channels, values = x.shape[-3], x.float().cpu()
-    shown = channels if channels in (1, 3) else 1 if channels == 2 else 3
     if statistics is not None:
         values = values * statistics[1] + statistics[0]
-        if channels == shown and not bool(((values < -0.01) | (values > 1.01)).any()):
+        if channels in (1, 3) and not bool(((values < -0.01) | (values > 1.01)).any()):
             return values.clamp(0, 1), ""
-    values = values[..., :shown, :, :]
-    others = [axis for axis in range(values.dim()) if axis != values.dim() - 3]
-    low, high = values.amin(others, keepdim=True), values.amax(others, keepdim=True)
-    which = "" if channels == shown else f"band 1 of {channels}, " if shown == 1 else f"bands 1-3 of {channels}, "
-    each = "" if shown == 1 else "each "
-    return (values - low) / (high - low).clamp(min=1e-12), f"; {which}{each}scaled to its own range"
+    values = values[..., :3, :, :]
+    others = [axis for axis in range(1, values.dim()) if axis != values.dim() - 3]
+    low = values.amin(others, keepdim=True).quantile(0.25, dim=0, keepdim=True)
+    high = values.amax(others, keepdim=True).quantile(0.75, dim=0, keepdim=True)
+    pixels = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
+    if channels == 2:
+        pixels = pixels[..., [0, 1, 1], :, :]
+    names = {1: "", 2: "band 1 red, band 2 cyan, ", 3: "red, green, blue: "}
+    which = names.get(channels, f"bands 1, 2, 3 of {channels} as red, green, blue; ")
+    ends = zip(low.flatten().tolist(), high.flatten().tolist())
+    ranges = ", ".join(f"{least:.3g} to {most:.3g}" for least, most in ends)
+    return pixels, f"\n{which}black to full: {ranges}, the range of most of these samples"

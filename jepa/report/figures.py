@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import matplotlib
@@ -23,14 +24,17 @@ from jepa.utils.files import write_atomic
 from jepa.utils.tensors import grid_positions
 
 INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
-LINE_COLOURS = (ACCENT, SECOND, "#2b8a3e", "#862e9c", "#a61e4d", "#5f3dc4", "#e67700", INK)  # of the first channels
+LINE_COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#b0478a", "#000000", "#a87400", "#2a9fd8", "#7f4f24")
+"""Of the first channels: Okabe and Ito's colours, darker where they are to be read on white and on TOKEN_COLOURS."""
 TOKEN_COLOURS = ("#e9ecef", "#d0ebff", "#ffd8a8")  # neither, seen, predicted
+COLOUR_WORDS = ("blue", "orange", "green", "purple", "black", "ochre", "light blue", "brown")
 BLOCK_COLOURS = ("#ff6b35", "#00b4d8", "#9ef01a", "#ff4d9d", "#ffd60a", "#b388ff", "#2ec4b6", "#ffffff")
 """Outlines of target blocks, legible on dark and light images; they repeat after the last."""
 
 FILTER = "nearest"  # interpolation of enlarged images
 STYLE = {"font.size": 10, "axes.titlesize": 11, "axes.spines.top": False, "axes.spines.right": False}
 STYLE |= {"axes.edgecolor": SOFT, "text.color": INK, "legend.frameon": False, "savefig.dpi": 150}
+MAX_FRAMES = 16  # of a clip
 FINE = 20  # points per token at which outlines are computed
 
 
@@ -75,7 +79,7 @@ def sample_sheet(
     """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each."""
     rows = -(-count // columns)
     with new_figure(path, 10.4, max(1.5, rows * height + 0.5)) as figure:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
         figure.get_layout_engine().set(wspace=0.04)
         cells = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, label in itertools.zip_longest(cells, labels or [], fillvalue=""):
@@ -86,7 +90,14 @@ def sample_sheet(
 
 @contextlib.contextmanager
 def mask_sheet(
-    masks: Sequence[Mask], grid: Grid, rows: int, headings: Sequence[str], height: float, path: Path, title: str
+    masks: Sequence[Mask],
+    grid: Grid,
+    rows: int,
+    headings: Sequence[str],
+    height: float,
+    path: Path,
+    title: str,
+    upwards: bool = False,
 ) -> Iterator[Any]:
     """Yield axes (rows, headings), each of a height in inches, to draw masks on.
 
@@ -94,7 +105,7 @@ def mask_sheet(
     """
     below = 2.9 if len(grid) > 1 else 2.0
     with new_figure(path, 10.4, rows * height + below + 0.5) as figure:
-        figure.suptitle(title, fontsize=11)
+        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
         upper, lower = figure.subfigures(2, 1, height_ratios=[rows * height + 0.2, below])
         cells = upper.subplots(rows, len(headings), squeeze=False)
         for axes, heading in zip(cells[0], headings):
@@ -106,6 +117,7 @@ def mask_sheet(
         for mask, name in zip(masks, group_names(masks)):
             for tokens, what, axes in zip(seen_and_predicted(mask, grid), ("seen as context", "predicted"), panels):
                 share = tokens.float().mean(dim=0).view(-1, grid[-1])
+                share = share.flip(0) if upwards else share
                 image = axes.imshow(share.numpy(), vmin=0, vmax=max(float(share.max()), 1e-6), cmap="viridis")
                 axes.set(xticks=[], yticks=[], aspect="equal" if len(grid) > 1 else "auto")
                 axes.set_title(f"share {what}" if len(masks) == 1 else f"{name}: share {what}", fontsize=9)
@@ -132,17 +144,24 @@ def sample_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = N
             axes.imshow(np.concatenate(strips, axis=1), interpolation=FILTER)
 
 
-def mask_figure(images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
-    """Draw masks over images (B, C, H, W) in [0, 1]: beside each image its masks, see `draw_mask`."""
+def mask_figure(
+    images: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", upwards: bool = False
+) -> None:
+    """Draw masks over images (B, C, H, W) in [0, 1]: beside each image its masks, see `draw_mask`.
+
+    upwards: the first row is the lowest, as of spectrograms.
+    """
     panels = ["input", *group_names(masks)]
     across = max(1, 6 // len(panels))  # samples side by side
     rows, headings = -(-len(images) // across), panels * across
     height = 10.0 / len(headings) * images.shape[-2] / images.shape[-1] + 0.1
-    with mask_sheet(masks, grid, rows, headings, height, path, title) as cells:
+    with mask_sheet(masks, grid, rows, headings, height, path, title, upwards) as cells:
         for number, (image, own) in enumerate(zip(map(to_rgb, images), cells.reshape(-1, len(panels)))):
             own[0].imshow(image, interpolation=FILTER)
             for mask, axes in zip(masks, own[1:]):
                 draw_mask(axes, image, mask, number, grid)
+            for axes in own if upwards else ():
+                axes.invert_yaxis()
 
 
 def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid) -> None:
@@ -182,7 +201,7 @@ def tokens_in(index: Tensor, valid: Tensor | None, grid: Grid) -> Tensor:
     return inside.scatter_(-1, index.cpu(), True)[..., :-1].unflatten(-1, grid)
 
 
-def as_strips(video: Tensor, max_frames: int = 16) -> Tensor:
+def as_strips(video: Tensor, max_frames: int = MAX_FRAMES) -> Tensor:
     """Return clips (..., C, T, H, W) as at most `max_frames` frames side by side, (..., C, H, T * W)."""
     frames = video.shape[-3]
     chosen = torch.linspace(0, frames - 1, min(frames, max_frames)).round().long()
@@ -200,22 +219,85 @@ def strip_masks(masks: Sequence[Mask], grid: Grid) -> tuple[list[Mask], Grid]:
     return [replace(m, context=moved(m.context), targets=moved(m.targets)) for m in masks], (rows, frames * columns)
 
 
-def series_figure(views: Tensor, *, path: Path, labels: Sequence[str] | None = None, title: str = "") -> None:
-    """Draw series (B, V, C, T): a panel for each sample, a line for each channel, views one above the other."""
-    with sample_sheet(len(views), 4, 0.9 + 0.35 * views.shape[1], path, labels, title) as cells:
-        for sample, axes in zip(views, cells):
+def series_figure(
+    views: Tensor,
+    *,
+    path: Path,
+    labels: Sequence[str] | None = None,
+    title: str = "",
+    names: Sequence[str] = (),
+    unit: str = "",
+) -> None:
+    """Draw series (B, V, C, T): a panel for each sample, a line for each channel, views one above the other.
+
+    names: of the channels. unit: of the values, for the title.
+    """
+    title = "\n".join(filter(None, (title, channels_text(views.shape[2], names), f"right: steps; up: {unit}")))
+    columns = 4
+    with sample_sheet(len(views), columns, 0.9 + 0.35 * views.shape[1], path, labels, title) as cells:
+        for number, (sample, axes) in enumerate(zip(views, cells)):
             step = value_range(sample) * 1.1
             for view, series in enumerate(sample):
                 draw_lines(axes, series - view * step)
             axes.set_xlim(0, views.shape[-1])  # so that padding shows
+            axes.set_axis_on()
+            axes.tick_params(labelsize=7, length=2, labelbottom=number + columns >= len(views))
+            if len(sample) > 1:
+                axes.set_yticks([])
 
 
-def series_mask_figure(x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "") -> None:
+def channels_text(channels: int, names: Sequence[str]) -> str:
+    """Return which lines are drawn."""
+    if channels == 1:
+        return ""
+    names = [*names, *(f"channel {number}" for number in range(len(names) + 1, channels + 1))]
+    shown = ", ".join(f"{colour}: {name}" for colour, name in zip(COLOUR_WORDS, names))
+    return shown + (f"; the first {len(COLOUR_WORDS)} of {channels} channels" if channels > len(COLOUR_WORDS) else "")
+
+
+def spectrogram_figure(
+    waves: Tensor, front: Any, *, path: Path, labels: Sequence[str] | None = None, title: str = ""
+) -> None:
+    """Draw waveforms (B, V, 1, T) as the log-mel spectrograms of `front` (`LogMel`), views one above the other.
+
+    Padding is left white. Hz stand at the left, seconds below.
+    """
+    columns, seconds = 4, waves.shape[-1] / front.sample_rate
+    hertz = front.filters.argmax(dim=1).cpu() * (front.sample_rate / 2 / (front.filters.shape[1] - 1))  # of each bin
+    marks = torch.linspace(0, len(hertz) - 1, 4).long().tolist()
+    views = waves.flatten(0, 1).to(front.filters.device)
+    mel = front(views).masked_fill(~front.valid(views).unsqueeze(1), math.nan).cpu().unflatten(0, waves.shape[:2])
+    real = mel[~mel.isnan()]
+    limits = {"vmin": float(real.min()), "vmax": float(real.max())} if len(real) else {}
+    with sample_sheet(len(waves), columns, 0.5 + 0.8 * waves.shape[1], path, labels, title) as cells:
+        for number, (sample, axes) in enumerate(zip(mel, cells)):
+            place = (0, seconds, 0, len(sample) * len(hertz))
+            rows = sample.flip(0).flatten(0, 1)  # the first view on top
+            axes.imshow(rows.numpy(), origin="lower", aspect="auto", cmap="magma", extent=place, **limits)
+            left, low = number % columns == 0, number + columns >= len(mel)
+            axes.set_axis_on()
+            axes.tick_params(labelsize=7, length=2)
+            ticks = [view * len(hertz) + mark for view in range(len(sample)) for mark in marks]
+            names = [f"{float(f'{float(hertz[mark]):.2g}'):,.0f}" for mark in marks] * len(sample)
+            axes.set_yticks(ticks if left else [], names if left else [])
+            axes.set_xticks(axes.get_xticks() if low else [])
+            axes.set(xlim=(0, seconds), xlabel="s" if low else None, ylabel="Hz" if left else None)
+            axes.xaxis.label.set_size(7)
+            axes.yaxis.label.set_size(7)
+
+
+def series_mask_figure(
+    x: Tensor, masks: Sequence[Mask], grid: Grid, *, path: Path, title: str = "", names: Sequence[str] = ()
+) -> None:
     """Draw masks over series (B, C, T): a row for each sample, a column for each mask group.
 
     Tokens are in order of time on the grid's last axis; on a grid (C, N) every channel has its own band.
     """
     bands = grid[0] if len(grid) > 1 else 1
+    if bands > 1:
+        title += f"\nfrom top to bottom: {', '.join(names) or f'channels 1 to {bands}'}"
+    elif lines := channels_text(x.shape[1], names):
+        title += f"\n{lines}"
     with mask_sheet(masks, grid, len(x), group_names(masks), 0.55 + 0.22 * min(bands, 8), path, title) as cells:
         for number, (series, row) in enumerate(zip(x, cells)):
             for mask, axes in zip(masks, row):

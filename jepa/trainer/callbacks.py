@@ -135,6 +135,8 @@ def check_is_measured(trainer: Trainer, metric: str, who: str, other: str) -> No
     who: who asks for it, how. other: what to ask for instead.
     """
     interval, remedy = MEASURED_EVERY.get(family(metric), (None, None))
+    if interval == "probe" and getattr(trainer.evaluation, "online", None) is not None:
+        return
     if interval is not None and getattr(trainer.every, interval) is None:
         raise UserError(
             f"{who}, which is not measured during this run: set {remedy}, or watch another metric, such as {other}"

@@ -121,10 +121,10 @@ def validation_loss(trainer: Trainer, losses: Callable[[Batch, StepRandomness], 
 
 
 def probe(trainer: Trainer) -> dict[str, float]:
-    """Return what the quick probe of `evaluation.online` finds, as `online/...`; the monitor takes note of it."""
+    """Return what the quick probe of `evaluation.quick` finds, as `online/...`; the monitor takes note of it."""
     with trainer.precision.autocast():
         networks = trainer.parallel.networks()
-        found = trainer.evaluation.online(networks, trainer.data, device=trainer.device, seed=trainer.seed)
+        found = trainer.evaluation.quick(networks, trainer.data, device=trainer.device, seed=trainer.seed)
     metrics = {f"online/{name}": value for name, value in broadcast_from_rank0(lambda: found).items()}
     if trainer.monitor is not None:
         trainer.monitor.note(metrics)

@@ -10,6 +10,7 @@ import torch
 from data_helpers import write_classes, write_videos
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from test_segmentation import write as write_masks
 
 import jepa.data
 from jepa.data import ImageData
@@ -43,6 +44,8 @@ def root_of(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> dict[s
         return {"root": str(write_classes(tmp_path))}
     if name in ("video_folder", "fight_frames"):
         return write_videos(tmp_path)
+    if name == "segmentation_folder":
+        return {"root": str(write_masks(tmp_path / "own", count=20))}
     if name == "moving_mnist":
         return {"root": str(request.getfixturevalue("shared_dir") / "mnist")}
     if name == "cifar10":
@@ -59,8 +62,9 @@ def test_config_builds_and_yields_batches(name, request, tmp_path):
         assert batch["views"].shape == (4, data.views, channels, *size)
     else:
         assert batch["x"].shape == (4, channels, *size)
-    assert batch["label"].shape == (4,)
-    assert batch["label"].dtype == torch.int64
+    if name != "segmentation_folder":
+        assert batch["label"].shape == (4,)
+        assert batch["label"].dtype == torch.int64
     test = next(data.evaluation_batches("test", batch_size=2))
     assert test["x"].shape == (2, channels, *size)
     assert test["x"].dtype == torch.float32

@@ -55,6 +55,7 @@ TOKENS = [
 ]
 FP16 = ["trainer.precision=fp16", "trainer.max_steps=8", "optimizer=adamw"]
 EVALUATED = ["evaluation=frozen", "evaluation.max_train_samples=64", "evaluation.max_test_samples=64"]
+ONLINE = ["evaluation=online", "evaluation.at_end=false", "evaluation.online.every_steps=2"]
 STOPPED = [
     "callbacks=early_stopping",
     "callbacks.early_stopping.patience=1",
@@ -68,7 +69,7 @@ COVERAGE = [*TOKENS, "model.token_weights=inverse_coverage", "model.mask.target_
 IN_PARTS = ["trainer.micro_batch_size=4"]
 
 SINGLE = {
-    "default": ["trainer.grad_clip_norm=0.05", "trainer.grad_clip_value=0.01", *FEW, "+data.source.tests=35"],
+    "default": ["trainer.grad_clip_norm=0.05", "trainer.grad_clip_value=0.01", *FEW, *ONLINE, "+data.source.tests=35"],
     "val33": [*FEW, "+data.source.tests=33", "trainer.max_steps=1"],
     "tokens": TOKENS,
     "coverage": COVERAGE,

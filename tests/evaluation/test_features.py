@@ -188,9 +188,9 @@ def test_features_that_cannot_be_written_are_still_used(bars, row_model, tmp_pat
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_online_is_knn_and_rank_of_the_network_on_few_samples(bars, row_model):
+def test_quick_is_knn_and_rank_of_the_network_on_few_samples(bars, row_model):
     evaluation = build(probes={"knn": KNNProbe(k=3)}, online_train_samples=40, online_test_samples=12)
-    scores = evaluation.online(row_model, bars, device="cpu", seed=0)
+    scores = evaluation.quick(row_model, bars, device="cpu", seed=0)
     limited = build(probes={"knn": KNNProbe(k=3)}, max_train_samples=40, max_test_samples=12)
     whole = limited(row_model, bars, random_init=lambda: row_model, device="cpu")["trained"]
     assert scores == {name: whole[name] for name in ("knn", "rankme")}
@@ -198,6 +198,6 @@ def test_online_is_knn_and_rank_of_the_network_on_few_samples(bars, row_model):
     assert row_model.training
 
 
-def test_online_without_labels_is_the_rank(bars, row_model):
+def test_quick_without_labels_is_the_rank(bars, row_model):
     object.__setattr__(bars.spec, "classes", None)
-    assert list(build().online(row_model, bars, device="cpu")) == ["rankme"]
+    assert list(build().quick(row_model, bars, device="cpu")) == ["rankme"]

@@ -87,7 +87,13 @@ def test_horizons_share_their_products(caplog):
     assert "no forecasts of 30 steps: the future holds nothing but missing values" in caplog.text
     scores = probe()(None, wave(gap=slice(0, 500, 20))(), device=CPU, batch_size=64)
     assert not [name for name in scores if name.startswith("/30")]
-    assert "no forecasts of 30 steps: every training window has missing values in its future" in caplog.text
+    assert "no forecasts of 30 steps: every training window has missing values in its future: use " in caplog.text
+    caplog.clear()
+    few, few_data = probe(), wave(gap=slice(10, 500, 33))()
+    for _ in range(2):
+        few(None, few_data, device=CPU, batch_size=64)
+    assert caplog.text.count("of the training windows") == 1
+    assert "forecasts of 30 steps are fitted to 8.7 % of the training windows" in caplog.text
     assert probe(horizons=[500])(None, data, device=CPU, batch_size=64) is None
     assert "no forecasts of 500 steps: the " in caplog.text
 

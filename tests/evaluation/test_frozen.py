@@ -11,7 +11,7 @@ from torch import nn
 
 from jepa.evaluation import FrozenEvaluation, KNNProbe, LinearProbe, format_table
 from jepa.evaluation.features import pool_input
-from jepa.evaluation.frozen import compared
+from jepa.evaluation.results import compared
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
 
@@ -163,6 +163,21 @@ def test_without_usable_labels_only_label_free_metrics_remain(options, reason, c
     assert all(list(metrics) == LABEL_FREE for metrics in results.values())
     assert caplog.text.count(reason) == 1
     assert ("train" in data.asked) == ("test" in options)
+
+
+@pytest.mark.parametrize(
+    ("test", "test_classes", "said", "metrics"),
+    [
+        (49, 2, "only 49 test samples, of which one is 2.0% of accuracy", ["linear", "knn", *LABEL_FREE]),
+        (50, 2, None, ["linear", "knn", *LABEL_FREE]),
+        (1, 1, "no rankme and feature_std, as there is only 1 test sample", []),
+    ],
+)
+def test_few_test_samples_are_said_once(test, test_classes, said, metrics, caplog):
+    results = run(data=FakeData(test=test, test_classes=test_classes))
+    assert all(list(row) == metrics for row in results.values())
+    assert "test sample" in caplog.text if said else "test sample" not in caplog.text
+    assert said is None or caplog.text.count(said) == 1
 
 
 @pytest.mark.parametrize("test", [0, 40])

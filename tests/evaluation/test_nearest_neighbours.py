@@ -53,10 +53,10 @@ def test_chunks_change_nothing(splits, monkeypatch):
 
 def test_k_beyond_the_training_set_takes_all_and_says_so(splits, caplog):
     train, test = splits
-    assert KNNProbe(k=500).predict(train, test.x, classes=CLASSES).tolist() == naive_prediction(
-        train, test.x, len(train), 0.07
-    )
-    assert "only 120 training samples" in caplog.text
+    probe, expected = KNNProbe(k=500), naive_prediction(train, test.x, len(train), 0.07)
+    for _ in range(2):  # as of several networks
+        assert probe.predict(train, test.x, classes=CLASSES).tolist() == expected
+    assert caplog.text.count("only 120 training samples") == 1
 
 
 def test_a_low_temperature_is_the_nearest_neighbour(splits):

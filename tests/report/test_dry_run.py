@@ -12,6 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
+from scipy.io import wavfile as wave
 from torch import nn
 
 from jepa import build_trainer, load_config, preview
@@ -232,28 +233,33 @@ def test_pixels_undo_the_normalisation():
     pixels, said = to_colours(torch.tensor([-2.0, 0.0, 2.04]).view(1, 1, 1, 3), pixel_statistics(data))
     assert (pixels.flatten().tolist(), said) == ([0.0, 0.5, 1.0], "")
     assert pixel_statistics(SimpleNamespace()) is None
-    pixels, said = to_colours(torch.tensor([1.0, 3.0]).view(1, 1, 2), None)
-    assert (pixels.flatten().tolist(), said) == ([0.0, 1.0], "; scaled to its own range")
+    pixels, said = to_colours(torch.tensor([1.0, 3.0]).view(1, 1, 1, 2), None)
+    assert pixels.flatten().tolist() == [0.0, 1.0]
+    assert said == "\nblack to full: 1 to 3, the range of most of these samples"
 
 
 @pytest.mark.parametrize(
     ("channels", "shown", "said"),
     [
-        (1, 1, "; scaled to its own range"),
-        (2, 1, "; band 1 of 2, scaled to its own range"),
-        (3, 3, "; each scaled to its own range"),
-        (5, 3, "; bands 1-3 of 5, each scaled to its own range"),
+        (1, 1, "\nblack to full: "),
+        (2, 3, "\nband 1 red, band 2 cyan, black to full: "),
+        (3, 3, "\nred, green, blue: black to full: "),
+        (5, 3, "\nbands 1, 2, 3 of 5 as red, green, blue; black to full: "),
     ],
 )
 def test_bands_that_are_shown(channels, shown, said):
     statistics = torch.full((channels, 1, 1), 500.0), torch.full((channels, 1, 1), 100.0)
-    views = torch.randn(4, 2, channels, 6, 6) * torch.arange(1, channels + 1).view(-1, 1, 1)
+    views = torch.rand(8, 2, channels, 6, 6) * torch.arange(1, channels + 1).view(-1, 1, 1)
     pixels, title = to_colours(views, statistics)
-    assert (tuple(pixels.shape), title) == ((4, 2, shown, 6, 6), said)
-    bands = pixels.transpose(0, 2).flatten(1)
-    assert bands.amin(dim=1).tolist() == [0] * shown
-    assert bands.amax(dim=1).tolist() == pytest.approx([1] * shown)
-    if channels == shown:
+    assert pixels.shape == (8, 2, shown, 6, 6)
+    assert title.startswith(said)
+    assert (pixels.amin(), pixels.amax()) == (0, 1)
+    if channels == 2:
+        assert torch.equal(pixels[:, :, 1], pixels[:, :, 2])
+        assert not torch.equal(pixels[:, :, 0], pixels[:, :, 1])
+    views[0] += 1e4  # one sample of another range leaves the others as they were
+    torch.testing.assert_close(to_colours(views, statistics)[0][1:], pixels[1:], atol=0.1, rtol=0)
+    if channels in (1, 3):
         in_range = torch.rand(4, 2, channels, 6, 6)
         statistics = torch.zeros(1, 1, 1), torch.ones(1, 1, 1)
         assert to_colours(in_range, statistics)[1] == ""
@@ -267,3 +273,47 @@ def test_several_masks_on_a_figure(tmp_path):
     ]
     figures.mask_figure(torch.rand(5, 3, 12, 16), masks, (3, 4), path=tmp_path / "m.png")
     assert Image.open(tmp_path / "m.png").size[0] > 1000
+
+
+SMALLEST = ["model.encoder.embed_dim=24", "model.encoder.depth=1", "model.encoder.num_heads=2", "data.num_workers=0"]
+SMALLEST += ["model.predictor.embed_dim=24", "model.predictor.depth=1", "model.predictor.num_heads=2"]
+SMALLEST += ["data.batch_size=4", "trainer.device=cpu", "trainer.precision=fp32", "trainer.max_steps=2"]
+
+
+def own_files(kind, folder):
+    """Write ten samples of a kind in two classes."""
+    random = np.random.default_rng(0)
+    if kind == "series_csv":
+        lines = ["time,load,heat", *(f"2020-01-{d:02}T{h:02}:00,{h},{d}" for d in range(1, 25) for h in range(24))]
+        folder.write_text("\n".join(lines))
+    elif kind == "text_csv":
+        folder.write_text("text,label\n" + "".join(f"some words {n} here,{'ab'[n % 2]}\n" for n in range(20)))
+    for number in range(0 if folder.is_file() else 10):
+        path = folder / "ab"[number % 2] / str(number)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (20, 24, 3), np.uint8)
+        if kind == "image_folder":
+            Image.fromarray(pixels).save(path.with_suffix(".png"))
+        elif kind == "audio_folder":
+            wave.write(path.with_suffix(".wav"), 16000, random.integers(-9000, 9000, 8000, np.int16))
+        else:
+            path.mkdir()
+            for frame in range(8):
+                Image.fromarray(pixels).save(path / f"{frame:02}.png")
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "written"),
+    [
+        ("image_folder", ["data.image_size=16", "model.encoder.patch_size=4"], ["masks.png", "samples.png"]),
+        ("series_csv", ["model=series", "data.window_size=24"], ["masks.png", "samples.png"]),
+        ("audio_folder", ["model=audio", "data.seconds=0.8"], ["masks.png", "samples.png"]),
+        ("text_csv", ["model=text"], ["masks.txt", "samples.txt"]),
+        ("video_folder", ["model=video", "data.image_size=16", "data.num_frames=4"], ["masks.png", "samples.png"]),
+    ],
+)
+def test_own_data_of_each_kind(data, options, written, tmp_path):
+    own_files(data, tmp_path / "own")
+    root = [f"data={data}", f"data.root={tmp_path / 'own'}"]
+    report_of(tiny_trainer(SMALLEST, tmp_path / "run", *root, *options))
+    assert sorted(path.name for path in (tmp_path / "run" / "preview").iterdir()) == sorted([*written, "report.txt"])

@@ -6,6 +6,7 @@ from jepa.data.sources.coco import coco_captions, coco_pictures
 from jepa.data.sources.folders import audio_folder, image_folder, video_folder
 from jepa.data.sources.imagenet import imagenet
 from jepa.data.sources.moving_digits import moving_mnist
+from jepa.data.sources.segmentation import segmentation_folder
 from jepa.data.sources.series_tables import ett, series_csv, ucr
 from jepa.data.sources.small_images import cifar10, digits, fashion_mnist, mnist
 from jepa.data.sources.splits import Splits, TensorImages

@@ -76,24 +76,53 @@ class MovingDigits:
         return self.clips
 
     def __getitem__(self, index: int) -> tuple[TensorVideo, int]:
-        random = generator("cpu", self.seed, f"moving mnist/{self.split}", index)
-        chosen = torch.randint(len(self.images), (self.digits,), generator=random)
-        pixels = self.images.images[chosen, 0]  # (digits, h, w)
-        places = self._places(pixels.shape[-1], torch.rand(self.digits, 4, generator=random)).tolist()
-        frames = torch.zeros(self.length, self.canvas, self.canvas, dtype=torch.uint8)
-        for number, digit in enumerate(pixels):
-            shown = digit if number == 0 else (digit * self.brightness).to(torch.uint8)
-            for frame, (top, left) in zip(frames, places[number]):
-                window = frame[top : top + digit.shape[0], left : left + digit.shape[1]]
-                torch.maximum(window, shown, out=window)
+        chosen, uniform = self._draw(index)
+        frames, _ = self._paint(chosen, uniform)
         return TensorVideo(frames.unsqueeze(1)), int(self.images.labels[chosen[0]])
 
-    def _places(self, side: int, uniform: Tensor) -> Tensor:
-        """Top left corners (digits, length, 2), pixels, of numbers (digits, 4): start, direction, speed."""
+    @property
+    def truth_names(self) -> tuple[str, ...]:
+        """The classes of `truth`."""
+        return ("background", "bright digit", "other digits")
+
+    def truth(self, index: int, video: TensorVideo) -> Tensor:
+        """Return which digit each pixel of a clip shows, (length, canvas, canvas) int64: a class of truth_names."""
+        return self._paint(*self._draw(index))[1]
+
+    def motion(self, index: int, video: TensorVideo) -> Tensor:
+        """Return the velocity of the bright digit in each frame, (length, 2): pixels per frame, right and down."""
+        return self._paths(self.images.images.shape[-1], self._draw(index)[1])[1][0].flip(-1)
+
+    def _draw(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return the digits (digits,) of a clip and numbers (digits, 4) for their paths."""
+        random = generator("cpu", self.seed, f"moving mnist/{self.split}", index)
+        chosen = torch.randint(len(self.images), (self.digits,), generator=random)
+        return chosen, torch.rand(self.digits, 4, generator=random)
+
+    def _paint(self, chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the frames (length, canvas, canvas) uint8 and what each pixel shows, see `truth`."""
+        pixels = self.images.images[chosen, 0]  # (digits, h, w)
+        places = self._paths(pixels.shape[-1], uniform)[0].tolist()
+        frames = torch.zeros(self.length, self.canvas, self.canvas, dtype=torch.uint8)
+        classes = torch.zeros(self.length, self.canvas, self.canvas, dtype=torch.int64)
+        for number, digit in enumerate(pixels):
+            shown = digit if number == 0 else (digit * self.brightness).to(torch.uint8)
+            for frame, known, (top, left) in zip(frames, classes, places[number]):
+                place = slice(top, top + digit.shape[0]), slice(left, left + digit.shape[1])
+                known[place][shown > frame[place]] = min(number + 1, 2)
+                torch.maximum(frame[place], shown, out=frame[place])
+        return frames, classes
+
+    def _paths(self, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Return top left corners in pixels and velocities, each (digits, length, 2), down and right.
+
+        uniform: numbers (digits, 4) for start, direction and speed.
+        """
         room = self.canvas - side
         angle = 2 * torch.pi * uniform[:, 2]
         pace = self.speed[0] + (self.speed[1] - self.speed[0]) * uniform[:, 3]
         step = torch.stack([angle.sin(), angle.cos()], dim=-1) * pace[:, None]  # (digits, 2)
         straight = room * uniform[:, None, :2] + step[:, None] * torch.arange(self.length)[:, None]
         folded = straight % max(1, 2 * room)  # there and back again
-        return torch.minimum(folded, 2 * room - folded).clamp(0, room).round().long()
+        places = torch.minimum(folded, 2 * room - folded).clamp(0, room).round().long()
+        return places, torch.where(folded < room, step[:, None], -step[:, None])

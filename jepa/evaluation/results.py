@@ -1,0 +1,73 @@
+"""Results of an evaluation as a table, and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.table import Table
+
+from jepa.utils.metric_direction import direction_of
+
+Results = dict[str, dict[str, float]]
+"""Network ("trained", "random_init", "raw_input") -> metric -> value."""
+
+LABEL_FREE = ("rankme", "feature_std")
+"""Metrics that say nothing of whether training has helped."""
+
+MAX_COLUMNS = 6
+"""Metrics that fit into 80 columns."""
+
+
+def format_table(
+    results: Mapping[str, Mapping[str, float]], std: Mapping[str, Mapping[str, float]] | None = None
+) -> Table:
+    """Return the results of `FrozenEvaluation` as a table with a row per network and a column per metric.
+
+    Where that is too wide for 80 columns, with a row per metric and a column per network.
+
+    std: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
+
+    Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
+    """
+    metrics = list(dict.fromkeys(metric for values in results.values() for metric in values))
+    std = std or {}
+
+    def cell(name: str, metric: str) -> str:
+        value, deviation = results[name].get(metric), std.get(name, {}).get(metric)
+        if value is None:
+            return "-"
+        decimals = 3 if abs(value) < 10 else 1  # fewer for large numbers such as ranks
+        return f"{value:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=compared(results), caption_justify="left")
+    table.add_column("frozen features of")
+    tall = len(metrics) > MAX_COLUMNS or any(std.get(name) for name in results)
+    rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
+    for column in columns:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(row, *(cell(column, row) if tall else cell(row, column) for column in columns))
+    return table
+
+
+def compared(results: Results) -> str | None:
+    """Return a sentence on whether training has helped, probe by probe; None where no probe tells the three rows apart.
+
+    So it is of forecasts that look at no features.
+    """
+    trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
+    ranks = (*LABEL_FREE, "lidar")
+    shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
+    shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
+    if not shared:
+        return None
+    worse = []
+    for name in shared:
+        sign = 1 if direction_of(name) == "maximize" else -1
+        best = max(("random_init", "raw_input"), key=lambda row: sign * results[row][name])
+        if sign * trained[name] <= sign * results[best][name]:
+            worse.append(f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})")
+    if not worse:
+        return f"training has helped: better than random weights and raw input in {', '.join(shared)}"
+    return f"training has not helped in {', '.join(worse)}"
