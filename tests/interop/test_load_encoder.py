@@ -144,6 +144,3 @@ def test_other_inputs_are_refused(inputs, error, message):
         encoder(inputs)
 
 
-def test_a_run_on_several_modalities_is_refused_in_words():
-    with pytest.raises(UserError, match=r"jepa.data.WrittenAndSpokenDigits, whose samples have several parts"):
-        jepa.load_encoder("random", "model=crossmodal", "data=paired")
