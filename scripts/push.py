@@ -64,7 +64,7 @@ def push(config: DictConfig) -> list[str]:
             api.upload_folder(repo_id=config.repo, folder_path=folder, commit_message="Model trained by jepa")
         except (OSError, ValueError, RuntimeError) as error:  # those of huggingface_hub are among them
             raise UserError(
-                f"repo={config.repo}: the hub refuses the upload ({first_line(error)}); `hf auth login` says who you are"
+                f"repo={config.repo}: the hub refuses the upload ({first_line(error)}); log in by `hf auth login`"
             ) from error
         print(f'https://huggingface.co/{config.repo}, read by jepa.load_encoder("hf:{config.repo}")')
         return [path.name for path in files]
@@ -157,7 +157,8 @@ def card_of(loaded: Any, config: dict[str, Any], repo: str, no_timm: str | None)
         "---\nlibrary_name: jepa\ntags: [jepa, self-supervised-learning, feature-extraction]\n---",
         f"# {repo.partition('/')[2]}",
         f"A joint-embedding predictive architecture trained on {data}{step}, without labels.",
-        f'```python\nimport jepa\n\nencoder = jepa.load_encoder("hf:{repo}")\nfeatures = encoder(inputs)  # (B, D)\n```',
+        f'```python\nimport jepa\n\nencoder = jepa.load_encoder("hf:{repo}")\n'
+        "features = encoder(inputs)  # (B, D)\n```",
     ]
     if no_timm is None:
         lines.append(

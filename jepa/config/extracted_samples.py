@@ -177,7 +177,8 @@ class SplitSamples:
         value, label = self.splits[split][number]
         row = {"path": self.describe(index), "split": split, "index": number}
         if isinstance(self.inputs.data, SeriesData):
-            row |= self.splits[split].place(number)
+            window, channel = divmod(number, self.splits[split].channels)
+            row |= dict(zip(("series", "start"), self.splits[split].places[window])) | {"channel": channel}
         names = self.inputs.data.spec.class_names
         row |= {} if names is None else {"label": label, "class_name": names[label]}
         return row, self.inputs.tensor(value, row["path"])

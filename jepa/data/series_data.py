@@ -98,13 +98,12 @@ class SeriesData(DataModule):
             )
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
+        columns = {"source.columns": list(self.timelines[0].names)} if self.timelines else {}
         self.setup(
             Splits(*splits, source.class_names, tuple(lines)),
             prepare=self.prepare_sample,
             input_shape=(found["channels"], steps),
-            found=found
-            | {"mean": self.level.flatten().tolist(), "std": self.scale.flatten().tolist()}
-            | ({"source.columns": list(self.timelines[0].names)} if self.timelines else {}),
+            found=found | {"mean": self.level.flatten().tolist(), "std": self.scale.flatten().tolist()} | columns,
         )
 
     def _statistics(self, series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -207,12 +206,6 @@ class WindowSamples:
 
     def __len__(self) -> int:
         return len(self.places) * self.channels
-
-    def place(self, index: int) -> dict[str, int]:
-        """The number of a window's series, the step at which it starts, and its channel where these are split."""
-        place, channel = divmod(index, self.channels)
-        found = dict(zip(("series", "start"), self.places[place]))
-        return found | {"channel": channel} if self.split_channels else found
 
     def describe(self, index: int) -> str:
         """The number of a window's series, from 0."""
