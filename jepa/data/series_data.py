@@ -63,8 +63,7 @@ class SeriesData(DataModule):
         window_size = self.window_size
         check_counts(stride=self.stride, **({} if window_size is None else {"window_size": window_size}))
         source = read_source(self.source, root=self.root, name=self.name)
-        self.timelines, lines = list(source.timelines), list(source.lines)
-        train, test = source.train, source.test
+        self.timelines, lines, train, test = [*source.timelines], [*source.lines], source.train, source.test
         if self.timelines:
             if window_size is None:
                 raise ValueError("data.window_size=null: expected the steps of a window, as series are long")
