@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import timm
 import torch
-from omegaconf import OmegaConf
 
 import jepa
 from jepa import load_config
 from jepa.utils.errors import UserError
-
-from .conftest import ROOT, script
 
 
 @pytest.fixture
@@ -44,12 +41,7 @@ def hub(tmp_path, monkeypatch):
     return folder
 
 
-def push(*options: str) -> list[str]:
-    base = OmegaConf.load(ROOT / "conf" / "push.yaml")
-    return script("push").push(OmegaConf.merge(base, OmegaConf.from_dotlist(list(options))))
-
-
-def test_a_run_on_pictures(run_folder, hub, capsys):
+def test_a_run_on_pictures(run_folder, hub, push):
     common = [f"checkpoint={run_folder}", "repo=me/digits"]
     names = push(*common, "dry_run=true")
     assert not hub.exists()
@@ -70,7 +62,7 @@ def test_a_run_on_pictures(run_folder, hub, capsys):
         torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_run_on_texts_brings_its_tokenizer_and_no_paths(hub, tmp_path):
+def test_a_run_on_texts_brings_its_tokenizer_and_no_paths(hub, push, tmp_path):
     (tmp_path / "lines.txt").write_text("the sun of today\nthe moon of the night\n" * 20)
     small = ["evaluation=none", "logger=[jsonl]", "trainer.device=cpu", "trainer.max_steps=1", "data.batch_size=4"]
     options = ["model=text", "data=text_lines", f"data.root={tmp_path}/lines.txt", "data.vocab_size=300"]
@@ -85,7 +77,7 @@ def test_a_run_on_texts_brings_its_tokenizer_and_no_paths(hub, tmp_path):
         assert str(tmp_path).encode() not in path.read_bytes(), path.name
 
 
-def test_mistakes(run_folder, published, hub):
+def test_mistakes(run_folder, published, hub, push):
     for options, message in [
         (["repo=me/a"], "checkpoint is not set"),
         ([f"checkpoint={run_folder}", "repo=digits"], "repo=digits: expected user/name"),
