@@ -83,7 +83,8 @@ class Inputs:
             value = self.kind.value(item, name, self)
             made = [(place, self.tensor(part, name)) for place, part in self.split(value, name, pieces, stride)]
         except UnfitSample as error:
-            raise UserError(f"{name}: {error}") from None
+            many = "; an array of many pictures has 4 axes" if getattr(item, "ndim", 0) == 3 else ""
+            raise UserError(f"{name}: {error}{many}") from None
         if isinstance(self.data, ImageData) and isinstance(item, (np.ndarray, Tensor)):
             self._warn_of_units(item, made[0][1], name)
         return made

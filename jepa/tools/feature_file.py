@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import shutil
@@ -19,7 +20,8 @@ SUFFIXES = (".npz", ".parquet", ".zarr")
 SAVED_EVERY = 5.0
 """Seconds between two states from which the writing goes on."""
 CHUNK_BYTES = 2**25
-"""Of features that are copied at once."""
+MOST_ROWS = 10_000
+"""Of features and rows that are copied at once."""
 
 
 class FeatureFile:
@@ -91,37 +93,41 @@ class FeatureFile:
             file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def features(self) -> dict[str, np.ndarray]:
-        """Return name -> features (n, ...), which the disk holds."""
-        shapes = {name: (self.rows, *shape) for name, shape in self.shapes.items()}
-        return {name: np.memmap(self.folder / name, np.float32, "r", shape=shape) for name, shape in shapes.items()}
-
-    def _chunks(self) -> Iterator[tuple[slice, dict[str, list[Any]]]]:
-        """Yield consecutive rows, column by column, as many as CHUNK_BYTES of features have."""
-        size = max(1, CHUNK_BYTES // (4 * sum(int(np.prod(shape)) for shape in self.shapes.values())))
-        with open(self.folder / "rows") as file:
+    def _chunks(self) -> Iterator[tuple[slice, dict[str, list[Any]], dict[str, np.ndarray]]]:
+        """Yield consecutive rows, column by column, with their features, as many as CHUNK_BYTES have."""
+        sizes = {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
+        size = max(1, min(MOST_ROWS, CHUNK_BYTES // (4 * sum(sizes.values()))))
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(open(self.folder / name, "rb")) for name in ("rows", *sizes)}
             for start in range(0, self.rows, size):
-                rows = [json.loads(line) for line in itertools.islice(file, size)]
-                yield slice(start, start + len(rows)), {name: [row[name] for row in rows] for name in rows[0]}
+                rows = [json.loads(line) for line in itertools.islice(files["rows"], size)]
+                values = {
+                    name: np.fromfile(files[name], np.float32, len(rows) * each).reshape(-1, *self.shapes[name])
+                    for name, each in sizes.items()
+                }
+                yield slice(start, start + len(rows)), {name: [row[name] for row in rows] for name in rows[0]}, values
 
     def _npz(self, temporary: Path) -> None:
         parts: dict[str, list[np.ndarray]] = {}
-        for _, columns in self._chunks():
+        for _, columns, _ in self._chunks():
             for name, values in columns.items():
                 parts.setdefault(name, []).append(np.array(values))
+        features = {
+            name: np.memmap(self.folder / name, np.float32, "r", shape=(self.rows, *shape))
+            for name, shape in self.shapes.items()
+        }
         with open(temporary, "wb") as file:  # which NumPy writes piece by piece
-            np.savez(file, **{name: np.concatenate(values) for name, values in parts.items()}, **self.features())
+            np.savez(file, **{name: np.concatenate(values) for name, values in parts.items()}, **features)
 
     def _parquet(self, temporary: Path) -> None:
         pa = require("pyarrow", extra="export", purpose=f"output={self.path}")
         import pyarrow.parquet as pq
 
-        features, writer = self.features(), None
-        for part, columns in self._chunks():
+        writer = None
+        for _, columns, features in self._chunks():
             arrays: dict[str, Any] = {name: pa.array(values) for name, values in columns.items()}
             for name, values in features.items():
-                flat = pa.array(values[part].ravel())
-                arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+                arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
             table = pa.table(arrays)
             writer = writer or pq.ParquetWriter(temporary, table.schema)
             writer.write_table(table)
@@ -130,9 +136,8 @@ class FeatureFile:
     def _zarr(self, temporary: Path) -> None:
         zarr = require("zarr", extra="zarr", purpose=f"output={self.path}")
         group, arrays = zarr.create_group(store=str(temporary)), {}
-        features = self.features()
-        for part, columns in self._chunks():
-            for name, values in {**columns, **{name: each[part] for name, each in features.items()}}.items():
+        for part, columns, features in self._chunks():
+            for name, values in {**columns, **features}.items():
                 values = np.asarray(values)
                 if name not in arrays:
                     kind = str if values.dtype.kind == "U" else values.dtype
