@@ -269,7 +269,7 @@ def test_what_does_not_fit_is_named(pictures, tmp_path, caplog):
         encoder([pictures / "0.png", tmp_path / "overlay.npy"])
     with pytest.raises(UserError, match=r"is a folder: give its files, or python scripts/extract\.py"):
         encoder(pictures)
-    with pytest.raises(UserError, match="9 channels .* an array of many pictures has 4 axes"):
+    with pytest.raises(UserError, match=r"9 channels .* an array of many pictures has 4 axes"):
         encoder(np.zeros((20, 9, 9), np.uint8))
     assert repr(encoder).startswith("Encoder of random on cpu in fp32\n  pictures: paths, PIL images, arrays")
     assert "made 3 x 16 x 16" in repr(encoder)
