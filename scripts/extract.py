@@ -1,14 +1,16 @@
-"""Features of a folder of pictures: python scripts/extract.py checkpoint=<run> input=<folder> output=features.npz
+"""Features of files, or of a run's own data: python scripts/extract.py checkpoint=<run> input=<folder> output=f.npz
 
-The file holds `path`, relative to the folder, and `features` (n, D), or one `layer_<number>` for each of layers=;
-in .npz as arrays, in .parquet as columns. Pictures that cannot be read are listed and left out.
+Each row has `path`, relative to the folder, and where it is a part of a file its place: `start` in seconds of a sound
+or steps of a series, `row` of a text; of a run's own data `split`, `index` and `label`. Beside these it has `features`
+(n, D), or one `layer_<number>` for each of layers=. What cannot be read is listed and left out.
+
+The file grows in `<output>.part`, and goes on there when it was interrupted.
 """
 
 from __future__ import annotations
 
-import os
 import sys
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.command import complete, reported_errors, run_command
 from jepa.config.compose import register_resolvers
-from jepa.config.stored import addable
-from jepa.utils.files import write_atomic
+from jepa.config.stored import CommandLine, addable
 
 register_resolvers()
 
 SHOWN = 20
-"""Unreadable pictures that are listed."""
+"""Unreadable samples that are listed."""
 
 
 @hydra.main(config_path="../conf", config_name="extract", version_base="1.3")
@@ -35,63 +36,88 @@ def main(config: DictConfig) -> None:
 
 
 def extract(config: DictConfig) -> Path:
-    """Open a checkpoint, encode every picture of a folder, and write features with paths; gives the file.
+    """Open a checkpoint, encode every sample, and write features with their rows; gives the file.
 
-    Raises UserError for what is missing, does not fit or cannot be written, and when no picture can be read.
+    Raises UserError for what is missing, does not fit or cannot be written, and when nothing can be read.
     """
+    from jepa.config.extracted_samples import SplitSamples, samples_of
+    from jepa.config.load_encoder import Encoder
     from jepa.config.open_checkpoint import open_checkpoint
-    from jepa.interop import network_of
+    from jepa.tools.feature_file import FeatureFile
     from jepa.trainer.precision import Precision, resolve_device
     from jepa.utils.errors import DataError
 
     path = check(config)
-    names = pictures_below(config)
-    if path.suffix == ".parquet" and (odd := [name for name in names if shown(name) != name]):
+    loaded, joined = open_checkpoint(config, data="splits" if config.input is None else "pictures")
+    settings = joined.trainer
+    precision = Precision(
+        settings.precision, resolve_device(settings.device), attention=settings.get("attention", "auto")
+    )
+    parts, lines = inputs_by_modality(config, loaded, joined)
+    encoder = Encoder(loaded.model, parts, precision, batch_size=config.batch_size, name=loaded.source)
+    inputs = encoder.inputs_of(config.modality)
+    if config.input is None:
+        samples = SplitSamples(inputs)
+    else:
+        given = OmegaConf.to_container(config.input) if OmegaConf.is_list(config.input) else str(config.input)
+        column = joined.data.get("text_column") if config.text_column is None else config.text_column
+        samples, said = samples_of(given, inputs, column=column, pieces=config.pieces, stride=config.stride)
+        lines += said
+    for line in (*loaded.lines, *lines):
+        print(shown(line), flush=True)
+    check_names(path, samples)
+    what = ("network", "pooling", "layers", "modality", "pieces", "stride", "text_column")
+    settings = {name: OmegaConf.to_container(config)[name] for name in what}
+    settings |= {"model": loaded.fingerprint, "precision": precision.name, "samples": samples.identity}
+    settings |= {"data": OmegaConf.to_container(joined.data, resolve=True)}
+    file = FeatureFile(path, settings)
+    if file.done:
+        print(f"goes on at sample {file.done:,} of {len(samples):,}", flush=True)
+    write(file, samples, encoder, config, workers=joined.data.get("num_workers", 0))
+    if bad := file.notes.get("left_out", 0):
+        listed = [f"  {shown(name)}: {shown(reason)}" for name, reason in file.notes["first"]]
+        more = [f"  ... and {bad - SHOWN:,} more"] if bad > SHOWN else []
+        print("\n".join([f"left out {bad:,} of {len(samples):,} {samples.name} that cannot be read:", *listed, *more]))
+    if not file.rows:
+        file.discard()
         raise DataError(
-            f"input={config.input}: {shown(odd[0])} is no name in UTF-8: rename it, or write output=<name>.npz"
+            f"input={config.input}: none of its {len(samples):,} {samples.name} can be read; the first: "
+            f"{shown(file.notes['first'][0][1])}"
         )
-    loaded, joined = open_checkpoint(config, data="pictures")
-    for line in loaded.lines:
-        print(line, flush=True)
-    device = resolve_device(joined.trainer.device)
-    precision = Precision(joined.trainer.precision, device, attention=joined.trainer.get("attention", "auto"))
-    encoder = network_of(loaded.model.to(device), config.network)
-    precision.choose_attention(encoder)
-    unreadable: dict[str, str] = {}
-    pictures = read(Path(config.input), names, joined.data, unreadable)
-    with precision.kernels(), precision.autocast():
-        kept, columns = encode(encoder, pictures, config, device)
-    if unreadable:
-        listed = [f"  {shown(name)}: {shown(reason)}" for name, reason in list(unreadable.items())[:SHOWN]]
-        more = [f"  ... and {len(unreadable) - SHOWN} more"] if len(unreadable) > SHOWN else []
-        print("\n".join([f"left out {len(unreadable)} of {len(names)} pictures that cannot be read:", *listed, *more]))
-    if not kept:
-        reason = next(iter(unreadable.values()))
-        raise DataError(
-            f"input={config.input}: none of its {len(names)} pictures can be read; the first: {shown(reason)}"
-        )
-    write(path, kept, columns)
-    shapes = ", ".join(f"{name} {tuple(values.shape)}" for name, values in columns.items())
-    print(f"{path}: {len(kept)} pictures, {shapes}")
+    shapes = ", ".join(f"{name} {(file.rows, *shape)}" for name, shape in file.shapes.items())
+    file.finish()
+    print(f"{path}: {file.rows:,} {samples.name}, {shapes}")
     return path
 
 
 def check(config: DictConfig) -> Path:
     """The file to write. Raises UserError for values outside what conf/extract.yaml says."""
+    from jepa.tools.feature_file import SUFFIXES
     from jepa.utils.errors import UserError
+    from jepa.utils.files import check_output
+    from jepa.utils.lazy_import import require
 
-    for key in ("checkpoint", "input"):
-        if OmegaConf.is_missing(config, key):
-            raise UserError(f"{key} is not set: give it on the command line, {key}=...")
+    if OmegaConf.is_missing(config, "checkpoint"):
+        raise UserError("checkpoint is not set: give it on the command line, checkpoint=...")
     path = Path(config.output)
-    if path.suffix not in (".npz", ".parquet"):
-        raise UserError(f"output={path}: expected a file that ends with .npz or .parquet")
+    if path.suffix not in SUFFIXES:
+        raise UserError(f"output={path}: expected a file that ends with .npz or .parquet, or .zarr")
+    check_output(path, config.checkpoint)
+    if path.suffix != ".npz":
+        module, extra = {".parquet": ("pyarrow", "export"), ".zarr": ("zarr", "zarr")}[path.suffix]
+        require(module, extra=extra, purpose=f"output={path}")
     if config.pooling not in ("mean", "max", "none"):
         raise UserError(f"pooling={config.pooling}: expected mean, max or none")
+    if config.network not in ("context", "target"):
+        raise UserError(f"network={config.network!r}: expected context or target")
     if config.pooling == "none" and path.suffix == ".parquet":
-        raise UserError("pooling=none gives a matrix for each picture: write it to output=<name>.npz")
+        raise UserError("pooling=none gives a matrix for each sample: write it to output=<name>.npz or .zarr")
     if not isinstance(config.batch_size, int) or config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size}: expected at least 1")
+    if config.stride is not None and not (isinstance(config.stride, (int, float)) and config.stride > 0):
+        raise UserError(f"stride={config.stride}: expected a number above 0 of seconds or steps, or null")
+    if not isinstance(config.pieces, bool):
+        raise UserError(f"pieces={config.pieces}: expected true or false")
     if config.layers is not None and not (
         OmegaConf.is_list(config.layers) and config.layers and all(isinstance(n, int) for n in config.layers)
     ):
@@ -101,38 +127,30 @@ def check(config: DictConfig) -> Path:
     return path
 
 
-def pictures_below(config: DictConfig) -> list[str]:
-    """Picture files at any depth, relative to the folder, sorted; hidden ones are left out, links followed.
-
-    Others are counted in a line. Raises DataError for a folder that is missing or holds none.
-    """
-    from collections import Counter
-
-    from jepa.data.sources.folders import left_out
-    from jepa.data.sources.image_files import IMAGE_EXTENSIONS
+def check_names(path: Path, samples: Any) -> None:
+    """Raise DataError for a name that cannot be a string of parquet or zarr."""
     from jepa.utils.errors import DataError
 
-    folder = Path(config.input)
-    if not folder.is_dir():
-        raise DataError(f"input={folder} is not a folder")
-    found, others, seen = [], Counter(), set()
-    for place, below, files in os.walk(folder, followlinks=True):
-        status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link back
-            below[:] = []
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(IMAGE_EXTENSIONS) and not name.startswith("."):
-                found.append(os.path.relpath(os.path.join(place, name), folder))
-            elif not name.startswith("."):
-                others[os.path.splitext(name)[1].lower()] += 1
-    if not found:
-        raise DataError(f"input={folder} holds no pictures ({', '.join(IMAGE_EXTENSIONS)})")
-    for line in left_out(others):
-        print(f"input={folder}: {shown(line)}")
-    return sorted(found)
+    if path.suffix != ".npz" and hasattr(samples, "files"):
+        names = map(samples.describe, range(len(samples)))
+        if odd := next((name for name in names if shown(name) != name), None):
+            raise DataError(f"{shown(odd)} is no name in UTF-8: rename it, or write output=<name>.npz")
+
+
+def inputs_by_modality(config: DictConfig, loaded: Any, joined: DictConfig) -> tuple[dict[str, Any], list[str]]:
+    """How the inputs of each modality are made, by the run's own data where there is no input=; and its lines."""
+    from jepa.config.build import build_data
+    from jepa.config.encoder_inputs import Inputs
+    from jepa.config.load_encoder import inputs_of
+
+    if config.input is not None:
+        return inputs_of(joined.data, loaded, CommandLine(config.overrides)), []
+    data = build_data(joined)
+    parts = getattr(data, "modalities", None) or getattr(data, "parts", None) or {"": data}
+    found = {name: Inputs(part) for name, part in parts.items()}
+    if hasattr(data, "evaluated"):  # of mixed sets
+        found[""] = Inputs(data.evaluated)
+    return found, list(getattr(data, "lines", ()))
 
 
 def shown(text: str) -> str:
@@ -140,84 +158,55 @@ def shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def read(folder: Path, names: list[str], data: DictConfig, unreadable: dict[str, str]) -> Iterator[tuple[str, Any]]:
-    """Path and input (1, C, H, W) of every picture that can be read; fills `unreadable` with path -> reason.
+def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, workers: int) -> None:
+    """Encode the samples that the file has not got yet, and keep what it has when that is interrupted."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    Raises UserError for mean and std that do not fit the channels.
-    """
-    from torch import Tensor
+    from jepa.config.extracted_samples import read_samples
+    from jepa.data.stream import BadSamples, Request, load
+    from jepa.evaluation.feature_source import POOLINGS
 
-    from jepa.config.build import convert_errors
-    from jepa.data.image_transform import ImageTransform, as_list, check_statistics
-    from jepa.data.sources.decoders import decode_image
-    from jepa.data.stream import blamed
-
-    if "mean" not in data and "image" in data:  # of data=hf
-        data = OmegaConf.create({**data, **data.image})
-    convert_errors("data", check_statistics)(data.mean, data.std, data.channels)
-    size = data.image_size
-    transform = ImageTransform(
-        size=(size, size) if isinstance(size, int) else tuple(size),
-        channels=data.channels,
-        mean=as_list(data.mean),
-        std=as_list(data.std),
-        interpolation=data.get("interpolation", "bicubic"),
-        augment=None,
-    )
-    for name in names:
-        try:
-            image = decode_image(folder / name)
-            pixels = transform.plain(image[None] if isinstance(image, Tensor) else image)
-        except Exception as error:
-            _, unreadable[name] = blamed(error, name)
-            continue
-        yield name, pixels
-
-
-def encode(encoder: Any, pictures: Iterator[tuple[str, Any]], config: DictConfig, device: Any) -> tuple[list[str], Any]:
-    """Paths, and column name -> features (n, D) float32, or (n, N, D) with pooling=none."""
-    import itertools
-
-    import numpy as np
-    import torch
-
-    from jepa.config.build import convert_errors
-
-    pool = {"mean": lambda t: t.mean(dim=1), "max": lambda t: t.amax(dim=1), "none": lambda t: t}[config.pooling]
     layers = None if config.layers is None else list(config.layers)
-    columns = ["features"] if layers is None else [f"layer_{number}" for number in layers]
-    names: list[str] = []
-    parts: dict[str, list[Any]] = {column: [] for column in columns}
-    run = convert_errors("layers" if layers else "data.image_size", encoder.__call__)
-    with torch.no_grad():
-        while batch := list(itertools.islice(pictures, config.batch_size)):
-            names += [name for name, _ in batch]
-            tokens = run(torch.cat([pixels for _, pixels in batch]).to(device), layers=layers)
-            for column, values in zip(columns, [tokens] if layers is None else tokens):
-                parts[column].append(pool(values.float()).cpu().numpy())
-    return names, {column: np.concatenate(values) for column, values in parts.items()} if names else {}
+    names = ["features"] if layers is None else [f"layer_{number}" for number in layers]
 
+    def pooled(tokens: Any, valid: Any) -> Any:
+        if config.pooling != "none":
+            return POOLINGS[config.pooling](tokens, valid).cpu().numpy()
+        tokens = tokens.float()
+        return (tokens if valid is None else tokens.masked_fill(~valid.unsqueeze(-1), float("nan"))).cpu().numpy()
 
-def write(path: Path, names: list[str], columns: dict[str, Any]) -> None:
-    """Write paths and features. Raises UserError when the file cannot be written."""
-    from jepa.utils.lazy_import import require
-
-    def npz(temporary: Path) -> None:
-        import numpy as np
-
-        with open(temporary, "wb") as file:
-            np.savez(file, path=np.array(names), **columns)
-
-    def parquet(temporary: Path) -> None:
-        pa = require("pyarrow", extra="export", purpose=f"output={path}")
-        import pyarrow.parquet as pq
-
-        arrays = {"path": pa.array(names, pa.string())}
-        for name, values in columns.items():
-            arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        pq.write_table(pa.table(arrays), temporary)
-
-    write_atomic(path, npz if path.suffix == ".npz" else parquet)
+    starts = range(file.done, len(samples), config.batch_size)
+    chunks = (range(start, min(start + config.batch_size, len(samples))) for start in starts)
+    batches = load(
+        partial(read_samples, samples),
+        (Request(chunk, chunk) for chunk in chunks),
+        bad=BadSamples(total=1, max_share=0),  # what is bad is left out here, and no other takes its place
+        num_workers=workers,
+        prefetch_factor=2,
+        pin_memory=False,
+    )
+    console = Console(stderr=True)
+    bar = Progress("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console)
+    bar.disable = not console.is_terminal
+    try:
+        with bar:
+            task = bar.add_task(samples.name, total=len(samples), completed=file.done)
+            for batch in batches:
+                if batch["unreadable"]:
+                    first = file.notes.setdefault("first", [])
+                    first += list(batch["unreadable"].items())[: SHOWN - len(first)]
+                    file.notes["left_out"] = file.notes.get("left_out", 0) + batch["samples"] - len(batch["rows"])
+                features = {}
+                if batch["rows"]:
+                    encoded = partial(encoder.encode, modality=config.modality, network=config.network, layers=layers)
+                    tokens, valid, _ = encoded(batch["x"])
+                    features = {name: pooled(each, valid) for name, each in zip(names, tokens)}
+                file.add(batch["rows"], features, samples=batch["samples"])
+                bar.advance(task, batch["samples"])
+    finally:
+        batches.close()
+        file.save()
 
 
 if __name__ == "__main__":

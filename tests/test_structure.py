@@ -85,6 +85,7 @@ READERS = {
     "jepa/config/notes.py": "conf/, which is code",
     "jepa/data/sources/coco.py": "lists of data, of any size",
     "jepa/data/sources/text_tables.py": "lists of data, of any size",
+    "jepa/tools/feature_file.py": "rows that it has written itself, of any size",
     "jepa/data/byte_pair_encoding.py": "what the library says of a tokenizer in memory",
 }
 """Files that may parse a file by themselves, and why."""

@@ -28,8 +28,21 @@ def locate(path: str | Path) -> Path:
         if os.path.isfile(candidate) or os.path.isfile(candidate / "state.pt"):  # False for a name that is too long
             return candidate
     if os.path.isdir(path):
-        raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt)")
+        newest = _newest_run(path)
+        hint = f"; the newest run with one is {newest}" if newest else ""
+        raise CheckpointError(f"the folder {path} holds no checkpoint (no checkpoints/last.pt){hint}")
     raise CheckpointError(f"no run folder or checkpoint at {path}")
+
+
+def _newest_run(path: Path) -> Path | None:
+    """Return the newest run with a checkpoint in a folder, or beside it; of a run at <date>/<time> of any day."""
+    path = path.absolute()
+    folders = [path, path.parent, *([path.parent.parent] if re.fullmatch(r"\d{4}-\d\d-\d\d", path.parent.name) else [])]
+    found = [
+        each for folder in folders for depth in ("*", "*/*") for each in folder.glob(f"{depth}/checkpoints/last.*")
+    ]
+    newest = max(found, key=lambda each: each.lstat().st_mtime, default=None)
+    return newest and newest.parent.parent
 
 
 def _candidates(path: Path) -> Iterator[Path]:

@@ -133,7 +133,9 @@ def left_open(config: DictConfig) -> list[str]:
     """The keys of data, of those that may be, which are left open, such as `channels` or `parts.a.mean`."""
     sizes = [key for key in FOUND_BY_DATA if key in config.data and config.data[key] is None]
     plain = OmegaConf.to_container(config.data, resolve=False)
-    statistics = [key for key, value in flatten(plain).items() if value == "auto"]
+    values = flatten(plain)
+    statistics = [key for key, value in values.items() if value == "auto"]
+    sizes += [key for key, value in values.items() if value is None and f".{key}".endswith(".source.columns")]
     of_data = [key for key in statistics if key.rpartition(".")[2] in ("mean", "std")]
     return sizes + of_data + [f"hints.{name}" for name in auto_hints(config)]
 

@@ -8,30 +8,27 @@ grid = encoder.tokens("a.jpg")                  # (1, H, W, D)
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from PIL import Image
 from torch import Tensor, nn
 
 from jepa.config.build import convert_errors
 from jepa.config.command import load_config
+from jepa.config.encoder_inputs import KINDS, Inputs
 from jepa.config.open_checkpoint import open_checkpoint
 from jepa.config.overrides import quoted
 from jepa.config.stored import CommandLine, addable
-from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
-from jepa.data.data_module import DataModule, Reading
-from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
-from jepa.data.sources.image_files import image_of
+from jepa.data import ImageData, SeriesData, TextData, VideoData
+from jepa.data.data_module import DataModule
 from jepa.data.sources.series_tables import SeriesSplits
-from jepa.data.sources.sound_files import SoundFile
 from jepa.data.sources.splits import Splits
 from jepa.evaluation.features import evaluation_mode
+from jepa.evaluation.modalities import modality_of
 from jepa.interop import Loaded
 from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.models.encoders.text_stem import TextStem
@@ -39,8 +36,6 @@ from jepa.models.encoders.tubelet_stem import TubeletStem
 from jepa.trainer.precision import Precision, resolve_device
 from jepa.utils.errors import UserError
 from jepa.utils.tensors import masked_mean, token_valid
-
-Item = str | PathLike | Image.Image | np.ndarray | Tensor | tuple[Any, int]
 
 
 def load_encoder(
@@ -64,10 +59,9 @@ def load_encoder(
     given = [f"checkpoint={quoted(str(checkpoint))}", f"trust={trust}".lower(), *addable(options)]
     config = load_config(given, config_name="evaluate")
     loaded, joined = open_checkpoint(config, data="inputs")
-    data = reader(joined.data, loaded, CommandLine(config.overrides))
-    place = resolve_device(device)
-    settings = Precision(precision, place)
-    return Encoder(loaded.model.to(place), data, settings, batch_size=batch_size, name=loaded.source)
+    settings = Precision(precision, resolve_device(device))
+    inputs = inputs_of(joined.data, loaded, CommandLine(config.overrides))
+    return Encoder(loaded.model, inputs, settings, batch_size=batch_size, name=loaded.source)
 
 
 class Encoder:
@@ -75,22 +69,42 @@ class Encoder:
 
     Inputs are one or many, in a list or along a first axis; B is their number. By what the encoder was trained on:
     pictures: paths, PIL images, or arrays and tensors (h, w), (h, w, C) or (C, h, w) as a .npy file has them.
-    texts: str. sounds: paths, (waveform (t,), its rate in Hz), or waveforms (t,) at `data.sample_rate`.
-    series: arrays and tensors (C, T), or (T,) of one channel, in the units of the training data; NaN is missing.
+    texts: str. sounds: paths, (waveform (t,), its rate in Hz), or waveforms (t,) at `data.sample_rate`; whole numbers
+    are scaled by their type, as files are, and channels averaged.
+    series: paths of tables, DataFrames, or arrays (C, T), or (T,) of one channel, in the units of the training data;
+    NaN is missing. Of a run on single channels (`data.split_channels`), each channel is an input of its own.
     clips: paths of videos or folders of frames, or uint8 frames (T, h, w, C).
 
-    data: prepares the inputs as in evaluation. name: of the checkpoint.
+    Keywords of all calls:
+    modality: of a run on several, which one the inputs are of. pieces: all of each sound or series, in pieces of the
+    length of training, each an input of its own; stride: where they begin, every so many seconds of a sound or steps of
+    a series, None for one after another. The last piece of a sound may be shorter, a window of a series may not.
+
+    inputs: modality -> how its inputs are made; one with the name "" is taken where none is named. name: of the
+    checkpoint.
     """
 
-    def __init__(self, model: nn.Module, data: DataModule, precision: Precision, *, batch_size: int, name: str) -> None:
-        self.model, self.data, self.precision = model, data, precision
+    def __init__(
+        self, model: nn.Module, inputs: Mapping[str, Inputs], precision: Precision, *, batch_size: int, name: str
+    ) -> None:
+        self.model, self.inputs, self.precision = model.to(precision.device), dict(inputs), precision
         self.batch_size, self.name = batch_size, name
         precision.choose_attention(model)
 
     @property
+    def modalities(self) -> list[str]:
+        """Their names, of a run on several."""
+        return [name for name in self.inputs if name]
+
+    @property
+    def data(self) -> DataModule:
+        """What prepares the inputs, where these are of one modality."""
+        return self.inputs_of(None).data
+
+    @property
     def embed_dim(self) -> int:
         """D."""
-        return self.model.encoder.embed_dim
+        return self._of("" if "" in self.inputs else self.modalities[0])[0].encoder.embed_dim
 
     @property
     def device(self) -> torch.device:
@@ -104,152 +118,165 @@ class Encoder:
         self.precision.choose_attention(self.model)
         return self
 
-    def __call__(self, inputs: Item | Sequence[Item]) -> Tensor:
+    def __repr__(self) -> str:
+        """Return what it is, takes and gives, in words."""
+        lines = []
+        for name, inputs in self.inputs.items():
+            part, kind = self._of(name)[0], inputs.kind
+            size = sum(parameter.numel() for parameter in part.encoder.parameters()) / 1e6
+            x = " x ".join(map(str, inputs.data.spec.input_shape))
+            made = f"made {x}, then {self.embed_dim} features by {size:.1f} million parameters"
+            lines.append(f"{name or kind.name}: {kind.forms}; {made}")
+        return "\n  ".join([f"Encoder of {self.name} on {self.device} in {self.precision.name}", *lines])
+
+    def __call__(
+        self, inputs: Any, *, modality: str | None = None, pieces: bool = False, stride: float | None = None
+    ) -> Tensor:
         """Return features (B, D) float32 on the CPU: the mean over the tokens that are not padding.
 
         Raise UserError for inputs of another kind, and UnreadableSample for a file that is damaged.
         """
-        pooled = [masked_mean(tokens, valid).cpu() for tokens, valid, _ in self._encoded(inputs)]
-        return torch.cat(pooled)
+        return self._over(inputs, modality, pieces, stride, lambda tokens, valid, _: masked_mean(tokens, valid))
 
-    def tokens(self, inputs: Item | Sequence[Item]) -> Tensor:
+    def tokens(
+        self, inputs: Any, *, modality: str | None = None, pieces: bool = False, stride: float | None = None
+    ) -> Tensor:
         """Return the features of every token, (B, *grid, D) float32 on the CPU; grid: (H, W) of pictures."""
-        found = [tokens.float().unflatten(1, grid).cpu() for tokens, _, grid in self._encoded(inputs)]
+        return self._over(inputs, modality, pieces, stride, lambda tokens, _, grid: tokens.float().unflatten(1, grid))
+
+    def embed(self, inputs: Any, *, modality: str) -> Tensor:
+        """Return embeddings (B, E) in the space where a model of pairs compares its modalities.
+
+        Raise UserError for a model without such a space.
+        """
+        if not hasattr(self.model, "embed"):
+            raise UserError(f"{self.name}: {type(self.model).__name__} has no space that its modalities share")
+        return torch.cat(
+            [
+                self._run(lambda x: self.model.embed({modality: x})[modality], x).float().cpu()
+                for x in self._batches(inputs, modality)
+            ]
+        )
+
+    def prepare(self, item: Any, *, modality: str | None = None) -> Tensor:
+        """Return the input (C, *S), or ids (L,), of one item, as in evaluation."""
+        return self.inputs_of(modality).prepare(item)[0][1]
+
+    def encode(
+        self, x: Tensor, *, modality: str | None = None, network: str = "target", layers: Sequence[int] | None = None
+    ) -> tuple[list[Tensor], Tensor | None, tuple[int, ...]]:
+        """Return tokens (b, N, D) of inputs x (b, C, *S), of the last or of some blocks, which are valid, and the grid.
+
+        network: "target", or "context", the trained encoder. Raise UserError for blocks that do not exist.
+        """
+        model, _ = self._of(modality)
+        call = model.encode_target if network == "target" else model.encoder
+        x = x.to(self.device)
+        found = self._run(convert_errors("layers" if layers else "data", functools.partial(call, layers=layers)), x)
+        return [found] if layers is None else found, token_valid(model.encoder, x), tuple(model.encoder.grid(x))
+
+    def _run(self, function: Callable[[Tensor], Any], x: Tensor) -> Any:
+        with evaluation_mode(self.model), self.precision.kernels(), self.precision.autocast():
+            return function(x.to(self.device))
+
+    def _over(
+        self, inputs: Any, modality: str | None, pieces: bool, stride: float | None, function: Callable[..., Tensor]
+    ) -> Tensor:
+        """Return what a function makes of the tokens, which of them are valid, and the grid, of all inputs."""
+        found = []
+        for x in self._batches(inputs, modality, pieces, stride):
+            (tokens,), valid, grid = self.encode(x, modality=modality)
+            found.append(function(tokens, valid, grid).cpu())
         return torch.cat(found)
 
-    def prepare(self, item: Item) -> Tensor:
-        """Return the input (C, *S), or ids (L,), of one item, as in evaluation."""
-        value = VALUES[type(self.data)](item, self.data)
-        return self.data.make_inputs(value, 0, Reading("train", seed=None, views=None, bad_limit=0))["x"]
-
-    def _encoded(self, inputs: Any) -> Iterator[tuple[Tensor, Tensor | None, tuple[int, ...]]]:
-        """Yield tokens (b, N, D), which of them are valid (b, N), and the grid, in batches."""
-        items = as_items(inputs, SINGLE_AXES[type(self.data)])
+    def _batches(
+        self, given: Any, modality: str | None, pieces: bool = False, stride: float | None = None
+    ) -> Iterator[Tensor]:
+        """Yield inputs (b, C, *S)."""
+        inputs = self.inputs_of(modality)
+        items = inputs.items(given)
         if not items:
             raise UserError(f"{self.name}: got no inputs")
-        for start in range(0, len(items), self.batch_size):
-            batch = [self.prepare(item) for item in items[start : start + self.batch_size]]
-            x = torch.stack(batch).to(self.device)
-            with evaluation_mode(self.model), self.precision.kernels(), self.precision.autocast():
-                tokens = self.model.encode_target(x)
-            yield tokens, token_valid(self.model.encoder, x), tuple(self.model.encoder.grid(x))
+        names = ["the input"] if len(items) == 1 else [f"input {number}" for number in range(len(items))]
+        batch: list[Tensor] = []
+        for item, name in zip(items, names):
+            for _, x in inputs.prepare(item, name, pieces=pieces, stride=stride):
+                batch.append(x)
+                if len(batch) == self.batch_size:
+                    yield torch.stack(batch)
+                    batch = []
+        if batch:
+            yield torch.stack(batch)
+
+    def inputs_of(self, modality: str | None) -> Inputs:
+        """Return how the inputs of a modality are made. Raise UserError for one the run has not."""
+        return self._of(modality)[1]
+
+    def _of(self, modality: str | None) -> tuple[nn.Module, Inputs]:
+        """Return the model of a modality, and how its inputs are made. Raise UserError for one the run has not."""
+        name = modality or ""
+        if name not in self.inputs:
+            names = ", ".join(self.modalities) or "one modality alone, which needs no name"
+            raise UserError(f"modality={modality}: {self.name} was trained on {names}")
+        parts = hasattr(self.model, "tasks") or hasattr(self.model, "modalities")
+        return modality_of(self.model, name) if parts else self.model, self.inputs[name]
 
 
-def as_items(inputs: Any, axes: Sequence[int]) -> list[Any]:
-    """Return inputs as a list of single ones. axes: how many a single array may have."""
-    if isinstance(inputs, (np.ndarray, Tensor)):
-        if inputs.ndim in axes:
-            return [inputs]
-        if inputs.ndim == max(axes) + 1:
-            return list(inputs)
-        raise UserError(f"got an array of shape {tuple(inputs.shape)}, expected {' or '.join(map(str, axes))} axes")
-    is_sound = isinstance(inputs, tuple) and len(inputs) == 2 and isinstance(inputs[1], int)
-    return [inputs] if is_sound or not isinstance(inputs, (list, tuple)) else list(inputs)
-
-
-def as_picture(item: Item, data: ImageData) -> Image.Image | Tensor:
-    if isinstance(item, (str, PathLike)):
-        return decode_image(str(item))
-    if isinstance(item, Image.Image):
-        return item
-    return image_of(as_array(item, "a picture", "a path, PIL image or array"), "the array")
-
-
-def as_clip(item: Item, data: VideoData) -> Any:
-    if isinstance(item, (str, PathLike)):
-        return open_video(str(item))
-    frames = as_tensor(item, "a clip", "a path or uint8 frames (T, h, w, C)")
-    if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[-1] not in (1, 3):
-        raise UserError(f"a clip of {frames.dtype} {tuple(frames.shape)}: expected uint8 frames (T, h, w, C), C 1 or 3")
-    return TensorVideo(frames.permute(0, 3, 1, 2))
-
-
-def as_text(item: Item, data: TextData) -> str:
-    if not isinstance(item, str):
-        raise UserError(f"a text is {type(item).__name__}, expected str")
-    return item
-
-
-def as_sound(item: Item, data: AudioData) -> Any:
-    if isinstance(item, (str, PathLike)):
-        return SoundFile(str(item))
-    wave, rate = item if isinstance(item, tuple) else (item, data.sample_rate)
-    wave = as_tensor(wave, "a sound", "a path, a waveform (t,) or (waveform, rate)").float()
-    if wave.ndim != 1 or not len(wave):
-        raise UserError(f"a sound of shape {tuple(wave.shape)}: expected (t,): average the channels")
-    return wave, int(rate)
-
-
-def as_series(item: Item, data: SeriesData) -> Tensor:
-    series = as_tensor(item, "a series", "an array (C, T)").float()
-    series = series[None] if series.ndim == 1 else series
-    if tuple(series.shape) != data.spec.input_shape:
-        raise UserError(f"a series of shape {tuple(series.shape)}, expected {data.spec.input_shape}: channels, steps")
-    return (series - data.level) / data.scale
-
-
-def reader(settings: DictConfig, loaded: Loaded, given: CommandLine) -> DataModule:
-    """Return a data module without samples, which makes inputs as in evaluation.
+def inputs_of(settings: DictConfig, loaded: Loaded, given: CommandLine) -> dict[str, Inputs]:
+    """Return how inputs are made as in evaluation, by modality; "" is that of a run on one, or on mixed sets of one.
 
     settings: the data of the checkpoint or of `data=`; else the default ones, of which only what is given holds.
-    Raise UserError for data of which samples have several parts.
+    Raise UserError for data of a kind that is not known.
     """
-    stem = getattr(loaded.model.encoder, "stem", None)
+    stem = getattr(loaded.model.encoder, "stem", None) if hasattr(loaded.model, "encoder") else None
     stored = OmegaConf.to_container(settings, resolve=True)
     if loaded.data is None and loaded.format != "random" and not given.option("data"):  # published, or exported
         kind = VideoData if isinstance(stem, TubeletStem) else ImageData
         known = {"image_size": loaded.image_size, "channels": loaded.channels, "mean": loaded.mean, "std": loaded.std}
         found = {name: value for name, value in known.items() if value is not None}
-        stored = PUBLISHED | found | {name: stored[name] for name in given.below("data") if name in stored}
-    else:
-        if stored["_target_"] == "jepa.data.hugging_face":
-            part = "text" if isinstance(stem, TextStem) else "audio" if isinstance(stem, SpectrogramStem) else "image"
-            stored = stored | stored[part]
-        kind = next((each for each in PREPARING if stored["_target_"] == f"jepa.data.{each.__name__}"), None)
-        if kind is None:
-            raise UserError(f"{loaded.source} was trained on {stored['_target_']}, whose samples have several parts")
-    kept = {name: stored[name] for name in PREPARING[kind] if name in stored}
-    if stored.get("split_channels"):
-        raise UserError(
-            f"{loaded.source} was trained on single channels of series (data.split_channels): not taken yet"
-        )
+        chosen = {name: stored[name] for name in given.below("data") if name in stored}
+        return {"": _inputs(PUBLISHED | found | chosen | {"_target_": f"jepa.data.{kind.__name__}"})}
+    if stored["_target_"] == "jepa.data.hugging_face":
+        part = "text" if isinstance(stem, TextStem) else "audio" if isinstance(stem, SpectrogramStem) else "image"
+        stored |= stored[part]
+    if stored["_target_"] in TARGETS:
+        return {"": _inputs(stored)}
+    nodes = stored.get("parts") or stored.get("modalities") or stored
+    parts = {name: node for name, node in nodes.items() if isinstance(node, dict) and node.get("_target_") in TARGETS}
+    if not parts:
+        raise UserError(f"{loaded.source} was trained on {stored['_target_']}: its inputs are of no kind that is known")
+    found = {name: _inputs(node) for name, node in parts.items()}
+    if stored["_target_"] == "jepa.data.MixedData":
+        found[""] = found[stored.get("evaluate") or next(iter(found))]
+    return found
+
+
+def _inputs(stored: Mapping[str, Any]) -> Inputs:
+    """Return how inputs are made by stored settings of one kind of data, of which no samples are read."""
+    kind = TARGETS[stored["_target_"]]
+    kept = {name: stored[name] for name in KINDS[kind].settings if name in stored}
+    if kind is TextData and kept.get("tokenizer") == "train":
+        raise UserError("the run has kept no tokenizer.json: give data.<part>.tokenizer=<file>")
     if "spectrogram" in kept:
         kept["spectrogram"] = instantiate(kept["spectrogram"])
-    return convert_errors("data", kind)(source=functools.partial(no_samples, kind, stored), root="", **kept)
+    source = stored.get("source") or {}
+    tables = {name: source[name] for name in TABLES if name in source} if kind is SeriesData else {}
+    return Inputs(
+        convert_errors("data", kind)(source=functools.partial(_no_samples, kind, stored), root="", **kept), tables
+    )
 
 
-def no_samples(kind: type, settings: Mapping[str, Any], root: str) -> Splits | SeriesSplits:
+def _no_samples(kind: type, settings: Mapping[str, Any], root: str) -> Splits | SeriesSplits:
     """Return splits of one sample that nobody reads."""
     if kind is SeriesData:
-        blank = torch.zeros(settings["channels"], settings["length"])
+        single = settings.get("split_channels") and isinstance(settings["mean"], list)
+        blank = torch.zeros(len(settings["mean"]) if single else settings["channels"], settings["length"])
         return SeriesSplits(train=[blank], test=[blank])
     return Splits([("", None)], [("", None)])
 
 
 PUBLISHED = {"image_size": 224, "channels": 3, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 """Of a checkpoint that says nothing of its inputs: those of ImageNet."""
-OF_PICTURES = ("image_size", "channels", "mean", "std", "interpolation")
-PREPARING = {
-    ImageData: OF_PICTURES,
-    VideoData: (*OF_PICTURES, "num_frames", "frame_stride", "fps", "short_videos"),
-    TextData: ("tokenizer", "vocab_size", "max_length"),
-    AudioData: ("sample_rate", "seconds", "spectrogram"),
-    SeriesData: ("window_size", "z_score", "normalise", "mean", "std"),
-}
-"""Kind of data -> its settings that say how a single sample becomes an input."""
-VALUES = {ImageData: as_picture, VideoData: as_clip, TextData: as_text, AudioData: as_sound, SeriesData: as_series}
-"""Kind of data -> what makes one input a value as its sources give it."""
-SINGLE_AXES = {ImageData: (2, 3), VideoData: (4,), TextData: (), AudioData: (1,), SeriesData: (1, 2)}
-"""Kind of data -> axes of a single input that is an array."""
-
-
-def as_array(item: Any, what: str, expected: str) -> np.ndarray:
-    """Return an array or tensor as an array. Raise UserError for any other."""
-    return as_tensor(item, what, expected).numpy()
-
-
-def as_tensor(item: Any, what: str, expected: str) -> Tensor:
-    """Return an array or tensor as a tensor on the CPU. Raise UserError for any other."""
-    if not isinstance(item, (np.ndarray, Tensor)):
-        raise UserError(f"{what} is {type(item).__name__}, expected {expected}")
-    return torch.tensor(item) if isinstance(item, np.ndarray) else item.detach().cpu()
+TABLES = ("columns", "time_column", "separator", "decimal", "resample", "missing_markers")
+"""Settings of a source of series that say how a table is read."""
+TARGETS = {f"jepa.data.{kind.__name__}": kind for kind in KINDS}

@@ -125,8 +125,12 @@ def _no_value(word: str, _: str) -> str:
 def check_flags(arguments: Sequence[str], compose: Compose, script: str) -> None:
     """Raise UserError for options with dashes that Hydra does not know, with the command that would do: --epochs 100.
 
+    Also for run_dir=, which is for calls from Python: Hydra has made its own folder by then.
+
     script: how the program was started, train.py.
     """
+    if own := next((argument for argument in arguments if argument.lstrip("+").startswith("run_dir=")), None):
+        raise UserError(f"{own}: the folder of a run is hydra.run.dir={own.partition('=')[2]} on the command line")
     if not any(map(_is_foreign, arguments)):
         return
     try:

@@ -38,7 +38,7 @@ def open_checkpoint(
 
     config: composed, with `checkpoint` and `overrides`.
     data: what the caller does with it: reads its "splits", makes "inputs" as it does where the checkpoint has any,
-        inputs of "pictures", or "none".
+        the same and "pictures" where it does not, or "none".
 
     Raises UserError for what is missing or contradicts the checkpoint, CheckpointError for what does not fit.
     """
@@ -55,9 +55,9 @@ def open_checkpoint(
         raise UserError(f"loss: {source.name} brings its own, on which its features do not depend; leave it out")
     kept = in_force(stored, given)
     if not config.trust:
-        _check_kept(kept, source, builds=data in ("splits", "inputs"), reads=data == "splits")
+        _check_kept(kept, source, builds=data != "none", reads=data == "splits")
     joined = with_stored(config, kept, given)
-    if data in ("splits", "inputs"):
+    if data != "none":
         _keep_tokenizer(joined, stored, given, source)
     is_random = source.adapter.format == "random"
     data_known = "data" in stored or given.option("data") or is_random
@@ -143,8 +143,8 @@ def _check_kept(kept: Mapping[str, Any], source: Source, *, builds: bool, reads:
         check_stored(kept[section], section, source.name, names=names, trusted=source.trusted, paths=True)
         if reads:
             lone = _without_same(kept[section], own.get(section))
-            for key in ("tokenizer_folder", "text.tokenizer_folder"):  # none is kept, see below
-                remove(lone, key)
+            for key in _text_settings(kept["data"]) if section == "data" else ():  # none is kept, see below
+                remove(lone, f"{key}.tokenizer_folder".removeprefix("data."))
             check_stored(lone, section, source.name, names=None)
 
 
@@ -188,19 +188,29 @@ def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Comman
 
     Raises UserError when the tokenizer is not in the run folder.
     """
-    trained = _text_settings(stored.get("data") or {})
-    section = "data.text" if OmegaConf.select(joined, "data.text") is not None else "data"
-    node = OmegaConf.select(joined, section)
-    if trained is None or node is None or "tokenizer" not in node:
-        return
-    node.tokenizer_folder = None  # evaluating stores none
-    vocab_size, max_length = (stored["data"].get(key) for key in ("vocab_size", "max_length"))
-    if "vocab_size" not in given.below("data") and vocab_size is not None:
-        joined.data.vocab_size = vocab_size
-    if "max_length" not in given.below("data") and max_length is not None:
-        joined.data.max_length = max_length  # learned positions reach no further
-    if "tokenizer" in given.below(section):
-        return
+    for section, trained in _text_settings(stored.get("data") or {}).items():
+        alone = section in ("data", "data.text")
+        if alone:  # also on other texts
+            section = "data" if OmegaConf.select(joined, "data.text") is None else "data.text"
+        node = OmegaConf.select(joined, section)
+        if node is None or "tokenizer" not in node:
+            continue
+        node.tokenizer_folder = None  # evaluating stores none
+        if alone:
+            _keep_sizes(joined, stored["data"], given)
+        if "tokenizer" not in given.below(section):
+            node.tokenizer = str(_find_tokenizer(source, trained, section))
+
+
+def _keep_sizes(joined: DictConfig, trained: Mapping[str, Any], given: CommandLine) -> None:
+    """Let a model that is evaluated on other texts have the ids and the length that it was trained on."""
+    for name in ("vocab_size", "max_length"):  # learned positions reach no further
+        if name not in given.below("data") and trained.get(name) is not None:
+            joined.data[name] = trained[name]
+
+
+def _find_tokenizer(source: Source, trained: Mapping[str, Any], section: str) -> Path:
+    """Return the tokenizer that a run has kept. Raise UserError where it is not in the run folder."""
     folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
     path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
     if path is None:
@@ -208,10 +218,21 @@ def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Comman
             f"{source.name}: its {TOKENIZER} is not in the run folder (looked in {folders[1]}): put it there, or give "
             f"{section}.tokenizer=<file>"
         )
-    node.tokenizer = str(path)
+    return path
 
 
-def _text_settings(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The part of a configuration of data that says how texts become ids; None where there is none."""
+def _text_settings(data: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the parts of a configuration of data that say how texts become ids, by their keys.
+
+    Of several modalities those that keep their tokenizer; runs of old do not, and train it again.
+    """
     part = data.get("text") if isinstance(data.get("text"), Mapping) else data
-    return part if "tokenizer" in part else None
+    if "tokenizer" in part:
+        return {"data" if part is data else "data.text": part}
+    groups = ((f"{name}.", data[name]) for name in ("parts", "modalities") if isinstance(data.get(name), Mapping))
+    parts = {**data, **{f"{group}{name}": node for group, nodes in groups for name, node in nodes.items()}}
+    return {
+        f"data.{name}": node
+        for name, node in parts.items()
+        if isinstance(node, Mapping) and node.get("tokenizer_folder")
+    }

@@ -63,8 +63,7 @@ class SeriesData(DataModule):
         window_size = self.window_size
         check_counts(stride=self.stride, **({} if window_size is None else {"window_size": window_size}))
         source = read_source(self.source, root=self.root, name=self.name)
-        self.timelines, lines = list(source.timelines), list(source.lines)
-        train, test = source.train, source.test
+        self.timelines, lines, train, test = [*source.timelines], [*source.lines], source.train, source.test
         if self.timelines:
             if window_size is None:
                 raise ValueError("data.window_size=null: expected the steps of a window, as series are long")
@@ -98,11 +97,12 @@ class SeriesData(DataModule):
             )
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
+        columns = {"source.columns": list(self.timelines[0].names)} if self.timelines else {}
         self.setup(
             Splits(*splits, source.class_names, tuple(lines)),
             prepare=self.prepare_sample,
             input_shape=(found["channels"], steps),
-            found=found | {"mean": self.level.flatten().tolist(), "std": self.scale.flatten().tolist()},
+            found=found | {"mean": self.level.flatten().tolist(), "std": self.scale.flatten().tolist()} | columns,
         )
 
     def _statistics(self, series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

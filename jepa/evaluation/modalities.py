@@ -43,6 +43,9 @@ class _ModalityEncoder(nn.Module):
         self.encoder, self.name = encoder, name
         self.embed_dim, self.depth = encoder.embed_dim, encoder.depth
 
+    def grid(self, x: Tensor) -> tuple[int, ...]:
+        return self.encoder.grid({self.name: x})
+
     def token_valid(self, x: Tensor) -> Tensor | None:
         return token_valid(self.encoder, {self.name: x})
 

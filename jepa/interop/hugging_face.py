@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -18,15 +19,19 @@ from jepa.interop import vjepa
 from jepa.interop.adapter import Adapter, Loaded, Source
 from jepa.interop.frozen_networks import OtherEncoder, load_by_name
 from jepa.interop.sizes import side_or_pair, to_pair
-from jepa.interop.timm_models import check_named, fetching, load_by_timm, read_from_timm
+from jepa.interop.timm_models import check_named, fetching, load_by_timm, quiet, read_from_timm
 from jepa.interop.weights_file import HUGGING_FACE_FILES, WeightsFile, find_parts
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
-from jepa.utils.lazy_import import require
+from jepa.utils.lazy_import import MissingPackageError, require
 from jepa.utils.read_data import exists, read_mapping
 
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
+
+RUN_FILE = "jepa.pt"
+"""A run in a repository, which `scripts/push.py` writes."""
+
 NATIVE = ("vjepa2", "ijepa", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 """Model types whose weights are read without `transformers`, from a file alone."""
 NEEDED = ("hidden_size", "patch_size", "num_hidden_layers", "num_channels")
@@ -178,6 +183,25 @@ def read(source: Source) -> WeightsFile:
     file = find_parts(model.state_dict(), Path(name), model.config.to_dict())
     more = (f"left alone: {', '.join(heads)}",) if heads else ()
     return dataclasses.replace(file, lines=(*file.lines, *more))
+
+
+def run_of(name: str) -> str | None:
+    """Return the file of a run in the repository or folder `hf:<name>`; None where it holds none, or is out of reach.
+
+    A tokenizer comes to lie beside it.
+    """
+    name = name.partition(":")[2]
+    if os.path.isdir(name):
+        return str(Path(name) / RUN_FILE) if exists(Path(name) / RUN_FILE) else None
+    try:
+        hub = require("huggingface_hub", extra="hub", purpose=f"hf:{name}")
+        with quiet("huggingface_hub"):
+            path = hub.hf_hub_download(name, RUN_FILE)
+            with contextlib.suppress(hub.errors.EntryNotFoundError):
+                hub.hf_hub_download(name, "tokenizer.json")
+    except (OSError, ValueError, RuntimeError, MissingPackageError):  # what reads models of others says what is wrong
+        return None
+    return path
 
 
 def repository_of(name: str) -> str | None:

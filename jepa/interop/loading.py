@@ -37,7 +37,10 @@ def find(name: str, key: str = "checkpoint", trusted: Collection[str] | None = (
     """
     if name in ("timm:", "hf:"):
         raise UserError(f"{key}={name}: expected {name}<name>")
-    source = Source(hugging_face.repository_of(name) or name, key, trusted)
+    name = hugging_face.repository_of(name) or name
+    if name.startswith("hf:"):
+        name = hugging_face.run_of(name) or name
+    source = Source(name, key, trusted)
     source.adapter = next(adapter for adapter in ADAPTERS if adapter.recognizes(source))
     source.config = source.adapter.stored_config(source)
     return source

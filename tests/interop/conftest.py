@@ -94,6 +94,13 @@ def extract(tmp_path: Path) -> Callable:
     )
 
 
+@pytest.fixture
+def push() -> Callable:
+    """Upload as scripts/push.py does; gives the names of the files."""
+    base = OmegaConf.load(ROOT / "conf" / "push.yaml")
+    return lambda *options: script("push").push(OmegaConf.merge(base, OmegaConf.from_dotlist(list(options))))
+
+
 @pytest.fixture(scope="session")
 def run_folder(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three steps on digits."""

@@ -1,4 +1,4 @@
-"""Features of a folder of pictures."""
+"""Features of files of every modality, and of a run's own data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+import jepa
+from jepa import load_config
+from jepa.config.build import build_data
 from jepa.interop import load
+from jepa.tools.feature_file import FeatureFile
 from jepa.utils.errors import DataError, UserError
 
 
@@ -108,3 +112,128 @@ def test_mistakes(run_folder, pictures, extract, tmp_path):
     with pytest.raises(DataError, match="none of its 9 pictures can be read; the first: the file is empty"):
         extract(f"checkpoint={run_folder}", f"input={pictures}", f"output={tmp_path / 'f.npz'}")
     assert not (tmp_path / "f.npz").exists()
+
+
+def test_files_one_by_one(run_folder, pictures, extract, tmp_path):
+    common = [f"checkpoint={run_folder}", f"output={tmp_path / 'f.npz'}"]
+    whole = np.load(extract(*common, f"input={pictures}"))
+    single = np.load(extract(*common, f"input={pictures / '1.png'}"))
+    assert np.allclose(single["features"], whole["features"][1:2], atol=1e-6)
+    assert len(np.load(extract(*common, f"input=[{pictures / '1.png'},{pictures / '2.png'}]"))["path"]) == 2
+
+
+def test_the_own_data_of_a_run(run_folder, extract, tmp_path):
+    table = pandas.read_parquet(extract(f"checkpoint={run_folder}", f"output={tmp_path / 'f.parquet'}"))
+    data = build_data(load_config(["data=digits"]))
+    assert table["split"].tolist() == ["train"] * data.spec.num_train + ["test"] * data.spec.num_test
+    assert table["label"].tolist() == [*data.splits["train"].labels.tolist(), *data.splits["test"].labels.tolist()]
+    assert table["class_name"].iloc[0] == data.spec.class_names[table["label"].iloc[0]]
+    features = jepa.load_encoder(run_folder)(data.splits["test"].images[:3]).numpy()
+    assert np.allclose(np.stack(table["features"][data.spec.num_train :][:3]), features, atol=1e-5)
+
+
+def test_what_is_interrupted_goes_on(run_folder, pictures, extract, tmp_path, capsys, monkeypatch):
+    """Also where it was killed while it wrote: what is beyond the last state is cut off."""
+    common = [f"checkpoint={run_folder}", f"input={pictures}", "batch_size=2"]
+    whole = np.load(extract(*common, f"output={tmp_path / 'whole.npz'}"))
+    monkeypatch.setattr("jepa.tools.feature_file.SAVED_EVERY", 0.0)
+    add, path = FeatureFile.add, tmp_path / "f.npz"
+
+    def stop(self, *given, **how):
+        if self.done >= 4:
+            raise KeyboardInterrupt
+        add(self, *given, **how)
+
+    monkeypatch.setattr(FeatureFile, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        extract(*common, f"output={path}")
+    monkeypatch.setattr(FeatureFile, "add", add)
+    with open(tmp_path / "f.npz.part" / "features", "ab") as file:
+        file.write(b"half a row")
+    capsys.readouterr()
+    again = np.load(extract(*common, f"output={path}"))
+    out = capsys.readouterr().out
+    assert "goes on at sample 4 of 9" in out
+    assert "left out 3 of 9 pictures" in out
+    assert all(np.array_equal(again[name], whole[name]) for name in whole.files)
+    assert not (tmp_path / "f.npz.part").exists()
+    monkeypatch.setattr(FeatureFile, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        extract(*common, f"output={path}")
+    monkeypatch.setattr(FeatureFile, "add", add)
+    extract(*common, f"output={path}", "pooling=max")  # another file, from the beginning
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_sounds_and_their_pieces(extract, tmp_path, capsys):
+    soundfile = pytest.importorskip("soundfile")
+    folder = tmp_path / "sounds"
+    folder.mkdir()
+    for number in range(3):
+        soundfile.write(folder / f"{number}.wav", np.sin(np.arange(4000 + 3000 * number) / 7) * 0.3, 8000)
+    (folder / "broken.wav").write_bytes(b"no sound")
+    data = ["model=audio", "data=audio_folder", f"data.root={folder}", "data.seconds=0.5", "data.sample_rate=8000"]
+    common = ["checkpoint=random", *data, f"input={folder}", f"output={tmp_path / 'f.npz'}"]
+    assert np.load(extract(*common))["path"].tolist() == ["0.wav", "1.wav", "2.wav"]
+    assert "pieces=true takes all of it" in capsys.readouterr().out
+    found = np.load(extract(*common, "pieces=true"))
+    assert found["path"].tolist() == ["0.wav", "1.wav", "1.wav", "2.wav", "2.wav", "2.wav"]
+    assert found["start"].tolist() == [0, 0, 0.5, 0, 0.5, 1]
+    assert "left out 1 of 7 sounds" in capsys.readouterr().out
+    encoder = jepa.load_encoder("random", *data)
+    assert np.allclose(found["features"][3:], encoder(folder / "2.wav", pieces=True), atol=1e-5)
+
+
+def test_windows_of_series(extract, tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).standard_normal((60 + 20 * number, 2))
+        pandas.DataFrame(values, columns=["a", "b"]).to_csv(folder / f"{number}.csv", index=False)
+    small = ["evaluation=none", "logger=[jsonl]", "trainer.device=cpu", "trainer.max_steps=1", "data.batch_size=4"]
+    options = ["model=series", "data=series_csv", f"data.root={folder}", "data.window_size=16"]
+    jepa.build_trainer(load_config([*small, *options, f"run_dir={tmp_path}/run"])).fit()
+    common = [f"checkpoint={tmp_path}/run", f"output={tmp_path / 'f.npz'}"]
+    found = np.load(extract(*common, f"input={folder}", "stride=8"))
+    assert found["start"].tolist() == [*range(0, 45, 8), *range(0, 65, 8)]
+    encoder = jepa.load_encoder(tmp_path / "run")
+    assert np.allclose(found["features"][6:], encoder(folder / "1.csv", pieces=True, stride=8), atol=1e-5)
+    values = pandas.read_csv(folder / "1.csv").to_numpy().T
+    np.save(tmp_path / "x.npy", np.stack([values[:, :16], values[:, 8:24]]))
+    arrays = np.load(extract(*common, f"input={tmp_path / 'x.npy'}"))
+    assert arrays["series"].tolist() == [0, 1]
+    assert np.allclose(arrays["features"], found["features"][6:8], atol=1e-5)
+    own = np.load(extract(*common))
+    assert own["start"][:3].tolist() == [0, 1, 2]
+    np.save(tmp_path / "x.npy", values[:, :9])
+    with pytest.raises(DataError, match="fewer than the 16 steps of a window"):
+        extract(*common, f"input={tmp_path / 'x.npy'}")
+
+
+def test_texts_and_clips(extract, tmp_path):
+    (tmp_path / "lines.txt").write_text("the sun\n\nthe moon\n" * 20)
+    pandas.DataFrame({"text": ["the sun", "", "the moon"], "n": range(3)}).to_csv(tmp_path / "t.csv", index=False)
+    (tmp_path / "t.jsonl").write_text('{"text": "the sun"}\n{"text": "the moon"}\n')
+    small = ["evaluation=none", "logger=[jsonl]", "trainer.device=cpu", "trainer.max_steps=1", "data.batch_size=4"]
+    options = ["model=text", "data=text_lines", f"data.root={tmp_path}/lines.txt", "data.vocab_size=300"]
+    jepa.build_trainer(load_config([*small, *options, f"run_dir={tmp_path}/run"])).fit()
+    common = [f"checkpoint={tmp_path}/run", f"output={tmp_path / 'f.npz'}"]
+    lines = np.load(extract(*common, f"input={tmp_path}/lines.txt"))
+    assert lines["row"].tolist()[:4] == [1, 3, 4, 6]
+    table = np.load(extract(*common, f"input={tmp_path}/t.csv", "text_column=text"))
+    assert table["row"].tolist() == [1, 3]
+    assert np.allclose(table["features"], lines["features"][:2], atol=1e-5)
+    json = np.load(extract(*common, f"input={tmp_path}/t.jsonl", "text_column=text"))
+    assert np.allclose(json["features"], lines["features"][:2], atol=1e-5)
+    with pytest.raises(DataError, match=r"is no plain text, but a table \(csv\): name the column, text_column="):
+        extract(*common, f"input={tmp_path}/t.csv")
+
+    frames = np.random.default_rng(0).integers(0, 256, (2, 6, 20, 20, 3), np.uint8)
+    for clip, name in zip(frames, ("a", "b")):
+        (tmp_path / "clips" / name).mkdir(parents=True)
+        for number, frame in enumerate(clip):
+            Image.fromarray(frame).save(tmp_path / "clips" / name / f"{number}.png")
+    video = ["model=video", "data=moving_mnist", "data.num_frames=4"]
+    found = np.load(extract("checkpoint=random", *video, f"input={tmp_path / 'clips'}", common[1]))
+    assert found["path"].tolist() == ["a", "b"]
+    assert np.allclose(found["features"], jepa.load_encoder("random", *video)(frames), atol=1e-4)

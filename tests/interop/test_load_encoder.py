@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -144,6 +145,133 @@ def test_other_inputs_are_refused(inputs, error, message):
         encoder(inputs)
 
 
-def test_a_run_on_several_modalities_is_refused_in_words():
-    with pytest.raises(UserError, match=r"jepa.data.WrittenAndSpokenDigits, whose samples have several parts"):
-        jepa.load_encoder("random", "model=crossmodal", "data=paired")
+def test_sounds_in_every_form(sounds):
+    options = ["model=audio", "data=audio_folder", f"data.root={sounds}", "data.seconds=0.5", "data.sample_rate=8000"]
+    encoder = jepa.load_encoder("random", *options)
+    wave = np.sin(np.arange(4000) / 9) * 0.4
+    ints = (wave * 2**15).astype(np.int16)
+    expected = encoder(wave)
+    stereo = np.stack([wave * 1.5, wave * 0.5])
+    for form in (ints, (ints, 8000), (8000, ints), (stereo, 8000), (stereo.T, np.int64(8000)), [stereo.T]):
+        torch.testing.assert_close(encoder(form), expected, atol=2e-3, rtol=2e-3)
+    assert encoder(np.stack([ints, ints])).shape[0] == 2  # along a first axis, two of them
+    for bad, error, message in (
+        (stereo.T, UserError, r"shape \(4000, 2\): give a sound of channels as \(wave, rate\)"),
+        ([wave, np.full(4000, np.nan)], UnreadableSample, "cannot read input 1: it holds samples that are NaN"),
+        (ints.astype(float), UserError, r"floats up to 13.*, expected \[-1, 1\], or int16"),
+        ((wave, 0), UserError, "a rate of 0, expected whole Hz"),
+        ([sounds / "0.wav", sounds / "absent.wav"], UnreadableSample, "absent.wav: FileNotFoundError: No such file"),
+        (sounds, UserError, "is a folder: give its files, or python scripts/extract.py"),
+    ):
+        with pytest.raises(error, match=message):
+            encoder(bad)
+    assert not np.allclose(encoder((wave, 4000)), expected, atol=1e-3)
+
+
+def test_pieces_of_a_sound(sounds):
+    options = ["model=audio", "data=audio_folder", f"data.root={sounds}", "data.seconds=0.5", "data.sample_rate=8000"]
+    encoder = jepa.load_encoder("random", *options)
+    path = sounds / "5.wav"  # 16,000 samples: 4 pieces of 4,000
+    import soundfile
+
+    wave = soundfile.read(path, dtype="float32")[0]
+    found = encoder(path, pieces=True)
+    torch.testing.assert_close(found, encoder([wave[start : start + 4000] for start in range(0, 16000, 4000)]))
+    assert len(encoder(wave, pieces=True, stride=0.25)) == 7
+    assert len(encoder(wave[:4100], pieces=True)) == 1  # what is left is too short
+    assert len(encoder(wave[:5000], pieces=True)) == 2
+    with pytest.raises(UserError, match="stride=0: expected a number above 0"):
+        encoder(wave, pieces=True, stride=0)
+
+
+@pytest.fixture(scope="module")
+def sensors(tmp_path_factory):
+    """A run on a table of three columns, resampled to hours, and the table."""
+    folder = tmp_path_factory.mktemp("sensors")
+    time = pandas.date_range("2024-01-01", periods=240, freq="30min")
+    values = RANDOM.standard_normal((240, 3)).cumsum(axis=0) * [1, 10, 100] + [0, 5, 1000]
+    table = pandas.DataFrame({"time": time, **dict(zip(("load", "heat", "gas"), values.T))})
+    table.to_csv(folder / "table.csv", index=False)
+    small = ["evaluation=none", "logger=[jsonl]", "trainer.device=cpu", "trainer.max_steps=1", "data.batch_size=4"]
+    options = ["model=series", "data=series_csv", f"data.root={folder}/table.csv", "data.window_size=24"]
+    options += ["data.source.resample=1h", "data.source.columns=[gas,load]"]
+    trainer = jepa.build_trainer(load_config([*small, *options, f"run_dir={folder}/run"]))
+    trainer.fit()
+    return folder, table, trainer
+
+
+def test_tables_are_read_as_in_training(sensors):
+    folder, table, trainer = sensors
+    encoder = jepa.load_encoder(folder / "run")
+    windows = [trainer.data.splits["train"][24 * number][0] for number in range(3)]  # of the first 84 hours
+    found = encoder._batches(folder / "table.csv", None, True, None)
+    torch.testing.assert_close(next(found)[:3], torch.stack(windows))
+    expected = encoder(folder / "table.csv", pieces=True)
+    assert expected.shape == (5, encoder.embed_dim)
+    shuffled = table[["heat", "load", "time", "gas"]]
+    torch.testing.assert_close(encoder(shuffled, pieces=True), expected)
+    indexed = table.set_index("time")
+    torch.testing.assert_close(encoder([indexed, indexed], pieces=True), torch.cat([expected, expected]))
+    assert len(encoder(table, pieces=True, stride=1)) == 97
+    for bad, message in (
+        (table, r"a series of shape \(2, 120\), expected \(2, 24\): channels, steps; pieces=True takes all"),
+        (table.drop(columns="gas"), "gas"),
+        (np.full((2, 24), np.nan), "nothing but missing values"),
+        (np.full((2, 24), np.inf), "infinite"),
+        (np.full((2, 24), "a", object), "an array of object, expected numbers"),
+        (np.zeros((3, 24)), r"a series of shape \(3, 24\), expected \(2, 24\)"),
+    ):
+        with pytest.raises((UserError, UnreadableSample), match=message):
+            encoder(bad)
+
+
+def test_the_columns_that_were_found_are_kept(tmp_path):
+    table = pandas.DataFrame(RANDOM.standard_normal((90, 2)), columns=["b", "a"])
+    table.to_csv(tmp_path / "t.csv", index=False)
+    small = ["evaluation=none", "logger=[jsonl]", "trainer.device=cpu", "trainer.max_steps=1", "data.batch_size=4"]
+    options = ["model=series", "data=series_csv", f"data.root={tmp_path}/t.csv", "data.window_size=16"]
+    options += ["data.split_channels=true", f"run_dir={tmp_path}/run"]
+    jepa.build_trainer(load_config([*small, *options])).fit()
+    encoder = jepa.load_encoder(tmp_path / "run")
+    expected = encoder(table[:16])
+    assert expected.shape == (2, encoder.embed_dim)  # one for each channel
+    torch.testing.assert_close(encoder(table[["a", "b"]][:16]), expected)
+    torch.testing.assert_close(encoder(table[:16].to_numpy().T), expected)
+
+
+def test_a_run_on_several_modalities(tmp_path):
+    encoder = jepa.load_encoder("random", "model=crossmodal", "data=paired")
+    assert encoder.modalities == ["written", "spoken"]
+    wave = RANDOM.standard_normal(6400).astype(np.float32) * 0.1
+    x = encoder.prepare(wave, modality="spoken")[None]
+    with torch.no_grad():
+        tokens = encoder.model.encode_target({"spoken": x})
+        valid = encoder.model.encoder.token_valid({"spoken": x})
+        embedding = encoder.model.embed({"spoken": x})["spoken"]
+    torch.testing.assert_close(encoder(wave, modality="spoken"), masked_mean(tokens, valid))
+    torch.testing.assert_close(encoder.embed(wave, modality="spoken"), embedding)
+    picture = np.zeros((28, 28), np.uint8)
+    assert encoder.tokens(picture, modality="written").shape[-1] == encoder.embed_dim
+    assert "written: paths, PIL images" in repr(encoder)
+    assert "spoken: paths, (waveform" in repr(encoder)
+    for name in (None, "seen"):
+        with pytest.raises(UserError, match=f"modality={name}: random was trained on written, spoken"):
+            encoder(picture, modality=name)
+    with pytest.raises(UserError, match="one modality alone, which needs no name"):
+        jepa.load_encoder("random", "data=digits")(picture, modality="digits")
+
+
+def test_what_does_not_fit_is_named(pictures, tmp_path, caplog):
+    options = ["data=image_folder", f"data.root={pictures}", "data.image_size=16"]
+    encoder = jepa.load_encoder("random", *options)
+    np.save(tmp_path / "overlay.npy", np.zeros((8, 8, 2), np.uint8))
+    with pytest.raises(UserError, match=r"overlay.npy: the images have 2 channels"):
+        encoder([pictures / "0.png", tmp_path / "overlay.npy"])
+    with pytest.raises(UserError, match=r"is a folder: give its files, or python scripts/extract\.py"):
+        encoder(pictures)
+    with pytest.raises(UserError, match=r"9 channels .* an array of many pictures has 4 axes"):
+        encoder(np.zeros((20, 9, 9), np.uint8))
+    assert repr(encoder).startswith("Encoder of random on cpu in fp32\n  pictures: paths, PIL images, arrays")
+    assert "made 3 x 16 x 16" in repr(encoder)
+    encoder(np.full((9, 9, 3), 255, np.int32))
+    assert "only uint8 and uint16 are scaled to [0, 1]" in caplog.text

@@ -39,6 +39,7 @@ MISTAKES = {
     "init from nowhere": (["init_from=nowhere"], ["no run folder or checkpoint at nowhere"]),
     "unknown device": (["trainer.device=gpu"], ["trainer.device=gpu cannot be used here"]),
     "unknown precision": (["trainer.precision=fp8"], ["trainer.precision", "fp8"]),
+    "the folder by Python's name": (["run_dir=other"], ["run_dir=other", "hydra.run.dir=other"]),
     "no length": (["trainer.max_steps=null", "trainer.max_epochs=null"], ["trainer.max_epochs"]),
     "collapse": (
         ["model/target=stop_gradient"],

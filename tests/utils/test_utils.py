@@ -192,6 +192,11 @@ def test_locate(tmp_path):
         locate(tmp_path / "run")
     last = tmp_path / "run" / "checkpoints" / "last.pt"
     last.touch()
+    failed = tmp_path / "2024-01-02" / "10-00-00"
+    failed.mkdir(parents=True)
+    for folder in (tmp_path, failed):  # of any day
+        with pytest.raises(CheckpointError, match=f"holds no checkpoint.*the newest run with one is {tmp_path}/run$"):
+            locate(folder)
     for given in (last, last.parent, tmp_path / "run", str(tmp_path / "run")):
         assert locate(given) == last
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -18,6 +19,9 @@ from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_
 from jepa.data.sources.table_times import step_length
 from jepa.data.sources.time_table import TimeTable, columns_option, in_units
 from jepa.utils.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas
 
 log = logging.getLogger("jepa")
 MOST_NOTES = 5
@@ -188,22 +192,40 @@ def series_csv(
         )
     if period is not None and period < 1:
         raise ValueError(f"data.source.period={period}: expected the rows of a season, at least 1, or null")
-    step = None if resample is None else step_length(resample)
+    if resample is not None:
+        step_length(resample)
+    paths, lines = find_tables(root)
     reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
-    paths, lines = _find_tables(root)
-    tables = [TimeTable(path, columns, time_column, **reading) for path in paths]
-    for table in tables:
-        table.put_in_order()
-        table.find_markers()
-        if step is None:
-            table.find_uneven_steps()
-        else:
-            table.resample(step)
+    tables = [
+        series_table(each, columns=columns, time_column=time_column, resample=resample, **reading) for each in paths
+    ]
     ends = [tuple(min(len(t.numbers), round(float(s) * len(t.numbers))) for s in np.cumsum(splits)) for t in tables]
     return _series_splits(tables, ends, period, tuple(lines))
 
 
-def _find_tables(root: str) -> tuple[list[str], list[str]]:
+def series_table(
+    table: str | pandas.DataFrame,
+    *,
+    columns: Sequence[str] | None = None,
+    time_column: str | Sequence[str] | None = None,
+    separator: str | None = None,
+    decimal: str | None = None,
+    resample: str | None = None,
+    missing_markers: Sequence[str | float] = (),
+) -> TimeTable:
+    """Return a table, by its path or in memory, with its rows in order and resampled; see `series_csv`."""
+    reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
+    found = TimeTable(table, columns, time_column, **reading)
+    found.put_in_order()
+    found.find_markers()
+    if resample is None:
+        found.find_uneven_steps()
+    else:
+        found.resample(step_length(resample))
+    return found
+
+
+def find_tables(root: str) -> tuple[list[str], list[str]]:
     """Return the file, or the tables of a folder in the order of their names, and what to say of these."""
     if os.path.isfile(root):
         return [root], []

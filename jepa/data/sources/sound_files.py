@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -41,6 +43,8 @@ class SoundFile:
     def __init__(self, file: File, name: str | None = None) -> None:
         soundfile = require_soundfile()
         with readable(file, name, soundfile.SoundFileError) as self.name, _silent_stderr():
+            if isinstance(file, (str, Path)):
+                open(file, "rb").close()  # whose errors say what is wrong; libsndfile's is "System error"
             self._file = soundfile.SoundFile(file)
         self.rate, self.frames = int(self._file.samplerate), int(self._file.frames)
         if self.frames < 1:
@@ -101,16 +105,22 @@ class SoundTensor:
         return self.wave[start:] if count is None else self.wave[start : start + count]
 
 
+@dataclass(frozen=True)
 class SoundPart:
-    """`frames` samples of a sound from `start` on, read as a `SoundFile`."""
+    """`frames` samples of another sound, from its sample `start` on; read as a `SoundFile`."""
 
-    def __init__(self, sound: SoundFile, start: int, frames: int) -> None:
-        self.sound, self.start, self.rate, self.frames = sound, start, sound.rate, frames
+    whole: SoundFile | SoundTensor
+    start: int
+    frames: int
+
+    @property
+    def rate(self) -> int:
+        """In Hz."""
+        return self.whole.rate
 
     def read(self, start: int = 0, count: int | None = None) -> Tensor:
-        """Return the samples from `start` on, at most `count`."""
-        left = self.frames - start
-        return self.sound.read(self.start + start, left if count is None else min(count, left))
+        """Return the samples from `start` on, at most `count`; what is asked for may reach beyond the part."""
+        return self.whole.read(self.start + start, self.frames - start if count is None else count)
 
 
 class SoundPieces:

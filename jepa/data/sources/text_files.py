@@ -23,6 +23,7 @@ from jepa.data.sources.text_tables import (
     TABLES,
     Unusable,
     advise_column,
+    every_row,
     is_utf8,
     read_table,
     table_kind,
@@ -172,6 +173,33 @@ def text_csv(
             texts[number] = Unusable(NO_LABEL, rows[number].place or f"{file}, label {rows[number].label!r}")
         splits.append(Texts(texts, labels, name=str(file)))
     return Splits(*splits, class_names=None if index is None else names, lines=(*lines, *left_out(empty)))
+
+
+def find_texts(root: Path, text_column: str | int | None) -> list[Path]:
+    """Return a file, or the files of a folder: of lines, or with a column of tables. Raise DataError without any."""
+    if root.is_file():
+        return [root]
+    suffixes = LINES if text_column is None else tuple(TABLES)
+    if not (found := _with_suffix(root, suffixes)):
+        raise DataError(
+            f"input={root} holds no texts ({', '.join(suffixes)})"
+            + (f"; text_column=<name> reads {', '.join(TABLES)}" if text_column is None else "")
+        )
+    return found
+
+
+def texts_of(path: Path, text_column: str | int | None) -> Texts:
+    """Return every line of a file, or every row of a table, in order, also those that cannot be used."""
+    if text_column is not None:
+        rows = every_row(path, {"text": text_column, "label": None}, isinstance(text_column, str))
+        return Texts([row.text for row in rows], name=str(path))
+    if (kind := table_kind(path)) is not None:
+        raise DataError(f"input={path} is no plain text, but a table ({kind}): name the column, text_column=...")
+    lines = enumerate(read_lines(path), 1)
+    return Texts(
+        [line.strip() if quotes is None else Unusable(TOO_LONG, f"{path}, row {n}") for n, (line, quotes) in lines],
+        name=str(path),
+    )
 
 
 def wikitext2(*, root: str, download: bool = True) -> Splits:

@@ -58,12 +58,16 @@ def read_table(path: Path, columns: Mapping[str, str | int | None], header: bool
     columns: `text` and `label`, by name or by number from 0; label None for none. header: of .csv and .tsv.
     A row that cannot be used has an `Unusable` text. Raises DataError for a column there is not, and a file of no rows.
     """
-    read = _read_json if table_kind(path) == "json" else _read_csv
-    rows = list(read(path, columns, header))
+    rows = every_row(path, columns, header)
     kept = [row for row in rows if isinstance(row.text, Unusable) or row.text.strip()]
     if not kept:
         raise DataError(f"{path}: there is no text in column {columns['text']}" if rows else f"{path} holds no rows")
     return kept, len(rows) - len(kept)
+
+
+def every_row(path: Path, columns: Mapping[str, str | int | None], header: bool) -> list[Row]:
+    """Return all rows of a file, also those without a text; see `read_table`."""
+    return list((_read_json if table_kind(path) == "json" else _read_csv)(path, columns, header))
 
 
 def advise_column(path: Path, root: str) -> str:

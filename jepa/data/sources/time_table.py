@@ -23,8 +23,8 @@ MARKERS = 3
 class TimeTable:
     """A table, read.
 
-    columns: the channels; None takes all columns of numbers but times. time_column: see `find_times`. reading: what
-    `read_table` takes.
+    path: of a file, or a table in memory, whose times may be its index. columns: the channels; None takes all columns
+    of numbers but times. time_column: see `find_times`. reading: what `read_table` takes.
 
     numbers: the channels, float64, a row per time step. times: of the rows, or None. text: columns that are left out.
     told: how the file is written. notes: what is wrong with the rows. Raises DataError for what cannot be read, and for
@@ -33,13 +33,17 @@ class TimeTable:
 
     def __init__(
         self,
-        path: str,
+        path: str | pandas.DataFrame,
         columns: Sequence[str] | None = None,
         time_column: str | Sequence[str] | None = None,
         **reading: Any,
     ) -> None:
+        if isinstance(path, str):
+            frame, self.told, decimal, self.notes = read_table(path, **reading)
+        else:
+            frame, self.told, decimal, self.notes = _in_memory(path), "a table in memory", ".", []
+            path = "the table"
         self.path = path
-        frame, self.told, decimal, self.notes = read_table(path, **reading)
         wanted = None if columns is None else check_names(path, frame, columns, "data.source.columns")
         self.time_columns, self.times = find_times(path, frame, time_column, wanted or ())
         free = [name for name in frame.columns if name not in self.time_columns] if wanted is None else wanted
@@ -177,6 +181,12 @@ class TimeTable:
             others = [name for name in names if name not in {*constant, *counters}]
             lines.append(f"{', '.join(useless)}; without: {columns_option(others)}")
         return lines
+
+
+def _in_memory(frame: pandas.DataFrame) -> pandas.DataFrame:
+    """Return a table with names that are text, and its index as a column where that holds times."""
+    frame = frame.reset_index() if frame.index.dtype.kind == "M" else frame.reset_index(drop=True)
+    return frame.set_axis(list(map(str, frame.columns)), axis=1)
 
 
 def named(names: Sequence[str]) -> str:

@@ -1,0 +1,146 @@
+"""A file of features that grows on the disk, goes on after a kill, and ends as .npz, .parquet or .zarr."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jepa.utils.files import write_atomic
+from jepa.utils.lazy_import import require
+
+SUFFIXES = (".npz", ".parquet", ".zarr")
+SAVED_EVERY = 5.0
+"""Seconds between two states from which the writing goes on."""
+CHUNK_BYTES = 2**25
+MOST_ROWS = 10_000
+"""Of features and rows that are copied at once."""
+
+
+class FeatureFile:
+    """Rows of text and numbers, and features of each, float32; kept in the folder `<path>.part` until it is finished.
+
+    settings: what the features depend on. Where the folder was left by a writer of the same settings, `done` samples
+    and `notes` are those it has got to; else they begin anew. None of the features stay in memory.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path, self.folder = path, path.with_name(f"{path.name}.part")
+        self.settings = json.loads(json.dumps(settings, default=str))
+        self.done, self.rows = 0, 0
+        self.notes: dict[str, Any] = {}
+        self.shapes: dict[str, list[int]] = {}
+        state = self._stored()
+        if state is None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+        else:
+            self.done, self.rows, self.notes, self.shapes = (state[key] for key in ("done", "rows", "notes", "shapes"))
+            for name, size in state["sizes"].items():
+                with open(self.folder / name, "r+b") as file:
+                    file.truncate(size)
+        self.files = {name: open(self.folder / name, "ab") for name in ("rows", *self.shapes)}  # noqa: SIM115
+        self._saved = time.monotonic()
+
+    def _stored(self) -> dict[str, Any] | None:
+        """Return the state that a writer of the same settings has left whole."""
+        try:
+            state = json.loads((self.folder / "state.json").read_text())
+            whole = all((self.folder / name).stat().st_size >= size for name, size in state["sizes"].items())
+        except (OSError, ValueError):
+            return None
+        return state if whole and state["settings"] == self.settings else None
+
+    def add(self, rows: Sequence[Mapping[str, Any]], features: Mapping[str, np.ndarray], *, samples: int) -> None:
+        """Add rows, with features (n, ...) of each by name, that came of so many more samples."""
+        for name, values in features.items():
+            if name not in self.files:
+                self.shapes[name] = list(values.shape[1:])
+                self.files[name] = open(self.folder / name, "ab")  # noqa: SIM115
+            self.files[name].write(np.ascontiguousarray(values, np.float32).data)
+        self.files["rows"].write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        self.rows += len(rows)
+        self.done += samples
+        if time.monotonic() - self._saved > SAVED_EVERY:
+            self.save()
+
+    def save(self) -> None:
+        """Write the state from which the writing goes on."""
+        for file in self.files.values():
+            file.flush()
+        state = {name: getattr(self, name) for name in ("settings", "done", "rows", "notes", "shapes")}
+        state["sizes"] = {name: file.tell() for name, file in self.files.items()}
+        write_atomic(self.folder / "state.json", lambda temporary: temporary.write_text(json.dumps(state)))
+        self._saved = time.monotonic()
+
+    def finish(self) -> None:
+        """Write the file, and remove the folder. Raise UserError when it cannot be written."""
+        self.save()
+        write = {".npz": self._npz, ".parquet": self._parquet, ".zarr": self._zarr}[self.path.suffix]
+        write_atomic(self.path, write)
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        for file in self.files.values():
+            file.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _chunks(self) -> Iterator[tuple[slice, dict[str, list[Any]], dict[str, np.ndarray]]]:
+        """Yield consecutive rows, column by column, with their features, as many as CHUNK_BYTES have."""
+        sizes = {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
+        size = max(1, min(MOST_ROWS, CHUNK_BYTES // (4 * sum(sizes.values()))))
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(open(self.folder / name, "rb")) for name in ("rows", *sizes)}
+            for start in range(0, self.rows, size):
+                rows = [json.loads(line) for line in itertools.islice(files["rows"], size)]
+                values = {
+                    name: np.fromfile(files[name], np.float32, len(rows) * each).reshape(-1, *self.shapes[name])
+                    for name, each in sizes.items()
+                }
+                yield slice(start, start + len(rows)), {name: [row[name] for row in rows] for name in rows[0]}, values
+
+    def _npz(self, temporary: Path) -> None:
+        parts: dict[str, list[np.ndarray]] = {}
+        for _, columns, _ in self._chunks():
+            for name, values in columns.items():
+                parts.setdefault(name, []).append(np.array(values))
+        features = {
+            name: np.memmap(self.folder / name, np.float32, "r", shape=(self.rows, *shape))
+            for name, shape in self.shapes.items()
+        }
+        with open(temporary, "wb") as file:  # which NumPy writes piece by piece
+            np.savez(file, **{name: np.concatenate(values) for name, values in parts.items()}, **features)
+
+    def _parquet(self, temporary: Path) -> None:
+        pa = require("pyarrow", extra="export", purpose=f"output={self.path}")
+        import pyarrow.parquet as pq
+
+        writer = None
+        for _, columns, features in self._chunks():
+            arrays: dict[str, Any] = {name: pa.array(values) for name, values in columns.items()}
+            for name, values in features.items():
+                arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+            table = pa.table(arrays)
+            writer = writer or pq.ParquetWriter(temporary, table.schema)
+            writer.write_table(table)
+        writer.close()
+
+    def _zarr(self, temporary: Path) -> None:
+        zarr = require("zarr", extra="zarr", purpose=f"output={self.path}")
+        group, arrays = zarr.create_group(store=str(temporary)), {}
+        for part, columns, features in self._chunks():
+            for name, values in {**columns, **features}.items():
+                values = np.asarray(values)
+                if name not in arrays:
+                    kind = str if values.dtype.kind == "U" else values.dtype
+                    shape, chunks = (self.rows, *values.shape[1:]), values.shape
+                    arrays[name] = group.create_array(name, shape=shape, chunks=chunks, dtype=kind)
+                arrays[name][part] = values
