@@ -1,0 +1,14 @@
+"""Pictures of features during a run: principal components as colours, and snapshots that the report reads."""
+
+from jepa.visualise.components import aligned, as_colours, principal_components
+from jepa.visualise.snapshots import Samples, Snapshot, read_snapshots, write_snapshot
+
+__all__ = [
+    "Samples",
+    "Snapshot",
+    "aligned",
+    "as_colours",
+    "principal_components",
+    "read_snapshots",
+    "write_snapshot",
+]

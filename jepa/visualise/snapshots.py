@@ -1,0 +1,124 @@
+"""Small snapshots of the features of fixed samples, `pictures/step_<step>.npz` of a run folder.
+
+for snapshot in read_snapshots("outputs/mine"):
+    colours = as_colours(aligned(snapshot.components, reference))  # (n, *grid, 3)
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jepa.utils.files import write_atomic
+from jepa.utils.read_data import DamagedFileError, open_regular
+
+FOLDER = "pictures"
+KEPT = 12
+"""Snapshots of a run, or of each of its modalities."""
+
+LARGEST = 64 * 2**20
+"""Bytes of a snapshot; ours are below one MiB."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which samples a snapshot is of: `data.evaluation_batches(split, limit=limit)` yields all m, in this order.
+
+    rows: the n of them whose tokens are kept. labels: (m,) int64, None without.
+    """
+
+    split: str
+    limit: int
+    rows: np.ndarray
+    labels: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Features of the network that makes the targets, after `step` steps.
+
+    components: (n, *grid, 8) float16, the first principal components of the tokens of all n samples; NaN at padding.
+    pooled: (m, up to 32) float16, those of the samples' mean tokens. modality: its name; "" of data of one.
+
+    Each step has axes of its own, as principal components have: see `jepa.visualise.aligned`.
+    """
+
+    step: int
+    components: np.ndarray
+    pooled: np.ndarray
+    samples: Samples
+    modality: str = ""
+
+
+def write_snapshot(run_folder: str | Path, snapshot: Snapshot) -> None:
+    """Write a snapshot, and remove later ones, which are void then, and those beyond KEPT, evenly.
+
+    Raise UserError where it cannot be written.
+    """
+    folder = Path(run_folder) / FOLDER / snapshot.modality
+    before = [step for step in steps_in(folder) if step < snapshot.step]
+    samples = {"split": snapshot.samples.split, "limit": snapshot.samples.limit, "rows": snapshot.samples.rows}
+    if snapshot.samples.labels is not None:
+        samples["labels"] = snapshot.samples.labels
+    half = {name: getattr(snapshot, name).astype(np.float16) for name in ("components", "pooled")}
+    write_atomic(path_of(folder, snapshot.step), lambda path: np.savez_compressed(path, **half, **samples))
+    kept = thinned([*before, snapshot.step], KEPT)
+    for step in set(steps_in(folder)) - set(kept):
+        path_of(folder, step).unlink(missing_ok=True)
+
+
+def read_snapshots(run_folder: str | Path) -> list[Snapshot]:
+    """Return the snapshots of a run, by modality and step; none of a run that left none.
+
+    Raise DamagedFileError for one that cannot be read.
+    """
+    folder = Path(run_folder) / FOLDER
+    modalities = ["", *sorted(path.name for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
+    return [read_snapshot(path_of(folder / m, step), m) for m in modalities for step in steps_in(folder / m)]
+
+
+def read_snapshot(path: Path, modality: str = "") -> Snapshot:
+    """Return the snapshot in a file. Raise DamagedFileError where it holds none."""
+    try:
+        with open_regular(path, LARGEST) as file:
+            if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > LARGEST:
+                raise ValueError(f"it holds more than {LARGEST / 2**20:.0f} MiB")
+            content = dict(np.load(file, allow_pickle=False))
+        samples = Samples(
+            str(content["split"]), int(content["limit"]), content["rows"].astype(np.int64), content.get("labels")
+        )
+        snapshot = Snapshot(step_of(path), content["components"], content["pooled"], samples, modality)
+        sizes = snapshot.components.shape[:1] + snapshot.pooled.shape[:1]
+        if snapshot.components.ndim < 3 or snapshot.pooled.ndim != 2 or sizes[0] != len(samples.rows):
+            raise ValueError(f"components of {snapshot.components.shape} and pooled of {snapshot.pooled.shape}")
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+        raise DamagedFileError(path, f"it is no snapshot of features ({error})") from error
+    return snapshot
+
+
+def thinned(steps: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of rising steps: the first, the last, and others that are about evenly spaced."""
+    steps = list(steps)
+    while len(steps) > most:
+        gaps = [after - before for before, after in zip(steps, steps[2:])]  # that leaving out the one between makes
+        del steps[1 + gaps.index(min(gaps))]
+    return steps
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Return the steps of the snapshots in a folder, rising."""
+    return sorted(step_of(path) for path in folder.glob("step_*.npz") if path.stem[5:].isdecimal())
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a snapshot's name gives."""
+    return int(path.stem.removeprefix("step_"))
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return where the snapshot of a step stands."""
+    return folder / f"step_{step:08d}.npz"
