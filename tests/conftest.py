@@ -30,6 +30,7 @@ TINY = (
     "trainer.save_every_epochs=null",
     "trainer.precision=fp32",
     "trainer.device=cpu",
+    "report=none",
 )
 """Overrides that make the default run take seconds."""
 
