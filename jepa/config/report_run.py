@@ -11,12 +11,13 @@ from jepa.config.build import build, to_plain
 from jepa.config.command import load_config
 from jepa.config.open_checkpoint import open_checkpoint
 from jepa.config.overrides import quoted
+from jepa.config.report_samples import learned, networks_of
 from jepa.evaluation.frozen import compared
 from jepa.monitor.verdict import Thresholds, judge
 from jepa.report.run_files import RUN_FILES, run_folders
 from jepa.report.run_record import Record, Trained, read_record, without_places
 from jepa.report.runs import texts_of
-from jepa.trainer.precision import resolve_device
+from jepa.trainer.precision import Precision, resolve_device
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
 
@@ -56,7 +57,7 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
     try:
         given = [f"checkpoint={quoted(str(record.path))}", f"trust={trust}".lower(), f"trainer.device={device}"]
         loaded, joined = open_checkpoint(load_config(given, config_name="evaluate"), data="splits")
-        data = build(joined, "data")
+        data, evaluation = build(joined, "data"), build(joined, "evaluation")
     except UserError as error:
         return found | {"notes": [f"Without pictures of samples and features: {error}"]}
     spec = data.spec
@@ -69,7 +70,12 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
         input_shape=tuple(spec.input_shape),
         classes=spec.classes,
     )
-    return found | {"trained": trained}
+    settings, place = joined.trainer, resolve_device(device)
+    precision = Precision(settings.precision, place)
+    precision.choose_attention(loaded.model)
+    with precision.kernels(), precision.autocast():
+        networks = networks_of(loaded, data, evaluation, place, settings.seed)
+        return found | {"trained": trained, "learned": [learned(networks, record.path)]}
 
 
 def defaults_of(record: Record) -> dict[str, str]:

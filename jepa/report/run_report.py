@@ -18,12 +18,25 @@ from jepa.report import run_report_plots as plots
 from jepa.report.formatting import number, plural
 from jepa.report.run_files import result_values
 from jepa.report.run_record import ROWS, Record, Trained, differences, environment, key_figures, sentences
+from jepa.report.run_samples import Learned, chosen, feature_pictures, mask_pictures, neighbour_pictures
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
 TEMPLATE = Path(__file__).with_suffix(".html")
 REPORT = "report.html"
 """In the run folder."""
+
+
+MASKS = (
+    "What training hides: the encoder sees the clear tokens, the predictor predicts the features of the coloured "
+    "blocks, and dark tokens are neither. A row for each mask."
+)
+FEATURES = (
+    "The first three principal components of the tokens as red, green and blue, at several steps on the same axes: "
+    "tokens of one colour are alike to the network, so parts of a kind should share one. Move over the left picture to "
+    "see which tokens are most similar to the one below the pointer."
+)
+NEIGHBOURS = "The other samples of most similar features, by cosine; green: of the same class, red: of another."
 
 
 @dataclass(frozen=True)
@@ -54,6 +67,7 @@ def write_report(
     path: Path,
     *,
     trained: Trained | None = None,
+    learned: Sequence[Learned] = (),
     compared: str | None = None,
     defaults: Mapping[str, str] | None = None,
     device: str = "",
@@ -61,11 +75,12 @@ def write_report(
 ) -> None:
     """Write the page. Raise UserError where it cannot be written.
 
-    trained, compared: see `sentences`; of a single run. defaults: dotted key -> value that a run has without options.
-    notes: sentences on what is left out.
+    trained, compared: see `sentences`; of a single run, as is what it has `learned`. defaults: dotted key -> value of
+        a run without options. notes: sentences on what is left out.
     """
     one = records[0] if len(records) == 1 else None
-    sections = [training(records), probes(records)]
+    sections = [section for each in learned for section in of_samples(each)]
+    sections += [probes(records), training(records)]
     if one is None:
         title = f"Report of {plural(len(records), 'run')}"
         summary = [f"{record.name}: {'; '.join(sentences(record, None, None))}" for record in records]
@@ -87,8 +102,6 @@ def page(
         figures=figures,
         sections=[section for section in sections if section.charts or section.body or section.tables],
         plotly=Markup(get_plotlyjs()),
-        style=Markup(""),
-        script=Markup(""),
         date=time.strftime("%Y-%m-%d %H:%M"),
     )
 
@@ -113,6 +126,21 @@ def probes(records: Sequence[Record]) -> Section:
         "What simple probes find in frozen features. Training has helped where it beats random weights and raw input."
     )
     return Section("probes", "Probes", note, charts=plots.probe_charts(records), tables=tables)
+
+
+def of_samples(learned: Learned) -> list[Section]:
+    """Return what the network makes of samples: masks, features as colours, neighbours."""
+    shown, medium, found = learned.shown, learned.medium, []
+    if shown is not None and shown.masks:
+        found.append(Section("masks", "Masks", MASKS, body=mask_pictures(shown, medium)))
+    if shown is not None:
+        found.append(Section("features", "Features as colours", FEATURES, body=feature_pictures(shown, medium)))
+    if medium.kind is not None:
+        embedded = learned.embedded
+        queries = chosen(embedded.labels, 8, len(embedded.thumbnails))
+        note = f"{NEIGHBOURS} Looked for among {embedded.said}."
+        found.append(Section("neighbours", "Nearest neighbours", note, body=neighbour_pictures(embedded, queries)))
+    return found
 
 
 def configuration(record: Record, defaults: Mapping[str, str], device: str) -> Section:

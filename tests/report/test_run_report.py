@@ -31,6 +31,9 @@ FACTS = """
 })), 2500))</script></body>"""
 
 
+SECTIONS = ["masks", "features", "neighbours", "probes", "training", "configuration"]
+
+
 def browse(page, folder, *, dark=False):
     """Return what a page of 1280 and one of 390 pixels show, by width, and what the console says otherwise."""
     path = folder / "checked.html"
@@ -93,6 +96,8 @@ def test_in_a_browser(digits, tmp_path, dark):
         assert each["needed"] <= width, "nothing is cut off at the right"
         assert each["charts"] == each["drawn"] > 8
         assert each["broken"] == 0
+        assert each["sections"] == SECTIONS
+        assert each["pictures"] > 100
         light = [sum(map(int, re.findall(r"\d+", each[name])[:3])) > 380 for name in ("background", "ink")]
         assert light == ([False, True] if dark else [True, False])
 
@@ -105,7 +110,7 @@ def test_without_a_page(train, tiny, tmp_path, digits, monkeypatch, capsys):
     assert not list(tmp_path.rglob("report.html"))
     wrong = train(*tiny, *options, "report=yes")
     assert wrong.returncode == 1
-    assert "report=True: expected auto" in wrong.stderr
+    assert "report=yes: expected auto" in wrong.stderr
     monkeypatch.setitem(sys.modules, "plotly", None)
     write_report(digits[0], "cpu")
     assert capsys.readouterr().out.startswith("no report: the report of a run needs the package plotly: pip install")

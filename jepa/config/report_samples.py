@@ -1,0 +1,190 @@
+"""What a trained network makes of held-out samples, computed for the report within a bounded time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
+from jepa.evaluation.features import evaluation_mode
+from jepa.report.run_samples import Embedded, Learned, Shown, chosen
+from jepa.report.sample_media import Medium
+from jepa.types import StepRandomness
+from jepa.utils.read_data import DamagedFileError
+from jepa.visualise.components import aligned, as_colours, principal_components
+from jepa.visualise.snapshots import Snapshot, read_snapshots
+
+SHOWN, MAX_TOKENS = 8, 4096
+MAX_EMBEDDED, FEWEST = 1000, 32
+SECONDS = 8.0
+"""Of one pass over samples, about."""
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class Networks:
+    """A trained network and what it is compared with, on a data module.
+
+    extraction: which network and pooling, as in the run's evaluation. step: of the trained one. seed: of the run.
+    """
+
+    trained: nn.Module
+    random: nn.Module
+    data: Any
+    extraction: Extraction
+    device: torch.device
+    step: int
+    seed: int
+
+    def sources(self) -> dict[str, FeatureSource]:
+        """Return the sources of features, by their rows of the results."""
+        models = {"trained": self.trained, "random_init": self.random, "raw_input": None}
+        return {
+            name: FeatureSource(name, model, self.data, self.extraction, device=self.device)
+            for name, model in models.items()
+        }
+
+
+def networks_of(loaded: Any, data: Any, evaluation: Any, device: torch.device, seed: int) -> Networks:
+    """Return the networks of an opened checkpoint, on the device, in evaluation mode."""
+    return Networks(
+        trained=loaded.model.to(device).eval(),
+        random=random_model(loaded.random_init, seed, device).eval(),
+        data=data,
+        extraction=getattr(evaluation, "extraction", None) or Extraction(),
+        device=device,
+        step=loaded.step or 0,
+        seed=seed,
+    )
+
+
+def learned(networks: Networks, folder: Path) -> Learned:
+    """Return what the page shows of samples. folder: of the run, with its snapshots of features."""
+    split = "test" if networks.data.spec.num_test else "train"
+    with evaluation_mode(networks.trained), evaluation_mode(networks.random):
+        first = next(iter(networks.data.evaluation_batches(split, batch_size=BATCH, limit=BATCH)))
+        medium = Medium(networks.data, networks.trained.encoder, first["x"])
+        embedded = embed(networks, medium, split)
+        shown = None
+        if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
+            shown = show(networks, split, snapshots_of(folder))
+    return Learned("", medium, embedded, shown)
+
+
+def snapshots_of(folder: Path) -> list[Snapshot]:
+    """Return the snapshots of a run's features, of data of one modality; none where they are damaged."""
+    try:
+        return [snapshot for snapshot in read_snapshots(folder) if not snapshot.modality]
+    except DamagedFileError:
+        return []
+
+
+def affordable(networks: Networks, split: str, most: int) -> int:
+    """Return how many samples of a split can be read and encoded by both networks in SECONDS, at most `most`."""
+    start = time.monotonic()
+    for batch in batches(networks, split, BATCH):
+        for source in networks.sources().values():
+            pooled(source, batch["x"])
+    each = (time.monotonic() - start) / BATCH
+    return max(FEWEST, min(most, int(SECONDS / each)))
+
+
+def batches(networks: Networks, split: str, limit: int) -> Iterator[dict[str, Any]]:
+    """Yield batches of at most `limit` samples of a split, always the same ones, on the device."""
+    for batch in networks.data.evaluation_batches(split, batch_size=BATCH, limit=limit):
+        yield {name: value.to(networks.device) for name, value in batch.items() if isinstance(value, Tensor)}
+
+
+def pooled(source: FeatureSource, x: Tensor) -> Tensor:
+    """Return features (b, D) of inputs on the CPU."""
+    if source.model is None:
+        return source._raw(x).float().cpu()
+    return source.pool(*source.encode(x)).float().cpu()
+
+
+def embed(networks: Networks, medium: Medium, split: str) -> Embedded:
+    """Return many samples as vectors of each network."""
+    limit = affordable(networks, split, MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
+    sources, thumbnails = networks.sources(), []
+    features: dict[str, list[Tensor]] = {name: [] for name in sources}
+    labels: list[Tensor] = []
+    for batch in batches(networks, split, limit):
+        for name, source in sources.items():
+            features[name].append(pooled(source, batch["x"]))
+        thumbnails += [medium.thumbnail(x) if medium.kind else "" for x in batch["x"].cpu()]
+        labels += [batch["label"].cpu()] if "label" in batch else []
+    spec = networks.data.spec
+    total = spec.num_test if split == "test" else spec.num_train
+    part = f"all {total:,}" if total <= limit else f"a random {len(thumbnails):,} of {total:,}"
+    return Embedded(
+        features={name: torch.cat(each) for name, each in features.items()},
+        thumbnails=thumbnails,
+        labels=torch.cat(labels) if labels else None,
+        names=spec.class_names or [str(label) for label in range(spec.classes or 0)],
+        said=f"{part} {'held-out' if split == 'test' else 'training'} samples",
+    )
+
+
+def show(networks: Networks, split: str, snapshots: list[Snapshot]) -> Shown | None:
+    """Return a few samples with their tokens; those of the snapshots where there are any."""
+    samples = snapshots[-1].samples if snapshots else None
+    limit = 8 * SHOWN if samples is None else samples.limit
+    found = list(batches(networks, split if samples is None else samples.split, limit))
+    x, labels = torch.cat([each["x"] for each in found]), None
+    if all("label" in each for each in found):
+        labels = torch.cat([each["label"] for each in found]).cpu()
+    rows = chosen(labels, SHOWN, len(x)) if samples is None else samples.rows[:SHOWN].tolist()
+    x = x[rows]
+    trained, random = (networks.sources()[name] for name in ("trained", "random_init"))
+    grid = tuple(networks.trained.encoder.grid(x))
+    tokens, before = (without_padding(*source.encode(x)) for source in (trained, random))
+    if tokens.shape[1] != int(np.prod(grid)) or tokens.shape[1] > MAX_TOKENS:
+        return None
+    names = networks.data.spec.class_names
+    known = [] if labels is None else labels[rows].tolist()
+    return Shown(
+        x=x.cpu(),
+        labels=[str(names[label]) if names and label >= 0 else str(label) for label in known] or [""] * len(x),
+        grid=grid,
+        tokens=tokens,
+        stages=stages(tokens, before, grid, networks.step, snapshots),
+        masks=masks_of(networks, x),
+    )
+
+
+def without_padding(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Return tokens (n, N, D) on the CPU, NaN at padding."""
+    return (tokens if valid is None else tokens.masked_fill(~valid.unsqueeze(-1), torch.nan)).float().cpu()
+
+
+def stages(
+    tokens: Tensor, before: Tensor, grid: tuple[int, ...], step: int, snapshots: list[Snapshot]
+) -> dict[str, np.ndarray]:
+    """Return name -> colours (n, *grid, 3) of the tokens at several steps, on the axes of the last.
+
+    tokens, before: those of the trained network and of random weights, (n, N, D).
+    """
+    last, _ = principal_components(tokens.unflatten(1, grid), 3)
+    found = {"random weights": principal_components(before.unflatten(1, grid), 3)[0]}
+    for number in sorted({round(n) for n in np.linspace(0, len(snapshots) - 1, min(len(snapshots), 4))}):
+        components = torch.from_numpy(snapshots[number].components.astype(np.float32))[: len(tokens), ..., :3]
+        if components.shape == last.shape and snapshots[number].step != step:
+            found.pop("random weights", None)
+            found[f"step {snapshots[number].step:,}"] = components
+    return {name: as_colours(aligned(each, last)) for name, each in (found | {f"step {step:,}": last}).items()}
+
+
+def masks_of(networks: Networks, x: Tensor) -> list[Any]:
+    """Return masks of inputs as training draws them; none of a model without."""
+    if not hasattr(networks.trained, "mask_sampler"):
+        return []
+    rng = StepRandomness(seed=networks.seed, step=networks.step, total=len(x), start=0, count=len(x))
+    return [mask.to("cpu") for mask in networks.trained.prepare({"x": x}, rng)["masks"]]
