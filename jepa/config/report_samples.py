@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
-from jepa.evaluation.features import evaluation_mode
-from jepa.report.run_samples import Embedded, Learned, Shown, chosen
+from jepa.evaluation.features import Features, evaluation_mode
+from jepa.evaluation.linear import LinearProbe
+from jepa.report.run_samples import Classified, Embedded, Learned, Shown, chosen
 from jepa.report.sample_media import Medium
 from jepa.types import StepRandomness
 from jepa.utils.read_data import DamagedFileError
@@ -22,7 +23,7 @@ from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.snapshots import Snapshot, read_snapshots
 
 SHOWN, MAX_TOKENS = 8, 4096
-MAX_EMBEDDED, FEWEST = 1000, 32
+MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 32
 SECONDS = 8.0
 """Of one pass over samples, about."""
 
@@ -76,7 +77,8 @@ def learned(networks: Networks, folder: Path) -> Learned:
         shown = None
         if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder))
-    return Learned("", medium, embedded, shown)
+        classified = classify(networks, embedded) if embedded.labels is not None and split == "test" else None
+    return Learned("", medium, embedded, classified, shown)
 
 
 def snapshots_of(folder: Path) -> list[Snapshot]:
@@ -131,6 +133,24 @@ def embed(networks: Networks, medium: Medium, split: str) -> Embedded:
         names=spec.class_names or [str(label) for label in range(spec.classes or 0)],
         said=f"{part} {'held-out' if split == 'test' else 'training'} samples",
     )
+
+
+def classify(networks: Networks, embedded: Embedded) -> Classified | None:
+    """Return what a linear probe of training features says of samples; None where fewer than two classes are known."""
+    source, found, labels = networks.sources()["trained"], [], []
+    for batch in batches(networks, "train", affordable(networks, "train", MAX_FITTED)):
+        if "label" not in batch:
+            return None
+        found.append(pooled(source, batch["x"]))
+        labels.append(batch["label"].cpu())
+    train = Features(torch.cat(found), torch.cat(labels))
+    train = train[train.labels >= 0]
+    if len(train.labels.unique()) < 2:
+        return None
+    probe = LinearProbe().fit(train, classes=len(embedded.names), seed=networks.seed)
+    standardised = (embedded.features["trained"] - probe.mean) / probe.std
+    logits = standardised @ probe.coefficients[:-1] + probe.coefficients[-1]
+    return Classified(logits.softmax(dim=1), len(train))
 
 
 def show(networks: Networks, split: str, snapshots: list[Snapshot]) -> Shown | None:

@@ -18,7 +18,15 @@ from jepa.report import run_report_plots as plots
 from jepa.report.formatting import number, plural
 from jepa.report.run_files import result_values
 from jepa.report.run_record import ROWS, Record, Trained, differences, environment, key_figures, sentences
-from jepa.report.run_samples import Learned, chosen, feature_pictures, mask_pictures, neighbour_pictures
+from jepa.report.run_samples import (
+    Learned,
+    chosen,
+    feature_pictures,
+    mask_pictures,
+    neighbour_pictures,
+    thumbnails,
+    worst_pictures,
+)
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
@@ -37,6 +45,13 @@ FEATURES = (
     "see which tokens are most similar to the one below the pointer."
 )
 NEIGHBOURS = "The other samples of most similar features, by cosine; green: of the same class, red: of another."
+
+
+MAP = (
+    "Each point is a sample, coloured by its label, which training has not seen: groups of one colour are what the "
+    "network tells apart by itself. Move over a point to see the sample."
+)
+LINEAR = "A linear classifier of the frozen features: which classes it confuses, and where it is surest of a wrong one."
 
 
 @dataclass(frozen=True)
@@ -140,6 +155,13 @@ def of_samples(learned: Learned) -> list[Section]:
         queries = chosen(embedded.labels, 8, len(embedded.thumbnails))
         note = f"{NEIGHBOURS} Looked for among {embedded.said}."
         found.append(Section("neighbours", "Nearest neighbours", note, body=neighbour_pictures(embedded, queries)))
+        note = f"{MAP} Drawn: {embedded.said}."
+        found.append(Section("map", "Map", note, plots.maps(embedded), body=thumbnails(embedded)))
+        if learned.classified is not None:
+            charts = [plots.confusion(embedded, learned.classified)]
+            worst = Markup("<h3>Worst samples</h3>") + worst_pictures(embedded, learned.classified)
+            note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
+            found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
     return found
 
 

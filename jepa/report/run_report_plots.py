@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import html
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+import torch
 from markupsafe import Markup
+from plotly.colors import qualitative
 
 from jepa.report.run_record import ROWS, Curve, Record
+from jepa.report.run_samples import Classified, Embedded
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#72b7b2", "#9d755d", "#d4a72c", "#ff9da6", "#8c8c8c")
 """In turn, of lines and classes."""
 
 CONTROLS = {"displayModeBar": False}
+MAX_CLASSES = 20
 AXIS = {"automargin": True, "zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "exponentformat": "power"}
 DASHES = {"trained": "solid", "random_init": "dot", "raw_input": "dash"}
 
@@ -169,6 +174,68 @@ def verdict_chart(records: Sequence[Record]) -> go.Figure:
         )
     figure.update_xaxes(title="step", rangemode="tozero")
     return figure.update_yaxes(type="category", title="verdict")
+
+
+def maps(embedded: Embedded) -> list[tuple[str, str, Markup]]:
+    """Return (heading, what to see, HTML) of samples in two dimensions by each network's features."""
+    found = []
+    for name, features in embedded.features.items():
+        centred = (features - features.mean(dim=0)).double()
+        kept = torch.linalg.svd(centred, full_matrices=False)
+        share = float(kept.S[:2].square().sum() / kept.S.square().sum().clamp(min=1e-12))
+        note = f"The first two principal components, with {share:.0%} of the variance."
+        points = (kept.U * kept.S)[:, :2].numpy()
+        found.append((ROWS[name].capitalize(), note, _markup(scatter(points, embedded, "principal component"))))
+    if importlib.util.find_spec("umap") and len(embedded.thumbnails) > 15:
+        import umap
+
+        points = umap.UMAP(metric="cosine", random_state=0).fit_transform(embedded.features["trained"].numpy())
+        note = "UMAP keeps neighbours together; distances between groups mean little."
+        found.insert(1, ("Trained, by UMAP", note, _markup(scatter(points, embedded, "UMAP axis"))))
+    return found
+
+
+def scatter(points: np.ndarray, embedded: Embedded, axis: str) -> go.Figure:
+    """Draw samples at points (m, 2), coloured by label; the page shows their thumbnails on hover."""
+    figure = new_figure(380)
+    labels = np.zeros(len(points), int) if embedded.labels is None else embedded.labels.numpy()
+    palette = COLOURS if len(embedded.names) <= len(COLOURS) else qualitative.Dark24
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        figure.add_scatter(
+            x=points[rows, 0].astype(np.float32),
+            y=points[rows, 1].astype(np.float32),
+            mode="markers",
+            marker={"size": 6, "opacity": 0.8, "color": palette[label % len(palette)]},
+            customdata=rows,
+            hoverinfo="none",
+            name=html.escape(embedded.label(int(rows[0])) or "no label"),
+        )
+    figure.update_layout(showlegend=1 < len(figure.data) <= len(qualitative.Dark24), meta="map")
+    figure.update_xaxes(title=f"first {axis}", showticklabels=False)
+    return figure.update_yaxes(title=f"second {axis}", showticklabels=False)
+
+
+def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Markup]:
+    """Return (heading, what to see, HTML) of which class the classifier takes for which."""
+    known = embedded.labels >= 0
+    true, said = embedded.labels[known], classified.probabilities.argmax(dim=1)[known]
+    count = len(embedded.names)
+    table = torch.bincount(true * count + said, minlength=count * count).view(count, count)
+    errors = table.sum(dim=0) + table.sum(dim=1) - 2 * table.diagonal()
+    kept = errors.topk(min(MAX_CLASSES, count)).indices.sort().values
+    table, names = table[kept][:, kept].numpy(), [html.escape(str(embedded.names[label])[:24]) for label in kept]
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure = new_figure(200 + 18 * len(kept))
+    look = {"colorscale": [[0, "rgba(76,120,168,0)"], [1, "rgba(76,120,168,0.6)"]], "showscale": False}
+    text = np.where(table > 0, table.astype(str), "")
+    hover = "is %{y}, said %{x}: %{z:.0%}<extra></extra>"
+    figure.add_heatmap(z=share, x=names, y=names, text=text, texttemplate="%{text}", hovertemplate=hover, **look)
+    figure.update_xaxes(title="said", type="category").update_yaxes(title="is", type="category", autorange="reversed")
+    part = f", of the {len(kept)} classes of most errors" if len(kept) < count else ""
+    accuracy = float((true == said).double().mean())
+    note = f"{accuracy:.1%} are right: those on the diagonal{part}. Samples in a row are of that class."
+    return "Confusion", note, _markup(figure)
 
 
 def new_figure(height: int) -> go.Figure:

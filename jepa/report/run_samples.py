@@ -16,7 +16,7 @@ from jepa.report.run_record import ROWS
 from jepa.report.sample_media import Medium, packed, stack
 from jepa.types import Grid, Mask
 
-NEIGHBOURS = 5
+NEIGHBOURS, WORST = 5, 16
 BLOCKS = ((245, 133, 24), (84, 162, 75), (228, 87, 86), (178, 121, 162), (114, 183, 178), (212, 167, 44))
 """Colours of target blocks in masks, in turn."""
 
@@ -55,6 +55,17 @@ class Embedded:
         if self.labels is None or self.labels[row] < 0:
             return ""
         return str(self.names[int(self.labels[row])])
+
+
+@dataclass(frozen=True)
+class Classified:
+    """What a linear classifier of frozen training features says of the embedded samples.
+
+    probabilities: (m, classes). trained_on: how many training samples.
+    """
+
+    probabilities: Tensor
+    trained_on: int
 
 
 def mask_pictures(shown: Shown, medium: Medium) -> Markup:
@@ -110,11 +121,29 @@ def neighbour_pictures(embedded: Embedded, queries: Sequence[int]) -> Markup:
     )
 
 
+def worst_pictures(embedded: Embedded, classified: Classified) -> Markup:
+    """Return the samples for whose wrong class the classifier was surest, with what it said."""
+    said = classified.probabilities.max(dim=1)
+    wrong = (said.indices != embedded.labels) & (embedded.labels >= 0)
+    rows = torch.where(wrong, said.values, -1.0).argsort(descending=True)[: min(WORST, int(wrong.sum()))].tolist()
+    cells = []
+    for row in rows:
+        claim = f"{embedded.label(row)}, said {embedded.names[int(said.indices[row])]} ({said.values[row]:.0%})"
+        cells.append(thumbnail(embedded, row, said=claim))
+    return Markup('<div class="row near">{}</div>').format(Markup("").join(cells) or "None is wrong.")
+
+
 def thumbnail(embedded: Embedded, row: int, wanted: str | None = None, said: str = "") -> Markup:
     """Return a small picture with its label, green where that is the wanted one and red elsewhere."""
     label = embedded.label(row)
     kind = "" if not wanted else " same" if label == wanted else " other"
     return figure(embedded.thumbnails[row], said or label, kind)
+
+
+def thumbnails(embedded: Embedded) -> Markup:
+    """Return all samples, hidden, for those that the pointer is on in a map."""
+    items = Markup("").join(figure(each, embedded.label(row)) for row, each in enumerate(embedded.thumbnails))
+    return Markup('<template class="thumbnails">{}</template>').format(items)
 
 
 def figure(content: Markup, caption: str, kind: str = "") -> Markup:
@@ -139,10 +168,12 @@ def chosen(labels: Tensor | None, count: int, total: int) -> list[int]:
 class Learned:
     """All that the page shows of what a network, or its part for one modality, makes of samples.
 
-    name: of the modality, "" of data of one. medium: how samples are shown. shown: None for samples that cannot be.
+    name: of the modality, "" of data of one. medium: how samples are shown. classified: None without labels.
+    shown: None for samples that cannot be.
     """
 
     name: str
     medium: Medium
     embedded: Embedded
+    classified: Classified | None = None
     shown: Shown | None = None
