@@ -15,15 +15,17 @@ from torch import Tensor, nn
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import Features, evaluation_mode
 from jepa.evaluation.linear import LinearProbe
+from jepa.report.figures import seen_and_predicted
 from jepa.report.run_samples import Classified, Embedded, Learned, Shown, chosen
 from jepa.report.sample_media import Medium
+from jepa.report.token_decoder import Decoded, explained, fit_decoder, place
 from jepa.types import StepRandomness
 from jepa.utils.read_data import DamagedFileError
 from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.snapshots import Snapshot, read_snapshots
 
 SHOWN, MAX_TOKENS = 8, 4096
-MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 32
+MAX_EMBEDDED, MAX_FITTED, MAX_DECODED, FEWEST = 1000, 4000, 512, 32
 SECONDS = 8.0
 """Of one pass over samples, about."""
 
@@ -77,8 +79,9 @@ def learned(networks: Networks, folder: Path) -> Learned:
         shown = None
         if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder))
+        decoded = decode(networks, shown, medium) if shown is not None and shown.masks else None
         classified = classify(networks, embedded) if embedded.labels is not None and split == "test" else None
-    return Learned("", medium, embedded, classified, shown)
+    return Learned("", medium, embedded, classified, shown, decoded)
 
 
 def snapshots_of(folder: Path) -> list[Snapshot]:
@@ -208,3 +211,41 @@ def masks_of(networks: Networks, x: Tensor) -> list[Any]:
         return []
     rng = StepRandomness(seed=networks.seed, step=networks.step, total=len(x), start=0, count=len(x))
     return [mask.to("cpu") for mask in networks.trained.prepare({"x": x}, rng)["masks"]]
+
+
+def decode(networks: Networks, shown: Shown, medium: Medium) -> Decoded | None:
+    """Return what a small decoder makes of features and of predictions; None of models and inputs that have none."""
+    model, encoder = networks.trained, networks.trained.encoder
+    parts = (model, "latents"), (model, "target"), (encoder, "token_inputs")
+    if not all(hasattr(*part) for part in parts) or not shown.x.is_floating_point():
+        return None
+    features, values = [], []
+    for batch in batches(networks, "train", affordable(networks, "train", MAX_DECODED)):
+        features.append(model.target.targets(encoder, batch["x"]).float().flatten(0, 1))
+        values.append(encoder.token_inputs(batch["x"]).float().flatten(0, 1))
+    decoder = fit_decoder(torch.cat(features), torch.cat(values))
+    x, mask = shown.x.to(networks.device), shown.masks[0].to(networks.device)
+    targets, truth = model.target.targets(encoder, x), encoder.token_inputs(x).float()
+    predictions = model.latents(x, [mask]).predictions[0].float()
+    seen, predicted = (tokens.flatten(1).to(x.device) for tokens in seen_and_predicted(mask, shown.grid))
+    places = mask.targets.flatten(1).unsqueeze(-1)
+    weights = torch.ones_like(places) if mask.target_valid is None else mask.target_valid.flatten(1).unsqueeze(-1)
+    mean = predictions.new_zeros(*truth.shape[:2], predictions.shape[-1] + 1)
+    rows = torch.cat([predictions.flatten(1, 2), torch.ones_like(places)], dim=-1) * weights
+    mean.scatter_add_(1, places.expand_as(rows), rows)
+    guessed, whole = decoder(mean[..., :-1] / mean[..., -1:].clamp(min=1)), decoder(targets)
+    like = medium.stem.log_mel_image(x) if medium.kind == "sound" else x
+    index = places_of(encoder, like, shown.grid, medium)
+    shares = explained(truth[predicted], whole[predicted]), explained(truth[predicted], guessed[predicted])
+    mixed = torch.where(seen.unsqueeze(-1), truth, guessed)
+    full, partly = (place(each, index, like).cpu() for each in (whole, mixed))
+    return Decoded(full, partly, (~seen & ~predicted).cpu(), shares)
+
+
+def places_of(encoder: nn.Module, like: Tensor, grid: tuple[int, ...], medium: Medium) -> Tensor:
+    """Return 1 + the flat place in an input that each value of each token is of, (N, P); 0 for padding."""
+    numbers = torch.arange(1, like[0].numel() + 1, device=like.device).view_as(like[:1])
+    if medium.kind == "sound":  # its tokens are of the spectrogram
+        patches = numbers[0, 0].unflatten(1, (grid[1], -1)).unflatten(0, (grid[0], -1))
+        return patches.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    return encoder.token_inputs(numbers.float())[0].long()

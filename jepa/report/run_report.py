@@ -21,6 +21,7 @@ from jepa.report.run_record import ROWS, Record, Trained, differences, environme
 from jepa.report.run_samples import (
     Learned,
     chosen,
+    decoded_pictures,
     feature_pictures,
     mask_pictures,
     neighbour_pictures,
@@ -38,6 +39,12 @@ REPORT = "report.html"
 MASKS = (
     "What training hides: the encoder sees the clear tokens, the predictor predicts the features of the coloured "
     "blocks, and dark tokens are neither. A row for each mask."
+)
+PREDICTIONS = (
+    "A small decoder, fitted to frozen features of training samples, turns features back into inputs. Compare what it "
+    "makes of the predictions where the encoder sees nothing with what it makes of the true features: it explains "
+    "{1:.0%} of the variance of the input there from predictions, {0:.0%} from features. What only the latter have "
+    "cannot be told from the rest of the sample; what neither has is not in the features."
 )
 FEATURES = (
     "The first three principal components of the tokens as red, green and blue, at several steps on the same axes: "
@@ -148,6 +155,10 @@ def of_samples(learned: Learned) -> list[Section]:
     shown, medium, found = learned.shown, learned.medium, []
     if shown is not None and shown.masks:
         found.append(Section("masks", "Masks", MASKS, body=mask_pictures(shown, medium)))
+    if shown is not None and learned.decoded is not None:
+        note = PREDICTIONS.format(*learned.decoded.explained)
+        body = decoded_pictures(shown, learned.decoded, medium)
+        found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
     if shown is not None:
         found.append(Section("features", "Features as colours", FEATURES, body=feature_pictures(shown, medium)))
     if medium.kind is not None:

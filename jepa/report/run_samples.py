@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from jepa.report.figures import seen_and_predicted, target_blocks
 from jepa.report.run_record import ROWS
 from jepa.report.sample_media import Medium, packed, stack
+from jepa.report.token_decoder import Decoded
 from jepa.types import Grid, Mask
 
 NEIGHBOURS, WORST = 5, 16
@@ -83,6 +84,26 @@ def mask_pictures(shown: Shown, medium: Medium) -> Markup:
             cells.append(figure(stack(medium, medium.picture(x), medium.layout(colours)), shown.labels[number]))
         rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
     return Markup("").join(rows)
+
+
+def decoded_pictures(shown: Shown, decoded: Decoded, medium: Medium) -> Markup:
+    """Return samples beside what the encoder sees of them, what their features hold, and what is predicted."""
+    seen = seen_and_predicted(shown.masks[0], shown.grid)[0]
+    cover = torch.tensor([70, 78, 86, 255], dtype=torch.uint8)
+    rows = []
+    for number, x in enumerate(shown.x):
+        hidden, missing = (
+            medium.layout((dark.view(*shown.grid, 1) * cover).numpy())
+            for dark in (~seen[number], decoded.hidden[number])
+        )
+        cells = [
+            figure(stack(medium, medium.picture(x)), shown.labels[number] or "input"),
+            figure(stack(medium, medium.picture(x), hidden), "seen"),
+            figure(stack(medium, medium.picture(decoded.predicted[number]), missing), "predicted"),
+            figure(stack(medium, medium.picture(decoded.full[number])), "from its features"),
+        ]
+        rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
+    return Markup('<div class="compared">{}</div>').format(Markup("").join(rows))
 
 
 def feature_pictures(shown: Shown, medium: Medium) -> Markup:
@@ -169,7 +190,7 @@ class Learned:
     """All that the page shows of what a network, or its part for one modality, makes of samples.
 
     name: of the modality, "" of data of one. medium: how samples are shown. classified: None without labels.
-    shown: None for samples that cannot be.
+    shown: None for samples that cannot be. decoded: None of models that predict nothing, and of texts.
     """
 
     name: str
@@ -177,3 +198,4 @@ class Learned:
     embedded: Embedded
     classified: Classified | None = None
     shown: Shown | None = None
+    decoded: Decoded | None = None

@@ -80,9 +80,10 @@ class Medium:
     def frames(self, x: Tensor, moving: bool) -> np.ndarray:
         """Return pixels (frames, H, W, 3) uint8 of one input; one frame, or several of a clip that is `moving`."""
         if self.kind == "sound":
-            with torch.no_grad():
-                mel = self.stem.log_mel_image(x[None].to(self.stem.spectrogram.filters.device)).cpu()
-            return self.spectrogram(mel[0, 0])
+            if x.ndim == 2:  # a waveform rather than a spectrogram
+                with torch.no_grad():
+                    x = self.stem.log_mel_image(x[None].to(self.stem.spectrogram.filters.device))[0].cpu()
+            return self.spectrogram(x[0])
         if self.kind == "video":
             count = min(x.shape[1], CLIP_FRAMES)
             x = x[:, torch.linspace(0, x.shape[1] - 1, count).round().long()].movedim(1, 0)  # (t, C, H, W)

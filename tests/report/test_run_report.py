@@ -31,7 +31,7 @@ FACTS = """
 })), 2500))</script></body>"""
 
 
-SECTIONS = ["masks", "features", "neighbours", "map", "mistakes", "probes", "training", "configuration"]
+SECTIONS = ["masks", "predictions", "features", "neighbours", "map", "mistakes", "probes", "training", "configuration"]
 
 
 def browse(page, folder, *, dark=False):
