@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from jepa.config.build import build, to_plain
 from jepa.config.command import load_config
 from jepa.config.open_checkpoint import open_checkpoint
@@ -55,27 +57,33 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
     """Return what the page on a single run has besides its record, as `write_report` takes it."""
     found: dict[str, Any] = {"compared": compared(record.rows), "defaults": defaults_of(record)}
     try:
-        given = [f"checkpoint={quoted(str(record.path))}", f"trust={trust}".lower(), f"trainer.device={device}"]
+        given = [f"checkpoint={quoted(str(record.path))}", f"trust={trust}".lower()]
         loaded, joined = open_checkpoint(load_config(given, config_name="evaluate"), data="splits")
         data, evaluation = build(joined, "data"), build(joined, "evaluation")
+        found["trained"] = trained_on(loaded.model, data)
+        settings, place = joined.trainer, resolve_device(device)
+        precision = Precision(settings.precision, place)
+        precision.choose_attention(loaded.model)
+        with precision.kernels(), precision.autocast():
+            networks = networks_of(loaded, data, evaluation, place, settings.seed)
+            found["learned"] = [learned(each, record.path) for each in networks]
     except UserError as error:
-        return found | {"notes": [f"Without pictures of samples and features: {error}"]}
+        found["notes"] = [f"Without pictures of samples and features: {error}"]
+    return found
+
+
+def trained_on(model: nn.Module, data: Any) -> Trained:
+    """Return what was trained on what."""
     spec = data.spec
-    trained = Trained(
-        model=type(loaded.model).__name__,
-        parameters=sum(p.numel() for p in loaded.model.parameters() if p.requires_grad),
+    return Trained(
+        model=type(model).__name__,
+        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
         data=type(data).__name__,
         num_train=spec.num_train,
         num_test=spec.num_test,
         input_shape=tuple(spec.input_shape),
         classes=spec.classes,
     )
-    settings, place = joined.trainer, resolve_device(device)
-    precision = Precision(settings.precision, place)
-    precision.choose_attention(loaded.model)
-    with precision.kernels(), precision.autocast():
-        networks = networks_of(loaded, data, evaluation, place, settings.seed)
-        return found | {"trained": trained, "learned": [learned(networks, record.path)]}
 
 
 def defaults_of(record: Record) -> dict[str, str]:

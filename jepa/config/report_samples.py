@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import Features, evaluation_mode
 from jepa.evaluation.linear import LinearProbe
+from jepa.evaluation.modalities import modality_of
 from jepa.report.figures import seen_and_predicted
 from jepa.report.run_samples import Classified, Embedded, Learned, Shown, chosen
 from jepa.report.sample_media import Medium
@@ -37,6 +38,7 @@ class Networks:
     """A trained network and what it is compared with, on a data module.
 
     extraction: which network and pooling, as in the run's evaluation. step: of the trained one. seed: of the run.
+    modality: of which these are, "" of data of one.
     """
 
     trained: nn.Module
@@ -46,6 +48,7 @@ class Networks:
     device: torch.device
     step: int
     seed: int
+    modality: str = ""
 
     def sources(self) -> dict[str, FeatureSource]:
         """Return the sources of features, by their rows of the results."""
@@ -56,17 +59,17 @@ class Networks:
         }
 
 
-def networks_of(loaded: Any, data: Any, evaluation: Any, device: torch.device, seed: int) -> Networks:
-    """Return the networks of an opened checkpoint, on the device, in evaluation mode."""
-    return Networks(
-        trained=loaded.model.to(device).eval(),
-        random=random_model(loaded.random_init, seed, device).eval(),
-        data=data,
-        extraction=getattr(evaluation, "extraction", None) or Extraction(),
-        device=device,
-        step=loaded.step or 0,
-        seed=seed,
-    )
+def networks_of(loaded: Any, data: Any, evaluation: Any, device: torch.device, seed: int) -> list[Networks]:
+    """Return the networks of an opened checkpoint, on the device, for each modality of its data."""
+    trained, random = loaded.model.to(device), random_model(loaded.random_init, seed, device)
+    extraction = getattr(evaluation, "extraction", None) or Extraction()
+    step = loaded.step or 0
+    if not hasattr(data, "modalities"):
+        return [Networks(trained, random, data, extraction, device, step, seed)]
+    return [
+        Networks(modality_of(trained, name), modality_of(random, name), part, extraction, device, step, seed, name)
+        for name, part in data.modalities.items()
+    ]
 
 
 def learned(networks: Networks, folder: Path) -> Learned:
@@ -78,16 +81,16 @@ def learned(networks: Networks, folder: Path) -> Learned:
         embedded = embed(networks, medium, split)
         shown = None
         if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
-            shown = show(networks, split, snapshots_of(folder))
+            shown = show(networks, split, snapshots_of(folder, networks.modality))
         decoded = decode(networks, shown, medium) if shown is not None and shown.masks else None
         classified = classify(networks, embedded) if embedded.labels is not None and split == "test" else None
-    return Learned("", medium, embedded, classified, shown, decoded)
+    return Learned(networks.modality, medium, embedded, classified, shown, decoded)
 
 
-def snapshots_of(folder: Path) -> list[Snapshot]:
-    """Return the snapshots of a run's features, of data of one modality; none where they are damaged."""
+def snapshots_of(folder: Path, modality: str) -> list[Snapshot]:
+    """Return the snapshots of a run's features of a modality; none where they are damaged."""
     try:
-        return [snapshot for snapshot in read_snapshots(folder) if not snapshot.modality]
+        return [snapshot for snapshot in read_snapshots(folder) if snapshot.modality == modality]
     except DamagedFileError:
         return []
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from jinja2 import Environment
@@ -173,7 +173,10 @@ def of_samples(learned: Learned) -> list[Section]:
             worst = Markup("<h3>Worst samples</h3>") + worst_pictures(embedded, learned.classified)
             note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
             found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
-    return found
+    if not learned.name:
+        return found
+    name = printable(learned.name, keep="")
+    return [replace(each, id=f"{each.id}-{name}", heading=f"{each.heading}: {name}") for each in found]
 
 
 def configuration(record: Record, defaults: Mapping[str, str], device: str) -> Section:
