@@ -68,6 +68,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     loggers = build(config, "logger") if "logger" in config else None  # logger=[]
     evaluation = build(config, "evaluation")
     monitor = build(config, "monitor") or None
+    visualise = (build(config, "visualise") or None) if "visualise" in config else None
     make_trainer = build(config, "trainer", partial=True)
     data = build_data(config) if data is None else data
     check_input(model, data)
@@ -94,6 +95,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         callbacks=build(config, "callbacks"),
         evaluation=evaluation,
         monitor=monitor,
+        visualise=visualise,
         random_init=functools.partial(build_model, config),
         plan=describe,
         preview=show,

@@ -37,6 +37,9 @@ from jepa.utils.errors import (
 )
 from jepa.utils.read_data import printable
 
+OF_SINGLE_RUNS = ("visualise",)
+"""Groups that the runs of a sweep go without, unless they are asked for."""
+
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
 
@@ -176,6 +179,9 @@ def complete(config: DictConfig) -> DictConfig:
     composed = True
     with open_dict(config):
         config.run_dir = hydra.runtime.output_dir
+        if hydra.mode == RunMode.MULTIRUN:  # where nobody looks at each run
+            asked = {override_key(line).partition(".")[0] for line in config.overrides}
+            config.update({group: {} for group in OF_SINGLE_RUNS if group not in asked})
     return config
 
 

@@ -23,6 +23,7 @@ GROUPS += (
     "evaluation",
     "callbacks",
     "monitor",
+    "visualise",
     "logger",
     "sweep",
     "hydra/launcher",

@@ -30,11 +30,11 @@ from jepa.utils.run_status import (
     warn_if_not_written,
 )
 
-FREE_SECTIONS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "report")
+FREE_SECTIONS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "visualise", "report")
 FREE_SECTIONS += ("sweep", "optimized_metric")
 """Sections of the options that a run may change when it goes on in its folder; trainer.seed it may not."""
 
-IDLE_SECTIONS = ("resume", "logger", "report", "sweep", "optimized_metric")
+IDLE_SECTIONS = ("resume", "logger", "visualise", "report", "sweep", "optimized_metric")
 """Sections that change nothing about a finished run."""
 
 

@@ -32,7 +32,7 @@ OWN_SECTIONS = ("find_lr", "find_batch_size")
 """Sections of scripts, whose keys come before all others."""
 READ_BY_HYDRA = ("default_run_dir",)
 """Keys that only the yaml of Hydra's own section reads."""
-PLACED_ELSEWHERE = ("evaluation", "callbacks", "logger", "monitor", "sweep", "loss")
+PLACED_ELSEWHERE = ("evaluation", "callbacks", "logger", "monitor", "visualise", "sweep", "loss")
 """Sections with a learning rate, a batch size, ... of their own: words of training are none of theirs."""
 
 Suggestion = tuple[list[str], str]

@@ -25,6 +25,7 @@ SECTIONS = (
     "scheduler",
     "trainer",
     "monitor",
+    "visualise",
     "callbacks",
     "logger",
     "scaling",

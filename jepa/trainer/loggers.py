@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from jepa.types import RunLength
 from jepa.utils.errors import SYSTEM_ERRORS
 from jepa.utils.read_data import DamagedFileError, exists, parse_json, read_lines
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from jepa.trainer.trainer_parts import TrainerParts
 
 log = logging.getLogger("jepa")
@@ -50,6 +54,16 @@ class Logger:
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Called with metrics measured after `step` steps."""
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        """Called with a picture (H, W, 3) uint8."""
+
+    def embeddings(self, name: str, found: Mapping[str, Any], step: int) -> None:
+        """Called with what features say of m samples, after every picture of them.
+
+        found: `vectors` (m, 32) float, `labels` m texts, `thumbnails` (m, s, s, 3) uint8 or None, `neighbours` row ->
+        rows of the closest samples, `last` whether these are the last ones of the run.
+        """
 
     def message(self, text: Any) -> None:
         """Called with something for a person to read: text, or what rich can print."""
@@ -97,6 +111,12 @@ class RunLog:
     def log(self, metrics: Mapping[str, float]) -> None:
         step = self.trainer.step
         self._tell("log", {"epoch": self.trainer.run_length.epoch(step), **metrics}, step)
+
+    def picture(self, name: str, image: np.ndarray) -> None:
+        self._tell("picture", name, image, self.trainer.step)
+
+    def embeddings(self, name: str, **found: Any) -> None:
+        self._tell("embeddings", name, found, self.trainer.step)
 
     def say(self, text: Any) -> None:
         self._tell("message", text)
@@ -241,6 +261,17 @@ class TensorBoard(Logger):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def embeddings(self, name: str, found: Mapping[str, Any], step: int) -> None:
+        """Write the last ones of the run for the embedding projector, with labels and thumbnails."""
+        if found["last"]:
+            images = found["thumbnails"]
+            images = None if images is None else torch.from_numpy(images).movedim(-1, 1) / 255
+            tag = name.replace("/", "_")
+            self._writer.add_embedding(found["vectors"], found["labels"], images, global_step=step, tag=tag)
 
     def close(self) -> None:
         self._writer.close()

@@ -58,6 +58,22 @@ def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:
         trainer.folder.write_results(results(trainer))
     trainer.state.pending = False
     trainer.checkpoints.save_if_due(metrics)
+    draw_features(trainer)
+
+
+def measure_at_start(trainer: Trainer) -> None:
+    """Measure what a checkpoint left pending; draw the features of a new network."""
+    if trainer.state.pending:
+        measure_and_save(trainer, metrics_of_pending_step(trainer))
+    elif trainer.step == 0:
+        draw_features(trainer)
+
+
+def draw_features(trainer: Trainer) -> None:
+    """Draw features if they are due; the time is not counted as that of training."""
+    if trainer.visualise is not None:
+        trainer.visualise.draw(trainer)
+        trainer.meter.restart()
 
 
 def is_due(trainer: Trainer, kind: Kind) -> bool:

@@ -176,8 +176,7 @@ class Trainer(TrainerParts):
                 if not self.ended:
                     self.checkpoints.save_first_healthy(resumed=resumed)
                 self._call_callbacks("begin")
-                if self.state.pending:
-                    measurements.measure_and_save(self, measurements.metrics_of_pending_step(self))
+                measurements.measure_at_start(self)
                 self.checkpoints.start_clock()
                 self.meter.start()
                 self._train(batches)

@@ -54,6 +54,7 @@ class TrainerParts:
     loggers: Mapping[str, Logger] | None = None  # by name, on rank 0
     callbacks: Mapping[str, Any] | None = None  # by name, on every rank
     evaluation: Any | None = None  # see `jepa.evaluation.FrozenEvaluation`
+    visualise: Any | None = None  # draws features, see `jepa.visualise.FeaturePictures`
     monitor: Any | None = None  # looks at latents and judges the run, see `jepa.monitor.CollapseMonitor`
     random_init: Callable[[], nn.Module] | None = None  # makes an untrained model, for evaluation to compare with
     plan: Callable[[Any], Sequence[str]] | None = None  # sentences about the run to show before it

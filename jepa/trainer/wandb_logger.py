@@ -12,10 +12,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jepa.trainer.loggers import Logger, RunInfo
 from jepa.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 @dataclass(kw_only=True, eq=False)
@@ -125,6 +128,26 @@ class WandB(Logger):
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         if self._run is not None:
             self._run.log({**metrics, "step": step})
+
+    def picture(self, name: str, image: np.ndarray, step: int) -> None:
+        if self._run is not None:
+            import wandb
+
+            self._run.log({name: wandb.Image(image), "step": step})
+
+    def embeddings(self, name: str, found: Mapping[str, Any], step: int) -> None:
+        """Log a table of samples and their nearest neighbours: thumbnails with labels, or labels alone."""
+        if self._run is None:
+            return
+        import wandb
+
+        def cell(row: int) -> Any:
+            images, label = found["thumbnails"], found["labels"][row]
+            return label if images is None else wandb.Image(images[row], caption=label)
+
+        rows = [[cell(row), *map(cell, near)] for row, near in found["neighbours"].items()]
+        columns = ["sample", *(f"nearest {number}" for number in range(1, len(rows[0])))]
+        self._run.log({f"{name}/neighbours": wandb.Table(columns=columns, data=rows), "step": step})
 
     def close(self) -> None:
         """End the W&B run, as failed where an error ends ours; wait at most `finish_timeout` seconds for uploads."""

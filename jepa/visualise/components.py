@@ -17,12 +17,12 @@ NO_TOKEN = 128
 def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return the first principal components (..., count) fp32 of features (..., D), and their basis (D, count).
 
-    Rows that hold NaN, as padding does, take no part and are NaN in the values. Components beyond D are 0. The largest
-    weight of each is positive, so that the same features give the same signs.
+    Rows that are not finite take no part and are NaN in the values: padding is NaN. Components beyond D are 0. The
+    largest weight of each is positive, so that the same features give the same signs.
     """
     rows = features.detach().flatten(0, -2).float()
-    real = ~rows.isnan().any(dim=1)
-    centred = rows - rows[real].mean(dim=0)
+    real = rows.isfinite().all(dim=1)
+    centred = (rows - rows[real].mean(dim=0)).masked_fill(~real[:, None], float("nan"))
     gram = (centred[real].T @ centred[real]).cpu().double()
     basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)[:, :count]  # by falling variance
     largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))

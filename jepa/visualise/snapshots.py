@@ -6,7 +6,9 @@ for snapshot in read_snapshots("outputs/mine"):
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +24,13 @@ KEPT = 12
 
 LARGEST = 64 * 2**20
 """Bytes of a snapshot; ours are below one MiB."""
+
+DAMAGE = (ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, ArithmeticError, OSError)
+DAMAGE += (zipfile.BadZipFile, zlib.error, struct.error, AttributeError)
+"""What readers of archives and arrays raise for bytes that are none."""
+
+LARGEST_HALF = 6e4
+"""What float16 holds, about."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +69,14 @@ def write_snapshot(run_folder: str | Path, snapshot: Snapshot) -> None:
     Raise UserError where it cannot be written.
     """
     folder = Path(run_folder) / FOLDER / snapshot.modality
-    before = [step for step in steps_in(folder) if step < snapshot.step]
-    samples = {"split": snapshot.samples.split, "limit": snapshot.samples.limit, "rows": snapshot.samples.rows}
-    if snapshot.samples.labels is not None:
-        samples["labels"] = snapshot.samples.labels
-    half = {name: getattr(snapshot, name).astype(np.float16) for name in ("components", "pooled")}
-    write_atomic(path_of(folder, snapshot.step), lambda path: np.savez_compressed(path, **half, **samples))
-    kept = thinned([*before, snapshot.step], KEPT)
-    for step in set(steps_in(folder)) - set(kept):
-        path_of(folder, step).unlink(missing_ok=True)
+    arrays = {name: value for name, value in vars(snapshot.samples).items() if value is not None}
+    for name in ("components", "pooled"):
+        arrays[name] = getattr(snapshot, name).clip(-LARGEST_HALF, LARGEST_HALF).astype(np.float16)
+    path = folder / f"step_{snapshot.step:08d}.npz"
+    write_atomic(path, lambda temporary: np.savez_compressed(temporary, **arrays))
+    found = snapshot_files(folder)
+    for step in found.keys() - thinned([step for step in found if step <= snapshot.step], KEPT):
+        found[step].unlink(missing_ok=True)
 
 
 def read_snapshots(run_folder: str | Path) -> list[Snapshot]:
@@ -78,24 +86,22 @@ def read_snapshots(run_folder: str | Path) -> list[Snapshot]:
     """
     folder = Path(run_folder) / FOLDER
     modalities = ["", *sorted(path.name for path in folder.iterdir() if path.is_dir())] if folder.is_dir() else []
-    return [read_snapshot(path_of(folder / m, step), m) for m in modalities for step in steps_in(folder / m)]
+    return [read_snapshot(path, step, m) for m in modalities for step, path in snapshot_files(folder / m).items()]
 
 
-def read_snapshot(path: Path, modality: str = "") -> Snapshot:
-    """Return the snapshot in a file. Raise DamagedFileError where it holds none."""
+def read_snapshot(path: Path, step: int, modality: str = "") -> Snapshot:
+    """Return the snapshot of a step in a file. Raise DamagedFileError where it holds none."""
     try:
         with open_regular(path, LARGEST) as file:
             if sum(entry.file_size for entry in zipfile.ZipFile(file).infolist()) > LARGEST:
                 raise ValueError(f"it holds more than {LARGEST / 2**20:.0f} MiB")
             content = dict(np.load(file, allow_pickle=False))
-        samples = Samples(
-            str(content["split"]), int(content["limit"]), content["rows"].astype(np.int64), content.get("labels")
-        )
-        snapshot = Snapshot(step_of(path), content["components"], content["pooled"], samples, modality)
-        sizes = snapshot.components.shape[:1] + snapshot.pooled.shape[:1]
-        if snapshot.components.ndim < 3 or snapshot.pooled.ndim != 2 or sizes[0] != len(samples.rows):
+        rows, labels = content["rows"].astype(np.int64), content.get("labels")
+        samples = Samples(str(content["split"]), int(content["limit"]), rows, labels)
+        snapshot = Snapshot(step, content["components"], content["pooled"], samples, modality)
+        if snapshot.components.ndim < 3 or snapshot.pooled.ndim != 2 or len(snapshot.components) != len(rows):
             raise ValueError(f"components of {snapshot.components.shape} and pooled of {snapshot.pooled.shape}")
-    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
+    except DAMAGE as error:
         raise DamagedFileError(path, f"it is no snapshot of features ({error})") from error
     return snapshot
 
@@ -109,16 +115,7 @@ def thinned(steps: Sequence[int], most: int) -> list[int]:
     return steps
 
 
-def steps_in(folder: Path) -> list[int]:
-    """Return the steps of the snapshots in a folder, rising."""
-    return sorted(step_of(path) for path in folder.glob("step_*.npz") if path.stem[5:].isdecimal())
-
-
-def step_of(path: Path) -> int:
-    """Return the step that a snapshot's name gives."""
-    return int(path.stem.removeprefix("step_"))
-
-
-def path_of(folder: Path, step: int) -> Path:
-    """Return where the snapshot of a step stands."""
-    return folder / f"step_{step:08d}.npz"
+def snapshot_files(folder: Path) -> dict[int, Path]:
+    """Return step -> file of the snapshots in a folder, by rising step."""
+    paths = {path.stem.removeprefix("step_"): path for path in folder.glob("step_*.npz")}
+    return dict(sorted((int(step), path) for step, path in paths.items() if step.isdecimal()))

@@ -24,7 +24,8 @@ GROUPS = (
     "loss",
     "optimizer",
 )
-GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "monitor", "experiment", "sweep", "hydra/launcher")
+GROUPS += ("scheduler", "trainer", "evaluation", "callbacks", "monitor", "experiment", "sweep", "visualise")
+GROUPS += ("hydra/launcher",)
 OPTIONS = [f"{group}={path.stem}" for group in GROUPS for path in sorted((CONF / group).glob("*.yaml"))]
 
 NOT_PICTURES = {

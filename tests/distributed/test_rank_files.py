@@ -8,11 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from jepa.visualise import read_snapshots
+
 pytestmark = pytest.mark.slow
 EVALUATED = ["~logger.tensorboard", "evaluation.max_train_samples=64", "evaluation.max_test_samples=64"]
+EVALUATED += ["visualise.every=6"]  # at the start and the end alone, which does not depend on the time it takes
 
 
 def tree_of(folder: Path) -> set[str]:
@@ -54,6 +58,9 @@ def test_a_run_leaves_the_files_of_one_process(train_ranks, train, tiny, tmp_pat
     assert results[0]["trained"] == pytest.approx(results[1]["trained"], abs=0.05)
     files = [folder / "run/checkpoints/last.pt" for folder in (tmp_path, single)]
     assert shapes_of(files[0]) == shapes_of(files[1])
+    seen, expected = (read_snapshots(folder / "run") for folder in (tmp_path, single))
+    assert [snapshot.step for snapshot in seen] == [0, 6]
+    assert np.allclose(seen[0].components, expected[0].components, atol=1e-2)
     if not slurm:
         again = train("resume=run", "trainer.max_steps=7", "evaluation=none")
         assert again.returncode == 0, again.stderr

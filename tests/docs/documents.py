@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ROOTS = ("data", "model", "loss", "optimizer", "scheduler", "trainer", "evaluation", "monitor", "callbacks", "logger")
-ROOTS += ("sweep", "scaling", "hydra")
+ROOTS += ("visualise", "sweep", "scaling", "hydra")
 """What a key in the documents begins with."""
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
