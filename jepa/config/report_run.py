@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from jepa.report.runs import texts_of
 from jepa.trainer.precision import Precision, resolve_device
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
+from jepa.utils.read_data import printable
 
 
 def report_runs(
@@ -45,6 +47,8 @@ def report_runs(
     path = output or folders[0] / REPORT
     judged = functools.partial(judge, thresholds=Thresholds())
     records = [read_record(folder, lambda history: judged(history).name) for folder in folders]
+    if len({record.name for record in records}) < len(records):
+        records = [dataclasses.replace(record, name=printable(str(record.path), keep="")) for record in records]
     place = resolve_device(device)
     single: dict[str, Any] = {}
     if len(records) == 1:

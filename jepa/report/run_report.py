@@ -28,6 +28,7 @@ from jepa.report.run_samples import (
     thumbnails,
     worst_pictures,
 )
+from jepa.report.sample_media import AXES
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
@@ -105,8 +106,8 @@ def write_report(
     sections += [probes(records), training(records)]
     if one is None:
         title = f"Report of {plural(len(records), 'run')}"
-        summary = [f"{record.name}: {'; '.join(sentences(record, None, None))}" for record in records]
-        sections.append(comparison(records))
+        summary = [f"{record.name}: {' '.join(sentences(record, None, None))}" for record in records]
+        sections.insert(0, comparison(records))
     else:
         title, summary = f"Report of {one.name}", sentences(one, trained, compared)
         sections.append(configuration(one, defaults or {}, device))
@@ -153,14 +154,15 @@ def probes(records: Sequence[Record]) -> Section:
 def of_samples(learned: Learned) -> list[Section]:
     """Return what the network makes of samples: masks, features as colours, neighbours."""
     shown, medium, found = learned.shown, learned.medium, []
+    axes = AXES.get(medium.kind or "", "")
     if shown is not None and shown.masks:
-        found.append(Section("masks", "Masks", MASKS, body=mask_pictures(shown, medium)))
+        found.append(Section("masks", "Masks", MASKS + axes, body=mask_pictures(shown, medium)))
     if shown is not None and learned.decoded is not None:
-        note = PREDICTIONS.format(*learned.decoded.explained)
+        note = PREDICTIONS.format(*learned.decoded.explained) + axes
         body = decoded_pictures(shown, learned.decoded, medium)
         found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
     if shown is not None:
-        found.append(Section("features", "Features as colours", FEATURES, body=feature_pictures(shown, medium)))
+        found.append(Section("features", "Features as colours", FEATURES + axes, body=feature_pictures(shown, medium)))
     if medium.kind is not None:
         embedded = learned.embedded
         queries = chosen(embedded.labels, 8, len(embedded.thumbnails))

@@ -143,7 +143,7 @@ def line_chart(
     lines: Mapping[str, tuple[Curve, dict[str, Any]]], axis: str, logarithmic: bool | None = None
 ) -> go.Figure:
     """Draw curves over the steps. logarithmic: None where the values span more than a factor of 50."""
-    figure = new_figure(300)
+    figure = new_figure(280 + 10 * len(lines))  # the names stand above
     for name, (curve, look) in lines.items():
         figure.add_scatter(
             x=curve.steps,

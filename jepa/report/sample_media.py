@@ -22,6 +22,13 @@ from jepa.report.formatting import number
 LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
 """Colours of the first channels of a series."""
 
+AXES = {
+    "video": " A clip is a strip of frames, from left to right in time.",
+    "series": " Curves run over time, each channel in its colour.",
+    "sound": " Spectrograms: time to the right, frequency upwards; brighter is louder.",
+}
+"""Kind of sample -> how to read its picture."""
+
 SMALL, CLIP_FRAMES, MAX_SECONDS = 48, 8, 8.0
 """Pixels of a thumbnail, frames of a clip, and seconds of a sound that is played."""
 
@@ -119,7 +126,9 @@ class Medium:
     def legend(self, x: Tensor) -> Markup:
         """Return the names of the channels in their colours, the range of their values, and the steps."""
         lines = getattr(self.data, "timelines", None) or [None]
-        names = list(getattr(lines[0], "names", ())) or [f"channel {number}" for number in range(1, len(x) + 1)]
+        names = list(getattr(lines[0], "names", ()))
+        if len(names) != len(x):  # each channel is a sample of its own, or they have no names
+            names = ["one channel"] if len(x) == 1 else [f"channel {number}" for number in range(1, len(x) + 1)]
         values = x.float().cpu()
         unit = " deviations" if getattr(self.data, "z_score", False) else ""
         if unit and getattr(self.data, "normalise", "none") == "none" and len(self.data.level) in (1, len(x)):
