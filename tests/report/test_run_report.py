@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import re
@@ -9,9 +10,16 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from scipy.io import wavfile
 
 from jepa.config.job import write_report
+from jepa.config.report_run import report_runs
+from jepa.report.token_decoder import explained, fit_decoder, place
+from jepa.utils.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -55,10 +63,10 @@ def run(fork_server, tmp_path_factory, tiny):
     """Return a function that trains a tiny run once, with its page at the end, and returns its folder and output."""
     done = {}
 
-    def of(name, *options):
+    def of(name, *options, without="report"):
         if name not in done:
             folder = tmp_path_factory.mktemp(name)
-            arguments = [option for option in tiny if not option.startswith("report=")]
+            arguments = [option for option in tiny if not option.startswith(("report=", f"{without}="))]
             arguments += [*options, f"hydra.run.dir={folder / 'run'}", "~logger.tensorboard"]
             finished = fork_server.start(arguments, folder, {}).wait(120)
             assert finished.returncode == 0, finished.stderr
@@ -100,6 +108,102 @@ def test_in_a_browser(digits, tmp_path, dark):
         assert each["pictures"] > 100
         light = [sum(map(int, re.findall(r"\d+", each[name])[:3])) > 380 for name in ("background", "ink")]
         assert light == ([False, True] if dark else [True, False])
+
+
+def write_samples(kind, folder):
+    """Write a few samples of a kind, of two classes where it has any."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    if kind == "series":
+        rows = [f"2020-01-{day:02}T{hour:02}:00,{hour},{day * hour}" for day in range(1, 25) for hour in range(24)]
+        (folder / "table.csv").write_text("\n".join(["time,load,heat", *rows]))
+    elif kind == "text":
+        rows = [f"some words number {number} here,{'ab'[number % 2]}" for number in range(40)]
+        (folder / "table.csv").write_text("\n".join(["text,label", *rows]))
+    for number in range(24 if kind in ("sound", "video") else 0):
+        path = folder / "ab"[number % 2] / f"{number}"
+        path.parent.mkdir(exist_ok=True)
+        if kind == "sound":
+            wavfile.write(path.with_suffix(".wav"), 8000, random.integers(-9000, 9000, 4000, np.int16))
+            continue
+        path.mkdir()
+        for frame, pixels in enumerate(random.integers(0, 256, (4, 16, 16, 3), np.uint8)):
+            Image.fromarray(pixels).save(path / f"{frame}.png")
+
+
+MODALITIES = {
+    "series": (
+        "data=series_csv model=series data.window_size=24",
+        "table.csv",
+        ("svg class=", "load", "steps of"),
+    ),
+    "text": ("data=text_csv model=text data.max_length=8", "table.csv", ('class="words"', "some words")),
+    "sound": (
+        "data=audio_folder model=audio data.seconds=0.5 data.sample_rate=8000",
+        "",
+        ("<audio", "0.50 s"),
+    ),
+    "video": ("data=video_folder model=video data.num_frames=4 data.image_size=16", "", ("stack video",)),
+}
+"""Kind -> options, file of the samples, and what the page shows of them."""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_every_modality(run, tmp_path, kind):
+    options, name, shown = MODALITIES[kind]
+    write_samples(kind, tmp_path / "own")
+    root = tmp_path / "own" / name if name else tmp_path / "own"
+    given = [*options.split(), f"data.root={root}", "data.batch_size=8", "model.encoder.num_heads=2"]
+    page = run(kind, *given, without="data.image_size")[0] / "report.html"
+    facts, said = browse(page, tmp_path)
+    assert said == []
+    for width, each in facts.items():
+        assert each["needed"] <= width
+        assert each["charts"] == each["drawn"]
+        assert each["broken"] == 0
+        assert {"masks", "features", "neighbours", "map"} <= set(each["sections"])
+        assert ("predictions" in each["sections"]) == (kind != "text")
+        assert ("mistakes" in each["sections"]) == (kind != "series")
+    text = page.read_text(encoding="utf-8")
+    images = [base64.b64decode(data) for data in re.findall(r"image/webp;base64,([^\"]+)", text)]
+    assert any(b"ANIM" in image for image in images) == (kind == "video")
+    for sign in shown:
+        assert sign in text
+
+
+def test_several_runs(digits, old_runs, tmp_path):
+    path = report_runs([digits[0], old_runs / "plain"], output=tmp_path / "both.html", device="cpu")
+    text = html.unescape(path.read_text(encoding="utf-8"))
+    assert "run: train/loss" in text
+    assert "plain: train/loss" in text
+    assert re.search(r"<td>data.batch_size</td><td>32</td><td>64</td>", text)
+    assert re.search(r"<td>eval/trained/linear</td><td>[\d.]+</td><td>0.58</td>", text)
+    with pytest.raises(UserError, match="holds no run: give a run folder"):
+        report_runs([tmp_path])
+
+
+def test_a_run_without_its_checkpoint(old_runs, tmp_path):
+    folder = tmp_path / "<b>run"
+    shutil.copytree(old_runs / "plain", folder, ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss"\nnothing\n')
+    text = report_runs([folder], device="cpu").read_text(encoding="utf-8")
+    assert "<b>run" not in text
+    assert "Without pictures of samples and features" in text
+    assert "Not all files could be read: metrics.jsonl" in text
+
+
+def test_the_decoder():
+    """What it decodes is explained as far as features hold it, and goes to the right places."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(2000, 8, generator=random)
+    values = features[:, :4] @ torch.randn(4, 6, generator=random)
+    decoder = fit_decoder(features, values)
+    assert explained(values, decoder(features)) > 0.95
+    assert explained(values, decoder(features.roll(1, 0))) == 0
+    index = torch.tensor([[1, 3], [2, 0]])
+    placed = place(torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]), index, torch.tensor([[[0.0, 0.0, 5.0]]]))
+    assert placed.tolist() == [[[1.0, 3.0, 2.0]]]
 
 
 def test_without_a_page(train, tiny, tmp_path, digits, monkeypatch, capsys):
