@@ -26,7 +26,10 @@ from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.snapshots import Snapshot, read_snapshots
 
 SHOWN, MAX_TOKENS = 8, 4096
-MAX_EMBEDDED, MAX_FITTED, MAX_DECODED, FEWEST = 1000, 4000, 512, 32
+MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 32
+MOST_DECODED = 50_000
+"""Tokens that the decoder is fitted to."""
+
 SECONDS = 8.0
 """Of one pass over samples, about."""
 
@@ -83,7 +86,8 @@ def learned(networks: Networks, folder: Path) -> Learned:
         if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder, networks.modality))
         decoded = decode(networks, shown, medium) if shown is not None and shown.masks else None
-        classified = classify(networks, embedded) if embedded.labels is not None and split == "test" else None
+        labelled = embedded.labels is not None and networks.data.spec.classes is not None and split == "test"
+        classified = classify(networks, embedded) if labelled else None
     return Learned(networks.modality, medium, embedded, classified, shown, decoded)
 
 
@@ -223,7 +227,8 @@ def decode(networks: Networks, shown: Shown, medium: Medium) -> Decoded | None:
     if not all(hasattr(*part) for part in parts) or not shown.x.is_floating_point():
         return None
     features, values = [], []
-    for batch in batches(networks, "train", affordable(networks, "train", MAX_DECODED)):
+    most = max(FEWEST, MOST_DECODED // shown.tokens.shape[1])
+    for batch in batches(networks, "train", affordable(networks, "train", most)):
         features.append(model.target.targets(encoder, batch["x"]).float().flatten(0, 1))
         values.append(encoder.token_inputs(batch["x"]).float().flatten(0, 1))
     decoder = fit_decoder(torch.cat(features), torch.cat(values))

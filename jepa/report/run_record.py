@@ -15,7 +15,7 @@ import numpy as np
 from jepa.report.formatting import duration, number, plural, shape_text
 from jepa.report.run_files import current_status, is_value, metric_lines, read_results
 from jepa.report.runs import config_values, name_of, stored_overrides
-from jepa.utils.run_status import Status, is_collapse
+from jepa.utils.run_status import Status
 
 MAX_POINTS, MAX_VERDICTS = 600, 40
 ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw input"}
@@ -145,11 +145,6 @@ def sentences(record: Record, trained: Trained | None, compared: str | None) -> 
     if record.damaged:
         said.append(f"Not all files could be read: {'; '.join(record.damaged)}.")
     return said
-
-
-def is_bad(record: Record) -> bool:
-    """Return whether the run failed or collapsed."""
-    return record.status.state in ("failed", "damaged") or is_collapse(record.status.verdict)
 
 
 def key_figures(record: Record) -> list[tuple[str, str, str]]:

@@ -55,7 +55,8 @@ class Embedded:
         """Return a sample's label as a text; "" without."""
         if self.labels is None or self.labels[row] < 0:
             return ""
-        return str(self.names[int(self.labels[row])])
+        label = int(self.labels[row])
+        return str(self.names[label] if label < len(self.names) else label)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,22 @@ from jepa.utils.errors import UserError
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 FACTS = """
-<script>addEventListener("load", () => setTimeout(() => console.log("FACTS " + JSON.stringify({
+<script>
+function similar() {  // what is drawn when the pointer is on a token of the first sample
+  const stack = document.querySelector("[data-tokens]"), box = stack.getBoundingClientRect();
+  (stack.querySelector("span") ?? stack).dispatchEvent(
+    new MouseEvent("mousemove", {bubbles: true, clientX: box.left + 3, clientY: box.top + 3}));
+  const canvas = stack.querySelector("canvas");
+  if (!canvas) return new Set([...stack.querySelectorAll("span")].map(span => span.style.background)).size;
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return new Set(Array.from({length: pixels.length / 4}, (_, n) => pixels.slice(4 * n, 4 * n + 4).join())).size;
+}
+function sample() {  // what is shown when the pointer is on a point of the map
+  Plotly.Fx.hover(document.querySelector("#map .js-plotly-plot"), [{curveNumber: 0, pointNumber: 0}]);
+  return document.querySelector(".tip figure").innerHTML.length;
+}
+addEventListener("load", () => setTimeout(() => console.log("FACTS " + JSON.stringify({
+  similar: similar(), sample: sample(),
   width: innerWidth, needed: document.documentElement.scrollWidth,
   charts: document.querySelectorAll(".js-plotly-plot").length,
   drawn: [...document.querySelectorAll(".js-plotly-plot")].filter(chart => {
@@ -105,6 +120,8 @@ def test_in_a_browser(digits, tmp_path, dark):
         assert each["charts"] == each["drawn"] > 8
         assert each["broken"] == 0
         assert each["sections"] == SECTIONS
+        assert each["similar"] > 5
+        assert each["sample"] > 100
         assert each["pictures"] > 100
         light = [sum(map(int, re.findall(r"\d+", each[name])[:3])) > 380 for name in ("background", "ink")]
         assert light == ([False, True] if dark else [True, False])
@@ -163,6 +180,8 @@ def test_every_modality(run, tmp_path, kind):
         assert each["charts"] == each["drawn"]
         assert each["broken"] == 0
         assert {"masks", "features", "neighbours", "map"} <= set(each["sections"])
+        assert each["similar"] > 1
+        assert each["sample"] > 20
         assert ("predictions" in each["sections"]) == (kind != "text")
         assert ("mistakes" in each["sections"]) == (kind != "series")
     text = page.read_text(encoding="utf-8")
