@@ -34,12 +34,17 @@ function similar() {  // what is drawn when the pointer is on a token of the fir
   const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
   return new Set(Array.from({length: pixels.length / 4}, (_, n) => pixels.slice(4 * n, 4 * n + 4).join())).size;
 }
-function sample() {  // what is shown when the pointer is on a point of the map
-  Plotly.Fx.hover(document.querySelector("#map .js-plotly-plot"), [{curveNumber: 0, pointNumber: 0}]);
-  return document.querySelector(".tip figure").innerHTML.length;
+function hover() {  // puts the pointer on a point of the map
+  const chart = document.querySelector("#map .js-plotly-plot");
+  chart.scrollIntoView();
+  const box = chart.querySelector(".points path").getBoundingClientRect();
+  for (const kind of ["mouseover", "mousemove"])
+    chart.querySelector(".nsewdrag").dispatchEvent(new MouseEvent(
+      kind, {bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}));
 }
+addEventListener("load", () => setTimeout(hover, 1500));
 addEventListener("load", () => setTimeout(() => console.log("FACTS " + JSON.stringify({
-  similar: similar(), sample: sample(),
+  similar: similar(), sample: document.querySelector(".tip").innerHTML.length,
   width: innerWidth, needed: document.documentElement.scrollWidth,
   charts: document.querySelectorAll(".js-plotly-plot").length,
   drawn: [...document.querySelectorAll(".js-plotly-plot")].filter(chart => {
