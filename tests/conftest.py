@@ -30,7 +30,6 @@ TINY = (
     "trainer.save_every_epochs=null",
     "trainer.precision=fp32",
     "trainer.device=cpu",
-    "report=none",
 )
 """Overrides that make the default run take seconds."""
 
