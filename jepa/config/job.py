@@ -18,6 +18,7 @@ from jepa.config.resume import StoredRun
 from jepa.config.sweep_objective import SweepObjective, as_returned, evaluates
 from jepa.distributed.launch import read_launch, slurm_job_id
 from jepa.utils.errors import NonFiniteError, UserError, error_message
+from jepa.utils.lazy_import import MissingPackageError
 from jepa.utils.read_data import DamagedFileError, printable
 from jepa.utils.run_status import (
     Status,
@@ -29,11 +30,11 @@ from jepa.utils.run_status import (
     warn_if_not_written,
 )
 
-FREE_SECTIONS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "visualise")
+FREE_SECTIONS = ("resume", "init_from", "trainer", "logger", "callbacks", "evaluation", "visualise", "report")
 FREE_SECTIONS += ("sweep", "optimized_metric")
 """Sections of the options that a run may change when it goes on in its folder; trainer.seed it may not."""
 
-IDLE_SECTIONS = ("resume", "logger", "visualise", "sweep", "optimized_metric")
+IDLE_SECTIONS = ("resume", "logger", "visualise", "report", "sweep", "optimized_metric")
 """Sections that change nothing about a finished run."""
 
 
@@ -49,6 +50,7 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
     with reported_errors():
         if not in_sweep:
             check_single_run(HydraConfig.get().runtime.choices, config.resume)
+            check_report(config)
         before = check_folder(folder, overrides) if in_sweep and config.resume == "auto" else None
     if before is not None and is_finished(before, objective, overrides) and read_launch().world_size == 1:
         values = ", ".join(f"{name} {value:.4g}" for name, value in before.objective.items())
@@ -71,7 +73,31 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
     if read_launch().rank == 0:
         with warn_if_not_written(f"the status of {folder}"):
             update_status(folder, {"state": "done", "objective": values, "settled": True})
+        if not in_sweep and config.get("report") == "auto":
+            write_report(folder, str(config.trainer.get("device", "auto")))
     return as_returned(values)
+
+
+def check_report(config: DictConfig) -> None:
+    """Raise UserError unless `report` is auto or none."""
+    if config.get("report", "none") not in ("auto", "none"):
+        raise UserError(f"report={config.report}: expected auto, a page at the end of the run, or none")
+
+
+def write_report(folder: Path, device: str) -> None:
+    """Write the page on a run that has ended, and say where it is or, in one line, why there is none."""
+    if read_launch().world_size > 1:  # the others have ended, or wait for this one
+        print(f"python scripts/report.py run={folder} writes a page on this run", flush=True)
+        return
+    from jepa.config.report_run import report_runs
+
+    try:
+        print(f"report: {report_runs([folder], device=device, trust=True)}", flush=True)
+    except MissingPackageError as error:
+        print(f"no report: {error} (report=none leaves it out)", flush=True)
+    except Exception as error:  # the run is done, and its results are written
+        problem = error_message(error)
+        print(f"no report: {problem}; python scripts/report.py run={folder} tries again", flush=True)
 
 
 def check_single_run(choices: Mapping[str, str | None], resume: str | None) -> None:

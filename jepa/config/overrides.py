@@ -11,7 +11,7 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-PATHS = ("resume", "init_from", "checkpoint")
+PATHS = ("run", "resume", "init_from", "checkpoint")
 WORDS = ("auto", "null")
 """Values of these keys that are no paths."""
 

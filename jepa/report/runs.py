@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jepa.report.formatting import DEFAULT
 from jepa.report.run_files import (
@@ -168,8 +169,13 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
 
 def config_values(path: Path, damaged: list[str]) -> dict[str, str]:
     """Return the values of a run's config.yaml by dotted key, as on the command line; groups are no values."""
+    return texts_of(read_content(path / "config.yaml", dict, damaged))
+
+
+def texts_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the values of a nested configuration by dotted key, as on the command line."""
     texts = {}
-    for key, value in flatten(read_content(path / "config.yaml", dict, damaged)).items():
+    for key, value in flatten(config).items():
         texts[key] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
     return texts
 

@@ -1,0 +1,210 @@
+"""The report of a run, or of several, as one HTML page that needs no network.
+
+python scripts/report.py run=outputs/mine
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from jinja2 import Environment
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from jepa.report import run_report_plots as plots
+from jepa.report.formatting import number, plural
+from jepa.report.run_files import result_values
+from jepa.report.run_record import ROWS, Record, Trained, differences, environment, key_figures, sentences
+from jepa.report.run_samples import (
+    Learned,
+    chosen,
+    decoded_pictures,
+    feature_pictures,
+    mask_pictures,
+    neighbour_pictures,
+    thumbnails,
+    worst_pictures,
+)
+from jepa.report.sample_media import AXES
+from jepa.utils.files import write_text
+from jepa.utils.read_data import printable
+
+TEMPLATE = Path(__file__).with_suffix(".html")
+REPORT = "report.html"
+"""In the run folder."""
+
+
+MASKS = (
+    "What training hides: the encoder sees the clear tokens, the predictor predicts the features of the coloured "
+    "blocks, and dark tokens are neither. A row for each mask."
+)
+PREDICTIONS = (
+    "A small decoder, fitted to frozen features of training samples, turns features back into inputs. Compare what it "
+    "makes of the predictions where the encoder sees nothing with what it makes of the true features: it explains "
+    "{1:.0%} of the variance of the input there from predictions, {0:.0%} from features. What only the latter have "
+    "cannot be told from the rest of the sample; what neither has is not in the features."
+)
+FEATURES = (
+    "The first three principal components of the tokens as red, green and blue, at several steps on the same axes: "
+    "tokens of one colour are alike to the network, so parts of a kind should share one. Move over the left picture to "
+    "see which tokens are most similar to the one below the pointer."
+)
+NEIGHBOURS = "The other samples of most similar features, by cosine; green: of the same class, red: of another."
+
+
+MAP = (
+    "Each point is a sample, coloured by its label, which training has not seen: groups of one colour are what the "
+    "network tells apart by itself. Move over a point to see the sample."
+)
+LINEAR = "A linear classifier of the frozen features: which classes it confuses, and where it is surest of a wrong one."
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of texts. folded: shown after a click."""
+
+    heading: str
+    head: list[str]
+    rows: list[list[str]]
+    note: str = ""
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the page: charts, each (heading, what to see, HTML), then HTML, then tables."""
+
+    id: str
+    heading: str
+    note: str
+    charts: list[tuple[str, str, Markup]] = field(default_factory=list)
+    body: str = ""
+    tables: list[Table] = field(default_factory=list)
+
+
+def write_report(
+    records: Sequence[Record],
+    path: Path,
+    *,
+    trained: Trained | None = None,
+    learned: Sequence[Learned] = (),
+    compared: str | None = None,
+    defaults: Mapping[str, str] | None = None,
+    device: str = "",
+    notes: Sequence[str] = (),
+) -> None:
+    """Write the page. Raise UserError where it cannot be written.
+
+    trained, compared: see `sentences`; of a single run, as is what it has `learned`. defaults: dotted key -> value of
+        a run without options. notes: sentences on what is left out.
+    """
+    one = records[0] if len(records) == 1 else None
+    sections = [section for each in learned for section in of_samples(each)]
+    sections += [probes(records), training(records)]
+    if one is None:
+        title = f"Report of {plural(len(records), 'run')}"
+        summary = [f"{record.name}: {' '.join(sentences(record, None, None))}" for record in records]
+        sections.insert(0, comparison(records))
+    else:
+        title, summary = f"Report of {one.name}", sentences(one, trained, compared)
+        sections.append(configuration(one, defaults or {}, device))
+    write_text(path, page(title, [*summary, *notes], key_figures(one) if one else [], sections))
+
+
+def page(
+    title: str, summary: Sequence[str], figures: Sequence[tuple[str, str, str]], sections: Sequence[Section]
+) -> str:
+    """Return the page of these parts. figures: (name, value, what it is beside) of the most important results."""
+    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(
+        title=printable(title, keep=""),
+        summary=summary,
+        figures=figures,
+        sections=[section for section in sections if section.charts or section.body or section.tables],
+        plotly=Markup(get_plotlyjs()),
+        date=time.strftime("%Y-%m-%d %H:%M"),
+    )
+
+
+def training(records: Sequence[Record]) -> Section:
+    """Return the curves of training."""
+    note = "Click on a name to hide its line, drag over a chart to enlarge a part, double click to go back."
+    return Section("training", "Training", note, charts=plots.charts(records))
+
+
+def probes(records: Sequence[Record]) -> Section:
+    """Return what simple classifiers find in frozen features, over the steps and as a table."""
+    tables = []
+    for record in records:
+        rows = record.rows
+        names = list(dict.fromkeys(name for values in rows.values() for name in values))
+        cells = [[ROWS[row], *(number(rows[row].get(name)) for name in names)] for row in rows]
+        if cells:
+            heading = "At the end" if len(records) == 1 else record.name
+            tables.append(Table(heading, ["features of", *names], cells))
+    note = (
+        "What simple probes find in frozen features. Training has helped where it beats random weights and raw input."
+    )
+    return Section("probes", "Probes", note, charts=plots.probe_charts(records), tables=tables)
+
+
+def of_samples(learned: Learned) -> list[Section]:
+    """Return what the network makes of samples: masks, features as colours, neighbours."""
+    shown, medium, found = learned.shown, learned.medium, []
+    axes = AXES.get(medium.kind or "", "")
+    if shown is not None and shown.masks:
+        found.append(Section("masks", "Masks", MASKS + axes, body=mask_pictures(shown, medium)))
+    if shown is not None and learned.decoded is not None:
+        note = PREDICTIONS.format(*learned.decoded.explained) + axes
+        body = decoded_pictures(shown, learned.decoded, medium)
+        found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
+    if shown is not None:
+        found.append(Section("features", "Features as colours", FEATURES + axes, body=feature_pictures(shown, medium)))
+    if medium.kind is not None:
+        embedded = learned.embedded
+        queries = chosen(embedded.labels, 8, len(embedded.thumbnails))
+        note = f"{NEIGHBOURS} Looked for among {embedded.said}."
+        found.append(Section("neighbours", "Nearest neighbours", note, body=neighbour_pictures(embedded, queries)))
+        note = f"{MAP} Drawn: {embedded.said}."
+        found.append(Section("map", "Map", note, plots.maps(embedded), body=thumbnails(embedded)))
+        if learned.classified is not None:
+            charts = [plots.confusion(embedded, learned.classified)]
+            worst = Markup("<h3>Worst samples</h3>") + worst_pictures(embedded, learned.classified)
+            note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
+            found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
+    if not learned.name:
+        return found
+    name = printable(learned.name, keep="")
+    return [replace(each, id=f"{each.id}-{name}", heading=f"{each.heading}: {name}") for each in found]
+
+
+def configuration(record: Record, defaults: Mapping[str, str], device: str) -> Section:
+    """Return the options of a run, where they differ from the defaults, its environment and cost."""
+    changed = [[key, *values] for key, values in differences([record.options, defaults])] if defaults else []
+    changed = [row for row in changed if row[1]]
+    command = " ".join(record.overrides) or "without options"
+    tables = [
+        Table(
+            "Environment and cost", ["", ""], [list(row) for row in environment(record, device, Path(__file__).parent)]
+        ),
+        Table("What differs from the defaults", ["option", "this run", "default"], changed, f"Started with: {command}"),
+        Table("All options", ["option", "value"], [list(row) for row in record.options.items()], folded=True),
+    ]
+    note = "Versions and commit are those of the moment at which this page was written."
+    return Section("configuration", "Configuration", note, tables=tables)
+
+
+def comparison(records: Sequence[Record]) -> Section:
+    """Return the options and the results in which runs differ."""
+    names = [record.name for record in records]
+    options = [[key, *values] for key, values in differences([record.options for record in records])]
+    results = [{key: number(value) for key, value in result_values(record.results).items()} for record in records]
+    scores = [[key, *values] for key, values in differences(results)]
+    tables = [
+        Table("Options that differ", ["option", *names], options, "" if options else "None."),
+        Table("Results that differ", ["metric", *names], scores, "" if scores else "None."),
+    ]
+    return Section("comparison", "Differences", "What is the same in all runs is left out.", tables=tables)

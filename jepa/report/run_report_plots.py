@@ -1,0 +1,266 @@
+"""The charts of a run's report, with plotly. Colours are legible on light and dark; the page sets those of text."""
+
+from __future__ import annotations
+
+import html
+import importlib.util
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import torch
+from markupsafe import Markup
+from plotly.colors import qualitative
+
+from jepa.report.run_record import ROWS, Curve, Record
+from jepa.report.run_samples import Classified, Embedded
+
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#72b7b2", "#9d755d", "#d4a72c", "#ff9da6", "#8c8c8c")
+"""In turn, of lines and classes."""
+
+CONTROLS = {"displayModeBar": False}
+MAX_CLASSES = 20
+AXIS = {"automargin": True, "zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "exponentformat": "power"}
+DASHES = {"trained": "solid", "random_init": "dot", "raw_input": "dash"}
+
+CHARTS = (
+    (
+        "Loss and its terms",
+        r"(train|val)/loss(/.*)?",
+        "loss",
+        "It should fall and level off; val is of held-out samples.",
+    ),
+    ("Learning rate", "lr|.*/lr", "rate", "Warm-up, then decay, as scheduled."),
+    (
+        "Weight decay and momentum",
+        "weight_decay|momentum",
+        "value",
+        "Scheduled; momentum is that of the target network.",
+    ),
+    (
+        "Gradient norms",
+        r"grad_norm(/.*)?|update_ratio",
+        "norm",
+        "Before clipping, of the whole and by part; a jump that stays is a warning; update_ratio: by weight.",
+    ),
+    ("Throughput", "samples_per_second", "samples per second", "Training alone; a fall means that something waits."),
+    ("Waiting for data", "data_wait", "share of the time", "Above a few percent, more loader workers help."),
+    ("Memory", r"memory_gib|.*/memory_gib", "GiB", "Of the device, or of the process on a CPU."),
+    (
+        "Spread",
+        r"monitor/(.*/)?\w+_spread|train/\w+_std",
+        "standard deviation",
+        "How much features differ between samples; near 0 they have collapsed to one point.",
+    ),
+    (
+        "Rank",
+        r"monitor/(.*/)?\w+_(rank|dimensions)|(online|eval/trained)/(.*/)?rankme",
+        "dimensions",
+        "In how many directions features differ; a fall to a few means that dimensions are lost.",
+    ),
+)
+"""Heading, which metrics (a pattern), y axis, what to see."""
+
+
+def charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
+    """Return (heading, what to see, HTML) of the curves of one run, or of several, overlaid."""
+    found = []
+    for heading, pattern, axis, note in CHARTS:
+        lines = _lines(records, pattern)
+        if lines:
+            found.append((heading, note, _markup(line_chart(lines, axis))))
+    if any(record.verdicts for record in records):
+        found.append(("Verdict", "What the collapse monitor said by then.", _markup(verdict_chart(records))))
+    return found
+
+
+def probe_charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
+    """Return (probe, what to see, HTML) of each probe over the steps, beside random weights and raw input."""
+    names = {name.split("/", 2)[2] for record in records for name in record.curves if name.startswith("eval/trained/")}
+    names |= {
+        name.removeprefix("online/") for record in records for name in record.curves if name.startswith("online/")
+    }
+    found = []
+    for probe in sorted(names - {"feature_std"}):
+        lines: dict[str, tuple[Curve, dict[str, Any]]] = {}
+        for number, record in enumerate(records):
+            last = max((int(curve.steps[-1]) for curve in record.curves.values()), default=0)
+            for row, called in ROWS.items():
+                curve = record.curves.get(f"eval/{row}/{probe}")
+                if curve is None:
+                    continue
+                if row != "trained":  # they do not change with the step
+                    curve = Curve(np.array([0, last]), np.repeat(curve.values[-1:], 2))
+                lines[_named(records, record, called)] = (
+                    curve,
+                    {"dash": DASHES[row], "color": _colour(records, number, row)},
+                )
+            if online := record.curves.get(f"online/{probe}"):
+                lines[_named(records, record, "trained, online")] = (
+                    online,
+                    {"color": COLOURS[number if len(records) > 1 else 3]},
+                )
+        found.append((probe, PROBES.get(probe, ""), _markup(line_chart(lines, probe, logarithmic=False))))
+    return found
+
+
+PROBES = {
+    "linear": "Accuracy of a linear classifier on frozen features: training has helped where the solid line is on top.",
+    "knn": "Accuracy of a vote of the nearest training samples, by cosine similarity; no classifier is trained.",
+    "rankme": "Effective rank of the features: in how many directions they differ.",
+    "lidar": "Effective rank of what differs between samples rather than between views of one.",
+}
+
+
+def _colour(records: Sequence[Record], number: int, row: str) -> str:
+    """Return a line's colour: by the run of several, else by the row."""
+    return COLOURS[(number if len(records) > 1 else list(ROWS).index(row)) % len(COLOURS)]
+
+
+def _named(records: Sequence[Record], record: Record, name: str) -> str:
+    return name if len(records) == 1 else f"{record.name}: {name}"
+
+
+def _lines(records: Sequence[Record], pattern: str) -> dict[str, tuple[Curve, dict[str, Any]]]:
+    """Return name -> (curve, look) of the metrics of a pattern that change; of several runs a colour for each run."""
+    names = sorted({name for r in records for name in r.curves if re.fullmatch(pattern, name)})
+    names = [name for name in names if any(np.ptp(r.curves[name].values) for r in records if name in r.curves)]
+    styles = ("solid", "dash", "dot", "dashdot")
+    lines = {}
+    for number, record in enumerate(records):
+        for place, name in enumerate(names):
+            if name in record.curves:
+                several = len(records) > 1
+                look = {"color": COLOURS[(number if several else place) % len(COLOURS)]}
+                look["dash"] = styles[place % 4] if several else "solid"
+                lines[_named(records, record, name)] = record.curves[name], look
+    return lines
+
+
+def line_chart(
+    lines: Mapping[str, tuple[Curve, dict[str, Any]]], axis: str, logarithmic: bool | None = None
+) -> go.Figure:
+    """Draw curves over the steps. logarithmic: None where the values span more than a factor of 50."""
+    figure = new_figure(280 + 10 * len(lines))  # the names stand above
+    for name, (curve, look) in lines.items():
+        figure.add_scatter(
+            x=curve.steps,
+            y=curve.values.astype(np.float32),
+            mode="lines" if len(curve.steps) > 2 else "lines+markers",
+            line={"width": 1.8, **look},
+            name=html.escape(name),
+        )
+    values = np.concatenate([curve.values for curve, _ in lines.values()])
+    if logarithmic is None:
+        logarithmic = bool(values.min() > 0 and values.max() > 50 * values.min())
+    figure.update_xaxes(title="step", rangemode="tozero")
+    return figure.update_yaxes(
+        title=f"{axis}, logarithmic" if logarithmic else axis, type="log" if logarithmic else "linear"
+    )
+
+
+def verdict_chart(records: Sequence[Record]) -> go.Figure:
+    """Draw the monitor's verdict at each step."""
+    figure = new_figure(300)
+    for number, record in enumerate(records):
+        figure.add_scatter(
+            x=[step for step, _ in record.verdicts],
+            y=[name for _, name in record.verdicts],
+            mode="lines+markers",
+            line={"width": 1, "shape": "hv", "color": COLOURS[number % len(COLOURS)]},
+            name=html.escape(record.name),
+        )
+    figure.update_xaxes(title="step", rangemode="tozero")
+    return figure.update_yaxes(type="category", title="verdict")
+
+
+def maps(embedded: Embedded) -> list[tuple[str, str, Markup]]:
+    """Return (heading, what to see, HTML) of samples in two dimensions by each network's features."""
+    found = []
+    for name, features in embedded.features.items():
+        centred = (features - features.mean(dim=0)).double()
+        kept = torch.linalg.svd(centred, full_matrices=False)
+        share = float(kept.S[:2].square().sum() / kept.S.square().sum().clamp(min=1e-12))
+        note = f"The first two principal components, with {share:.0%} of the variance."
+        points = (kept.U * kept.S)[:, :2].numpy()
+        found.append((ROWS[name].capitalize(), note, _markup(scatter(points, embedded, "principal component"))))
+    if importlib.util.find_spec("umap") and len(embedded.thumbnails) > 15:
+        import umap
+
+        points = umap.UMAP(metric="cosine", random_state=0).fit_transform(embedded.features["trained"].numpy())
+        note = "UMAP keeps neighbours together; distances between groups mean little."
+        found.insert(1, ("Trained, by UMAP", note, _markup(scatter(points, embedded, "UMAP axis"))))
+    return found
+
+
+def scatter(points: np.ndarray, embedded: Embedded, axis: str) -> go.Figure:
+    """Draw samples at points (m, 2), coloured by label; the page shows their thumbnails on hover."""
+    figure = new_figure(380)
+    labels = np.zeros(len(points), int) if embedded.labels is None else embedded.labels.numpy()
+    palette = COLOURS if len(embedded.names) <= len(COLOURS) else qualitative.Dark24
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        figure.add_scatter(
+            x=points[rows, 0].astype(np.float32),
+            y=points[rows, 1].astype(np.float32),
+            mode="markers",
+            marker={"size": 6, "opacity": 0.8, "color": palette[label % len(palette)]},
+            customdata=rows,
+            hoverinfo="none",
+            name=html.escape(embedded.label(int(rows[0])) or "no label"),
+        )
+    figure.update_layout(showlegend=1 < len(figure.data) <= len(qualitative.Dark24), meta="map")
+    figure.update_xaxes(title=f"first {axis}", showticklabels=False)
+    return figure.update_yaxes(title=f"second {axis}", showticklabels=False)
+
+
+def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Markup]:
+    """Return (heading, what to see, HTML) of which class the classifier takes for which."""
+    known = embedded.labels >= 0
+    true, said = embedded.labels[known], classified.probabilities.argmax(dim=1)[known]
+    count = len(embedded.names)
+    table = torch.bincount(true * count + said, minlength=count * count).view(count, count)
+    errors = table.sum(dim=0) + table.sum(dim=1) - 2 * table.diagonal()
+    kept = errors.topk(min(MAX_CLASSES, count)).indices.sort().values
+    table, names = table[kept][:, kept].numpy(), [html.escape(str(embedded.names[label])[:24]) for label in kept]
+    share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
+    figure = new_figure(200 + 18 * len(kept))
+    look = {"colorscale": [[0, "rgba(76,120,168,0)"], [1, "rgba(76,120,168,0.6)"]], "showscale": False}
+    text = np.where(table > 0, table.astype(str), "")
+    hover = "is %{y}, said %{x}: %{z:.0%}<extra></extra>"
+    figure.add_heatmap(z=share, x=names, y=names, text=text, texttemplate="%{text}", hovertemplate=hover, **look)
+    figure.update_xaxes(title="said", type="category").update_yaxes(title="is", type="category", autorange="reversed")
+    part = f", of the {len(kept)} classes of most errors" if len(kept) < count else ""
+    accuracy = float((true == said).double().mean())
+    note = f"{accuracy:.1%} are right: those on the diagonal{part}. Samples in a row are of that class."
+    return "Confusion", note, _markup(figure)
+
+
+def new_figure(height: int) -> go.Figure:
+    """Return an empty figure without a background."""
+    clear = "rgba(0,0,0,0)"
+    return go.Figure().update_layout(
+        template="none",
+        height=height,
+        paper_bgcolor=clear,
+        plot_bgcolor=clear,
+        colorway=COLOURS,
+        font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
+        margin={"t": 10, "b": 40, "l": 60, "r": 10},
+        showlegend=True,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "bgcolor": clear},
+        hoverlabel={"namelength": -1},
+        xaxis=AXIS,
+        yaxis=AXIS,
+    )
+
+
+_markup_count = iter(range(10**9))
+
+
+def _markup(figure: go.Figure) -> Markup:
+    """Return a figure as HTML, without plotly.js."""
+    name = f"chart{next(_markup_count)}"
+    return Markup(figure.to_html(include_plotlyjs=False, full_html=False, div_id=name, config=CONTROLS))

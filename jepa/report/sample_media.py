@@ -1,0 +1,224 @@
+"""Samples as HTML: pictures, clips that move, curves, spectrograms with a player, and words; all within the page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import wave
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from markupsafe import Markup
+from PIL import Image
+from torch import Tensor
+
+from jepa.report.dry_run_pictures import input_kind, pixel_statistics, to_colours
+from jepa.report.formatting import number
+
+LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
+"""Colours of the first channels of a series."""
+
+AXES = {
+    "video": " A clip is a strip of frames, from left to right in time.",
+    "series": " Curves run over time, each channel in its colour.",
+    "sound": " Spectrograms: time to the right, frequency upwards; brighter is louder.",
+}
+"""Kind of sample -> how to read its picture."""
+
+SMALL, CLIP_FRAMES, MAX_SECONDS = 48, 8, 8.0
+"""Pixels of a thumbnail, frames of a clip, and seconds of a sound that is played."""
+
+
+class Medium:
+    """How samples of a data module are shown; an array of their token grid becomes one of rows and columns.
+
+    kind: "images", "video", "series", "sound" or "ids", or None for what cannot be shown.
+
+    x: a batch (b, ...) of its inputs. encoder: of which a sound encoder's spectrogram is shown.
+    """
+
+    def __init__(self, data: Any, encoder: Any, x: Tensor) -> None:
+        self.data, self.stem = data, getattr(encoder, "stem", None)
+        kind = input_kind(x.unsqueeze(1))
+        self.kind = "sound" if kind == "series" and hasattr(self.stem, "log_mel_image") else kind
+        if kind == "ids" and not hasattr(data, "words"):
+            self.kind = None
+        self.statistics = None if kind == "series" else pixel_statistics(data)
+
+    def layout(self, values: np.ndarray) -> np.ndarray:
+        """Return values (*grid, c) of the tokens as (rows, columns, c), as they lie over the picture."""
+        if values.ndim == 4:  # a clip is a strip of frames
+            frames, rows, columns, channels = values.shape
+            return values.transpose(1, 0, 2, 3).reshape(rows, frames * columns, channels)
+        if values.ndim == 2:
+            return values[None]
+        return values[::-1] if self.kind == "sound" else values
+
+    def thumbnail(self, x: Tensor) -> Markup:
+        """Return a small picture of one input (C, *S), or the first words of ids (L,)."""
+        if self.kind == "series":
+            return self.curves(x, 60)
+        if self.kind == "ids":
+            words = " ".join(filter(None, self.data.words(x)))
+            return Markup('<span class="text">{}</span>').format(words[:160] + ("…" if len(words) > 160 else ""))
+        return image_tag(self.frames(x, moving=True), SMALL)
+
+    def picture(self, x: Tensor) -> Markup:
+        """Return one input (C, *S) at full size, a clip as a strip of frames; ids as words with a place for colours."""
+        if self.kind == "series":
+            return self.curves(x, 400)
+        if self.kind == "ids":
+            spans = [Markup("<span>{}</span>").format(word) for word in self.data.words(x)]
+            return Markup(" ").join(spans)
+        return image_tag(self.frames(x, moving=False), 384)
+
+    def beside(self, x: Tensor) -> Markup:
+        """Return what a picture cannot show: a clip that moves, a sound to play, the names and units of curves."""
+        if self.kind == "video":
+            return image_tag(self.frames(x, moving=True), 128)
+        if self.kind == "sound":
+            return player(x[0], self.data.sample_rate)
+        return self.legend(x) if self.kind == "series" else Markup()
+
+    def frames(self, x: Tensor, moving: bool) -> np.ndarray:
+        """Return pixels (frames, H, W, 3) uint8 of one input; one frame, or several of a clip that is `moving`."""
+        if self.kind == "sound":
+            if x.ndim == 2:  # a waveform rather than a spectrogram
+                with torch.no_grad():
+                    x = self.stem.log_mel_image(x[None].to(self.stem.spectrogram.filters.device))[0].cpu()
+            return self.spectrogram(x[0])
+        if self.kind == "video":
+            count = min(x.shape[1], CLIP_FRAMES)
+            x = x[:, torch.linspace(0, x.shape[1] - 1, count).round().long()].movedim(1, 0)  # (t, C, H, W)
+        pixels, _ = to_colours(x if self.kind == "video" else x[None], self.statistics)
+        pixels = (pixels.expand(-1, 3, -1, -1).movedim(1, -1) * 255).round().byte().numpy()
+        return pixels if moving else np.concatenate(list(pixels), axis=1)[None]
+
+    @staticmethod
+    def spectrogram(mel: Tensor) -> np.ndarray:
+        """Return log-mel values (bins, frames) as pixels (1, bins, frames, 3), low frequencies below."""
+        values = mel.numpy()[::-1]
+        low, high = np.percentile(values, (1, 99.5))
+        colours = matplotlib.colormaps["magma"]((values - low) / max(high - low, 1e-6))
+        return (colours[None, ..., :3] * 255).astype(np.uint8)
+
+    def curves(self, x: Tensor, points: int) -> Markup:
+        """Return a series (C, T) as SVG, each of its first channels in a colour, thinned to so many points."""
+        values = x[: len(LINES)].float().cpu().numpy()
+        real = values[np.isfinite(values)]
+        low, high = (real.min(), real.max()) if len(real) else (0, 1)
+        steps = np.unique(np.linspace(0, x.shape[1] - 1, min(points, x.shape[1])).round().astype(int))
+        lines = []
+        for line, colour in list(zip(values, LINES))[::-1]:
+            y = 98 - 96 * (line[steps] - low) / max(high - low, 1e-9)
+            path, drawn = "", False
+            for step, height in zip(steps + 0.5, y):
+                path += f"{'L' if drawn else 'M'}{step:g} {height:.1f}" if math.isfinite(height) else ""
+                drawn = math.isfinite(height)
+            lines.append(f'<path d="{path}" stroke="{colour}"/>')
+        box = f'viewBox="0 0 {x.shape[1]} 100" preserveAspectRatio="none"'
+        return Markup(f'<svg class="curves" {box}>{"".join(lines)}</svg>')
+
+    def legend(self, x: Tensor) -> Markup:
+        """Return the names of the channels in their colours, the range of their values, and the steps."""
+        lines = getattr(self.data, "timelines", None) or [None]
+        names = list(getattr(lines[0], "names", ()))
+        if len(names) != len(x):  # each channel is a sample of its own, or they have no names
+            names = ["one channel"] if len(x) == 1 else [f"channel {number}" for number in range(1, len(x) + 1)]
+        values = x.float().cpu()
+        unit = " deviations" if getattr(self.data, "z_score", False) else ""
+        if unit and getattr(self.data, "normalise", "none") == "none" and len(self.data.level) in (1, len(x)):
+            values, unit = values * self.data.scale + self.data.level, " in the units of the data"
+        spans = []
+        for name, line, colour in zip(names, values, LINES):
+            real = line[line.isfinite()]
+            ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
+            spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
+        more = f", {len(x) - len(spans)} more channels" if len(x) > len(spans) else ""
+        steps = f"{unit}{more}; 0 to {x.shape[1]} steps of time"
+        return Markup('<small class="legend">{}{}</small>').format(Markup(", ").join(spans), steps)
+
+
+def image_tag(frames: np.ndarray, largest: int) -> Markup:
+    """Return pixels (frames, H, W, 3 or 4) uint8 as an image, reduced to `largest` pixels a side; several move."""
+    height, width = frames.shape[1:3]
+    scale = min(1.0, largest * (1 if len(frames) > 1 or width < 2 * height else 2.5) / max(height, width))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    images = [Image.fromarray(np.ascontiguousarray(frame)).resize(size, Image.Resampling.BOX) for frame in frames]
+    file = io.BytesIO()
+    if len(images) > 1:
+        images[0].save(file, "WEBP", save_all=True, append_images=images[1:], duration=160, loop=0, quality=60)
+    elif max(size) <= 32 or frames.shape[3] == 4:
+        images[0].save(file, "PNG", optimize=True)
+    else:
+        images[0].save(file, "WEBP", quality=80)
+    kind = "png" if file.getvalue()[1:4] == b"PNG" else "webp"
+    look = "" if max(size) > 100 else ' class="pixels"'
+    return Markup(f'<img{look} alt="" width="{size[0]}" height="{size[1]}" src="{uri(file, f"image/{kind}")}">')
+
+
+def player(samples: Tensor, rate: int) -> Markup:
+    """Return a player of a waveform (t,) in [-1, 1]; padding, which is NaN, is left out."""
+    sound = samples[samples.isfinite()][: int(rate * MAX_SECONDS)].cpu().numpy()
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(1)
+        out.setsampwidth(2)
+        out.setframerate(rate)
+        out.writeframes((sound.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    seconds = f"{len(sound) / rate:.2f} s, 0 to {rate // 2:,} Hz"
+    return Markup('<audio controls preload="none" src="{}"></audio><small>{}</small>').format(
+        uri(file, "audio/wav"), seconds
+    )
+
+
+def uri(file: io.BytesIO, kind: str) -> str:
+    """Return a file as a data URI of a MIME type."""
+    return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def overlay(colours: np.ndarray) -> Markup:
+    """Return colours (rows, columns, 3 or 4) uint8 of tokens as an image that is stretched over a picture."""
+    return image_tag(colours[None], 4096)
+
+
+def stack(medium: Medium, picture: Markup, colours: np.ndarray | None = None, data: str = "") -> Markup:
+    """Return a picture below the colours (rows, columns, 3 or 4) uint8 of its tokens; words on theirs.
+
+    data: attributes that the page's script reads.
+    """
+    if medium.kind == "ids":
+        if colours is not None:
+            words = picture.split("<span>")
+            flat = colours.reshape(-1, colours.shape[-1])
+            styles = [f"rgba({r},{g},{b},{a / 255:.2f})" for r, g, b, a in map(_with_alpha, flat)]
+            picture = words[0] + Markup("").join(
+                Markup('<span style="background:{}">{}').format(style, Markup(word))
+                for style, word in zip(styles, words[1:])
+            )
+        return Markup(f'<div class="words" {data}>{picture}</div>')
+    over = Markup() if colours is None else overlay(colours)
+    return Markup(f'<div class="stack {medium.kind}" {data}>{picture}<div class="over">{over}</div></div>')
+
+
+def _with_alpha(colour: Sequence[int]) -> tuple[int, ...]:
+    return (*map(int, colour), 110) if len(colour) == 3 else tuple(map(int, colour))
+
+
+def packed(tokens: Tensor, medium: Medium, grid: Sequence[int], kept: int = 48) -> str:
+    """Return the attributes of a `stack` whose tokens (N, D) are compared with the one below the pointer.
+
+    Cosine similarities of the first `kept` singular directions, in 8 bits; padding, NaN, is 0.
+    """
+    values = torch.nn.functional.normalize(tokens.float().nan_to_num(0.0), dim=1)
+    directions = torch.linalg.svd(values, full_matrices=False).Vh[:kept].T
+    values = values @ directions
+    values = (values / values.abs().max().clamp(min=1e-9) * 127).round().to(torch.int8).unflatten(0, tuple(grid))
+    laid = np.ascontiguousarray(medium.layout(values.cpu().numpy()))
+    rows, columns, size = laid.shape
+    text = base64.b64encode(laid.tobytes()).decode()
+    return f'data-rows="{rows}" data-columns="{columns}" data-size="{size}" data-tokens="{text}"'

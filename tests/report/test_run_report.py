@@ -1,0 +1,246 @@
+"""The report of a run, in a real browser: drawn without an error or a request, at both widths, in both themes."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import wavfile
+
+from jepa.config.job import write_report
+from jepa.config.report_run import report_runs
+from jepa.report.token_decoder import explained, fit_decoder, place
+from jepa.utils.errors import UserError
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+FACTS = """
+<script>
+function similar() {  // what is drawn when the pointer is on a token of the first sample
+  const stack = document.querySelector("[data-tokens]"), box = stack.getBoundingClientRect();
+  (stack.querySelector("span") ?? stack).dispatchEvent(
+    new MouseEvent("mousemove", {bubbles: true, clientX: box.left + 3, clientY: box.top + 3}));
+  const canvas = stack.querySelector("canvas");
+  if (!canvas) return new Set([...stack.querySelectorAll("span")].map(span => span.style.background)).size;
+  const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  return new Set(Array.from({length: pixels.length / 4}, (_, n) => pixels.slice(4 * n, 4 * n + 4).join())).size;
+}
+function hover() {  // puts the pointer on a point of the map
+  const chart = document.querySelector("#map .js-plotly-plot");
+  chart.scrollIntoView();
+  const box = chart.querySelector(".points path").getBoundingClientRect();
+  for (const kind of ["mouseover", "mousemove"])
+    chart.querySelector(".nsewdrag").dispatchEvent(new MouseEvent(
+      kind, {bubbles: true, clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}));
+}
+addEventListener("load", () => setTimeout(hover, 1500));
+addEventListener("load", () => setTimeout(() => console.log("FACTS " + JSON.stringify({
+  similar: similar(), sample: document.querySelector(".tip").innerHTML.length,
+  width: innerWidth, needed: document.documentElement.scrollWidth,
+  charts: document.querySelectorAll(".js-plotly-plot").length,
+  drawn: [...document.querySelectorAll(".js-plotly-plot")].filter(chart => {
+    const drawing = chart.querySelector("svg.main-svg").getBoundingClientRect();
+    return drawing.width > 200 && drawing.right <= innerWidth && chart.querySelector(".trace path, .trace rect, image");
+  }).length,
+  background: getComputedStyle(document.body).backgroundColor,
+  ink: getComputedStyle(document.querySelector(".js-plotly-plot text")).fill,
+  sections: [...document.querySelectorAll("section")].map(section => section.id),
+  pictures: [...document.images].filter(image => image.naturalWidth > 0).length,
+  broken: [...document.images].filter(image => image.naturalWidth == 0).length,
+})), 2500))</script></body>"""
+
+
+SECTIONS = ["masks", "predictions", "features", "neighbours", "map", "mistakes", "probes", "training", "configuration"]
+
+
+def browse(page, folder, *, dark=False):
+    """Return what a page of 1280 and one of 390 pixels show, by width, and what the console says otherwise."""
+    path = folder / "checked.html"
+    path.write_text(page.read_text(encoding="utf-8").replace("</body>", FACTS), encoding="utf-8")
+    frames = "".join(f"<iframe width={width} height=3000 src={path.as_uri()}></iframe>" for width in (1280, 390))
+    (folder / "frames.html").write_text(f"<!DOCTYPE html>{frames}", encoding="utf-8")
+    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--dump-dom"]
+    command += [f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--v=0", "--window-size=1800,3000"]
+    command += [f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--virtual-time-budget=15000"]
+    found = subprocess.run([*command, (folder / "frames.html").as_uri()], capture_output=True, text=True, timeout=120)
+    said = [line for line in found.stderr.splitlines() if ":CONSOLE" in line]
+    facts = [json.loads(re.search(r"FACTS (\{.*\})", line)[1]) for line in said if "FACTS" in line]
+    return {each["width"]: each for each in facts}, [line for line in said if "FACTS" not in line]
+
+
+@pytest.fixture(scope="module")
+def run(fork_server, tmp_path_factory, tiny):
+    """Return a function that trains a tiny run once, with its page at the end, and returns its folder and output."""
+    done = {}
+
+    def of(name, *options, without=""):
+        if name not in done:
+            folder = tmp_path_factory.mktemp(name)
+            arguments = [option for option in tiny if not option.startswith(f"{without}=")]
+            arguments += [*options, f"hydra.run.dir={folder / 'run'}", "~logger.tensorboard"]
+            finished = fork_server.start(arguments, folder, {"REPORT": "yes"}).wait(120)
+            assert finished.returncode == 0, finished.stderr
+            done[name] = folder / "run", finished.stdout
+        return done[name]
+
+    return of
+
+
+@pytest.fixture
+def digits(run):
+    """Return a run on pictures."""
+    return run("digits", "trainer.validate_every_epochs=1")
+
+
+def test_a_run_writes_its_page_at_its_end(digits):
+    folder, output = digits
+    assert f"report: {folder / 'report.html'}" in output
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert len(text) < 10e6
+    shown = html.unescape(text)
+    assert "1,437 training and 360 held-out samples of 1 x 8 x 8, 10 classes" in shown
+    assert "6 of 6 steps of 32 samples" in shown
+    assert "Training has" in shown, "whether training has helped"
+    assert "model.encoder.embed_dim" in shown, "what differs from the defaults"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("dark", [False, True])
+def test_in_a_browser(digits, tmp_path, dark):
+    facts, said = browse(digits[0] / "report.html", tmp_path, dark=dark)
+    assert said == []
+    assert facts.keys() == {1280, 390}
+    for width, each in facts.items():
+        assert each["needed"] <= width, "nothing is cut off at the right"
+        assert each["charts"] == each["drawn"] > 8
+        assert each["broken"] == 0
+        assert each["sections"] == SECTIONS
+        assert each["similar"] > 5
+        assert each["sample"] > 100
+        assert each["pictures"] > 100
+        light = [sum(map(int, re.findall(r"\d+", each[name])[:3])) > 380 for name in ("background", "ink")]
+        assert light == ([False, True] if dark else [True, False])
+
+
+def write_samples(kind, folder):
+    """Write a few samples of a kind, of two classes where it has any."""
+    random = np.random.default_rng(0)
+    folder.mkdir()
+    if kind == "series":
+        rows = [f"2020-01-{day:02}T{hour:02}:00,{hour},{day * hour}" for day in range(1, 25) for hour in range(24)]
+        (folder / "table.csv").write_text("\n".join(["time,load,heat", *rows]))
+    elif kind == "text":
+        rows = [f"some words number {number} here,{'ab'[number % 2]}" for number in range(40)]
+        (folder / "table.csv").write_text("\n".join(["text,label", *rows]))
+    for number in range(24 if kind in ("sound", "video") else 0):
+        path = folder / "ab"[number % 2] / f"{number}"
+        path.parent.mkdir(exist_ok=True)
+        if kind == "sound":
+            wavfile.write(path.with_suffix(".wav"), 8000, random.integers(-9000, 9000, 4000, np.int16))
+            continue
+        path.mkdir()
+        for frame, pixels in enumerate(random.integers(0, 256, (4, 16, 16, 3), np.uint8)):
+            Image.fromarray(pixels).save(path / f"{frame}.png")
+
+
+MODALITIES = {
+    "series": (
+        "data=series_csv model=series data.window_size=24",
+        "table.csv",
+        ("svg class=", "load", "steps of"),
+    ),
+    "text": ("data=text_csv model=text data.max_length=8", "table.csv", ('class="words"', "some words")),
+    "sound": (
+        "data=audio_folder model=audio data.seconds=0.5 data.sample_rate=8000",
+        "",
+        ("<audio", "0.50 s"),
+    ),
+    "video": ("data=video_folder model=video data.num_frames=4 data.image_size=16", "", ("stack video",)),
+}
+"""Kind -> options, file of the samples, and what the page shows of them."""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("kind", MODALITIES)
+def test_every_modality(run, tmp_path, kind):
+    options, name, shown = MODALITIES[kind]
+    write_samples(kind, tmp_path / "own")
+    root = tmp_path / "own" / name if name else tmp_path / "own"
+    given = [*options.split(), f"data.root={root}", "data.batch_size=8", "model.encoder.num_heads=2"]
+    page = run(kind, *given, without="data.image_size")[0] / "report.html"
+    facts, said = browse(page, tmp_path)
+    assert said == []
+    for width, each in facts.items():
+        assert each["needed"] <= width
+        assert each["charts"] == each["drawn"]
+        assert each["broken"] == 0
+        assert {"masks", "features", "neighbours", "map"} <= set(each["sections"])
+        assert each["similar"] > 1
+        assert each["sample"] > 20
+        assert ("predictions" in each["sections"]) == (kind != "text")
+        assert ("mistakes" in each["sections"]) == (kind != "series")
+    text = page.read_text(encoding="utf-8")
+    images = [base64.b64decode(data) for data in re.findall(r"image/webp;base64,([^\"]+)", text)]
+    assert any(b"ANIM" in image for image in images) == (kind == "video")
+    for sign in shown:
+        assert sign in text
+
+
+def test_several_runs(digits, old_runs, tmp_path):
+    path = report_runs([digits[0], old_runs / "plain"], output=tmp_path / "both.html", device="cpu")
+    text = html.unescape(path.read_text(encoding="utf-8"))
+    assert "run: train/loss" in text
+    assert "plain: train/loss" in text
+    assert re.search(r"<td>data.batch_size</td><td>32</td><td>64</td>", text)
+    assert re.search(r"<td>eval/trained/linear</td><td>[\d.]+</td><td>0.58</td>", text)
+    with pytest.raises(UserError, match="holds no run: give a run folder"):
+        report_runs([tmp_path])
+
+
+def test_a_run_without_its_checkpoint(old_runs, tmp_path):
+    folder = tmp_path / "<b>run"
+    shutil.copytree(old_runs / "plain", folder, ignore=shutil.ignore_patterns("checkpoints"))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss"\nnothing\n')
+    text = report_runs([folder], device="cpu").read_text(encoding="utf-8")
+    assert "<b>run" not in text
+    assert "Without pictures of samples and features" in text
+    assert "Not all files could be read: metrics.jsonl" in text
+
+
+def test_the_decoder():
+    """What it decodes is explained as far as features hold it, and goes to the right places."""
+    random = torch.Generator().manual_seed(0)
+    features = torch.randn(2000, 8, generator=random)
+    values = features[:, :4] @ torch.randn(4, 6, generator=random)
+    decoder = fit_decoder(features, values)
+    assert explained(values, decoder(features)) > 0.95
+    assert explained(values, decoder(features.roll(1, 0))) == 0
+    index = torch.tensor([[1, 3], [2, 0]])
+    placed = place(torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]), index, torch.tensor([[[0.0, 0.0, 5.0]]]))
+    assert placed.tolist() == [[[1.0, 3.0, 2.0]]]
+
+
+def test_without_a_page(train, tiny, tmp_path, digits, monkeypatch, capsys):
+    options = ["evaluation=none", "~logger.tensorboard", "trainer.max_steps=1", f"hydra.run.dir={tmp_path / 'none'}"]
+    none = train(*tiny, *options, "report=none", REPORT="yes")
+    assert none.returncode == 0
+    assert "report:" not in none.stdout
+    assert not list(tmp_path.rglob("report.html"))
+    wrong = train(*tiny, *options, "report=yes")
+    assert wrong.returncode == 1
+    assert "report=yes: expected auto" in wrong.stderr
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    write_report(digits[0], "cpu")
+    assert capsys.readouterr().out.startswith("no report: the report of a run needs the package plotly: pip install")
+    write_report(tmp_path / "nowhere", "cpu")
+    assert "no report:" in capsys.readouterr().out
