@@ -30,7 +30,7 @@ FIGURES = (
     (
         plots.parallel_coordinates,
         "Options and metric",
-        "A line for each run, from the worst (yellow) to the best (dark blue); grey: under way, collapsed or failed, "
+        "A line for each run, from the worst (yellow) to the best (blue); grey: under way, collapsed or failed, "
         "drawn no lower than the worst of the others. Drag along an axis to select runs, drag its name to move it.",
     ),
     (

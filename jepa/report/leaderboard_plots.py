@@ -18,7 +18,7 @@ from jepa.report.runs import CURVES, Run
 from jepa.report.sweep_statistics import is_logarithmic, positions_of
 
 INK, ACCENT, GREY = "#1f2933", "#0b6e99", "#b8bfc6"
-COLOURS = ["#f2b134", "#d1495b", "#2b2d6e"]  # from the worst to the best run
+COLOURS = ["#f2b134", "#d1495b", "#4a67c8"]  # from the worst to the best run
 FENCE = 1.5  # runs this many interquartile ranges below the worse quartile (Tukey) all have the worst colour
 
 MAX_SETTINGS, MAX_POINTS, MAX_TICKS, MAX_LABEL = 30, 60_000, 25, 60
