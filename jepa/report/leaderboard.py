@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import numpy as np
 
 from jepa.report.formatting import short_names
-from jepa.report.runs import Run, read_runs
+from jepa.report.runs import SHOWN_METRICS, Run, read_runs
 from jepa.report.sweep_statistics import compare_with_best, importances, settings_of
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
@@ -21,8 +21,6 @@ from jepa.utils.run_status import FINISHED
 if TYPE_CHECKING:
     import pandas
 
-SHOWN_METRICS = ("eval/trained/linear", "eval/trained/knn", "eval/trained/rankme", "val/loss")
-"""Metrics that a table shows beside the objectives, if a run has them."""
 STATUS_FIELDS = ("reason", "verdict", "step", "max_steps", "train_seconds", "samples_per_second")
 STATUS_FIELDS += ("starts", "job", "host")
 

@@ -14,16 +14,17 @@ from plotly.colors import sample_colorscale
 from jepa.report.formatting import number, options, shortened
 from jepa.report.leaderboard import Leaderboard
 from jepa.report.run_files import curve
-from jepa.report.runs import Run
+from jepa.report.runs import CURVES, Run
 from jepa.report.sweep_statistics import is_logarithmic, positions_of
 
 INK, ACCENT, GREY = "#1f2933", "#0b6e99", "#b8bfc6"
-COLOURS = ["#f2b134", "#d1495b", "#2b2d6e"]  # from the worst to the best run
+COLOURS = ["#f2b134", "#d1495b", "#4a67c8"]  # from the worst to the best run
 FENCE = 1.5  # runs this many interquartile ranges below the worse quartile (Tukey) all have the worst colour
-CURVES = ("val/loss", "train/loss")  # drawn over the steps if the metric itself is measured at the end only
 
 MAX_SETTINGS, MAX_POINTS, MAX_TICKS, MAX_LABEL = 30, 60_000, 25, 60
 WIDTH_OF_AXIS = 110
+CLEAR = "rgba(0,0,0,0)"
+AXIS = {"gridcolor": "rgba(128,128,128,0.25)", "zerolinecolor": "rgba(128,128,128,0.5)", "automargin": True}
 CATEGORIES = {"type": "category", "autorange": "reversed", "automargin": True}
 
 
@@ -167,6 +168,10 @@ def _figure(height: int, legend: bool = False) -> go.Figure:
     return go.Figure().update_layout(
         height=height,
         template="plotly_white",
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        xaxis=AXIS,
+        yaxis=AXIS,
         font={"family": "system-ui, sans-serif", "size": 13, "color": INK},
         margin={"t": 30, "b": 50, "l": 60, "r": 30},
         showlegend=legend,

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,10 @@ MAX_METRICS = 5000  # of a run
 MAX_VALUE = 1e100  # of a metric; a greater one is as good as infinite
 
 Content = TypeVar("Content", dict, list)
+
+_kept: dict[tuple[Path, str], tuple[tuple[int, int], Any, list[str]]] = {}
+"""File -> its size and time, what it held, and notes of damage."""
+_limit = {"deadline": math.inf, "postponed": 0}
 
 
 def run_folders(folder: Path) -> list[Path]:
@@ -114,8 +118,49 @@ def noted(damaged: list[str]) -> Iterator[None]:
         damaged.append(error.brief)
 
 
+@contextlib.contextmanager
+def reading_for(seconds: float) -> Iterator[dict[str, float]]:
+    """A context in which files that have changed count as empty after some seconds, to be read the next time.
+
+    Gives {"postponed": how many}.
+    """
+    _limit.update(deadline=time.monotonic() + seconds, postponed=0)
+    try:
+        yield _limit
+    finally:
+        _limit["deadline"] = math.inf
+
+
+def read_once(
+    path: Path, kind: type[Content], read: Callable[[list[str]], Content], damaged: list[str], made: str = "content"
+) -> Content:
+    """Return what `read` makes of a file, or has made of it if its size and time are the same.
+
+    read: takes a list for notes of damage. made: tells apart what is made of one file.
+    """
+    try:
+        status = path.stat()
+    except OSError:
+        return read(damaged)
+    stamp, key = (status.st_size, status.st_mtime_ns), (path, made)
+    if _kept.get(key, (None,))[0] != stamp:
+        if time.monotonic() > _limit["deadline"]:
+            _limit["postponed"] += 1
+            return kind()
+        notes: list[str] = []
+        _kept[key] = stamp, read(notes), notes
+    _, value, notes = _kept[key]
+    damaged += notes
+    return value
+
+
 def read_content(path: Path, kind: type[Content], damaged: list[str]) -> Content:
     """Return a dict or list from a JSON or YAML file; an empty one if the file is missing, damaged or neither."""
+    return read_once(path, kind, lambda notes: parse_content(path, kind, notes), damaged)
+
+
+def parse_content(path: Path, kind: type[Content], damaged: list[str]) -> Content:
+    """Return the same, read anew."""
     with noted(damaged):
         if exists(path):
             content = read_json(path) if path.suffix == ".json" else read_yaml(path)
@@ -145,16 +190,24 @@ def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
     return {}
 
 
-def metric_lines(path: Path, damaged: list[str], needle: str = "") -> Iterator[dict[str, float]]:
+def metric_lines(
+    path: Path, damaged: list[str], needle: str = "", max_lines: float = math.inf
+) -> Iterator[dict[str, float]]:
     """Yield the complete lines of a run's metrics.jsonl: name -> number, NaN for null.
 
-    Of damaged lines the first is noted. needle: skip lines without this text, which saves parsing them.
+    Of damaged lines the first is noted. needle: skip lines without this text. max_lines: yield about so many of them,
+    evenly, and the last. Both save parsing the others.
     """
-    path, found = path / "metrics.jsonl", 0
+    path, found, place, count, text = path / "metrics.jsonl", 0, 0, 0, needle.encode()
     with noted(damaged):
+        if max_lines < math.inf and exists(path):
+            count = sum(text in line for line in read_lines(path))
+        stride = max(1, math.ceil(count / max_lines))
         for number, line in enumerate(read_lines(path) if exists(path) else (), 1):
-            if line.strip() and needle.encode() not in line:
-                continue
+            if line.strip():
+                place += text in line
+                if text not in line or ((place - 1) % stride and place != count):
+                    continue
             try:
                 yield _metric_line(line, path, number)
             except DamagedFileError as error:
@@ -179,12 +232,16 @@ def _metric_line(line: bytes, path: Path, number: int) -> dict[str, float]:
 
 def only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers among logged values; null, which stands for a non-finite number, becomes NaN."""
-    known = {name: math.nan if value is None else value for name, value in values.items()}
-    return {name: value for name, value in known.items() if type(value) in (int, float)}
+    kinds = (float, int, type(None))
+    return {name: math.nan if value is None else value for name, value in values.items() if type(value) in kinds}
 
 
 def last_values(path: Path, damaged: list[str]) -> dict[str, float]:
     """Return the last value of every metric in metrics.jsonl, and of `step`."""
+    return read_once(path / "metrics.jsonl", dict, lambda notes: _last_values(path, notes), damaged)
+
+
+def _last_values(path: Path, damaged: list[str]) -> dict[str, float]:
     values: dict[str, float] = {}
     for line in metric_lines(path, damaged):
         values |= line
@@ -212,7 +269,5 @@ def result_values(results: Mapping[str, Any]) -> dict[str, float]:
 
 def curve(path: Path, metric: str, max_points: int = 400) -> list[tuple[int, float]]:
     """Return (step, value) of a metric's finite values, evenly thinned to about `max_points`."""
-    lines = metric_lines(path, [], needle=json.dumps(metric))
-    points = [(line["step"], line[metric]) for line in lines if "step" in line and is_value(line.get(metric))]
-    stride = max(1, math.ceil(len(points) / max_points))
-    return points[::stride] + (points[-1:] if (len(points) - 1) % stride else [])
+    lines = metric_lines(path, [], json.dumps(metric), max_points)
+    return [(line["step"], line[metric]) for line in lines if "step" in line and is_value(line.get(metric))]

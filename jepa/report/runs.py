@@ -17,7 +17,9 @@ from jepa.report.run_files import (
     find_runs,
     is_value,
     last_values,
+    parse_content,
     read_content,
+    read_once,
     read_results,
     result_values,
 )
@@ -27,6 +29,9 @@ from jepa.utils.run_status import State, Status, is_collapse, is_overrides
 
 SEED = "trainer.seed"  # the option in which repetitions of a setting differ
 REMOVED = "(removed)"  # value of an option that a run deletes (`~key`)
+SHOWN_METRICS = ("eval/trained/linear", "eval/trained/knn", "eval/trained/rankme", "val/loss")
+"""Metrics that a table shows beside the objectives, if a run has them."""
+CURVES = ("val/loss", "train/loss")  # drawn over the steps where the metric itself is measured at the end only
 IGNORED = ("resume", "run_dir")  # options that say where a run is; ignored, as are those of Hydra
 
 
@@ -88,16 +93,24 @@ class Run:
         return ended and not self.collapsed and self.value(metric) is not None
 
 
-def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]:
-    """Return the runs in a sweep's folder, sorted by name (2 before 10). queue: see `current_status`.
+SWEEP = "the folder that the jobs of a sweep write to, as outputs/<date>/<time>-sweep"
 
-    Raise UserError if the folder does not exist or has no runs.
+
+def read_runs(
+    folder: Path, queue: Mapping[str, str] | None = None, *, key: str = "sweep", give: str = SWEEP
+) -> list[Run]:
+    """Return the runs in a folder, sorted by name (2 before 10). queue: see `current_status`.
+
+    Raise UserError, which names the folder's option and what to `give`, if it does not exist or has no runs.
     """
-    paths = find_runs(folder, "sweep", "the folder that the jobs of a sweep write to, as outputs/<date>/<time>-sweep")
+    paths = find_runs(folder, key, give)
     paths.sort(key=lambda path: natural_key(name_of(path, folder)))
     statuses = [current_status(path, queue) for path in paths]
     damaged: list[list[str]] = [[] for _ in paths]
     own = [parse_overrides(stored_overrides(*files)) for files in zip(paths, statuses, damaged)]
+    # What is quick to read comes first, as there may be little time.
+    results = [result_values(read_results(*files)) for files in zip(paths, damaged)]
+    metrics = [last_values(*files) | values for *files, values in zip(paths, damaged, results)]
     keys = list(dict.fromkeys(key for options in own for key in options))
     # Reading a config.yaml is slow.
     configs = [
@@ -109,9 +122,7 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
     known = [options for options, status in zip(full, statuses) if status.state != "damaged"] or full
     shared = {key: known[0][key] for key in keys if len({canonical(options[key]) for options in known}) == 1}
     runs = []
-    for path, status, options, config, notes in zip(paths, statuses, full, configs, damaged):
-        metrics = last_values(path, notes) | result_values(read_results(path, notes))
-        metrics.pop("step", None)
+    for path, status, options, config, values, notes in zip(paths, statuses, full, configs, metrics, damaged):
         seed = options.get(SEED, config.get(SEED, DEFAULT))
         new = [note for note in dict.fromkeys(notes) if note not in (status.reason or "")]
         run = Run(
@@ -121,7 +132,7 @@ def read_runs(folder: Path, queue: Mapping[str, str] | None = None) -> list[Run]
             overrides={key: value for key, value in options.items() if key not in shared},
             shared=shared,
             seed=None if seed == DEFAULT else canonical(seed),
-            metrics=metrics,
+            metrics={name: value for name, value in values.items() if name != "step"},
         )
         runs.append(run)
     return runs
@@ -169,7 +180,8 @@ def parse_overrides(overrides: list[str]) -> dict[str, str]:
 
 def config_values(path: Path, damaged: list[str]) -> dict[str, str]:
     """Return the values of a run's config.yaml by dotted key, as on the command line; groups are no values."""
-    return texts_of(read_content(path / "config.yaml", dict, damaged))
+    path = path / "config.yaml"
+    return read_once(path, dict, lambda notes: texts_of(parse_content(path, dict, notes)), damaged, made="texts")
 
 
 def texts_of(config: Mapping[str, Any]) -> dict[str, str]:

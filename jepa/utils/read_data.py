@@ -74,7 +74,7 @@ def parse_json(text: str | bytes, path: str | os.PathLike) -> Any:
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        return _checked(json.loads(text, parse_int=_parse_int), path)
+        return _checked(_DECODER.decode(text), path)
     except RecursionError:
         raise DamagedFileError(path, f"brackets are nested more than {MAX_DEPTH} deep") from None
     except UnicodeDecodeError as error:
@@ -170,6 +170,9 @@ def _parse_int(digits: str) -> int:
     if len(digits) > MAX_DIGITS:
         raise ValueError(f"a number has {len(digits):,} digits")
     return int(digits)
+
+
+_DECODER = json.JSONDecoder(parse_int=_parse_int)
 
 
 def _checked(value: Any, path: str | os.PathLike, *, verbatim: bool = False, depth: int = 0) -> Any:

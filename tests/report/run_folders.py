@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 from jepa.utils.run_status import Status, write_status
@@ -25,3 +26,9 @@ def write_run(sweep: Path, number: int, options: str, value: float | None = None
     lines.append({"step": 100, **(objective if status["state"] == "done" else {}), **metrics})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def table_of(page: Path) -> dict:
+    """What a page over runs holds."""
+    text = page.read_text(encoding="utf-8")
+    return json.loads(re.search(r'<script type="application/json" id="table">(.*?)</script>', text)[1])

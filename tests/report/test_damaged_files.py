@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 from omegaconf import OmegaConf
-from run_folders import write_run
+from run_folders import table_of, write_run
+
+from jepa.report.formatting import padded
 
 pytestmark = pytest.mark.faults
 
@@ -53,7 +55,7 @@ PLACES = {
 
 @pytest.fixture
 def scripts(monkeypatch, tmp_path):
-    """The two scripts on a folder, in this process."""
+    """The scripts on a folder, in this process; of a page its rows are printed."""
     monkeypatch.setenv("COLUMNS", "400")
     monkeypatch.chdir(tmp_path)
 
@@ -62,11 +64,19 @@ def scripts(monkeypatch, tmp_path):
         spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
         return getattr(module, name)
 
-    status, rank = function("status", "show"), function("leaderboard", "rank")
+    status, rank, page = function("status", "show"), function("leaderboard", "rank"), function("runs", "show")
+
+    def show_page(folder):
+        page(OmegaConf.create({"folder": str(folder), "output": str(tmp_path / "runs.html"), "port": 0}))
+        for row in table_of(tmp_path / "runs.html")["rows"]:
+            name, state, *others, reason = row["cells"]
+            print(name, f"{state}: {reason}", *(padded(cell) if isinstance(cell, float) else cell for cell in others))
+
     options = {"metric": None, "direction": None, "limit": None, "csv": None, "html": None}
     return (
         lambda folder: status(OmegaConf.create({"folder": str(folder), "all": False})),
         lambda folder: rank(OmegaConf.create({"sweep": {"folder": str(folder)}, **options})),
+        show_page,
     )
 
 

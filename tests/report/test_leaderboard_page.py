@@ -24,7 +24,8 @@ def asked_of_the_network(page):
 
     class Tags(HTMLParser):
         def handle_starttag(self, tag, attributes):
-            if tag in ("link", "iframe", "img") or {"src", "href"} & dict(attributes).keys():
+            addresses = [value for name, value in attributes if name in ("src", "href")]
+            if tag in ("iframe", "img") or any(not value.startswith("data:") for value in addresses):
                 found.append((tag, attributes))
 
     Tags().feed(page)
