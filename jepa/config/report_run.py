@@ -15,7 +15,7 @@ from jepa.config.command import load_config
 from jepa.config.open_checkpoint import open_checkpoint
 from jepa.config.overrides import quoted
 from jepa.config.report_samples import learned, networks_of
-from jepa.evaluation.frozen import compared
+from jepa.evaluation.results import compared
 from jepa.monitor.verdict import Thresholds, judge
 from jepa.report.run_files import RUN_FILES, run_folders
 from jepa.report.run_record import Record, Trained, read_record, without_places
