@@ -126,7 +126,6 @@ def write_for_timm(loaded: Any, folder: Path) -> str | None:
         "architecture": name,
         "num_classes": call.pop("num_classes"),
         "num_features": loaded.model.encoder.embed_dim,
-        "global_pool": call.pop("global_pool"),
         "model_args": call,
         "pretrained_cfg": {
             "input_size": [loaded.channels, height, width],

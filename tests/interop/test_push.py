@@ -48,7 +48,7 @@ def test_a_run_on_pictures(run_folder, hub, push):
     assert {"jepa.pt", "README.md", "configuration.yaml", "config.json", "model.safetensors"} <= set(names)
     assert push(*common, "private=true") == names
     assert (hub / "me/digits/.private").read_text() == "True"
-    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8)
+    pictures = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 1), np.uint8)
     expected = jepa.load_encoder(run_folder)(pictures)
     for name in ("hf:me/digits", f"hf:{hub}/me/digits"):
         torch.testing.assert_close(jepa.load_encoder(name)(pictures), expected)
@@ -57,7 +57,7 @@ def test_a_run_on_pictures(run_folder, hub, push):
     assert 'timm.create_model("hf-hub:me/digits", pretrained=True)' in card
     model = timm.create_model(f"local-dir:{hub}/me/digits", pretrained=True).eval()
     settings = json.loads((hub / "me/digits/config.json").read_text())["pretrained_cfg"]
-    x = (torch.from_numpy(pictures)[:, None] / 255 - settings["mean"][0]) / settings["std"][0]
+    x = (torch.from_numpy(pictures).permute(0, 3, 1, 2) / 255 - settings["mean"][0]) / settings["std"][0]
     with torch.no_grad():
         torch.testing.assert_close(model(x), expected, atol=1e-4, rtol=1e-4)
 
