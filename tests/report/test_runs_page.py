@@ -22,7 +22,7 @@ from jepa.utils.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-EVIL = "<img src=x onerror=alert(1)>"
+EVIL = "<img/src=x/onerror=alert(1)>"
 
 
 @pytest.fixture
