@@ -1,7 +1,7 @@
 # `make train` and `make test` set everything up themselves; nothing but python3 (with pip) and make is needed.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train test test-fast test-faults lint clean
+.PHONY: help install train runs test test-fast test-faults lint clean
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 PYTHON := .venv/bin/python
@@ -24,6 +24,9 @@ install: .venv/.installed  ## make the virtual environment .venv (with uv, fetch
 
 train: install  ## train the tuned run on the bundled digits; ARGS="trainer.seed=1 ..." overrides
 	$(PYTHON) train.py experiment=digits $(ARGS)
+
+runs: install  ## serve a page over all runs; ARGS="folder=outputs/mine port=8080" overrides
+	$(PYTHON) scripts/runs.py $(ARGS)
 
 # A process for each core, and each file of tests in one of them.
 PYTEST := $(PYTHON) -m pytest -n auto --dist loadfile

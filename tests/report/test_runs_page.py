@@ -10,7 +10,6 @@ import shutil
 import socket
 import subprocess
 import threading
-import time
 
 import pytest
 from run_folders import METRIC, table_of, write_run
@@ -23,7 +22,7 @@ from jepa.utils.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
-EVIL = "<img src=x onerror=alert(1)>"
+EVIL = "<img/src=x/onerror=alert(1)>"
 
 
 @pytest.fixture
@@ -177,8 +176,8 @@ def test_in_a_browser(runs, tmp_path, dark):
     for each in facts:
         assert each["needed"] <= each["width"], "nothing is cut off at the right"
         assert each["order"] == ["10", "<b>3&", "2"]
-        assert each["up"] == ["2", "10", "<b>3&"]
-        assert each["down"] == ["<b>3&", "10", "2"]
+        assert each["up"] == ["<b>3&", "2", "10"]
+        assert each["down"] == ["10", "2", "<b>3&"]
         assert (each["filtered"], each["above"]) == (["2"], ["10"])
         assert each["tinted"] == ["1e-3", "(default)", f"{EVIL}</script>", "mse"], "what differs"
         assert each["links"] == ["outputs/10/report.html"]
@@ -189,9 +188,8 @@ def test_in_a_browser(runs, tmp_path, dark):
 @browser
 @pytest.mark.slow
 def test_the_served_page_in_a_browser(server, tmp_path):
-    begun = time.monotonic()
     address = f"http://127.0.0.1:{server.server_port}/"
     shown, said = browse(address, tmp_path, "--virtual-time-budget=5000")
     assert said == []
-    assert re.search(r'id="counts">3 runs: 2 done, 1 failed; 3 shown<', shown), time.monotonic() - begun
+    assert re.search(r'id="counts">3 runs: 2 done, 1 failed; 3 shown<', shown)
     assert "js-line" in shown
