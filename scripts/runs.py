@@ -23,6 +23,7 @@ def main(config: DictConfig) -> None:
 
 def show(config: DictConfig) -> None:
     """Write the page, or serve it until Ctrl-C. Raise UserError for a folder without runs and a port in use."""
+    from jepa.report.formatting import plural
     from jepa.report.status_table import has_jobs
     from jepa.sweep.slurm_queue import queued_jobs
     from jepa.utils.lazy_import import require
@@ -38,7 +39,7 @@ def show(config: DictConfig) -> None:
 
     if config.output is not None:
         count = write_runs_page(folder, Path(str(config.output)), queued_jobs() if has_jobs(folder) else None)
-        print(printable(f"{count} runs: {config.output}"))
+        print(printable(f"{plural(count, 'run')}: {config.output}"))
         return
     with RunsServer(folder=folder, port=config.port, ask_queue=queued_jobs) as server:
         print(f"http://127.0.0.1:{server.server_port}/ shows the runs until Ctrl-C", flush=True)
