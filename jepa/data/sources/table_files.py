@@ -10,7 +10,7 @@ import lzma
 import math
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,15 +93,21 @@ def read_table(
         marks |= found
         if len(wrong):
             strange[name] = wrong
-    if strange:
-        name, cells = next(iter(strange.items()))
-        words = list(dict.fromkeys(str(cell)[:30] for each in strange.values() for cell in each))
-        notes.append(
-            f"cells that are no numbers, {', '.join(map(repr, words[:5]))}{', ...' if len(words) > 5 else ''}, are "
-            f"missing: {sum(map(len, strange.values()))} in {len(strange)} columns, the first in row "
-            f"{cells.index[0] + 1} of {name!r} (data.source.missing_markers names them)"
-        )
+    notes += _about_cells(strange)
     return frame, ", ".join([told, *(f"{mark!r} between thousands" for mark in sorted(marks))]), decimal, notes
+
+
+def _about_cells(strange: Mapping[str, pandas.Series]) -> list[str]:
+    """Return a note on cells that are taken for missing. strange: column -> its cells that are no numbers."""
+    if not strange:
+        return []
+    name, cells = next(iter(strange.items()))
+    words = list(dict.fromkeys(str(cell)[:30] for each in strange.values() for cell in each))
+    return [
+        f"cells that are no numbers, {', '.join(map(repr, words[:5]))}{', ...' if len(words) > 5 else ''}, are "
+        f"missing: {sum(map(len, strange.values()))} in {len(strange)} columns, the first in row {cells.index[0] + 1} of "
+        f"{name!r} (data.source.missing_markers names them)"
+    ]
 
 
 def _read_parquet(path: Path) -> pandas.DataFrame:
