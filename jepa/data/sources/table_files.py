@@ -105,8 +105,8 @@ def _about_cells(strange: Mapping[str, pandas.Series]) -> list[str]:
     words = list(dict.fromkeys(str(cell)[:30] for each in strange.values() for cell in each))
     return [
         f"cells that are no numbers, {', '.join(map(repr, words[:5]))}{', ...' if len(words) > 5 else ''}, are "
-        f"missing: {sum(map(len, strange.values()))} in {len(strange)} columns, the first in row {cells.index[0] + 1} of "
-        f"{name!r} (data.source.missing_markers names them)"
+        f"missing: {sum(map(len, strange.values()))} in {len(strange)} columns, the first in row {cells.index[0] + 1} "
+        f"of {name!r} (data.source.missing_markers names them)"
     ]
 
 
