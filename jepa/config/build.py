@@ -240,8 +240,8 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
             raise UserError(f"{error.full_key}: {explain(error)}") from error
         raise UserError(
             "this model and these data do not go together: model=vit and lejepa take pictures, video clips, text "
-            "texts, series and temporal_cnn time series, audio sound, crossmodal pairs. Choose the one that fits data= "
-            f"({error.full_key}: {str(error).splitlines()[0]})"
+            "texts, series and temporal_cnn time series, audio sound, crossmodal pairs: choose the model= that fits "
+            f"data= ({error.full_key}: {str(error).splitlines()[0]})"
         ) from error
     except OmegaConfBaseException as error:
         key, first = getattr(error, "full_key", None), str(error).splitlines()[0]

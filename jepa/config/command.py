@@ -7,6 +7,7 @@ import contextlib
 import errno
 import functools
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -69,7 +70,7 @@ def run_command(main: Callable[[], object], config_name: str = "config") -> None
                 check_flags(sys.argv[1:], _composing(config_dir, config_name), sys.argv[0])
                 arguments = full_arguments(sys.argv[1:], config_dir, config_name)
                 # Overrides side by side, as argparse wants them.
-                sys.argv[1:] = sorted(arguments, key=lambda argument: argument[:1] != "-" and "=" in argument)
+                sys.argv[1:] = sorted(arguments, key=lambda argument: bool(re.match(r"~|[^-].*=", argument, re.DOTALL)))
                 if {"--help", "-h"} & set(sys.argv[1:]):
                     overrides = [a for a in sys.argv[1:] if "=" in a and a[0] != "-"]
                     return print(help_text(overrides, config_dir, config_name)) if rank == 0 else None

@@ -10,7 +10,6 @@ stopped at higher losses.
 
 from __future__ import annotations
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -125,6 +124,8 @@ def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     try:
         return torch.linalg.eigh(matrix)
     except torch.linalg.LinAlgError:  # of its divide and conquer; with some numbers of threads in fp64 too
+        import scipy.linalg
+
         found = scipy.linalg.eigh(matrix.double().cpu().numpy(), driver="ev")
         return tuple(torch.from_numpy(each).to(matrix) for each in found)
 

@@ -19,10 +19,12 @@ from data_helpers import folder_data
 from PIL import Image
 from torch import Tensor
 
+from jepa.config.encoder_inputs import Inputs
 from jepa.data import Augment, ImageData
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources import coco_pictures, image_files, image_folder, video_folder
 from jepa.data.sources.decoders import decode_image, open_video
+from jepa.data.sources.splits import Splits
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError
 
@@ -299,17 +301,13 @@ def by_frames(root: Path, name: str, content: bytes) -> Tensor:
 
 
 def by_extract(root: Path, name: str, content: bytes) -> Tensor:
-    from importlib import util
-
-    from omegaconf import OmegaConf
-
-    spec = util.spec_from_file_location("extract_script", Path(__file__).parents[2] / "scripts" / "extract.py")
-    module = util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    (root / f"0{name}").write_bytes(content)
-    data = OmegaConf.create({"image_size": 32, "channels": 3, "mean": 0.0, "std": [1.0]})
-    ((_, x),) = module.read(root, [f"0{name}"], data, {})
-    return x[0]
+    """As `scripts/extract.py` and `jepa.load_encoder` do."""
+    path = root / f"0{name}"
+    path.write_bytes(content)
+    blank = Splits([(Image.new("RGB", (32, 32)), None)], [(Image.new("RGB", (32, 32)), None)])
+    data = ImageData(source=lambda: blank, image_size=32, channels=3, mean=[0.0], std=[1.0])
+    ((_, x),) = Inputs(data).prepare(str(path))
+    return x
 
 
 def transform(augment: Augment | None = None, size: int = 32, channels: int = 3) -> ImageTransform:

@@ -64,6 +64,7 @@ CONTEXTS = (
     "model=series data=ucr",
     "experiment=series_etth1",
     "experiment=audio_fsdd",
+    "model=audio data=audio_folder",
     "experiment=crossmodal_digits",
     "experiment=multitask_digits_heartbeats",
     "experiment=clips_and_pictures",

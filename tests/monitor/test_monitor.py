@@ -320,12 +320,12 @@ def test_a_callback_goes_back_as_often_as_the_monitor(tmp_path):
 def test_the_online_probe(tmp_path):
     asked = []
 
-    def online(model, data, *, device, seed):
+    def quick(model, data, *, device, seed):
         asked.append(model)
         return {"knn": 0.5 + len(asked) / 10, "rankme": 7.0}
 
     evaluation = SimpleNamespace(
-        every_epochs=None, every_steps=None, at_end=False, online_every_epochs=None, online_every_steps=6, online=online
+        every_epochs=None, every_steps=None, at_end=False, online_every_epochs=None, online_every_steps=6, quick=quick
     )
     trainer = collapsing_trainer(tmp_path, from_step=99, evaluation=evaluation, max_steps=12)
     trainer.fit()

@@ -43,7 +43,7 @@ LATER = {"torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", 
 
 
 def test_a_run_imports_what_it_uses(tmp_path):
-    small = ["trainer.max_steps=1", "model.encoder.depth=1", "trainer.device=cpu", "evaluation=none"]
+    small = ["trainer.max_steps=1", "model.encoder.depth=1", "trainer.device=cpu", "evaluation=none", "report=none"]
     command = [sys.executable, "-c", CODE, "train.py", *small, "hydra.run.dir=run"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

@@ -33,7 +33,7 @@ class Run:
         self.step, self.run_length, self.ended = 0, RunLength(max_steps=1000, steps_per_epoch=10), False
         self.every = Intervals(validate=10, probe=10, log=10)
         self.folder, self.loggers = SimpleNamespace(path=folder), {"jsonl": JSONLines()}
-        self.reasons, self.said = [], []
+        self.reasons, self.said, self.evaluation = [], [], None
         self.__dict__.update(others)
 
     def stop(self, reason):
