@@ -143,6 +143,7 @@ def load_state(model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep
 def check_state(
     model: nn.Module, weights: Mapping[str, Tensor], path: Path, keep: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
+    """Return the model's tensors that a state dict is loaded into. Raises as `load_state` does."""
     weights = {name: tensor for name, tensor in weights.items() if not name.startswith(keep)}
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.startswith(keep)}
     missing = [f"  {name}: missing in the file" for name in own if name not in weights]

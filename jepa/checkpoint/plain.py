@@ -102,6 +102,7 @@ def write(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def save_flushed(content: Any, path: Path) -> None:
+    """Write a file by torch, and return when it is on the disk."""
     with open(path, "wb") as file:
         torch.save(content, file)
         file.flush()
@@ -115,6 +116,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def with_format(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with the entries by which `check` knows it, and the versions of libraries."""
     libraries = {"python": platform.python_version(), "torch": str(torch.__version__), "timm": version("timm")}
     return {"format": FORMAT, "version": VERSION, **state, "libraries": libraries}
 

@@ -124,6 +124,7 @@ def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
 
 
 def prune(checkpoints: Path) -> None:
+    """Remove the folders that no link points to."""
     kept = linked_folders(checkpoints)
     for folder in {path for path in checkpoints.glob("sharded_*") if path.name not in kept}:
         shutil.rmtree(folder, ignore_errors=True)
@@ -138,6 +139,7 @@ def free_folder(checkpoints: Path, step: int) -> Path:
 
 
 def linked_folders(checkpoints: Path) -> set[str]:
+    """Return the names of the folders that links point to."""
     return {os.readlink(link) for link in checkpoints.glob(f"*{SUFFIX}") if link.is_symlink()}
 
 

@@ -68,7 +68,7 @@ class FileSamples:
         return {"path": name}, self.inputs.tensor(self.value(name), name)
 
 
-class SoundPieces(FileSamples):
+class PiecesOfFiles(FileSamples):
     """Pieces of files of sound, whose headers are read at once. Those of damaged ones fail when they are read."""
 
     def __init__(self, folder: Path, names: Sequence[str], inputs: Inputs, stride: float | None) -> None:
@@ -224,7 +224,7 @@ def samples_of(
     if len(paths) == 1 and os.path.isdir(paths[0]) and not (kind.frames and _is_clip(paths[0])):
         folder, (names, lines) = Path(paths[0]), files_below(Path(paths[0]), kind)
     if pieces:
-        return SoundPieces(folder, names, inputs, stride), lines
+        return PiecesOfFiles(folder, names, inputs, stride), lines
     if kind is SOUNDS:
         lines += ["of a sound that is longer than data.seconds its middle is taken; pieces=true takes all of it"]
     return FileSamples(folder, names, inputs), lines
