@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from jepa.interop import find, load, load_into, load_published
 from jepa.interop.ijepa import renamed
 from jepa.interop.vjepa import LEVELS, model_config, sincos_layout
-from jepa.models.transformer import sincos_positions
+from jepa.models.positions import sincos_positions
 from jepa.types import Mask
 from jepa.utils.errors import CheckpointError, UserError
 

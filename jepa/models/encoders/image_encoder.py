@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.transformer import SinCosPositions, block_list, check_heads, init_transformer, run_blocks
+from jepa.models.positions import SinCosPositions
+from jepa.models.transformer import block_list, check_heads, init_transformer, run_blocks
 from jepa.types import Grid
 from jepa.utils.tensors import attention_mask, gather_tokens
 
