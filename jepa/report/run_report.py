@@ -25,6 +25,7 @@ from jepa.report.run_samples import (
     feature_pictures,
     mask_pictures,
     neighbour_pictures,
+    shares_of_same_label,
     thumbnails,
     worst_pictures,
 )
@@ -167,7 +168,7 @@ def of_samples(learned: Learned) -> list[Section]:
     if medium.kind is not None:
         embedded = learned.embedded
         queries = chosen(embedded.labels, 8, len(embedded.thumbnails))
-        note = f"{NEIGHBOURS_NOTE} Looked for among {embedded.said}."
+        note = f"{NEIGHBOURS_NOTE} Looked for among {embedded.said}. {shares_of_same_label(embedded)}"
         found.append(Section("neighbours", "Nearest neighbours", note, body=neighbour_pictures(embedded, queries)))
         note = f"{MAP_NOTE} Drawn: {embedded.said}."
         found.append(Section("map", "Map", note, plots.maps(embedded), body=thumbnails(embedded)))

@@ -140,6 +140,21 @@ def neighbour_pictures(embedded: Embedded, queries: Sequence[int]) -> Markup:
     )
 
 
+def shares_of_same_label(embedded: Embedded) -> str:
+    """Return what share of labelled samples have their label in common with the nearest other, as a sentence.
+
+    "" where fewer than two have a label.
+    """
+    if embedded.labels is None or int((known := embedded.labels >= 0).sum()) < 2:
+        return ""
+    labels = embedded.labels[known]
+    shares = []
+    for name, features in embedded.features.items():
+        nearest = nearest_rows(features[known], range(len(labels)), 1).squeeze(1)
+        shares.append(f"{float((labels[nearest] == labels).float().mean()):.0%} ({ROWS[name]})")
+    return f"Share of samples whose nearest one (k=1) has the same label: {', '.join(shares)}."
+
+
 def worst_pictures(embedded: Embedded, classified: Classified) -> Markup:
     """Return the samples for whose wrong class the classifier was surest, with what it said."""
     said = classified.probabilities.max(dim=1)
