@@ -226,7 +226,7 @@ def test_shares_of_same_label():
     def said(labels):
         return shares_of_same_label(Embedded(features, [], labels, ["a", "b"], "all 4"))
 
-    assert "label: 67% (trained), 0% (raw input)." in said(torch.tensor([0, 0, 1, -1]))
+    assert "label: 67% (trained), 33% (raw input)." in said(torch.tensor([0, 0, 1, -1]))
     assert said(torch.tensor([0, -1, -1, -1])) == said(None) == ""
 
 
