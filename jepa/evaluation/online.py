@@ -132,17 +132,6 @@ class OnlineRank(OnlineQueue):
         return rankme(self.state["x"])
 
 
-class OnlineSimilarity(OnlineProbe):
-    """Mean cosine similarity of the features of different samples; near 1 they have collapsed to one point."""
-
-    ready = True
-
-    def score(self, x: Tensor, labels: Tensor | None) -> float:
-        unit = F.normalize(x.double(), dim=1)
-        pairs = len(x) * (len(x) - 1)
-        return float((unit.sum(dim=0).square().sum() - unit.square().sum()) / max(1, pairs))
-
-
 class OnlineProbes:
     """A callback (`jepa.trainer.callbacks`) that logs `online/<probe>/train` and, with the validation, `.../val`.
 

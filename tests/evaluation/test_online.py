@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa import build_trainer, load_config
-from jepa.evaluation import OnlineKNN, OnlineLinear, OnlineProbe, OnlineProbes, OnlineRank, OnlineSimilarity
+from jepa.evaluation import OnlineKNN, OnlineLinear, OnlineProbe, OnlineProbes, OnlineRank
 from jepa.utils.errors import UserError
 
 ONLINE = ["evaluation=online", "evaluation.at_end=false", "~logger.tensorboard", "evaluation.online.every_steps=2"]
@@ -88,21 +88,6 @@ def test_micro_batches_and_a_resumed_run_change_nothing(tiny, tmp_path):
     for name in NAMES:
         assert second.metrics[name] == whole.metrics[name], name
         assert small.metrics[name] == pytest.approx(whole.metrics[name], abs=0.5 if "rank" in name else 0.02), name
-
-
-def test_similarity_is_of_different_samples():
-    probe, x = OnlineSimilarity(), torch.randn(9, 4)
-    wanted = torch.nn.functional.cosine_similarity(x[:, None], x[None], dim=2).fill_diagonal_(0).sum() / 72
-    assert probe.score(x, None) == pytest.approx(float(wanted), abs=1e-6)
-    assert probe.score(torch.ones(9, 4), None) == pytest.approx(1)
-    assert probe.score(x[:1], None) == pytest.approx(0)
-
-
-def test_similarity_is_an_option(tiny, tmp_path):
-    option = "+evaluation.online.probes.similarity._target_=jepa.evaluation.OnlineSimilarity"
-    found = trained(tiny, tmp_path, *ONLINE, option).metrics
-    assert -1 <= found["online/similarity/train"] <= 1
-    assert -1 <= found["online/similarity/val"] <= 1
 
 
 class Norm(OnlineProbe):
