@@ -1,4 +1,4 @@
-"""A file of features that grows on the disk, goes on after a kill, and ends as .npz, .parquet, .feather or .zarr."""
+"""A file of features that grows on the disk, goes on after a kill, and ends as .npz, .parquet or .zarr."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import itertools
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ class Format:
 FORMATS = {
     ".npz": Format("_npz", any_name=True),
     ".parquet": Format("_parquet", "pyarrow", "export", tokens=False),
-    ".feather": Format("_feather", "pyarrow", "export", tokens=False),
     ".zarr": Format("_zarr", "zarr", "zarr"),
 }
 """Suffix -> format; `scripts/extract.py` takes and refuses what this table says."""
@@ -141,27 +140,17 @@ class FeatureFile:
         with open(temporary, "wb") as file:  # which NumPy writes piece by piece
             np.savez(file, **{name: np.concatenate(values) for name, values in parts.items()}, **features)
 
-    def _tables(self) -> Iterator[Any]:
-        """Yield consecutive rows as tables of Arrow."""
+    def _parquet(self, temporary: Path) -> None:
         pa = require("pyarrow", extra="export", purpose=f"output={self.path}")
+        import pyarrow.parquet as pq
+
+        writer = None
         for _, columns, features in self._chunks():
             arrays: dict[str, Any] = {name: pa.array(values) for name, values in columns.items()}
             for name, values in features.items():
                 arrays[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-            yield pa.table(arrays)
-
-    def _parquet(self, temporary: Path) -> None:
-        pq = require("pyarrow.parquet", extra="export", purpose=f"output={self.path}")
-        self._write_tables(lambda schema: pq.ParquetWriter(temporary, schema))
-
-    def _feather(self, temporary: Path) -> None:
-        ipc = require("pyarrow.ipc", extra="export", purpose=f"output={self.path}")
-        self._write_tables(lambda schema: ipc.new_file(str(temporary), schema))
-
-    def _write_tables(self, open_writer: Callable[[Any], Any]) -> None:
-        writer = None
-        for table in self._tables():
-            writer = writer or open_writer(table.schema)
+            table = pa.table(arrays)
+            writer = writer or pq.ParquetWriter(temporary, table.schema)
             writer.write_table(table)
         writer.close()
 

@@ -53,9 +53,6 @@ def test_npz_and_parquet(run_folder, pictures, extract, tmp_path, capsys):
     table = pandas.read_parquet(extract(*common, f"output={tmp_path / 'f.parquet'}"))
     assert table["path"].tolist() == NAMES
     assert np.array_equal(np.stack(table["features"]), npz["features"])
-    other = pandas.read_feather(extract(*common, f"output={tmp_path / 'f.feather'}"))
-    assert other["path"].tolist() == NAMES
-    assert np.array_equal(np.stack(other["features"]), npz["features"])
     # The same by hand: grey, as the run was trained, of its size and normalised by its mean and std.
     model = load(str(run_folder)).model
     pixels = torch.from_numpy(np.array(Image.open(pictures / NAMES[4]))).float()[None, None] / 255
