@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,28 @@ import numpy as np
 from jepa.utils.files import write_atomic
 from jepa.utils.lazy_import import require
 
-SUFFIXES = (".npz", ".parquet", ".zarr")
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file. method: of `FeatureFile`, which writes it. package, extra: what that needs.
+
+    tokens: whether it takes a matrix for each sample. any_name: whether it takes names that are not UTF-8.
+    """
+
+    method: str
+    package: str | None = None
+    extra: str = ""
+    tokens: bool = True
+    any_name: bool = False
+
+
+FORMATS = {
+    ".npz": Format("_npz", any_name=True),
+    ".parquet": Format("_parquet", "pyarrow", "export", tokens=False),
+    ".zarr": Format("_zarr", "zarr", "zarr"),
+}
+"""Suffix -> format; `scripts/extract.py` takes and refuses what this table says."""
+
 SAVED_EVERY = 5.0
 """Seconds between two states from which the writing goes on."""
 CHUNK_BYTES = 2**25
@@ -83,8 +105,7 @@ class FeatureFile:
     def finish(self) -> None:
         """Write the file, and remove the folder. Raise UserError when it cannot be written."""
         self.save()
-        write = {".npz": self._npz, ".parquet": self._parquet, ".zarr": self._zarr}[self.path.suffix]
-        write_atomic(self.path, write)
+        write_atomic(self.path, getattr(self, FORMATS[self.path.suffix].method))
         self.discard()
 
     def discard(self) -> None:
