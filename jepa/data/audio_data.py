@@ -20,8 +20,7 @@ from jepa.data.sources.splits import Splits
 from jepa.utils.lazy_import import require
 from jepa.utils.log_mel import LogMel
 
-RESAMPLING_MARGIN = 0.05
-"""Seconds that are read before and after a part of a sound that is resampled."""
+RESAMPLING_MARGIN = 0.05  # seconds that are read before and after a part of a sound that is resampled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +186,6 @@ class AudioData(DataModule):
 
 
 def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
-    """A waveform (t,) at another rate, by soxr."""
     if rate == sample_rate:
         return wave
     soxr = require("soxr", extra="audio", purpose="resampling sound")
@@ -197,5 +195,4 @@ def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
 
 
 def between(pair: Sequence[float], draw: float) -> float:
-    """The value that a draw in [0, 1) takes between two."""
     return pair[0] + (pair[1] - pair[0]) * draw

@@ -60,7 +60,6 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, lower_case: bool) -> tok
 
 
 def split_clusters(text: str) -> list[str]:
-    """Return the grapheme clusters of a text."""
     return [cluster for cluster, _ in _splitter(CLUSTER).pre_tokenize_str(text)]
 
 

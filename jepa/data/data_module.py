@@ -27,8 +27,7 @@ from jepa.types import Batch, DataSpec
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
-VALIDATION_SEED = 0
-"""Of the test split's views on which the loss is measured: the same in every run, whatever its seed."""
+VALIDATION_SEED = 0  # of the test split's views on which the loss is measured: the same in every run, whatever its seed
 
 Prepare = Callable[[Any, torch.Generator | None], Tensor]
 """(input of a source, generator, or None where nothing is random) -> the tensor of one sample."""
@@ -119,7 +118,6 @@ class DataModule:
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Path -> reason of the samples found unreadable so far."""
         return {**self.bad["train"], **self.bad["test"]}
 
     @property
@@ -128,7 +126,6 @@ class DataModule:
         return self.views > 1
 
     def order(self, seed: int) -> SampleOrder:
-        """The samples of every step."""
         return SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
 
     def train_batches(
@@ -161,7 +158,6 @@ class DataModule:
         return self._load(split, requests, seed=None)
 
     def has_truth(self, what: str) -> bool:
-        """Return whether `truth_batches` knows of this."""
         return hasattr(self.splits["train"], what)
 
     @property
@@ -209,7 +205,6 @@ class DataModule:
         return {"x": self.blank.expand(count, *self.blank.shape).clone()}
 
     def reading(self, split: str) -> Reading:
-        """Return how evaluation reads a split."""
         return Reading(split, seed=None, views=None, bad_limit=self.bad[split].limit)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
@@ -259,11 +254,9 @@ class DataModule:
         return {"views": torch.stack([self.prepare(value, random) for _ in range(reading.views or self.views)])}
 
     def gives_views(self, reading: Reading) -> bool:
-        """Whether batches hold `views` rather than `x`."""
         return reading.seed is not None and (reading.views is not None or self.has_several_views)
 
     def with_labels(self, batch: Batch, labels: Any) -> Batch:
-        """The batch with `label` (b,) int64, where the data has labels."""
         labelled = self.spec.classes is not None
         return batch | {"label": torch.as_tensor(labels, dtype=torch.int64)} if labelled else batch
 
@@ -324,7 +317,6 @@ def check_choices(settings: Any) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Raise ValueError for a count below 1."""
     for name, value in counts.items():
         if value < 1:
             raise ValueError(f"data.{name}={value} is less than 1")

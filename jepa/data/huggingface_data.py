@@ -30,8 +30,7 @@ from jepa.utils.log_mel import LogMel
 datasets = lazy_import("datasets")
 
 Kind = Literal["text", "image", "audio"]
-MOST_BYTES = {"text": 4 * MOST_CHARACTERS, "image": 2**29, "audio": 2**29}
-"""Of one row, packed as it is."""
+MOST_BYTES = {"text": 4 * MOST_CHARACTERS, "image": 2**29, "audio": 2**29}  # of one row, packed as it is
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv"}
 """How `datasets` calls its readers of files; all but the first also read what gzip has packed."""
 SCANNED, LONGEST_BLANK = 1000, 1000
@@ -158,7 +157,6 @@ def read_columns(
 
 
 def _with_text(rows: Any, column: str) -> Any:
-    """The rows in which a column of strings is neither missing nor blank."""
     from pyarrow import compute
 
     empty: list[int] = []
@@ -206,13 +204,7 @@ class Rows:
     """
 
     def __init__(
-        self,
-        rows: Any,
-        column: str,
-        kind: Kind,
-        label_column: str | None,
-        label_of: Mapping[Any, int],
-        reach: Reach,
+        self, rows: Any, column: str, kind: Kind, label_column: str | None, label_of: Mapping[Any, int], reach: Reach
     ) -> None:
         if kind != "text":  # bytes rather than what the library would decode
             rows = rows.cast_column(column, (datasets.Image if kind == "image" else datasets.Audio)(decode=False))
@@ -225,7 +217,6 @@ class Rows:
         return len(self.rows)
 
     def describe(self, index: int) -> str:
-        """The row and column of a sample."""
         return f"row {index}, column {self.column}"
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
@@ -252,7 +243,6 @@ class Rows:
 
 
 def _folders(path: str) -> list[str]:
-    """Where files may lie that rows name by their paths."""
     path = os.path.expanduser(path)
     if os.path.isfile(path):
         return [os.path.dirname(path) or "."]
@@ -261,7 +251,6 @@ def _folders(path: str) -> list[str]:
 
 
 def _open(path: str, name: str | None) -> Mapping[str, Any]:
-    """Splits by name."""
     require("datasets", extra="hub", purpose="reading a data set of Hugging Face")
     folder = Path(path)
     kind = READERS.get(Path(folder.name.lower().removesuffix(".gz")).suffix)

@@ -19,10 +19,8 @@ from jepa.data.stream import Request, UnfitSample, blamed
 from jepa.types import Batch
 from jepa.utils.random import generator
 
-TRIED = 5
-"""Training images of which one has to have the channels that are asked for."""
-STATISTICS_OF = 1000
-"""Training images of which `auto` takes mean and std."""
+TRIED = 5  # training images of which one has to have the channels that are asked for
+STATISTICS_OF = 1000  # training images of which `auto` takes mean and std
 
 
 @dataclass(kw_only=True, eq=False)
@@ -142,18 +140,15 @@ class ImageData(DataModule):
 
     @property
     def has_several_views(self) -> bool:
-        """Whether a training sample comes as `views` rather than `x`."""
         return self.views > 1 or self.local_views > 0
 
     def blank_batch(self, count: int) -> Batch:
-        """A training batch of `count` samples, all zeros, without labels."""
         blank = super().blank_batch(count)
         if self.local_transform is not None:
             blank["local_views"] = torch.zeros(count, self.local_views, self.channels, *self.local_transform.size)
         return blank
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """See `DataModule.make_batch`; images in memory are augmented all at once."""
         samples = self.splits[reading.split]
         if not isinstance(samples, TensorImages):
             return super().make_batch(request, reading)
@@ -161,7 +156,6 @@ class ImageData(DataModule):
         return self.with_labels(batch, None if samples.labels is None else samples.labels[request.indices])
 
     def make_inputs(self, value: Image.Image | Tensor, counter: int, reading: Reading) -> dict[str, Tensor]:
-        """See `DataModule.make_inputs`."""
         images = value if isinstance(value, Image.Image) else value[None]
         return {name: made[0] for name, made in self._augmented(images, [counter], reading).items()}
 

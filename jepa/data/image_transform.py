@@ -196,7 +196,6 @@ def _matrices(views: Views, height: int, width: int) -> Tensor:
 
 
 def _recolour(pixels: Tensor, views: Views) -> Tensor:
-    """Colour jitter and blur of views (R, C, H, W) with values in [0, 1]."""
     if views.jitter is not None:
         pixels = _jitter(pixels, views.jitter)
     if views.blur is None:
@@ -227,7 +226,6 @@ def _blend(pixels: Tensor, other: Tensor, share: Tensor) -> Tensor:
 
 
 def _check_unit_range(images: Tensor) -> None:
-    """Raise DataError for values that colour jitter does not take."""
     low, high = images.min().item(), images.max().item()
     if low < 0 or high > 1:
         raise DataError(
@@ -252,7 +250,6 @@ def height_and_width(name: str, size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def as_list(value: float | Sequence[float]) -> list[float]:
-    """Return a mean or deviation of all channels, or one for each, as a list."""
     return [value] if isinstance(value, (int, float)) else list(value)
 
 

@@ -23,8 +23,7 @@ from jepa.data.stream import Request, SampleOrder
 from jepa.types import Batch, DataSpec
 from jepa.utils.errors import UserError
 
-PERIOD = 1000
-"""Samples after which the interleaving of the parts repeats: shares are met to 1 / 1000."""
+PERIOD = 1000  # samples after which the interleaving of the parts repeats: shares are met to 1 / 1000
 
 
 def present_parts(parts: Mapping[str, DataModule | None]) -> dict[str, DataModule]:
@@ -120,15 +119,12 @@ class MixedData(DataModule):
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Path -> reason of the samples found unreadable so far."""
         return {**super().bad_samples, **self.evaluated.bad_samples}
 
     def order(self, seed: int) -> SampleOrder:
-        """The samples of every step, numbered through the parts one after another."""
         return MixedOrder(sizes=self.sizes, weights=self.shares, batch_size=self.batch_size, seed=seed)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """Have each part make its samples of a request, and put them in order."""
         offsets = [0, *accumulate(self.sizes)]
         owners = [bisect_right(offsets, index) - 1 for index in request.indices]
         made: list[Batch] = []
@@ -229,18 +225,15 @@ class TaskData:
 
     @property
     def modalities(self) -> dict[str, Any]:
-        """The parts, each of which is evaluated by itself."""
         return self.parts
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Path -> reason of the samples found unreadable so far, of all parts."""
         return {name: why for part in self.parts.values() for name, why in part.bad_samples.items()}
 
     def train_batches(
         self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
-        """As `DataModule.train_batches`, of all parts."""
         where = {"start_step": start_step, "stop_step": stop_step, "rank": rank, "world_size": world_size}
         return zip_batches({name: part.train_batches(seed=seed, **where) for name, part in self.parts.items()})
 

@@ -23,8 +23,7 @@ from jepa.types import Batch
 from jepa.utils.errors import DataError, UserError
 from jepa.utils.random import generator
 
-PADDING = 0
-"""The id that stands for padding in inputs that are ids."""
+PADDING = 0  # the id that stands for padding in inputs that are ids
 
 
 @dataclass(kw_only=True, eq=False)
@@ -71,7 +70,6 @@ class PairedData(DataModule):
         )
 
     def blank_batch(self, count: int) -> Batch:
-        """A training batch of `count` samples without content."""
         return {"x": {name: data.blank_batch(count)["x"] for name, data in self.modalities.items()}}
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
@@ -94,7 +92,6 @@ class PairedData(DataModule):
         return {"x": x, "label": labels, "bad": bad}
 
     def _choose(self, counter: int, label: int, reading: Reading) -> tuple[dict[str, int], set[str]]:
-        """The partners' indices, and the modalities that are left out."""
         seed, missing = (VALIDATION_SEED, {}) if reading.seed is None else (reading.seed, self.missing)
         draws = torch.rand(2, len(self.modalities), generator=generator("cpu", seed, "partner", counter))
         partners = {}

@@ -157,7 +157,6 @@ class SeriesData(DataModule):
         return (sums / counts.clamp(min=1e-6)).flatten(1)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """See `DataModule.make_batch`; the views of all windows are made at once."""
         bad: dict[str, str] = {}
         read = self.splits[reading.split].__getitem__
         windows, labels = zip(*(self.read_or_next(read, index, bad, reading) for index in request.indices))
@@ -207,7 +206,6 @@ class WindowSamples:
         return len(self.places) * self.channels
 
     def describe(self, index: int) -> str:
-        """The number of a window's series, from 0."""
         return f"{self.name}, number {self.places[index // self.channels][0]}"
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:

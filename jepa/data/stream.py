@@ -148,7 +148,6 @@ class BadSamples(dict[str, str]):
         return max(1.0, self.max_share * self.total) if self.max_share > 0 else 0.0
 
     def report(self, found: Mapping[str, str]) -> None:
-        """Log and keep what is new. Raises DataError when more than the allowed share is bad."""
         for name, reason in found.items():
             if name not in self:
                 self[name] = reason
@@ -284,14 +283,10 @@ def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError |
 
 @dataclass(frozen=True)
 class _Failure:
-    """An error of a worker that is not the user's."""
-
     error: ExceptionWrapper
 
 
 class _Batches(Dataset):
-    """Turns the loader's "samples", which are requests, into batches."""
-
     def __init__(self, make_batch: Callable[[Request], Batch]) -> None:
         self.make_batch = make_batch
 

@@ -21,10 +21,8 @@ from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
 from jepa.utils.random import generator
 
 MOST_BUCKETS = 1024
-MOST_TRAINED_ON = 4_000_000
-"""Characters that a tokenizer is trained on: more would take longer than it helps."""
-MOST_MEASURED = 200_000
-"""Characters of the texts whose lengths in tokens are counted."""
+MOST_TRAINED_ON = 4_000_000  # characters that a tokenizer is trained on: more would take longer than it helps
+MOST_MEASURED = 200_000  # characters of the texts whose lengths in tokens are counted
 
 
 @dataclass(kw_only=True, eq=False)

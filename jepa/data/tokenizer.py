@@ -16,13 +16,10 @@ from jepa.utils.read_data import DamagedFileError, exists, read_bytes, read_json
 
 tokenizers = lazy_import("tokenizers")
 
-PADDING = 0
-"""The id of padding in every input, whatever id it has in the tokenizer."""
+PADDING = 0  # the id of padding in every input, whatever id it has in the tokenizer
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|padding|>", "<|endoftext|>")
-MAX_BYTES = 2**28
-"""Of a tokenizer's file."""
-MOST_JOINED = 64
-"""Ids of which previews make one text; marks without end on a letter are more."""
+MAX_BYTES = 2**28  # of a tokenizer's file
+MOST_JOINED = 64  # ids of which previews make one text; marks without end on a letter are more
 TOKENIZER_FILE, ORIGIN_FILE = "tokenizer.json", "tokenizer_origin.json"
 
 
@@ -44,7 +41,6 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids run from 0 to this, excluded."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
@@ -81,17 +77,11 @@ class Tokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def to_json(self) -> str:
-        """What `tokenizer.json` holds."""
         return self._tokenizer.to_str()
 
 
 def open_tokenizer(
-    name: str,
-    *,
-    texts: Iterable[str],
-    vocab_size: int | None,
-    lower_case: bool = True,
-    folder: Path | None = None,
+    name: str, *, texts: Iterable[str], vocab_size: int | None, lower_case: bool = True, folder: Path | None = None
 ) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names, kept as `tokenizer.json` in a run's folder and read from it again.
 
@@ -187,7 +177,6 @@ def _read(name: str) -> Tokenizer:
 
 
 def _pretrained(name: str) -> Tokenizer:
-    """By transformers, from its cache or the hub, or from a folder of its files."""
     transformers = require("transformers", extra="hub", purpose=f"data.tokenizer={name}")
     try:
         found = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)

@@ -137,7 +137,6 @@ class Parts:
         return len(self.videos) * self.clips
 
     def describe(self, index: int) -> str:
-        """The name of the video."""
         return self.videos.describe(index // self.clips)
 
     def __getitem__(self, index: int) -> tuple[tuple[Video, int], int | None]:

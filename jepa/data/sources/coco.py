@@ -56,7 +56,6 @@ def coco_captions(*, root: str) -> Splits:
 
 
 def _open(root: Path) -> tuple[Path, dict[str, bytes] | None]:
-    """The folder of COCO's layout, or an archive of it and its files by their last two path components."""
     if root.is_dir():
         inside = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
         found = [folder for folder in inside if (folder / "annotations").is_dir()]

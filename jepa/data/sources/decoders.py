@@ -32,10 +32,8 @@ av = lazy_import("av")
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 DAMAGE += (TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)
 
-MOST_FRAME_PIXELS = 2**26
-"""Of a frame of a video, 8192 x 8192: more than any camera takes."""
-MOST_CLIP_BYTES = 2**31
-"""Of the frames of a clip before they are made smaller: 48 frames of 5K video."""
+MOST_FRAME_PIXELS = 2**26  # of a frame of a video, 8192 x 8192: more than any camera takes
+MOST_CLIP_BYTES = 2**31  # of the frames of a clip before they are made smaller: 48 frames of 5K video
 
 File = str | Path | io.BytesIO
 Choose = Callable[[int, float | None], Sequence[int]]
@@ -181,8 +179,6 @@ class FrameFolder:
 
 @dataclass(frozen=True)
 class TensorVideo:
-    """Frames in memory, uint8 (T, C, H, W)."""
-
     frames: Tensor
 
     def read(self, choose: Choose) -> Tensor:
@@ -195,12 +191,10 @@ Video = VideoFile | FrameFolder | TensorVideo
 
 
 def open_video(path: str) -> Video:
-    """A video file, or a folder of frames."""
     return FrameFolder(path) if os.path.isdir(path) else VideoFile(path)
 
 
 def is_frame_file(name: str) -> bool:
-    """Whether a name is that of a picture that may be a frame of a video, and not hidden."""
     return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
 
 
@@ -227,5 +221,4 @@ def _stack(frames: list[np.ndarray], path: str) -> Tensor:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts frame_2 before frame_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -22,8 +22,7 @@ from jepa.utils.errors import DataError, first_line
 from jepa.utils.read_data import open_regular
 
 log = logging.getLogger("jepa")
-TIMEOUT = 5.0
-"""Seconds without an answer after which a server counts as unreachable."""
+TIMEOUT = 5.0  # seconds without an answer after which a server counts as unreachable
 
 
 def download_file(

@@ -34,15 +34,13 @@ class FileKind:
     test_folders: tuple[str, ...] = ("val", "test", "valid", "validation")
 
     def matches(self, entry: os.DirEntry[str]) -> bool:
-        """Whether an entry of a folder is a sample."""
         if self.frames and entry.is_dir():
             return any(is_frame_file(name) for name in os.listdir(entry.path))
         # is_file last: the type of a link costs a system call.
         return entry.name.lower().endswith(self.extensions) and entry.is_file()
 
 
-LONG_SOUND = 60
-"""Seconds of a file of which a clip shows little."""
+LONG_SOUND = 60  # seconds of a file of which a clip shows little
 
 IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_image)
 SOUNDS = FileKind(
@@ -177,7 +175,6 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
 
 
 def left_out(others: Mapping[str, int]) -> list[str]:
-    """Say how many files of each ending were left out, as "60 .svg left out"; nothing where there are none."""
     counted = [f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items())]
     return [f"{', '.join(counted)} left out"] if counted else []
 

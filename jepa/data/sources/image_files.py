@@ -84,7 +84,6 @@ def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
 
 
 def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
-    """Height and width."""
     return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 
 
@@ -200,7 +199,6 @@ def _is_plain(page: Any) -> bool:
 
 
 def _has_alpha(page: Any) -> bool:
-    """Whether a page of a TIFF file has grey or colour, alpha, and nothing else."""
     colours = COLOURS.get(getattr(page.photometric, "name", ""), math.nan)
     return list(map(int, page.extrasamples)) in ([1], [2]) and page.samplesperpixel == colours + 1
 
@@ -268,7 +266,6 @@ def _orientation(page: Any) -> int:
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Values (C, h, w) turned as the tag of TIFF and EXIF says."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(-1, -2)
     if orientation in (2, 3, 6, 7):

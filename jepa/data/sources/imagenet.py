@@ -35,12 +35,9 @@ from jepa.utils.errors import DataError
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 VALIDATION = ("val", "validation", "valid", "test")
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
-WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])")
-"""In the name of a picture, an archive or a folder."""
-NO_CLASS = re.compile("train|val|validation|valid|test|.*devkit.*")
-"""Names of folders."""
-MOST_CLASSES = 100_000
-"""Above the 21,841 of all of ImageNet; larger numbers are no classes."""
+WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])")  # in the name of a picture, an archive or a folder
+NO_CLASS = re.compile("train|val|validation|valid|test|.*devkit.*")  # names of folders
+MOST_CLASSES = 100_000  # above the 21,841 of all of ImageNet; larger numbers are no classes
 
 
 @dataclass(frozen=True)
@@ -112,7 +109,6 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
 
 
 def _archives(place: Path) -> dict[str, list[Path]]:
-    """The archives of the splits train and test, in order of their names."""
     named: dict[str, list[Path]] = {}
     pictures = _has_pictures(place)
     for folder in (place, *(place / part for part in ("train", *VALIDATION))):
@@ -132,12 +128,10 @@ def _archives(place: Path) -> dict[str, list[Path]]:
 
 
 def _has_folders(folder: Path) -> bool:
-    """Whether a folder holds others that may be classes."""
     return _holds(folder, lambda entry: NO_CLASS.fullmatch(entry.name) is None and entry.is_dir())
 
 
 def _has_pictures(folder: Path) -> bool:
-    """Whether a folder holds pictures, or folders that may be classes."""
     return _holds(folder, lambda entry: entry.name.lower().endswith(IMAGES.extensions)) or _has_folders(folder)
 
 
@@ -149,7 +143,6 @@ def _holds(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> bool:
 
 
 def _test_part(place: Path, archives: Sequence[Path], *, flat: bool) -> Part | None:
-    """None where there is none. flat: without classes, whatever its folders."""
     name = next((name for name in IMAGES.test_folders if _has_pictures(place / name)), None)
     if name is None and not archives:
         name = next((name for name in IMAGES.test_folders if (place / name).is_dir()), None)

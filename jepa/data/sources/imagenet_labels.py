@@ -17,16 +17,14 @@ GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_FOLDERS = ("", "data", "devkit", "devkit/data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data")
 SOLUTION = "LOC_val_solution.csv"
-MOST_BYTES = 2**26
-"""Of a file with labels."""
+MOST_BYTES = 2**26  # of a file with labels
 
 NO_LABELS = (
     f"have no class folders and no labels: put {DEVKIT} of image-net.org, or its {GROUND_TRUTH} and {META}, or "
     f"Kaggle's {SOLUTION}"
 )
 
-ClassOf = Callable[[str], str | None]
-"""Name of a picture without its ending -> class; None where it is not known."""
+ClassOf = Callable[[str], str | None]  # name of a picture without its ending -> class; None where it is not known
 
 
 def validation_labels(folders: Sequence[Path]) -> ClassOf | None:

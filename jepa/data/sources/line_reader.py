@@ -108,7 +108,6 @@ class _TableLines:
         self.dropped = False
 
     def begin_row(self) -> bool:
-        """Forget the row before. Return whether there is another line."""
         self.row, self.dropped = [], False
         if not self.again:
             self.again.extend(itertools.islice(self.lines, 1))

@@ -17,7 +17,6 @@ class Fence:
         self._parents: dict[str, str] = {}  # a list has few folders, and looking a link up takes many system calls
 
     def leaves(self, path: str) -> bool:
-        """Whether a path, where it is a link what it leads to, lies in none of the folders."""
         if "\0" in path:
             return True
         parent, name = os.path.split(path)

@@ -60,8 +60,6 @@ def moving_mnist(
 
 @dataclass(frozen=True, kw_only=True)
 class MovingDigits:
-    """The clips of one split; items are (video, label). `moving_mnist` describes the fields."""
-
     images: TensorImages
     split: str
     clips: int
@@ -82,7 +80,6 @@ class MovingDigits:
 
     @property
     def truth_names(self) -> tuple[str, ...]:
-        """The classes of `truth`."""
         return ("background", "bright digit", "other digits")
 
     def truth(self, index: int, video: TensorVideo) -> Tensor:

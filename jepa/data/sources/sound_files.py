@@ -18,18 +18,12 @@ from jepa.data.sources.splits import FileSamples
 from jepa.data.stream import UnreadableSample
 from jepa.utils.lazy_import import require
 
-HIGHEST_RATE = 2_000_000
-"""Hz; sound of higher rates is taken for a damaged header."""
-
-MOST_FRAMES = 2**50
-"""A header that claims more does not know."""
-
-BLOCK = 2**21
-"""Values that are decoded at a time, before channels are averaged: 8 MiB."""
+HIGHEST_RATE = 2_000_000  # Hz; sound of higher rates is taken for a damaged header
+MOST_FRAMES = 2**50  # a header that claims more does not know
+BLOCK = 2**21  # values that are decoded at a time, before channels are averaged: 8 MiB
 
 
 def require_soundfile() -> ModuleType:
-    """Return the library that reads files of sound. Raise MissingPackageError without it."""
     return require("soundfile", extra="audio", purpose="reading sound")
 
 
@@ -115,7 +109,6 @@ class SoundPart:
 
     @property
     def rate(self) -> int:
-        """In Hz."""
         return self.whole.rate
 
     def read(self, start: int = 0, count: int | None = None) -> Tensor:
@@ -138,7 +131,6 @@ class SoundPieces:
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def describe(self, index: int) -> str:
-        """The path of a piece's file, and where it begins."""
         number, piece = self._place(index)
         return f"{self.files.describe(number)}, from {piece * self.seconds:g} s"
 

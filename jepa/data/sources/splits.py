@@ -22,13 +22,10 @@ T = TypeVar("T")
 Listed = list[tuple[Any, str | None]]
 """What is listed for each sample of a split, such as its path, and its class; None in data without labels."""
 
-NO_LABEL = "it has no label, or one that no training sample has"
-"""Of a bad sample."""
-MOST_LEFT_OUT = 0.1
-"""Share of the entries of a list, or of the labels of a test split, that may be unusable."""
+NO_LABEL = "it has no label, or one that no training sample has"  # of a bad sample
+MOST_LEFT_OUT = 0.1  # share of the entries of a list, or of the labels of a test split, that may be unusable
 
-Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]
-"""(what is listed, labels or None) -> samples"""
+Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]  # (what is listed, labels or None) -> samples
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,6 @@ class FileSamples:
         return len(self.paths)
 
     def describe(self, index: int) -> str:
-        """The path of a sample."""
         return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
@@ -99,7 +95,6 @@ class FileSamples:
         return value, None if self.labels is None else int(self.labels[index])
 
     def file(self, index: int, name: str) -> tuple[Any, ...]:
-        """What `decode` is called with; name: of the sample. Raises UnreadableSample where there is no such file."""
         if self.contents is None:
             return (name,)
         if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
@@ -193,7 +188,6 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_fraction(name: str, fraction: float) -> None:
-    """Raise ValueError for a share that is not between 0 and 1."""
     if not 0 < fraction < 1:
         raise ValueError(f"{name}={fraction} is not between 0 and 1, both excluded")
 

@@ -14,8 +14,7 @@ from jepa.utils.errors import DataError
 
 FSDD_URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.tar.gz"
 FSDD_NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
-FSDD_TEST = 5
-"""Recordings 0 .. 4 of every digit by every speaker are the official test split."""
+FSDD_TEST = 5  # recordings 0 .. 4 of every digit by every speaker are the official test split.
 
 
 def fsdd(*, root: str, label: Literal["digit", "speaker"] = "digit", download: bool = True) -> Splits:

@@ -14,17 +14,13 @@ from jepa.utils.errors import DataError
 SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", r"\s+": "spaces"}
 """What may stand between cells, and its name; the first that fits is taken."""
 
-GROUPS = " '\u2019\u00a0\u202f"
-"""What may stand between thousands, besides the mark that is not the decimal one."""
-
-NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"
-"""A number by any decimal mark."""
+GROUPS = " '\u2019\u00a0\u202f"  # what may stand between thousands, besides the mark that is not the decimal one
+NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"  # a number by any decimal mark
 
 SAMPLE = 2**18
 """Bytes of the beginning of a file, and of eight places further on, by which separator and decimal mark are told."""
 
-STRAY_ZEROS = 3
-"""Zero bytes among the first ones of a file of which it is still taken for text."""
+STRAY_ZEROS = 3  # zero bytes among the first ones of a file of which it is still taken for text
 
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -64,7 +60,6 @@ def sample_lines(content: bytes, encoding: str) -> tuple[list[str], list[str]]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines of a text, whatever ends them."""
     return re.split(r"\r\n|\r|\n", text)
 
 
@@ -107,7 +102,6 @@ def _without_empty_end(row: list[str]) -> list[str]:
 
 
 def is_value(name: str) -> bool:
-    """Return whether the name of a column is a number or a date."""
     return re.fullmatch(r"[\d.,:/+\-\sTZ]*\d[\d.,:/+\-\sTZ]*", name) is not None
 
 

@@ -98,7 +98,6 @@ def read_table(
 
 
 def _about_cells(strange: Mapping[str, pandas.Series]) -> list[str]:
-    """Return a note on cells that are taken for missing. strange: column -> its cells that are no numbers."""
     if not strange:
         return []
     name, cells = next(iter(strange.items()))
@@ -241,7 +240,6 @@ def _without_broken_rows(
 
 
 def _unpacked(path: Path) -> bytes:
-    """Return the content of a file, unpacked where its first bytes say that it is packed."""
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
@@ -277,7 +275,6 @@ def _as_numbers(
 
 
 def _as_float(value: Any) -> float:
-    """A number, infinite where it is too large; NaN for anything else."""
     try:
         return float(value)
     except OverflowError:

@@ -24,8 +24,7 @@ PARTS = {
 }
 """Part of a date -> what its column may be called, in any case."""
 
-DATED = 0.9
-"""Share of the cells of a column of times that can be read as such; rows of the others are left out."""
+DATED = 0.9  # share of the cells of a column of times that can be read as such; rows of the others are left out
 CLOCK = r"\d{1,2}[:.h]\d{2}(?:[:.]\d{2}(?:[.,]\d+)?)?"
 
 
@@ -79,7 +78,6 @@ def _named_parts(frame: pandas.DataFrame, free: Sequence[str]) -> dict[str, str]
 
 
 def check_names(path: str, frame: pandas.DataFrame, names: Sequence[object], key: str) -> list[str]:
-    """Return the names as the table has them. Raise DataError for one that it lacks."""
     for name in map(str, names):
         if name not in frame.columns:
             raise DataError(f"{path} has no column {name!r} ({key}); its columns are {', '.join(frame.columns)}")
@@ -130,7 +128,6 @@ def _dates_of_numbers(cells: pandas.Series) -> pandas.Series | None:
 
 
 def is_clock(cells: pandas.Series) -> bool:
-    """Return whether a column holds times of the day."""
     known = cells.dropna()
     if cells.dtype.kind in "iufbmM" or not len(known):
         return False
@@ -138,7 +135,6 @@ def is_clock(cells: pandas.Series) -> bool:
 
 
 def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
-    """Return dates with a time of the day, which is text or the number of hours."""
     import pandas
 
     if clock.dtype.kind in "iuf":
@@ -175,7 +171,6 @@ def uneven_steps(times: pandas.Series) -> tuple[pandas.Timedelta | None, int]:
 
 
 def step_length(resample: str) -> pandas.Timedelta:
-    """Return a length of time, such as 15min, 1h or 1D. Raise ValueError for anything else."""
     pandas = require("pandas", extra="series", purpose="reading a table of time series")
     try:
         length = pandas.Timedelta(resample)

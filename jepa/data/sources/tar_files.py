@@ -28,20 +28,14 @@ from jepa.utils.read_data import open_regular, parse_json
 
 log = logging.getLogger("jepa")
 
-VERSION = 1
-"""Of the index; another one is found anew."""
-MOST_INDEX = 2**33
-"""Bytes of a kept index: of 100 million pictures."""
-MOST_BYTES = 2**29
-"""Of one picture, packed as it is."""
-MOST_HEADER = 2**20
-"""Bytes of a header; long names are in headers of their own."""
-MOST_LABEL = 2**16
-"""Bytes of a file with a label."""
+VERSION = 1  # of the index; another one is found anew
+MOST_INDEX = 2**33  # bytes of a kept index: of 100 million pictures
+MOST_BYTES = 2**29  # of one picture, packed as it is
+MOST_HEADER = 2**20  # bytes of a header; long names are in headers of their own
+MOST_LABEL = 2**16  # bytes of a file with a label
 LABEL_KEYS = ("label", "cls", "class", "class_id", "wnid")
 """What may hold the label in a .json file, the first that is there."""
-LONGEST = {"name": 255, "label": 64}
-"""Bytes kept."""
+LONGEST = {"name": 255, "label": 64}  # bytes kept
 
 
 @dataclass(frozen=True)
@@ -72,11 +66,9 @@ class TarSamples(FileSamples):
         self.archives, self.paths, self.places = members.archives, members.names[rows], members.places[rows]
 
     def describe(self, index: int) -> str:
-        """The archive and the name in it."""
         return os.path.join(self.archives[self.places[index][0]], super().describe(index))
 
     def file(self, index: int, name: str) -> tuple[io.BytesIO, str]:
-        """The content of a member, in memory, and its name."""
         archive, start, size = self.places[index].tolist()
         if size > MOST_BYTES:
             raise UnreadableSample(name, f"it claims {size:,} bytes, more than {MOST_BYTES:,}")
@@ -182,7 +174,6 @@ def _pictures(path: Path) -> list[tuple[str, str, int, int]]:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file that is no pipe. Raises DataError for what cannot be read."""
     try:
         with open_regular(path, 2**62) as file:
             yield file
@@ -248,11 +239,9 @@ class _Part:
         self.file, self.start, self.size, self.place = file, start, size, 0
 
     def tell(self) -> int:
-        """The place in the part."""
         return self.place
 
     def seek(self, place: int) -> None:
-        """Go to a place in the part."""
         self.place = place
 
     def read(self, count: int) -> bytes:

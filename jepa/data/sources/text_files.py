@@ -9,15 +9,7 @@ import numpy as np
 
 from jepa.data.sources.download import download_file, find_packed
 from jepa.data.sources.line_reader import TOO_LONG, read_lines
-from jepa.data.sources.splits import (
-    NO_LABEL,
-    Splits,
-    check_fraction,
-    first_few,
-    hold_out,
-    number_classes,
-    sort_classes,
-)
+from jepa.data.sources.splits import NO_LABEL, Splits, check_fraction, first_few, hold_out, number_classes, sort_classes
 from jepa.data.sources.text_tables import (
     NOT_UTF8,
     TABLES,
@@ -50,13 +42,7 @@ class Texts:
     empty, `Unusable`, or hold what was no UTF-8.
     """
 
-    def __init__(
-        self,
-        texts: Sequence[str],
-        labels: Sequence[int] | None = None,
-        *,
-        name: str,
-    ) -> None:
+    def __init__(self, texts: Sequence[str], labels: Sequence[int] | None = None, *, name: str) -> None:
         problems = {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()}
         problems |= {number: text.why for number, text in enumerate(texts) if isinstance(text, Unusable)}
         self.places = {number: text.place for number, text in enumerate(texts) if isinstance(text, Unusable)}
@@ -78,7 +64,6 @@ class Texts:
         return len(self._ends)
 
     def describe(self, index: int) -> str:
-        """The file and row of a text."""
         return self.places.get(index, f"{self.name}, row {index + 1}")
 
     def __getitem__(self, index: int) -> tuple[str, int | None]:
@@ -223,7 +208,6 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
 
 
 def left_out(empty: int) -> tuple[str, ...]:
-    """What the first lines of a run say of so many empty texts."""
     return (f"{empty:,} empty text{'s' * (empty > 1)} left out",) if empty else ()
 
 

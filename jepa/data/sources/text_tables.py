@@ -29,7 +29,6 @@ class Unusable(str):
     place: str
 
     def __new__(cls, why: str, place: str) -> Unusable:
-        """Make an empty text with its reason."""
         text = super().__new__(cls, "")
         text.why, text.place = why, place
         return text
@@ -92,7 +91,6 @@ def advise_column(path: Path, root: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be stored; what was no UTF-8 comes as surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -111,7 +109,6 @@ def _is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
 
 
 def _option(key: str, value: str | int) -> str:
-    """An option as a shell and Hydra read it."""
     plain = isinstance(value, int) or re.fullmatch(r"[\w./-]*[^\W\d][\w./-]*", value)
     quoted = value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
     return shlex.quote(f"{key}={quoted}")
@@ -156,7 +153,6 @@ def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool
 
 
 def _row(text: Any, label: Any, place: str, *, labelled: bool) -> Row:
-    """A row of what stands in its columns."""
     if text is None or (isinstance(text, str) and not text.strip()):
         return Row("")
     if not isinstance(text, str):
@@ -204,7 +200,6 @@ def _dialect(path: Path) -> dict[str, Any]:
 
 
 def _place(column: str | int | None, first: Sequence[str], header: bool, path: Path, key: str) -> int | None:
-    """The number of a column. Raises DataError for one there is not."""
     if column is None:
         return None
     name = f"data.{key}_column={column}"

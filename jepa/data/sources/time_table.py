@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 MOST_NAMES = 30
-MARKERS = 3
-"""Rows of a value that may stand for a missing one."""
+MARKERS = 3  # rows of a value that may stand for a missing one
 
 
 class TimeTable:
@@ -82,7 +81,6 @@ class TimeTable:
             )
 
     def put_in_order(self) -> None:
-        """Leave out rows without a time, and sort the others."""
         if self.times is None:
             return
         dated = self.times.notna()
@@ -113,7 +111,6 @@ class TimeTable:
             self.notes.append(f"nothing was measured in {missing} of {len(self.times)} steps of {in_units(step)}")
 
     def find_uneven_steps(self) -> None:
-        """Note where the steps between rows differ."""
         usual, count = (None, 0) if self.times is None else uneven_steps(self.times)
         if not count:
             return
@@ -131,11 +128,9 @@ class TimeTable:
 
     @property
     def step(self) -> pandas.Timedelta | None:
-        """The usual step between rows, None without times."""
         return None if self.times is None or not len(self.times) else uneven_steps(self.times)[0]
 
     def steps_a_day(self) -> int | None:
-        """Return how many steps make a day; None without times, or where steps are a day or longer."""
         usual = self.step
         seconds = 0.0 if usual is None else usual.total_seconds()
         return round(86400 / seconds) if 0 < seconds < 86400 else None
@@ -184,19 +179,16 @@ class TimeTable:
 
 
 def _in_memory(frame: pandas.DataFrame) -> pandas.DataFrame:
-    """Return a table with names that are text, and its index as a column where that holds times."""
     frame = frame.reset_index() if frame.index.dtype.kind == "M" else frame.reset_index(drop=True)
     return frame.set_axis(list(map(str, frame.columns)), axis=1)
 
 
 def named(names: Sequence[str]) -> str:
-    """Return names, separated by commas, of many the first ones."""
     more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
     return ", ".join(names[:MOST_NAMES]) + more
 
 
 def columns_option(names: Sequence[str]) -> str:
-    """Return the option that names the channels, as a shell takes it."""
     return f"'data.source.columns={json.dumps(list(names), ensure_ascii=False)}'"
 
 

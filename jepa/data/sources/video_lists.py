@@ -12,8 +12,7 @@ from jepa.data.sources.listed_paths import check_inside
 from jepa.data.sources.splits import Listed
 from jepa.utils.errors import DataError
 
-LOOKED_AT = 50
-"""Entries of a list of which at least one must exist; to look at all of a large one would take minutes."""
+LOOKED_AT = 50  # entries of a list of which at least one must exist; to look at all of a large one would take minutes
 
 QUOTED = re.compile(r'(?P<path>"(?:[^"]|"")+")(?:[ ,;]+(?P<label>.+))?')
 PLAIN = re.compile(r"(?P<path>.+?)(?: +|[,;] *)(?P<label>-?[0-9]+)")
@@ -84,7 +83,6 @@ def _from_table(
     where: str,
     test_names: Sequence[str],
 ) -> tuple[Numbered, Numbered | None]:
-    """The videos in rows of a table that has the columns of the path."""
     label, split = columns["label"], columns["split"]
     names = [name for name in rows[0][1] if name]
     if label != "label" and label not in names:
@@ -146,7 +144,6 @@ def _any_exists(videos: Numbered) -> bool:
 
 
 def _check_paths(videos: Numbered, where: str, base: Path, allow_outside: bool) -> None:
-    """Raise DataError for listed videos that leave the folder, or do not exist."""
     if not allow_outside:
         check_inside(((f"{where}, line {number}", path) for number, (path, _) in videos), base)
     if not _any_exists(videos):
