@@ -13,7 +13,7 @@ from typing import Any
 
 from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
-from jepa.data.sources.sound_files import SoundFile, SoundPieces, require_soundfile, seconds_of
+from jepa.data.sources.sound_files import SoundFile, SoundPieces, length_of, require_soundfile
 from jepa.data.sources.splits import FileSamples, Listed, Splits, check_fraction, first_few, sort_classes, split_listed
 from jepa.data.sources.video_lists import read_list
 from jepa.utils.errors import DataError
@@ -79,10 +79,11 @@ def audio_folder(
         raise ValueError(f"data.source.piece_seconds={piece_seconds}: expected seconds above 0, or null")
     splits = find_splits(root, SOUNDS, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
     if piece_seconds is None:
-        length = statistics.median(seconds_of(splits.train.describe(n)) for n in range(min(5, len(splits.train))))
-        line = f"files of {length:.0f} s are one sample each: data.source.piece_seconds=10 cuts them into many"
-        return replace(splits, lines=(*splits.lines, line)) if length > LONG_SOUND else splits
-    train, test = SoundPieces(splits.train, piece_seconds), SoundPieces(splits.test, piece_seconds)
+        lengths = [length_of(splits.train.describe(number)) for number in range(min(5, len(splits.train)))]
+        usual = statistics.median(frames / rate for frames, rate in lengths)
+        line = f"files of {usual:.0f} s are one sample each: data.source.piece_seconds=10 cuts them into many"
+        return replace(splits, lines=(*splits.lines, line)) if usual > LONG_SOUND else splits
+    train, test = (SoundPieces(files, piece_seconds) for files in (splits.train, splits.test))
     files, pieces = len(splits.train) + len(splits.test), len(train) + len(test)
     line = f"{files:,} files of sound in {pieces:,} pieces of {piece_seconds:g} s"
     return replace(splits, train=train, test=test, lines=(*splits.lines, line))

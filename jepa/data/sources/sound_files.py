@@ -95,8 +95,7 @@ class SoundTensor:
         self.wave, self.rate, self.frames = wave, rate, len(wave)
 
     def read(self, start: int = 0, count: int | None = None) -> Tensor:
-        """Return the samples from `start` on, at most `count`."""
-        return self.wave[start:] if count is None else self.wave[start : start + count]
+        return self.wave[start:][:count]
 
 
 @dataclass(frozen=True)
@@ -116,42 +115,52 @@ class SoundPart:
         return self.whole.read(self.start + start, self.frames - start if count is None else count)
 
 
-class SoundPieces:
-    """Files of sound in pieces of so many seconds, each a sample with the label of its file.
+def piece_spans(frames: int, rate: int, seconds: float, stride: float | None = None) -> list[tuple[int, int]]:
+    """Return (start, length) in samples of the pieces of a sound: one every `stride` seconds, else one after another.
 
-    The last piece of a file is at least half as long. A file that cannot be read is one piece, a bad sample.
+    The last one may be shorter. It is left out where it is shorter than half a piece, unless it is the only one, and
+    where the piece before holds all of it.
+    """
+    length, step = max(1, round(seconds * rate)), max(1, round((stride or seconds) * rate))
+    starts = range(0, frames, step)
+    kept = [at for at in starts if at == 0 or (2 * (frames - at) >= length and at - step + length < frames)]
+    return [(start, min(length, frames - start)) for start in kept]
+
+
+class SoundPieces:
+    """Files of sound in pieces of so many seconds (`piece_spans`), each a sample with the label of its file.
+
+    A file that cannot be read is one piece, a bad sample.
     """
 
     def __init__(self, files: FileSamples, seconds: float) -> None:
-        self.files, self.seconds = files, seconds
-        lengths = [seconds_of(files.describe(number)) for number in range(len(files))]
-        self.ends = np.cumsum([max(1, int(length / seconds + 0.5)) for length in lengths])
+        self.files = files
+        places = []
+        for number in range(len(files)):
+            frames, rate = length_of(files.describe(number))
+            places += [(number, rate, *span) for span in piece_spans(frames, rate, seconds) or [(0, 0)]]
+        self.places = np.array(places, dtype=np.int64).reshape(-1, 4)  # number of the file, rate, start, length
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return len(self.places)
 
     def describe(self, index: int) -> str:
-        number, piece = self._place(index)
-        return f"{self.files.describe(number)}, from {piece * self.seconds:g} s"
+        number, rate, start, _ = self.places[index].tolist()
+        return f"{self.files.describe(number)}, from {start / rate:g} s"
 
     def __getitem__(self, index: int) -> tuple[SoundPart, int | None]:
-        number, piece = self._place(index)
+        number, _, start, length = self.places[index].tolist()
         sound, label = self.files[number]
-        start = min(int(piece * self.seconds * sound.rate), sound.frames - 1)
-        return SoundPart(sound, start, min(int(self.seconds * sound.rate), sound.frames - start)), label
-
-    def _place(self, index: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        return number, index - (int(self.ends[number - 1]) if number else 0)
+        return SoundPart(sound, start, length), label
 
 
-def seconds_of(path: str) -> float:
-    """Return how long a file of sound is, as its header says; 0 for one that cannot be read."""
+def length_of(path: str) -> tuple[int, int]:
+    """Return the samples of a file of sound, as its header says, and its rate; (0, 1) for one that cannot be read."""
     try:
         sound = SoundFile(path)
     except UnreadableSample:
-        return 0.0
-    return sound.frames / sound.rate
+        return 0, 1
+    return sound.frames, sound.rate
 
 
 Sound = SoundFile | SoundPart | tuple[Tensor, int]
