@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.data_module import DataModule, read_source
 from jepa.data.sources.sound_files import Sound, SoundFile, SoundTensor
 from jepa.data.sources.splits import Splits
+from jepa.utils.errors import check_at_least
 from jepa.utils.lazy_import import require
 from jepa.utils.log_mel import LogMel
 
@@ -154,7 +155,7 @@ class AudioData(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(sample_rate=self.sample_rate)
+        check_at_least("data", 1, sample_rate=self.sample_rate)
         length = round(self.sample_rate * self.seconds)
         if length < self.spectrogram.hop_length:
             raise ValueError(

@@ -10,13 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform, as_list, height_and_width
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.data.stream import Request, UnfitSample, blamed
 from jepa.types import Batch
+from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator
 
 TRIED = 5  # training images of which one has to have the channels that are asked for
@@ -52,9 +53,8 @@ class ImageData(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(channels=self.channels)
-        if self.local_views < 0:
-            raise ValueError(f"data.local_views={self.local_views} is negative; 0 makes none")
+        check_at_least("data", 1, channels=self.channels)
+        check_at_least("data", 0, local_views=self.local_views)
         if self.local_views and (self.local_size is None or self.local_augment is None):
             raise ValueError(
                 f"data.local_views={self.local_views} needs data.local_size (pixels) and data.local_augment "

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts, found_by, lines_of
+from jepa.data.data_module import DataModule, Reading, found_by, lines_of
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, SampleOrder
 from jepa.types import Batch, DataSpec
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, check_at_least
 
 PERIOD = 1000  # samples after which the interleaving of the parts repeats: shares are met to 1 / 1000
 
@@ -207,7 +207,7 @@ class TaskData:
     hints: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_counts(batch_size=self.batch_size)
+        check_at_least("data", 1, batch_size=self.batch_size)
         self.parts = present_parts(self.parts)
         if wrong := [name for name in self.parts if "/" in name]:
             raise ValueError(f"data.parts: names must not hold a slash, got {wrong}")

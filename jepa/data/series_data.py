@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, Reading, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.series_augment import SeriesAugment
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
 from jepa.data.sources.splits import Splits, first_few
 from jepa.data.stream import LARGEST_INPUT, Request, UnreadableSample, wrong_values
 from jepa.types import Batch
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, check_at_least
 from jepa.utils.random import generator
 
 log = logging.getLogger("jepa")
@@ -61,7 +61,7 @@ class SeriesData(DataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         window_size = self.window_size
-        check_counts(stride=self.stride, **({} if window_size is None else {"window_size": window_size}))
+        check_at_least("data", 1, stride=self.stride, window_size=window_size)
         source = read_source(self.source, root=self.root, name=self.name)
         self.timelines, lines, train, test = [*source.timelines], [*source.lines], source.train, source.test
         if self.timelines:

@@ -54,8 +54,7 @@ class UnreadableSample(Exception):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"cannot read {self.name}: {self.reason}"
@@ -65,12 +64,8 @@ class UnfitSample(DataError):
     """A sample that was read, but cannot become what the settings ask for: an image of another number of channels."""
 
 
-class _TooManyUnreadable(Exception):
-    """Ends the reading of a batch in a worker; the main process then reports and raises `DataError`."""
-
-    def __init__(self, found: dict[str, str]) -> None:
-        super().__init__(found)
-        self.found = found
+class TooManyUnreadable(Exception):
+    """Ends the reading of a batch in a worker; `args` has what is bad, which the main process reports and raises."""
 
 
 @dataclass(frozen=True)
@@ -85,11 +80,8 @@ class SampleOrder:
     """The samples of every step: `num_samples` n, global `batch_size` B, and the seed."""
 
     def __init__(self, *, num_samples: int, batch_size: int, seed: int) -> None:
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self._epoch = -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def request(self, step: int, *, rank: int = 0, world_size: int = 1) -> Request:
         """What one rank takes in a step: its contiguous B / world_size of the step's B samples.
@@ -109,24 +101,19 @@ class SampleOrder:
         parts = []
         while start < stop:
             epoch, position = divmod(start, self.num_samples)
-            part = self._order_of(epoch)[position : position + stop - start]
-            parts.append(part)
-            start += len(part)
+            if epoch != self._epoch:
+                random = generator("cpu", self.seed, "order", epoch)
+                self._epoch, self._permutation = epoch, torch.randperm(self.num_samples, generator=random)
+            parts.append(self._permutation[position : position + stop - start])
+            start += len(parts[-1])
         return torch.cat(parts)
-
-    def _order_of(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            random = generator("cpu", self.seed, "order", epoch)
-            self._epoch, self._permutation = epoch, torch.randperm(self.num_samples, generator=random)
-        return self._permutation
 
 
 def fixed_order(num_samples: int, *, batch_size: int, limit: int | None = None) -> Iterator[Request]:
     """All samples in order, the last batch short; or `limit` of them, always the same random subset."""
     indices = torch.arange(num_samples)
     if limit is not None and limit < num_samples:
-        subset = torch.randperm(num_samples, generator=generator("cpu", 0, "subset"))[:limit]
-        indices = subset.sort().values
+        indices = torch.randperm(num_samples, generator=generator("cpu", 0, "subset"))[:limit].sort().values
     for chunk in indices.split(batch_size):
         yield Request(chunk.tolist(), chunk.tolist())
 
@@ -139,8 +126,7 @@ class BadSamples(dict[str, str]):
 
     def __init__(self, *, total: int, max_share: float) -> None:
         super().__init__()
-        self.total = total
-        self.max_share = max_share
+        self.total, self.max_share = total, max_share
 
     @property
     def limit(self) -> float:
@@ -166,31 +152,6 @@ def _shown(name: str, reason: str) -> str:
     texts = (text if len(text) <= 300 else f"{text[:300]}..." for text in (name, reason))
     name, reason = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts)
     return f"{name} ({reason})"
-
-
-def read_or_next(
-    read: Callable[[int], Any],
-    index: int,
-    *,
-    total: int,
-    bad: dict[str, str],
-    limit: float,
-    describe: Callable[[int], str] = "sample {}".format,
-) -> Any:
-    """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`.
-
-    describe: the name of a sample in messages, for errors that have none. See `blamed` for what counts.
-    """
-    while True:
-        try:
-            return read(index)
-        except Exception as error:
-            name, reason = blamed(error, describe(index))
-            bad[name] = reason
-        # As the limit is below the number of samples, this also ends a search in which all are bad.
-        if len(bad) > limit:
-            raise _TooManyUnreadable(bad) from None
-        index = (index + 1) % total
 
 
 def blamed(error: Exception, name: str) -> tuple[str, str]:
@@ -257,10 +218,10 @@ def load(
         batches = iter(loader)
     try:
         while (batch := _next(batches, has_workers=num_workers > 0)) is not None:
-            if isinstance(batch, UserError):
-                raise batch
-            if isinstance(batch, _Failure):
-                batch.error.reraise()
+            if isinstance(error := batch.get("error"), UserError):
+                raise error
+            if error is not None:
+                error.reraise()
             bad.report(batch.pop("bad", {}))
             yield batch
     finally:
@@ -271,7 +232,7 @@ def load(
         del batches
 
 
-def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError | _Failure | None:
+def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | None:
     """Return the next batch, None after the last. Raises DataError if a worker is gone while it hands over one."""
     try:
         return next(batches, None)
@@ -281,28 +242,26 @@ def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError |
         raise DataError(worker_gone(" was killed")) from error
 
 
-@dataclass(frozen=True)
-class _Failure:
-    error: ExceptionWrapper
-
-
 class _Batches(Dataset):
+    """Batches by their requests. Errors are raised by `load`.
+
+    The loader would wrap them into a message with a traceback, which would keep the iterator, and so the workers.
+    """
+
     def __init__(self, make_batch: Callable[[Request], Batch]) -> None:
         self.make_batch = make_batch
 
-    def __getitem__(self, request: Request) -> Batch | UserError | _Failure:
+    def __getitem__(self, request: Request) -> Batch:
         try:
             return _shared(self.make_batch(request))
-        except _TooManyUnreadable as error:
-            return {"bad": error.found}
+        except TooManyUnreadable as error:
+            return {"bad": error.args[0]}
         except UserError as error:
-            # Returned, as the loader would wrap what a worker raises into a message with a traceback.
-            return error
+            return {"error": error}
         except Exception:
             if get_worker_info() is None:
                 raise
-            # Raised by `load`: raised by the loader, its traceback would keep the iterator, and so the workers.
-            return _Failure(ExceptionWrapper(where="in a worker that reads data"))
+            return {"error": ExceptionWrapper(where="in a worker that reads data")}
 
 
 def _shared(batch: Batch) -> Batch:

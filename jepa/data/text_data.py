@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.data_module import DataModule, read_source
 from jepa.data.sources.line_reader import MOST_CHARACTERS, TOO_LONG
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Samples, blamed
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
+from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator
 
 MOST_BUCKETS = 1024
@@ -54,8 +55,7 @@ class TextData(DataModule):
         super().__post_init__()
         if self.max_length < 2:
             raise ValueError(f"data.max_length={self.max_length}: masks need at least 2 tokens")
-        if self.vocab_size is not None:
-            check_counts(vocab_size=self.vocab_size)
+        check_at_least("data", 1, vocab_size=self.vocab_size)
         splits = read_source(self.source, root=self.root, text_column=self.text_column, label_column=self.label_column)
         self.tokenizer: Tokenizer = open_tokenizer(
             self.tokenizer,

@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources.decoders import Video
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Samples, UnfitSample
+from jepa.utils.errors import check_at_least
 
 
 @dataclass(kw_only=True, eq=False)
@@ -58,7 +59,7 @@ class VideoData(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
+        check_at_least("data", 1, num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
         if self.allow_outside and self.csv is None:
             raise ValueError("data.allow_outside=true is for the paths in data.csv, which is not set")
         if self.fps is not None and self.fps <= 0:
