@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -61,12 +62,9 @@ class ImageData(DataModule):
                 "(as data.augment, such as {_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
             )
         self._make_transforms()
-        self.setup(
-            read_source(self.source, root=self.root),
-            prepare=self.transform,
-            input_shape=(self.channels, *self.transform.size),
-        )
-        if hasattr(self.splits["train"], "describe"):
+        splits, shape = read_source(self.source, root=self.root), (self.channels, *self.transform.size)
+        self.setup(splits, prepare=self.transform, input_shape=shape)
+        if hasattr(splits.train, "describe"):
             self._try_some()
         if wanted := [name for name in ("mean", "std") if getattr(self, name) == "auto"]:
             self._find_statistics(wanted)
@@ -85,31 +83,25 @@ class ImageData(DataModule):
                 continue
             height, width = size_of(value)
             if 2 * max(height, width) <= max(self.transform.size):
-                enlarged = " x ".join(map(str, self.transform.size))
-                self.lines = [
-                    *self.lines,
-                    f"the first image has {height} x {width} pixels and is enlarged to {enlarged}: "
-                    f"data.image_size={max(height, width)} is faster",
-                ]
+                enlarged = f"the first image has {height} x {width} pixels and is enlarged to "
+                enlarged += " x ".join(map(str, self.transform.size))
+                self.lines += (f"{enlarged}: data.image_size={max(height, width)} is faster",)
             return
         if unfit:
             raise unfit[0]
 
     def _make_transforms(self) -> None:
-        self.transform = self._transform(self.image_size, self.augment)
-        self.local_transform = None
-        if self.local_views:
-            self.local_transform = self._transform(height_and_width("local_size", self.local_size), self.local_augment)
-
-    def _transform(self, size: int | Sequence[int], augment: Augment | None) -> ImageTransform:
-        return ImageTransform(
-            size=size,
+        make = partial(
+            ImageTransform,
             channels=self.channels,
             mean=0.0 if self.mean == "auto" else self.mean,  # until it is known
             std=1.0 if self.std == "auto" else self.std,
             interpolation=self.interpolation,
-            augment=augment,
         )
+        self.transform, self.local_transform = make(size=self.image_size, augment=self.augment), None
+        if self.local_views:
+            size = height_and_width("local_size", self.local_size)
+            self.local_transform = make(size=size, augment=self.local_augment)
 
     def _find_statistics(self, wanted: Sequence[str]) -> None:
         """Put numbers in the place of `auto`. Raises DataError where too many of the images cannot be read."""
@@ -124,19 +116,14 @@ class ImageData(DataModule):
             squares += pixels.var(dim=1, correction=0) * new + change**2 * (new * (count - new) / count)
         std = (squares / count).sqrt()
         std[std < 1e-6 * mean.abs().clamp(min=1e-6)] = 1.0  # of a channel that is the same everywhere
-        found = {
-            name: [float(f"{value:.6g}") for value in values.tolist()]
-            for name, values in (("mean", mean), ("std", std))
-            if name in wanted
-        }
-        for name, values in found.items():
-            setattr(self, name, values)
+        known = {"mean": mean, "std": std}
+        found = {name: [float(f"{value:.6g}") for value in known[name].tolist()] for name in wanted}
+        vars(self).update(found)
         self._make_transforms()
         self.prepare = self.transform
         self.spec = replace(self.spec, found={**self.spec.found, **found})
         numbers = " ".join(f"data.{name}={str(values).replace(' ', '')}" for name, values in found.items())
-        images = min(STATISTICS_OF, self.spec.num_train)
-        self.lines += (f"auto: {numbers}, of {images:,} training images",)
+        self.lines += (f"auto: {numbers}, of {min(STATISTICS_OF, self.spec.num_train):,} training images",)
 
     @property
     def has_several_views(self) -> bool:

@@ -43,14 +43,10 @@ class ImageTransform:
         interpolation: str,
         augment: Augment | None,
     ) -> None:
-        mean, std = as_list(mean), as_list(std)
         check_statistics(mean, std, channels)
-        self.size = height_and_width("image_size", size)
-        self.channels = channels
-        self.mean = torch.tensor(mean).view(-1, 1, 1)
-        self.std = torch.tensor(std).view(-1, 1, 1)
-        self.interpolation = interpolation
-        self.augment = augment
+        self.size, self.channels = height_and_width("image_size", size), channels
+        self.mean, self.std = (torch.tensor(as_list(each)).view(-1, 1, 1) for each in (mean, std))
+        self.interpolation, self.augment = interpolation, augment
 
     def plain(self, images: Image.Image | Tensor) -> Tensor:
         """One PIL image, or tensor (B, C, h, w), resized and centre cropped: (1 or B, C, H, W)."""
@@ -114,17 +110,15 @@ class ImageTransform:
         view = self._crop(image, views.box[i])
         if views.flip is not None and views.flip[i]:
             view = F.horizontal_flip(view)
-        if views.angle is not None or views.shift is not None:
-            height, width = self.size
-            angle = 0.0 if views.angle is None else views.angle[i].item()
-            right, down = (0.0, 0.0) if views.shift is None else views.shift[i].tolist()
-            move = [right * width, down * height]
-            # torchvision rotates tensors bilinearly at best.
-            mode = v2.InterpolationMode.BILINEAR if isinstance(view, Tensor) else self._mode
-            floats = isinstance(view, Tensor) and view.is_floating_point()
-            fill = view.amin((-2, -1)).tolist() if floats else None
-            view = F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=mode, fill=fill)
-        return view
+        if views.angle is None and views.shift is None:
+            return view
+        angle = 0.0 if views.angle is None else views.angle[i].item()
+        right, down = (0.0, 0.0) if views.shift is None else views.shift[i].tolist()
+        move = [right * self.size[1], down * self.size[0]]
+        # torchvision rotates tensors bilinearly at best.
+        mode = v2.InterpolationMode.BILINEAR if isinstance(view, Tensor) else self._mode
+        fill = view.amin((-2, -1)).tolist() if isinstance(view, Tensor) and view.is_floating_point() else None
+        return F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=mode, fill=fill)
 
     def _warp(self, images: Tensor, views: Views, count: int) -> Tensor:
         """Crop, flip, rotate and shift images (B, C, h, w) to `count` views V each, in one resampling.
@@ -228,10 +222,8 @@ def _blend(pixels: Tensor, other: Tensor, share: Tensor) -> Tensor:
 def _check_unit_range(images: Tensor) -> None:
     low, high = images.min().item(), images.max().item()
     if low < 0 or high > 1:
-        raise DataError(
-            f"data.augment.color_jitter needs pixels in [0, 1], and an image has values from {low:g} to {high:g}: "
-            "set data.augment.color_jitter=0"
-        )
+        found = f"an image has values from {low:g} to {high:g}: set data.augment.color_jitter=0"
+        raise DataError(f"data.augment.color_jitter needs pixels in [0, 1], and {found}")
 
 
 def _to_float(pixels: Image.Image | Tensor) -> Tensor:
@@ -258,10 +250,8 @@ def check_statistics(mean: float | Sequence[float], std: float | Sequence[float]
     for name, value in (("mean", mean), ("std", std)):
         if value == "auto":
             raise ValueError(f"data.{name}=auto is of training images, of which there are none here: give numbers")
-        if len(as_list(value)) not in (1, channels):
-            raise ValueError(
-                f"data.{name} has {len(as_list(value))} values; expected {channels}, one per channel, a single number, "
-                f"or data.{name}=auto for those of the training images"
-            )
+        if (count := len(as_list(value))) not in (1, channels):
+            expected = f"{channels}, one per channel, a single number, or data.{name}=auto for those of training images"
+            raise ValueError(f"data.{name} has {count} values; expected {expected}")
     if min(as_list(std)) <= 0:
         raise ValueError(f"data.std={as_list(std)} has a value that is not positive")

@@ -73,29 +73,21 @@ class MixedData(DataModule):
             raise ValueError(f"data.evaluate={evaluate!r}: expected one of data.parts {list(self.parts)}")
         shapes = {n: {k: tuple(v.shape) for k, v in part.blank_batch(1).items()} for n, part in self.parts.items()}
         if any(shape != shapes[evaluate] for shape in shapes.values()):
-            raise UserError(
-                f"data.parts give batches of different shapes: {shapes}; set the same sizes and views for all"
-            )
-        self.evaluated = self.parts[evaluate]
+            raise UserError(f"data.parts give batches of different shapes, {shapes}: set the same sizes and views")
+        self.evaluated, self.sizes = self.parts[evaluate], list(sizes.values())
         self.shares = [float(weights[name]) for name in self.parts]
-        self.sizes = list(sizes.values())
         self.views = self.evaluated.views
         self.max_bad_share = max(part.max_bad_share for part in self.parts.values())
         super().__post_init__()
         spec = self.evaluated.spec
         self.setup(
-            Splits(
-                train=range(sum(self.sizes)),
-                test=range(spec.num_test),
-                class_names=spec.class_names,
-                lines=lines_of(self.parts),
-            ),
+            Splits(range(sum(self.sizes)), range(spec.num_test), spec.class_names, lines_of(self.parts)),
             prepare=self.evaluated.prepare,
             input_shape=spec.input_shape,
             found=self._check_found() | found_by(self.parts),
         )
-        of_some_kinds = ("raw_features", "words")
-        for name in ("evaluation_batches", "validation_batches", "view_batches", "blank_batch", *of_some_kinds):
+        of_all_kinds = ("evaluation_batches", "validation_batches", "view_batches", "blank_batch")
+        for name in (*of_all_kinds, "raw_features", "words"):
             if hasattr(self.evaluated, name):
                 setattr(self, name, getattr(self.evaluated, name))
 
@@ -107,14 +99,11 @@ class MixedData(DataModule):
             known = {"channels": spec.input_shape[0], "image_size": list(spec.input_shape[1:])} | known
         for name in ("channels", "image_size", "length", "vocab_size"):
             value = getattr(self, name)
-            if isinstance(value, Sequence):
-                value = list(value)
-            elif name == "image_size" and value is not None:
-                value = [value, value]
+            if name == "image_size" and value is not None:
+                value = [value, value] if isinstance(value, int) else list(value)
             if value not in (None, known.get(name)):
-                raise UserError(
-                    f"data.{name}={value}, but the parts have {known.get(name, 'no such size')}: leave it out"
-                )
+                has = known.get(name, "no such size")
+                raise UserError(f"data.{name}={value}, but the parts have {has}: leave it out")
         return known
 
     @property
@@ -131,9 +120,8 @@ class MixedData(DataModule):
         places: list[int] = []
         for number, part in enumerate(self.parts.values()):
             if mine := [place for place, owner in enumerate(owners) if owner == number]:
-                counters = [request.counters[place] for place in mine]
-                indices = [request.indices[place] - offsets[number] for place in mine]
-                made.append(part.make_batch(Request(counters, indices), reading))
+                drawn = [(request.counters[place], request.indices[place] - offsets[number]) for place in mine]
+                made.append(part.make_batch(Request(*zip(*drawn)), reading))
                 places += mine
         order = torch.tensor(places).argsort()
         joined: Batch = {"bad": {name: why for batch in made for name, why in batch.pop("bad", {}).items()}}
@@ -163,10 +151,8 @@ class MixedOrder(SampleOrder):
         for part, order in enumerate(self._orders):
             mine = self.pattern[places] == part
             if mine.any():
-                own = (
-                    periods[mine] * self._counts[part] + self._before[part, places[mine]]
-                )  # how many of it came before
-                indices[mine] = self._offsets[part] + order._indices(int(own[0]), int(own[-1]) + 1)
+                before = periods[mine] * self._counts[part] + self._before[part, places[mine]]
+                indices[mine] = self._offsets[part] + order._indices(int(before[0]), int(before[-1]) + 1)
         return indices
 
 

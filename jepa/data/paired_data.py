@@ -49,10 +49,8 @@ class PairedData(DataModule):
         super().__post_init__()
         names = list(self.modalities)
         if len(names) < 2 or self.anchor not in names:
-            raise ValueError(
-                f"data.anchor={self.anchor} and data.modalities={names}: expected two or more modalities, one of "
-                "which is the anchor"
-            )
+            expected = "two or more modalities, one of which is the anchor"
+            raise ValueError(f"data.anchor={self.anchor} and data.modalities={names}: expected {expected}")
         for name, data in self.modalities.items():
             if data.has_several_views:
                 raise ValueError(f"data.modalities.{name}: got several views of a sample, expected views=1")
@@ -163,8 +161,6 @@ def labels_of(name: str, samples: Samples) -> Tensor:
     """Labels (n,) int64 of a split, without reading its samples. Raises UserError where it has none."""
     labels = getattr(samples, "labels", None)
     if labels is None:
-        raise UserError(
-            f"data.modalities.{name}: {type(samples).__name__} has no labels to pair by: give data with class folders "
-            "or labels"
-        )
+        what = f"{type(samples).__name__} has no labels to pair by"
+        raise UserError(f"data.modalities.{name}: {what}: give data with class folders or labels")
     return torch.as_tensor(labels).long()

@@ -12,8 +12,7 @@ from typing import Any
 
 from jepa.data.sources.decoders import decode_image
 from jepa.data.sources.download import read_archive, read_packed
-from jepa.data.sources.listed_paths import check_inside
-from jepa.data.sources.splits import MOST_LEFT_OUT, FileSamples, Splits, first_few
+from jepa.data.sources.splits import MOST_LEFT_OUT, FileSamples, Splits, check_inside, first_few
 from jepa.data.sources.text_files import Texts
 from jepa.data.sources.text_tables import is_utf8
 from jepa.utils.errors import DataError

@@ -8,8 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jepa.data.sources.listed_paths import check_inside
-from jepa.data.sources.splits import Listed
+from jepa.data.sources.splits import Listed, check_inside
 from jepa.utils.errors import DataError
 
 LOOKED_AT = 50  # entries of a list of which at least one must exist; to look at all of a large one would take minutes
