@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from jepa.data.sources.decoders import decode_image
 from jepa.data.sources.download import read_archive, read_packed
@@ -57,12 +56,10 @@ def coco_captions(*, root: str) -> Splits:
 def _open(root: Path) -> tuple[Path, dict[str, bytes] | None]:
     if root.is_dir():
         inside = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-        found = [folder for folder in inside if (folder / "annotations").is_dir()]
-        found = found or sorted(root.glob("*coco*.tar*"))
+        found = [folder for folder in inside if (folder / "annotations").is_dir()] or sorted(root.glob("*coco*.tar*"))
         if not found:
-            raise DataError(
-                f"data.root={root} holds neither annotations/captions_train2017.json nor a .tar of COCO's layout"
-            )
+            wanted = f"annotations/captions_{SPLITS[0]}.json nor a .tar of COCO's layout"
+            raise DataError(f"data.root={root} holds neither {wanted}")
         root = found[0]
     if root.is_dir():
         return root, None
@@ -79,14 +76,16 @@ def _captions(
     name = f"annotations/captions_{split}.json"
     try:
         content = json.loads(read_packed(place / name) if contents is None else contents[name])
-        images, annotations = list(content["images"]), list(content["annotations"])
+        images, annotations = (
+            [entry if isinstance(entry, dict) else {} for entry in content[name]] for name in ("images", "annotations")
+        )
     except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{name} in {place} is missing or not in COCO's form of captions ({error!r})") from error
-    pictures = {image["id"]: image.get("file_name") for image in images if isinstance(_get(image, "id"), (int, str))}
+    pictures = {image["id"]: image.get("file_name") for image in images if isinstance(image.get("id"), (int, str))}
     texts: dict[int | str, list[str]] = {}
     left_out = []
     for number, annotation in enumerate(annotations):
-        key, caption = _get(annotation, "image_id"), _get(annotation, "caption")
+        key, caption = annotation.get("image_id"), annotation.get("caption")
         file_name = pictures.get(key) if isinstance(key, (int, str)) else None
         if not isinstance(caption, str) or not caption.strip():
             left_out.append(f"number {number} has no text")
@@ -99,7 +98,3 @@ def _captions(
         raise DataError(f"{name} in {place} is not in COCO's form of captions ({reason})")
     keys = sorted(texts, key=lambda key: (isinstance(key, str), key))
     return [(f"{split}/{pictures[key]}", texts[key]) for key in keys], left_out
-
-
-def _get(entry: Any, key: str) -> Any:
-    return entry.get(key) if isinstance(entry, dict) else None

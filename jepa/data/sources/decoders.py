@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -167,14 +168,15 @@ class FrameFolder:
             names = sorted(filter(is_frame_file, os.listdir(self.path)), key=_natural)
         if not names:
             raise UnreadableSample(self.path, f"the folder holds no frames ({', '.join(FRAME_EXTENSIONS)})")
-        found: dict[int, np.ndarray] = {}
-        for number in (numbers := list(choose(len(names), None))):
-            if number not in found:
-                path = os.path.join(self.path, names[number])
-                image = decode_image(path)
-                _check_clip(self.path, math.prod(size_of(image)), len(numbers))  # each, as their sizes may differ
-                found[number] = to_rgb_bytes(image, path)
-        return _stack([found[number] for number in numbers], self.path)
+        numbers = list(choose(len(names), None))
+
+        @functools.cache
+        def frame(number: int) -> np.ndarray:
+            image = decode_image(path := os.path.join(self.path, names[number]))
+            _check_clip(self.path, math.prod(size_of(image)), len(numbers))  # each, as their sizes may differ
+            return to_rgb_bytes(image, path)
+
+        return _stack([*map(frame, numbers)], self.path)
 
 
 @dataclass(frozen=True)

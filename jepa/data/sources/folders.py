@@ -118,11 +118,9 @@ def video_folder(
         return find_splits(root, VIDEOS, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
     if root is not None and not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder; give the one that the paths in data.csv are relative to")
-    where = f"data.csv={csv}"
-    columns = {"path": csv_path, "label": csv_label, "split": csv_split}
-    train, test = read_list(
-        root, os.path.expanduser(csv), columns, test_names=VIDEOS.test_folders, allow_outside=allow_outside
-    )
+    where, columns = f"data.csv={csv}", {"path": csv_path, "label": csv_label, "split": csv_split}
+    csv, names = os.path.expanduser(csv), VIDEOS.test_folders
+    train, test = read_list(root, csv, columns, test_names=names, allow_outside=allow_outside)
     if not train or test == []:
         raise DataError(f"{where}: the {'test' if train else 'train'} split holds no videos")
     classes = sort_classes(name for _, name in train if name) if labels else []

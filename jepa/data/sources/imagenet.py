@@ -40,12 +40,6 @@ DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 DEVKIT_FOLDERS = ("", "data", "devkit", "devkit/data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data")
 SOLUTION = "LOC_val_solution.csv"
 MOST_BYTES = 2**26  # of a file with labels
-
-NO_LABELS = (
-    f"have no class folders and no labels: put {DEVKIT} of image-net.org, or its {GROUND_TRUTH} and {META}, or "
-    f"Kaggle's {SOLUTION}"
-)
-
 ClassOf = Callable[[str], str | None]  # name of a picture without its ending -> class; None where it is not known
 
 
@@ -55,22 +49,18 @@ def validation_labels(folders: Sequence[Path]) -> ClassOf | None:
     Raises DataError for files that are damaged or do not belong together.
     """
     for folder in folders:
-        for name in DEVKIT_FOLDERS:
-            if (folder / name / GROUND_TRUTH).is_file() and (folder / name / META).is_file():
-                return _of_devkit(*(_read(folder / name / file) for file in (GROUND_TRUTH, META)), folder / name)
+        for place in (folder / name for name in DEVKIT_FOLDERS):
+            if (place / GROUND_TRUTH).is_file() and (place / META).is_file():
+                return _of_devkit(*(read_bytes(place / file, MOST_BYTES) for file in (GROUND_TRUTH, META)), place)
         for packed in sorted(folder.glob("ILSVRC2012_devkit*.tar*")):
             files = read_archive(packed, lambda name: os.path.basename(name) in (GROUND_TRUTH, META))
             files = {os.path.basename(name): content for name, content in files.items()}
             if len(files) < 2:
                 raise DataError(f"{packed} lacks {GROUND_TRUTH} or {META}: get it again")
             return _of_devkit(files[GROUND_TRUTH], files[META], packed)
-        if (folder / SOLUTION).is_file():
-            return _of_kaggle(_read(folder / SOLUTION), folder / SOLUTION).get
+        if (solution := folder / SOLUTION).is_file():
+            return _of_kaggle(read_bytes(solution, MOST_BYTES), solution).get
     return None
-
-
-def _read(path: Path) -> bytes:
-    return read_bytes(path, MOST_BYTES)
 
 
 def _of_devkit(ground_truth: bytes, meta: bytes, where: Path) -> ClassOf:
@@ -83,9 +73,8 @@ def _of_devkit(ground_truth: bytes, meta: bytes, where: Path) -> ClassOf:
         wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
         classes = [wnids[number] for number in numbers]
     except Exception as error:  # SciPy raises many kinds for a damaged file
-        raise DataError(
-            f"{where}: {GROUND_TRUTH} and {META} do not fit ({first_line(error)}): get them again"
-        ) from error
+        problem = f"{GROUND_TRUTH} and {META} do not fit ({first_line(error)}): get them again"
+        raise DataError(f"{where}: {problem}") from error
 
     def class_of(name: str) -> str | None:
         number = re.search("[0-9]+$", name)
@@ -152,7 +141,7 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
         except DataError:
             _refuse_others(folder, archives["test"])
             raise
-    unpacked = _has_folders(place / "train") or not archives["train"]
+    unpacked = _has_pictures(place / "train", loose=False) or not archives["train"]
     train = _files(place, "train") if unpacked else _packed(place, "train", archives["train"])
     names = {name for _, name in train.listed if name}
     classes = sort_classes(names) if train.numbered else sorted(names)
@@ -199,19 +188,15 @@ def _archives(place: Path) -> dict[str, list[Path]]:
     return {split: next((named[key] for key in keys if key in named), []) for split, keys in orders.items()}
 
 
-def _has_folders(folder: Path) -> bool:
-    return _holds(folder, lambda entry: NO_CLASS.fullmatch(entry.name) is None and entry.is_dir())
-
-
-def _has_pictures(folder: Path) -> bool:
-    return _holds(folder, lambda entry: entry.name.lower().endswith(IMAGES.extensions)) or _has_folders(folder)
-
-
-def _holds(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> bool:
+def _has_pictures(folder: Path, *, loose: bool = True) -> bool:
+    """Whether a folder holds folders that may be classes, or `loose` pictures."""
     if not folder.is_dir():
         return False
+    endings = IMAGES.extensions if loose else ()
     with os.scandir(folder) as entries:
-        return any(wanted(entry) for entry in entries if not entry.name.startswith("."))
+        seen = [entry for entry in entries if not entry.name.startswith(".")]
+    folders = (entry.is_dir() and not NO_CLASS.fullmatch(entry.name) for entry in seen)
+    return any(entry.name.lower().endswith(endings) for entry in seen) or any(folders)
 
 
 def _test_part(place: Path, archives: Sequence[Path], *, flat: bool) -> Part | None:
@@ -229,20 +214,19 @@ def _files(place: Path, name: str, *, flat: bool = False) -> Part:
     if not flat and all(of is None and WNID.search(Path(path).stem) for path, of in listed):
         listed = _sorted(((path, _wnid_in(Path(path).stem)) for path, _ in listed), str)
     make = partial(FileSamples, decode=decode_image, folder=place)
-    return Part(listed, lambda path: path, make, tuple(left_out(others)))
+    return Part(listed, str, make, tuple(left_out(others)))
 
 
 def _packed(place: Path, split: str, archives: Sequence[Path]) -> Part:
     members, lines = index_tars(archives, place / f".jepa_index_{split}.npz")
     if not len(members):
         raise DataError(f"{first_few(archives)} in {archives[0].parent}: there are no pictures in it")
-    names = [name.decode("utf-8", errors="replace") for name in members.names.tolist()]
-    labels = [label.decode("utf-8", errors="replace") for label in members.labels.tolist()]
+    stored = (members.names.tolist(), members.labels.tolist())
+    names, labels = ([text.decode("utf-8", errors="replace") for text in each] for each in stored)
     if WNID.fullmatch(archives[0].stem):
         labels = [archives[number].stem for number in members.places[:, 0].tolist()]
     labels, numbered = _of_one_kind(labels if any(labels) else [*map(_wnid_in, names)])
-    labelled = any(labels)
-    listed = [(row, label if labelled else None) for row, label in enumerate(labels)]
+    listed = [*enumerate(labels if any(labels) else [None] * len(labels))]
     make = partial(TarSamples, members=members, decode=decode_image)
     return Part(_sorted(listed, names.__getitem__), names.__getitem__, make, lines, numbered)
 
@@ -253,15 +237,11 @@ def _of_one_kind(labels: Sequence[str]) -> tuple[Sequence[str], bool]:
     One damaged label would else be a class, and move the numbers of all that follow.
     """
     counts = Counter(label for label in labels if label)
-    for kind in (_is_number, WNID.fullmatch):
-        known = {label for label in counts if kind(label)}
+    numbers = {label for label in counts if label.isdecimal() and int(label) < MOST_CLASSES}
+    for known in (numbers, {label for label in counts if WNID.fullmatch(label)}):
         if 2 * sum(counts[label] for label in known) > counts.total():
-            return [label if label in known else "" for label in labels], kind is _is_number
+            return [label if label in known else "" for label in labels], known is numbers
     return labels, False
-
-
-def _is_number(label: str) -> bool:
-    return label.isdecimal() and int(label) < MOST_CLASSES
 
 
 def _wnid_in(name: str) -> str:
@@ -287,7 +267,10 @@ def _labelled(test: Part, folder: Path, place: Path) -> Part | None:
     if "ILSVRC2012_test" in first or (class_of is None and first.startswith(f"test{os.sep}")):
         return None
     if class_of is None:
-        raise DataError(f"{len(test.listed):,} validation pictures (the first is {first}) {NO_LABELS} into {folder}")
+        raise DataError(
+            f"{len(test.listed):,} validation pictures (the first is {first}) have no class folders and no labels: put "
+            f"{DEVKIT} of image-net.org, or its {GROUND_TRUTH} and {META}, or Kaggle's {SOLUTION} into {folder}"
+        )
     found = [(item, class_of(Path(test.name_of(item)).stem)) for item, _ in test.listed]
     if lacking := [test.name_of(item) for item, name in found if name is None]:
         raise DataError(f"data.root={folder}: the labels of the validation pictures lack {first_few(lacking)}")
@@ -320,9 +303,7 @@ def _refuse_others(folder: Path, validation: Sequence[Path]) -> None:
         )
     packed = [name for name in names if re.search(r"\.(zip|tgz|tar\.(gz|bz2|xz|zst))$", name) and "devkit" not in name]
     if packed:
-        raise DataError(
-            f"data.root={folder} holds {first_few(packed)}, but pictures in compressed archives cannot be read by "
-            "position: unpack them, with unzip or tar -xf"
-        )
+        problem = "pictures in compressed archives cannot be read by position: unpack them, with unzip or tar -xf"
+        raise DataError(f"data.root={folder} holds {first_few(packed)}, but {problem}")
     if validation:
         raise DataError(f"data.root={folder} holds {first_few(validation)}, but neither train/ nor {ARCHIVES['train']}")

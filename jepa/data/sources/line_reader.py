@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import itertools
@@ -18,8 +19,8 @@ MOST_CHARACTERS = 1_000_000
 """Of one text, the length of two novels; all of it is split into tokens, which takes half a gigabyte."""
 
 OPEN_QUOTE = "a quote in it opens a cell and is not closed"
-
 TOO_LONG = f"it has more than {MOST_CHARACTERS:,} characters"
+TOO_MUCH = "holds more text than fits in memory, even once: give a part of it"
 
 
 def read_lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, int | None]]:
@@ -29,39 +30,38 @@ def read_lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, int | Non
     newline: as of `open`. Raises DataError for a file that is damaged, or has more text than fits in memory.
     """
     left = memory_limit() // 4  # a Python string takes up to four bytes a character
-    try:
-        with _open(path, newline) as file:
-            while line := file.readline(MOST_CHARACTERS):
-                if (left := left - len(line)) < 0:
-                    raise DataError(f"{path} holds more text than fits in memory, even once: give a part of it")
-                if len(line) < MOST_CHARACTERS or line.endswith("\n"):
-                    yield line, None
-                    continue
-                quotes = 0
-                while line and not line.endswith("\n"):
-                    quotes += line.count('"')
-                    line = file.readline(MOST_CHARACTERS)
-                yield "", quotes + line.count('"')
-    except (OSError, EOFError, zlib.error, MemoryError) as error:
-        raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
+    with _opened(path, newline) as file:
+        while line := file.readline(MOST_CHARACTERS):
+            if (left := left - len(line)) < 0:
+                raise DataError(f"{path} {TOO_MUCH}")
+            if len(line) < MOST_CHARACTERS or line.endswith("\n"):
+                yield line, None
+                continue
+            quotes = 0
+            while line and not line.endswith("\n"):
+                quotes += line.count('"')
+                line = file.readline(MOST_CHARACTERS)
+            yield "", quotes + line.count('"')
 
 
 def read_text(path: Path, most: int | None = None) -> str:
     """All of a file, or its first `most` characters, as `read_lines` reads it, and raises."""
     limit = memory_limit() // 8 if most is None else most  # what is made of the text takes as much again
+    with _opened(path, "\n") as file:
+        text = file.read(limit)
+        if most is None and file.read(1):
+            raise DataError(f"{path} {TOO_MUCH}")
+        return text
+
+
+@contextlib.contextmanager
+def _opened(path: Path, newline: str) -> Iterator[TextIO]:
+    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with _open(path, "\n") as file:
-            text = file.read(limit)
-            if most is None and file.read(1):
-                raise DataError(f"{path} holds more text than fits in memory, even once: give a part of it")
-            return text
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
+            yield file
     except (OSError, EOFError, zlib.error, MemoryError) as error:
         raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
-
-
-def _open(path: Path, newline: str) -> TextIO:
-    opened = gzip.open if path.suffix == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline)
 
 
 def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | str]:

@@ -135,23 +135,17 @@ def ett(*, root: str) -> SeriesSplits:
     the file's name, or by the steps of its date column. The season is a day. Raises DataError for what is neither.
     """
     if not os.path.isfile(root):
-        raise DataError(
-            f"data.root={root} is not a file: expected one of the ETT tables, such as data.root=/data/ETTh1.csv"
-        )
+        raise DataError(f"data.root={root} is not a file: expected an ETT table, such as data.root=/data/ETTh1.csv")
     table = TimeTable(root)
     steps_a_day = next((steps for name, steps in (("etth", 24), ("ettm", 96)) if name in Path(root).name.lower()), None)
     steps_a_day = steps_a_day or table.steps_a_day()
     if steps_a_day not in (24, 96):
-        raise DataError(
-            f"{root} is neither hourly (ETTh) nor every 15 minutes (ETTm), by its name or its date column: use "
-            "data=series_csv for other tables"
-        )
+        problem = "is neither hourly (ETTh) nor every 15 minutes (ETTm), by its name or its date column"
+        raise DataError(f"{root} {problem}: use data=series_csv for other tables")
     ends = tuple(30 * steps_a_day * months for months in (12, 16, 20))
-    if len(table.numbers) < ends[2]:
-        raise DataError(
-            f"{root} has {len(table.numbers)} rows, but 20 months of {steps_a_day} steps a day take {ends[2]}: the "
-            "file is cut short, or no ETT table (for others use data=series_csv)"
-        )
+    if (rows := len(table.numbers)) < ends[2]:
+        problem = f"has {rows} rows, but 20 months of {steps_a_day} steps a day take {ends[2]}"
+        raise DataError(f"{root} {problem}: it is cut short, or no ETT table (for others use data=series_csv)")
     return _series_splits([table], [ends], steps_a_day)
 
 
@@ -186,19 +180,15 @@ def series_csv(
     cannot be read.
     """
     if len(splits) != 3 or min(splits) <= 0 or sum(splits) > 1 + 1e-9:
-        raise ValueError(
-            f"data.source.splits={list(splits)}: expected shares of training, validation and test, all above 0 and at "
-            "most 1 together"
-        )
+        expected = "shares of training, validation and test, all above 0 and at most 1 together"
+        raise ValueError(f"data.source.splits={list(splits)}: expected {expected}")
     if period is not None and period < 1:
         raise ValueError(f"data.source.period={period}: expected the rows of a season, at least 1, or null")
     if resample is not None:
         step_length(resample)
     paths, lines = find_tables(root)
-    reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
-    tables = [
-        series_table(each, columns=columns, time_column=time_column, resample=resample, **reading) for each in paths
-    ]
+    reading = {"columns": columns, "time_column": time_column, "separator": separator, "decimal": decimal}
+    tables = [series_table(each, resample=resample, missing_markers=missing_markers, **reading) for each in paths]
     ends = [tuple(min(len(t.numbers), round(float(s) * len(t.numbers))) for s in np.cumsum(splits)) for t in tables]
     return _series_splits(tables, ends, period, tuple(lines))
 
@@ -230,18 +220,15 @@ def find_tables(root: str) -> tuple[list[str], list[str]]:
     if os.path.isfile(root):
         return [root], []
     if not os.path.isdir(root):
-        raise DataError(
-            f"data.root={root} is not a file, nor a folder: expected a table, such as data.root=/data/ETTh1.csv, or a "
-            "folder of tables"
-        )
+        expected = "a table, such as data.root=/data/ETTh1.csv, or a folder of tables"
+        raise DataError(f"data.root={root} is not a file, nor a folder: expected {expected}")
     files = sorted(path for path in Path(root).rglob("*") if path.is_file())
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     found = [path for path in files if TABLES.search(path.name)]
     found = [path for path in found if TABLES.search(path.name).group(1).lower() != "txt"] or found
     if not found:
-        raise DataError(
-            f"data.root={root} holds no tables (.csv, .tsv, .parquet), but {first_few(files) or 'no files'}"
-        )
+        others = first_few(files) or "no files"
+        raise DataError(f"data.root={root} holds no tables (.csv, .tsv, .parquet), but {others}")
     rest = [path for path in files if path not in set(found)]
     others = [f"other files, left out: {len(rest)} ({first_few(rest)})"] if rest else []
     series = [f"{len(found)} tables, each a series that is split by time; no window crosses from one to another"]
@@ -265,11 +252,9 @@ def _series_splits(
     every = list(dict.fromkeys(name for table in tables for name in table.numbers.columns if name not in text))
     for table in tables:
         if lacking := [name for name in every if name not in table.numbers.columns]:
-            common = [name for name in every if all(name in each.numbers.columns for each in tables)]
-            raise DataError(
-                f"{table.path} has no column {lacking[0]!r}, which other tables have: name the channels, as by "
-                f"{columns_option(common)}"
-            )
+            common = columns_option([name for name in every if all(name in each.numbers.columns for each in tables)])
+            problem = f"has no column {lacking[0]!r}, which other tables have"
+            raise DataError(f"{table.path} {problem}: name the channels, as by {common}")
         table.numbers = table.numbers[every]
     values = [_as_float32(table.numbers.to_numpy().T) for table in tables]
     for number, name in enumerate(every):
@@ -279,15 +264,11 @@ def _series_splits(
                 "leave it out with data.source.columns=[...], or change data.source.splits"
             )
     seasons = {table.steps_a_day() for table in tables}
-    period = next(iter(seasons)) if period is None and len(seasons) == 1 else period
+    period = seasons.pop() if period is None and len(seasons) == 1 else period
     told = "; ".join(dict.fromkeys(table.told for table in tables))
-    return SeriesSplits(
-        timelines=[
-            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path)
-            for each, end, table in zip(values, ends, tables)
-        ],
-        lines=(*lines, f"read as {told}", *tables[0].lines()),
-    )
+    each = zip(values, ends, tables)
+    timelines = [Timeline(torch.from_numpy(v), end, period, tuple(every), table.path) for v, end, table in each]
+    return SeriesSplits(timelines=timelines, lines=(*lines, f"read as {told}", *tables[0].lines()))
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Small images held in memory: digits of scikit-learn, MNIST, Fashion-MNIST and CIFAR-10."""
+"""Small images in memory: digits of scikit-learn, MNIST, Fashion-MNIST, CIFAR-10, and Moving MNIST."""
 
 from __future__ import annotations
 

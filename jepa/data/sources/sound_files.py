@@ -1,4 +1,4 @@
-"""Files of sound, of which only the asked part is read; what is damaged raises `UnreadableSample`."""
+"""Files of sound, of which only the asked part is read, and the Free Spoken Digit Dataset."""
 
 from __future__ import annotations
 

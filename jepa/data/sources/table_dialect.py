@@ -81,10 +81,10 @@ def find_separator(head: list[str]) -> tuple[str, int]:
     """
     numbers = [number for number, line in enumerate(head) if line.strip()]
     for separator in SEPARATORS:
-        rows = list(map(_without_empty_end, split_cells(head, separator)))
+        rows = split_cells(head, separator)
         if len(rows) < 2:
             continue
-        widths = list(map(len, rows))
+        widths = [max((n for n, cell in enumerate(row, start=1) if cell.strip()), default=0) for row in rows]
         usual = Counter(widths[1:]).most_common(1)[0][0]
         if usual > 1 and max(widths[1:]) <= widths[0]:
             return separator, numbers[0]
@@ -95,10 +95,6 @@ def find_separator(head: list[str]) -> tuple[str, int]:
             return separator, numbers[first]
     first_row = head[numbers[0]]
     return next((each for each in SEPARATORS if each in first_row), "\t"), numbers[0]  # else it is a single column
-
-
-def _without_empty_end(row: list[str]) -> list[str]:
-    return row[: max((number for number, cell in enumerate(row, start=1) if cell.strip()), default=0)]
 
 
 def is_value(name: str) -> bool:
@@ -133,13 +129,10 @@ def find_decimal(path: Path, rows: list[list[str]], separator: str) -> str:
             elif groups:
                 doubtful.setdefault(mark, groups[0])
     if len(sure) == 2:
-        raise DataError(
-            f"{path} holds {sure['.']!r} and {sure[',']!r}: set data.source.decimal to the mark before fractions, "
-            "'.' or ','"
-        )
+        advice = "set data.source.decimal to the mark before fractions, '.' or ','"
+        raise DataError(f"{path} holds {sure['.']!r} and {sure[',']!r}: {advice}")
     if sure or separator == ";" or "," not in doubtful:
         return next(iter(sure), "," if "," in doubtful else ".")
-    raise DataError(
-        f"{path} holds {doubtful[',']!r}, whose comma may stand before a fraction or between thousands: set "
-        "data.source.decimal=',' or data.source.decimal='.'"
-    )
+    problem = "whose comma may stand before a fraction or between thousands"
+    advice = "set data.source.decimal=',' or data.source.decimal='.'"
+    raise DataError(f"{path} holds {doubtful[',']!r}, {problem}: {advice}")

@@ -57,9 +57,8 @@ def read_table(
     require("pandas", extra="series", purpose="reading a table of time series")
     separator = {**WORDS, "\\t": "\t", " ": r"\s+"}.get(separator, separator)
     if separator not in (None, r"\s+") and len(separator) != 1:
-        raise ValueError(
-            f"data.source.separator={separator!r}: expected a character or one of {', '.join(WORDS)}, or null"
-        )
+        expected = f"a character or one of {', '.join(WORDS)}, or null"
+        raise ValueError(f"data.source.separator={separator!r}: expected {expected}")
     if decimal not in (None, ".", ","):
         raise ValueError(f"data.source.decimal={decimal!r}: expected '.' or ',', or null")
     path, missing_markers = Path(path), list(map(str, missing_markers))
@@ -81,8 +80,7 @@ def read_table(
     if not frame.columns.is_unique:
         raise DataError(f"{path} has two columns of the name {frame.columns[frame.columns.duplicated()][0]!r}")
     empty = [name for name in frame.columns if name.startswith("Unnamed: ") and frame[name].isna().all()]
-    frame = frame.drop(columns=empty)
-    frame = frame[frame.notna().any(axis=1) | frame.index.isin(lost)]
+    frame = frame.drop(columns=empty)[frame.notna().any(axis=1) | frame.index.isin(lost)]
     if not len(frame):
         raise DataError(f"{path} has no rows below its header")
     marks: set[str] = set()
@@ -114,11 +112,8 @@ def _read_parquet(path: Path) -> pandas.DataFrame:
 
     parquet = require("pyarrow.parquet", extra="series", purpose="reading a parquet table")
     claimed = parquet.ParquetFile(path).metadata
-    size = max(
-        8 * claimed.num_rows * claimed.num_columns,
-        sum(claimed.row_group(number).total_byte_size for number in range(claimed.num_row_groups)),
-    )
-    if size > memory_limit():
+    packed = sum(claimed.row_group(number).total_byte_size for number in range(claimed.num_row_groups))
+    if (size := max(8 * claimed.num_rows * claimed.num_columns, packed)) > memory_limit():
         raise DataError(f"{path} claims {size / 2**30:,.0f} GiB, which do not fit in memory: give a part of it")
     frame = pandas.read_parquet(path, engine="pyarrow")
     named = isinstance(frame.index, pandas.DatetimeIndex) or any(name is not None for name in frame.index.names)
@@ -187,13 +182,10 @@ def _parse(
             )
         except pandas.errors.EmptyDataError:
             raise DataError(f"{path} has no rows below its header") from None
-    told = [
-        f"{SEPARATORS.get(separator, repr(separator))} between cells",
-        f"decimal {'comma' if decimal == ',' else 'point'}",
-        encoding.removesuffix("-sig").upper(),
-        *([f"{header} lines above the header left out"] if header and not hint else []),
-    ]
-    return frame, ", ".join(told), decimal
+    told = f"{SEPARATORS.get(separator, repr(separator))} between cells, decimal "
+    told += f"{'comma' if decimal == ',' else 'point'}, {encoding.removesuffix('-sig').upper()}"
+    told += f", {header} lines above the header left out" if header and not hint else ""
+    return frame, told, decimal
 
 
 def _layout(
@@ -203,13 +195,11 @@ def _layout(
     head, rest = sample_lines(content, encoding)
     if not any(line.strip() for line in head):
         raise DataError(f"{path} has no rows below its header")
-    hint = re.fullmatch(r"\ufeff?sep=(.)", head[0].strip("\r\n"), re.IGNORECASE)  # a line that spreadsheets write
+    header, hint = 0, re.fullmatch(r"\ufeff?sep=(.)", head[0].strip("\r\n"), re.IGNORECASE)  # by a spreadsheet
     if hint:
         separator, header = separator or hint.group(1), 1
     elif separator is None:
         separator, header = find_separator(head)
-    else:
-        header = 0
     closed = [line for line in [*head[header + 1 :], *rest] if line.count('"') % 2 == 0]
     return separator, header, bool(hint), split_cells(head[header:], separator)[0], closed
 

@@ -78,10 +78,10 @@ def _named_parts(frame: pandas.DataFrame, free: Sequence[str]) -> dict[str, str]
 
 
 def check_names(path: str, frame: pandas.DataFrame, names: Sequence[object], key: str) -> list[str]:
-    for name in map(str, names):
-        if name not in frame.columns:
-            raise DataError(f"{path} has no column {name!r} ({key}); its columns are {', '.join(frame.columns)}")
-    return list(map(str, names))
+    names = list(map(str, names))
+    if lacking := [name for name in names if name not in frame.columns]:
+        raise DataError(f"{path} has no column {lacking[0]!r} ({key}); its columns are {', '.join(frame.columns)}")
+    return names
 
 
 def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
@@ -129,9 +129,7 @@ def _dates_of_numbers(cells: pandas.Series) -> pandas.Series | None:
 
 def is_clock(cells: pandas.Series) -> bool:
     known = cells.dropna()
-    if cells.dtype.kind in "iufbmM" or not len(known):
-        return False
-    return bool(known.astype(str).str.strip().str.fullmatch(CLOCK).mean() > DATED)
+    return cells.dtype.kind not in "iufbmM" and known.astype(str).str.strip().str.fullmatch(CLOCK).mean() > DATED
 
 
 def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
@@ -174,14 +172,13 @@ def step_length(resample: str) -> pandas.Timedelta:
     pandas = require("pandas", extra="series", purpose="reading a table of time series")
     try:
         length = pandas.Timedelta(resample)
-        reason = "" if length > pandas.Timedelta(0) else " (it is not above 0)"
+        if length > pandas.Timedelta(0):
+            return length
+        reason = "it is not above 0"
     except (ValueError, TypeError) as error:
-        reason = f" ({error})"
-    if reason:
-        raise ValueError(
-            f"data.source.resample={resample!r} is no length of time{reason}: expected such as 15min, 1h or 1D, or null"
-        )
-    return length
+        reason = str(error)
+    expected = f"no length of time ({reason}): expected such as 15min, 1h or 1D, or null"
+    raise ValueError(f"data.source.resample={resample!r} is {expected}")
 
 
 def resampled(
@@ -195,9 +192,7 @@ def resampled(
 
     rows = (times.max() - times.min()) / step + 1
     if 8 * rows * numbers.shape[1] > memory_limit():
-        raise DataError(
-            f"{path}: from {times.min()} to {times.max()} there are {rows:,.0f} steps of data.source.resample, "
-            "which do not fit in memory: use a longer one, or mend the times"
-        )
+        steps = f"from {times.min()} to {times.max()} there are {rows:,.0f} steps of data.source.resample"
+        raise DataError(f"{path}: {steps}, which do not fit in memory: use a longer one, or mend the times")
     numbers = numbers.set_index(pandas.DatetimeIndex(times)).resample(step).mean()
     return numbers, numbers.index.to_series()

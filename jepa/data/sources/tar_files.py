@@ -119,7 +119,7 @@ def _write_index(path: Path, stamp: bytes, members: Members) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as file:
-            arrays = {"names": members.names, "labels": members.labels, "places": members.places}
+            arrays = {name: value for name, value in vars(members).items() if name != "archives"}
             np.savez(file, stamp=np.frombuffer(stamp, np.uint8), **arrays)
         part.replace(path)
     finally:
@@ -135,15 +135,13 @@ def _read_index(path: Path, stamp: bytes, archives: tuple[str, ...], sizes: Sequ
         if stored["stamp"].tobytes() != stamp:
             return None
         members = Members(archives, stored["names"], stored["labels"], stored["places"])
-    count = (len(members.names),)
-    kinds = [members.names.dtype.kind, members.labels.dtype.kind, members.places.dtype.str[1:]]
-    shapes = [members.names.shape, members.labels.shape, members.places.shape]
-    if kinds != ["S", "S", "i8"] or shapes != [count, count, (*count, 3)]:
+    names, labels, places = members.names, members.labels, members.places
+    count = (len(names),)
+    kinds = [names.dtype.kind, labels.dtype.kind, places.dtype.str[1:], names.shape, labels.shape, places.shape]
+    if kinds != ["S", "S", "i8", count, count, (*count, 3)]:
         raise ValueError("its arrays are of other kinds")
-    number, start, size = members.places.T
-    if not ((members.places >= 0).all() and (number < len(sizes)).all()):
-        raise ValueError("it names places that there are not")
-    if (start > np.array(sizes)[number] - size).any():
+    number, start, size = places.T
+    if (places < 0).any() or (number >= len(sizes)).any() or (start > np.array(sizes)[number] - size).any():
         raise ValueError("it names places beyond the end of an archive")
     return members
 
@@ -152,33 +150,24 @@ def _pictures(path: Path) -> list[tuple[str, str, int, int]]:
     """(name, label, first byte, size) of each picture in an archive, and in the archives that it holds."""
     found: list[tuple[str, str, int, int]] = []
     labels: dict[str, str] = {}
-    with _opened(path) as file:
-        for member, start in _members(file, 0, os.fstat(file.fileno()).st_size, str(path)):
-            name = member.name.lower()
-            if name.endswith(IMAGE_EXTENSIONS):
-                found.append((member.name, "", start, member.size))
-            elif name.endswith(".tar"):
-                inside = _members(file, start, member.size, f"{path}/{member.name}")
-                label = _usable(Path(member.name).stem)
-                found += [
-                    (f"{member.name}/{each.name}", label, first, each.size)
-                    for each, first in inside
-                    if each.name.lower().endswith(IMAGE_EXTENSIONS)
-                ]
-            elif name.endswith((".cls", ".json")) and (name.endswith(".cls") or _key(member.name) not in labels):
-                file.seek(start)
-                content = file.read(member.size) if member.size <= MOST_LABEL else b""
-                labels[_key(member.name)] = _label(content, member.name)
-    return [(name, label or labels.get(_key(name), ""), *place) for name, label, *place in found]
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with open_regular(path, 2**62) as file:
-            yield file
+            for member, start in _members(file, 0, os.fstat(file.fileno()).st_size, str(path)):
+                name = member.name.lower()
+                if name.endswith(IMAGE_EXTENSIONS):
+                    found.append((member.name, "", start, member.size))
+                elif name.endswith(".tar"):
+                    label = _usable(Path(member.name).stem)
+                    for each, first in _members(file, start, member.size, f"{path}/{member.name}"):
+                        if each.name.lower().endswith(IMAGE_EXTENSIONS):
+                            found.append((f"{member.name}/{each.name}", label, first, each.size))
+                elif name.endswith(".cls") or (name.endswith(".json") and _key(member.name) not in labels):
+                    file.seek(start)
+                    content = file.read(member.size) if member.size <= MOST_LABEL else b""
+                    labels[_key(member.name)] = _label(content, member.name)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
+    return [(name, label or labels.get(_key(name), ""), *place) for name, label, *place in found]
 
 
 def _key(name: str) -> str:
@@ -225,9 +214,8 @@ def _members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple
                 raise tarfile.ReadError(f"byte {start + archive.offset:,} begins no file")
     except Exception as error:  # RecursionError and others, too, for bytes that are no archive
         part.seek(0)
-        packed = part.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
         problem = f"is no complete tar archive after {last[:200]!r} ({first_line(error)}): get it again"
-        if packed:
+        if part.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")):
             problem = "is compressed, and cannot be read by position: unpack it, such as with gzip -d"
         raise DataError(f"{name} {problem}") from error
 

@@ -43,22 +43,17 @@ class Texts:
     """
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int] | None = None, *, name: str) -> None:
-        problems = {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()}
-        problems |= {number: text.why for number, text in enumerate(texts) if isinstance(text, Unusable)}
-        self.places = {number: text.place for number, text in enumerate(texts) if isinstance(text, Unusable)}
+        unusable = {number: text for number, text in enumerate(texts) if isinstance(text, Unusable)}
+        self.places = {number: text.place for number, text in unusable.items()}
+        self.broken = {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()}
+        self.broken |= {number: NOT_UTF8 for number, text in enumerate(texts) if not is_utf8(text)}
+        self.broken |= {number: text.why for number, text in unusable.items()}
         # One block of bytes: workers would copy a million strings by touching their reference counts.
-        encoded = []
-        for number, text in enumerate(texts):
-            try:
-                encoded.append(text.encode())
-            except UnicodeEncodeError:
-                encoded.append(b"")
-                problems[number] = NOT_UTF8
+        encoded = [text.encode(errors="replace") for text in texts]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         self.labels = None if labels is None else np.array(labels)
         self.name = name
-        self.broken = problems
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -92,10 +87,10 @@ def text_lines(
     if text_column is not None:
         return text_csv(root=root, text_column=text_column, test_fraction=test_fraction, split_seed=split_seed)
     folder = Path(root)
-    if folder.is_dir() and not _with_suffix(folder, LINES) and (tables := _with_suffix(folder, tuple(TABLES))):
-        raise DataError(
-            f"data.root={root} holds tables ({first_few(tables)}), no lines: {advise_column(tables[0], root)}"
-        )
+    tables = _with_suffix(folder, tuple(TABLES)) if folder.is_dir() else []
+    if tables and not _with_suffix(folder, LINES):
+        advice = advise_column(tables[0], root)
+        raise DataError(f"data.root={root} holds tables ({first_few(tables)}), no lines: {advice}")
     train, test = _find_files(folder, LINES)
     if (kind := table_kind(train[0])) is not None:
         raise DataError(f"{train[0]} is no plain text, but a table ({kind}): {advise_column(train[0], root)}")
@@ -103,10 +98,9 @@ def text_lines(
     parts = [lines for lines, _ in read]
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=root)
-    names, empty = (train[0], (test or train)[0]), sum(count for _, count in read)
-    tables = _with_suffix(folder, tuple(TABLES)) if folder.is_dir() else ()
+    splits = (Texts(part, name=str(name)) for part, name in zip(parts, (train[0], (test or train)[0])))
     lines = (f"data.root={root}: tables beside the text left out: {first_few(tables)}",) if tables else ()
-    return Splits(*(Texts(part, name=str(name)) for part, name in zip(parts, names)), lines=(*lines, *left_out(empty)))
+    return Splits(*splits, lines=(*lines, *left_out(sum(count for _, count in read))))
 
 
 def text_csv(
@@ -132,9 +126,7 @@ def text_csv(
     check_fraction("data.source.test_fraction", test_fraction)
     train, test = _find_files(Path(root), tuple(TABLES))
     if len({table_kind(file) for file in train}) > 1:
-        raise DataError(
-            f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one file"
-        )
+        raise DataError(f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one")
     columns = {"text": text_column, "label": label_column}
     header = any(isinstance(column, str) for column in columns.values()) if header is None else header
     parts, empty = [], 0
@@ -144,20 +136,21 @@ def text_csv(
         empty += sum(count for _, count in tables)
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=train[0])
-    names, index, lines = None, None, ()
+    index, lines = None, ()
     if label_column is not None:
         used = [[row.label for row in rows if row.label is not None] for rows in parts]
-        names = sort_classes(used[0])
         where = f"data.root={root}, data.label_column={label_column}"
-        index, lines = number_classes(names, used[1], where=where)
+        index, lines = number_classes(sort_classes(used[0]), used[1], where=where)
     splits = []
     for rows, file in zip(parts, (train[0], (test or train)[0])):
-        labels = None if index is None else [index.get(row.label, -1) for row in rows]
-        texts = [row.text for row in rows]
-        for number in () if labels is None else (n for n, label in enumerate(labels) if label < 0 and texts[n]):
-            texts[number] = Unusable(NO_LABEL, rows[number].place or f"{file}, label {rows[number].label!r}")
+        texts, labels = [row.text for row in rows], None
+        if index is not None:
+            labels = [index.get(row.label, -1) for row in rows]
+            for number, (row, label) in enumerate(zip(rows, labels)):
+                if label < 0 and row.text:
+                    texts[number] = Unusable(NO_LABEL, row.place or f"{file}, label {row.label!r}")
         splits.append(Texts(texts, labels, name=str(file)))
-    return Splits(*splits, class_names=None if index is None else names, lines=(*lines, *left_out(empty)))
+    return Splits(*splits, class_names=index and tuple(index), lines=(*lines, *left_out(empty)))
 
 
 def find_texts(root: Path, text_column: str | int | None) -> list[Path]:
@@ -166,10 +159,8 @@ def find_texts(root: Path, text_column: str | int | None) -> list[Path]:
         return [root]
     suffixes = LINES if text_column is None else tuple(TABLES)
     if not (found := _with_suffix(root, suffixes)):
-        raise DataError(
-            f"input={root} holds no texts ({', '.join(suffixes)})"
-            + (f"; text_column=<name> reads {', '.join(TABLES)}" if text_column is None else "")
-        )
+        hint = f"; text_column=<name> reads {', '.join(TABLES)}" if text_column is None else ""
+        raise DataError(f"input={root} holds no texts ({', '.join(suffixes)}){hint}")
     return found
 
 
@@ -181,10 +172,8 @@ def texts_of(path: Path, text_column: str | int | None) -> Texts:
     if (kind := table_kind(path)) is not None:
         raise DataError(f"input={path} is no plain text, but a table ({kind}): name the column, text_column=...")
     lines = enumerate(read_lines(path), 1)
-    return Texts(
-        [line.strip() if quotes is None else Unusable(TOO_LONG, f"{path}, row {n}") for n, (line, quotes) in lines],
-        name=str(path),
-    )
+    texts = [line.strip() if quotes is None else Unusable(TOO_LONG, f"{path}, row {n}") for n, (line, quotes) in lines]
+    return Texts(texts, name=str(path))
 
 
 def wikitext2(*, root: str, download: bool = True) -> Splits:

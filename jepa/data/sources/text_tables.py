@@ -25,9 +25,6 @@ SHOWN_ROWS, SNIFFED = 20, 1000
 class Unusable(str):
     """Stands, as an empty text, for one that cannot be used; why: the reason; place: its file and row."""
 
-    why: str
-    place: str
-
     def __new__(cls, why: str, place: str) -> Unusable:
         text = super().__new__(cls, "")
         text.why, text.place = why, place
@@ -80,9 +77,8 @@ def advise_column(path: Path, root: str) -> str:
         rows = [row for row in rows if not isinstance(row, str)]
         first, *body = rows or [[]]
         columns = [[row[number] for row in body if number < len(row)] for number in range(len(first))]
-        sums = [sum(map(len, column)) for column in columns]
         names = first if _is_header(first, columns) else list(range(len(first)))
-        lengths = dict(zip(names, sums))
+        lengths = {name: sum(map(len, column)) for name, column in zip(names, columns)}
     if not names:
         return "it holds no rows"
     column = max(names, key=lengths.__getitem__)
@@ -118,14 +114,16 @@ def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool)
     rows = read_rows(path, **_dialect(path))
     if isinstance(first := next(rows, []), str):
         raise DataError(f"{path}: its first row cannot be used, as {first}")
-    text, label = (_place(column, first, header, path, key) if first else None for key, column in columns.items())
-    wanted = 1 + max(text or 0, -1 if label is None else label)
-    for number, row in enumerate(rows if header else itertools.chain([first] if first else [], rows), 1):
+    if not first:
+        return
+    text, label = (_place(column, first, header, path, key) for key, column in columns.items())
+    wanted = 1 + max(text, -1 if label is None else label)
+    for number, row in enumerate(rows if header else itertools.chain([first], rows), 1):
         place = f"{path}, row {number}"
+        if not isinstance(row, str) and len(row) < wanted:
+            row = f"it has {len(row)} columns, expected {wanted} or more"
         if isinstance(row, str):
             yield Row(Unusable(row, place))
-        elif len(row) < wanted:
-            yield Row(Unusable(f"it has {len(row)} columns, expected {wanted} or more", place))
         else:
             yield _row(row[text], None if label is None else row[label], place, labelled=label is not None)
 
@@ -210,8 +208,6 @@ def _place(column: str | int | None, first: Sequence[str], header: bool, path: P
     if not header:
         raise DataError(f"{name}: without a header (data.source.header=false) give its number")
     if column not in first:
-        raise DataError(
-            f"{name}: {path} begins with the columns {first_few(first)}; give one of these, or its number from 0 where "
-            "the file has no header"
-        )
+        advice = "give one of these, or its number from 0 where the file has no header"
+        raise DataError(f"{name}: {path} begins with the columns {first_few(first)}; {advice}")
     return first.index(column)

@@ -52,10 +52,9 @@ class TimeTable:
         channels = [name for name in free if name not in self.text]
         if not channels:
             shown = ", ".join(f"{name} ({str(frame[name].iloc[0])[:30]})" for name in frame.columns[:5])
-            raise DataError(
-                f"{path} has no columns of numbers; read with {self.told}, its columns are {shown}: set "
-                "data.source.separator or data.source.decimal if that is wrong"
-            )
+            advice = "set data.source.separator or data.source.decimal if that is wrong"
+            problem = f"no columns of numbers; read with {self.told}, its columns are {shown}"
+            raise DataError(f"{path} has {problem}: {advice}")
         self.numbers = frame[channels].astype("float64")
         names = [*channels, *self.time_columns]
         if wanted is None and all(map(is_value, names)) and not all(re.fullmatch(r"-?\d+", name) for name in names):
@@ -83,29 +82,27 @@ class TimeTable:
     def put_in_order(self) -> None:
         if self.times is None:
             return
-        dated = self.times.notna()
-        if not dated.all():
-            self.notes.append(f"rows without a time that can be read, left out: {int((~dated).sum())}")
-            self.numbers, self.times = self.numbers[dated], self.times[dated]
-        if not self.times.is_monotonic_increasing:
+        times = self.times.dropna()
+        if undated := len(self.times) - len(times):
+            self.notes.append(f"rows without a time that can be read, left out: {undated}")
+        if not times.is_monotonic_increasing:
             self.notes.append("rows are not in the order of their times, and are sorted")
-            self.times = self.times.sort_values(kind="stable")
-            self.numbers = self.numbers.loc[self.times.index]
+            times = times.sort_values(kind="stable")
+        self.numbers, self.times = self.numbers.loc[times.index], times
 
     def resample(self, step: pandas.Timedelta) -> None:
         """Take the mean of each step of time (`resampled`). Raises DataError for a table without times."""
+        setting = f"{self.path}: data.source.resample={in_units(step)}"
         if self.times is None:
+            columns = ", ".join(self.time_columns)
             raise DataError(
-                f"{self.path}: data.source.resample={in_units(step)} needs times, and "
-                + (f"{', '.join(self.time_columns)} cannot be read as such" if self.time_columns else "there are none")
-                + ": name what holds them with data.source.time_column, or set data.source.resample=null"
+                f"{setting} needs times, and {columns + ' cannot be read as such' if columns else 'there are none'}: "
+                "name what holds them with data.source.time_column, or set data.source.resample=null"
             )
         usual = uneven_steps(self.times)[0]
         if usual is not None and step < usual:
-            raise DataError(
-                f"{self.path}: data.source.resample={in_units(step)} is finer than its rows, of which most are "
-                f"{in_units(usual)} apart: give {in_units(usual)} or longer"
-            )
+            apart = in_units(usual)
+            raise DataError(f"{setting} is finer than its rows, of which most are {apart} apart: give {apart} or more")
         self.numbers, self.times = resampled(self.path, self.numbers, self.times, step)
         if missing := int(self.numbers.isna().all(axis=1).sum()):
             self.notes.append(f"nothing was measured in {missing} of {len(self.times)} steps of {in_units(step)}")
@@ -115,15 +112,11 @@ class TimeTable:
         if not count:
             return
         total, repeated = len(self.times) - 1, int(self.times.duplicated().sum())
+        again = f". {repeated} times are there again: by a clock that went back, or of several devices"
         self.notes.append(
             f"{count} of {total} steps between rows ({count / total:.2%}) are not the usual {in_units(usual)}, the "
             f"longest is {in_units(self.times.diff().max())}, and windows take them for even ones: data.source."
-            f"resample={in_units(usual)} takes means, and leaves gaps missing"
-            + (
-                f". {repeated} times are there again: by a clock that went back, or of several devices"
-                if repeated
-                else ""
-            )
+            f"resample={in_units(usual)} takes means, and leaves gaps missing{again if repeated else ''}"
         )
 
     @property
@@ -140,12 +133,9 @@ class TimeTable:
         found: dict[str, list[str]] = {}
         for name in self.numbers.columns:
             counts = self.numbers[name].value_counts().sort_index()
-            values = counts.index.to_numpy()
-            if len(values) < 4:
-                continue
-            spread = max(values[-2] - values[1], 1e-9)
-            for end, other in ((values[0], values[1]), (values[-1], values[-2])):
-                if counts[end] >= MARKERS and abs(end - other) > 5 * spread:
+            lowest, low, *_, high, highest = [*counts.index] if len(counts) >= 4 else [0.0] * 4
+            for end, other in ((lowest, low), (highest, high)):
+                if abs(end - other) > 5 * max(high - low, 1e-9) and counts[end] >= MARKERS:
                     found.setdefault(f"{end:g}", []).append(name)
         for value, names in found.items():
             self.notes.append(
@@ -159,8 +149,8 @@ class TimeTable:
         lines = [f"channels: {named(names)}"]
         if self.times is not None and len(self.times):
             every = "" if self.step is None else f", every {in_units(self.step)}"
-            span = f"{self.times.min()} to {self.times.max()}{every}"
-            lines[0] += f"; time: {', '.join(self.time_columns)} ({span})"
+            columns = ", ".join(self.time_columns)
+            lines[0] += f"; time: {columns} ({self.times.min()} to {self.times.max()}{every})"
         elif self.time_columns:
             lines[0] += f"; left out, though no times: {named(self.time_columns)}"
         else:
@@ -168,8 +158,8 @@ class TimeTable:
         lines[0] += f"; left out, as text: {named(self.text)}" if self.text else ""
         steps = self.numbers.diff().iloc[1:]
         constant = [name for name in names if self.numbers[name].nunique() < 2]
-        counters = [name for name in names if len(steps) > 1 and steps[name].nunique(dropna=False) == 1]
-        counters = [name for name in counters if name not in constant and steps[name].notna().all()]
+        even = [name for name in names if len(steps) > 1 and steps[name].notna().all() and steps[name].nunique() == 1]
+        counters = [name for name in even if name not in constant]
         useless = [f"{named(constant)} never changes"] if constant else []
         useless += [f"{named(counters)} only counts the rows"] if counters else []
         if useless:

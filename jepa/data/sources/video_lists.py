@@ -47,7 +47,7 @@ def read_list(
         raise DataError(f"{where} is no list that can be read ({type(error).__name__}: {error})") from error
     if not header:
         raise DataError(f"{where} is empty")
-    pattern = columns["path"] if "{" in columns["path"] else "{" + columns["path"] + "}"
+    pattern = columns["path"] if "{" in columns["path"] else f"{{{columns['path']}}}"
     try:
         pattern.format_map(dict.fromkeys(header, ""))
         if not rows:
@@ -87,14 +87,12 @@ def _from_table(
     if label != "label" and label not in names:
         raise DataError(f"{where} has no column {label!r} (data.csv_label); it has {', '.join(names)}")
     labelled = any(row.get(label) for _, row in rows)
-    train: Numbered = []
-    test: Numbered = []
+    train, test = [], []
     for number, row in rows:
         side = row[split] if split in names else "train"
         if side not in ("train", *test_names):
-            raise DataError(
-                f"{where}, line {number}: the split is {side!r}, expected train or one of {list(test_names)}"
-            )
+            expected = f"train or one of {list(test_names)}"
+            raise DataError(f"{where}, line {number}: the split is {side!r}, expected {expected}")
         if labelled and not row[label]:
             raise DataError(f"{where}, line {number}: the label is empty")
         video = (str(base / pattern.format_map(row)), row[label] if labelled else None)
