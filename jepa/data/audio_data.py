@@ -90,10 +90,7 @@ def prepare_sound(
     length: int,
     augment: SoundAugment | None = None,
 ) -> Tensor:
-    """A sound as x (1, length) float32: resampled to sample_rate, cropped, and padded with NaN at its end.
-
-    Longer sounds are cropped, at random in training and at their centre in evaluation; only that part is read.
-    """
+    """Return a sound as x (1, length): resampled, cropped (at random, or its centre) or padded with NaN."""
     stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
     total = max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
     start, kept, speed = 0, total, 1.0
@@ -112,10 +109,7 @@ def prepare_sound(
 
 
 def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_rate: int) -> Tensor:
-    """Read `count` samples (count,) from `start` on, both at sample_rate; fewer where the sound ends.
-
-    Raises ValueError where it ends before.
-    """
+    """Read `count` samples from `start` on, or those left, at sample_rate. Raise ValueError without any."""
     if stored.rate == sample_rate:
         return stored.read(start, count)
     # The part begins and ends where samples of both rates fall together, and is wider than the filter's reach.

@@ -179,10 +179,7 @@ class DataModule:
         return getattr(self.splits[reading.split], what)(index, value)
 
     def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """The test split in the form of training batches, the same every time.
-
-        Several views of a sample are random, as they would otherwise be equal; a single one is not.
-        """
+        """The test split as training batches, the same every time; only several views of a sample are random."""
         seed = VALIDATION_SEED if self.has_several_views else None
         return self._load_in_order(self.reading("test", seed=seed), batch_size)
 
@@ -204,10 +201,7 @@ class DataModule:
         return Reading(split, seed, views, self.bad[split].limit, truth)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """Read and prepare the samples of a request, in a worker if there are any.
-
-        The key `bad` has the unreadable samples, name -> reason; the next ones take their place.
-        """
+        """Read and prepare the samples of a request; the key `bad` has the unreadable ones, name -> reason."""
 
         def sample(index: int, *, counter: int) -> tuple[dict[str, Tensor], int | None]:
             value, label = self.splits[reading.split][index]

@@ -103,10 +103,7 @@ def hugging_face(
 def _find_splits(
     path: str, name: str | None, train_split: str | None, test_split: str | None, test_fraction: float, split_seed: int
 ) -> tuple[Any, Any]:
-    """The rows to train and to test on; None for a split finds train, and test or validation.
-
-    Where there is no test split, a share `test_fraction` of the rows, drawn by `split_seed`, is kept aside.
-    """
+    """The rows to train on, and those to test on: of a split named so, or kept aside at random."""
     check_fraction("data.test_fraction", test_fraction)
     found = _open(os.path.expanduser(path), name)
     for key, wanted in (("train_split", train_split), ("test_split", test_split)):
@@ -196,11 +193,7 @@ class Reach:
 
 
 class Rows:
-    """Rows of a `datasets.Dataset`; items are (what the column holds, decoded; label).
-
-    label_of: from what the label column holds to a number. Items raise UnreadableSample where a picture or sound cannot
-    be decoded, a text is empty, or a label is missing.
-    """
+    """Rows of a `datasets.Dataset` as (what a column holds, decoded; label); label_of: from what another holds."""
 
     def __init__(
         self, rows: Any, column: str, kind: Kind, label_column: str | None, label_of: Mapping[Any, int], reach: Reach

@@ -73,10 +73,7 @@ class Augment:
             raise ValueError(f"augment.rotation={self.rotation} is not in [0, 180] degrees; 0 switches it off")
 
     def draw(self, count: int, random: torch.Generator) -> Tensor:
-        """The uniform numbers (count, NUMBERS) behind that many views of one sample.
-
-        As many whatever the settings are, so that switching one on leaves the others' choices as they were.
-        """
+        """The uniform numbers (count, NUMBERS) behind so many views of a sample, as many whatever the settings are."""
         return torch.rand(count, NUMBERS, generator=random)
 
     def views(self, uniform: Tensor, *, height: int, width: int, size: tuple[int, int]) -> Views:
@@ -99,11 +96,7 @@ class Augment:
         )
 
     def _random_boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Boxes (R, 4), distributed as those of torchvision's RandomResizedCrop but not rounded to pixels.
-
-        The first try that fits into the image counts; if none does, the largest centred box of allowed
-        aspect.
-        """
+        """Boxes (R, 4) as RandomResizedCrop draws them: the first try that fits, else the largest of allowed aspect."""
         low, high = self.crop_scale
         log_low, log_high = (math.log(ratio) for ratio in self.crop_ratio)
         area = height * width * (low + (high - low) * uniform[:, _AREA])

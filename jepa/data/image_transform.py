@@ -103,10 +103,7 @@ class ImageTransform:
         return resized.clamp(image.amin((-2, -1), keepdim=True), image.amax((-2, -1), keepdim=True))
 
     def _move(self, image: Image.Image | Tensor, views: Views, i: int) -> Image.Image | Tensor:
-        """Crop, flip, rotate and shift for view i.
-
-        What comes in from outside of the crop is black; of a float tensor, the lowest value of the channel.
-        """
+        """Crop, flip, rotate and shift for view i. Outside is black; in floats, the channel's lowest value."""
         view = self._crop(image, views.box[i])
         if views.flip is not None and views.flip[i]:
             view = F.horizontal_flip(view)
@@ -121,10 +118,7 @@ class ImageTransform:
         return F.affine(view, angle, move, 1.0, [0.0, 0.0], interpolation=mode, fill=fill)
 
     def _warp(self, images: Tensor, views: Views, count: int) -> Tensor:
-        """Crop, flip, rotate and shift images (B, C, h, w) to `count` views V each, in one resampling.
-
-        Returns (B * V, C, H, W). What comes in from outside of the image is black.
-        """
+        """Crop, flip, rotate and shift images (B, C, h, w) to (B * V, C, H, W), V views each; outside is black."""
         height, width = self.size
         small = [min(images.shape[-2], height), min(images.shape[-1], width)]
         if tuple(small) != tuple(images.shape[-2:]):
@@ -171,10 +165,7 @@ def _pixel_box(box: Tensor, height: int, width: int) -> tuple[int, int, int, int
 
 
 def _matrices(views: Views, height: int, width: int) -> Tensor:
-    """Affine maps (R, 2, 3) from places in the view to places in the image, both in [-1, 1].
-
-    Backwards through the order of `Views`: undo the shift, the rotation and the flip, then go to the box.
-    """
+    """Affine maps (R, 2, 3) from the view to the image, both in [-1, 1]: backwards through the order of `Views`."""
     left, top, w, h = views.box.unbind(dim=1)
     angle = torch.zeros_like(w) if views.angle is None else views.angle * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()

@@ -131,10 +131,7 @@ class MixedData(DataModule):
 
 
 class MixedOrder(SampleOrder):
-    """The samples of every step when data sets of these sizes are mixed by these weights.
-
-    Indices run through the sets one after another. Within a set the order is that of `SampleOrder` with the same seed.
-    """
+    """The order of data sets of these sizes, numbered one after another, mixed by weights; each as `SampleOrder`."""
 
     def __init__(self, *, sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int) -> None:
         super().__init__(num_samples=sum(sizes), batch_size=batch_size, seed=seed)
@@ -157,10 +154,7 @@ class MixedOrder(SampleOrder):
 
 
 def interleave(weights: Sequence[float], length: int) -> Tensor:
-    """Which part each of `length` places belongs to, (length,) int64: shares rounded, evenly mixed.
-
-    Each place goes to the part that is furthest behind its share (smooth weighted round robin).
-    """
+    """Which part each of `length` places belongs to, (length,): by smooth weighted round robin, shares rounded."""
     shares = torch.tensor(weights, dtype=torch.float64)
     shares = shares / shares.sum()
     credit, places = torch.zeros_like(shares), []

@@ -136,11 +136,7 @@ class WrittenAndSpokenDigits(PairedData):
 
 @dataclass(kw_only=True, eq=False)
 class PicturesAndCaptions(PairedData):
-    """Pictures and captions of one folder: both are completed with root=root and paired by picture.
-
-    One of a picture's captions is drawn each time. allow_outside: whether the source of `picture` reads pictures that
-    are listed outside of root.
-    """
+    """Pictures and captions of one folder, paired by picture; allow_outside: of the pictures that the captions list."""
 
     root: str
     allow_outside: bool = False

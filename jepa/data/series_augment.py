@@ -31,10 +31,7 @@ class SeriesAugment:
                 raise ValueError(f"data.augment.{name}={getattr(self, name)} is negative; 0 switches it off")
 
     def draw(self, views: int, shape: tuple[int, int], random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The random numbers behind some views of one sample (C, T): (views, 2), (views, 2, C), (views, C, T).
-
-        The same whatever the settings are, so that switching one on leaves the others' choices as they were.
-        """
+        """Random numbers (V, 2), (V, 2, C), (V, C, T) of V views of a sample (C, T), whatever the settings are."""
         channels, steps = shape
         place = torch.rand(views, 2, generator=random)
         level = torch.randn(views, 2, channels, generator=random)

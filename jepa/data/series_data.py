@@ -219,11 +219,7 @@ class WindowSamples:
 
 
 class ForecastWindows:
-    """Windows of z-scored series (C, T_i) with what follows them: n = `len` windows, each of C samples or one.
-
-    Those that more steps follow come first, so that the windows of a longer horizon are the first ones of a shorter.
-    period: steps of a season, None where that is not known.
-    """
+    """Windows of z-scored series (C, T_i) and what follows, those that most follows first. period: of a season."""
 
     def __init__(
         self,
@@ -271,10 +267,7 @@ def part(timeline: Timeline, split: str, lookback: int) -> Tensor:
 
 
 def long_enough(timelines: Sequence[Timeline], window_size: int, root: str) -> tuple[list[Timeline], list[str]]:
-    """Return the timelines whose training part has a window and whose others are not empty, and the paths of the rest.
-
-    Raises DataError if there are none.
-    """
+    """Return the timelines whose parts are all long enough, and the paths of others. Raise DataError for none."""
     longest = max(timelines, key=lambda timeline: timeline.ends)
     first, second, last = longest.ends
     if first < window_size:
@@ -295,10 +288,7 @@ def wrong_series(series: Sequence[Tensor]) -> dict[int, str]:
 
 
 def without_wrong_values(timeline: Timeline, root: str, max_bad_share: float) -> Timeline:
-    """The timeline with NaN, missing, for values that are infinite or beyond LARGEST_INPUT; a warning names the first.
-
-    Raises DataError when a larger share than `max_bad_share` of its steps has any.
-    """
+    """The timeline with NaN for infinite or too large values, with a warning. Raise DataError for too many."""
     wrong = timeline.values.abs() > LARGEST_INPUT
     count, total = int(wrong.any(dim=0).sum()), wrong.shape[1]
     if not count:

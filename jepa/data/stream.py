@@ -39,10 +39,7 @@ LARGEST_INPUT = 1e15
 
 
 class Samples(Protocol):
-    """A data set: `len` and access by index. Raises `UnreadableSample` where the data itself is damaged.
-
-    It may have `describe(index) -> str`, which names a sample in messages.
-    """
+    """A data set; items raise UnreadableSample for damage. `describe(index)`, if any, names one in messages."""
 
     def __len__(self) -> int: ...
 
@@ -84,10 +81,7 @@ class SampleOrder:
         self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def request(self, step: int, *, rank: int = 0, world_size: int = 1) -> Request:
-        """What one rank takes in a step: its contiguous B / world_size of the step's B samples.
-
-        Raises UserError when the batch cannot be shared evenly.
-        """
+        """One rank's contiguous B / world_size samples of a step. Raise UserError when they cannot be shared evenly."""
         share, remainder = divmod(self.batch_size, world_size)
         if remainder:
             raise UserError(
@@ -174,10 +168,7 @@ def blamed(error: Exception, name: str) -> tuple[str, str]:
 
 
 def wrong_values(inputs: Mapping[str, Tensor], *, nan_is_missing: bool) -> str | None:
-    """Return what no input may hold: infinite values, any beyond LARGEST_INPUT, and NaN unless it stands for missing.
-
-    None where nothing is wrong.
-    """
+    """Return what is wrong: infinite values, any beyond LARGEST_INPUT, NaN that is not missing; None for nothing."""
     for name, x in inputs.items():
         if not x.is_floating_point() or not x.numel():
             continue

@@ -105,11 +105,7 @@ class TextData(DataModule):
         return self.tokenizer.words(ids.tolist())
 
     def raw_features(self, x: Tensor, size: int) -> Tensor:
-        """Bags of tokens (b, F): log(1 + how often each id occurs), padding left out.
-
-        Ids share at most 1,024 buckets modulo their number; frequent ids come first, so that those which meet are a
-        frequent one and some rare ones. size: of other inputs; it means nothing here.
-        """
+        """Bags of tokens (b, F): log(1 + how often an id occurs), at most 1,024 ids; `size` means nothing here."""
         buckets = min(self.vocab_size, MOST_BUCKETS)
         counts = torch.zeros(len(x), buckets, device=x.device)
         return counts.scatter_add_(1, x % buckets, (x != PADDING).to(counts.dtype)).log1p()

@@ -24,10 +24,7 @@ TOKENIZER_FILE, ORIGIN_FILE = "tokenizer.json", "tokenizer_origin.json"
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library whose padding has id 0: the token that had it takes padding's place.
-
-    Special tokens such as [CLS] and [SEP] are not added. A tokenizer without padding gets a token [PAD].
-    """
+    """A tokenizer of the `tokenizers` library in which padding has id 0, by a swap; no special tokens are added."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -51,11 +48,7 @@ class Tokenizer:
         return [self._padding if each == PADDING else each for each in ids if each != self._padding]
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """What each id stands for, without blanks around it; nothing for padding.
-
-        What several ids make together, such as a letter of whose marks one is a token of its own, stands at the first
-        of them, and nothing at the others.
-        """
+        """What each id stands for; what several make together stands at the first of them. Nothing for padding."""
         own = [self._padding if each == PADDING else PADDING if each == self._padding else each for each in ids]
         groups = [[number] for number in own]
         for _ in range(2):  # bytes make characters, these make grapheme clusters

@@ -79,10 +79,7 @@ class VideoData(DataModule):
         self.setup(splits, prepare=self.decode_clip, input_shape=(self.channels, self.num_frames, *self.transform.size))
 
     def decode_clip(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
-        """(C, T, H, W) float32 of a video, or of a part of it; uint8 until the last step.
-
-        random None: the middle of the video, resized and centre cropped.
-        """
+        """(C, T, H, W) float32 of a video, or of a part of it; random None: its middle, resized and centre cropped."""
         video, part = sample if isinstance(sample, tuple) else (sample, 0)
 
         def choose(count: int, rate: float | None) -> Sequence[int]:

@@ -39,10 +39,7 @@ def coco_pictures(*, root: str, allow_outside: bool = False) -> Splits:
 
 
 def coco_captions(*, root: str) -> Splits:
-    """Captions of train2017 and of val2017 (the test split), about five a picture; root as for `coco_pictures`.
-
-    Those that cannot be used are left out, which `Splits.lines` says.
-    """
+    """The captions of the pictures, about five each; root as for `coco_pictures`. `lines` counts those left out."""
     place, contents = _open(Path(root))
     splits, lines = [], []
     for split in SPLITS:
@@ -69,10 +66,7 @@ def _open(root: Path) -> tuple[Path, dict[str, bytes] | None]:
 def _captions(
     place: Path, contents: dict[str, bytes] | None, split: str
 ) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """(folder/file name, captions) of each picture of a split that has any, by its id; and why others are left out.
-
-    Raises DataError where the file is missing or of another form, or more than MOST_LEFT_OUT of the captions are lost.
-    """
+    """(path, captions) of each picture that has any, and why captions are left out. Raise DataError for damage."""
     name = f"annotations/captions_{split}.json"
     try:
         content = json.loads(read_packed(place / name) if contents is None else contents[name])

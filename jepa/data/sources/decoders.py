@@ -43,11 +43,7 @@ Choose = Callable[[int, float | None], Sequence[int]]
 
 @contextlib.contextmanager
 def readable(file: File | None, name: str | None, *errors: type[Exception]) -> Iterator[str]:
-    """A context in which DAMAGE and `errors` become `UnreadableSample`; gives its name, by default the file's.
-
-    The one place that looks at what a path leads to, before it is opened: a pipe would be waited for. file: None for
-    one that is open.
-    """
+    """A context in which DAMAGE and `errors` become UnreadableSample; looks at a path first, as pipes would block."""
     name = name or str(file)
     try:
         if isinstance(file, (str, Path)) and stat.S_IFMT(os.stat(file).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):

@@ -179,10 +179,7 @@ def left_out(others: Mapping[str, int]) -> list[str]:
 
 
 def list_samples(root: Path, part: str, kind: FileKind, others: Counter[str], *, flat: bool = False) -> Listed:
-    """The samples of the folder root/part by class folder, sorted; flat: as one group, whatever their folders.
-
-    others: counts the files that are no samples, by ending.
-    """
+    """The samples of root/part by class folder, sorted; flat: as one group. others: counts other files by ending."""
     folder = root / part
     paths = sorted(_walk(folder, "", kind, others))
     loose = [path for path in paths if os.sep not in path]

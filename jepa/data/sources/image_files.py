@@ -76,10 +76,7 @@ def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
 
 
 def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
-    """Return the picture in an array (h, w), (C, h, w) or (h, w, C), as if it had been read from a .npy file.
-
-    Raise UnreadableSample for other shapes, and for values that are no finite numbers.
-    """
+    """Return an array's picture, as of a .npy file. Raise UnreadableSample for other shapes, NaN and infinities."""
     return _to_image(_channels_first(values, name), name)
 
 

@@ -44,10 +44,7 @@ ClassOf = Callable[[str], str | None]  # name of a picture without its ending ->
 
 
 def validation_labels(folders: Sequence[Path]) -> ClassOf | None:
-    """What tells the class of a validation picture, from the files in the first folder that has them; None if none has.
-
-    Raises DataError for files that are damaged or do not belong together.
-    """
+    """What tells the class of a validation picture, by the first folder with labels; None without. Raises DataError."""
     for folder in folders:
         for place in (folder / name for name in DEVKIT_FOLDERS):
             if (place / GROUND_TRUTH).is_file() and (place / META).is_file():
@@ -103,10 +100,7 @@ MOST_CLASSES = 100_000  # above the 21,841 of all of ImageNet; larger numbers ar
 
 @dataclass(frozen=True)
 class Part:
-    """A split as it was found: what is listed with its class, the name of each, and what makes the samples.
-
-    numbered: whether classes are given by number.
-    """
+    """A split as found: samples listed with classes (numbered: by number), their names, and what makes the samples."""
 
     listed: Listed
     name_of: Callable[..., str]
@@ -232,10 +226,7 @@ def _packed(place: Path, split: str, archives: Sequence[Path]) -> Part:
 
 
 def _of_one_kind(labels: Sequence[str]) -> tuple[Sequence[str], bool]:
-    """The labels, and whether they are numbers. Where most are numbers, or most are WordNet numbers, the others go.
-
-    One damaged label would else be a class, and move the numbers of all that follow.
-    """
+    """The labels of the usual kind, others empty, as a damaged one would move all numbers; whether they are numbers."""
     counts = Counter(label for label in labels if label)
     numbers = {label for label in counts if label.isdecimal() and int(label) < MOST_CLASSES}
     for known in (numbers, {label for label in counts if WNID.fullmatch(label)}):
@@ -255,10 +246,7 @@ def _sorted(listed: Iterable[tuple], name_of: Callable[..., str]) -> Listed:
 
 
 def _labelled(test: Part, folder: Path, place: Path) -> Part | None:
-    """The validation pictures with the classes that the devkit or Kaggle's table gives them; None for test pictures.
-
-    The labels of ImageNet's test split are not published.
-    """
+    """The validation pictures with their classes; None for ImageNet's test pictures, whose labels are not published."""
     places = [folder, place, *(place / name for name in IMAGES.test_folders)]
     if (place := place.absolute()).name == "CLS-LOC":
         places += place.parents[:3]

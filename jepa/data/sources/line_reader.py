@@ -65,11 +65,7 @@ def _opened(path: Path, newline: str) -> Iterator[TextIO]:
 
 
 def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | str]:
-    """The rows of a table, or why one cannot be used; empty ones are left out.
-
-    A quote that opens a cell and is never closed costs its own line alone. dialect: as of `csv.reader`. Raises
-    DataError as `read_lines` does.
-    """
+    """The rows of a table, or why one cannot be used. A quote that is never closed costs its own line alone."""
     lines = _TableLines(path, quoted=dialect.get("quoting") != csv.QUOTE_NONE)
     reader = csv.reader(lines, strict=True, **dialect)
     before = csv.field_size_limit(MOST_CHARACTERS)
@@ -95,10 +91,7 @@ def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | str]:
 
 
 class _TableLines:
-    """Lines for `csv.reader`. Of one that is too long only a quote is left where it opens or closes a cell.
-
-    quoted: whether quotes surround cells. row: the lines of the present row. dropped: whether one of them was too long.
-    """
+    """Lines for `csv.reader`, of the present `row`; of one that is too long (`dropped`) only a quote is left."""
 
     def __init__(self, path: Path, *, quoted: bool) -> None:
         self.lines = read_lines(path, newline="")

@@ -51,10 +51,7 @@ def mnist(*, root: str, download: bool = True) -> Splits:
 
 
 def fashion_mnist(*, root: str, download: bool = True) -> Splits:
-    """Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747): 60,000 + 10,000 pieces of clothing, 28 x 28 pixels.
-
-    Files and errors as for `mnist`, with the folder FashionMNIST/raw.
-    """
+    """Fashion-MNIST (Xiao et al., 2017, arXiv:1708.07747), 60,000 + 10,000 of 28 x 28 pixels; files as for `mnist`."""
     return _read_splits("FashionMNIST", Path(root), download=download)
 
 
@@ -247,10 +244,7 @@ class MovingDigits:
         return frames, classes
 
     def _paths(self, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
-        """Return top left corners in pixels and velocities, each (digits, length, 2), down and right.
-
-        uniform: numbers (digits, 4) for start, direction and speed.
-        """
+        """Return top left corners and velocities, both (digits, length, 2), down and right, by numbers (digits, 4)."""
         room = self.canvas - side
         angle = 2 * torch.pi * uniform[:, 2]
         pace = self.speed[0] + (self.speed[1] - self.speed[0]) * uniform[:, 3]

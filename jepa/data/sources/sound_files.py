@@ -132,10 +132,7 @@ def piece_spans(frames: int, rate: int, seconds: float, stride: float | None = N
 
 
 class SoundPieces:
-    """Files of sound in pieces of so many seconds (`piece_spans`), each a sample with the label of its file.
-
-    A file that cannot be read is one piece, a bad sample.
-    """
+    """Files of sound in pieces (`piece_spans`), labelled as their files; an unreadable one is one bad sample."""
 
     def __init__(self, files: FileSamples, seconds: float) -> None:
         self.files = files

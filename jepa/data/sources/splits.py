@@ -45,10 +45,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class TensorImages:
-    """Images in memory, uint8 (N, C, H, W), and their labels, int64 (N,) or None.
-
-    As all have one size, `ImageData` augments them a batch at a time.
-    """
+    """Images uint8 (N, C, H, W) and labels int64 (N,) or None; all of one size, to be augmented as batches."""
 
     images: Tensor
     labels: Tensor | None
@@ -105,10 +102,7 @@ class FileSamples:
 def hold_out(
     samples: Sequence[T], fraction: float, seed: int, *counters: int, where: str | Path | None = None
 ) -> tuple[list[T], list[T]]:
-    """The training and the test samples, both in order: a `fraction` for testing, drawn by `seed`.
-
-    At least one of each where there are two or more. A single sample is for training, or a DataError if `where` is set.
-    """
+    """The training and the test samples, at least one each, by `seed`. Raise DataError for one sample with `where`."""
     count = len(samples)
     if where is not None and count < 2:
         raise DataError(f"{where} holds {count} samples; expected at least 2, of which one is kept aside for testing")

@@ -242,10 +242,7 @@ def _unpacked(path: Path) -> bytes:
 def _as_numbers(
     cells: pandas.Series, decimal: str, missing_markers: Sequence[str]
 ) -> tuple[pandas.Series, set[str], pandas.Series]:
-    """Return a column as numbers, the marks between its thousands, and the cells that are none, which are missing.
-
-    As it is where more than MOST_LEFT_OUT of its cells are no numbers, or one has another decimal mark.
-    """
+    """Return a column as numbers, if most are, the marks between thousands, and the cells that are none."""
     none = cells.iloc[:0]
     if not cells.map(lambda cell: isinstance(cell, str)).any():
         numbers = cells.map(_as_float, na_action="ignore")

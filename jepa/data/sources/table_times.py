@@ -184,10 +184,7 @@ def step_length(resample: str) -> pandas.Timedelta:
 def resampled(
     path: str, numbers: pandas.DataFrame, times: pandas.Series, step: pandas.Timedelta
 ) -> tuple[pandas.DataFrame, pandas.Series]:
-    """Return the means of each step of time, NaN where nothing was measured, and the times of these rows.
-
-    Raises DataError for more rows than fit in memory.
-    """
+    """Return the means of steps of time, NaN where there are none, and the times. Raise DataError for too many."""
     import pandas
 
     rows = (times.max() - times.min()) / step + 1

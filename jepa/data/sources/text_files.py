@@ -220,10 +220,7 @@ def _read_lines(paths: Sequence[Path]) -> tuple[list[str], int]:
 
 
 def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    """Files with these suffixes to train on, and those to test on, if any; a single file is to train on.
-
-    Of a folder without files named for training, they are all that are not named for testing.
-    """
+    """Files to train on, and to test on, by their names; without these, all that are not named for testing."""
     if root.is_file():
         return [root], []
     if not root.is_dir():
@@ -237,10 +234,7 @@ def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list
 
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of a folder whose names end so, packed or not, but those that tell of the data.
-
-    Of a file that is there in both forms, the unpacked.
-    """
+    """The files of a folder whose names end so, packed or else not, but those that tell of the data."""
     found = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.lower().startswith(ABOUT)]
     found = [path for path in found if path.name.lower().removesuffix(".gz").endswith(suffixes)]
     return [path for path in found if path.suffix != ".gz" or path.with_suffix("") not in found]

@@ -101,10 +101,7 @@ def _from_table(
 
 
 def _without_header(lines: Sequence[tuple[int, str]], base: Path, where: str) -> Numbered | None:
-    """The videos of lines that are a path and a label, or a path alone; None for lines that are neither.
-
-    What exists tells whether the number in "walk/clip 5" is a label.
-    """
+    """The videos of lines of a path, perhaps a label; None for other lines. What exists tells whether 5 is a label."""
     both = [(number, _path_and_label(line, base)) for number, line in lines]
     alone: Numbered = [(number, (str(base / _unquoted(line)), None)) for number, line in lines]
     unlabelled = [number for number, (_, label) in both if label is None]
