@@ -48,10 +48,8 @@ class SoundAugment:
             if not 0 < low <= high <= most:
                 raise ValueError(f"data.augment.{name}={[low, high]}: expected [least, most] above 0, up to {most:g}")
         if not 0 <= self.shift < 1 or not 0 <= self.tilt < 1 or self.gain < 0:
-            raise ValueError(
-                f"data.augment: got shift={self.shift}, tilt={self.tilt}, gain={self.gain}; expected the first two in "
-                "[0, 1), gain in decibels from 0"
-            )
+            got = f"shift={self.shift}, tilt={self.tilt}, gain={self.gain}"
+            raise ValueError(f"data.augment: got {got}; expected the first two in [0, 1), gain in decibels from 0")
         if self.noise is not None and not (len(self.noise) == 2 and self.noise[0] <= self.noise[1]):
             raise ValueError(f"data.augment.noise={list(self.noise)}: expected [least, most] decibels below the clip")
 
@@ -94,7 +92,8 @@ def prepare_sound(
     stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
     total = max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
     start, kept, speed = 0, total, 1.0
-    if random is not None and augment is not None:
+    augment = None if random is None else augment
+    if augment is not None:
         draws = augment.draw(random)
         start, kept, speed = augment.span(total, draws)
     if (spare := round(kept / speed) - length) > 0:
@@ -102,9 +101,8 @@ def prepare_sound(
         kept = math.ceil(length * speed)
         start = min(start + int(first * speed), total - kept)
     wave = read_part(stored, start, kept, sample_rate)
-    if random is not None and augment is not None:
+    if augment is not None:
         wave = augment(wave, length, draws, random)
-    wave = wave[:length]
     return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
 
 
@@ -151,25 +149,16 @@ class AudioData(DataModule):
         super().__post_init__()
         check_at_least("data", 1, sample_rate=self.sample_rate)
         length = round(self.sample_rate * self.seconds)
-        if length < self.spectrogram.hop_length:
-            raise ValueError(
-                f"data.seconds={self.seconds} is {length} samples at {self.sample_rate} Hz, less than "
-                f"data.spectrogram.hop_length={self.spectrogram.hop_length}: use longer clips"
-            )
-        if self.spectrogram.sample_rate != self.sample_rate:
-            raise ValueError(
-                f"data.spectrogram.sample_rate={self.spectrogram.sample_rate} differs from "
-                f"data.sample_rate={self.sample_rate}"
-            )
+        if length < (hop := self.spectrogram.hop_length):
+            problem = f"{length} samples at {self.sample_rate} Hz, less than data.spectrogram.hop_length={hop}"
+            raise ValueError(f"data.seconds={self.seconds} is {problem}: use longer clips")
+        if (rate := self.spectrogram.sample_rate) != self.sample_rate:
+            raise ValueError(f"data.spectrogram.sample_rate={rate} differs from data.sample_rate={self.sample_rate}")
         if self.label is not None and "label" not in inspect.signature(self.source).parameters:
-            raise ValueError(
-                f"data.label={self.label!r}: these files have one kind of labels only, set data.label=null"
-            )
-        self.setup(
-            read_source(self.source, root=self.root, label=self.label),
-            prepare=partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment),
-            input_shape=(1, length),
-        )
+            raise ValueError(f"data.label={self.label!r}: these files have one kind of labels, set data.label=null")
+        splits = read_source(self.source, root=self.root, label=self.label)
+        prepare = partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment)
+        self.setup(splits, prepare=prepare, input_shape=(1, length))
 
     def raw_picture(self, x: Tensor) -> Tensor:
         """The log-mel picture (b, 1, mel_bins, frames) whose patches are the raw input of a token."""

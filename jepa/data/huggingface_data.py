@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,8 +148,8 @@ def read_columns(
         train, test = kept
     names, label_of, said = _labels(train, test, label_column)
     label_column = None if names is None else label_column
-    reach = Reach(folders, allow_outside)
-    splits = (Rows(rows, column, kind, label_column, label_of, reach) for rows in (train, test))
+    make = partial(Rows, column=column, kind=kind, label_column=label_column, label_of=label_of, folders=folders)
+    splits = (make(rows, allow_outside=allow_outside) for rows in (train, test))
     return kind, Splits(*splits, class_names=names, lines=(*said, *lines))
 
 
@@ -171,39 +172,26 @@ def _with_text(rows: Any, column: str) -> Any:
     return rows.select(sorted(set(range(len(rows))) - set(empty))) if empty else rows
 
 
-class Reach:
-    """The files that rows may name by their paths: see `read_columns`."""
-
-    def __init__(self, folders: Sequence[str], allow_outside: bool) -> None:
-        self.folder = folders[0] if folders else ""
-        self.fence = None if allow_outside else Fence(folders)
-
-    def find(self, path: Any, name: str) -> str:
-        """The path of a file. Raises UnreadableSample for one that leaves the folders; name: of the sample."""
-        if not isinstance(path, str):
-            raise UnreadableSample(name, "it has neither content nor a path")
-        path = os.path.join(self.folder, path)
-        if self.fence is not None and self.fence.leaves(path):
-            raise UnreadableSample(
-                name,
-                f"its path {path!r} leaves the folder of data.path ({self.folder}); if you trust this data, set "
-                "data.allow_outside=true",
-            )
-        return path
-
-
 class Rows:
     """Rows of a `datasets.Dataset` as (what a column holds, decoded; label); label_of: from what another holds."""
 
     def __init__(
-        self, rows: Any, column: str, kind: Kind, label_column: str | None, label_of: Mapping[Any, int], reach: Reach
+        self,
+        rows: Any,
+        *,
+        column: str,
+        kind: Kind,
+        label_column: str | None,
+        label_of: Mapping[Any, int],
+        folders: Sequence[str],
+        allow_outside: bool,
     ) -> None:
         if kind != "text":  # bytes rather than what the library would decode
             rows = rows.cast_column(column, (datasets.Image if kind == "image" else datasets.Audio)(decode=False))
         self.rows = rows.select_columns([column, *([label_column] if label_column else [])])
         self.tables = self.rows.with_format("arrow")
         self.column, self.kind, self.label_column, self.label_of = column, kind, label_column, label_of
-        self.reach = reach
+        self.folder, self.fence = folders[0] if folders else "", None if allow_outside else Fence(folders)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -223,7 +211,7 @@ class Rows:
             raise UnreadableSample(name, "it is missing")
         if self.kind != "text":  # {"bytes", "path"}
             content = value.get("bytes")
-            file = self.reach.find(value.get("path"), name) if content is None else io.BytesIO(content)
+            file = self._find(value.get("path"), name) if content is None else io.BytesIO(content)
             value = (decode_image if self.kind == "image" else SoundFile)(file, name)
         elif not value.strip():
             raise UnreadableSample(name, "the text is empty")
@@ -232,6 +220,16 @@ class Rows:
         if (label := row[self.label_column]) not in self.label_of:
             raise UnreadableSample(name, f"its label is {label!r}")
         return value, self.label_of[label]
+
+    def _find(self, path: Any, name: str) -> str:
+        """The path of a file that a row names. Raises UnreadableSample for one that leaves the folders."""
+        if not isinstance(path, str):
+            raise UnreadableSample(name, "it has neither content nor a path")
+        path = os.path.join(self.folder, path)
+        if self.fence is not None and self.fence.leaves(path):
+            problem = f"its path {path!r} leaves the folder of data.path ({self.folder})"
+            raise UnreadableSample(name, f"{problem}; if you trust this data, set data.allow_outside=true")
+        return path
 
 
 def _folders(path: str) -> list[str]:
@@ -248,9 +246,8 @@ def _open(path: str, name: str | None) -> Mapping[str, Any]:
     kind = READERS.get(Path(folder.name.lower().removesuffix(".gz")).suffix)
     if folder.is_file() and folder.suffix != ".arrow" and kind is None:
         lines = f"; plain text is for data=text_lines data.root={path}" if folder.suffix in LINES else ""
-        raise DataError(
-            f"data.path={path}: expected a file .arrow, {', '.join(READERS)}, a folder, or a name on the hub{lines}"
-        )
+        expected = f"a file .arrow, {', '.join(READERS)}, a folder, or a name on the hub"
+        raise DataError(f"data.path={path}: expected {expected}{lines}")
     if not folder.exists() and (path[0] in "./~" or path.count("/") > 1):
         raise DataError(f"data.path={path}: there is no such file or folder")
     try:
@@ -278,10 +275,10 @@ def _by_split(files: Sequence[Path], suffix: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     files = [file for file in files if file.suffix == suffix]
     for file in files:
-        names = (*TRAIN_NAMES, *TEST_NAMES)
-        named = [name for name in names if file.stem.lower().startswith(name) or file.parent.name.lower() == name]
-        if named:
-            found.setdefault(named[0], []).append(str(file))
+        for name in (*TRAIN_NAMES, *TEST_NAMES):
+            if file.stem.lower().startswith(name) or file.parent.name.lower() == name:
+                found.setdefault(name, []).append(str(file))
+                break
     if files and not found.keys() & set(TRAIN_NAMES):
         return {"train": [str(file) for file in files]}
     return found

@@ -121,7 +121,7 @@ class MixedData(DataModule):
         for number, part in enumerate(self.parts.values()):
             if mine := [place for place, owner in enumerate(owners) if owner == number]:
                 drawn = [(request.counters[place], request.indices[place] - offsets[number]) for place in mine]
-                made.append(part.make_batch(Request(*zip(*drawn)), reading))
+                made.append(part.make_batch(Request(*map(list, zip(*drawn))), reading))
                 places += mine
         order = torch.tensor(places).argsort()
         joined: Batch = {"bad": {name: why for batch in made for name, why in batch.pop("bad", {}).items()}}

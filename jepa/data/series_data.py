@@ -28,16 +28,12 @@ class SeriesData(DataModule):
     """Batches of series (C, T) float32: windows, z-scored; NaN is missing or padding.
 
     source: called as source(root=root), and name=name where there is one; returns `SeriesSplits`.
-    window_size: steps of a sample; None takes whole series, padded at the end to the longest.
-        stride: steps between the windows of a series. Windows of a labelled series have its label.
+    window_size: steps of a sample; None takes whole series, padded at the end. stride: steps between windows.
     split_channels: each channel of a window is a sample of its own, (1, T), as in PatchTST (arXiv 2211.14730).
-    z_score: subtract each channel's mean and divide by its deviation. mean, std: one for each channel, or one for all;
-        "auto" takes them of the training split, less missing values, and states them in `spec.found`.
-    normalise: of each window and channel on top, "last": subtract the last value there is; "window": subtract the mean
-        and divide by the deviation; "none". This is done before the network, in which hidden tokens would leave a
-        trace.
-    augment: how training views are made; None leaves them as in evaluation.
-    channels, length: what the data must have; None takes what is found.
+    z_score: of each channel, by mean and std: one for each, one for all, or "auto", of the training split.
+    normalise: of each window and channel on top, "last": subtract the last value; "window": also divide by the
+        deviation, from the mean; "none". Done before the network, in which hidden tokens would leave a trace.
+    augment: how training views are made. channels, length: what the data must have; None takes what is found.
 
     Raises DataError also for data that is too short or of other channels.
     """
@@ -111,11 +107,9 @@ class SeriesData(DataModule):
         for name, computed in zip(("mean", "std"), statistics(series)):
             given = getattr(self, name)
             values = computed if given == "auto" else torch.tensor(given, dtype=torch.float32).view(-1, 1)
-            if len(values) not in (1, len(computed)):
-                raise DataError(
-                    f"data.{name} has {len(values)} values, the data has {len(computed)} channels: set data.{name}=auto"
-                )
-            found.append(values.expand(len(computed), 1))
+            if (count := len(values)) not in (1, channels := len(computed)):
+                raise DataError(f"data.{name} has {count} values, the data {channels} channels: set data.{name}=auto")
+            found.append(values.expand(channels, 1))
         return found[0], found[1]
 
     def prepare_sample(self, window: Tensor, random: torch.Generator | None) -> Tensor:
@@ -193,14 +187,12 @@ class WindowSamples:
         self.window_size = window_size
         self.series = [F.pad(each, (0, max(0, window_size - each.shape[1])), value=float("nan")) for each in series]
         self.labels = labels
-        self.wrong, self.name = wrong, name
-        self.split_channels = split_channels
+        self.wrong, self.name, self.split_channels = wrong, name, split_channels
         self.channels = len(series[0]) if split_channels else 1
-        self.places = [
-            (number, start)
-            for number, each in enumerate(self.series)
-            for start in range(0, each.shape[1] - window_size + 1, stride)
-        ]
+        counted = (
+            (number, range(0, each.shape[1] - window_size + 1, stride)) for number, each in enumerate(self.series)
+        )
+        self.places = [(number, start) for number, starts in counted for start in starts]
 
     def __len__(self) -> int:
         return len(self.places) * self.channels
@@ -271,9 +263,8 @@ def long_enough(timelines: Sequence[Timeline], window_size: int, root: str) -> t
     longest = max(timelines, key=lambda timeline: timeline.ends)
     first, second, last = longest.ends
     if first < window_size:
-        raise DataError(
-            f"{root}: the training part has {first} rows, fewer than data.window_size={window_size}: use shorter ones"
-        )
+        few = f"the training part has {first} rows, fewer than data.window_size={window_size}"
+        raise DataError(f"{root}: {few}: use shorter ones")
     if second <= first or last <= second:
         raise DataError(f"{root} has {longest.values.shape[1]} rows, too few for a training, validation and test part")
     fits = [window_size <= each.ends[0] < each.ends[1] < each.ends[2] for each in timelines]
@@ -294,30 +285,26 @@ def without_wrong_values(timeline: Timeline, root: str, max_bad_share: float) ->
     if not count:
         return timeline
     channel, step = wrong.nonzero()[0].tolist()
-    value = float(timeline.values[channel, step])
-    told = (
-        f"{timeline.path or root}: column {timeline.names[channel]!r} holds {value:g} in row {step + 1}; {count} of "
-        f"{total} rows hold infinite values, or such beyond {LARGEST_INPUT:g}"
-    )
+    first = f"column {timeline.names[channel]!r} holds {float(timeline.values[channel, step]):g} in row {step + 1}"
+    told = f"{timeline.path or root}: {first}; {count} of {total} rows hold infinite values, or such beyond "
+    told += f"{LARGEST_INPUT:g}"
     if count > max_bad_share * total:
-        raise DataError(
-            f"{told}, more than data.max_bad_share={max_bad_share:g}: mend them, or mark what is missing as NaN"
-        )
+        more = f"more than data.max_bad_share={max_bad_share:g}"
+        raise DataError(f"{told}, {more}: mend them, or mark what is missing as NaN")
     log.warning("%s, which are taken for missing", told)
     return replace(timeline, values=timeline.values.masked_fill(wrong, float("nan")))
 
 
 def statistics(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C, 1) of each channel over all steps there are; of a constant channel 1."""
-    means, stds = [], []
+    found = []
     for channel in range(len(series[0])):
         values = torch.cat([each[channel] for each in series]).double()
         values = values[~values.isnan()]
-        mean = values.mean() if len(values) else torch.zeros((), dtype=torch.float64)
-        std = values.std(correction=0) if len(values) else torch.ones((), dtype=torch.float64)
-        means.append(mean)
-        stds.append(std if std > 1e-8 * (1 + mean.abs()) else torch.ones_like(std))
-    return torch.stack(means).float()[:, None], torch.stack(stds).float()[:, None]
+        mean, std = (float(values.mean()), float(values.std(correction=0))) if len(values) else (0.0, 1.0)
+        found.append((mean, std if std > 1e-8 * (1 + abs(mean)) else 1.0))
+    means, stds = torch.tensor(found).unsqueeze(-1).unbind(dim=1)
+    return means, stds
 
 
 def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -329,8 +316,7 @@ def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
     filled = window.nan_to_num(0.0)
     if how == "last":
         last = (seen * torch.arange(window.shape[-1], device=window.device)).amax(dim=-1, keepdim=True)
-        level = filled.gather(-1, last)
-        return window - level, level, one
+        return window - (level := filled.gather(-1, last)), level, one
     count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
     level = filled.sum(dim=-1, keepdim=True) / count
     deviation = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()

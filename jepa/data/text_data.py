@@ -30,15 +30,12 @@ MOST_MEASURED = 200_000  # characters of the texts whose lengths in tokens are c
 class TextData(DataModule):
     """Texts as ids (max_length,) int64 with padding, id 0, at the end.
 
-    source: called as source(root=root) and with the columns that are set; returns `Splits` of (text, label).
-    text_column, label_column: of tables, by name or number.
-    tokenizer: "train", a file or folder, or a pretrained name; the attribute becomes the `Tokenizer`.
-        tokenizer_folder: where it is kept, a run's folder, None for nowhere; lower_case: of one that is trained, on at
-        most 4 million characters. See `open_tokenizer`.
+    source: called as source(root=root) and with the columns that are set, of tables, by name or number; returns
+        `Splits` of (text, label).
+    tokenizer, tokenizer_folder, lower_case: see `open_tokenizer`; the attribute becomes the `Tokenizer`.
     vocab_size: how many ids the model has; None takes as many as the tokenizer has, as stated in `spec.found`.
     max_length: tokens of a sample. Of a longer text, training takes a window at a random place, a new one for every
-        view, and evaluation the beginning.
-    views: how often a training sample is prepared; the views of a short text are equal, and the masks differ.
+        view, and evaluation the beginning. The views of a short text are equal, and the masks differ.
     """
 
     source: Callable[..., Splits]
@@ -91,14 +88,12 @@ class TextData(DataModule):
     def _cut(self, samples: Samples) -> tuple[str, ...]:
         """What the first lines of a run say of texts that are longer than max_length, by some of them."""
         lengths = [len(self.tokenizer.encode(text)) for text in _texts(samples, most=MOST_MEASURED)]
-        long = sum(length > self.max_length for length in lengths)
-        if not long:
+        if not (long := sum(length > self.max_length for length in lengths)):
             return ()
         seen = sum(min(length, self.max_length) for length in lengths) / sum(lengths)
-        return (
-            f"{long / len(lengths):.0%} of the texts are longer than data.max_length={self.max_length} tokens: of them "
-            f"training takes a random window, evaluation and validation the beginning, {seen:.0%} of all tokens",
-        )
+        line = f"{long / len(lengths):.0%} of the texts are longer than data.max_length={self.max_length} tokens: of "
+        line += f"them training takes a random window, evaluation the beginning, {seen:.0%} of all tokens"
+        return (line,)
 
     def words(self, ids: Tensor) -> list[str]:
         """What each of the ids (L,) stands for, as previews show it; nothing for padding."""
@@ -120,9 +115,8 @@ def _texts(samples: Samples, *, most: int) -> Iterator[str]:
         except Exception as error:
             blamed(error, f"sample {index}")
             continue
-        if len(text) > MOST_CHARACTERS:
-            continue
-        yield text
-        left -= len(text)
+        if len(text) <= MOST_CHARACTERS:
+            yield text
+            left -= len(text)
         if left < 0:
             return

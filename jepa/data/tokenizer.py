@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -60,11 +61,8 @@ class Tokenizer:
                 else:
                     joined.append(group)
             groups = joined
-        texts: list[str] = []
-        for group in groups:
-            text = "" if group == [self._padding] else self._decode(group).strip()
-            texts += [text, *[""] * (len(group) - 1)]
-        return texts
+        texts = ["" if group == [self._padding] else self._decode(group).strip() for group in groups]
+        return [text for first, group in zip(texts, groups) for text in (first, *[""] * (len(group) - 1))]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
@@ -93,18 +91,16 @@ def open_tokenizer(
         if vocab_size is None:
             raise ValueError("data.vocab_size=null: a tokenizer that is trained needs a size, such as 4096")
         origin |= {"vocab_size": vocab_size, "lower_case": lower_case}
-    stored = None if folder is None else _read_stored(folder, origin)
-    if stored is not None:
+    if (stored := folder and _read_stored(folder, origin)) is not None:
         tokenizer = stored
     elif name == "train":
         tokenizer = train_tokenizer(texts, vocab_size=vocab_size, lower_case=lower_case)
     else:
         tokenizer = _read(name) if _is_path(name) else _pretrained(name)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"data.vocab_size={vocab_size} is less than the {tokenizer.vocab_size} ids of data.tokenizer={name}: set "
-            f"data.vocab_size={tokenizer.vocab_size}, or null to take as many as there are"
-        )
+        advice = f"set data.vocab_size={tokenizer.vocab_size}, or null to take as many as there are"
+        few = f"data.vocab_size={vocab_size} is less than the {tokenizer.vocab_size} ids of data.tokenizer={name}"
+        raise UserError(f"{few}: {advice}")
     if folder is not None and stored is None:
         write_text(folder / ORIGIN_FILE, json.dumps(origin, indent=2) + "\n")
         write_text(folder / TOKENIZER_FILE, tokenizer.to_json())  # last, as its presence says that both are there
@@ -133,10 +129,9 @@ def _read_stored(folder: Path, origin: dict[str, object]) -> Tokenizer | None:
     """The tokenizer in a run's folder; None where there is none yet. Raises UserError for one of another origin."""
     if not exists(folder / TOKENIZER_FILE):
         return None
-    try:
+    found = None
+    with contextlib.suppress(DamagedFileError):
         found = read_json(folder / ORIGIN_FILE)
-    except DamagedFileError:
-        found = None
     if found != origin:
         raise UserError(
             f"{folder} holds the {TOKENIZER_FILE} of {found}, but this run asks for {origin}: go on with the same "
@@ -152,17 +147,17 @@ def _is_path(name: str) -> bool:
 
 def _read(name: str) -> Tokenizer:
     path = Path(os.path.expanduser(name))
-    if path.is_dir() and not (path / TOKENIZER_FILE).is_file():
-        return _pretrained(str(path))
-    path = path / TOKENIZER_FILE if path.is_dir() else path
+    if path.is_dir():
+        if not (path / TOKENIZER_FILE).is_file():
+            return _pretrained(str(path))
+        path /= TOKENIZER_FILE
     if not exists(path):
         raise DataError(
             f"data.tokenizer={name}: there is no such file; give a {TOKENIZER_FILE}, a folder with one (such as a "
             "run's), a pretrained name such as bert-base-uncased, or train"
         )
     try:
-        text = read_bytes(path, MAX_BYTES).decode()
-        return Tokenizer(tokenizers.Tokenizer.from_str(text))
+        return Tokenizer(tokenizers.Tokenizer.from_str(read_bytes(path, MAX_BYTES).decode()))
     except DamagedFileError as error:
         raise DataError(f"data.tokenizer: {error}") from error
     except Exception as error:  # the library raises nothing more specific

@@ -23,14 +23,12 @@ class VideoData(DataModule):
     """Batches of clips (B, C, T, H, W).
 
     source: called as source(root=root), or source() without a root; returns `Splits` of videos.
-    csv: a list of the videos, which the source reads; csv_path, csv_label, csv_split: its columns; allow_outside:
-        whether its paths may leave root. See `video_folder`.
+    csv, csv_path, csv_label, csv_split, allow_outside: a list of the videos, its columns and paths, see `video_folder`.
     image_size: side, or [height, width], to which frames are cropped and resized. channels: 3, or 1 for grey.
     num_frames: frames of a clip, T. frame_stride: every how many frames of the video one is taken; fps: instead, how
         many a second, which needs video files.
-    clips: samples made of each video, of as many parts of equal length. Each is a sample of its own, in training as in
-        evaluation, where probes score clips and not videos. For several clips of one video in one sample, as views of
-        it, there is `views`.
+    clips: parts of equal length of each video, each a sample of its own, which probes score, too. For several clips of
+        a video as views of one sample, there is `views`.
     temporal_jitter: a training clip starts anywhere in its part of the video; else, as in evaluation, in the middle.
     short_videos: a video too short for a clip goes on with its last frame ("repeat") or from its beginning ("loop").
     mean, std, augment, interpolation: as in `ImageData`; all frames of a clip are cropped, flipped and recoloured
@@ -64,14 +62,8 @@ class VideoData(DataModule):
             raise ValueError("data.allow_outside=true is for the paths in data.csv, which is not set")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be positive; null counts frames by data.frame_stride")
-        self.transform = ImageTransform(
-            size=self.image_size,
-            channels=self.channels,
-            mean=self.mean,
-            std=self.std,
-            interpolation=self.interpolation,
-            augment=self.augment,
-        )
+        settings = {name: getattr(self, name) for name in ("channels", "mean", "std", "interpolation", "augment")}
+        self.transform = ImageTransform(size=self.image_size, **settings)
         listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split", "allow_outside")}
         splits = read_source(self.source, root=self.root, **(listed if self.csv is not None else {}))
         if self.clips > 1:
@@ -108,10 +100,8 @@ class VideoData(DataModule):
         step = float(self.frame_stride)
         if self.fps is not None:
             if rate is None:
-                raise UnfitSample(
-                    f"data.fps={self.fps:g} needs videos that say how many frames a second they have, which folders of "
-                    "frames do not: use data.frame_stride with data.fps=null"
-                )
+                needs = "needs videos that say how many frames a second they have, which folders of frames do not"
+                raise UnfitSample(f"data.fps={self.fps:g} {needs}: use data.frame_stride with data.fps=null")
             step = rate / self.fps
         low, high = part * count / self.clips, (part + 1) * count / self.clips
         last = (self.num_frames - 1) * step  # from the first frame to the last one

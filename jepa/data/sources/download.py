@@ -49,11 +49,8 @@ def download_file(
             reason = str(error)
         finally:
             part.unlink(missing_ok=True)
-    listed = "".join(f"\n  {file}" for file in wanted)
-    raise DataError(
-        f"{name} is not in data.root={root} and was not downloaded ({reason}). Put these files there, or "
-        f"point data.root to a folder that holds them:{listed}"
-    )
+    advice = "Put these files there, or point data.root to a folder that holds them:\n  " + "\n  ".join(wanted)
+    raise DataError(f"{name} is not in data.root={root} and was not downloaded ({reason}). {advice}")
 
 
 def find_packed(folder: Path, name: str) -> Path | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from jepa.data.sources.decoders import TensorVideo
 from jepa.data.sources.download import download_file, find_packed, read_archive, read_packed
 from jepa.data.sources.splits import Splits, TensorImages
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, check_at_least
 from jepa.utils.random import generator
 
 IDX_FILES = {
@@ -169,23 +169,15 @@ def moving_mnist(
     root, download: see `mnist`. digits: per clip. canvas: pixels of its side. length: frames. speed: (least, most)
     pixels per frame. Raises ValueError for digits that do not fit, and DataError as `mnist` does.
     """
-    if digits < 1 or length < 1 or train_clips < 1 or test_clips < 1:
-        raise ValueError("data.source: digits, length, train_clips and test_clips must be at least 1")
+    check_at_least("data.source", 1, digits=digits, length=length, train_clips=train_clips, test_clips=test_clips)
     if not 0 <= speed[0] <= speed[1] or not 0 <= others_brightness <= 1:
         raise ValueError(f"data.source: got speed={speed}, others_brightness={others_brightness}")
     images = mnist(root=root, download=download)
     side = images.train.images.shape[-1]
     if canvas < side:
         raise ValueError(f"data.source.canvas={canvas} is smaller than a digit, {side} pixels")
-    make = partial(
-        MovingDigits,
-        digits=digits,
-        canvas=canvas,
-        length=length,
-        speed=tuple(speed),
-        brightness=others_brightness,
-        seed=seed,
-    )
+    shown = {"digits": digits, "canvas": canvas, "brightness": others_brightness}
+    make = partial(MovingDigits, **shown, length=length, speed=tuple(speed), seed=seed)
     train = make(images=images.train, split="train", clips=train_clips)
     test = make(images=images.test, split="test", clips=test_clips)
     return Splits(train, test, images.class_names)

@@ -56,27 +56,23 @@ class SoundFile:
         Raises UnreadableSample where none can be decoded, and for samples that are NaN or infinite.
         """
         left = self.frames - start if count is None else count
-        block = max(1, BLOCK // self._file.channels)
-        parts = []
+        block, parts = max(1, BLOCK // self._file.channels), []
         damage = require_soundfile().SoundFileError
-        try:
-            with _silent_stderr():
-                self._file.seek(start)
-        except damage:
-            raise UnreadableSample(self.name, self._ends_before(start)) from None
         with readable(None, self.name, damage), _silent_stderr():
+            try:
+                self._file.seek(start)
+            except damage:
+                left = 0
             while left > 0 and len(samples := self._file.read(min(left, block), dtype="float32", always_2d=True)):
                 parts.append(torch.from_numpy(samples.mean(axis=1)))
                 left -= len(samples)
         if not parts:
-            raise UnreadableSample(self.name, self._ends_before(start))
+            problem = f"it ends before sample {start:,}, but its header claims {self.frames:,}"
+            raise UnreadableSample(self.name, problem)
         wave = torch.cat(parts)
         if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
             raise UnreadableSample(self.name, "it holds samples that are NaN or infinite")
         return wave
-
-    def _ends_before(self, start: int) -> str:
-        return f"it ends before sample {start:,}, but its header claims {self.frames:,}"
 
 
 @contextlib.contextmanager
@@ -186,7 +182,7 @@ def fsdd(*, root: str, label: Literal["digit", "speaker"] = "digit", download: b
         raise ValueError(f"data.label={label!r} is neither digit nor speaker")
     require_soundfile()  # before training reads the first file
     place = Path(root)
-    paths, contents = _recordings(place), None
+    paths, contents = [str(path.relative_to(place)) for path in place.rglob("*.wav") if _parse(path.name)], None
     if not paths:
         place = place if place.is_file() else _find_archive(place, download=download)
         contents = read_archive(place, lambda name: _parse(name) is not None)
@@ -209,19 +205,10 @@ def _parse(path: str) -> re.Match[str] | None:
     return FSDD_NAME.fullmatch(os.path.basename(path))
 
 
-def _recordings(folder: Path) -> list[str]:
-    return [str(path.relative_to(folder)) for path in folder.rglob("*.wav") if _parse(path.name)]
-
-
 def _find_archive(root: Path, *, download: bool) -> Path:
-    archives = [path for pattern in ("fsdd*.tar*", "free-spoken-digit*.tar*") for path in root.glob(pattern)]
-    if archives:
+    if archives := [*root.glob("fsdd*.tar*"), *root.glob("free-spoken-digit*.tar*")]:
         return min(archives)
-    target = root / "free-spoken-digit-dataset.tar.gz"
-    wanted = [
-        "the recordings (0_george_0.wav, ...)",
-        "or an archive of them (fsdd.tar.xz), to which data.root may point",
-    ]
-    name = "the Free Spoken Digit Dataset"
+    target, name = root / "free-spoken-digit-dataset.tar.gz", "the Free Spoken Digit Dataset"
+    wanted = ["the recordings (0_george_0.wav, ...)", "or an archive of them (fsdd.tar.xz), as data.root, too"]
     download_file(target, urls=[FSDD_URL], md5=None, allowed=download, name=name, root=root, wanted=wanted)
     return target
