@@ -18,10 +18,10 @@ from typing import Any, Literal
 
 from jepa.data.data_module import DataModule
 from jepa.data.sources.decoders import decode_image
-from jepa.data.sources.line_reader import MOST_CHARACTERS
 from jepa.data.sources.sound_files import SoundFile
 from jepa.data.sources.splits import Fence, Splits, check_fraction, first_few, hold_out, number_classes
 from jepa.data.sources.text_files import LINES, left_out
+from jepa.data.sources.text_tables import MOST_CHARACTERS
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, first_line
 from jepa.utils.lazy_import import lazy_import, require

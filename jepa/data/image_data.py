@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from jepa.data.augment import Augment
 from jepa.data.data_module import DataModule, Reading, read_source
-from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform, as_list, height_and_width
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import affine_grid, grid_sample
 
-from jepa.data.image_augment import Augment, Views, centre_box
+from jepa.data.augment import Augment, Views, centre_box
 from jepa.data.sources.image_files import WithAlpha, size_of, to_mode
 from jepa.data.stream import UnfitSample
 from jepa.utils.errors import DataError

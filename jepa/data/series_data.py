@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa.data.augment import SeriesAugment
 from jepa.data.data_module import DataModule, Reading, read_source
-from jepa.data.series_augment import SeriesAugment
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
 from jepa.data.sources.splits import Splits, first_few
 from jepa.data.stream import LARGEST_INPUT, Request, UnreadableSample, wrong_values

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from jepa.data.data_module import DataModule, read_source
-from jepa.data.sources.line_reader import MOST_CHARACTERS, TOO_LONG
 from jepa.data.sources.splits import Splits
+from jepa.data.sources.text_tables import MOST_CHARACTERS, TOO_LONG
 from jepa.data.stream import Samples, blamed
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
 from jepa.utils.errors import check_at_least

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from jepa.data.augment import Augment
 from jepa.data.data_module import DataModule, Reading, read_source
-from jepa.data.image_augment import Augment
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources.decoders import Video
 from jepa.data.sources.splits import Splits

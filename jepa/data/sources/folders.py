@@ -142,10 +142,8 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
     check_fraction("data.source.val_fraction", val_fraction)
     folder = Path(root)
     if not folder.is_dir():
-        raise DataError(
-            f"data.root={root} is not a folder; give one that holds train/ and {kind.test_folders[0]}/, or class "
-            "folders"
-        )
+        wanted = f"train/ and {kind.test_folders[0]}/, or class folders"
+        raise DataError(f"data.root={root} is not a folder; give one that holds {wanted}")
     train_part = "train" if (folder / "train").is_dir() else ""
     others: Counter[str] = Counter()
     train = list_samples(folder, train_part, kind, others, flat=not labels)
@@ -160,22 +158,14 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
             f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)}): move each into the "
             f"folder of its class{imagenet}"
         )
-    where = f"data.root={root}"
-    return split_listed(
-        train,
-        test,
-        partial(FileSamples, decode=kind.decode, folder=folder),
-        classes=classes,
-        fraction=val_fraction,
-        seed=split_seed,
-        where=where,
-        lines=[f"{where}: {line}" for line in left_out(others)],
-    )
+    make, where = partial(FileSamples, decode=kind.decode, folder=folder), f"data.root={root}"
+    split = {"fraction": val_fraction, "seed": split_seed, "lines": [f"{where}: {line}" for line in left_out(others)]}
+    return split_listed(train, test, make, classes=classes, where=where, **split)
 
 
 def left_out(others: Mapping[str, int]) -> list[str]:
-    counted = [f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items())]
-    return [f"{', '.join(counted)} left out"] if counted else []
+    counted = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items()))
+    return [f"{counted} left out"] if counted else []
 
 
 def list_samples(root: Path, part: str, kind: FileKind, others: Counter[str], *, flat: bool = False) -> Listed:
@@ -214,10 +204,8 @@ def _walk(
     if place in parents:  # a link back to a folder above
         return
     with os.scandir(root / below) as entries:
-        for entry in entries:
+        for entry in (entry for entry in entries if not entry.name.startswith(".")):
             path = os.path.join(below, entry.name)
-            if entry.name.startswith("."):
-                continue
             if kind.matches(entry):
                 yield path
             elif entry.is_dir():

@@ -150,17 +150,9 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
             names |= {name for _, name in test.listed if name}
     if train.numbered and len(classes) > 1:  # numbers stay as they are, where some classes are missing
         classes = tuple(map(str, range(1 + max(map(int, names)))))
-    return split_listed(
-        train.listed,
-        test and test.listed,
-        train.make,
-        test and test.make,
-        classes=classes,
-        fraction=val_fraction,
-        seed=split_seed,
-        where=f"data.root={root}",
-        lines=[f"data.root={root}: {line}" for line in lines],
-    )
+    where, parts = f"data.root={root}", (train.listed, test and test.listed, train.make, test and test.make)
+    split = {"fraction": val_fraction, "seed": split_seed, "lines": [f"{where}: {line}" for line in lines]}
+    return split_listed(*parts, classes=classes, where=where, **split)
 
 
 def _archives(place: Path) -> dict[str, list[Path]]:

@@ -19,12 +19,9 @@ from jepa.utils.random import generator
 
 T = TypeVar("T")
 
-Listed = list[tuple[Any, str | None]]
-"""What is listed for each sample of a split, such as its path, and its class; None in data without labels."""
-
+Listed = list[tuple[Any, str | None]]  # what is listed for each sample, such as its path, and its class, if any
 NO_LABEL = "it has no label, or one that no training sample has"  # of a bad sample
 MOST_LEFT_OUT = 0.1  # share of the entries of a list, or of the labels of a test split, that may be unusable
-
 Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]  # (what is listed, labels or None) -> samples
 
 
@@ -137,18 +134,15 @@ def split_listed(
         groups: dict[str | None, Listed] = {}
         for sample in train:
             groups.setdefault(None if index is None else sample[1], []).append(sample)
-        train, test = [], []
-        for number, group in enumerate(groups.values()):
-            kept, held = hold_out(group, fraction, seed, number)
-            train += kept
-            test += held
+        halves = [hold_out(group, fraction, seed, number) for number, group in enumerate(groups.values())]
+        train, test = ([sample for part in parts for sample in part] for parts in zip(*halves))
         if not test:
             raise DataError(f"{where} has no class with two samples, so none can be kept aside for the test split")
     samples = []
     for part, make_part in ((train, make), (test, make_test or make)):
         labels = None if index is None else [index.get(name, -1) for _, name in part]
         samples.append(make_part([item for item, _ in part], labels))
-    return Splits(*samples, class_names=None if index is None else tuple(classes), lines=tuple(lines))
+    return Splits(*samples, class_names=index and tuple(index), lines=tuple(lines))
 
 
 def number_classes(
@@ -167,10 +161,8 @@ def number_classes(
     known = set(names)
     unknown = [name for name in test if name not in known]
     if len(unknown) > MOST_LEFT_OUT * len(test):
-        raise DataError(
-            f"{where}: the classes {first_few(sorted(set(unknown)))} of the test split are not in train, which has "
-            f"{first_few(names)}"
-        )
+        found = f"the classes {first_few(sorted(set(unknown)))} of the test split are not in train"
+        raise DataError(f"{where}: {found}, which has {first_few(names)}")
     return {name: number for number, name in enumerate(names)}, ()
 
 
@@ -217,7 +209,6 @@ def check_inside(listed: Iterable[tuple[str, str]], folder: str | Path) -> None:
     fence = Fence([folder])
     for where, path in listed:
         if fence.leaves(path):
-            raise DataError(
-                f"{where}: {path!r} leaves the folder {folder}, where the data is expected (data.root): by .., as an "
-                "absolute path, or by a link. If you trust this list, set data.allow_outside=true"
-            )
+            problem = f"{path!r} leaves the folder {folder}, where the data is expected (data.root)"
+            how = "by .., as an absolute path, or by a link. If you trust this list, set data.allow_outside=true"
+            raise DataError(f"{where}: {problem}: {how}")

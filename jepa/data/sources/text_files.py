@@ -8,15 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from jepa.data.sources.download import download_file, find_packed
-from jepa.data.sources.line_reader import TOO_LONG, read_lines
 from jepa.data.sources.splits import NO_LABEL, Splits, check_fraction, first_few, hold_out, number_classes, sort_classes
 from jepa.data.sources.text_tables import (
     NOT_UTF8,
     TABLES,
+    TOO_LONG,
     Unusable,
     advise_column,
     every_row,
     is_utf8,
+    read_lines,
     read_table,
     table_kind,
 )
