@@ -26,13 +26,12 @@ RESAMPLING_MARGIN = 0.05  # seconds that are read before and after a part of a s
 
 @dataclass(frozen=True, kw_only=True)
 class SoundAugment:
-    """How a training clip is changed; every choice uniform and independent.
+    """How a training clip is changed; every choice uniform and independent. Raises ValueError for values outside these.
 
-    crop: (least, most) share of the clip that is kept, a span at a random place. speed: (least, most) factor by which
-    the clip is played faster, pitch included. shift: the clip starts up to this share of data.seconds later, after
-    silence, as far as there is room. gain: up to so many decibels louder or softer. tilt: a filter y[t] = x[t] -
-    a x[t - 1] with a in [-tilt, tilt] makes the sound duller or brighter. noise: white noise at a random level between
-    the two, in decibels below the clip's own; None for none. Raises ValueError for values outside these.
+    crop: (least, most) share of the clip that is kept. speed: (least, most) factor of speed and pitch. shift: the clip
+    starts up to this share of data.seconds later, after silence, as far as there is room. gain: up to so many decibels
+    either way. tilt: a filter y[t] = x[t] - a x[t - 1], a in [-tilt, tilt]. noise: white noise of a random level, between
+    the two, in decibels below the clip's own; None for none.
     """
 
     crop: Sequence[float] = (1.0, 1.0)
@@ -127,12 +126,10 @@ def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_ra
 class AudioData(DataModule):
     """Batches of sound, x (B, 1, T) float32, T = sample_rate * seconds, NaN where a clip has ended.
 
-    source: called as source(root=root), or source() without a root, with label= if it is set; returns `Splits`
-        whose inputs are files of sound or (waveform (t,) float32, its sample rate), of any length and rate.
-    sample_rate: to which all are resampled. seconds: length of x.
-    spectrogram: the front end of the encoder; in evaluation, raw input is the mean of each of its mel bands.
+    source: called as source(root=root), or source() without a root, with label= if it is set, the labels that are the
+        classes; returns `Splits` of files of sound, or (waveform (t,) float32, sample rate).
+    sample_rate: to which all are resampled. seconds: length of x. spectrogram: the front end of the encoder.
     augment: how training clips are changed; None: longer ones are only cropped at random.
-    label: which of a source's labels is the class, for sources that have several.
     """
 
     nan_is_missing: ClassVar[bool] = True

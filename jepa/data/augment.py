@@ -47,9 +47,8 @@ class Augment:
     """Settings of the augmentation; by default each step is off.
 
     crop_scale: range of the crop's share of the image's area, (0.3, 1.0) in I-JEPA (Assran et al., 2023,
-        arXiv:2301.08243); None for the largest centred crop.
-    crop_ratio: range of the crop's width / height, log-uniform. horizontal_flip: probability.
-    rotation: largest angle in degrees; translate: largest shift as a share of the side; both either way.
+        arXiv:2301.08243); None for the largest centred crop. crop_ratio: range of width / height, log-uniform.
+    horizontal_flip: probability. rotation: at most so many degrees; translate: at most this share of the side.
     color_jitter: strength s as in SimCLR (Chen et al., 2020, arXiv:2002.05709): brightness, contrast and
         saturation times 1 +- 0.8 s, hue turned by +- 0.2 s; unlike there, in this order and for every view.
     blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels, as in SimCLR.

@@ -60,8 +60,7 @@ class DataModule:
     views: how often a training sample is prepared, each time with other random choices.
     batch_size: samples per training step, of all ranks and micro-batches together.
     num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads ahead.
-    pin_memory: True or False; `auto` pins when there is a GPU to copy to.
-    max_bad_share: the run stops when more than this share of a split cannot be read.
+    pin_memory: `auto` pins when there is a GPU to copy to. max_bad_share: of a split that may be unreadable.
     hints: what a configuration tells other groups (`data.hints.patch_size`); not read here.
 
     Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.

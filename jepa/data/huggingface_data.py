@@ -74,9 +74,8 @@ def hugging_face(
         train-0.parquet) of what `datasets` reads, or a name on the hub. name: of one of its configurations.
     label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
     train_split, test_split, test_fraction, split_seed: see `_find_splits`. allow_outside: see `read_columns`.
-    text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
-        those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
-        and spectrogram of sound. None: such columns are refused.
+    text, image, audio: make the data of such a column, called with `source=`, the two or three arguments of their own
+        and those from views on. None: such columns are refused.
 
     Raises DataError for what is missing or damaged, and a column of no kind that can be read.
     """

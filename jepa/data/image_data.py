@@ -31,13 +31,11 @@ class ImageData(DataModule):
 
     source: called as source(root=root), or source() without a root; returns `Splits`.
     image_size: side, or [height, width], to which images are cropped and resized.
-    channels: any number. Grey is repeated, colour becomes grey for 1, alpha is dropped but for 4; else images must have
-        that many.
+    channels: grey is repeated, colour becomes grey for 1, alpha is dropped but for 4; else images must have that many.
     mean, std: of pixel values, one for each channel or one for all. `auto`: those of up to STATISTICS_OF training
         images, always the same ones, cropped as in evaluation; `spec.found` and `lines` have the numbers.
     augment: how training views are made; None to crop and resize as in evaluation.
-    views: augmented views per training sample, which show all of it as far as `augment` lets them.
-    local_views: small crops per training sample beside these, of `local_size` pixels and made by `local_augment`.
+    local_views: small crops per training sample beside `views`, of `local_size` pixels, made by `local_augment`.
     """
 
     source: Callable[..., Splits]

@@ -23,13 +23,11 @@ F = lazy_import("torchvision.transforms.v2.functional")
 
 
 class ImageTransform:
-    """Makes float32 inputs of one size and number of channels, normalised by mean and std per channel.
+    """Makes float32 inputs of one size and number of channels, normalised by mean and std; one each, or one for all.
 
-    size: (H, W), or one side of a square. mean, std: of pixel values, one per channel or one for all.
-    interpolation: `bicubic` or `bilinear`. augment: None, or how training views are made.
-    8-bit pixels, PIL images and uint8 tensors, have values in [0, 1]; those of float tensors are taken as they are.
-    PIL images and float tensors are cropped and resized one by one, with antialiasing. uint8 tensors are warped as a
-    whole batch, in one call, which for small images is some fifty times faster.
+    size: (H, W), or one side of a square. augment: how training views are made. 8-bit pixels have values in [0, 1],
+    those of float tensors are taken as they are. PIL images and float tensors are cropped and resized one by one, with
+    antialiasing; uint8 tensors are warped as a whole batch, which for small images is some fifty times faster.
     Raises ValueError for settings that do not fit.
     """
 

@@ -173,13 +173,10 @@ class TaskData:
     """The batches of several data sets, under keys that start with their names: `digits/x`, `heartbeats/x`, ...
 
     parts: name -> a data set of any kind, whose batch size becomes the one set here; one that is None is left out.
-    batch_size: samples of each part in a training step, of all ranks and micro-batches together.
-    hints: see `DataModule`.
+    batch_size: samples of each part in a training step, of all ranks together. hints: see `DataModule`.
 
-    An epoch is one pass through the largest part; smaller ones go on with their next epoch. Validation ends with the
-    smallest test split. The weight of a task is a setting of the model (`jepa.models.multitask.MultiTask`).
-
-    Raises ValueError without parts, and for names that would not do as prefixes.
+    An epoch is one pass through the largest part; validation ends with the smallest test split. The weight of a task is
+    a setting of the model. Raises ValueError without parts, and for names that would not do as prefixes.
     """
 
     parts: Mapping[str, DataModule | None]

@@ -76,12 +76,9 @@ def open_tokenizer(
 ) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names, kept as `tokenizer.json` in a run's folder and read from it again.
 
-    name: "train" for one of at most vocab_size ids made from `texts`; a tokenizer.json or a folder that holds one (such
-        as a run's); or a pretrained name, which `transformers` finds in its cache or on the hub.
-    lower_case: of one that is trained. folder: None to store nothing.
-
-    Raises UserError for a name that leads nowhere, more ids than vocab_size, and a folder with the tokenizer of another
-    beginning of the run.
+    name: "train" for one of at most vocab_size ids made from `texts`, lower_case or not; a tokenizer.json or a folder
+        that holds one; or a pretrained name, of `transformers`' cache or the hub. folder: None to store nothing.
+    Raises UserError for a name that leads nowhere, more ids than vocab_size, and a folder with another tokenizer.
     """
     # Workers are forked after training has used threads, of which the library would warn in each of them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -24,15 +24,12 @@ class VideoData(DataModule):
 
     source: called as source(root=root), or source() without a root; returns `Splits` of videos.
     csv, csv_path, csv_label, csv_split, allow_outside: a list of the videos, its columns and paths, see `video_folder`.
-    image_size: side, or [height, width], to which frames are cropped and resized. channels: 3, or 1 for grey.
+    image_size, mean, std, augment, interpolation: as in `ImageData`, alike for all frames. channels: 3, or 1 for grey.
     num_frames: frames of a clip, T. frame_stride: every how many frames of the video one is taken; fps: instead, how
         many a second, which needs video files.
-    clips: parts of equal length of each video, each a sample of its own, which probes score, too. For several clips of
-        a video as views of one sample, there is `views`.
+    clips: parts of equal length of each video, each a sample of its own, which probes score, too.
     temporal_jitter: a training clip starts anywhere in its part of the video; else, as in evaluation, in the middle.
     short_videos: a video too short for a clip goes on with its last frame ("repeat") or from its beginning ("loop").
-    mean, std, augment, interpolation: as in `ImageData`; all frames of a clip are cropped, flipped and recoloured
-        alike.
     """
 
     source: Callable[..., Splits]

@@ -47,8 +47,6 @@ class Timeline:
 class SeriesSplits:
     """Training and test series, each (C, T) float32 with NaN for missing, T of any length; or timelines.
 
-    Series of infinite values are bad samples, and of a timeline such values are missing (`SeriesData`).
-
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
     lines: what the first lines of a run say of the tables. wrong: of each split, number -> why a series cannot be used.
     """
@@ -161,23 +159,18 @@ def series_csv(
     period: int | None = None,
     missing_markers: Sequence[str | float] = (),
 ) -> SeriesSplits:
-    """A table with a header and one row per time step, or a folder of such tables with the same columns.
-
-    CSV, also compressed, or parquet; every file of a folder is a series of its own.
+    """A table, CSV (compressed or not) or parquet, with a row per time step, or a folder of such with the same columns.
 
     columns: the channels; None takes all numbers but times, and leaves text out.
     time_column: holds the time, or several: year, month, day and so on, or date and clock time; None finds them
         (`find_times`). separator, decimal: see `read_table`.
-    resample: takes means over each such length of time, as 15min, 1h or 1D; None takes rows as they are, and warns
-        where their steps differ.
-    splits: shares of the rows of each file for training, validation and test, one after the other; without
-        validation the penalty of a forecast cannot be chosen.
+    resample: takes means over each such length of time, as 15min, 1h or 1D; None warns where steps differ.
+    splits: shares of the rows of each file for training, validation and test, one after the other.
     period: rows of a season; None takes a day, where steps are shorter.
     missing_markers: words that stand for a missing cell, besides empty ones and NaN, NA, null.
 
-    Rows are put in the order of their times. A cell that is no number, and a row of too many cells, is missing, which a
-    warning says (see `read_table`). Raises ValueError for settings that make no sense, DataError for what
-    cannot be read.
+    Rows are put in the order of their times; what cannot be read is missing, with a warning (`read_table`). Raises
+    ValueError for settings that make no sense, DataError for what cannot be read.
     """
     if len(splits) != 3 or min(splits) <= 0 or sum(splits) > 1 + 1e-9:
         expected = "shares of training, validation and test, all above 0 and at most 1 together"

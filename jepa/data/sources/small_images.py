@@ -162,10 +162,8 @@ def moving_mnist(
 ) -> Splits:
     """Clips of moving digits (Srivastava et al. 2015, arXiv 1502.04681), generated when they are read.
 
-    Clip i of a split is a function of (seed, split, i): its digits, of the same split of MNIST, their places,
-    directions and speeds. The label is the class of the first digit, which is drawn at full brightness and the others
-    at `others_brightness`, as otherwise nothing would show which one the label means (in the original: 1.0).
-
+    Clip i of a split is a function of (seed, split, i). The label is the class of the first digit, drawn at full
+    brightness and the others at `others_brightness` (in the original: 1.0), as else nothing would tell which it is.
     root, download: see `mnist`. digits: per clip. canvas: pixels of its side. length: frames. speed: (least, most)
     pixels per frame. Raises ValueError for digits that do not fit, and DataError as `mnist` does.
     """

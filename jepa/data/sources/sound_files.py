@@ -172,11 +172,9 @@ FSDD_TEST = 5  # recordings 0 .. 4 of every digit by every speaker are the offic
 def fsdd(*, root: str, label: Literal["digit", "speaker"] = "digit", download: bool = True) -> Splits:
     """Free Spoken Digit Dataset (Jackson et al.): digits 0 .. 9, six speakers, 50 recordings each, 8 kHz.
 
-    root: a folder with the files <digit>_<speaker>_<index>.wav at any depth or with fsdd.tar.xz or the project's own
-    archive in it, or such an archive itself, which is held in memory. Where there is none of these it is downloaded;
-    the archive is that of the present state and has no published check sum.
-    label: what the classes are. Splits are the official ones, recordings 0 .. 4 to test.
-    Raises DataError when nothing is there and nothing can be had, or the archive is damaged.
+    root: a folder with the files <digit>_<speaker>_<index>.wav at any depth, or with an archive of them, or this,
+    which is held in memory. Else it is downloaded, and has no published check sum. label: what the classes are.
+    Splits are the official ones, recordings 0 .. 4 to test. Raises DataError for nothing there, and a damaged archive.
     """
     if label not in ("digit", "speaker"):
         raise ValueError(f"data.label={label!r} is neither digit nor speaker")

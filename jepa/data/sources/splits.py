@@ -151,9 +151,8 @@ def number_classes(
     """Class -> label, and what the first lines of a run say of the classes: the one place where labels become classes.
 
     None, for data without labels, where training has a single class: published lists label every sample 0.
-    names: the classes of the training split, in order. test: the class of each test sample that has one. where: what
-    holds the data. Raises DataError where more than MOST_LEFT_OUT of the test samples have classes that train has not;
-    fewer are bad samples.
+    names: the classes of training, in order. test: those of the test samples that have one. where: what holds the data.
+    Raises DataError where more than MOST_LEFT_OUT of the test samples have other classes; fewer are bad samples.
     """
     if len(names) < 2:
         what = f"all labels are alike ({first_few(names)})" if names else "no sample has a label"

@@ -44,14 +44,11 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
 def read_table(
     path: str | Path, *, separator: str | None = None, decimal: str | None = None, missing_markers: Sequence[str] = ()
 ) -> tuple[pandas.DataFrame, str, str, list[str]]:
-    """Return a table, whose columns are numbers, dates (of parquet) or text.
+    """Return a table, whose columns are numbers, dates (of parquet) or text, the index the number of a row from 0.
 
     Also how it is written, its decimal mark, and notes on what was taken for missing: cells that are no numbers among
-    numbers, and rows that cannot be read, up to MOST_LEFT_OUT of a column or of the rows.
-
-    separator, decimal: None detects them. missing_markers: see `series_csv`. Numbers may be grouped, as
-    1,234,567. Rows and unnamed columns without any cell are left out; the index is the number of a row, from 0.
-
+    numbers, and rows that cannot be read, up to MOST_LEFT_OUT of a column or of the rows. Empty rows are left out.
+    separator, decimal: None detects them. missing_markers: see `series_csv`. Numbers may be grouped, as 1,234,567.
     Raises DataError for what is damaged, no table, larger than memory, or can be read in two ways.
     """
     require("pandas", extra="series", purpose="reading a table of time series")

@@ -75,13 +75,11 @@ def text_lines(
 ) -> Splits:
     """Plain text in UTF-8, one sample a line, without labels; empty lines are left out, .gz files are unpacked.
 
-    root is a file, or a folder that holds either a file whose name starts with train or has it as a part
-    (train.txt, wiki.train.tokens.gz) and the same with test, valid, validation, val or dev, or any *.txt, *.text,
-    *.tokens and .gz files. Where nothing is kept aside for the test split by name, a share `test_fraction` of the
-    lines is, drawn by `split_seed`.
+    root is a file, or a folder with a file whose name starts with train or has it as a part (wiki.train.tokens.gz)
+    and the same with test, valid, validation, val or dev, or any *.txt, *.text, *.tokens and .gz files. Without a test
+    split by name, a share `test_fraction` of the lines is kept aside, drawn by `split_seed`.
     text_column: of tables and JSON, which are read as by `text_csv`, without labels.
-    A line that is not UTF-8, or has more than a million characters, counts as a damaged sample
-    (`data.max_bad_share`).
+    A line that is not UTF-8, or has more than a million characters, counts as a damaged sample (`data.max_bad_share`).
     Raises DataError for files that are missing, damaged, or hold no text in UTF-8, and tables without a column.
     """
     check_fraction("data.source.test_fraction", test_fraction)
@@ -118,10 +116,8 @@ def text_csv(
     root is a folder with train files and test files (test, valid, validation, val or dev), or a single file or folder
     of files of one kind, of which a share `test_fraction` of the rows, drawn by `split_seed`, is the test split.
     text_column, label_column: by name, or by number from 0; label_column None for data without labels. Class names are
-    what stands in the label column of train, sorted, by number where all are whole numbers.
-    header: whether the first row names the columns; None takes it for that where a column is given by name.
-    Empty texts are left out. A row of too few columns, one that is too long or not UTF-8, and an empty label, count as
-    damaged samples (`data.max_bad_share`).
+    those of train, sorted, by number where all are whole numbers. header: None: where a column is given by name.
+    Empty texts are left out; rows and labels that cannot be used count as damaged samples (`data.max_bad_share`).
     Raises DataError for files that are missing or damaged, a column there is not, and test labels unknown to train.
     """
     check_fraction("data.source.test_fraction", test_fraction)

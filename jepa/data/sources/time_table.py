@@ -20,14 +20,12 @@ MARKERS = 3  # rows of a value that may stand for a missing one
 
 
 class TimeTable:
-    """A table, read.
+    """A table, read. Raises DataError for what cannot be read, and a column of numbers among which many cells are none.
 
     path: of a file, or a table in memory, whose times may be its index. columns: the channels; None takes all columns
     of numbers but times. time_column: see `find_times`. reading: what `read_table` takes.
-
     numbers: the channels, float64, a row per time step. times: of the rows, or None. text: columns that are left out.
-    told: how the file is written. notes: what is wrong with the rows. Raises DataError for what cannot be read, and for
-    a column of which many cells are numbers and many are not.
+    told: how the file is written. notes: what is wrong with the rows.
     """
 
     def __init__(

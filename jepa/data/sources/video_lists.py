@@ -26,12 +26,10 @@ def read_list(
 ) -> tuple[Listed, Listed | None]:
     """The training and test videos of a list; None for the test videos where it has no column of splits.
 
-    columns: `path` (a column or a pattern of columns), `label` and `split`, as `video_folder` takes them. They are
-    separated by the comma, semicolon, tab, space or `::` that the header has. Where it does not have the column of the
-    path, there is no header, and all lines are a path and a label, separated likewise, or a path alone.
-
-    Raises DataError for a list that is missing or fits none of these, and for paths that leave the folder unless
-    allow_outside.
+    columns: `path` (a column or a pattern of columns), `label` and `split`, as `video_folder` takes them, separated as
+    in the header by comma, semicolon, tab, space or `::`. Without the column of the path there is no header, and lines
+    are a path and a label, separated likewise, or a path alone.
+    Raises DataError for a list that is missing or fits none of these, and paths outside unless allow_outside.
     """
     where = f"data.csv={name}"
     file = Path(name) if root is None or os.path.isfile(name) else Path(root, name)
