@@ -30,8 +30,8 @@ class SoundAugment:
 
     crop: (least, most) share of the clip that is kept. speed: (least, most) factor of speed and pitch. shift: the clip
     starts up to this share of data.seconds later, after silence, as far as there is room. gain: up to so many decibels
-    either way. tilt: a filter y[t] = x[t] - a x[t - 1], a in [-tilt, tilt]. noise: white noise of a random level, between
-    the two, in decibels below the clip's own; None for none.
+    either way. tilt: a filter y[t] = x[t] - a x[t - 1], a in [-tilt, tilt]. noise: white noise at a random level of
+    these two, in decibels below the clip's own; None for none.
     """
 
     crop: Sequence[float] = (1.0, 1.0)

@@ -69,11 +69,10 @@ def _choose(words: Counter[str], parts: dict[str, list[str]], *, most_ids: int) 
     for word, count in words.items():
         for cluster in parts[word]:
             counts[cluster] += count
-    left = (1 - COVERAGE) * counts.total()
+    uncovered, left = counts.total(), (1 - COVERAGE) * counts.total()
     stages: tuple[dict[Merge, None], ...] = ({}, {}, {})
     names: set[str] = set()
     clusters: list[str] = []
-    uncovered = counts.total()
     for cluster, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if len(cluster) > LONGEST or len(clusters) == MOST_CODES:
             continue
@@ -95,18 +94,15 @@ def _merges_of(cluster: str) -> tuple[list[Merge], list[Merge], list[Merge]]:
     In this order no merge applies across the boundary of two clusters, nor in the way of another's: bytes and marks are
     added from the left to what begins a character or letter, and letters from the right, to the one that nothing joins.
     """
-    characters: list[Merge] = []
-    marks: list[Merge] = []
-    joins: list[Merge] = []
+    characters = [merge for character in cluster for merge in _from_left(_as_bytes(character))]
     letters: list[list[str]] = []
     for character in cluster:
-        characters += _from_left([*_as_bytes(character)])
         if letters and _is_mark(character):
             letters[-1].append(_as_bytes(character))
         else:
             letters.append([_as_bytes(character)])
-    for letter in letters:
-        marks += _from_left(letter)
+    marks = [merge for letter in letters for merge in _from_left(letter)]
+    joins: list[Merge] = []
     *before, last = map("".join, letters)
     for letter in reversed(before):
         joins.append((letter, last))

@@ -84,10 +84,8 @@ class SampleOrder:
         """One rank's contiguous B / world_size samples of a step. Raise UserError when they cannot be shared evenly."""
         share, remainder = divmod(self.batch_size, world_size)
         if remainder:
-            raise UserError(
-                f"data.batch_size={self.batch_size} cannot be shared by {world_size} ranks; the nearest "
-                f"sizes that can are {share * world_size} and {(share + 1) * world_size}"
-            )
+            sizes = f"the nearest sizes that can are {share * world_size} and {(share + 1) * world_size}"
+            raise UserError(f"data.batch_size={self.batch_size} cannot be shared by {world_size} ranks; {sizes}")
         first = step * self.batch_size + rank * share
         return Request(range(first, first + share), self._indices(first, first + share).tolist())
 
@@ -134,11 +132,9 @@ class BadSamples(dict[str, str]):
                 log.warning("cannot read %s; the next sample takes its place", _shown(name, reason))
         if len(self) > self.limit:
             first = "".join(f"\n  {_shown(*each)}" for each in list(self.items())[:3])
-            raise DataError(
-                f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read, "
-                f"which is more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise "
-                f"that share. The first:{first}"
-            )
+            bad = f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read"
+            more = f"more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise that share"
+            raise DataError(f"{bad}, which is {more}. The first:{first}")
 
 
 def _shown(name: str, reason: str) -> str:

@@ -212,9 +212,8 @@ def _check_clip(path: str, pixels: int, count: int) -> None:
 
 
 def _stack(frames: list[np.ndarray], path: str) -> Tensor:
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) > 1:
-        raise UnreadableSample(path, f"its frames differ in size: {sorted(shape[:2] for shape in shapes)}")
+    if len(shapes := {frame.shape[:2] for frame in frames}) > 1:
+        raise UnreadableSample(path, f"its frames differ in size: {sorted(shapes)}")
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 

@@ -64,10 +64,8 @@ def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
     stream.seek(0)
     start = stream.read(26)
     stream.seek(0)
-    if start.startswith(b"\x93NUMPY"):
-        return image_of(_read_npy(stream, name), name)
-    if start.startswith(b"PK\3\4"):
-        return image_of(_read_npz(stream, name), name)
+    if start.startswith((b"\x93NUMPY", b"PK\3\4")):
+        return image_of((_read_npz if start[:2] == b"PK" else _read_npy)(stream, name), name)
     if start.startswith(TIFF_STARTS):
         return _read_tiff(stream, name)
     if start.startswith(b"\x89PNG") and start[24:] in DEEP_PNG:
@@ -180,8 +178,7 @@ def _read_tiff(stream: IO[bytes], name: str) -> Image.Image | Tensor:
         if not channels and len(axes) == 3:  # nothing says which of the axes is that of the channels
             values = _channels_first(values, name)
         else:
-            spatial = [axes.index("Y"), axes.index("X")]
-            values = np.moveaxis(values, spatial, [-2, -1])
+            values = np.moveaxis(values, [axes.index("Y"), axes.index("X")], [-2, -1])
             values = values.reshape(-1, *values.shape[-2:])
         if getattr(page.photometric, "name", "") == "MINISWHITE" and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
@@ -224,8 +221,8 @@ def _read_pages(tiff: Any, series: Any, kept: set[str], stream: IO[bytes], name:
             raise UnreadableSample(name, what) from error
         pages = [series.pages[number].index for number in numbers.ravel()]
         turned = _grey_pages_by_pillow(stream, pages, page.dtype, name)
-        orientation = _orientation(page)
-        return _upright(turned, {6: 8, 8: 6}.get(orientation, orientation)).reshape(*numbers.shape, *page.shape)
+        stored = _upright(turned, {6: 8, 8: 6}.get(_orientation(page), _orientation(page)))
+        return stored.reshape(*numbers.shape, *page.shape)
 
 
 def _check_packed(pages: Sequence[Any], stream: IO[bytes], name: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import collections
+import contextlib
 import csv
 import re
 from collections import Counter
@@ -36,13 +38,10 @@ def find_encoding(path: Path, content: bytes) -> str:
             raise DataError(f"{path} holds zero bytes: it is no table of text")
         return "utf-16-be" if zeros[0] else "utf-16-le"
     for name in ("utf-8", "cp1252"):
-        decoder = codecs.getincrementaldecoder(name)()
-        try:
-            for start in range(0, len(content), 2**20):
-                decoder.decode(content[start : start + 2**20], final=start + 2**20 >= len(content))
+        with contextlib.suppress(UnicodeDecodeError):
+            parts = (content[start : start + 2**20] for start in range(0, len(content), 2**20))
+            collections.deque(codecs.iterdecode(parts, name), maxlen=0)
             return name
-        except UnicodeDecodeError:
-            pass
     return "latin-1"
 
 
