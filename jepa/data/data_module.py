@@ -251,8 +251,7 @@ class DataModule:
         return reading.seed is not None and (reading.views is not None or self.has_several_views)
 
     def with_labels(self, batch: Batch, labels: Any) -> Batch:
-        labelled = self.spec.classes is not None
-        return batch | {"label": torch.as_tensor(labels, dtype=torch.int64)} if labelled else batch
+        return batch if self.spec.classes is None else batch | {"label": torch.as_tensor(labels, dtype=torch.int64)}
 
     def _load_in_order(self, reading: Reading, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         check_at_least("data", 1, batch_size=batch_size)

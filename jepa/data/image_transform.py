@@ -69,8 +69,7 @@ class ImageTransform:
         else:
             if views.jitter is not None:
                 _check_unit_range(images)
-            moved = [self._move(images[i // count], views, i) for i in range(batch * count)]
-            pixels = _to_float(torch.stack(moved))
+            pixels = _to_float(torch.stack([self._move(images[i // count], views, i) for i in range(batch * count)]))
         return self._normalise(_recolour(pixels, views)).unflatten(0, (batch, count))
 
     def augmented_clip(self, frames: Tensor, uniform: Tensor) -> Tensor:
@@ -137,8 +136,7 @@ class ImageTransform:
             mode = {1: "L", 3: "RGB", 4: "RGBA" if transparent else None}.get(self.channels)
             if mode is not None:
                 return to_mode(images, mode)
-            grey = images.mode in ("1", "L", "LA", "La")
-            images = _to_float(to_mode(images, "L" if grey else "RGB"))
+            images = _to_float(to_mode(images, "L" if images.mode in ("1", "L", "LA", "La") else "RGB"))
         found = images.shape[-3]
         if found == self.channels:
             return images
@@ -146,10 +144,8 @@ class ImageTransform:
             return images.expand(*images.shape[:-3], self.channels, *images.shape[-2:])
         if found == 3 and self.channels == 1:
             return F.rgb_to_grayscale(images)
-        raise UnfitSample(
-            f"the images have {found} channels and cannot become data.channels={self.channels}; set it to the number "
-            "they have"
-        )
+        problem = f"the images have {found} channels and cannot become data.channels={self.channels}"
+        raise UnfitSample(f"{problem}; set it to the number they have")
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         return (pixels - self.mean) / self.std

@@ -115,8 +115,7 @@ class SeriesData(DataModule):
     def prepare_sample(self, window: Tensor, random: torch.Generator | None) -> Tensor:
         """One window (C, T), as it is or as a random view of it, normalised; batches are made like that."""
         if random is not None and self.augment is not None:
-            drawn = self.augment.draw(1, tuple(window.shape), random)
-            window = self.augment.apply(window[None], *drawn)[0]
+            window = self.augment.apply(window[None], *self.augment.draw(1, tuple(window.shape), random))[0]
         return normalised(window, self.normalise)[0]
 
     def windows(self, split: Literal["train", "validation", "test"], *, horizon: int) -> ForecastWindows | None:
@@ -189,10 +188,8 @@ class WindowSamples:
         self.labels = labels
         self.wrong, self.name, self.split_channels = wrong, name, split_channels
         self.channels = len(series[0]) if split_channels else 1
-        counted = (
-            (number, range(0, each.shape[1] - window_size + 1, stride)) for number, each in enumerate(self.series)
-        )
-        self.places = [(number, start) for number, starts in counted for start in starts]
+        starts = [range(0, each.shape[1] - window_size + 1, stride) for each in self.series]
+        self.places = [(number, start) for number, each in enumerate(starts) for start in each]
 
     def __len__(self) -> int:
         return len(self.places) * self.channels

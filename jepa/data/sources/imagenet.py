@@ -199,8 +199,7 @@ def _files(place: Path, name: str, *, flat: bool = False) -> Part:
     listed = list_samples(place, name, IMAGES, others, flat=flat)
     if not flat and all(of is None and WNID.search(Path(path).stem) for path, of in listed):
         listed = _sorted(((path, _wnid_in(Path(path).stem)) for path, _ in listed), str)
-    make = partial(FileSamples, decode=decode_image, folder=place)
-    return Part(listed, str, make, tuple(left_out(others)))
+    return Part(listed, str, partial(FileSamples, decode=decode_image, folder=place), tuple(left_out(others)))
 
 
 def _packed(place: Path, split: str, archives: Sequence[Path]) -> Part:
@@ -229,8 +228,7 @@ def _of_one_kind(labels: Sequence[str]) -> tuple[Sequence[str], bool]:
 
 def _wnid_in(name: str) -> str:
     """The first WordNet number in a name: n01440764_18.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG; else nothing."""
-    found = WNID.search(name)
-    return found[0] if found else ""
+    return found[0] if (found := WNID.search(name)) else ""
 
 
 def _sorted(listed: Iterable[tuple], name_of: Callable[..., str]) -> Listed:

@@ -109,10 +109,9 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
     x, y = arrays[f"{split}_x"], arrays[f"{split}_y"]
     numbers = x.dtype.kind in "fiub" and x.ndim == 3 and x.size
     if not numbers or y.shape != (len(x),) or y.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: {split}_x is {x.dtype} {x.shape} and {split}_y {y.dtype} {y.shape}, expected numbers (N, "
-            "channels, time), none of them 0, and N whole numbers from 0"
-        )
+        got = f"{split}_x is {x.dtype} {x.shape} and {split}_y {y.dtype} {y.shape}"
+        expected = "numbers (N, channels, time), none of them 0, and N whole numbers from 0"
+        raise DataError(f"{path}: {got}, expected {expected}")
     values = _as_float32(x)
     if np.isnan(values).all():
         raise DataError(f"{path}: {split}_x holds nothing but NaN")

@@ -176,9 +176,8 @@ def moving_mnist(
         raise ValueError(f"data.source.canvas={canvas} is smaller than a digit, {side} pixels")
     shown = {"digits": digits, "canvas": canvas, "brightness": others_brightness}
     make = partial(MovingDigits, **shown, length=length, speed=tuple(speed), seed=seed)
-    train = make(images=images.train, split="train", clips=train_clips)
-    test = make(images=images.test, split="test", clips=test_clips)
-    return Splits(train, test, images.class_names)
+    parts = (("train", images.train, train_clips), ("test", images.test, test_clips))
+    return Splits(*(make(split=name, images=of, clips=clips) for name, of, clips in parts), images.class_names)
 
 
 @dataclass(frozen=True, kw_only=True)

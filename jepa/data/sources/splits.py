@@ -177,11 +177,10 @@ def check_fraction(name: str, fraction: float) -> None:
         raise ValueError(f"{name}={fraction} is not between 0 and 1, both excluded")
 
 
-def first_few(names: Iterable[object]) -> str:
-    """The first five names, for messages, and how many there are."""
+def first_few(names: Iterable[object], most: int = 5) -> str:
+    """The first `most` names, for messages, and how many there are."""
     names = [name.name if isinstance(name, Path) else str(name) for name in names]
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
 
 class Fence:

@@ -6,7 +6,6 @@ differs. It fixes the order of the samples, and so a run resumes exactly.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
@@ -24,6 +23,7 @@ from jepa.data.sources.image_files import IMAGE_EXTENSIONS
 from jepa.data.sources.splits import FileSamples, first_few
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError, first_line
+from jepa.utils.files import write_atomic
 from jepa.utils.read_data import open_regular, parse_json
 
 log = logging.getLogger("jepa")
@@ -108,23 +108,13 @@ def index_tars(archives: Sequence[Path], kept: Path) -> tuple[Members, tuple[str
         labels=np.array([label.encode() for _, _, label, *_ in found], dtype=bytes),
         places=np.array([(number, start, size) for number, _, _, start, size in found], dtype=np.int64).reshape(-1, 3),
     )
+    arrays = {name: value for name, value in vars(members).items() if name != "archives"}
     try:
-        _write_index(kept, stamp, members)
-    except OSError as error:
-        lines.append(f"{kept} cannot be written ({error.strerror}), so the archives are indexed at every start")
+        write_atomic(kept, lambda path: np.savez(path, stamp=np.frombuffer(stamp, np.uint8), **arrays))
+    except UserError as error:
+        why = first_line(error.__cause__ or error)
+        lines.append(f"{kept} cannot be written ({why}), so the archives are indexed at every start")
     return members, tuple(lines)
-
-
-def _write_index(path: Path, stamp: bytes, members: Members) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            arrays = {name: value for name, value in vars(members).items() if name != "archives"}
-            np.savez(file, stamp=np.frombuffer(stamp, np.uint8), **arrays)
-        part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _read_index(path: Path, stamp: bytes, archives: tuple[str, ...], sizes: Sequence[int]) -> Members | None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from jepa.data.sources.splits import first_few
 from jepa.data.sources.table_dialect import NUMBER, is_value
 from jepa.data.sources.table_files import read_table
 from jepa.data.sources.table_times import check_names, find_times, resampled, uneven_steps
@@ -15,7 +17,7 @@ from jepa.utils.errors import DataError
 if TYPE_CHECKING:
     import pandas
 
-MOST_NAMES = 30
+named = partial(first_few, most=30)
 MARKERS = 3  # rows of a value that may stand for a missing one
 
 
@@ -169,11 +171,6 @@ class TimeTable:
 def _in_memory(frame: pandas.DataFrame) -> pandas.DataFrame:
     frame = frame.reset_index() if frame.index.dtype.kind == "M" else frame.reset_index(drop=True)
     return frame.set_axis(list(map(str, frame.columns)), axis=1)
-
-
-def named(names: Sequence[str]) -> str:
-    more = f", ... ({len(names)} in all)" if len(names) > MOST_NAMES else ""
-    return ", ".join(names[:MOST_NAMES]) + more
 
 
 def columns_option(names: Sequence[str]) -> str:
