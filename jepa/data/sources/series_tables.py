@@ -8,7 +8,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,10 +18,9 @@ from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_
 from jepa.data.sources.table_times import step_length
 from jepa.data.sources.time_table import TimeTable, columns_option, in_units
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import
 
-if TYPE_CHECKING:
-    import pandas
-
+pandas = lazy_import("pandas")
 log = logging.getLogger("jepa")
 MOST_NOTES = 5
 TABLES = re.compile(r"\.(csv|tsv|txt|parquet|pq)(\.(gz|bz2|xz))?", re.IGNORECASE)

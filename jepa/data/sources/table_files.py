@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jepa.data.sources.download import memory_limit, read_all
 from jepa.data.sources.splits import MOST_LEFT_OUT
@@ -29,11 +29,9 @@ from jepa.data.sources.table_dialect import (
     split_lines,
 )
 from jepa.utils.errors import DataError, UserError, first_line
-from jepa.utils.lazy_import import require
+from jepa.utils.lazy_import import lazy_import, require
 
-if TYPE_CHECKING:
-    import pandas
-
+pandas = lazy_import("pandas")
 WORDS = {name.removesuffix("s"): separator for separator, name in SEPARATORS.items()}
 PARQUET = (".parquet", ".pq")
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
@@ -105,8 +103,6 @@ def _about_cells(strange: Mapping[str, pandas.Series]) -> list[str]:
 
 
 def _read_parquet(path: Path) -> pandas.DataFrame:
-    import pandas
-
     parquet = require("pyarrow.parquet", extra="series", purpose="reading a parquet table")
     claimed = parquet.ParquetFile(path).metadata
     packed = sum(claimed.row_group(number).total_byte_size for number in range(claimed.num_row_groups))
@@ -121,8 +117,6 @@ def _read_csv(
     path: Path, separator: str | None, decimal: str | None, missing_markers: Sequence[str]
 ) -> tuple[pandas.DataFrame, str, str, list[int]]:
     """As `read_table`, but with the numbers of the rows that cannot be read, which are empty."""
-    import pandas
-
     content = _unpacked(path)
     encoding = find_encoding(path, content)
     if not encoding.startswith("utf-16"):
@@ -156,8 +150,6 @@ def _parse(
     missing_markers: Sequence[str],
 ) -> tuple[pandas.DataFrame, str, str]:
     """The table, how it is written, and its decimal mark. Raises ParserError and others for rows of too many cells."""
-    import pandas
-
     separator, header, hint, names, lines = _layout(path, content, encoding, separator)
     if 8 * content.count(b"\n") * len(names) > memory_limit():
         raise DataError(f"{path} cannot be read: its cells do not fit in memory as numbers, give a part of it")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from jepa.data.sources.download import memory_limit
 from jepa.utils.errors import DataError
-from jepa.utils.lazy_import import require
+from jepa.utils.lazy_import import lazy_import, require
 
-if TYPE_CHECKING:
-    import pandas
-
+pandas = lazy_import("pandas")
 DATE_NAMES = ("date", "datetime", "time", "timestamp")
 PARTS = {
     "year": "year yr jahr año ano année annee anno",
@@ -90,8 +87,6 @@ def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
     named: whether it is called a date, and numbers may be dates: 20240131, or seconds (or ms, us, ns) since 1970.
     Day or month come first as more of the cells, or the more even steps, have it.
     """
-    import pandas
-
     if cells.dtype.kind == "M" or isinstance(cells.dtype, pandas.DatetimeTZDtype):
         return pandas.to_datetime(cells, utc=True).dt.tz_localize(None)
     if pandas.api.types.is_numeric_dtype(cells):
@@ -115,8 +110,6 @@ def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
 
 
 def _dates_of_numbers(cells: pandas.Series) -> pandas.Series | None:
-    import pandas
-
     known = cells.dropna()
     if not len(known) or not (known % 1 == 0).all() or known.min() < 19000101:
         return None
@@ -133,8 +126,6 @@ def is_clock(cells: pandas.Series) -> bool:
 
 
 def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
-    import pandas
-
     if clock.dtype.kind in "iuf":
         return dates.dt.normalize() + pandas.to_timedelta(clock, unit="hour")
     text = clock.astype(str).str.strip().str.replace(r"^(\d+)[:.h](\d+)[:.]?", r"\1:\2:", regex=True)
@@ -144,8 +135,6 @@ def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
 
 def _assembled(frame: pandas.DataFrame, parts: dict[str, str]) -> pandas.Series | None:
     """Return dates of columns of numbers; None where they are no dates. Hour 24 is the next day's first."""
-    import pandas
-
     numbers = {part: pandas.to_numeric(frame[name], errors="coerce") for part, name in parts.items()}
     numbers["year"] = numbers["year"].where(numbers["year"] > 99, numbers["year"] + 2000)
     days = pandas.DataFrame({part: numbers.pop(part) for part in ("year", "month", "day")})
@@ -157,8 +146,6 @@ def _assembled(frame: pandas.DataFrame, parts: dict[str, str]) -> pandas.Series 
 
 def uneven_steps(times: pandas.Series) -> tuple[pandas.Timedelta | None, int]:
     """Return the usual step and how many steps are unlike it; None where time does not go on. Months count as even."""
-    import pandas
-
     steps = times.diff().iloc[1:]
     changes = steps[steps != pandas.Timedelta(0)]
     if not changes.notna().any():
@@ -169,7 +156,7 @@ def uneven_steps(times: pandas.Series) -> tuple[pandas.Timedelta | None, int]:
 
 
 def step_length(resample: str) -> pandas.Timedelta:
-    pandas = require("pandas", extra="series", purpose="reading a table of time series")
+    require("pandas", extra="series", purpose="reading a table of time series")
     try:
         length = pandas.Timedelta(resample)
         if length > pandas.Timedelta(0):
@@ -185,8 +172,6 @@ def resampled(
     path: str, numbers: pandas.DataFrame, times: pandas.Series, step: pandas.Timedelta
 ) -> tuple[pandas.DataFrame, pandas.Series]:
     """Return the means of steps of time, NaN where there are none, and the times. Raise DataError for too many."""
-    import pandas
-
     rows = (times.max() - times.min()) / step + 1
     if 8 * rows * numbers.shape[1] > memory_limit():
         steps = f"from {times.min()} to {times.max()} there are {rows:,.0f} steps of data.source.resample"

@@ -6,17 +6,16 @@ import json
 import re
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jepa.data.sources.splits import first_few
 from jepa.data.sources.table_dialect import NUMBER, is_value
 from jepa.data.sources.table_files import read_table
 from jepa.data.sources.table_times import check_names, find_times, resampled, uneven_steps
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import
 
-if TYPE_CHECKING:
-    import pandas
-
+pandas = lazy_import("pandas")
 named = partial(first_few, most=30)
 MARKERS = 3  # rows of a value that may stand for a missing one
 
@@ -65,8 +64,6 @@ class TimeTable:
 
     def _check_text(self, cells: pandas.Series, decimal: str, asked_for: bool) -> None:
         """Raise DataError for text in a column that was asked for, or of which a tenth are numbers."""
-        import pandas
-
         known = cells.dropna().astype(str).str.strip()
         if not asked_for and known.str.fullmatch(NUMBER).mean() < 0.1:
             return
