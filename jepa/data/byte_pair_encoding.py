@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from jepa.utils.lazy_import import lazy_import
 
 tokenizers = lazy_import("tokenizers")
-
 FLAG = r"[\x{1F1E6}-\x{1F1FF}]"
 WORD = (
     rf"'s|'t|'re|'ve|'m|'ll|'d| ?{FLAG}{{2}}| ?(?>(?=\p{{L}})\X)++| ?(?>(?=\p{{N}})\X)++"
@@ -32,10 +31,7 @@ Merge = tuple[str, str]
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, lower_case: bool) -> tokenizers.Tokenizer:
-    """Return a tokenizer of at most vocab_size >= 257 ids: [PAD], 256 bytes, clusters, and what merges clusters.
-
-    A cluster that is rare in the texts falls back to its parts: letters and marks, and the bytes of these.
-    """
+    """A tokenizer of at most vocab_size >= 257 ids: [PAD], bytes, clusters (rare ones as their parts), and merges."""
     steps = [tokenizers.normalizers.NFC(), *([tokenizers.normalizers.Lowercase()] if lower_case else [])]
     steps += [tokenizers.normalizers.Strip(right=False), tokenizers.normalizers.Prepend(" ")]
     normalizer, split = tokenizers.normalizers.Sequence(steps), _splitter(WORD)

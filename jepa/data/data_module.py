@@ -29,7 +29,6 @@ from jepa.utils.errors import DataError, check_at_least
 from jepa.utils.random import generator
 
 VALIDATION_SEED = 0  # of the test split's views on which the loss is measured: the same in every run, whatever its seed
-
 Prepare = Callable[[Any, torch.Generator | None], Tensor]
 """(input of a source, generator, or None where nothing is random) -> the tensor of one sample."""
 

@@ -28,7 +28,6 @@ from jepa.utils.lazy_import import lazy_import, require
 from jepa.utils.log_mel import LogMel
 
 datasets = lazy_import("datasets")
-
 Kind = Literal["text", "image", "audio"]
 MOST_BYTES = {"text": 4 * MOST_CHARACTERS, "image": 2**29, "audio": 2**29}  # of one row, packed as it is
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv"}
@@ -132,9 +131,8 @@ def read_columns(
 ) -> tuple[Kind, Splits]:
     """What kind of input a column holds, and samples of it: strings, PIL images, or files of sound.
 
-    folders: in which files may lie that rows name by their paths; relative ones begin in the first. allow_outside:
-    whether they may leave these folders by .., as absolute paths or by links. Texts that are empty or missing are left
-    out, which `Splits.lines` counts.
+    folders: where files may lie that rows name by paths, relative to the first; allow_outside: or anywhere. Empty texts
+    are left out, which `Splits.lines` counts.
     """
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:

@@ -67,8 +67,9 @@ class ImageTransform:
         elif images.dtype == torch.uint8:
             pixels = self._warp(_to_float(images), views, count)
         else:
-            if views.jitter is not None:
-                _check_unit_range(images)
+            if views.jitter is not None and (images.min() < 0 or images.max() > 1):
+                found = f"one has values from {images.min():g} to {images.max():g}: set data.augment.color_jitter=0"
+                raise DataError(f"data.augment.color_jitter needs pixels in [0, 1], and {found}")
             pixels = _to_float(torch.stack([self._move(images[i // count], views, i) for i in range(batch * count)]))
         return self._normalise(_recolour(pixels, views)).unflatten(0, (batch, count))
 
@@ -202,13 +203,6 @@ def _grey(pixels: Tensor) -> Tensor:
 
 def _blend(pixels: Tensor, other: Tensor, share: Tensor) -> Tensor:
     return (pixels * share + other * (1 - share)).clamp(0, 1)
-
-
-def _check_unit_range(images: Tensor) -> None:
-    low, high = images.min().item(), images.max().item()
-    if low < 0 or high > 1:
-        found = f"an image has values from {low:g} to {high:g}: set data.augment.color_jitter=0"
-        raise DataError(f"data.augment.color_jitter needs pixels in [0, 1], and {found}")
 
 
 def _to_float(pixels: Image.Image | Tensor) -> Tensor:

@@ -166,10 +166,9 @@ class SeriesData(DataModule):
 
 
 class WindowSamples:
-    """Windows of several series (C, T_i) and their labels, as samples (window, label); all in memory.
+    """Windows of series (C, T_i), padded with NaN at their ends, and their labels, as samples; all in memory.
 
-    A series that is shorter than the window is padded with NaN at its end. wrong: number -> why a series cannot be
-    used; its windows raise UnreadableSample. name: of the series, for messages.
+    wrong: number -> why a series cannot be used; its windows are bad samples. name: of the series, for messages.
     """
 
     def __init__(

@@ -29,11 +29,8 @@ from jepa.utils.random import generator
 from jepa.utils.tensors import map_tensors
 
 log = logging.getLogger("jepa")
-
-
 PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, KeyError, ImportError, AssertionError, NotImplementedError)
 """What no sample is blamed for, see `blamed`."""
-
 LARGEST_INPUT = 1e15
 """Beyond this the squares that a network or a spectrogram adds up leave float32; files also mark what is missing so."""
 
@@ -111,10 +108,7 @@ def fixed_order(num_samples: int, *, batch_size: int, limit: int | None = None) 
 
 
 class BadSamples(dict[str, str]):
-    """The samples found unreadable, name -> reason; stops the run when they are too many.
-
-    total: samples of the split. max_share: the largest share of them that may be bad, in [0, 1).
-    """
+    """Unreadable samples, name -> reason; `report` ends the run beyond the share max_share of `total` samples."""
 
     def __init__(self, *, total: int, max_share: float) -> None:
         super().__init__()
@@ -185,11 +179,7 @@ def load(
     prefetch_factor: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """The batches of the requests, in order, read in worker processes if there are any.
-
-    make_batch may put what it found unreadable under the key `bad`; it is reported here, in the main process,
-    and taken out. Raises what `make_batch` raises; a UserError from a worker keeps its message.
-    """
+    """The batches of the requests, in order, read in worker processes if there are any; reports what is under `bad`."""
     with _starting_workers():
         loader = DataLoader(
             _Batches(make_batch),

@@ -16,7 +16,6 @@ from jepa.utils.lazy_import import lazy_import, require
 from jepa.utils.read_data import DamagedFileError, exists, read_bytes, read_json
 
 tokenizers = lazy_import("tokenizers")
-
 PADDING = 0  # the id of padding in every input, whatever id it has in the tokenizer
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|padding|>", "<|endoftext|>")
 MAX_BYTES = 2**28  # of a tokenizer's file
@@ -107,8 +106,7 @@ def open_tokenizer(
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool = True) -> Tokenizer:
     """A tokenizer of at most vocab_size ids, the same for the same texts; [PAD] has id 0.
 
-    Byte-pair encoding on bytes, as GPT-2 has it, which knows no unknown token; letters and their marks stay together
-    (`train_bpe`). (The library's WordPiece gives other ids every time it is trained, so that machines would disagree.)
+    Byte-pair encoding on bytes (`train_bpe`), as the library's WordPiece gives other ids every time it is trained.
     Raises ValueError for a size that does not hold the bytes.
     """
     if vocab_size < 300:

@@ -22,9 +22,8 @@ SPLITS = ("train2017", "val2017")
 def coco_pictures(*, root: str, allow_outside: bool = False) -> Splits:
     """Pictures of train2017 and of val2017 (the test split) that have captions.
 
-    root: a folder with annotations/captions_{train,val}2017.json and the folders of pictures, one that holds such a
-    folder or a .tar of it, or that .tar, which is held in memory. allow_outside: whether file names in the captions may
-    leave root, by .., as absolute paths or by links. Raises DataError where these are not there or do not fit.
+    root: a folder with annotations/captions_{train,val}2017.json and the folders of pictures, or one that holds it or a
+    .tar of it, or that .tar, held in memory. allow_outside: whether names may leave root. Raises DataError without.
     """
     place, contents = _open(Path(root))
     splits = []

@@ -27,7 +27,6 @@ from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import lazy_import, require
 
 av = lazy_import("av")
-
 # What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG. Those of the second line would
 # otherwise pass for mistakes of ours (`jepa.data.stream.blamed`).
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -35,7 +34,6 @@ DAMAGE += (TypeError, KeyError, AttributeError, AssertionError, NotImplementedEr
 
 MOST_FRAME_PIXELS = 2**26  # of a frame of a video, 8192 x 8192: more than any camera takes
 MOST_CLIP_BYTES = 2**31  # of the frames of a clip before they are made smaller: 48 frames of 5K video
-
 File = str | Path | io.BytesIO
 Choose = Callable[[int, float | None], Sequence[int]]
 """(number of frames, frames per second where that is known) -> the frames wanted, in rising order."""

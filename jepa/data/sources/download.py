@@ -30,8 +30,7 @@ def download_file(
 ) -> None:
     """Download a file of the data set `name` from the first url that serves it with that md5 sum; None takes any.
 
-    It is written under another name and renamed when complete, so a failure leaves no file that looks whole.
-    Raises DataError with the files `wanted` in root when no url works, or where downloads are not `allowed`.
+    A failure leaves no file that looks whole. Raises DataError, which names the files `wanted`, if none is had.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     reason = "data.source.download=false"

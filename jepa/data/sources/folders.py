@@ -23,8 +23,7 @@ from jepa.utils.errors import DataError
 class FileKind:
     """A kind of samples in folders. name: in the plural, for messages. decode: makes the input of a path.
 
-    frames: whether a folder that directly holds pictures, the frames of a video, is a sample, too.
-    test_folders: names of the folder of the test split, the first that is there.
+    frames: whether a folder of pictures, frames of a video, is one, too. test_folders: names of the test split's.
     """
 
     name: str
@@ -41,7 +40,6 @@ class FileKind:
 
 
 LONG_SOUND = 60  # seconds of a file of which a clip shows little
-
 IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_image)
 SOUNDS = FileKind(
     name="sound files",

@@ -28,21 +28,16 @@ from jepa.utils.lazy_import import lazy_import
 tifffile = lazy_import("tifffile")
 torchvision_io = lazy_import("torchvision.io")
 log = logging.getLogger("jepa")
-
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """Of frames: a folder that holds such files may be a video."""
 IMAGE_EXTENSIONS = (*FRAME_EXTENSIONS, ".gif", ".npy", ".npz")
-
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "CIELAB": 3, "SEPARATED": 4}
 """Samples of a pixel, without alpha, of the 8-bit TIFF files that Pillow reads as they are meant."""
-
 DEEP_PNG = {b"\x10\x02": False, b"\x10\x04": True, b"\x10\x06": True}
 """Depth and kind of a PNG file of which Pillow would keep 8 bits -> whether it has alpha."""
-
 UNPACKERS = {8: (zlib.decompressobj, 1032), 32946: (zlib.decompressobj, 1032), 34925: (lzma.LZMADecompressor, 8192)}
 """Compression of a TIFF file -> what unpacks it, and about how many bytes one byte becomes at most."""
-
 _said = mmap.mmap(-1, 1)  # shared with forked workers, so that all say it once
 
 
@@ -55,11 +50,10 @@ class WithAlpha(Tensor):
 
 
 def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
-    """Return the picture in a file, upright: a PIL image of 8 bits, or float32 (C, h, w).
+    """Return the picture in a file, upright: a PIL image of 8 bits, or float32 (C, h, w), `WithAlpha` where it has any.
 
-    The latter is `WithAlpha` where the file has alpha. Of an animation, the first frame. Raises UnreadableSample for
-    what is no picture, and what the libraries raise for damage. No more memory is taken than for the largest picture
-    that Pillow opens (`PIL.Image.MAX_IMAGE_PIXELS`).
+    Of an animation, the first frame. Raises UnreadableSample for what is no picture or needs more memory than Pillow's
+    largest (`PIL.Image.MAX_IMAGE_PIXELS`), and what the libraries raise for damage.
     """
     stream.seek(0)
     start = stream.read(26)

@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -183,19 +184,9 @@ def series_csv(
     return _series_splits(tables, ends, period, tuple(lines))
 
 
-def series_table(
-    table: str | pandas.DataFrame,
-    *,
-    columns: Sequence[str] | None = None,
-    time_column: str | Sequence[str] | None = None,
-    separator: str | None = None,
-    decimal: str | None = None,
-    resample: str | None = None,
-    missing_markers: Sequence[str | float] = (),
-) -> TimeTable:
-    """Return a table, by its path or in memory, with its rows in order and resampled; see `series_csv`."""
-    reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
-    found = TimeTable(table, columns, time_column, **reading)
+def series_table(table: str | pandas.DataFrame, *, resample: str | None = None, **reading: Any) -> TimeTable:
+    """Return a table, by its path or in memory, with its rows in order and resampled; reading: see `series_csv`."""
+    found = TimeTable(table, **reading)
     found.put_in_order()
     found.find_markers()
     if resample is None:

@@ -116,10 +116,9 @@ class SoundPart:
 
 
 def piece_spans(frames: int, rate: int, seconds: float, stride: float | None = None) -> list[tuple[int, int]]:
-    """Return (start, length) in samples of the pieces of a sound: one every `stride` seconds, else one after another.
+    """Return (start, length) in samples of the pieces of a sound, one every `stride` seconds, else one after another.
 
-    The last one may be shorter. It is left out where it is shorter than half a piece, unless it is the only one, and
-    where the piece before holds all of it.
+    A last one shorter than half a piece is left out, unless it is the only one, as is what the piece before holds.
     """
     length, step = max(1, round(seconds * rate)), max(1, round((stride or seconds) * rate))
     starts = range(0, frames, step)
@@ -162,8 +161,6 @@ def length_of(path: str) -> tuple[int, int]:
 
 Sound = SoundFile | SoundPart | tuple[Tensor, int]
 """What sources of sound give: a file, or a waveform (t,) float32 in [-1, 1] and its rate in Hz."""
-
-
 FSDD_URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.tar.gz"
 FSDD_NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
 FSDD_TEST = 5  # recordings 0 .. 4 of every digit by every speaker are the official test split.

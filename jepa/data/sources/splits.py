@@ -18,7 +18,6 @@ from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
 T = TypeVar("T")
-
 Listed = list[tuple[Any, str | None]]  # what is listed for each sample, such as its path, and its class, if any
 NO_LABEL = "it has no label, or one that no training sample has"  # of a bad sample
 MOST_LEFT_OUT = 0.1  # share of the entries of a list, or of the labels of a test split, that may be unusable
@@ -57,9 +56,8 @@ class TensorImages:
 class FileSamples:
     """Files and their labels; items are (what `decode` makes of the file, label).
 
-    paths: relative to `folder`. labels: one for each path, -1 for one that has none, which makes it a bad sample; or
-        None. contents: path -> content of files in memory.
-    decode: called with a path, or a file in memory and its path; raises UnreadableSample for damaged files.
+    paths: relative to `folder`. labels: one for each path, -1 for a bad sample; or None. contents: path -> content of
+    files in memory. decode: called with a path, or a file in memory and its path.
     """
 
     def __init__(

@@ -15,15 +15,11 @@ from jepa.utils.errors import DataError
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", r"\s+": "spaces"}
 """What may stand between cells, and its name; the first that fits is taken."""
-
 GROUPS = " '\u2019\u00a0\u202f"  # what may stand between thousands, besides the mark that is not the decimal one
 NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"  # a number by any decimal mark
-
 SAMPLE = 2**18
 """Bytes of the beginning of a file, and of eight places further on, by which separator and decimal mark are told."""
-
 STRAY_ZEROS = 3  # zero bytes among the first ones of a file of which it is still taken for text
-
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -101,12 +97,10 @@ def is_value(name: str) -> bool:
 
 
 def find_decimal(path: Path, rows: list[list[str]], separator: str) -> str:
-    """Return the decimal mark of the numbers in some rows of a table.
+    """Return the decimal mark of the numbers in some rows of a table. Raise DataError for both, or where it is unclear.
 
     1,5 and 1.234,5 have a comma, 1.5 and 1,234.5 a point. 1,234 and 1.234 may be either: thousands, in a column whose
     other numbers are whole and below 1000, else fractions, in a table with semicolons.
-
-    Raises DataError for a table that has both, and for 1,234 in any other table.
     """
     sure: dict[str, str] = {}  # decimal mark -> a number that has it
     doubtful: dict[str, str] = {}

@@ -20,7 +20,6 @@ PARTS = {
     "second": "second sekunde segundo seconde secondo",
 }
 """Part of a date -> what its column may be called, in any case."""
-
 DATED = 0.9  # share of the cells of a column of times that can be read as such; rows of the others are left out
 CLOCK = r"\d{1,2}[:.h]\d{2}(?:[:.]\d{2}(?:[.,]\d+)?)?"
 

@@ -27,7 +27,6 @@ from jepa.utils.files import write_atomic
 from jepa.utils.read_data import open_regular, parse_json
 
 log = logging.getLogger("jepa")
-
 VERSION = 1  # of the index; another one is found anew
 MOST_INDEX = 2**33  # bytes of a kept index: of 100 million pictures
 MOST_BYTES = 2**29  # of one picture, packed as it is
@@ -40,10 +39,9 @@ LONGEST = {"name": 255, "label": 64}  # bytes kept
 
 @dataclass(frozen=True)
 class Members:
-    """The pictures in some archives, in their order.
+    """The pictures in some archives, in their order. names: bytes (N,), of the archive inside an archive too.
 
-    names: bytes (N,), of the archive inside an archive too. labels: bytes (N,), empty where there is none.
-    places: int64 (N, 3), number of the archive, first byte, and size.
+    labels: bytes (N,), empty for none. places: int64 (N, 3), number of the archive, first byte, and size.
     """
 
     archives: tuple[str, ...]

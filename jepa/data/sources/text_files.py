@@ -37,11 +37,7 @@ WIKITEXT2_MD5 = {
 
 
 class Texts:
-    """Texts in memory and their labels; items are (text, label).
-
-    labels: None for texts without. name: of the file, for messages. Items raise UnreadableSample for texts that are
-    empty, `Unusable`, or hold what was no UTF-8.
-    """
+    """Texts in memory and labels, if any. Items raise UnreadableSample for those empty, `Unusable`, or not UTF-8."""
 
     def __init__(self, texts: Sequence[str], labels: Sequence[int] | None = None, *, name: str) -> None:
         unusable = {number: text for number, text in enumerate(texts) if isinstance(text, Unusable)}
@@ -176,9 +172,8 @@ def texts_of(path: Path, text_column: str | int | None) -> Texts:
 def wikitext2(*, root: str, download: bool = True) -> Splits:
     """WikiText-2 (Merity et al. 2016, arXiv 1609.07843): paragraphs of Wikipedia articles in English, without labels.
 
-    One sample a paragraph, headings left out: 17,556 to train on, 2,185 to test. root holds wiki.train.tokens and
-    wiki.test.tokens, or train.txt and test.txt, gzipped or not; otherwise they are downloaded to it (11 and 1.2 MB).
-    Raises DataError if they are damaged or out of reach.
+    17,556 paragraphs to train on, 2,185 to test. root holds wiki.train.tokens and wiki.test.tokens, or train.txt and
+    test.txt, gzipped or not; otherwise they are downloaded. Raises DataError if they are damaged or out of reach.
     """
     folder, splits = Path(root), []
     for split in ("train", "test"):

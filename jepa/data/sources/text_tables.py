@@ -21,7 +21,6 @@ from jepa.utils.errors import DataError
 
 MOST_CHARACTERS = 1_000_000
 """Of one text, the length of two novels; all of it is split into tokens, which takes half a gigabyte."""
-
 OPEN_QUOTE = "a quote in it opens a cell and is not closed"
 TOO_LONG = f"it has more than {MOST_CHARACTERS:,} characters"
 TOO_MUCH = "holds more text than fits in memory, even once: give a part of it"
@@ -168,10 +167,10 @@ def table_kind(path: Path) -> str | None:
 
 
 def read_table(path: Path, columns: Mapping[str, str | int | None], header: bool) -> tuple[list[Row], int]:
-    """The rows of a file, and the number of those that are left out as their text is empty or missing.
+    """The rows of a file, and the number of those left out, as their text is empty; of unusable ones, `Unusable` texts.
 
     columns: `text` and `label`, by name or by number from 0; label None for none. header: of .csv and .tsv.
-    A row that cannot be used has an `Unusable` text. Raises DataError for a column there is not, and a file of no rows.
+    Raises DataError for a column there is not, and a file of no rows.
     """
     rows = every_row(path, columns, header)
     kept = [row for row in rows if isinstance(row.text, Unusable) or row.text.strip()]

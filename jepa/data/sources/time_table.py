@@ -39,8 +39,9 @@ class TimeTable:
         if isinstance(path, str):
             frame, self.told, decimal, self.notes = read_table(path, **reading)
         else:
-            frame, self.told, decimal, self.notes = _in_memory(path), "a table in memory", ".", []
-            path = "the table"
+            frame = path.reset_index(drop=path.index.dtype.kind != "M")  # which may hold the times
+            frame, path = frame.set_axis(list(map(str, frame.columns)), axis=1), "the table"
+            self.told, decimal, self.notes = "a table in memory", ".", []
         self.path = path
         wanted = None if columns is None else check_names(path, frame, columns, "data.source.columns")
         self.time_columns, self.times = find_times(path, frame, time_column, wanted or ())
@@ -163,11 +164,6 @@ class TimeTable:
             others = [name for name in names if name not in {*constant, *counters}]
             lines.append(f"{', '.join(useless)}; without: {columns_option(others)}")
         return lines
-
-
-def _in_memory(frame: pandas.DataFrame) -> pandas.DataFrame:
-    frame = frame.reset_index() if frame.index.dtype.kind == "M" else frame.reset_index(drop=True)
-    return frame.set_axis(list(map(str, frame.columns)), axis=1)
 
 
 def columns_option(names: Sequence[str]) -> str:

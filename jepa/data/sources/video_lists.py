@@ -12,11 +12,9 @@ from jepa.data.sources.splits import Listed, check_inside
 from jepa.utils.errors import DataError
 
 LOOKED_AT = 50  # entries of a list of which at least one must exist; to look at all of a large one would take minutes
-
 QUOTED = re.compile(r'(?P<path>"(?:[^"]|"")+")(?:[ ,;]+(?P<label>.+))?')
 PLAIN = re.compile(r"(?P<path>.+?)(?: +|[,;] *)(?P<label>-?[0-9]+)")
 """Of a list without a header: a path, in quotes where it holds what separates, and a label."""
-
 Numbered = list[tuple[int, tuple[str, str | None]]]
 """(line, (path, class)); the class is None where there are no labels."""
 
