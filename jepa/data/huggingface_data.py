@@ -219,7 +219,6 @@ class Rows:
         return value, self.label_of[label]
 
     def _find(self, path: Any, name: str) -> str:
-        """The path of a file that a row names. Raises UnreadableSample for one that leaves the folders."""
         if not isinstance(path, str):
             raise UnreadableSample(name, "it has neither content nor a path")
         path = os.path.join(self.folder, path)
@@ -292,7 +291,6 @@ def _kind(feature: Any, column: str) -> Kind:
 def _labels(
     train: Any, test: Any, column: str | None
 ) -> tuple[tuple[str, ...] | None, dict[Any, int], tuple[str, ...]]:
-    """Class names, from what the column holds to their number, and what is said of them; no names without labels."""
     if column is None:
         return None, {}, ()
     feature = train.features[column]

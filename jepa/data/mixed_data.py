@@ -27,7 +27,6 @@ PERIOD = 1000  # samples after which the interleaving of the parts repeats: shar
 
 
 def present_parts(parts: Mapping[str, DataModule | None]) -> dict[str, DataModule]:
-    """The parts that are not None. Raises ValueError without any."""
     found = {name: part for name, part in parts.items() if part is not None}
     if not found:
         raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")
@@ -215,11 +214,9 @@ class TaskData:
         return zip_batches({name: part.train_batches(seed=seed, **where) for name, part in self.parts.items()})
 
     def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """As `DataModule.validation_batches`, of all parts, as long as each has samples."""
         return zip_batches({n: part.validation_batches(batch_size=batch_size) for n, part in self.parts.items()})
 
     def blank_batch(self, count: int) -> Batch:
-        """A training batch of `count` samples of each part, without content and without labels."""
         return with_prefixes({name: part.blank_batch(count) for name, part in self.parts.items()})
 
 

@@ -86,7 +86,6 @@ class TextData(DataModule):
         return torch.nn.functional.pad(ids, (0, -surplus), value=PADDING)
 
     def _cut(self, samples: Samples) -> tuple[str, ...]:
-        """What the first lines of a run say of texts that are longer than max_length, by some of them."""
         lengths = [len(self.tokenizer.encode(text)) for text in _texts(samples, most=MOST_MEASURED)]
         if not (long := sum(length > self.max_length for length in lengths)):
             return ()

@@ -41,7 +41,6 @@ class Tokenizer:
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, none of them padding."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if self._padding == PADDING:
             return [each for each in ids if each != PADDING]  # of a text that spells padding out

@@ -103,7 +103,6 @@ class VideoFile:
         return _stack(frames, self.path)
 
     def _pictures(self, container: av.container.InputContainer) -> av.VideoStream:
-        """The stream of pictures. Raises UnreadableSample where there is none, or its pictures are too large."""
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
             raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
@@ -178,7 +177,6 @@ class TensorVideo:
     frames: Tensor
 
     def read(self, choose: Choose) -> Tensor:
-        """The chosen frames."""
         return self.frames[list(choose(len(self.frames), None))]
 
 
@@ -202,7 +200,6 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _check_clip(path: str, pixels: int, count: int) -> None:
-    """Raise UnreadableSample for frames of too many pixels, or so many of them that they take too much memory."""
     if pixels > MOST_FRAME_PIXELS:
         raise UnreadableSample(path, f"its frames have {pixels:,} pixels, more than {MOST_FRAME_PIXELS:,}")
     if (size := 3 * pixels * count) > MOST_CLIP_BYTES:

@@ -290,7 +290,6 @@ def _check_kind(kind: Any, name: str) -> None:
 
 
 def _check_size(shape: Sequence[int], kind: Any, name: str) -> None:
-    """Raise UnreadableSample for an array without pixels, or of more memory than Pillow's largest picture."""
     if math.prod(shape) < 1:
         raise UnreadableSample(name, f"its shape is {tuple(shape)}, without pixels")
     needed = math.prod(shape) * max(kind.itemsize, 4)

@@ -270,7 +270,6 @@ def _columns(folders: Sequence[Path]) -> str:
 
 
 def _refuse_others(folder: Path, validation: Sequence[Path]) -> None:
-    """Raise DataError for what another command reads, what has to be unpacked, and where training pictures lack."""
     inside = [folder, folder / "data", folder / "train"]
     names = [path.name for each in inside if each.is_dir() for path in sorted(each.iterdir())]
     if any(name.endswith(".parquet") or name in ("dataset_dict.json", "state.json") for name in names):

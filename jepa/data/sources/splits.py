@@ -176,7 +176,6 @@ def check_fraction(name: str, fraction: float) -> None:
 
 
 def first_few(names: Iterable[object], most: int = 5) -> str:
-    """The first `most` names, for messages, and how many there are."""
     names = [name.name if isinstance(name, Path) else str(name) for name in names]
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 

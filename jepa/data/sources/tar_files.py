@@ -165,7 +165,6 @@ def _key(name: str) -> str:
 
 
 def _label(content: bytes, name: str) -> str:
-    """The label in a .cls or .json file; empty where there is none."""
     text: Any = content.decode("utf-8", errors="replace").strip()
     if name.lower().endswith(".json"):
         try:

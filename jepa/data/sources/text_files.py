@@ -193,7 +193,6 @@ def left_out(empty: int) -> tuple[str, ...]:
 
 
 def _read_lines(paths: Sequence[Path]) -> tuple[list[str], int]:
-    """The lines, without blanks around them, and how many empty ones are left out; `Unusable` for what has to be."""
     lines, empty = [], 0
     for path in paths:
         for number, (line, quotes) in enumerate(read_lines(path), 1):

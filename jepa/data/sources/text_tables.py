@@ -181,7 +181,13 @@ def read_table(path: Path, columns: Mapping[str, str | int | None], header: bool
 
 def every_row(path: Path, columns: Mapping[str, str | int | None], header: bool) -> list[Row]:
     """Return all rows of a file, also those without a text; see `read_table`."""
-    return list((_read_json if table_kind(path) == "json" else _read_csv)(path, columns, header))
+    rows = (_read_json if table_kind(path) == "json" else _read_csv)(path, columns, header)
+    made = []
+    for number, row in enumerate(rows, 1):
+        place = f"{path}, row {number}"
+        labelled = columns["label"] is not None
+        made.append(Row(Unusable(row, place)) if isinstance(row, str) else _row(*row, place, labelled=labelled))
+    return made
 
 
 def advise_column(path: Path, root: str) -> str:
@@ -228,7 +234,8 @@ def _option(key: str, value: str | int) -> str:
     return shlex.quote(f"{key}={quoted}")
 
 
-def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[Row]:
+def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[str, Any]]:
+    """Text and label of each row, or why it cannot be used."""
     rows = read_rows(path, **_dialect(path))
     if isinstance(first := next(rows, []), str):
         raise DataError(f"{path}: its first row cannot be used, as {first}")
@@ -236,17 +243,13 @@ def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool)
         return
     text, label = (_place(column, first, header, path, key) for key, column in columns.items())
     wanted = 1 + max(text, -1 if label is None else label)
-    for number, row in enumerate(rows if header else itertools.chain([first], rows), 1):
-        place = f"{path}, row {number}"
+    for row in rows if header else itertools.chain([first], rows):
         if not isinstance(row, str) and len(row) < wanted:
             row = f"it has {len(row)} columns, expected {wanted} or more"
-        if isinstance(row, str):
-            yield Row(Unusable(row, place))
-        else:
-            yield _row(row[text], None if label is None else row[label], place, labelled=label is not None)
+        yield row if isinstance(row, str) else (row[text], None if label is None else row[label])
 
 
-def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[Row]:
+def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[Any, Any]]:
     text, label = (None if column is None else str(column) for column in columns.values())
     rows = _json_rows(path)
     begin = list(itertools.islice(rows, SHOWN_ROWS))
@@ -260,12 +263,8 @@ def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool
     if not any(isinstance(row.get(text), (str, type(None))) for row in first):
         kind = type(next(row[text] for row in first if text in row)).__name__
         raise DataError(f"data.text_column={text}: {path} has no texts there, but values of type {kind}")
-    for number, row in enumerate(itertools.chain(begin, rows), 1):
-        place = f"{path}, row {number}"
-        if not isinstance(row, dict):
-            yield Row(Unusable(row, place))
-        else:
-            yield _row(row.get(text), None if label is None else row.get(label), place, labelled=label is not None)
+    for row in itertools.chain(begin, rows):
+        yield row if isinstance(row, str) else (row.get(text), None if label is None else row.get(label))
 
 
 def _row(text: Any, label: Any, place: str, *, labelled: bool) -> Row:
@@ -302,7 +301,6 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any] | str]:
 
 
 def _parse(text: str) -> Any:
-    """What a JSON text holds if it is an object or a list; else why it is neither."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError, MemoryError) as error:

@@ -142,7 +142,6 @@ class TimeTable:
             )
 
     def lines(self) -> list[str]:
-        """Return what is used of the table, and what of that may be useless."""
         names = list(self.numbers.columns)
         lines = [f"channels: {named(names)}"]
         if self.times is not None and len(self.times):
