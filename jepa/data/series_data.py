@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -81,15 +82,13 @@ class SeriesData(DataModule):
             if getattr(self, key) not in (None, size):
                 raise DataError(f"data.{key}={getattr(self, key)}, but the data has {size}: set data.{key}=null")
         scaled = {side: [(each - self.level) / self.scale for each in series] for side, series in sides.items()}
+        make = partial(WindowSamples, window_size=steps, stride=self.stride, split_channels=self.split_channels)
         splits = [
-            WindowSamples(
-                series,
-                labels,
+            make(
+                series=series,
+                labels=labels,
                 wrong=wrong_series(series) | wrong[side],
                 name=f"{side} series of {self.root if self.name is None else self.name}",
-                window_size=steps,
-                stride=self.stride,
-                split_channels=self.split_channels,
             )
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
@@ -134,7 +133,7 @@ class SeriesData(DataModule):
                 f"of {steps} (data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
             )
         return ForecastWindows(
-            values,
+            values=values,
             window_size=steps,
             horizon=horizon,
             period=self.timelines[0].period,
@@ -165,29 +164,26 @@ class SeriesData(DataModule):
         return self.with_labels(batch | {"bad": bad}, labels)
 
 
+@dataclass(kw_only=True, eq=False)
 class WindowSamples:
     """Windows of series (C, T_i), padded with NaN at their ends, and their labels, as samples; all in memory.
 
     wrong: number -> why a series cannot be used; its windows are bad samples. name: of the series, for messages.
     """
 
-    def __init__(
-        self,
-        series: Sequence[Tensor],
-        labels: Sequence[int] | None,
-        *,
-        wrong: Mapping[int, str],
-        name: str,
-        window_size: int,
-        stride: int,
-        split_channels: bool,
-    ) -> None:
-        self.window_size = window_size
-        self.series = [F.pad(each, (0, max(0, window_size - each.shape[1])), value=float("nan")) for each in series]
-        self.labels = labels
-        self.wrong, self.name, self.split_channels = wrong, name, split_channels
-        self.channels = len(series[0]) if split_channels else 1
-        starts = [range(0, each.shape[1] - window_size + 1, stride) for each in self.series]
+    series: Sequence[Tensor]
+    labels: Sequence[int] | None
+    wrong: Mapping[int, str]
+    name: str
+    window_size: int
+    stride: int
+    split_channels: bool
+
+    def __post_init__(self) -> None:
+        steps = self.window_size
+        self.series = [F.pad(each, (0, max(0, steps - each.shape[1])), value=float("nan")) for each in self.series]
+        self.channels = len(self.series[0]) if self.split_channels else 1
+        starts = [range(0, each.shape[1] - steps + 1, self.stride) for each in self.series]
         self.places = [(number, start) for number, each in enumerate(starts) for start in each]
 
     def __len__(self) -> int:
@@ -206,28 +202,25 @@ class WindowSamples:
         return window, None if self.labels is None else self.labels[number]
 
 
+@dataclass(kw_only=True, eq=False)
 class ForecastWindows:
     """Windows of z-scored series (C, T_i) and what follows, those that most follows first. period: of a season."""
 
-    def __init__(
-        self,
-        values: Sequence[Tensor],
-        *,
-        window_size: int,
-        horizon: int,
-        period: int | None,
-        split_channels: bool,
-        normalise: str,
-    ) -> None:
-        self.window_size, self.horizon, self.period = window_size, horizon, period
-        self.split_channels, self.normalise = split_channels, normalise
-        counts = [max(0, each.shape[1] - window_size - horizon + 1) for each in values]
-        starts = torch.cat([torch.arange(count) for count in counts])
-        follow = torch.cat([torch.arange(count, 0, -1) for count in counts])
-        before = torch.tensor([0, *(each.shape[1] for each in values[:-1])]).cumsum(0)  # steps of the series before
-        firsts = starts + before.repeat_interleave(torch.tensor(counts))
+    values: Sequence[Tensor]
+    window_size: int
+    horizon: int
+    period: int | None
+    split_channels: bool
+    normalise: str
+
+    def __post_init__(self) -> None:
+        lengths = torch.tensor([0, *(each.shape[1] for each in self.values)])
+        counts = (lengths[1:] - self.window_size - self.horizon + 1).clamp(min=0)
+        starts = torch.cat([torch.arange(count) for count in counts.tolist()])
+        follow = torch.cat([torch.arange(count, 0, -1) for count in counts.tolist()])
+        firsts = starts + lengths[:-1].cumsum(0).repeat_interleave(counts)  # after the steps of the series before
         self.firsts = firsts[follow.argsort(descending=True, stable=True)]
-        self.values = torch.cat(list(values), dim=1)
+        self.values = torch.cat(list(self.values), dim=1)
 
     def __len__(self) -> int:
         return len(self.firsts)
