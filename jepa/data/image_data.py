@@ -55,10 +55,9 @@ class ImageData(DataModule):
         check_at_least("data", 1, channels=self.channels)
         check_at_least("data", 0, local_views=self.local_views)
         if self.local_views and (self.local_size is None or self.local_augment is None):
-            raise ValueError(
-                f"data.local_views={self.local_views} needs data.local_size (pixels) and data.local_augment "
-                "(as data.augment, such as {_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
-            )
+            needs = "data.local_size (pixels) and data.local_augment (as data.augment, such as "
+            needs += "{_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
+            raise ValueError(f"data.local_views={self.local_views} needs {needs}")
         self._make_transforms()
         splits, shape = read_source(self.source, root=self.root), (self.channels, *self.transform.size)
         self.setup(splits, prepare=self.transform, input_shape=shape)

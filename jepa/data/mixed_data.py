@@ -64,9 +64,8 @@ class MixedData(DataModule):
         sizes = {name: part.spec.num_train for name, part in self.parts.items()}
         weights = sizes if self.weights is None else self.weights
         if set(weights) != set(self.parts) or not all(weight > 0 for weight in weights.values()):
-            raise ValueError(
-                f"data.weights={dict(weights)}: expected a share above 0 for each of data.parts {list(self.parts)}"
-            )
+            expected = f"a share above 0 for each of data.parts {list(self.parts)}"
+            raise ValueError(f"data.weights={dict(weights)}: expected {expected}")
         evaluate = next(iter(self.parts)) if self.evaluate is None else self.evaluate
         if evaluate not in self.parts:
             raise ValueError(f"data.evaluate={evaluate!r}: expected one of data.parts {list(self.parts)}")

@@ -111,10 +111,8 @@ class PairedData(DataModule):
             found, counts = mine.unique(return_counts=True)
             partners[name] = dict(zip(found.tolist(), mine.argsort(stable=True).split(counts.tolist())))
             if lacking := sorted(set(wanted.tolist()) - set(partners[name])):
-                raise DataError(
-                    f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "
-                    f"{self.anchor} has: without partners these cannot be used"
-                )
+                problem = f"has no sample of the labels {lacking[:5]} that {self.anchor} has: without partners these"
+                raise DataError(f"data.modalities: the {split} split of {name} {problem} cannot be used")
         return wanted, partners
 
 

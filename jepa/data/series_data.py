@@ -128,10 +128,9 @@ class SeriesData(DataModule):
         steps = self.spec.input_shape[1]
         values = [(part(each, split, steps) - self.level) / self.scale for each in self.timelines]
         if (most := max(each.shape[1] for each in values)) < steps + horizon:
-            raise DataError(
-                f"the {split} part of the series has {most} steps with its look-back, too few for a window "
-                f"of {steps} (data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
-            )
+            few = f"the {split} part of the series has {most} steps with its look-back, too few for a window of {steps}"
+            needs = f"(data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
+            raise DataError(f"{few} {needs}")
         return ForecastWindows(
             values=values,
             window_size=steps,

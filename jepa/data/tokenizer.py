@@ -146,10 +146,8 @@ def _read(name: str) -> Tokenizer:
             return _pretrained(str(path))
         path /= TOKENIZER_FILE
     if not exists(path):
-        raise DataError(
-            f"data.tokenizer={name}: there is no such file; give a {TOKENIZER_FILE}, a folder with one (such as a "
-            "run's), a pretrained name such as bert-base-uncased, or train"
-        )
+        give = f"a {TOKENIZER_FILE}, a folder with one (such as a run's), a pretrained name such as bert-base-uncased"
+        raise DataError(f"data.tokenizer={name}: there is no such file; give {give}, or train")
     try:
         return Tokenizer(tokenizers.Tokenizer.from_str(read_bytes(path, MAX_BYTES).decode()))
     except DamagedFileError as error:

@@ -151,11 +151,9 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
     test = None if test_part is None else list_samples(folder, test_part, kind, others, flat=not labelled)
     if labelled and test is not None and test[0][1] is None:
         imagenet = "; data=imagenet also reads the flat one of ImageNet" if kind is IMAGES else ""
-        raise DataError(
-            f"{folder / test_part} holds {len(test)} {kind.name} but no class folders; expected "
-            f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)}): move each into the "
-            f"folder of its class{imagenet}"
-        )
+        problem = f"{folder / test_part} holds {len(test)} {kind.name} but no class folders"
+        expected = f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)})"
+        raise DataError(f"{problem}; expected {expected}: move each into the folder of its class{imagenet}")
     make, where = partial(FileSamples, decode=kind.decode, folder=folder), f"data.root={root}"
     split = {"fraction": val_fraction, "seed": split_seed, "lines": [f"{where}: {line}" for line in left_out(others)]}
     return split_listed(train, test, make, classes=classes, where=where, **split)
@@ -180,11 +178,9 @@ def list_samples(root: Path, part: str, kind: FileKind, others: Counter[str], *,
         frames = " or folders of frames" if kind.frames else ""
         raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)}){frames}{inside}")
     if not flat and 0 < len(loose) < len(paths):
-        classes = sorted(first.difference(loose))
-        raise DataError(
-            f"{folder} holds {len(loose)} {kind.name} ({first_few(loose)}) beside the folders {first_few(classes)}; "
-            f"move the {kind.name} into class folders, or take all without labels: data.source.labels=false"
-        )
+        beside = f"({first_few(loose)}) beside the folders {first_few(sorted(first.difference(loose)))}"
+        advice = f"move the {kind.name} into class folders, or take all without labels: data.source.labels=false"
+        raise DataError(f"{folder} holds {len(loose)} {kind.name} {beside}; {advice}")
     if flat or loose:
         return [(os.path.join(part, path), None) for path in paths]
     if empty:

@@ -245,10 +245,9 @@ def _labelled(test: Part, folder: Path, place: Path) -> Part | None:
     if "ILSVRC2012_test" in first or (class_of is None and first.startswith(f"test{os.sep}")):
         return None
     if class_of is None:
-        raise DataError(
-            f"{len(test.listed):,} validation pictures (the first is {first}) have no class folders and no labels: put "
-            f"{DEVKIT} of image-net.org, or its {GROUND_TRUTH} and {META}, or Kaggle's {SOLUTION} into {folder}"
-        )
+        pictures = f"{len(test.listed):,} validation pictures (the first is {first})"
+        files = f"{DEVKIT} of image-net.org, or its {GROUND_TRUTH} and {META}, or Kaggle's {SOLUTION}"
+        raise DataError(f"{pictures} have no class folders and no labels: put {files} into {folder}")
     found = [(item, class_of(Path(test.name_of(item)).stem)) for item, _ in test.listed]
     if lacking := [test.name_of(item) for item, name in found if name is None]:
         raise DataError(f"data.root={folder}: the labels of the validation pictures lack {first_few(lacking)}")
@@ -274,10 +273,8 @@ def _refuse_others(folder: Path, validation: Sequence[Path]) -> None:
     names = [path.name for each in inside if each.is_dir() for path in sorted(each.iterdir())]
     if any(name.endswith(".parquet") or name in ("dataset_dict.json", "state.json") for name in names):
         split = " data.test_split=validation" if any(name.startswith("validation") for name in names) else ""
-        raise DataError(
-            f"data.root={folder} holds a data set of Hugging Face. Read it with: python train.py data=hf "
-            f"{shlex.quote(f'data.path={folder}')} {_columns(inside)}{split}"
-        )
+        command = f"python train.py data=hf {shlex.quote(f'data.path={folder}')} {_columns(inside)}{split}"
+        raise DataError(f"data.root={folder} holds a data set of Hugging Face. Read it with: {command}")
     packed = [name for name in names if re.search(r"\.(zip|tgz|tar\.(gz|bz2|xz|zst))$", name) and "devkit" not in name]
     if packed:
         problem = "pictures in compressed archives cannot be read by position: unpack them, with unzip or tar -xf"

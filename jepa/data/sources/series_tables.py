@@ -240,10 +240,9 @@ def _series_splits(
     values = [_as_float32(table.numbers.to_numpy().T) for table in tables]
     for number, name in enumerate(every):
         if any(end[0] for end in ends) and all(np.isnan(v[number, : end[0]]).all() for v, end in zip(values, ends)):
-            raise DataError(
-                f"{tables[0].path}: column {name!r} holds no values in the training part, its first {ends[0][0]} rows: "
-                "leave it out with data.source.columns=[...], or change data.source.splits"
-            )
+            problem = f"column {name!r} holds no values in the training part, its first {ends[0][0]} rows"
+            advice = "leave it out with data.source.columns=[...], or change data.source.splits"
+            raise DataError(f"{tables[0].path}: {problem}: {advice}")
     seasons = {table.steps_a_day() for table in tables}
     period = seasons.pop() if period is None and len(seasons) == 1 else period
     told = "; ".join(dict.fromkeys(table.told for table in tables))

@@ -58,10 +58,8 @@ class TimeTable:
         self.numbers = frame[channels].astype("float64")
         names = [*channels, *self.time_columns]
         if wanted is None and all(map(is_value, names)) and not all(re.fullmatch(r"-?\d+", name) for name in names):
-            raise DataError(
-                f"{path} has values where names of columns belong ({', '.join(names[:3])}): put a header above "
-                "them, or name the channels with data.source.columns=[...]"
-            )
+            advice = "put a header above them, or name the channels with data.source.columns=[...]"
+            raise DataError(f"{path} has values where names of columns belong ({', '.join(names[:3])}): {advice}")
 
     def _check_text(self, cells: pandas.Series, decimal: str, asked_for: bool) -> None:
         """Raise DataError for text in a column that was asked for, or of which a tenth are numbers."""
@@ -93,10 +91,9 @@ class TimeTable:
         setting = f"{self.path}: data.source.resample={in_units(step)}"
         if self.times is None:
             columns = ", ".join(self.time_columns)
-            raise DataError(
-                f"{setting} needs times, and {columns + ' cannot be read as such' if columns else 'there are none'}: "
-                "name what holds them with data.source.time_column, or set data.source.resample=null"
-            )
+            why = f"{columns} cannot be read as such" if columns else "there are none"
+            advice = "name what holds them with data.source.time_column, or set data.source.resample=null"
+            raise DataError(f"{setting} needs times, and {why}: {advice}")
         usual = uneven_steps(self.times)[0]
         if usual is not None and step < usual:
             apart = in_units(usual)

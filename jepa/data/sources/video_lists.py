@@ -137,7 +137,5 @@ def _check_paths(videos: Numbered, where: str, base: Path, allow_outside: bool) 
     if not allow_outside:
         check_inside(((f"{where}, line {number}", path) for number, (path, _) in videos), base)
     if not _any_exists(videos):
-        raise DataError(
-            f"{where}: none of its first {min(len(videos), LOOKED_AT)} videos exists, the first is {videos[0][1][0]}: "
-            f"its paths are taken from {base} (data.root), by the pattern data.csv_path"
-        )
+        none = f"none of its first {min(len(videos), LOOKED_AT)} videos exists, the first is {videos[0][1][0]}"
+        raise DataError(f"{where}: {none}: its paths are taken from {base} (data.root), by the pattern data.csv_path")
