@@ -35,11 +35,10 @@ Prepare = Callable[[Any, torch.Generator | None], Tensor]
 
 @dataclass(frozen=True)
 class Reading:
-    """How batches of a split are made.
+    """How batches of a split are made. seed: None for evaluation, where nothing is random.
 
-    seed: None for evaluation, where nothing is random. views: of each sample, which then come as `views`; None takes
-    what training has. bad_limit: more unreadable samples than that end the reading. truth: add what is known of each
-    sample ("truth", "motion"; see `DataModule.truth_batches`), None for nothing.
+    views: of each sample, which then come as `views`; None takes what training has. bad_limit: more unreadable samples
+    end the reading. truth: what to add of what is known of a sample, see `DataModule.truth_batches`.
     """
 
     split: str

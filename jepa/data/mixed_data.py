@@ -43,9 +43,7 @@ class MixedData(DataModule):
     channels, image_size, length, vocab_size: what the model is built with; None takes what the parts have.
 
     Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; a part keeps
-    its own order. So ranks, workers and resuming change nothing. An epoch is as many samples as all parts have.
-    Unreadable samples are counted over all parts, against the largest max_bad_share of a part.
-
+    its own order. An epoch is as many samples as all parts have. Unreadable samples are counted over all parts.
     Raises ValueError for weights that do not fit the parts, UserError for parts that do not fit together.
     """
 

@@ -30,13 +30,12 @@ PADDING = 0  # the id that stands for padding in inputs that are ids
 class PairedData(DataModule):
     """Batches of pairs: each sample of the anchor with a partner of its label from every other modality.
 
-    modalities: name -> data, each with one view per sample, of which the loader's settings are not used. Evaluation
-        looks at each by itself. Splits stay apart: training samples have training partners, test samples test ones.
+    modalities: name -> data, each with one view per sample, of which no loader settings are used; each is evaluated
+        by itself. Training samples have training partners, test samples test ones.
     anchor: the modality whose samples are gone through; an epoch is one pass over them. The others' samples of the
         same label are drawn again for each, in training by (seed, counter), in evaluation always alike.
     missing: name -> share of the training samples that come without this modality; the last one left is kept.
     A label need not be a class: data whose `class_names` are None may number what belongs together by `labels`.
-
     Raises ValueError for a wrong setting, DataError for samples without labels or without a partner.
     """
 

@@ -141,11 +141,10 @@ def _shown(name: str, reason: str) -> str:
 def blamed(error: Exception, name: str) -> tuple[str, str]:
     """Return the name and reason of the bad sample that an error tells of, or raise it where no sample is to blame.
 
-    The one place that decides this, for every source. What reading and preparing a sample raises makes it a bad one,
-    as readers of files raise errors of very many classes. Two kinds end the run: UserError, for settings and missing
-    packages, and PROGRAMMING_ERRORS, for code that is wrong whatever the sample. A reader that raises one of these for
-    damaged data turns it into `UnreadableSample` itself. A mistake that raises another class (a RuntimeError of torch,
-    say) does so for all samples, and the run ends at `data.max_bad_share`; the reason then has the file and line.
+    The one place that decides this. What reading and preparing a sample raises makes it a bad one, as readers of files
+    raise errors of very many classes. Two kinds end the run: UserError, for settings and missing packages, and
+    PROGRAMMING_ERRORS, for code that is wrong for any sample; readers that meet one of these for damaged data turn
+    it into `UnreadableSample`. Mistakes of other classes fail all samples, and end the run at `data.max_bad_share`.
     """
     if isinstance(error, UnreadableSample):
         return error.name, error.reason

@@ -99,9 +99,8 @@ def video_folder(
     split_seed: int = 0,
     labels: bool = True,
 ) -> Splits:
-    """Videos below root, or those that a CSV lists. A video is a file, or a folder that directly holds its frames.
+    """Videos below root (see `find_splits`), or those that a CSV lists: files, or folders that directly hold frames.
 
-    Without a CSV, see `find_splits` for the layouts.
     csv: a file, relative to root if there is one. With a header: csv_path is the column of the path, or a pattern of
         columns ("{class}/{clip}"), relative to root or else to the CSV's folder; csv_label that of the class, if any;
         csv_split, if any, that of the split: train, or one of val, test, valid, validation. Without a header: lines of

@@ -117,10 +117,8 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
     - other archives of which the name or the folder says the split: webdataset shards, `<name>-000000.tar`, with the
       number or the name of the class in a .cls or .json file, or pictures with the class in their names or folders.
     Labels beside it: the devkit, packed or not, or Kaggle's LOC_val_solution.csv. root may be any folder on the way to
-    Kaggle's ILSVRC/Data/CLS-LOC. Archives are read in place, see `index_tars`. Without a validation split, a share
-    `val_fraction` of each class is kept aside, drawn by `split_seed`.
-
-    Raises DataError for what is none of these; for Parquet files it names the command that reads them.
+    Kaggle's ILSVRC/Data/CLS-LOC. Without a validation split, a share `val_fraction` of each class is one, drawn by
+    `split_seed`. Raises DataError for what is none of these; for Parquet files it names the command that reads them.
     """
     check_fraction("data.source.val_fraction", val_fraction)
     folder = Path(root)

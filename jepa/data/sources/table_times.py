@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
-from jepa.data.sources.download import memory_limit
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import, require
 
@@ -165,15 +164,3 @@ def step_length(resample: str) -> pandas.Timedelta:
         reason = str(error)
     expected = f"no length of time ({reason}): expected such as 15min, 1h or 1D, or null"
     raise ValueError(f"data.source.resample={resample!r} is {expected}")
-
-
-def resampled(
-    path: str, numbers: pandas.DataFrame, times: pandas.Series, step: pandas.Timedelta
-) -> tuple[pandas.DataFrame, pandas.Series]:
-    """Return the means of steps of time, NaN where there are none, and the times. Raise DataError for too many."""
-    rows = (times.max() - times.min()) / step + 1
-    if 8 * rows * numbers.shape[1] > memory_limit():
-        steps = f"from {times.min()} to {times.max()} there are {rows:,.0f} steps of data.source.resample"
-        raise DataError(f"{path}: {steps}, which do not fit in memory: use a longer one, or mend the times")
-    numbers = numbers.set_index(pandas.DatetimeIndex(times)).resample(step).mean()
-    return numbers, numbers.index.to_series()

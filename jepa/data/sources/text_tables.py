@@ -27,10 +27,10 @@ TOO_MUCH = "holds more text than fits in memory, even once: give a part of it"
 
 
 def read_lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, int | None]]:
-    """The lines of a file in UTF-8, unpacked if its name ends in .gz; of one that is too long, how many quotes it has.
+    """The lines of a file in UTF-8, also of a .gz, as (line, None); a too long one as (nothing, its number of quotes).
 
-    A long line comes as (nothing, quotes), any other as (line, None); bytes that are not UTF-8 come as surrogates.
-    newline: as of `open`. Raises DataError for a file that is damaged, or has more text than fits in memory.
+    Bytes that are not UTF-8 come as surrogates. newline: as of `open`. Raises DataError for a damaged file, or one with
+    more text than fits in memory.
     """
     left = memory_limit() // 4  # a Python string takes up to four bytes a character
     with _opened(path, newline) as file:

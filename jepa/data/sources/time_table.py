@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+from jepa.data.sources.download import memory_limit
 from jepa.data.sources.splits import first_few
 from jepa.data.sources.table_dialect import NUMBER, is_value
 from jepa.data.sources.table_files import read_table
-from jepa.data.sources.table_times import check_names, find_times, resampled, uneven_steps
+from jepa.data.sources.table_times import check_names, find_times, uneven_steps
 from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import lazy_import
 
@@ -87,7 +88,7 @@ class TimeTable:
         self.numbers, self.times = self.numbers.loc[times.index], times
 
     def resample(self, step: pandas.Timedelta) -> None:
-        """Take the mean of each step of time (`resampled`). Raises DataError for a table without times."""
+        """Take the mean of each step of time (NaN without any). Raises DataError where that cannot be."""
         setting = f"{self.path}: data.source.resample={in_units(step)}"
         if self.times is None:
             columns = ", ".join(self.time_columns)
@@ -98,7 +99,13 @@ class TimeTable:
         if usual is not None and step < usual:
             apart = in_units(usual)
             raise DataError(f"{setting} is finer than its rows, of which most are {apart} apart: give {apart} or more")
-        self.numbers, self.times = resampled(self.path, self.numbers, self.times, step)
+        rows = (self.times.max() - self.times.min()) / step + 1
+        if 8 * rows * self.numbers.shape[1] > memory_limit():
+            steps = f"from {self.times.min()} to {self.times.max()} there are {rows:,.0f} steps"
+            advice = "which do not fit in memory: use a longer one, or mend the times"
+            raise DataError(f"{self.path}: {steps} of data.source.resample, {advice}")
+        self.numbers = self.numbers.set_index(pandas.DatetimeIndex(self.times)).resample(step).mean()
+        self.times = self.numbers.index.to_series()
         if missing := int(self.numbers.isna().all(axis=1).sum()):
             self.notes.append(f"nothing was measured in {missing} of {len(self.times)} steps of {in_units(step)}")
 
