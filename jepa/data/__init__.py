@@ -1,7 +1,4 @@
-"""Data: sources of samples, augmentation, and the sample stream that brings batches.
-
-Classes are imported when they are used, as each modality brings libraries along.
-"""
+"""Data: sources, augmentation, and the stream of batches. Classes, and what they need, are imported when used."""
 
 from __future__ import annotations
 

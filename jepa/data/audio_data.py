@@ -152,7 +152,7 @@ class AudioData(DataModule):
         if (rate := self.spectrogram.sample_rate) != self.sample_rate:
             raise ValueError(f"data.spectrogram.sample_rate={rate} differs from data.sample_rate={self.sample_rate}")
         if self.label is not None and "label" not in inspect.signature(self.source).parameters:
-            raise ValueError(f"data.label={self.label!r}: these files have one kind of labels, set data.label=null")
+            raise ValueError(f"data.label={self.label!r}: these files have one kind of labels only: set it to null")
         splits = read_source(self.source, root=self.root, label=self.label)
         prepare = partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment)
         self.setup(splits, prepare=prepare, input_shape=(1, length))

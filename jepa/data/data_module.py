@@ -96,8 +96,7 @@ class DataModule:
         prepare: makes a sample's `x`, of shape input_shape, of an input of the source; it runs in the workers.
         found: see `DataSpec`. blank: fills blank batches; a value that the encoder does not take for padding.
         """
-        self.prepare = prepare
-        self.lines = splits.lines
+        self.prepare, self.lines = prepare, splits.lines
         self.splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
         for name, samples in self.splits.items():
             if not len(samples):

@@ -275,9 +275,8 @@ def _by_split(files: Sequence[Path], suffix: str) -> dict[str, list[str]]:
             if file.stem.lower().startswith(name) or file.parent.name.lower() == name:
                 found.setdefault(name, []).append(str(file))
                 break
-    if files and not found.keys() & set(TRAIN_NAMES):
-        return {"train": [str(file) for file in files]}
-    return found
+    named = not files or found.keys() & set(TRAIN_NAMES)
+    return found if named else {"train": list(map(str, files))}
 
 
 def _kind(feature: Any, column: str) -> Kind:

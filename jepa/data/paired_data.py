@@ -98,8 +98,7 @@ class PairedData(DataModule):
             partners[name] = int(candidates[min(int(draw * len(candidates)), len(candidates) - 1)])
         # The modality that is least likely to be left out by its draw is kept.
         margin = {name: float(draw) - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
-        absent = {name for name, value in margin.items() if value < 0}
-        return partners, absent - {max(margin, key=margin.get)}
+        return partners, {name for name, value in margin.items() if value < 0} - {max(margin, key=margin.get)}
 
     def _find_partners(self, split: str) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
         """Labels (n,) of the anchor's samples, and name -> label -> indices of the partners."""

@@ -291,8 +291,7 @@ def statistics(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         values = values[~values.isnan()]
         mean, std = (float(values.mean()), float(values.std(correction=0))) if len(values) else (0.0, 1.0)
         found.append((mean, std if std > 1e-8 * (1 + abs(mean)) else 1.0))
-    means, stds = torch.tensor(found).unsqueeze(-1).unbind(dim=1)
-    return means, stds
+    return torch.tensor(found).unsqueeze(-1).unbind(dim=1)
 
 
 def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:

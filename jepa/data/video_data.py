@@ -107,9 +107,7 @@ class VideoData(DataModule):
         # Halves are rounded up, so that steps of a whole number stay so.
         first = int(min(low + share * room, max(0.0, count - 1 - last)) + 0.5)
         numbers = [int(first + i * step + 0.5) for i in range(self.num_frames)]
-        if self.short_videos == "loop":
-            return [number % count for number in numbers]
-        return [min(number, count - 1) for number in numbers]
+        return [number % count if self.short_videos == "loop" else min(number, count - 1) for number in numbers]
 
 
 class Parts:

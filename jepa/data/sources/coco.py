@@ -1,7 +1,6 @@
 """COCO's pictures and captions (Lin et al. 2014, arXiv 1405.0312; Chen et al. 2015, arXiv 1504.00325).
 
-Both sources number the pictures of a split alike by their labels, by which pictures and captions are paired; these are
-no classes, and so there are no class names.
+The labels of both sources number the pictures of a split alike, which pairs them; they are no classes.
 """
 
 from __future__ import annotations

@@ -292,8 +292,7 @@ def _check_kind(kind: Any, name: str) -> None:
 def _check_size(shape: Sequence[int], kind: Any, name: str) -> None:
     if math.prod(shape) < 1:
         raise UnreadableSample(name, f"its shape is {tuple(shape)}, without pixels")
-    needed = math.prod(shape) * max(kind.itemsize, 4)
-    if needed > (most := _most_bytes()):
+    if math.prod(shape) * max(kind.itemsize, 4) > (most := _most_bytes()):
         raise UnreadableSample(name, f"its header claims {tuple(shape)} values of {kind}, more than {most:,} bytes")
 
 

@@ -8,7 +8,7 @@ import pickle
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -182,6 +182,7 @@ def moving_mnist(
 
 @dataclass(frozen=True, kw_only=True)
 class MovingDigits:
+    truth_names: ClassVar = ("background", "bright digit", "other digits")
     images: TensorImages
     split: str
     clips: int
@@ -199,10 +200,6 @@ class MovingDigits:
         chosen, uniform = self._draw(index)
         frames, _ = self._paint(chosen, uniform)
         return TensorVideo(frames.unsqueeze(1)), int(self.images.labels[chosen[0]])
-
-    @property
-    def truth_names(self) -> tuple[str, ...]:
-        return ("background", "bright digit", "other digits")
 
     def truth(self, index: int, video: TensorVideo) -> Tensor:
         """Return which digit each pixel of a clip shows, (length, canvas, canvas) int64: a class of truth_names."""

@@ -67,8 +67,7 @@ class SoundFile:
                 parts.append(torch.from_numpy(samples.mean(axis=1)))
                 left -= len(samples)
         if not parts:
-            problem = f"it ends before sample {start:,}, but its header claims {self.frames:,}"
-            raise UnreadableSample(self.name, problem)
+            raise UnreadableSample(self.name, f"it ends before sample {start:,}, its header claims {self.frames:,}")
         wave = torch.cat(parts)
         if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
             raise UnreadableSample(self.name, "it holds samples that are NaN or infinite")

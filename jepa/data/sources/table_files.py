@@ -33,7 +33,6 @@ from jepa.utils.lazy_import import lazy_import, require
 
 pandas = lazy_import("pandas")
 WORDS = {name.removesuffix("s"): separator for separator, name in SEPARATORS.items()}
-PARQUET = (".parquet", ".pq")
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 BROKEN = "have more cells than the header has names, or a quote that is not closed"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
@@ -57,7 +56,7 @@ def read_table(
     if decimal not in (None, ".", ","):
         raise ValueError(f"data.source.decimal={decimal!r}: expected '.' or ',', or null")
     path, missing_markers = Path(path), list(map(str, missing_markers))
-    parquet = path.suffix.lower() in PARQUET
+    parquet = path.suffix.lower() in (".parquet", ".pq")
     lost: list[int] = []
     try:
         if parquet:

@@ -1,8 +1,4 @@
-"""Pictures in tar archives, read in place by an index of where each begins.
-
-The index is found once and kept in a hidden file beside the archives, and found again where an archive's size or time
-differs. It fixes the order of the samples, and so a run resumes exactly.
-"""
+"""Pictures in tar archives, read in place by an index of where each begins, kept in a hidden file beside them."""
 
 from __future__ import annotations
 

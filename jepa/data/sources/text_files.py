@@ -233,8 +233,6 @@ def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _named(files: Sequence[Path], names: Sequence[str]) -> list[Path]:
     """The files that have one of the names as a part of theirs (wiki.train.tokens.gz), the first name that is there."""
-    for name in names:
-        found = [file for file in files if name in file.name.lower().split(".") or file.name.lower().startswith(name)]
-        if found:
-            return found
-    return []
+    parts = {file: file.name.lower().split(".") for file in files}
+    found = ([file for file in files if name in parts[file] or parts[file][0].startswith(name)] for name in names)
+    return next(filter(None, found), [])

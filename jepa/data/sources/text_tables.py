@@ -211,11 +211,7 @@ def advise_column(path: Path, root: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="ignore").decode() == text
 
 
 def _is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
