@@ -178,9 +178,11 @@ def _has_pictures(folder: Path, *, loose: bool = True) -> bool:
         return False
     endings = IMAGES.extensions if loose else ()
     with os.scandir(folder) as entries:
-        seen = [entry for entry in entries if not entry.name.startswith(".")]
-    folders = (entry.is_dir() and not NO_CLASS.fullmatch(entry.name) for entry in seen)
-    return any(entry.name.lower().endswith(endings) for entry in seen) or any(folders)
+        for entry in entries:
+            is_class = not NO_CLASS.fullmatch(entry.name) and entry.is_dir()
+            if not entry.name.startswith(".") and (is_class or entry.name.lower().endswith(endings)):
+                return True
+    return False
 
 
 def _test_part(place: Path, archives: Sequence[Path], *, flat: bool) -> Part | None:
