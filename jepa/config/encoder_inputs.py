@@ -20,7 +20,7 @@ from jepa.data.data_module import DataModule, Reading
 from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
 from jepa.data.sources.image_files import image_of
 from jepa.data.sources.series_tables import series_table
-from jepa.data.sources.sound_files import SoundFile, SoundPart, SoundTensor
+from jepa.data.sources.sound_files import SoundFile, SoundPart, SoundTensor, piece_spans
 from jepa.data.stream import UnfitSample, UnreadableSample, wrong_values
 from jepa.utils.errors import UserError
 
@@ -34,8 +34,6 @@ LOUDEST = 256.0
 """Beyond it a waveform of floats holds the numbers of a 16-bit file, and not [-1, 1]."""
 FAR = 100.0
 """Standard deviations from the mean beyond which pictures in memory are likely to have other units."""
-SHORTEST_PIECE = 0.1
-"""Share of data.seconds below which the end of a sound is no piece of its own."""
 
 
 @dataclass(frozen=True)
@@ -153,15 +151,10 @@ class Inputs:
 def sound_pieces(
     sound: SoundFile | tuple[Tensor, int], seconds: float, stride: float | None
 ) -> Iterator[tuple[Place, SoundPart]]:
-    """Yield the pieces of a sound of so many seconds, the last one shorter, which begin every `stride` seconds."""
+    """Yield the pieces of a sound, see `piece_spans`."""
     stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
-    length, step = round(seconds * stored.rate), max(1, round((stride or seconds) * stored.rate))
-    for start in range(0, stored.frames, step):
-        covered = start and start + length - step >= stored.frames  # by the piece before
-        left = min(length, stored.frames - start)
-        if covered or (start and left < SHORTEST_PIECE * length):
-            return
-        yield {"start": start / stored.rate}, SoundPart(stored, start, left)
+    for start, length in piece_spans(stored.frames, stored.rate, seconds, stride):
+        yield {"start": start / stored.rate}, SoundPart(stored, start, length)
 
 
 def is_sound(item: Any) -> bool:
