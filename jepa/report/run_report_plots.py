@@ -224,7 +224,10 @@ def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Mar
     table = torch.bincount(true * count + said, minlength=count * count).view(count, count)
     errors = table.sum(dim=0) + table.sum(dim=1) - 2 * table.diagonal()
     kept = errors.topk(min(MAX_CLASSES, count)).indices.sort().values
-    table, names = table[kept][:, kept].numpy(), [html.escape(str(embedded.names[label])[:24], quote=False) for label in kept]
+    table, names = (
+        table[kept][:, kept].numpy(),
+        [html.escape(str(embedded.names[label])[:24], quote=False) for label in kept],
+    )
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     figure = new_figure(200 + 18 * len(kept))
     look = {"colorscale": [[0, "rgba(76,120,168,0)"], [1, "rgba(76,120,168,0.6)"]], "showscale": False}
