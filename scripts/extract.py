@@ -102,6 +102,8 @@ def check(config: DictConfig) -> Path:
     path = Path(config.output)
     if path.suffix not in FORMATS:
         raise UserError(f"output={path}: expected a file that ends with {' or '.join(FORMATS)}")
+    if path.suffix == ".zarr" and path.exists():
+        raise UserError(f"output={path} exists: remove it, or give another name")
     check_output(path, config.checkpoint)
     written = FORMATS[path.suffix]
     if written.package is not None:
@@ -115,8 +117,6 @@ def check(config: DictConfig) -> Path:
         raise UserError(f"pooling=none gives a matrix for each sample: write it to output=<name>{others}")
     if not isinstance(config.batch_size, int) or config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size}: expected at least 1")
-    if config.stride is not None and not (isinstance(config.stride, (int, float)) and config.stride > 0):
-        raise UserError(f"stride={config.stride}: expected a number above 0 of seconds or steps, or null")
     if not isinstance(config.pieces, bool):
         raise UserError(f"pieces={config.pieces}: expected true or false")
     if config.layers is not None and not (
@@ -133,8 +133,10 @@ def check_names(path: Path, samples: Any) -> None:
     from jepa.tools.feature_file import FORMATS
     from jepa.utils.errors import DataError
 
-    if not FORMATS[path.suffix].any_name and hasattr(samples, "files"):
-        names = map(samples.describe, range(len(samples)))
+    if not FORMATS[path.suffix].any_name:
+        names = (
+            map(samples.describe, range(len(samples))) if hasattr(samples, "files") else getattr(samples, "paths", ())
+        )
         if odd := next((name for name in names if shown(name) != name), None):
             raise DataError(f"{shown(odd)} is no name in UTF-8: rename it, or write output=<name>.npz")
 
