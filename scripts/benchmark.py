@@ -34,6 +34,8 @@ from typing import Any
 import benchmark_run
 from benchmark_step import CASES, step
 
+from jepa.utils.read_data import read_json
+
 MEASUREMENTS = {"step": step} | {
     name: getattr(benchmark_run, name) for name in ("masks", "ddp", "saving", "monitor", "online", "sweep", "startup")
 }
@@ -48,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="turns of each measurement")
     options = parser.parse_args()
     if options.names[0] == "compare":
-        compare(*(json.loads(Path(name).read_text()) for name in options.names[1:]))
+        compare(*(read_json(Path(name)) for name in options.names[1:]))
         return
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEASUREMENTS)}")

@@ -85,7 +85,7 @@ class PublishedStep:
         parameters = [*self.encoder.parameters(), *self.predictor.parameters()]
         self.optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.04)
 
-    def __call__(self, x: Tensor, mask: Mask, autocast: torch.autocast) -> None:
+    def __call__(self, x: Tensor, mask: Mask, autocast: torch.autocast) -> float:
         drawn_by_loops(len(x), self.grid)  # for its time: both steps train on the same mask
         with autocast:
             with torch.no_grad():
@@ -99,7 +99,7 @@ class PublishedStep:
         with torch.no_grad():
             for own, other in zip(self.target.parameters(), self.encoder.parameters()):
                 own.data.mul_(0.996).add_(other.detach().data, alpha=1 - 0.996)
-        loss.item()
+        return loss.item()
 
 
 def gather(x: Tensor, index: Tensor) -> Tensor:
