@@ -191,4 +191,6 @@ def _enlarged(
 def _check_some(count: int, split: str) -> None:
     """Raise UserError where a split has nothing to fit or score."""
     if not count:
-        raise UserError(f"evaluation.probes.dense: the masks of the {split} split hold nothing but ignored values")
+        raise UserError(
+            f"evaluation.probes.dense: masks or labels of the {split} split hold nothing but ignored values"
+        )

@@ -260,7 +260,8 @@ class FrozenEvaluation:
         """Return the score of a probe of what is known of places or motion; None for data that know nothing."""
         if not (hasattr(source.data, "has_truth") and source.data.has_truth(kind)):
             known = {
-                "truth": "masks, as data=segmentation_folder has",
+                "truth": "masks (data=segmentation_folder), data.source.step_labels (series_csv) or label_tracks "
+                "(audio_folder)",
                 "motion": "known motion, as data=moving_mnist has",
             }
             self._warn_once(f"no {name}, as the data has no {known[kind]}")

@@ -63,6 +63,28 @@ class TensorImages:
         return self.images[index], None if self.labels is None else int(self.labels[index])
 
 
+@dataclass(frozen=True)
+class KnownSamples:
+    """Samples of whose places more is known, see `DataModule.truth_batches`.
+
+    truth: called with the index of a sample, or, of sounds, with times in it, and with its input.
+    """
+
+    samples: Samples
+    truth: Callable[[Any, Any], Tensor]
+    truth_names: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        return self.samples[index]
+
+    def describe(self, index: int) -> str:
+        """The name of a sample."""
+        return self.samples.describe(index)
+
+
 class FileSamples:
     """Files and their labels; items are (what `decode` makes of the file, label).
 
