@@ -95,7 +95,7 @@ def test_truth_with_fewer_axes_is_that_of_the_last_ones():
 def test_masks_of_nothing(caplog):
     data = Places()
     data.truth[:] = -1
-    with pytest.raises(UserError, match="masks or labels of the train split hold nothing but ignored values"):
+    with pytest.raises(UserError, match="labels of the train split hold nothing but ignored values"):
         evaluate(data)
     data.has_truth = lambda what: False
     results = evaluate(data)
