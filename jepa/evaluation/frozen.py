@@ -95,7 +95,7 @@ class FrozenEvaluation:
         self.online_extraction = self.extraction.limited(self.online_train_samples, self.online_test_samples)
         self.probes = {name: probe for name, probe in self.probes.items() if probe is not None}
         self.std: Results = {}
-        self._samples: int | None = None  # of the test split
+        self._samples: int | None = None  # of the test split, that were used
         self._baselines: Results = {}
         self._baselines_of: tuple[EvaluationData | None, int] = (None, 0)
         self._grid: Grid | None = None  # of the network's tokens, for patches of raw input
@@ -104,12 +104,8 @@ class FrozenEvaluation:
 
     def table(self, results: Results) -> Table:
         """Return the results as a table that rich prints, with deviations over seeds and what `compared` says."""
-        return format_table(results, self.std, self.compared(results, self._samples))
-
-    def compared(self, results: Results, samples: int | None) -> str | None:
-        """Return whether training has helped, see `compared`. samples: of the test split of the data, if known."""
-        limits = [each for each in (samples, self.max_test_samples) if each is not None]
-        return compared(results, self.std, seeds=self.seeds, samples=min(limits) if samples else None)
+        said = compared(results, self.std, seeds=self.seeds, samples=self._samples)
+        return format_table(results, self.std, said)
 
     def __call__(
         self,
@@ -132,7 +128,8 @@ class FrozenEvaluation:
         Keeps the modules' modes and torch's random state. Raises UserError when features are NaN or infinite, or when
         the data is empty.
         """
-        device, self._samples = torch.device(device), data.spec.num_test
+        device, total = torch.device(device), data.spec.num_test
+        self._samples = min(total, self.max_test_samples or total)
         if hasattr(data, "modalities"):
             return evaluate_pairs(self, model, data, random_init=random_init, device=device, seed=seed)
         tokens = data.spec.classes is not None and any(needs(p) == "tokens" for p in self.probes.values())

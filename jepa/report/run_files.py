@@ -16,16 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from jepa.utils.errors import UserError
-from jepa.utils.read_data import (
-    NUMBERS,
-    DamagedFileError,
-    exists,
-    kind_of,
-    parse_json,
-    read_json,
-    read_lines,
-    read_yaml,
-)
+from jepa.utils.read_data import DamagedFileError, exists, kind_of, parse_json, read_json, read_lines, read_yaml
 from jepa.utils.run_status import FINISHED, STATUS_FILE, Status, is_dead, is_overrides, read_status, status_of
 
 RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")  # a folder with any of these is a run's
@@ -231,15 +222,14 @@ def metric_lines(
 
 
 def last_of_each_shape(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
-    """Yield of numbered lines that differ in numbers alone the last, in order; of many shapes sometimes others too."""
+    """Yield of numbered lines that differ in numbers alone the last, and, beyond MAX_SHAPES, others too."""
     latest: dict[tuple[bytes, ...], tuple[int, bytes]] = {}
     for number, line in lines:
         shape = line.translate(None, b"0123456789.eE+- "), *line.split(b'"')[1::2]
         latest.pop(shape, None)
         latest[shape] = number, line
         if len(latest) > MAX_SHAPES:
-            yield from latest.values()
-            latest.clear()
+            yield latest.pop(next(iter(latest)))
     yield from latest.values()
 
 
@@ -256,8 +246,6 @@ def _metric_line(line: bytes, path: Path, number: int) -> dict[str, float]:
 
 def only_numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the numbers among logged values; null, which stands for a non-finite number, becomes NaN."""
-    if NUMBERS.issuperset(map(type, values.values())):  # which is quick
-        return values
     kinds = (float, int, type(None))
     return {name: math.nan if value is None else value for name, value in values.items() if type(value) in kinds}
 

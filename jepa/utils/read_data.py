@@ -74,10 +74,7 @@ def parse_json(text: str | bytes, path: str | os.PathLike) -> Any:
     """
     try:
         text = text.decode() if isinstance(text, bytes) else text
-        value = _DECODER.decode(text)
-        # What runs log, by the line, needs no walk through its values.
-        plain = type(value) is dict and NUMBERS.issuperset(map(type, value.values())) and "".join(value).isprintable()
-        return value if plain else _checked(value, path)
+        return _checked(_DECODER.decode(text), path)
     except RecursionError:
         raise DamagedFileError(path, f"brackets are nested more than {MAX_DEPTH} deep") from None
     except UnicodeDecodeError as error:
@@ -175,7 +172,6 @@ def _parse_int(digits: str) -> int:
     return int(digits)
 
 
-NUMBERS = {int, float}
 _DECODER = json.JSONDecoder(parse_int=_parse_int)
 
 
@@ -199,7 +195,8 @@ def _checked(value: Any, path: str | os.PathLike, *, verbatim: bool = False, dep
             if not isinstance(name, (str, int, float)):
                 raise DamagedFileError(path, f"it has {kind_of(name)} in place of a name")
             key = printable(name, keep="") if isinstance(name, str) and not verbatim else name
-            found[key] = _checked(item, path, verbatim=verbatim, depth=depth + 1)
+            plain = isinstance(item, float)  # most of what runs log
+            found[key] = item if plain else _checked(item, path, verbatim=verbatim, depth=depth + 1)
         return found
     raise DamagedFileError(path, f"it holds a value of type {type(value).__name__}")
 

@@ -13,18 +13,9 @@ from typing import Any
 
 from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
-from jepa.data.sources.label_tracks import read_label_tracks
+from jepa.data.sources.label_tracks import with_label_tracks
 from jepa.data.sources.sound_files import SoundFile, SoundPieces, require_soundfile, seconds_of
-from jepa.data.sources.splits import (
-    FileSamples,
-    KnownSamples,
-    Listed,
-    Splits,
-    check_fraction,
-    first_few,
-    sort_classes,
-    split_listed,
-)
+from jepa.data.sources.splits import FileSamples, Listed, Splits, check_fraction, first_few, sort_classes, split_listed
 from jepa.data.sources.video_lists import read_list
 from jepa.utils.errors import DataError
 
@@ -88,19 +79,15 @@ def audio_folder(
     """Sounds in WAV, FLAC, Ogg, MP3 or AIFF files below root; see `find_splits` for layouts and arguments.
 
     piece_seconds: cuts each file into samples of that length; all pieces of a file are in the same split.
-    label_tracks: read what each frame is from the .txt file beside each sound, for `DenseProbe`; see `LabelTracks`.
+    label_tracks: read what each frame is from the .txt file beside each sound (`with_label_tracks`), for `DenseProbe`.
     """
     require_soundfile()  # before training reads the first file
     if piece_seconds is not None and piece_seconds <= 0:
         raise ValueError(f"data.source.piece_seconds={piece_seconds}: expected seconds above 0, or null")
     kind = replace(SOUNDS, beside=(".txt",)) if label_tracks else SOUNDS
-    splits = find_splits(root, kind, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
-    tracks = read_label_tracks([splits.train, splits.test]) if label_tracks else None
-    splits = _in_pieces(splits, piece_seconds)
-    if tracks is None:
-        return splits
-    train, test = (KnownSamples(samples, tracks[0], tracks[0].names) for samples in (splits.train, splits.test))
-    return replace(splits, train=train, test=test, lines=(*splits.lines, tracks[1]))
+    files = find_splits(root, kind, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
+    splits = _in_pieces(files, piece_seconds)
+    return with_label_tracks(splits, [files.train, files.test]) if label_tracks else splits
 
 
 def _in_pieces(splits: Splits, piece_seconds: float | None) -> Splits:

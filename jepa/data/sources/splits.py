@@ -65,10 +65,7 @@ class TensorImages:
 
 @dataclass(frozen=True)
 class KnownSamples:
-    """Samples of whose places more is known, see `DataModule.truth_batches`.
-
-    truth: called with the index of a sample, or, of sounds, with times in it, and with its input.
-    """
+    """Samples and the truth at their places (`DataModule.truth_batches`), by index, or times of sounds, and input."""
 
     samples: Samples
     truth: Callable[[Any, Any], Tensor]
@@ -81,7 +78,6 @@ class KnownSamples:
         return self.samples[index]
 
     def describe(self, index: int) -> str:
-        """The name of a sample."""
         return self.samples.describe(index)
 
 
