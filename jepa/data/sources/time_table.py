@@ -46,7 +46,12 @@ class TimeTable:
             frame, self.told, decimal, self.notes = _in_memory(path), "a table in memory", ".", []
             path = "the table"
         self.path = path
-        self.labels = None if step_labels is None else frame.pop(self._labels_column(frame, step_labels, columns))
+        self.labels = None
+        if step_labels is not None:
+            [name] = check_names(path, frame, [step_labels], "data.source.step_labels")
+            if name in (columns or ()):
+                raise DataError(f"{path}: data.source.step_labels={name} is in data.source.columns too: leave it out")
+            self.labels = frame.pop(name)
         wanted = None if columns is None else check_names(path, frame, columns, "data.source.columns")
         self.time_columns, self.times = find_times(path, frame, time_column, wanted or ())
         free = [name for name in frame.columns if name not in self.time_columns] if wanted is None else wanted
@@ -67,16 +72,6 @@ class TimeTable:
                 f"{path} has values where names of columns belong ({', '.join(names[:3])}): put a header above "
                 "them, or name the channels with data.source.columns=[...]"
             )
-
-    def _labels_column(self, frame: pandas.DataFrame, name: str, columns: Sequence[str] | None) -> str:
-        """Return the column of labels. Raise DataError for one that is not there, empty or a channel as well."""
-        key = "data.source.step_labels"
-        [name] = check_names(self.path, frame, [name], key)
-        if name in (columns or ()):
-            raise DataError(f"{self.path}: {key}={name} is in data.source.columns too, from which it could be read off")
-        if frame[name].isna().all():
-            raise DataError(f"{self.path}: {key}={name} has no label in any row: name another column, or leave it out")
-        return name
 
     def _check_text(self, cells: pandas.Series, decimal: str, asked_for: bool) -> None:
         """Raise DataError for text in a column that was asked for, or of which a tenth are numbers."""
