@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from functools import partial
 
 import numpy as np
@@ -49,6 +50,9 @@ def test_a_column_says_what_each_step_is(settings, tmp_path):
         for number, (x, truth) in enumerate(pairs):
             if not settings or number % 2 == 0:  # the second channel tells nothing
                 assert torch.equal(x[0] > 0, truth == 1)
+    samples = pickle.loads(pickle.dumps(data.splits["test"]))  # as spawned workers get them
+    assert (samples.places[1], len(samples)) == ((0, settings.get("stride", 1)), len(data.splits["test"]))
+    assert "test series of" in samples.describe(0)
     assert "truth" not in next(data.evaluation_batches("test", batch_size=4))
 
 

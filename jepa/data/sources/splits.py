@@ -77,8 +77,10 @@ class KnownSamples:
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
         return self.samples[index]
 
-    def describe(self, index: int) -> str:
-        return self.samples.describe(index)
+    def __getattr__(self, name: str) -> Any:
+        if name == "samples":  # being unpickled
+            raise AttributeError(name)
+        return getattr(self.samples, name)
 
 
 class FileSamples:
