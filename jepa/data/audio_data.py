@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, read_source
+from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.sources.sound_files import Sound, SoundFile, SoundTensor
 from jepa.data.sources.splits import Splits
 from jepa.utils.errors import check_at_least
@@ -89,7 +89,7 @@ def prepare_sound(
 ) -> Tensor:
     """Return a sound as x (1, length): resampled, cropped (at random, or its centre) or padded with NaN."""
     stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
-    total = max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
+    total = resampled_length(stored, sample_rate)
     start, kept, speed = 0, total, 1.0
     augment = None if random is None else augment
     if augment is not None:
@@ -103,6 +103,11 @@ def prepare_sound(
     if augment is not None:
         wave = augment(wave, length, draws, random)
     return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
+
+
+def resampled_length(stored: SoundFile | SoundTensor, sample_rate: int) -> int:
+    """Samples of a stored sound at another rate."""
+    return max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
 
 
 def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_rate: int) -> Tensor:
@@ -156,6 +161,13 @@ class AudioData(DataModule):
         splits = read_source(self.source, root=self.root, label=self.label)
         prepare = partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment)
         self.setup(splits, prepare=prepare, input_shape=(1, length))
+
+    def make_truth(self, what: str, index: int, value: Sound, reading: Reading) -> Tensor:
+        """The class of each frame of the spectrogram, by the label at its centre; -1 where the clip has ended."""
+        total, length = resampled_length(value, self.sample_rate), self.spec.input_shape[1]
+        places = torch.arange(0, length, self.spectrogram.hop_length) + max(0, total - length) // 2
+        truth = self.splits[reading.split].truth(places.double() / self.sample_rate, value)
+        return truth.masked_fill(places >= total, -1)
 
     def raw_picture(self, x: Tensor) -> Tensor:
         """The log-mel picture (b, 1, mel_bins, frames) whose patches are the raw input of a token."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jepa.data.sources.download import memory_limit
 from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_classes
+from jepa.data.sources.step_labels import step_truths
 from jepa.data.sources.table_times import step_length
 from jepa.data.sources.time_table import TimeTable, columns_option, in_units
 from jepa.utils.errors import DataError
@@ -33,6 +34,7 @@ class Timeline:
 
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
     season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
+    truth: what is known of each step (T,), see `step_truths`; None for nothing.
     """
 
     values: Tensor
@@ -40,6 +42,7 @@ class Timeline:
     period: int | None
     names: tuple[str, ...]
     path: str = ""
+    truth: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class SeriesSplits:
 
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
     lines: what the first lines of a run say of the tables. wrong: of each split, number -> why a series cannot be used.
+    truth_names: of the classes in the truth of timelines; None for numbers.
     """
 
     train: Sequence[Tensor] = ()
@@ -58,6 +62,7 @@ class SeriesSplits:
     timelines: Sequence[Timeline] = ()
     lines: tuple[str, ...] = ()
     wrong: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    truth_names: tuple[str, ...] | None = None
 
 
 def ucr(*, root: str, name: str) -> SeriesSplits:
@@ -156,6 +161,7 @@ def series_csv(
     splits: Sequence[float] = (0.7, 0.1, 0.2),
     period: int | None = None,
     missing_markers: Sequence[str | float] = (),
+    step_labels: str | None = None,
 ) -> SeriesSplits:
     """A table, CSV (compressed or not) or parquet, with a row per time step, or a folder of such with the same columns.
 
@@ -166,6 +172,7 @@ def series_csv(
     splits: shares of the rows of each file for training, validation and test, one after the other.
     period: rows of a season; None takes a day, where steps are shorter.
     missing_markers: words that stand for a missing cell, besides empty ones and NaN, NA, null.
+    step_labels: a column that says what each step is, for `DenseProbe`, and is no channel; see `step_truths`.
 
     Rows are put in the order of their times; what cannot be read is missing, with a warning (`read_table`). Raises
     ValueError for settings that make no sense, DataError for what cannot be read.
@@ -179,7 +186,8 @@ def series_csv(
         step_length(resample)
     paths, lines = find_tables(root)
     reading = {"columns": columns, "time_column": time_column, "separator": separator, "decimal": decimal}
-    tables = [series_table(each, resample=resample, missing_markers=missing_markers, **reading) for each in paths]
+    reading |= {"missing_markers": missing_markers, "step_labels": step_labels}
+    tables = [series_table(each, resample=resample, **reading) for each in paths]
     ends = [tuple(min(len(t.numbers), round(float(s) * len(t.numbers))) for s in np.cumsum(splits)) for t in tables]
     return _series_splits(tables, ends, period, tuple(lines))
 
@@ -246,9 +254,14 @@ def _series_splits(
     seasons = {table.steps_a_day() for table in tables}
     period = seasons.pop() if period is None and len(seasons) == 1 else period
     told = "; ".join(dict.fromkeys(table.told for table in tables))
-    each = zip(values, ends, tables)
-    timelines = [Timeline(torch.from_numpy(v), end, period, tuple(every), table.path) for v, end, table in each]
-    return SeriesSplits(timelines=timelines, lines=(*lines, f"read as {told}", *tables[0].lines()))
+    truths, truth_names, said = [None] * len(tables), None, []
+    if tables[0].labels is not None:
+        truths, truth_names, line = step_truths([table.labels for table in tables], tables[0].path)
+        said = [line]
+    each = zip(values, ends, tables, truths)
+    timelines = [Timeline(torch.from_numpy(v), end, period, tuple(every), t.path, truth) for v, end, t, truth in each]
+    lines = (*lines, f"read as {told}", *tables[0].lines(), *said)
+    return SeriesSplits(timelines=timelines, lines=lines, truth_names=truth_names)
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:

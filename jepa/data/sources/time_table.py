@@ -25,7 +25,8 @@ class TimeTable:
     """A table, read. Raises DataError for what cannot be read, and a column of numbers among which many cells are none.
 
     path: of a file, or a table in memory, whose times may be its index. columns: the channels; None takes all columns
-    of numbers but times. time_column: see `find_times`. reading: what `read_table` takes.
+    of numbers but times. time_column: see `find_times`. step_labels: a column that is no channel, kept as `labels`.
+    reading: what `read_table` takes.
     numbers: the channels, float64, a row per time step. times: of the rows, or None. text: columns that are left out.
     told: how the file is written. notes: what is wrong with the rows.
     """
@@ -35,6 +36,7 @@ class TimeTable:
         path: str | pandas.DataFrame,
         columns: Sequence[str] | None = None,
         time_column: str | Sequence[str] | None = None,
+        step_labels: str | None = None,
         **reading: Any,
     ) -> None:
         if isinstance(path, str):
@@ -44,6 +46,12 @@ class TimeTable:
             frame, path = frame.set_axis(list(map(str, frame.columns)), axis=1), "the table"
             self.told, decimal, self.notes = "a table in memory", ".", []
         self.path = path
+        self.labels = None
+        if step_labels is not None:
+            [name] = check_names(path, frame, [step_labels], "data.source.step_labels")
+            if name in (columns or ()):
+                raise DataError(f"{path}: data.source.step_labels={name} is in data.source.columns too: leave it out")
+            self.labels = frame.pop(name)
         wanted = None if columns is None else check_names(path, frame, columns, "data.source.columns")
         self.time_columns, self.times = find_times(path, frame, time_column, wanted or ())
         free = [name for name in frame.columns if name not in self.time_columns] if wanted is None else wanted
@@ -86,9 +94,10 @@ class TimeTable:
             self.notes.append("rows are not in the order of their times, and are sorted")
             times = times.sort_values(kind="stable")
         self.numbers, self.times = self.numbers.loc[times.index], times
+        self.labels = None if self.labels is None else self.labels.loc[times.index]
 
     def resample(self, step: pandas.Timedelta) -> None:
-        """Take the mean of each step of time (NaN without any). Raises DataError where that cannot be."""
+        """Take the mean (NaN without any) and first label of each step of time. Raises DataError where there are none."""
         setting = f"{self.path}: data.source.resample={in_units(step)}"
         if self.times is None:
             columns = ", ".join(self.time_columns)
@@ -104,6 +113,8 @@ class TimeTable:
             steps = f"from {self.times.min()} to {self.times.max()} there are {rows:,.0f} steps"
             advice = "which do not fit in memory: use a longer one, or mend the times"
             raise DataError(f"{self.path}: {steps} of data.source.resample, {advice}")
+        if self.labels is not None:
+            self.labels = self.labels.set_axis(pandas.DatetimeIndex(self.times)).resample(step).first()
         self.numbers = self.numbers.set_index(pandas.DatetimeIndex(self.times)).resample(step).mean()
         self.times = self.numbers.index.to_series()
         if missing := int(self.numbers.isna().all(axis=1).sum()):
