@@ -97,7 +97,7 @@ class TimeTable:
         self.labels = None if self.labels is None else self.labels.loc[times.index]
 
     def resample(self, step: pandas.Timedelta) -> None:
-        """Take the mean (NaN without any) and first label of each step of time. Raises DataError where there are none."""
+        """Take the mean and first label of each step of time (NaN without any). Raises DataError without times."""
         setting = f"{self.path}: data.source.resample={in_units(step)}"
         if self.times is None:
             columns = ", ".join(self.time_columns)
