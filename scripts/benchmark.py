@@ -3,6 +3,7 @@
 step:   training steps: samples per second; the operations that torch counts, as a share of the rate of large matrix
         products measured beside them (utilisation); what each part takes; in turns with the step written the published
         way and with peers from the package index, which get an environment of their own in outputs/.
+curves: seconds and memory against batch, tokens, depth, data set size and evaluated samples, each in its own process.
 masks:  milliseconds to draw multi-block masks for 256 images on a 14 x 14 grid, one thread.
 ddp:    samples per second of 2 processes that train the default run on digits together, as a share of that of
         2 which train apart; one thread and one core each, 64 samples each, data and logging included.
@@ -18,6 +19,7 @@ sweep:  seconds of a sweep per run that are not its training steps: to compose, 
 startup: seconds from `python train.py` to the first line and to the end of a run of one step without evaluation, and as
         multiples of a process that only imports torch, in turns.
 gpu:    what needs a GPU: its tests, then large models in bf16, within --minutes.
+table:  python scripts/benchmark.py table FILE.json: the steps in it as the table of docs/speed.md.
 compare: python scripts/benchmark.py compare OLD.json NEW.json: every ratio that fell by over 10 %.
 Prints medians as JSON, or writes them. Timings on a shared machine vary: compare ratios, not runs; what a ratio
 compares is measured in turns.
@@ -32,11 +34,12 @@ from pathlib import Path
 from typing import Any
 
 import benchmark_run
+from benchmark_curves import curves
 from benchmark_step import CASES, step
 
 from jepa.utils.read_data import read_json
 
-MEASUREMENTS = {"step": step} | {
+MEASUREMENTS = {"step": step, "curves": curves} | {
     name: getattr(benchmark_run, name) for name in ("masks", "ddp", "saving", "monitor", "online", "sweep", "startup")
 }
 HIGHER_IS_BETTER = ("ratio", "utilisation")
@@ -52,6 +55,9 @@ def main() -> None:
     if options.names[0] == "compare":
         compare(*(read_json(Path(name)) for name in options.names[1:]))
         return
+    if options.names[0] == "table":
+        print(table(read_json(Path(options.names[1]))["step"]), end="")
+        return
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEASUREMENTS)}")
     given = {} if options.rounds is None else {"rounds": options.rounds}
@@ -63,6 +69,18 @@ def main() -> None:
         [results] = results.values()
     text = json.dumps(results, indent=2) + "\n"
     print(text, end="") if options.json is None else options.json.write_text(text)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a table of training steps in Markdown."""
+    columns = {"samples_per_second": ".3g", "ratio_to_published": ".2f", "ratio_to_lightly_ijepa": ".2f"}
+    columns |= {"ratio_to_stable_ijepa": ".2f", "gflop_per_sample": ".3g", "utilisation": ".2f"}
+    heads = ("samples/s", "x published", "x lightly", "x stable-pretraining", "GFLOP a sample", "utilisation")
+    lines = ["| step | precision | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    for row in rows:
+        cells = ("" if row.get(key) is None else format(row[key], style) for key, style in columns.items())
+        lines.append(f"| `{row['name']}` | {row['precision']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def compare(old: Any, new: Any) -> None:
@@ -77,7 +95,7 @@ def compare(old: Any, new: Any) -> None:
 def ratios(results: Any, place: str = "") -> Iterator[tuple[str, float]]:
     """Yield the names and values of all numbers of which more is better, in results from JSON."""
     if isinstance(results, list):
-        results = {row["name"]: row for row in results if isinstance(row, dict)}
+        results = {f"{row['name']} {row.get('precision', '')}": row for row in results if isinstance(row, dict)}
     for name, value in results.items() if isinstance(results, dict) else ():
         if isinstance(value, (dict, list)):
             yield from ratios(value, f"{place}{name}.")

@@ -20,6 +20,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.trainer import Trainer
+from jepa.trainer.precision import resolve_device, resolve_precision
 
 PICTURES = ("data=image_folder", "data.root={folder}/pictures", "data.num_workers=0")
 CASES = {
@@ -76,12 +77,17 @@ MATRIX_FLOP = 2 * SIDE**3
 
 
 def step(rounds: int = 5, cases: tuple[str, ...] = ()) -> list[dict[str, Any]]:
-    """Rates of every case, in turns with the published step, with peers and with one large matrix product."""
+    """Rates of every case, in turns with the published step, with peers and with one large matrix product.
+
+    In fp32, and where `auto` takes another precision in that too.
+    """
+    best = resolve_precision("auto", resolve_device("auto"))
     with tempfile.TemporaryDirectory() as folder, Peers() as peers:
         write_samples(Path(folder))
         return [
-            measured(name, [each.replace("{folder}", folder) for each in CASES[name]], rounds, peers)
+            measured(name, [*(each.replace("{folder}", folder) for each in CASES[name]), precision], rounds, peers)
             for name in cases or CASES
+            for precision in dict.fromkeys(f"trainer.precision={each}" for each in ("fp32", best))
         ]
 
 

@@ -57,12 +57,13 @@ def test_ratios_that_fell(scripts, tmp_path, capsys, monkeypatch):
     import benchmark
 
     def results(ratio: float, utilisation: float):
-        return {
-            "step": [{"name": "a", "ratio_to_published": ratio, "utilisation": utilisation, "shares": {"loop": 0.1}}]
-        }
+        numbers = {"ratio_to_published": ratio, "utilisation": utilisation, "shares": {"loop": 0.1}}
+        return {"step": [{"name": "a", "precision": "fp32", **numbers}]}
 
     for name, values in {"old": (1.2, 0.9), "new": (1.0, 0.85)}.items():
         (tmp_path / name).write_text(json.dumps(results(*values)))
     monkeypatch.setattr("sys.argv", ["benchmark.py", "compare", str(tmp_path / "old"), str(tmp_path / "new")])
     benchmark.main()
-    assert capsys.readouterr().out == "step.a.ratio_to_published: 1.200 -> 1.000\n1 of 2 ratios fell by over 10 %\n"
+    assert (
+        capsys.readouterr().out == "step.a fp32.ratio_to_published: 1.200 -> 1.000\n1 of 2 ratios fell by over 10 %\n"
+    )
