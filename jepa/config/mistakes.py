@@ -91,8 +91,10 @@ def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     return close and f"{group}/{below[close]}"
 
 
-def _no_key(key: str, _: str) -> str:
-    """Return what is said of a key that Hydra did not find."""
+def _no_key(key: str, text: str) -> str:
+    """Return what is said of a key that Hydra did not find, itself or in a value `{...}` of it."""
+    inner = re.search(r"full_key: (\S+)", text)
+    key = inner[1] if inner and inner[1].startswith(f"{key}.") else key
     if option := option_with(key):
         return f"{key}: there is no such key in this run, but with {option}"
     close = closest(key, [*known_keys(), *_hydra_keys()], cutoff=0.8)
