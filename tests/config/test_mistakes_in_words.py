@@ -90,7 +90,7 @@ OTHERS = {
     "foo=1": "^foo=1: there is no such key. Sections and keys: data, model",
     "+foo=1": "there is no such key",
     "data.transform=x": "^data.transform=x: there is no such key. data takes source, image_size",
-    "data.hints={size: small, tubelet: 2}": "^data.hints.tubelet: there is no such key",
+    "'data.hints={size: small, tubelet: 2}'": "^data.hints.tubelet: there is no such key",
     "'data.root=a<b'": "^data.root=a<.*quote",
     "model.mask.target_scale=[0.1": r"^model.mask.target_scale=\[0.1",
 }
