@@ -19,7 +19,7 @@ from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
 from jepa.data.data_module import DataModule, Reading
 from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
 from jepa.data.sources.image_files import image_of
-from jepa.data.sources.series_tables import series_table
+from jepa.data.sources.series_tables import series_table, warn_once
 from jepa.data.sources.sound_files import SoundFile, SoundPart, SoundTensor
 from jepa.data.stream import UnfitSample, UnreadableSample, wrong_values
 from jepa.utils.errors import UserError
@@ -229,7 +229,7 @@ def as_series(item: Any, name: str, inputs: Inputs) -> Tensor:
     if isinstance(item, (str, PathLike)) or hasattr(item, "columns"):
         table = series_table(str(item) if isinstance(item, (str, PathLike)) else item, **inputs.tables)
         for note in table.notes:
-            log.warning("%s: %s", name, note)
+            warn_once(f"{name}: {note}")
         names = list(table.numbers.columns)
         series = torch.from_numpy(table.numbers.to_numpy(dtype=np.float32).T.copy())
         if len(series) != len(data.level):

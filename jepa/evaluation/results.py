@@ -15,6 +15,9 @@ Results = dict[str, dict[str, float]]
 LABEL_FREE = ("rankme", "feature_std")
 """Metrics that say nothing of whether training has helped."""
 
+RANK_NOISE = 0.05
+"""Share by which ranks differ by chance."""
+
 MAX_COLUMNS = 6
 """Metrics that fit into 80 columns."""
 
@@ -52,16 +55,16 @@ def format_table(
 
 
 def compared(results: Results) -> str | None:
-    """Return a sentence on whether training has helped, probe by probe; None where no probe tells the three rows apart.
+    """Return a sentence on whether training has helped, probe by probe, or without labels by ranks (`ranks_compared`).
 
-    So it is of forecasts that look at no features.
+    None where neither tells the rows apart, as forecasts do not that look at no features.
     """
     trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
     ranks = (*LABEL_FREE, "lidar")
     shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
     shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
     if not shared:
-        return None
+        return ranks_compared(results)
     worse = []
     for name in shared:
         sign = 1 if direction_of(name) == "maximize" else -1
@@ -71,3 +74,24 @@ def compared(results: Results) -> str | None:
     if not worse:
         return f"training has helped: better than random weights and raw input in {', '.join(shared)}"
     return f"training has not helped in {', '.join(worse)}"
+
+
+def ranks_compared(results: Results) -> str | None:
+    """Return a sentence on the ranks of trained features beside those of random weights; None without both.
+
+    RankMe (arXiv 2210.02885) and LiDAR (arXiv 2312.04000) need no labels, and are a hint: of use are more directions
+    only where what they hold is.
+    """
+    trained, random = (results.get(name, {}) for name in ("trained", "random_init"))
+    shared = [name for name in ("rankme", "lidar") if name in trained and name in random]
+    if not shared:
+        return None
+    better = [name for name in shared if trained[name] > (1 + RANK_NOISE) * random[name]]
+    values = ", ".join(f"{name} {trained[name]:.3g}, random_init {random[name]:.3g}" for name in shared)
+    if better == shared:
+        said = "features spread over more directions than those of random weights, and labels would say of what use"
+    elif better:
+        said = "whether training has helped is open without labels: look at nearest neighbours in the report"
+    else:
+        said = "training has probably not helped: features spread over no more directions than those of random weights"
+    return f"{said} ({values})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -254,13 +255,13 @@ def _series_splits(
     """Logs the notes. Raises DataError for tables of different channels, and channels empty in the training parts."""
     notes = [f"{table.path}: {note}" for table in tables for note in table.notes]
     for note in notes[:MOST_NOTES]:
-        log.warning("%s", note)
+        warn_once(note)
     if len(notes) > MOST_NOTES:
-        log.warning("other tables have such faults too: %d", len(notes) - MOST_NOTES)
+        warn_once(f"{tables[0].path}: other tables have such faults too: {len(notes) - MOST_NOTES}")
     steps = {in_units(table.step): table.path for table in tables if table.step is not None}
     if len(steps) > 1:
         shown = ", ".join(f"{step} ({Path(path).name})" for step, path in steps.items())
-        log.warning("the tables have different steps, %s: data.source.resample=... makes them alike", shown)
+        warn_once(f"the tables have different steps, {shown}: data.source.resample=... makes them alike")
     text = {name for table in tables for name in table.text}
     every = list(dict.fromkeys(name for table in tables for name in table.numbers.columns if name not in text))
     for table in tables:
@@ -281,6 +282,10 @@ def _series_splits(
     seasons = {table.steps_a_day() for table in tables}
     period = next(iter(seasons)) if period is None and len(seasons) == 1 else period
     told = "; ".join(dict.fromkeys(table.told for table in tables))
+    missing = {name: sum(int(np.isnan(each[n]).sum()) for each in values) for n, name in enumerate(every)}
+    if total := sum(missing.values()):
+        most, cells = max(missing, key=missing.get), sum(each.size for each in values)
+        lines += (f"missing cells: {total:,} of {cells:,} ({total / cells:.2%}), most in {most} ({missing[most]:,})",)
     return SeriesSplits(
         timelines=[
             Timeline(torch.from_numpy(each), end, period, tuple(every), table.path)
@@ -288,6 +293,12 @@ def _series_splits(
         ],
         lines=(*lines, f"read as {told}", *tables[0].lines()),
     )
+
+
+@functools.cache
+def warn_once(note: str) -> None:
+    """Log what is wrong with a file, once in a process, which may read it again for a report."""
+    log.warning("%s", note)
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:
