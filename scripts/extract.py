@@ -102,6 +102,8 @@ def check(config: DictConfig) -> Path:
     path = Path(config.output)
     if path.suffix not in SUFFIXES:
         raise UserError(f"output={path}: expected a file that ends with .npz or .parquet, or .zarr")
+    if path.suffix == ".zarr" and path.exists():
+        raise UserError(f"output={path} exists: remove it, or give another name")
     check_output(path, config.checkpoint)
     if path.suffix != ".npz":
         module, extra = {".parquet": ("pyarrow", "export"), ".zarr": ("zarr", "zarr")}[path.suffix]
@@ -114,8 +116,6 @@ def check(config: DictConfig) -> Path:
         raise UserError("pooling=none gives a matrix for each sample: write it to output=<name>.npz or .zarr")
     if not isinstance(config.batch_size, int) or config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size}: expected at least 1")
-    if config.stride is not None and not (isinstance(config.stride, (int, float)) and config.stride > 0):
-        raise UserError(f"stride={config.stride}: expected a number above 0 of seconds or steps, or null")
     if not isinstance(config.pieces, bool):
         raise UserError(f"pieces={config.pieces}: expected true or false")
     if config.layers is not None and not (
@@ -131,8 +131,10 @@ def check_names(path: Path, samples: Any) -> None:
     """Raise DataError for a name that cannot be a string of parquet or zarr."""
     from jepa.utils.errors import DataError
 
-    if path.suffix != ".npz" and hasattr(samples, "files"):
-        names = map(samples.describe, range(len(samples)))
+    if path.suffix != ".npz":
+        names = (
+            map(samples.describe, range(len(samples))) if hasattr(samples, "files") else getattr(samples, "paths", ())
+        )
         if odd := next((name for name in names if shown(name) != name), None):
             raise DataError(f"{shown(odd)} is no name in UTF-8: rename it, or write output=<name>.npz")
 

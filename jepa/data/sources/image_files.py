@@ -83,6 +83,15 @@ def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
     return _to_image(_channels_first(values, name), name)
 
 
+def of_pillow(image: Image.Image, format: str | None, name: str) -> Image.Image | Tensor:
+    """Return an image of Pillow as it is, or what is in it where that has more than 8 bits. format: of its file."""
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    # Pillow before 11 opens 16-bit PNG files as 32 bits; PPM files are scaled to 16.
+    return _to_image(values.astype(np.uint16)[None] if format in ("PNG", "PPM") else values[None], name)
+
+
 def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
     """Height and width."""
     return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
@@ -120,11 +129,7 @@ def _read_by_pillow(stream: IO[bytes], name: str) -> Image.Image | Tensor:
                 _say_if(image.is_animated, name)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode[0] not in "IF":
-            return image
-        values = np.asarray(image)
-        # Pillow before 11 opens 16-bit PNG files as 32 bits; PPM files are scaled to 16.
-        return _to_image(values.astype(np.uint16)[None] if opened.format in ("PNG", "PPM") else values[None], name)
+        return of_pillow(image, opened.format, name)
 
 
 def _read_png(stream: IO[bytes], start: bytes, name: str) -> Image.Image | Tensor:
