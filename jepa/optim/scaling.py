@@ -17,6 +17,9 @@ from jepa.types import RunLength, Schedule
 
 Rule = Literal["linear", "sqrt", "none"]
 
+FEW_STEPS, SMALL_BATCH, ENOUGH_STEPS = 20, 32, 1000
+"""Of an epoch of few samples, and what to train these with."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled(Changed):
@@ -82,6 +85,14 @@ def plan(run_length: RunLength, scheduler: Mapping[str, Schedule], momentum: Sch
     if momentum is not None:
         start, final = (describe_momentum(momentum(step, run_length), run_length) for step in (0, run_length.max_steps))
         lines.append(f"target momentum {start}" + (" throughout" if start == final else f" -> {final}"))
+        if run_length.steps_per_epoch < FEW_STEPS and half_life(momentum(0, run_length)) > run_length.max_steps:
+            samples = run_length.steps_per_epoch * run_length.batch_size
+            size = min(run_length.batch_size, SMALL_BATCH)
+            lines.append(
+                f"in {run_length.max_steps:,} steps features hardly leave random weights: data.batch_size={size} "
+                f"trainer.max_epochs={math.ceil(ENOUGH_STEPS * size / samples)} make {ENOUGH_STEPS:,} steps, and loss="
+                "invariance_sigreg model/target=ema_fast suits few of them"
+            )
     return lines
 
 

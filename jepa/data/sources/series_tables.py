@@ -35,6 +35,7 @@ class Timeline:
 
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
     season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
+    times: of the steps, None where they are not known.
     """
 
     values: Tensor
@@ -42,6 +43,7 @@ class Timeline:
     period: int | None
     names: tuple[str, ...]
     path: str = ""
+    times: pandas.Series | None = None
 
 
 @dataclass(frozen=True)
@@ -288,7 +290,7 @@ def _series_splits(
         lines += (f"missing cells: {total:,} of {cells:,} ({total / cells:.2%}), most in {most} ({missing[most]:,})",)
     return SeriesSplits(
         timelines=[
-            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path)
+            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path, table.times)
             for each, end, table in zip(values, ends, tables)
         ],
         lines=(*lines, f"read as {told}", *tables[0].lines()),
