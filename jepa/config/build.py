@@ -20,9 +20,8 @@ from jepa.config.auto_size import auto_hints, chosen_hints
 from jepa.config.auto_size import describe as describe_choice
 from jepa.config.check import check_config, source_of
 from jepa.config.compose import default_run_dir
-from jepa.config.first_samples import padding_notes
 from jepa.config.mistakes import explain, with_fitting_model
-from jepa.config.notes import notes
+from jepa.config.notes import notes, padding_notes
 from jepa.config.overrides import literal
 from jepa.distributed.collectives import (
     TIMEOUT_SECONDS,
@@ -82,8 +81,8 @@ def _build_trainer(config: DictConfig) -> Trainer:
     momentum = getattr(model, "momentum_schedule", None)
 
     def describe(run_length: RunLength) -> list[str]:
-        lines = [*notes(config), *getattr(data, "lines", ()), *padding_notes(data)]
-        return [*lines, *plan(run_length, scheduler, momentum)]
+        of_data = [*getattr(data, "lines", ()), *padding_notes(data)]
+        return [*notes(config), *of_data, *plan(run_length, scheduler, momentum)]
 
     def show(trainer: Trainer) -> None:
         from jepa.report.dry_run import preview  # for trainer.dry_run alone

@@ -143,15 +143,13 @@ class Inputs:
     def windows(self, series: Tensor, name: str, pieces: bool, stride: float | None) -> Iterator[tuple[Place, Tensor]]:
         """Yield the windows of a scaled series (C, T), and where channels are samples of their own each of these."""
         steps = self.data.spec.input_shape[1]
-        if series.shape[1] > steps and not pieces:
-            raise UserError(
-                f"give pieces=True for the features of every window of {steps} steps, of which .mean(dim=0) is one "
-                f"vector, or its last {steps} steps alone: {name} has {series.shape[1]:,}"
+        if series.shape[1] < steps or (series.shape[1] > steps and not pieces):
+            whole = (
+                f"give pieces=True for every window of {steps} steps, .mean(dim=0) of these for one vector, or the last"
             )
-        if series.shape[1] < steps:
             raise UserError(
-                f"{name}: a series of shape {tuple(series.shape)}, expected {(len(series), steps)}: channels, steps: "
-                "fill up with NaN, missing"
+                f"{whole if series.shape[1] > steps else 'fill up with NaN, missing'}: {name} is a series of shape "
+                f"{tuple(series.shape)}, expected {(len(series), steps)}: channels, steps"
             )
         for start in self.starts(series, stride):
             for channel in range(self.channels(series)):

@@ -29,7 +29,6 @@ from jepa.data.stream import Request, blamed
 from jepa.utils.errors import DataError, UserError
 
 Row = dict[str, Any]
-Series = tuple[str, int, Tensor, Any]
 
 
 class Extracted(Protocol):
@@ -112,7 +111,7 @@ class SeriesWindows:
 
     name = "windows"
 
-    def __init__(self, series: Sequence[Series], inputs: Inputs, stride: float | None) -> None:
+    def __init__(self, series: Sequence[tuple[str, int, Tensor, Any]], inputs: Inputs, stride: float | None) -> None:
         self.series, self.inputs, self.stride = series, inputs, stride
         steps = inputs.data.spec.input_shape[1]
         short = [path for path, _, values, _ in series if values.shape[1] < steps]
@@ -121,7 +120,6 @@ class SeriesWindows:
         counts = [len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values, _ in series]
         self.ends = list(itertools.accumulate(counts))
         self.paths = list(dict.fromkeys(path for path, *_ in series))
-        self.dated = any(times is not None for *_, times in series)
         self.identity = identity_of(self.paths)
 
     def __len__(self) -> int:
@@ -135,8 +133,8 @@ class SeriesWindows:
         path, number, values, times = self.series[which]
         window, channel = divmod(index - (self.ends[which - 1] if which else 0), self.inputs.channels(values))
         place, part = self.inputs.window(values, self.inputs.starts(values, self.stride)[window], channel)
-        dated = {"time": time_of(times, place["start"])} if self.dated else {}
-        return {"path": path, "series": number} | place | dated, self.inputs.tensor(part, path)
+        row = {"path": path, "series": number} | place | {"time": time_of(times, place["start"])}
+        return row, self.inputs.tensor(part, path)
 
 
 class TextRows:
@@ -194,12 +192,11 @@ class SplitSamples:
         if isinstance(self.inputs.data, SeriesData):
             window, channel = divmod(number, self.splits[split].channels)
             series, start = self.splits[split].places[window]
+            if self.inputs.data.timelines:  # of which a split is a part
+                line = self.inputs.data.timelines[series]
+                start += line.ends[0 if split == "train" else 2] - self.splits[split].series[series].shape[1]
+                row |= {"path": line.path, "time": time_of(line.times, start)}
             row |= {"series": series, "start": start, "channel": channel}
-            if timelines := self.inputs.data.timelines:
-                timeline = timelines[series]
-                start += timeline.ends[0 if split == "train" else 2] - self.splits[split].series[series].shape[1]
-                row |= {"path": timeline.path, "start": start}
-                row |= {"time": time_of(timeline.times, start)} if any(t.times is not None for t in timelines) else {}
         names = self.inputs.data.spec.class_names
         row |= {} if names is None else {"label": label, "class_name": names[label]}
         return row, self.inputs.tensor(value, row["path"])
@@ -220,10 +217,7 @@ def relative(path: str, folder: str | None) -> str:
 
 
 def read_samples(samples: Extracted, request: Request, folder: str | None = None) -> dict[str, Any]:
-    """Return the rows and inputs "x" (n, *S) of some samples, None of none, and the "unreadable", name -> reason.
-
-    folder: which paths below it become relative to.
-    """
+    """Return rows, paths relative to a folder, and inputs "x" (n, *S), if any, and the "unreadable", name -> reason."""
     rows, x, unreadable = [], [], {}
     for index in request.indices:
         try:
@@ -275,7 +269,7 @@ def samples_of(
     return FileSamples(folder, names, inputs), lines
 
 
-def _series(path: str, inputs: Inputs) -> list[Series]:
+def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor, Any]]:
     """Return the series of a table, of a folder of tables, or of an array (C, T) or (n, C, T) in a .npy file."""
     value = partial(inputs.kind.value, inputs=inputs)
     if path.endswith(".npy"):

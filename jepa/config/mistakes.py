@@ -66,8 +66,7 @@ def with_fitting_model(config: DictConfig) -> str:
     if (model := MODELS.get(name) or MODELS.get(chosen.get("data"))) is None:
         return "choose the model= that takes them: vit, video, text, series, audio, crossmodal or multitask"
     kept = [line for line in given if not re.match(r"\+?(model|experiment)\b(?!\.)", line)]
-    views = ["model=lejepa", f"model/encoder={model}"]
-    right = views if chosen.get("model") == "lejepa" and name in MODELS else [f"model={model}"]
+    right = ["model=lejepa", f"model/encoder={model}"] if chosen.get("model") == "lejepa" else [f"model={model}"]
     return f"they go with model={model}: {shlex.join(['python', 'train.py', *kept, *right])}"
 
 

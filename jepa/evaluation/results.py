@@ -15,9 +15,6 @@ Results = dict[str, dict[str, float]]
 LABEL_FREE = ("rankme", "feature_std")
 """Metrics that say nothing of whether training has helped."""
 
-RANK_NOISE = 0.05
-"""Share by which ranks differ by chance."""
-
 MAX_COLUMNS = 6
 """Metrics that fit into 80 columns."""
 
@@ -77,21 +74,14 @@ def compared(results: Results) -> str | None:
 
 
 def ranks_compared(results: Results) -> str | None:
-    """Return a sentence on the ranks of trained features beside those of random weights; None without both.
-
-    RankMe (arXiv 2210.02885) and LiDAR (arXiv 2312.04000) need no labels, and are a hint: of use are more directions
-    only where what they hold is.
-    """
+    """Return a sentence on RankMe and LiDAR beside those of random weights, which are a hint; None without both."""
     trained, random = (results.get(name, {}) for name in ("trained", "random_init"))
     shared = [name for name in ("rankme", "lidar") if name in trained and name in random]
-    if not shared:
-        return None
-    better = [name for name in shared if trained[name] > (1 + RANK_NOISE) * random[name]]
+    better = sum(trained[name] > 1.05 * random[name] for name in shared)  # less is chance
     values = ", ".join(f"{name} {trained[name]:.3g}, random_init {random[name]:.3g}" for name in shared)
-    if better == shared:
-        said = "features spread over more directions than those of random weights, and labels would say of what use"
-    elif better:
+    said = "training has probably not helped: features spread over no more directions than those of random weights"
+    if better:
         said = "whether training has helped is open without labels: look at nearest neighbours in the report"
-    else:
-        said = "training has probably not helped: features spread over no more directions than those of random weights"
-    return f"{said} ({values})"
+    if better == len(shared):
+        said = "features spread over more directions than those of random weights, and labels would say of what use"
+    return f"{said} ({values})" if shared else None

@@ -17,9 +17,6 @@ from jepa.types import RunLength, Schedule
 
 Rule = Literal["linear", "sqrt", "none"]
 
-FEW_STEPS, SMALL_BATCH, ENOUGH_STEPS = 20, 32, 1000
-"""Of an epoch of few samples, and what to train these with."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Scaled(Changed):
@@ -85,13 +82,12 @@ def plan(run_length: RunLength, scheduler: Mapping[str, Schedule], momentum: Sch
     if momentum is not None:
         start, final = (describe_momentum(momentum(step, run_length), run_length) for step in (0, run_length.max_steps))
         lines.append(f"target momentum {start}" + (" throughout" if start == final else f" -> {final}"))
-        if run_length.steps_per_epoch < FEW_STEPS and half_life(momentum(0, run_length)) > run_length.max_steps:
-            samples = run_length.steps_per_epoch * run_length.batch_size
-            size = min(run_length.batch_size, SMALL_BATCH)
+        if run_length.steps_per_epoch < 20 and half_life(momentum(0, run_length)) > run_length.max_steps:
+            size = min(run_length.batch_size, 32)
+            epochs = math.ceil(1000 * size / run_length.batch_size / run_length.steps_per_epoch)
             lines.append(
                 f"in {run_length.max_steps:,} steps features hardly leave random weights: data.batch_size={size} "
-                f"trainer.max_epochs={math.ceil(ENOUGH_STEPS * size / samples)} make {ENOUGH_STEPS:,} steps, and loss="
-                "invariance_sigreg model/target=ema_fast suits few of them"
+                f"trainer.max_epochs={epochs} make 1,000, and loss=invariance_sigreg model/target=ema_fast suits so few"
             )
     return lines
 

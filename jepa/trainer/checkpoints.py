@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jepa")
 
-FAR_WORSE = 0.1
-"""Share by which the last value of the best metric is worse than the best."""
-
 HEALTHY = "healthy"
 """Name of the checkpoint that a rollback goes back to."""
 
@@ -169,10 +166,10 @@ class Checkpoints:
         return f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: {names}"
 
     def early_best(self) -> str | None:
-        """Return a message where the best value came in the first half of the run and the last one is far worse."""
+        """Return a message where the best value came in the first half of the run and the last one is a tenth worse."""
         last, step = self.trainer.metrics.get(self.best.metric), self.trainer.step
         value, best = self.best.table[0] if self.best.table else (math.nan, step)
-        if last is None or best > step / 2 or not abs(last - value) > FAR_WORSE * abs(value):
+        if last is None or best > step / 2 or not abs(last - value) > 0.1 * abs(value):
             return None
         path = self.saver.path(self.best.file_name(best))
         return (

@@ -15,7 +15,7 @@ from jepa import build_trainer, load_config
 from jepa.config.auto_size import chosen_hints, describe
 from jepa.config.build import build_data, build_model, check_input, filled, settled
 from jepa.config.compose import CONFIG_DIR
-from jepa.config.first_samples import padding_notes
+from jepa.config.notes import padding_notes
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
 
@@ -135,9 +135,9 @@ def test_the_choice_is_made_once_and_stored(tmp_path):
             "audio data.seconds=0.3",
             "by 27 of the samples they are stored at 8,000 Hz, not 16,000: data.sample_rate=8000",
         ),
-        ("text", "so 93% of an input is padding: data.max_length=8"),
+        ("text", "so 91% of an input is padding: data.max_length=8"),
         ("text data.max_length=8", None),
-        ("series data.name=Toy", "they have 10 to 10 steps, so 90% of an input is padding: data.window_size=16"),
+        ("series data.name=Toy", "they have 10 to 100 steps, so 86% of an input is padding: data.window_size=16"),
     ],
 )
 def test_inputs_that_are_mostly_padding_are_named_with_what_to_type(tmp_path, options, expected):
