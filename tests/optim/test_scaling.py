@@ -173,5 +173,7 @@ def test_a_run_in_which_the_target_stays_where_it_was_says_what_to_type():
         "1,000, and loss=invariance_sigreg model/target=ema_fast suits so few"
     )
     advised = RunLength(max_steps=1002, steps_per_epoch=108 / 32, batch_size=32)
-    for run, schedule in ((advised, momentum), (photos, Constant(value=0.95)), (DIGITS, Constant(value=0.9999))):
+    trial = RunLength(max_steps=4, steps_per_epoch=108 / 256, batch_size=256)
+    others = [(advised, momentum), (trial, momentum), (photos, Constant(value=0.95)), (DIGITS, Constant(value=0.9999))]
+    for run, schedule in others:
         assert plan(run, {}, schedule)[-1].startswith("target momentum")
