@@ -133,8 +133,8 @@ class SeriesWindows:
         path, number, values, times = self.series[which]
         window, channel = divmod(index - (self.ends[which - 1] if which else 0), self.inputs.channels(values))
         place, part = self.inputs.window(values, self.inputs.starts(values, self.stride)[window], channel)
-        row = {"path": path, "series": number} | place | {"time": time_of(times, place["start"])}
-        return row, self.inputs.tensor(part, path)
+        time = "" if times is None else str(times.iloc[place["start"]])
+        return {"path": path, "series": number} | place | {"time": time}, self.inputs.tensor(part, path)
 
 
 class TextRows:
@@ -195,16 +195,11 @@ class SplitSamples:
             if self.inputs.data.timelines:  # of which a split is a part
                 line = self.inputs.data.timelines[series]
                 start += line.ends[0 if split == "train" else 2] - self.splits[split].series[series].shape[1]
-                row |= {"path": line.path, "time": time_of(line.times, start)}
+                row |= {"path": line.path, "time": "" if line.times is None else str(line.times.iloc[start])}
             row |= {"series": series, "start": start, "channel": channel}
         names = self.inputs.data.spec.class_names
         row |= {} if names is None else {"label": label, "class_name": names[label]}
         return row, self.inputs.tensor(value, row["path"])
-
-
-def time_of(times: Any, step: int) -> str:
-    """Return when a step was measured, "" where a table does not say."""
-    return "" if times is None else str(times.iloc[step])
 
 
 def relative(path: str, folder: str | None) -> str:

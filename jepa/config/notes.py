@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +30,23 @@ def notes(config: DictConfig) -> list[str]:
 
 
 def padding_notes(data: Any, key: str = "data") -> list[str]:
-    """Return what to type where 95% of samples fill less than half of an input, or sounds have another rate.
-
-    data: of which some training samples are looked at; of mixed data a line for each part. key: of its options.
-    """
+    """Return what to type where most samples fill less than half of an input, or sounds have another rate."""
     if hasattr(data, "parts"):
         return [line for name, part in data.parts.items() for line in padding_notes(part, f"{key}.parts.{name}")]
-    name, unit = next((said for kind, said in LENGTHS.items() if isinstance(data, kind)), (None, None))
-    if name is None:
+    if not isinstance(data, tuple(LENGTHS)):
         return []
-    samples, lengths, rates, said, options = data.splits["train"], [], Counter(), [], []
+    name, unit = next(said for kind, said in LENGTHS.items() if isinstance(data, kind))
+    samples, lengths, rates, said, options = data.splits["train"], [], [], [], []
     for index in range(0, len(samples), math.ceil(len(samples) / 48)):
         try:
             value = samples[index][0]
             if name == "seconds":
                 sound = SoundTensor(*value) if isinstance(value, tuple) else value
-                rates[sound.rate] += 1
-                lengths.append(sound.frames / sound.rate)
+                rates += [sound.rate]
+                lengths += [sound.frames / sound.rate]
             else:
                 seen = data.to_ids(value) != 0 if name == "max_length" else (~value.isnan()).any(dim=0)
-                lengths.append(max(seen.nonzero().flatten().tolist(), default=-1) + 1)
+                lengths += [max(seen.nonzero().flatten().tolist(), default=-1) + 1]
         except Exception as error:
             blamed(error, "")
     full = data.seconds if name == "seconds" else data.spec.input_shape[-1]
@@ -61,7 +57,7 @@ def padding_notes(data: Any, key: str = "data") -> list[str]:
         longest = max(lengths) if max(lengths) <= full / 2 else usual
         options = [f"{key}.{name}={math.ceil(longest / step) * step:.3g}"]
     if rates and data.sample_rate not in rates:
-        rate = rates.most_common(1)[0][0]
+        rate = max(rates, key=rates.count)
         said += [f"they are stored at {rate:,} Hz, not {data.sample_rate:,}"]
         options += [f"{key}.sample_rate={rate}"]
     return [f"by {len(lengths)} of the samples {', and '.join(said)}: {' '.join(options)}"] if said else []
