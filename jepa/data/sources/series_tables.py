@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,8 +36,8 @@ class Timeline:
 
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
     season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
+    times: of the steps, a pandas Series, or None.
     truth: what is known of each step (T,), see `step_truths`; None for nothing.
-    times: of the steps, None where they are not known.
     """
 
     values: Tensor
@@ -45,8 +45,8 @@ class Timeline:
     period: int | None
     names: tuple[str, ...]
     path: str = ""
+    times: Any = None
     truth: Tensor | None = None
-    times: pandas.Series | None = None
 
 
 @dataclass(frozen=True)
@@ -303,7 +303,7 @@ def _series_splits(
         said = [line]
     return SeriesSplits(
         timelines=[
-            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path, truth, table.times)
+            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path, table.times, truth)
             for each, end, table, truth in zip(values, ends, tables, truths)
         ],
         lines=(*lines, f"read as {told}", *tables[0].lines(), *said),
