@@ -88,7 +88,8 @@ def plan(run_length: RunLength, scheduler: Mapping[str, Schedule], momentum: Sch
             epochs = math.ceil(1000 * size / run_length.batch_size / run_length.steps_per_epoch)
             lines.append(
                 f"in {run_length.max_steps:,} steps features hardly leave random weights: data.batch_size={size} "
-                f"trainer.max_epochs={epochs} make 1,000, and loss=invariance_sigreg model/target=ema_fast suits so few"
+                f"trainer.max_epochs={epochs} make 1,000, loss=invariance_sigreg model/target=ema_fast is for so few; "
+                "weights that were trained on more samples may do better still, init_from=..."
             )
     return lines
 

@@ -170,7 +170,8 @@ def test_a_run_in_which_the_target_stays_where_it_was_says_what_to_type():
     momentum = Linear(start=0.996, final=1.0)
     assert plan(photos, {}, momentum)[-1] == (
         "in 42 steps features hardly leave random weights: data.batch_size=32 trainer.max_epochs=297 make "
-        "1,000, and loss=invariance_sigreg model/target=ema_fast suits so few"
+        "1,000, loss=invariance_sigreg model/target=ema_fast is for so few; weights that were trained on more "
+        "samples may do better still, init_from=..."
     )
     advised = RunLength(max_steps=1002, steps_per_epoch=108 / 32, batch_size=32)
     trial = RunLength(max_steps=4, steps_per_epoch=108 / 256, batch_size=256)
