@@ -1,8 +1,9 @@
 """Features of files, or of a run's own data: python scripts/extract.py checkpoint=<run> input=<folder> output=f.npz
 
-Each row has `path`, relative to the folder, and where it is a part of a file its place: `start` in seconds of a sound
-or steps of a series, `row` of a text; of a run's own data `split`, `index` and `label`. Beside these it has `features`
-(n, D), or one `layer_<number>` for each of layers=. What cannot be read is listed and left out.
+Each row has `path`, relative to the folder of input= or data.root, and where it is a part of a file its place: `start`
+in seconds of a sound, or steps of a series, and then `time`, `row` of a text; of a run's own data `split`, `index` and
+`label`. Beside these it has `features` (n, D), or one `layer_<number>` for each of layers=. What cannot be read is
+listed and left out.
 
 The file grows in `<output>.part`, and goes on there when it was interrupted.
 """
@@ -57,7 +58,7 @@ def extract(config: DictConfig) -> Path:
     encoder = Encoder(loaded.model, parts, precision, batch_size=config.batch_size, name=loaded.source)
     inputs = encoder.inputs_of(config.modality)
     if config.input is None:
-        samples = SplitSamples(inputs)
+        samples, given = SplitSamples(inputs), getattr(inputs.data, "root", None)
     else:
         given = OmegaConf.to_container(config.input) if OmegaConf.is_list(config.input) else str(config.input)
         column = joined.data.get("text_column") if config.text_column is None else config.text_column
@@ -73,7 +74,9 @@ def extract(config: DictConfig) -> Path:
     file = FeatureFile(path, settings)
     if file.done:
         print(f"goes on at sample {file.done:,} of {len(samples):,}", flush=True)
-    write(file, samples, encoder, config, workers=joined.data.get("num_workers", 0))
+    named = getattr(samples, "folder", Path()) != Path()  # by names in it
+    folder = None if named or not isinstance(given, str) else given
+    write(file, samples, encoder, config, folder=folder, workers=joined.data.get("num_workers", 0))
     if bad := file.notes.get("left_out", 0):
         listed = [f"  {shown(name)}: {shown(reason)}" for name, reason in file.notes["first"]]
         more = [f"  ... and {bad - SHOWN:,} more"] if bad > SHOWN else []
@@ -162,8 +165,11 @@ def shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, workers: int) -> None:
-    """Encode the samples that the file has not got yet, and keep what it has when that is interrupted."""
+def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, folder: str | None, workers: int) -> None:
+    """Encode the samples that the file has not got yet, and keep what it has when that is interrupted.
+
+    folder: which paths are relative to, None for as they are.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -183,7 +189,7 @@ def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, workers:
     starts = range(file.done, len(samples), config.batch_size)
     chunks = (range(start, min(start + config.batch_size, len(samples))) for start in starts)
     batches = load(
-        partial(read_samples, samples),
+        partial(read_samples, samples, folder=folder),
         (Request(chunk, chunk) for chunk in chunks),
         bad=BadSamples(total=1, max_share=0),  # what is bad is left out here, and no other takes its place
         num_workers=workers,

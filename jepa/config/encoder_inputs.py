@@ -19,9 +19,10 @@ from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
 from jepa.data.data_module import DataModule, Reading
 from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
 from jepa.data.sources.image_files import image_of, of_pillow
-from jepa.data.sources.series_tables import series_table
+from jepa.data.sources.series_tables import series_table, warn_once
 from jepa.data.sources.sound_files import SoundFile, SoundPart, SoundTensor, piece_spans
 from jepa.data.sources.text_tables import NOT_UTF8, is_utf8
+from jepa.data.sources.time_table import TimeTable
 from jepa.data.stream import UnfitSample, UnreadableSample, blamed, wrong_values
 from jepa.utils.errors import UserError
 
@@ -130,14 +131,23 @@ class Inputs:
         if stride is not None and not (number and (stride == int(stride) or unit[0] == "n")):
             raise UserError(f"stride={stride}: expected a {unit} above 0")
 
+    def table(self, item: Any, name: str) -> TimeTable:
+        """Return a table, by its path or in memory, read as in training."""
+        table = series_table(os.fspath(item) if isinstance(item, (str, PathLike)) else item, **self.tables)
+        for note in table.notes:
+            warn_once(f"{name}: {note}")
+        return table
+
     def windows(self, series: Tensor, name: str, pieces: bool, stride: float | None) -> Iterator[tuple[Place, Tensor]]:
         """Yield the windows of a scaled series (C, T), and where channels are samples of their own each of these."""
         steps = self.data.spec.input_shape[1]
         if series.shape[1] < steps or (series.shape[1] > steps and not pieces):
-            hint = "; pieces=True takes all its windows" if series.shape[1] > steps else ": fill up with NaN, missing"
+            whole = (
+                f"give pieces=True for every window of {steps} steps, .mean(dim=0) of these for one vector, or the last"
+            )
             raise UserError(
-                f"{name}: a series of shape {tuple(series.shape)}, expected {(len(series), steps)}: channels, "
-                f"steps{hint}"
+                f"{whole if series.shape[1] > steps else 'fill up with NaN, missing'}: {name} is a series of shape "
+                f"{tuple(series.shape)}, expected {(len(series), steps)}: channels, steps"
             )
         for start in self.starts(series, stride):
             for channel in range(self.channels(series)):
@@ -234,11 +244,10 @@ def as_series(item: Any, name: str, inputs: Inputs) -> Tensor:
     if hasattr(item, "to_frame"):  # a column of pandas
         item = item.to_frame()
     if isinstance(item, (str, PathLike)) or hasattr(item, "columns"):
-        table = series_table(str(item) if isinstance(item, (str, PathLike)) else item, **inputs.tables)
-        for note in table.notes:
-            log.warning("%s: %s", name, note)
-        names = list(table.numbers.columns)
-        series = torch.from_numpy(table.numbers.to_numpy(dtype=np.float32).T.copy())
+        item = inputs.table(item, name)
+    if isinstance(item, TimeTable):
+        names = list(item.numbers.columns)
+        series = torch.from_numpy(item.numbers.to_numpy(dtype=np.float32).T.copy())
         if len(series) != len(data.level):
             raise UserError(
                 f"{name} has {len(names)} columns of numbers ({', '.join(names[:9])}), the run was trained on "

@@ -107,17 +107,17 @@ class PiecesOfFiles(FileSamples):
 
 
 class SeriesWindows:
-    """Windows of series in memory; series: (path, number in the file, values (C, T)) of each."""
+    """Windows of series in memory; series: (path, number in the file, values (C, T), times or None) of each."""
 
     name = "windows"
 
-    def __init__(self, series: Sequence[tuple[str, int, Tensor]], inputs: Inputs, stride: float | None) -> None:
+    def __init__(self, series: Sequence[tuple[str, int, Tensor, Any]], inputs: Inputs, stride: float | None) -> None:
         self.series, self.inputs, self.stride = series, inputs, stride
         steps = inputs.data.spec.input_shape[1]
-        short = [path for path, _, values in series if values.shape[1] < steps]
+        short = [path for path, _, values, _ in series if values.shape[1] < steps]
         if short:
             raise DataError(f"{short[0]} has fewer than the {steps} steps of a window")
-        counts = [len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values in series]
+        counts = [len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values, _ in series]
         self.ends = list(itertools.accumulate(counts))
         self.paths = list(dict.fromkeys(path for path, *_ in series))
         self.identity = identity_of(self.paths)
@@ -130,10 +130,11 @@ class SeriesWindows:
 
     def __getitem__(self, index: int) -> tuple[Row, Tensor]:
         which = bisect.bisect_right(self.ends, index)
-        path, number, values = self.series[which]
+        path, number, values, times = self.series[which]
         window, channel = divmod(index - (self.ends[which - 1] if which else 0), self.inputs.channels(values))
         place, part = self.inputs.window(values, self.inputs.starts(values, self.stride)[window], channel)
-        return {"path": path, "series": number} | place, self.inputs.tensor(part, path)
+        time = "" if times is None else str(times.iloc[place["start"]])
+        return {"path": path, "series": number} | place | {"time": time}, self.inputs.tensor(part, path)
 
 
 class TextRows:
@@ -190,14 +191,28 @@ class SplitSamples:
         row = {"path": self.describe(index), "split": split, "index": number}
         if isinstance(self.inputs.data, SeriesData):
             window, channel = divmod(number, self.splits[split].channels)
-            row |= dict(zip(("series", "start"), self.splits[split].places[window])) | {"channel": channel}
+            series, start = self.splits[split].places[window]
+            if self.inputs.data.timelines:  # of which a split is a part
+                line = self.inputs.data.timelines[series]
+                start += line.ends[0 if split == "train" else 2] - self.splits[split].series[series].shape[1]
+                row |= {"path": line.path, "time": "" if line.times is None else str(line.times.iloc[start])}
+            row |= {"series": series, "start": start, "channel": channel}
         names = self.inputs.data.spec.class_names
         row |= {} if names is None else {"label": label, "class_name": names[label]}
         return row, self.inputs.tensor(value, row["path"])
 
 
-def read_samples(samples: Extracted, request: Request) -> dict[str, Any]:
-    """Return the rows and inputs "x" (n, *S) of some samples, None of none, and the "unreadable", name -> reason."""
+def relative(path: str, folder: str | None) -> str:
+    """Return a path relative to a folder, or of a file to that it lies in; as it is where it lies elsewhere."""
+    try:
+        inside = os.path.isdir(folder) and path != folder
+        return str(Path(path).relative_to(folder if inside else os.path.dirname(folder)))
+    except (TypeError, ValueError):
+        return path
+
+
+def read_samples(samples: Extracted, request: Request, folder: str | None = None) -> dict[str, Any]:
+    """Return rows, paths relative to a folder, and inputs "x" (n, *S), if any, and the "unreadable", name -> reason."""
     rows, x, unreadable = [], [], {}
     for index in request.indices:
         try:
@@ -205,7 +220,7 @@ def read_samples(samples: Extracted, request: Request) -> dict[str, Any]:
         except Exception as error:
             unreadable[samples.describe(index)] = blamed(error, "")[1]
             continue
-        rows.append(row)
+        rows.append(row | {"path": relative(row["path"], folder)})
         x.append(made)
     found = {"x": torch.stack(x)} if x else {}
     return found | {"rows": rows, "unreadable": unreadable, "samples": len(request.indices)}
@@ -249,7 +264,7 @@ def samples_of(
     return FileSamples(folder, names, inputs), lines
 
 
-def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor]]:
+def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor, Any]]:
     """Return the series of a table, of a folder of tables, or of an array (C, T) or (n, C, T) in a .npy file."""
     value = partial(inputs.kind.value, inputs=inputs)
     if path.endswith(".npy"):
@@ -257,8 +272,9 @@ def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor]]:
             items = inputs.items(np.load(path, allow_pickle=False))
         except (OSError, EOFError, ValueError) as error:
             raise DataError(f"{path} is no .npy file of numbers: {error}") from error
-        return [(path, number, value(item, path)) for number, item in enumerate(items)]
-    return [(each, 0, value(each, each)) for each in find_tables(path)[0]]
+        return [(path, number, value(item, path), None) for number, item in enumerate(items)]
+    tables = {each: inputs.table(each, each) for each in find_tables(path)[0]}
+    return [(each, 0, value(table, each), table.times) for each, table in tables.items()]
 
 
 def _is_clip(folder: str) -> bool:

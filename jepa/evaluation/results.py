@@ -55,9 +55,9 @@ def format_table(
 
 
 def compared(results: Results, std: Results | None = None, *, seeds: int = 1, samples: int | None = None) -> str | None:
-    """Return a sentence on whether training has helped, probe by probe; None where no probe tells the three rows apart.
+    """Return a sentence on whether training has helped, probe by probe, or by ranks where no probe tells rows apart.
 
-    So it is of forecasts that look at no features. A lead of up to two standard errors is no clear difference: those of
+    As forecasts do not that look at no features. A lead of up to two standard errors is no clear difference: those of
     an accuracy over so many test samples, of the places of which `dense` counts many, and of a mean over seeds.
     """
     trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
@@ -65,7 +65,7 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
     shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
     shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
     if not shared:
-        return None
+        return ranks_compared(results)
 
     def variance(row: str, name: str) -> float:
         value, deviation = results[row][name], (std or {}).get(row, {}).get(name, 0.0)
@@ -87,3 +87,17 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
     said += [f"training has not helped in {', '.join(worse)}"] if worse else []
     said += [f"no clear difference, within two standard errors, in {', '.join(unclear)}"] if unclear else []
     return "; ".join(said)
+
+
+def ranks_compared(results: Results) -> str | None:
+    """Return a sentence on RankMe and LiDAR beside those of random weights, which are a hint; None without both."""
+    trained, random = (results.get(name, {}) for name in ("trained", "random_init"))
+    shared = [name for name in ("rankme", "lidar") if name in trained and name in random]
+    better = sum(trained[name] > 1.05 * random[name] for name in shared)  # less is chance
+    values = ", ".join(f"{name} {trained[name]:.3g}, random_init {random[name]:.3g}" for name in shared)
+    said = "training has probably not helped: features spread over no more directions than those of random weights"
+    if better:
+        said = "whether training has helped is open without labels: look at nearest neighbours in the report"
+    if better == len(shared):
+        said = "features spread over more directions than those of random weights, and labels would say of what use"
+    return f"{said} ({values})" if shared else None

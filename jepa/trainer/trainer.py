@@ -331,7 +331,8 @@ class Trainer(TrainerParts):
 
     def _finish(self) -> None:
         """Wait for the last checkpoint and record the end; raise Interrupted for a signal after the last step."""
-        for line in filter(None, (self.checkpoints.missing_best_metric(), self.state.early_end(self.run_length))):
+        checkpoints, end = self.checkpoints, self.state.early_end(self.run_length)
+        for line in filter(None, (checkpoints.missing_best_metric(), checkpoints.early_best(), end)):
             self.say(line)
         self.checkpoints.saver.wait()
         self.folder.keep_config()

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 from documents import (
@@ -237,6 +238,22 @@ def test_the_python_of_the_front_page_runs(tmp_path):
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.endswith("torch.Size([2, 128]) torch.Size([2, 4, 4, 128])\n")
+
+
+def test_the_nearest_neighbours_are_found_by_the_code_shown(tmp_path):
+    section = (ROOT / "docs" / "features.md").read_text().partition("\n## Nearest neighbours\n")[2]
+    features = [[x + 0.1 * y, y] for x, y in ((0, 0), (1, 0), (0, 9), (1, 9))]
+    paths = [f"{name}.jpg" for name in "abcd"]
+    pandas.DataFrame({"path": paths, "features": features}).to_parquet(tmp_path / "photos.parquet")
+    code = FENCE.search(section)[2]
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert [line.split()[:2] for line in process.stdout.splitlines()] == [
+        ["a.jpg", "b.jpg"],
+        ["b.jpg", "a.jpg"],
+        ["c.jpg", "d.jpg"],
+        ["d.jpg", "c.jpg"],
+    ]
 
 
 def test_the_committed_picture_is_small():

@@ -264,6 +264,18 @@ def test_what_the_table_says_of_training():
     )
     assert compared({"trained": {"linear": 1.0}}) is None
 
+    def by_ranks(rankme, lidar):
+        return compared({"trained": {"rankme": rankme, "lidar": lidar}, "random_init": {"rankme": 5.0, "lidar": 20.0}})
+
+    assert by_ranks(5.1, 20.0) == (
+        "training has probably not helped: features spread over no more directions than those of random weights "
+        "(rankme 5.1, random_init 5, lidar 20, random_init 20)"
+    )
+    assert by_ranks(9.0, 12.0).startswith("whether training has helped is open without labels: look at nearest")
+    assert by_ranks(9.0, 30.0).startswith(
+        "features spread over more directions than those of random weights, and labels"
+    )
+
 
 @pytest.mark.parametrize(
     ("samples", "deviation", "said"),

@@ -128,6 +128,7 @@ def test_files_one_by_one(run_folder, pictures, extract, tmp_path):
     whole = np.load(extract(*common, f"input={pictures}"))
     single = np.load(extract(*common, f"input={pictures / '1.png'}"))
     assert np.allclose(single["features"], whole["features"][1:2], atol=1e-6)
+    assert single["path"].tolist() == ["1.png"]
     assert len(np.load(extract(*common, f"input=[{pictures / '1.png'},{pictures / 'b' / 'deep'}]"))["path"]) == 4
 
 
@@ -231,22 +232,35 @@ def test_windows_of_series(extract, tmp_path):
     folder.mkdir()
     for number in range(2):
         values = np.random.default_rng(number).standard_normal((60 + 20 * number, 2))
-        pandas.DataFrame(values, columns=["a", "b"]).to_csv(folder / f"{number}.csv", index=False)
+        times = pandas.date_range("2024-01-01", periods=len(values), freq="1h")
+        table = pandas.DataFrame(values, columns=["a", "b"])
+        table.assign(**({} if number else {"time": times})).to_csv(folder / f"{number}.csv", index=False)
     small = ["evaluation=none", "logger=[jsonl]", "trainer.device=cpu", "trainer.max_steps=1", "data.batch_size=4"]
     options = ["model=series", "data=series_csv", f"data.root={folder}", "data.window_size=16"]
     jepa.build_trainer(load_config([*small, *options, f"run_dir={tmp_path}/run"])).fit()
     common = [f"checkpoint={tmp_path}/run", f"output={tmp_path / 'f.npz'}"]
     found = np.load(extract(*common, f"input={folder}", "stride=8"))
     assert found["start"].tolist() == [*range(0, 45, 8), *range(0, 65, 8)]
+    assert found["time"].tolist()[:2] == ["2024-01-01 00:00:00", "2024-01-01 08:00:00"]
+    assert set(zip(found["path"].tolist()[6:], found["time"].tolist()[6:])) == {("1.csv", "")}
+    single = np.load(extract(*common, f"input={folder / '0.csv'}", "stride=8"))
+    assert set(single["path"].tolist()) == {"0.csv"}
     encoder = jepa.load_encoder(tmp_path / "run")
     assert np.allclose(found["features"][6:], encoder(folder / "1.csv", pieces=True, stride=8), atol=1e-5)
     values = pandas.read_csv(folder / "1.csv").to_numpy().T
+    table = pandas.read_csv(folder / "0.csv")
     np.save(tmp_path / "x.npy", np.stack([values[:, :16], values[:, 8:24]]))
     arrays = np.load(extract(*common, f"input={tmp_path / 'x.npy'}"))
     assert arrays["series"].tolist() == [0, 1]
     assert np.allclose(arrays["features"], found["features"][6:8], atol=1e-5)
     own = np.load(extract(*common))
     assert own["start"][:3].tolist() == [0, 1, 2]
+    for row in np.flatnonzero(own["path"] == "0.csv")[[5, -1]]:  # of the training and of the test part
+        start = own["start"][row]
+        assert own["time"][row] == table["time"][start]
+        window = encoder(table[start : start + 16])
+        assert np.allclose(own["features"][row], window[0], atol=1e-5)
+    assert own["start"][own["path"] == "0.csv"].max() == 60 - 16
     np.save(tmp_path / "x.npy", values[:, :9])
     with pytest.raises(DataError, match="fewer than the 16 steps of a window"):
         extract(*common, f"input={tmp_path / 'x.npy'}")
@@ -281,4 +295,5 @@ def test_texts_and_clips(extract, tmp_path):
     video = ["model=video", "data=moving_mnist", "data.num_frames=4"]
     found = np.load(extract("checkpoint=random", *video, f"input={tmp_path / 'clips'}", common[1]))
     assert found["path"].tolist() == ["a", "b"]
+    assert np.load(extract("checkpoint=random", *video, f"input={tmp_path}/clips/a", common[1]))["path"] == ["a"]
     assert np.allclose(found["features"], jepa.load_encoder("random", *video)(frames), atol=1e-4)

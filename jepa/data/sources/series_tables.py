@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -34,6 +35,7 @@ class Timeline:
 
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
     season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
+    times: of the steps, a pandas Series, or None.
     truth: what is known of each step (T,), see `step_truths`; None for nothing.
     """
 
@@ -42,6 +44,7 @@ class Timeline:
     period: int | None
     names: tuple[str, ...]
     path: str = ""
+    times: Any = None
     truth: Tensor | None = None
 
 
@@ -230,13 +233,13 @@ def _series_splits(
     """Logs the notes. Raises DataError for tables of different channels, and channels empty in the training parts."""
     notes = [f"{table.path}: {note}" for table in tables for note in table.notes]
     for note in notes[:MOST_NOTES]:
-        log.warning("%s", note)
+        warn_once(note)
     if len(notes) > MOST_NOTES:
-        log.warning("other tables have such faults too: %d", len(notes) - MOST_NOTES)
+        warn_once(f"{tables[0].path}: other tables have such faults too: {len(notes) - MOST_NOTES}")
     steps = {in_units(table.step): table.path for table in tables if table.step is not None}
     if len(steps) > 1:
         shown = ", ".join(f"{step} ({Path(path).name})" for step, path in steps.items())
-        log.warning("the tables have different steps, %s: data.source.resample=... makes them alike", shown)
+        warn_once(f"the tables have different steps, {shown}: data.source.resample=... makes them alike")
     text = {name for table in tables for name in table.text}
     every = list(dict.fromkeys(name for table in tables for name in table.numbers.columns if name not in text))
     for table in tables:
@@ -254,14 +257,26 @@ def _series_splits(
     seasons = {table.steps_a_day() for table in tables}
     period = seasons.pop() if period is None and len(seasons) == 1 else period
     told = "; ".join(dict.fromkeys(table.told for table in tables))
+    missing = {name: sum(int(np.isnan(each[n]).sum()) for each in values) for n, name in enumerate(every)}
+    if total := sum(missing.values()):
+        most, cells = max(missing, key=missing.get), sum(each.size for each in values)
+        lines += (f"missing cells: {total:,} of {cells:,} ({total / cells:.2%}), most in {most} ({missing[most]:,})",)
     truths, truth_names, said = [None] * len(tables), None, []
     if tables[0].labels is not None:
         truths, truth_names, line = step_truths([table.labels for table in tables], tables[0].path)
         said = [line]
     each = zip(values, ends, tables, truths)
-    timelines = [Timeline(torch.from_numpy(v), end, period, tuple(every), t.path, truth) for v, end, t, truth in each]
+    timelines = [
+        Timeline(torch.from_numpy(v), end, period, tuple(every), t.path, t.times, truth) for v, end, t, truth in each
+    ]
     lines = (*lines, f"read as {told}", *tables[0].lines(), *said)
     return SeriesSplits(timelines=timelines, lines=lines, truth_names=truth_names)
+
+
+@functools.cache
+def warn_once(note: str) -> None:
+    """Log what is wrong with a file, once in a process, which may read it again for a report."""
+    log.warning("%s", note)
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:
