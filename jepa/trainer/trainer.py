@@ -34,7 +34,7 @@ from jepa.trainer.going_on import check_length
 from jepa.trainer.gradients import UpdateRatio, clip_gradients, gradient_norms
 from jepa.trainer.prefetch import prefetch, restartable, to_device
 from jepa.trainer.profile import profiling
-from jepa.trainer.settings import due
+from jepa.trainer.settings import explaining_out_of_memory
 from jepa.trainer.step_metrics import MAX_SKIPPED_STEPS, agree_on_step, reduce_values, slowest_of_ranks
 from jepa.trainer.trainer_parts import TrainerParts
 from jepa.types import Batch, StepRandomness
@@ -81,7 +81,7 @@ class Trainer(TrainerParts):
         torch.manual_seed(derive_seed(self.step_seed, "step", self.step, *([self.rank] if self.rank else [])))
         self.model.train()
         logs = self.logs_at(number)
-        with self.monitor.watching(self.model, self.world_size) if self._watches(number) else nullcontext():
+        with self.monitor.watching(self.model, self.world_size) if self.watches_at(number) else nullcontext():
             values = self.forward_backward(batch)
         self.parallel.check_gradients()
         scaler.unscale_(optimizer)
@@ -199,7 +199,9 @@ class Trainer(TrainerParts):
                     break
                 begun = time.perf_counter()
                 try:
-                    values = self.train_step(next(batches))
+                    batch = next(batches)
+                    with explaining_out_of_memory(self):
+                        values = self.train_step(batch)
                     state.train_seconds += time.perf_counter() - begun
                     profile(self.step)
                     self._after_step(values)
@@ -256,7 +258,7 @@ class Trainer(TrainerParts):
 
     def log_step(self, values: Mapping[str, Tensor | float]) -> Mapping[str, float]:
         """Log what is due of the step just made, with what the monitor finds in it; return what was logged."""
-        logs, watched = self.logs_at(self.step), self._watches(self.step)
+        logs, watched = self.logs_at(self.step), self.watches_at(self.step)
         if not (logs or watched):
             return {}
         values = reduce_values(values)
@@ -268,14 +270,6 @@ class Trainer(TrainerParts):
         if self.ended:
             metrics |= measurements.run_costs(self)
         return self.log(metrics)
-
-    def logs_at(self, step: int) -> bool:
-        """Return whether the values of the step with this number, from 1, are logged."""
-        return due(step, self.every.log) or step in (1, self.run_length.max_steps)
-
-    def _watches(self, step: int) -> bool:
-        """Return whether the collapse monitor looks at the step with this number, from 1."""
-        return self.monitor is not None and self.monitor.due(step, self.run_length)
 
     def log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Hand metrics of this step to loggers and callbacks, on every rank alike; return them."""

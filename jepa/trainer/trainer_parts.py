@@ -29,6 +29,7 @@ from jepa.trainer.run_state import RunState
 from jepa.trainer.settings import (
     check_positive,
     check_processes,
+    due,
     find_micro_batch_size,
     make_intervals,
     make_run_length,
@@ -207,6 +208,14 @@ class TrainerParts:
     def step_seed(self) -> int:
         """What batches, masks and dropout are drawn by: the seed, and another one after each rollback."""
         return self.seed + len(self.state.rollbacks)
+
+    def logs_at(self, step: int) -> bool:
+        """Return whether the values of the step with this number, from 1, are logged."""
+        return due(step, self.every.log) or step in (1, self.run_length.max_steps)
+
+    def watches_at(self, step: int) -> bool:
+        """Return whether the collapse monitor looks at the step with this number, from 1."""
+        return self.monitor is not None and self.monitor.due(step, self.run_length)
 
     def describe(self) -> list[str]:
         """Return sentences on what is trained on how much, where, in what parts, and at which rates."""
