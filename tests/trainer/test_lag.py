@@ -199,7 +199,7 @@ SMALL = ("model.encoder.depth=1", "data.batch_size=8", "trainer.device=cpu", "tr
         ["model=vit", "model.predictor.depth=1", "loss=contrastive", "data.views=2"],
         ["model=lejepa", "data.views=2"],
         ["model=video", "data=moving_mnist", "data.root=SHARED/mnist", "data.source.train_clips=32"],
-        ["experiment=series_ecg5000", "data.root=SHARED/ucr"],
+        ["experiment=series_ecg5000", "data.root=SHARED/ucr", "model/mask=span"],
     ],
     ids=["default", "contrastive", "lejepa", "video", "series"],
 )
