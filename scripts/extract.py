@@ -92,7 +92,7 @@ def extract(config: DictConfig) -> Path:
 
 def check(config: DictConfig) -> Path:
     """The file to write. Raises UserError for values outside what conf/extract.yaml says."""
-    from jepa.tools.feature_file import SUFFIXES
+    from jepa.tools.feature_file import FORMATS
     from jepa.utils.errors import UserError
     from jepa.utils.files import check_output
     from jepa.utils.lazy_import import require
@@ -100,22 +100,23 @@ def check(config: DictConfig) -> Path:
     if OmegaConf.is_missing(config, "checkpoint"):
         raise UserError("checkpoint is not set: give it on the command line, checkpoint=...")
     path = Path(config.output)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"output={path}: expected a file that ends with .npz or .parquet, or .zarr")
+    if path.suffix not in FORMATS:
+        raise UserError(f"output={path}: expected a file that ends with {' or '.join(FORMATS)}")
+    if path.suffix == ".zarr" and path.exists():
+        raise UserError(f"output={path} exists: remove it, or give another name")
     check_output(path, config.checkpoint)
-    if path.suffix != ".npz":
-        module, extra = {".parquet": ("pyarrow", "export"), ".zarr": ("zarr", "zarr")}[path.suffix]
-        require(module, extra=extra, purpose=f"output={path}")
+    written = FORMATS[path.suffix]
+    if written.package is not None:
+        require(written.package, extra=written.extra, purpose=f"output={path}")
     if config.pooling not in ("mean", "max", "none"):
         raise UserError(f"pooling={config.pooling}: expected mean, max or none")
     if config.network not in ("context", "target"):
         raise UserError(f"network={config.network!r}: expected context or target")
-    if config.pooling == "none" and path.suffix == ".parquet":
-        raise UserError("pooling=none gives a matrix for each sample: write it to output=<name>.npz or .zarr")
+    if config.pooling == "none" and not written.tokens:
+        others = " or ".join(suffix for suffix, each in FORMATS.items() if each.tokens)
+        raise UserError(f"pooling=none gives a matrix for each sample: write it to output=<name>{others}")
     if not isinstance(config.batch_size, int) or config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size}: expected at least 1")
-    if config.stride is not None and not (isinstance(config.stride, (int, float)) and config.stride > 0):
-        raise UserError(f"stride={config.stride}: expected a number above 0 of seconds or steps, or null")
     if not isinstance(config.pieces, bool):
         raise UserError(f"pieces={config.pieces}: expected true or false")
     if config.layers is not None and not (
@@ -128,11 +129,14 @@ def check(config: DictConfig) -> Path:
 
 
 def check_names(path: Path, samples: Any) -> None:
-    """Raise DataError for a name that cannot be a string of parquet or zarr."""
+    """Raise DataError for a name that the format cannot hold."""
+    from jepa.tools.feature_file import FORMATS
     from jepa.utils.errors import DataError
 
-    if path.suffix != ".npz" and hasattr(samples, "files"):
-        names = map(samples.describe, range(len(samples)))
+    if not FORMATS[path.suffix].any_name:
+        names = (
+            map(samples.describe, range(len(samples))) if hasattr(samples, "files") else getattr(samples, "paths", ())
+        )
         if odd := next((name for name in names if shown(name) != name), None):
             raise DataError(f"{shown(odd)} is no name in UTF-8: rename it, or write output=<name>.npz")
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,13 +47,23 @@ class Extracted(Protocol):
     def describe(self, index: int) -> str: ...
 
 
+def identity_of(paths: Iterable[str]) -> str:
+    """Return by what files are known: their paths, sizes and times of writing."""
+    found = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(path)
+            found.update(repr((os.path.abspath(path), status.st_size, status.st_mtime_ns)).encode())
+    return found.hexdigest()
+
+
 class FileSamples:
     """Files of one input each. folder: which the names are relative to."""
 
     def __init__(self, folder: Path, names: Sequence[str], inputs: Inputs) -> None:
         self.folder, self.files, self.inputs = folder, np.array([os.fsencode(name) for name in names]), inputs
         self.name = inputs.kind.name
-        self.identity = hashlib.blake2b(b"\n".join(self.files.tolist()), digest_size=16).hexdigest()
+        self.identity = identity_of(os.path.join(folder, name) for name in names)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -108,7 +119,8 @@ class SeriesWindows:
             raise DataError(f"{short[0]} has fewer than the {steps} steps of a window")
         counts = [len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values in series]
         self.ends = list(itertools.accumulate(counts))
-        self.identity = hashlib.blake2b(repr([(p, n, tuple(v.shape)) for p, n, v in series]).encode()).hexdigest()
+        self.paths = list(dict.fromkeys(path for path, *_ in series))
+        self.identity = identity_of(self.paths)
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -133,7 +145,7 @@ class TextRows:
         self.paths, self.inputs = [str(path) for path in paths], inputs
         self.texts = [texts_of(path, column) for path in paths]
         self.ends = list(itertools.accumulate(map(len, self.texts)))
-        self.identity = repr(list(zip(self.paths, self.ends)))
+        self.identity = identity_of(self.paths)
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -208,11 +220,13 @@ def samples_of(
 
     Raise DataError for what is missing or holds nothing of the kind.
     """
-    paths = [given] if isinstance(given, str) else list(given)
+    if not (paths := [given] if isinstance(given, str) else list(map(str, given))):
+        raise DataError("input=[] names nothing: give a folder, a file, or several")
     if missing := [path for path in paths if not os.path.exists(path)]:
         raise DataError(f"input={missing[0]} is not a folder, nor a file")
     if pieces and not isinstance(inputs.data, (AudioData, SeriesData)):
         raise UserError(f"pieces=true is for sounds and series, not for {inputs.kind.name}")
+    inputs.check_stride(stride)
     if isinstance(inputs.data, SeriesData):
         return SeriesWindows([each for path in paths for each in _series(path, inputs)], inputs, stride), []
     if isinstance(inputs.data, TextData):
@@ -220,9 +234,14 @@ def samples_of(
     if stride is not None and not pieces:
         raise UserError(f"stride={stride}: expected with pieces=true, of sounds or series")
     kind = IMAGES if isinstance(inputs.data, ImageData) else SOUNDS if isinstance(inputs.data, AudioData) else VIDEOS
-    folder, names, lines = Path(), paths, []
-    if len(paths) == 1 and os.path.isdir(paths[0]) and not (kind.frames and _is_clip(paths[0])):
-        folder, (names, lines) = Path(paths[0]), files_below(Path(paths[0]), kind)
+    folder, names, lines = Path(), [], []
+    for path in paths:
+        below, said = [""], []
+        if os.path.isdir(path) and not (kind.frames and _is_clip(path)):
+            below, said = files_below(Path(path), kind)
+            folder = Path(path) if len(paths) == 1 else folder
+        names += [os.path.relpath(os.path.join(path, name), folder) if name else path for name in below]
+        lines += said
     if pieces:
         return PiecesOfFiles(folder, names, inputs, stride), lines
     if kind is SOUNDS:
@@ -234,7 +253,10 @@ def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor]]:
     """Return the series of a table, of a folder of tables, or of an array (C, T) or (n, C, T) in a .npy file."""
     value = partial(inputs.kind.value, inputs=inputs)
     if path.endswith(".npy"):
-        items = inputs.items(np.load(path, allow_pickle=False))
+        try:
+            items = inputs.items(np.load(path, allow_pickle=False))
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"{path} is no .npy file of numbers: {error}") from error
         return [(path, number, value(item, path)) for number, item in enumerate(items)]
     return [(each, 0, value(each, each)) for each in find_tables(path)[0]]
 

@@ -56,6 +56,8 @@ def load_encoder(
 
     Raise UserError for what is missing or contradicts the file, CheckpointError for what cannot be read.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
     given = [f"checkpoint={quoted(str(checkpoint))}", f"trust={trust}".lower(), *addable(options)]
     config = load_config(given, config_name="evaluate")
     loaded, joined = open_checkpoint(config, data="inputs")

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts, read_source
-from jepa.data.image_augment import Augment
+from jepa.data.augment import Augment
+from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.image_transform import ImageTransform, as_list, height_and_width
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.data.stream import Request, UnfitSample, blamed
 from jepa.types import Batch
+from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator
 
-TRIED = 5
-"""Training images of which one has to have the channels that are asked for."""
-STATISTICS_OF = 1000
-"""Training images of which `auto` takes mean and std."""
+TRIED = 5  # training images of which one has to have the channels that are asked for
+STATISTICS_OF = 1000  # training images of which `auto` takes mean and std
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,13 +31,11 @@ class ImageData(DataModule):
 
     source: called as source(root=root), or source() without a root; returns `Splits`.
     image_size: side, or [height, width], to which images are cropped and resized.
-    channels: any number. Grey is repeated, colour becomes grey for 1, alpha is dropped but for 4; else images must have
-        that many.
+    channels: grey is repeated, colour becomes grey for 1, alpha is dropped but for 4; else images must have that many.
     mean, std: of pixel values, one for each channel or one for all. `auto`: those of up to STATISTICS_OF training
         images, always the same ones, cropped as in evaluation; `spec.found` and `lines` have the numbers.
     augment: how training views are made; None to crop and resize as in evaluation.
-    views: augmented views per training sample, which show all of it as far as `augment` lets them.
-    local_views: small crops per training sample beside these, of `local_size` pixels and made by `local_augment`.
+    local_views: small crops per training sample beside `views`, of `local_size` pixels, made by `local_augment`.
     """
 
     source: Callable[..., Splits]
@@ -54,21 +52,16 @@ class ImageData(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(channels=self.channels)
-        if self.local_views < 0:
-            raise ValueError(f"data.local_views={self.local_views} is negative; 0 makes none")
+        check_at_least("data", 1, channels=self.channels)
+        check_at_least("data", 0, local_views=self.local_views)
         if self.local_views and (self.local_size is None or self.local_augment is None):
-            raise ValueError(
-                f"data.local_views={self.local_views} needs data.local_size (pixels) and data.local_augment "
-                "(as data.augment, such as {_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
-            )
+            needs = "data.local_size (pixels) and data.local_augment (as data.augment, such as "
+            needs += "{_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
+            raise ValueError(f"data.local_views={self.local_views} needs {needs}")
         self._make_transforms()
-        self.setup(
-            read_source(self.source, root=self.root),
-            prepare=self.transform,
-            input_shape=(self.channels, *self.transform.size),
-        )
-        if hasattr(self.splits["train"], "describe"):
+        splits, shape = read_source(self.source, root=self.root), (self.channels, *self.transform.size)
+        self.setup(splits, prepare=self.transform, input_shape=shape)
+        if hasattr(splits.train, "describe"):
             self._try_some()
         if wanted := [name for name in ("mean", "std") if getattr(self, name) == "auto"]:
             self._find_statistics(wanted)
@@ -87,31 +80,25 @@ class ImageData(DataModule):
                 continue
             height, width = size_of(value)
             if 2 * max(height, width) <= max(self.transform.size):
-                enlarged = " x ".join(map(str, self.transform.size))
-                self.lines = [
-                    *self.lines,
-                    f"the first image has {height} x {width} pixels and is enlarged to {enlarged}: "
-                    f"data.image_size={max(height, width)} is faster",
-                ]
+                enlarged = f"the first image has {height} x {width} pixels and is enlarged to "
+                enlarged += " x ".join(map(str, self.transform.size))
+                self.lines += (f"{enlarged}: data.image_size={max(height, width)} is faster",)
             return
         if unfit:
             raise unfit[0]
 
     def _make_transforms(self) -> None:
-        self.transform = self._transform(self.image_size, self.augment)
-        self.local_transform = None
-        if self.local_views:
-            self.local_transform = self._transform(height_and_width("local_size", self.local_size), self.local_augment)
-
-    def _transform(self, size: int | Sequence[int], augment: Augment | None) -> ImageTransform:
-        return ImageTransform(
-            size=size,
+        make = partial(
+            ImageTransform,
             channels=self.channels,
             mean=0.0 if self.mean == "auto" else self.mean,  # until it is known
             std=1.0 if self.std == "auto" else self.std,
             interpolation=self.interpolation,
-            augment=augment,
         )
+        self.transform, self.local_transform = make(size=self.image_size, augment=self.augment), None
+        if self.local_views:
+            size = height_and_width("local_size", self.local_size)
+            self.local_transform = make(size=size, augment=self.local_augment)
 
     def _find_statistics(self, wanted: Sequence[str]) -> None:
         """Put numbers in the place of `auto`. Raises DataError where too many of the images cannot be read."""
@@ -126,34 +113,26 @@ class ImageData(DataModule):
             squares += pixels.var(dim=1, correction=0) * new + change**2 * (new * (count - new) / count)
         std = (squares / count).sqrt()
         std[std < 1e-6 * mean.abs().clamp(min=1e-6)] = 1.0  # of a channel that is the same everywhere
-        found = {
-            name: [float(f"{value:.6g}") for value in values.tolist()]
-            for name, values in (("mean", mean), ("std", std))
-            if name in wanted
-        }
-        for name, values in found.items():
-            setattr(self, name, values)
+        known = {"mean": mean, "std": std}
+        found = {name: [float(f"{value:.6g}") for value in known[name].tolist()] for name in wanted}
+        vars(self).update(found)
         self._make_transforms()
         self.prepare = self.transform
         self.spec = replace(self.spec, found={**self.spec.found, **found})
         numbers = " ".join(f"data.{name}={str(values).replace(' ', '')}" for name, values in found.items())
-        images = min(STATISTICS_OF, self.spec.num_train)
-        self.lines += (f"auto: {numbers}, of {images:,} training images",)
+        self.lines += (f"auto: {numbers}, of {min(STATISTICS_OF, self.spec.num_train):,} training images",)
 
     @property
     def has_several_views(self) -> bool:
-        """Whether a training sample comes as `views` rather than `x`."""
         return self.views > 1 or self.local_views > 0
 
     def blank_batch(self, count: int) -> Batch:
-        """A training batch of `count` samples, all zeros, without labels."""
         blank = super().blank_batch(count)
         if self.local_transform is not None:
             blank["local_views"] = torch.zeros(count, self.local_views, self.channels, *self.local_transform.size)
         return blank
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """See `DataModule.make_batch`; images in memory are augmented all at once."""
         samples = self.splits[reading.split]
         if not isinstance(samples, TensorImages):
             return super().make_batch(request, reading)
@@ -161,7 +140,6 @@ class ImageData(DataModule):
         return self.with_labels(batch, None if samples.labels is None else samples.labels[request.indices])
 
     def make_inputs(self, value: Image.Image | Tensor, counter: int, reading: Reading) -> dict[str, Tensor]:
-        """See `DataModule.make_inputs`."""
         images = value if isinstance(value, Image.Image) else value[None]
         return {name: made[0] for name, made in self._augmented(images, [counter], reading).items()}
 

@@ -25,6 +25,7 @@ from jepa.report.run_samples import (
     feature_pictures,
     mask_pictures,
     neighbour_pictures,
+    shares_of_same_label,
     thumbnails,
     worst_pictures,
 )
@@ -36,30 +37,29 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 REPORT = "report.html"
 """In the run folder."""
 
-
-MASKS = (
+MASKS_NOTE = (
     "What training hides: the encoder sees the clear tokens, the predictor predicts the features of the coloured "
     "blocks, and dark tokens are neither. A row for each mask."
 )
-PREDICTIONS = (
+PREDICTIONS_NOTE = (
     "A small decoder, fitted to frozen features of training samples, turns features back into inputs. Compare what it "
     "makes of the predictions where the encoder sees nothing with what it makes of the true features: it explains "
     "{1:.0%} of the variance of the input there from predictions, {0:.0%} from features. What only the latter have "
     "cannot be told from the rest of the sample; what neither has is not in the features."
 )
-FEATURES = (
+FEATURES_NOTE = (
     "The first three principal components of the tokens as red, green and blue, at several steps on the same axes: "
     "tokens of one colour are alike to the network, so parts of a kind should share one. Move over the left picture to "
     "see which tokens are most similar to the one below the pointer."
 )
-NEIGHBOURS = "The other samples of most similar features, by cosine; green: of the same class, red: of another."
-
-
-MAP = (
+NEIGHBOURS_NOTE = "The other samples of most similar features, by cosine; green: of the same class, red: of another."
+MAP_NOTE = (
     "Each point is a sample, coloured by its label, which training has not seen: groups of one colour are what the "
     "network tells apart by itself. Move over a point to see the sample."
 )
-LINEAR = "A linear classifier of the frozen features: which classes it confuses, and where it is surest of a wrong one."
+LINEAR_NOTE = (
+    "A linear classifier of the frozen features: which classes it confuses, and where it is surest of a wrong one."
+)
 
 
 @dataclass(frozen=True)
@@ -156,24 +156,26 @@ def of_samples(learned: Learned) -> list[Section]:
     shown, medium, found = learned.shown, learned.medium, []
     axes = AXES.get(medium.kind or "", "")
     if shown is not None and shown.masks:
-        found.append(Section("masks", "Masks", MASKS + axes, body=mask_pictures(shown, medium)))
+        found.append(Section("masks", "Masks", MASKS_NOTE + axes, body=mask_pictures(shown, medium)))
     if shown is not None and learned.decoded is not None:
-        note = PREDICTIONS.format(*learned.decoded.explained) + axes
+        note = PREDICTIONS_NOTE.format(*learned.decoded.explained) + axes
         body = decoded_pictures(shown, learned.decoded, medium)
         found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
     if shown is not None:
-        found.append(Section("features", "Features as colours", FEATURES + axes, body=feature_pictures(shown, medium)))
+        found.append(
+            Section("features", "Features as colours", FEATURES_NOTE + axes, body=feature_pictures(shown, medium))
+        )
     if medium.kind is not None:
         embedded = learned.embedded
         queries = chosen(embedded.labels, 8, len(embedded.thumbnails))
-        note = f"{NEIGHBOURS} Looked for among {embedded.said}."
+        note = f"{NEIGHBOURS_NOTE} Looked for among {embedded.said}. {shares_of_same_label(embedded)}"
         found.append(Section("neighbours", "Nearest neighbours", note, body=neighbour_pictures(embedded, queries)))
-        note = f"{MAP} Drawn: {embedded.said}."
+        note = f"{MAP_NOTE} Drawn: {embedded.said}."
         found.append(Section("map", "Map", note, plots.maps(embedded), body=thumbnails(embedded)))
         if learned.classified is not None:
             charts = [plots.confusion(embedded, learned.classified)]
             worst = Markup("<h3>Worst samples</h3>") + worst_pictures(embedded, learned.classified)
-            note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
+            note = f"{LINEAR_NOTE} It was fitted to {learned.classified.trained_on:,} training samples."
             found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
     if not learned.name:
         return found

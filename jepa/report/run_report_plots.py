@@ -150,7 +150,7 @@ def line_chart(
             y=curve.values.astype(np.float32),
             mode="lines" if len(curve.steps) > 2 else "lines+markers",
             line={"width": 1.8, **look},
-            name=html.escape(name),
+            name=html.escape(name, quote=False),
         )
     values = np.concatenate([curve.values for curve, _ in lines.values()])
     if logarithmic is None:
@@ -170,7 +170,7 @@ def verdict_chart(records: Sequence[Record]) -> go.Figure:
             y=[name for _, name in record.verdicts],
             mode="lines+markers",
             line={"width": 1, "shape": "hv", "color": COLOURS[number % len(COLOURS)]},
-            name=html.escape(record.name),
+            name=html.escape(record.name, quote=False),
         )
     figure.update_xaxes(title="step", rangemode="tozero")
     return figure.update_yaxes(type="category", title="verdict")
@@ -209,7 +209,7 @@ def scatter(points: np.ndarray, embedded: Embedded, axis: str) -> go.Figure:
             marker={"size": 6, "opacity": 0.8, "color": palette[label % len(palette)]},
             customdata=rows,
             hoverinfo="none",
-            name=html.escape(embedded.label(int(rows[0])) or "no label"),
+            name=html.escape(embedded.label(int(rows[0])) or "no label", quote=False),
         )
     figure.update_layout(showlegend=1 < len(figure.data) <= len(qualitative.Dark24), meta="map")
     figure.update_xaxes(title=f"first {axis}", showticklabels=False)
@@ -224,14 +224,18 @@ def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Mar
     table = torch.bincount(true * count + said, minlength=count * count).view(count, count)
     errors = table.sum(dim=0) + table.sum(dim=1) - 2 * table.diagonal()
     kept = errors.topk(min(MAX_CLASSES, count)).indices.sort().values
-    table, names = table[kept][:, kept].numpy(), [html.escape(str(embedded.names[label])[:24]) for label in kept]
+    table, names = (
+        table[kept][:, kept].numpy(),
+        [html.escape(str(embedded.names[label])[:24], quote=False) for label in kept],
+    )
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     figure = new_figure(200 + 18 * len(kept))
     look = {"colorscale": [[0, "rgba(76,120,168,0)"], [1, "rgba(76,120,168,0.6)"]], "showscale": False}
     text = np.where(table > 0, table.astype(str), "")
     hover = "is %{y}, said %{x}: %{z:.0%}<extra></extra>"
-    figure.add_heatmap(z=share, x=names, y=names, text=text, texttemplate="%{text}", hovertemplate=hover, **look)
-    figure.update_xaxes(title="said", type="category").update_yaxes(title="is", type="category", autorange="reversed")
+    figure.add_heatmap(z=share, text=text, texttemplate="%{text}", hovertemplate=hover, **look)
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names}  # names may begin alike
+    figure.update_xaxes(title="said", **ticks).update_yaxes(title="is", autorange="reversed", **ticks)
     part = f", of the {len(kept)} classes of most errors" if len(kept) < count else ""
     accuracy = float((true == said).double().mean())
     note = f"{accuracy:.1%} are right: those on the diagonal{part}. Samples in a row are of that class."

@@ -9,15 +9,17 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa.report.figures import seen_and_predicted, target_blocks
 from jepa.report.run_record import ROWS
 from jepa.report.sample_media import Medium, packed, stack
 from jepa.report.token_decoder import Decoded
 from jepa.types import Grid, Mask
+from jepa.utils.tensors import nearest_rows
 
-NEIGHBOURS, WORST = 5, 16
+NEAREST, WORST = 5, 16
+"""Neighbours of a sample, and wrongly classified samples, that are drawn."""
+
 BLOCKS = ((245, 133, 24), (84, 162, 75), (228, 87, 86), (178, 121, 162), (114, 183, 178), (212, 167, 44))
 """Colours of target blocks in masks, in turn."""
 
@@ -122,12 +124,7 @@ def feature_pictures(shown: Shown, medium: Medium) -> Markup:
 
 def neighbour_pictures(embedded: Embedded, queries: Sequence[int]) -> Markup:
     """Return samples beside their nearest ones, by cosine similarity, of each row of the results."""
-    found = {}
-    for name, features in embedded.features.items():
-        unit = F.normalize(features.float(), dim=1)
-        similarity = unit[list(queries)] @ unit.T
-        similarity[torch.arange(len(queries)), list(queries)] = -torch.inf
-        found[name] = similarity.topk(min(NEIGHBOURS, len(unit) - 1), dim=1).indices.tolist()
+    found = {name: nearest_rows(features, queries, NEAREST).tolist() for name, features in embedded.features.items()}
     head = Markup("").join(Markup("<th>{}</th>").format(ROWS[name]) for name in found)
     rows = []
     for number, query in enumerate(queries):
@@ -141,6 +138,21 @@ def neighbour_pictures(embedded: Embedded, queries: Sequence[int]) -> Markup:
     return Markup('<div class="wide"><table class="near"><tr><th>sample</th>{}</tr>{}</table></div>').format(
         head, Markup("").join(rows)
     )
+
+
+def shares_of_same_label(embedded: Embedded) -> str:
+    """Return what share of labelled samples have their label in common with the nearest other, as a sentence.
+
+    "" where fewer than two have a label.
+    """
+    if embedded.labels is None or int((known := embedded.labels >= 0).sum()) < 2:
+        return ""
+    labels = embedded.labels[known]
+    shares = []
+    for name, features in embedded.features.items():
+        nearest = nearest_rows(features[known], range(len(labels)), 1).squeeze(1)
+        shares.append(f"{float((labels[nearest] == labels).float().mean()):.0%} ({ROWS[name]})")
+    return f"Share of samples whose nearest one (k=1) has the same label: {', '.join(shares)}."
 
 
 def worst_pictures(embedded: Embedded, classified: Classified) -> Markup:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 class Intervals:
     """Steps between two events of each kind, which need not be whole; None is never.
 
-    probe: the online probe. evaluate: the evaluation of frozen features. snapshot: checkpoints that stay.
+    probe: the quick probe, by `evaluation.online_every_*`. evaluate: the evaluation of frozen features. snapshot:
+    checkpoints that stay.
     """
 
     log: float = 10

@@ -1,9 +1,9 @@
-"""Pure functions on tokens, on features (their rank), and on batches whose values may be dicts of tensors."""
+"""Pure functions on tokens, on features (nearest rows, rank), and on batches whose values may be dicts of tensors."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,6 +85,18 @@ def sample_entries(tensors: Iterable[Tensor], most: int = 2048) -> list[Tensor]:
     local = [local_part(t).detach().reshape(-1) for t in tensors]
     filled = [t if t.numel() else t.new_zeros(1) for t in local]  # a rank's shard may be empty
     return [t[:: -(-t.numel() // most)].float() for t in filled]
+
+
+def nearest_rows(features: Tensor, rows: Sequence[int], count: int) -> Tensor:
+    """Return the rows (n, count) of features (m, D) closest by cosine to some of them (n), nearest first, not itself.
+
+    Fewer where there are no `count` others.
+    """
+    index = torch.as_tensor(rows, dtype=torch.long, device=features.device)
+    unit = F.normalize(features.float(), dim=1)
+    cosines = unit[index] @ unit.T
+    cosines[torch.arange(len(index), device=index.device), index] = -torch.inf
+    return cosines.topk(min(count, len(unit) - 1), dim=1).indices
 
 
 def rankme(features: Tensor, eps: float = 1e-7) -> float:

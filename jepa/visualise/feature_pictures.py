@@ -16,13 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa.distributed.collectives import broadcast_from_rank0, is_rank0, no_collectives
 from jepa.types import RunLength
 from jepa.utils.errors import check_at_least
 from jepa.utils.run_status import warn_if_not_written
-from jepa.utils.tensors import masked_mean, token_valid
+from jepa.utils.tensors import masked_mean, nearest_rows, token_valid
 from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.sheets import SampleArtist, sheet
 from jepa.visualise.snapshots import Samples, Snapshot, write_snapshot
@@ -184,7 +183,7 @@ class _Part:
             vectors=projected,
             labels=self.labels,
             thumbnails=self.thumbnails,
-            neighbours=dict(zip(rows.tolist(), nearest(pooled, rows).tolist())),
+            neighbours=dict(zip(rows.tolist(), nearest_rows(pooled, rows, NEIGHBOURS).tolist())),
             last=last,
         )
 
@@ -207,14 +206,6 @@ class _Part:
         tokens = torch.cat(kept)
         grid = tuple(self.encoder.grid(x)) if hasattr(self.encoder, "grid") else ()
         return tokens.unflatten(1, grid if math.prod(grid) == tokens.shape[1] else (-1,)), torch.cat(pooled)
-
-
-def nearest(pooled: Tensor, rows: np.ndarray) -> np.ndarray:
-    """Return the rows (n, up to NEIGHBOURS) of features (m, D) that are closest by cosine to some of them (n,)."""
-    unit = F.normalize(pooled, dim=-1)
-    cosines = unit[torch.from_numpy(rows).to(unit.device)] @ unit.T
-    cosines[torch.arange(len(rows)), torch.from_numpy(rows)] = -2.0  # not the sample itself
-    return cosines.topk(min(NEIGHBOURS, len(pooled) - 1)).indices.cpu().numpy()
 
 
 @contextlib.contextmanager

@@ -215,7 +215,9 @@ def test_examples_run_by_their_command(train, tiny, tmp_path, example):
     write_own_configs(tmp_path)
     # So high that a healthy run is below it.
     options = [option.replace("lowest=0.05", "lowest=100") for option in example.arguments]
-    options = [*options, *tiny, "~logger.tensorboard", "evaluation=none", "hydra.run.dir=run"]
+    probed = "evaluation=online" in options
+    options += [*tiny, "~logger.tensorboard", "evaluation.at_end=false" if probed else "evaluation=none"]
+    options.append("hydra.run.dir=run")
     process = train(*options, PYTHONPATH=str(tmp_path))
     assert process.returncode == 0, process.stderr
     promise = PROMISES.get(example.name, lambda folder: f"mine.{example.name}" in (folder / "config.yaml").read_text())
@@ -224,7 +226,7 @@ def test_examples_run_by_their_command(train, tiny, tmp_path, example):
 
 def test_every_example_is_found():
     names = [example.name for example in examples()]
-    assert names == ["stripes", "TorchViT", "SmallNorm", "HalfMask", "MyTrainer", "StopAtLoss", "Lion"]
+    assert names == ["stripes", "TorchViT", "SmallNorm", "HalfMask", "MyTrainer", "StopAtLoss", "Lion", "Spread"]
     assert sum(page.read_text().count("# mine.py") for page in PAGES) == len(names)
 
 

@@ -18,6 +18,8 @@ from scipy.io import wavfile
 
 from jepa.config.job import write_report
 from jepa.config.report_run import report_runs
+from jepa.report.run_report_plots import confusion
+from jepa.report.run_samples import Classified, Embedded, shares_of_same_label
 from jepa.report.token_decoder import explained, fit_decoder, place
 from jepa.utils.errors import UserError
 
@@ -111,6 +113,7 @@ def test_a_run_writes_its_page_at_its_end(digits):
     assert "1,437 training and 360 held-out samples of 1 x 8 x 8, 10 classes" in shown
     assert "6 of 6 steps of 32 samples" in shown
     assert "Training has" in shown, "whether training has helped"
+    assert re.search(r"nearest one \(k=1\) has the same label: \d+% \(trained\), \d+% \(random weights\), \d+%", shown)
     assert "model.encoder.embed_dim" in shown, "what differs from the defaults"
 
 
@@ -211,10 +214,32 @@ def test_a_run_without_its_checkpoint(old_runs, tmp_path):
     folder = tmp_path / "<b>run"
     shutil.copytree(old_runs / "plain", folder, ignore=shutil.ignore_patterns("checkpoints"))
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss"\nnothing\n')
+    results = json.loads((folder / "results.json").read_text())
+    results["trained"] |= {"knn": None, "odd": "<b>run"}  # not finite, and edited by hand
+    (folder / "results.json").write_text(json.dumps(results))
     text = report_runs([folder], device="cpu").read_text(encoding="utf-8")
     assert "<b>run" not in text
     assert "Without pictures of samples and features" in text
     assert "Not all files could be read: metrics.jsonl" in text
+
+
+def test_shares_of_same_label():
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 0.1]])
+    features = {"trained": x, "raw_input": x.flip(0)}
+
+    def said(labels):
+        return shares_of_same_label(Embedded(features, [], labels, ["a", "b"], "all 4"))
+
+    assert "label: 67% (trained), 33% (raw input)." in said(torch.tensor([0, 0, 1, -1]))
+    assert said(torch.tensor([0, -1, -1, -1])) == said(None) == ""
+
+
+def test_classes_whose_names_begin_alike():
+    labels, names = torch.tensor([0, 1, 1]), [f"{'a' * 30} {end}" for end in ('"b"', "c")]
+    embedded = Embedded(features={}, thumbnails=[], labels=labels, names=names, said="")
+    _, note, drawn = confusion(embedded, Classified(torch.eye(2)[labels], 3))
+    assert "100.0% are right" in note
+    assert '"tickvals":[0,1]' in drawn
 
 
 def test_the_decoder():

@@ -1,7 +1,7 @@
-"""Random views of images: the settings, and the numbers drawn for each view.
+"""Random views of images and of time series: the settings, and the numbers drawn for each view.
 
-Random numbers are drawn here and used in `jepa.data.image_transform`, so that the choices of a batch, each a function
-of (seed, sample counter), are applied all at once.
+Those of images are used in `jepa.data.image_transform`, so that the choices of a batch, each a function of (seed,
+sample counter), are applied all at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from jepa.utils.errors import check_at_least
 
 CROP_TRIES = 10
 # Columns of the uniform numbers behind a view: tries of area and aspect, then position, flip, ..., one each.
@@ -45,9 +47,8 @@ class Augment:
     """Settings of the augmentation; by default each step is off.
 
     crop_scale: range of the crop's share of the image's area, (0.3, 1.0) in I-JEPA (Assran et al., 2023,
-        arXiv:2301.08243); None for the largest centred crop.
-    crop_ratio: range of the crop's width / height, log-uniform. horizontal_flip: probability.
-    rotation: largest angle in degrees; translate: largest shift as a share of the side; both either way.
+        arXiv:2301.08243); None for the largest centred crop. crop_ratio: range of width / height, log-uniform.
+    horizontal_flip: probability. rotation: at most so many degrees; translate: at most this share of the side.
     color_jitter: strength s as in SimCLR (Chen et al., 2020, arXiv:2002.05709): brightness, contrast and
         saturation times 1 +- 0.8 s, hue turned by +- 0.2 s; unlike there, in this order and for every view.
     blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels, as in SimCLR.
@@ -65,18 +66,13 @@ class Augment:
         if self.crop_scale is not None:
             _check_range("crop_scale", self.crop_scale, highest=1.0)
         _check_range("crop_ratio", self.crop_ratio, highest=math.inf)
-        for name, highest in (("horizontal_flip", 1), ("blur", 1), ("translate", 1), ("color_jitter", 1)):
-            value = getattr(self, name)
+        for name in ("horizontal_flip", "blur", "translate", "color_jitter", "rotation"):
+            value, highest = getattr(self, name), 180 if name == "rotation" else 1
             if not 0 <= value <= highest:
                 raise ValueError(f"augment.{name}={value} is not in [0, {highest}]; 0 switches it off")
-        if not 0 <= self.rotation <= 180:
-            raise ValueError(f"augment.rotation={self.rotation} is not in [0, 180] degrees; 0 switches it off")
 
     def draw(self, count: int, random: torch.Generator) -> Tensor:
-        """The uniform numbers (count, NUMBERS) behind that many views of one sample.
-
-        As many whatever the settings are, so that switching one on leaves the others' choices as they were.
-        """
+        """The uniform numbers (count, NUMBERS) behind so many views of a sample, as many whatever the settings are."""
         return torch.rand(count, NUMBERS, generator=random)
 
     def views(self, uniform: Tensor, *, height: int, width: int, size: tuple[int, int]) -> Views:
@@ -99,11 +95,7 @@ class Augment:
         )
 
     def _random_boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Boxes (R, 4), distributed as those of torchvision's RandomResizedCrop but not rounded to pixels.
-
-        The first try that fits into the image counts; if none does, the largest centred box of allowed
-        aspect.
-        """
+        """Boxes (R, 4) as RandomResizedCrop draws them: the first try that fits, else the largest of allowed aspect."""
         low, high = self.crop_scale
         log_low, log_high = (math.log(ratio) for ratio in self.crop_ratio)
         area = height * width * (low + (high - low) * uniform[:, _AREA])
@@ -132,3 +124,51 @@ def _check_range(name: str, value: Sequence[float], *, highest: float) -> None:
     if len(value) != 2 or not 0 < value[0] <= value[1] <= highest:
         limit = "" if highest == math.inf else f" <= {highest:g}"
         raise ValueError(f"augment.{name}={list(value)} is not a range [low, high] with 0 < low <= high{limit}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeriesAugment:
+    """Settings of the views of series, in units of z-scored values; 0 or null switches a step off.
+
+    crop: [least, most] share of the steps that is cut out and stretched to full length by linear interpolation, which
+        moves and warps time. scale: standard deviation of the factor 1 + s of each channel. offset: that of what is
+        added to each channel. jitter: that of noise on each value (Um et al. 2017, arXiv 1706.00527).
+    """
+
+    crop: Sequence[float] | None = None
+    scale: float = 0.0
+    offset: float = 0.0
+    jitter: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop is not None and (len(self.crop) != 2 or not 0 < self.crop[0] <= self.crop[1] <= 1):
+            raise ValueError(f"data.augment.crop={self.crop}: expected [least, most] within (0, 1], or null")
+        check_at_least("data.augment", 0, scale=self.scale, offset=self.offset, jitter=self.jitter)
+
+    def draw(self, views: int, shape: tuple[int, int], random: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Random numbers (V, 2), (V, 2, C), (V, C, T) of V views of a sample (C, T), whatever the settings are."""
+        channels, steps = shape
+        place = torch.rand(views, 2, generator=random)
+        level = torch.randn(views, 2, channels, generator=random)
+        return place, level, torch.randn(views, channels, steps, generator=random)
+
+    def apply(self, x: Tensor, place: Tensor, level: Tensor, noise: Tensor) -> Tensor:
+        """Views (R, C, T) of series (R, C, T), NaN staying NaN, by numbers as drawn."""
+        if self.crop is not None:
+            x = self._crop(x, place)
+        x = x * (1 + self.scale * level[:, 0, :, None]) + self.offset * level[:, 1, :, None]
+        return x + self.jitter * noise
+
+    def _crop(self, x: Tensor, place: Tensor) -> Tensor:
+        """Cut out and stretch what is not padding at the end; between two of which one is missing is missing."""
+        steps = torch.arange(x.shape[2])
+        last = (~x.isnan().all(dim=1) * steps).amax(dim=1, keepdim=True)  # (R, 1) last step observed
+        least, most = self.crop
+        share = least + (most - least) * place[:, :1]
+        at = place[:, 1:] * last * (1 - share) + steps * share  # (R, T)
+        below = at.floor().long().clamp(max=x.shape[2] - 1)
+        above = (below + 1).clamp(max=x.shape[2] - 1)
+        part = (at - below)[:, None]  # (R, 1, T)
+        left, right = (x.gather(2, index[:, None].expand(-1, x.shape[1], -1)) for index in (below, above))
+        mixed = torch.where(part > 0, left + part * (right - left), left)
+        return mixed.masked_fill((steps > last)[:, None], float("nan"))
