@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from toy import ToyData, assert_identical, toy_trainer
 
@@ -173,6 +174,41 @@ def test_a_target_skips_on_the_device(skip):
     other.update(encoder, 0, run_length)
     assert_identical(skipped, dict(other.encoder.state_dict()))
     assert not torch.equal(skipped["weight"], before["weight"])
+
+
+@pytest.fixture
+def one_rank():
+    """A group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("one_rank")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_sharded_weights_too(tiny, tmp_path, strategy):
+    def stopped(kind):
+        options = [f"trainer.strategy={strategy}", "trainer.log_every=100", f"run_dir={tmp_path / kind.__name__}"]
+        config = load_config([*tiny, *QUIET, *options])
+        config.trainer._target_ = f"{kind.__module__}.{kind.__name__}"
+        trainer = build_trainer(config)
+        forward_backward = trainer.forward_backward
+
+        def bad(batch):
+            values = forward_backward(batch)
+            return {**values, "train/loss": values["train/loss"] * (float("nan") if trainer.step == 3 else 1)}
+
+        trainer.forward_backward = bad
+        with pytest.raises(NonFiniteError, match="not finite at step 4"):
+            trainer.fit()
+        content = trainer.checkpoints.content(gather=True)
+        return trainer, {"model": content["model"], "moments": content["optimizer"]["state"], "step": content["step"]}
+
+    (_, read), (trainer, unread) = stopped(Trainer), stopped(Lagging)
+    assert trainer.lagged == 3
+    assert trainer.parallel.name == strategy
+    assert_identical(unread, read)
 
 
 class NoWaiting(TorchDispatchMode):
