@@ -247,7 +247,9 @@ def run_tests(budget: Budget, device: torch.device) -> dict[str, Any]:
         text, code = done.stdout + done.stderr, done.returncode
     except subprocess.TimeoutExpired as late:
         text, code = (late.stdout or b"").decode() + f"\nstopped after {limit:.0f} s", None
-    counts = {kind: int(n) for n, kind in re.findall(r"(\d+) (passed|failed|skipped|error)", text)}
+    counts = {
+        kind: len(re.findall(rf"::.* {kind.upper()} ", text)) for kind in ("passed", "failed", "error", "skipped")
+    }
     return {
         "name": "tests",
         "device": device_name(device),
