@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jepa.distributed.launch import read_launch
@@ -108,6 +108,18 @@ class Precision:
     def autocast(self) -> torch.autocast:
         """Return a context that computes matrix products in this precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.name != "fp32")
+
+    def update(self, optimizer: torch.optim.Optimizer, skip: Tensor | None = None) -> None:
+        """Make the optimizer's step, through the loss scaler.
+
+        skip: leave it out where this is 1.0, a scalar on the device, without waiting for it; for fused optimizers.
+        """
+        if skip is not None:
+            optimizer.found_inf = skip  # as the scaler hands it over
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        if skip is not None:
+            del optimizer.found_inf
 
     def skip_step(self) -> None:
         """Lower the loss scale after a step that overflowed, on every rank alike: only some may have met infinities."""

@@ -19,6 +19,11 @@ def is_dtensor(value: object) -> bool:
     return module is not None and isinstance(value, module.DTensor)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a DTensor, as a view; another tensor as it is."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
+
+
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
     """Return tokens by index: (B, N, D) at (B, ...) int64 -> (B, ..., D)."""
     flat = index.flatten(1)  # (B, anything)
@@ -77,7 +82,7 @@ def masked_max(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
 
 def sample_entries(tensors: Iterable[Tensor], most: int = 2048) -> list[Tensor]:
     """Return every n-th entry of each tensor, at most `most`, in fp32; of a DTensor those of this rank's shard."""
-    local = [(t.to_local() if hasattr(t, "to_local") else t).detach().reshape(-1) for t in tensors]
+    local = [local_part(t).detach().reshape(-1) for t in tensors]
     filled = [t if t.numel() else t.new_zeros(1) for t in local]  # a rank's shard may be empty
     return [t[:: -(-t.numel() // most)].float() for t in filled]
 

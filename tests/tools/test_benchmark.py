@@ -53,6 +53,24 @@ def test_the_published_step_is_ours(scripts):
     assert step(x, mask, torch.autocast("cpu", enabled=False)) == pytest.approx(loss.item(), abs=1e-6)
 
 
+def test_what_needs_a_gpu_runs_within_its_budget(scripts, monkeypatch):
+    import benchmark_gpu
+
+    monkeypatch.setattr(benchmark_gpu, "SECONDS", 0.01)
+    monkeypatch.setattr(benchmark_gpu, "SHORTEST", 10**6)  # nothing is compiled
+    monkeypatch.setattr(benchmark_gpu, "MODELS", dict(list(benchmark_gpu.MODELS.items())[:1]))
+    rows = {row["name"]: row for row in benchmark_gpu.gpu(100, device="cpu", tiny=True, tests=False)}
+    name = "ijepa_vits16_224"
+    assert rows.keys() == {"matrix_product", name, f"{name}_published", f"{name}_compiled"}
+    assert rows[name]["precision"] == "bf16"
+    assert 0 < rows[name]["utilisation"] < 2
+    assert min(rows[name][key] for key in ("samples_per_second", "gflop_per_sample", "peak_memory_gib")) > 0
+    assert rows[f"{name}_published"]["ratio_to_published"] > 0
+    assert rows[f"{name}_compiled"]["skipped"] == "the budget is spent"
+    [spent] = [row for row in benchmark_gpu.gpu(0, device="cpu", tiny=True, tests=False) if row["name"] == name]
+    assert spent["skipped"] == "the budget is spent"
+
+
 def test_ratios_that_fell(scripts, tmp_path, capsys, monkeypatch):
     import benchmark
 
