@@ -28,6 +28,7 @@ compares is measured in turns.
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,11 +36,12 @@ from typing import Any
 
 import benchmark_run
 from benchmark_curves import curves
+from benchmark_gpu import gpu
 from benchmark_step import CASES, step
 
 from jepa.utils.read_data import read_json
 
-MEASUREMENTS = {"step": step, "curves": curves} | {
+MEASUREMENTS = {"step": step, "curves": curves, "gpu": gpu} | {
     name: getattr(benchmark_run, name) for name in ("masks", "ddp", "saving", "monitor", "online", "sweep", "startup")
 }
 HIGHER_IS_BETTER = ("ratio", "utilisation")
@@ -50,21 +52,23 @@ def main() -> None:
     parser.add_argument("names", nargs="*", default=["step", "masks"], metavar="NAME", help=", ".join(MEASUREMENTS))
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=(), help="of step")
-    parser.add_argument("--rounds", type=int, help="turns of each measurement")
+    parser.add_argument("--rounds", type=int, help="turns of what is measured in turns")
+    parser.add_argument("--minutes", type=float, help="of gpu, after which it leaves out the rest")
     options = parser.parse_args()
     if options.names[0] == "compare":
         compare(*(read_json(Path(name)) for name in options.names[1:]))
         return
     if options.names[0] == "table":
-        print(table(read_json(Path(options.names[1]))["step"]), end="")
+        results = read_json(Path(options.names[1]))
+        print(table(results if isinstance(results, list) else results["step"]), end="")
         return
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEASUREMENTS)}")
-    given = {} if options.rounds is None else {"rounds": options.rounds}
-    results: Any = {
-        name: MEASUREMENTS[name](**given, **({"cases": options.cases} if name == "step" else {}))
-        for name in options.names
-    }
+    given = {"rounds": options.rounds, "cases": options.cases, "minutes": options.minutes}
+    results = {}
+    for name in options.names:
+        takes = inspect.signature(MEASUREMENTS[name]).parameters
+        results[name] = MEASUREMENTS[name](**{key: each for key, each in given.items() if each and key in takes})
     if len(results) == 1:
         [results] = results.values()
     text = json.dumps(results, indent=2) + "\n"
