@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,22 @@ from jepa.config.overrides import quoted
 from jepa.config.report_samples import learned, networks_of
 from jepa.evaluation.results import compared
 from jepa.monitor.verdict import Thresholds, judge
+from jepa.report.formatting import shape_text
 from jepa.report.run_files import RUN_FILES, run_folders
-from jepa.report.run_record import Record, Trained, read_record, without_places
+from jepa.report.run_record import PLACES, Record, Trained, read_record, without_places
 from jepa.report.runs import texts_of
 from jepa.trainer.precision import Precision, resolve_device
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
 from jepa.utils.read_data import printable
+
+AXES = {
+    "ImageData": " pixels (channels x height x width)",
+    "VideoData": " pixels (channels x frames x height x width)",
+    "SeriesData": " (channels x steps)",
+    "TextData": " tokens",
+}
+"""Class of data -> what the shape of its inputs counts."""
 
 
 def report_runs(
@@ -64,7 +74,7 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
         given = [f"checkpoint={quoted(str(record.path))}", f"trust={trust}".lower()]
         loaded, joined = open_checkpoint(load_config(given, config_name="evaluate"), data="splits")
         data, evaluation = build(joined, "data"), build(joined, "evaluation")
-        found["trained"] = trained_on(loaded.model, data)
+        found["trained"] = trained_on(record, loaded.model, data)
         settings, place = joined.trainer, resolve_device(device)
         precision = Precision(settings.precision, place)
         precision.choose_attention(loaded.model)
@@ -76,20 +86,32 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
     return found
 
 
-def trained_on(model: nn.Module, data: Any) -> Trained:
+def trained_on(record: Record, model: nn.Module, data: Any) -> Trained:
     """Return what was trained on what."""
-    spec = data.spec
+    spec, kind = data.spec, type(data).__name__
+    shape = shape_text(spec.input_shape)
+    inputs = f"{shape}{AXES.get(kind, '')}"
+    if hasattr(data, "sample_rate"):
+        inputs = f"{spec.input_shape[-1] / data.sample_rate:g} s at {data.sample_rate:,} Hz"
     return Trained(
         model=type(model).__name__,
         parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        data=type(data).__name__,
+        data=record.options.get("data.name") or Path(str(getattr(data, "root", None) or kind)).name,
         num_train=spec.num_train,
         num_test=spec.num_test,
-        input_shape=tuple(spec.input_shape),
+        inputs=inputs,
         classes=spec.classes,
     )
 
 
 def defaults_of(record: Record) -> dict[str, str]:
-    """Return dotted key -> value of a run without options, as texts like those of a record."""
-    return without_places(texts_of(to_plain(load_config([])))) if record.options else {}
+    """Return dotted key -> value of a run of the same groups without other options, as texts like those of a record."""
+    if not record.options:
+        return {}
+    kept = r"data\.root|[\w/]+(@\w+)?"  # own data has no default
+    groups = [option for option in record.overrides if re.fullmatch(kept, option.partition("=")[0])]
+    try:
+        defaults = load_config([option for option in groups if not option.startswith(PLACES)])
+    except UserError:  # groups of another version
+        defaults = load_config([])
+    return without_places(texts_of(to_plain(defaults)) | {"data.root": ""})

@@ -1,17 +1,19 @@
-"""What a trained network makes of held-out samples, computed for the report within a bounded time."""
+"""What a trained network makes of samples, computed for the report within a bounded time."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa.data.stream import fixed_order
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import Features, evaluation_mode
 from jepa.evaluation.linear import LinearProbe
@@ -81,12 +83,12 @@ def learned(networks: Networks, folder: Path) -> Learned:
     with evaluation_mode(networks.trained), evaluation_mode(networks.random):
         first = next(iter(networks.data.evaluation_batches(split, batch_size=BATCH, limit=BATCH)))
         medium = Medium(networks.data, networks.trained.encoder, first["x"])
-        embedded = embed(networks, medium, split)
+        embedded = embed(networks, medium)
         shown = None
         if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder, networks.modality))
         decoded = decode(networks, shown, medium) if shown is not None and shown.masks else None
-        labelled = embedded.labels is not None and networks.data.spec.classes is not None and split == "test"
+        labelled = embedded.labels is not None and networks.data.spec.classes is not None and embedded.held_out
         classified = classify(networks, embedded) if labelled else None
     return Learned(networks.modality, medium, embedded, classified, shown, decoded)
 
@@ -123,27 +125,69 @@ def pooled(source: FeatureSource, x: Tensor) -> Tensor:
     return source.pool(*source.encode(x)).float().cpu()
 
 
-def embed(networks: Networks, medium: Medium, split: str) -> Embedded:
-    """Return many samples as vectors of each network."""
-    limit = affordable(networks, split, MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
-    sources, thumbnails = networks.sources(), []
+def embed(networks: Networks, medium: Medium) -> Embedded:
+    """Return many samples of both splits as vectors of each network."""
+    spec, sources = networks.data.spec, networks.sources()
+    most = affordable(networks, "train", MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
+    held_out = min(spec.num_test, max(most // 2, most - spec.num_train))
+    limits = {"test": held_out, "train": min(spec.num_train, most - held_out)}
+    thumbnails, labels, places, said = [], [], [], []
     features: dict[str, list[Tensor]] = {name: [] for name in sources}
-    labels: list[Tensor] = []
-    for batch in batches(networks, split, limit):
-        for name, source in sources.items():
-            features[name].append(pooled(source, batch["x"]))
-        thumbnails += [medium.thumbnail(x) if medium.kind else "" for x in batch["x"].cpu()]
-        labels += [batch["label"].cpu()] if "label" in batch else []
-    spec = networks.data.spec
-    total = spec.num_test if split == "test" else spec.num_train
-    part = f"all {total:,}" if total <= limit else f"a random {len(thumbnails):,} of {total:,}"
+    for split, limit in limits.items():
+        for batch in batches(networks, split, limit) if limit else ():
+            for name, source in sources.items():
+                features[name].append(pooled(source, batch["x"]))
+            thumbnails += [medium.thumbnail(x) if medium.kind else "" for x in batch["x"].cpu()]
+            labels += [batch["label"].cpu()] if "label" in batch else []
+        places += places_in(networks.data, split, limit)
+        total = spec.num_test if split == "test" else spec.num_train
+        part = f"all {total:,}" if total == limit else f"a random {limit:,} of {total:,}"
+        said += [f"{part} {'held-out' if split == 'test' else 'training'}"] if limit else []
+    series, starts, times = (np.array(each) for each in zip(*((p.series, p.start, p.time) for p in places)))
+    windows = getattr(networks.data, "timelines", None)
+    shares = (series[:, None] == series) & (abs(starts[:, None] - starts) < spec.input_shape[-1])
     return Embedded(
         features={name: torch.cat(each) for name, each in features.items()},
         thumbnails=thumbnails,
         labels=torch.cat(labels) if labels else None,
         names=spec.class_names or [str(label) for label in range(spec.classes or 0)],
-        said=f"{part} {'held-out' if split == 'test' else 'training'} samples",
+        places=[place.name for place in places],
+        said=f"{' and '.join(said)} samples",
+        held_out=held_out,
+        times=times if windows else None,
+        overlap=torch.from_numpy(shares) if windows else None,
     )
+
+
+class Place(NamedTuple):
+    """Where a sample is from: file, row or time as a text; of a window of series its series, first step and time."""
+
+    name: str
+    series: int = 0
+    start: int = 0
+    time: Any = 0
+
+
+def places_in(data: Any, split: str, limit: int | None) -> list[Place]:
+    """Return the places of the samples that `evaluation_batches` yields, in order."""
+    bad, reading, total = data.bad[split], data.reading(split), len(data.splits[split])
+    found = []
+    for index in (each for one in fixed_order(total, batch_size=BATCH, limit=limit) for each in one.indices):
+        while (name := data.describe(index, reading)) in bad:  # the next one took its place
+            index = (index + 1) % total
+        if not getattr(data, "timelines", None):
+            found.append(Place(name.removeprefix(f"{os.path.expanduser(getattr(data, 'root', None) or '')}/")))
+            continue
+        window, channel = divmod(index, data.splits[split].channels)
+        number, start = data.splits[split].places[window]
+        line, steps = data.timelines[number], data.spec.input_shape[-1]
+        start += max(0, line.ends[1] - steps) if split == "test" else 0  # whose first window looks back
+        time = start if line.times is None else line.times.iloc[start]
+        parts = [os.path.basename(line.path)] if len(data.timelines) > 1 else []
+        parts += [f"row {start + 1:,}" if line.times is None else f"{time:%Y-%m-%d %H:%M}"]
+        parts += [line.names[channel]] if data.split_channels else []
+        found.append(Place(", ".join(parts), number, start, start if line.times is None else time.timestamp()))
+    return found
 
 
 def classify(networks: Networks, embedded: Embedded) -> Classified | None:
@@ -159,7 +203,7 @@ def classify(networks: Networks, embedded: Embedded) -> Classified | None:
     if len(train.labels.unique()) < 2:
         return None
     probe = LinearProbe().fit(train, classes=len(embedded.names), seed=networks.seed)
-    standardised = (embedded.features["trained"] - probe.mean) / probe.std
+    standardised = (embedded.features["trained"][: embedded.held_out] - probe.mean) / probe.std
     logits = standardised @ probe.coefficients[:-1] + probe.coefficients[-1]
     return Classified(logits.softmax(dim=1), len(train))
 
@@ -180,10 +224,12 @@ def show(networks: Networks, split: str, snapshots: list[Snapshot]) -> Shown | N
     if tokens.shape[1] != int(np.prod(grid)) or tokens.shape[1] > MAX_TOKENS:
         return None
     names = networks.data.spec.class_names
-    known = [] if labels is None else labels[rows].tolist()
+    known = [-1] * len(x) if labels is None else labels[rows].tolist()
+    places = places_in(networks.data, split if samples is None else samples.split, limit)
+    texts = [[str(names[label] if names else label)] if label >= 0 else [] for label in known]
     return Shown(
         x=x.cpu(),
-        labels=[str(names[label]) if names and label >= 0 else str(label) for label in known] or [""] * len(x),
+        captions=[", ".join([*text, places[row].name.rsplit("/", 1)[-1]]) for text, row in zip(texts, rows)],
         grid=grid,
         tokens=tokens,
         stages=stages(tokens, before, grid, networks.step, snapshots),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,26 @@ from typing import Any
 
 import numpy as np
 
-from jepa.report.formatting import duration, number, plural, shape_text
+from jepa.report.formatting import duration, number, plural
 from jepa.report.run_files import current_status, is_value, metric_lines, read_results
 from jepa.report.runs import config_values, name_of, stored_overrides
+from jepa.utils.metric_direction import direction_of
 from jepa.utils.run_status import Status
 
 MAX_POINTS, MAX_VERDICTS = 600, 40
 ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw input"}
 """Rows of results.json, and what they are called."""
+
+WORDS = {
+    r"linear": "accuracy of a linear probe",
+    r"knn": "accuracy of nearest neighbours (k-NN)",
+    r"rankme": "effective rank (RankMe), dimensions",
+    r"lidar": "rank of what differs between samples (LiDAR)",
+    r"forecast/(\d+)/(?:(\w+)/)?mse": "squared error of forecasts of {} steps{}",
+    r"forecast/(\d+)/(?:(\w+)/)?mae": "absolute error of forecasts of {} steps{}, in deviations",
+    r"(train|val)/loss": "{} loss",
+}
+"""Metric, a pattern -> what it is."""
 
 PLACES = ("run_dir", "resume", "overrides", "init_from", "data.tokenizer_folder")
 """Options that say where a run is rather than what it does."""
@@ -55,6 +68,22 @@ class Record:
     def rows(self) -> dict[str, dict[str, float]]:
         """Return network -> probe -> score, of the three rows of the frozen evaluation."""
         return {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
+
+
+def in_words(metric: str) -> str:
+    """Return what a metric is called on the page: its own name where that has no other."""
+    for pattern, words in WORDS.items():
+        if found := re.fullmatch(pattern, metric):
+            parts = [part or "" for part in found.groups()]
+            return words.format(
+                *parts[:1], *(f" by the {part.replace('_', ' ')}" if part else "" for part in parts[1:])
+            )
+    return metric
+
+
+def better(metric: str) -> str:
+    """Return whether a probe's "higher" or "lower" scores are better."""
+    return "lower" if direction_of(f"eval/{metric}") == "minimize" else "higher"
 
 
 def read_record(path: Path, judge: Callable[[Sequence[Mapping[str, float]]], str]) -> Record:
@@ -100,15 +129,20 @@ def _curve(points: Sequence[tuple[int, float]]) -> Curve:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a run has trained: model and data by their classes, sizes, and the class names of the data."""
+    """What a run has trained: the model's class, the name of the data, sizes, the shape of an input in words."""
 
     model: str
     parameters: int
     data: str
     num_train: int
     num_test: int
-    input_shape: tuple[int, ...]
+    inputs: str
     classes: int | None
+
+
+def title_of(record: Record, trained: Trained | None) -> str:
+    """Return what was trained on what; the run's name where that is not known."""
+    return f"{trained.model} on {trained.data}" if trained else f"Report of {record.name}"
 
 
 def sentences(record: Record, trained: Trained | None, compared: str | None) -> list[str]:
@@ -116,14 +150,13 @@ def sentences(record: Record, trained: Trained | None, compared: str | None) -> 
 
     compared: the sentence of the evaluation on whether training has helped.
     """
-    status, said = record.status, []
-    data = record.options.get("data.name") or (trained.data if trained else "")
+    status, said = record.status, [f"Run {record.name}: python train.py {' '.join(record.overrides)}".rstrip()]
     if trained is not None:
         classes = "no labels" if trained.classes is None else f"{trained.classes} classes"
         said.append(
-            f"{trained.model} with {trained.parameters / 1e6:.2f} M trainable parameters, on {data}: "
+            f"{trained.model} with {trained.parameters / 1e6:.2f} M trainable parameters, on {trained.data}: "
             f"{trained.num_train:,} training and {trained.num_test:,} held-out samples of "
-            f"{shape_text(trained.input_shape)}, {classes}."
+            f"{trained.inputs}, {classes}."
         )
     seconds = status.train_seconds
     steps = f"{status.step or 0:,} of {status.max_steps:,} steps" if status.max_steps else f"{status.step or 0:,} steps"
@@ -155,11 +188,13 @@ def key_figures(record: Record) -> list[tuple[str, str, str]]:
         others = [
             f"{ROWS[row]} {number(rows[row][probe], 3)}" for row in rows if row != "trained" and probe in rows[row]
         ]
-        found.append((probe, number(rows["trained"][probe], 3), ", ".join(others)))
+        value = number(rows["trained"][probe], 3)
+        found.append((in_words(probe), value, ", ".join([*others, f"{better(probe)} is better"])))
     for name in ("val/loss", "train/loss"):
         if name in record.curves:
             values = record.curves[name].values
-            found.append((name, number(float(values[-1]), 3), f"from {number(float(values[0]), 3)}"))
+            start = f"from {number(float(values[0]), 3)}, lower is better"
+            found.append((in_words(name), number(float(values[-1]), 3), start))
     if record.status.train_seconds:
         speed = record.status.samples_per_second
         found.append(("training", duration(record.status.train_seconds), f"{speed:,.0f} samples/s" if speed else ""))

@@ -17,7 +17,18 @@ from plotly.offline import get_plotlyjs
 from jepa.report import run_report_plots as plots
 from jepa.report.formatting import number, plural
 from jepa.report.run_files import result_values
-from jepa.report.run_record import ROWS, Record, Trained, differences, environment, key_figures, sentences
+from jepa.report.run_record import (
+    ROWS,
+    Record,
+    Trained,
+    better,
+    differences,
+    environment,
+    in_words,
+    key_figures,
+    sentences,
+    title_of,
+)
 from jepa.report.run_samples import (
     Learned,
     chosen,
@@ -36,10 +47,12 @@ TEMPLATE = Path(__file__).with_suffix(".html")
 REPORT = "report.html"
 """In the run folder."""
 
+LITTLE = 0.1
+"""Share of the variance below which predictions are called poor."""
 
 MASKS = (
     "What training hides: the encoder sees the clear tokens, the predictor predicts the features of the coloured "
-    "blocks, and dark tokens are neither. A row for each mask."
+    "blocks, and dark tokens are neither."
 )
 PREDICTIONS = (
     "A small decoder, fitted to frozen features of training samples, turns features back into inputs. Compare what it "
@@ -47,18 +60,27 @@ PREDICTIONS = (
     "{1:.0%} of the variance of the input there from predictions, {0:.0%} from features. What only the latter have "
     "cannot be told from the rest of the sample; what neither has is not in the features."
 )
+POOR = (
+    " {:.0%} is poor: predictions say next to nothing of what is hidden, and look like an average sample. More "
+    "steps, or more data, help most."
+)
 FEATURES = (
     "The first three principal components of the tokens as red, green and blue, at several steps on the same axes: "
     "tokens of one colour are alike to the network, so parts of a kind should share one. Move over the left picture to "
     "see which tokens are most similar to the one below the pointer."
 )
-NEIGHBOURS = "The other samples of most similar features, by cosine; green: of the same class, red: of another."
-
-
-MAP = (
-    "Each point is a sample, coloured by its label, which training has not seen: groups of one colour are what the "
-    "network tells apart by itself. Move over a point to see the sample."
+NEIGHBOURS = (
+    "The other samples of most similar features, with the cosine similarity: what the trained network finds should be "
+    "more alike in what matters than what random weights and raw input find."
 )
+SAME_CLASS = " Green: of the same class, red: of another."
+APART = " Windows that overlap the sample's own are left out."
+MAP = "Each point is a sample; move over it to see which. Diamonds are held out, circles were trained on. "
+GROUPS = {
+    "labels": "Colours are labels, which training has not seen: groups of one colour are what the network tells apart.",
+    "times": "Colours are the time at which a window begins: look for seasons, drifts and windows far from others.",
+    "": "Groups of points are samples that the network takes to be of a kind.",
+}
 LINEAR = "A linear classifier of the frozen features: which classes it confuses, and where it is surest of a wrong one."
 
 
@@ -109,7 +131,7 @@ def write_report(
         summary = [f"{record.name}: {' '.join(sentences(record, None, None))}" for record in records]
         sections.insert(0, comparison(records))
     else:
-        title, summary = f"Report of {one.name}", sentences(one, trained, compared)
+        title, summary = title_of(one, trained), sentences(one, trained, compared)
         sections.append(configuration(one, defaults or {}, device))
     write_text(path, page(title, [*summary, *notes], key_figures(one) if one else [], sections))
 
@@ -140,13 +162,16 @@ def probes(records: Sequence[Record]) -> Section:
     tables = []
     for record in records:
         rows = record.rows
-        names = list(dict.fromkeys(name for values in rows.values() for name in values))
-        cells = [[ROWS[row], *(number(rows[row].get(name)) for name in names)] for row in rows]
+        names = list(dict.fromkeys(name for values in rows.values() for name in values if name != "feature_std"))
+        cells = [
+            [in_words(name), better(name), *(number(values.get(name)) for values in rows.values())] for name in names
+        ]
         if cells:
             heading = "At the end" if len(records) == 1 else record.name
-            tables.append(Table(heading, ["features of", *names], cells))
+            tables.append(Table(heading, ["of frozen features", "better is", *(ROWS[row] for row in rows)], cells))
     note = (
-        "What simple probes find in frozen features. Training has helped where it beats random weights and raw input."
+        "What simple probes find in frozen features. Training has helped where the trained network is better than "
+        "random weights and raw input."
     )
     return Section("probes", "Probes", note, charts=plots.probe_charts(records), tables=tables)
 
@@ -158,21 +183,27 @@ def of_samples(learned: Learned) -> list[Section]:
     if shown is not None and shown.masks:
         found.append(Section("masks", "Masks", MASKS + axes, body=mask_pictures(shown, medium)))
     if shown is not None and learned.decoded is not None:
-        note = PREDICTIONS.format(*learned.decoded.explained) + axes
+        explained = learned.decoded.explained
+        note = PREDICTIONS.format(*explained) + (POOR.format(explained[1]) if explained[1] < LITTLE else "") + axes
         body = decoded_pictures(shown, learned.decoded, medium)
         found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
     if shown is not None:
         found.append(Section("features", "Features as colours", FEATURES + axes, body=feature_pictures(shown, medium)))
     if medium.kind is not None:
         embedded = learned.embedded
-        queries = chosen(embedded.labels, 8, len(embedded.thumbnails))
-        note = f"{NEIGHBOURS} Looked for among {embedded.said}."
-        found.append(Section("neighbours", "Nearest neighbours", note, body=neighbour_pictures(embedded, queries)))
-        note = f"{MAP} Drawn: {embedded.said}."
+        labels, count = embedded.labels, embedded.held_out or len(embedded.thumbnails)
+        queries = chosen(None if labels is None else labels[:count], 8, count)
+        note = NEIGHBOURS + (SAME_CLASS if labels is not None else "") + (APART if embedded.overlap is not None else "")
+        body = neighbour_pictures(embedded, queries, medium.kind)
+        found.append(Section("neighbours", "Nearest neighbours", f"{note} Among {embedded.said}.", body=body))
+        kind = "labels" if labels is not None else "times" if embedded.times is not None else ""
+        note = f"{MAP}{GROUPS[kind]} Drawn: {embedded.said}."
         found.append(Section("map", "Map", note, plots.maps(embedded), body=thumbnails(embedded)))
         if learned.classified is not None:
             charts = [plots.confusion(embedded, learned.classified)]
-            worst = Markup("<h3>Worst samples</h3>") + worst_pictures(embedded, learned.classified)
+            worst = Markup("<h3>Held-out samples that it is surest of, and wrong</h3>") + worst_pictures(
+                embedded, learned.classified
+            )
             note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
             found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
     if not learned.name:
@@ -185,12 +216,15 @@ def configuration(record: Record, defaults: Mapping[str, str], device: str) -> S
     """Return the options of a run, where they differ from the defaults, its environment and cost."""
     changed = [[key, *values] for key, values in differences([record.options, defaults])] if defaults else []
     changed = [row for row in changed if row[1]]
-    command = " ".join(record.overrides) or "without options"
     tables = [
         Table(
             "Environment and cost", ["", ""], [list(row) for row in environment(record, device, Path(__file__).parent)]
         ),
-        Table("What differs from the defaults", ["option", "this run", "default"], changed, f"Started with: {command}"),
+        Table(
+            "What differs from the defaults of the chosen data, model and other groups",
+            ["option", "this run", "default"],
+            changed,
+        ),
         Table("All options", ["option", "value"], [list(row) for row in record.options.items()], folded=True),
     ]
     note = "Versions and commit are those of the moment at which this page was written."

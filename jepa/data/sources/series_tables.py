@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ class Timeline:
 
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
     season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
+    times: of the steps, a pandas Series, or None.
     """
 
     values: Tensor
@@ -41,6 +42,7 @@ class Timeline:
     period: int | None
     names: tuple[str, ...]
     path: str = ""
+    times: Any = None
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,7 @@ def _series_splits(
     told = "; ".join(dict.fromkeys(table.told for table in tables))
     return SeriesSplits(
         timelines=[
-            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path)
+            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path, table.times)
             for each, end, table in zip(values, ends, tables)
         ],
         lines=(*lines, f"read as {told}", *tables[0].lines()),
