@@ -80,7 +80,9 @@ def curves(board: Leaderboard) -> go.Figure | None:
             hoverinfo="text",
         )
     figure.update_xaxes(title="step", rangemode="tozero")
-    figure.update_yaxes(title=html.escape(metric, quote=False), **_scale([value for _, points in found for _, value in points]))
+    figure.update_yaxes(
+        title=html.escape(metric, quote=False), **_scale([value for _, points in found for _, value in points])
+    )
     return figure
 
 
@@ -160,7 +162,9 @@ def pareto(board: Leaderboard) -> go.Figure | None:
         )
     for update, name in ((figure.update_xaxes, across), (figure.update_yaxes, up)):
         better = "more" if board.objectives[name] == "maximize" else "less"
-        update(title=f"{html.escape(name, quote=False)} ({better} is better)", **_scale([run.value(name) for run in runs]))
+        update(
+            title=f"{html.escape(name, quote=False)} ({better} is better)", **_scale([run.value(name) for run in runs])
+        )
     return figure
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jepa.report.formatting import duration, number, plural
-from jepa.report.run_files import current_status, is_value, metric_lines, read_results
+from jepa.report.run_files import current_status, is_value, metric_lines, only_numbers, read_results
 from jepa.report.runs import config_values, name_of, stored_overrides
 from jepa.utils.metric_direction import direction_of
 from jepa.utils.run_status import Status
@@ -66,8 +66,11 @@ class Record:
 
     @property
     def rows(self) -> dict[str, dict[str, float]]:
-        """Return network -> probe -> score, of the three rows of the frozen evaluation."""
-        return {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
+        """Return network -> probe -> finite score, of the three rows of the frozen evaluation."""
+        found = {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
+        return {
+            name: {probe: x for probe, x in only_numbers(row).items() if is_value(x)} for name, row in found.items()
+        }
 
 
 def in_words(metric: str) -> str:

@@ -18,6 +18,8 @@ from scipy.io import wavfile
 
 from jepa.config.job import write_report
 from jepa.config.report_run import report_runs
+from jepa.report.run_report_plots import confusion
+from jepa.report.run_samples import Classified, Embedded
 from jepa.report.token_decoder import explained, fit_decoder, place
 from jepa.utils.errors import UserError
 
@@ -211,10 +213,21 @@ def test_a_run_without_its_checkpoint(old_runs, tmp_path):
     folder = tmp_path / "<b>run"
     shutil.copytree(old_runs / "plain", folder, ignore=shutil.ignore_patterns("checkpoints"))
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss"\nnothing\n')
+    results = json.loads((folder / "results.json").read_text())
+    results["trained"] |= {"knn": None, "odd": "<b>run"}  # not finite, and edited by hand
+    (folder / "results.json").write_text(json.dumps(results))
     text = report_runs([folder], device="cpu").read_text(encoding="utf-8")
     assert "<b>run" not in text
     assert "Without pictures of samples and features" in text
     assert "Not all files could be read: metrics.jsonl" in text
+
+
+def test_classes_whose_names_begin_alike():
+    labels, names = torch.tensor([0, 1, 1]), [f"{'a' * 30} {end}" for end in ('"b"', "c")]
+    embedded = Embedded(features={}, thumbnails=[], labels=labels, names=names, said="")
+    _, note, drawn = confusion(embedded, Classified(torch.eye(2)[labels], 3))
+    assert "100.0% are right" in note
+    assert '"tickvals":[0,1]' in drawn
 
 
 def test_the_decoder():
