@@ -113,9 +113,9 @@ class Inputs:
 
     def split(self, value: Any, name: str, pieces: bool, stride: float | None) -> Iterator[tuple[Place, Any]]:
         """Yield the parts of a value, with their places: all of it, its pieces, its channels."""
+        self.check_stride(stride)
         if stride is not None and not pieces:
             raise UserError(f"stride={stride}: expected with pieces=True")
-        self.check_stride(stride)
         if isinstance(self.data, AudioData) and pieces:
             yield from sound_pieces(value, self.data.seconds, stride)
         elif isinstance(self.data, SeriesData):
@@ -204,10 +204,8 @@ def as_clip(item: Any, name: str, inputs: Inputs) -> Any:
 def as_text(item: Any, name: str, inputs: Inputs) -> str:
     if not isinstance(item, str):
         raise UserError(f"{name}: a text is {type(item).__name__}, expected str")
-    if not item.strip():
-        raise UnreadableSample(name, "the text is empty")
-    if not is_utf8(item):
-        raise UnreadableSample(name, NOT_UTF8)
+    if not (item.strip() and is_utf8(item)):
+        raise UnreadableSample(name, NOT_UTF8 if item.strip() else "the text is empty")
     return item
 
 
@@ -221,8 +219,8 @@ def as_sound(item: Any, name: str, inputs: Inputs) -> SoundFile | tuple[Tensor, 
     if not (0 < rate < float("inf") and rate == int(rate)):
         raise UserError(f"{name}: a rate of {rate}, expected whole Hz above 0")
     if wave.ndim not in (1, 2) or wave.dtype == torch.bool:
-        shape = f"{str(wave.dtype).removeprefix('torch.')} {tuple(wave.shape)}"
-        raise UserError(f"{name}: a sound of {shape}, expected numbers (t,), (t, channels) or (channels, t)")
+        expected = "numbers (t,), (t, channels) or (channels, t)"
+        raise UserError(f"{name}: a sound of {wave.dtype} {tuple(wave.shape)}, expected {expected}")
     if not wave.is_floating_point():
         info = torch.iinfo(wave.dtype)
         middle = (info.max + 1) // 2 if info.min == 0 else 0

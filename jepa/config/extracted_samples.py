@@ -220,8 +220,7 @@ def samples_of(
 
     Raise DataError for what is missing or holds nothing of the kind.
     """
-    paths = [given] if isinstance(given, str) else list(map(str, given))
-    if not paths:
+    if not (paths := [given] if isinstance(given, str) else list(map(str, given))):
         raise DataError("input=[] names nothing: give a folder, a file, or several")
     if missing := [path for path in paths if not os.path.exists(path)]:
         raise DataError(f"input={missing[0]} is not a folder, nor a file")

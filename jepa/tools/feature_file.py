@@ -31,9 +31,8 @@ class FeatureFile:
     """Rows of text and numbers, and features of each, float32; kept in the folder `<path>.part` until it is finished.
 
     settings: what the features depend on. Where the folder was left by a writer of the same settings, `done` samples
-    and `notes` are those it has got to; else they begin anew. None of the features stay in memory.
-
-    Methods raise UserError for what cannot be written, and the constructor while another process writes there.
+    and `notes` are those it has got to; else they begin anew. None of the features stay in memory. Raise UserError for
+    what cannot be written, and while another process writes there.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -45,27 +44,21 @@ class FeatureFile:
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / "lock", "w")  # noqa: SIM115
-            self._take()
+            try:  # to keep out other processes, but for those that this one starts
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"output={path} is being written by another process: give another name") from None
             state = self._stored()
-            for file in self.folder.iterdir():
-                if state is None and file.name != "lock":
+            if state is None:
+                for file in set(self.folder.iterdir()) - {self.folder / "lock"}:
                     file.unlink()
-            if state is not None:
-                self.done, self.rows, self.notes, self.shapes = (
-                    state[key] for key in ("done", "rows", "notes", "shapes")
-                )
+            else:
+                self.done, self.rows, self.notes, self.shapes = map(state.get, ("done", "rows", "notes", "shapes"))
                 for name, size in state["sizes"].items():
                     os.truncate(self.folder / name, size)
             self.files = {name: open(self.folder / name, "ab") for name in ("rows", *self.shapes)}  # noqa: SIM115
             self.sizes = {name: file.tell() for name, file in self.files.items()}
         self._saved = time.monotonic()
-
-    def _take(self) -> None:
-        """Keep other processes out until this one ends."""
-        try:
-            fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # which processes that it starts do not inherit
-        except (BlockingIOError, PermissionError):
-            raise UserError(f"output={self.path} is being written by another process: give another name") from None
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -101,8 +94,7 @@ class FeatureFile:
     def save(self) -> None:
         """Write the state from which the writing goes on."""
         with self._writing():
-            for file in self.files.values():
-                file.flush()
+            [file.flush() for file in self.files.values()]
         state = {name: getattr(self, name) for name in ("settings", "done", "rows", "notes", "sizes")}
         state["shapes"] = {name: shape for name, shape in self.shapes.items() if name in self.sizes}
         write_atomic(self.folder / "state.json", lambda temporary: temporary.write_text(json.dumps(state)))

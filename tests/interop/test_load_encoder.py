@@ -192,7 +192,7 @@ def test_sounds_in_every_form(sounds):
         (ints.astype(float), UserError, r"floats up to 13.*, expected \[-1, 1\], or int16"),
         ((wave, 0), UserError, "a rate of 0, expected whole Hz"),
         ((wave, float("inf")), UserError, "a rate of inf, expected whole Hz"),
-        (wave > 0, UserError, r"a sound of bool \(4000,\), expected numbers"),
+        (wave > 0, UserError, r"a sound of torch.bool \(4000,\), expected numbers"),
         (wave[:0], UserError, r"a sound of shape \(0,\) is empty"),
         ([sounds / "0.wav", sounds / "absent.wav"], UnreadableSample, "absent.wav: FileNotFoundError: No such file"),
         (sounds, UserError, "is a folder: give its files, or python scripts/extract.py"),
