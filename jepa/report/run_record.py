@@ -28,8 +28,8 @@ WORDS = {
     r"knn": "accuracy of nearest neighbours (k-NN)",
     r"rankme": "effective rank (RankMe), dimensions",
     r"lidar": "rank of what differs between samples (LiDAR)",
-    r"forecast/(\d+)/(?:(\w+)/)?mse": "squared error of forecasts of {} steps{}",
-    r"forecast/(\d+)/(?:(\w+)/)?mae": "absolute error of forecasts of {} steps{}, in deviations",
+    r"forecast/(\d+)/mse": "squared error of forecasts of {} steps",
+    r"forecast/(\d+)/mae": "absolute error of forecasts of {} steps, in deviations",
     r"(train|val)/loss": "{} loss",
 }
 """Metric, a pattern -> what it is."""
@@ -77,10 +77,7 @@ def in_words(metric: str) -> str:
     """Return what a metric is called on the page: its own name where that has no other."""
     for pattern, words in WORDS.items():
         if found := re.fullmatch(pattern, metric):
-            parts = [part or "" for part in found.groups()]
-            return words.format(
-                *parts[:1], *(f" by the {part.replace('_', ' ')}" if part else "" for part in parts[1:])
-            )
+            return words.format(*found.groups())
     return metric
 
 
@@ -171,8 +168,19 @@ def sentences(record: Record, trained: Trained | None, compared: str | None) -> 
         + f"; the run is {status.state}"
         + (f" ({status.reason})." if status.reason else ".")
     )
+    rows = record.rows
     if compared:
+        names = sorted(set().union(*rows.values()), key=len, reverse=True)
+        called = {name: in_words(name) for name in names} | {name: row for name, row in ROWS.items() if name != row}
+        compared = re.sub("|".join(map(re.escape, called)), lambda found: called[found[0]], compared)
         said.append(compared[0].upper() + compared[1:] + ".")
+    elif len(rows) == len(ROWS) and all("lidar" in row for row in rows.values()):
+        values = {name: row["lidar"] for name, row in rows.items()}
+        doubt = ", a sign that it has not" if values["trained"] <= values["random_init"] else ""
+        beside = ", ".join(f"{ROWS[name]} {number(value, 3)}" for name, value in values.items())
+        said.append(
+            f"No labels tell whether training has helped{doubt}: {in_words('lidar')} of {beside}. Compare neighbours."
+        )
     collapse = record.results.get("collapse") or {}
     verdict = collapse.get("verdict") or status.verdict
     if verdict:

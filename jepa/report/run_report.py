@@ -5,6 +5,7 @@ python scripts/report.py run=outputs/mine
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -162,13 +163,19 @@ def probes(records: Sequence[Record]) -> Section:
     tables = []
     for record in records:
         rows = record.rows
-        names = list(dict.fromkeys(name for values in rows.values() for name in values if name != "feature_std"))
+        simple: dict[str, dict[str, float]] = {}  # forecasts that look at no features
+        for name, value in rows.get("raw_input", {}).items():
+            if len(parts := name.split("/")) == 4:
+                simple.setdefault(parts[2].replace("_", " "), {})["/".join((*parts[:2], parts[3]))] = value
+        rows = {ROWS[row]: values for row, values in rows.items()} | simple
+        names = [name for name in dict.fromkeys(itertools.chain(*rows.values())) if name != "feature_std"]
+        names = [name for name in names if name.count("/") < 3]
         cells = [
             [in_words(name), better(name), *(number(values.get(name)) for values in rows.values())] for name in names
         ]
         if cells:
             heading = "At the end" if len(records) == 1 else record.name
-            tables.append(Table(heading, ["of frozen features", "better is", *(ROWS[row] for row in rows)], cells))
+            tables.append(Table(heading, ["of frozen features", "better is", *rows], cells))
     note = (
         "What simple probes find in frozen features. Training has helped where the trained network is better than "
         "random weights and raw input."
@@ -215,7 +222,8 @@ def of_samples(learned: Learned) -> list[Section]:
 def configuration(record: Record, defaults: Mapping[str, str], device: str) -> Section:
     """Return the options of a run, where they differ from the defaults, its environment and cost."""
     changed = [[key, *values] for key, values in differences([record.options, defaults])] if defaults else []
-    changed = [row for row in changed if row[1]]
+    typed = {option.lstrip("+").partition("=")[0] for option in record.overrides}  # other values a run has found
+    changed = [row for row in changed if row[1] and (row[0] in typed or row[2] not in ("auto", "null"))]
     tables = [
         Table(
             "Environment and cost", ["", ""], [list(row) for row in environment(record, device, Path(__file__).parent)]

@@ -72,7 +72,7 @@ def charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
         lines = _lines(records, pattern)
         if lines:
             found.append((heading, note, _markup(line_chart(lines, axis))))
-    if any(len({name for _, name in record.verdicts}) > 1 for record in records):
+    if any(len({name for _, name in record.verdicts} - {"unknown"}) > 1 for record in records):
         found.append(("Verdict", "What the collapse monitor said by then.", _markup(verdict_chart(records))))
     return found
 
@@ -225,7 +225,8 @@ def scatter(points: np.ndarray, embedded: Embedded, axis: str) -> go.Figure:
             marker={
                 "size": np.where(out, 11, 7),
                 "symbol": np.where(out, "diamond", "circle"),
-                "opacity": 0.85,
+                "opacity": 0.9,
+                "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"},
                 **look,
             },
             customdata=rows,

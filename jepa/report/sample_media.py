@@ -25,7 +25,7 @@ LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
 AXES = {
     "video": " A clip is a strip of frames, from left to right in time.",
     "series": " Curves run over time, each channel in its colour, all of a picture on one scale.",
-    "sound": " Spectrograms: time to the right, frequency upwards on the mel scale; brighter is louder.",
+    "sound": " Spectrograms: time to the right, frequency (mel) upwards; brighter is louder; without padding.",
 }
 """Kind of sample -> how to read its picture."""
 
@@ -86,7 +86,7 @@ class Medium:
         picture = self.picture(x if drawn is None else drawn, share)
         colours = None if colours is None else self.layout(colours)
         beside = (self.scale(x) if scale else Markup()) + (self.player(x) if player else Markup())
-        return figure(stack(self, picture, colours, data, share) + beside, caption)
+        return figure(stack(self, picture, colours, data, share), caption, beside=beside)
 
     def real_share(self, x: Tensor) -> float:
         """Return which share of a sound is no padding, in time; 1.0 of other inputs."""
@@ -165,19 +165,19 @@ class Medium:
         if len(names) != len(x):  # each channel is a sample of its own, or they have no names
             names = ["one channel"] if len(x) == 1 else [f"channel {number}" for number in range(1, len(x) + 1)]
         values = x.float().cpu()
-        unit = " deviations" if getattr(self.data, "z_score", False) else ""
+        unit = ", in deviations" if getattr(self.data, "z_score", False) else ""
         if unit and getattr(self.data, "normalise", "none") == "none" and len(self.data.level) in (1, len(x)):
-            values, unit = values * self.data.scale + self.data.level, " in the units of the data"
+            values, unit = values * self.data.scale + self.data.level, ""
         spans = []
         for name, line, colour in zip(names, values, LINES):
             real = line[line.isfinite()]
             ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
             spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
-        more = f", {len(x) - len(spans)} more channels" if len(x) > len(spans) else ""
         times = getattr(lines[0], "times", None)
-        each = None if times is None or len(times) < 2 else times.diff().median().total_seconds()
-        steps = f"{unit}{more}; {x.shape[1]} steps" + (f" of {duration(each)}" if each else "")
-        return Markup('<small class="legend">{}{}</small>').format(Markup(", ").join(spans), steps)
+        each = None if times is None or len(times) < 2 else duration(times.diff().median().total_seconds())
+        steps = f"{x.shape[1]} steps" + (f" of {each.removesuffix(' 00 min')}" if each else "") + unit
+        more = [f"{len(x) - len(spans)} more channels"] if len(x) > len(spans) else []
+        return Markup("<small>{}</small>").format(Markup("\n").join([*spans, *more, steps]))
 
 
 def image_tag(frames: np.ndarray, largest: int) -> Markup:
@@ -210,10 +210,10 @@ def player(samples: Tensor, rate: int) -> Markup:
     return Markup('<audio controls preload="none" src="{}"></audio>').format(uri(file, "audio/wav"))
 
 
-def figure(content: Markup, caption: str, kind: str = "", title: str = "") -> Markup:
-    """Return a picture with its caption, and a title that is shown under the pointer."""
-    text = Markup('<figure class="{}" title="{}">{}<figcaption>{}</figcaption></figure>')
-    return text.format(kind, title, content, caption)
+def figure(content: Markup, caption: str, kind: str = "", title: str = "", beside: Markup | str = "") -> Markup:
+    """Return a picture with its caption, what is `beside` it, and a title that is shown under the pointer."""
+    text = Markup('<figure class="{}" title="{}">{}<figcaption>{}</figcaption>{}</figure>')
+    return text.format(kind, title, content, caption, beside)
 
 
 def uri(file: io.BytesIO, kind: str) -> str:
