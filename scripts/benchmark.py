@@ -280,7 +280,7 @@ def monitor(rounds: int = 30) -> dict[str, float]:
         }
 
 
-def online(turns: int = 12) -> dict[str, float]:
+def online(turns: int = 4) -> dict[str, float]:
     """Milliseconds of a step with probes and of one without, in turns of as many steps as lie between two scores."""
     torch.set_num_threads(1)
     overrides = ["experiment=digits", "logger=jsonl", "trainer.max_steps=1000000", "trainer.save_every_epochs=null"]

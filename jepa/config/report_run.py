@@ -75,6 +75,8 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
         loaded, joined = open_checkpoint(load_config(given, config_name="evaluate"), data="splits")
         data, evaluation = build(joined, "data"), build(joined, "evaluation")
         found["trained"] = trained_on(record, loaded.model, data)
+        tested = min(data.spec.num_test, evaluation.max_test_samples or data.spec.num_test)
+        found["compared"] = compared(record.rows, samples=tested)
         settings, place = joined.trainer, resolve_device(device)
         precision = Precision(settings.precision, place)
         precision.choose_attention(loaded.model)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.sources.sound_files import Sound, SoundFile, SoundTensor
 from jepa.data.sources.splits import Splits
 from jepa.utils.lazy_import import require
@@ -95,7 +95,7 @@ def prepare_sound(
     Longer sounds are cropped, at random in training and at their centre in evaluation; only that part is read.
     """
     stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
-    total = max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
+    total = resampled_length(stored, sample_rate)
     start, kept, speed = 0, total, 1.0
     if random is not None and augment is not None:
         draws = augment.draw(random)
@@ -109,6 +109,11 @@ def prepare_sound(
         wave = augment(wave, length, draws, random)
     wave = wave[:length]
     return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
+
+
+def resampled_length(stored: SoundFile | SoundTensor, sample_rate: int) -> int:
+    """Samples of a stored sound at another rate."""
+    return max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
 
 
 def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_rate: int) -> Tensor:
@@ -176,6 +181,13 @@ class AudioData(DataModule):
             prepare=partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment),
             input_shape=(1, length),
         )
+
+    def make_truth(self, what: str, index: int, value: Sound, reading: Reading) -> Tensor:
+        """The class of each frame of the spectrogram, by the label at its centre; -1 where the clip has ended."""
+        total, length = resampled_length(value, self.sample_rate), self.spec.input_shape[1]
+        places = torch.arange(0, length, self.spectrogram.hop_length) + max(0, total - length) // 2
+        truth = self.splits[reading.split].truth(places.double() / self.sample_rate, value)
+        return truth.masked_fill(places >= total, -1)
 
     def raw_picture(self, x: Tensor) -> Tensor:
         """The log-mel picture (b, 1, mel_bins, frames) whose patches are the raw input of a token."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
@@ -13,9 +14,10 @@ from torch.nn import functional as F
 
 from jepa.data.data_module import DataModule, Reading, check_counts, read_source
 from jepa.data.series_augment import SeriesAugment
+from jepa.data.series_windows import ForecastWindows, WindowSamples, normalised, span
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
-from jepa.data.sources.splits import Splits, first_few
-from jepa.data.stream import LARGEST_INPUT, Request, UnreadableSample, wrong_values
+from jepa.data.sources.splits import KnownSamples, Splits, first_few
+from jepa.data.stream import LARGEST_INPUT, Request, wrong_values
 from jepa.types import Batch
 from jepa.utils.errors import DataError
 from jepa.utils.random import generator
@@ -70,7 +72,9 @@ class SeriesData(DataModule):
             self.timelines, short = long_enough(self.timelines, window_size, self.root)
             lines += [f"left out, as too short for data.window_size={window_size}: {first_few(short)}"] if short else []
             self.timelines = [without_wrong_values(each, self.root, self.max_bad_share) for each in self.timelines]
-            train, test = ([part(each, side, window_size) for each in self.timelines] for side in ("train", "test"))
+            train, test = (
+                [each.values[:, span(each, side, window_size)] for each in self.timelines] for side in ("train", "test")
+            )
         sides = {"train": train, "test": test}
         wrong = {side: dict(source.wrong.get(side, {})) for side in sides}
         for side, series in sides.items() if not self.timelines else ():
@@ -97,6 +101,10 @@ class SeriesData(DataModule):
             )
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
+        if self.timelines and self.timelines[0].truth is not None:
+            truths = [[each.truth[span(each, side, steps)] for each in self.timelines] for side in sides]
+            known = [partial(samples.truth, truth) for samples, truth in zip(splits, truths)]
+            splits = [KnownSamples(*each, source.truth_names) for each in zip(splits, known)]
         columns = {"source.columns": list(self.timelines[0].names)} if self.timelines else {}
         self.setup(
             Splits(*splits, source.class_names, tuple(lines)),
@@ -134,7 +142,7 @@ class SeriesData(DataModule):
         if not self.timelines:
             return None
         steps = self.spec.input_shape[1]
-        values = [(part(each, split, steps) - self.level) / self.scale for each in self.timelines]
+        values = [(each.values[:, span(each, split, steps)] - self.level) / self.scale for each in self.timelines]
         if (most := max(each.shape[1] for each in values)) < steps + horizon:
             raise DataError(
                 f"the {split} part of the series has {most} steps with its look-back, too few for a window "
@@ -159,8 +167,14 @@ class SeriesData(DataModule):
     def make_batch(self, request: Request, reading: Reading) -> Batch:
         """See `DataModule.make_batch`; the views of all windows are made at once."""
         bad: dict[str, str] = {}
-        read = self.splits[reading.split].__getitem__
-        windows, labels = zip(*(self.read_or_next(read, index, bad, reading) for index in request.indices))
+        samples = self.splits[reading.split]
+
+        def read(index: int) -> tuple[Tensor, int | None, Tensor | None]:
+            window, label = samples[index]
+            return window, label, self.make_truth(reading.truth, index, window, reading) if reading.truth else None
+
+        made = (self.read_or_next(read, index, bad, reading) for index in request.indices)
+        windows, labels, truths = zip(*made)
         x = torch.stack(windows)  # (b, C, T)
         views = (reading.views or self.views) if self.gives_views(reading) else 1
         x = x.repeat_interleave(views, dim=0)
@@ -170,106 +184,8 @@ class SeriesData(DataModule):
             x = self.augment.apply(x, *(torch.cat(each) for each in zip(*drawn)))
         x = normalised(x, self.normalise)[0]
         batch = {"views": x.unflatten(0, (-1, views))} if self.gives_views(reading) else {"x": x}
+        batch |= {"truth": list(truths)} if reading.truth else {}
         return self.with_labels(batch | {"bad": bad}, labels)
-
-
-class WindowSamples:
-    """Windows of several series (C, T_i) and their labels, as samples (window, label); all in memory.
-
-    A series that is shorter than the window is padded with NaN at its end. wrong: number -> why a series cannot be
-    used; its windows raise UnreadableSample. name: of the series, for messages.
-    """
-
-    def __init__(
-        self,
-        series: Sequence[Tensor],
-        labels: Sequence[int] | None,
-        *,
-        wrong: Mapping[int, str],
-        name: str,
-        window_size: int,
-        stride: int,
-        split_channels: bool,
-    ) -> None:
-        self.window_size = window_size
-        self.series = [F.pad(each, (0, max(0, window_size - each.shape[1])), value=float("nan")) for each in series]
-        self.labels = labels
-        self.wrong, self.name = wrong, name
-        self.split_channels = split_channels
-        self.channels = len(series[0]) if split_channels else 1
-        self.places = [
-            (number, start)
-            for number, each in enumerate(self.series)
-            for start in range(0, each.shape[1] - window_size + 1, stride)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.places) * self.channels
-
-    def describe(self, index: int) -> str:
-        """The number of a window's series, from 0."""
-        return f"{self.name}, number {self.places[index // self.channels][0]}"
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        place, channel = divmod(index, self.channels)
-        number, start = self.places[place]
-        if number in self.wrong:
-            raise UnreadableSample(f"{self.describe(index)}, from step {start}", self.wrong[number])
-        window = self.series[number][:, start : start + self.window_size]
-        window = window[channel : channel + 1] if self.split_channels else window
-        return window, None if self.labels is None else self.labels[number]
-
-
-class ForecastWindows:
-    """Windows of z-scored series (C, T_i) with what follows them: n = `len` windows, each of C samples or one.
-
-    Those that more steps follow come first, so that the windows of a longer horizon are the first ones of a shorter.
-    period: steps of a season, None where that is not known.
-    """
-
-    def __init__(
-        self,
-        values: Sequence[Tensor],
-        *,
-        window_size: int,
-        horizon: int,
-        period: int | None,
-        split_channels: bool,
-        normalise: str,
-    ) -> None:
-        self.window_size, self.horizon, self.period = window_size, horizon, period
-        self.split_channels, self.normalise = split_channels, normalise
-        counts = [max(0, each.shape[1] - window_size - horizon + 1) for each in values]
-        starts = torch.cat([torch.arange(count) for count in counts])
-        follow = torch.cat([torch.arange(count, 0, -1) for count in counts])
-        before = torch.tensor([0, *(each.shape[1] for each in values[:-1])]).cumsum(0)  # steps of the series before
-        firsts = starts + before.repeat_interleave(torch.tensor(counts))
-        self.firsts = firsts[follow.argsort(descending=True, stable=True)]
-        self.values = torch.cat(list(values), dim=1)
-
-    def __len__(self) -> int:
-        return len(self.firsts)
-
-    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of some windows: x as the network gets it, what follows, both z-scored windows' level and scale, the window.
-
-        x and window (b, C, T), future (b, C, horizon), level and scale (b, C, 1): x = (window - level) / scale, b being
-        the number of windows, times the channels where these are split.
-        """
-        steps = torch.arange(self.window_size + self.horizon)
-        both = self.values[:, self.firsts[index][:, None] + steps].transpose(0, 1)  # (n, C, T + horizon)
-        if self.split_channels:
-            both = both.flatten(0, 1).unsqueeze(1)
-        window, future = both.split([self.window_size, self.horizon], dim=2)
-        x, level, scale = normalised(window, self.normalise)
-        return x, future, level, scale, window
-
-
-def part(timeline: Timeline, split: str, lookback: int) -> Tensor:
-    """The steps of a part, and before it as many of the part before as a look-back takes."""
-    number = ("train", "validation", "test").index(split)
-    first = 0 if number == 0 else max(0, timeline.ends[number - 1] - lookback)
-    return timeline.values[:, first : timeline.ends[number]]
 
 
 def long_enough(timelines: Sequence[Timeline], window_size: int, root: str) -> tuple[list[Timeline], list[str]]:
@@ -330,21 +246,3 @@ def statistics(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         means.append(mean)
         stds.append(std if std > 1e-8 * (1 + mean.abs()) else torch.ones_like(std))
     return torch.stack(means).float()[:, None], torch.stack(stds).float()[:, None]
-
-
-def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows (..., C, T) normalised, and the level and scale (..., C, 1): x = (window - level) / scale."""
-    seen = ~window.isnan()
-    zero, one = torch.zeros_like(window[..., :1]), torch.ones_like(window[..., :1])
-    if how == "none":
-        return window, zero, one
-    filled = window.nan_to_num(0.0)
-    if how == "last":
-        last = (seen * torch.arange(window.shape[-1], device=window.device)).amax(dim=-1, keepdim=True)
-        level = filled.gather(-1, last)
-        return window - level, level, one
-    count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
-    level = filled.sum(dim=-1, keepdim=True) / count
-    deviation = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()
-    scale = torch.where(deviation > 1e-5, deviation, one)
-    return (window - level) / scale, level, scale

@@ -11,12 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jinja2 import Environment
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
 from jepa.report import run_report_plots as plots
 from jepa.report.formatting import number, plural
+from jepa.report.html_page import render
 from jepa.report.run_files import result_values
 from jepa.report.run_record import (
     ROWS,
@@ -44,7 +43,6 @@ from jepa.report.sample_media import AXES
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
-TEMPLATE = Path(__file__).with_suffix(".html")
 REPORT = "report.html"
 """In the run folder."""
 
@@ -141,13 +139,12 @@ def page(
     title: str, summary: Sequence[str], figures: Sequence[tuple[str, str, str]], sections: Sequence[Section]
 ) -> str:
     """Return the page of these parts. figures: (name, value, what it is beside) of the most important results."""
-    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render(
+        "run_report.html",
         title=printable(title, keep=""),
         summary=summary,
         figures=figures,
         sections=[section for section in sections if section.charts or section.body or section.tables],
-        plotly=Markup(get_plotlyjs()),
         date=time.strftime("%Y-%m-%d %H:%M"),
     )
 

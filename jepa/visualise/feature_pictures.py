@@ -27,6 +27,7 @@ from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.sheets import SampleArtist, sheet
 from jepa.visualise.snapshots import Samples, Snapshot, write_snapshot
 
+PARTS = 6  # of a run, between pictures
 SHARE = 0.01
 """Of the time of training, which pictures may take."""
 
@@ -44,7 +45,8 @@ class FeaturePictures:
     """Draws features of the network that makes the targets, always of the same held-out samples, to the loggers, and
     writes them to the run folder (`jepa.visualise.snapshots`).
 
-    every: steps between two pictures; None draws at the start, at five points in between and at the end.
+    every: steps between two pictures; None draws at the start, at five points in between and at the end, and of a run
+        of fewer steps at the end alone.
     samples: whose tokens are drawn. Neighbours are looked for among up to 256, fewer in a short run.
 
     Nothing of the run depends on it. Where pictures would take more than 1 % of the time of training, only those of the
@@ -63,7 +65,9 @@ class FeaturePictures:
 
     def due(self, step: int, run_length: RunLength) -> bool:
         """Return whether there is a picture after so many steps, time permitting."""
-        every = run_length.max_steps / 6 if self.every is None else self.every
+        if self.every is None and run_length.max_steps < PARTS:
+            return step == run_length.max_steps
+        every = run_length.max_steps / PARTS if self.every is None else self.every
         return step in (0, run_length.max_steps) or math.floor(step / every) > math.floor((step - 1) / every)
 
     def draw(self, trainer: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
+from jepa.data.sources.label_tracks import with_label_tracks
 from jepa.data.sources.sound_files import SoundFile, SoundPieces, require_soundfile, seconds_of
 from jepa.data.sources.splits import FileSamples, Listed, Splits, check_fraction, first_few, sort_classes, split_listed
 from jepa.data.sources.video_lists import read_list
@@ -24,6 +25,7 @@ class FileKind:
     """A kind of samples in folders. name: in the plural, for messages. decode: makes the input of a path.
 
     frames: whether a folder that directly holds pictures, the frames of a video, is a sample, too.
+    beside: endings of files that belong to samples.
     test_folders: names of the folder of the test split, the first that is there.
     """
 
@@ -31,6 +33,7 @@ class FileKind:
     extensions: tuple[str, ...]
     decode: Callable[[str], Any]
     frames: bool = False
+    beside: tuple[str, ...] = ()
     test_folders: tuple[str, ...] = ("val", "test", "valid", "validation")
 
     def matches(self, entry: os.DirEntry[str]) -> bool:
@@ -71,15 +74,24 @@ def audio_folder(
     split_seed: int = 0,
     labels: bool = True,
     piece_seconds: float | None = None,
+    label_tracks: bool = False,
 ) -> Splits:
     """Sounds in WAV, FLAC, Ogg, MP3 or AIFF files below root; see `find_splits` for layouts and arguments.
 
     piece_seconds: cuts each file into samples of that length; all pieces of a file are in the same split.
+    label_tracks: read what each frame is from the .txt file beside each sound (`with_label_tracks`), for `DenseProbe`.
     """
     require_soundfile()  # before training reads the first file
     if piece_seconds is not None and piece_seconds <= 0:
         raise ValueError(f"data.source.piece_seconds={piece_seconds}: expected seconds above 0, or null")
-    splits = find_splits(root, SOUNDS, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
+    kind = replace(SOUNDS, beside=(".txt",)) if label_tracks else SOUNDS
+    files = find_splits(root, kind, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
+    splits = _in_pieces(files, piece_seconds)
+    return with_label_tracks(splits, [files.train, files.test]) if label_tracks else splits
+
+
+def _in_pieces(splits: Splits, piece_seconds: float | None) -> Splits:
+    """Cut files of sound into samples of that length; None leaves them, and says so of long ones."""
     if piece_seconds is None:
         length = statistics.median(seconds_of(splits.train.describe(n)) for n in range(min(5, len(splits.train))))
         line = f"files of {length:.0f} s are one sample each: data.source.piece_seconds=10 cuts them into many"
@@ -229,5 +241,5 @@ def _walk(
                 yield path
             elif entry.is_dir():
                 yield from _walk(root, path, kind, others, parents | {place})
-            else:
+            elif not entry.name.lower().endswith(kind.beside):
                 others[os.path.splitext(entry.name)[1].lower()] += 1

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jepa.data.sources.download import memory_limit
 from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_classes
+from jepa.data.sources.step_labels import step_truths
 from jepa.data.sources.table_times import step_length
 from jepa.data.sources.time_table import TimeTable, columns_option, in_units
 from jepa.utils.errors import DataError
@@ -35,6 +36,7 @@ class Timeline:
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
     season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
     times: of the steps, a pandas Series, or None.
+    truth: what is known of each step (T,), see `step_truths`; None for nothing.
     """
 
     values: Tensor
@@ -43,6 +45,7 @@ class Timeline:
     names: tuple[str, ...]
     path: str = ""
     times: Any = None
+    truth: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class SeriesSplits:
 
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
     lines: what the first lines of a run say of the tables. wrong: of each split, number -> why a series cannot be used.
+    truth_names: of the classes in the truth of timelines; None for numbers.
     """
 
     train: Sequence[Tensor] = ()
@@ -63,6 +67,7 @@ class SeriesSplits:
     timelines: Sequence[Timeline] = ()
     lines: tuple[str, ...] = ()
     wrong: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    truth_names: tuple[str, ...] | None = None
 
 
 def ucr(*, root: str, name: str) -> SeriesSplits:
@@ -168,6 +173,7 @@ def series_csv(
     splits: Sequence[float] = (0.7, 0.1, 0.2),
     period: int | None = None,
     missing_markers: Sequence[str | float] = (),
+    step_labels: str | None = None,
 ) -> SeriesSplits:
     """A table with a header and one row per time step, or a folder of such tables with the same columns.
 
@@ -182,6 +188,7 @@ def series_csv(
         validation the penalty of a forecast cannot be chosen.
     period: rows of a season; None takes a day, where steps are shorter.
     missing_markers: words that stand for a missing cell, besides empty ones and NaN, NA, null.
+    step_labels: a column that says what each step is, for `DenseProbe`, and is no channel; see `step_truths`.
 
     Rows are put in the order of their times. A cell that is no number, and a row of too many cells, is missing, which a
     warning says (see `read_table`). Raises ValueError for settings that make no sense, DataError for what
@@ -198,6 +205,7 @@ def series_csv(
         step_length(resample)
     paths, lines = find_tables(root)
     reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
+    reading |= {"step_labels": step_labels}
     tables = [
         series_table(each, columns=columns, time_column=time_column, resample=resample, **reading) for each in paths
     ]
@@ -214,10 +222,11 @@ def series_table(
     decimal: str | None = None,
     resample: str | None = None,
     missing_markers: Sequence[str | float] = (),
+    step_labels: str | None = None,
 ) -> TimeTable:
     """Return a table, by its path or in memory, with its rows in order and resampled; see `series_csv`."""
     reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
-    found = TimeTable(table, columns, time_column, **reading)
+    found = TimeTable(table, columns, time_column, step_labels, **reading)
     found.put_in_order()
     found.find_markers()
     if resample is None:
@@ -283,12 +292,17 @@ def _series_splits(
     seasons = {table.steps_a_day() for table in tables}
     period = next(iter(seasons)) if period is None and len(seasons) == 1 else period
     told = "; ".join(dict.fromkeys(table.told for table in tables))
+    truths, truth_names, said = [None] * len(tables), None, []
+    if tables[0].labels is not None:
+        truths, truth_names, line = step_truths([table.labels for table in tables], tables[0].path)
+        said = [line]
     return SeriesSplits(
         timelines=[
-            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path, table.times)
-            for each, end, table in zip(values, ends, tables)
+            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path, table.times, truth)
+            for each, end, table, truth in zip(values, ends, tables, truths)
         ],
-        lines=(*lines, f"read as {told}", *tables[0].lines()),
+        lines=(*lines, f"read as {told}", *tables[0].lines(), *said),
+        truth_names=truth_names,
     )
 
 

@@ -63,6 +63,26 @@ class TensorImages:
         return self.images[index], None if self.labels is None else int(self.labels[index])
 
 
+@dataclass(frozen=True)
+class KnownSamples:
+    """Samples and the truth at their places (`DataModule.truth_batches`), by index, or times of sounds, and input."""
+
+    samples: Samples
+    truth: Callable[[Any, Any], Tensor]
+    truth_names: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        return self.samples[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "samples":  # being unpickled
+            raise AttributeError(name)
+        return getattr(self.samples, name)
+
+
 class FileSamples:
     """Files and their labels; items are (what `decode` makes of the file, label).
 

@@ -24,7 +24,8 @@ class TimeTable:
     """A table, read.
 
     path: of a file, or a table in memory, whose times may be its index. columns: the channels; None takes all columns
-    of numbers but times. time_column: see `find_times`. reading: what `read_table` takes.
+    of numbers but times. time_column: see `find_times`. step_labels: a column that is no channel, kept as `labels`.
+    reading: what `read_table` takes.
 
     numbers: the channels, float64, a row per time step. times: of the rows, or None. text: columns that are left out.
     told: how the file is written. notes: what is wrong with the rows. Raises DataError for what cannot be read, and for
@@ -36,6 +37,7 @@ class TimeTable:
         path: str | pandas.DataFrame,
         columns: Sequence[str] | None = None,
         time_column: str | Sequence[str] | None = None,
+        step_labels: str | None = None,
         **reading: Any,
     ) -> None:
         if isinstance(path, str):
@@ -44,6 +46,12 @@ class TimeTable:
             frame, self.told, decimal, self.notes = _in_memory(path), "a table in memory", ".", []
             path = "the table"
         self.path = path
+        self.labels = None
+        if step_labels is not None:
+            [name] = check_names(path, frame, [step_labels], "data.source.step_labels")
+            if name in (columns or ()):
+                raise DataError(f"{path}: data.source.step_labels={name} is in data.source.columns too: leave it out")
+            self.labels = frame.pop(name)
         wanted = None if columns is None else check_names(path, frame, columns, "data.source.columns")
         self.time_columns, self.times = find_times(path, frame, time_column, wanted or ())
         free = [name for name in frame.columns if name not in self.time_columns] if wanted is None else wanted
@@ -93,9 +101,13 @@ class TimeTable:
             self.notes.append("rows are not in the order of their times, and are sorted")
             self.times = self.times.sort_values(kind="stable")
             self.numbers = self.numbers.loc[self.times.index]
+        self.labels = None if self.labels is None else self.labels.loc[self.numbers.index]
 
     def resample(self, step: pandas.Timedelta) -> None:
-        """Take the mean of each step of time (`resampled`). Raises DataError for a table without times."""
+        """Take the mean of each step of time (`resampled`), and its first label.
+
+        Raises DataError for a table without times.
+        """
         if self.times is None:
             raise DataError(
                 f"{self.path}: data.source.resample={in_units(step)} needs times, and "
@@ -108,6 +120,8 @@ class TimeTable:
                 f"{self.path}: data.source.resample={in_units(step)} is finer than its rows, of which most are "
                 f"{in_units(usual)} apart: give {in_units(usual)} or longer"
             )
+        if self.labels is not None:
+            self.labels = self.labels.set_axis(self.times.to_numpy()).resample(step).first()
         self.numbers, self.times = resampled(self.path, self.numbers, self.times, step)
         if missing := int(self.numbers.isna().all(axis=1).sum()):
             self.notes.append(f"nothing was measured in {missing} of {len(self.times)} steps of {in_units(step)}")
