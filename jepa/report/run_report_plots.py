@@ -270,9 +270,10 @@ def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Mar
     part = f", of the {len(kept)} classes of most errors" if len(kept) < count else ""
     accuracy = float((true == said).double().mean())
     chance = 1.96 * (accuracy * (1 - accuracy) / max(1, len(true))) ** 0.5
+    few = f", ±{chance:.0%} by chance, as they are few" if chance > 0.02 else ""
     note = (
-        f"{accuracy:.1%} of {len(true):,} held-out samples are right (so few that ±{chance:.0%} is chance): those on "
-        f"the diagonal{part}. Samples in a row are of that class."
+        f"{accuracy:.1%} of {len(true):,} held-out samples are right{few}: those on the diagonal{part}. Samples in a "
+        "row are of that class."
     )
     return "Confusion", note, _markup(figure)
 
