@@ -20,20 +20,15 @@ from jepa.evaluation.results import compared
 from jepa.monitor.verdict import Thresholds, judge
 from jepa.report.formatting import shape_text
 from jepa.report.run_files import RUN_FILES, run_folders
-from jepa.report.run_record import PLACES, Record, Trained, read_record, without_places
+from jepa.report.run_record import PLACES, Record, read_record, without_places
 from jepa.report.runs import texts_of
 from jepa.trainer.precision import Precision, resolve_device
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
 from jepa.utils.read_data import printable
 
-AXES = {
-    "ImageData": " pixels (channels x height x width)",
-    "VideoData": " pixels (channels x frames x height x width)",
-    "SeriesData": " (channels x steps)",
-    "TextData": " tokens",
-}
-"""Class of data -> what the shape of its inputs counts."""
+AXES = {1: "tokens", 2: "channels x steps", 3: "channels x height x width", 4: "channels x frames x height x width"}
+"""Axes of an input -> what they are."""
 
 
 def report_runs(
@@ -88,21 +83,18 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
     return found
 
 
-def trained_on(record: Record, model: nn.Module, data: Any) -> Trained:
-    """Return what was trained on what."""
-    spec, kind = data.spec, type(data).__name__
-    shape = shape_text(spec.input_shape)
-    inputs = f"{shape}{AXES.get(kind, '')}"
+def trained_on(record: Record, model: nn.Module, data: Any) -> tuple[str, str]:
+    """Return what was trained on what, as a title and as a sentence."""
+    spec, size = data.spec, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    source = record.options.get("data.source._target_", type(data).__name__).rpartition(".")[2]
+    name = record.options.get("data.name") or Path(str(getattr(data, "root", None) or source)).name
+    inputs = f"{shape_text(spec.input_shape)} ({AXES.get(len(spec.input_shape), '')})"
     if hasattr(data, "sample_rate"):
         inputs = f"{spec.input_shape[-1] / data.sample_rate:g} s at {data.sample_rate:,} Hz"
-    return Trained(
-        model=type(model).__name__,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        data=record.options.get("data.name") or Path(str(getattr(data, "root", None) or kind)).name,
-        num_train=spec.num_train,
-        num_test=spec.num_test,
-        inputs=inputs,
-        classes=spec.classes,
+    title = f"{type(model).__name__} on {name}"
+    return title, (
+        f"{title}: {size / 1e6:.2f} M trainable parameters; {spec.num_train:,} training and {spec.num_test:,} held-out "
+        f"samples of {inputs}, {'no labels' if spec.classes is None else f'{spec.classes} classes'}."
     )
 
 

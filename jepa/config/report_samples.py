@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.snapshots import Snapshot, read_snapshots
 
 SHOWN, MAX_TOKENS = 8, 4096
-MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 32
+MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 128
 MOST_DECODED = 50_000
 """Tokens that the decoder is fitted to."""
 
@@ -143,50 +143,39 @@ def embed(networks: Networks, medium: Medium) -> Embedded:
         total = spec.num_test if split == "test" else spec.num_train
         part = f"all {total:,}" if total == limit else f"a random {limit:,} of {total:,}"
         said += [f"{part} {'held-out' if split == 'test' else 'training'}"] if limit else []
-    series, starts, times = (np.array(each) for each in zip(*((p.series, p.start, p.time) for p in places)))
-    windows = getattr(networks.data, "timelines", None)
+    series, starts = np.array([place[1:] for place in places]).T
+    windows = bool(getattr(networks.data, "timelines", None))
     shares = (series[:, None] == series) & (abs(starts[:, None] - starts) < spec.input_shape[-1])
     return Embedded(
         features={name: torch.cat(each) for name, each in features.items()},
         thumbnails=thumbnails,
         labels=torch.cat(labels) if labels else None,
         names=spec.class_names or [str(label) for label in range(spec.classes or 0)],
-        places=[place.name for place in places],
+        places=[name for name, *_ in places],
         said=f"{' and '.join(said)} samples",
         held_out=held_out,
-        times=times if windows else None,
+        starts=starts if windows else None,
         overlap=torch.from_numpy(shares) if windows else None,
     )
 
 
-class Place(NamedTuple):
-    """Where a sample is from: file, row or time as a text; of a window of series its series, first step and time."""
-
-    name: str
-    series: int = 0
-    start: int = 0
-    time: Any = 0
-
-
-def places_in(data: Any, split: str, limit: int | None) -> list[Place]:
-    """Return the places of the samples that `evaluation_batches` yields, in order."""
-    bad, reading, total = data.bad[split], data.reading(split), len(data.splits[split])
-    found = []
-    for index in (each for one in fixed_order(total, batch_size=BATCH, limit=limit) for each in one.indices):
+def places_in(data: Any, split: str, limit: int | None) -> list[tuple[str, int, int]]:
+    """Return file, row or time of each sample that `evaluation_batches` yields; its series and first step, or 0."""
+    bad, reading, samples = data.bad[split], data.reading(split), data.splits[split]
+    found, root = [], f"{os.path.expanduser(getattr(data, 'root', None) or '')}/"
+    for index in (each for one in fixed_order(len(samples), batch_size=BATCH, limit=limit) for each in one.indices):
         while (name := data.describe(index, reading)) in bad:  # the next one took its place
-            index = (index + 1) % total
-        if not getattr(data, "timelines", None):
-            found.append(Place(name.removeprefix(f"{os.path.expanduser(getattr(data, 'root', None) or '')}/")))
-            continue
-        window, channel = divmod(index, data.splits[split].channels)
-        number, start = data.splits[split].places[window]
-        line, steps = data.timelines[number], data.spec.input_shape[-1]
-        start += max(0, line.ends[1] - steps) if split == "test" else 0  # whose first window looks back
-        time = start if line.times is None else line.times.iloc[start]
-        parts = [os.path.basename(line.path)] if len(data.timelines) > 1 else []
-        parts += [f"row {start + 1:,}" if line.times is None else f"{time:%Y-%m-%d %H:%M}"]
-        parts += [line.names[channel]] if data.split_channels else []
-        found.append(Place(", ".join(parts), number, start, start if line.times is None else time.timestamp()))
+            index = (index + 1) % len(samples)
+        number, start = 0, 0
+        if getattr(data, "timelines", None):
+            number, start = samples.places[index // samples.channels]
+            line = data.timelines[number]
+            start += max(0, line.ends[1] - data.spec.input_shape[-1]) if split == "test" else 0  # it looks back
+            parts = [line.names[index % samples.channels]] if data.split_channels else []
+            parts += [os.path.basename(line.path)] if len(data.timelines) > 1 else []
+            parts += [f"row {start + 1:,}" if line.times is None else f"{line.times.iloc[start]:%Y-%m-%d %H:%M}"]
+            name = ", ".join(parts)
+        found.append((name.removeprefix(root), number, start))
     return found
 
 
@@ -229,7 +218,7 @@ def show(networks: Networks, split: str, snapshots: list[Snapshot]) -> Shown | N
     texts = [[str(names[label] if names else label)] if label >= 0 else [] for label in known]
     return Shown(
         x=x.cpu(),
-        captions=[", ".join([*text, places[row].name.rsplit("/", 1)[-1]]) for text, row in zip(texts, rows)],
+        captions=["\n".join([*text, places[row][0].rsplit("/", 1)[-1]]) for text, row in zip(texts, rows)],
         grid=grid,
         tokens=tokens,
         stages=stages(tokens, before, grid, networks.step, snapshots),

@@ -24,15 +24,15 @@ ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw
 """Rows of results.json, and what they are called."""
 
 WORDS = {
-    r"linear": "accuracy of a linear probe",
-    r"knn": "accuracy of nearest neighbours (k-NN)",
-    r"rankme": "effective rank (RankMe), dimensions",
-    r"lidar": "rank of what differs between samples (LiDAR)",
-    r"forecast/(\d+)/mse": "squared error of forecasts of {} steps",
-    r"forecast/(\d+)/mae": "absolute error of forecasts of {} steps, in deviations",
-    r"(train|val)/loss": "{} loss",
+    "linear": "accuracy of a linear probe",
+    "knn": "accuracy of nearest neighbours (k-NN)",
+    "rankme": "effective rank (RankMe), dimensions",
+    "lidar": "rank of what differs between samples (LiDAR), dimensions",
+    "mse": "squared error of forecasts",
+    "mae": "absolute error of forecasts, in deviations",
+    "feature_std": "deviation of features",
 }
-"""Metric, a pattern -> what it is."""
+"""The end of a metric's name -> what it is."""
 
 PLACES = ("run_dir", "resume", "overrides", "init_from", "data.tokenizer_folder")
 """Options that say where a run is rather than what it does."""
@@ -75,10 +75,9 @@ class Record:
 
 def in_words(metric: str) -> str:
     """Return what a metric is called on the page: its own name where that has no other."""
-    for pattern, words in WORDS.items():
-        if found := re.fullmatch(pattern, metric):
-            return words.format(*found.groups())
-    return metric
+    *before, last = metric.split("/")
+    steps = f" of {before[-1]} steps" if before and before[-1].isdigit() else ""
+    return WORDS[last].replace("forecasts", f"forecasts{steps}") if last in WORDS and (steps or not before) else metric
 
 
 def better(metric: str) -> str:
@@ -127,37 +126,13 @@ def _curve(points: Sequence[tuple[int, float]]) -> Curve:
     return Curve(np.array(steps), np.array(values))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run has trained: the model's class, the name of the data, sizes, the shape of an input in words."""
-
-    model: str
-    parameters: int
-    data: str
-    num_train: int
-    num_test: int
-    inputs: str
-    classes: int | None
-
-
-def title_of(record: Record, trained: Trained | None) -> str:
-    """Return what was trained on what; the run's name where that is not known."""
-    return f"{trained.model} on {trained.data}" if trained else f"Report of {record.name}"
-
-
-def sentences(record: Record, trained: Trained | None, compared: str | None) -> list[str]:
+def sentences(record: Record, trained: str | None, compared: str | None) -> list[str]:
     """Return the summary: what was trained on what, how long, whether it helped, and the monitor's verdict.
 
-    compared: the sentence of the evaluation on whether training has helped.
+    trained: a sentence on what. compared: the sentence of the evaluation on whether training has helped.
     """
     status, said = record.status, [f"Run {record.name}: python train.py {' '.join(record.overrides)}".rstrip()]
-    if trained is not None:
-        classes = "no labels" if trained.classes is None else f"{trained.classes} classes"
-        said.append(
-            f"{trained.model} with {trained.parameters / 1e6:.2f} M trainable parameters, on {trained.data}: "
-            f"{trained.num_train:,} training and {trained.num_test:,} held-out samples of "
-            f"{trained.inputs}, {classes}."
-        )
+    said += [trained] if trained else []
     seconds = status.train_seconds
     steps = f"{status.step or 0:,} of {status.max_steps:,} steps" if status.max_steps else f"{status.step or 0:,} steps"
     batch = record.options.get("data.batch_size")
@@ -171,16 +146,13 @@ def sentences(record: Record, trained: Trained | None, compared: str | None) -> 
     rows = record.rows
     if compared:
         names = sorted(set().union(*rows.values()), key=len, reverse=True)
-        called = {name: in_words(name) for name in names} | {name: row for name, row in ROWS.items() if name != row}
+        called = {name: in_words(name) for name in names} | ROWS
         compared = re.sub("|".join(map(re.escape, called)), lambda found: called[found[0]], compared)
         said.append(compared[0].upper() + compared[1:] + ".")
-    elif len(rows) == len(ROWS) and all("lidar" in row for row in rows.values()):
-        values = {name: row["lidar"] for name, row in rows.items()}
-        doubt = ", a sign that it has not" if values["trained"] <= values["random_init"] else ""
-        beside = ", ".join(f"{ROWS[name]} {number(value, 3)}" for name, value in values.items())
-        said.append(
-            f"No labels tell whether training has helped{doubt}: {in_words('lidar')} of {beside}. Compare neighbours."
-        )
+    elif all("lidar" in rows.get(name, {}) for name in ROWS):
+        values = ", ".join(f"{ROWS[name]} {number(row['lidar'], 3)}" for name, row in rows.items())
+        doubt = ", a sign that it has not" if rows["trained"]["lidar"] <= rows["random_init"]["lidar"] else ""
+        said.append(f"No labels tell whether training has helped{doubt}: {WORDS['lidar']}: {values}.")
     collapse = record.results.get("collapse") or {}
     verdict = collapse.get("verdict") or status.verdict
     if verdict:

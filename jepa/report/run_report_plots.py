@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import importlib.util
 import re
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,30 +20,16 @@ from jepa.report.run_samples import Classified, Embedded
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#a05fd0", "#2ec4c4", "#9d755d", "#d4b72c", "#f781d8", "#8c8c8c")
 """In turn, of lines and classes."""
 
-SCORES = {"linear": "accuracy", "knn": "accuracy", "rankme": "dimensions", "lidar": "dimensions"}
-SCORES |= {"mse": "mean squared error", "mae": "mean absolute error", "miou": "mean IoU"}
-"""Probe, or the end of its name -> y axis."""
-
 MAX_CLASSES = 20
 AXIS = {"automargin": True, "zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "exponentformat": "power"}
 DASHES = ("solid", "dot", "dash", "dashdot")
 
 CHARTS = (
-    (
-        "Loss and its terms",
-        r"(train|val)/loss(/.*)?",
-        "loss",
-        "It should fall and level off; val is of held-out samples.",
-    ),
+    ("Loss and its terms", r"(train|val)/loss(/.*)?", "loss", "It should fall and level off; val: held-out samples."),
     ("Learning rate", "lr|.*/lr", "rate", "Warm-up, then decay, as scheduled."),
     ("Weight decay", "weight_decay", "weight decay", "As scheduled."),
     ("Momentum of the target", "momentum", "momentum", "Share of the target network that a step keeps, as scheduled."),
-    (
-        "Gradient norms",
-        r"grad_norm(/.*)?",
-        "norm",
-        "Before clipping, of the whole and by part; a jump that stays is a warning.",
-    ),
+    ("Gradient norms", r"grad_norm(/.*)?", "norm", "Before clipping; a jump that stays is a warning."),
     ("Size of updates", "update_ratio", "share", "How far a step moves the weights, as a share of their own size."),
     ("Throughput", "samples_per_second", "samples per second", "Training alone; a fall means that something waits."),
     ("Waiting for data", "data_wait", "share of the time", "Above a few percent, more loader workers help."),
@@ -52,8 +37,8 @@ CHARTS = (
     (
         "Spread",
         r"monitor/(.*/)?\w+_spread|train/\w+_std",
-        "standard deviation",
-        "How much features differ between samples; near 0 they have collapsed to one point.",
+        "deviation",
+        "Between samples; near 0: a collapse.",
     ),
     (
         "Rank",
@@ -106,24 +91,10 @@ def probe_charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
                     online,
                     {"color": COLOURS[number if several else 5]},
                 )
-        note = f"{PROBES.get(probe, '')} {better(probe).capitalize()} is better."
-        heading = in_words(probe)
-        found.append(
-            (
-                heading[0].upper() + heading[1:],
-                note,
-                _markup(line_chart(lines, SCORES.get(tail, tail), logarithmic=False)),
-            )
-        )
+        words = in_words(probe)
+        drawn = _markup(line_chart(lines, re.split(r" of | \(", words)[0], logarithmic=False))
+        found.append((words[0].upper() + words[1:], f"{better(probe).capitalize()} is better.", drawn))
     return found
-
-
-PROBES = {
-    "linear": "A linear classifier of frozen features.",
-    "knn": "A vote of the nearest training samples, by cosine similarity; no classifier is trained.",
-    "rankme": "In how many directions features differ.",
-    "lidar": "In how many directions samples differ, rather than views of one.",
-}
 
 
 def _named(records: Sequence[Record], record: Record, name: str) -> str:
@@ -216,8 +187,11 @@ def scatter(points: np.ndarray, embedded: Embedded, axis: str) -> go.Figure:
         rows = np.flatnonzero(labels == label)
         out = rows < embedded.held_out
         look = {"color": palette[label % len(palette)]}
-        if embedded.labels is None and embedded.times is not None:
-            look = {"color": embedded.times, "colorscale": "Viridis", "colorbar": _time_bar(embedded.times)}
+        if embedded.labels is None and embedded.starts is not None:
+            ticks = np.unique(embedded.starts[np.linspace(0, len(points) - 1, 5).round().astype(int)])
+            texts = [embedded.places[int(np.flatnonzero(embedded.starts == tick)[0])].split(", ")[-1] for tick in ticks]
+            bar = {"tickvals": ticks, "ticktext": [text[:10] for text in texts], "thickness": 10, "outlinewidth": 0}
+            look = {"color": embedded.starts, "colorscale": "Viridis", "colorbar": bar}
         figure.add_scatter(
             x=points[rows, 0].astype(np.float32),
             y=points[rows, 1].astype(np.float32),
@@ -236,14 +210,6 @@ def scatter(points: np.ndarray, embedded: Embedded, axis: str) -> go.Figure:
     figure.update_layout(showlegend=1 < len(figure.data) <= len(qualitative.Dark24), meta="map")
     figure.update_xaxes(title=f"first {axis}")
     return figure.update_yaxes(title=f"second {axis}", scaleanchor="x")
-
-
-def _time_bar(times: np.ndarray) -> dict[str, Any]:
-    """Return the legend of colours by time, in seconds since 1970, or numbers of steps."""
-    ticks = np.linspace(times.min(), times.max(), 4)
-    dated = times.dtype.kind == "f"
-    texts = [time.strftime("%Y-%m-%d", time.gmtime(tick)) if dated else f"step {tick:,.0f}" for tick in ticks]
-    return {"tickvals": ticks, "ticktext": texts, "thickness": 10, "outlinewidth": 0}
 
 
 def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Markup]:

@@ -47,8 +47,8 @@ class Embedded:
     """Many samples as vectors, held-out ones first. features: row of the results -> (m, D).
 
     thumbnails: m pieces of HTML. labels: (m,), None without; names: of the classes. places: file, row or time of each
-    sample. said: what they are a part of. held_out: how many of the m. times: (m,) of windows of series, in seconds or
-    numbers of steps. overlap: (m, m) bool, which windows share a part; both None of other samples.
+    sample. said: what they are a part of. held_out: how many of the m. starts: (m,) first steps of windows of series.
+    overlap: (m, m) bool, which windows share a part; both None of other samples.
     """
 
     features: dict[str, Tensor]
@@ -58,7 +58,7 @@ class Embedded:
     places: list[str]
     said: str
     held_out: int
-    times: np.ndarray | None = None
+    starts: np.ndarray | None = None
     overlap: Tensor | None = None
 
     def label(self, row: int) -> str:
@@ -96,7 +96,7 @@ def mask_pictures(shown: Shown, medium: Medium) -> Markup:
             colours[~seen[number]] = COVER
             for block, colour in zip(blocks[number], itertools.cycle(BLOCKS)):
                 colours[block] = (*colour, 110 if medium.kind == "series" else 200)
-            cells.append(medium.figure(x, shown.captions[number], colours, scale=True))
+            cells.append(medium.figure(x, shown.captions[number], colours))
         if len(shown.masks) > 1:
             rows.append(Markup("<h3>Mask {} of {}</h3>").format(place, len(shown.masks)))
         rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
@@ -114,8 +114,8 @@ def decoded_pictures(shown: Shown, decoded: Decoded, medium: Medium) -> Markup:
             neither[~seen[number]] = (*BLOCKS[0], 110)
         neither[decoded.hidden[number].view(shown.grid).numpy()] = (*COVER[:3], 255)
         cells = [
-            medium.figure(x, f"input: {shown.captions[number]}", scale=True),
-            medium.figure(x, "what the encoder sees", unseen),
+            medium.figure(x, f"input: {shown.captions[number]}"),
+            medium.figure(x, "what the encoder sees", unseen, drawn=x),
             medium.figure(x, "predicted where nothing is seen", neither, drawn=decoded.predicted[number]),
             medium.figure(x, "from the features of all of it", drawn=decoded.full[number]),
         ]
@@ -128,8 +128,8 @@ def feature_pictures(shown: Shown, medium: Medium) -> Markup:
     rows = []
     for number, x in enumerate(shown.x):
         data = packed(shown.tokens[number], medium, shown.grid)
-        cells = [medium.figure(x, shown.captions[number], data=data, scale=True, player=True)]
-        cells += [medium.figure(x, name, colours[number]) for name, colours in shown.stages.items()]
+        cells = [medium.figure(x, shown.captions[number], data=data)]
+        cells += [medium.figure(x, name, colours[number], drawn=x) for name, colours in shown.stages.items()]
         rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
     return Markup('<div class="compared">{}</div>').format(Markup("").join(rows))
 

@@ -25,6 +25,7 @@ GIVE = "a run's folder, or one that holds runs, such as outputs"
 MAX_POINTS, FEWEST, MOST = 60_000, 30, 400  # of the curves in a file: in all, and of one
 MAX_CELL = 100  # characters
 BAD = ("failed", "damaged")
+LABEL_FREE = ("rankme", "lidar", "feature_std")
 
 
 def write_runs_page(folder: Path, path: Path, queue: dict[str, str] | None) -> int:
@@ -100,10 +101,9 @@ def runs_table(runs: Sequence[Run], folder: Path, base: Path) -> dict[str, Any]:
 def helped(metrics: Mapping[str, float]) -> str:
     """Return in how many of its probes a run beats random weights and raw input: "in 2 of 3"; "" where none tells."""
     better = []
-    for name, value in metrics.items():
-        probe = name.removeprefix("eval/trained/")
-        others = [metrics.get(f"eval/{row}/{probe}") for row in ("random_init", "raw_input")]
-        if probe not in (name, "rankme", "lidar", "feature_std") and None not in others and {*others} != {value}:
+    for name in [name for name in metrics if "eval/trained/" in name and not name.endswith(LABEL_FREE)]:
+        value, *others = (metrics.get(name.replace("trained", row)) for row in ("trained", "random_init", "raw_input"))
+        if None not in others and {*others} != {value}:
             sign = 1 if direction_of(name) == "maximize" else -1
             better.append(all(sign * value > sign * other for other in others))
     return f"in {sum(better)} of {len(better)}" if better else ""

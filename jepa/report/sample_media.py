@@ -65,28 +65,19 @@ class Medium:
         if self.kind == "ids":
             words = " ".join(filter(None, self.data.words(x)))
             return Markup('<span class="text">{}</span>').format(words[:160] + ("…" if len(words) > 160 else ""))
-        return image_tag(self.frames(x, moving=True, share=self.real_share(x)), SMALL)
+        picture = image_tag(self.frames(x, moving=True, share=self.real_share(x)), SMALL)
+        return Markup('<span class="sound">{}</span>').format(picture) if self.kind == "sound" else picture
 
-    def figure(
-        self,
-        x: Tensor,
-        caption: str,
-        colours: np.ndarray | None = None,
-        *,
-        drawn: Tensor | None = None,
-        data: str = "",
-        scale: bool = False,
-        player: bool = False,
-    ) -> Markup:
+    def figure(self, x: Tensor, caption: str, colours: Any = None, *, drawn: Any = None, data: str = "") -> Markup:
         """Return one input, or what is `drawn` in its place, under the colours (*grid, 3 or 4) of its tokens.
 
-        data: attributes that the page's script reads. scale: with its axes in words. player: with what moves or sounds.
+        data: attributes that the page's script reads; with what moves or sounds beside it.
         """
-        share = self.real_share(x)
-        picture = self.picture(x if drawn is None else drawn, share)
-        colours = None if colours is None else self.layout(colours)
-        beside = (self.scale(x) if scale else Markup()) + (self.player(x) if player else Markup())
-        return figure(stack(self, picture, colours, data, share), caption, beside=beside)
+        share, original = self.real_share(x), drawn is None
+        picture = self.picture(x if original else drawn, share)
+        over = None if colours is None else self.layout(colours)
+        beside = (self.scale(x) if original else "") + (self.player(x) if data else "")
+        return figure(stack(self, picture, over, data, share), caption, beside=beside)
 
     def real_share(self, x: Tensor) -> float:
         """Return which share of a sound is no padding, in time; 1.0 of other inputs."""

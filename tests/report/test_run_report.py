@@ -118,7 +118,7 @@ def test_a_run_writes_its_page_at_its_end(digits):
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert len(text) < 10e6
     shown = html.unescape(text)
-    assert "1,437 training and 360 held-out samples of 1 x 8 x 8 pixels" in shown
+    assert "1,437 training and 360 held-out samples of 1 x 8 x 8 (channels x height x width), 10 classes" in shown
     assert re.search("<h1>MaskedJEPA on digits</h1>.*python train.py .*data.batch_size=32", shown, re.DOTALL)
     assert "6 of 6 steps of 32 samples" in shown
     assert re.search("<li>(Training has|No clear difference)", shown), "whether training has helped"
@@ -272,7 +272,7 @@ def test_classes_whose_names_begin_alike():
     labels, names = torch.tensor([0, 1, 1]), [f"{'a' * 30} {end}" for end in ('"b"', "c")]
     embedded = Embedded(features={}, thumbnails=[], labels=labels, names=names, places=["x"] * 3, said="", held_out=3)
     _, note, drawn = confusion(embedded, Classified(torch.eye(2)[labels], 3))
-    assert "100.0% are right" in note
+    assert "100.0% of 3 held-out samples are right" in note
     assert '"tickvals":[0,1]' in drawn
 
 
