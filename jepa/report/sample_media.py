@@ -104,11 +104,30 @@ class Medium:
         return player(x[0], self.data.sample_rate) if self.kind == "sound" else Markup()
 
     def scale(self, x: Tensor) -> Markup:
-        """Return the axes of a picture in words."""
+        """Return the axes of a picture in words; of curves with the names and ranges of the channels."""
         if self.kind == "sound":
             seconds, rate = self.real_share(x) * x.shape[1] / self.data.sample_rate, self.data.sample_rate
             return Markup("<small>0 to {:.2f} s, 0 to {:,} Hz</small>").format(seconds, rate // 2)
-        return self.legend(x) if self.kind == "series" else Markup()
+        if self.kind != "series":
+            return Markup()
+        lines = getattr(self.data, "timelines", None) or [None]
+        names = list(getattr(lines[0], "names", ()))
+        if len(names) != len(x):  # each channel is a sample of its own, or they have no names
+            names = ["one channel"] if len(x) == 1 else [f"channel {number}" for number in range(1, len(x) + 1)]
+        values = x.float().cpu()
+        unit = ", in deviations" if getattr(self.data, "z_score", False) else ""
+        if unit and getattr(self.data, "normalise", "none") == "none" and len(self.data.level) in (1, len(x)):
+            values, unit = values * self.data.scale + self.data.level, ""
+        spans = []
+        for name, line, colour in zip(names, values, LINES):
+            real = line[line.isfinite()]
+            ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
+            spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
+        times = getattr(lines[0], "times", None)
+        each = None if times is None or len(times) < 2 else duration(times.diff().median().total_seconds())
+        steps = f"{x.shape[1]} steps" + (f" of {each.removesuffix(' 00 min')}" if each else "") + unit
+        more = [f"{len(x) - len(spans)} more channels"] if len(x) > len(spans) else []
+        return Markup("<small>{}</small>").format(Markup("\n").join([*spans, *more, steps]))
 
     def frames(self, x: Tensor, moving: bool, share: float = 1.0) -> np.ndarray:
         """Return pixels (frames, H, W, 3) uint8 of one input; one frame, or several of a clip that is `moving`."""
@@ -148,27 +167,6 @@ class Medium:
             lines.append(f'<path d="{path}" stroke="{colour}"/>')
         box = f'viewBox="0 0 {x.shape[1]} 100" preserveAspectRatio="none"'
         return Markup(f'<svg class="curves" {box}>{"".join(lines)}</svg>')
-
-    def legend(self, x: Tensor) -> Markup:
-        """Return the names of the channels in their colours, the range of their values, and the steps."""
-        lines = getattr(self.data, "timelines", None) or [None]
-        names = list(getattr(lines[0], "names", ()))
-        if len(names) != len(x):  # each channel is a sample of its own, or they have no names
-            names = ["one channel"] if len(x) == 1 else [f"channel {number}" for number in range(1, len(x) + 1)]
-        values = x.float().cpu()
-        unit = ", in deviations" if getattr(self.data, "z_score", False) else ""
-        if unit and getattr(self.data, "normalise", "none") == "none" and len(self.data.level) in (1, len(x)):
-            values, unit = values * self.data.scale + self.data.level, ""
-        spans = []
-        for name, line, colour in zip(names, values, LINES):
-            real = line[line.isfinite()]
-            ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
-            spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
-        times = getattr(lines[0], "times", None)
-        each = None if times is None or len(times) < 2 else duration(times.diff().median().total_seconds())
-        steps = f"{x.shape[1]} steps" + (f" of {each.removesuffix(' 00 min')}" if each else "") + unit
-        more = [f"{len(x) - len(spans)} more channels"] if len(x) > len(spans) else []
-        return Markup("<small>{}</small>").format(Markup("\n").join([*spans, *more, steps]))
 
 
 def image_tag(frames: np.ndarray, largest: int) -> Markup:
@@ -212,11 +210,6 @@ def uri(file: io.BytesIO, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def overlay(colours: np.ndarray) -> Markup:
-    """Return colours (rows, columns, 3 or 4) uint8 of tokens as an image that is stretched over a picture."""
-    return image_tag(colours[None], 4096)
-
-
 def stack(medium: Medium, picture: Markup, colours: np.ndarray | None, data: str, share: float) -> Markup:
     """Return a picture below the colours (rows, columns, 3 or 4) uint8 of its tokens; words on theirs.
 
@@ -232,7 +225,7 @@ def stack(medium: Medium, picture: Markup, colours: np.ndarray | None, data: str
                 for style, word in zip(styles, words[1:])
             )
         return Markup(f'<div class="words" {data}>{picture}</div>')
-    over = Markup() if colours is None else overlay(colours)
+    over = Markup() if colours is None else image_tag(colours[None], 4096)  # stretched over the picture
     over = Markup(f'<div class="over" style="width:{1 / share:.2%}">{over}</div>')
     return Markup(f'<div class="stack {medium.kind}" {data}>{picture}{over}</div>')
 
