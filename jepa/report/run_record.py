@@ -30,7 +30,6 @@ WORDS = {
     "lidar": "rank of what differs between samples (LiDAR), dimensions",
     "mse": "squared error of forecasts",
     "mae": "absolute error of forecasts, in deviations",
-    "feature_std": "deviation of features",
 }
 """The end of a metric's name -> what it is."""
 
@@ -131,7 +130,7 @@ def sentences(record: Record, trained: str | None, compared: str | None) -> list
 
     trained: a sentence on what. compared: the sentence of the evaluation on whether training has helped.
     """
-    status, said = record.status, [f"Run {record.name}: python train.py {' '.join(record.overrides)}".rstrip()]
+    status, said = record.status, [f"Run {record.name} ({' '.join(['python train.py', *record.overrides])})."]
     said += [trained] if trained else []
     seconds = status.train_seconds
     steps = f"{status.step or 0:,} of {status.max_steps:,} steps" if status.max_steps else f"{status.step or 0:,} steps"
@@ -149,7 +148,7 @@ def sentences(record: Record, trained: str | None, compared: str | None) -> list
         called = {name: in_words(name) for name in names} | ROWS
         compared = re.sub("|".join(map(re.escape, called)), lambda found: called[found[0]], compared)
         said.append(compared[0].upper() + compared[1:] + ".")
-    elif all("lidar" in rows.get(name, {}) for name in ROWS):
+    elif all({"lidar"} <= rows.get(name, {}).keys() <= {"lidar", "rankme", "feature_std"} for name in ROWS):
         values = ", ".join(f"{ROWS[name]} {number(row['lidar'], 3)}" for name, row in rows.items())
         doubt = ", a sign that it has not" if rows["trained"]["lidar"] <= rows["random_init"]["lidar"] else ""
         said.append(f"No labels tell whether training has helped{doubt}: {WORDS['lidar']}: {values}.")

@@ -95,7 +95,7 @@ def write_report(
     sections += [probes(records), training(records)]
     if one is None:
         title = f"Report of {plural(len(records), 'run')}"
-        summary = [f"{record.name}: {' '.join(run_record.sentences(record, None, None))}" for record in records]
+        summary = [" ".join(run_record.sentences(record, None, None)) for record in records]
         sections.insert(0, comparison(records))
     else:
         title = trained[0] if trained else f"Report of {one.name}"
@@ -129,7 +129,8 @@ def probes(records: Sequence[Record]) -> Section:
     tables = []
     for record in records:
         rows = record.rows
-        names = [name for name in dict.fromkeys(itertools.chain(*rows.values())) if name.count("/") < 3]
+        names = dict.fromkeys(itertools.chain(*rows.values()))
+        names = [name for name in names if name.count("/") < 3 and name != "feature_std"]
         cells = [[in_words(n), better(n), *(number(each.get(n)) for each in rows.values())] for n in names]
         if cells:
             heading = "At the end" if len(records) == 1 else record.name
