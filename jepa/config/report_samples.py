@@ -127,10 +127,11 @@ def pooled(source: FeatureSource, x: Tensor) -> Tensor:
 
 def embed(networks: Networks, medium: Medium) -> Embedded:
     """Return many samples of both splits as vectors of each network."""
-    spec, sources = networks.data.spec, networks.sources()
+    spec, sources, data = networks.data.spec, networks.sources(), getattr(networks.data, "evaluated", networks.data)
+    num_train, num_test = (len(data.splits[split]) for split in ("train", "test"))  # of a mix those of one part
     most = affordable(networks, "train", MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
-    held_out = min(spec.num_test, max(most // 2, most - spec.num_train))
-    limits = {"test": held_out, "train": min(spec.num_train, most - held_out)}
+    held_out = min(num_test, max(most // 2, most - num_train))
+    limits = {"test": held_out, "train": min(num_train, most - held_out)}
     thumbnails, labels, places, said = [], [], [], []
     features: dict[str, list[Tensor]] = {name: [] for name in sources}
     for split, limit in limits.items():
@@ -138,29 +139,30 @@ def embed(networks: Networks, medium: Medium) -> Embedded:
             for name, source in sources.items():
                 features[name].append(pooled(source, batch["x"]))
             thumbnails += [medium.thumbnail(x) if medium.kind else "" for x in batch["x"].cpu()]
-            labels += [batch["label"].cpu()] if "label" in batch else []
-        places += places_in(networks.data, split, limit)
-        total = spec.num_test if split == "test" else spec.num_train
+            labels.append(batch["label"].cpu() if "label" in batch else torch.full((len(batch["x"]),), -1))
+        places += places_in(data, split, limit)
+        total = num_test if split == "test" else num_train
         part = f"all {total:,}" if total == limit else f"a random {limit:,} of {total:,}"
         said += [f"{part} {'held-out' if split == 'test' else 'training'}"] if limit else []
-    series, starts = np.array([place[1:] for place in places]).T
-    windows = bool(getattr(networks.data, "timelines", None))
-    shares = (series[:, None] == series) & (abs(starts[:, None] - starts) < spec.input_shape[-1])
+    series, starts = torch.tensor([place[1:] for place in places]).T
+    windows, label = bool(getattr(data, "timelines", None)), torch.cat(labels)
+    shares = (series[:, None] == series) & ((starts[:, None] - starts).abs() < spec.input_shape[-1])
     return Embedded(
         features={name: torch.cat(each) for name, each in features.items()},
         thumbnails=thumbnails,
-        labels=torch.cat(labels) if labels else None,
+        labels=label if (label >= 0).any() else None,
         names=spec.class_names or [str(label) for label in range(spec.classes or 0)],
         places=[name for name, *_ in places],
         said=f"{' and '.join(said)} samples",
         held_out=held_out,
-        starts=starts if windows else None,
-        overlap=torch.from_numpy(shares) if windows else None,
+        starts=starts.numpy() if windows else None,
+        overlap=shares if windows else None,
     )
 
 
 def places_in(data: Any, split: str, limit: int | None) -> list[tuple[str, int, int]]:
     """Return file, row or time of each sample that `evaluation_batches` yields; its series and first step, or 0."""
+    data = getattr(data, "evaluated", data)
     bad, reading, samples = data.bad[split], data.reading(split), data.splits[split]
     found, root = [], f"{os.path.expanduser(getattr(data, 'root', None) or '')}/"
     for index in (each for one in fixed_order(len(samples), batch_size=BATCH, limit=limit) for each in one.indices):
