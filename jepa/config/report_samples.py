@@ -88,8 +88,8 @@ def learned(networks: Networks, folder: Path) -> Learned:
         if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder, networks.modality))
         decoded = decode(networks, shown, medium) if shown is not None and shown.masks else None
-        labelled = embedded.labels is not None and networks.data.spec.classes is not None and embedded.held_out
-        classified = classify(networks, embedded) if labelled else None
+        labelled = embedded.labels is not None and bool((embedded.labels[: embedded.held_out] >= 0).any())
+        classified = classify(networks, embedded) if labelled and networks.data.spec.classes else None
     return Learned(networks.modality, medium, embedded, classified, shown, decoded)
 
 
