@@ -151,7 +151,7 @@ def sentences(record: Record, trained: str | None, compared: str | None) -> list
     elif all({"lidar"} <= rows.get(name, {}).keys() <= {"lidar", "rankme", "feature_std"} for name in ROWS):
         values = ", ".join(f"{ROWS[name]} {number(row['lidar'], 3)}" for name, row in rows.items())
         doubt = ", a sign that it has not" if rows["trained"]["lidar"] <= rows["random_init"]["lidar"] else ""
-        said.append(f"No labels tell whether training has helped{doubt}: {WORDS['lidar']}: {values}.")
+        said.append(f"No labels tell whether training has helped; {WORDS['lidar']}: {values}{doubt}.")
     collapse = record.results.get("collapse") or {}
     verdict = collapse.get("verdict") or status.verdict
     if verdict:
