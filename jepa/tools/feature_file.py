@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import json
 import os
@@ -66,8 +65,12 @@ class FeatureFile:
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = open(self.folder / "lock", "w")  # noqa: SIM115
-            try:  # to keep out other processes, but for those that this one starts
+            try:  # to keep out other processes, but for those that this one starts; Windows has no such lock
+                import fcntl
+
                 fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass
             except (BlockingIOError, PermissionError):
                 raise UserError(f"output={path} is being written by another process: give another name") from None
             state = self._stored()

@@ -87,16 +87,21 @@ def sample_entries(tensors: Iterable[Tensor], most: int = 2048) -> list[Tensor]:
     return [t[:: -(-t.numel() // most)].float() for t in filled]
 
 
-def nearest_rows(features: Tensor, rows: Sequence[int], count: int) -> Tensor:
-    """Return the rows (n, count) of features (m, D) closest by cosine to some of them (n), nearest first, not itself.
+def nearest_rows(
+    features: Tensor, rows: Sequence[int], count: int, left_out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return cosines and rows (n, count) of those of features (m, D) closest to some (n), nearest first, not itself.
 
-    Fewer where there are no `count` others.
+    Fewer where there are no `count` others. left_out (m, m) bool: pairs that do not count, of cosine -inf.
     """
     index = torch.as_tensor(rows, dtype=torch.long, device=features.device)
     unit = F.normalize(features.float(), dim=1)
     cosines = unit[index] @ unit.T
     cosines[torch.arange(len(index), device=index.device), index] = -torch.inf
-    return cosines.topk(min(count, len(unit) - 1), dim=1).indices
+    if left_out is not None:
+        cosines[left_out[index]] = -torch.inf
+    values, indices = cosines.topk(min(count, len(unit) - 1), dim=1)
+    return values, indices
 
 
 def rankme(features: Tensor, eps: float = 1e-7) -> float:

@@ -187,7 +187,7 @@ class _Part:
             vectors=projected,
             labels=self.labels,
             thumbnails=self.thumbnails,
-            neighbours=dict(zip(rows.tolist(), nearest_rows(pooled, rows, NEIGHBOURS).tolist())),
+            neighbours=dict(zip(rows.tolist(), nearest_rows(pooled, rows, NEIGHBOURS)[1].tolist())),
             last=last,
         )
 

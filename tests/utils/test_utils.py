@@ -268,5 +268,7 @@ def test_tokens():
 
 def test_nearest_rows():
     features = torch.tensor([[1.0, 0.0], [9.0, 1.0], [0.0, 1.0], [-1.0, -0.5]])
-    assert nearest_rows(features, [0, 2], 2).tolist() == [[1, 2], [1, 0]]
-    assert nearest_rows(features, [3], 9).tolist() == [[2, 0, 1]], "only the others"
+    assert nearest_rows(features, [0, 2], 2)[1].tolist() == [[1, 2], [1, 0]]
+    cosines, rows = nearest_rows(features, [3], 9, left_out=torch.eye(4, dtype=torch.bool).flip(0))
+    assert rows.tolist() == [[2, 1, 0]], "only the others"
+    assert cosines[0, 2] == -torch.inf, "left out"
