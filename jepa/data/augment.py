@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,32 +83,42 @@ class Augment:
         else:
             box = self._random_boxes(uniform, height, width)
         signed = uniform * 2 - 1
-        strength = self.color_jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])
-        neutral = torch.tensor([1.0, 1.0, 1.0, 0.0])
-        sigma = 0.1 + 1.9 * uniform[:, _SIGMA]
+        jitter = None
+        if self.color_jitter:
+            strength = self.color_jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])
+            jitter = torch.tensor([1.0, 1.0, 1.0, 0.0]) + signed[:, _JITTER] * strength
         return Views(
             box=box,
             flip=uniform[:, _FLIP] < self.horizontal_flip if self.horizontal_flip else None,
             angle=signed[:, _ANGLE] * self.rotation if self.rotation else None,
             shift=signed[:, [_RIGHT, _DOWN]] * self.translate if self.translate else None,
-            jitter=neutral + signed[:, _JITTER] * strength if self.color_jitter else None,
-            blur=sigma * (uniform[:, _BLUR] < self.blur) if self.blur else None,
+            jitter=jitter,
+            blur=(0.1 + 1.9 * uniform[:, _SIGMA]) * (uniform[:, _BLUR] < self.blur) if self.blur else None,
         )
 
     def _random_boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Boxes (R, 4) as RandomResizedCrop draws them: the first try that fits, else the largest of allowed aspect."""
+        """Boxes (R, 4) as RandomResizedCrop draws them: the first try that fits, else the largest of allowed aspect.
+
+        By numpy where it rounds as torch does: its calls are faster for the few numbers of a picture.
+        """
         low, high = self.crop_scale
         log_low, log_high = (math.log(ratio) for ratio in self.crop_ratio)
         area = height * width * (low + (high - low) * uniform[:, _AREA])
         aspect = torch.exp(log_low + (log_high - log_low) * uniform[:, _ASPECT])
-        widths, heights = (area * aspect).sqrt() / width, (area / aspect).sqrt() / height  # both (R, tries)
+        widths, heights = (
+            ((area * aspect).sqrt() / width).numpy(),
+            ((area / aspect).sqrt() / height).numpy(),
+        )  # (R, tries)
+        uniform = uniform.numpy()
         fits = (widths <= 1) & (heights <= 1)
-        first = fits.int().argmax(dim=1, keepdim=True)
-        w, h = widths.gather(1, first).squeeze(1), heights.gather(1, first).squeeze(1)
-        left, top = uniform[:, _LEFT] * (1 - w), uniform[:, _TOP] * (1 - h)
-        box = torch.stack([left, top, w, h], dim=1)
+        first = np.arange(len(fits)), fits.argmax(axis=1)
+        w, h = widths[first], heights[first]
+        box = torch.from_numpy(np.stack([uniform[:, _LEFT] * (1 - w), uniform[:, _TOP] * (1 - h), w, h], axis=1))
+        if fits.any(axis=1).all():
+            return box
         nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        return torch.where(fits.any(dim=1, keepdim=True), box, _largest_box(height, width, nearest))
+        box[~torch.from_numpy(fits.any(axis=1))] = _largest_box(height, width, nearest)
+        return box
 
 
 def centre_box(height: int, width: int, size: tuple[int, int]) -> Tensor:
