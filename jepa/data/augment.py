@@ -10,7 +10,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,44 +80,33 @@ class Augment:
         if self.crop_scale is None:
             box = centre_box(height, width, size).expand(len(uniform), 4)
         else:
-            box = self._random_boxes(uniform, height, width)
-        signed = uniform * 2 - 1
+            # In plain floats: for the few numbers of a picture torch's calls would take longer than its resizing.
+            box = torch.tensor([self._random_box(numbers, height, width) for numbers in uniform.tolist()])
         jitter = None
         if self.color_jitter:
             strength = self.color_jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])
-            jitter = torch.tensor([1.0, 1.0, 1.0, 0.0]) + signed[:, _JITTER] * strength
+            jitter = torch.tensor([1.0, 1.0, 1.0, 0.0]) + (uniform[:, _JITTER] * 2 - 1) * strength
         return Views(
             box=box,
             flip=uniform[:, _FLIP] < self.horizontal_flip if self.horizontal_flip else None,
-            angle=signed[:, _ANGLE] * self.rotation if self.rotation else None,
-            shift=signed[:, [_RIGHT, _DOWN]] * self.translate if self.translate else None,
+            angle=(uniform[:, _ANGLE] * 2 - 1) * self.rotation if self.rotation else None,
+            shift=(uniform[:, [_RIGHT, _DOWN]] * 2 - 1) * self.translate if self.translate else None,
             jitter=jitter,
             blur=(0.1 + 1.9 * uniform[:, _SIGMA]) * (uniform[:, _BLUR] < self.blur) if self.blur else None,
         )
 
-    def _random_boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Boxes (R, 4) as RandomResizedCrop draws them: the first try that fits, else the largest of allowed aspect.
-
-        By numpy where it rounds as torch does: its calls are faster for the few numbers of a picture.
-        """
+    def _random_box(self, numbers: Sequence[float], height: int, width: int) -> list[float]:
+        """A box as RandomResizedCrop draws it: the first try that fits, else the largest of allowed aspect."""
         low, high = self.crop_scale
         log_low, log_high = (math.log(ratio) for ratio in self.crop_ratio)
-        area = height * width * (low + (high - low) * uniform[:, _AREA])
-        aspect = torch.exp(log_low + (log_high - log_low) * uniform[:, _ASPECT])
-        widths, heights = (
-            ((area * aspect).sqrt() / width).numpy(),
-            ((area / aspect).sqrt() / height).numpy(),
-        )  # (R, tries)
-        uniform = uniform.numpy()
-        fits = (widths <= 1) & (heights <= 1)
-        first = np.arange(len(fits)), fits.argmax(axis=1)
-        w, h = widths[first], heights[first]
-        box = torch.from_numpy(np.stack([uniform[:, _LEFT] * (1 - w), uniform[:, _TOP] * (1 - h), w, h], axis=1))
-        if fits.any(axis=1).all():
-            return box
+        for share, place in zip(numbers[_AREA], numbers[_ASPECT]):
+            area = height * width * (low + (high - low) * share)
+            aspect = math.exp(log_low + (log_high - log_low) * place)
+            w, h = math.sqrt(area * aspect) / width, math.sqrt(area / aspect) / height
+            if w <= 1 and h <= 1:
+                return [numbers[_LEFT] * (1 - w), numbers[_TOP] * (1 - h), w, h]
         nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        box[~torch.from_numpy(fits.any(axis=1))] = _largest_box(height, width, nearest)
-        return box
+        return _largest_box(height, width, nearest).tolist()
 
 
 def centre_box(height: int, width: int, size: tuple[int, int]) -> Tensor:

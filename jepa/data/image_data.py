@@ -141,7 +141,7 @@ class ImageData(DataModule):
         return self.with_labels(batch, None if samples.labels is None else samples.labels[request.indices])
 
     def make_inputs(self, value: Image.Image | Tensor, counter: int, reading: Reading) -> dict[str, Tensor]:
-        images = value if isinstance(value, Image.Image) else value[None]
+        images = value[None] if isinstance(value, Tensor) and value.is_floating_point() else value
         return {name: made[0] for name, made in self._inputs(images, [counter], reading).items()}
 
     def stack(self, tensors: Sequence[Tensor]) -> Tensor:

@@ -64,11 +64,20 @@ class ImageTransform:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """What `pixels` returns, on any device, as inputs."""
-        mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
-        return (to_float(pixels).sub_(mean) if pixels.dtype == torch.uint8 else pixels - mean).div_(std)
+        white = 255 if pixels.dtype == torch.uint8 else 1
+        mean, std = (white * each.to(pixels.device) for each in (self.mean, self.std))
+        return (pixels - mean).div_(std)
 
     def pixels(self, images: Image.Image | Tensor, uniform: Tensor | None = None) -> Tensor:
-        """`plain`, or with numbers `augmented`, before it is normalised: uint8 where nothing needed floats."""
+        """`plain`, or with numbers `augmented`, before it is normalised: uint8 where nothing needed floats.
+
+        A picture of 8 bits may also be uint8 (C, h, w), which is treated as a PIL image is.
+        """
+        moved = uniform is not None and bool(self.augment.rotation or self.augment.translate)
+        alone = isinstance(images, Image.Image) or images.ndim == 3
+        if alone and isinstance(images, Tensor):
+            by_pillow = len(images) in (1, 3) and (moved or len(images) > self.channels)
+            images = F.to_pil_image(images) if by_pillow else images[None]
         images = self._match_channels(images)
         if uniform is None:
             images = _to_tensor(images)
@@ -76,9 +85,8 @@ class ImageTransform:
             return cropped if isinstance(cropped, Tensor) else _to_tensor(cropped, alpha=True)
         batch, count = uniform.shape[:2]
         views = self._views(images, uniform.flatten(0, 1))
-        if isinstance(images, Image.Image):
-            if views.angle is None and views.shift is None:
-                images = _to_tensor(images)
+        if alone:
+            images = images if moved else _to_tensor(images)
             pixels = torch.cat([_to_tensor(self._move(images, views, i), alpha=True) for i in range(count)])
         elif images.dtype == torch.uint8:
             pixels = self._warp(to_float(images), views, count)
