@@ -22,6 +22,7 @@ _LEFT, _TOP, _FLIP, _ANGLE, _RIGHT, _DOWN = range(2 * CROP_TRIES, 2 * CROP_TRIES
 _JITTER = slice(2 * CROP_TRIES + 6, 2 * CROP_TRIES + 10)
 _BLUR, _SIGMA = 2 * CROP_TRIES + 10, 2 * CROP_TRIES + 11
 NUMBERS = 2 * CROP_TRIES + 12
+_NEUTRAL, _STRENGTH = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.8, 0.8, 0.8, 0.2])  # of the jitter
 
 
 @dataclass(frozen=True)
@@ -82,16 +83,13 @@ class Augment:
         else:
             # In plain floats: for the few numbers of a picture torch's calls would take longer than its resizing.
             box = torch.tensor([self._random_box(numbers, height, width) for numbers in uniform.tolist()])
-        jitter = None
-        if self.color_jitter:
-            strength = self.color_jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])
-            jitter = torch.tensor([1.0, 1.0, 1.0, 0.0]) + (uniform[:, _JITTER] * 2 - 1) * strength
+        signed = uniform * 2 - 1
         return Views(
             box=box,
             flip=uniform[:, _FLIP] < self.horizontal_flip if self.horizontal_flip else None,
-            angle=(uniform[:, _ANGLE] * 2 - 1) * self.rotation if self.rotation else None,
-            shift=(uniform[:, [_RIGHT, _DOWN]] * 2 - 1) * self.translate if self.translate else None,
-            jitter=jitter,
+            angle=signed[:, _ANGLE] * self.rotation if self.rotation else None,
+            shift=signed[:, [_RIGHT, _DOWN]] * self.translate if self.translate else None,
+            jitter=_NEUTRAL + signed[:, _JITTER] * (self.color_jitter * _STRENGTH) if self.color_jitter else None,
             blur=(0.1 + 1.9 * uniform[:, _SIGMA]) * (uniform[:, _BLUR] < self.blur) if self.blur else None,
         )
 

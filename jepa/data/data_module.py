@@ -4,7 +4,7 @@
 # constructors would look strings up in the subclass's file.
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -39,7 +39,7 @@ class Reading:
 
     views: of each sample, which then come as `views`; None takes what training has. bad_limit: more unreadable samples
     end the reading. truth: what to add of what is known of a sample, see `DataModule.truth_batches`. raw: pictures
-    stay as their pixels, of 8 bits where they can, for `ImageData.finish`.
+    stay as their pixels, of 8 bits where they can, for `ImageData.finish`; device: where that is done.
     """
 
     split: str
@@ -48,6 +48,7 @@ class Reading:
     bad_limit: float
     truth: str | None = None
     raw: bool = False
+    device: torch.device | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -68,6 +69,8 @@ class DataModule:
 
     nan_is_missing: ClassVar[bool] = False
     """Whether NaN in an input is what is missing or padding; else it makes the sample a bad one."""
+    finish_on: ClassVar[torch.device | None] = None
+    """A GPU, which the trainer sets: training pictures are copied there as bytes, and become floats there."""
 
     views: int = 1
     batch_size: int = 256
@@ -140,7 +143,7 @@ class DataModule:
         order = self.order(seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
         requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
-        return self._load(requests, self.reading("train", seed=seed))
+        return self._load(requests, replace(self.reading("train", seed=seed), device=self.finish_on))
 
     def evaluation_batches(
         self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None

@@ -149,17 +149,19 @@ class ImageData(DataModule):
             tensors = [to_float(tensor) for tensor in tensors]
         return super().stack(tensors)
 
-    def finish(self, batch: Batch) -> Batch:
+    def finish(self, batch: Batch, device: torch.device | None = None) -> Batch:
         """A raw batch as users see it: pixels as normalised floats."""
         names = [name for name in ("x", "views", "local_views") if name in batch]
-        return batch | {name: self.transform.normalise(batch[name]) for name in names}
+        return batch | {name: self.transform.normalise(batch[name], device) for name in names}
 
     def _load(self, requests: Iterable[Request], reading: Reading) -> Iterator[Batch]:
-        # Bytes cross processes, a quarter of the floats; but a subclass that makes batches counts on floats.
+        # Bytes cross processes, a quarter of the floats. But a subclass that makes batches counts on floats, and floats
+        # that are for a GPU have to be pinned, if they are not made there.
         raw = all(getattr(type(self), name) is getattr(ImageData, name) for name in ("make_batch", "make_inputs"))
+        raw = raw and (reading.device is not None or not torch.cuda.is_available())
         with closing(super()._load(requests, replace(reading, raw=raw))) as batches:
             for batch in batches:
-                yield self.finish(batch) if raw else batch
+                yield self.finish(batch, reading.device) if raw else batch
 
     def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
         """The mask of a picture, cropped as the picture is, in its own resolution."""
