@@ -33,6 +33,7 @@ from jepa import build_trainer, load_config
 from jepa.data import Augment, DataModule, ImageData, SeriesData, TextData
 from jepa.data.sources import image_folder, series_csv, text_lines
 from jepa.utils.memory import keep_freed_memory
+from jepa.utils.read_data import parse_json, read_lines
 
 MADE, SAMPLES = 96, 64  # pictures made; samples of one measurement
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
@@ -181,7 +182,8 @@ def wait_shares(folder: str) -> dict[str, float]:
                 f"run_dir={run_dir}",
             ]
             build_trainer(load_config(overrides)).fit()
-            lines = [json.loads(line) for line in (Path(run_dir) / "metrics.jsonl").read_text().splitlines()]
+            path = Path(run_dir) / "metrics.jsonl"
+            lines = [parse_json(line, path) for line in read_lines(path)]
         waits = [line["data_wait"] for line in lines if "data_wait" in line]
         found[f"{workers}_workers"] = statistics.mean(waits[1:])
     return found
