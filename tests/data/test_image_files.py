@@ -236,6 +236,10 @@ def test_batches_of_bytes_are_those_of_floats(tmp_path):
         found = next(data.train_batches(seed=0, start_step=0, stop_step=1))["views"]
         torch.testing.assert_close(found, expected)
     torch.testing.assert_close(next(doubled.train_batches(seed=0, start_step=0, stop_step=1))["views"], 2 * expected)
+    data.finish_on = torch.device("meta")
+    made = next(data.train_batches(seed=0, start_step=0, stop_step=1))["views"]
+    assert (made.device.type, made.dtype, made.shape) == ("meta", torch.float32, expected.shape)
+    assert next(data.evaluation_batches("test", batch_size=1))["x"].device.type == "cpu", "only training goes to it"
 
 
 def header(shape: tuple[int, ...], kind: str) -> bytes:
