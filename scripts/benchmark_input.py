@@ -52,7 +52,7 @@ def make_pictures(folder: Path) -> None:
             pixels += np.asarray(Image.fromarray(noise).resize((500, 400), Image.Resampling.BICUBIC), np.float32) - 128
         path = folder / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(exist_ok=True)
-        Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(path, quality=90)
+        Image.fromarray((pixels + 128).clip(0, 255).astype(np.uint8)).save(path, quality=80)
 
 
 def in_turns(measured: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
