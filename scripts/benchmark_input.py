@@ -1,6 +1,6 @@
 """Measure how fast samples are made: python scripts/benchmark_input.py [FOLDER]
 
-FOLDER holds JPEG files in class folders, such as clothing10/train; without one, 96 of 500 x 400 pixels and about 60 kB
+FOLDER holds JPEG files in class folders, such as clothing10/train; without one, 96 of 500 x 400 pixels and about 50 kB
 are made. Samples per second of CPU time on one thread, in turns, for a picture as one view, two views and multi-crop
 (2 of 224 and 6 of 96 pixels), each cropped at random, resized bicubically, flipped and normalised:
 decoder: Pillow decodes the file to RGB, and nothing else. v1, v2: torchvision's ImageFolder with its transforms, of
