@@ -22,6 +22,7 @@ _LEFT, _TOP, _FLIP, _ANGLE, _RIGHT, _DOWN = range(2 * CROP_TRIES, 2 * CROP_TRIES
 _JITTER = slice(2 * CROP_TRIES + 6, 2 * CROP_TRIES + 10)
 _BLUR, _SIGMA = 2 * CROP_TRIES + 10, 2 * CROP_TRIES + 11
 NUMBERS = 2 * CROP_TRIES + 12
+_NEUTRAL, _STRENGTH = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.8, 0.8, 0.8, 0.2])  # of the jitter
 
 
 @dataclass(frozen=True)
@@ -80,34 +81,30 @@ class Augment:
         if self.crop_scale is None:
             box = centre_box(height, width, size).expand(len(uniform), 4)
         else:
-            box = self._random_boxes(uniform, height, width)
+            # In plain floats: for the few numbers of a picture torch's calls would take longer than its resizing.
+            box = torch.tensor([self._random_box(numbers, height, width) for numbers in uniform.tolist()])
         signed = uniform * 2 - 1
-        strength = self.color_jitter * torch.tensor([0.8, 0.8, 0.8, 0.2])
-        neutral = torch.tensor([1.0, 1.0, 1.0, 0.0])
-        sigma = 0.1 + 1.9 * uniform[:, _SIGMA]
         return Views(
             box=box,
             flip=uniform[:, _FLIP] < self.horizontal_flip if self.horizontal_flip else None,
             angle=signed[:, _ANGLE] * self.rotation if self.rotation else None,
             shift=signed[:, [_RIGHT, _DOWN]] * self.translate if self.translate else None,
-            jitter=neutral + signed[:, _JITTER] * strength if self.color_jitter else None,
-            blur=sigma * (uniform[:, _BLUR] < self.blur) if self.blur else None,
+            jitter=_NEUTRAL + signed[:, _JITTER] * (self.color_jitter * _STRENGTH) if self.color_jitter else None,
+            blur=(0.1 + 1.9 * uniform[:, _SIGMA]) * (uniform[:, _BLUR] < self.blur) if self.blur else None,
         )
 
-    def _random_boxes(self, uniform: Tensor, height: int, width: int) -> Tensor:
-        """Boxes (R, 4) as RandomResizedCrop draws them: the first try that fits, else the largest of allowed aspect."""
+    def _random_box(self, numbers: Sequence[float], height: int, width: int) -> list[float]:
+        """A box as RandomResizedCrop draws it: the first try that fits, else the largest of allowed aspect."""
         low, high = self.crop_scale
         log_low, log_high = (math.log(ratio) for ratio in self.crop_ratio)
-        area = height * width * (low + (high - low) * uniform[:, _AREA])
-        aspect = torch.exp(log_low + (log_high - log_low) * uniform[:, _ASPECT])
-        widths, heights = (area * aspect).sqrt() / width, (area / aspect).sqrt() / height  # both (R, tries)
-        fits = (widths <= 1) & (heights <= 1)
-        first = fits.int().argmax(dim=1, keepdim=True)
-        w, h = widths.gather(1, first).squeeze(1), heights.gather(1, first).squeeze(1)
-        left, top = uniform[:, _LEFT] * (1 - w), uniform[:, _TOP] * (1 - h)
-        box = torch.stack([left, top, w, h], dim=1)
+        for share, place in zip(numbers[_AREA], numbers[_ASPECT]):
+            area = height * width * (low + (high - low) * share)
+            aspect = math.exp(log_low + (log_high - log_low) * place)
+            w, h = math.sqrt(area * aspect) / width, math.sqrt(area / aspect) / height
+            if w <= 1 and h <= 1:
+                return [numbers[_LEFT] * (1 - w), numbers[_TOP] * (1 - h), w, h]
         nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        return torch.where(fits.any(dim=1, keepdim=True), box, _largest_box(height, width, nearest))
+        return _largest_box(height, width, nearest).tolist()
 
 
 def centre_box(height: int, width: int, size: tuple[int, int]) -> Tensor:

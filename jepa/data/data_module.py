@@ -3,8 +3,8 @@
 # Without `from __future__ import annotations`: subclasses inherit the fields, and `typing.get_type_hints` of their
 # constructors would look strings up in the subclass's file.
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -38,7 +38,8 @@ class Reading:
     """How batches of a split are made. seed: None for evaluation, where nothing is random.
 
     views: of each sample, which then come as `views`; None takes what training has. bad_limit: more unreadable samples
-    end the reading. truth: what to add of what is known of a sample, see `DataModule.truth_batches`.
+    end the reading. truth: what to add of what is known of a sample, see `DataModule.truth_batches`. raw: pictures
+    stay as their pixels, of 8 bits where they can, for `ImageData.finish`; device: where that is done.
     """
 
     split: str
@@ -46,6 +47,8 @@ class Reading:
     views: int | None
     bad_limit: float
     truth: str | None = None
+    raw: bool = False
+    device: torch.device | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -66,6 +69,8 @@ class DataModule:
 
     nan_is_missing: ClassVar[bool] = False
     """Whether NaN in an input is what is missing or padding; else it makes the sample a bad one."""
+    finish_on: ClassVar[torch.device | None] = None
+    """A GPU, which the trainer sets: training pictures are copied there as bytes, and become floats there."""
 
     views: int = 1
     batch_size: int = 256
@@ -138,7 +143,7 @@ class DataModule:
         order = self.order(seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
         requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
-        return self._load(requests, self.reading("train", seed=seed))
+        return self._load(requests, replace(self.reading("train", seed=seed), device=self.finish_on))
 
     def evaluation_batches(
         self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
@@ -212,8 +217,11 @@ class DataModule:
         places = zip(request.counters, request.indices)
         made = [self.read_or_next(partial(sample, counter=c), index, bad, reading) for c, index in places]
         batch: Batch = {name: [inputs[name] for inputs, _ in made] for name in made[0][0]}
-        batch = {name: each if name == "truth" else torch.stack(each) for name, each in batch.items()}
+        batch = {name: each if name == "truth" else self.stack(each) for name, each in batch.items()}
         return self.with_labels(batch | {"bad": bad}, [label for _, label in made])
+
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(tensors)
 
     def read_or_next(self, read: Callable[[int], Any], index: int, bad: dict[str, str], reading: Reading) -> Any:
         """Return `read(index)`, or what the next sample gives where that one is `blamed`; `bad` names these."""

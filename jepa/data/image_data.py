@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from jepa.data.augment import Augment
 from jepa.data.data_module import DataModule, Reading, read_source
-from jepa.data.image_transform import ImageTransform, as_list, height_and_width
+from jepa.data.image_transform import ImageTransform, as_list, height_and_width, to_float
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.data.stream import Request, UnfitSample, blamed
@@ -136,32 +137,52 @@ class ImageData(DataModule):
         samples = self.splits[reading.split]
         if not isinstance(samples, TensorImages):
             return super().make_batch(request, reading)
-        batch = self._augmented(samples.images[request.indices], request.counters, reading)
+        batch = self._inputs(samples.images[request.indices], request.counters, reading)
         return self.with_labels(batch, None if samples.labels is None else samples.labels[request.indices])
 
     def make_inputs(self, value: Image.Image | Tensor, counter: int, reading: Reading) -> dict[str, Tensor]:
-        images = value if isinstance(value, Image.Image) else value[None]
-        return {name: made[0] for name, made in self._augmented(images, [counter], reading).items()}
+        images = value[None] if isinstance(value, Tensor) and value.is_floating_point() else value
+        return {name: made[0] for name, made in self._inputs(images, [counter], reading).items()}
+
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        if len({tensor.dtype for tensor in tensors}) > 1:  # of files of 8 bits, and of more
+            tensors = [to_float(tensor) for tensor in tensors]
+        return super().stack(tensors)
+
+    def finish(self, batch: Batch, device: torch.device | None = None) -> Batch:
+        """A raw batch as users see it: pixels as normalised floats."""
+        names = [name for name in ("x", "views", "local_views") if name in batch]
+        return batch | {name: self.transform.normalise(batch[name], device) for name in names}
+
+    def _load(self, requests: Iterable[Request], reading: Reading) -> Iterator[Batch]:
+        # Bytes cross processes, a quarter of the floats. But a subclass that makes batches counts on floats, and floats
+        # that are for a GPU have to be pinned, if they are not made there.
+        raw = all(getattr(type(self), name) is getattr(ImageData, name) for name in ("make_batch", "make_inputs"))
+        raw = raw and (reading.device is not None or not torch.cuda.is_available())
+        with closing(super()._load(requests, replace(reading, raw=raw))) as batches:
+            for batch in batches:
+                yield self.finish(batch, reading.device) if raw else batch
 
     def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
         """The mask of a picture, cropped as the picture is, in its own resolution."""
         return self.transform.cropped(super().make_truth(what, index, value, reading))
 
-    def _augmented(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
+    def _inputs(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
         """Inputs of one PIL image, or of tensors (b, C, h, w), whose counters these are."""
 
         def views(transform: ImageTransform, count: int, stream: str) -> Tensor:
             """(b, V, C, H, W), each a function of the seed, the stream and the sample's counter."""
             augment = transform.augment
             if augment is None:  # nothing is random
-                return transform.plain(images).unsqueeze(1).expand(-1, count, -1, -1, -1)
+                return transform.pixels(images).unsqueeze(1).expand(-1, count, -1, -1, -1)
             randoms = (generator("cpu", reading.seed, stream, counter) for counter in counters)
-            return transform.augmented(images, torch.stack([augment.draw(count, random) for random in randoms]))
+            return transform.pixels(images, torch.stack([augment.draw(count, random) for random in randoms]))
 
         if reading.seed is None:
-            return {"x": self.transform.plain(images)}
+            batch: Batch = {"x": self.transform.pixels(images)}
+            return batch if reading.raw else self.finish(batch)
         made = views(self.transform, reading.views or self.views, "augment")
-        batch: Batch = {"views": made} if self.gives_views(reading) else {"x": made.squeeze(1)}
+        batch = {"views": made} if self.gives_views(reading) else {"x": made.squeeze(1)}
         if self.local_transform is not None and reading.views is None:
             batch["local_views"] = views(self.local_transform, self.local_views, "augment/local")
-        return batch
+        return batch if reading.raw else self.finish(batch)

@@ -162,6 +162,8 @@ class TrainerParts:
     def _place_model(self) -> None:
         """Move the model to the device, change its layers as asked for, and wrap it for several processes."""
         self.model.to(self.device)
+        if self.device.type == "cuda" and hasattr(self.data, "finish_on"):
+            self.data.finish_on = self.device
         self.precision.choose_attention(self.model)
         change_layers(self.model, activation_checkpointing=self.activation_checkpointing, compile=self.compile)
         unused = self.find_unused_parameters

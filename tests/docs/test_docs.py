@@ -44,7 +44,7 @@ from jepa.utils.errors import UserError
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
-WITHOUT_CONFIG = {"reproduce", "reproduce_engine", "benchmark", "benchmark_linear"}
+WITHOUT_CONFIG = {"reproduce", "reproduce_engine", "benchmark", "benchmark_input", "benchmark_linear"}
 """Scripts that take no overrides."""
 
 CONTEXTS = (
