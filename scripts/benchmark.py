@@ -18,6 +18,8 @@ sweep:  seconds of a sweep per run that are not its training steps: to compose, 
         in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
 startup: seconds from `python train.py` to the first line and to the end of a run of one step without evaluation, and as
         multiples of a process that only imports torch, in turns.
+input:  samples per second of CPU time from JPEG files, beside torchvision's ImageFolder with its transforms and beside the
+        decoder alone; series and text; the share of a run's time in which it waits for data. --folder has the pictures.
 gpu:    what needs a GPU: its tests, then large models in bf16, within --minutes.
 table:  python scripts/benchmark.py table FILE.json: the steps in it as the table of docs/speed.md.
 compare: python scripts/benchmark.py compare OLD.json NEW.json: every ratio that fell by over 10 %.
@@ -37,11 +39,12 @@ from typing import Any
 import benchmark_run
 from benchmark_curves import curves
 from benchmark_gpu import gpu
+from benchmark_input import input_speed
 from benchmark_step import CASES, step
 
 from jepa.utils.read_data import read_json
 
-MEASUREMENTS = {"step": step, "curves": curves, "gpu": gpu} | {
+MEASUREMENTS = {"step": step, "curves": curves, "input": input_speed, "gpu": gpu} | {
     name: getattr(benchmark_run, name) for name in ("masks", "ddp", "saving", "monitor", "online", "sweep", "startup")
 }
 HIGHER_IS_BETTER = ("ratio", "utilisation")
@@ -53,6 +56,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=(), help="of step")
     parser.add_argument("--rounds", type=int, help="turns of what is measured in turns")
+    parser.add_argument("--folder", help="of input: JPEG files in class folders")
     parser.add_argument("--minutes", type=float, help="of gpu, after which it leaves out the rest")
     options = parser.parse_args()
     if options.names[0] == "compare":
@@ -64,7 +68,7 @@ def main() -> None:
         return
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEASUREMENTS)}")
-    given = {"rounds": options.rounds, "cases": options.cases, "minutes": options.minutes}
+    given = {"rounds": options.rounds, "cases": options.cases, "minutes": options.minutes, "folder": options.folder}
     results = {}
     for name in options.names:
         takes = inspect.signature(MEASUREMENTS[name]).parameters

@@ -1,7 +1,6 @@
-"""Measure how fast samples are made: python scripts/benchmark_input.py [FOLDER]
+"""How fast samples are made. Pictures are JPEG files in class folders, or 96 made ones of 500 x 400 pixels and 50 kB.
 
-FOLDER holds JPEG files in class folders, such as clothing10/train; without one, 96 of 500 x 400 pixels and about 50 kB
-are made. Samples per second of CPU time on one thread, in turns, for a picture as one view, two views and multi-crop
+Samples per second of CPU time on one thread, in turns, for a picture as one view, two views and multi-crop
 (2 of 224 and 6 of 96 pixels), each cropped at random, resized bicubically, flipped and normalised:
 decoder: Pillow decodes the file to RGB, and nothing else. v1, v2: torchvision's ImageFolder with its transforms, of
 PIL images and of uint8 tensors, collated. ours: `jepa.data.ImageData`. ratio_to_v1, ratio_to_v2: ours over theirs.
@@ -11,8 +10,6 @@ of a run's time in which it waits for data, by the number of workers.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -205,11 +202,3 @@ def input_speed(rounds: int = 5, folder: str | None = None) -> dict[str, Any]:
             return found | {"wait_share": wait_shares(folder)}
     finally:
         torch.set_num_threads(threads)
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", nargs="?", help="JPEG files in class folders")
-    parser.add_argument("--rounds", type=int, default=5)
-    asked = parser.parse_args()
-    print(json.dumps(input_speed(asked.rounds, asked.folder), indent=2))
