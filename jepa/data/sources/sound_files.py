@@ -132,7 +132,7 @@ class SoundPieces:
         self.files = files
         places = []
         for number in range(len(files)):
-            frames, rate = length_of(files.describe(number))
+            frames, rate = length_of(*files.file(number, files.describe(number)))
             places += [(number, rate, *span) for span in piece_spans(frames, rate, seconds) or [(0, 0)]]
         self.places = np.array(places, dtype=np.int64).reshape(-1, 4)  # number of the file, rate, start, length
 
@@ -149,10 +149,10 @@ class SoundPieces:
         return SoundPart(sound, start, length), label
 
 
-def length_of(path: str) -> tuple[int, int]:
+def length_of(file: File, name: str | None = None) -> tuple[int, int]:
     """Return the samples of a file of sound, as its header says, and its rate; (0, 1) for one that cannot be read."""
     try:
-        sound = SoundFile(path)
+        sound = SoundFile(file, name)
     except UnreadableSample:
         return 0, 1
     return sound.frames, sound.rate
