@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -59,6 +60,7 @@ def pack(config: DictConfig) -> Path:
         raise UserError(f"{', '.join(given)}: for pictures, but data.source gives {kind}")
     packer = Packer(
         folder=folder,
+        root=os.path.abspath(os.path.expanduser(root_of(config))),
         samples={"train": splits.train, "test": splits.test},
         classes=splits.class_names,
         reencode=Reencoding(**settings) if kind == "image" else None,
@@ -142,6 +144,11 @@ def read_splits(config: DictConfig) -> tuple[str, Any]:
     if len(found) > 1 or None in found:
         raise refused
     return found.pop(), splits
+
+
+def root_of(config: DictConfig) -> str:
+    """The folder of the data; of a list without one that of the list."""
+    return config.data.get("root") or os.path.dirname(config.data.get("csv") or "")
 
 
 def hash_of(parts: Any) -> str:

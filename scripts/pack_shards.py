@@ -32,6 +32,8 @@ from jepa.utils.read_data import printable
 
 SHOWN = 20
 """Samples left out that are listed."""
+LONGEST_NAME = 255
+"""Bytes that the index keeps."""
 MEASURED = 16
 """Samples that tell how many a shard takes."""
 
@@ -92,13 +94,19 @@ class Reencoding:
 
 @dataclass(frozen=True)
 class Packer:
-    """What is packed, and where to. max_bad: share of the samples that may be left out as they cannot be read."""
+    """What is packed, and where to. root: folder of the data. max_bad: share of the samples that may be left out."""
 
     folder: Path
+    root: str
     samples: Mapping[str, FileSamples]
     classes: Sequence[str] | None
     reencode: Reencoding | None
     max_bad: float
+
+    def name(self, split: str, index: int) -> str:
+        """The name of a sample, relative to the folder of the data."""
+        name = os.fsdecode(self.samples[split].paths[index].item())
+        return os.path.relpath(name, self.root) if os.path.isabs(name) else name
 
     def content(self, split: str, index: int) -> tuple[bytes, str]:
         """The bytes of a sample and the ending of its name. Raises UnreadableSample."""
@@ -109,20 +117,20 @@ class Packer:
             if isinstance(file, str) and os.path.isdir(file):
                 return frames_of(file), ".tar"
             content = Path(file).read_bytes() if isinstance(file, str) else file.read()
-        suffix = os.path.splitext(samples.name(index))[1].lower()
+        suffix = os.path.splitext(self.name(split, index))[1].lower()
         return (content, suffix) if self.reencode is None else self.reencode(content, suffix, name)
 
     def about(self, split: str, index: int) -> bytes:
         """What the .json file of a sample holds."""
         samples = self.samples[split]
-        about: dict[str, Any] = {"name": samples.name(index)}
+        about: dict[str, Any] = {"name": self.name(split, index)}
         if samples.labels is not None and (label := int(samples.labels[index])) >= 0:
             about |= {"label": label, "class": self.classes[label]}
         return json.dumps(about).encode()
 
     def write(self, shard: Shard) -> list[tuple[str, str]]:
         """Write a shard and its part of the index; gives name and reason of the samples that cannot be read."""
-        samples, rows, names, left_out = self.samples[shard.split], [], bytearray(), []
+        samples, names, labels, places, left_out = self.samples[shard.split], [], [], [], []
         path, part = self.folder / shard.name, self.folder / f"{shard.name}.part"
         try:
             with open(part, "wb") as file:
@@ -134,15 +142,15 @@ class Packer:
                         except UnreadableSample as error:
                             left_out.append((error.name, error.reason))
                             continue
-                        names += os.fsencode(samples.name(index))
-                        label = -1 if samples.labels is None else int(samples.labels[index])
-                        start = archive.offset + tarfile.BLOCKSIZE
-                        rows.append((shard.number, start, len(content), label, len(names)))
+                        names.append(os.fsencode(self.name(shard.split, index))[:LONGEST_NAME])
+                        labels.append(-1 if samples.labels is None else int(samples.labels[index]))
+                        places.append((shard.number, archive.offset + tarfile.BLOCKSIZE, len(content)))
                         add(archive, f"{index:08}{suffix}", content)
                         add(archive, f"{index:08}.json", self.about(shard.split, index))
                 file.flush()
                 os.fsync(file.fileno())
-            kept = {"rows": np.array(rows, dtype=np.int64).reshape(-1, 5), "names": np.frombuffer(names, np.uint8)}
+            kept = {"names": np.array(names, dtype=bytes), "labels": np.array(labels, dtype=np.int64)}
+            kept["places"] = np.array(places, dtype=np.int64).reshape(-1, 3)
             kept["left_out"] = np.frombuffer(json.dumps(left_out).encode(), np.uint8)
             write_atomic(self.folder / shard.rows, lambda path: np.savez(path, **kept))
             os.replace(part, path)
@@ -277,18 +285,17 @@ def finish(packer: Packer, shards: Sequence[Shard], plan: Mapping[str, Any]) -> 
     left_out, splits, size = [], {}, 0
     for split, short in NAMES.items():
         files = [shard for shard in shards if shard.split == split]
-        rows, names, ends = [], [], 0
+        arrays: dict[str, list[np.ndarray]] = {"names": [], "labels": [], "places": []}
         for shard in files:
             with np.load(packer.folder / shard.rows, allow_pickle=False) as kept:
-                rows.append(kept["rows"] + (0, 0, 0, 0, ends))
-                names.append(kept["names"])
+                for name, parts in arrays.items():
+                    parts.append(kept[name])
                 left_out += map(tuple, json.loads(kept["left_out"].tobytes()))
-            ends += len(names[-1])
         sizes = [(shard.name, os.path.getsize(packer.folder / shard.name)) for shard in files]
         splits[split] = {"shards": sizes}
         size += sum(each for _, each in sizes)
-        for name, arrays in (("index", rows), ("names", names)):
-            write_array(packer.folder / f"{short}_{name}.npy", np.concatenate(arrays))
+        for name, parts in arrays.items():
+            write_array(packer.folder / f"{short}_{name}.npy", np.concatenate(parts))
     if left_out:
         print(check_left_out(packer, left_out))
     write_text(packer.folder / INDEX, json.dumps({"version": VERSION, **plan, "splits": splits}))

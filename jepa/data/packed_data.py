@@ -1,15 +1,14 @@
-"""Data that scripts/pack.py has packed, as the data of its kind.
-
-python train.py data=packed data.root=packed
-"""
+"""Data that scripts/pack.py has packed, as the data of its kind."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from jepa.data.data_module import DataModule, read_source
+from jepa.data.data_module import DataModule
 from jepa.data.sources.packed import read_packed
+from jepa.data.sources.sound_files import in_pieces
 from jepa.utils.errors import DataError
 from jepa.utils.log_mel import LogMel
 
@@ -34,18 +33,18 @@ def packed(
     max_bad_share: float = 0.1,
     hints: Mapping[str, Any] | None = None,
 ) -> DataModule:
-    """Data of a packed folder of pictures, sounds or videos.
+    """Data of a packed folder; piece_seconds: of sounds, cuts each into samples of that length.
 
-    piece_seconds: cuts each sound into samples of that length.
-    image, audio, video: make the data of such a folder, called with `source=`, the two or three arguments of their own
-        and those from views on. None: such folders are refused.
-
-    Raises DataError for a folder that is not packed, or damaged.
+    image, audio, video: make the data of a folder of these, called with `source=`, the two or three arguments of their
+    own and those from views on; None: such folders are refused. Raises DataError for a folder that is not packed.
     """
     loader = {"views": views, "batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
     loader |= {"prefetch_factor": prefetch_factor, "max_bad_share": max_bad_share, "hints": hints}
     DataModule(**loader)  # checked before anything is read
-    kind, splits = read_source(read_packed, root=root, piece_seconds=piece_seconds)
+    kind, splits = read_packed(os.path.expanduser(root))
+    if piece_seconds is not None and kind != "audio":
+        raise ValueError(f"data.piece_seconds={piece_seconds}: expected null, as data.root holds {kind}")
+    splits = in_pieces(splits, piece_seconds, "data.piece_seconds")
     pictures = {"image_size": image_size, "channels": channels}
     make, own = {
         "image": (image, pictures),

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -147,6 +147,18 @@ class SoundPieces:
         number, _, start, length = self.places[index].tolist()
         sound, label = self.files[number]
         return SoundPart(sound, start, length), label
+
+
+def in_pieces(splits: Splits, seconds: float | None, key: str) -> Splits:
+    """Return the splits with each file in pieces, and a line that counts them; None: as they are."""
+    if seconds is None:
+        return splits
+    if seconds <= 0:
+        raise ValueError(f"{key}={seconds}: expected seconds above 0, or null")
+    train, test = (SoundPieces(files, seconds) for files in (splits.train, splits.test))
+    files, pieces = len(splits.train) + len(splits.test), len(train) + len(test)
+    line = f"{files:,} files of sound in {pieces:,} pieces of {seconds:g} s"
+    return replace(splits, train=train, test=test, lines=(*splits.lines, line))
 
 
 def length_of(file: File, name: str | None = None) -> tuple[int, int]:

@@ -77,11 +77,8 @@ class FileSamples:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def name(self, index: int) -> str:
-        return os.fsdecode(self.paths[index].item())
-
     def describe(self, index: int) -> str:
-        return os.path.join(self.folder, self.name(index))
+        return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
         if self.labels is not None and self.labels[index] < 0:
@@ -92,7 +89,7 @@ class FileSamples:
     def file(self, index: int, name: str) -> tuple[Any, ...]:
         if self.contents is None:
             return (name,)
-        if (content := self.contents.get(self.name(index))) is None:
+        if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
             raise UnreadableSample(name, "the archive does not hold it")
         return io.BytesIO(content), name
 

@@ -36,9 +36,9 @@ LONGEST = {"name": 255, "label": 64}  # bytes kept
 
 @dataclass(frozen=True)
 class Members:
-    """The pictures in some archives, in their order. names: bytes (N,), of the archive inside an archive too.
+    """Some members of archives, in their order. names: bytes (N,), of the archive inside an archive too.
 
-    labels: bytes (N,), empty for none. places: int64 (N, 3), number of the archive, first byte, and size.
+    labels: bytes (N,), empty for none, or numbers. places: int64 (N, 3), number of the archive, first byte, and size.
     """
 
     archives: tuple[str, ...]
@@ -49,34 +49,39 @@ class Members:
     def __len__(self) -> int:
         return len(self.names)
 
+    def check(self, sizes: Sequence[int], label_kind: str) -> None:
+        """Raise ValueError for arrays of other kinds, and places beyond the ends of archives of these sizes."""
+        names, labels, places = self.names, self.labels, self.places
+        count = (len(names),)
+        kinds = [names.dtype.kind, labels.dtype.kind, places.dtype.str[1:], names.shape, labels.shape, places.shape]
+        if kinds != ["S", label_kind, "i8", count, count, (*count, 3)]:
+            raise ValueError("its arrays are of other kinds")
+        number, start, size = places.T
+        if (places < 0).any() or (number >= len(sizes)).any() or (start > np.array(sizes)[number] - size).any():
+            raise ValueError("it names places beyond the end of an archive")
 
-class ArchiveSamples(FileSamples):
-    """Members of archives by their places, an array (N, 3) as of `Members`, which may be a memory map.
 
-    decode: called with a file in memory and its name. most_in_memory: bytes of it; a larger one is read as needed, or
-    is a bad sample for None.
+class TarSamples(FileSamples):
+    """Some of the members of archives and their labels, as `FileSamples`; rows: which members.
+
+    most_in_memory: bytes of a file; a larger one is read as needed, or for None a bad sample if it has MOST_BYTES.
     """
 
+    most_in_memory: int | None = None
+
     def __init__(
-        self,
-        archives: Sequence[str],
-        places: np.ndarray,
-        labels: Sequence[int] | None,
-        decode: Callable[..., Any],
-        most_in_memory: int | None = None,
+        self, rows: Sequence[int] | slice, labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
     ) -> None:
         super().__init__((), labels, decode)
-        self.archives, self.places, self.most_in_memory = archives, places, most_in_memory
+        rows = rows if isinstance(rows, slice) else np.array(rows, dtype=np.int64)
+        self.archives, self.paths, self.places = members.archives, members.names[rows], members.places[rows]
         self._opened: dict[int, io.FileIO] = {}  # where files are far away, opening one takes longer than reading
-
-    def __len__(self) -> int:
-        return len(self.places)
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_opened": {}}
 
     def describe(self, index: int) -> str:
-        return os.path.join(self.archives[self.places[index][0]], self.name(index))
+        return os.path.join(self.archives[self.places[index][0]], super().describe(index))
 
     def file(self, index: int, name: str) -> tuple[io.BytesIO | io.BufferedReader, str]:
         archive, start, size = self.places[index].tolist()
@@ -93,17 +98,6 @@ class ArchiveSamples(FileSamples):
         if len(content) < max(size, 1):
             raise UnreadableSample(name, "the archive ends before it" if size else "the file is empty")
         return io.BytesIO(content), name
-
-
-class TarSamples(ArchiveSamples):
-    """Some of the members of archives and their labels, as `FileSamples`; rows: which members."""
-
-    def __init__(
-        self, rows: Sequence[int], labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
-    ) -> None:
-        rows = np.array(rows, dtype=np.int64)
-        super().__init__(members.archives, members.places[rows], labels, decode)
-        self.paths = members.names[rows]
 
 
 def index_tars(archives: Sequence[Path], kept: Path) -> tuple[Members, tuple[str, ...]]:
@@ -151,20 +145,8 @@ def _read_index(path: Path, stamp: bytes, archives: tuple[str, ...], sizes: Sequ
         if stored["stamp"].tobytes() != stamp:
             return None
         members = Members(archives, stored["names"], stored["labels"], stored["places"])
-    names, labels, places = members.names, members.labels, members.places
-    count = (len(names),)
-    kinds = [names.dtype.kind, labels.dtype.kind, places.dtype.str[1:], names.shape, labels.shape, places.shape]
-    if kinds != ["S", "S", "i8", count, count, (*count, 3)]:
-        raise ValueError("its arrays are of other kinds")
-    check_places(places, sizes)
+    members.check(sizes, "S")
     return members
-
-
-def check_places(places: np.ndarray, sizes: Sequence[int]) -> None:
-    """Raise ValueError for places (N, 3) beyond the ends of archives of these sizes."""
-    number, start, size = places.T
-    if (places < 0).any() or (number >= len(sizes)).any() or (start > np.array(sizes)[number] - size).any():
-        raise ValueError("it names places beyond the end of an archive")
 
 
 def _pictures(path: Path) -> list[tuple[str, str, int, int]]:
@@ -256,14 +238,10 @@ class Part(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def seekable(self) -> bool:
-        return True
+    seekable = readable
 
     def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
         self.place = max(0, place + (0, self.place, self.size)[whence])
-        return self.place
-
-    def tell(self) -> int:
         return self.place
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
