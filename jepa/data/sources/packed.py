@@ -27,7 +27,7 @@ from jepa.utils.errors import DataError, first_line
 from jepa.utils.read_data import open_regular, parse_json, read_bytes
 
 VERSION = 1
-INDEX, MOST_INDEX = "index.json", 2**28
+INDEX, MOST_INDEX = "index.json", 2**24
 NAMES = {"train": "train", "test": "val"}  # of the splits in names of files
 
 

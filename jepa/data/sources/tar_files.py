@@ -10,7 +10,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class TarSamples(FileSamples):
         super().__init__((), labels, decode)
         rows = rows if isinstance(rows, slice) else np.array(rows, dtype=np.int64)
         self.archives, self.paths, self.places = members.archives, members.names[rows], members.places[rows]
-        self._opened: dict[int, io.FileIO] = {}  # where files are far away, opening one takes longer than reading
+        self._opened: dict[int, BinaryIO] = {}  # where files are far away, opening one takes longer than reading
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_opened": {}}
@@ -154,7 +154,7 @@ def _pictures(path: Path) -> list[tuple[str, str, int, int]]:
     found: list[tuple[str, str, int, int]] = []
     labels: dict[str, str] = {}
     try:
-        with open_regular(path, 2**62).raw as file:
+        with open_regular(path, 2**62) as file:
             for member, start in members_of(file, 0, os.fstat(file.fileno()).st_size, str(path)):
                 name = member.name.lower()
                 if name.endswith(IMAGE_EXTENSIONS):
@@ -195,7 +195,7 @@ def _usable(label: str) -> str:
     return label if label.isprintable() and len(label.encode()) <= LONGEST["label"] else ""
 
 
-def members_of(file: io.FileIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def members_of(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """The files in an archive that is a part of a file, and their first bytes. Raises DataError for a damaged one."""
     part = _Headers(file, start, size)
     last, before = "its beginning", 0
@@ -221,7 +221,7 @@ def members_of(file: io.FileIO, start: int, size: int, name: str) -> Iterator[tu
         raise DataError(f"{name} {problem}") from error
 
 
-def read_at(file: io.FileIO, count: int, start: int) -> bytes:
+def read_at(file: BinaryIO, count: int, start: int) -> bytes:
     """At most `count` bytes from `start` on, by position where that can be, as forked workers share an open file."""
     if hasattr(os, "pread"):
         return os.pread(file.fileno(), count, start)
@@ -232,7 +232,7 @@ def read_at(file: io.FileIO, count: int, start: int) -> bytes:
 class Part(io.RawIOBase):
     """A part of a file, as a file."""
 
-    def __init__(self, whole: io.FileIO, start: int, size: int) -> None:
+    def __init__(self, whole: BinaryIO, start: int, size: int) -> None:
         self.whole, self.start, self.size, self.place = whole, start, size, 0
 
     def readable(self) -> bool:
