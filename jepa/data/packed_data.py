@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -40,8 +39,7 @@ def packed(
     """
     loader = {"views": views, "batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
     loader |= {"prefetch_factor": prefetch_factor, "max_bad_share": max_bad_share, "hints": hints}
-    DataModule(**loader)  # checked before anything is read
-    kind, splits = read_packed(os.path.expanduser(root))
+    kind, splits = read_packed(root)
     if piece_seconds is not None and kind != "audio":
         raise ValueError(f"data.piece_seconds={piece_seconds}: expected null, as data.root holds {kind}")
     splits = in_pieces(splits, piece_seconds, "data.piece_seconds")

@@ -33,7 +33,7 @@ NAMES = {"train": "train", "test": "val"}  # of the splits in names of files
 
 def read_packed(root: str) -> tuple[str, Splits]:
     """The kind and the samples of a packed folder. Raises DataError for another one, damaged shards or index."""
-    folder = Path(root)
+    folder = Path(root).expanduser()
     if not (folder / INDEX).is_file():
         problem = f"holds no {INDEX}" if folder.is_dir() else "is not a folder"
         how = f"write one with: python scripts/pack.py data=image_folder data.root=<pictures> output={root}"
@@ -72,9 +72,8 @@ def _split(folder: Path, split: str, shards: list[list[Any]], kind: str, classes
     members.check([size for _, size in shards], "i")
     if ((labels := members.labels) < -1).any() or (labels >= len(classes or "-")).any():
         raise ValueError(f"it holds labels beyond its {len(classes or ()):,} classes")
-    decode, most = KINDS[kind]
-    samples = TarSamples(slice(None), None if classes is None else labels, members=members, decode=decode)
-    samples.most_in_memory = most
+    samples = TarSamples(slice(None), None if classes is None else labels, members=members, decode=KINDS[kind][0])
+    samples.most_in_memory = KINDS[kind][1]
     return samples
 
 

@@ -197,7 +197,7 @@ def _usable(label: str) -> str:
 
 def members_of(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """The files in an archive that is a part of a file, and their first bytes. Raises DataError for a damaged one."""
-    part = _Headers(file, start, size)
+    part = _Headers(Part(file, start, size))
     last, before = "its beginning", 0
     try:
         with tarfile.open(fileobj=part, mode="r:") as archive:
@@ -251,10 +251,14 @@ class Part(io.RawIOBase):
         return len(content)
 
 
-class _Headers(Part):
+class _Headers:
     """A part of a file that tarfile reads headers from; refuses to read long ones."""
 
-    def read(self, count: int = -1) -> bytes:
+    def __init__(self, part: Part) -> None:
+        self.part = io.BufferedReader(part)
+        self.tell, self.seek = self.part.tell, self.part.seek
+
+    def read(self, count: int) -> bytes:
         if not 0 <= count <= MOST_HEADER:
             raise tarfile.ReadError(f"a header claims {count:,} bytes")
-        return super().read(count)
+        return self.part.read(count)
