@@ -18,8 +18,8 @@ sweep:  seconds of a sweep per run that are not its training steps: to compose, 
         in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
 startup: seconds from `python train.py` to the first line and to the end of a run of one step without evaluation, and as
         multiples of a process that only imports torch, in turns.
-input:  samples per second of CPU time from JPEG files, beside torchvision's ImageFolder with its transforms and beside the
-        decoder alone; series and text; the share of a run's time in which it waits for data. --folder has the pictures.
+input:  samples per second of CPU time from JPEG files (--folder), beside torchvision's ImageFolder with its transforms
+        and beside the decoder alone; series and text; the share of a run's time in which it waits for data.
 gpu:    what needs a GPU: its tests, then large models in bf16, within --minutes.
 table:  python scripts/benchmark.py table FILE.json: the steps in it as the table of docs/speed.md.
 compare: python scripts/benchmark.py compare OLD.json NEW.json: every ratio that fell by over 10 %.

@@ -12,6 +12,7 @@ NAMES = {
     "augment": ("Augment", "SeriesAugment"),
     "image_data": ("ImageData",),
     "mixed_data": ("MixedData", "TaskData"),
+    "packed_data": ("packed",),
     "paired_data": ("PairedData", "PicturesAndCaptions", "WrittenAndSpokenDigits"),
     "series_data": ("SeriesData",),
     "text_data": ("TextData",),

@@ -61,6 +61,7 @@ CONTEXTS = (
     "data=segmentation_folder evaluation=online",
     "model=text data=text_csv",
     "model=text data=hf",
+    "model=audio data=packed",
     "model=series data=series_csv model/mask=time_span",
     "model=series data=ucr",
     "experiment=series_etth1",

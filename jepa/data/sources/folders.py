@@ -14,7 +14,7 @@ from typing import Any
 from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
 from jepa.data.sources.label_tracks import with_label_tracks
-from jepa.data.sources.sound_files import SoundFile, SoundPieces, length_of, require_soundfile
+from jepa.data.sources.sound_files import SoundFile, in_pieces, length_of, require_soundfile
 from jepa.data.sources.splits import FileSamples, Listed, Splits, check_fraction, first_few, sort_classes, split_listed
 from jepa.data.sources.video_lists import read_list
 from jepa.utils.errors import DataError
@@ -78,25 +78,17 @@ def audio_folder(
     label_tracks: read what each frame is from the .txt file beside each sound (`with_label_tracks`), for `DenseProbe`.
     """
     require_soundfile()  # before training reads the first file
-    if piece_seconds is not None and piece_seconds <= 0:
-        raise ValueError(f"data.source.piece_seconds={piece_seconds}: expected seconds above 0, or null")
     kind = replace(SOUNDS, beside=(".txt",)) if label_tracks else SOUNDS
     files = find_splits(root, kind, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
-    splits = _in_pieces(files, piece_seconds)
-    return with_label_tracks(splits, [files.train, files.test]) if label_tracks else splits
-
-
-def _in_pieces(splits: Splits, piece_seconds: float | None) -> Splits:
-    """Cut files of sound into samples of that length; None leaves them, and says so of long ones."""
+    splits = in_pieces(files, piece_seconds, "data.source.piece_seconds")
+    if label_tracks:
+        splits = with_label_tracks(splits, [files.train, files.test])
     if piece_seconds is None:
-        lengths = [length_of(splits.train.describe(number)) for number in range(min(5, len(splits.train)))]
+        lengths = [length_of(files.train.describe(number)) for number in range(min(5, len(files.train)))]
         usual = statistics.median(frames / rate for frames, rate in lengths)
         line = f"files of {usual:.0f} s are one sample each: data.source.piece_seconds=10 cuts them into many"
         return replace(splits, lines=(*splits.lines, line)) if usual > LONG_SOUND else splits
-    train, test = (SoundPieces(files, piece_seconds) for files in (splits.train, splits.test))
-    files, pieces = len(splits.train) + len(splits.test), len(train) + len(test)
-    line = f"{files:,} files of sound in {pieces:,} pieces of {piece_seconds:g} s"
-    return replace(splits, train=train, test=test, lines=(*splits.lines, line))
+    return splits
 
 
 def video_folder(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -132,7 +132,7 @@ class SoundPieces:
         self.files = files
         places = []
         for number in range(len(files)):
-            frames, rate = length_of(files.describe(number))
+            frames, rate = length_of(*files.file(number, files.describe(number)))
             places += [(number, rate, *span) for span in piece_spans(frames, rate, seconds) or [(0, 0)]]
         self.places = np.array(places, dtype=np.int64).reshape(-1, 4)  # number of the file, rate, start, length
 
@@ -149,10 +149,22 @@ class SoundPieces:
         return SoundPart(sound, start, length), label
 
 
-def length_of(path: str) -> tuple[int, int]:
+def in_pieces(splits: Splits, seconds: float | None, key: str) -> Splits:
+    """Return the splits with each file in pieces, and a line that counts them; None: as they are."""
+    if seconds is None:
+        return splits
+    if seconds <= 0:
+        raise ValueError(f"{key}={seconds}: expected seconds above 0, or null")
+    train, test = (SoundPieces(files, seconds) for files in (splits.train, splits.test))
+    files, pieces = len(splits.train) + len(splits.test), len(train) + len(test)
+    line = f"{files:,} files of sound in {pieces:,} pieces of {seconds:g} s"
+    return replace(splits, train=train, test=test, lines=(*splits.lines, line))
+
+
+def length_of(file: File, name: str | None = None) -> tuple[int, int]:
     """Return the samples of a file of sound, as its header says, and its rate; (0, 1) for one that cannot be read."""
     try:
-        sound = SoundFile(path)
+        sound = SoundFile(file, name)
     except UnreadableSample:
         return 0, 1
     return sound.frames, sound.rate

@@ -26,6 +26,7 @@ log = logging.getLogger("jepa")
 VERSION = 1  # of the index; another one is found anew
 MOST_INDEX = 2**33  # bytes of a kept index: of 100 million pictures
 MOST_BYTES = 2**29  # of one picture, packed as it is
+MOST_OPEN = 100  # archives at a time
 MOST_HEADER = 2**20  # bytes of a header; long names are in headers of their own
 MOST_LABEL = 2**16  # bytes of a file with a label
 LABEL_KEYS = ("label", "cls", "class", "class_id", "wnid")
@@ -35,9 +36,9 @@ LONGEST = {"name": 255, "label": 64}  # bytes kept
 
 @dataclass(frozen=True)
 class Members:
-    """The pictures in some archives, in their order. names: bytes (N,), of the archive inside an archive too.
+    """Some members of archives, in their order. names: bytes (N,), of the archive inside an archive too.
 
-    labels: bytes (N,), empty for none. places: int64 (N, 3), number of the archive, first byte, and size.
+    labels: bytes (N,), empty for none, or numbers. places: int64 (N, 3), number of the archive, first byte, and size.
     """
 
     archives: tuple[str, ...]
@@ -48,27 +49,52 @@ class Members:
     def __len__(self) -> int:
         return len(self.names)
 
+    def check(self, sizes: Sequence[int], label_kind: str) -> None:
+        """Raise ValueError for arrays of other kinds, and places beyond the ends of archives of these sizes."""
+        names, labels, places = self.names, self.labels, self.places
+        count = (len(names),)
+        kinds = [names.dtype.kind, labels.dtype.kind, places.dtype.str[1:], names.shape, labels.shape, places.shape]
+        if kinds != ["S", label_kind, "i8", count, count, (*count, 3)]:
+            raise ValueError("its arrays are of other kinds")
+        number, start, size = places.T
+        if (places < 0).any() or (number >= len(sizes)).any() or (start > np.array(sizes)[number] - size).any():
+            raise ValueError("it names places beyond the end of an archive")
+
 
 class TarSamples(FileSamples):
-    """Some of the members of archives and their labels, as `FileSamples`; rows: which members."""
+    """Some of the members of archives and their labels, as `FileSamples`; rows: which members.
+
+    most_in_memory: bytes of a file; a larger one is read as needed, or for None a bad sample if it has MOST_BYTES.
+    """
+
+    most_in_memory: int | None = None
 
     def __init__(
-        self, rows: Sequence[int], labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
+        self, rows: Sequence[int] | slice, labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
     ) -> None:
         super().__init__((), labels, decode)
-        rows = np.array(rows, dtype=np.int64)
+        rows = rows if isinstance(rows, slice) else np.array(rows, dtype=np.int64)
         self.archives, self.paths, self.places = members.archives, members.names[rows], members.places[rows]
+        self._opened: dict[int, BinaryIO] = {}  # where files are far away, opening one takes longer than reading
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_opened": {}}
 
     def describe(self, index: int) -> str:
         return os.path.join(self.archives[self.places[index][0]], super().describe(index))
 
-    def file(self, index: int, name: str) -> tuple[io.BytesIO, str]:
+    def file(self, index: int, name: str) -> tuple[io.BytesIO | io.BufferedReader, str]:
         archive, start, size = self.places[index].tolist()
-        if size > MOST_BYTES:
+        if size > MOST_BYTES and self.most_in_memory is None:
             raise UnreadableSample(name, f"it claims {size:,} bytes, more than {MOST_BYTES:,}")
-        with readable(self.archives[archive], name), open(self.archives[archive], "rb") as file:
-            file.seek(start)
-            content = file.read(size)
+        with readable(self.archives[archive], name):
+            if archive not in self._opened:
+                if len(self._opened) == MOST_OPEN:
+                    self._opened.clear()
+                self._opened[archive] = open(self.archives[archive], "rb", buffering=0)  # noqa: SIM115
+            if self.most_in_memory is not None and size > self.most_in_memory:
+                return io.BufferedReader(Part(self._opened[archive], start, size)), name
+            content = read_at(self._opened[archive], size, start)
         if len(content) < max(size, 1):
             raise UnreadableSample(name, "the archive ends before it" if size else "the file is empty")
         return io.BytesIO(content), name
@@ -119,14 +145,7 @@ def _read_index(path: Path, stamp: bytes, archives: tuple[str, ...], sizes: Sequ
         if stored["stamp"].tobytes() != stamp:
             return None
         members = Members(archives, stored["names"], stored["labels"], stored["places"])
-    names, labels, places = members.names, members.labels, members.places
-    count = (len(names),)
-    kinds = [names.dtype.kind, labels.dtype.kind, places.dtype.str[1:], names.shape, labels.shape, places.shape]
-    if kinds != ["S", "S", "i8", count, count, (*count, 3)]:
-        raise ValueError("its arrays are of other kinds")
-    number, start, size = places.T
-    if (places < 0).any() or (number >= len(sizes)).any() or (start > np.array(sizes)[number] - size).any():
-        raise ValueError("it names places beyond the end of an archive")
+    members.check(sizes, "S")
     return members
 
 
@@ -136,18 +155,17 @@ def _pictures(path: Path) -> list[tuple[str, str, int, int]]:
     labels: dict[str, str] = {}
     try:
         with open_regular(path, 2**62) as file:
-            for member, start in _members(file, 0, os.fstat(file.fileno()).st_size, str(path)):
+            for member, start in members_of(file, 0, os.fstat(file.fileno()).st_size, str(path)):
                 name = member.name.lower()
                 if name.endswith(IMAGE_EXTENSIONS):
                     found.append((member.name, "", start, member.size))
                 elif name.endswith(".tar"):
                     label = _usable(Path(member.name).stem)
-                    for each, first in _members(file, start, member.size, f"{path}/{member.name}"):
+                    for each, first in members_of(file, start, member.size, f"{path}/{member.name}"):
                         if each.name.lower().endswith(IMAGE_EXTENSIONS):
                             found.append((f"{member.name}/{each.name}", label, first, each.size))
                 elif name.endswith(".cls") or (name.endswith(".json") and _key(member.name) not in labels):
-                    file.seek(start)
-                    content = file.read(member.size) if member.size <= MOST_LABEL else b""
+                    content = read_at(file, member.size, start) if member.size <= MOST_LABEL else b""
                     labels[_key(member.name)] = _label(content, member.name)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
@@ -177,9 +195,9 @@ def _usable(label: str) -> str:
     return label if label.isprintable() and len(label.encode()) <= LONGEST["label"] else ""
 
 
-def _members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def members_of(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """The files in an archive that is a part of a file, and their first bytes. Raises DataError for a damaged one."""
-    part = _Part(file, start, size)
+    part = _Headers(Part(file, start, size))
     last, before = "its beginning", 0
     try:
         with tarfile.open(fileobj=part, mode="r:") as archive:
@@ -203,23 +221,44 @@ def _members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple
         raise DataError(f"{name} {problem}") from error
 
 
-class _Part:
-    """A part of a file, as the file that tarfile reads headers from; refuses to read long ones."""
+def read_at(file: BinaryIO, count: int, start: int) -> bytes:
+    """At most `count` bytes from `start` on, by position where that can be, as forked workers share an open file."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), count, start)
+    file.seek(start)
+    return file.read(count)
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self.file, self.start, self.size, self.place = file, start, size, 0
 
-    def tell(self) -> int:
+class Part(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, whole: BinaryIO, start: int, size: int) -> None:
+        self.whole, self.start, self.size, self.place = whole, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    seekable = readable
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self.place = max(0, place + (0, self.place, self.size)[whence])
         return self.place
 
-    def seek(self, place: int) -> None:
-        self.place = place
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        content = read_at(self.whole, max(0, min(len(buffer), self.size - self.place)), self.start + self.place)
+        buffer[: len(content)] = content
+        self.place += len(content)
+        return len(content)
+
+
+class _Headers:
+    """A part of a file that tarfile reads headers from; refuses to read long ones."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = io.BufferedReader(part)
+        self.tell, self.seek = self.part.tell, self.part.seek
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes of the part. Raises ReadError for more than a header has."""
         if not 0 <= count <= MOST_HEADER:
             raise tarfile.ReadError(f"a header claims {count:,} bytes")
-        self.file.seek(self.start + self.place)
-        content = self.file.read(max(0, min(count, self.size - self.place)))
-        self.place += len(content)
-        return content
+        return self.part.read(count)
