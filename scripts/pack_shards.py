@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import tarfile
+import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -253,6 +254,13 @@ def _start(*state: Any) -> None:
     global _state
     _state = state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends the others
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the main process, which may be killed, and end this one, which would wait for ever."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _write(shard: Shard) -> list[tuple[str, str]]:
