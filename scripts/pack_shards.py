@@ -19,9 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from torchvision.transforms.functional import to_pil_image
 
 from jepa.data.sources.decoders import decode_image, is_frame_file, readable
 from jepa.data.sources.packed import INDEX, NAMES, VERSION
@@ -29,7 +31,7 @@ from jepa.data.sources.splits import FileSamples
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError, reason
 from jepa.utils.files import write_atomic, write_text
-from jepa.utils.read_data import printable
+from jepa.utils.read_data import parse_json, printable
 
 SHOWN = 20
 """Samples left out that are listed."""
@@ -71,7 +73,9 @@ class Reencoding:
             return content, suffix
         image = decode_image(io.BytesIO(content), name)
         if not isinstance(image, Image.Image):
-            return content, suffix
+            if image.dtype != torch.uint8 or len(image) not in (1, 3):
+                return content, suffix
+            image = to_pil_image(image)
         scale = (self.longest_side or math.inf) / max(image.size)
         scale = min(scale, (self.shortest_side or math.inf) / min(image.size), 1.0)
         if scale == 1 and self.format is None:
@@ -298,7 +302,7 @@ def finish(packer: Packer, shards: Sequence[Shard], plan: Mapping[str, Any]) -> 
             with np.load(packer.folder / shard.rows, allow_pickle=False) as kept:
                 for name, parts in arrays.items():
                     parts.append(kept[name])
-                left_out += map(tuple, json.loads(kept["left_out"].tobytes()))
+                left_out += map(tuple, parse_json(kept["left_out"].tobytes(), packer.folder / shard.rows))
         sizes = [(shard.name, os.path.getsize(packer.folder / shard.name)) for shard in files]
         splits[split] = {"shards": sizes}
         size += sum(each for _, each in sizes)
