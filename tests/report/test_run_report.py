@@ -295,6 +295,7 @@ def test_the_decoder():
     values = features[:, :4] @ torch.randn(4, 6, generator=random)
     decoder = fit_decoder(features, values)
     assert explained(values, decoder(features)) > 0.95
+    assert explained(values, fit_decoder(features.bfloat16(), values)(features)) > 0.9, "as networks give them in bf16"
     assert explained(values, decoder(features.roll(1, 0))) == 0
     index = torch.tensor([[1, 3], [2, 0]])
     placed = place(torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]), index, torch.tensor([[[0.0, 0.0, 5.0]]]))
