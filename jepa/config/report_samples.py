@@ -193,9 +193,10 @@ def classify(networks: Networks, embedded: Embedded) -> Classified | None:
     train = train[train.labels >= 0]
     if len(train.labels.unique()) < 2:
         return None
-    probe = LinearProbe().fit(train, classes=len(embedded.names), seed=networks.seed)
-    standardised = (embedded.features["trained"][: embedded.held_out] - probe.mean) / probe.std
-    logits = standardised @ probe.coefficients[:-1] + probe.coefficients[-1]
+    with torch.autocast(networks.device.type, enabled=False):
+        probe = LinearProbe().fit(train, classes=len(embedded.names), seed=networks.seed)
+        standardised = (embedded.features["trained"][: embedded.held_out] - probe.mean) / probe.std
+        logits = standardised @ probe.coefficients[:-1] + probe.coefficients[-1]
     return Classified(logits.softmax(dim=1), len(train))
 
 

@@ -109,7 +109,7 @@ def run(fork_server, tmp_path_factory, tiny):
 @pytest.fixture
 def digits(run):
     """Return a run on pictures."""
-    return run("digits", "trainer.validate_every_epochs=1")
+    return run("digits", "trainer.validate_every_epochs=1", "trainer.precision=bf16")
 
 
 def test_a_run_writes_its_page_at_its_end(digits):
