@@ -75,6 +75,8 @@ def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
 
 def of_pillow(image: Image.Image, format: str | None, name: str) -> Image.Image | Tensor:
     """Return an image of Pillow as it is, or what is in it where that has more than 8 bits. format: of its file."""
+    if 0 in image.size:
+        raise UnreadableSample(name, "it has no pixels")
     if image.mode[0] not in "IF":
         return image
     values = np.asarray(image)
