@@ -85,3 +85,11 @@ def test_ratios_that_fell(scripts, tmp_path, capsys, monkeypatch):
     assert (
         capsys.readouterr().out == "step.a fp32.ratio_to_published: 1.200 -> 1.000\n1 of 2 ratios fell by over 10 %\n"
     )
+
+
+def test_the_page_has_the_committed_results(scripts, request):
+    import benchmark
+
+    root = request.config.rootpath
+    rows = json.loads((root / "scripts" / "results" / "benchmark.json").read_text())["step"]
+    assert benchmark.table(rows) in (root / "docs" / "speed.md").read_text()
