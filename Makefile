@@ -1,14 +1,14 @@
 # `make train` and `make test` set everything up themselves; nothing but python3 (with pip) and make is needed.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help install train runs test test-fast test-faults lint clean
+.PHONY: help install train runs bench bench-compare test test-fast test-faults lint clean
 
 UV := $(or $(shell command -v uv),.uv/bin/uv)
 PYTHON := .venv/bin/python
 ARGS ?=
 
 help:  ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 .uv/bin/uv:
 	@echo "fetching uv into .uv/"
@@ -27,6 +27,13 @@ train: install  ## train the tuned run on the bundled digits; ARGS="trainer.seed
 
 runs: install  ## serve a page over all runs; ARGS="folder=outputs/mine port=8080" overrides
 	$(PYTHON) scripts/runs.py $(ARGS)
+
+bench: install  ## time training steps and more into outputs/benchmark.json; ARGS="step --rounds=3" chooses
+	@mkdir -p outputs
+	$(PYTHON) scripts/benchmark.py $(ARGS) --json=outputs/benchmark.json
+
+bench-compare: install  ## show every ratio of it that is 10 % below that of the committed results
+	$(PYTHON) scripts/benchmark.py compare scripts/results/benchmark.json outputs/benchmark.json
 
 # A process for each core, and each file of tests in one of them.
 PYTEST := $(PYTHON) -m pytest -n auto --dist loadfile

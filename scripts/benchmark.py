@@ -1,7 +1,10 @@
-"""Measure what the code costs: python scripts/benchmark.py [NAME ...]
+"""Measure what the code costs: python scripts/benchmark.py [NAME ...] [--json=FILE]
 
+step:   training steps: samples per second; the operations that torch counts, as a share of the rate of large matrix
+        products measured beside them (utilisation); what each part takes; in turns with the step written the published
+        way and with peers from the package index, which get an environment of their own in outputs/.
+curves: seconds and memory against batch, tokens, depth, data set size and evaluated samples, each in its own process.
 masks:  milliseconds to draw multi-block masks for 256 images on a 14 x 14 grid, one thread.
-loop:   the share of a ViT-S/16 step (batch 16, 224 px) that is not forward, backward, optimizer or target update.
 ddp:    samples per second of 2 processes that train the default run on digits together, as a share of that of
         2 which train apart; one thread and one core each, 64 samples each, data and logging included.
 saving: how long a checkpoint of 239 M numbers holds the loop up, written at once or in the background, beside the
@@ -15,364 +18,98 @@ sweep:  seconds of a sweep per run that are not its training steps: to compose, 
         in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
 startup: seconds from `python train.py` to the first line and to the end of a run of one step without evaluation, and as
         multiples of a process that only imports torch, in turns.
-Prints medians as JSON. Timings on a shared machine vary: compare ratios, not runs; what a ratio compares is measured
-in turns.
+input:  samples per second of CPU time from JPEG files (--folder), beside torchvision's ImageFolder with its transforms
+        and beside the decoder alone; series and text; the share of a run's time in which it waits for data.
+gpu:    what needs a GPU: its tests, then large models in bf16, within --minutes.
+table:  python scripts/benchmark.py table FILE.json: the steps in it as the table of docs/speed.md.
+compare: python scripts/benchmark.py compare OLD.json NEW.json: every ratio that fell by over 10 %.
+Prints medians as JSON, or writes them. Timings on a shared machine vary: compare ratios, not runs; what a ratio
+compares is measured in turns.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import inspect
 import json
-import multiprocessing
-import os
-import shutil
-import socket
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-import torch
-from torch.utils._pytree import tree_leaves
+import benchmark_run
+from benchmark_curves import curves
+from benchmark_gpu import gpu
+from benchmark_input import input_speed
+from benchmark_step import CASES, step
 
-from jepa import build_trainer, load_config
-from jepa.checkpoint.saver import Saver, copied
-from jepa.distributed.collectives import destroy_process_group
-from jepa.masks import MultiBlockMask
-from jepa.trainer import Trainer
-from jepa.types import DataSpec
 from jepa.utils.read_data import read_json
 
-ROOT = Path(__file__).resolve().parents[1]
-STEPS_ALONE = ("trainer.validate_every_epochs=null", "trainer.save_every_epochs=null", "evaluation=none")
+MEASUREMENTS = {"step": step, "curves": curves, "input": input_speed, "gpu": gpu} | {
+    name: getattr(benchmark_run, name) for name in ("masks", "ddp", "saving", "monitor", "online", "sweep", "startup")
+}
+HIGHER_IS_BETTER = ("ratio", "utilisation")
 
 
-def seconds_of(function: Callable[[], object]) -> float:
-    """Wall time of a call."""
-    begun = time.perf_counter()
-    function()
-    return time.perf_counter() - begun
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=["step", "masks"], metavar="NAME", help=", ".join(MEASUREMENTS))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=(), help="of step")
+    parser.add_argument("--rounds", type=int, help="turns of what is measured in turns")
+    parser.add_argument("--folder", help="of input: JPEG files in class folders")
+    parser.add_argument("--minutes", type=float, help="of gpu, after which it leaves out the rest")
+    options = parser.parse_args()
+    if options.names[0] == "compare":
+        compare(*(read_json(Path(name)) for name in options.names[1:]))
+        return
+    if options.names[0] == "table":
+        results = read_json(Path(options.names[1]))
+        print(table(results if isinstance(results, list) else results["step"]), end="")
+        return
+    if unknown := set(options.names) - set(MEASUREMENTS):
+        parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEASUREMENTS)}")
+    given = {"rounds": options.rounds, "cases": options.cases, "minutes": options.minutes, "folder": options.folder}
+    results = {}
+    for name in options.names:
+        takes = inspect.signature(MEASUREMENTS[name]).parameters
+        results[name] = MEASUREMENTS[name](**{key: each for key, each in given.items() if each and key in takes})
+    if len(results) == 1:
+        [results] = results.values()
+    text = json.dumps(results, indent=2) + "\n"
+    print(text, end="") if options.json is None else options.json.write_text(text)
 
 
-def in_turns(measured: dict[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """What each of several measurements gives, in turns, after one round to warm up."""
-    found: dict[str, list[float]] = {name: [] for name in measured}
-    for _ in range(rounds + 1):
-        for name, measure in measured.items():
-            found[name].append(measure())
-    return {name: values[1:] for name, values in found.items()}
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return a table of training steps in Markdown."""
+    columns = {"samples_per_second": ".3g", "ratio_to_published": ".2f", "ratio_to_lightly_ijepa": ".2f"}
+    columns |= {"ratio_to_stable_ijepa": ".2f", "gflop_per_sample": ".3g", "utilisation": ".2f"}
+    heads = ("samples/s", "x published", "x lightly", "x stable-pretraining", "GFLOP a sample", "utilisation")
+    lines = ["| step | precision | " + " | ".join(heads) + " |", "|---" * (2 + len(heads)) + "|"]
+    for row in rows:
+        cells = ("" if row.get(key) is None else format(row[key], style) for key, style in columns.items())
+        lines.append(f"| `{row['name']}` | {row['precision']} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
 
 
-def medians(found: dict[str, list[float]]) -> dict[str, float]:
-    """The median of each measurement."""
-    return {name: statistics.median(values) for name, values in found.items()}
+def compare(old: Any, new: Any) -> None:
+    """Print every ratio of `old` that is lower by over 10 % in `new`."""
+    before, after = dict(ratios(old)), dict(ratios(new))
+    fell = {name: (before[name], after[name]) for name in before if after.get(name, before[name]) < 0.9 * before[name]}
+    for name, (was, now) in fell.items():
+        print(f"{name}: {was:.3f} -> {now:.3f}")
+    print(f"{len(fell)} of {len(before.keys() & after.keys())} ratios fell by over 10 %")
 
 
-@contextlib.contextmanager
-def trainer_of(*overrides: str) -> Iterator[Trainer]:
-    """A trainer with a run folder for the time being and open loggers."""
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = build_trainer(load_config([*overrides, f"run_dir={folder}"]))
-        trainer.meter.start()
-        with trainer.run_log.open():
-            yield trainer
-
-
-def masks() -> dict[str, float]:
-    """Time of one draw."""
-    torch.set_num_threads(1)
-    masker, generator = MultiBlockMask(), torch.Generator().manual_seed(0)
-    draw = {"draw": lambda: seconds_of(lambda: masker(256, (14, 14), generator=generator))}
-    return {"milliseconds": 1e3 * medians(in_turns(draw, 200))["draw"]}
-
-
-class FixedImages:
-    """The same random pictures at every step, so that only the loop is measured."""
-
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
-        self.spec = DataSpec(num_train=10**6, num_test=0, input_shape=(1, 224, 224), classes=None)
-        self._x = torch.randn(batch_size, 1, 224, 224)
-
-    def train_batches(self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1):
-        """The batch, as often as there are steps."""
-        for _ in range(start_step, stop_step):
-            yield {"x": self._x}
-
-
-def loop(steps: int = 8) -> dict[str, float]:
-    """Time of whole steps, and of their forward, backward, optimizer and target update, in the same run."""
-    overrides = [
-        "experiment=ijepa_digits",
-        "model/encoder=vit_small",
-        "data.image_size=224",
-        "data.hints={size: small, patch_size: 16}",
-        "model/mask=multiblock",
-        "data.batch_size=16",
-        f"trainer.max_steps={steps}",
-        "trainer.best_k=0",
-        "trainer.log_every=1",
-    ]
-    with trainer_of(*overrides, *STEPS_ALONE) as trainer:
-        trainer.data = FixedImages(16)
-        inside = 0.0
-
-        def timed(function: Callable) -> Callable:
-            def call(*args, **kwargs):
-                nonlocal inside
-                begun = time.perf_counter()
-                try:
-                    return function(*args, **kwargs)
-                finally:
-                    inside += time.perf_counter() - begun
-
-            return call
-
-        trainer.model.forward = timed(trainer.model.forward)
-        trainer.model.loss.forward = timed(trainer.model.loss.forward)
-        trainer.model.update_target = timed(trainer.model.update_target)
-        trainer.optimizer.step = timed(trainer.optimizer.step)
-        torch.Tensor.backward = timed(torch.Tensor.backward)
-        shares = []
-        batches = trainer.data.train_batches(seed=0, start_step=0, stop_step=steps)
-        for number, batch in enumerate(batches):
-            inside, begun = 0.0, time.perf_counter()
-            values = trainer.train_step(batch)
-            if number < steps - 1:
-                trainer._after_step(values)
-            total = time.perf_counter() - begun
-            if number >= 2:
-                shares.append(1 - inside / total)
-        return {"overhead_share": statistics.median(shares), "steps": len(shares)}
-
-
-def ddp(rounds: int = 7, steps: int = 12) -> dict[str, float]:
-    """Rates of two processes together and apart."""
-    if len(cores := sorted(os.sched_getaffinity(0))) < 2:
-        raise SystemExit("ddp needs 2 cores")
-    context = multiprocessing.get_context("spawn")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    groups: dict[str, list] = {"together": [], "apart": []}
-    for name, group in groups.items():
-        for number in range(2):
-            ours, theirs = context.Pipe()
-            arguments = (theirs, number, cores[number], port if name == "together" else None, steps * (rounds + 1))
-            context.Process(target=train_when_told, args=arguments, daemon=True).start()
-            group.append(ours)
-    pipes, shares = [*groups["together"], *groups["apart"]], []
-
-    def rate(name: str) -> float:
-        for pipe in groups[name]:
-            pipe.send(steps)
-        times = [pipe.recv() for pipe in groups[name]]
-        if name == "apart":
-            shares.extend(busy / wall for wall, busy in times)
-        return sum(64 * steps / wall for wall, _ in times)
-
-    for pipe in pipes:
-        pipe.recv()  # it is ready
-    rates = in_turns({name: lambda name=name: rate(name) for name in groups}, rounds)
-    for pipe in pipes:
-        pipe.send(0)  # to all, as those that train together part together
-    for pipe in pipes:
-        pipe.recv()
-    ratios = [one / other for one, other in zip(*rates.values())]
-    return {
-        **{f"samples_per_second_{name}": value for name, value in medians(rates).items()},
-        "ratio": statistics.median(ratios),
-        "ratios": [min(ratios), max(ratios)],
-        "share_of_a_core_apart": statistics.median(shares),  # below 1 something else was running
-    }
-
-
-def train_when_told(pipe, number: int, core: int, port: int | None, most: int) -> None:
-    """A process that trains as many steps as it is told through the pipe and answers with its seconds, 0 ends it.
-
-    The answer is the wall time and the processor time.
-
-    port: where two processes meet that train together; None for one that trains apart.
-    """
-    os.sched_setaffinity(0, {core})
-    torch.set_num_threads(1)
-    if port is not None:
-        names = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in names.items()})
-    overrides = ["experiment=digits", f"data.batch_size={64 if port is None else 128}", "logger=[jsonl]"]
-    with trainer_of(*overrides, f"trainer.max_steps={most}", "trainer.device=cpu", *STEPS_ALONE) as trainer:
-        batches = trainer._batches()
-        pipe.send("ready")
-        while steps := pipe.recv():
-            begun = time.perf_counter(), time.process_time()
-            for batch in islice(batches, steps):
-                values = trainer.train_step(batch)
-                if not trainer.ended:
-                    trainer._after_step(values)
-            pipe.send((time.perf_counter() - begun[0], time.process_time() - begun[1]))
-        destroy_process_group()
-        pipe.send("over")
-
-
-def saving(rounds: int = 5) -> dict[str, dict[str, float]]:
-    """Seconds that one save holds the loop up, and of one copy of the state."""
-    overrides = [
-        "experiment=ijepa_digits",
-        "model/encoder=vit_base",
-        "model.encoder={patch_size: 2, depth: 8}",
-        "model.predictor.embed_dim=384",
-        "data.batch_size=2",
-    ]
-    ways = ("synchronous", "asynchronous")
-    with trainer_of(*overrides) as trainer:
-        trainer.train_step(next(trainer._batches()))  # so that the optimizer has its moments
-        results, content = {}, trainer.checkpoints.content
-
-        def save(saver: Saver) -> float:
-            seconds = seconds_of(lambda: saver.save(content(), ["last"], []))
-            saver.wait()  # the loop would go on here
-            return seconds
-
-        for kind in ("plain", "sharded"):
-            folder = trainer.folder.path / kind
-            savers = {name: Saver(folder / name, kind=kind, asynchronous=name == "asynchronous") for name in ways}
-            trainer.checkpoints.saver = savers["synchronous"]
-            measured: dict[str, Callable[[], float]] = {"copy": lambda: seconds_of(lambda: copied(content()))}
-            for name, saver in savers.items():
-                saver.folder.mkdir(parents=True)
-                measured[name] = lambda saver=saver: save(saver)
-            seconds = medians(in_turns(measured, rounds))
-            for saver in savers.values():
-                saver.close()
-            results[kind] = {
-                **{f"seconds_{name}": value for name, value in seconds.items()},
-                "asynchronous_to_synchronous": seconds["asynchronous"] / seconds["synchronous"],
-                "asynchronous_to_copy": seconds["asynchronous"] / seconds["copy"],
-            }
-        numbers = sum(leaf.numel() for leaf in tree_leaves(content()) if isinstance(leaf, torch.Tensor))
-        return {"million_numbers": round(numbers / 1e6), **results}
-
-
-def monitor(rounds: int = 30) -> dict[str, float]:
-    """Milliseconds of a step that is looked at and of one that is not, logging of the figures included."""
-    torch.set_num_threads(1)
-    overrides = ["experiment=digits", "logger=jsonl", "trainer.log_every=1000000", "trainer.max_steps=1000000"]
-    with trainer_of(*overrides, "trainer.save_every_epochs=null", "evaluation=none") as trainer:
-        batches, every = trainer._batches(), trainer.monitor.every_steps
-
-        def step(is_looked_at: bool) -> float:
-            trainer.monitor.due = lambda step, run_length: is_looked_at
-            batch = next(batches)
-            return seconds_of(lambda: trainer.log_step(trainer.train_step(batch)))
-
-        seconds = in_turns({"plain": lambda: step(False), "looked_at": lambda: step(True)}, rounds)
-        added = statistics.median(one - other for one, other in zip(seconds["looked_at"], seconds["plain"]))
-        return {
-            **{f"milliseconds_{name}": 1e3 * value for name, value in medians(seconds).items()},
-            "milliseconds_added": 1e3 * added,
-            "every_steps": every,
-            "share_of_the_run": added / every / statistics.median(seconds["plain"]),
-        }
-
-
-def online(turns: int = 12) -> dict[str, float]:
-    """Milliseconds of a step with probes and of one without, in turns of as many steps as lie between two scores."""
-    torch.set_num_threads(1)
-    overrides = ["experiment=digits", "logger=jsonl", "trainer.max_steps=1000000", "trainer.save_every_epochs=null"]
-    with trainer_of(*overrides, "evaluation=online") as trainer:
-        batches, probes = trainer._batches(), trainer.callbacks["online probes"]
-
-        def steps(are_probed: bool) -> float:
-            probes.begin(trainer)
-            if not are_probed:
-                probes.end(trainer)
-            trainer.callbacks = {"online probes": probes} if are_probed else {}
-            count = probes.every_steps
-
-            def run() -> None:
-                for batch in islice(batches, count):
-                    trainer.log_step(trainer.train_step(batch))
-                    trainer._call_callbacks("step_end")
-
-            return seconds_of(run) / count
-
-        seconds = in_turns({"plain": lambda: steps(False), "probed": lambda: steps(True)}, turns)
-        added = statistics.median(one - other for one, other in zip(seconds["probed"], seconds["plain"]))
-        return {
-            **{f"milliseconds_{name}": 1e3 * value for name, value in medians(seconds).items()},
-            "milliseconds_added": 1e3 * added,
-            "share_of_the_run": added / statistics.median(seconds["plain"]),
-        }
-
-
-SWEPT = (
-    "data.batch_size=32",
-    "model.encoder={embed_dim: 32, depth: 1}",
-    "model.predictor={embed_dim: 32, depth: 1}",
-    "trainer.max_steps=20",
-    "trainer.device=cpu",
-    "evaluation=none",
-    "trainer.seed=0,1,2,3,4,5",
-)
-
-
-def sweep() -> dict[str, float]:
-    """Seconds per run beside its steps, of whole sweeps as a user starts them."""
-    alone = ["hydra.launcher.poll_seconds=0.5"]
-    kinds = {
-        "basic": [],
-        "local": ["hydra/launcher=local", "hydra.launcher.parallel=1", *alone],
-        "slurm": ["hydra/launcher=slurm", "hydra.launcher.array_parallelism=1", *alone],
-    }
-    if shutil.which("sbatch") is None:
-        del kinds["slurm"]
-    seconds = {}
-    for name, options in kinds.items():
-        with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, "train.py", "-m", *SWEPT, *options, f"hydra.sweep.dir={folder}"]
-            begun = time.monotonic()
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, cwd=ROOT)
-            wall = time.monotonic() - begun
-            statuses = [read_json(path) for path in Path(folder).glob("*/status.json")]
-            if [status["state"] for status in statuses] != ["done"] * 6:
-                raise SystemExit(f"{name}: not all of 6 runs are done")
-            seconds[name] = (wall - sum(status["train_seconds"] for status in statuses)) / len(statuses)
-    return seconds
-
-
-def startup(rounds: int = 5) -> dict[str, float]:
-    """Medians of whole processes."""
-    ends: list[float] = []
-
-    def first_line() -> float:
-        with tempfile.TemporaryDirectory() as folder:
-            options = ["trainer.max_steps=1", "trainer.device=cpu", "evaluation=none", f"hydra.run.dir={folder}"]
-            begun = time.perf_counter()
-            with subprocess.Popen([sys.executable, "train.py", *options], cwd=ROOT, stdout=subprocess.PIPE) as process:
-                process.stdout.readline()
-                seconds = time.perf_counter() - begun
-                process.communicate()
-            ends.append(time.perf_counter() - begun)
-            return seconds
-
-    def torch_alone() -> float:
-        return seconds_of(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
-
-    taken = in_turns({"torch": torch_alone, "first_line": first_line}, rounds)
-    seconds = medians({**taken, "end": ends[1:]})
-    ratios = {f"{name}_to_torch": seconds[name] / seconds["torch"] for name in ("first_line", "end")}
-    return {f"{name}_seconds": value for name, value in seconds.items()} | ratios
-
-
-MEASUREMENTS = {each.__name__: each for each in (masks, loop, ddp, saving, monitor, online, sweep, startup)}
+def ratios(results: Any, place: str = "") -> Iterator[tuple[str, float]]:
+    """Yield the names and values of all numbers of which more is better, in results from JSON."""
+    if isinstance(results, list):
+        results = {f"{row['name']} {row.get('precision', '')}": row for row in results if isinstance(row, dict)}
+    for name, value in results.items() if isinstance(results, dict) else ():
+        if isinstance(value, (dict, list)):
+            yield from ratios(value, f"{place}{name}.")
+        elif value is not None and name.startswith(HIGHER_IS_BETTER):
+            yield f"{place}{name}", value
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", default=["masks", "loop"], metavar="NAME", help=", ".join(MEASUREMENTS))
-    print(json.dumps({name: MEASUREMENTS[name]() for name in parser.parse_args().names}, indent=2))
+    main()

@@ -1,8 +1,9 @@
 """Features of files, or of a run's own data: python scripts/extract.py checkpoint=<run> input=<folder> output=f.npz
 
-Each row has `path`, relative to the folder, and where it is a part of a file its place: `start` in seconds of a sound
-or steps of a series, `row` of a text; of a run's own data `split`, `index` and `label`. Beside these it has `features`
-(n, D), or one `layer_<number>` for each of layers=. What cannot be read is listed and left out.
+Each row has `path`, relative to the folder of input= or data.root, and where it is a part of a file its place: `start`
+in seconds of a sound, or steps of a series, and then `time`, `row` of a text; of a run's own data `split`, `index` and
+`label`. Beside these it has `features` (n, D), or one `layer_<number>` for each of layers=. What cannot be read is
+listed and left out.
 
 The file grows in `<output>.part`, and goes on there when it was interrupted.
 """
@@ -57,7 +58,7 @@ def extract(config: DictConfig) -> Path:
     encoder = Encoder(loaded.model, parts, precision, batch_size=config.batch_size, name=loaded.source)
     inputs = encoder.inputs_of(config.modality)
     if config.input is None:
-        samples = SplitSamples(inputs)
+        samples, given = SplitSamples(inputs), getattr(inputs.data, "root", None)
     else:
         given = OmegaConf.to_container(config.input) if OmegaConf.is_list(config.input) else str(config.input)
         column = joined.data.get("text_column") if config.text_column is None else config.text_column
@@ -73,7 +74,9 @@ def extract(config: DictConfig) -> Path:
     file = FeatureFile(path, settings)
     if file.done:
         print(f"goes on at sample {file.done:,} of {len(samples):,}", flush=True)
-    write(file, samples, encoder, config, workers=joined.data.get("num_workers", 0))
+    named = getattr(samples, "folder", Path()) != Path()  # by names in it
+    folder = None if named or not isinstance(given, str) else given
+    write(file, samples, encoder, config, folder=folder, workers=joined.data.get("num_workers", 0))
     if bad := file.notes.get("left_out", 0):
         listed = [f"  {shown(name)}: {shown(reason)}" for name, reason in file.notes["first"]]
         more = [f"  ... and {bad - SHOWN:,} more"] if bad > SHOWN else []
@@ -92,7 +95,7 @@ def extract(config: DictConfig) -> Path:
 
 def check(config: DictConfig) -> Path:
     """The file to write. Raises UserError for values outside what conf/extract.yaml says."""
-    from jepa.tools.feature_file import SUFFIXES
+    from jepa.tools.feature_file import FORMATS
     from jepa.utils.errors import UserError
     from jepa.utils.files import check_output
     from jepa.utils.lazy_import import require
@@ -100,22 +103,23 @@ def check(config: DictConfig) -> Path:
     if OmegaConf.is_missing(config, "checkpoint"):
         raise UserError("checkpoint is not set: give it on the command line, checkpoint=...")
     path = Path(config.output)
-    if path.suffix not in SUFFIXES:
-        raise UserError(f"output={path}: expected a file that ends with .npz or .parquet, or .zarr")
+    if path.suffix not in FORMATS:
+        raise UserError(f"output={path}: expected a file that ends with {' or '.join(FORMATS)}")
+    if path.suffix == ".zarr" and path.exists():
+        raise UserError(f"output={path} exists: remove it, or give another name")
     check_output(path, config.checkpoint)
-    if path.suffix != ".npz":
-        module, extra = {".parquet": ("pyarrow", "export"), ".zarr": ("zarr", "zarr")}[path.suffix]
-        require(module, extra=extra, purpose=f"output={path}")
+    written = FORMATS[path.suffix]
+    if written.package is not None:
+        require(written.package, extra=written.extra, purpose=f"output={path}")
     if config.pooling not in ("mean", "max", "none"):
         raise UserError(f"pooling={config.pooling}: expected mean, max or none")
     if config.network not in ("context", "target"):
         raise UserError(f"network={config.network!r}: expected context or target")
-    if config.pooling == "none" and path.suffix == ".parquet":
-        raise UserError("pooling=none gives a matrix for each sample: write it to output=<name>.npz or .zarr")
+    if config.pooling == "none" and not written.tokens:
+        others = " or ".join(suffix for suffix, each in FORMATS.items() if each.tokens)
+        raise UserError(f"pooling=none gives a matrix for each sample: write it to output=<name>{others}")
     if not isinstance(config.batch_size, int) or config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size}: expected at least 1")
-    if config.stride is not None and not (isinstance(config.stride, (int, float)) and config.stride > 0):
-        raise UserError(f"stride={config.stride}: expected a number above 0 of seconds or steps, or null")
     if not isinstance(config.pieces, bool):
         raise UserError(f"pieces={config.pieces}: expected true or false")
     if config.layers is not None and not (
@@ -128,11 +132,14 @@ def check(config: DictConfig) -> Path:
 
 
 def check_names(path: Path, samples: Any) -> None:
-    """Raise DataError for a name that cannot be a string of parquet or zarr."""
+    """Raise DataError for a name that the format cannot hold."""
+    from jepa.tools.feature_file import FORMATS
     from jepa.utils.errors import DataError
 
-    if path.suffix != ".npz" and hasattr(samples, "files"):
-        names = map(samples.describe, range(len(samples)))
+    if not FORMATS[path.suffix].any_name:
+        names = (
+            map(samples.describe, range(len(samples))) if hasattr(samples, "files") else getattr(samples, "paths", ())
+        )
         if odd := next((name for name in names if shown(name) != name), None):
             raise DataError(f"{shown(odd)} is no name in UTF-8: rename it, or write output=<name>.npz")
 
@@ -158,8 +165,11 @@ def shown(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
-def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, workers: int) -> None:
-    """Encode the samples that the file has not got yet, and keep what it has when that is interrupted."""
+def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, folder: str | None, workers: int) -> None:
+    """Encode the samples that the file has not got yet, and keep what it has when that is interrupted.
+
+    folder: which paths are relative to, None for as they are.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
@@ -179,7 +189,7 @@ def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, workers:
     starts = range(file.done, len(samples), config.batch_size)
     chunks = (range(start, min(start + config.batch_size, len(samples))) for start in starts)
     batches = load(
-        partial(read_samples, samples),
+        partial(read_samples, samples, folder=folder),
         (Request(chunk, chunk) for chunk in chunks),
         bad=BadSamples(total=1, max_share=0),  # what is bad is left out here, and no other takes its place
         num_workers=workers,

@@ -44,6 +44,22 @@ def shared_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def gpu() -> torch.device:
+    """The device of tests marked `gpu`: CUDA, or $JEPA_TEST_DEVICE, to run what can be run without; else skips."""
+    if name := os.environ.get("JEPA_TEST_DEVICE"):
+        return torch.device(name)
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU: torch.cuda.is_available() is false")
+    return torch.device("cuda", 0)
+
+
+@pytest.fixture(params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
+def device(request) -> torch.device:
+    """Each of both devices; that of a GPU as `gpu`."""
+    return torch.device("cpu") if request.param == "cpu" else request.getfixturevalue("gpu")
+
+
+@pytest.fixture(scope="session")
 def old_runs() -> Path:
     """Run folders as an earlier version wrote them (tests/fixtures/README.md)."""
     return ROOT / "tests" / "fixtures" / "old_runs"

@@ -86,6 +86,7 @@ READERS = {
     "jepa/data/sources/coco.py": "lists of data, of any size",
     "jepa/data/sources/text_tables.py": "lists of data, of any size",
     "jepa/tools/feature_file.py": "rows that it has written itself, of any size",
+    "scripts/benchmark_peer_step.py": "what benchmark_peers.py gives it, in an environment without this package",
     "jepa/data/byte_pair_encoding.py": "what the library says of a tokenizer in memory",
 }
 """Files that may parse a file by themselves, and why."""

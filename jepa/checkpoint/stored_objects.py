@@ -40,7 +40,7 @@ MODELS = {
 """Module -> the names in it of which a stored model or loss may consist."""
 DATA = {
     "jepa.data": "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment "
-    "TaskData TextData VideoData WrittenAndSpokenDigits hugging_face",
+    "TaskData TextData VideoData WrittenAndSpokenDigits hugging_face packed",
     "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder "
     "imagenet mnist moving_mnist segmentation_folder series_csv text_csv text_lines ucr video_folder wikitext2",
     "jepa.evaluation": "AttentiveProbe CrossModalRetrieval DenseProbe FewShotProbe FineTuning FrozenEvaluation "

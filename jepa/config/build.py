@@ -20,8 +20,8 @@ from jepa.config.auto_size import auto_hints, chosen_hints
 from jepa.config.auto_size import describe as describe_choice
 from jepa.config.check import check_config, source_of
 from jepa.config.compose import default_run_dir
-from jepa.config.mistakes import explain
-from jepa.config.notes import notes
+from jepa.config.mistakes import explain, with_fitting_model
+from jepa.config.notes import notes, padding_notes
 from jepa.config.overrides import literal
 from jepa.distributed.collectives import (
     TIMEOUT_SECONDS,
@@ -81,7 +81,8 @@ def _build_trainer(config: DictConfig) -> Trainer:
     momentum = getattr(model, "momentum_schedule", None)
 
     def describe(run_length: RunLength) -> list[str]:
-        return [*notes(config), *getattr(data, "lines", ()), *plan(run_length, scheduler, momentum)]
+        of_data = [*getattr(data, "lines", ()), *padding_notes(data)]
+        return [*notes(config), *of_data, *plan(run_length, scheduler, momentum)]
 
     def show(trainer: Trainer) -> None:
         from jepa.report.dry_run import preview  # for trainer.dry_run alone
@@ -236,13 +237,9 @@ def to_plain(config: DictConfig) -> dict[str, Any]:
     try:
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationKeyError as error:
-        if "'data." not in str(error):
+        if "'data." not in str(error) or str(error.full_key).startswith("data."):
             raise UserError(f"{error.full_key}: {explain(error)}") from error
-        raise UserError(
-            "this model and these data do not go together: model=vit and lejepa take pictures, video clips, text "
-            "texts, series and temporal_cnn time series, audio sound, crossmodal pairs: choose the model= that fits "
-            f"data= ({error.full_key}: {str(error).splitlines()[0]})"
-        ) from error
+        raise UserError(f"this model does not take these data: {with_fitting_model(config)}") from error
     except OmegaConfBaseException as error:
         key, first = getattr(error, "full_key", None), str(error).splitlines()[0]
         if "while resolving interpolation: " in first:  # raised by a resolver

@@ -12,16 +12,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
 from jepa.data.data_module import DataModule, Reading
 from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
-from jepa.data.sources.image_files import image_of
-from jepa.data.sources.series_tables import series_table
-from jepa.data.sources.sound_files import SoundFile, SoundPart, SoundTensor
-from jepa.data.stream import UnfitSample, UnreadableSample, wrong_values
+from jepa.data.sources.image_files import image_of, of_pillow
+from jepa.data.sources.series_tables import series_table, warn_once
+from jepa.data.sources.sound_files import SoundFile, SoundPart, SoundTensor, piece_spans
+from jepa.data.sources.text_tables import NOT_UTF8, is_utf8
+from jepa.data.sources.time_table import TimeTable
+from jepa.data.stream import UnfitSample, UnreadableSample, blamed, wrong_values
 from jepa.utils.errors import UserError
 
 log = logging.getLogger("jepa")
@@ -34,8 +36,6 @@ LOUDEST = 256.0
 """Beyond it a waveform of floats holds the numbers of a 16-bit file, and not [-1, 1]."""
 FAR = 100.0
 """Standard deviations from the mean beyond which pictures in memory are likely to have other units."""
-SHORTEST_PIECE = 0.1
-"""Share of data.seconds below which the end of a sound is no piece of its own."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Inputs:
     def items(self, given: Any) -> list[Any]:
         """Return one or many items as a list. Raise UserError for arrays of other axes than items have."""
         axes = self.kind.axes
+        if getattr(given, "ndim", 0) == 1 and getattr(given.dtype, "kind", "") in ("O", "U"):  # a column of a table
+            given = given.tolist()
         if isinstance(given, (np.ndarray, Tensor)):
             if given.ndim in axes:
                 return [given]
@@ -85,6 +87,8 @@ class Inputs:
         except UnfitSample as error:
             many = "; an array of many pictures has 4 axes" if getattr(item, "ndim", 0) == 3 else ""
             raise UserError(f"{name}: {error}{many}") from None
+        except Exception as error:
+            raise UnreadableSample(*blamed(error, name)) from error
         if isinstance(self.data, ImageData) and isinstance(item, (np.ndarray, Tensor)):
             self._warn_of_units(item, made[0][1], name)
         return made
@@ -108,8 +112,9 @@ class Inputs:
 
     def split(self, value: Any, name: str, pieces: bool, stride: float | None) -> Iterator[tuple[Place, Any]]:
         """Yield the parts of a value, with their places: all of it, its pieces, its channels."""
-        if stride is not None and (not pieces or stride <= 0):
-            raise UserError(f"stride={stride}: expected a number above 0 of seconds or steps, with pieces=True")
+        self.check_stride(stride)
+        if stride is not None and not pieces:
+            raise UserError(f"stride={stride}: expected with pieces=True")
         if isinstance(self.data, AudioData) and pieces:
             yield from sound_pieces(value, self.data.seconds, stride)
         elif isinstance(self.data, SeriesData):
@@ -119,14 +124,30 @@ class Inputs:
         else:
             yield {}, value
 
+    def check_stride(self, stride: float | None) -> None:
+        """Raise UserError for a stride that is no number of seconds, or of steps of a series."""
+        unit = "whole number of steps" if isinstance(self.data, SeriesData) else "number of seconds"
+        number = isinstance(stride, Real) and 0 < stride < float("inf")
+        if stride is not None and not (number and (stride == int(stride) or unit[0] == "n")):
+            raise UserError(f"stride={stride}: expected a {unit} above 0")
+
+    def table(self, item: Any, name: str) -> TimeTable:
+        """Return a table, by its path or in memory, read as in training."""
+        table = series_table(os.fspath(item) if isinstance(item, (str, PathLike)) else item, **self.tables)
+        for note in table.notes:
+            warn_once(f"{name}: {note}")
+        return table
+
     def windows(self, series: Tensor, name: str, pieces: bool, stride: float | None) -> Iterator[tuple[Place, Tensor]]:
         """Yield the windows of a scaled series (C, T), and where channels are samples of their own each of these."""
         steps = self.data.spec.input_shape[1]
         if series.shape[1] < steps or (series.shape[1] > steps and not pieces):
-            hint = "; pieces=True takes all its windows" if series.shape[1] > steps else ": fill up with NaN, missing"
+            whole = (
+                f"give pieces=True for every window of {steps} steps, .mean(dim=0) of these for one vector, or the last"
+            )
             raise UserError(
-                f"{name}: a series of shape {tuple(series.shape)}, expected {(len(series), steps)}: channels, "
-                f"steps{hint}"
+                f"{whole if series.shape[1] > steps else 'fill up with NaN, missing'}: {name} is a series of shape "
+                f"{tuple(series.shape)}, expected {(len(series), steps)}: channels, steps"
             )
         for start in self.starts(series, stride):
             for channel in range(self.channels(series)):
@@ -136,7 +157,7 @@ class Inputs:
     def starts(self, series: Tensor, stride: float | None) -> range:
         """Return where the windows of a series (C, T) begin."""
         steps = self.data.spec.input_shape[1]
-        return range(0, series.shape[1] - steps + 1, max(1, int(stride or steps)))
+        return range(0, series.shape[1] - steps + 1, int(stride or steps))
 
     def channels(self, series: Tensor) -> int:
         """Return how many inputs a window of a series (C, T) makes."""
@@ -153,15 +174,10 @@ class Inputs:
 def sound_pieces(
     sound: SoundFile | tuple[Tensor, int], seconds: float, stride: float | None
 ) -> Iterator[tuple[Place, SoundPart]]:
-    """Yield the pieces of a sound of so many seconds, the last one shorter, which begin every `stride` seconds."""
+    """Yield the pieces of a sound, see `piece_spans`."""
     stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
-    length, step = round(seconds * stored.rate), max(1, round((stride or seconds) * stored.rate))
-    for start in range(0, stored.frames, step):
-        covered = start and start + length - step >= stored.frames  # by the piece before
-        left = min(length, stored.frames - start)
-        if covered or (start and left < SHORTEST_PIECE * length):
-            return
-        yield {"start": start / stored.rate}, SoundPart(stored, start, left)
+    for start, length in piece_spans(stored.frames, stored.rate, seconds, stride):
+        yield {"start": start / stored.rate}, SoundPart(stored, start, length)
 
 
 def is_sound(item: Any) -> bool:
@@ -173,7 +189,7 @@ def as_picture(item: Any, name: str, inputs: Inputs) -> Image.Image | Tensor:
     if isinstance(item, (str, PathLike)):
         return decode_image(str(item))
     if isinstance(item, Image.Image):
-        return item
+        return of_pillow(ImageOps.exif_transpose(item), item.format, name)
     return image_of(as_tensor(item, name, "a picture", "a path, PIL image or array").numpy(), name)
 
 
@@ -191,8 +207,8 @@ def as_clip(item: Any, name: str, inputs: Inputs) -> Any:
 def as_text(item: Any, name: str, inputs: Inputs) -> str:
     if not isinstance(item, str):
         raise UserError(f"{name}: a text is {type(item).__name__}, expected str")
-    if not item.strip():
-        raise UnreadableSample(name, "the text is empty")
+    if not (item.strip() and is_utf8(item)):
+        raise UnreadableSample(name, NOT_UTF8 if item.strip() else "the text is empty")
     return item
 
 
@@ -203,10 +219,11 @@ def as_sound(item: Any, name: str, inputs: Inputs) -> SoundFile | tuple[Tensor, 
     if isinstance(wave, Real):
         wave, rate = rate, wave  # as scipy.io.wavfile.read gives them
     wave = as_tensor(wave, name, "a sound", "a path, a waveform (t,) or (waveform, rate)")
-    if not 0 < rate == int(rate):
+    if not (0 < rate < float("inf") and rate == int(rate)):
         raise UserError(f"{name}: a rate of {rate}, expected whole Hz above 0")
-    if wave.ndim not in (1, 2) or not wave.numel():
-        raise UserError(f"{name}: a sound of shape {tuple(wave.shape)}, expected (t,), (t, channels) or (channels, t)")
+    if wave.ndim not in (1, 2) or wave.dtype == torch.bool:
+        expected = "numbers (t,), (t, channels) or (channels, t)"
+        raise UserError(f"{name}: a sound of {wave.dtype} {tuple(wave.shape)}, expected {expected}")
     if not wave.is_floating_point():
         info = torch.iinfo(wave.dtype)
         middle = (info.max + 1) // 2 if info.min == 0 else 0
@@ -227,11 +244,10 @@ def as_series(item: Any, name: str, inputs: Inputs) -> Tensor:
     if hasattr(item, "to_frame"):  # a column of pandas
         item = item.to_frame()
     if isinstance(item, (str, PathLike)) or hasattr(item, "columns"):
-        table = series_table(str(item) if isinstance(item, (str, PathLike)) else item, **inputs.tables)
-        for note in table.notes:
-            log.warning("%s: %s", name, note)
-        names = list(table.numbers.columns)
-        series = torch.from_numpy(table.numbers.to_numpy(dtype=np.float32).T.copy())
+        item = inputs.table(item, name)
+    if isinstance(item, TimeTable):
+        names = list(item.numbers.columns)
+        series = torch.from_numpy(item.numbers.to_numpy(dtype=np.float32).T.copy())
         if len(series) != len(data.level):
             raise UserError(
                 f"{name} has {len(names)} columns of numbers ({', '.join(names[:9])}), the run was trained on "
@@ -247,12 +263,17 @@ def as_series(item: Any, name: str, inputs: Inputs) -> Tensor:
 
 
 def as_tensor(item: Any, name: str, what: str, expected: str) -> Tensor:
-    """Return an array or tensor as a tensor on the CPU. Raise UserError for any other, and for no numbers."""
+    """Return an array or tensor as a tensor on the CPU. Raise UserError for any other, for none and for no numbers."""
     if not isinstance(item, (np.ndarray, Tensor)):
         raise UserError(f"{name}: {what} is {type(item).__name__}, expected {expected}")
-    if isinstance(item, np.ndarray) and item.dtype.kind not in "biuf":
+    if item.dtype.is_complex if isinstance(item, Tensor) else item.dtype.kind not in "biuf":
         raise UserError(f"{name}: an array of {item.dtype}, expected numbers")
-    return torch.tensor(item) if isinstance(item, np.ndarray) else item.detach().cpu()
+    if 0 in item.shape:
+        raise UserError(f"{name}: {what} of shape {tuple(item.shape)} is empty")
+    if isinstance(item, np.ndarray):  # of any order of bytes and axes
+        kind = np.float64 if item.dtype == np.longdouble else item.dtype.newbyteorder("=")
+        return torch.from_numpy(np.array(item, kind, order="C"))
+    return item.detach().cpu().float() if item.is_floating_point() else item.detach().cpu()
 
 
 @dataclass(frozen=True)

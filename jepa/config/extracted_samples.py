@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import bisect
+import contextlib
 import hashlib
 import itertools
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -46,13 +47,23 @@ class Extracted(Protocol):
     def describe(self, index: int) -> str: ...
 
 
+def identity_of(paths: Iterable[str]) -> str:
+    """Return by what files are known: their paths, sizes and times of writing."""
+    found = hashlib.blake2b(digest_size=16)
+    for path in paths:
+        with contextlib.suppress(OSError, ValueError):
+            status = os.stat(path)
+            found.update(repr((os.path.abspath(path), status.st_size, status.st_mtime_ns)).encode())
+    return found.hexdigest()
+
+
 class FileSamples:
     """Files of one input each. folder: which the names are relative to."""
 
     def __init__(self, folder: Path, names: Sequence[str], inputs: Inputs) -> None:
         self.folder, self.files, self.inputs = folder, np.array([os.fsencode(name) for name in names]), inputs
         self.name = inputs.kind.name
-        self.identity = hashlib.blake2b(b"\n".join(self.files.tolist()), digest_size=16).hexdigest()
+        self.identity = identity_of(os.path.join(folder, name) for name in names)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -96,19 +107,20 @@ class PiecesOfFiles(FileSamples):
 
 
 class SeriesWindows:
-    """Windows of series in memory; series: (path, number in the file, values (C, T)) of each."""
+    """Windows of series in memory; series: (path, number in the file, values (C, T), times or None) of each."""
 
     name = "windows"
 
-    def __init__(self, series: Sequence[tuple[str, int, Tensor]], inputs: Inputs, stride: float | None) -> None:
+    def __init__(self, series: Sequence[tuple[str, int, Tensor, Any]], inputs: Inputs, stride: float | None) -> None:
         self.series, self.inputs, self.stride = series, inputs, stride
         steps = inputs.data.spec.input_shape[1]
-        short = [path for path, _, values in series if values.shape[1] < steps]
+        short = [path for path, _, values, _ in series if values.shape[1] < steps]
         if short:
             raise DataError(f"{short[0]} has fewer than the {steps} steps of a window")
-        counts = [len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values in series]
+        counts = [len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values, _ in series]
         self.ends = list(itertools.accumulate(counts))
-        self.identity = hashlib.blake2b(repr([(p, n, tuple(v.shape)) for p, n, v in series]).encode()).hexdigest()
+        self.paths = list(dict.fromkeys(path for path, *_ in series))
+        self.identity = identity_of(self.paths)
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -118,10 +130,11 @@ class SeriesWindows:
 
     def __getitem__(self, index: int) -> tuple[Row, Tensor]:
         which = bisect.bisect_right(self.ends, index)
-        path, number, values = self.series[which]
+        path, number, values, times = self.series[which]
         window, channel = divmod(index - (self.ends[which - 1] if which else 0), self.inputs.channels(values))
         place, part = self.inputs.window(values, self.inputs.starts(values, self.stride)[window], channel)
-        return {"path": path, "series": number} | place, self.inputs.tensor(part, path)
+        time = "" if times is None else str(times.iloc[place["start"]])
+        return {"path": path, "series": number} | place | {"time": time}, self.inputs.tensor(part, path)
 
 
 class TextRows:
@@ -133,7 +146,7 @@ class TextRows:
         self.paths, self.inputs = [str(path) for path in paths], inputs
         self.texts = [texts_of(path, column) for path in paths]
         self.ends = list(itertools.accumulate(map(len, self.texts)))
-        self.identity = repr(list(zip(self.paths, self.ends)))
+        self.identity = identity_of(self.paths)
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -178,14 +191,28 @@ class SplitSamples:
         row = {"path": self.describe(index), "split": split, "index": number}
         if isinstance(self.inputs.data, SeriesData):
             window, channel = divmod(number, self.splits[split].channels)
-            row |= dict(zip(("series", "start"), self.splits[split].places[window])) | {"channel": channel}
+            series, start = self.splits[split].places[window]
+            if self.inputs.data.timelines:  # of which a split is a part
+                line = self.inputs.data.timelines[series]
+                start += line.ends[0 if split == "train" else 2] - self.splits[split].series[series].shape[1]
+                row |= {"path": line.path, "time": "" if line.times is None else str(line.times.iloc[start])}
+            row |= {"series": series, "start": start, "channel": channel}
         names = self.inputs.data.spec.class_names
         row |= {} if names is None else {"label": label, "class_name": names[label]}
         return row, self.inputs.tensor(value, row["path"])
 
 
-def read_samples(samples: Extracted, request: Request) -> dict[str, Any]:
-    """Return the rows and inputs "x" (n, *S) of some samples, None of none, and the "unreadable", name -> reason."""
+def relative(path: str, folder: str | None) -> str:
+    """Return a path relative to a folder, or of a file to that it lies in; as it is where it lies elsewhere."""
+    try:
+        inside = os.path.isdir(folder) and path != folder
+        return str(Path(path).relative_to(folder if inside else os.path.dirname(folder)))
+    except (TypeError, ValueError):
+        return path
+
+
+def read_samples(samples: Extracted, request: Request, folder: str | None = None) -> dict[str, Any]:
+    """Return rows, paths relative to a folder, and inputs "x" (n, *S), if any, and the "unreadable", name -> reason."""
     rows, x, unreadable = [], [], {}
     for index in request.indices:
         try:
@@ -193,7 +220,7 @@ def read_samples(samples: Extracted, request: Request) -> dict[str, Any]:
         except Exception as error:
             unreadable[samples.describe(index)] = blamed(error, "")[1]
             continue
-        rows.append(row)
+        rows.append(row | {"path": relative(row["path"], folder)})
         x.append(made)
     found = {"x": torch.stack(x)} if x else {}
     return found | {"rows": rows, "unreadable": unreadable, "samples": len(request.indices)}
@@ -208,11 +235,13 @@ def samples_of(
 
     Raise DataError for what is missing or holds nothing of the kind.
     """
-    paths = [given] if isinstance(given, str) else list(given)
+    if not (paths := [given] if isinstance(given, str) else list(map(str, given))):
+        raise DataError("input=[] names nothing: give a folder, a file, or several")
     if missing := [path for path in paths if not os.path.exists(path)]:
         raise DataError(f"input={missing[0]} is not a folder, nor a file")
     if pieces and not isinstance(inputs.data, (AudioData, SeriesData)):
         raise UserError(f"pieces=true is for sounds and series, not for {inputs.kind.name}")
+    inputs.check_stride(stride)
     if isinstance(inputs.data, SeriesData):
         return SeriesWindows([each for path in paths for each in _series(path, inputs)], inputs, stride), []
     if isinstance(inputs.data, TextData):
@@ -220,9 +249,14 @@ def samples_of(
     if stride is not None and not pieces:
         raise UserError(f"stride={stride}: expected with pieces=true, of sounds or series")
     kind = IMAGES if isinstance(inputs.data, ImageData) else SOUNDS if isinstance(inputs.data, AudioData) else VIDEOS
-    folder, names, lines = Path(), paths, []
-    if len(paths) == 1 and os.path.isdir(paths[0]) and not (kind.frames and _is_clip(paths[0])):
-        folder, (names, lines) = Path(paths[0]), files_below(Path(paths[0]), kind)
+    folder, names, lines = Path(), [], []
+    for path in paths:
+        below, said = [""], []
+        if os.path.isdir(path) and not (kind.frames and _is_clip(path)):
+            below, said = files_below(Path(path), kind)
+            folder = Path(path) if len(paths) == 1 else folder
+        names += [os.path.relpath(os.path.join(path, name), folder) if name else path for name in below]
+        lines += said
     if pieces:
         return PiecesOfFiles(folder, names, inputs, stride), lines
     if kind is SOUNDS:
@@ -230,13 +264,17 @@ def samples_of(
     return FileSamples(folder, names, inputs), lines
 
 
-def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor]]:
+def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor, Any]]:
     """Return the series of a table, of a folder of tables, or of an array (C, T) or (n, C, T) in a .npy file."""
     value = partial(inputs.kind.value, inputs=inputs)
     if path.endswith(".npy"):
-        items = inputs.items(np.load(path, allow_pickle=False))
-        return [(path, number, value(item, path)) for number, item in enumerate(items)]
-    return [(each, 0, value(each, each)) for each in find_tables(path)[0]]
+        try:
+            items = inputs.items(np.load(path, allow_pickle=False))
+        except (OSError, EOFError, ValueError) as error:
+            raise DataError(f"{path} is no .npy file of numbers: {error}") from error
+        return [(path, number, value(item, path), None) for number, item in enumerate(items)]
+    tables = {each: inputs.table(each, each) for each in find_tables(path)[0]}
+    return [(each, 0, value(table, each), table.times) for each, table in tables.items()]
 
 
 def _is_clip(folder: str) -> bool:

@@ -56,6 +56,8 @@ def load_encoder(
 
     Raise UserError for what is missing or contradicts the file, CheckpointError for what cannot be read.
     """
+    if type(batch_size) is not int or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r}: expected a whole number of at least 1")
     given = [f"checkpoint={quoted(str(checkpoint))}", f"trust={trust}".lower(), *addable(options)]
     config = load_config(given, config_name="evaluate")
     loaded, joined = open_checkpoint(config, data="inputs")
@@ -236,9 +238,9 @@ def inputs_of(settings: DictConfig, loaded: Loaded, given: CommandLine) -> dict[
         found = {name: value for name, value in known.items() if value is not None}
         chosen = {name: stored[name] for name in given.below("data") if name in stored}
         return {"": _inputs(PUBLISHED | found | chosen | {"_target_": f"jepa.data.{kind.__name__}"})}
-    if stored["_target_"] == "jepa.data.hugging_face":
-        part = "text" if isinstance(stem, TextStem) else "audio" if isinstance(stem, SpectrogramStem) else "image"
-        stored |= stored[part]
+    if stored["_target_"] in ("jepa.data.hugging_face", "jepa.data.packed"):
+        parts = {TextStem: "text", SpectrogramStem: "audio", TubeletStem: "video"}
+        stored |= stored[next((name for kind, name in parts.items() if isinstance(stem, kind)), "image")]
     if stored["_target_"] in TARGETS:
         return {"": _inputs(stored)}
     nodes = stored.get("parts") or stored.get("modalities") or stored

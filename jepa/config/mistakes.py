@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hydra._internal.utils import get_args_parser
 from hydra.errors import HydraException
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa.config.compose import CONFIG_DIR, dotted_keys, known_keys, option_with
@@ -22,6 +22,10 @@ from jepa.utils.errors import UserError
 NOISE = re.compile(r"\s*(full_key|object_type|reference_type): |\s*(object_type|reference_type)=|See https://hydra\.cc")
 FILES = {".csv": "series_csv", ".tsv": "series_csv", ".parquet": "hf", ".arrow": "hf", ".txt": "text_lines"}
 """What a file given as data= may be read by."""
+
+MODELS = {"ImageData": "vit", "VideoData": "video", "TextData": "text", "SeriesData": "series", "AudioData": "audio"}
+MODELS |= {"paired": "crossmodal", "paired_coco": "crossmodal_captions", "tasks": "multitask"}
+"""Class or option of data -> the model that takes them."""
 
 
 def explain(error: BaseException) -> str:
@@ -52,6 +56,18 @@ def explain(error: BaseException) -> str:
     if typed and typed not in text:
         return f"{typed.lstrip('+')}: {text.splitlines()[0]}; quote what has signs of its own: \"key='a b'\""
     return "\n".join([line for line in text.splitlines() if line.strip() and not NOISE.match(line)][:3])
+
+
+def with_fitting_model(config: DictConfig) -> str:
+    """Return the command of a run whose model takes other data, with one that takes these."""
+    given = list(config.get("overrides") or [])
+    chosen = dict(line.lstrip("+").split("=", 1) for line in given if "=" in line)
+    name = OmegaConf.select(config, "data._target_", default="").rpartition(".")[2]
+    if (model := MODELS.get(name) or MODELS.get(chosen.get("data"))) is None:
+        return "choose the model= that takes them: vit, video, text, series, audio, crossmodal or multitask"
+    kept = [line for line in given if not re.match(r"\+?(model|experiment)\b(?!\.)", line)]
+    right = ["model=lejepa", f"model/encoder={model}"] if chosen.get("model") == "lejepa" else [f"model={model}"]
+    return f"they go with model={model}: {shlex.join(['python', 'train.py', *kept, *right])}"
 
 
 def _no_option(path: str, text: str) -> str:
@@ -91,8 +107,10 @@ def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     return close and f"{group}/{below[close]}"
 
 
-def _no_key(key: str, _: str) -> str:
-    """Return what is said of a key that Hydra did not find."""
+def _no_key(key: str, text: str) -> str:
+    """Return what is said of a key that Hydra did not find, itself or in a value `{...}` of it."""
+    inner = re.search(r"full_key: (\S+)", text)
+    key = inner[1] if inner and inner[1].startswith(f"{key}.") else key
     if option := option_with(key):
         return f"{key}: there is no such key in this run, but with {option}"
     close = closest(key, [*known_keys(), *_hydra_keys()], cutoff=0.8)

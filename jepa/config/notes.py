@@ -1,7 +1,8 @@
-"""What the first lines of a run say of its configuration: which run is tuned, what an experiment still sets."""
+"""What the first lines of a run say of it: which one is tuned, what an experiment still sets, how much is padding."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.compose import CONFIG_DIR
 from jepa.config.stored import CommandLine
+from jepa.data import AudioData, SeriesData, TextData
+from jepa.data.sources.sound_files import SoundTensor
+from jepa.data.stream import blamed
 from jepa.utils.nested import flatten
+
+LENGTHS = {AudioData: ("seconds", "s"), TextData: ("max_length", "tokens"), SeriesData: ("window_size", "steps")}
+"""Data -> setting that says how long an input is, and its unit."""
 
 
 def notes(config: DictConfig) -> list[str]:
@@ -20,6 +27,40 @@ def notes(config: DictConfig) -> list[str]:
     if name in (None, "null", ""):
         return _tuned(config, given)
     return _still_set(name, given)
+
+
+def padding_notes(data: Any, key: str = "data") -> list[str]:
+    """Return what to type where most samples fill less than half of an input, or sounds have another rate."""
+    if hasattr(data, "parts"):
+        return [line for name, part in data.parts.items() for line in padding_notes(part, f"{key}.parts.{name}")]
+    if not isinstance(data, tuple(LENGTHS)):
+        return []
+    name, unit = next(said for kind, said in LENGTHS.items() if isinstance(data, kind))
+    samples, lengths, rates, said, options = data.splits["train"], [], [], [], []
+    for index in range(0, len(samples), math.ceil(len(samples) / 48)):
+        try:
+            value = samples[index][0]
+            if name == "seconds":
+                sound = SoundTensor(*value) if isinstance(value, tuple) else value
+                rates += [sound.rate]
+                lengths += [sound.frames / sound.rate]
+            else:
+                seen = data.to_ids(value) != 0 if name == "max_length" else (~value.isnan()).any(dim=0)
+                lengths += [max(seen.nonzero().flatten().tolist(), default=-1) + 1]
+        except Exception as error:
+            blamed(error, "")
+    full = data.seconds if name == "seconds" else data.spec.input_shape[-1]
+    if lengths and (usual := sorted(lengths)[math.ceil(0.95 * len(lengths)) - 1]) <= full / 2:
+        padding = 1 - sum(min(length, full) for length in lengths) / (full * len(lengths))
+        said = [f"they have {min(lengths):.3g} to {max(lengths):.3g} {unit}, so {padding:.0%} of an input is padding"]
+        step = 10 ** math.floor(math.log10(usual)) / 2 if unit == "s" else 8
+        longest = max(lengths) if max(lengths) <= full / 2 else usual
+        options = [f"{key}.{name}={math.ceil(longest / step) * step:.3g}"]
+    if rates and data.sample_rate not in rates:
+        rate = max(rates, key=rates.count)
+        said += [f"they are stored at {rate:,} Hz, not {data.sample_rate:,}"]
+        options += [f"{key}.sample_rate={rate}"]
+    return [f"by {len(lengths)} of the samples {', and '.join(said)}: {' '.join(options)}"] if said else []
 
 
 def _tuned(config: DictConfig, given: CommandLine) -> list[str]:

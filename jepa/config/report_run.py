@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,17 @@ from jepa.config.overrides import quoted
 from jepa.config.report_samples import learned, networks_of
 from jepa.evaluation.results import compared
 from jepa.monitor.verdict import Thresholds, judge
+from jepa.report.formatting import shape_text
 from jepa.report.run_files import RUN_FILES, run_folders
-from jepa.report.run_record import Record, Trained, read_record, without_places
+from jepa.report.run_record import PLACES, Record, read_record, without_places
 from jepa.report.runs import texts_of
 from jepa.trainer.precision import Precision, resolve_device
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
 from jepa.utils.read_data import printable
+
+AXES = {1: "tokens", 2: "channels x steps", 3: "channels x height x width", 4: "channels x frames x height x width"}
+"""Axes of an input -> what they are."""
 
 
 def report_runs(
@@ -64,7 +69,9 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
         given = [f"checkpoint={quoted(str(record.path))}", f"trust={trust}".lower()]
         loaded, joined = open_checkpoint(load_config(given, config_name="evaluate"), data="splits")
         data, evaluation = build(joined, "data"), build(joined, "evaluation")
-        found["trained"] = trained_on(loaded.model, data)
+        found["trained"] = trained_on(record, loaded.model, data)
+        tested = min(data.spec.num_test, evaluation.max_test_samples or data.spec.num_test)
+        found["compared"] = compared(record.rows, samples=tested)
         settings, place = joined.trainer, resolve_device(device)
         precision = Precision(settings.precision, place)
         precision.choose_attention(loaded.model)
@@ -76,20 +83,29 @@ def of_single_run(record: Record, device: str, trust: bool) -> dict[str, Any]:
     return found
 
 
-def trained_on(model: nn.Module, data: Any) -> Trained:
-    """Return what was trained on what."""
-    spec = data.spec
-    return Trained(
-        model=type(model).__name__,
-        parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        data=type(data).__name__,
-        num_train=spec.num_train,
-        num_test=spec.num_test,
-        input_shape=tuple(spec.input_shape),
-        classes=spec.classes,
+def trained_on(record: Record, model: nn.Module, data: Any) -> tuple[str, str]:
+    """Return what was trained on what, as a title and as a sentence."""
+    spec, size = data.spec, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    source = record.options.get("data.source._target_", type(data).__name__).rpartition(".")[2]
+    name = record.options.get("data.name") or Path(str(getattr(data, "root", None) or source)).name
+    inputs = f"{shape_text(spec.input_shape)} ({AXES.get(len(spec.input_shape), '')})"
+    if hasattr(data, "sample_rate"):
+        inputs = f"{spec.input_shape[-1] / data.sample_rate:g} s at {data.sample_rate:,} Hz"
+    title = f"{type(model).__name__} on {name}"
+    return title, (
+        f"{title}: {size / 1e6:.2f} M trainable parameters; {spec.num_train:,} training and {spec.num_test:,} held-out "
+        f"samples of {inputs}, {'no labels' if spec.classes is None else f'{spec.classes} classes'}."
     )
 
 
 def defaults_of(record: Record) -> dict[str, str]:
-    """Return dotted key -> value of a run without options, as texts like those of a record."""
-    return without_places(texts_of(to_plain(load_config([])))) if record.options else {}
+    """Return dotted key -> value of a run of the same groups without other options, as texts like those of a record."""
+    if not record.options:
+        return {}
+    kept = r"data\.root|[\w/]+(@\w+)?"  # own data has no default
+    groups = [option for option in record.overrides if re.fullmatch(kept, option.partition("=")[0])]
+    try:
+        defaults = load_config([option for option in groups if not option.startswith(PLACES)])
+    except UserError:  # groups of another version
+        defaults = load_config([])
+    return without_places(texts_of(to_plain(defaults)) | {"data.root": ""})

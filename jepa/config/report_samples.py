@@ -1,7 +1,8 @@
-"""What a trained network makes of held-out samples, computed for the report within a bounded time."""
+"""What a trained network makes of samples, computed for the report within a bounded time."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from jepa.data.stream import fixed_order
 from jepa.evaluation.feature_source import Extraction, FeatureSource, random_model
 from jepa.evaluation.features import Features, evaluation_mode
 from jepa.evaluation.linear import LinearProbe
@@ -26,7 +28,7 @@ from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.snapshots import Snapshot, read_snapshots
 
 SHOWN, MAX_TOKENS = 8, 4096
-MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 32
+MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 128
 MOST_DECODED = 50_000
 """Tokens that the decoder is fitted to."""
 
@@ -81,13 +83,13 @@ def learned(networks: Networks, folder: Path) -> Learned:
     with evaluation_mode(networks.trained), evaluation_mode(networks.random):
         first = next(iter(networks.data.evaluation_batches(split, batch_size=BATCH, limit=BATCH)))
         medium = Medium(networks.data, networks.trained.encoder, first["x"])
-        embedded = embed(networks, medium, split)
+        embedded = embed(networks, medium)
         shown = None
         if medium.kind is not None and hasattr(networks.trained.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder, networks.modality))
         decoded = decode(networks, shown, medium) if shown is not None and shown.masks else None
-        labelled = embedded.labels is not None and networks.data.spec.classes is not None and split == "test"
-        classified = classify(networks, embedded) if labelled else None
+        labelled = embedded.labels is not None and bool((embedded.labels[: embedded.held_out] >= 0).any())
+        classified = classify(networks, embedded) if labelled and networks.data.spec.classes else None
     return Learned(networks.modality, medium, embedded, classified, shown, decoded)
 
 
@@ -123,27 +125,60 @@ def pooled(source: FeatureSource, x: Tensor) -> Tensor:
     return source.pool(*source.encode(x)).float().cpu()
 
 
-def embed(networks: Networks, medium: Medium, split: str) -> Embedded:
-    """Return many samples as vectors of each network."""
-    limit = affordable(networks, split, MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
-    sources, thumbnails = networks.sources(), []
+def embed(networks: Networks, medium: Medium) -> Embedded:
+    """Return many samples of both splits as vectors of each network."""
+    spec, sources, data = networks.data.spec, networks.sources(), getattr(networks.data, "evaluated", networks.data)
+    num_train, num_test = (len(data.splits[split]) for split in ("train", "test"))  # of a mix those of one part
+    most = affordable(networks, "train", MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
+    held_out = min(num_test, max(most // 2, most - num_train))
+    limits = {"test": held_out, "train": min(num_train, most - held_out)}
+    thumbnails, labels, places, said = [], [], [], []
     features: dict[str, list[Tensor]] = {name: [] for name in sources}
-    labels: list[Tensor] = []
-    for batch in batches(networks, split, limit):
-        for name, source in sources.items():
-            features[name].append(pooled(source, batch["x"]))
-        thumbnails += [medium.thumbnail(x) if medium.kind else "" for x in batch["x"].cpu()]
-        labels += [batch["label"].cpu()] if "label" in batch else []
-    spec = networks.data.spec
-    total = spec.num_test if split == "test" else spec.num_train
-    part = f"all {total:,}" if total <= limit else f"a random {len(thumbnails):,} of {total:,}"
+    for split, limit in limits.items():
+        for batch in batches(networks, split, limit) if limit else ():
+            for name, source in sources.items():
+                features[name].append(pooled(source, batch["x"]))
+            thumbnails += [medium.thumbnail(x) if medium.kind else "" for x in batch["x"].cpu()]
+            labels.append(batch["label"].cpu() if "label" in batch else torch.full((len(batch["x"]),), -1))
+        places += places_in(data, split, limit)
+        total = num_test if split == "test" else num_train
+        part = f"all {total:,}" if total == limit else f"a random {limit:,} of {total:,}"
+        said += [f"{part} {'held-out' if split == 'test' else 'training'}"] if limit else []
+    series, starts = torch.tensor([place[1:] for place in places]).T
+    windows, label = bool(getattr(data, "timelines", None)), torch.cat(labels)
+    shares = (series[:, None] == series) & ((starts[:, None] - starts).abs() < spec.input_shape[-1])
     return Embedded(
         features={name: torch.cat(each) for name, each in features.items()},
         thumbnails=thumbnails,
-        labels=torch.cat(labels) if labels else None,
+        labels=label if (label >= 0).any() else None,
         names=spec.class_names or [str(label) for label in range(spec.classes or 0)],
-        said=f"{part} {'held-out' if split == 'test' else 'training'} samples",
+        places=[name for name, *_ in places],
+        said=f"{' and '.join(said)} samples",
+        held_out=held_out,
+        starts=starts.numpy() if windows else None,
+        overlap=shares if windows else None,
     )
+
+
+def places_in(data: Any, split: str, limit: int | None) -> list[tuple[str, int, int]]:
+    """Return file, row or time of each sample that `evaluation_batches` yields; its series and first step, or 0."""
+    data = getattr(data, "evaluated", data)
+    bad, reading, samples = data.bad[split], data.reading(split), data.splits[split]
+    found, root = [], f"{os.path.expanduser(getattr(data, 'root', None) or '')}/"
+    for index in (each for one in fixed_order(len(samples), batch_size=BATCH, limit=limit) for each in one.indices):
+        while (name := data.describe(index, reading)) in bad:  # the next one took its place
+            index = (index + 1) % len(samples)
+        number, start = 0, 0
+        if getattr(data, "timelines", None):
+            number, start = samples.places[index // samples.channels]
+            line = data.timelines[number]
+            start += max(0, line.ends[1] - data.spec.input_shape[-1]) if split == "test" else 0  # it looks back
+            parts = [line.names[index % samples.channels]] if data.split_channels else []
+            parts += [os.path.basename(line.path)] if len(data.timelines) > 1 else []
+            parts += [f"row {start + 1:,}" if line.times is None else f"{line.times.iloc[start]:%Y-%m-%d %H:%M}"]
+            name = ", ".join(parts)
+        found.append((name.removeprefix(root), number, start))
+    return found
 
 
 def classify(networks: Networks, embedded: Embedded) -> Classified | None:
@@ -158,9 +193,10 @@ def classify(networks: Networks, embedded: Embedded) -> Classified | None:
     train = train[train.labels >= 0]
     if len(train.labels.unique()) < 2:
         return None
-    probe = LinearProbe().fit(train, classes=len(embedded.names), seed=networks.seed)
-    standardised = (embedded.features["trained"] - probe.mean) / probe.std
-    logits = standardised @ probe.coefficients[:-1] + probe.coefficients[-1]
+    with torch.autocast(networks.device.type, enabled=False):
+        probe = LinearProbe().fit(train, classes=len(embedded.names), seed=networks.seed)
+        standardised = (embedded.features["trained"][: embedded.held_out] - probe.mean) / probe.std
+        logits = standardised @ probe.coefficients[:-1] + probe.coefficients[-1]
     return Classified(logits.softmax(dim=1), len(train))
 
 
@@ -180,10 +216,12 @@ def show(networks: Networks, split: str, snapshots: list[Snapshot]) -> Shown | N
     if tokens.shape[1] != int(np.prod(grid)) or tokens.shape[1] > MAX_TOKENS:
         return None
     names = networks.data.spec.class_names
-    known = [] if labels is None else labels[rows].tolist()
+    known = [-1] * len(x) if labels is None else labels[rows].tolist()
+    places = places_in(networks.data, split if samples is None else samples.split, limit)
+    texts = [[str(names[label] if names else label)] if label >= 0 else [] for label in known]
     return Shown(
         x=x.cpu(),
-        labels=[str(names[label]) if names and label >= 0 else str(label) for label in known] or [""] * len(x),
+        captions=["\n".join([*text, places[row][0].rsplit("/", 1)[-1]]) for text, row in zip(texts, rows)],
         grid=grid,
         tokens=tokens,
         stages=stages(tokens, before, grid, networks.step, snapshots),

@@ -1,7 +1,4 @@
-"""Data: sources of samples, augmentation, and the sample stream that brings batches.
-
-Classes are imported when they are used, as each modality brings libraries along.
-"""
+"""Data: sources, augmentation, and the stream of batches. Classes, and what they need, are imported when used."""
 
 from __future__ import annotations
 
@@ -12,11 +9,11 @@ NAMES = {
     "audio_data": ("AudioData", "SoundAugment"),
     "data_module": ("DataModule",),
     "huggingface_data": ("hugging_face",),
-    "image_augment": ("Augment",),
+    "augment": ("Augment", "SeriesAugment"),
     "image_data": ("ImageData",),
     "mixed_data": ("MixedData", "TaskData"),
+    "packed_data": ("packed",),
     "paired_data": ("PairedData", "PicturesAndCaptions", "WrittenAndSpokenDigits"),
-    "series_augment": ("SeriesAugment",),
     "series_data": ("SeriesData",),
     "text_data": ("TextData",),
     "video_data": ("VideoData",),

@@ -14,25 +14,24 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, check_counts, read_source
+from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.sources.sound_files import Sound, SoundFile, SoundTensor
 from jepa.data.sources.splits import Splits
+from jepa.utils.errors import check_at_least
 from jepa.utils.lazy_import import require
 from jepa.utils.log_mel import LogMel
 
-RESAMPLING_MARGIN = 0.05
-"""Seconds that are read before and after a part of a sound that is resampled."""
+RESAMPLING_MARGIN = 0.05  # seconds that are read before and after a part of a sound that is resampled
 
 
 @dataclass(frozen=True, kw_only=True)
 class SoundAugment:
-    """How a training clip is changed; every choice uniform and independent.
+    """How a training clip is changed; every choice uniform and independent. Raises ValueError for values outside these.
 
-    crop: (least, most) share of the clip that is kept, a span at a random place. speed: (least, most) factor by which
-    the clip is played faster, pitch included. shift: the clip starts up to this share of data.seconds later, after
-    silence, as far as there is room. gain: up to so many decibels louder or softer. tilt: a filter y[t] = x[t] -
-    a x[t - 1] with a in [-tilt, tilt] makes the sound duller or brighter. noise: white noise at a random level between
-    the two, in decibels below the clip's own; None for none. Raises ValueError for values outside these.
+    crop: (least, most) share of the clip that is kept. speed: (least, most) factor of speed and pitch. shift: the clip
+    starts up to this share of data.seconds later, after silence, as far as there is room. gain: up to so many decibels
+    either way. tilt: a filter y[t] = x[t] - a x[t - 1], a in [-tilt, tilt]. noise: white noise at a random level of
+    these two, in decibels below the clip's own; None for none.
     """
 
     crop: Sequence[float] = (1.0, 1.0)
@@ -48,10 +47,8 @@ class SoundAugment:
             if not 0 < low <= high <= most:
                 raise ValueError(f"data.augment.{name}={[low, high]}: expected [least, most] above 0, up to {most:g}")
         if not 0 <= self.shift < 1 or not 0 <= self.tilt < 1 or self.gain < 0:
-            raise ValueError(
-                f"data.augment: got shift={self.shift}, tilt={self.tilt}, gain={self.gain}; expected the first two in "
-                "[0, 1), gain in decibels from 0"
-            )
+            got = f"shift={self.shift}, tilt={self.tilt}, gain={self.gain}"
+            raise ValueError(f"data.augment: got {got}; expected the first two in [0, 1), gain in decibels from 0")
         if self.noise is not None and not (len(self.noise) == 2 and self.noise[0] <= self.noise[1]):
             raise ValueError(f"data.augment.noise={list(self.noise)}: expected [least, most] decibels below the clip")
 
@@ -90,14 +87,12 @@ def prepare_sound(
     length: int,
     augment: SoundAugment | None = None,
 ) -> Tensor:
-    """A sound as x (1, length) float32: resampled to sample_rate, cropped, and padded with NaN at its end.
-
-    Longer sounds are cropped, at random in training and at their centre in evaluation; only that part is read.
-    """
+    """Return a sound as x (1, length): resampled, cropped (at random, or its centre) or padded with NaN."""
     stored = SoundTensor(*sound) if isinstance(sound, tuple) else sound
-    total = max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
+    total = resampled_length(stored, sample_rate)
     start, kept, speed = 0, total, 1.0
-    if random is not None and augment is not None:
+    augment = None if random is None else augment
+    if augment is not None:
         draws = augment.draw(random)
         start, kept, speed = augment.span(total, draws)
     if (spare := round(kept / speed) - length) > 0:
@@ -105,17 +100,18 @@ def prepare_sound(
         kept = math.ceil(length * speed)
         start = min(start + int(first * speed), total - kept)
     wave = read_part(stored, start, kept, sample_rate)
-    if random is not None and augment is not None:
+    if augment is not None:
         wave = augment(wave, length, draws, random)
-    wave = wave[:length]
     return F.pad(wave, (0, length - len(wave)), value=float("nan")).unsqueeze(0)
 
 
-def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_rate: int) -> Tensor:
-    """Read `count` samples (count,) from `start` on, both at sample_rate; fewer where the sound ends.
+def resampled_length(stored: SoundFile | SoundTensor, sample_rate: int) -> int:
+    """Samples of a stored sound at another rate."""
+    return max(1, (2 * stored.frames * sample_rate + stored.rate) // (2 * stored.rate))  # as soxr rounds
 
-    Raises ValueError where it ends before.
-    """
+
+def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_rate: int) -> Tensor:
+    """Read `count` samples from `start` on, or those left, at sample_rate. Raise ValueError without any."""
     if stored.rate == sample_rate:
         return stored.read(start, count)
     # The part begins and ends where samples of both rates fall together, and is wider than the filter's reach.
@@ -135,12 +131,10 @@ def read_part(stored: SoundFile | SoundTensor, start: int, count: int, sample_ra
 class AudioData(DataModule):
     """Batches of sound, x (B, 1, T) float32, T = sample_rate * seconds, NaN where a clip has ended.
 
-    source: called as source(root=root), or source() without a root, with label= if it is set; returns `Splits`
-        whose inputs are files of sound or (waveform (t,) float32, its sample rate), of any length and rate.
-    sample_rate: to which all are resampled. seconds: length of x.
-    spectrogram: the front end of the encoder; in evaluation, raw input is the mean of each of its mel bands.
+    source: called as source(root=root), or source() without a root, with label= if it is set, the labels that are the
+        classes; returns `Splits` of files of sound, or (waveform (t,) float32, sample rate).
+    sample_rate: to which all are resampled. seconds: length of x. spectrogram: the front end of the encoder.
     augment: how training clips are changed; None: longer ones are only cropped at random.
-    label: which of a source's labels is the class, for sources that have several.
     """
 
     nan_is_missing: ClassVar[bool] = True
@@ -155,27 +149,25 @@ class AudioData(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(sample_rate=self.sample_rate)
+        check_at_least("data", 1, sample_rate=self.sample_rate)
         length = round(self.sample_rate * self.seconds)
-        if length < self.spectrogram.hop_length:
-            raise ValueError(
-                f"data.seconds={self.seconds} is {length} samples at {self.sample_rate} Hz, less than "
-                f"data.spectrogram.hop_length={self.spectrogram.hop_length}: use longer clips"
-            )
-        if self.spectrogram.sample_rate != self.sample_rate:
-            raise ValueError(
-                f"data.spectrogram.sample_rate={self.spectrogram.sample_rate} differs from "
-                f"data.sample_rate={self.sample_rate}"
-            )
+        if length < (hop := self.spectrogram.hop_length):
+            problem = f"{length} samples at {self.sample_rate} Hz, less than data.spectrogram.hop_length={hop}"
+            raise ValueError(f"data.seconds={self.seconds} is {problem}: use longer clips")
+        if (rate := self.spectrogram.sample_rate) != self.sample_rate:
+            raise ValueError(f"data.spectrogram.sample_rate={rate} differs from data.sample_rate={self.sample_rate}")
         if self.label is not None and "label" not in inspect.signature(self.source).parameters:
-            raise ValueError(
-                f"data.label={self.label!r}: these files have one kind of labels only, set data.label=null"
-            )
-        self.setup(
-            read_source(self.source, root=self.root, label=self.label),
-            prepare=partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment),
-            input_shape=(1, length),
-        )
+            raise ValueError(f"data.label={self.label!r}: these files have one kind of labels only: set it to null")
+        splits = read_source(self.source, root=self.root, label=self.label)
+        prepare = partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment)
+        self.setup(splits, prepare=prepare, input_shape=(1, length))
+
+    def make_truth(self, what: str, index: int, value: Sound, reading: Reading) -> Tensor:
+        """The class of each frame of the spectrogram, by the label at its centre; -1 where the clip has ended."""
+        total, length = resampled_length(value, self.sample_rate), self.spec.input_shape[1]
+        places = torch.arange(0, length, self.spectrogram.hop_length) + max(0, total - length) // 2
+        truth = self.splits[reading.split].truth(places.double() / self.sample_rate, value)
+        return truth.masked_fill(places >= total, -1)
 
     def raw_picture(self, x: Tensor) -> Tensor:
         """The log-mel picture (b, 1, mel_bins, frames) whose patches are the raw input of a token."""
@@ -187,7 +179,6 @@ class AudioData(DataModule):
 
 
 def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
-    """A waveform (t,) at another rate, by soxr."""
     if rate == sample_rate:
         return wave
     soxr = require("soxr", extra="audio", purpose="resampling sound")
@@ -197,5 +188,4 @@ def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
 
 
 def between(pair: Sequence[float], draw: float) -> float:
-    """The value that a draw in [0, 1) takes between two."""
     return pair[0] + (pair[1] - pair[0]) * draw

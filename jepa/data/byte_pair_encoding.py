@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from jepa.utils.lazy_import import lazy_import
 
 tokenizers = lazy_import("tokenizers")
-
 FLAG = r"[\x{1F1E6}-\x{1F1FF}]"
 WORD = (
     rf"'s|'t|'re|'ve|'m|'ll|'d| ?{FLAG}{{2}}| ?(?>(?=\p{{L}})\X)++| ?(?>(?=\p{{N}})\X)++"
@@ -32,10 +31,7 @@ Merge = tuple[str, str]
 
 
 def train_bpe(texts: Iterable[str], *, vocab_size: int, lower_case: bool) -> tokenizers.Tokenizer:
-    """Return a tokenizer of at most vocab_size >= 257 ids: [PAD], 256 bytes, clusters, and what merges clusters.
-
-    A cluster that is rare in the texts falls back to its parts: letters and marks, and the bytes of these.
-    """
+    """A tokenizer of at most vocab_size >= 257 ids: [PAD], bytes, clusters (rare ones as their parts), and merges."""
     steps = [tokenizers.normalizers.NFC(), *([tokenizers.normalizers.Lowercase()] if lower_case else [])]
     steps += [tokenizers.normalizers.Strip(right=False), tokenizers.normalizers.Prepend(" ")]
     normalizer, split = tokenizers.normalizers.Sequence(steps), _splitter(WORD)
@@ -60,7 +56,6 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, lower_case: bool) -> tok
 
 
 def split_clusters(text: str) -> list[str]:
-    """Return the grapheme clusters of a text."""
     return [cluster for cluster, _ in _splitter(CLUSTER).pre_tokenize_str(text)]
 
 
@@ -70,11 +65,10 @@ def _choose(words: Counter[str], parts: dict[str, list[str]], *, most_ids: int) 
     for word, count in words.items():
         for cluster in parts[word]:
             counts[cluster] += count
-    left = (1 - COVERAGE) * counts.total()
+    uncovered, left = counts.total(), (1 - COVERAGE) * counts.total()
     stages: tuple[dict[Merge, None], ...] = ({}, {}, {})
     names: set[str] = set()
     clusters: list[str] = []
-    uncovered = counts.total()
     for cluster, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
         if len(cluster) > LONGEST or len(clusters) == MOST_CODES:
             continue
@@ -96,18 +90,15 @@ def _merges_of(cluster: str) -> tuple[list[Merge], list[Merge], list[Merge]]:
     In this order no merge applies across the boundary of two clusters, nor in the way of another's: bytes and marks are
     added from the left to what begins a character or letter, and letters from the right, to the one that nothing joins.
     """
-    characters: list[Merge] = []
-    marks: list[Merge] = []
-    joins: list[Merge] = []
+    characters = [merge for character in cluster for merge in _from_left(_as_bytes(character))]
     letters: list[list[str]] = []
     for character in cluster:
-        characters += _from_left([*_as_bytes(character)])
         if letters and _is_mark(character):
             letters[-1].append(_as_bytes(character))
         else:
             letters.append([_as_bytes(character)])
-    for letter in letters:
-        marks += _from_left(letter)
+    marks = [merge for letter in letters for merge in _from_left(letter)]
+    joins: list[Merge] = []
     *before, last = map("".join, letters)
     for letter in reversed(before):
         joins.append((letter, last))

@@ -3,8 +3,8 @@
 # Without `from __future__ import annotations`: subclasses inherit the fields, and `typing.get_type_hints` of their
 # constructors would look strings up in the subclass's file.
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -17,30 +17,29 @@ from jepa.data.stream import (
     Request,
     SampleOrder,
     Samples,
+    TooManyUnreadable,
     UnreadableSample,
+    blamed,
     fixed_order,
     load,
-    read_or_next,
     wrong_values,
 )
 from jepa.types import Batch, DataSpec
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, check_at_least
 from jepa.utils.random import generator
 
-VALIDATION_SEED = 0
-"""Of the test split's views on which the loss is measured: the same in every run, whatever its seed."""
-
+VALIDATION_SEED = 0  # of the test split's views on which the loss is measured: the same in every run, whatever its seed
 Prepare = Callable[[Any, torch.Generator | None], Tensor]
 """(input of a source, generator, or None where nothing is random) -> the tensor of one sample."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How batches of a split are made.
+    """How batches of a split are made. seed: None for evaluation, where nothing is random.
 
-    seed: None for evaluation, where nothing is random. views: of each sample, which then come as `views`; None takes
-    what training has. bad_limit: more unreadable samples than that end the reading. truth: add what is known of each
-    sample ("truth", "motion"; see `DataModule.truth_batches`), None for nothing.
+    views: of each sample, which then come as `views`; None takes what training has. bad_limit: more unreadable samples
+    end the reading. truth: what to add of what is known of a sample, see `DataModule.truth_batches`. raw: pictures
+    stay as their pixels, of 8 bits where they can, for `ImageData.finish`; device: where that is done.
     """
 
     split: str
@@ -48,6 +47,8 @@ class Reading:
     views: int | None
     bad_limit: float
     truth: str | None = None
+    raw: bool = False
+    device: torch.device | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -60,8 +61,7 @@ class DataModule:
     views: how often a training sample is prepared, each time with other random choices.
     batch_size: samples per training step, of all ranks and micro-batches together.
     num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads ahead.
-    pin_memory: True or False; `auto` pins when there is a GPU to copy to.
-    max_bad_share: the run stops when more than this share of a split cannot be read.
+    pin_memory: `auto` pins when there is a GPU to copy to. max_bad_share: of a split that may be unreadable.
     hints: what a configuration tells other groups (`data.hints.patch_size`); not read here.
 
     Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.
@@ -69,6 +69,8 @@ class DataModule:
 
     nan_is_missing: ClassVar[bool] = False
     """Whether NaN in an input is what is missing or padding; else it makes the sample a bad one."""
+    finish_on: ClassVar[torch.device | None] = None
+    """A GPU, which the trainer sets: training pictures are copied there as bytes, and become floats there."""
 
     views: int = 1
     batch_size: int = 256
@@ -80,9 +82,8 @@ class DataModule:
 
     def __post_init__(self) -> None:
         check_choices(self)
-        check_counts(views=self.views, batch_size=self.batch_size, prefetch_factor=self.prefetch_factor)
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers={self.num_workers} is negative; 0 reads in the main process")
+        check_at_least("data", 1, views=self.views, batch_size=self.batch_size, prefetch_factor=self.prefetch_factor)
+        check_at_least("data", 0, num_workers=self.num_workers)
         if not 0 <= self.max_bad_share < 1:
             raise ValueError(f"data.max_bad_share={self.max_bad_share} is not in [0, 1)")
 
@@ -100,26 +101,25 @@ class DataModule:
         prepare: makes a sample's `x`, of shape input_shape, of an input of the source; it runs in the workers.
         found: see `DataSpec`. blank: fills blank batches; a value that the encoder does not take for padding.
         """
-        self.prepare = prepare
-        self.lines = splits.lines
+        self.prepare, self.lines = prepare, splits.lines
         self.splits: dict[str, Samples] = {"train": splits.train, "test": splits.test}
         for name, samples in self.splits.items():
             if not len(samples):
                 raise DataError(f"the {name} split of the data is empty")
         self.bad = {name: BadSamples(total=len(s), max_share=self.max_bad_share) for name, s in self.splits.items()}
         self.blank = torch.zeros(input_shape) if blank is None else blank
+        names = splits.class_names
         self.spec = DataSpec(
             num_train=len(splits.train),
             num_test=len(splits.test),
             input_shape=tuple(input_shape),
-            classes=None if splits.class_names is None else len(splits.class_names),
-            class_names=splits.class_names,
+            classes=None if names is None else len(names),
+            class_names=names,
             found=found or {},
         )
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Path -> reason of the samples found unreadable so far."""
         return {**self.bad["train"], **self.bad["test"]}
 
     @property
@@ -128,7 +128,6 @@ class DataModule:
         return self.views > 1
 
     def order(self, seed: int) -> SampleOrder:
-        """The samples of every step."""
         return SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
 
     def train_batches(
@@ -144,7 +143,7 @@ class DataModule:
         order = self.order(seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
         requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
-        return self._load("train", requests, seed=seed)
+        return self._load(requests, replace(self.reading("train", seed=seed), device=self.finish_on))
 
     def evaluation_batches(
         self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
@@ -156,12 +155,9 @@ class DataModule:
         """
         if split not in self.splits:
             raise ValueError(f"split={split!r} is neither 'train' nor 'test'")
-        check_counts(batch_size=batch_size)
-        requests = fixed_order(len(self.splits[split]), batch_size=batch_size, limit=limit)
-        return self._load(split, requests, seed=None)
+        return self._load_in_order(self.reading(split), batch_size, limit)
 
     def has_truth(self, what: str) -> bool:
-        """Return whether `truth_batches` knows of this."""
         return hasattr(self.splits["train"], what)
 
     @property
@@ -177,77 +173,75 @@ class DataModule:
         what: "truth", a class for each place of the input, int64, -1 where there is none, or a number, float32, NaN
         where there is none, in a resolution of its own; or "motion", pixels per frame (2,) to the right and down.
         """
-        requests = fixed_order(len(self.splits[split]), batch_size=batch_size, limit=limit)
-        return self._load(split, requests, seed=None, truth=what)
+        return self._load_in_order(self.reading(split, truth=what), batch_size, limit)
 
     def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
         """What the source knows of a sample and its input `value`, where the sample shows it."""
         return getattr(self.splits[reading.split], what)(index, value)
 
     def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """The test split in the form of training batches, the same every time.
-
-        Several views of a sample are random, as they would otherwise be equal; a single one is not.
-        """
-        if not self.has_several_views:
-            return self.evaluation_batches("test", batch_size=batch_size)
-        requests = fixed_order(self.spec.num_test, batch_size=batch_size)
-        return self._load("test", requests, seed=VALIDATION_SEED)
+        """The test split as training batches, the same every time; only several views of a sample are random."""
+        seed = VALIDATION_SEED if self.has_several_views else None
+        return self._load_in_order(self.reading("test", seed=seed), batch_size)
 
     def view_batches(
         self, split: Literal["train", "test"], *, views: int, batch_size: int, limit: int | None = None, seed: int = 0
     ) -> Iterator[Batch]:
         """`views` (b, views, *input_shape), random as in training, of at most `limit` samples; the same for a seed."""
-        check_counts(views=views, batch_size=batch_size)
-        requests = fixed_order(len(self.splits[split]), batch_size=batch_size, limit=limit)
-        return self._load(split, requests, seed=seed, views=views)
+        check_at_least("data", 1, views=views)
+        return self._load_in_order(self.reading(split, seed=seed, views=views), batch_size, limit)
 
     def blank_batch(self, count: int) -> Batch:
         """A training batch of `count` samples without content and without labels."""
-        if self.has_several_views:
-            return {"views": self.blank.expand(count, self.views, *self.blank.shape).clone()}
-        return {"x": self.blank.expand(count, *self.blank.shape).clone()}
+        x = self.blank.expand(count, self.views, *self.blank.shape).clone()
+        return {"views": x} if self.has_several_views else {"x": x[:, 0]}
 
-    def reading(self, split: str) -> Reading:
-        """Return how evaluation reads a split."""
-        return Reading(split, seed=None, views=None, bad_limit=self.bad[split].limit)
+    def reading(
+        self, split: str, *, seed: int | None = None, views: int | None = None, truth: str | None = None
+    ) -> Reading:
+        return Reading(split, seed, views, self.bad[split].limit, truth)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """Read and prepare the samples of a request, in a worker if there are any.
+        """Read and prepare the samples of a request; the key `bad` has the unreadable ones, name -> reason."""
 
-        The key `bad` has the unreadable samples, name -> reason; the next ones take their place.
-        """
-        samples = self.splits[reading.split]
+        def sample(index: int, *, counter: int) -> tuple[dict[str, Tensor], int | None]:
+            value, label = self.splits[reading.split][index]
+            made = self.make_inputs(value, counter, reading)  # which may decode, as of videos
+            if problem := wrong_values(made, nan_is_missing=self.nan_is_missing):
+                raise UnreadableSample(self.describe(index, reading), problem)
+            if reading.truth is not None:
+                made["truth"] = self.make_truth(reading.truth, index, value, reading)
+            return made, label
+
         bad: dict[str, str] = {}
-        inputs, labels = [], []
-        for counter, index in zip(request.counters, request.indices):
+        places = zip(request.counters, request.indices)
+        made = [self.read_or_next(partial(sample, counter=c), index, bad, reading) for c, index in places]
+        batch: Batch = {name: [inputs[name] for inputs, _ in made] for name in made[0][0]}
+        batch = {name: each if name == "truth" else self.stack(each) for name, each in batch.items()}
+        return self.with_labels(batch | {"bad": bad}, [label for _, label in made])
 
-            def sample(index: int, counter: int = counter) -> tuple[dict[str, Tensor], int | None]:
-                value, label = samples[index]
-                made = self.make_inputs(value, counter, reading)  # which may decode, as of videos
-                if problem := wrong_values(made, nan_is_missing=self.nan_is_missing):
-                    raise UnreadableSample(self.describe(index, reading), problem)
-                if reading.truth is not None:
-                    made["truth"] = self.make_truth(reading.truth, index, value, reading)
-                return made, label
-
-            made, label = self.read_or_next(sample, index, bad, reading)
-            inputs.append(made)
-            labels.append(label)
-        batch: Batch = {name: [made[name] for made in inputs] for name in inputs[0]}
-        batch = {name: each if name == "truth" else torch.stack(each) for name, each in batch.items()}
-        return self.with_labels(batch | {"bad": bad}, labels)
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack(tensors)
 
     def read_or_next(self, read: Callable[[int], Any], index: int, bad: dict[str, str], reading: Reading) -> Any:
-        """Return `read(index)`, or what the next sample gives where that one is unreadable; `bad` names these."""
-        describe = partial(self.describe, reading=reading)
-        total = len(self.splits[reading.split])
-        return read_or_next(read, index, total=total, bad=bad, limit=reading.bad_limit, describe=describe)
+        """Return `read(index)`, or what the next sample gives where that one is `blamed`; `bad` names these."""
+        while True:
+            try:
+                return read(index)
+            except Exception as error:
+                name, reason = blamed(error, self.describe(index, reading))
+                bad[name] = reason
+            # As the limit is below the number of samples, this also ends a search in which all are bad.
+            if len(bad) > reading.bad_limit:
+                raise TooManyUnreadable(bad) from None
+            index = (index + 1) % len(self.splits[reading.split])
 
     def describe(self, index: int, reading: Reading) -> str:
         """Return the name of a sample for messages: what its source calls it, else its number."""
-        own = getattr(self.splits[reading.split], "describe", None)
-        return f"sample {index} of the {reading.split} split" if own is None else own(index)
+        samples = self.splits[reading.split]
+        if hasattr(samples, "describe"):
+            return samples.describe(index)
+        return f"sample {index} of the {reading.split} split"
 
     def make_inputs(self, value: Any, counter: int, reading: Reading) -> dict[str, Tensor]:
         """The tensors of one sample: `x`, or `views` (V, ...), random by the seed and the sample's counter."""
@@ -259,29 +253,20 @@ class DataModule:
         return {"views": torch.stack([self.prepare(value, random) for _ in range(reading.views or self.views)])}
 
     def gives_views(self, reading: Reading) -> bool:
-        """Whether batches hold `views` rather than `x`."""
         return reading.seed is not None and (reading.views is not None or self.has_several_views)
 
     def with_labels(self, batch: Batch, labels: Any) -> Batch:
-        """The batch with `label` (b,) int64, where the data has labels."""
-        labelled = self.spec.classes is not None
-        return batch | {"label": torch.as_tensor(labels, dtype=torch.int64)} if labelled else batch
+        return batch if self.spec.classes is None else batch | {"label": torch.as_tensor(labels, dtype=torch.int64)}
 
-    def _load(
-        self,
-        split: str,
-        requests: Iterable[Request],
-        *,
-        seed: int | None,
-        views: int | None = None,
-        truth: str | None = None,
-    ) -> Iterator[Batch]:
-        bad = self.bad[split]
-        reading = Reading(split, seed=seed, views=views, bad_limit=bad.limit, truth=truth)
+    def _load_in_order(self, reading: Reading, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        check_at_least("data", 1, batch_size=batch_size)
+        return self._load(fixed_order(len(self.splits[reading.split]), batch_size=batch_size, limit=limit), reading)
+
+    def _load(self, requests: Iterable[Request], reading: Reading) -> Iterator[Batch]:
         return load(
             partial(self.make_batch, reading=reading),
             requests,
-            bad=bad,
+            bad=self.bad[reading.split],
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch_factor,
             # Pinning without a GPU only makes torch warn.
@@ -308,23 +293,11 @@ def found_by(parts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_choices(settings: Any) -> None:
-    """Raise ValueError for a field that is not among the values of its Literal type.
-
-    `jepa.config.check` does so for configurations; this is for classes that are built from Python.
-    """
+    """Raise ValueError for a field that is not among the values of its Literal type; for settings made from Python."""
     for name, hint in get_type_hints(type(settings)).items():
-        types = (hint,) if get_origin(hint) is Literal else get_args(hint)
-        others = {each for each in types if get_origin(each) is not Literal} - {bool}
-        if others and not isinstance(getattr(settings, name), str):
-            continue
-        choices = [value for each in types if get_origin(each) is Literal for value in get_args(each)]
+        types, value = (hint,) if get_origin(hint) is Literal else get_args(hint), getattr(settings, name)
+        choices = [choice for each in types if get_origin(each) is Literal for choice in get_args(each)]
         choices += [True, False] if choices and bool in types else []
-        if choices and (value := getattr(settings, name)) not in choices:
+        of_others = any(get_origin(each) is not Literal and each is not bool for each in types)
+        if choices and value not in choices and not (of_others and not isinstance(value, str)):
             raise ValueError(f"data.{name}={value}: expected one of {', '.join(map(str, choices))}")
-
-
-def check_counts(**counts: int) -> None:
-    """Raise ValueError for a count below 1."""
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"data.{name}={value} is less than 1")

@@ -12,26 +12,24 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from jepa.data.data_module import DataModule
 from jepa.data.sources.decoders import decode_image
-from jepa.data.sources.line_reader import MOST_CHARACTERS
-from jepa.data.sources.listed_paths import Fence
 from jepa.data.sources.sound_files import SoundFile
-from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out, number_classes
+from jepa.data.sources.splits import Fence, Splits, check_fraction, first_few, hold_out, number_classes
 from jepa.data.sources.text_files import LINES, left_out
+from jepa.data.sources.text_tables import MOST_CHARACTERS
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, first_line
 from jepa.utils.lazy_import import lazy_import, require
 from jepa.utils.log_mel import LogMel
 
 datasets = lazy_import("datasets")
-
 Kind = Literal["text", "image", "audio"]
-MOST_BYTES = {"text": 4 * MOST_CHARACTERS, "image": 2**29, "audio": 2**29}
-"""Of one row, packed as it is."""
+MOST_BYTES = {"text": 4 * MOST_CHARACTERS, "image": 2**29, "audio": 2**29}  # of one row, packed as it is
 READERS = {".parquet": "parquet", ".jsonl": "json", ".ndjson": "json", ".json": "json", ".csv": "csv"}
 """How `datasets` calls its readers of files; all but the first also read what gzip has packed."""
 SCANNED, LONGEST_BLANK = 1000, 1000
@@ -75,9 +73,8 @@ def hugging_face(
         train-0.parquet) of what `datasets` reads, or a name on the hub. name: of one of its configurations.
     label_column: of a ClassLabel, or of strings or whole numbers, which are sorted as they are in train.
     train_split, test_split, test_fraction, split_seed: see `_find_splits`. allow_outside: see `read_columns`.
-    text, image, audio: make the data of a column of that kind, called with `source=`, the arguments from views on, and
-        those of their own: vocab_size and max_length of text, image_size and channels of pictures, sample_rate, seconds
-        and spectrogram of sound. None: such columns are refused.
+    text, image, audio: make the data of such a column, called with `source=`, the two or three arguments of their own
+        and those from views on. None: such columns are refused.
 
     Raises DataError for what is missing or damaged, and a column of no kind that can be read.
     """
@@ -105,10 +102,7 @@ def hugging_face(
 def _find_splits(
     path: str, name: str | None, train_split: str | None, test_split: str | None, test_fraction: float, split_seed: int
 ) -> tuple[Any, Any]:
-    """The rows to train and to test on; None for a split finds train, and test or validation.
-
-    Where there is no test split, a share `test_fraction` of the rows, drawn by `split_seed`, is kept aside.
-    """
+    """The rows to train on, and those to test on: of a split named so, or kept aside at random."""
     check_fraction("data.test_fraction", test_fraction)
     found = _open(os.path.expanduser(path), name)
     for key, wanted in (("train_split", train_split), ("test_split", test_split)):
@@ -137,9 +131,8 @@ def read_columns(
 ) -> tuple[Kind, Splits]:
     """What kind of input a column holds, and samples of it: strings, PIL images, or files of sound.
 
-    folders: in which files may lie that rows name by their paths; relative ones begin in the first. allow_outside:
-    whether they may leave these folders by .., as absolute paths or by links. Texts that are empty or missing are left
-    out, which `Splits.lines` counts.
+    folders: where files may lie that rows name by paths, relative to the first; allow_outside: or anywhere. Empty texts
+    are left out, which `Splits.lines` counts.
     """
     for key, wanted in (("column", column), ("label_column", label_column)):
         if wanted is not None and wanted not in train.features:
@@ -152,13 +145,12 @@ def read_columns(
         train, test = kept
     names, label_of, said = _labels(train, test, label_column)
     label_column = None if names is None else label_column
-    reach = Reach(folders, allow_outside)
-    splits = (Rows(rows, column, kind, label_column, label_of, reach) for rows in (train, test))
+    make = partial(Rows, column=column, kind=kind, label_column=label_column, label_of=label_of, folders=folders)
+    splits = (make(rows, allow_outside=allow_outside) for rows in (train, test))
     return kind, Splits(*splits, class_names=names, lines=(*said, *lines))
 
 
 def _with_text(rows: Any, column: str) -> Any:
-    """The rows in which a column of strings is neither missing nor blank."""
     from pyarrow import compute
 
     empty: list[int] = []
@@ -177,55 +169,31 @@ def _with_text(rows: Any, column: str) -> Any:
     return rows.select(sorted(set(range(len(rows))) - set(empty))) if empty else rows
 
 
-class Reach:
-    """The files that rows may name by their paths: see `read_columns`."""
-
-    def __init__(self, folders: Sequence[str], allow_outside: bool) -> None:
-        self.folder = folders[0] if folders else ""
-        self.fence = None if allow_outside else Fence(folders)
-
-    def find(self, path: Any, name: str) -> str:
-        """The path of a file. Raises UnreadableSample for one that leaves the folders; name: of the sample."""
-        if not isinstance(path, str):
-            raise UnreadableSample(name, "it has neither content nor a path")
-        path = os.path.join(self.folder, path)
-        if self.fence is not None and self.fence.leaves(path):
-            raise UnreadableSample(
-                name,
-                f"its path {path!r} leaves the folder of data.path ({self.folder}); if you trust this data, set "
-                "data.allow_outside=true",
-            )
-        return path
-
-
 class Rows:
-    """Rows of a `datasets.Dataset`; items are (what the column holds, decoded; label).
-
-    label_of: from what the label column holds to a number. Items raise UnreadableSample where a picture or sound cannot
-    be decoded, a text is empty, or a label is missing.
-    """
+    """Rows of a `datasets.Dataset` as (what a column holds, decoded; label); label_of: from what another holds."""
 
     def __init__(
         self,
         rows: Any,
+        *,
         column: str,
         kind: Kind,
         label_column: str | None,
         label_of: Mapping[Any, int],
-        reach: Reach,
+        folders: Sequence[str],
+        allow_outside: bool,
     ) -> None:
         if kind != "text":  # bytes rather than what the library would decode
             rows = rows.cast_column(column, (datasets.Image if kind == "image" else datasets.Audio)(decode=False))
         self.rows = rows.select_columns([column, *([label_column] if label_column else [])])
         self.tables = self.rows.with_format("arrow")
         self.column, self.kind, self.label_column, self.label_of = column, kind, label_column, label_of
-        self.reach = reach
+        self.folder, self.fence = folders[0] if folders else "", None if allow_outside else Fence(folders)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def describe(self, index: int) -> str:
-        """The row and column of a sample."""
         return f"row {index}, column {self.column}"
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
@@ -240,7 +208,7 @@ class Rows:
             raise UnreadableSample(name, "it is missing")
         if self.kind != "text":  # {"bytes", "path"}
             content = value.get("bytes")
-            file = self.reach.find(value.get("path"), name) if content is None else io.BytesIO(content)
+            file = self._find(value.get("path"), name) if content is None else io.BytesIO(content)
             value = (decode_image if self.kind == "image" else SoundFile)(file, name)
         elif not value.strip():
             raise UnreadableSample(name, "the text is empty")
@@ -250,9 +218,17 @@ class Rows:
             raise UnreadableSample(name, f"its label is {label!r}")
         return value, self.label_of[label]
 
+    def _find(self, path: Any, name: str) -> str:
+        if not isinstance(path, str):
+            raise UnreadableSample(name, "it has neither content nor a path")
+        path = os.path.join(self.folder, path)
+        if self.fence is not None and self.fence.leaves(path):
+            problem = f"its path {path!r} leaves the folder of data.path ({self.folder})"
+            raise UnreadableSample(name, f"{problem}; if you trust this data, set data.allow_outside=true")
+        return path
+
 
 def _folders(path: str) -> list[str]:
-    """Where files may lie that rows name by their paths."""
     path = os.path.expanduser(path)
     if os.path.isfile(path):
         return [os.path.dirname(path) or "."]
@@ -261,15 +237,13 @@ def _folders(path: str) -> list[str]:
 
 
 def _open(path: str, name: str | None) -> Mapping[str, Any]:
-    """Splits by name."""
     require("datasets", extra="hub", purpose="reading a data set of Hugging Face")
     folder = Path(path)
     kind = READERS.get(Path(folder.name.lower().removesuffix(".gz")).suffix)
     if folder.is_file() and folder.suffix != ".arrow" and kind is None:
         lines = f"; plain text is for data=text_lines data.root={path}" if folder.suffix in LINES else ""
-        raise DataError(
-            f"data.path={path}: expected a file .arrow, {', '.join(READERS)}, a folder, or a name on the hub{lines}"
-        )
+        expected = f"a file .arrow, {', '.join(READERS)}, a folder, or a name on the hub"
+        raise DataError(f"data.path={path}: expected {expected}{lines}")
     if not folder.exists() and (path[0] in "./~" or path.count("/") > 1):
         raise DataError(f"data.path={path}: there is no such file or folder")
     try:
@@ -297,13 +271,12 @@ def _by_split(files: Sequence[Path], suffix: str) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     files = [file for file in files if file.suffix == suffix]
     for file in files:
-        names = (*TRAIN_NAMES, *TEST_NAMES)
-        named = [name for name in names if file.stem.lower().startswith(name) or file.parent.name.lower() == name]
-        if named:
-            found.setdefault(named[0], []).append(str(file))
-    if files and not found.keys() & set(TRAIN_NAMES):
-        return {"train": [str(file) for file in files]}
-    return found
+        for name in (*TRAIN_NAMES, *TEST_NAMES):
+            if file.stem.lower().startswith(name) or file.parent.name.lower() == name:
+                found.setdefault(name, []).append(str(file))
+                break
+    named = not files or found.keys() & set(TRAIN_NAMES)
+    return found if named else {"train": list(map(str, files))}
 
 
 def _kind(feature: Any, column: str) -> Kind:
@@ -317,7 +290,6 @@ def _kind(feature: Any, column: str) -> Kind:
 def _labels(
     train: Any, test: Any, column: str | None
 ) -> tuple[tuple[str, ...] | None, dict[Any, int], tuple[str, ...]]:
-    """Class names, from what the column holds to their number, and what is said of them; no names without labels."""
     if column is None:
         return None, {}, ()
     feature = train.features[column]

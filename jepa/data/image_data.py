@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts, read_source
-from jepa.data.image_augment import Augment
-from jepa.data.image_transform import ImageTransform, as_list, height_and_width
+from jepa.data.augment import Augment
+from jepa.data.data_module import DataModule, Reading, read_source
+from jepa.data.image_transform import ImageTransform, as_list, height_and_width, to_float
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.data.stream import Request, UnfitSample, blamed
 from jepa.types import Batch
+from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator
 
-TRIED = 5
-"""Training images of which one has to have the channels that are asked for."""
-STATISTICS_OF = 1000
-"""Training images of which `auto` takes mean and std."""
+TRIED = 5  # training images of which one has to have the channels that are asked for
+STATISTICS_OF = 1000  # training images of which `auto` takes mean and std
 
 
 @dataclass(kw_only=True, eq=False)
@@ -31,13 +32,11 @@ class ImageData(DataModule):
 
     source: called as source(root=root), or source() without a root; returns `Splits`.
     image_size: side, or [height, width], to which images are cropped and resized.
-    channels: any number. Grey is repeated, colour becomes grey for 1, alpha is dropped but for 4; else images must have
-        that many.
+    channels: grey is repeated, colour becomes grey for 1, alpha is dropped but for 4; else images must have that many.
     mean, std: of pixel values, one for each channel or one for all. `auto`: those of up to STATISTICS_OF training
         images, always the same ones, cropped as in evaluation; `spec.found` and `lines` have the numbers.
     augment: how training views are made; None to crop and resize as in evaluation.
-    views: augmented views per training sample, which show all of it as far as `augment` lets them.
-    local_views: small crops per training sample beside these, of `local_size` pixels and made by `local_augment`.
+    local_views: small crops per training sample beside `views`, of `local_size` pixels, made by `local_augment`.
     """
 
     source: Callable[..., Splits]
@@ -54,21 +53,16 @@ class ImageData(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(channels=self.channels)
-        if self.local_views < 0:
-            raise ValueError(f"data.local_views={self.local_views} is negative; 0 makes none")
+        check_at_least("data", 1, channels=self.channels)
+        check_at_least("data", 0, local_views=self.local_views)
         if self.local_views and (self.local_size is None or self.local_augment is None):
-            raise ValueError(
-                f"data.local_views={self.local_views} needs data.local_size (pixels) and data.local_augment "
-                "(as data.augment, such as {_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
-            )
+            needs = "data.local_size (pixels) and data.local_augment (as data.augment, such as "
+            needs += "{_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
+            raise ValueError(f"data.local_views={self.local_views} needs {needs}")
         self._make_transforms()
-        self.setup(
-            read_source(self.source, root=self.root),
-            prepare=self.transform,
-            input_shape=(self.channels, *self.transform.size),
-        )
-        if hasattr(self.splits["train"], "describe"):
+        splits, shape = read_source(self.source, root=self.root), (self.channels, *self.transform.size)
+        self.setup(splits, prepare=self.transform, input_shape=shape)
+        if hasattr(splits.train, "describe"):
             self._try_some()
         if wanted := [name for name in ("mean", "std") if getattr(self, name) == "auto"]:
             self._find_statistics(wanted)
@@ -87,31 +81,25 @@ class ImageData(DataModule):
                 continue
             height, width = size_of(value)
             if 2 * max(height, width) <= max(self.transform.size):
-                enlarged = " x ".join(map(str, self.transform.size))
-                self.lines = [
-                    *self.lines,
-                    f"the first image has {height} x {width} pixels and is enlarged to {enlarged}: "
-                    f"data.image_size={max(height, width)} is faster",
-                ]
+                enlarged = f"the first image has {height} x {width} pixels and is enlarged to "
+                enlarged += " x ".join(map(str, self.transform.size))
+                self.lines += (f"{enlarged}: data.image_size={max(height, width)} is faster",)
             return
         if unfit:
             raise unfit[0]
 
     def _make_transforms(self) -> None:
-        self.transform = self._transform(self.image_size, self.augment)
-        self.local_transform = None
-        if self.local_views:
-            self.local_transform = self._transform(height_and_width("local_size", self.local_size), self.local_augment)
-
-    def _transform(self, size: int | Sequence[int], augment: Augment | None) -> ImageTransform:
-        return ImageTransform(
-            size=size,
+        make = partial(
+            ImageTransform,
             channels=self.channels,
             mean=0.0 if self.mean == "auto" else self.mean,  # until it is known
             std=1.0 if self.std == "auto" else self.std,
             interpolation=self.interpolation,
-            augment=augment,
         )
+        self.transform, self.local_transform = make(size=self.image_size, augment=self.augment), None
+        if self.local_views:
+            size = height_and_width("local_size", self.local_size)
+            self.local_transform = make(size=size, augment=self.local_augment)
 
     def _find_statistics(self, wanted: Sequence[str]) -> None:
         """Put numbers in the place of `auto`. Raises DataError where too many of the images cannot be read."""
@@ -126,64 +114,75 @@ class ImageData(DataModule):
             squares += pixels.var(dim=1, correction=0) * new + change**2 * (new * (count - new) / count)
         std = (squares / count).sqrt()
         std[std < 1e-6 * mean.abs().clamp(min=1e-6)] = 1.0  # of a channel that is the same everywhere
-        found = {
-            name: [float(f"{value:.6g}") for value in values.tolist()]
-            for name, values in (("mean", mean), ("std", std))
-            if name in wanted
-        }
-        for name, values in found.items():
-            setattr(self, name, values)
+        known = {"mean": mean, "std": std}
+        found = {name: [float(f"{value:.6g}") for value in known[name].tolist()] for name in wanted}
+        vars(self).update(found)
         self._make_transforms()
         self.prepare = self.transform
         self.spec = replace(self.spec, found={**self.spec.found, **found})
         numbers = " ".join(f"data.{name}={str(values).replace(' ', '')}" for name, values in found.items())
-        images = min(STATISTICS_OF, self.spec.num_train)
-        self.lines += (f"auto: {numbers}, of {images:,} training images",)
+        self.lines += (f"auto: {numbers}, of {min(STATISTICS_OF, self.spec.num_train):,} training images",)
 
     @property
     def has_several_views(self) -> bool:
-        """Whether a training sample comes as `views` rather than `x`."""
         return self.views > 1 or self.local_views > 0
 
     def blank_batch(self, count: int) -> Batch:
-        """A training batch of `count` samples, all zeros, without labels."""
         blank = super().blank_batch(count)
         if self.local_transform is not None:
             blank["local_views"] = torch.zeros(count, self.local_views, self.channels, *self.local_transform.size)
         return blank
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """See `DataModule.make_batch`; images in memory are augmented all at once."""
         samples = self.splits[reading.split]
         if not isinstance(samples, TensorImages):
             return super().make_batch(request, reading)
-        batch = self._augmented(samples.images[request.indices], request.counters, reading)
+        batch = self._inputs(samples.images[request.indices], request.counters, reading)
         return self.with_labels(batch, None if samples.labels is None else samples.labels[request.indices])
 
     def make_inputs(self, value: Image.Image | Tensor, counter: int, reading: Reading) -> dict[str, Tensor]:
-        """See `DataModule.make_inputs`."""
-        images = value if isinstance(value, Image.Image) else value[None]
-        return {name: made[0] for name, made in self._augmented(images, [counter], reading).items()}
+        images = value[None] if isinstance(value, Tensor) and value.is_floating_point() else value
+        return {name: made[0] for name, made in self._inputs(images, [counter], reading).items()}
+
+    def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        if len({tensor.dtype for tensor in tensors}) > 1:  # of files of 8 bits, and of more
+            tensors = [to_float(tensor) for tensor in tensors]
+        return super().stack(tensors)
+
+    def finish(self, batch: Batch, device: torch.device | None = None) -> Batch:
+        """A raw batch as users see it: pixels as normalised floats."""
+        names = [name for name in ("x", "views", "local_views") if name in batch]
+        return batch | {name: self.transform.normalise(batch[name], device) for name in names}
+
+    def _load(self, requests: Iterable[Request], reading: Reading) -> Iterator[Batch]:
+        # Bytes cross processes, a quarter of the floats. But a subclass that makes batches counts on floats, and floats
+        # that are for a GPU have to be pinned, if they are not made there.
+        raw = all(getattr(type(self), name) is getattr(ImageData, name) for name in ("make_batch", "make_inputs"))
+        raw = raw and (reading.device is not None or not torch.cuda.is_available())
+        with closing(super()._load(requests, replace(reading, raw=raw))) as batches:
+            for batch in batches:
+                yield self.finish(batch, reading.device) if raw else batch
 
     def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
         """The mask of a picture, cropped as the picture is, in its own resolution."""
         return self.transform.cropped(super().make_truth(what, index, value, reading))
 
-    def _augmented(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
+    def _inputs(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
         """Inputs of one PIL image, or of tensors (b, C, h, w), whose counters these are."""
 
         def views(transform: ImageTransform, count: int, stream: str) -> Tensor:
             """(b, V, C, H, W), each a function of the seed, the stream and the sample's counter."""
             augment = transform.augment
             if augment is None:  # nothing is random
-                return transform.plain(images).unsqueeze(1).expand(-1, count, -1, -1, -1)
+                return transform.pixels(images).unsqueeze(1).expand(-1, count, -1, -1, -1)
             randoms = (generator("cpu", reading.seed, stream, counter) for counter in counters)
-            return transform.augmented(images, torch.stack([augment.draw(count, random) for random in randoms]))
+            return transform.pixels(images, torch.stack([augment.draw(count, random) for random in randoms]))
 
         if reading.seed is None:
-            return {"x": self.transform.plain(images)}
+            batch: Batch = {"x": self.transform.pixels(images)}
+            return batch if reading.raw else self.finish(batch)
         made = views(self.transform, reading.views or self.views, "augment")
-        batch: Batch = {"views": made} if self.gives_views(reading) else {"x": made.squeeze(1)}
+        batch = {"views": made} if self.gives_views(reading) else {"x": made.squeeze(1)}
         if self.local_transform is not None and reading.views is None:
             batch["local_views"] = views(self.local_transform, self.local_views, "augment/local")
-        return batch
+        return batch if reading.raw else self.finish(batch)

@@ -17,18 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts, found_by, lines_of
+from jepa.data.data_module import DataModule, Reading, found_by, lines_of
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Request, SampleOrder
 from jepa.types import Batch, DataSpec
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, check_at_least
 
-PERIOD = 1000
-"""Samples after which the interleaving of the parts repeats: shares are met to 1 / 1000."""
+PERIOD = 1000  # samples after which the interleaving of the parts repeats: shares are met to 1 / 1000
 
 
 def present_parts(parts: Mapping[str, DataModule | None]) -> dict[str, DataModule]:
-    """The parts that are not None. Raises ValueError without any."""
     found = {name: part for name, part in parts.items() if part is not None}
     if not found:
         raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")
@@ -45,9 +43,7 @@ class MixedData(DataModule):
     channels, image_size, length, vocab_size: what the model is built with; None takes what the parts have.
 
     Which part sample counter c comes from is a function of c and the weights alone, evenly interleaved; a part keeps
-    its own order. So ranks, workers and resuming change nothing. An epoch is as many samples as all parts have.
-    Unreadable samples are counted over all parts, against the largest max_bad_share of a part.
-
+    its own order. An epoch is as many samples as all parts have. Unreadable samples are counted over all parts.
     Raises ValueError for weights that do not fit the parts, UserError for parts that do not fit together.
     """
 
@@ -66,37 +62,28 @@ class MixedData(DataModule):
         sizes = {name: part.spec.num_train for name, part in self.parts.items()}
         weights = sizes if self.weights is None else self.weights
         if set(weights) != set(self.parts) or not all(weight > 0 for weight in weights.values()):
-            raise ValueError(
-                f"data.weights={dict(weights)}: expected a share above 0 for each of data.parts {list(self.parts)}"
-            )
+            expected = f"a share above 0 for each of data.parts {list(self.parts)}"
+            raise ValueError(f"data.weights={dict(weights)}: expected {expected}")
         evaluate = next(iter(self.parts)) if self.evaluate is None else self.evaluate
         if evaluate not in self.parts:
             raise ValueError(f"data.evaluate={evaluate!r}: expected one of data.parts {list(self.parts)}")
         shapes = {n: {k: tuple(v.shape) for k, v in part.blank_batch(1).items()} for n, part in self.parts.items()}
         if any(shape != shapes[evaluate] for shape in shapes.values()):
-            raise UserError(
-                f"data.parts give batches of different shapes: {shapes}; set the same sizes and views for all"
-            )
-        self.evaluated = self.parts[evaluate]
+            raise UserError(f"data.parts give batches of different shapes, {shapes}: set the same sizes and views")
+        self.evaluated, self.sizes = self.parts[evaluate], list(sizes.values())
         self.shares = [float(weights[name]) for name in self.parts]
-        self.sizes = list(sizes.values())
         self.views = self.evaluated.views
         self.max_bad_share = max(part.max_bad_share for part in self.parts.values())
         super().__post_init__()
         spec = self.evaluated.spec
         self.setup(
-            Splits(
-                train=range(sum(self.sizes)),
-                test=range(spec.num_test),
-                class_names=spec.class_names,
-                lines=lines_of(self.parts),
-            ),
+            Splits(range(sum(self.sizes)), range(spec.num_test), spec.class_names, lines_of(self.parts)),
             prepare=self.evaluated.prepare,
             input_shape=spec.input_shape,
             found=self._check_found() | found_by(self.parts),
         )
-        of_some_kinds = ("raw_features", "words")
-        for name in ("evaluation_batches", "validation_batches", "view_batches", "blank_batch", *of_some_kinds):
+        of_all_kinds = ("evaluation_batches", "validation_batches", "view_batches", "blank_batch")
+        for name in (*of_all_kinds, "raw_features", "words"):
             if hasattr(self.evaluated, name):
                 setattr(self, name, getattr(self.evaluated, name))
 
@@ -108,36 +95,29 @@ class MixedData(DataModule):
             known = {"channels": spec.input_shape[0], "image_size": list(spec.input_shape[1:])} | known
         for name in ("channels", "image_size", "length", "vocab_size"):
             value = getattr(self, name)
-            if isinstance(value, Sequence):
-                value = list(value)
-            elif name == "image_size" and value is not None:
-                value = [value, value]
+            if name == "image_size" and value is not None:
+                value = [value, value] if isinstance(value, int) else list(value)
             if value not in (None, known.get(name)):
-                raise UserError(
-                    f"data.{name}={value}, but the parts have {known.get(name, 'no such size')}: leave it out"
-                )
+                has = known.get(name, "no such size")
+                raise UserError(f"data.{name}={value}, but the parts have {has}: leave it out")
         return known
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Path -> reason of the samples found unreadable so far."""
         return {**super().bad_samples, **self.evaluated.bad_samples}
 
     def order(self, seed: int) -> SampleOrder:
-        """The samples of every step, numbered through the parts one after another."""
         return MixedOrder(sizes=self.sizes, weights=self.shares, batch_size=self.batch_size, seed=seed)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """Have each part make its samples of a request, and put them in order."""
         offsets = [0, *accumulate(self.sizes)]
         owners = [bisect_right(offsets, index) - 1 for index in request.indices]
         made: list[Batch] = []
         places: list[int] = []
         for number, part in enumerate(self.parts.values()):
             if mine := [place for place, owner in enumerate(owners) if owner == number]:
-                counters = [request.counters[place] for place in mine]
-                indices = [request.indices[place] - offsets[number] for place in mine]
-                made.append(part.make_batch(Request(counters, indices), reading))
+                drawn = [(request.counters[place], request.indices[place] - offsets[number]) for place in mine]
+                made.append(part.make_batch(Request(*map(list, zip(*drawn))), reading))
                 places += mine
         order = torch.tensor(places).argsort()
         joined: Batch = {"bad": {name: why for batch in made for name, why in batch.pop("bad", {}).items()}}
@@ -147,10 +127,7 @@ class MixedData(DataModule):
 
 
 class MixedOrder(SampleOrder):
-    """The samples of every step when data sets of these sizes are mixed by these weights.
-
-    Indices run through the sets one after another. Within a set the order is that of `SampleOrder` with the same seed.
-    """
+    """The order of data sets of these sizes, numbered one after another, mixed by weights; each as `SampleOrder`."""
 
     def __init__(self, *, sizes: Sequence[int], weights: Sequence[float], batch_size: int, seed: int) -> None:
         super().__init__(num_samples=sum(sizes), batch_size=batch_size, seed=seed)
@@ -167,18 +144,13 @@ class MixedOrder(SampleOrder):
         for part, order in enumerate(self._orders):
             mine = self.pattern[places] == part
             if mine.any():
-                own = (
-                    periods[mine] * self._counts[part] + self._before[part, places[mine]]
-                )  # how many of it came before
-                indices[mine] = self._offsets[part] + order._indices(int(own[0]), int(own[-1]) + 1)
+                before = periods[mine] * self._counts[part] + self._before[part, places[mine]]
+                indices[mine] = self._offsets[part] + order._indices(int(before[0]), int(before[-1]) + 1)
         return indices
 
 
 def interleave(weights: Sequence[float], length: int) -> Tensor:
-    """Which part each of `length` places belongs to, (length,) int64: shares rounded, evenly mixed.
-
-    Each place goes to the part that is furthest behind its share (smooth weighted round robin).
-    """
+    """Which part each of `length` places belongs to, (length,): by smooth weighted round robin, shares rounded."""
     shares = torch.tensor(weights, dtype=torch.float64)
     shares = shares / shares.sum()
     credit, places = torch.zeros_like(shares), []
@@ -197,13 +169,10 @@ class TaskData:
     """The batches of several data sets, under keys that start with their names: `digits/x`, `heartbeats/x`, ...
 
     parts: name -> a data set of any kind, whose batch size becomes the one set here; one that is None is left out.
-    batch_size: samples of each part in a training step, of all ranks and micro-batches together.
-    hints: see `DataModule`.
+    batch_size: samples of each part in a training step, of all ranks together. hints: see `DataModule`.
 
-    An epoch is one pass through the largest part; smaller ones go on with their next epoch. Validation ends with the
-    smallest test split. The weight of a task is a setting of the model (`jepa.models.multitask.MultiTask`).
-
-    Raises ValueError without parts, and for names that would not do as prefixes.
+    An epoch is one pass through the largest part; validation ends with the smallest test split. The weight of a task is
+    a setting of the model. Raises ValueError without parts, and for names that would not do as prefixes.
     """
 
     parts: Mapping[str, DataModule | None]
@@ -211,7 +180,7 @@ class TaskData:
     hints: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
-        check_counts(batch_size=self.batch_size)
+        check_at_least("data", 1, batch_size=self.batch_size)
         self.parts = present_parts(self.parts)
         if wrong := [name for name in self.parts if "/" in name]:
             raise ValueError(f"data.parts: names must not hold a slash, got {wrong}")
@@ -229,27 +198,22 @@ class TaskData:
 
     @property
     def modalities(self) -> dict[str, Any]:
-        """The parts, each of which is evaluated by itself."""
         return self.parts
 
     @property
     def bad_samples(self) -> dict[str, str]:
-        """Path -> reason of the samples found unreadable so far, of all parts."""
         return {name: why for part in self.parts.values() for name, why in part.bad_samples.items()}
 
     def train_batches(
         self, *, seed: int, start_step: int, stop_step: int, rank: int = 0, world_size: int = 1
     ) -> Iterator[Batch]:
-        """As `DataModule.train_batches`, of all parts."""
         where = {"start_step": start_step, "stop_step": stop_step, "rank": rank, "world_size": world_size}
         return zip_batches({name: part.train_batches(seed=seed, **where) for name, part in self.parts.items()})
 
     def validation_batches(self, *, batch_size: int) -> Iterator[Batch]:
-        """As `DataModule.validation_batches`, of all parts, as long as each has samples."""
         return zip_batches({n: part.validation_batches(batch_size=batch_size) for n, part in self.parts.items()})
 
     def blank_batch(self, count: int) -> Batch:
-        """A training batch of `count` samples of each part, without content and without labels."""
         return with_prefixes({name: part.blank_batch(count) for name, part in self.parts.items()})
 
 

@@ -23,21 +23,19 @@ from jepa.types import Batch
 from jepa.utils.errors import DataError, UserError
 from jepa.utils.random import generator
 
-PADDING = 0
-"""The id that stands for padding in inputs that are ids."""
+PADDING = 0  # the id that stands for padding in inputs that are ids
 
 
 @dataclass(kw_only=True, eq=False)
 class PairedData(DataModule):
     """Batches of pairs: each sample of the anchor with a partner of its label from every other modality.
 
-    modalities: name -> data, each with one view per sample, of which the loader's settings are not used. Evaluation
-        looks at each by itself. Splits stay apart: training samples have training partners, test samples test ones.
+    modalities: name -> data, each with one view per sample, of which no loader settings are used; each is evaluated
+        by itself. Training samples have training partners, test samples test ones.
     anchor: the modality whose samples are gone through; an epoch is one pass over them. The others' samples of the
         same label are drawn again for each, in training by (seed, counter), in evaluation always alike.
     missing: name -> share of the training samples that come without this modality; the last one left is kept.
     A label need not be a class: data whose `class_names` are None may number what belongs together by `labels`.
-
     Raises ValueError for a wrong setting, DataError for samples without labels or without a partner.
     """
 
@@ -50,10 +48,8 @@ class PairedData(DataModule):
         super().__post_init__()
         names = list(self.modalities)
         if len(names) < 2 or self.anchor not in names:
-            raise ValueError(
-                f"data.anchor={self.anchor} and data.modalities={names}: expected two or more modalities, one of "
-                "which is the anchor"
-            )
+            expected = "two or more modalities, one of which is the anchor"
+            raise ValueError(f"data.anchor={self.anchor} and data.modalities={names}: expected {expected}")
         for name, data in self.modalities.items():
             if data.has_several_views:
                 raise ValueError(f"data.modalities.{name}: got several views of a sample, expected views=1")
@@ -71,7 +67,6 @@ class PairedData(DataModule):
         )
 
     def blank_batch(self, count: int) -> Batch:
-        """A training batch of `count` samples without content."""
         return {"x": {name: data.blank_batch(count)["x"] for name, data in self.modalities.items()}}
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
@@ -94,7 +89,6 @@ class PairedData(DataModule):
         return {"x": x, "label": labels, "bad": bad}
 
     def _choose(self, counter: int, label: int, reading: Reading) -> tuple[dict[str, int], set[str]]:
-        """The partners' indices, and the modalities that are left out."""
         seed, missing = (VALIDATION_SEED, {}) if reading.seed is None else (reading.seed, self.missing)
         draws = torch.rand(2, len(self.modalities), generator=generator("cpu", seed, "partner", counter))
         partners = {}
@@ -104,8 +98,7 @@ class PairedData(DataModule):
             partners[name] = int(candidates[min(int(draw * len(candidates)), len(candidates) - 1)])
         # The modality that is least likely to be left out by its draw is kept.
         margin = {name: float(draw) - missing.get(name, 0.0) for name, draw in zip(self.modalities, draws[1])}
-        absent = {name for name, value in margin.items() if value < 0}
-        return partners, absent - {max(margin, key=margin.get)}
+        return partners, {name for name, value in margin.items() if value < 0} - {max(margin, key=margin.get)}
 
     def _find_partners(self, split: str) -> tuple[Tensor, dict[str, dict[int, Tensor]]]:
         """Labels (n,) of the anchor's samples, and name -> label -> indices of the partners."""
@@ -116,10 +109,8 @@ class PairedData(DataModule):
             found, counts = mine.unique(return_counts=True)
             partners[name] = dict(zip(found.tolist(), mine.argsort(stable=True).split(counts.tolist())))
             if lacking := sorted(set(wanted.tolist()) - set(partners[name])):
-                raise DataError(
-                    f"data.modalities: the {split} split of {name} has no sample of the labels {lacking[:5]} that "
-                    f"{self.anchor} has: without partners these cannot be used"
-                )
+                problem = f"has no sample of the labels {lacking[:5]} that {self.anchor} has: without partners these"
+                raise DataError(f"data.modalities: the {split} split of {name} {problem} cannot be used")
         return wanted, partners
 
 
@@ -141,11 +132,7 @@ class WrittenAndSpokenDigits(PairedData):
 
 @dataclass(kw_only=True, eq=False)
 class PicturesAndCaptions(PairedData):
-    """Pictures and captions of one folder: both are completed with root=root and paired by picture.
-
-    One of a picture's captions is drawn each time. allow_outside: whether the source of `picture` reads pictures that
-    are listed outside of root.
-    """
+    """Pictures and captions of one folder, paired by picture; allow_outside: of the pictures that the captions list."""
 
     root: str
     allow_outside: bool = False
@@ -166,8 +153,6 @@ def labels_of(name: str, samples: Samples) -> Tensor:
     """Labels (n,) int64 of a split, without reading its samples. Raises UserError where it has none."""
     labels = getattr(samples, "labels", None)
     if labels is None:
-        raise UserError(
-            f"data.modalities.{name}: {type(samples).__name__} has no labels to pair by: give data with class folders "
-            "or labels"
-        )
+        what = f"{type(samples).__name__} has no labels to pair by"
+        raise UserError(f"data.modalities.{name}: {what}: give data with class folders or labels")
     return torch.as_tensor(labels).long()

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, Reading, check_counts, read_source
-from jepa.data.series_augment import SeriesAugment
+from jepa.data.augment import SeriesAugment
+from jepa.data.data_module import DataModule, Reading, read_source
+from jepa.data.series_windows import ForecastWindows, WindowSamples, normalised, span
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
-from jepa.data.sources.splits import Splits, first_few
-from jepa.data.stream import LARGEST_INPUT, Request, UnreadableSample, wrong_values
+from jepa.data.sources.splits import KnownSamples, Splits, first_few
+from jepa.data.stream import LARGEST_INPUT, Request, wrong_values
 from jepa.types import Batch
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, check_at_least
 from jepa.utils.random import generator
 
 log = logging.getLogger("jepa")
@@ -28,16 +30,12 @@ class SeriesData(DataModule):
     """Batches of series (C, T) float32: windows, z-scored; NaN is missing or padding.
 
     source: called as source(root=root), and name=name where there is one; returns `SeriesSplits`.
-    window_size: steps of a sample; None takes whole series, padded at the end to the longest.
-        stride: steps between the windows of a series. Windows of a labelled series have its label.
+    window_size: steps of a sample; None takes whole series, padded at the end. stride: steps between windows.
     split_channels: each channel of a window is a sample of its own, (1, T), as in PatchTST (arXiv 2211.14730).
-    z_score: subtract each channel's mean and divide by its deviation. mean, std: one for each channel, or one for all;
-        "auto" takes them of the training split, less missing values, and states them in `spec.found`.
-    normalise: of each window and channel on top, "last": subtract the last value there is; "window": subtract the mean
-        and divide by the deviation; "none". This is done before the network, in which hidden tokens would leave a
-        trace.
-    augment: how training views are made; None leaves them as in evaluation.
-    channels, length: what the data must have; None takes what is found.
+    z_score: of each channel, by mean and std: one for each, one for all, or "auto", of the training split.
+    normalise: of each window and channel on top, "last": subtract the last value; "window": also divide by the
+        deviation, from the mean; "none". Done before the network, in which hidden tokens would leave a trace.
+    augment: how training views are made. channels, length: what the data must have; None takes what is found.
 
     Raises DataError also for data that is too short or of other channels.
     """
@@ -61,7 +59,7 @@ class SeriesData(DataModule):
     def __post_init__(self) -> None:
         super().__post_init__()
         window_size = self.window_size
-        check_counts(stride=self.stride, **({} if window_size is None else {"window_size": window_size}))
+        check_at_least("data", 1, stride=self.stride, window_size=window_size)
         source = read_source(self.source, root=self.root, name=self.name)
         self.timelines, lines, train, test = [*source.timelines], [*source.lines], source.train, source.test
         if self.timelines:
@@ -70,7 +68,9 @@ class SeriesData(DataModule):
             self.timelines, short = long_enough(self.timelines, window_size, self.root)
             lines += [f"left out, as too short for data.window_size={window_size}: {first_few(short)}"] if short else []
             self.timelines = [without_wrong_values(each, self.root, self.max_bad_share) for each in self.timelines]
-            train, test = ([part(each, side, window_size) for each in self.timelines] for side in ("train", "test"))
+            train, test = (
+                [each.values[:, span(each, side, window_size)] for each in self.timelines] for side in ("train", "test")
+            )
         sides = {"train": train, "test": test}
         wrong = {side: dict(source.wrong.get(side, {})) for side in sides}
         for side, series in sides.items() if not self.timelines else ():
@@ -85,18 +85,20 @@ class SeriesData(DataModule):
             if getattr(self, key) not in (None, size):
                 raise DataError(f"data.{key}={getattr(self, key)}, but the data has {size}: set data.{key}=null")
         scaled = {side: [(each - self.level) / self.scale for each in series] for side, series in sides.items()}
+        make = partial(WindowSamples, window_size=steps, stride=self.stride, split_channels=self.split_channels)
         splits = [
-            WindowSamples(
-                series,
-                labels,
+            make(
+                series=series,
+                labels=labels,
                 wrong=wrong_series(series) | wrong[side],
                 name=f"{side} series of {self.root if self.name is None else self.name}",
-                window_size=steps,
-                stride=self.stride,
-                split_channels=self.split_channels,
             )
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
+        if self.timelines and self.timelines[0].truth is not None:
+            truths = [[each.truth[span(each, side, steps)] for each in self.timelines] for side in sides]
+            known = [partial(samples.truth, truth) for samples, truth in zip(splits, truths)]
+            splits = [KnownSamples(*each, source.truth_names) for each in zip(splits, known)]
         columns = {"source.columns": list(self.timelines[0].names)} if self.timelines else {}
         self.setup(
             Splits(*splits, source.class_names, tuple(lines)),
@@ -111,18 +113,15 @@ class SeriesData(DataModule):
         for name, computed in zip(("mean", "std"), statistics(series)):
             given = getattr(self, name)
             values = computed if given == "auto" else torch.tensor(given, dtype=torch.float32).view(-1, 1)
-            if len(values) not in (1, len(computed)):
-                raise DataError(
-                    f"data.{name} has {len(values)} values, the data has {len(computed)} channels: set data.{name}=auto"
-                )
-            found.append(values.expand(len(computed), 1))
+            if (count := len(values)) not in (1, channels := len(computed)):
+                raise DataError(f"data.{name} has {count} values, the data {channels} channels: set data.{name}=auto")
+            found.append(values.expand(channels, 1))
         return found[0], found[1]
 
     def prepare_sample(self, window: Tensor, random: torch.Generator | None) -> Tensor:
         """One window (C, T), as it is or as a random view of it, normalised; batches are made like that."""
         if random is not None and self.augment is not None:
-            drawn = self.augment.draw(1, tuple(window.shape), random)
-            window = self.augment.apply(window[None], *drawn)[0]
+            window = self.augment.apply(window[None], *self.augment.draw(1, tuple(window.shape), random))[0]
         return normalised(window, self.normalise)[0]
 
     def windows(self, split: Literal["train", "validation", "test"], *, horizon: int) -> ForecastWindows | None:
@@ -134,14 +133,13 @@ class SeriesData(DataModule):
         if not self.timelines:
             return None
         steps = self.spec.input_shape[1]
-        values = [(part(each, split, steps) - self.level) / self.scale for each in self.timelines]
+        values = [(each.values[:, span(each, split, steps)] - self.level) / self.scale for each in self.timelines]
         if (most := max(each.shape[1] for each in values)) < steps + horizon:
-            raise DataError(
-                f"the {split} part of the series has {most} steps with its look-back, too few for a window "
-                f"of {steps} (data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
-            )
+            few = f"the {split} part of the series has {most} steps with its look-back, too few for a window of {steps}"
+            needs = f"(data.window_size) and a horizon of {horizon} (evaluation.probes.forecast.horizons)"
+            raise DataError(f"{few} {needs}")
         return ForecastWindows(
-            values,
+            values=values,
             window_size=steps,
             horizon=horizon,
             period=self.timelines[0].period,
@@ -157,10 +155,15 @@ class SeriesData(DataModule):
         return (sums / counts.clamp(min=1e-6)).flatten(1)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        """See `DataModule.make_batch`; the views of all windows are made at once."""
         bad: dict[str, str] = {}
-        read = self.splits[reading.split].__getitem__
-        windows, labels = zip(*(self.read_or_next(read, index, bad, reading) for index in request.indices))
+        samples = self.splits[reading.split]
+
+        def read(index: int) -> tuple[Tensor, int | None, Tensor | None]:
+            window, label = samples[index]
+            return window, label, self.make_truth(reading.truth, index, window, reading) if reading.truth else None
+
+        made = (self.read_or_next(read, index, bad, reading) for index in request.indices)
+        windows, labels, truths = zip(*made)
         x = torch.stack(windows)  # (b, C, T)
         views = (reading.views or self.views) if self.gives_views(reading) else 1
         x = x.repeat_interleave(views, dim=0)
@@ -170,119 +173,17 @@ class SeriesData(DataModule):
             x = self.augment.apply(x, *(torch.cat(each) for each in zip(*drawn)))
         x = normalised(x, self.normalise)[0]
         batch = {"views": x.unflatten(0, (-1, views))} if self.gives_views(reading) else {"x": x}
+        batch |= {"truth": list(truths)} if reading.truth else {}
         return self.with_labels(batch | {"bad": bad}, labels)
 
 
-class WindowSamples:
-    """Windows of several series (C, T_i) and their labels, as samples (window, label); all in memory.
-
-    A series that is shorter than the window is padded with NaN at its end. wrong: number -> why a series cannot be
-    used; its windows raise UnreadableSample. name: of the series, for messages.
-    """
-
-    def __init__(
-        self,
-        series: Sequence[Tensor],
-        labels: Sequence[int] | None,
-        *,
-        wrong: Mapping[int, str],
-        name: str,
-        window_size: int,
-        stride: int,
-        split_channels: bool,
-    ) -> None:
-        self.window_size = window_size
-        self.series = [F.pad(each, (0, max(0, window_size - each.shape[1])), value=float("nan")) for each in series]
-        self.labels = labels
-        self.wrong, self.name = wrong, name
-        self.split_channels = split_channels
-        self.channels = len(series[0]) if split_channels else 1
-        self.places = [
-            (number, start)
-            for number, each in enumerate(self.series)
-            for start in range(0, each.shape[1] - window_size + 1, stride)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.places) * self.channels
-
-    def describe(self, index: int) -> str:
-        """The number of a window's series, from 0."""
-        return f"{self.name}, number {self.places[index // self.channels][0]}"
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        place, channel = divmod(index, self.channels)
-        number, start = self.places[place]
-        if number in self.wrong:
-            raise UnreadableSample(f"{self.describe(index)}, from step {start}", self.wrong[number])
-        window = self.series[number][:, start : start + self.window_size]
-        window = window[channel : channel + 1] if self.split_channels else window
-        return window, None if self.labels is None else self.labels[number]
-
-
-class ForecastWindows:
-    """Windows of z-scored series (C, T_i) with what follows them: n = `len` windows, each of C samples or one.
-
-    Those that more steps follow come first, so that the windows of a longer horizon are the first ones of a shorter.
-    period: steps of a season, None where that is not known.
-    """
-
-    def __init__(
-        self,
-        values: Sequence[Tensor],
-        *,
-        window_size: int,
-        horizon: int,
-        period: int | None,
-        split_channels: bool,
-        normalise: str,
-    ) -> None:
-        self.window_size, self.horizon, self.period = window_size, horizon, period
-        self.split_channels, self.normalise = split_channels, normalise
-        counts = [max(0, each.shape[1] - window_size - horizon + 1) for each in values]
-        starts = torch.cat([torch.arange(count) for count in counts])
-        follow = torch.cat([torch.arange(count, 0, -1) for count in counts])
-        before = torch.tensor([0, *(each.shape[1] for each in values[:-1])]).cumsum(0)  # steps of the series before
-        firsts = starts + before.repeat_interleave(torch.tensor(counts))
-        self.firsts = firsts[follow.argsort(descending=True, stable=True)]
-        self.values = torch.cat(list(values), dim=1)
-
-    def __len__(self) -> int:
-        return len(self.firsts)
-
-    def __getitem__(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Of some windows: x as the network gets it, what follows, both z-scored windows' level and scale, the window.
-
-        x and window (b, C, T), future (b, C, horizon), level and scale (b, C, 1): x = (window - level) / scale, b being
-        the number of windows, times the channels where these are split.
-        """
-        steps = torch.arange(self.window_size + self.horizon)
-        both = self.values[:, self.firsts[index][:, None] + steps].transpose(0, 1)  # (n, C, T + horizon)
-        if self.split_channels:
-            both = both.flatten(0, 1).unsqueeze(1)
-        window, future = both.split([self.window_size, self.horizon], dim=2)
-        x, level, scale = normalised(window, self.normalise)
-        return x, future, level, scale, window
-
-
-def part(timeline: Timeline, split: str, lookback: int) -> Tensor:
-    """The steps of a part, and before it as many of the part before as a look-back takes."""
-    number = ("train", "validation", "test").index(split)
-    first = 0 if number == 0 else max(0, timeline.ends[number - 1] - lookback)
-    return timeline.values[:, first : timeline.ends[number]]
-
-
 def long_enough(timelines: Sequence[Timeline], window_size: int, root: str) -> tuple[list[Timeline], list[str]]:
-    """Return the timelines whose training part has a window and whose others are not empty, and the paths of the rest.
-
-    Raises DataError if there are none.
-    """
+    """Return the timelines whose parts are all long enough, and the paths of others. Raise DataError for none."""
     longest = max(timelines, key=lambda timeline: timeline.ends)
     first, second, last = longest.ends
     if first < window_size:
-        raise DataError(
-            f"{root}: the training part has {first} rows, fewer than data.window_size={window_size}: use shorter ones"
-        )
+        few = f"the training part has {first} rows, fewer than data.window_size={window_size}"
+        raise DataError(f"{root}: {few}: use shorter ones")
     if second <= first or last <= second:
         raise DataError(f"{root} has {longest.values.shape[1]} rows, too few for a training, validation and test part")
     fits = [window_size <= each.ends[0] < each.ends[1] < each.ends[2] for each in timelines]
@@ -297,54 +198,28 @@ def wrong_series(series: Sequence[Tensor]) -> dict[int, str]:
 
 
 def without_wrong_values(timeline: Timeline, root: str, max_bad_share: float) -> Timeline:
-    """The timeline with NaN, missing, for values that are infinite or beyond LARGEST_INPUT; a warning names the first.
-
-    Raises DataError when a larger share than `max_bad_share` of its steps has any.
-    """
+    """The timeline with NaN for infinite or too large values, with a warning. Raise DataError for too many."""
     wrong = timeline.values.abs() > LARGEST_INPUT
     count, total = int(wrong.any(dim=0).sum()), wrong.shape[1]
     if not count:
         return timeline
     channel, step = wrong.nonzero()[0].tolist()
-    value = float(timeline.values[channel, step])
-    told = (
-        f"{timeline.path or root}: column {timeline.names[channel]!r} holds {value:g} in row {step + 1}; {count} of "
-        f"{total} rows hold infinite values, or such beyond {LARGEST_INPUT:g}"
-    )
+    first = f"column {timeline.names[channel]!r} holds {float(timeline.values[channel, step]):g} in row {step + 1}"
+    told = f"{timeline.path or root}: {first}; {count} of {total} rows hold infinite values, or such beyond "
+    told += f"{LARGEST_INPUT:g}"
     if count > max_bad_share * total:
-        raise DataError(
-            f"{told}, more than data.max_bad_share={max_bad_share:g}: mend them, or mark what is missing as NaN"
-        )
+        more = f"more than data.max_bad_share={max_bad_share:g}"
+        raise DataError(f"{told}, {more}: mend them, or mark what is missing as NaN")
     log.warning("%s, which are taken for missing", told)
     return replace(timeline, values=timeline.values.masked_fill(wrong, float("nan")))
 
 
 def statistics(series: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (C, 1) of each channel over all steps there are; of a constant channel 1."""
-    means, stds = [], []
+    found = []
     for channel in range(len(series[0])):
         values = torch.cat([each[channel] for each in series]).double()
         values = values[~values.isnan()]
-        mean = values.mean() if len(values) else torch.zeros((), dtype=torch.float64)
-        std = values.std(correction=0) if len(values) else torch.ones((), dtype=torch.float64)
-        means.append(mean)
-        stds.append(std if std > 1e-8 * (1 + mean.abs()) else torch.ones_like(std))
-    return torch.stack(means).float()[:, None], torch.stack(stds).float()[:, None]
-
-
-def normalised(window: Tensor, how: str) -> tuple[Tensor, Tensor, Tensor]:
-    """Windows (..., C, T) normalised, and the level and scale (..., C, 1): x = (window - level) / scale."""
-    seen = ~window.isnan()
-    zero, one = torch.zeros_like(window[..., :1]), torch.ones_like(window[..., :1])
-    if how == "none":
-        return window, zero, one
-    filled = window.nan_to_num(0.0)
-    if how == "last":
-        last = (seen * torch.arange(window.shape[-1], device=window.device)).amax(dim=-1, keepdim=True)
-        level = filled.gather(-1, last)
-        return window - level, level, one
-    count = seen.sum(dim=-1, keepdim=True).clamp(min=1)
-    level = filled.sum(dim=-1, keepdim=True) / count
-    deviation = ((filled - level) * seen).square().sum(dim=-1, keepdim=True).div(count).sqrt()
-    scale = torch.where(deviation > 1e-5, deviation, one)
-    return (window - level) / scale, level, scale
+        mean, std = (float(values.mean()), float(values.std(correction=0))) if len(values) else (0.0, 1.0)
+        found.append((mean, std if std > 1e-8 * (1 + abs(mean)) else 1.0))
+    return torch.tensor(found).unsqueeze(-1).unbind(dim=1)

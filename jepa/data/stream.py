@@ -29,20 +29,14 @@ from jepa.utils.random import generator
 from jepa.utils.tensors import map_tensors
 
 log = logging.getLogger("jepa")
-
-
 PROGRAMMING_ERRORS = (TypeError, AttributeError, NameError, KeyError, ImportError, AssertionError, NotImplementedError)
 """What no sample is blamed for, see `blamed`."""
-
 LARGEST_INPUT = 1e15
 """Beyond this the squares that a network or a spectrogram adds up leave float32; files also mark what is missing so."""
 
 
 class Samples(Protocol):
-    """A data set: `len` and access by index. Raises `UnreadableSample` where the data itself is damaged.
-
-    It may have `describe(index) -> str`, which names a sample in messages.
-    """
+    """A data set; items raise UnreadableSample for damage. `describe(index)`, if any, names one in messages."""
 
     def __len__(self) -> int: ...
 
@@ -54,8 +48,7 @@ class UnreadableSample(Exception):
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"cannot read {self.name}: {self.reason}"
@@ -65,12 +58,8 @@ class UnfitSample(DataError):
     """A sample that was read, but cannot become what the settings ask for: an image of another number of channels."""
 
 
-class _TooManyUnreadable(Exception):
-    """Ends the reading of a batch in a worker; the main process then reports and raises `DataError`."""
-
-    def __init__(self, found: dict[str, str]) -> None:
-        super().__init__(found)
-        self.found = found
+class TooManyUnreadable(Exception):
+    """Ends the reading of a batch in a worker; `args` has what is bad, which the main process reports and raises."""
 
 
 @dataclass(frozen=True)
@@ -85,23 +74,15 @@ class SampleOrder:
     """The samples of every step: `num_samples` n, global `batch_size` B, and the seed."""
 
     def __init__(self, *, num_samples: int, batch_size: int, seed: int) -> None:
-        self.num_samples = num_samples
-        self.batch_size = batch_size
-        self.seed = seed
-        self._epoch = -1
-        self._permutation = torch.empty(0, dtype=torch.int64)
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self._epoch, self._permutation = -1, torch.empty(0, dtype=torch.int64)
 
     def request(self, step: int, *, rank: int = 0, world_size: int = 1) -> Request:
-        """What one rank takes in a step: its contiguous B / world_size of the step's B samples.
-
-        Raises UserError when the batch cannot be shared evenly.
-        """
+        """One rank's contiguous B / world_size samples of a step. Raise UserError when they cannot be shared evenly."""
         share, remainder = divmod(self.batch_size, world_size)
         if remainder:
-            raise UserError(
-                f"data.batch_size={self.batch_size} cannot be shared by {world_size} ranks; the nearest "
-                f"sizes that can are {share * world_size} and {(share + 1) * world_size}"
-            )
+            sizes = f"the nearest sizes that can are {share * world_size} and {(share + 1) * world_size}"
+            raise UserError(f"data.batch_size={self.batch_size} cannot be shared by {world_size} ranks; {sizes}")
         first = step * self.batch_size + rank * share
         return Request(range(first, first + share), self._indices(first, first + share).tolist())
 
@@ -109,38 +90,29 @@ class SampleOrder:
         parts = []
         while start < stop:
             epoch, position = divmod(start, self.num_samples)
-            part = self._order_of(epoch)[position : position + stop - start]
-            parts.append(part)
-            start += len(part)
+            if epoch != self._epoch:
+                random = generator("cpu", self.seed, "order", epoch)
+                self._epoch, self._permutation = epoch, torch.randperm(self.num_samples, generator=random)
+            parts.append(self._permutation[position : position + stop - start])
+            start += len(parts[-1])
         return torch.cat(parts)
-
-    def _order_of(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            random = generator("cpu", self.seed, "order", epoch)
-            self._epoch, self._permutation = epoch, torch.randperm(self.num_samples, generator=random)
-        return self._permutation
 
 
 def fixed_order(num_samples: int, *, batch_size: int, limit: int | None = None) -> Iterator[Request]:
     """All samples in order, the last batch short; or `limit` of them, always the same random subset."""
     indices = torch.arange(num_samples)
     if limit is not None and limit < num_samples:
-        subset = torch.randperm(num_samples, generator=generator("cpu", 0, "subset"))[:limit]
-        indices = subset.sort().values
+        indices = torch.randperm(num_samples, generator=generator("cpu", 0, "subset"))[:limit].sort().values
     for chunk in indices.split(batch_size):
         yield Request(chunk.tolist(), chunk.tolist())
 
 
 class BadSamples(dict[str, str]):
-    """The samples found unreadable, name -> reason; stops the run when they are too many.
-
-    total: samples of the split. max_share: the largest share of them that may be bad, in [0, 1).
-    """
+    """Unreadable samples, name -> reason; `report` ends the run beyond the share max_share of `total` samples."""
 
     def __init__(self, *, total: int, max_share: float) -> None:
         super().__init__()
-        self.total = total
-        self.max_share = max_share
+        self.total, self.max_share = total, max_share
 
     @property
     def limit(self) -> float:
@@ -148,18 +120,15 @@ class BadSamples(dict[str, str]):
         return max(1.0, self.max_share * self.total) if self.max_share > 0 else 0.0
 
     def report(self, found: Mapping[str, str]) -> None:
-        """Log and keep what is new. Raises DataError when more than the allowed share is bad."""
         for name, reason in found.items():
             if name not in self:
                 self[name] = reason
                 log.warning("cannot read %s; the next sample takes its place", _shown(name, reason))
         if len(self) > self.limit:
             first = "".join(f"\n  {_shown(*each)}" for each in list(self.items())[:3])
-            raise DataError(
-                f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read, "
-                f"which is more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise "
-                f"that share. The first:{first}"
-            )
+            bad = f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read"
+            more = f"more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise that share"
+            raise DataError(f"{bad}, which is {more}. The first:{first}")
 
 
 def _shown(name: str, reason: str) -> str:
@@ -169,39 +138,13 @@ def _shown(name: str, reason: str) -> str:
     return f"{name} ({reason})"
 
 
-def read_or_next(
-    read: Callable[[int], Any],
-    index: int,
-    *,
-    total: int,
-    bad: dict[str, str],
-    limit: float,
-    describe: Callable[[int], str] = "sample {}".format,
-) -> Any:
-    """Return `read(index)`, or what the next readable index of `total` gives; adds unreadable samples to `bad`.
-
-    describe: the name of a sample in messages, for errors that have none. See `blamed` for what counts.
-    """
-    while True:
-        try:
-            return read(index)
-        except Exception as error:
-            name, reason = blamed(error, describe(index))
-            bad[name] = reason
-        # As the limit is below the number of samples, this also ends a search in which all are bad.
-        if len(bad) > limit:
-            raise _TooManyUnreadable(bad) from None
-        index = (index + 1) % total
-
-
 def blamed(error: Exception, name: str) -> tuple[str, str]:
     """Return the name and reason of the bad sample that an error tells of, or raise it where no sample is to blame.
 
-    The one place that decides this, for every source. What reading and preparing a sample raises makes it a bad one,
-    as readers of files raise errors of very many classes. Two kinds end the run: UserError, for settings and missing
-    packages, and PROGRAMMING_ERRORS, for code that is wrong whatever the sample. A reader that raises one of these for
-    damaged data turns it into `UnreadableSample` itself. A mistake that raises another class (a RuntimeError of torch,
-    say) does so for all samples, and the run ends at `data.max_bad_share`; the reason then has the file and line.
+    The one place that decides this. What reading and preparing a sample raises makes it a bad one, as readers of files
+    raise errors of very many classes. Two kinds end the run: UserError, for settings and missing packages, and
+    PROGRAMMING_ERRORS, for code that is wrong for any sample; readers that meet one of these for damaged data turn
+    it into `UnreadableSample`. Mistakes of other classes fail all samples, and end the run at `data.max_bad_share`.
     """
     if isinstance(error, UnreadableSample):
         return error.name, error.reason
@@ -214,10 +157,7 @@ def blamed(error: Exception, name: str) -> tuple[str, str]:
 
 
 def wrong_values(inputs: Mapping[str, Tensor], *, nan_is_missing: bool) -> str | None:
-    """Return what no input may hold: infinite values, any beyond LARGEST_INPUT, and NaN unless it stands for missing.
-
-    None where nothing is wrong.
-    """
+    """Return what is wrong: infinite values, any beyond LARGEST_INPUT, NaN that is not missing; None for nothing."""
     for name, x in inputs.items():
         if not x.is_floating_point() or not x.numel():
             continue
@@ -238,11 +178,7 @@ def load(
     prefetch_factor: int,
     pin_memory: bool,
 ) -> Iterator[Batch]:
-    """The batches of the requests, in order, read in worker processes if there are any.
-
-    make_batch may put what it found unreadable under the key `bad`; it is reported here, in the main process,
-    and taken out. Raises what `make_batch` raises; a UserError from a worker keeps its message.
-    """
+    """The batches of the requests, in order, read in worker processes if there are any; reports what is under `bad`."""
     with _starting_workers():
         loader = DataLoader(
             _Batches(make_batch),
@@ -258,10 +194,10 @@ def load(
         batches = iter(loader)
     try:
         while (batch := _next(batches, has_workers=num_workers > 0)) is not None:
-            if isinstance(batch, UserError):
-                raise batch
-            if isinstance(batch, _Failure):
-                batch.error.reraise()
+            if isinstance(error := batch.get("error"), UserError):
+                raise error
+            if error is not None:
+                error.reraise()
             bad.report(batch.pop("bad", {}))
             yield batch
     finally:
@@ -272,7 +208,7 @@ def load(
         del batches
 
 
-def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError | _Failure | None:
+def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | None:
     """Return the next batch, None after the last. Raises DataError if a worker is gone while it hands over one."""
     try:
         return next(batches, None)
@@ -282,32 +218,26 @@ def _next(batches: Iterator[Batch], *, has_workers: bool) -> Batch | UserError |
         raise DataError(worker_gone(" was killed")) from error
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error of a worker that is not the user's."""
-
-    error: ExceptionWrapper
-
-
 class _Batches(Dataset):
-    """Turns the loader's "samples", which are requests, into batches."""
+    """Batches by their requests. Errors are raised by `load`.
+
+    The loader would wrap them into a message with a traceback, which would keep the iterator, and so the workers.
+    """
 
     def __init__(self, make_batch: Callable[[Request], Batch]) -> None:
         self.make_batch = make_batch
 
-    def __getitem__(self, request: Request) -> Batch | UserError | _Failure:
+    def __getitem__(self, request: Request) -> Batch:
         try:
             return _shared(self.make_batch(request))
-        except _TooManyUnreadable as error:
-            return {"bad": error.found}
+        except TooManyUnreadable as error:
+            return {"bad": error.args[0]}
         except UserError as error:
-            # Returned, as the loader would wrap what a worker raises into a message with a traceback.
-            return error
+            return {"error": error}
         except Exception:
             if get_worker_info() is None:
                 raise
-            # Raised by `load`: raised by the loader, its traceback would keep the iterator, and so the workers.
-            return _Failure(ExceptionWrapper(where="in a worker that reads data"))
+            return {"error": ExceptionWrapper(where="in a worker that reads data")}
 
 
 def _shared(batch: Batch) -> Batch:

@@ -13,33 +13,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, check_counts, read_source
-from jepa.data.sources.line_reader import MOST_CHARACTERS, TOO_LONG
+from jepa.data.data_module import DataModule, read_source
 from jepa.data.sources.splits import Splits
+from jepa.data.sources.text_tables import MOST_CHARACTERS, TOO_LONG
 from jepa.data.stream import Samples, blamed
 from jepa.data.tokenizer import PADDING, Tokenizer, open_tokenizer
+from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator
 
 MOST_BUCKETS = 1024
-MOST_TRAINED_ON = 4_000_000
-"""Characters that a tokenizer is trained on: more would take longer than it helps."""
-MOST_MEASURED = 200_000
-"""Characters of the texts whose lengths in tokens are counted."""
+MOST_TRAINED_ON = 4_000_000  # characters that a tokenizer is trained on: more would take longer than it helps
+MOST_MEASURED = 200_000  # characters of the texts whose lengths in tokens are counted
 
 
 @dataclass(kw_only=True, eq=False)
 class TextData(DataModule):
     """Texts as ids (max_length,) int64 with padding, id 0, at the end.
 
-    source: called as source(root=root) and with the columns that are set; returns `Splits` of (text, label).
-    text_column, label_column: of tables, by name or number.
-    tokenizer: "train", a file or folder, or a pretrained name; the attribute becomes the `Tokenizer`.
-        tokenizer_folder: where it is kept, a run's folder, None for nowhere; lower_case: of one that is trained, on at
-        most 4 million characters. See `open_tokenizer`.
+    source: called as source(root=root) and with the columns that are set, of tables, by name or number; returns
+        `Splits` of (text, label).
+    tokenizer, tokenizer_folder, lower_case: see `open_tokenizer`; the attribute becomes the `Tokenizer`.
     vocab_size: how many ids the model has; None takes as many as the tokenizer has, as stated in `spec.found`.
     max_length: tokens of a sample. Of a longer text, training takes a window at a random place, a new one for every
-        view, and evaluation the beginning.
-    views: how often a training sample is prepared; the views of a short text are equal, and the masks differ.
+        view, and evaluation the beginning. The views of a short text are equal, and the masks differ.
     """
 
     source: Callable[..., Splits]
@@ -56,8 +52,7 @@ class TextData(DataModule):
         super().__post_init__()
         if self.max_length < 2:
             raise ValueError(f"data.max_length={self.max_length}: masks need at least 2 tokens")
-        if self.vocab_size is not None:
-            check_counts(vocab_size=self.vocab_size)
+        check_at_least("data", 1, vocab_size=self.vocab_size)
         splits = read_source(self.source, root=self.root, text_column=self.text_column, label_column=self.label_column)
         self.tokenizer: Tokenizer = open_tokenizer(
             self.tokenizer,
@@ -91,27 +86,20 @@ class TextData(DataModule):
         return torch.nn.functional.pad(ids, (0, -surplus), value=PADDING)
 
     def _cut(self, samples: Samples) -> tuple[str, ...]:
-        """What the first lines of a run say of texts that are longer than max_length, by some of them."""
         lengths = [len(self.tokenizer.encode(text)) for text in _texts(samples, most=MOST_MEASURED)]
-        long = sum(length > self.max_length for length in lengths)
-        if not long:
+        if not (long := sum(length > self.max_length for length in lengths)):
             return ()
         seen = sum(min(length, self.max_length) for length in lengths) / sum(lengths)
-        return (
-            f"{long / len(lengths):.0%} of the texts are longer than data.max_length={self.max_length} tokens: of them "
-            f"training takes a random window, evaluation and validation the beginning, {seen:.0%} of all tokens",
-        )
+        line = f"{long / len(lengths):.0%} of the texts are longer than data.max_length={self.max_length} tokens: of "
+        line += f"them training takes a random window, evaluation the beginning, {seen:.0%} of all tokens"
+        return (line,)
 
     def words(self, ids: Tensor) -> list[str]:
         """What each of the ids (L,) stands for, as previews show it; nothing for padding."""
         return self.tokenizer.words(ids.tolist())
 
     def raw_features(self, x: Tensor, size: int) -> Tensor:
-        """Bags of tokens (b, F): log(1 + how often each id occurs), padding left out.
-
-        Ids share at most 1,024 buckets modulo their number; frequent ids come first, so that those which meet are a
-        frequent one and some rare ones. size: of other inputs; it means nothing here.
-        """
+        """Bags of tokens (b, F): log(1 + how often an id occurs), at most 1,024 ids; `size` means nothing here."""
         buckets = min(self.vocab_size, MOST_BUCKETS)
         counts = torch.zeros(len(x), buckets, device=x.device)
         return counts.scatter_add_(1, x % buckets, (x != PADDING).to(counts.dtype)).log1p()
@@ -126,9 +114,8 @@ def _texts(samples: Samples, *, most: int) -> Iterator[str]:
         except Exception as error:
             blamed(error, f"sample {index}")
             continue
-        if len(text) > MOST_CHARACTERS:
-            continue
-        yield text
-        left -= len(text)
+        if len(text) <= MOST_CHARACTERS:
+            yield text
+            left -= len(text)
         if left < 0:
             return

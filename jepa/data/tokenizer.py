@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -15,22 +16,15 @@ from jepa.utils.lazy_import import lazy_import, require
 from jepa.utils.read_data import DamagedFileError, exists, read_bytes, read_json
 
 tokenizers = lazy_import("tokenizers")
-
-PADDING = 0
-"""The id of padding in every input, whatever id it has in the tokenizer."""
+PADDING = 0  # the id of padding in every input, whatever id it has in the tokenizer
 PADDING_TOKENS = ("[PAD]", "<pad>", "<PAD>", "<|padding|>", "<|endoftext|>")
-MAX_BYTES = 2**28
-"""Of a tokenizer's file."""
-MOST_JOINED = 64
-"""Ids of which previews make one text; marks without end on a letter are more."""
+MAX_BYTES = 2**28  # of a tokenizer's file
+MOST_JOINED = 64  # ids of which previews make one text; marks without end on a letter are more
 TOKENIZER_FILE, ORIGIN_FILE = "tokenizer.json", "tokenizer_origin.json"
 
 
 class Tokenizer:
-    """A tokenizer of the `tokenizers` library whose padding has id 0: the token that had it takes padding's place.
-
-    Special tokens such as [CLS] and [SEP] are not added. A tokenizer without padding gets a token [PAD].
-    """
+    """A tokenizer of the `tokenizers` library in which padding has id 0, by a swap; no special tokens are added."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -44,22 +38,16 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Ids run from 0 to this, excluded."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text, none of them padding."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if self._padding == PADDING:
             return [each for each in ids if each != PADDING]  # of a text that spells padding out
         return [self._padding if each == PADDING else each for each in ids if each != self._padding]
 
     def words(self, ids: Sequence[int]) -> list[str]:
-        """What each id stands for, without blanks around it; nothing for padding.
-
-        What several ids make together, such as a letter of whose marks one is a token of its own, stands at the first
-        of them, and nothing at the others.
-        """
+        """What each id stands for; what several make together stands at the first of them. Nothing for padding."""
         own = [self._padding if each == PADDING else PADDING if each == self._padding else each for each in ids]
         groups = [[number] for number in own]
         for _ in range(2):  # bytes make characters, these make grapheme clusters
@@ -71,36 +59,24 @@ class Tokenizer:
                 else:
                     joined.append(group)
             groups = joined
-        texts: list[str] = []
-        for group in groups:
-            text = "" if group == [self._padding] else self._decode(group).strip()
-            texts += [text, *[""] * (len(group) - 1)]
-        return texts
+        texts = ["" if group == [self._padding] else self._decode(group).strip() for group in groups]
+        return [text for first, group in zip(texts, groups) for text in (first, *[""] * (len(group) - 1))]
 
     def _decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def to_json(self) -> str:
-        """What `tokenizer.json` holds."""
         return self._tokenizer.to_str()
 
 
 def open_tokenizer(
-    name: str,
-    *,
-    texts: Iterable[str],
-    vocab_size: int | None,
-    lower_case: bool = True,
-    folder: Path | None = None,
+    name: str, *, texts: Iterable[str], vocab_size: int | None, lower_case: bool = True, folder: Path | None = None
 ) -> Tokenizer:
     """The tokenizer that `data.tokenizer` names, kept as `tokenizer.json` in a run's folder and read from it again.
 
-    name: "train" for one of at most vocab_size ids made from `texts`; a tokenizer.json or a folder that holds one (such
-        as a run's); or a pretrained name, which `transformers` finds in its cache or on the hub.
-    lower_case: of one that is trained. folder: None to store nothing.
-
-    Raises UserError for a name that leads nowhere, more ids than vocab_size, and a folder with the tokenizer of another
-    beginning of the run.
+    name: "train" for one of at most vocab_size ids made from `texts`, lower_case or not; a tokenizer.json or a folder
+        that holds one; or a pretrained name, of `transformers`' cache or the hub. folder: None to store nothing.
+    Raises UserError for a name that leads nowhere, more ids than vocab_size, and a folder with another tokenizer.
     """
     # Workers are forked after training has used threads, of which the library would warn in each of them.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -110,18 +86,16 @@ def open_tokenizer(
         if vocab_size is None:
             raise ValueError("data.vocab_size=null: a tokenizer that is trained needs a size, such as 4096")
         origin |= {"vocab_size": vocab_size, "lower_case": lower_case}
-    stored = None if folder is None else _read_stored(folder, origin)
-    if stored is not None:
+    if (stored := folder and _read_stored(folder, origin)) is not None:
         tokenizer = stored
     elif name == "train":
         tokenizer = train_tokenizer(texts, vocab_size=vocab_size, lower_case=lower_case)
     else:
         tokenizer = _read(name) if _is_path(name) else _pretrained(name)
     if vocab_size is not None and tokenizer.vocab_size > vocab_size:
-        raise UserError(
-            f"data.vocab_size={vocab_size} is less than the {tokenizer.vocab_size} ids of data.tokenizer={name}: set "
-            f"data.vocab_size={tokenizer.vocab_size}, or null to take as many as there are"
-        )
+        advice = f"set data.vocab_size={tokenizer.vocab_size}, or null to take as many as there are"
+        few = f"data.vocab_size={vocab_size} is less than the {tokenizer.vocab_size} ids of data.tokenizer={name}"
+        raise UserError(f"{few}: {advice}")
     if folder is not None and stored is None:
         write_text(folder / ORIGIN_FILE, json.dumps(origin, indent=2) + "\n")
         write_text(folder / TOKENIZER_FILE, tokenizer.to_json())  # last, as its presence says that both are there
@@ -131,8 +105,7 @@ def open_tokenizer(
 def train_tokenizer(texts: Iterable[str], *, vocab_size: int, lower_case: bool = True) -> Tokenizer:
     """A tokenizer of at most vocab_size ids, the same for the same texts; [PAD] has id 0.
 
-    Byte-pair encoding on bytes, as GPT-2 has it, which knows no unknown token; letters and their marks stay together
-    (`train_bpe`). (The library's WordPiece gives other ids every time it is trained, so that machines would disagree.)
+    Byte-pair encoding on bytes (`train_bpe`), as the library's WordPiece gives other ids every time it is trained.
     Raises ValueError for a size that does not hold the bytes.
     """
     if vocab_size < 300:
@@ -150,10 +123,9 @@ def _read_stored(folder: Path, origin: dict[str, object]) -> Tokenizer | None:
     """The tokenizer in a run's folder; None where there is none yet. Raises UserError for one of another origin."""
     if not exists(folder / TOKENIZER_FILE):
         return None
-    try:
+    found = None
+    with contextlib.suppress(DamagedFileError):
         found = read_json(folder / ORIGIN_FILE)
-    except DamagedFileError:
-        found = None
     if found != origin:
         raise UserError(
             f"{folder} holds the {TOKENIZER_FILE} of {found}, but this run asks for {origin}: go on with the same "
@@ -169,17 +141,15 @@ def _is_path(name: str) -> bool:
 
 def _read(name: str) -> Tokenizer:
     path = Path(os.path.expanduser(name))
-    if path.is_dir() and not (path / TOKENIZER_FILE).is_file():
-        return _pretrained(str(path))
-    path = path / TOKENIZER_FILE if path.is_dir() else path
+    if path.is_dir():
+        if not (path / TOKENIZER_FILE).is_file():
+            return _pretrained(str(path))
+        path /= TOKENIZER_FILE
     if not exists(path):
-        raise DataError(
-            f"data.tokenizer={name}: there is no such file; give a {TOKENIZER_FILE}, a folder with one (such as a "
-            "run's), a pretrained name such as bert-base-uncased, or train"
-        )
+        give = f"a {TOKENIZER_FILE}, a folder with one (such as a run's), a pretrained name such as bert-base-uncased"
+        raise DataError(f"data.tokenizer={name}: there is no such file; give {give}, or train")
     try:
-        text = read_bytes(path, MAX_BYTES).decode()
-        return Tokenizer(tokenizers.Tokenizer.from_str(text))
+        return Tokenizer(tokenizers.Tokenizer.from_str(read_bytes(path, MAX_BYTES).decode()))
     except DamagedFileError as error:
         raise DataError(f"data.tokenizer: {error}") from error
     except Exception as error:  # the library raises nothing more specific
@@ -187,7 +157,6 @@ def _read(name: str) -> Tokenizer:
 
 
 def _pretrained(name: str) -> Tokenizer:
-    """By transformers, from its cache or the hub, or from a folder of its files."""
     transformers = require("transformers", extra="hub", purpose=f"data.tokenizer={name}")
     try:
         found = transformers.AutoTokenizer.from_pretrained(name, use_fast=True)

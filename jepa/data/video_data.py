@@ -9,12 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, Reading, check_counts, read_source
-from jepa.data.image_augment import Augment
+from jepa.data.augment import Augment
+from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources.decoders import Video
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Samples, UnfitSample
+from jepa.utils.errors import check_at_least
 
 
 @dataclass(kw_only=True, eq=False)
@@ -22,18 +23,13 @@ class VideoData(DataModule):
     """Batches of clips (B, C, T, H, W).
 
     source: called as source(root=root), or source() without a root; returns `Splits` of videos.
-    csv: a list of the videos, which the source reads; csv_path, csv_label, csv_split: its columns; allow_outside:
-        whether its paths may leave root. See `video_folder`.
-    image_size: side, or [height, width], to which frames are cropped and resized. channels: 3, or 1 for grey.
+    csv, csv_path, csv_label, csv_split, allow_outside: a list of the videos, its columns and paths, see `video_folder`.
+    image_size, mean, std, augment, interpolation: as in `ImageData`, alike for all frames. channels: 3, or 1 for grey.
     num_frames: frames of a clip, T. frame_stride: every how many frames of the video one is taken; fps: instead, how
         many a second, which needs video files.
-    clips: samples made of each video, of as many parts of equal length. Each is a sample of its own, in training as in
-        evaluation, where probes score clips and not videos. For several clips of one video in one sample, as views of
-        it, there is `views`.
+    clips: parts of equal length of each video, each a sample of its own, which probes score, too.
     temporal_jitter: a training clip starts anywhere in its part of the video; else, as in evaluation, in the middle.
     short_videos: a video too short for a clip goes on with its last frame ("repeat") or from its beginning ("loop").
-    mean, std, augment, interpolation: as in `ImageData`; all frames of a clip are cropped, flipped and recoloured
-        alike.
     """
 
     source: Callable[..., Splits]
@@ -58,19 +54,13 @@ class VideoData(DataModule):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_counts(num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
+        check_at_least("data", 1, num_frames=self.num_frames, frame_stride=self.frame_stride, clips=self.clips)
         if self.allow_outside and self.csv is None:
             raise ValueError("data.allow_outside=true is for the paths in data.csv, which is not set")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be positive; null counts frames by data.frame_stride")
-        self.transform = ImageTransform(
-            size=self.image_size,
-            channels=self.channels,
-            mean=self.mean,
-            std=self.std,
-            interpolation=self.interpolation,
-            augment=self.augment,
-        )
+        settings = {name: getattr(self, name) for name in ("channels", "mean", "std", "interpolation", "augment")}
+        self.transform = ImageTransform(size=self.image_size, **settings)
         listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split", "allow_outside")}
         splits = read_source(self.source, root=self.root, **(listed if self.csv is not None else {}))
         if self.clips > 1:
@@ -78,10 +68,7 @@ class VideoData(DataModule):
         self.setup(splits, prepare=self.decode_clip, input_shape=(self.channels, self.num_frames, *self.transform.size))
 
     def decode_clip(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
-        """(C, T, H, W) float32 of a video, or of a part of it; uint8 until the last step.
-
-        random None: the middle of the video, resized and centre cropped.
-        """
+        """(C, T, H, W) float32 of a video, or of a part of it; random None: its middle, resized and centre cropped."""
         video, part = sample if isinstance(sample, tuple) else (sample, 0)
 
         def choose(count: int, rate: float | None) -> Sequence[int]:
@@ -110,10 +97,8 @@ class VideoData(DataModule):
         step = float(self.frame_stride)
         if self.fps is not None:
             if rate is None:
-                raise UnfitSample(
-                    f"data.fps={self.fps:g} needs videos that say how many frames a second they have, which folders of "
-                    "frames do not: use data.frame_stride with data.fps=null"
-                )
+                needs = "needs videos that say how many frames a second they have, which folders of frames do not"
+                raise UnfitSample(f"data.fps={self.fps:g} {needs}: use data.frame_stride with data.fps=null")
             step = rate / self.fps
         low, high = part * count / self.clips, (part + 1) * count / self.clips
         last = (self.num_frames - 1) * step  # from the first frame to the last one
@@ -122,9 +107,7 @@ class VideoData(DataModule):
         # Halves are rounded up, so that steps of a whole number stay so.
         first = int(min(low + share * room, max(0.0, count - 1 - last)) + 0.5)
         numbers = [int(first + i * step + 0.5) for i in range(self.num_frames)]
-        if self.short_videos == "loop":
-            return [number % count for number in numbers]
-        return [min(number, count - 1) for number in numbers]
+        return [number % count if self.short_videos == "loop" else min(number, count - 1) for number in numbers]
 
 
 class Parts:
@@ -137,7 +120,6 @@ class Parts:
         return len(self.videos) * self.clips
 
     def describe(self, index: int) -> str:
-        """The name of the video."""
         return self.videos.describe(index // self.clips)
 
     def __getitem__(self, index: int) -> tuple[tuple[Video, int], int | None]:

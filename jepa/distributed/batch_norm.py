@@ -51,7 +51,7 @@ def _merge(mean: Tensor, square: Tensor, count: float) -> tuple[Tensor, Tensor, 
 
     Chan, Golub and LeVeque 1979: exact where sums of squares would cancel. One exchange: each rank fills its own row.
     """
-    mine = torch.cat([mean, square, mean.new_tensor([count])])
+    mine = torch.cat([mean, square, mean.new_full((1,), count)])
     rows = F.pad(mine[None], (0, 0, get_rank(), get_world_size() - 1 - get_rank()))  # (R, 2 C + 1)
     means, squares, counts = all_reduce_sum_with_gradient(rows).split([len(mean), len(mean), 1], dim=1)
     counts = counts.detach()

@@ -267,7 +267,7 @@ def mean_over_ranks(sums: Tensor, count: int) -> tuple[Tensor, Tensor | int]:
     """Return the mean over the samples of all ranks, and their number, of sums over this rank's `count` samples."""
     if not is_distributed():
         return sums / count, count
-    total = all_reduce_sum_with_gradient(torch.cat([sums.flatten(), sums.new_tensor([count])]))
+    total = all_reduce_sum_with_gradient(torch.cat([sums.flatten(), sums.new_full((1,), count)]))
     return total[:-1].view_as(sums) / total[-1].detach(), total[-1].detach()
 
 

@@ -9,7 +9,7 @@ from jepa.evaluation.frozen import FrozenEvaluation
 from jepa.evaluation.lidar_rank import LiDAR, lidar
 from jepa.evaluation.linear import FewShotProbe, LinearProbe
 from jepa.evaluation.nearest_neighbours import CrossModalRetrieval, KNNProbe, Retrieval
-from jepa.evaluation.online import OnlineKNN, OnlineLinear, OnlineProbes, OnlineRank
+from jepa.evaluation.online import OnlineKNN, OnlineLinear, OnlineProbe, OnlineProbes, OnlineRank
 from jepa.evaluation.results import format_table
 from jepa.utils.tensors import feature_std, rankme
 
@@ -28,6 +28,7 @@ __all__ = [
     "MotionProbe",
     "OnlineKNN",
     "OnlineLinear",
+    "OnlineProbe",
     "OnlineProbes",
     "OnlineRank",
     "Retrieval",

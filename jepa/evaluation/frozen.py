@@ -26,7 +26,7 @@ from jepa.evaluation.modalities import evaluate_pairs, quick_pairs
 from jepa.evaluation.nearest_neighbours import KNNProbe
 from jepa.evaluation.online import OnlineProbes
 from jepa.evaluation.probe import Probe, named_scores, needs, uses_seed
-from jepa.evaluation.results import Results, format_table
+from jepa.evaluation.results import Results, compared, format_table
 from jepa.types import Grid
 from jepa.utils.errors import UserError, check_at_least
 from jepa.utils.tensors import feature_std, rankme
@@ -95,6 +95,7 @@ class FrozenEvaluation:
         self.online_extraction = self.extraction.limited(self.online_train_samples, self.online_test_samples)
         self.probes = {name: probe for name, probe in self.probes.items() if probe is not None}
         self.std: Results = {}
+        self._samples: int | None = None  # of the test split, that were used
         self._baselines: Results = {}
         self._baselines_of: tuple[EvaluationData | None, int] = (None, 0)
         self._grid: Grid | None = None  # of the network's tokens, for patches of raw input
@@ -103,7 +104,8 @@ class FrozenEvaluation:
 
     def table(self, results: Results) -> Table:
         """Return the results as a table that rich prints, with deviations over seeds and what `compared` says."""
-        return format_table(results, self.std)
+        said = compared(results, self.std, seeds=self.seeds, samples=self._samples)
+        return format_table(results, self.std, said)
 
     def __call__(
         self,
@@ -126,7 +128,8 @@ class FrozenEvaluation:
         Keeps the modules' modes and torch's random state. Raises UserError when features are NaN or infinite, or when
         the data is empty.
         """
-        device = torch.device(device)
+        device, total = torch.device(device), data.spec.num_test
+        self._samples = min(total, self.max_test_samples or total)
         if hasattr(data, "modalities"):
             return evaluate_pairs(self, model, data, random_init=random_init, device=device, seed=seed)
         tokens = data.spec.classes is not None and any(needs(p) == "tokens" for p in self.probes.values())
@@ -260,7 +263,8 @@ class FrozenEvaluation:
         """Return the score of a probe of what is known of places or motion; None for data that know nothing."""
         if not (hasattr(source.data, "has_truth") and source.data.has_truth(kind)):
             known = {
-                "truth": "masks, as data=segmentation_folder has",
+                "truth": "masks (data=segmentation_folder), data.source.step_labels (series_csv) or label_tracks "
+                "(audio_folder)",
                 "motion": "known motion, as data=moving_mnist has",
             }
             self._warn_once(f"no {name}, as the data has no {known[kind]}")

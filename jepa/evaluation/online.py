@@ -28,6 +28,8 @@ MOST = 1024
 class OnlineProbe:
     """What is learned of features (n, D) and their labels, kept as `state`: name -> tensor.
 
+    A probe overrides `score`, and `learn` where it learns; one that learns nothing says `ready = True`.
+
     label: key of the batch with the classes; None for a probe that needs none. classes: their number, set at the start.
     """
 
@@ -37,12 +39,16 @@ class OnlineProbe:
     def __init__(self) -> None:
         self.state: dict[str, Tensor] = {}
 
+    @property
+    def ready(self) -> bool:
+        """Whether it can score: once something is learned."""
+        return bool(self.state)
+
     def learn(self, x: Tensor, labels: Tensor | None) -> None:
-        """Learn from the features of a step, the same on every rank."""
-        raise NotImplementedError
+        """Learn from the features of a step, the same on every rank; nothing unless overridden."""
 
     def score(self, x: Tensor, labels: Tensor | None) -> float:
-        """Return the score of features, once something is learned."""
+        """Return the score of features; asked when it is `ready`."""
         raise NotImplementedError
 
     def train_score(self, x: Tensor, labels: Tensor | None) -> float:
@@ -176,7 +182,7 @@ class OnlineProbes:
         for name, probe in self.probes.items():
             known, classes = self._known(name, probe, x, labels)
             if len(known):
-                if probe.state and trainer.step % self.every_steps == 0:
+                if probe.ready and trainer.step % self.every_steps == 0:
                     scores[f"online/{name}/train"] = probe.train_score(
                         known[:MOST], None if classes is None else classes[:MOST]
                     )
@@ -190,7 +196,7 @@ class OnlineProbes:
         if "val/loss" not in metrics:
             return
         x, labels = self._seen(trainer, training=False)
-        known = {name: self._known(name, probe, x, labels) for name, probe in self.probes.items() if probe.state}
+        known = {name: self._known(name, probe, x, labels) for name, probe in self.probes.items() if probe.ready}
         trainer.log({f"online/{name}/val": self.probes[name].score(*both) for name, both in known.items()})
 
     def _seen(self, trainer: Any, *, training: bool) -> tuple[Tensor, dict[str, Tensor]]:

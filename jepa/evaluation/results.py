@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from rich import box
@@ -20,13 +21,15 @@ MAX_COLUMNS = 6
 
 
 def format_table(
-    results: Mapping[str, Mapping[str, float]], std: Mapping[str, Mapping[str, float]] | None = None
+    results: Mapping[str, Mapping[str, float]],
+    std: Mapping[str, Mapping[str, float]] | None = None,
+    caption: str | None = None,
 ) -> Table:
     """Return the results of `FrozenEvaluation` as a table with a row per network and a column per metric.
 
     Where that is too wide for 80 columns, with a row per metric and a column per network.
 
-    std: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any.
+    std: standard deviations by row and metric, shown as 0.812 ± 0.004 where there are any. caption: stands below.
 
     Print it with `rich.console.Console().print`, which writes plain text when the output is not a terminal.
     """
@@ -40,7 +43,7 @@ def format_table(
         decimals = 3 if abs(value) < 10 else 1  # fewer for large numbers such as ranks
         return f"{value:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=compared(results), caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     table.add_column("frozen features of")
     tall = len(metrics) > MAX_COLUMNS or any(std.get(name) for name in results)
     rows, columns = (metrics, list(results)) if tall else (list(results), metrics)
@@ -51,23 +54,50 @@ def format_table(
     return table
 
 
-def compared(results: Results) -> str | None:
-    """Return a sentence on whether training has helped, probe by probe; None where no probe tells the three rows apart.
+def compared(results: Results, std: Results | None = None, *, seeds: int = 1, samples: int | None = None) -> str | None:
+    """Return a sentence on whether training has helped, probe by probe, or by ranks where no probe tells rows apart.
 
-    So it is of forecasts that look at no features.
+    As forecasts do not that look at no features. A lead of up to two standard errors is no clear difference: those of
+    an accuracy over so many test samples, of the places of which `dense` counts many, and of a mean over seeds.
     """
     trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
     ranks = (*LABEL_FREE, "lidar")
     shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
     shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
     if not shared:
-        return None
-    worse = []
+        return ranks_compared(results)
+
+    def variance(row: str, name: str) -> float:
+        value, deviation = results[row][name], (std or {}).get(row, {}).get(name, 0.0)
+        is_accuracy = direction_of(name) == "maximize" and 0 <= value <= 1 and not name.endswith(("/miou", "/accuracy"))
+        return deviation**2 / seeds + (value * (1 - value) / samples if is_accuracy and samples else 0.0)
+
+    better, worse, unclear = [], [], []
     for name in shared:
         sign = 1 if direction_of(name) == "maximize" else -1
         best = max(("random_init", "raw_input"), key=lambda row: sign * results[row][name])
-        if sign * trained[name] <= sign * results[best][name]:
-            worse.append(f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})")
-    if not worse:
-        return f"training has helped: better than random weights and raw input in {', '.join(shared)}"
-    return f"training has not helped in {', '.join(worse)}"
+        lead = sign * (trained[name] - results[best][name])
+        values = f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})"
+        if abs(lead) <= 2 * math.sqrt(variance("trained", name) + variance(best, name)):
+            unclear.append(values)
+        else:
+            better += [name] if lead > 0 else []
+            worse += [values] if lead < 0 else []
+    said = [f"training has helped: better than random weights and raw input in {', '.join(better)}"] if better else []
+    said += [f"training has not helped in {', '.join(worse)}"] if worse else []
+    said += [f"no clear difference, within two standard errors, in {', '.join(unclear)}"] if unclear else []
+    return "; ".join(said)
+
+
+def ranks_compared(results: Results) -> str | None:
+    """Return a sentence on RankMe and LiDAR beside those of random weights, which are a hint; None without both."""
+    trained, random = (results.get(name, {}) for name in ("trained", "random_init"))
+    shared = [name for name in ("rankme", "lidar") if name in trained and name in random]
+    better = sum(trained[name] > 1.05 * random[name] for name in shared)  # less is chance
+    values = ", ".join(f"{name} {trained[name]:.3g}, random_init {random[name]:.3g}" for name in shared)
+    said = "training has probably not helped: features spread over no more directions than those of random weights"
+    if better:
+        said = "whether training has helped is open without labels: look at nearest neighbours in the report"
+    if better == len(shared):
+        said = "features spread over more directions than those of random weights, and labels would say of what use"
+    return f"{said} ({values})" if shared else None

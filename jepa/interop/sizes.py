@@ -139,7 +139,7 @@ def sincos_grid(table: Tensor) -> tuple[int, int] | None:
 def is_sincos(table: Tensor, grid: tuple[int, ...], layout: str = "equal") -> bool:
     """Return whether positions (N, D) are the sine-cosine ones that our encoders compute for a grid."""
     try:
-        ours = get_method("jepa.models.transformer.sincos_positions")(table.shape[1], grid, layout)
+        ours = get_method("jepa.models.positions.sincos_positions")(table.shape[1], grid, layout)
     except ValueError:
         return False  # this width cannot be shared among the axes
     # Positions lie in [-1, 1], so that rounding them to a shorter format moves them by at most its eps.

@@ -96,8 +96,8 @@ class InfoNCE(Term):
         negative = self._negatives(keys, keys, same, None, generator)
         positive = keys @ keys.transpose(1, 2) / self.temperature  # (B, V, V)
         loss = F.softplus(negative.unsqueeze(2) - positive)
-        other_views = ~torch.eye(views, dtype=torch.bool, device=keys.device)
-        return mean_over_ranks(loss[:, other_views].sum(), samples * views * (views - 1))[0]
+        itself = torch.eye(views, dtype=torch.bool, device=keys.device)
+        return mean_over_ranks(loss.masked_fill(itself, 0).sum(), samples * views * (views - 1))[0]
 
     def _negatives(
         self, queries: Tensor, keys: Tensor, same: Tensor, usable: Tensor | None, generator: torch.Generator | None

@@ -30,6 +30,7 @@ class FutureMask(HiddenTokensMask):
             raise ValueError(
                 f"model.mask.target_share={target_share}: expected a share between 0 and 1, or [least, most]"
             )
+        self.exact = self.shares[0] == self.shares[1]
 
     def sizes(self, grid: Grid, padded: bool) -> tuple[int, int]:
         """Return the most tokens that are seen and hidden. Raise ValueError for a single time step."""

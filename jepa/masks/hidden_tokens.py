@@ -16,6 +16,8 @@ class HiddenTokensMask:
     num_masks: independent masks per sample, each of which is another view of it. Subclasses define `sizes` and `hide`.
     """
 
+    exact = False  # True where samples without padding always hide as many tokens as `sizes` says
+
     def __init__(self, *, num_masks: int) -> None:
         check_at_least("model.mask", 1, num_masks=num_masks)
         self.num_masks = num_masks
@@ -49,8 +51,8 @@ class HiddenTokensMask:
             context, context_valid = fixed_size_indices((real & ~hidden).flatten(1), context_size, generator)
             targets, target_valid = fixed_size_indices((real & hidden).flatten(1), target_size, generator)
             if valid is None:
-                context_valid = None if bool(context_valid.all()) else context_valid
-                target_valid = None if bool(target_valid.all()) else target_valid
+                context_valid = None if self.exact or bool(context_valid.all()) else context_valid
+                target_valid = None if self.exact or bool(target_valid.all()) else target_valid
             target_valid = None if target_valid is None else target_valid.unsqueeze(1)  # (B, 1, P)
             masks.append(Mask(context, targets.unsqueeze(1), context_valid, target_valid))
         return masks

@@ -11,6 +11,7 @@ published collator, which `PublishedMultiBlockMask` reproduces:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
@@ -122,9 +123,9 @@ class MultiBlockMask:
             targets = draw_blocks(shape, grid, self.target_scale, self.aspect_ratio, generator)
         else:
             drawn = torch.rand(shape, device=generator.device, generator=generator)
+            sides, edges = area.on(drawn.device)
             # The last edge is 1 but for rounding, and left out.
-            shape_index = torch.bucketize(drawn, area.edges[:-1].to(drawn.device), right=True)
-            targets = place_blocks(area.sides.to(drawn.device)[shape_index], grid, generator)
+            targets = place_blocks(sides[torch.bucketize(drawn, edges[:-1], right=True)], grid, generator)
         return torch.cat([context, targets], dim=2)
 
     def _context(self, blocks: Tensor, grid: Grid) -> Tensor:
@@ -174,12 +175,13 @@ def draw_blocks(
 
 def place_blocks(sides: Tensor, grid: Grid, generator: torch.Generator) -> Tensor:
     """Return first cells, uniform among those that keep a block on the grid, and its sides, (2, ..., axes) int64."""
-    room = torch.tensor(grid, device=sides.device) - sides + 1  # possible first cells
+    # Possible first cells; a tensor of the grid's sides would be copied to the device, and waited for.
+    room = torch.stack([total - side + 1 for total, side in zip(grid, sides.unbind(-1))], dim=-1)
     start = (torch.rand(sides.shape, device=sides.device, generator=generator) * room).long()
     return torch.stack([torch.minimum(start, room - 1), sides])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BlockArea:
     """Blocks of one number of tokens. share: of the batches that draw it.
 
@@ -190,6 +192,11 @@ class BlockArea:
     share: float
     sides: Tensor
     edges: Tensor
+
+    @functools.cache  # noqa: B019 (a masker has few of them, which live as long as it)
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return sides and edges on a device."""
+        return self.sides.to(device), self.edges.to(device)
 
 
 def block_areas(grid: Grid, scale: Range, aspect_ratio: Range) -> list[BlockArea]:

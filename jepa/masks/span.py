@@ -33,6 +33,8 @@ class SpanMask(HiddenTokensMask):
     counted row by row.
     """
 
+    exact = True
+
     def __init__(
         self,
         *,

@@ -26,6 +26,8 @@ class SpectrogramMask(HiddenTokensMask):
     time is that of the columns which are not padding.
     """
 
+    exact = True
+
     def __init__(
         self,
         *,

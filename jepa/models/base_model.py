@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
 
+from jepa.models.targets import Target
 from jepa.types import Batch, Mask, Masker, RunLength, Schedule, StepRandomness
 from jepa.utils.tensors import token_valid
 
@@ -46,10 +48,21 @@ class JEPA(nn.Module):
         """The target's momentum after scaling, called as `schedule(step, run_length)`; None without one."""
         return getattr(getattr(self, "target", None), "momentum_at", None)
 
-    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
-        """Update the target from the encoder after `step` earlier updates; return values to log."""
+    def update_target(self, step: int, run_length: RunLength, *, skip: Tensor | None = None) -> dict[str, float]:
+        """Update the target from the encoder after `step` earlier updates; return values to log.
+
+        skip: leave it as it is where this is 1.0, a scalar on its device.
+        """
         target = getattr(self, "target", None)
-        return {} if target is None else target.update(self.encoder, step, run_length)
+        options = {} if skip is None else {"skip": skip}
+        return {} if target is None else target.update(self.encoder, step, run_length, **options)
+
+    @property
+    def skips_updates(self) -> bool:
+        """Whether `update_target` takes `skip`, of this model and those in it; one of a user may not."""
+        updates = [m.update_target for m in self.modules() if isinstance(m, JEPA)]
+        updates += [m.update for m in self.modules() if isinstance(m, Target)]
+        return all("skip" in inspect.signature(update).parameters for update in updates)
 
 
 class MaskSampler:

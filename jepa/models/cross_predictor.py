@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.cross_modal_jepa import ModalityEncoders
-from jepa.models.transformer import SinCosPositions, block_list, check_heads, init_transformer
+from jepa.models.positions import SinCosPositions
+from jepa.models.transformer import block_list, check_heads, init_transformer
 from jepa.types import Grid, Mask
 from jepa.utils.tensors import attention_mask
 

@@ -77,8 +77,8 @@ class MultiTask(JEPA):
     def set_step(self, step: int, run_length: RunLength) -> dict[str, float]:
         return self._collect(lambda model: model.set_step(step, run_length))
 
-    def update_target(self, step: int, run_length: RunLength) -> dict[str, float]:
-        return self._collect(lambda model: model.update_target(step, run_length))
+    def update_target(self, step: int, run_length: RunLength, *, skip: Tensor | None = None) -> dict[str, float]:
+        return self._collect(lambda model: model.update_target(step, run_length, skip=skip))
 
     def _collect(self, call: Callable[[Any], dict[str, float]]) -> dict[str, float]:
         return {f"{name}/{key}": value for name, model in self.tasks.items() for key, value in call(model).items()}

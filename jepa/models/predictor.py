@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from jepa.models.transformer import (
-    RotaryPositions,
-    SinCosPositions,
-    block_list,
-    check_heads,
-    check_layers,
-    init_transformer,
-)
+from jepa.models.positions import RotaryPositions, SinCosPositions
+from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer
 from jepa.types import Encoder, Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.tensors import attention_mask
@@ -28,7 +23,10 @@ class Predictor(nn.Module):
     """A narrow ViT over context tokens and one learned mask token per target token (arXiv 2301.08243, section 3).
 
     Every target block is predicted from the same context, independently of the others: blocks are extra batch entries.
+    What a layer makes of the context alone is computed once for all blocks, and the last layer leaves the context out.
 
+    joint: predict all blocks in one pass over one copy of the context, where they see each other's mask tokens: for
+        four blocks half the operations. Not with `predict_context`.
     num_heads: None takes the encoder's, as published, or fewer: as many as divide embed_dim into heads of
         LEAST_HEAD_DIM or more. out_dim: width of the targets; None takes the encoder's.
     positions: "sincos", added to all tokens, or "rotary" in every block. sincos_layout: see `sincos_positions`.
@@ -55,6 +53,7 @@ class Predictor(nn.Module):
         sincos_layout: Literal["equal", "half_time", "uniform_power"] = "equal",
         rotary_convention: Literal["interleaved", "tiled"] = "interleaved",
         rotary_reference_side: int | None = None,
+        joint: bool = False,
         mask_tokens: int = 1,
         zero_mask_tokens: bool = False,
         context_layers: Sequence[int] | None = None,
@@ -77,7 +76,10 @@ class Predictor(nn.Module):
         check_heads(embed_dim, num_heads, "model.predictor")
         if positions not in ("sincos", "rotary"):
             raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")
-        check_at_least("model.predictor", 1, mask_tokens=mask_tokens)
+        check_at_least("model.predictor", 1, depth=depth, mask_tokens=mask_tokens)
+        if joint and predict_context:
+            raise ValueError("model.predictor: joint=true predicts no context, set it or predict_context to false")
+        self.joint = joint
         self.context_layers = context_layers
         self.embed = nn.Linear(encoder.embed_dim, embed_dim)
         if context_layers is not None:
@@ -115,6 +117,9 @@ class Predictor(nn.Module):
         """
         if self.context_layers is not None:
             context = torch.cat(list(context), dim=-1)
+        shape = mask.targets.shape[:3]
+        if self.joint:
+            mask = as_one_block(mask)
         batch, blocks, size = mask.targets.shape
         target_index = mask.targets.flatten(0, 1)  # (B * M, P)
         context = self.embed(context)  # (B, K, embed_dim)
@@ -123,21 +128,35 @@ class Predictor(nn.Module):
             positions = self.positions(grid, context.device)  # (N, embed_dim)
             context = context + positions[mask.context]
             queries = (queries + positions[target_index]).to(context.dtype)
-        tokens = torch.cat([context.repeat_interleave(blocks, dim=0), queries], dim=1)
         if self.modality is not None:
-            tokens = tokens + self.modality[int(len(grid) < 3 or grid[0] == 1)]
-        tokens = self.dropout(tokens)  # (B * M, K + P, embed_dim)
+            modality = self.modality[int(len(grid) < 3 or grid[0] == 1)]
+            context, queries = context + modality, queries + modality
+        context, tokens = self.dropout(context), self.dropout(queries)
         rotate = None
         if self.rotary is not None:
             index = torch.cat([mask.context.repeat_interleave(blocks, dim=0), target_index], dim=1)
             rotate = self.rotary.rotation(grid, context.device, index)
         attn_mask = attention_mask(valid_tokens(mask))
-        for block in self.blocks:
-            tokens = block(tokens, attn_mask, rotate)
+        for number, block in enumerate(self.blocks):
+            first, last = number == 0, number == len(self.blocks) - 1
+            tokens = block(  # (B * M, K + P, embed_dim), without the context after the last
+                tokens,
+                attn_mask,
+                rotate,
+                prefix=context if first else None,
+                last=size if last and self.project_context is None else None,
+            )
         if self.project_context is None:
-            return self.project(self.norm(tokens[:, -size:])).unflatten(0, (batch, blocks))  # (B, M, P, D)
+            return self.project(self.norm(tokens)).view(*shape, -1)  # (B, M, P, D)
         tokens = self.norm(tokens).unflatten(0, (batch, blocks))
         return self.project(tokens[:, :, -size:]), self.project_context(tokens[:, :, :-size])
+
+
+def as_one_block(mask: Mask) -> Mask:
+    """Return the mask with the tokens of all its target blocks in a single one."""
+    valid = mask.target_valid
+    together = None if valid is None else valid.flatten(1).unsqueeze(1)
+    return replace(mask, targets=mask.targets.flatten(1).unsqueeze(1), target_valid=together)
 
 
 def valid_tokens(mask: Mask) -> Tensor | None:

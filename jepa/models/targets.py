@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.types import Encoder, RunLength, Schedule, sample_schedule
-from jepa.utils.tensors import layer_norm, sample_entries
+from jepa.utils.tensors import layer_norm, local_part, sample_entries
 
 
 class Target(nn.Module):
@@ -44,8 +44,13 @@ class Target(nn.Module):
         """Return features (B, N, D) of unmasked inputs; with `layers` a list, one per layer."""
         return encoder(x, layers=layers)
 
-    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
-        """Update the target's own weights, if any, after `step` earlier updates; return values to log."""
+    def update(
+        self, encoder: nn.Module, step: int, run_length: RunLength, *, skip: Tensor | None = None
+    ) -> dict[str, float]:
+        """Update the target's own weights, if any, after `step` earlier updates; return values to log.
+
+        skip: leave them as they are where this is 1.0, a scalar on their device.
+        """
         return {}
 
     def targets(self, encoder: Encoder, x: Tensor) -> Tensor:
@@ -108,11 +113,15 @@ class EMATarget(Target):
         return self.encoder(x, layers=layers)
 
     @torch.no_grad()
-    def update(self, encoder: nn.Module, step: int, run_length: RunLength) -> dict[str, float]:
+    def update(
+        self, encoder: nn.Module, step: int, run_length: RunLength, *, skip: Tensor | None = None
+    ) -> dict[str, float]:
         momentum = self.momentum_at(step, run_length)
-        torch._foreach_lerp_(list(self.encoder.parameters()), list(encoder.parameters()), 1 - momentum)
-        for own, source in zip(self.encoder.buffers(), encoder.buffers()):
-            own.copy_(source)
+        own, source = ([local_part(p) for p in network.parameters()] for network in (self.encoder, encoder))
+        weight = 1 - momentum if skip is None else [(1 - skip) * (1 - momentum)] * len(own)
+        torch._foreach_lerp_(own, source, weight)
+        for mine, theirs in zip(self.encoder.buffers(), encoder.buffers()):
+            mine.copy_(theirs if skip is None else torch.where(skip > 0, mine, theirs))
         return {"momentum": momentum}
 
     @torch.no_grad()

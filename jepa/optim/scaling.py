@@ -82,6 +82,15 @@ def plan(run_length: RunLength, scheduler: Mapping[str, Schedule], momentum: Sch
     if momentum is not None:
         start, final = (describe_momentum(momentum(step, run_length), run_length) for step in (0, run_length.max_steps))
         lines.append(f"target momentum {start}" + (" throughout" if start == final else f" -> {final}"))
+        few = run_length.steps_per_epoch < min(20, run_length.max_steps / 10)  # and no trial of few epochs
+        if few and half_life(momentum(0, run_length)) > run_length.max_steps:
+            size = min(run_length.batch_size, 32)
+            epochs = math.ceil(1000 * size / run_length.batch_size / run_length.steps_per_epoch)
+            lines.append(
+                f"in {run_length.max_steps:,} steps features hardly leave random weights: data.batch_size={size} "
+                f"trainer.max_epochs={epochs} make 1,000, loss=invariance_sigreg model/target=ema_fast is for so few; "
+                "weights that were trained on more samples may do better still, init_from=..."
+            )
     return lines
 
 

@@ -75,12 +75,14 @@ def curves(board: Leaderboard) -> go.Figure | None:
             y=[value for _, value in points],
             mode="lines" if len(points) > 1 else "markers",
             line={"color": colour, "width": 1.5, "dash": "dot" if run.bad else "solid"},
-            name=html.escape(run.folder),
+            name=html.escape(run.folder, quote=False),
             hovertext=_hover(board, run),
             hoverinfo="text",
         )
     figure.update_xaxes(title="step", rangemode="tozero")
-    figure.update_yaxes(title=html.escape(metric), **_scale([value for _, points in found for _, value in points]))
+    figure.update_yaxes(
+        title=html.escape(metric, quote=False), **_scale([value for _, points in found for _, value in points])
+    )
     return figure
 
 
@@ -112,7 +114,7 @@ def settings(board: Leaderboard) -> go.Figure | None:
         mode="markers",
         marker={"color": GREY, "size": 8, "line": {"color": "#7b8794", "width": 1}},
         name="a seed",
-        hovertext=[html.escape(f"seed {seed}: {number(value)}") for value, _, seed in dots],
+        hovertext=[html.escape(f"seed {seed}: {number(value)}", quote=False) for value, _, seed in dots],
         hoverinfo="text",
     )
     figure.add_scatter(
@@ -130,7 +132,7 @@ def settings(board: Leaderboard) -> go.Figure | None:
     room = high - low or abs(high) or 1.0
     ends = np.clip([(means - halves).min(), (means + halves).max()], low - room, high + room)
     left, right = min(low, ends[0]), max(high, ends[1])
-    figure.update_xaxes(title=html.escape(board.metric), range=[left - 0.1 * room, right + 0.1 * room])
+    figure.update_xaxes(title=html.escape(board.metric, quote=False), range=[left - 0.1 * room, right + 0.1 * room])
     return figure.update_yaxes(CATEGORIES)
 
 
@@ -160,7 +162,9 @@ def pareto(board: Leaderboard) -> go.Figure | None:
         )
     for update, name in ((figure.update_xaxes, across), (figure.update_yaxes, up)):
         better = "more" if board.objectives[name] == "maximize" else "less"
-        update(title=f"{html.escape(name)} ({better} is better)", **_scale([run.value(name) for run in runs]))
+        update(
+            title=f"{html.escape(name, quote=False)} ({better} is better)", **_scale([run.value(name) for run in runs])
+        )
     return figure
 
 
@@ -229,4 +233,4 @@ def _hover(board: Leaderboard, run: Run) -> str:
 
 
 def _label(text: str, length: int = MAX_LABEL) -> str:
-    return html.escape(shortened(text, length))
+    return html.escape(shortened(text, length), quote=False)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ RUN_FILES = (STATUS_FILE, "results.json", "metrics.jsonl", "config.yaml")  # a f
 NOT_PROBES = ("collapse", "spread", "data")  # entries of results.json that are not probe results
 QUIET_SECONDS = 600.0  # a run without status.json counts as running if it wrote something this recently
 MAX_DAMAGED_LINES = 1000  # after which the rest of a file is not read
+MAX_SHAPES = 1000  # of lines that are held in memory
 MAX_METRICS = 5000  # of a run
 MAX_VALUE = 1e100  # of a metric; a greater one is as good as infinite
 
@@ -191,19 +192,20 @@ def read_results(path: Path, damaged: list[str]) -> dict[str, Any]:
 
 
 def metric_lines(
-    path: Path, damaged: list[str], needle: str = "", max_lines: float = math.inf
+    path: Path, damaged: list[str], needle: str = "", max_lines: float = math.inf, *, last: bool = False
 ) -> Iterator[dict[str, float]]:
     """Yield the complete lines of a run's metrics.jsonl: name -> number, NaN for null.
 
     Of damaged lines the first is noted. needle: skip lines without this text. max_lines: yield about so many of them,
-    evenly, and the last. Both save parsing the others.
+    evenly, and the last. last: of lines that differ in numbers alone take the last. All save parsing the others.
     """
     path, found, place, count, text = path / "metrics.jsonl", 0, 0, 0, needle.encode()
     with noted(damaged):
         if max_lines < math.inf and exists(path):
             count = sum(text in line for line in read_lines(path))
         stride = max(1, math.ceil(count / max_lines))
-        for number, line in enumerate(read_lines(path) if exists(path) else (), 1):
+        lines = enumerate(read_lines(path) if exists(path) else (), 1)
+        for number, line in last_of_each_shape(lines) if last else lines:
             if line.strip():
                 place += text in line
                 if text not in line or ((place - 1) % stride and place != count):
@@ -217,6 +219,18 @@ def metric_lines(
                     found += 1
                 if found == MAX_DAMAGED_LINES:
                     return
+
+
+def last_of_each_shape(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Yield of numbered lines that differ in numbers alone the last, and, beyond MAX_SHAPES, others too."""
+    latest: dict[tuple[bytes, ...], tuple[int, bytes]] = {}
+    for number, line in lines:
+        shape = line.translate(None, b"0123456789.eE+- "), *line.split(b'"')[1::2]
+        latest.pop(shape, None)
+        latest[shape] = number, line
+        if len(latest) > MAX_SHAPES:
+            yield latest.pop(next(iter(latest)))
+    yield from latest.values()
 
 
 def _metric_line(line: bytes, path: Path, number: int) -> dict[str, float]:
@@ -243,7 +257,7 @@ def last_values(path: Path, damaged: list[str]) -> dict[str, float]:
 
 def _last_values(path: Path, damaged: list[str]) -> dict[str, float]:
     values: dict[str, float] = {}
-    for line in metric_lines(path, damaged):
+    for line in metric_lines(path, damaged, last=True):
         values |= line
         if len(values) > MAX_METRICS:
             damaged.append(f"metrics.jsonl is damaged: it holds more than {MAX_METRICS} metrics")

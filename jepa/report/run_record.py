@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from jepa.report.formatting import duration, number, plural, shape_text
-from jepa.report.run_files import current_status, is_value, metric_lines, read_results
+from jepa.report.formatting import duration, number, plural
+from jepa.report.run_files import current_status, is_value, metric_lines, only_numbers, read_results
 from jepa.report.runs import config_values, name_of, stored_overrides
+from jepa.utils.metric_direction import direction_of
 from jepa.utils.run_status import Status
 
 MAX_POINTS, MAX_VERDICTS = 600, 40
 ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw input"}
 """Rows of results.json, and what they are called."""
+
+WORDS = {
+    "linear": "accuracy of a linear probe",
+    "knn": "accuracy of nearest neighbours (k-NN)",
+    "rankme": "effective rank (RankMe), dimensions",
+    "lidar": "rank of what differs between samples (LiDAR), dimensions",
+    "mse": "squared error of forecasts",
+    "mae": "absolute error of forecasts, in deviations",
+}
+"""The end of a metric's name -> what it is."""
 
 PLACES = ("run_dir", "resume", "overrides", "init_from", "data.tokenizer_folder")
 """Options that say where a run is rather than what it does."""
@@ -53,8 +65,23 @@ class Record:
 
     @property
     def rows(self) -> dict[str, dict[str, float]]:
-        """Return network -> probe -> score, of the three rows of the frozen evaluation."""
-        return {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
+        """Return network -> probe -> finite score, of the three rows of the frozen evaluation."""
+        found = {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
+        return {
+            name: {probe: x for probe, x in only_numbers(row).items() if is_value(x)} for name, row in found.items()
+        }
+
+
+def in_words(metric: str) -> str:
+    """Return what a metric is called on the page: its own name where that has no other."""
+    *before, last = metric.split("/")
+    steps = f" of {before[-1]} steps" if before and before[-1].isdigit() else ""
+    return WORDS[last].replace("forecasts", f"forecasts{steps}") if last in WORDS and (steps or not before) else metric
+
+
+def better(metric: str) -> str:
+    """Return whether a probe's "higher" or "lower" scores are better."""
+    return "lower" if direction_of(f"eval/{metric}") == "minimize" else "higher"
 
 
 def read_record(path: Path, judge: Callable[[Sequence[Mapping[str, float]]], str]) -> Record:
@@ -98,33 +125,13 @@ def _curve(points: Sequence[tuple[int, float]]) -> Curve:
     return Curve(np.array(steps), np.array(values))
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What a run has trained: model and data by their classes, sizes, and the class names of the data."""
-
-    model: str
-    parameters: int
-    data: str
-    num_train: int
-    num_test: int
-    input_shape: tuple[int, ...]
-    classes: int | None
-
-
-def sentences(record: Record, trained: Trained | None, compared: str | None) -> list[str]:
+def sentences(record: Record, trained: str | None, compared: str | None) -> list[str]:
     """Return the summary: what was trained on what, how long, whether it helped, and the monitor's verdict.
 
-    compared: the sentence of the evaluation on whether training has helped.
+    trained: a sentence on what. compared: the sentence of the evaluation on whether training has helped.
     """
-    status, said = record.status, []
-    data = record.options.get("data.name") or (trained.data if trained else "")
-    if trained is not None:
-        classes = "no labels" if trained.classes is None else f"{trained.classes} classes"
-        said.append(
-            f"{trained.model} with {trained.parameters / 1e6:.2f} M trainable parameters, on {data}: "
-            f"{trained.num_train:,} training and {trained.num_test:,} held-out samples of "
-            f"{shape_text(trained.input_shape)}, {classes}."
-        )
+    status, said = record.status, [f"Run {record.name} ({' '.join(['python train.py', *record.overrides])})."]
+    said += [trained] if trained else []
     seconds = status.train_seconds
     steps = f"{status.step or 0:,} of {status.max_steps:,} steps" if status.max_steps else f"{status.step or 0:,} steps"
     batch = record.options.get("data.batch_size")
@@ -135,8 +142,16 @@ def sentences(record: Record, trained: Trained | None, compared: str | None) -> 
         + f"; the run is {status.state}"
         + (f" ({status.reason})." if status.reason else ".")
     )
+    rows = record.rows
     if compared:
+        names = sorted(set().union(*rows.values()), key=len, reverse=True)
+        called = {name: in_words(name) for name in names} | ROWS
+        compared = re.sub("|".join(map(re.escape, called)), lambda found: called[found[0]], compared)
         said.append(compared[0].upper() + compared[1:] + ".")
+    elif all({"lidar"} <= rows.get(name, {}).keys() <= {"lidar", "rankme", "feature_std"} for name in ROWS):
+        values = ", ".join(f"{ROWS[name]} {number(row['lidar'], 3)}" for name, row in rows.items())
+        doubt = ", a sign that it has not" if rows["trained"]["lidar"] <= rows["random_init"]["lidar"] else ""
+        said.append(f"No labels tell whether training has helped; {WORDS['lidar']}: {values}{doubt}.")
     collapse = record.results.get("collapse") or {}
     verdict = collapse.get("verdict") or status.verdict
     if verdict:
@@ -155,11 +170,13 @@ def key_figures(record: Record) -> list[tuple[str, str, str]]:
         others = [
             f"{ROWS[row]} {number(rows[row][probe], 3)}" for row in rows if row != "trained" and probe in rows[row]
         ]
-        found.append((probe, number(rows["trained"][probe], 3), ", ".join(others)))
+        value = number(rows["trained"][probe], 3)
+        found.append((in_words(probe), value, ", ".join([*others, f"{better(probe)} is better"])))
     for name in ("val/loss", "train/loss"):
         if name in record.curves:
             values = record.curves[name].values
-            found.append((name, number(float(values[-1]), 3), f"from {number(float(values[0]), 3)}"))
+            start = f"from {number(float(values[0]), 3)}, lower is better"
+            found.append((in_words(name), number(float(values[-1]), 3), start))
     if record.status.train_seconds:
         speed = record.status.samples_per_second
         found.append(("training", duration(record.status.train_seconds), f"{speed:,.0f} samples/s" if speed else ""))

@@ -5,60 +5,49 @@ python scripts/report.py run=outputs/mine
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from jinja2 import Environment
 from markupsafe import Markup
-from plotly.offline import get_plotlyjs
 
+from jepa.report import run_record, run_samples
 from jepa.report import run_report_plots as plots
 from jepa.report.formatting import number, plural
+from jepa.report.html_page import render
 from jepa.report.run_files import result_values
-from jepa.report.run_record import ROWS, Record, Trained, differences, environment, key_figures, sentences
-from jepa.report.run_samples import (
-    Learned,
-    chosen,
-    decoded_pictures,
-    feature_pictures,
-    mask_pictures,
-    neighbour_pictures,
-    thumbnails,
-    worst_pictures,
-)
+from jepa.report.run_record import ROWS, Record, better, differences, environment, in_words
+from jepa.report.run_samples import Learned, chosen
 from jepa.report.sample_media import AXES
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
-TEMPLATE = Path(__file__).with_suffix(".html")
 REPORT = "report.html"
 """In the run folder."""
 
-
-MASKS = (
-    "What training hides: the encoder sees the clear tokens, the predictor predicts the features of the coloured "
-    "blocks, and dark tokens are neither. A row for each mask."
-)
+MASKS = "The encoder sees the clear tokens, the predictor predicts features of the coloured blocks; dark is neither."
 PREDICTIONS = (
     "A small decoder, fitted to frozen features of training samples, turns features back into inputs. Compare what it "
     "makes of the predictions where the encoder sees nothing with what it makes of the true features: it explains "
     "{1:.0%} of the variance of the input there from predictions, {0:.0%} from features. What only the latter have "
     "cannot be told from the rest of the sample; what neither has is not in the features."
 )
+LITTLE = 0.1, " So little is poor: predictions look like an average sample. More steps, or more data, help most."
 FEATURES = (
     "The first three principal components of the tokens as red, green and blue, at several steps on the same axes: "
     "tokens of one colour are alike to the network, so parts of a kind should share one. Move over the left picture to "
     "see which tokens are most similar to the one below the pointer."
 )
-NEIGHBOURS = "The other samples of most similar features, by cosine; green: of the same class, red: of another."
-
-
-MAP = (
-    "Each point is a sample, coloured by its label, which training has not seen: groups of one colour are what the "
-    "network tells apart by itself. Move over a point to see the sample."
-)
+NEIGHBOURS = "Other samples of most similar features, with the cosine; the trained network's should be more alike."
+SAME_CLASS, APART = " Green: of the same class, red: of another.", " Windows that overlap the sample are left out."
+MAP = "Each point is a sample; move over it to see which. Diamonds are held out, circles were trained on. "
+GROUPS = {
+    "labels": "Colours are labels, which training has not seen: groups of one colour are what the network tells apart.",
+    "times": "Colours are the time at which a window begins: look for seasons, drifts and windows far from others.",
+    "": "Groups of points are samples that the network takes to be of a kind.",
+}
 LINEAR = "A linear classifier of the frozen features: which classes it confuses, and where it is surest of a wrong one."
 
 
@@ -89,7 +78,7 @@ def write_report(
     records: Sequence[Record],
     path: Path,
     *,
-    trained: Trained | None = None,
+    trained: tuple[str, str] | None = None,
     learned: Sequence[Learned] = (),
     compared: str | None = None,
     defaults: Mapping[str, str] | None = None,
@@ -98,33 +87,33 @@ def write_report(
 ) -> None:
     """Write the page. Raise UserError where it cannot be written.
 
-    trained, compared: see `sentences`; of a single run, as is what it has `learned`. defaults: dotted key -> value of
-        a run without options. notes: sentences on what is left out.
+    trained: a title and a sentence, compared, learned: of a single run; see `sentences`. defaults: dotted key -> value
+        of a run of the same groups. notes: sentences on what is left out.
     """
     one = records[0] if len(records) == 1 else None
     sections = [section for each in learned for section in of_samples(each)]
     sections += [probes(records), training(records)]
     if one is None:
         title = f"Report of {plural(len(records), 'run')}"
-        summary = [f"{record.name}: {' '.join(sentences(record, None, None))}" for record in records]
+        summary = [" ".join(run_record.sentences(record, None, None)) for record in records]
         sections.insert(0, comparison(records))
     else:
-        title, summary = f"Report of {one.name}", sentences(one, trained, compared)
+        title = trained[0] if trained else f"Report of {one.name}"
+        summary = run_record.sentences(one, trained[1] if trained else None, compared)
         sections.append(configuration(one, defaults or {}, device))
-    write_text(path, page(title, [*summary, *notes], key_figures(one) if one else [], sections))
+    write_text(path, page(title, [*summary, *notes], run_record.key_figures(one) if one else [], sections))
 
 
 def page(
     title: str, summary: Sequence[str], figures: Sequence[tuple[str, str, str]], sections: Sequence[Section]
 ) -> str:
     """Return the page of these parts. figures: (name, value, what it is beside) of the most important results."""
-    template = Environment(autoescape=True, trim_blocks=True).from_string(TEMPLATE.read_text(encoding="utf-8"))
-    return template.render(
+    return render(
+        "run_report.html",
         title=printable(title, keep=""),
         summary=summary,
         figures=figures,
         sections=[section for section in sections if section.charts or section.body or section.tables],
-        plotly=Markup(get_plotlyjs()),
         date=time.strftime("%Y-%m-%d %H:%M"),
     )
 
@@ -140,14 +129,13 @@ def probes(records: Sequence[Record]) -> Section:
     tables = []
     for record in records:
         rows = record.rows
-        names = list(dict.fromkeys(name for values in rows.values() for name in values))
-        cells = [[ROWS[row], *(number(rows[row].get(name)) for name in names)] for row in rows]
+        names = dict.fromkeys(itertools.chain(*rows.values()))
+        names = [name for name in names if name.count("/") < 3 and name != "feature_std"]
+        cells = [[in_words(n), better(n), *(number(each.get(n)) for each in rows.values())] for n in names]
         if cells:
             heading = "At the end" if len(records) == 1 else record.name
-            tables.append(Table(heading, ["features of", *names], cells))
-    note = (
-        "What simple probes find in frozen features. Training has helped where it beats random weights and raw input."
-    )
+            tables.append(Table(heading, ["of frozen features", "better is", *(ROWS[row] for row in rows)], cells))
+    note = "What simple probes find in features. Training has helped where it beats random weights and raw input."
     return Section("probes", "Probes", note, charts=plots.probe_charts(records), tables=tables)
 
 
@@ -156,23 +144,31 @@ def of_samples(learned: Learned) -> list[Section]:
     shown, medium, found = learned.shown, learned.medium, []
     axes = AXES.get(medium.kind or "", "")
     if shown is not None and shown.masks:
-        found.append(Section("masks", "Masks", MASKS + axes, body=mask_pictures(shown, medium)))
+        found.append(Section("masks", "Masks", MASKS + axes, body=run_samples.mask_pictures(shown, medium)))
     if shown is not None and learned.decoded is not None:
-        note = PREDICTIONS.format(*learned.decoded.explained) + axes
-        body = decoded_pictures(shown, learned.decoded, medium)
+        explained = learned.decoded.explained
+        note = PREDICTIONS.format(*explained) + (LITTLE[1] if explained[1] < LITTLE[0] else "") + axes
+        body = run_samples.decoded_pictures(shown, learned.decoded, medium)
         found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
     if shown is not None:
-        found.append(Section("features", "Features as colours", FEATURES + axes, body=feature_pictures(shown, medium)))
+        body = run_samples.feature_pictures(shown, medium)
+        found.append(Section("features", "Features as colours", FEATURES + axes, body=body))
     if medium.kind is not None:
         embedded = learned.embedded
-        queries = chosen(embedded.labels, 8, len(embedded.thumbnails))
-        note = f"{NEIGHBOURS} Looked for among {embedded.said}."
-        found.append(Section("neighbours", "Nearest neighbours", note, body=neighbour_pictures(embedded, queries)))
-        note = f"{MAP} Drawn: {embedded.said}."
-        found.append(Section("map", "Map", note, plots.maps(embedded), body=thumbnails(embedded)))
+        labels, count = embedded.labels, embedded.held_out or len(embedded.thumbnails)
+        queries = chosen(None if labels is None else labels[:count], 8, count)
+        note = NEIGHBOURS + (SAME_CLASS if labels is not None else "") + (APART if embedded.overlap is not None else "")
+        body = run_samples.neighbour_pictures(embedded, queries, medium.kind)
+        shares = run_samples.shares_of_same_label(embedded)
+        found.append(Section("neighbours", "Nearest neighbours", f"{note} Among {embedded.said}. {shares}", body=body))
+        kind = "labels" if labels is not None else "times" if embedded.starts is not None else ""
+        note = f"{MAP}{GROUPS[kind]} Drawn: {embedded.said}."
+        found.append(Section("map", "Map", note, plots.maps(embedded), body=run_samples.thumbnails(embedded)))
         if learned.classified is not None:
             charts = [plots.confusion(embedded, learned.classified)]
-            worst = Markup("<h3>Worst samples</h3>") + worst_pictures(embedded, learned.classified)
+            worst = Markup("<h3>Held-out samples that it is surest of, and wrong</h3>") + run_samples.worst_pictures(
+                embedded, learned.classified
+            )
             note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
             found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
     if not learned.name:
@@ -184,13 +180,17 @@ def of_samples(learned: Learned) -> list[Section]:
 def configuration(record: Record, defaults: Mapping[str, str], device: str) -> Section:
     """Return the options of a run, where they differ from the defaults, its environment and cost."""
     changed = [[key, *values] for key, values in differences([record.options, defaults])] if defaults else []
-    changed = [row for row in changed if row[1]]
-    command = " ".join(record.overrides) or "without options"
+    typed = {option.lstrip("+").partition("=")[0] for option in record.overrides}  # other values a run has found
+    changed = [row for row in changed if row[1] and (row[0] in typed or row[2] not in ("auto", "null"))]
     tables = [
         Table(
             "Environment and cost", ["", ""], [list(row) for row in environment(record, device, Path(__file__).parent)]
         ),
-        Table("What differs from the defaults", ["option", "this run", "default"], changed, f"Started with: {command}"),
+        Table(
+            "What differs from the defaults of the chosen data, model and other groups",
+            ["option", "this run", "default"],
+            changed,
+        ),
         Table("All options", ["option", "value"], [list(row) for row in record.options.items()], folded=True),
     ]
     note = "Versions and commit are those of the moment at which this page was written."

@@ -14,45 +14,31 @@ import torch
 from markupsafe import Markup
 from plotly.colors import qualitative
 
-from jepa.report.run_record import ROWS, Curve, Record
+from jepa.report.run_record import ROWS, Curve, Record, better, in_words
 from jepa.report.run_samples import Classified, Embedded
 
-COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#72b7b2", "#9d755d", "#d4a72c", "#ff9da6", "#8c8c8c")
+COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#a05fd0", "#2ec4c4", "#9d755d", "#d4b72c", "#f781d8", "#8c8c8c")
 """In turn, of lines and classes."""
 
-CONTROLS = {"displayModeBar": False}
 MAX_CLASSES = 20
 AXIS = {"automargin": True, "zeroline": False, "gridcolor": "rgba(128,128,128,0.25)", "exponentformat": "power"}
-DASHES = {"trained": "solid", "random_init": "dot", "raw_input": "dash"}
+DASHES = ("solid", "dot", "dash", "dashdot")
 
 CHARTS = (
-    (
-        "Loss and its terms",
-        r"(train|val)/loss(/.*)?",
-        "loss",
-        "It should fall and level off; val is of held-out samples.",
-    ),
+    ("Loss and its terms", r"(train|val)/loss(/.*)?", "loss", "It should fall and level off; val: held-out samples."),
     ("Learning rate", "lr|.*/lr", "rate", "Warm-up, then decay, as scheduled."),
-    (
-        "Weight decay and momentum",
-        "weight_decay|momentum",
-        "value",
-        "Scheduled; momentum is that of the target network.",
-    ),
-    (
-        "Gradient norms",
-        r"grad_norm(/.*)?|update_ratio",
-        "norm",
-        "Before clipping, of the whole and by part; a jump that stays is a warning; update_ratio: by weight.",
-    ),
+    ("Weight decay", "weight_decay", "weight decay", "As scheduled."),
+    ("Momentum of the target", "momentum", "momentum", "Share of the target network that a step keeps, as scheduled."),
+    ("Gradient norms", r"grad_norm(/.*)?", "norm", "Before clipping; a jump that stays is a warning."),
+    ("Size of updates", "update_ratio", "share", "How far a step moves the weights, as a share of their own size."),
     ("Throughput", "samples_per_second", "samples per second", "Training alone; a fall means that something waits."),
     ("Waiting for data", "data_wait", "share of the time", "Above a few percent, more loader workers help."),
     ("Memory", r"memory_gib|.*/memory_gib", "GiB", "Of the device, or of the process on a CPU."),
     (
         "Spread",
         r"monitor/(.*/)?\w+_spread|train/\w+_std",
-        "standard deviation",
-        "How much features differ between samples; near 0 they have collapsed to one point.",
+        "deviation",
+        "Between samples; near 0: a collapse.",
     ),
     (
         "Rank",
@@ -71,7 +57,7 @@ def charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
         lines = _lines(records, pattern)
         if lines:
             found.append((heading, note, _markup(line_chart(lines, axis))))
-    if any(record.verdicts for record in records):
+    if any(len({name for _, name in record.verdicts} - {"unknown"}) > 1 for record in records):
         found.append(("Verdict", "What the collapse monitor said by then.", _markup(verdict_chart(records))))
     return found
 
@@ -85,38 +71,30 @@ def probe_charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
     found = []
     for probe in sorted(names - {"feature_std"}):
         lines: dict[str, tuple[Curve, dict[str, Any]]] = {}
+        head, _, tail = probe.rpartition("/")
         for number, record in enumerate(records):
             last = max((int(curve.steps[-1]) for curve in record.curves.values()), default=0)
-            for row, called in ROWS.items():
-                curve = record.curves.get(f"eval/{row}/{probe}")
+            several = len(records) > 1
+            beside = [each for each in record.curves if re.fullmatch(rf"eval/raw_input/{head}/\w+/{tail}", each)]
+            simple = {each: each.split("/")[-2].replace("_", " ") for each in beside if head}  # forecasts of no network
+            rows = {f"eval/{row}/{probe}": called for row, called in ROWS.items()}
+            for place, (key, called) in enumerate((rows | simple).items()):
+                curve = record.curves.get(key)
                 if curve is None:
                     continue
-                if row != "trained":  # they do not change with the step
+                look = {"dash": DASHES[min(place, 3)], "color": COLOURS[number if several else place]}
+                if place:  # they do not change with the step
                     curve = Curve(np.array([0, last]), np.repeat(curve.values[-1:], 2))
-                lines[_named(records, record, called)] = (
-                    curve,
-                    {"dash": DASHES[row], "color": _colour(records, number, row)},
-                )
+                lines[_named(records, record, called)] = (curve, look)
             if online := record.curves.get(f"online/{probe}"):
                 lines[_named(records, record, "trained, online")] = (
                     online,
-                    {"color": COLOURS[number if len(records) > 1 else 3]},
+                    {"color": COLOURS[number if several else 5]},
                 )
-        found.append((probe, PROBES.get(probe, ""), _markup(line_chart(lines, probe, logarithmic=False))))
+        words = in_words(probe)
+        drawn = _markup(line_chart(lines, re.split(r" of | \(", words)[0], logarithmic=False))
+        found.append((words[0].upper() + words[1:], f"{better(probe).capitalize()} is better.", drawn))
     return found
-
-
-PROBES = {
-    "linear": "Accuracy of a linear classifier on frozen features: training has helped where the solid line is on top.",
-    "knn": "Accuracy of a vote of the nearest training samples, by cosine similarity; no classifier is trained.",
-    "rankme": "Effective rank of the features: in how many directions they differ.",
-    "lidar": "Effective rank of what differs between samples rather than between views of one.",
-}
-
-
-def _colour(records: Sequence[Record], number: int, row: str) -> str:
-    """Return a line's colour: by the run of several, else by the row."""
-    return COLOURS[(number if len(records) > 1 else list(ROWS).index(row)) % len(COLOURS)]
 
 
 def _named(records: Sequence[Record], record: Record, name: str) -> str:
@@ -127,6 +105,9 @@ def _lines(records: Sequence[Record], pattern: str) -> dict[str, tuple[Curve, di
     """Return name -> (curve, look) of the metrics of a pattern that change; of several runs a colour for each run."""
     names = sorted({name for r in records for name in r.curves if re.fullmatch(pattern, name)})
     names = [name for name in names if any(np.ptp(r.curves[name].values) for r in records if name in r.curves)]
+    terms = [name for name in names if re.fullmatch("(train|val)/loss/[^/]+", name)]
+    only = [name for name in terms if sum(each.startswith(name.rpartition("/")[0]) for each in terms) == 1]
+    names = [name for name in names if name not in only]  # the loss is that term
     styles = ("solid", "dash", "dot", "dashdot")
     lines = {}
     for number, record in enumerate(records):
@@ -144,13 +125,15 @@ def line_chart(
 ) -> go.Figure:
     """Draw curves over the steps. logarithmic: None where the values span more than a factor of 50."""
     figure = new_figure(280 + 10 * len(lines))  # the names stand above
-    for name, (curve, look) in lines.items():
+    for order, (name, (curve, look)) in enumerate(lines.items()):
         figure.add_scatter(
             x=curve.steps,
             y=curve.values.astype(np.float32),
-            mode="lines" if len(curve.steps) > 2 else "lines+markers",
+            mode="lines" if len(curve.steps) > 1 else "markers",
             line={"width": 1.8, **look},
-            name=html.escape(name),
+            marker={"size": 9},
+            zorder=-order,  # the first are on top
+            name=html.escape(name, quote=False),
         )
     values = np.concatenate([curve.values for curve, _ in lines.values()])
     if logarithmic is None:
@@ -170,7 +153,7 @@ def verdict_chart(records: Sequence[Record]) -> go.Figure:
             y=[name for _, name in record.verdicts],
             mode="lines+markers",
             line={"width": 1, "shape": "hv", "color": COLOURS[number % len(COLOURS)]},
-            name=html.escape(record.name),
+            name=html.escape(record.name, quote=False),
         )
     figure.update_xaxes(title="step", rangemode="tozero")
     return figure.update_yaxes(type="category", title="verdict")
@@ -196,45 +179,68 @@ def maps(embedded: Embedded) -> list[tuple[str, str, Markup]]:
 
 
 def scatter(points: np.ndarray, embedded: Embedded, axis: str) -> go.Figure:
-    """Draw samples at points (m, 2), coloured by label; the page shows their thumbnails on hover."""
-    figure = new_figure(380)
+    """Draw samples at points (m, 2), coloured by label or time; the page shows their thumbnails on hover."""
+    figure = new_figure(400)
     labels = np.zeros(len(points), int) if embedded.labels is None else embedded.labels.numpy()
     palette = COLOURS if len(embedded.names) <= len(COLOURS) else qualitative.Dark24
     for label in np.unique(labels):
         rows = np.flatnonzero(labels == label)
+        out = rows < embedded.held_out
+        look = {"color": palette[label % len(palette)]}
+        if embedded.labels is None and embedded.starts is not None:
+            ticks = np.unique(embedded.starts[np.linspace(0, len(points) - 1, 5).round().astype(int)])
+            texts = [embedded.places[int(np.flatnonzero(embedded.starts == tick)[0])].split(", ")[-1] for tick in ticks]
+            bar = {"tickvals": ticks, "ticktext": [text[:10] for text in texts], "thickness": 10, "outlinewidth": 0}
+            look = {"color": embedded.starts, "colorscale": "Viridis", "colorbar": bar}
         figure.add_scatter(
             x=points[rows, 0].astype(np.float32),
             y=points[rows, 1].astype(np.float32),
             mode="markers",
-            marker={"size": 6, "opacity": 0.8, "color": palette[label % len(palette)]},
+            marker={
+                "size": np.where(out, 11, 7),
+                "symbol": np.where(out, "diamond", "circle"),
+                "opacity": 0.9,
+                "line": {"width": 0.5, "color": "rgba(128,128,128,0.6)"},
+                **look,
+            },
             customdata=rows,
             hoverinfo="none",
-            name=html.escape(embedded.label(int(rows[0])) or "no label"),
+            name=html.escape(embedded.label(int(rows[0])) or "no label", quote=False),
         )
     figure.update_layout(showlegend=1 < len(figure.data) <= len(qualitative.Dark24), meta="map")
-    figure.update_xaxes(title=f"first {axis}", showticklabels=False)
-    return figure.update_yaxes(title=f"second {axis}", showticklabels=False)
+    figure.update_xaxes(title=f"first {axis}")
+    return figure.update_yaxes(title=f"second {axis}", scaleanchor="x")
 
 
 def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Markup]:
     """Return (heading, what to see, HTML) of which class the classifier takes for which."""
-    known = embedded.labels >= 0
-    true, said = embedded.labels[known], classified.probabilities.argmax(dim=1)[known]
+    labels = embedded.labels[: embedded.held_out]
+    true, said = labels[labels >= 0], classified.probabilities.argmax(dim=1)[labels >= 0]
     count = len(embedded.names)
     table = torch.bincount(true * count + said, minlength=count * count).view(count, count)
     errors = table.sum(dim=0) + table.sum(dim=1) - 2 * table.diagonal()
     kept = errors.topk(min(MAX_CLASSES, count)).indices.sort().values
-    table, names = table[kept][:, kept].numpy(), [html.escape(str(embedded.names[label])[:24]) for label in kept]
+    table, names = (
+        table[kept][:, kept].numpy(),
+        [html.escape(str(embedded.names[label])[:24], quote=False) for label in kept],
+    )
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     figure = new_figure(200 + 18 * len(kept))
     look = {"colorscale": [[0, "rgba(76,120,168,0)"], [1, "rgba(76,120,168,0.6)"]], "showscale": False}
     text = np.where(table > 0, table.astype(str), "")
-    hover = "is %{y}, said %{x}: %{z:.0%}<extra></extra>"
-    figure.add_heatmap(z=share, x=names, y=names, text=text, texttemplate="%{text}", hovertemplate=hover, **look)
-    figure.update_xaxes(title="said", type="category").update_yaxes(title="is", type="category", autorange="reversed")
+    hover = "%{y}, taken for %{x}: %{z:.0%}<extra></extra>"
+    figure.add_heatmap(z=share, text=text, texttemplate="%{text}", hovertemplate=hover, **look)
+    ticks = {"tickvals": list(range(len(names))), "ticktext": names}  # names may begin alike
+    ticks |= {"showgrid": False, "title_standoff": 14}
+    figure.update_xaxes(title="taken for", **ticks).update_yaxes(title="true class", autorange="reversed", **ticks)
     part = f", of the {len(kept)} classes of most errors" if len(kept) < count else ""
     accuracy = float((true == said).double().mean())
-    note = f"{accuracy:.1%} are right: those on the diagonal{part}. Samples in a row are of that class."
+    chance = 1.96 * (accuracy * (1 - accuracy) / max(1, len(true))) ** 0.5
+    few = f", ±{chance:.0%} by chance, as they are few" if chance > 0.02 else ""
+    note = (
+        f"{accuracy:.1%} of {len(true):,} held-out samples are right{few}: those on the diagonal{part}. Samples in a "
+        "row are of that class."
+    )
     return "Confusion", note, _markup(figure)
 
 
@@ -257,10 +263,7 @@ def new_figure(height: int) -> go.Figure:
     )
 
 
-_markup_count = iter(range(10**9))
-
-
 def _markup(figure: go.Figure) -> Markup:
-    """Return a figure as HTML, without plotly.js."""
-    name = f"chart{next(_markup_count)}"
-    return Markup(figure.to_html(include_plotlyjs=False, full_html=False, div_id=name, config=CONTROLS))
+    """Return a figure as data that the page draws once all of it is laid out."""
+    drawn = figure.to_json().replace("<", "\\u003c")
+    return Markup(f'<div class="chart"></div><script type="application/json">{drawn}</script>')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,29 +10,34 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa.report.figures import seen_and_predicted, target_blocks
 from jepa.report.run_record import ROWS
-from jepa.report.sample_media import Medium, packed, stack
+from jepa.report.sample_media import Medium, figure, packed
 from jepa.report.token_decoder import Decoded
 from jepa.types import Grid, Mask
+from jepa.utils.tensors import nearest_rows
 
-NEIGHBOURS, WORST = 5, 16
+NEAREST, WORST = 5, 16
+"""Neighbours of a sample, and wrongly classified samples, that are drawn."""
+
 BLOCKS = ((245, 133, 24), (84, 162, 75), (228, 87, 86), (178, 121, 162), (114, 183, 178), (212, 167, 44))
 """Colours of target blocks in masks, in turn."""
+
+COVER = (70, 78, 86, 215)
+"""Of tokens that the encoder does not see."""
 
 
 @dataclass(frozen=True)
 class Shown:
     """A few samples and their tokens.
 
-    x: inputs (n, C, *S). labels: n texts. grid: of the tokens. tokens: (n, N, D) of the trained network, NaN at
-    padding. stages: name -> colours (n, *grid, 3) uint8 of the tokens then. masks: as training draws them.
+    x: inputs (n, C, *S). captions: n texts, label and place. grid: of the tokens. tokens: (n, N, D) of the trained
+    network, NaN at padding. stages: name -> colours (n, *grid, 3) uint8 of the tokens then. masks: as in training.
     """
 
     x: Tensor
-    labels: list[str]
+    captions: list[str]
     grid: Grid
     tokens: Tensor
     stages: dict[str, np.ndarray] = field(default_factory=dict)
@@ -40,16 +46,22 @@ class Shown:
 
 @dataclass(frozen=True)
 class Embedded:
-    """Many held-out samples as vectors. features: row of the results -> (m, D). thumbnails: m pieces of HTML.
+    """Many samples as vectors, held-out ones first. features: row of the results -> (m, D).
 
-    labels: (m,), None without; names: of the classes. said: what it is a part of.
+    thumbnails: m pieces of HTML. labels: (m,), None without; names: of the classes. places: file, row or time of each
+    sample. said: what they are a part of. held_out: how many of the m. starts: (m,) first steps of windows of series.
+    overlap: (m, m) bool, which windows share a part; both None of other samples.
     """
 
     features: dict[str, Tensor]
     thumbnails: list[Markup]
     labels: Tensor | None
     names: Sequence[str]
+    places: list[str]
     said: str
+    held_out: int
+    starts: np.ndarray | None = None
+    overlap: Tensor | None = None
 
     def label(self, row: int) -> str:
         """Return a sample's label as a text; "" without."""
@@ -58,12 +70,16 @@ class Embedded:
         label = int(self.labels[row])
         return str(self.names[label] if label < len(self.names) else label)
 
+    def split(self, row: int) -> str:
+        """Return whether training has seen a sample."""
+        return "held out" if row < self.held_out else "training"
+
 
 @dataclass(frozen=True)
 class Classified:
-    """What a linear classifier of frozen training features says of the embedded samples.
+    """What a linear classifier of frozen training features says of the held-out samples.
 
-    probabilities: (m, classes). trained_on: how many training samples.
+    probabilities: (held_out, classes). trained_on: how many training samples.
     """
 
     probabilities: Tensor
@@ -71,37 +87,39 @@ class Classified:
 
 
 def mask_pictures(shown: Shown, medium: Medium) -> Markup:
-    """Return samples under their masks, a row of pictures for each mask."""
+    """Return samples under their masks, a part with a heading for each of several masks."""
     rows = []
-    for mask in shown.masks:
+    for place, mask in enumerate(shown.masks, 1):
         seen = seen_and_predicted(mask, shown.grid)[0].numpy()
         blocks = target_blocks(mask, shown.grid).numpy()
         cells = []
         for number, x in enumerate(shown.x):
             colours = np.zeros((*shown.grid, 4), np.uint8)
-            colours[~seen[number]] = (70, 78, 86, 215)
-            for place, block in enumerate(blocks[number]):
-                colours[block] = (*BLOCKS[place % len(BLOCKS)], 200)
-            cells.append(figure(stack(medium, medium.picture(x), medium.layout(colours)), shown.labels[number]))
+            colours[~seen[number]] = COVER
+            for block, colour in zip(blocks[number], itertools.cycle(BLOCKS)):
+                colours[block] = (*colour, 110 if medium.kind == "series" else 200)
+            cells.append(medium.figure(x, shown.captions[number], colours))
+        if len(shown.masks) > 1:
+            rows.append(Markup("<h3>Mask {} of {}</h3>").format(place, len(shown.masks)))
         rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
     return Markup("").join(rows)
 
 
 def decoded_pictures(shown: Shown, decoded: Decoded, medium: Medium) -> Markup:
     """Return samples beside what the encoder sees of them, what their features hold, and what is predicted."""
-    seen = seen_and_predicted(shown.masks[0], shown.grid)[0]
-    cover = torch.tensor([70, 78, 86, 255], dtype=torch.uint8)
+    seen = seen_and_predicted(shown.masks[0], shown.grid)[0].numpy()
     rows = []
     for number, x in enumerate(shown.x):
-        hidden, missing = (
-            medium.layout((dark.view(*shown.grid, 1) * cover).numpy())
-            for dark in (~seen[number], decoded.hidden[number])
-        )
+        unseen, neither = (np.zeros((*shown.grid, 4), np.uint8) for _ in range(2))
+        unseen[~seen[number]] = (*COVER[:3], 255)
+        if medium.kind == "series":  # curves do not show which part of them was hidden
+            neither[~seen[number]] = (*BLOCKS[0], 110)
+        neither[decoded.hidden[number].view(shown.grid).numpy()] = (*COVER[:3], 255)
         cells = [
-            figure(stack(medium, medium.picture(x)), shown.labels[number] or "input"),
-            figure(stack(medium, medium.picture(x), hidden), "seen"),
-            figure(stack(medium, medium.picture(decoded.predicted[number]), missing), "predicted"),
-            figure(stack(medium, medium.picture(decoded.full[number])), "from its features"),
+            medium.figure(x, f"input: {shown.captions[number]}"),
+            medium.figure(x, "what the encoder sees", unseen, drawn=x),
+            medium.figure(x, "predicted where nothing is seen", neither, drawn=decoded.predicted[number]),
+            medium.figure(x, "from the features of all of it", drawn=decoded.full[number]),
         ]
         rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
     return Markup('<div class="compared">{}</div>').format(Markup("").join(rows))
@@ -111,66 +129,71 @@ def feature_pictures(shown: Shown, medium: Medium) -> Markup:
     """Return samples, whose tokens are compared on hover, beside their features as colours at several steps."""
     rows = []
     for number, x in enumerate(shown.x):
-        picture = medium.picture(x)
-        hover = stack(medium, picture, data=packed(shown.tokens[number], medium, shown.grid))
-        cells = [figure(hover + medium.beside(x), shown.labels[number])]
-        for name, colours in shown.stages.items():
-            cells.append(figure(stack(medium, picture, medium.layout(colours[number])), name))
+        data = packed(shown.tokens[number], medium, shown.grid)
+        cells = [medium.figure(x, shown.captions[number], data=data)]
+        cells += [medium.figure(x, name, colours[number], drawn=x) for name, colours in shown.stages.items()]
         rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
     return Markup('<div class="compared">{}</div>').format(Markup("").join(rows))
 
 
-def neighbour_pictures(embedded: Embedded, queries: Sequence[int]) -> Markup:
-    """Return samples beside their nearest ones, by cosine similarity, of each row of the results."""
-    found = {}
-    for name, features in embedded.features.items():
-        unit = F.normalize(features.float(), dim=1)
-        similarity = unit[list(queries)] @ unit.T
-        similarity[torch.arange(len(queries)), list(queries)] = -torch.inf
-        found[name] = similarity.topk(min(NEIGHBOURS, len(unit) - 1), dim=1).indices.tolist()
-    head = Markup("").join(Markup("<th>{}</th>").format(ROWS[name]) for name in found)
+def neighbour_pictures(embedded: Embedded, queries: Sequence[int], kind: str) -> Markup:
+    """Return samples beside their nearest ones, by cosine similarity, of each row of the results.
+
+    Samples that share a part of the query are left out. kind: of the medium.
+    """
+    every = embedded.features.items()
+    found = {name: nearest_rows(features, queries, NEAREST, embedded.overlap) for name, features in every}
     rows = []
     for number, query in enumerate(queries):
-        cells = Markup("").join(
-            Markup('<td><div class="row">{}</div></td>').format(
-                Markup("").join(thumbnail(embedded, row, embedded.label(query)) for row in found[name][number])
-            )
-            for name in found
-        )
-        rows.append(Markup("<tr><td>{}</td>{}</tr>").format(thumbnail(embedded, query), cells))
-    return Markup('<div class="wide"><table class="near"><tr><th>sample</th>{}</tr>{}</table></div>').format(
-        head, Markup("").join(rows)
-    )
+        cells = [Markup("<div><small>sample</small>{}</div>").format(thumbnail(embedded, query))]
+        for name, (values, indices) in found.items():
+            near = zip(indices[number].tolist(), values[number].tolist())
+            figures = [thumbnail(embedded, row, query, f"{value:.2f}") for row, value in near if value > -torch.inf]
+            cell = Markup('<div><small>{}</small><div class="row">{}</div></div>')
+            cells.append(cell.format(ROWS[name], Markup("").join(figures)))
+        rows.append(Markup('<div class="near {}">{}</div>').format(kind, Markup("").join(cells)))
+    return Markup("").join(rows)
+
+
+def shares_of_same_label(embedded: Embedded) -> str:
+    """Return what share of labelled samples have their label in common with the nearest other, as a sentence.
+
+    "" where fewer than two have a label.
+    """
+    if embedded.labels is None or int((known := embedded.labels >= 0).sum()) < 2:
+        return ""
+    labels = embedded.labels[known]
+    shares = []
+    for name, features in embedded.features.items():
+        nearest = nearest_rows(features[known], range(len(labels)), 1)[1].squeeze(1)
+        shares.append(f"{float((labels[nearest] == labels).float().mean()):.0%} ({ROWS[name]})")
+    return f"Share of samples whose nearest one (k=1) has the same label: {', '.join(shares)}."
 
 
 def worst_pictures(embedded: Embedded, classified: Classified) -> Markup:
-    """Return the samples for whose wrong class the classifier was surest, with what it said."""
+    """Return the held-out samples for whose wrong class the classifier was surest, with what it said."""
     said = classified.probabilities.max(dim=1)
-    wrong = (said.indices != embedded.labels) & (embedded.labels >= 0)
+    wrong = (said.indices != embedded.labels[: embedded.held_out]) & (embedded.labels[: embedded.held_out] >= 0)
     rows = torch.where(wrong, said.values, -1.0).argsort(descending=True)[: min(WORST, int(wrong.sum()))].tolist()
-    cells = []
-    for row in rows:
-        claim = f"{embedded.label(row)}, said {embedded.names[int(said.indices[row])]} ({said.values[row]:.0%})"
-        cells.append(thumbnail(embedded, row, said=claim))
-    return Markup('<div class="row near">{}</div>').format(Markup("").join(cells) or "None is wrong.")
+    claims = [f"taken for {embedded.names[int(said.indices[row])]}, {said.values[row]:.0%}" for row in rows]
+    cells = [thumbnail(embedded, row, said=claim) for row, claim in zip(rows, claims)]
+    return Markup('<div class="row worst">{}</div>').format(Markup("").join(cells) or "None is wrong.")
 
 
-def thumbnail(embedded: Embedded, row: int, wanted: str | None = None, said: str = "") -> Markup:
-    """Return a small picture with its label, green where that is the wanted one and red elsewhere."""
-    label = embedded.label(row)
-    kind = "" if not wanted else " same" if label == wanted else " other"
-    return figure(embedded.thumbnails[row], said or label, kind)
+def thumbnail(embedded: Embedded, row: int, query: int | None = None, said: str = "") -> Markup:
+    """Return a small picture with its label and place, green where it has the label of a query and red elsewhere."""
+    label, place = embedded.label(row), embedded.places[row]
+    wanted = embedded.label(query) if query is not None else ""
+    kind = "" if not wanted else "same" if label == wanted else "other"
+    text = "\n".join(filter(None, (said, label, place.rsplit("/", 1)[-1])))
+    return figure(embedded.thumbnails[row], text, kind, f"{place}, {embedded.split(row)}")
 
 
 def thumbnails(embedded: Embedded) -> Markup:
     """Return all samples, hidden, for those that the pointer is on in a map."""
-    items = Markup("").join(figure(each, embedded.label(row)) for row, each in enumerate(embedded.thumbnails))
+    texts = [f"{embedded.label(row)} {place} ({embedded.split(row)})" for row, place in enumerate(embedded.places)]
+    items = Markup("").join(map(figure, embedded.thumbnails, texts))
     return Markup('<template class="thumbnails">{}</template>').format(items)
-
-
-def figure(content: Markup, caption: str, kind: str = "") -> Markup:
-    """Return a picture with its caption."""
-    return Markup('<figure class="{}">{}<figcaption>{}</figcaption></figure>').format(kind, content, caption)
 
 
 def chosen(labels: Tensor | None, count: int, total: int) -> list[int]:

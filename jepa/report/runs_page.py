@@ -6,7 +6,7 @@ python scripts/runs.py output=runs.html
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ from jepa.report.run_files import MAX_METRICS, curve, is_value, last_modified, r
 from jepa.report.runs import CURVES, SHOWN_METRICS, Run, read_runs
 from jepa.report.status_table import seconds_left
 from jepa.utils.files import write_text
+from jepa.utils.metric_direction import direction_of
 from jepa.utils.read_data import printable
 
 REPORT = "report.html"
@@ -24,6 +25,7 @@ GIVE = "a run's folder, or one that holds runs, such as outputs"
 MAX_POINTS, FEWEST, MOST = 60_000, 30, 400  # of the curves in a file: in all, and of one
 MAX_CELL = 100  # characters
 BAD = ("failed", "damaged")
+LABEL_FREE = ("rankme", "lidar", "feature_std")
 
 
 def write_runs_page(folder: Path, path: Path, queue: dict[str, str] | None) -> int:
@@ -65,9 +67,10 @@ def runs_table(runs: Sequence[Run], folder: Path, base: Path) -> dict[str, Any]:
     metrics = [name for name in dict.fromkeys((*objectives, *SHOWN_METRICS, *CURVES)) if name in known | objectives]
     keys = list(runs[0].overrides)
     names = short_names([*keys, *metrics])
-    columns = [["run", "run", "text"], ["state", "state", "text"], ["verdict", "verdict", "text"]]
-    columns += [[key, shortened(names[key], MAX_CELL), "option"] for key in keys]
+    columns = [["run", "run", "text"], ["state", "state", "text"]]
     columns += [[name, name if name.count("/") < 2 else names[name], "number"] for name in metrics]
+    columns += [["helped", "has helped", "text"], ["verdict", "verdict", "text"]]
+    columns += [[key, shortened(names[key], MAX_CELL), "option"] for key in keys]
     columns += [["step", "step", "text"], ["time", "time", "seconds"], ["left", "left", "seconds"]]
     columns += [["samples_per_second", "samples/s", "number"], ["started", "started", "date"]]
     columns += [["written", "last sign", "date"], ["reason", "why", "text"]]
@@ -75,10 +78,10 @@ def runs_table(runs: Sequence[Run], folder: Path, base: Path) -> dict[str, Any]:
     for run in sorted(runs, key=lambda run: -(run.status.started or last_modified(run.path))):
         status = run.status
         values = [run.metrics.get(name, status.objective.get(name)) for name in metrics]
-        cells = [run.folder, run.state, status.verdict, *run.overrides.values(), *values, progress(status), run.seconds]
-        cells += [seconds_left(status), status.samples_per_second, status.started, last_modified(run.path)]
+        cells = [run.folder, run.state, *values, helped(run.metrics), status.verdict, *run.overrides.values()]
+        cells += [progress(status), run.seconds, seconds_left(status), status.samples_per_second, status.started]
         row = {
-            "cells": [_plain(cell) for cell in [*cells, status.reason]],
+            "cells": [_plain(cell) for cell in [*cells, last_modified(run.path), status.reason]],
             "kind": "bad" if run.bad or run.state in BAD else "" if run.state == "done" else "open",
             "address": address(run.path, base),
             "report": (run.path / REPORT).is_file(),
@@ -93,6 +96,17 @@ def runs_table(runs: Sequence[Run], folder: Path, base: Path) -> dict[str, Any]:
             :MAX_METRICS
         ],
     }
+
+
+def helped(metrics: Mapping[str, float]) -> str:
+    """Return in how many of its probes a run beats random weights and raw input: "in 2 of 3"; "" where none tells."""
+    better = []
+    for name in [name for name in metrics if "eval/trained/" in name and not name.endswith(LABEL_FREE)]:
+        value, *others = (metrics.get(name.replace("trained", row)) for row in ("trained", "random_init", "raw_input"))
+        if None not in others and {*others} != {value}:
+            sign = 1 if direction_of(name) == "maximize" else -1
+            better.append(all(sign * value > sign * other for other in others))
+    return f"in {sum(better)} of {len(better)}" if better else ""
 
 
 def address(path: Path, base: Path) -> str:

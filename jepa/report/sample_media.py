@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from jepa.report.dry_run_pictures import input_kind, pixel_statistics, to_colours
-from jepa.report.formatting import number
+from jepa.report.formatting import duration, number
 
 LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
 """Colours of the first channels of a series."""
 
 AXES = {
     "video": " A clip is a strip of frames, from left to right in time.",
-    "series": " Curves run over time, each channel in its colour.",
-    "sound": " Spectrograms: time to the right, frequency upwards; brighter is louder.",
+    "series": " Curves run over time, each channel in its colour, all of a picture on one scale.",
+    "sound": " Spectrograms: time to the right, frequency (mel) upwards; brighter is louder; without padding.",
 }
 """Kind of sample -> how to read its picture."""
 
@@ -65,32 +65,77 @@ class Medium:
         if self.kind == "ids":
             words = " ".join(filter(None, self.data.words(x)))
             return Markup('<span class="text">{}</span>').format(words[:160] + ("…" if len(words) > 160 else ""))
-        return image_tag(self.frames(x, moving=True), SMALL)
+        picture = image_tag(self.frames(x, moving=True, share=self.real_share(x)), SMALL)
+        return Markup('<span class="sound">{}</span>').format(picture) if self.kind == "sound" else picture
 
-    def picture(self, x: Tensor) -> Markup:
-        """Return one input (C, *S) at full size, a clip as a strip of frames; ids as words with a place for colours."""
+    def figure(self, x: Tensor, caption: str, colours: Any = None, *, drawn: Any = None, data: str = "") -> Markup:
+        """Return one input, or what is `drawn` in its place, under the colours (*grid, 3 or 4) of its tokens.
+
+        data: attributes that the page's script reads; with what moves or sounds beside it.
+        """
+        share, original = self.real_share(x), drawn is None
+        picture = self.picture(x if original else drawn, share)
+        over = None if colours is None else self.layout(colours)
+        beside = (self.scale(x) if original else "") + (self.player(x) if data else "")
+        return figure(stack(self, picture, over, data, share), caption, beside=beside)
+
+    def real_share(self, x: Tensor) -> float:
+        """Return which share of a sound is no padding, in time; 1.0 of other inputs."""
+        if self.kind != "sound" or x.ndim != 2:
+            return 1.0
+        return max(int(x[0].isfinite().sum()), 1) / x.shape[1]
+
+    def picture(self, x: Tensor, share: float = 1.0) -> Markup:
+        """Return one input (C, *S) at full size, a clip as a strip of frames; ids as words with a place for colours.
+
+        share: of its time that is drawn, of a sound.
+        """
         if self.kind == "series":
             return self.curves(x, 400)
         if self.kind == "ids":
             spans = [Markup("<span>{}</span>").format(word) for word in self.data.words(x)]
             return Markup(" ").join(spans)
-        return image_tag(self.frames(x, moving=False), 384)
+        return image_tag(self.frames(x, moving=False, share=share), 384)
 
-    def beside(self, x: Tensor) -> Markup:
-        """Return what a picture cannot show: a clip that moves, a sound to play, the names and units of curves."""
+    def player(self, x: Tensor) -> Markup:
+        """Return what a picture cannot show: a clip that moves, a sound to play."""
         if self.kind == "video":
             return image_tag(self.frames(x, moving=True), 128)
-        if self.kind == "sound":
-            return player(x[0], self.data.sample_rate)
-        return self.legend(x) if self.kind == "series" else Markup()
+        return player(x[0], self.data.sample_rate) if self.kind == "sound" else Markup()
 
-    def frames(self, x: Tensor, moving: bool) -> np.ndarray:
+    def scale(self, x: Tensor) -> Markup:
+        """Return the axes of a picture in words; of curves with the names and ranges of the channels."""
+        if self.kind == "sound":
+            seconds, rate = self.real_share(x) * x.shape[1] / self.data.sample_rate, self.data.sample_rate
+            return Markup("<small>0 to {:.2f} s, 0 to {:,} Hz</small>").format(seconds, rate // 2)
+        if self.kind != "series":
+            return Markup()
+        lines = getattr(self.data, "timelines", None) or [None]
+        names = list(getattr(lines[0], "names", ()))
+        if len(names) != len(x):  # each channel is a sample of its own, or they have no names
+            names = ["one channel"] if len(x) == 1 else [f"channel {number}" for number in range(1, len(x) + 1)]
+        values = x.float().cpu()
+        unit = ", in deviations" if getattr(self.data, "z_score", False) else ""
+        if unit and getattr(self.data, "normalise", "none") == "none" and len(self.data.level) in (1, len(x)):
+            values, unit = values * self.data.scale + self.data.level, ""
+        spans = []
+        for name, line, colour in zip(names, values, LINES):
+            real = line[line.isfinite()]
+            ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
+            spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
+        times = getattr(lines[0], "times", None)
+        each = None if times is None or len(times) < 2 else duration(times.diff().median().total_seconds())
+        steps = f"{x.shape[1]} steps" + (f" of {each.removesuffix(' 00 min')}" if each else "") + unit
+        more = [f"{len(x) - len(spans)} more channels"] if len(x) > len(spans) else []
+        return Markup("<small>{}</small>").format(Markup("\n").join([*spans, *more, steps]))
+
+    def frames(self, x: Tensor, moving: bool, share: float = 1.0) -> np.ndarray:
         """Return pixels (frames, H, W, 3) uint8 of one input; one frame, or several of a clip that is `moving`."""
         if self.kind == "sound":
             if x.ndim == 2:  # a waveform rather than a spectrogram
                 with torch.no_grad():
                     x = self.stem.log_mel_image(x[None].to(self.stem.spectrogram.filters.device))[0].cpu()
-            return self.spectrogram(x[0])
+            return self.spectrogram(x[0, :, : max(2, round(share * x.shape[2]))])
         if self.kind == "video":
             count = min(x.shape[1], CLIP_FRAMES)
             x = x[:, torch.linspace(0, x.shape[1] - 1, count).round().long()].movedim(1, 0)  # (t, C, H, W)
@@ -123,25 +168,6 @@ class Medium:
         box = f'viewBox="0 0 {x.shape[1]} 100" preserveAspectRatio="none"'
         return Markup(f'<svg class="curves" {box}>{"".join(lines)}</svg>')
 
-    def legend(self, x: Tensor) -> Markup:
-        """Return the names of the channels in their colours, the range of their values, and the steps."""
-        lines = getattr(self.data, "timelines", None) or [None]
-        names = list(getattr(lines[0], "names", ()))
-        if len(names) != len(x):  # each channel is a sample of its own, or they have no names
-            names = ["one channel"] if len(x) == 1 else [f"channel {number}" for number in range(1, len(x) + 1)]
-        values = x.float().cpu()
-        unit = " deviations" if getattr(self.data, "z_score", False) else ""
-        if unit and getattr(self.data, "normalise", "none") == "none" and len(self.data.level) in (1, len(x)):
-            values, unit = values * self.data.scale + self.data.level, " in the units of the data"
-        spans = []
-        for name, line, colour in zip(names, values, LINES):
-            real = line[line.isfinite()]
-            ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
-            spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
-        more = f", {len(x) - len(spans)} more channels" if len(x) > len(spans) else ""
-        steps = f"{unit}{more}; 0 to {x.shape[1]} steps of time"
-        return Markup('<small class="legend">{}{}</small>').format(Markup(", ").join(spans), steps)
-
 
 def image_tag(frames: np.ndarray, largest: int) -> Markup:
     """Return pixels (frames, H, W, 3 or 4) uint8 as an image, reduced to `largest` pixels a side; several move."""
@@ -170,10 +196,13 @@ def player(samples: Tensor, rate: int) -> Markup:
         out.setsampwidth(2)
         out.setframerate(rate)
         out.writeframes((sound.clip(-1, 1) * 32767).astype("<i2").tobytes())
-    seconds = f"{len(sound) / rate:.2f} s, 0 to {rate // 2:,} Hz"
-    return Markup('<audio controls preload="none" src="{}"></audio><small>{}</small>').format(
-        uri(file, "audio/wav"), seconds
-    )
+    return Markup('<audio controls preload="none" src="{}"></audio>').format(uri(file, "audio/wav"))
+
+
+def figure(content: Markup, caption: str, kind: str = "", title: str = "", beside: Markup | str = "") -> Markup:
+    """Return a picture with its caption, what is `beside` it, and a title that is shown under the pointer."""
+    text = Markup('<figure class="{}" title="{}">{}<figcaption>{}</figcaption>{}</figure>')
+    return text.format(kind, title, content, caption, beside)
 
 
 def uri(file: io.BytesIO, kind: str) -> str:
@@ -181,15 +210,10 @@ def uri(file: io.BytesIO, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def overlay(colours: np.ndarray) -> Markup:
-    """Return colours (rows, columns, 3 or 4) uint8 of tokens as an image that is stretched over a picture."""
-    return image_tag(colours[None], 4096)
-
-
-def stack(medium: Medium, picture: Markup, colours: np.ndarray | None = None, data: str = "") -> Markup:
+def stack(medium: Medium, picture: Markup, colours: np.ndarray | None, data: str, share: float) -> Markup:
     """Return a picture below the colours (rows, columns, 3 or 4) uint8 of its tokens; words on theirs.
 
-    data: attributes that the page's script reads.
+    data: attributes that the page's script reads. share: of the width of the colours that the picture has.
     """
     if medium.kind == "ids":
         if colours is not None:
@@ -201,8 +225,9 @@ def stack(medium: Medium, picture: Markup, colours: np.ndarray | None = None, da
                 for style, word in zip(styles, words[1:])
             )
         return Markup(f'<div class="words" {data}>{picture}</div>')
-    over = Markup() if colours is None else overlay(colours)
-    return Markup(f'<div class="stack {medium.kind}" {data}>{picture}<div class="over">{over}</div></div>')
+    over = Markup() if colours is None else image_tag(colours[None], 4096)  # stretched over the picture
+    over = Markup(f'<div class="over" style="width:{1 / share:.2%}">{over}</div>')
+    return Markup(f'<div class="stack {medium.kind}" {data}>{picture}{over}</div>')
 
 
 def _with_alpha(colour: Sequence[int]) -> tuple[int, ...]:

@@ -34,6 +34,7 @@ def fit_decoder(features: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
     Features are data: no gradient reaches the network. It takes at most SECONDS, and on a machine fast enough is the
     same every time.
     """
+    features, values = features.float(), values.float()
     level, scale = values.mean(), values.std().clamp(min=1e-6)
     random = torch.Generator().manual_seed(0)
     with torch.enable_grad(), torch.autocast(features.device.type, enabled=False), torch.random.fork_rng(devices=()):

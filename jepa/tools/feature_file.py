@@ -5,18 +5,42 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jepa.utils.errors import UserError, reason
 from jepa.utils.files import write_atomic
 from jepa.utils.lazy_import import require
 
-SUFFIXES = (".npz", ".parquet", ".zarr")
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file. method: of `FeatureFile`, which writes it. package, extra: what that needs.
+
+    tokens: whether it takes a matrix for each sample. any_name: whether it takes names that are not UTF-8.
+    """
+
+    method: str
+    package: str | None = None
+    extra: str = ""
+    tokens: bool = True
+    any_name: bool = False
+
+
+FORMATS = {
+    ".npz": Format("_npz", any_name=True),
+    ".parquet": Format("_parquet", "pyarrow", "export", tokens=False),
+    ".zarr": Format("_zarr", "zarr", "zarr"),
+}
+"""Suffix -> format; `scripts/extract.py` takes and refuses what this table says."""
+
 SAVED_EVERY = 5.0
 """Seconds between two states from which the writing goes on."""
 CHUNK_BYTES = 2**25
@@ -28,7 +52,8 @@ class FeatureFile:
     """Rows of text and numbers, and features of each, float32; kept in the folder `<path>.part` until it is finished.
 
     settings: what the features depend on. Where the folder was left by a writer of the same settings, `done` samples
-    and `notes` are those it has got to; else they begin anew. None of the features stay in memory.
+    and `notes` are those it has got to; else they begin anew. None of the features stay in memory. Raise UserError for
+    what cannot be written, and while another process writes there.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
@@ -37,17 +62,35 @@ class FeatureFile:
         self.done, self.rows = 0, 0
         self.notes: dict[str, Any] = {}
         self.shapes: dict[str, list[int]] = {}
-        state = self._stored()
-        if state is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-        else:
-            self.done, self.rows, self.notes, self.shapes = (state[key] for key in ("done", "rows", "notes", "shapes"))
-            for name, size in state["sizes"].items():
-                with open(self.folder / name, "r+b") as file:
-                    file.truncate(size)
-        self.files = {name: open(self.folder / name, "ab") for name in ("rows", *self.shapes)}  # noqa: SIM115
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.folder / "lock", "w")  # noqa: SIM115
+            try:  # to keep out other processes, but for those that this one starts; Windows has no such lock
+                import fcntl
+
+                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except ImportError:
+                pass
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"output={path} is being written by another process: give another name") from None
+            state = self._stored()
+            if state is None:
+                for file in set(self.folder.iterdir()) - {self.folder / "lock"}:
+                    file.unlink()
+            else:
+                self.done, self.rows, self.notes, self.shapes = map(state.get, ("done", "rows", "notes", "shapes"))
+                for name, size in state["sizes"].items():
+                    os.truncate(self.folder / name, size)
+            self.files = {name: open(self.folder / name, "ab") for name in ("rows", *self.shapes)}  # noqa: SIM115
+            self.sizes = {name: file.tell() for name, file in self.files.items()}
         self._saved = time.monotonic()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"cannot write output={self.path}: {self.folder}: {reason(error, self.path)}") from error
 
     def _stored(self) -> dict[str, Any] | None:
         """Return the state that a writer of the same settings has left whole."""
@@ -60,36 +103,37 @@ class FeatureFile:
 
     def add(self, rows: Sequence[Mapping[str, Any]], features: Mapping[str, np.ndarray], *, samples: int) -> None:
         """Add rows, with features (n, ...) of each by name, that came of so many more samples."""
-        for name, values in features.items():
-            if name not in self.files:
-                self.shapes[name] = list(values.shape[1:])
-                self.files[name] = open(self.folder / name, "ab")  # noqa: SIM115
-            self.files[name].write(np.ascontiguousarray(values, np.float32).data)
-        self.files["rows"].write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
+        with self._writing():
+            for name, values in features.items():
+                if name not in self.files:
+                    self.shapes[name] = list(values.shape[1:])
+                    self.files[name] = open(self.folder / name, "ab")  # noqa: SIM115
+                self.files[name].write(np.ascontiguousarray(values, np.float32).data)
+            self.files["rows"].write("".join(f"{json.dumps(row)}\n" for row in rows).encode())
         self.rows += len(rows)
         self.done += samples
+        self.sizes = {name: file.tell() for name, file in self.files.items()}  # where this was ended, none changes
         if time.monotonic() - self._saved > SAVED_EVERY:
             self.save()
 
     def save(self) -> None:
         """Write the state from which the writing goes on."""
-        for file in self.files.values():
-            file.flush()
-        state = {name: getattr(self, name) for name in ("settings", "done", "rows", "notes", "shapes")}
-        state["sizes"] = {name: file.tell() for name, file in self.files.items()}
+        with self._writing():
+            [file.flush() for file in self.files.values()]
+        state = {name: getattr(self, name) for name in ("settings", "done", "rows", "notes", "sizes")}
+        state["shapes"] = {name: shape for name, shape in self.shapes.items() if name in self.sizes}
         write_atomic(self.folder / "state.json", lambda temporary: temporary.write_text(json.dumps(state)))
         self._saved = time.monotonic()
 
     def finish(self) -> None:
         """Write the file, and remove the folder. Raise UserError when it cannot be written."""
         self.save()
-        write = {".npz": self._npz, ".parquet": self._parquet, ".zarr": self._zarr}[self.path.suffix]
-        write_atomic(self.path, write)
+        write_atomic(self.path, getattr(self, FORMATS[self.path.suffix].method))
         self.discard()
 
     def discard(self) -> None:
         """Remove the folder."""
-        for file in self.files.values():
+        for file in (self.lock, *self.files.values()):
             file.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -17,14 +17,13 @@ from torch import nn
 from jepa.tools.find_lr import check_single_process
 from jepa.types import Batch
 from jepa.utils.errors import UserError
-from jepa.utils.memory import available_memory, peak_memory, release_freed_memory
+from jepa.utils.memory import available_memory, is_out_of_memory, peak_memory, release_freed_memory
 from jepa.utils.snapshot import preserved
 from jepa.utils.tensors import batch_length, map_tensors
 
 SHARE_OF_AVAILABLE = 0.8  # of the memory that is available, what the search may use by default
 MARGIN = 1.1  # factor of a predicted growth of memory, as allocators round up and fragment
 PRECISION = 16  # the search ends when the largest size that fits is known to 1 / PRECISION of itself
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of a RuntimeError on MPS and the CPU
 
 Result = TypeVar("Result")
 
@@ -223,7 +222,7 @@ def unless_out_of_memory(function: Callable[[], Result]) -> Result | None:
     """Return the function's result; None if memory runs out."""
     try:
         return function()
-    except RuntimeError as error:  # torch.OutOfMemoryError is one
-        if not (isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)):
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
             raise
         return None

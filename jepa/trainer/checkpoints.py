@@ -165,6 +165,18 @@ class Checkpoints:
         names = ", ".join(sorted(metrics))
         return f"no best checkpoint was kept, as trainer.best_metric={metric} was not among the metrics: {names}"
 
+    def early_best(self) -> str | None:
+        """Return a message where the best value came in the first half of the run and the last one is a tenth worse."""
+        last, step = self.trainer.metrics.get(self.best.metric), self.trainer.step
+        value, best = self.best.table[0] if self.best.table else (math.nan, step)
+        if last is None or best > step / 2 or not abs(last - value) > 0.1 * abs(value):
+            return None
+        path = self.saver.path(self.best.file_name(best))
+        return (
+            f"{self.best.metric} was best at step {best:,} of {step:,} ({value:.3g}, at the end {last:.3g}): are its "
+            f"features better? python scripts/evaluate.py checkpoint={path}; callbacks=early_stopping ends such runs"
+        )
+
     def __enter__(self) -> Checkpoints:
         return self
 

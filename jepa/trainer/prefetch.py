@@ -39,8 +39,8 @@ def prefetch(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
     iterator = iter(batches)
 
     def start() -> Batch | None:
-        batch = next(iterator, None)
-        with torch.cuda.stream(copying):
+        with torch.cuda.stream(copying):  # reading as well: data may make its floats on the device
+            batch = next(iterator, None)
             return None if batch is None else to_device(batch, device)
 
     ready = start()

@@ -129,7 +129,7 @@ class RunFolder:
         progress: further fields of the status, as of then.
         """
         try:
-            with propagate_failure(), convert_system_errors(self._what_stands):
+            with propagate_failure(), convert_system_errors(self.what_stands):
                 yield
         except (KeyboardInterrupt, SystemExit) as stop:
             now = read_status(self.path)
@@ -142,7 +142,8 @@ class RunFolder:
             raise
         self.update_status(state="done", **progress())
 
-    def _what_stands(self) -> str:
+    def what_stands(self) -> str:
+        """Return the end of a message about a run that failed: the checkpoint to go on from, if any."""
         last = find_checkpoint(self.saver.folder)
         return "" if last is None else f"; {last} stands: go on with resume={self.path}"
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jepa.types import RunLength
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, first_line
+from jepa.utils.memory import is_out_of_memory
 
 if TYPE_CHECKING:
     from jepa.trainer.trainer_parts import TrainerParts
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 class Intervals:
     """Steps between two events of each kind, which need not be whole; None is never.
 
-    probe: the online probe. evaluate: the evaluation of frozen features. snapshot: checkpoints that stay.
+    probe: the quick probe, by `evaluation.online_every_*`. evaluate: the evaluation of frozen features. snapshot:
+    checkpoints that stay.
     """
 
     log: float = 10
@@ -110,6 +114,29 @@ def find_micro_batch_size(trainer: TrainerParts) -> int:
             "(trainer.allow_microbatch_statistics=true)"
         )
     return size
+
+
+@contextlib.contextmanager
+def explaining_out_of_memory(trainer: TrainerParts) -> Iterator[None]:
+    """A context of a step. Raise UserError, with the settings that take less, where the device has no memory left."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        size, total, ways = trainer.micro_batch_size, trainer.data.batch_size, []
+        whole = getattr(trainer.model.loss, "batch_statistics", False) and not trainer.allow_microbatch_statistics
+        if size > 1 and not whole:
+            smaller = max(n for n in range(1, size // 2 + 1) if size % n == 0)
+            ways.append(f"trainer.micro_batch_size={smaller} (python scripts/find_batch_size.py finds the largest)")
+        if not trainer.activation_checkpointing:
+            ways.append("trainer.activation_checkpointing=true")
+        ways.append("a smaller data.batch_size" if whole else "a smaller model (model.encoder.*)")
+        raise UserError(
+            f"out of memory at step {trainer.step + 1} on {trainer.device}, with micro-batches of {size} "
+            f"(data.batch_size={total}): set {', '.join(ways[:-1])}{' or ' * (len(ways) > 1)}{ways[-1]}. "
+            f"Torch says: {first_line(error)}{trainer.folder.what_stands()}"
+        ) from error
 
 
 def check_processes(nodes: int | None, devices: int | None, world_size: int) -> None:

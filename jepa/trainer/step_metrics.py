@@ -19,29 +19,57 @@ MAX_SKIPPED_STEPS = 20
 """fp16 steps in a row that may be skipped for overflow before the run stops."""
 
 
-def agree_on_step(
-    values: Mapping[str, Tensor], *, step: int, signal: int | None, save: bool, may_skip: bool
-) -> tuple[bool, int, bool]:
-    """Exchange over all ranks, before the weights move, what each has seen of a step: one small all-reduce.
+class StepGuard:
+    """Keeps what is not finite from the weights, and tells all ranks what each has seen of a step: one all-reduce.
 
-    values: `train/loss` and `grad_norm` decide. step: its number, from 1. may_skip: whether a gradient that is not
-    finite is the loss scaler's to skip.
-
-    Return whether loss and gradient are finite, the signal to stop for (0 without one), and whether to save.
-    Raises NonFiniteError for what is not finite and may not be skipped.
+    A step can go unread until the next one asks, so that nobody waits for its device: then the optimizer and the
+    target leave out what is not finite by a flag there, `skip`.
     """
-    bad = torch.stack([~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])])
-    requests = bad.new_tensor([signal or 0, save], dtype=torch.float32)
-    bad_loss, bad_gradient, signal, save = all_reduce_max(torch.cat([bad.float(), requests])).tolist()
-    if bad_loss or (bad_gradient and not may_skip):
-        shown = ", ".join(
-            f"{name}={value:.4g}" for name, value in to_floats(values).items() if not name.startswith("grad_norm/")
-        )
-        raise NonFiniteError(
-            f"not finite at step {step}: {shown}. The weights were not changed by it. Lower optimizer.lr, "
-            "lengthen the warm-up, set trainer.grad_clip_norm=1, or use trainer.precision=fp32 to find the cause"
-        )
-    return not (bad_loss or bad_gradient), int(signal), bool(save)
+
+    def __init__(self) -> None:
+        self.may_lag = False  # set by the loop, which reads what it has left unread
+        self.skip: Tensor | None = None  # of the last step: 1.0 on its device where it is not finite, else 0.0
+        self._unread: tuple[int, Mapping[str, Tensor], Tensor, torch.cuda.Event | None] | None = None
+
+    @property
+    def behind(self) -> int:
+        """The number of steps made that have not been read: 0 or 1."""
+        return int(self._unread is not None)
+
+    def look_at(self, values: Mapping[str, Tensor], *, step: int, signal: int | None, save: bool) -> None:
+        """Exchange over ranks, before the weights move, what is to be read of a step with this number, from 1.
+
+        values: `train/loss` and `grad_norm` decide.
+        """
+        flags = [~torch.isfinite(values["train/loss"]), ~torch.isfinite(values["grad_norm"])]
+        # Filled on the device, as numbers that are copied there would be waited for.
+        flags += [torch.full_like(flags[0], float(request), dtype=torch.float32) for request in (signal or 0, save)]
+        seen = all_reduce_max(torch.stack([flag.float() for flag in flags]))
+        self.skip, copy, event = seen[:2].amax(), seen.clone(), None
+        if seen.is_cuda:
+            copy = torch.empty(seen.shape, pin_memory=True).copy_(seen, non_blocking=True)
+            event = torch.cuda.current_stream(seen.device).record_event()
+        self._unread = step, values, copy, event
+
+    def read(self, *, may_skip: bool = False) -> tuple[bool, int, bool]:
+        """Return of the step last looked at whether it is finite, the signal to stop for (or 0), and whether to save.
+
+        may_skip: whether a gradient that is not finite is the loss scaler's to skip.
+        Raises NonFiniteError for what is not finite and may not be skipped.
+        """
+        (step, values, seen, event), self._unread = self._unread, None
+        if event is not None:
+            event.synchronize()
+        bad_loss, bad_gradient, signal, save = seen.tolist()
+        if bad_loss or (bad_gradient and not may_skip):
+            shown = ", ".join(
+                f"{name}={value:.4g}" for name, value in to_floats(values).items() if not name.startswith("grad_norm/")
+            )
+            raise NonFiniteError(
+                f"not finite at step {step}: {shown}. The weights were not changed by it. Lower optimizer.lr, "
+                "lengthen the warm-up, set trainer.grad_clip_norm=1, or use trainer.precision=fp32 to find the cause"
+            )
+        return not (bad_loss or bad_gradient), int(signal), bool(save)
 
 
 def to_floats(values: Mapping[str, Tensor | float]) -> dict[str, float]:

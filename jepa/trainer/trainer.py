@@ -10,7 +10,6 @@ ranks and accumulation change it: `data.batch_size` is the batch of all of them 
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, nullcontext
@@ -34,8 +33,8 @@ from jepa.trainer.going_on import check_length
 from jepa.trainer.gradients import UpdateRatio, clip_gradients, gradient_norms
 from jepa.trainer.prefetch import prefetch, restartable, to_device
 from jepa.trainer.profile import profiling
-from jepa.trainer.settings import due
-from jepa.trainer.step_metrics import MAX_SKIPPED_STEPS, agree_on_step, reduce_values, slowest_of_ranks
+from jepa.trainer.settings import explaining_out_of_memory
+from jepa.trainer.step_metrics import MAX_SKIPPED_STEPS, reduce_values, slowest_of_ranks
 from jepa.trainer.trainer_parts import TrainerParts
 from jepa.types import Batch, StepRandomness
 from jepa.utils.errors import Interrupted, NonFiniteError
@@ -73,33 +72,28 @@ class Trainer(TrainerParts):
     def train_step(self, batch: Batch) -> dict[str, Tensor | float]:
         """Make one optimizer step on this rank's share of a batch; return what may be logged, as tensors.
 
-        Raises NonFiniteError, before the weights move, for a loss or gradient that is not finite.
+        Raises NonFiniteError for a loss or gradient that is not finite, with weights as before that step.
         """
-        state, optimizer, scaler, number = self.state, self.optimizer, self.precision.scaler, self.step + 1
+        state, optimizer, number = self.state, self.optimizer, self.step + 1
         scheduled = self._set_schedules()
         # For dropout; everything else that is random has a generator of its own.
         torch.manual_seed(derive_seed(self.step_seed, "step", self.step, *([self.rank] if self.rank else [])))
         self.model.train()
         logs = self.logs_at(number)
-        with self.monitor.watching(self.model, self.world_size) if self._watches(number) else nullcontext():
+        with self.monitor.watching(self.model, self.world_size) if self.watches_at(number) else nullcontext():
             values = self.forward_backward(batch)
         self.parallel.check_gradients()
-        scaler.unscale_(optimizer)
+        self.precision.scaler.unscale_(optimizer)
         if logs:
             values |= gradient_norms(self.model, of_parameters=self.log_gradients)
         values["grad_norm"] = full_scalar(clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value))
         ratio = UpdateRatio(self.model) if logs else None
-        finite, state.signal, state.save_requested = agree_on_step(
-            values,
-            step=number,
-            signal=self.signals.number,
-            save=is_rank0() and self.checkpoints.overdue(),
-            may_skip=self.precision.name == "fp16" and state.skipped_steps < MAX_SKIPPED_STEPS,
-        )
+        finite, skip = self._judge(values, number)
         if finite:
-            scaler.step(optimizer)
-            scaler.update()
-            scheduled |= self.model.update_target(self.step, self.run_length)
+            self.precision.update(optimizer, skip)
+            scheduled |= self.model.update_target(
+                self.step, self.run_length, **({} if skip is None else {"skip": skip})
+            )
         else:
             self.precision.skip_step()
         state.skipped_steps = 0 if finite else state.skipped_steps + 1
@@ -109,6 +103,24 @@ class Trainer(TrainerParts):
         state.step += 1
         self.meter.count(self.data.batch_size)
         return {**values, **scheduled}
+
+    def _judge(self, values: Mapping[str, Tensor], number: int) -> tuple[bool, Tensor | None]:
+        """Return whether a step is finite, as far as it is known, and for one that is read later the flag to skip it.
+
+        Raises NonFiniteError for this step, or the one before it, which is then not counted.
+        """
+        state, guard = self.state, self.guard
+        asked = False
+        if guard.behind:
+            state.step -= 1  # it was none, if this raises
+            asked = any(guard.read()[1:])
+            state.step += 1
+        guard.look_at(values, step=number, signal=self.signals.number, save=is_rank0() and self.checkpoints.overdue())
+        if self.lags_at(number) and not asked:
+            return True, guard.skip
+        may_skip = self.precision.name == "fp16" and state.skipped_steps < MAX_SKIPPED_STEPS
+        finite, state.signal, state.save_requested = guard.read(may_skip=may_skip)
+        return finite, None
 
     def forward_backward(self, batch: Batch) -> dict[str, Tensor]:
         """Accumulate gradients over micro-batches; return this rank's mean of their losses, as `train/<name>`."""
@@ -179,7 +191,9 @@ class Trainer(TrainerParts):
                 measurements.measure_at_start(self)
                 self.checkpoints.start_clock()
                 self.meter.start()
+                self.guard.may_lag = True
                 self._train(batches)
+                self.guard.may_lag = False
                 self._call_callbacks("end")
                 self._finish()
         return self.metrics
@@ -199,7 +213,9 @@ class Trainer(TrainerParts):
                     break
                 begun = time.perf_counter()
                 try:
-                    values = self.train_step(next(batches))
+                    batch = next(batches)
+                    with explaining_out_of_memory(self):
+                        values = self.train_step(batch)
                     state.train_seconds += time.perf_counter() - begun
                     profile(self.step)
                     self._after_step(values)
@@ -256,7 +272,7 @@ class Trainer(TrainerParts):
 
     def log_step(self, values: Mapping[str, Tensor | float]) -> Mapping[str, float]:
         """Log what is due of the step just made, with what the monitor finds in it; return what was logged."""
-        logs, watched = self.logs_at(self.step), self._watches(self.step)
+        logs, watched = self.logs_at(self.step), self.watches_at(self.step)
         if not (logs or watched):
             return {}
         values = reduce_values(values)
@@ -268,14 +284,6 @@ class Trainer(TrainerParts):
         if self.ended:
             metrics |= measurements.run_costs(self)
         return self.log(metrics)
-
-    def logs_at(self, step: int) -> bool:
-        """Return whether the values of the step with this number, from 1, are logged."""
-        return due(step, self.every.log) or step in (1, self.run_length.max_steps)
-
-    def _watches(self, step: int) -> bool:
-        """Return whether the collapse monitor looks at the step with this number, from 1."""
-        return self.monitor is not None and self.monitor.due(step, self.run_length)
 
     def log(self, metrics: Mapping[str, float]) -> Mapping[str, float]:
         """Hand metrics of this step to loggers and callbacks, on every rank alike; return them."""
@@ -320,18 +328,10 @@ class Trainer(TrainerParts):
         self.meter.start()
         self._call_callbacks("begin")
 
-    def interrupted(self, number: int, what: str = "stopped", *, agreed: bool = True) -> Interrupted:
-        """Return what ends the run for a signal, at a step whose checkpoint has been saved; see `Interrupted`."""
-        return Interrupted(
-            f"{what} at step {self.step} of {self.run_length.max_steps} by {signal.Signals(number).name}; the "
-            f"checkpoint is {self.folder.last}; go on with resume={self.folder.path}",
-            number,
-            agreed=agreed,
-        )
-
     def _finish(self) -> None:
         """Wait for the last checkpoint and record the end; raise Interrupted for a signal after the last step."""
-        for line in filter(None, (self.checkpoints.missing_best_metric(), self.state.early_end(self.run_length))):
+        checkpoints, end = self.checkpoints, self.state.early_end(self.run_length)
+        for line in filter(None, (checkpoints.missing_best_metric(), checkpoints.early_best(), end)):
             self.say(line)
         self.checkpoints.saver.wait()
         self.folder.keep_config()

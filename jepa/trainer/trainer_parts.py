@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,13 +31,14 @@ from jepa.trainer.run_state import RunState
 from jepa.trainer.settings import (
     check_positive,
     check_processes,
+    due,
     find_micro_batch_size,
     make_intervals,
     make_run_length,
 )
-from jepa.trainer.step_metrics import StepMeter
+from jepa.trainer.step_metrics import StepGuard, StepMeter
 from jepa.types import Schedule, StepRandomness
-from jepa.utils.errors import UserError
+from jepa.utils.errors import Interrupted, UserError
 from jepa.utils.signals import StopRequest
 
 
@@ -143,6 +146,7 @@ class TrainerParts:
         self.every = make_intervals(self)
         self._rng: StepRandomness | None = None  # of the micro-batch under way
         self.state, self.meter, self.signals = RunState(), StepMeter(self.device), StopRequest()
+        self.guard = StepGuard()
         self._make_files()
         self._place_model()
 
@@ -158,6 +162,8 @@ class TrainerParts:
     def _place_model(self) -> None:
         """Move the model to the device, change its layers as asked for, and wrap it for several processes."""
         self.model.to(self.device)
+        if self.device.type == "cuda" and hasattr(self.data, "finish_on"):
+            self.data.finish_on = self.device
         self.precision.choose_attention(self.model)
         change_layers(self.model, activation_checkpointing=self.activation_checkpointing, compile=self.compile)
         unused = self.find_unused_parameters
@@ -208,6 +214,27 @@ class TrainerParts:
         """What batches, masks and dropout are drawn by: the seed, and another one after each rollback."""
         return self.seed + len(self.state.rollbacks)
 
+    def logs_at(self, step: int) -> bool:
+        """Return whether the values of the step with this number, from 1, are logged."""
+        return due(step, self.every.log) or step in (1, self.run_length.max_steps)
+
+    def watches_at(self, step: int) -> bool:
+        """Return whether the collapse monitor looks at the step with this number, from 1."""
+        return self.monitor is not None and self.monitor.due(step, self.run_length)
+
+    def lags_at(self, step: int) -> bool:
+        """Return whether the step with this number may go unread until the next one: nobody looks at what it leaves.
+
+        That the device skips what is not finite takes an optimizer and a target that do so.
+        """
+        able = self.guard.may_lag and self.device.type == "cuda" and self.precision.name != "fp16"
+        able = able and getattr(self.optimizer, "_step_supports_amp_scaling", False)  # a fused one of torch
+        if not (able and getattr(self.model, "skips_updates", False)):
+            return False
+        drawn = self.visualise is not None and self.visualise.due(step, self.run_length)
+        measured = any(due(step, every) for every in dataclasses.astuple(self.every))
+        return not (self.callbacks or drawn or measured or self.logs_at(step) or self.watches_at(step))
+
     def describe(self) -> list[str]:
         """Return sentences on what is trained on how much, where, in what parts, and at which rates."""
         millions = sum(p.numel() for p in self.model.parameters() if p.requires_grad) / 1e6
@@ -227,6 +254,15 @@ class TrainerParts:
                 "torchrun --nproc_per_node=2 train.py ..."
             )
         return lines
+
+    def interrupted(self, number: int, what: str = "stopped", *, agreed: bool = True) -> Interrupted:
+        """Return what ends the run for a signal, at a step whose checkpoint has been saved; see `Interrupted`."""
+        return Interrupted(
+            f"{what} at step {self.step} of {self.run_length.max_steps} by {signal.Signals(number).name}; the "
+            f"checkpoint is {self.folder.last}; go on with resume={self.folder.path}",
+            number,
+            agreed=agreed,
+        )
 
     # What callbacks may ask for.
 

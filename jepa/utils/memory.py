@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 SAMPLE_SECONDS = 0.002
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")  # of a RuntimeError on MPS and the CPU
 
 
 def keep_freed_memory() -> bool:
@@ -37,6 +39,11 @@ def _glibc(function: str) -> Any:
         return getattr(ctypes.CDLL("libc.so.6"), function)
     except (OSError, AttributeError):
         return None
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether it says that torch found no memory on the device."""
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error).lower() for text in OUT_OF_MEMORY)
 
 
 def available_memory() -> int:

@@ -1,9 +1,9 @@
-"""Pure functions on tokens, on features (their rank), and on batches whose values may be dicts of tensors."""
+"""Pure functions on tokens, on features (nearest rows, rank), and on batches whose values may be dicts of tensors."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,11 @@ def is_dtensor(value: object) -> bool:
     """Return whether it is a tensor sharded over ranks; nothing is imported for a run that shards none."""
     module = sys.modules.get("torch.distributed.tensor")
     return module is not None and isinstance(value, module.DTensor)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return this rank's shard of a DTensor, as a view; another tensor as it is."""
+    return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def gather_tokens(tokens: Tensor, index: Tensor) -> Tensor:
@@ -77,9 +82,26 @@ def masked_max(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
 
 def sample_entries(tensors: Iterable[Tensor], most: int = 2048) -> list[Tensor]:
     """Return every n-th entry of each tensor, at most `most`, in fp32; of a DTensor those of this rank's shard."""
-    local = [(t.to_local() if hasattr(t, "to_local") else t).detach().reshape(-1) for t in tensors]
+    local = [local_part(t).detach().reshape(-1) for t in tensors]
     filled = [t if t.numel() else t.new_zeros(1) for t in local]  # a rank's shard may be empty
     return [t[:: -(-t.numel() // most)].float() for t in filled]
+
+
+def nearest_rows(
+    features: Tensor, rows: Sequence[int], count: int, left_out: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return cosines and rows (n, count) of those of features (m, D) closest to some (n), nearest first, not itself.
+
+    Fewer where there are no `count` others. left_out (m, m) bool: pairs that do not count, of cosine -inf.
+    """
+    index = torch.as_tensor(rows, dtype=torch.long, device=features.device)
+    unit = F.normalize(features.float(), dim=1)
+    cosines = unit[index] @ unit.T
+    cosines[torch.arange(len(index), device=index.device), index] = -torch.inf
+    if left_out is not None:
+        cosines[left_out[index]] = -torch.inf
+    values, indices = cosines.topk(min(count, len(unit) - 1), dim=1)
+    return values, indices
 
 
 def rankme(features: Tensor, eps: float = 1e-7) -> float:

@@ -23,11 +23,13 @@ def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:
     rows = features.detach().flatten(0, -2).float()
     real = rows.isfinite().all(dim=1)
     centred = (rows - rows[real].mean(dim=0)).masked_fill(~real[:, None], float("nan"))
-    gram = (centred[real].T @ centred[real]).cpu().double()
+    with torch.autocast(features.device.type, enabled=False):
+        gram = (centred[real].T @ centred[real]).cpu().double()
     basis = torch.linalg.eigh(gram).eigenvectors.flip(-1)[:, :count]  # by falling variance
     largest = basis.gather(0, basis.abs().argmax(dim=0, keepdim=True))
     basis = F.pad(basis * largest.sign(), (0, count - basis.shape[1])).to(rows)
-    return (centred @ basis).unflatten(0, features.shape[:-1]), basis
+    with torch.autocast(features.device.type, enabled=False):
+        return (centred @ basis).unflatten(0, features.shape[:-1]), basis
 
 
 def aligned(values: Tensor | np.ndarray, reference: Tensor | np.ndarray) -> Tensor:

@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa.distributed.collectives import broadcast_from_rank0, is_rank0, no_collectives
 from jepa.types import RunLength
 from jepa.utils.errors import check_at_least
 from jepa.utils.run_status import warn_if_not_written
-from jepa.utils.tensors import masked_mean, token_valid
+from jepa.utils.tensors import masked_mean, nearest_rows, token_valid
 from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.sheets import SampleArtist, sheet
 from jepa.visualise.snapshots import Samples, Snapshot, write_snapshot
 
+PARTS = 6  # of a run, between pictures
 SHARE = 0.01
 """Of the time of training, which pictures may take."""
 
@@ -44,7 +44,8 @@ class FeaturePictures:
     """Draws features of the network that makes the targets, always of the same held-out samples, to the loggers, and
     writes them to the run folder (`jepa.visualise.snapshots`).
 
-    every: steps between two pictures; None draws at the start, at five points in between and at the end.
+    every: steps between two pictures; None draws at the start, at five points in between and at the end, and of a run
+        of fewer steps at the end alone.
     samples: whose tokens are drawn. Neighbours are looked for among up to 256, fewer in a short run.
 
     Nothing of the run depends on it. Where pictures would take more than 1 % of the time of training, only those of the
@@ -63,7 +64,9 @@ class FeaturePictures:
 
     def due(self, step: int, run_length: RunLength) -> bool:
         """Return whether there is a picture after so many steps, time permitting."""
-        every = run_length.max_steps / 6 if self.every is None else self.every
+        if self.every is None and run_length.max_steps < PARTS:
+            return step == run_length.max_steps
+        every = run_length.max_steps / PARTS if self.every is None else self.every
         return step in (0, run_length.max_steps) or math.floor(step / every) > math.floor((step - 1) / every)
 
     def draw(self, trainer: Any) -> None:
@@ -184,7 +187,7 @@ class _Part:
             vectors=projected,
             labels=self.labels,
             thumbnails=self.thumbnails,
-            neighbours=dict(zip(rows.tolist(), nearest(pooled, rows).tolist())),
+            neighbours=dict(zip(rows.tolist(), nearest_rows(pooled, rows, NEIGHBOURS)[1].tolist())),
             last=last,
         )
 
@@ -207,14 +210,6 @@ class _Part:
         tokens = torch.cat(kept)
         grid = tuple(self.encoder.grid(x)) if hasattr(self.encoder, "grid") else ()
         return tokens.unflatten(1, grid if math.prod(grid) == tokens.shape[1] else (-1,)), torch.cat(pooled)
-
-
-def nearest(pooled: Tensor, rows: np.ndarray) -> np.ndarray:
-    """Return the rows (n, up to NEIGHBOURS) of features (m, D) that are closest by cosine to some of them (n,)."""
-    unit = F.normalize(pooled, dim=-1)
-    cosines = unit[torch.from_numpy(rows).to(unit.device)] @ unit.T
-    cosines[torch.arange(len(rows)), torch.from_numpy(rows)] = -2.0  # not the sample itself
-    return cosines.topk(min(NEIGHBOURS, len(pooled) - 1)).indices.cpu().numpy()
 
 
 @contextlib.contextmanager

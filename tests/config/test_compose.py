@@ -92,7 +92,7 @@ def test_foreign_letters_need_no_quotes():
 
 def test_a_model_for_other_data_is_told():
     with pytest.raises(
-        UserError, match=r"^this model and these data .*model.encoder.image_size: .*'data.image_size' not"
+        UserError, match=r"^this model .* go with model=text: python train.py data=text_lines model=text"
     ):
         to_plain(compose("data=text_lines"))
 

@@ -90,8 +90,15 @@ OTHERS = {
     "foo=1": "^foo=1: there is no such key. Sections and keys: data, model",
     "+foo=1": "there is no such key",
     "data.transform=x": "^data.transform=x: there is no such key. data takes source, image_size",
+    "'data.hints={size: small, tubelet: 2}'": "^data.hints.tubelet: there is no such key",
     "'data.root=a<b'": "^data.root=a<.*quote",
     "model.mask.target_scale=[0.1": r"^model.mask.target_scale=\[0.1",
+    "data=series_csv data.root=/a": r"go with model=series: python train.py data=series_csv data.root=/a model=series$",
+    "model=text data=audio_folder 'data.root=a b'": "data=audio_folder 'data.root=a b' model=audio$",
+    "experiment=digits data=ucr data.root=x data.name=y": "train.py data=ucr data.root=x data.name=y model=series$",
+    "model=lejepa data=text_lines data.root=x": "data.root=x model=lejepa model/encoder=text$",
+    "data=paired_coco data.root=x model.predictor.depth=2": "model.predictor.depth=2 model=crossmodal_captions$",
+    "data=mix +data@data.parts.a=fsdd": "^data.parts.a.spectrogram.sample_rate: .*there is no key data.sample_rate",
 }
 """What is typed -> a pattern of the message."""
 

@@ -6,14 +6,16 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
 from jepa import build_trainer, load_config
 from jepa.config.auto_size import chosen_hints, describe
-from jepa.config.build import build_model, check_input, filled, settled
+from jepa.config.build import build_data, build_model, check_input, filled, settled
 from jepa.config.compose import CONFIG_DIR
+from jepa.config.notes import padding_notes
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
 
@@ -32,6 +34,8 @@ ENCODERS = {
 CASES = [(model, encoder) for model, encoders in ENCODERS.items() for encoder in encoders]
 FOUND = {"channels": 3, "length": 140, "vocab_size": 300}
 """What data find out."""
+SHORT_SERIES = {"x": np.ones((20, 1, 100)), "y": np.arange(20) % 2, "len": np.where(np.arange(20) < 19, 10, 100)}
+"""All but one fill a tenth."""
 
 
 def input_shape(model, data):
@@ -117,6 +121,42 @@ def test_the_choice_is_made_once_and_stored(tmp_path):
     longer = build_trainer(load_config([f"resume={tmp_path}/run", "trainer.max_steps=3"]))  # in its own folder
     longer.fit()
     assert (longer.step, longer.folder.path) == (3, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            "audio",
+            "they have 0.2 to 0.25 s, so 94% of an input is padding, and they are stored at 8,000 Hz, not 16,000",
+        ),
+        ("audio data.seconds=0.3 data.sample_rate=8000", None),
+        (
+            "audio data.seconds=0.3",
+            "by 27 of the samples they are stored at 8,000 Hz, not 16,000: data.sample_rate=8000",
+        ),
+        ("text", "so 91% of an input is padding: data.max_length=8"),
+        ("text data.max_length=8", None),
+        ("series data.name=Toy", "they have 10 to 100 steps, so 86% of an input is padding: data.window_size=16"),
+    ],
+)
+def test_inputs_that_are_mostly_padding_are_named_with_what_to_type(tmp_path, options, expected):
+    for number in range(30):
+        wave = np.random.default_rng(number).normal(size=1600 + 400 * (number % 2))
+        (tmp_path / "audio").mkdir(exist_ok=True)
+        soundfile.write(tmp_path / "audio" / f"{number}.wav", 0.1 * wave, 8000)
+    (tmp_path / "audio" / "damaged.wav").write_bytes(b"RIFF")
+    (tmp_path / "text").write_text("the cat sat on a mat\n" * 40)
+    arrays = {f"{side}_{key}": value for side in ("train", "test") for key, value in SHORT_SERIES.items()}
+    np.savez(tmp_path / "Toy.npz", **arrays)
+    kind, *others = options.split()
+    data = {"audio": "audio_folder", "text": "text_lines", "series": "ucr"}[kind]
+    root = tmp_path if kind == "series" else tmp_path / kind
+    given = [f"data={data}", f"model={kind}", f"data.root={root}", f"run_dir={tmp_path}", *others]
+    said = padding_notes(build_data(load_config(given)))
+    assert (expected in said[0] and len(said) == 1) if expected else not said
+    if said:  # the advice holds
+        assert not padding_notes(build_data(load_config([*given, *said[0].split(": ")[-1].split()])))
 
 
 def test_the_sentence_names_options_that_can_be_typed():

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from jepa.data.image_augment import NUMBERS, Augment, centre_box
+from jepa.data.augment import NUMBERS, Augment, centre_box
 from jepa.data.image_transform import ImageTransform
 
 PLAIN = {"crop_scale": None}

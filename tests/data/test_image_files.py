@@ -18,9 +18,11 @@ import torch
 from data_helpers import folder_data
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import v2
 
 from jepa.config.encoder_inputs import Inputs
 from jepa.data import Augment, ImageData
+from jepa.data.augment import NUMBERS
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources import coco_pictures, image_files, image_folder, video_folder
 from jepa.data.sources.decoders import decode_image, open_video
@@ -181,6 +183,63 @@ def test_what_a_file_becomes(name):
     found = pixels(content, len(expected))
     atol = 0.02 if name in ("cmyk", "palette") else 1e-6 * float(expected.abs().max())
     torch.testing.assert_close(found, expected.float(), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize("options", [{}, {"subsampling": 0}, {"progressive": True}, {"exif": exif(1)}])
+def test_plain_jpeg_files_have_the_pixels_of_pillow(image, options):
+    content = pillow(image, "JPEG", quality=60, **options)
+    found = decode_image(io.BytesIO(content), "a file")
+    assert found.dtype == torch.uint8, "torchvision decodes it"
+    expected = Image.open(io.BytesIO(content))
+    assert torch.equal(found, v2.functional.pil_to_tensor(expected))
+    for channels in (1, 3):
+        augment = Augment(crop_scale=(0.3, 1.0), horizontal_flip=0.5, rotation=10, blur=0.5)
+        each = transform(augment, 8, channels)
+        assert torch.equal(each.plain(found), each.plain(expected))
+        uniform = torch.rand(1, 4, NUMBERS, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(each.augmented(found, uniform), each.augmented(expected, uniform))
+
+
+def test_pictures_are_resized_as_pillow_does_within_three_levels():
+    each = transform(Augment(crop_scale=(0.3, 1.0)), 64)
+    smooth = Image.fromarray(COLOUR).resize((150, 120), Image.Resampling.BICUBIC)
+    uniform = torch.rand(1, 20, NUMBERS, generator=torch.Generator().manual_seed(0))
+    boxes = each.augment.views(uniform[0], height=120, width=150, size=(64, 64)).box
+    for view, (left, top, w, h) in zip(each.augmented(smooth, uniform)[0], boxes.tolist()):
+        left, top, w, h = round(left * 150), round(top * 120), round(w * 150), round(h * 120)
+        part = smooth.crop((left, top, left + w, top + h)).resize((64, 64), Image.Resampling.BICUBIC)
+        difference = (view * 255 - v2.functional.pil_to_tensor(part)).abs()
+        assert difference.max() < 3.5
+        assert difference.mean() < 0.2
+
+
+def test_batches_of_bytes_are_those_of_floats(tmp_path):
+    """Files of 8 and of 16 bits in a batch, through the loader and made at once; a subclass gets floats."""
+
+    class Doubled(ImageData):
+        def make_inputs(self, value, counter, reading):
+            return {name: 2 * x for name, x in super().make_inputs(value, counter, reading).items()}
+
+    for number in range(12):
+        image = RANDOM.integers(0, 256, (20, 24, 3), np.uint8)
+        deep = deep_png(RANDOM.integers(0, 2**16, (16, 20, 3), np.uint16), 2)
+        content, ending = [(pillow(image, "JPEG"), "jpg"), (pillow(image, "PNG"), "png"), (deep, "png")][number % 3]
+        (tmp_path / f"{number}.{ending}").write_bytes(content)
+    settings = {"source": image_folder, "root": str(tmp_path), "image_size": 16, "channels": 3, "batch_size": 6}
+    settings |= {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4], "views": 2, "augment": Augment(crop_scale=(0.3, 1.0))}
+    data, doubled = ImageData(**settings), Doubled(**settings)
+    expected = data.make_batch(data.order(0).request(0), data.reading("train", seed=0))["views"]
+    assert expected.dtype == torch.float32
+    for workers in (0, 1):
+        data.num_workers = workers
+        found = next(data.train_batches(seed=0, start_step=0, stop_step=1))["views"]
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(next(doubled.train_batches(seed=0, start_step=0, stop_step=1))["views"], 2 * expected)
+    data.finish_on = torch.device("meta")
+    made = next(data.train_batches(seed=0, start_step=0, stop_step=1))["views"]
+    assert (made.device.type, made.dtype, made.shape) == ("meta", torch.float32, expected.shape)
+    assert next(data.evaluation_batches("test", batch_size=1))["x"].device.type == "cpu", "only training goes to it"
 
 
 def header(shape: tuple[int, ...], kind: str) -> bytes:

@@ -98,6 +98,8 @@ def spoil(folder, what):
         (folder / "masks" / "3.png").unlink()
     elif what == "lonely mask":
         (folder / "images" / "3.png").unlink()
+    elif what == "two masks":
+        (folder / "masks" / "3.npy").touch()
     elif what == "no masks":
         (folder / "masks").rename(folder / "labels")
     elif what == "colours":
@@ -116,6 +118,7 @@ def spoil(folder, what):
     [
         ("lonely picture", {}, "1 of the images have no file of the same name in masks/: 3"),
         ("lonely mask", {}, "1 of the masks have no file of the same name in images/: 3"),
+        ("two masks", {}, "3.* has another file of the same name beside it"),
         ("no masks", {}, "masks is not a folder: expected pictures in images/"),
         ("colours", {}, "expected a mask of one number for each pixel"),
         ("size", {}, "the mask has 10 x 30 pixels, its picture 20 x 30"),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from jepa.data.series_augment import SeriesAugment
+from jepa.data.augment import SeriesAugment
 from jepa.data.series_data import SeriesData, normalised
 from jepa.data.sources.series_tables import ett, series_csv, ucr
 from jepa.utils.errors import DataError

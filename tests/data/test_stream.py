@@ -158,12 +158,12 @@ def test_the_order_of_a_large_batch_crosses_several_epochs():
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"batch_size": 0}, "data.batch_size=0 is less than 1"),
-        ({"views": 0}, "data.views=0"),
-        ({"num_workers": -1}, "data.num_workers=-1"),
+        ({"batch_size": 0}, "data.batch_size must be at least 1, got 0"),
+        ({"views": 0}, "data.views must be at least 1, got 0"),
+        ({"num_workers": -1}, "data.num_workers must be at least 0, got -1"),
         ({"image_size": 0}, "data.image_size=0"),
         ({"image_size": [8, 8, 8]}, "data.image_size"),
-        ({"prefetch_factor": 0}, "data.prefetch_factor=0"),
+        ({"prefetch_factor": 0}, "data.prefetch_factor must be at least 1, got 0"),
         ({"max_bad_share": 1.0}, "data.max_bad_share=1.0"),
         ({"pin_memory": "yes"}, "data.pin_memory=yes"),
         ({"interpolation": "cubic"}, "data.interpolation=cubic"),

@@ -222,6 +222,9 @@ def test_what_may_stand_for_a_missing_value_and_other_steps_are_said(tmp_path, c
     assert "-9999 stands 3 times or more, far from all other values, in a: " in caplog.text
     values = series_csv(root=str(tmp_path / "hours.csv"), missing_markers=[-9999]).timelines[0].values
     assert values.isnan().nonzero().tolist() == [[0, 3], [0, 50], [0, 90]]
+    lines = series_csv(root=str(tmp_path), missing_markers=[-9999]).lines
+    assert "missing cells: 6 of 800 (0.75%), most in a (6)" in lines
+    assert caplog.text.count("-9999 stands") == 1  # not again for a report
     series_csv(root=str(tmp_path))
     assert "the tables have different steps, 1D (days.csv), 1h (hours.csv): data.source.resample=" in caplog.text
 

@@ -251,8 +251,8 @@ def test_tokenizers_by_folder_and_name(tmp_path, monkeypatch):
     [
         ({"max_length": 1}, "max_length=1"),
         ({"vocab_size": None}, "vocab_size=null"),
-        ({"vocab_size": 0}, "vocab_size=0"),
-        ({"views": 0}, "views=0"),
+        ({"vocab_size": 0}, "vocab_size must be at least 1, got 0"),
+        ({"views": 0}, "views must be at least 1, got 0"),
     ],
 )
 def test_wrong_settings_are_refused(tables, settings, told):

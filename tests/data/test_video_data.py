@@ -305,7 +305,7 @@ def test_the_stream_does_not_depend_on_workers(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_frames": 0}, "data.num_frames=0 is less than 1"),
+        ({"num_frames": 0}, "data.num_frames must be at least 1, got 0"),
         ({"fps": 0.0}, "data.fps=0.0 must be positive"),
         ({"short_videos": "skip"}, "data.short_videos=skip: expected one of repeat, loop"),
         ({"channels": 2}, "data.channels=2: expected one of 1, 3"),

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pandas
 import pytest
 import yaml
 from documents import (
@@ -60,6 +61,7 @@ CONTEXTS = (
     "data=segmentation_folder evaluation=online",
     "model=text data=text_csv",
     "model=text data=hf",
+    "model=audio data=packed",
     "model=series data=series_csv model/mask=time_span",
     "model=series data=ucr",
     "experiment=series_etth1",
@@ -163,7 +165,7 @@ def test_commands_compose(command: Command, own: Path, monkeypatch: pytest.Monke
     assert (ROOT / script).is_file()
     if script.stem in WITHOUT_CONFIG:
         for word in command.arguments:
-            assert word == "placeholder" or word.strip("-") in (ROOT / script).read_text(), word
+            assert word == "placeholder" or word.strip("-").partition("=")[0] in (ROOT / script).read_text(), word
         return
     monkeypatch.syspath_prepend(own.parent)
     for overrides in variants(command):
@@ -215,7 +217,9 @@ def test_examples_run_by_their_command(train, tiny, tmp_path, example):
     write_own_configs(tmp_path)
     # So high that a healthy run is below it.
     options = [option.replace("lowest=0.05", "lowest=100") for option in example.arguments]
-    options = [*options, *tiny, "~logger.tensorboard", "evaluation=none", "hydra.run.dir=run"]
+    probed = "evaluation=online" in options
+    options += [*tiny, "~logger.tensorboard", "evaluation.at_end=false" if probed else "evaluation=none"]
+    options.append("hydra.run.dir=run")
     process = train(*options, PYTHONPATH=str(tmp_path))
     assert process.returncode == 0, process.stderr
     promise = PROMISES.get(example.name, lambda folder: f"mine.{example.name}" in (folder / "config.yaml").read_text())
@@ -224,7 +228,7 @@ def test_examples_run_by_their_command(train, tiny, tmp_path, example):
 
 def test_every_example_is_found():
     names = [example.name for example in examples()]
-    assert names == ["stripes", "TorchViT", "SmallNorm", "HalfMask", "MyTrainer", "StopAtLoss", "Lion"]
+    assert names == ["stripes", "TorchViT", "SmallNorm", "HalfMask", "MyTrainer", "StopAtLoss", "Lion", "Spread"]
     assert sum(page.read_text().count("# mine.py") for page in PAGES) == len(names)
 
 
@@ -235,6 +239,22 @@ def test_the_python_of_the_front_page_runs(tmp_path):
     process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     assert process.stdout.endswith("torch.Size([2, 128]) torch.Size([2, 4, 4, 128])\n")
+
+
+def test_the_nearest_neighbours_are_found_by_the_code_shown(tmp_path):
+    section = (ROOT / "docs" / "features.md").read_text().partition("\n## Nearest neighbours\n")[2]
+    features = [[x + 0.1 * y, y] for x, y in ((0, 0), (1, 0), (0, 9), (1, 9))]
+    paths = [f"{name}.jpg" for name in "abcd"]
+    pandas.DataFrame({"path": paths, "features": features}).to_parquet(tmp_path / "photos.parquet")
+    code = FENCE.search(section)[2]
+    process = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert [line.split()[:2] for line in process.stdout.splitlines()] == [
+        ["a.jpg", "b.jpg"],
+        ["b.jpg", "a.jpg"],
+        ["c.jpg", "d.jpg"],
+        ["d.jpg", "c.jpg"],
+    ]
 
 
 def test_the_committed_picture_is_small():

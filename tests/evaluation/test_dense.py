@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from jepa.evaluation import DenseProbe, FrozenEvaluation, MotionProbe
-from jepa.evaluation.dense import mean_iou, ridge_regression
+from jepa.evaluation.dense import _ridge, mean_iou, ridge_regression
 from jepa.evaluation.features import patches
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
@@ -95,7 +95,7 @@ def test_truth_with_fewer_axes_is_that_of_the_last_ones():
 def test_masks_of_nothing(caplog):
     data = Places()
     data.truth[:] = -1
-    with pytest.raises(UserError, match="masks of the train split hold nothing but ignored values"):
+    with pytest.raises(UserError, match="labels of the train split hold nothing but ignored values"):
         evaluate(data)
     data.has_truth = lambda what: False
     results = evaluate(data)
@@ -113,9 +113,22 @@ def test_ridge_regression_agrees_with_the_plain_formula():
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(50, 4, generator=random) * 3 + 1, torch.randn(50, 2, generator=random)
     scaled = (x - x.mean(0)) / x.std(0, correction=0)
-    rows = torch.cat([scaled, (0.1 * 50) ** 0.5 * torch.eye(4)])
-    expected = scaled @ torch.linalg.lstsq(rows, torch.cat([y - y.mean(0), torch.zeros(4, 2)])).solution + y.mean(0)
-    torch.testing.assert_close(ridge_regression(x, y, 0.1)(x), expected, atol=1e-4, rtol=1e-4)
+    for penalty, found in zip((0.1, 10.0), _ridge(x, y.double(), [0.1, 10.0])):
+        rows = torch.cat([scaled, (penalty * 50) ** 0.5 * torch.eye(4)])
+        solution = torch.linalg.lstsq(rows, torch.cat([y - y.mean(0), torch.zeros(4, 2)])).solution
+        torch.testing.assert_close(found(x), scaled @ solution + y.mean(0), atol=1e-4, rtol=1e-4)
+
+
+def test_the_penalty_of_a_regression_fits_the_noise():
+    random = torch.Generator().manual_seed(0)
+    x, more = torch.randn(200, 100, generator=random), torch.randn(2000, 100, generator=random)
+    for noise in (0.0, 30.0):
+        y = (x[:, :1] + noise * torch.randn(200, 1, generator=random)).double()
+        strong, weak = _ridge(x, y, [10.0, 1e-4])
+        maps = (ridge_regression(x, y), strong, weak) if noise else (ridge_regression(x, y), weak, strong)
+        error, least, most = ((each(more) - more[:, :1]).square().mean() for each in maps)
+        assert error < least + 0.05 * (most - least)
+    assert ridge_regression(x[:3], y[:3])(x).isfinite().all()  # nothing to hold out
 
 
 def test_patches_hold_the_pixels_of_each_token():
@@ -175,9 +188,6 @@ def test_motion_is_told_from_clips_and_not_from_frames():
     assert results["raw_input"]["motion/direction_error"] < 45
 
 
-@pytest.mark.parametrize(
-    ("probe", "wrong"), [(DenseProbe, "max_tokens"), (DenseProbe, "ridge"), (MotionProbe, "ridge")]
-)
-def test_refuses_impossible_settings(probe, wrong):
-    with pytest.raises(ValueError, match=wrong):
-        probe(**{wrong: 0})
+def test_refuses_impossible_settings():
+    with pytest.raises(ValueError, match="max_tokens"):
+        DenseProbe(max_tokens=0)

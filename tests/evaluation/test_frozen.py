@@ -258,5 +258,39 @@ def test_what_the_table_says_of_training():
         "training has not helped in linear (random_init 0.950, trained 0.900), "
         "f/96/mse (raw_input 0.000, trained 0.100)"
     )
-    assert said((0.9, 0.1), (0.9, 0.2), (0.8, 0.3)).startswith("training has not helped in linear")
+    assert said((0.9, 0.1), (0.9, 0.2), (0.8, 0.3)) == (
+        "training has helped: better than random weights and raw input in f/96/mse; "
+        "no clear difference, within two standard errors, in linear (random_init 0.900, trained 0.900)"
+    )
     assert compared({"trained": {"linear": 1.0}}) is None
+
+    def by_ranks(rankme, lidar):
+        return compared({"trained": {"rankme": rankme, "lidar": lidar}, "random_init": {"rankme": 5.0, "lidar": 20.0}})
+
+    assert by_ranks(5.1, 20.0) == (
+        "training has probably not helped: features spread over no more directions than those of random weights "
+        "(rankme 5.1, random_init 5, lidar 20, random_init 20)"
+    )
+    assert by_ranks(9.0, 12.0).startswith("whether training has helped is open without labels: look at nearest")
+    assert by_ranks(9.0, 30.0).startswith(
+        "features spread over more directions than those of random weights, and labels"
+    )
+
+
+@pytest.mark.parametrize(
+    ("samples", "deviation", "said"),
+    [
+        (None, 0.0, "training has helped"),
+        (1000, 0.0, "training has helped"),  # of one accuracy 0.013 and 0.009
+        (100, 0.0, "no clear difference"),  # 0.04 and 0.03
+        (1000, 0.07, "no clear difference"),  # of each mean of four seeds 0.035
+        (1000, 0.02, "training has helped"),
+    ],
+)
+def test_what_is_within_noise_is_no_clear_difference(samples, deviation, said):
+    values = {"trained": 0.9, "random_init": 0.81, "raw_input": 0.5}
+    results = {name: {"linear": value, "dense/miou": value} for name, value in values.items()}
+    std = {name: {"linear": deviation} for name in values}
+    sentence = compared(results, std, seeds=4, samples=samples)
+    assert "better than random weights and raw input in" in sentence  # of many places
+    assert ("linear" in sentence.partition("no clear")[0]) == (said == "training has helped")

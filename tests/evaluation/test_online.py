@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa import build_trainer, load_config
-from jepa.evaluation import OnlineKNN, OnlineLinear, OnlineProbes, OnlineRank
+from jepa.evaluation import OnlineKNN, OnlineLinear, OnlineProbe, OnlineProbes, OnlineRank
 from jepa.utils.errors import UserError
 
 ONLINE = ["evaluation=online", "evaluation.at_end=false", "~logger.tensorboard", "evaluation.online.every_steps=2"]
@@ -88,6 +88,20 @@ def test_micro_batches_and_a_resumed_run_change_nothing(tiny, tmp_path):
     for name in NAMES:
         assert second.metrics[name] == whole.metrics[name], name
         assert small.metrics[name] == pytest.approx(whole.metrics[name], abs=0.5 if "rank" in name else 0.02), name
+
+
+class Norm(OnlineProbe):
+    ready = True
+
+    def score(self, x, labels):
+        return float(x.norm(dim=1).mean())
+
+
+def test_a_probe_that_learns_nothing_is_scored(tiny, tmp_path):
+    trainer = build_trainer(load_config([*tiny, "evaluation=none", "~logger.tensorboard", f"run_dir={tmp_path}"]))
+    trainer.callbacks["online"] = OnlineProbes(probes={"norm": Norm()}, every_steps=1)
+    trainer.fit()
+    assert trainer.metrics["online/norm/train"] > 0
 
 
 def test_what_cannot_be_probed_is_said(tiny, tmp_path):

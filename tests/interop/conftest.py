@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from jepa import build_trainer, load_config
 from jepa.config.stored import addable
+from jepa.trainer.precision import Precision
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,6 +28,18 @@ SMALL = (
     "trainer.precision=fp32",
 )
 """Overrides that make an evaluation quick."""
+
+
+PRECISIONS = {"fp32": {"cpu": 1, "cuda": 5}, "bf16": {"cpu": 3e3, "cuda": 6e3}}
+"""What a tolerance of the CPU in fp32 is multiplied by: kernels of a GPU add up in another order."""
+
+
+@pytest.fixture(params=PRECISIONS)
+def precision(request, device: torch.device) -> Iterator[float]:
+    """Computes on a device in each of the precisions; gives the factor of a tolerance."""
+    precision = Precision(request.param, device)
+    with precision.kernels(), precision.autocast():
+        yield PRECISIONS[request.param][device.type]
 
 
 @functools.cache

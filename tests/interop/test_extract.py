@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas
@@ -92,8 +95,11 @@ def test_names_that_are_no_text(run_folder, pictures, extract, tmp_path, capsys)
         extract(*common, f"output={tmp_path / 'f.parquet'}")
 
 
-def test_mistakes(run_folder, pictures, extract, tmp_path):
-    (tmp_path / "empty").mkdir()
+def test_mistakes(run_folder, pictures, extract, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("empty", "f.zarr"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "file").touch()
     for overrides, message in [
         ([f"input={tmp_path / 'absent'}"], "is not a folder"),
         ([f"input={tmp_path / 'empty'}"], "holds no pictures"),
@@ -102,6 +108,9 @@ def test_mistakes(run_folder, pictures, extract, tmp_path):
         ([f"input={pictures}", "data.mean=[0.1,0.2]"], "data.mean has 2 values; expected 1"),
         ([f"input={pictures}", "layers=[7]"], r"layers \[7\] do not exist: the encoder has 2"),
         ([f"input={pictures}", "pooling=none", "output=f.parquet"], "write it to output=<name>.npz"),
+        (["input=[]"], r"input=\[\] names nothing"),
+        ([f"input={pictures}", "output=f.zarr"], "output=f.zarr exists: remove it"),
+        ([f"input={pictures}", f"output={tmp_path / 'file' / 'f.npz'}"], "cannot write output=.*: Not a directory"),
         ([f"input={pictures}", "network=teacher"], "network='teacher': expected context or target"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -119,7 +128,8 @@ def test_files_one_by_one(run_folder, pictures, extract, tmp_path):
     whole = np.load(extract(*common, f"input={pictures}"))
     single = np.load(extract(*common, f"input={pictures / '1.png'}"))
     assert np.allclose(single["features"], whole["features"][1:2], atol=1e-6)
-    assert len(np.load(extract(*common, f"input=[{pictures / '1.png'},{pictures / '2.png'}]"))["path"]) == 2
+    assert single["path"].tolist() == ["1.png"]
+    assert len(np.load(extract(*common, f"input=[{pictures / '1.png'},{pictures / 'b' / 'deep'}]"))["path"]) == 4
 
 
 def test_the_own_data_of_a_run(run_folder, extract, tmp_path):
@@ -163,6 +173,39 @@ def test_what_is_interrupted_goes_on(run_folder, pictures, extract, tmp_path, ca
     monkeypatch.setattr(FeatureFile, "add", add)
     extract(*common, f"output={path}", "pooling=max")  # another file, from the beginning
     assert "goes on" not in capsys.readouterr().out
+    monkeypatch.setattr(FeatureFile, "add", stop)
+    with pytest.raises(KeyboardInterrupt):
+        extract(*common, f"output={path}")
+    monkeypatch.setattr(FeatureFile, "add", add)
+    shutil.copy(pictures / "1.png", pictures / "0.png")  # other pictures of the same names, too
+    assert not np.array_equal(np.load(extract(*common, f"output={path}"))["features"], whole["features"])
+    assert "goes on" not in capsys.readouterr().out
+
+
+def test_where_a_batch_was_half_written(tmp_path, monkeypatch):
+    """By an interrupt or a full disk: all of it counts as not written."""
+    file = FeatureFile(tmp_path / "f.npz", {})
+    file.add([{"n": 0}], {"features": np.zeros((1, 2))}, samples=1)
+    with open("/dev/full", "ab", buffering=0) as full, monkeypatch.context() as patch:
+        patch.setitem(file.files, "rows", full)
+        with pytest.raises(UserError, match=r"cannot write output=.*No space left on device"):
+            file.add([{"n": 1}], {"features": np.ones((1, 2))}, samples=1)
+    file.save()
+    again = FeatureFile(tmp_path / "f.npz", {})
+    assert again.done == 1
+    again.add([{"n": 1}], {"features": np.full((1, 2), 2)}, samples=1)
+    again.finish()
+    found = np.load(tmp_path / "f.npz")
+    assert (found["n"].tolist(), found["features"][:, 0].tolist()) == ([0, 1], [0, 2])
+
+
+def test_two_processes_do_not_write_one_file(tmp_path):
+    code = "from pathlib import Path; from jepa.tools.feature_file import FeatureFile; FeatureFile(Path('f.npz'), {})"
+    kept = FeatureFile(tmp_path / "f.npz", {})
+    other = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert "f.npz is being written by another process" in other.stderr
+    kept.discard()
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 
 
 def test_sounds_and_their_pieces(extract, tmp_path, capsys):
@@ -189,24 +232,40 @@ def test_windows_of_series(extract, tmp_path):
     folder.mkdir()
     for number in range(2):
         values = np.random.default_rng(number).standard_normal((60 + 20 * number, 2))
-        pandas.DataFrame(values, columns=["a", "b"]).to_csv(folder / f"{number}.csv", index=False)
+        times = pandas.date_range("2024-01-01", periods=len(values), freq="1h")
+        table = pandas.DataFrame(values, columns=["a", "b"])
+        table.assign(**({} if number else {"time": times})).to_csv(folder / f"{number}.csv", index=False)
     small = ["evaluation=none", "logger=[jsonl]", "trainer.device=cpu", "trainer.max_steps=1", "data.batch_size=4"]
     options = ["model=series", "data=series_csv", f"data.root={folder}", "data.window_size=16"]
     jepa.build_trainer(load_config([*small, *options, f"run_dir={tmp_path}/run"])).fit()
     common = [f"checkpoint={tmp_path}/run", f"output={tmp_path / 'f.npz'}"]
     found = np.load(extract(*common, f"input={folder}", "stride=8"))
     assert found["start"].tolist() == [*range(0, 45, 8), *range(0, 65, 8)]
+    assert found["time"].tolist()[:2] == ["2024-01-01 00:00:00", "2024-01-01 08:00:00"]
+    assert set(zip(found["path"].tolist()[6:], found["time"].tolist()[6:])) == {("1.csv", "")}
+    single = np.load(extract(*common, f"input={folder / '0.csv'}", "stride=8"))
+    assert set(single["path"].tolist()) == {"0.csv"}
     encoder = jepa.load_encoder(tmp_path / "run")
     assert np.allclose(found["features"][6:], encoder(folder / "1.csv", pieces=True, stride=8), atol=1e-5)
     values = pandas.read_csv(folder / "1.csv").to_numpy().T
+    table = pandas.read_csv(folder / "0.csv")
     np.save(tmp_path / "x.npy", np.stack([values[:, :16], values[:, 8:24]]))
     arrays = np.load(extract(*common, f"input={tmp_path / 'x.npy'}"))
     assert arrays["series"].tolist() == [0, 1]
     assert np.allclose(arrays["features"], found["features"][6:8], atol=1e-5)
     own = np.load(extract(*common))
     assert own["start"][:3].tolist() == [0, 1, 2]
+    for row in np.flatnonzero(own["path"] == "0.csv")[[5, -1]]:  # of the training and of the test part
+        start = own["start"][row]
+        assert own["time"][row] == table["time"][start]
+        window = encoder(table[start : start + 16])
+        assert np.allclose(own["features"][row], window[0], atol=1e-5)
+    assert own["start"][own["path"] == "0.csv"].max() == 60 - 16
     np.save(tmp_path / "x.npy", values[:, :9])
     with pytest.raises(DataError, match="fewer than the 16 steps of a window"):
+        extract(*common, f"input={tmp_path / 'x.npy'}")
+    (tmp_path / "x.npy").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"x.npy is no .npy file of numbers"):
         extract(*common, f"input={tmp_path / 'x.npy'}")
 
 
@@ -236,4 +295,5 @@ def test_texts_and_clips(extract, tmp_path):
     video = ["model=video", "data=moving_mnist", "data.num_frames=4"]
     found = np.load(extract("checkpoint=random", *video, f"input={tmp_path / 'clips'}", common[1]))
     assert found["path"].tolist() == ["a", "b"]
+    assert np.load(extract("checkpoint=random", *video, f"input={tmp_path}/clips/a", common[1]))["path"] == ["a"]
     assert np.allclose(found["features"], jepa.load_encoder("random", *video)(frames), atol=1e-4)

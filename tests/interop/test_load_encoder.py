@@ -57,8 +57,14 @@ def test_pictures_in_every_form(pictures):
     opened = [Image.open(path) for path in paths]
     arrays = np.stack([np.asarray(image) for image in opened])
     expected = encoder([str(path) for path in paths])
-    for form in (paths, opened, arrays, list(arrays), torch.from_numpy(arrays.copy()).permute(0, 3, 1, 2)):
+    backwards = arrays[:, ::-1, :, ::-1].copy()[:, ::-1, :, ::-1]  # as opencv's are turned round
+    column = pandas.Series(map(str, paths))
+    for form in (paths, opened, arrays, list(arrays), torch.from_numpy(arrays.copy()).permute(0, 3, 1, 2), backwards):
         torch.testing.assert_close(encoder(form), expected)
+    for form in (column, column.to_numpy(), arrays.astype(">u2") * 257):
+        torch.testing.assert_close(encoder(form), expected, atol=0.02, rtol=0.02)
+    floats = torch.from_numpy(arrays / np.float32(256))
+    torch.testing.assert_close(encoder(floats.bfloat16()), encoder(arrays / np.longdouble(256)), atol=0.01, rtol=0.01)
     data = build_data(load_config(options))
     by_name = {path.name: encoder.prepare(path) for path in paths}
     (batch,) = data.evaluation_batches("train", batch_size=9)
@@ -91,6 +97,10 @@ def test_texts_keep_the_ids_of_the_run(tmp_path):
     encoder = jepa.load_encoder(tmp_path / "run")
     assert torch.equal(encoder.prepare("the sun of number 3"), trainer.data.to_ids("the sun of number 3"))
     assert encoder("the sun").shape == (1, 128)
+    assert encoder(pandas.Series(["the sun", "a cat"])).shape == (2, 128)
+    for text, message in ("a\ud800", "it is not text in UTF-8"), ("a" * 1_000_001, "1,000,000 characters"):
+        with pytest.raises(UnreadableSample, match=message):
+            encoder(text)
     assert encoder.tokens(["the sun", "a cat"]).shape == (2, 64, 128)
 
 
@@ -137,12 +147,33 @@ def test_a_published_file(published, expected):
         (np.zeros(3), UserError, r"got an array of shape \(3,\), expected 2 or 3 axes"),
         ("absent.png", UnreadableSample, "cannot read absent.png: FileNotFoundError"),
         (np.full((8, 8), np.nan), UnreadableSample, "NaN or infinite"),
+        (np.zeros((8, 0)), UserError, r"a picture of shape \(8, 0\) is empty"),
+        (Image.new("L", (0, 5)), UnreadableSample, "cannot read the input: it has no pixels"),
+        (torch.zeros(8, 8, dtype=torch.complex64), UserError, "an array of torch.complex64, expected numbers"),
     ],
 )
 def test_other_inputs_are_refused(inputs, error, message):
     encoder = jepa.load_encoder("random", "data=digits")
     with pytest.raises(error, match=message):
         encoder(inputs)
+
+
+def test_a_batch_has_inputs():
+    for size in (0, 2.5):
+        with pytest.raises(UserError, match=f"batch_size={size}: expected a whole number of at least 1"):
+            jepa.load_encoder("random", "data=digits", batch_size=size)
+
+
+def test_opened_pictures_are_those_of_their_files(tmp_path):
+    """Also of more than 8 bits, and those that a camera has stored sideways."""
+    encoder = jepa.load_encoder("random", "data=digits")
+    deep, exif = RANDOM.integers(0, 2**16, (12, 16)).astype(np.uint16), Image.Exif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    Image.fromarray(deep / np.float32(2**16)).save(tmp_path / "float.tif")
+    Image.fromarray((deep // 256).astype(np.uint8)).save(tmp_path / "turned.jpg", exif=exif)
+    for path in sorted(tmp_path.iterdir()):
+        assert torch.equal(encoder.prepare(Image.open(path)), encoder.prepare(path)), path
 
 
 def test_sounds_in_every_form(sounds):
@@ -160,6 +191,9 @@ def test_sounds_in_every_form(sounds):
         ([wave, np.full(4000, np.nan)], UnreadableSample, "cannot read input 1: it holds samples that are NaN"),
         (ints.astype(float), UserError, r"floats up to 13.*, expected \[-1, 1\], or int16"),
         ((wave, 0), UserError, "a rate of 0, expected whole Hz"),
+        ((wave, float("inf")), UserError, "a rate of inf, expected whole Hz"),
+        (wave > 0, UserError, r"a sound of torch.bool \(4000,\), expected numbers"),
+        (wave[:0], UserError, r"a sound of shape \(0,\) is empty"),
         ([sounds / "0.wav", sounds / "absent.wav"], UnreadableSample, "absent.wav: FileNotFoundError: No such file"),
         (sounds, UserError, "is a folder: give its files, or python scripts/extract.py"),
     ):
@@ -178,10 +212,12 @@ def test_pieces_of_a_sound(sounds):
     found = encoder(path, pieces=True)
     torch.testing.assert_close(found, encoder([wave[start : start + 4000] for start in range(0, 16000, 4000)]))
     assert len(encoder(wave, pieces=True, stride=0.25)) == 7
-    assert len(encoder(wave[:4100], pieces=True)) == 1  # what is left is too short
-    assert len(encoder(wave[:5000], pieces=True)) == 2
-    with pytest.raises(UserError, match="stride=0: expected a number above 0"):
-        encoder(wave, pieces=True, stride=0)
+    for left, pieces in ((1999, 1), (2000, 2)):  # what is left is shorter than half a piece, or half of one
+        assert len(encoder(wave[: 4000 + left], pieces=True)) == pieces
+    assert len(encoder(wave[:100], pieces=True)) == 1  # but not where it is all
+    for stride in (0, float("nan"), float("inf"), "0.5"):
+        with pytest.raises(UserError, match=f"stride={stride}: expected a number of seconds above 0"):
+            encoder(wave, pieces=True, stride=stride)
 
 
 @pytest.fixture(scope="module")
@@ -213,8 +249,10 @@ def test_tables_are_read_as_in_training(sensors):
     indexed = table.set_index("time")
     torch.testing.assert_close(encoder([indexed, indexed], pieces=True), torch.cat([expected, expected]))
     assert len(encoder(table, pieces=True, stride=1)) == 97
+    with pytest.raises(UserError, match=r"stride=1.5: expected a whole number of steps above 0"):
+        encoder(table, pieces=True, stride=1.5)
     for bad, message in (
-        (table, r"a series of shape \(2, 120\), expected \(2, 24\): channels, steps; pieces=True takes all"),
+        (table, r"^give pieces=True for every window of 24 steps, .* a series of shape \(2, 120\), expected \(2, 24\)"),
         (table.drop(columns="gas"), "gas"),
         (np.full((2, 24), np.nan), "nothing but missing values"),
         (np.full((2, 24), np.inf), "infinite"),

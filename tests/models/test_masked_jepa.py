@@ -9,8 +9,10 @@ from jepa.losses import Objective, SIGReg, SmoothL1
 from jepa.losses.projector import Projector
 from jepa.masks import MultiBlockMask, RandomMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, StopGradientTarget, vision_transformer
+from jepa.models.predictor import as_one_block, valid_tokens
 from jepa.optim import Constant
 from jepa.types import Mask, RunLength, StepRandomness
+from jepa.utils.tensors import attention_mask
 
 HORIZON = RunLength(max_steps=10, steps_per_epoch=5)
 
@@ -42,6 +44,42 @@ def test_each_block_is_predicted_by_itself():
     both = model.latents(x, [mask]).predictions[0]
     alone = model.latents(x, [Mask(mask.context, mask.targets[:, 1:])]).predictions[0]
     assert torch.allclose(both[:, 1:], alone, atol=1e-5)
+
+
+def test_shared_context_and_last_layer_change_nothing():
+    """Against every token in every block, gradients included; together all blocks are as one."""
+    mask = Mask(
+        context=torch.stack([torch.randperm(16)[:5] for _ in range(2)]),
+        targets=torch.randint(0, 16, (2, 3, 4)),
+        context_valid=torch.rand(2, 5) > 0.3,
+        target_valid=torch.rand(2, 3, 4) > 0.3,
+    )
+    encoder, features = make().encoder, torch.randn(2, 5, 32, requires_grad=True)
+    for positions, depth in (("sincos", 1), ("sincos", 2), ("rotary", 1), ("rotary", 3)):
+        predictor = Predictor(encoder=encoder, embed_dim=16, depth=depth, num_heads=2, positions=positions)
+        leaves = [features, *predictor.parameters()]
+        results = [predictor(features, mask, (4, 4)), every_token(predictor, features, mask, (4, 4))]
+        assert torch.allclose(*results, atol=1e-5)
+        weights = torch.randn(2, 3, 4, 32)
+        for one, other in zip(*(torch.autograd.grad((result * weights).sum(), leaves) for result in results)):
+            assert torch.allclose(one, other, atol=1e-4)
+        predictor.joint = True
+        [together] = every_token(predictor, features, as_one_block(mask), (4, 4)).unbind(1)
+        assert torch.allclose(predictor(features, mask, (4, 4)).flatten(1, 2), together, atol=1e-5)
+
+
+def every_token(predictor: Predictor, context: torch.Tensor, mask: Mask, grid: tuple[int, ...]) -> torch.Tensor:
+    """The predictions by whole blocks, on copies of the context."""
+    index = torch.cat([mask.context.repeat_interleave(mask.targets.shape[1], 0), mask.targets.flatten(0, 1)], dim=1)
+    context = predictor.embed(context).repeat_interleave(mask.targets.shape[1], 0)
+    tokens = torch.cat([context, predictor.mask_token[0].expand(*mask.targets.flatten(0, 1).shape, -1)], dim=1)
+    rotate = None if predictor.rotary is None else predictor.rotary.rotation(grid, context.device, index)
+    if predictor.positions is not None:
+        tokens = tokens + predictor.positions(grid, context.device)[index]
+    for block in predictor.blocks:
+        tokens = block(tokens, attention_mask(valid_tokens(mask)), rotate)
+    hidden = tokens[:, mask.context.shape[1] :]
+    return predictor.project(predictor.norm(hidden)).unflatten(0, mask.targets.shape[:2])
 
 
 def test_a_prediction_depends_on_its_position_alone_beside_the_context():

@@ -13,7 +13,8 @@ from torch import nn
 from jepa.losses import L1, Invariance, Objective
 from jepa.masks.span import SpanMask
 from jepa.models import EMATarget, LeJEPA, MaskedJEPA, Predictor, StopGradientTarget, TransformerEncoder
-from jepa.models.transformer import Block, RotaryPositions, SinCosPositions, sincos_positions
+from jepa.models.positions import RotaryPositions, SinCosPositions, sincos_positions
+from jepa.models.transformer import Block
 from jepa.optim import Constant
 from jepa.trainer.precision import Precision
 from jepa.types import StepRandomness

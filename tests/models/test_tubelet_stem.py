@@ -16,7 +16,7 @@ from jepa.masks.tubes import BlockGroup, TubeMask
 from jepa.models import EMATarget, MaskedJEPA, Predictor, TransformerEncoder
 from jepa.models.encoders.tubelet_stem import TubeletStem
 from jepa.models.masked_jepa import distance_weights
-from jepa.models.transformer import RotaryPositions, sincos_positions
+from jepa.models.positions import RotaryPositions, sincos_positions
 from jepa.optim import Constant, Ramp
 from jepa.types import Mask, RunLength
 

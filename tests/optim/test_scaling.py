@@ -163,3 +163,18 @@ def test_the_plan_of_a_warmup_that_is_longer_than_the_run():
         "learning rate 1.2e-04 at its peak, after a warm-up of 400 samples (50 steps, 5.0 epochs), longer than the run "
         "of 6 steps"
     ]
+
+
+def test_a_run_in_which_the_target_stays_where_it_was_says_what_to_type():
+    photos = RunLength(max_steps=42, steps_per_epoch=108 / 256, batch_size=256)
+    momentum = Linear(start=0.996, final=1.0)
+    assert plan(photos, {}, momentum)[-1] == (
+        "in 42 steps features hardly leave random weights: data.batch_size=32 trainer.max_epochs=297 make "
+        "1,000, loss=invariance_sigreg model/target=ema_fast is for so few; weights that were trained on more "
+        "samples may do better still, init_from=..."
+    )
+    advised = RunLength(max_steps=1002, steps_per_epoch=108 / 32, batch_size=32)
+    trial = RunLength(max_steps=4, steps_per_epoch=108 / 256, batch_size=256)
+    others = [(advised, momentum), (trial, momentum), (photos, Constant(value=0.95)), (DIGITS, Constant(value=0.9999))]
+    for run, schedule in others:
+        assert plan(run, {}, schedule)[-1].startswith("target momentum")

@@ -18,6 +18,8 @@ from scipy.io import wavfile
 
 from jepa.config.job import write_report
 from jepa.config.report_run import report_runs
+from jepa.report.run_report_plots import confusion
+from jepa.report.run_samples import Classified, Embedded, neighbour_pictures, shares_of_same_label
 from jepa.report.token_decoder import explained, fit_decoder, place
 from jepa.utils.errors import UserError
 
@@ -49,14 +51,22 @@ addEventListener("load", () => setTimeout(() => console.log("FACTS " + JSON.stri
   charts: document.querySelectorAll(".js-plotly-plot").length,
   drawn: [...document.querySelectorAll(".js-plotly-plot")].filter(chart => {
     const drawing = chart.querySelector("svg.main-svg").getBoundingClientRect();
-    return drawing.width > 200 && drawing.right <= innerWidth && chart.querySelector(".trace path, .trace rect, image");
+    const room = chart.parentElement.getBoundingClientRect();
+    const fits = drawing.width <= room.width + 1 && drawing.right <= innerWidth;
+    return drawing.width > 200 && fits && chart.querySelector(".trace path, .trace rect, image");
   }).length,
   background: getComputedStyle(document.body).backgroundColor,
   ink: getComputedStyle(document.querySelector(".js-plotly-plot text")).fill,
   sections: [...document.querySelectorAll("section")].map(section => section.id),
   pictures: [...document.images].filter(image => image.naturalWidth > 0).length,
+  cut: [...document.querySelectorAll("figure")].filter(each => each.getBoundingClientRect().right > innerWidth).length,
   broken: [...document.images].filter(image => image.naturalWidth == 0).length,
 })), 2500))</script></body>"""
+
+
+def folder_options(folder):
+    """Return the options that a run was started with."""
+    return (folder / ".hydra" / "overrides.yaml").read_text().splitlines()
 
 
 SECTIONS = ["masks", "predictions", "features", "neighbours", "map", "mistakes", "probes", "training", "configuration"]
@@ -99,7 +109,7 @@ def run(fork_server, tmp_path_factory, tiny):
 @pytest.fixture
 def digits(run):
     """Return a run on pictures."""
-    return run("digits", "trainer.validate_every_epochs=1")
+    return run("digits", "trainer.validate_every_epochs=1", "trainer.precision=bf16")
 
 
 def test_a_run_writes_its_page_at_its_end(digits):
@@ -108,10 +118,16 @@ def test_a_run_writes_its_page_at_its_end(digits):
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert len(text) < 10e6
     shown = html.unescape(text)
-    assert "1,437 training and 360 held-out samples of 1 x 8 x 8, 10 classes" in shown
+    assert "1,437 training and 360 held-out samples of 1 x 8 x 8 (channels x height x width), 10 classes" in shown
+    assert re.search("<h1>MaskedJEPA on digits</h1>.*python train.py .*data.batch_size=32", shown, re.DOTALL)
     assert "6 of 6 steps of 32 samples" in shown
-    assert "Training has" in shown, "whether training has helped"
-    assert "model.encoder.embed_dim" in shown, "what differs from the defaults"
+    assert re.search("<li>(Training has|No clear difference)", shown), "whether training has helped"
+    differing = shown.split("What differs from the defaults")[1].split("</table>")[0]
+    assert differing.count("<tr>") <= 2 + len(folder_options(folder)), "what was typed, and no more"
+    assert "Green: of the same class" in shown
+    assert "Drawn: all 360 held-out and a random 640 of 1,437 training samples." in shown
+    assert re.search(r"<figcaption>0\.\d\d\s\d\s", shown), "a neighbour with its similarity and class"
+    assert re.search(r"nearest one \(k=1\) has the same label: \d+% \(trained\), \d+% \(random weights\), \d+%", shown)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -123,7 +139,7 @@ def test_in_a_browser(digits, tmp_path, dark):
     for width, each in facts.items():
         assert each["needed"] <= width, "nothing is cut off at the right"
         assert each["charts"] == each["drawn"] > 8
-        assert each["broken"] == 0
+        assert each["broken"] == each["cut"] == 0
         assert each["sections"] == SECTIONS
         assert each["similar"] > 5
         assert each["sample"] > 100
@@ -157,15 +173,23 @@ MODALITIES = {
     "series": (
         "data=series_csv model=series data.window_size=24",
         "table.csv",
-        ("svg class=", "load", "steps of"),
+        ("svg class=", "load", "24 steps of 1 h", "2020-01-02 05:00", "Colours are the time", "overlap the sample"),
     ),
-    "text": ("data=text_csv model=text data.max_length=8", "table.csv", ('class="words"', "some words")),
+    "text": (
+        "data=text_csv model=text data.max_length=8",
+        "table.csv",
+        ('class="words"', "some words", "table.csv, row 3"),
+    ),
     "sound": (
-        "data=audio_folder model=audio data.seconds=0.5 data.sample_rate=8000",
+        "data=audio_folder model=audio data.seconds=1 data.sample_rate=8000",
         "",
-        ("<audio", "0.50 s"),
+        ("<audio", "0 to 0.50 s", "width:200.00%", "a/2.wav, training"),
     ),
-    "video": ("data=video_folder model=video data.num_frames=4 data.image_size=16", "", ("stack video",)),
+    "video": (
+        "data=video_folder model=video data.num_frames=4 data.image_size=16",
+        "",
+        ("stack video", "a/2, training"),
+    ),
 }
 """Kind -> options, file of the samples, and what the page shows of them."""
 
@@ -183,7 +207,7 @@ def test_every_modality(run, tmp_path, kind):
     for width, each in facts.items():
         assert each["needed"] <= width
         assert each["charts"] == each["drawn"]
-        assert each["broken"] == 0
+        assert each["broken"] == each["cut"] == 0
         assert {"masks", "features", "neighbours", "map"} <= set(each["sections"])
         assert each["similar"] > 1
         assert each["sample"] > 20
@@ -194,6 +218,31 @@ def test_every_modality(run, tmp_path, kind):
     assert any(b"ANIM" in image for image in images) == (kind == "video")
     for sign in shown:
         assert sign in text
+    assert ("Green: of the same class" in text) == (kind != "series")
+
+
+def test_neighbours():
+    """Samples that share a part of the query are left out, and others come with name, similarity and class."""
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.1], [1.0, 0.2], [0.0, 1.0]])
+    overlap = torch.zeros(4, 4, dtype=torch.bool)
+    overlap[0, 1] = overlap[1, 0] = True
+    embedded = Embedded(
+        features={"trained": features},
+        thumbnails=["<i/>"] * 4,
+        labels=torch.tensor([0, 0, 1, 0]),
+        names=["a", "b"],
+        places=[f"folder/{number}.png" for number in range(4)],
+        said="all",
+        held_out=1,
+        overlap=overlap,
+    )
+    text = neighbour_pictures(embedded, [0], "images")
+    found = re.findall(r'figure class="(\w*)" title="(.*?)">.*?<figcaption>(.*?)</figcaption>', text, re.DOTALL)
+    assert found == [
+        ("", "folder/0.png, held out", "a\n0.png"),
+        ("other", "folder/2.png, training", "0.98\nb\n2.png"),
+        ("same", "folder/3.png, training", "0.00\na\n3.png"),
+    ]
 
 
 def test_several_runs(digits, old_runs, tmp_path):
@@ -211,10 +260,32 @@ def test_a_run_without_its_checkpoint(old_runs, tmp_path):
     folder = tmp_path / "<b>run"
     shutil.copytree(old_runs / "plain", folder, ignore=shutil.ignore_patterns("checkpoints"))
     (folder / "metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n{"step": 2, "train/loss"\nnothing\n')
+    results = json.loads((folder / "results.json").read_text())
+    results["trained"] |= {"knn": None, "odd": "<b>run"}  # not finite, and edited by hand
+    (folder / "results.json").write_text(json.dumps(results))
     text = report_runs([folder], device="cpu").read_text(encoding="utf-8")
     assert "<b>run" not in text
     assert "Without pictures of samples and features" in text
     assert "Not all files could be read: metrics.jsonl" in text
+
+
+def test_shares_of_same_label():
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.9, 0.1]])
+    features = {"trained": x, "raw_input": x.flip(0)}
+
+    def said(labels):
+        return shares_of_same_label(Embedded(features, [], labels, ["a", "b"], [], "all 4", 4))
+
+    assert "label: 67% (trained), 33% (raw input)." in said(torch.tensor([0, 0, 1, -1]))
+    assert said(torch.tensor([0, -1, -1, -1])) == said(None) == ""
+
+
+def test_classes_whose_names_begin_alike():
+    labels, names = torch.tensor([0, 1, 1]), [f"{'a' * 30} {end}" for end in ('"b"', "c")]
+    embedded = Embedded(features={}, thumbnails=[], labels=labels, names=names, places=["x"] * 3, said="", held_out=3)
+    _, note, drawn = confusion(embedded, Classified(torch.eye(2)[labels], 3))
+    assert "100.0% of 3 held-out samples are right" in note
+    assert '"tickvals":[0,1]' in drawn
 
 
 def test_the_decoder():
@@ -224,6 +295,7 @@ def test_the_decoder():
     values = features[:, :4] @ torch.randn(4, 6, generator=random)
     decoder = fit_decoder(features, values)
     assert explained(values, decoder(features)) > 0.95
+    assert explained(values, fit_decoder(features.bfloat16(), values)(features)) > 0.9, "as networks give them in bf16"
     assert explained(values, decoder(features.roll(1, 0))) == 0
     index = torch.tensor([[1, 3], [2, 0]])
     placed = place(torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]), index, torch.tensor([[[0.0, 0.0, 5.0]]]))

@@ -47,7 +47,7 @@ MISTAKES = {
     ),
     "syntax": (["model.mask.target_scale=[0.1"], ["[0.1"]),
     "a word alone": (["smooth_l1"], ["smooth_l1"]),
-    "a value that is refused": (["data.views=0"], ["data.views=0"]),
+    "a value that is refused": (["data.views=0"], ["data.views must be at least 1, got 0"]),
 }
 
 

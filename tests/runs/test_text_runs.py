@@ -74,7 +74,7 @@ def test_mistakes(train, tmp_path, refused):
     texts = write_texts(tmp_path / "texts")
     table = ["data=text_csv", f"data.root={texts}"]
     assert "data.label_column=label: " in refused(train(*TINY, *table))
-    assert "choose the model= that fits data=" in refused(train(*table, "hydra.run.dir=out2"))
+    assert "they go with model=text: python train.py" in refused(train(*table, "hydra.run.dir=out2"))
     process = train(*TINY, *table, "data.label_column=kind", "data.tokenizer=nowhere/tokenizer.json")
     assert "data.tokenizer=nowhere/tokenizer.json: there is no such file" in refused(process)
 

@@ -265,6 +265,13 @@ def test_best_and_kept_checkpoints(tmp_path):
         step = 6 if name == "last.pt" else int(name[5:13])
         assert checkpoint.read(tmp_path / "checkpoints" / name)["step"] == step
     assert checkpoint.read(tmp_path / "checkpoints" / "last.pt")["best"]["table"] == [(1.0, 2), (2.0, 4)]
+    said = trainer.checkpoints.early_best()
+    assert said.startswith("val/loss was best at step 2 of 6 (1, at the end 3): are its features better? python")
+    assert f"checkpoint={tmp_path}/checkpoints/best_00000002.pt;" in said
+    trainer.metrics["val/loss"] = 1.05  # hardly worse
+    assert trainer.checkpoints.early_best() is None
+    trainer.metrics["val/loss"], trainer.checkpoints.best.table = 9.0, [(1.0, 5)]  # shortly before the end
+    assert trainer.checkpoints.early_best() is None
 
 
 def test_copies_where_there_are_no_hard_links(tmp_path, monkeypatch):

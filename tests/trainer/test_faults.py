@@ -19,6 +19,7 @@ from toy import Bomb, listing, toy_trainer
 from jepa.checkpoint.load import read_file
 from jepa.data.stream import BadSamples, Request, load
 from jepa.trainer import JSONLines, Logger, Trainer
+from jepa.trainer.settings import explaining_out_of_memory
 from jepa.utils.errors import CheckpointError, Interrupted, UserError
 from jepa.utils.run_status import read_status
 
@@ -54,6 +55,32 @@ def test_what_the_system_refuses_is_named_with_the_checkpoint_that_stands(tmp_pa
     assert str(caught.value).endswith(f"; {tmp_path}/checkpoints/last.pt stands: go on with resume={tmp_path}")
     assert "\n" not in str(caught.value)
     assert read_status(tmp_path).reason == str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ways"),
+    [
+        ({}, r"set trainer\.micro_batch_size=6 .*find_batch_size\.py finds the largest\), trainer\.act.*=true or a sm"),
+        ({"micro_batch_size": 1}, r"set trainer\.activation_checkpointing=true or a smaller model \(model\.encoder"),
+    ],
+)
+def test_an_out_of_memory_step_names_what_takes_less(tmp_path, settings, ways):
+    class Fails(Trainer):
+        def training_step(self, batch, step):
+            if step == 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+            return super().training_step(batch, step)
+
+    size = settings.get("micro_batch_size", 12)
+    trainer = toy_trainer(tmp_path, kind=Fails, save_every_steps=1, **settings)
+    with pytest.raises(UserError, match=rf"with micro-batches of {size} \(data\.batch_size=12\): {ways}") as caught:
+        trainer.fit()
+    message = str(caught.value)
+    assert message.startswith("out of memory at step 3 on cpu")
+    assert message.endswith(f"allocate 2.00 GiB.; {tmp_path}/checkpoints/last.pt stands: go on with resume={tmp_path}")
+    trainer.model.loss.batch_statistics = True
+    with pytest.raises(UserError, match=r"smaller data\.batch_size\. Torch says"), explaining_out_of_memory(trainer):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
 
 def test_any_other_error_is_a_bug(tmp_path):

@@ -19,7 +19,7 @@ from jepa.config.overrides import override_key
 from jepa.utils.errors import CheckpointError, UserError, convert_system_errors
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed, generator, seeded
-from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean
+from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, nearest_rows
 
 # Random streams.
 
@@ -264,3 +264,11 @@ def test_tokens():
     assert masked_mean(tokens, valid).tolist() == [[1.0, 2.0]]
     assert masked_mean(tokens).tolist() == [[5.0, 6.0]]
     assert masked_mean(tokens, torch.zeros_like(valid)).tolist() == [[0.0, 0.0]]
+
+
+def test_nearest_rows():
+    features = torch.tensor([[1.0, 0.0], [9.0, 1.0], [0.0, 1.0], [-1.0, -0.5]])
+    assert nearest_rows(features, [0, 2], 2)[1].tolist() == [[1, 2], [1, 0]]
+    cosines, rows = nearest_rows(features, [3], 9, left_out=torch.eye(4, dtype=torch.bool).flip(0))
+    assert rows.tolist() == [[2, 1, 0]], "only the others"
+    assert cosines[0, 2] == -torch.inf, "left out"

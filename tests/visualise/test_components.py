@@ -17,7 +17,9 @@ def test_components_find_the_axes_of_the_variance(grid):
     values = torch.linalg.svd(values.flatten(0, -2), full_matrices=False).U.view(4, *grid, 3)  # uncorrelated
     axes = torch.linalg.qr(torch.randn(6, 3, generator=random)).Q  # (D, 3)
     spread = torch.tensor([9.0, 3.0, 1.0])
-    found, basis = principal_components(values * spread @ axes.T + 5.0, 8)
+    features = values * spread @ axes.T + 5.0
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as a run in bf16 calls it
+        found, basis = principal_components(features, 8)
     signs = (basis[:, :3] * axes).sum(dim=0)
     assert torch.allclose(signs.abs(), torch.ones(3), atol=1e-4)
     assert torch.allclose(found[..., :3], values * spread * signs, atol=1e-4)

@@ -100,7 +100,7 @@ def test_every_modality_has_its_pictures(options, modalities, shared_dir, tmp_pa
     run(tmp_path, *options, *QUIET, *short, "trainer.device=cpu", "visualise.samples=4", loggers={"album": album})
     found = read_snapshots(tmp_path)
     assert {snapshot.modality: snapshot.components.ndim - 2 for snapshot in found} == modalities
-    assert {snapshot.step for snapshot in found} >= {0, 2}
+    assert {snapshot.step for snapshot in found} == {2}  # too few steps to compare
     names = {"/".join(filter(None, ("features", name, "components"))) for name in modalities}
     assert {name for name, _, _ in album.pictures} == names
     if "" in modalities:  # series of several lengths

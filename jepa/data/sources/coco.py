@@ -1,19 +1,16 @@
 """COCO's pictures and captions (Lin et al. 2014, arXiv 1405.0312; Chen et al. 2015, arXiv 1504.00325).
 
-Both sources number the pictures of a split alike by their labels, by which pictures and captions are paired; these are
-no classes, and so there are no class names.
+The labels of both sources number the pictures of a split alike, which pairs them; they are no classes.
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 from jepa.data.sources.decoders import decode_image
 from jepa.data.sources.download import read_archive, read_packed
-from jepa.data.sources.listed_paths import check_inside
-from jepa.data.sources.splits import MOST_LEFT_OUT, FileSamples, Splits, first_few
+from jepa.data.sources.splits import MOST_LEFT_OUT, FileSamples, Splits, check_inside, first_few
 from jepa.data.sources.text_files import Texts
 from jepa.data.sources.text_tables import is_utf8
 from jepa.utils.errors import DataError
@@ -24,9 +21,8 @@ SPLITS = ("train2017", "val2017")
 def coco_pictures(*, root: str, allow_outside: bool = False) -> Splits:
     """Pictures of train2017 and of val2017 (the test split) that have captions.
 
-    root: a folder with annotations/captions_{train,val}2017.json and the folders of pictures, one that holds such a
-    folder or a .tar of it, or that .tar, which is held in memory. allow_outside: whether file names in the captions may
-    leave root, by .., as absolute paths or by links. Raises DataError where these are not there or do not fit.
+    root: a folder with annotations/captions_{train,val}2017.json and the folders of pictures, or one that holds it or a
+    .tar of it, or that .tar, held in memory. allow_outside: whether names may leave root. Raises DataError without.
     """
     place, contents = _open(Path(root))
     splits = []
@@ -41,10 +37,7 @@ def coco_pictures(*, root: str, allow_outside: bool = False) -> Splits:
 
 
 def coco_captions(*, root: str) -> Splits:
-    """Captions of train2017 and of val2017 (the test split), about five a picture; root as for `coco_pictures`.
-
-    Those that cannot be used are left out, which `Splits.lines` says.
-    """
+    """The captions of the pictures, about five each; root as for `coco_pictures`. `lines` counts those left out."""
     place, contents = _open(Path(root))
     splits, lines = [], []
     for split in SPLITS:
@@ -56,15 +49,12 @@ def coco_captions(*, root: str) -> Splits:
 
 
 def _open(root: Path) -> tuple[Path, dict[str, bytes] | None]:
-    """The folder of COCO's layout, or an archive of it and its files by their last two path components."""
     if root.is_dir():
         inside = [root, *sorted(path for path in root.iterdir() if path.is_dir())]
-        found = [folder for folder in inside if (folder / "annotations").is_dir()]
-        found = found or sorted(root.glob("*coco*.tar*"))
+        found = [folder for folder in inside if (folder / "annotations").is_dir()] or sorted(root.glob("*coco*.tar*"))
         if not found:
-            raise DataError(
-                f"data.root={root} holds neither annotations/captions_train2017.json nor a .tar of COCO's layout"
-            )
+            wanted = f"annotations/captions_{SPLITS[0]}.json nor a .tar of COCO's layout"
+            raise DataError(f"data.root={root} holds neither {wanted}")
         root = found[0]
     if root.is_dir():
         return root, None
@@ -74,21 +64,20 @@ def _open(root: Path) -> tuple[Path, dict[str, bytes] | None]:
 def _captions(
     place: Path, contents: dict[str, bytes] | None, split: str
 ) -> tuple[list[tuple[str, list[str]]], list[str]]:
-    """(folder/file name, captions) of each picture of a split that has any, by its id; and why others are left out.
-
-    Raises DataError where the file is missing or of another form, or more than MOST_LEFT_OUT of the captions are lost.
-    """
+    """(path, captions) of each picture that has any, and why captions are left out. Raise DataError for damage."""
     name = f"annotations/captions_{split}.json"
     try:
         content = json.loads(read_packed(place / name) if contents is None else contents[name])
-        images, annotations = list(content["images"]), list(content["annotations"])
+        images, annotations = (
+            [entry if isinstance(entry, dict) else {} for entry in content[name]] for name in ("images", "annotations")
+        )
     except (ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{name} in {place} is missing or not in COCO's form of captions ({error!r})") from error
-    pictures = {image["id"]: image.get("file_name") for image in images if isinstance(_get(image, "id"), (int, str))}
+    pictures = {image["id"]: image.get("file_name") for image in images if isinstance(image.get("id"), (int, str))}
     texts: dict[int | str, list[str]] = {}
     left_out = []
     for number, annotation in enumerate(annotations):
-        key, caption = _get(annotation, "image_id"), _get(annotation, "caption")
+        key, caption = annotation.get("image_id"), annotation.get("caption")
         file_name = pictures.get(key) if isinstance(key, (int, str)) else None
         if not isinstance(caption, str) or not caption.strip():
             left_out.append(f"number {number} has no text")
@@ -101,7 +90,3 @@ def _captions(
         raise DataError(f"{name} in {place} is not in COCO's form of captions ({reason})")
     keys = sorted(texts, key=lambda key: (isinstance(key, str), key))
     return [(f"{split}/{pictures[key]}", texts[key]) for key in keys], left_out
-
-
-def _get(entry: Any, key: str) -> Any:
-    return entry.get(key) if isinstance(entry, dict) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -26,17 +27,13 @@ from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import lazy_import, require
 
 av = lazy_import("av")
-
 # What Pillow and others raise on damaged files; a SyntaxError stands for a broken PNG. Those of the second line would
 # otherwise pass for mistakes of ours (`jepa.data.stream.blamed`).
 DAMAGE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 DAMAGE += (TypeError, KeyError, AttributeError, AssertionError, NotImplementedError)
 
-MOST_FRAME_PIXELS = 2**26
-"""Of a frame of a video, 8192 x 8192: more than any camera takes."""
-MOST_CLIP_BYTES = 2**31
-"""Of the frames of a clip before they are made smaller: 48 frames of 5K video."""
-
+MOST_FRAME_PIXELS = 2**26  # of a frame of a video, 8192 x 8192: more than any camera takes
+MOST_CLIP_BYTES = 2**31  # of the frames of a clip before they are made smaller: 48 frames of 5K video
 File = str | Path | io.BytesIO
 Choose = Callable[[int, float | None], Sequence[int]]
 """(number of frames, frames per second where that is known) -> the frames wanted, in rising order."""
@@ -44,11 +41,7 @@ Choose = Callable[[int, float | None], Sequence[int]]
 
 @contextlib.contextmanager
 def readable(file: File | None, name: str | None, *errors: type[Exception]) -> Iterator[str]:
-    """A context in which DAMAGE and `errors` become `UnreadableSample`; gives its name, by default the file's.
-
-    The one place that looks at what a path leads to, before it is opened: a pipe would be waited for. file: None for
-    one that is open.
-    """
+    """A context in which DAMAGE and `errors` become UnreadableSample; looks at a path first, as pipes would block."""
     name = name or str(file)
     try:
         if isinstance(file, (str, Path)) and stat.S_IFMT(os.stat(file).st_mode) not in (stat.S_IFREG, stat.S_IFDIR):
@@ -110,7 +103,6 @@ class VideoFile:
         return _stack(frames, self.path)
 
     def _pictures(self, container: av.container.InputContainer) -> av.VideoStream:
-        """The stream of pictures. Raises UnreadableSample where there is none, or its pictures are too large."""
         if not container.streams.video:
             kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "an empty shell"
             raise UnreadableSample(self.path, f"it has no pictures, only {kinds}")
@@ -169,24 +161,22 @@ class FrameFolder:
             names = sorted(filter(is_frame_file, os.listdir(self.path)), key=_natural)
         if not names:
             raise UnreadableSample(self.path, f"the folder holds no frames ({', '.join(FRAME_EXTENSIONS)})")
-        found: dict[int, np.ndarray] = {}
-        for number in (numbers := list(choose(len(names), None))):
-            if number not in found:
-                path = os.path.join(self.path, names[number])
-                image = decode_image(path)
-                _check_clip(self.path, math.prod(size_of(image)), len(numbers))  # each, as their sizes may differ
-                found[number] = to_rgb_bytes(image, path)
-        return _stack([found[number] for number in numbers], self.path)
+        numbers = list(choose(len(names), None))
+
+        @functools.cache
+        def frame(number: int) -> np.ndarray:
+            image = decode_image(path := os.path.join(self.path, names[number]))
+            _check_clip(self.path, math.prod(size_of(image)), len(numbers))  # each, as their sizes may differ
+            return to_rgb_bytes(image, path)
+
+        return _stack([*map(frame, numbers)], self.path)
 
 
 @dataclass(frozen=True)
 class TensorVideo:
-    """Frames in memory, uint8 (T, C, H, W)."""
-
     frames: Tensor
 
     def read(self, choose: Choose) -> Tensor:
-        """The chosen frames."""
         return self.frames[list(choose(len(self.frames), None))]
 
 
@@ -195,12 +185,10 @@ Video = VideoFile | FrameFolder | TensorVideo
 
 
 def open_video(path: str) -> Video:
-    """A video file, or a folder of frames."""
     return FrameFolder(path) if os.path.isdir(path) else VideoFile(path)
 
 
 def is_frame_file(name: str) -> bool:
-    """Whether a name is that of a picture that may be a frame of a video, and not hidden."""
     return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
 
 
@@ -212,7 +200,6 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _check_clip(path: str, pixels: int, count: int) -> None:
-    """Raise UnreadableSample for frames of too many pixels, or so many of them that they take too much memory."""
     if pixels > MOST_FRAME_PIXELS:
         raise UnreadableSample(path, f"its frames have {pixels:,} pixels, more than {MOST_FRAME_PIXELS:,}")
     if (size := 3 * pixels * count) > MOST_CLIP_BYTES:
@@ -220,12 +207,10 @@ def _check_clip(path: str, pixels: int, count: int) -> None:
 
 
 def _stack(frames: list[np.ndarray], path: str) -> Tensor:
-    shapes = {frame.shape for frame in frames}
-    if len(shapes) > 1:
-        raise UnreadableSample(path, f"its frames differ in size: {sorted(shape[:2] for shape in shapes)}")
+    if len(shapes := {frame.shape[:2] for frame in frames}) > 1:
+        raise UnreadableSample(path, f"its frames differ in size: {sorted(shapes)}")
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts frame_2 before frame_10."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

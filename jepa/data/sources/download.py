@@ -22,8 +22,7 @@ from jepa.utils.errors import DataError, first_line
 from jepa.utils.read_data import open_regular
 
 log = logging.getLogger("jepa")
-TIMEOUT = 5.0
-"""Seconds without an answer after which a server counts as unreachable."""
+TIMEOUT = 5.0  # seconds without an answer after which a server counts as unreachable
 
 
 def download_file(
@@ -31,8 +30,7 @@ def download_file(
 ) -> None:
     """Download a file of the data set `name` from the first url that serves it with that md5 sum; None takes any.
 
-    It is written under another name and renamed when complete, so a failure leaves no file that looks whole.
-    Raises DataError with the files `wanted` in root when no url works, or where downloads are not `allowed`.
+    A failure leaves no file that looks whole. Raises DataError, which names the files `wanted`, if none is had.
     """
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     reason = "data.source.download=false"
@@ -50,11 +48,8 @@ def download_file(
             reason = str(error)
         finally:
             part.unlink(missing_ok=True)
-    listed = "".join(f"\n  {file}" for file in wanted)
-    raise DataError(
-        f"{name} is not in data.root={root} and was not downloaded ({reason}). Put these files there, or "
-        f"point data.root to a folder that holds them:{listed}"
-    )
+    advice = "Put these files there, or point data.root to a folder that holds them:\n  " + "\n  ".join(wanted)
+    raise DataError(f"{name} is not in data.root={root} and was not downloaded ({reason}). {advice}")
 
 
 def find_packed(folder: Path, name: str) -> Path | None:

@@ -13,7 +13,8 @@ from typing import Any
 
 from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
-from jepa.data.sources.sound_files import SoundFile, SoundPieces, require_soundfile, seconds_of
+from jepa.data.sources.label_tracks import with_label_tracks
+from jepa.data.sources.sound_files import SoundFile, in_pieces, length_of, require_soundfile
 from jepa.data.sources.splits import FileSamples, Listed, Splits, check_fraction, first_few, sort_classes, split_listed
 from jepa.data.sources.video_lists import read_list
 from jepa.utils.errors import DataError
@@ -23,27 +24,25 @@ from jepa.utils.errors import DataError
 class FileKind:
     """A kind of samples in folders. name: in the plural, for messages. decode: makes the input of a path.
 
-    frames: whether a folder that directly holds pictures, the frames of a video, is a sample, too.
-    test_folders: names of the folder of the test split, the first that is there.
+    frames: whether a folder of pictures, frames of a video, is one, too. beside: endings of files that belong to
+    samples. test_folders: names of the test split's.
     """
 
     name: str
     extensions: tuple[str, ...]
     decode: Callable[[str], Any]
     frames: bool = False
+    beside: tuple[str, ...] = ()
     test_folders: tuple[str, ...] = ("val", "test", "valid", "validation")
 
     def matches(self, entry: os.DirEntry[str]) -> bool:
-        """Whether an entry of a folder is a sample."""
         if self.frames and entry.is_dir():
             return any(is_frame_file(name) for name in os.listdir(entry.path))
         # is_file last: the type of a link costs a system call.
         return entry.name.lower().endswith(self.extensions) and entry.is_file()
 
 
-LONG_SOUND = 60
-"""Seconds of a file of which a clip shows little."""
-
+LONG_SOUND = 60  # seconds of a file of which a clip shows little
 IMAGES = FileKind(name="images", extensions=IMAGE_EXTENSIONS, decode=decode_image)
 SOUNDS = FileKind(
     name="sound files",
@@ -71,23 +70,25 @@ def audio_folder(
     split_seed: int = 0,
     labels: bool = True,
     piece_seconds: float | None = None,
+    label_tracks: bool = False,
 ) -> Splits:
     """Sounds in WAV, FLAC, Ogg, MP3 or AIFF files below root; see `find_splits` for layouts and arguments.
 
     piece_seconds: cuts each file into samples of that length; all pieces of a file are in the same split.
+    label_tracks: read what each frame is from the .txt file beside each sound (`with_label_tracks`), for `DenseProbe`.
     """
     require_soundfile()  # before training reads the first file
-    if piece_seconds is not None and piece_seconds <= 0:
-        raise ValueError(f"data.source.piece_seconds={piece_seconds}: expected seconds above 0, or null")
-    splits = find_splits(root, SOUNDS, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
+    kind = replace(SOUNDS, beside=(".txt",)) if label_tracks else SOUNDS
+    files = find_splits(root, kind, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
+    splits = in_pieces(files, piece_seconds, "data.source.piece_seconds")
+    if label_tracks:
+        splits = with_label_tracks(splits, [files.train, files.test])
     if piece_seconds is None:
-        length = statistics.median(seconds_of(splits.train.describe(n)) for n in range(min(5, len(splits.train))))
-        line = f"files of {length:.0f} s are one sample each: data.source.piece_seconds=10 cuts them into many"
-        return replace(splits, lines=(*splits.lines, line)) if length > LONG_SOUND else splits
-    train, test = SoundPieces(splits.train, piece_seconds), SoundPieces(splits.test, piece_seconds)
-    files, pieces = len(splits.train) + len(splits.test), len(train) + len(test)
-    line = f"{files:,} files of sound in {pieces:,} pieces of {piece_seconds:g} s"
-    return replace(splits, train=train, test=test, lines=(*splits.lines, line))
+        lengths = [length_of(files.train.describe(number)) for number in range(min(5, len(files.train)))]
+        usual = statistics.median(frames / rate for frames, rate in lengths)
+        line = f"files of {usual:.0f} s are one sample each: data.source.piece_seconds=10 cuts them into many"
+        return replace(splits, lines=(*splits.lines, line)) if usual > LONG_SOUND else splits
+    return splits
 
 
 def video_folder(
@@ -102,9 +103,8 @@ def video_folder(
     split_seed: int = 0,
     labels: bool = True,
 ) -> Splits:
-    """Videos below root, or those that a CSV lists. A video is a file, or a folder that directly holds its frames.
+    """Videos below root (see `find_splits`), or those that a CSV lists: files, or folders that directly hold frames.
 
-    Without a CSV, see `find_splits` for the layouts.
     csv: a file, relative to root if there is one. With a header: csv_path is the column of the path, or a pattern of
         columns ("{class}/{clip}"), relative to root or else to the CSV's folder; csv_label that of the class, if any;
         csv_split, if any, that of the split: train, or one of val, test, valid, validation. Without a header: lines of
@@ -119,11 +119,9 @@ def video_folder(
         return find_splits(root, VIDEOS, val_fraction=val_fraction, split_seed=split_seed, labels=labels)
     if root is not None and not os.path.isdir(root):
         raise DataError(f"data.root={root} is not a folder; give the one that the paths in data.csv are relative to")
-    where = f"data.csv={csv}"
-    columns = {"path": csv_path, "label": csv_label, "split": csv_split}
-    train, test = read_list(
-        root, os.path.expanduser(csv), columns, test_names=VIDEOS.test_folders, allow_outside=allow_outside
-    )
+    where, columns = f"data.csv={csv}", {"path": csv_path, "label": csv_label, "split": csv_split}
+    csv, names = os.path.expanduser(csv), VIDEOS.test_folders
+    train, test = read_list(root, csv, columns, test_names=names, allow_outside=allow_outside)
     if not train or test == []:
         raise DataError(f"{where}: the {'test' if train else 'train'} split holds no videos")
     classes = sort_classes(name for _, name in train if name) if labels else []
@@ -145,10 +143,8 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
     check_fraction("data.source.val_fraction", val_fraction)
     folder = Path(root)
     if not folder.is_dir():
-        raise DataError(
-            f"data.root={root} is not a folder; give one that holds train/ and {kind.test_folders[0]}/, or class "
-            "folders"
-        )
+        wanted = f"train/ and {kind.test_folders[0]}/, or class folders"
+        raise DataError(f"data.root={root} is not a folder; give one that holds {wanted}")
     train_part = "train" if (folder / "train").is_dir() else ""
     others: Counter[str] = Counter()
     train = list_samples(folder, train_part, kind, others, flat=not labels)
@@ -158,35 +154,21 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
     test = None if test_part is None else list_samples(folder, test_part, kind, others, flat=not labelled)
     if labelled and test is not None and test[0][1] is None:
         imagenet = "; data=imagenet also reads the flat one of ImageNet" if kind is IMAGES else ""
-        raise DataError(
-            f"{folder / test_part} holds {len(test)} {kind.name} but no class folders; expected "
-            f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)}): move each into the "
-            f"folder of its class{imagenet}"
-        )
-    where = f"data.root={root}"
-    return split_listed(
-        train,
-        test,
-        partial(FileSamples, decode=kind.decode, folder=folder),
-        classes=classes,
-        fraction=val_fraction,
-        seed=split_seed,
-        where=where,
-        lines=[f"{where}: {line}" for line in left_out(others)],
-    )
+        problem = f"{folder / test_part} holds {len(test)} {kind.name} but no class folders"
+        expected = f"{test_part}/<class>/<file> with the classes of train/ ({first_few(classes)})"
+        raise DataError(f"{problem}; expected {expected}: move each into the folder of its class{imagenet}")
+    make, where = partial(FileSamples, decode=kind.decode, folder=folder), f"data.root={root}"
+    split = {"fraction": val_fraction, "seed": split_seed, "lines": [f"{where}: {line}" for line in left_out(others)]}
+    return split_listed(train, test, make, classes=classes, where=where, **split)
 
 
 def left_out(others: Mapping[str, int]) -> list[str]:
-    """Say how many files of each ending were left out, as "60 .svg left out"; nothing where there are none."""
-    counted = [f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items())]
-    return [f"{', '.join(counted)} left out"] if counted else []
+    counted = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items()))
+    return [f"{counted} left out"] if counted else []
 
 
 def list_samples(root: Path, part: str, kind: FileKind, others: Counter[str], *, flat: bool = False) -> Listed:
-    """The samples of the folder root/part by class folder, sorted; flat: as one group, whatever their folders.
-
-    others: counts the files that are no samples, by ending.
-    """
+    """The samples of root/part by class folder, sorted; flat: as one group. others: counts other files by ending."""
     folder = root / part
     paths = sorted(_walk(folder, "", kind, others))
     loose = [path for path in paths if os.sep not in path]
@@ -199,11 +181,9 @@ def list_samples(root: Path, part: str, kind: FileKind, others: Counter[str], *,
         frames = " or folders of frames" if kind.frames else ""
         raise DataError(f"{folder} holds no {kind.name} ({', '.join(kind.extensions)}){frames}{inside}")
     if not flat and 0 < len(loose) < len(paths):
-        classes = sorted(first.difference(loose))
-        raise DataError(
-            f"{folder} holds {len(loose)} {kind.name} ({first_few(loose)}) beside the folders {first_few(classes)}; "
-            f"move the {kind.name} into class folders, or take all without labels: data.source.labels=false"
-        )
+        beside = f"({first_few(loose)}) beside the folders {first_few(sorted(first.difference(loose)))}"
+        advice = f"move the {kind.name} into class folders, or take all without labels: data.source.labels=false"
+        raise DataError(f"{folder} holds {len(loose)} {kind.name} {beside}; {advice}")
     if flat or loose:
         return [(os.path.join(part, path), None) for path in paths]
     if empty:
@@ -221,13 +201,11 @@ def _walk(
     if place in parents:  # a link back to a folder above
         return
     with os.scandir(root / below) as entries:
-        for entry in entries:
+        for entry in (entry for entry in entries if not entry.name.startswith(".")):
             path = os.path.join(below, entry.name)
-            if entry.name.startswith("."):
-                continue
             if kind.matches(entry):
                 yield path
             elif entry.is_dir():
                 yield from _walk(root, path, kind, others, parents | {place})
-            else:
+            elif not entry.name.lower().endswith(kind.beside):
                 others[os.path.splitext(entry.name)[1].lower()] += 1

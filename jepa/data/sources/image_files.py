@@ -1,7 +1,8 @@
 """Files of pictures, by what is in them: 8-bit ones become PIL images, all others float32 tensors (C, h, w).
 
-Unsigned 16-bit values are divided by 65535 and booleans are 0 and 1, so that both lie in [0, 1] as 8-bit ones do in the
-end. Floats and other integers stay as they are: nothing in such a file says what is white.
+Of 8 bits, plain JPEG files become uint8 tensors (C, h, w), as torchvision decodes them faster. Unsigned 16-bit values
+are divided by 65535 and booleans are 0 and 1, so that both lie in [0, 1] as 8-bit ones do in the end. Floats and other
+integers stay as they are: nothing in such a file says what is white.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import IO, Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from jepa.data.stream import UnreadableSample
@@ -28,21 +29,16 @@ from jepa.utils.lazy_import import lazy_import
 tifffile = lazy_import("tifffile")
 torchvision_io = lazy_import("torchvision.io")
 log = logging.getLogger("jepa")
-
 FRAME_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 """Of frames: a folder that holds such files may be a video."""
 IMAGE_EXTENSIONS = (*FRAME_EXTENSIONS, ".gif", ".npy", ".npz")
-
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 COLOURS = {"MINISWHITE": 1, "MINISBLACK": 1, "PALETTE": 1, "RGB": 3, "YCBCR": 3, "CIELAB": 3, "SEPARATED": 4}
 """Samples of a pixel, without alpha, of the 8-bit TIFF files that Pillow reads as they are meant."""
-
 DEEP_PNG = {b"\x10\x02": False, b"\x10\x04": True, b"\x10\x06": True}
 """Depth and kind of a PNG file of which Pillow would keep 8 bits -> whether it has alpha."""
-
 UNPACKERS = {8: (zlib.decompressobj, 1032), 32946: (zlib.decompressobj, 1032), 34925: (lzma.LZMADecompressor, 8192)}
 """Compression of a TIFF file -> what unpacks it, and about how many bytes one byte becomes at most."""
-
 _said = mmap.mmap(-1, 1)  # shared with forked workers, so that all say it once
 
 
@@ -55,19 +51,16 @@ class WithAlpha(Tensor):
 
 
 def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
-    """Return the picture in a file, upright: a PIL image of 8 bits, or float32 (C, h, w).
+    """Return the picture in a file, upright: 8 bits as a PIL image or uint8 (C, h, w), or float32 (C, h, w).
 
-    The latter is `WithAlpha` where the file has alpha. Of an animation, the first frame. Raises UnreadableSample for
-    what is no picture, and what the libraries raise for damage. No more memory is taken than for the largest picture
-    that Pillow opens (`PIL.Image.MAX_IMAGE_PIXELS`).
+    Of an animation, the first frame. Floats with alpha are `WithAlpha`. Raises UnreadableSample for what is no picture
+    or needs more memory than Pillow's largest (`PIL.Image.MAX_IMAGE_PIXELS`), and what the libraries raise for damage.
     """
     stream.seek(0)
     start = stream.read(26)
     stream.seek(0)
-    if start.startswith(b"\x93NUMPY"):
-        return image_of(_read_npy(stream, name), name)
-    if start.startswith(b"PK\3\4"):
-        return image_of(_read_npz(stream, name), name)
+    if start.startswith((b"\x93NUMPY", b"PK\3\4")):
+        return image_of((_read_npz if start[:2] == b"PK" else _read_npy)(stream, name), name)
     if start.startswith(TIFF_STARTS):
         return _read_tiff(stream, name)
     if start.startswith(b"\x89PNG") and start[24:] in DEEP_PNG:
@@ -76,15 +69,22 @@ def read_image(stream: IO[bytes], name: str) -> Image.Image | Tensor:
 
 
 def image_of(values: np.ndarray, name: str) -> Image.Image | Tensor:
-    """Return the picture in an array (h, w), (C, h, w) or (h, w, C), as if it had been read from a .npy file.
-
-    Raise UnreadableSample for other shapes, and for values that are no finite numbers.
-    """
+    """Return an array's picture, as of a .npy file. Raise UnreadableSample for other shapes, NaN and infinities."""
     return _to_image(_channels_first(values, name), name)
 
 
+def of_pillow(image: Image.Image, format: str | None, name: str) -> Image.Image | Tensor:
+    """Return an image of Pillow as it is, or what is in it where that has more than 8 bits. format: of its file."""
+    if 0 in image.size:
+        raise UnreadableSample(name, "it has no pixels")
+    if image.mode[0] not in "IF":
+        return image
+    values = np.asarray(image)
+    # Pillow before 11 opens 16-bit PNG files as 32 bits; PPM files are scaled to 16.
+    return _to_image(values.astype(np.uint16)[None] if format in ("PNG", "PPM") else values[None], name)
+
+
 def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
-    """Height and width."""
     return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 
 
@@ -101,6 +101,8 @@ def to_rgb_bytes(image: Image.Image | Tensor, name: str) -> np.ndarray:
         return np.asarray(to_mode(image, "RGB"))
     if isinstance(image, WithAlpha):
         image = image.kept_for(3)
+    if image.dtype == torch.uint8:
+        return image.expand(3, -1, -1).permute(1, 2, 0).numpy()
     if len(image) not in (1, 3):
         raise UnreadableSample(name, f"it has {len(image)} channels, a frame of a video has 1 or 3")
     if image.min() < 0 or image.max() > 1:
@@ -118,13 +120,25 @@ def _read_by_pillow(stream: IO[bytes], name: str) -> Image.Image | Tensor:
         if image.format in ("GIF", "PNG", "WEBP") and not _said[0]:
             with contextlib.suppress(Exception):  # what is wrong with later frames does not matter
                 _say_if(image.is_animated, name)
+        if (pixels := _read_plain_jpeg(image, stream)) is not None:
+            return pixels
         image.load()
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode[0] not in "IF":
-            return image
-        values = np.asarray(image)
-        # Pillow before 11 opens 16-bit PNG files as 32 bits; PPM files are scaled to 16.
-        return _to_image(values.astype(np.uint16)[None] if opened.format in ("PNG", "PPM") else values[None], name)
+        return of_pillow(image, opened.format, name)
+
+
+def _read_plain_jpeg(image: Image.Image, stream: IO[bytes]) -> Tensor | None:
+    """Pixels of an upright JPEG file in grey or colours, equal to Pillow's, but faster; None for other files."""
+    mode = {"L": "GRAY", "RGB": "RGB"}.get(image.mode)
+    if image.format != "JPEG" or mode is None or image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        return None
+    stream.seek(0)
+    content = bytearray(stream.read(2**20 + 16 * image.height * image.width))  # as of a PNG file
+    with contextlib.suppress(RuntimeError):
+        mode = torchvision_io.ImageReadMode[mode]
+        pixels = torchvision_io.decode_jpeg(torch.frombuffer(content, dtype=torch.uint8), mode=mode)
+        return pixels if size_of(pixels) == size_of(image) else None
+    return None
 
 
 def _read_png(stream: IO[bytes], start: bytes, name: str) -> Image.Image | Tensor:
@@ -184,8 +198,7 @@ def _read_tiff(stream: IO[bytes], name: str) -> Image.Image | Tensor:
         if not channels and len(axes) == 3:  # nothing says which of the axes is that of the channels
             values = _channels_first(values, name)
         else:
-            spatial = [axes.index("Y"), axes.index("X")]
-            values = np.moveaxis(values, spatial, [-2, -1])
+            values = np.moveaxis(values, [axes.index("Y"), axes.index("X")], [-2, -1])
             values = values.reshape(-1, *values.shape[-2:])
         if getattr(page.photometric, "name", "") == "MINISWHITE" and values.dtype.kind == "u":
             values = np.iinfo(values.dtype).max - values
@@ -200,7 +213,6 @@ def _is_plain(page: Any) -> bool:
 
 
 def _has_alpha(page: Any) -> bool:
-    """Whether a page of a TIFF file has grey or colour, alpha, and nothing else."""
     colours = COLOURS.get(getattr(page.photometric, "name", ""), math.nan)
     return list(map(int, page.extrasamples)) in ([1], [2]) and page.samplesperpixel == colours + 1
 
@@ -229,8 +241,8 @@ def _read_pages(tiff: Any, series: Any, kept: set[str], stream: IO[bytes], name:
             raise UnreadableSample(name, what) from error
         pages = [series.pages[number].index for number in numbers.ravel()]
         turned = _grey_pages_by_pillow(stream, pages, page.dtype, name)
-        orientation = _orientation(page)
-        return _upright(turned, {6: 8, 8: 6}.get(orientation, orientation)).reshape(*numbers.shape, *page.shape)
+        stored = _upright(turned, {6: 8, 8: 6}.get(_orientation(page), _orientation(page)))
+        return stored.reshape(*numbers.shape, *page.shape)
 
 
 def _check_packed(pages: Sequence[Any], stream: IO[bytes], name: str) -> None:
@@ -268,7 +280,6 @@ def _orientation(page: Any) -> int:
 
 
 def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """Values (C, h, w) turned as the tag of TIFF and EXIF says."""
     if orientation in (5, 6, 7, 8):
         values = values.swapaxes(-1, -2)
     if orientation in (2, 3, 6, 7):
@@ -305,11 +316,9 @@ def _check_kind(kind: Any, name: str) -> None:
 
 
 def _check_size(shape: Sequence[int], kind: Any, name: str) -> None:
-    """Raise UnreadableSample for an array without pixels, or of more memory than Pillow's largest picture."""
     if math.prod(shape) < 1:
         raise UnreadableSample(name, f"its shape is {tuple(shape)}, without pixels")
-    needed = math.prod(shape) * max(kind.itemsize, 4)
-    if needed > (most := _most_bytes()):
+    if math.prod(shape) * max(kind.itemsize, 4) > (most := _most_bytes()):
         raise UnreadableSample(name, f"its header claims {tuple(shape)} values of {kind}, more than {most:,} bytes")
 
 

@@ -7,18 +7,20 @@ order of class folders: by class, then by file name.
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from jepa.data.sources.decoders import decode_image
+from jepa.data.sources.download import read_archive
 from jepa.data.sources.folders import IMAGES, image_folder, left_out, list_samples
-from jepa.data.sources.imagenet_labels import NO_LABELS, validation_labels
 from jepa.data.sources.splits import (
     FileSamples,
     Listed,
@@ -30,25 +32,75 @@ from jepa.data.sources.splits import (
     split_listed,
 )
 from jepa.data.sources.tar_files import TarSamples, index_tars
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, first_line
+from jepa.utils.read_data import read_bytes
+
+GROUND_TRUTH, META = "ILSVRC2012_validation_ground_truth.txt", "meta.mat"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+DEVKIT_FOLDERS = ("", "data", "devkit", "devkit/data", "ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12/data")
+SOLUTION = "LOC_val_solution.csv"
+MOST_BYTES = 2**26  # of a file with labels
+ClassOf = Callable[[str], str | None]  # name of a picture without its ending -> class; None where it is not known
+
+
+def validation_labels(folders: Sequence[Path]) -> ClassOf | None:
+    """What tells the class of a validation picture, by the first folder with labels; None without. Raises DataError."""
+    for folder in folders:
+        for place in (folder / name for name in DEVKIT_FOLDERS):
+            if (place / GROUND_TRUTH).is_file() and (place / META).is_file():
+                return _of_devkit(*(read_bytes(place / file, MOST_BYTES) for file in (GROUND_TRUTH, META)), place)
+        for packed in sorted(folder.glob("ILSVRC2012_devkit*.tar*")):
+            files = read_archive(packed, lambda name: os.path.basename(name) in (GROUND_TRUTH, META))
+            files = {os.path.basename(name): content for name, content in files.items()}
+            if len(files) < 2:
+                raise DataError(f"{packed} lacks {GROUND_TRUTH} or {META}: get it again")
+            return _of_devkit(files[GROUND_TRUTH], files[META], packed)
+        if (solution := folder / SOLUTION).is_file():
+            return _of_kaggle(read_bytes(solution, MOST_BYTES), solution).get
+    return None
+
+
+def _of_devkit(ground_truth: bytes, meta: bytes, where: Path) -> ClassOf:
+    """Line n of the ground truth is the number of the class of picture n, which meta.mat has the WordNet number of."""
+    from scipy.io import loadmat  # here, as other data do without it
+
+    try:
+        numbers = [int(line) for line in ground_truth.decode().split()]
+        synsets = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
+        wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"])}
+        classes = [wnids[number] for number in numbers]
+    except Exception as error:  # SciPy raises many kinds for a damaged file
+        problem = f"{GROUND_TRUTH} and {META} do not fit ({first_line(error)}): get them again"
+        raise DataError(f"{where}: {problem}") from error
+
+    def class_of(name: str) -> str | None:
+        number = re.search("[0-9]+$", name)
+        place = int(number[0][-9:]) if number else 0
+        return classes[place - 1] if 0 < place <= len(classes) else None
+
+    return class_of
+
+
+def _of_kaggle(content: bytes, where: Path) -> Mapping[str, str]:
+    """Picture -> class, the first word of its PredictionString."""
+    try:
+        rows = csv.DictReader(io.StringIO(content.decode("utf-8-sig")))
+        return {row["ImageId"]: row["PredictionString"].split()[0] for row in rows}
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, csv.Error) as error:
+        raise DataError(f"{where} is not Kaggle's table of ImageId and PredictionString ({error!r})") from error
+
 
 KAGGLE = ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 VALIDATION = ("val", "validation", "valid", "test")
 ARCHIVES = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
-WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])")
-"""In the name of a picture, an archive or a folder."""
-NO_CLASS = re.compile("train|val|validation|valid|test|.*devkit.*")
-"""Names of folders."""
-MOST_CLASSES = 100_000
-"""Above the 21,841 of all of ImageNet; larger numbers are no classes."""
+WNID = re.compile(r"(?<![a-z0-9])n[0-9]{8}(?![0-9])")  # in the name of a picture, an archive or a folder
+NO_CLASS = re.compile("train|val|validation|valid|test|.*devkit.*")  # names of folders
+MOST_CLASSES = 100_000  # above the 21,841 of all of ImageNet; larger numbers are no classes
 
 
 @dataclass(frozen=True)
 class Part:
-    """A split as it was found: what is listed with its class, the name of each, and what makes the samples.
-
-    numbered: whether classes are given by number.
-    """
+    """A split as found: samples listed with classes (numbered: by number), their names, and what makes the samples."""
 
     listed: Listed
     name_of: Callable[..., str]
@@ -65,10 +117,8 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
     - other archives of which the name or the folder says the split: webdataset shards, `<name>-000000.tar`, with the
       number or the name of the class in a .cls or .json file, or pictures with the class in their names or folders.
     Labels beside it: the devkit, packed or not, or Kaggle's LOC_val_solution.csv. root may be any folder on the way to
-    Kaggle's ILSVRC/Data/CLS-LOC. Archives are read in place, see `index_tars`. Without a validation split, a share
-    `val_fraction` of each class is kept aside, drawn by `split_seed`.
-
-    Raises DataError for what is none of these; for Parquet files it names the command that reads them.
+    Kaggle's ILSVRC/Data/CLS-LOC. Without a validation split, a share `val_fraction` of each class is one, drawn by
+    `split_seed`. Raises DataError for what is none of these; for Parquet files it names the command that reads them.
     """
     check_fraction("data.source.val_fraction", val_fraction)
     folder = Path(root)
@@ -83,7 +133,7 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
         except DataError:
             _refuse_others(folder, archives["test"])
             raise
-    unpacked = _has_folders(place / "train") or not archives["train"]
+    unpacked = _has_pictures(place / "train", loose=False) or not archives["train"]
     train = _files(place, "train") if unpacked else _packed(place, "train", archives["train"])
     names = {name for _, name in train.listed if name}
     classes = sort_classes(names) if train.numbered else sorted(names)
@@ -98,21 +148,12 @@ def imagenet(*, root: str, val_fraction: float = 0.1, split_seed: int = 0) -> Sp
             names |= {name for _, name in test.listed if name}
     if train.numbered and len(classes) > 1:  # numbers stay as they are, where some classes are missing
         classes = tuple(map(str, range(1 + max(map(int, names)))))
-    return split_listed(
-        train.listed,
-        test and test.listed,
-        train.make,
-        test and test.make,
-        classes=classes,
-        fraction=val_fraction,
-        seed=split_seed,
-        where=f"data.root={root}",
-        lines=[f"data.root={root}: {line}" for line in lines],
-    )
+    where, parts = f"data.root={root}", (train.listed, test and test.listed, train.make, test and test.make)
+    split = {"fraction": val_fraction, "seed": split_seed, "lines": [f"{where}: {line}" for line in lines]}
+    return split_listed(*parts, classes=classes, where=where, **split)
 
 
 def _archives(place: Path) -> dict[str, list[Path]]:
-    """The archives of the splits train and test, in order of their names."""
     named: dict[str, list[Path]] = {}
     pictures = _has_pictures(place)
     for folder in (place, *(place / part for part in ("train", *VALIDATION))):
@@ -131,25 +172,20 @@ def _archives(place: Path) -> dict[str, list[Path]]:
     return {split: next((named[key] for key in keys if key in named), []) for split, keys in orders.items()}
 
 
-def _has_folders(folder: Path) -> bool:
-    """Whether a folder holds others that may be classes."""
-    return _holds(folder, lambda entry: NO_CLASS.fullmatch(entry.name) is None and entry.is_dir())
-
-
-def _has_pictures(folder: Path) -> bool:
-    """Whether a folder holds pictures, or folders that may be classes."""
-    return _holds(folder, lambda entry: entry.name.lower().endswith(IMAGES.extensions)) or _has_folders(folder)
-
-
-def _holds(folder: Path, wanted: Callable[[os.DirEntry[str]], bool]) -> bool:
+def _has_pictures(folder: Path, *, loose: bool = True) -> bool:
+    """Whether a folder holds folders that may be classes, or `loose` pictures."""
     if not folder.is_dir():
         return False
+    endings = IMAGES.extensions if loose else ()
     with os.scandir(folder) as entries:
-        return any(wanted(entry) for entry in entries if not entry.name.startswith("."))
+        for entry in entries:
+            is_class = not NO_CLASS.fullmatch(entry.name) and entry.is_dir()
+            if not entry.name.startswith(".") and (is_class or entry.name.lower().endswith(endings)):
+                return True
+    return False
 
 
 def _test_part(place: Path, archives: Sequence[Path], *, flat: bool) -> Part | None:
-    """None where there is none. flat: without classes, whatever its folders."""
     name = next((name for name in IMAGES.test_folders if _has_pictures(place / name)), None)
     if name is None and not archives:
         name = next((name for name in IMAGES.test_folders if (place / name).is_dir()), None)
@@ -163,46 +199,36 @@ def _files(place: Path, name: str, *, flat: bool = False) -> Part:
     listed = list_samples(place, name, IMAGES, others, flat=flat)
     if not flat and all(of is None and WNID.search(Path(path).stem) for path, of in listed):
         listed = _sorted(((path, _wnid_in(Path(path).stem)) for path, _ in listed), str)
-    make = partial(FileSamples, decode=decode_image, folder=place)
-    return Part(listed, lambda path: path, make, tuple(left_out(others)))
+    return Part(listed, str, partial(FileSamples, decode=decode_image, folder=place), tuple(left_out(others)))
 
 
 def _packed(place: Path, split: str, archives: Sequence[Path]) -> Part:
     members, lines = index_tars(archives, place / f".jepa_index_{split}.npz")
     if not len(members):
         raise DataError(f"{first_few(archives)} in {archives[0].parent}: there are no pictures in it")
-    names = [name.decode("utf-8", errors="replace") for name in members.names.tolist()]
-    labels = [label.decode("utf-8", errors="replace") for label in members.labels.tolist()]
+    stored = (members.names.tolist(), members.labels.tolist())
+    names, labels = ([text.decode("utf-8", errors="replace") for text in each] for each in stored)
     if WNID.fullmatch(archives[0].stem):
         labels = [archives[number].stem for number in members.places[:, 0].tolist()]
     labels, numbered = _of_one_kind(labels if any(labels) else [*map(_wnid_in, names)])
-    labelled = any(labels)
-    listed = [(row, label if labelled else None) for row, label in enumerate(labels)]
+    listed = [*enumerate(labels if any(labels) else [None] * len(labels))]
     make = partial(TarSamples, members=members, decode=decode_image)
     return Part(_sorted(listed, names.__getitem__), names.__getitem__, make, lines, numbered)
 
 
 def _of_one_kind(labels: Sequence[str]) -> tuple[Sequence[str], bool]:
-    """The labels, and whether they are numbers. Where most are numbers, or most are WordNet numbers, the others go.
-
-    One damaged label would else be a class, and move the numbers of all that follow.
-    """
+    """The labels of the usual kind, others empty, as a damaged one would move all numbers; whether they are numbers."""
     counts = Counter(label for label in labels if label)
-    for kind in (_is_number, WNID.fullmatch):
-        known = {label for label in counts if kind(label)}
+    numbers = {label for label in counts if label.isdecimal() and int(label) < MOST_CLASSES}
+    for known in (numbers, {label for label in counts if WNID.fullmatch(label)}):
         if 2 * sum(counts[label] for label in known) > counts.total():
-            return [label if label in known else "" for label in labels], kind is _is_number
+            return [label if label in known else "" for label in labels], known is numbers
     return labels, False
-
-
-def _is_number(label: str) -> bool:
-    return label.isdecimal() and int(label) < MOST_CLASSES
 
 
 def _wnid_in(name: str) -> str:
     """The first WordNet number in a name: n01440764_18.JPEG, ILSVRC2012_val_00000293_n01440764.JPEG; else nothing."""
-    found = WNID.search(name)
-    return found[0] if found else ""
+    return found[0] if (found := WNID.search(name)) else ""
 
 
 def _sorted(listed: Iterable[tuple], name_of: Callable[..., str]) -> Listed:
@@ -210,10 +236,7 @@ def _sorted(listed: Iterable[tuple], name_of: Callable[..., str]) -> Listed:
 
 
 def _labelled(test: Part, folder: Path, place: Path) -> Part | None:
-    """The validation pictures with the classes that the devkit or Kaggle's table gives them; None for test pictures.
-
-    The labels of ImageNet's test split are not published.
-    """
+    """The validation pictures with their classes; None for ImageNet's test pictures, whose labels are not published."""
     places = [folder, place, *(place / name for name in IMAGES.test_folders)]
     if (place := place.absolute()).name == "CLS-LOC":
         places += place.parents[:3]
@@ -222,7 +245,9 @@ def _labelled(test: Part, folder: Path, place: Path) -> Part | None:
     if "ILSVRC2012_test" in first or (class_of is None and first.startswith(f"test{os.sep}")):
         return None
     if class_of is None:
-        raise DataError(f"{len(test.listed):,} validation pictures (the first is {first}) {NO_LABELS} into {folder}")
+        pictures = f"{len(test.listed):,} validation pictures (the first is {first})"
+        files = f"{DEVKIT} of image-net.org, or its {GROUND_TRUTH} and {META}, or Kaggle's {SOLUTION}"
+        raise DataError(f"{pictures} have no class folders and no labels: put {files} into {folder}")
     found = [(item, class_of(Path(test.name_of(item)).stem)) for item, _ in test.listed]
     if lacking := [test.name_of(item) for item, name in found if name is None]:
         raise DataError(f"data.root={folder}: the labels of the validation pictures lack {first_few(lacking)}")
@@ -244,20 +269,15 @@ def _columns(folders: Sequence[Path]) -> str:
 
 
 def _refuse_others(folder: Path, validation: Sequence[Path]) -> None:
-    """Raise DataError for what another command reads, what has to be unpacked, and where training pictures lack."""
     inside = [folder, folder / "data", folder / "train"]
     names = [path.name for each in inside if each.is_dir() for path in sorted(each.iterdir())]
     if any(name.endswith(".parquet") or name in ("dataset_dict.json", "state.json") for name in names):
         split = " data.test_split=validation" if any(name.startswith("validation") for name in names) else ""
-        raise DataError(
-            f"data.root={folder} holds a data set of Hugging Face. Read it with: python train.py data=hf "
-            f"{shlex.quote(f'data.path={folder}')} {_columns(inside)}{split}"
-        )
+        command = f"python train.py data=hf {shlex.quote(f'data.path={folder}')} {_columns(inside)}{split}"
+        raise DataError(f"data.root={folder} holds a data set of Hugging Face. Read it with: {command}")
     packed = [name for name in names if re.search(r"\.(zip|tgz|tar\.(gz|bz2|xz|zst))$", name) and "devkit" not in name]
     if packed:
-        raise DataError(
-            f"data.root={folder} holds {first_few(packed)}, but pictures in compressed archives cannot be read by "
-            "position: unpack them, with unzip or tar -xf"
-        )
+        problem = "pictures in compressed archives cannot be read by position: unpack them, with unzip or tar -xf"
+        raise DataError(f"data.root={folder} holds {first_few(packed)}, but {problem}")
     if validation:
         raise DataError(f"data.root={folder} holds {first_few(validation)}, but neither train/ nor {ARCHIVES['train']}")

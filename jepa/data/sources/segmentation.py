@@ -125,6 +125,8 @@ def list_pairs(root: Path, part: str, others: Counter[str]) -> list[tuple[str, s
             )
         paths = [path for path, _ in list_samples(root, folder, IMAGES, others, flat=True)]
         found[kind] = {os.path.splitext(os.path.relpath(path, folder))[0]: path for path in paths}
+        if twice := set(paths).difference(found[kind].values()):
+            raise DataError(f"{root / min(twice)} has another file of the same name beside it: remove or rename one")
     images, masks = found["images"], found["masks"]
     for kind, other, lonely in (("images", "masks", images.keys() - masks), ("masks", "images", masks.keys() - images)):
         if lonely:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from torch import Tensor
 
 from jepa.data.sources.download import memory_limit
 from jepa.data.sources.splits import MOST_LEFT_OUT, NO_LABEL, first_few, number_classes
+from jepa.data.sources.step_labels import step_truths
 from jepa.data.sources.table_times import step_length
 from jepa.data.sources.time_table import TimeTable, columns_option, in_units
 from jepa.utils.errors import DataError
+from jepa.utils.lazy_import import lazy_import
 
-if TYPE_CHECKING:
-    import pandas
-
+pandas = lazy_import("pandas")
 log = logging.getLogger("jepa")
 MOST_NOTES = 5
 TABLES = re.compile(r"\.(csv|tsv|txt|parquet|pq)(\.(gz|bz2|xz))?", re.IGNORECASE)
@@ -34,6 +35,8 @@ class Timeline:
 
     ends: where the training, validation and test parts end; each begins where the one before ends. period: steps of a
     season, for the seasonal-naive forecast; None where it is not known. names: of the channels. path: of its file.
+    times: of the steps, a pandas Series, or None.
+    truth: what is known of each step (T,), see `step_truths`; None for nothing.
     """
 
     values: Tensor
@@ -41,16 +44,17 @@ class Timeline:
     period: int | None
     names: tuple[str, ...]
     path: str = ""
+    times: Any = None
+    truth: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class SeriesSplits:
     """Training and test series, each (C, T) float32 with NaN for missing, T of any length; or timelines.
 
-    Series of infinite values are bad samples, and of a timeline such values are missing (`SeriesData`).
-
     train_labels, test_labels: of each series, int; class_names[label] names them. None: there are no labels.
     lines: what the first lines of a run say of the tables. wrong: of each split, number -> why a series cannot be used.
+    truth_names: of the classes in the truth of timelines; None for numbers.
     """
 
     train: Sequence[Tensor] = ()
@@ -61,6 +65,7 @@ class SeriesSplits:
     timelines: Sequence[Timeline] = ()
     lines: tuple[str, ...] = ()
     wrong: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    truth_names: tuple[str, ...] | None = None
 
 
 def ucr(*, root: str, name: str) -> SeriesSplits:
@@ -111,10 +116,9 @@ def _labelled(path: Path, arrays: dict[str, np.ndarray], split: str) -> tuple[li
     x, y = arrays[f"{split}_x"], arrays[f"{split}_y"]
     numbers = x.dtype.kind in "fiub" and x.ndim == 3 and x.size
     if not numbers or y.shape != (len(x),) or y.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: {split}_x is {x.dtype} {x.shape} and {split}_y {y.dtype} {y.shape}, expected numbers (N, "
-            "channels, time), none of them 0, and N whole numbers from 0"
-        )
+        got = f"{split}_x is {x.dtype} {x.shape} and {split}_y {y.dtype} {y.shape}"
+        expected = "numbers (N, channels, time), none of them 0, and N whole numbers from 0"
+        raise DataError(f"{path}: {got}, expected {expected}")
     values = _as_float32(x)
     if np.isnan(values).all():
         raise DataError(f"{path}: {split}_x holds nothing but NaN")
@@ -135,23 +139,17 @@ def ett(*, root: str) -> SeriesSplits:
     the file's name, or by the steps of its date column. The season is a day. Raises DataError for what is neither.
     """
     if not os.path.isfile(root):
-        raise DataError(
-            f"data.root={root} is not a file: expected one of the ETT tables, such as data.root=/data/ETTh1.csv"
-        )
+        raise DataError(f"data.root={root} is not a file: expected an ETT table, such as data.root=/data/ETTh1.csv")
     table = TimeTable(root)
     steps_a_day = next((steps for name, steps in (("etth", 24), ("ettm", 96)) if name in Path(root).name.lower()), None)
     steps_a_day = steps_a_day or table.steps_a_day()
     if steps_a_day not in (24, 96):
-        raise DataError(
-            f"{root} is neither hourly (ETTh) nor every 15 minutes (ETTm), by its name or its date column: use "
-            "data=series_csv for other tables"
-        )
+        problem = "is neither hourly (ETTh) nor every 15 minutes (ETTm), by its name or its date column"
+        raise DataError(f"{root} {problem}: use data=series_csv for other tables")
     ends = tuple(30 * steps_a_day * months for months in (12, 16, 20))
-    if len(table.numbers) < ends[2]:
-        raise DataError(
-            f"{root} has {len(table.numbers)} rows, but 20 months of {steps_a_day} steps a day take {ends[2]}: the "
-            "file is cut short, or no ETT table (for others use data=series_csv)"
-        )
+    if (rows := len(table.numbers)) < ends[2]:
+        problem = f"has {rows} rows, but 20 months of {steps_a_day} steps a day take {ends[2]}"
+        raise DataError(f"{root} {problem}: it is cut short, or no ETT table (for others use data=series_csv)")
     return _series_splits([table], [ends], steps_a_day)
 
 
@@ -166,56 +164,40 @@ def series_csv(
     splits: Sequence[float] = (0.7, 0.1, 0.2),
     period: int | None = None,
     missing_markers: Sequence[str | float] = (),
+    step_labels: str | None = None,
 ) -> SeriesSplits:
-    """A table with a header and one row per time step, or a folder of such tables with the same columns.
-
-    CSV, also compressed, or parquet; every file of a folder is a series of its own.
+    """A table, CSV (compressed or not) or parquet, with a row per time step, or a folder of such with the same columns.
 
     columns: the channels; None takes all numbers but times, and leaves text out.
     time_column: holds the time, or several: year, month, day and so on, or date and clock time; None finds them
         (`find_times`). separator, decimal: see `read_table`.
-    resample: takes means over each such length of time, as 15min, 1h or 1D; None takes rows as they are, and warns
-        where their steps differ.
-    splits: shares of the rows of each file for training, validation and test, one after the other; without
-        validation the penalty of a forecast cannot be chosen.
+    resample: takes means over each such length of time, as 15min, 1h or 1D; None warns where steps differ.
+    splits: shares of the rows of each file for training, validation and test, one after the other.
     period: rows of a season; None takes a day, where steps are shorter.
     missing_markers: words that stand for a missing cell, besides empty ones and NaN, NA, null.
+    step_labels: a column that says what each step is, for `DenseProbe`, and is no channel; see `step_truths`.
 
-    Rows are put in the order of their times. A cell that is no number, and a row of too many cells, is missing, which a
-    warning says (see `read_table`). Raises ValueError for settings that make no sense, DataError for what
-    cannot be read.
+    Rows are put in the order of their times; what cannot be read is missing, with a warning (`read_table`). Raises
+    ValueError for settings that make no sense, DataError for what cannot be read.
     """
     if len(splits) != 3 or min(splits) <= 0 or sum(splits) > 1 + 1e-9:
-        raise ValueError(
-            f"data.source.splits={list(splits)}: expected shares of training, validation and test, all above 0 and at "
-            "most 1 together"
-        )
+        expected = "shares of training, validation and test, all above 0 and at most 1 together"
+        raise ValueError(f"data.source.splits={list(splits)}: expected {expected}")
     if period is not None and period < 1:
         raise ValueError(f"data.source.period={period}: expected the rows of a season, at least 1, or null")
     if resample is not None:
         step_length(resample)
     paths, lines = find_tables(root)
-    reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
-    tables = [
-        series_table(each, columns=columns, time_column=time_column, resample=resample, **reading) for each in paths
-    ]
+    reading = {"columns": columns, "time_column": time_column, "separator": separator, "decimal": decimal}
+    reading |= {"missing_markers": missing_markers, "step_labels": step_labels}
+    tables = [series_table(each, resample=resample, **reading) for each in paths]
     ends = [tuple(min(len(t.numbers), round(float(s) * len(t.numbers))) for s in np.cumsum(splits)) for t in tables]
     return _series_splits(tables, ends, period, tuple(lines))
 
 
-def series_table(
-    table: str | pandas.DataFrame,
-    *,
-    columns: Sequence[str] | None = None,
-    time_column: str | Sequence[str] | None = None,
-    separator: str | None = None,
-    decimal: str | None = None,
-    resample: str | None = None,
-    missing_markers: Sequence[str | float] = (),
-) -> TimeTable:
-    """Return a table, by its path or in memory, with its rows in order and resampled; see `series_csv`."""
-    reading = {"separator": separator, "decimal": decimal, "missing_markers": missing_markers}
-    found = TimeTable(table, columns, time_column, **reading)
+def series_table(table: str | pandas.DataFrame, *, resample: str | None = None, **reading: Any) -> TimeTable:
+    """Return a table, by its path or in memory, with its rows in order and resampled; reading: see `series_csv`."""
+    found = TimeTable(table, **reading)
     found.put_in_order()
     found.find_markers()
     if resample is None:
@@ -230,18 +212,15 @@ def find_tables(root: str) -> tuple[list[str], list[str]]:
     if os.path.isfile(root):
         return [root], []
     if not os.path.isdir(root):
-        raise DataError(
-            f"data.root={root} is not a file, nor a folder: expected a table, such as data.root=/data/ETTh1.csv, or a "
-            "folder of tables"
-        )
+        expected = "a table, such as data.root=/data/ETTh1.csv, or a folder of tables"
+        raise DataError(f"data.root={root} is not a file, nor a folder: expected {expected}")
     files = sorted(path for path in Path(root).rglob("*") if path.is_file())
     files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(root).parts)]
     found = [path for path in files if TABLES.search(path.name)]
     found = [path for path in found if TABLES.search(path.name).group(1).lower() != "txt"] or found
     if not found:
-        raise DataError(
-            f"data.root={root} holds no tables (.csv, .tsv, .parquet), but {first_few(files) or 'no files'}"
-        )
+        others = first_few(files) or "no files"
+        raise DataError(f"data.root={root} holds no tables (.csv, .tsv, .parquet), but {others}")
     rest = [path for path in files if path not in set(found)]
     others = [f"other files, left out: {len(rest)} ({first_few(rest)})"] if rest else []
     series = [f"{len(found)} tables, each a series that is split by time; no window crosses from one to another"]
@@ -254,40 +233,50 @@ def _series_splits(
     """Logs the notes. Raises DataError for tables of different channels, and channels empty in the training parts."""
     notes = [f"{table.path}: {note}" for table in tables for note in table.notes]
     for note in notes[:MOST_NOTES]:
-        log.warning("%s", note)
+        warn_once(note)
     if len(notes) > MOST_NOTES:
-        log.warning("other tables have such faults too: %d", len(notes) - MOST_NOTES)
+        warn_once(f"{tables[0].path}: other tables have such faults too: {len(notes) - MOST_NOTES}")
     steps = {in_units(table.step): table.path for table in tables if table.step is not None}
     if len(steps) > 1:
         shown = ", ".join(f"{step} ({Path(path).name})" for step, path in steps.items())
-        log.warning("the tables have different steps, %s: data.source.resample=... makes them alike", shown)
+        warn_once(f"the tables have different steps, {shown}: data.source.resample=... makes them alike")
     text = {name for table in tables for name in table.text}
     every = list(dict.fromkeys(name for table in tables for name in table.numbers.columns if name not in text))
     for table in tables:
         if lacking := [name for name in every if name not in table.numbers.columns]:
-            common = [name for name in every if all(name in each.numbers.columns for each in tables)]
-            raise DataError(
-                f"{table.path} has no column {lacking[0]!r}, which other tables have: name the channels, as by "
-                f"{columns_option(common)}"
-            )
+            common = columns_option([name for name in every if all(name in each.numbers.columns for each in tables)])
+            problem = f"has no column {lacking[0]!r}, which other tables have"
+            raise DataError(f"{table.path} {problem}: name the channels, as by {common}")
         table.numbers = table.numbers[every]
     values = [_as_float32(table.numbers.to_numpy().T) for table in tables]
     for number, name in enumerate(every):
         if any(end[0] for end in ends) and all(np.isnan(v[number, : end[0]]).all() for v, end in zip(values, ends)):
-            raise DataError(
-                f"{tables[0].path}: column {name!r} holds no values in the training part, its first {ends[0][0]} rows: "
-                "leave it out with data.source.columns=[...], or change data.source.splits"
-            )
+            problem = f"column {name!r} holds no values in the training part, its first {ends[0][0]} rows"
+            advice = "leave it out with data.source.columns=[...], or change data.source.splits"
+            raise DataError(f"{tables[0].path}: {problem}: {advice}")
     seasons = {table.steps_a_day() for table in tables}
-    period = next(iter(seasons)) if period is None and len(seasons) == 1 else period
+    period = seasons.pop() if period is None and len(seasons) == 1 else period
     told = "; ".join(dict.fromkeys(table.told for table in tables))
-    return SeriesSplits(
-        timelines=[
-            Timeline(torch.from_numpy(each), end, period, tuple(every), table.path)
-            for each, end, table in zip(values, ends, tables)
-        ],
-        lines=(*lines, f"read as {told}", *tables[0].lines()),
-    )
+    missing = {name: sum(int(np.isnan(each[n]).sum()) for each in values) for n, name in enumerate(every)}
+    if total := sum(missing.values()):
+        most, cells = max(missing, key=missing.get), sum(each.size for each in values)
+        lines += (f"missing cells: {total:,} of {cells:,} ({total / cells:.2%}), most in {most} ({missing[most]:,})",)
+    truths, truth_names, said = [None] * len(tables), None, []
+    if tables[0].labels is not None:
+        truths, truth_names, line = step_truths([table.labels for table in tables], tables[0].path)
+        said = [line]
+    each = zip(values, ends, tables, truths)
+    timelines = [
+        Timeline(torch.from_numpy(v), end, period, tuple(every), t.path, t.times, truth) for v, end, t, truth in each
+    ]
+    lines = (*lines, f"read as {told}", *tables[0].lines(), *said)
+    return SeriesSplits(timelines=timelines, lines=lines, truth_names=truth_names)
+
+
+@functools.cache
+def warn_once(note: str) -> None:
+    """Log what is wrong with a file, once in a process, which may read it again for a report."""
+    log.warning("%s", note)
 
 
 def _as_float32(values: np.ndarray) -> np.ndarray:

@@ -1,35 +1,33 @@
-"""Files of sound, of which only the asked part is read; what is damaged raises `UnreadableSample`."""
+"""Files of sound, of which only the asked part is read, and the Free Spoken Digit Dataset."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from jepa.data.sources.decoders import File, readable
-from jepa.data.sources.splits import FileSamples
+from jepa.data.sources.download import download_file, read_archive
+from jepa.data.sources.splits import FileSamples, Splits, number_classes
 from jepa.data.stream import UnreadableSample
+from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import require
 
-HIGHEST_RATE = 2_000_000
-"""Hz; sound of higher rates is taken for a damaged header."""
-
-MOST_FRAMES = 2**50
-"""A header that claims more does not know."""
-
-BLOCK = 2**21
-"""Values that are decoded at a time, before channels are averaged: 8 MiB."""
+HIGHEST_RATE = 2_000_000  # Hz; sound of higher rates is taken for a damaged header
+MOST_FRAMES = 2**50  # a header that claims more does not know
+BLOCK = 2**21  # values that are decoded at a time, before channels are averaged: 8 MiB
 
 
 def require_soundfile() -> ModuleType:
-    """Return the library that reads files of sound. Raise MissingPackageError without it."""
     return require("soundfile", extra="audio", purpose="reading sound")
 
 
@@ -58,27 +56,22 @@ class SoundFile:
         Raises UnreadableSample where none can be decoded, and for samples that are NaN or infinite.
         """
         left = self.frames - start if count is None else count
-        block = max(1, BLOCK // self._file.channels)
-        parts = []
+        block, parts = max(1, BLOCK // self._file.channels), []
         damage = require_soundfile().SoundFileError
-        try:
-            with _silent_stderr():
-                self._file.seek(start)
-        except damage:
-            raise UnreadableSample(self.name, self._ends_before(start)) from None
         with readable(None, self.name, damage), _silent_stderr():
+            try:
+                self._file.seek(start)
+            except damage:
+                left = 0
             while left > 0 and len(samples := self._file.read(min(left, block), dtype="float32", always_2d=True)):
                 parts.append(torch.from_numpy(samples.mean(axis=1)))
                 left -= len(samples)
         if not parts:
-            raise UnreadableSample(self.name, self._ends_before(start))
+            raise UnreadableSample(self.name, f"it ends before sample {start:,}, its header claims {self.frames:,}")
         wave = torch.cat(parts)
         if not bool(wave.isfinite().all()):  # files of floats may hold them, and NaN would pass for padding
             raise UnreadableSample(self.name, "it holds samples that are NaN or infinite")
         return wave
-
-    def _ends_before(self, start: int) -> str:
-        return f"it ends before sample {start:,}, but its header claims {self.frames:,}"
 
 
 @contextlib.contextmanager
@@ -101,8 +94,7 @@ class SoundTensor:
         self.wave, self.rate, self.frames = wave, rate, len(wave)
 
     def read(self, start: int = 0, count: int | None = None) -> Tensor:
-        """Return the samples from `start` on, at most `count`."""
-        return self.wave[start:] if count is None else self.wave[start : start + count]
+        return self.wave[start:][:count]
 
 
 @dataclass(frozen=True)
@@ -115,7 +107,6 @@ class SoundPart:
 
     @property
     def rate(self) -> int:
-        """In Hz."""
         return self.whole.rate
 
     def read(self, start: int = 0, count: int | None = None) -> Tensor:
@@ -123,44 +114,107 @@ class SoundPart:
         return self.whole.read(self.start + start, self.frames - start if count is None else count)
 
 
-class SoundPieces:
-    """Files of sound in pieces of so many seconds, each a sample with the label of its file.
+def piece_spans(frames: int, rate: int, seconds: float, stride: float | None = None) -> list[tuple[int, int]]:
+    """Return (start, length) in samples of the pieces of a sound, one every `stride` seconds, else one after another.
 
-    The last piece of a file is at least half as long. A file that cannot be read is one piece, a bad sample.
+    A last one shorter than half a piece is left out, unless it is the only one, as is what the piece before holds.
     """
+    length, step = max(1, round(seconds * rate)), max(1, round((stride or seconds) * rate))
+    starts = range(0, frames, step)
+    kept = [at for at in starts if at == 0 or (2 * (frames - at) >= length and at - step + length < frames)]
+    return [(start, min(length, frames - start)) for start in kept]
+
+
+class SoundPieces:
+    """Files of sound in pieces (`piece_spans`), labelled as their files; an unreadable one is one bad sample."""
 
     def __init__(self, files: FileSamples, seconds: float) -> None:
-        self.files, self.seconds = files, seconds
-        lengths = [seconds_of(files.describe(number)) for number in range(len(files))]
-        self.ends = np.cumsum([max(1, int(length / seconds + 0.5)) for length in lengths])
+        self.files = files
+        places = []
+        for number in range(len(files)):
+            frames, rate = length_of(*files.file(number, files.describe(number)))
+            places += [(number, rate, *span) for span in piece_spans(frames, rate, seconds) or [(0, 0)]]
+        self.places = np.array(places, dtype=np.int64).reshape(-1, 4)  # number of the file, rate, start, length
 
     def __len__(self) -> int:
-        return int(self.ends[-1]) if len(self.ends) else 0
+        return len(self.places)
 
     def describe(self, index: int) -> str:
-        """The path of a piece's file, and where it begins."""
-        number, piece = self._place(index)
-        return f"{self.files.describe(number)}, from {piece * self.seconds:g} s"
+        number, rate, start, _ = self.places[index].tolist()
+        return f"{self.files.describe(number)}, from {start / rate:g} s"
 
     def __getitem__(self, index: int) -> tuple[SoundPart, int | None]:
-        number, piece = self._place(index)
+        number, _, start, length = self.places[index].tolist()
         sound, label = self.files[number]
-        start = min(int(piece * self.seconds * sound.rate), sound.frames - 1)
-        return SoundPart(sound, start, min(int(self.seconds * sound.rate), sound.frames - start)), label
-
-    def _place(self, index: int) -> tuple[int, int]:
-        number = int(np.searchsorted(self.ends, index, side="right"))
-        return number, index - (int(self.ends[number - 1]) if number else 0)
+        return SoundPart(sound, start, length), label
 
 
-def seconds_of(path: str) -> float:
-    """Return how long a file of sound is, as its header says; 0 for one that cannot be read."""
+def in_pieces(splits: Splits, seconds: float | None, key: str) -> Splits:
+    """Return the splits with each file in pieces, and a line that counts them; None: as they are."""
+    if seconds is None:
+        return splits
+    if seconds <= 0:
+        raise ValueError(f"{key}={seconds}: expected seconds above 0, or null")
+    train, test = (SoundPieces(files, seconds) for files in (splits.train, splits.test))
+    files, pieces = len(splits.train) + len(splits.test), len(train) + len(test)
+    line = f"{files:,} files of sound in {pieces:,} pieces of {seconds:g} s"
+    return replace(splits, train=train, test=test, lines=(*splits.lines, line))
+
+
+def length_of(file: File, name: str | None = None) -> tuple[int, int]:
+    """Return the samples of a file of sound, as its header says, and its rate; (0, 1) for one that cannot be read."""
     try:
-        sound = SoundFile(path)
+        sound = SoundFile(file, name)
     except UnreadableSample:
-        return 0.0
-    return sound.frames / sound.rate
+        return 0, 1
+    return sound.frames, sound.rate
 
 
 Sound = SoundFile | SoundPart | tuple[Tensor, int]
 """What sources of sound give: a file, or a waveform (t,) float32 in [-1, 1] and its rate in Hz."""
+FSDD_URL = "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.tar.gz"
+FSDD_NAME = re.compile(r"(?P<digit>[0-9])_(?P<speaker>[a-z]+)_(?P<index>[0-9]+)\.wav")
+FSDD_TEST = 5  # recordings 0 .. 4 of every digit by every speaker are the official test split.
+
+
+def fsdd(*, root: str, label: Literal["digit", "speaker"] = "digit", download: bool = True) -> Splits:
+    """Free Spoken Digit Dataset (Jackson et al.): digits 0 .. 9, six speakers, 50 recordings each, 8 kHz.
+
+    root: a folder with the files <digit>_<speaker>_<index>.wav at any depth, or with an archive of them, or this,
+    which is held in memory. Else it is downloaded, and has no published check sum. label: what the classes are.
+    Splits are the official ones, recordings 0 .. 4 to test. Raises DataError for nothing there, and a damaged archive.
+    """
+    if label not in ("digit", "speaker"):
+        raise ValueError(f"data.label={label!r} is neither digit nor speaker")
+    require_soundfile()  # before training reads the first file
+    place = Path(root)
+    paths, contents = [str(path.relative_to(place)) for path in place.rglob("*.wav") if _parse(path.name)], None
+    if not paths:
+        place = place if place.is_file() else _find_archive(place, download=download)
+        contents = read_archive(place, lambda name: _parse(name) is not None)
+        paths = list(contents)
+    if not paths:
+        raise DataError(f"{place} holds no files <digit>_<speaker>_<index>.wav: it is another archive")
+    names = tuple(sorted({_parse(path)[label] for path in paths}))
+    index, lines = number_classes(names, (), where=f"data.root={root}")
+    splits = {}
+    for split, wanted in (("train", f"from {FSDD_TEST}"), ("test", f"0 to {FSDD_TEST - 1}")):
+        chosen = [path for path in sorted(paths) if (int(_parse(path)["index"]) < FSDD_TEST) == (split == "test")]
+        if not chosen:
+            raise DataError(f"{place} holds no recordings of index {wanted}, the {split} split: get all of its files")
+        labels = None if index is None else [index[_parse(path)[label]] for path in chosen]
+        splits[split] = FileSamples(chosen, labels, SoundFile, folder=place, contents=contents)
+    return Splits(**splits, class_names=None if index is None else names, lines=lines)
+
+
+def _parse(path: str) -> re.Match[str] | None:
+    return FSDD_NAME.fullmatch(os.path.basename(path))
+
+
+def _find_archive(root: Path, *, download: bool) -> Path:
+    if archives := [*root.glob("fsdd*.tar*"), *root.glob("free-spoken-digit*.tar*")]:
+        return min(archives)
+    target, name = root / "free-spoken-digit-dataset.tar.gz", "the Free Spoken Digit Dataset"
+    wanted = ["the recordings (0_george_0.wav, ...)", "or an archive of them (fsdd.tar.xz), as data.root, too"]
+    download_file(target, urls=[FSDD_URL], md5=None, allowed=download, name=name, root=root, wanted=wanted)
+    return target

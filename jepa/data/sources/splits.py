@@ -18,17 +18,10 @@ from jepa.utils.errors import DataError
 from jepa.utils.random import generator
 
 T = TypeVar("T")
-
-Listed = list[tuple[Any, str | None]]
-"""What is listed for each sample of a split, such as its path, and its class; None in data without labels."""
-
-NO_LABEL = "it has no label, or one that no training sample has"
-"""Of a bad sample."""
-MOST_LEFT_OUT = 0.1
-"""Share of the entries of a list, or of the labels of a test split, that may be unusable."""
-
-Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]
-"""(what is listed, labels or None) -> samples"""
+Listed = list[tuple[Any, str | None]]  # what is listed for each sample, such as its path, and its class, if any
+NO_LABEL = "it has no label, or one that no training sample has"  # of a bad sample
+MOST_LEFT_OUT = 0.1  # share of the entries of a list, or of the labels of a test split, that may be unusable
+Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]  # (what is listed, labels or None) -> samples
 
 
 @dataclass(frozen=True)
@@ -48,10 +41,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class TensorImages:
-    """Images in memory, uint8 (N, C, H, W), and their labels, int64 (N,) or None.
-
-    As all have one size, `ImageData` augments them a batch at a time.
-    """
+    """Images uint8 (N, C, H, W) and labels int64 (N,) or None; all of one size, to be augmented as batches."""
 
     images: Tensor
     labels: Tensor | None
@@ -63,12 +53,31 @@ class TensorImages:
         return self.images[index], None if self.labels is None else int(self.labels[index])
 
 
+@dataclass(frozen=True)
+class KnownSamples:
+    """Samples and the truth at their places (`DataModule.truth_batches`), by index, or times of sounds, and input."""
+
+    samples: Samples
+    truth: Callable[[Any, Any], Tensor]
+    truth_names: tuple[str, ...] | None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        return self.samples[index]
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "samples":  # being unpickled
+            raise AttributeError(name)
+        return getattr(self.samples, name)
+
+
 class FileSamples:
     """Files and their labels; items are (what `decode` makes of the file, label).
 
-    paths: relative to `folder`. labels: one for each path, -1 for one that has none, which makes it a bad sample; or
-        None. contents: path -> content of files in memory.
-    decode: called with a path, or a file in memory and its path; raises UnreadableSample for damaged files.
+    paths: relative to `folder`. labels: one for each path, -1 for a bad sample; or None. contents: path -> content of
+    files in memory. decode: called with a path, or a file in memory and its path.
     """
 
     def __init__(
@@ -89,7 +98,6 @@ class FileSamples:
         return len(self.paths)
 
     def describe(self, index: int) -> str:
-        """The path of a sample."""
         return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
@@ -99,7 +107,6 @@ class FileSamples:
         return value, None if self.labels is None else int(self.labels[index])
 
     def file(self, index: int, name: str) -> tuple[Any, ...]:
-        """What `decode` is called with; name: of the sample. Raises UnreadableSample where there is no such file."""
         if self.contents is None:
             return (name,)
         if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
@@ -110,10 +117,7 @@ class FileSamples:
 def hold_out(
     samples: Sequence[T], fraction: float, seed: int, *counters: int, where: str | Path | None = None
 ) -> tuple[list[T], list[T]]:
-    """The training and the test samples, both in order: a `fraction` for testing, drawn by `seed`.
-
-    At least one of each where there are two or more. A single sample is for training, or a DataError if `where` is set.
-    """
+    """The training and the test samples, at least one each, by `seed`. Raise DataError for one sample with `where`."""
     count = len(samples)
     if where is not None and count < 2:
         raise DataError(f"{where} holds {count} samples; expected at least 2, of which one is kept aside for testing")
@@ -148,18 +152,15 @@ def split_listed(
         groups: dict[str | None, Listed] = {}
         for sample in train:
             groups.setdefault(None if index is None else sample[1], []).append(sample)
-        train, test = [], []
-        for number, group in enumerate(groups.values()):
-            kept, held = hold_out(group, fraction, seed, number)
-            train += kept
-            test += held
+        halves = [hold_out(group, fraction, seed, number) for number, group in enumerate(groups.values())]
+        train, test = ([sample for part in parts for sample in part] for parts in zip(*halves))
         if not test:
             raise DataError(f"{where} has no class with two samples, so none can be kept aside for the test split")
     samples = []
     for part, make_part in ((train, make), (test, make_test or make)):
         labels = None if index is None else [index.get(name, -1) for _, name in part]
         samples.append(make_part([item for item, _ in part], labels))
-    return Splits(*samples, class_names=None if index is None else tuple(classes), lines=tuple(lines))
+    return Splits(*samples, class_names=index and tuple(index), lines=tuple(lines))
 
 
 def number_classes(
@@ -168,9 +169,8 @@ def number_classes(
     """Class -> label, and what the first lines of a run say of the classes: the one place where labels become classes.
 
     None, for data without labels, where training has a single class: published lists label every sample 0.
-    names: the classes of the training split, in order. test: the class of each test sample that has one. where: what
-    holds the data. Raises DataError where more than MOST_LEFT_OUT of the test samples have classes that train has not;
-    fewer are bad samples.
+    names: the classes of training, in order. test: those of the test samples that have one. where: what holds the data.
+    Raises DataError where more than MOST_LEFT_OUT of the test samples have other classes; fewer are bad samples.
     """
     if len(names) < 2:
         what = f"all labels are alike ({first_few(names)})" if names else "no sample has a label"
@@ -178,10 +178,8 @@ def number_classes(
     known = set(names)
     unknown = [name for name in test if name not in known]
     if len(unknown) > MOST_LEFT_OUT * len(test):
-        raise DataError(
-            f"{where}: the classes {first_few(sorted(set(unknown)))} of the test split are not in train, which has "
-            f"{first_few(names)}"
-        )
+        found = f"the classes {first_few(sorted(set(unknown)))} of the test split are not in train"
+        raise DataError(f"{where}: {found}, which has {first_few(names)}")
     return {name: number for number, name in enumerate(names)}, ()
 
 
@@ -193,13 +191,39 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_fraction(name: str, fraction: float) -> None:
-    """Raise ValueError for a share that is not between 0 and 1."""
     if not 0 < fraction < 1:
         raise ValueError(f"{name}={fraction} is not between 0 and 1, both excluded")
 
 
-def first_few(names: Iterable[object]) -> str:
-    """The first five names, for messages, and how many there are."""
+def first_few(names: Iterable[object], most: int = 5) -> str:
     names = [name.name if isinstance(name, Path) else str(name) for name in names]
-    shown = ", ".join(names[:5])
-    return shown if len(names) <= 5 else f"{shown}, ... ({len(names)} in all)"
+    return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
+
+
+class Fence:
+    """Tells the paths that leave all of some folders: by `..`, as absolute paths, or by links."""
+
+    def __init__(self, folders: Sequence[str | Path]) -> None:
+        self.folders = [os.path.join(os.path.realpath(folder), "") for folder in folders]
+        self._parents: dict[str, str] = {}  # a list has few folders, and looking a link up takes many system calls
+
+    def leaves(self, path: str) -> bool:
+        if "\0" in path:
+            return True
+        parent, name = os.path.split(path)
+        if parent not in self._parents:
+            self._parents[parent] = os.path.realpath(parent)
+        place = os.path.join(self._parents[parent], name)
+        if name in ("", ".", "..") or os.path.islink(place):
+            place = os.path.realpath(place)
+        return not any(os.path.join(place, "").startswith(folder) for folder in self.folders)
+
+
+def check_inside(listed: Iterable[tuple[str, str]], folder: str | Path) -> None:
+    """Raise DataError for the first path that leaves the folder of the data; listed: (what names it, path)."""
+    fence = Fence([folder])
+    for where, path in listed:
+        if fence.leaves(path):
+            problem = f"{path!r} leaves the folder {folder}, where the data is expected (data.root)"
+            how = "by .., as an absolute path, or by a link. If you trust this list, set data.allow_outside=true"
+            raise DataError(f"{where}: {problem}: {how}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import codecs
+import collections
+import contextlib
 import csv
 import re
 from collections import Counter
@@ -13,19 +15,11 @@ from jepa.utils.errors import DataError
 
 SEPARATORS = {"\t": "tabs", ";": "semicolons", "|": "bars", ",": "commas", r"\s+": "spaces"}
 """What may stand between cells, and its name; the first that fits is taken."""
-
-GROUPS = " '\u2019\u00a0\u202f"
-"""What may stand between thousands, besides the mark that is not the decimal one."""
-
-NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"
-"""A number by any decimal mark."""
-
+GROUPS = " '\u2019\u00a0\u202f"  # what may stand between thousands, besides the mark that is not the decimal one
+NUMBER = r"[+-]?(?:\d*[.,]?\d+|\d{1,3}(?:[.,' ]\d{3})+[.,]?\d*)(?:[eE][+-]?\d+)?"  # a number by any decimal mark
 SAMPLE = 2**18
 """Bytes of the beginning of a file, and of eight places further on, by which separator and decimal mark are told."""
-
-STRAY_ZEROS = 3
-"""Zero bytes among the first ones of a file of which it is still taken for text."""
-
+STRAY_ZEROS = 3  # zero bytes among the first ones of a file of which it is still taken for text
 BYTE_ORDER_MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
@@ -40,13 +34,10 @@ def find_encoding(path: Path, content: bytes) -> str:
             raise DataError(f"{path} holds zero bytes: it is no table of text")
         return "utf-16-be" if zeros[0] else "utf-16-le"
     for name in ("utf-8", "cp1252"):
-        decoder = codecs.getincrementaldecoder(name)()
-        try:
-            for start in range(0, len(content), 2**20):
-                decoder.decode(content[start : start + 2**20], final=start + 2**20 >= len(content))
+        with contextlib.suppress(UnicodeDecodeError):
+            parts = (content[start : start + 2**20] for start in range(0, len(content), 2**20))
+            collections.deque(codecs.iterdecode(parts, name), maxlen=0)
             return name
-        except UnicodeDecodeError:
-            pass
     return "latin-1"
 
 
@@ -64,7 +55,6 @@ def sample_lines(content: bytes, encoding: str) -> tuple[list[str], list[str]]:
 
 
 def split_lines(text: str) -> list[str]:
-    """Return the lines of a text, whatever ends them."""
     return re.split(r"\r\n|\r|\n", text)
 
 
@@ -86,10 +76,10 @@ def find_separator(head: list[str]) -> tuple[str, int]:
     """
     numbers = [number for number, line in enumerate(head) if line.strip()]
     for separator in SEPARATORS:
-        rows = list(map(_without_empty_end, split_cells(head, separator)))
+        rows = split_cells(head, separator)
         if len(rows) < 2:
             continue
-        widths = list(map(len, rows))
+        widths = [max((n for n, cell in enumerate(row, start=1) if cell.strip()), default=0) for row in rows]
         usual = Counter(widths[1:]).most_common(1)[0][0]
         if usual > 1 and max(widths[1:]) <= widths[0]:
             return separator, numbers[0]
@@ -102,22 +92,15 @@ def find_separator(head: list[str]) -> tuple[str, int]:
     return next((each for each in SEPARATORS if each in first_row), "\t"), numbers[0]  # else it is a single column
 
 
-def _without_empty_end(row: list[str]) -> list[str]:
-    return row[: max((number for number, cell in enumerate(row, start=1) if cell.strip()), default=0)]
-
-
 def is_value(name: str) -> bool:
-    """Return whether the name of a column is a number or a date."""
     return re.fullmatch(r"[\d.,:/+\-\sTZ]*\d[\d.,:/+\-\sTZ]*", name) is not None
 
 
 def find_decimal(path: Path, rows: list[list[str]], separator: str) -> str:
-    """Return the decimal mark of the numbers in some rows of a table.
+    """Return the decimal mark of the numbers in some rows of a table. Raise DataError for both, or where it is unclear.
 
     1,5 and 1.234,5 have a comma, 1.5 and 1,234.5 a point. 1,234 and 1.234 may be either: thousands, in a column whose
     other numbers are whole and below 1000, else fractions, in a table with semicolons.
-
-    Raises DataError for a table that has both, and for 1,234 in any other table.
     """
     sure: dict[str, str] = {}  # decimal mark -> a number that has it
     doubtful: dict[str, str] = {}
@@ -139,13 +122,10 @@ def find_decimal(path: Path, rows: list[list[str]], separator: str) -> str:
             elif groups:
                 doubtful.setdefault(mark, groups[0])
     if len(sure) == 2:
-        raise DataError(
-            f"{path} holds {sure['.']!r} and {sure[',']!r}: set data.source.decimal to the mark before fractions, "
-            "'.' or ','"
-        )
+        advice = "set data.source.decimal to the mark before fractions, '.' or ','"
+        raise DataError(f"{path} holds {sure['.']!r} and {sure[',']!r}: {advice}")
     if sure or separator == ";" or "," not in doubtful:
         return next(iter(sure), "," if "," in doubtful else ".")
-    raise DataError(
-        f"{path} holds {doubtful[',']!r}, whose comma may stand before a fraction or between thousands: set "
-        "data.source.decimal=',' or data.source.decimal='.'"
-    )
+    problem = "whose comma may stand before a fraction or between thousands"
+    advice = "set data.source.decimal=',' or data.source.decimal='.'"
+    raise DataError(f"{path} holds {doubtful[',']!r}, {problem}: {advice}")

@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jepa.data.sources.download import memory_limit, read_all
 from jepa.data.sources.splits import MOST_LEFT_OUT
@@ -29,13 +29,10 @@ from jepa.data.sources.table_dialect import (
     split_lines,
 )
 from jepa.utils.errors import DataError, UserError, first_line
-from jepa.utils.lazy_import import require
+from jepa.utils.lazy_import import lazy_import, require
 
-if TYPE_CHECKING:
-    import pandas
-
+pandas = lazy_import("pandas")
 WORDS = {name.removesuffix("s"): separator for separator, name in SEPARATORS.items()}
-PARQUET = (".parquet", ".pq")
 PACKED = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 BROKEN = "have more cells than the header has names, or a quote that is not closed"
 MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
@@ -44,26 +41,22 @@ MISSING = ("", "NA", "N/A", "NaN", "nan", "null")
 def read_table(
     path: str | Path, *, separator: str | None = None, decimal: str | None = None, missing_markers: Sequence[str] = ()
 ) -> tuple[pandas.DataFrame, str, str, list[str]]:
-    """Return a table, whose columns are numbers, dates (of parquet) or text.
+    """Return a table, whose columns are numbers, dates (of parquet) or text, the index the number of a row from 0.
 
     Also how it is written, its decimal mark, and notes on what was taken for missing: cells that are no numbers among
-    numbers, and rows that cannot be read, up to MOST_LEFT_OUT of a column or of the rows.
-
-    separator, decimal: None detects them. missing_markers: see `series_csv`. Numbers may be grouped, as
-    1,234,567. Rows and unnamed columns without any cell are left out; the index is the number of a row, from 0.
-
+    numbers, and rows that cannot be read, up to MOST_LEFT_OUT of a column or of the rows. Empty rows are left out.
+    separator, decimal: None detects them. missing_markers: see `series_csv`. Numbers may be grouped, as 1,234,567.
     Raises DataError for what is damaged, no table, larger than memory, or can be read in two ways.
     """
     require("pandas", extra="series", purpose="reading a table of time series")
     separator = {**WORDS, "\\t": "\t", " ": r"\s+"}.get(separator, separator)
     if separator not in (None, r"\s+") and len(separator) != 1:
-        raise ValueError(
-            f"data.source.separator={separator!r}: expected a character or one of {', '.join(WORDS)}, or null"
-        )
+        expected = f"a character or one of {', '.join(WORDS)}, or null"
+        raise ValueError(f"data.source.separator={separator!r}: expected {expected}")
     if decimal not in (None, ".", ","):
         raise ValueError(f"data.source.decimal={decimal!r}: expected '.' or ',', or null")
     path, missing_markers = Path(path), list(map(str, missing_markers))
-    parquet = path.suffix.lower() in PARQUET
+    parquet = path.suffix.lower() in (".parquet", ".pq")
     lost: list[int] = []
     try:
         if parquet:
@@ -81,8 +74,7 @@ def read_table(
     if not frame.columns.is_unique:
         raise DataError(f"{path} has two columns of the name {frame.columns[frame.columns.duplicated()][0]!r}")
     empty = [name for name in frame.columns if name.startswith("Unnamed: ") and frame[name].isna().all()]
-    frame = frame.drop(columns=empty)
-    frame = frame[frame.notna().any(axis=1) | frame.index.isin(lost)]
+    frame = frame.drop(columns=empty)[frame.notna().any(axis=1) | frame.index.isin(lost)]
     if not len(frame):
         raise DataError(f"{path} has no rows below its header")
     marks: set[str] = set()
@@ -98,7 +90,6 @@ def read_table(
 
 
 def _about_cells(strange: Mapping[str, pandas.Series]) -> list[str]:
-    """Return a note on cells that are taken for missing. strange: column -> its cells that are no numbers."""
     if not strange:
         return []
     name, cells = next(iter(strange.items()))
@@ -111,15 +102,10 @@ def _about_cells(strange: Mapping[str, pandas.Series]) -> list[str]:
 
 
 def _read_parquet(path: Path) -> pandas.DataFrame:
-    import pandas
-
     parquet = require("pyarrow.parquet", extra="series", purpose="reading a parquet table")
     claimed = parquet.ParquetFile(path).metadata
-    size = max(
-        8 * claimed.num_rows * claimed.num_columns,
-        sum(claimed.row_group(number).total_byte_size for number in range(claimed.num_row_groups)),
-    )
-    if size > memory_limit():
+    packed = sum(claimed.row_group(number).total_byte_size for number in range(claimed.num_row_groups))
+    if (size := max(8 * claimed.num_rows * claimed.num_columns, packed)) > memory_limit():
         raise DataError(f"{path} claims {size / 2**30:,.0f} GiB, which do not fit in memory: give a part of it")
     frame = pandas.read_parquet(path, engine="pyarrow")
     named = isinstance(frame.index, pandas.DatetimeIndex) or any(name is not None for name in frame.index.names)
@@ -130,8 +116,6 @@ def _read_csv(
     path: Path, separator: str | None, decimal: str | None, missing_markers: Sequence[str]
 ) -> tuple[pandas.DataFrame, str, str, list[int]]:
     """As `read_table`, but with the numbers of the rows that cannot be read, which are empty."""
-    import pandas
-
     content = _unpacked(path)
     encoding = find_encoding(path, content)
     if not encoding.startswith("utf-16"):
@@ -165,8 +149,6 @@ def _parse(
     missing_markers: Sequence[str],
 ) -> tuple[pandas.DataFrame, str, str]:
     """The table, how it is written, and its decimal mark. Raises ParserError and others for rows of too many cells."""
-    import pandas
-
     separator, header, hint, names, lines = _layout(path, content, encoding, separator)
     if 8 * content.count(b"\n") * len(names) > memory_limit():
         raise DataError(f"{path} cannot be read: its cells do not fit in memory as numbers, give a part of it")
@@ -188,13 +170,10 @@ def _parse(
             )
         except pandas.errors.EmptyDataError:
             raise DataError(f"{path} has no rows below its header") from None
-    told = [
-        f"{SEPARATORS.get(separator, repr(separator))} between cells",
-        f"decimal {'comma' if decimal == ',' else 'point'}",
-        encoding.removesuffix("-sig").upper(),
-        *([f"{header} lines above the header left out"] if header and not hint else []),
-    ]
-    return frame, ", ".join(told), decimal
+    told = f"{SEPARATORS.get(separator, repr(separator))} between cells, decimal "
+    told += f"{'comma' if decimal == ',' else 'point'}, {encoding.removesuffix('-sig').upper()}"
+    told += f", {header} lines above the header left out" if header and not hint else ""
+    return frame, told, decimal
 
 
 def _layout(
@@ -204,13 +183,11 @@ def _layout(
     head, rest = sample_lines(content, encoding)
     if not any(line.strip() for line in head):
         raise DataError(f"{path} has no rows below its header")
-    hint = re.fullmatch(r"\ufeff?sep=(.)", head[0].strip("\r\n"), re.IGNORECASE)  # a line that spreadsheets write
+    header, hint = 0, re.fullmatch(r"\ufeff?sep=(.)", head[0].strip("\r\n"), re.IGNORECASE)  # by a spreadsheet
     if hint:
         separator, header = separator or hint.group(1), 1
     elif separator is None:
         separator, header = find_separator(head)
-    else:
-        header = 0
     closed = [line for line in [*head[header + 1 :], *rest] if line.count('"') % 2 == 0]
     return separator, header, bool(hint), split_cells(head[header:], separator)[0], closed
 
@@ -241,7 +218,6 @@ def _without_broken_rows(
 
 
 def _unpacked(path: Path) -> bytes:
-    """Return the content of a file, unpacked where its first bytes say that it is packed."""
     with path.open("rb") as file:
         start = file.read(8)
     if start.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0")):
@@ -254,10 +230,7 @@ def _unpacked(path: Path) -> bytes:
 def _as_numbers(
     cells: pandas.Series, decimal: str, missing_markers: Sequence[str]
 ) -> tuple[pandas.Series, set[str], pandas.Series]:
-    """Return a column as numbers, the marks between its thousands, and the cells that are none, which are missing.
-
-    As it is where more than MOST_LEFT_OUT of its cells are no numbers, or one has another decimal mark.
-    """
+    """Return a column as numbers, if most are, the marks between thousands, and the cells that are none."""
     none = cells.iloc[:0]
     if not cells.map(lambda cell: isinstance(cell, str)).any():
         numbers = cells.map(_as_float, na_action="ignore")
@@ -277,7 +250,6 @@ def _as_numbers(
 
 
 def _as_float(value: Any) -> float:
-    """A number, infinite where it is too large; NaN for anything else."""
     try:
         return float(value)
     except OverflowError:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
-from jepa.data.sources.download import memory_limit
 from jepa.utils.errors import DataError
-from jepa.utils.lazy_import import require
+from jepa.utils.lazy_import import lazy_import, require
 
-if TYPE_CHECKING:
-    import pandas
-
+pandas = lazy_import("pandas")
 DATE_NAMES = ("date", "datetime", "time", "timestamp")
 PARTS = {
     "year": "year yr jahr año ano année annee anno",
@@ -23,9 +19,7 @@ PARTS = {
     "second": "second sekunde segundo seconde secondo",
 }
 """Part of a date -> what its column may be called, in any case."""
-
-DATED = 0.9
-"""Share of the cells of a column of times that can be read as such; rows of the others are left out."""
+DATED = 0.9  # share of the cells of a column of times that can be read as such; rows of the others are left out
 CLOCK = r"\d{1,2}[:.h]\d{2}(?:[:.]\d{2}(?:[.,]\d+)?)?"
 
 
@@ -79,11 +73,10 @@ def _named_parts(frame: pandas.DataFrame, free: Sequence[str]) -> dict[str, str]
 
 
 def check_names(path: str, frame: pandas.DataFrame, names: Sequence[object], key: str) -> list[str]:
-    """Return the names as the table has them. Raise DataError for one that it lacks."""
-    for name in map(str, names):
-        if name not in frame.columns:
-            raise DataError(f"{path} has no column {name!r} ({key}); its columns are {', '.join(frame.columns)}")
-    return list(map(str, names))
+    names = list(map(str, names))
+    if lacking := [name for name in names if name not in frame.columns]:
+        raise DataError(f"{path} has no column {lacking[0]!r} ({key}); its columns are {', '.join(frame.columns)}")
+    return names
 
 
 def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
@@ -92,8 +85,6 @@ def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
     named: whether it is called a date, and numbers may be dates: 20240131, or seconds (or ms, us, ns) since 1970.
     Day or month come first as more of the cells, or the more even steps, have it.
     """
-    import pandas
-
     if cells.dtype.kind == "M" or isinstance(cells.dtype, pandas.DatetimeTZDtype):
         return pandas.to_datetime(cells, utc=True).dt.tz_localize(None)
     if pandas.api.types.is_numeric_dtype(cells):
@@ -117,8 +108,6 @@ def as_dates(cells: pandas.Series, named: bool = False) -> pandas.Series | None:
 
 
 def _dates_of_numbers(cells: pandas.Series) -> pandas.Series | None:
-    import pandas
-
     known = cells.dropna()
     if not len(known) or not (known % 1 == 0).all() or known.min() < 19000101:
         return None
@@ -130,17 +119,11 @@ def _dates_of_numbers(cells: pandas.Series) -> pandas.Series | None:
 
 
 def is_clock(cells: pandas.Series) -> bool:
-    """Return whether a column holds times of the day."""
     known = cells.dropna()
-    if cells.dtype.kind in "iufbmM" or not len(known):
-        return False
-    return bool(known.astype(str).str.strip().str.fullmatch(CLOCK).mean() > DATED)
+    return cells.dtype.kind not in "iufbmM" and known.astype(str).str.strip().str.fullmatch(CLOCK).mean() > DATED
 
 
 def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
-    """Return dates with a time of the day, which is text or the number of hours."""
-    import pandas
-
     if clock.dtype.kind in "iuf":
         return dates.dt.normalize() + pandas.to_timedelta(clock, unit="hour")
     text = clock.astype(str).str.strip().str.replace(r"^(\d+)[:.h](\d+)[:.]?", r"\1:\2:", regex=True)
@@ -150,8 +133,6 @@ def _with_clock(dates: pandas.Series, clock: pandas.Series) -> pandas.Series:
 
 def _assembled(frame: pandas.DataFrame, parts: dict[str, str]) -> pandas.Series | None:
     """Return dates of columns of numbers; None where they are no dates. Hour 24 is the next day's first."""
-    import pandas
-
     numbers = {part: pandas.to_numeric(frame[name], errors="coerce") for part, name in parts.items()}
     numbers["year"] = numbers["year"].where(numbers["year"] > 99, numbers["year"] + 2000)
     days = pandas.DataFrame({part: numbers.pop(part) for part in ("year", "month", "day")})
@@ -163,8 +144,6 @@ def _assembled(frame: pandas.DataFrame, parts: dict[str, str]) -> pandas.Series 
 
 def uneven_steps(times: pandas.Series) -> tuple[pandas.Timedelta | None, int]:
     """Return the usual step and how many steps are unlike it; None where time does not go on. Months count as even."""
-    import pandas
-
     steps = times.diff().iloc[1:]
     changes = steps[steps != pandas.Timedelta(0)]
     if not changes.notna().any():
@@ -175,34 +154,13 @@ def uneven_steps(times: pandas.Series) -> tuple[pandas.Timedelta | None, int]:
 
 
 def step_length(resample: str) -> pandas.Timedelta:
-    """Return a length of time, such as 15min, 1h or 1D. Raise ValueError for anything else."""
-    pandas = require("pandas", extra="series", purpose="reading a table of time series")
+    require("pandas", extra="series", purpose="reading a table of time series")
     try:
         length = pandas.Timedelta(resample)
-        reason = "" if length > pandas.Timedelta(0) else " (it is not above 0)"
+        if length > pandas.Timedelta(0):
+            return length
+        reason = "it is not above 0"
     except (ValueError, TypeError) as error:
-        reason = f" ({error})"
-    if reason:
-        raise ValueError(
-            f"data.source.resample={resample!r} is no length of time{reason}: expected such as 15min, 1h or 1D, or null"
-        )
-    return length
-
-
-def resampled(
-    path: str, numbers: pandas.DataFrame, times: pandas.Series, step: pandas.Timedelta
-) -> tuple[pandas.DataFrame, pandas.Series]:
-    """Return the means of each step of time, NaN where nothing was measured, and the times of these rows.
-
-    Raises DataError for more rows than fit in memory.
-    """
-    import pandas
-
-    rows = (times.max() - times.min()) / step + 1
-    if 8 * rows * numbers.shape[1] > memory_limit():
-        raise DataError(
-            f"{path}: from {times.min()} to {times.max()} there are {rows:,.0f} steps of data.source.resample, "
-            "which do not fit in memory: use a longer one, or mend the times"
-        )
-    numbers = numbers.set_index(pandas.DatetimeIndex(times)).resample(step).mean()
-    return numbers, numbers.index.to_series()
+        reason = str(error)
+    expected = f"no length of time ({reason}): expected such as 15min, 1h or 1D, or null"
+    raise ValueError(f"data.source.resample={resample!r} is {expected}")

@@ -1,12 +1,7 @@
-"""Pictures in tar archives, read in place by an index of where each begins.
-
-The index is found once and kept in a hidden file beside the archives, and found again where an archive's size or time
-differs. It fixes the order of the samples, and so a run resumes exactly.
-"""
+"""Pictures in tar archives, read in place by an index of where each begins, kept in a hidden file beside them."""
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import logging
@@ -24,32 +19,26 @@ from jepa.data.sources.image_files import IMAGE_EXTENSIONS
 from jepa.data.sources.splits import FileSamples, first_few
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError, first_line
+from jepa.utils.files import write_atomic
 from jepa.utils.read_data import open_regular, parse_json
 
 log = logging.getLogger("jepa")
-
-VERSION = 1
-"""Of the index; another one is found anew."""
-MOST_INDEX = 2**33
-"""Bytes of a kept index: of 100 million pictures."""
-MOST_BYTES = 2**29
-"""Of one picture, packed as it is."""
-MOST_HEADER = 2**20
-"""Bytes of a header; long names are in headers of their own."""
-MOST_LABEL = 2**16
-"""Bytes of a file with a label."""
+VERSION = 1  # of the index; another one is found anew
+MOST_INDEX = 2**33  # bytes of a kept index: of 100 million pictures
+MOST_BYTES = 2**29  # of one picture, packed as it is
+MOST_OPEN = 100  # archives at a time
+MOST_HEADER = 2**20  # bytes of a header; long names are in headers of their own
+MOST_LABEL = 2**16  # bytes of a file with a label
 LABEL_KEYS = ("label", "cls", "class", "class_id", "wnid")
 """What may hold the label in a .json file, the first that is there."""
-LONGEST = {"name": 255, "label": 64}
-"""Bytes kept."""
+LONGEST = {"name": 255, "label": 64}  # bytes kept
 
 
 @dataclass(frozen=True)
 class Members:
-    """The pictures in some archives, in their order.
+    """Some members of archives, in their order. names: bytes (N,), of the archive inside an archive too.
 
-    names: bytes (N,), of the archive inside an archive too. labels: bytes (N,), empty where there is none.
-    places: int64 (N, 3), number of the archive, first byte, and size.
+    labels: bytes (N,), empty for none, or numbers. places: int64 (N, 3), number of the archive, first byte, and size.
     """
 
     archives: tuple[str, ...]
@@ -60,29 +49,52 @@ class Members:
     def __len__(self) -> int:
         return len(self.names)
 
+    def check(self, sizes: Sequence[int], label_kind: str) -> None:
+        """Raise ValueError for arrays of other kinds, and places beyond the ends of archives of these sizes."""
+        names, labels, places = self.names, self.labels, self.places
+        count = (len(names),)
+        kinds = [names.dtype.kind, labels.dtype.kind, places.dtype.str[1:], names.shape, labels.shape, places.shape]
+        if kinds != ["S", label_kind, "i8", count, count, (*count, 3)]:
+            raise ValueError("its arrays are of other kinds")
+        number, start, size = places.T
+        if (places < 0).any() or (number >= len(sizes)).any() or (start > np.array(sizes)[number] - size).any():
+            raise ValueError("it names places beyond the end of an archive")
+
 
 class TarSamples(FileSamples):
-    """Some of the members of archives and their labels, as `FileSamples`; rows: which members."""
+    """Some of the members of archives and their labels, as `FileSamples`; rows: which members.
+
+    most_in_memory: bytes of a file; a larger one is read as needed, or for None a bad sample if it has MOST_BYTES.
+    """
+
+    most_in_memory: int | None = None
 
     def __init__(
-        self, rows: Sequence[int], labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
+        self, rows: Sequence[int] | slice, labels: Sequence[int] | None, *, members: Members, decode: Callable[..., Any]
     ) -> None:
         super().__init__((), labels, decode)
-        rows = np.array(rows, dtype=np.int64)
+        rows = rows if isinstance(rows, slice) else np.array(rows, dtype=np.int64)
         self.archives, self.paths, self.places = members.archives, members.names[rows], members.places[rows]
+        self._opened: dict[int, BinaryIO] = {}  # where files are far away, opening one takes longer than reading
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_opened": {}}
 
     def describe(self, index: int) -> str:
-        """The archive and the name in it."""
         return os.path.join(self.archives[self.places[index][0]], super().describe(index))
 
-    def file(self, index: int, name: str) -> tuple[io.BytesIO, str]:
-        """The content of a member, in memory, and its name."""
+    def file(self, index: int, name: str) -> tuple[io.BytesIO | io.BufferedReader, str]:
         archive, start, size = self.places[index].tolist()
-        if size > MOST_BYTES:
+        if size > MOST_BYTES and self.most_in_memory is None:
             raise UnreadableSample(name, f"it claims {size:,} bytes, more than {MOST_BYTES:,}")
-        with readable(self.archives[archive], name), open(self.archives[archive], "rb") as file:
-            file.seek(start)
-            content = file.read(size)
+        with readable(self.archives[archive], name):
+            if archive not in self._opened:
+                if len(self._opened) == MOST_OPEN:
+                    self._opened.clear()
+                self._opened[archive] = open(self.archives[archive], "rb", buffering=0)  # noqa: SIM115
+            if self.most_in_memory is not None and size > self.most_in_memory:
+                return io.BufferedReader(Part(self._opened[archive], start, size)), name
+            content = read_at(self._opened[archive], size, start)
         if len(content) < max(size, 1):
             raise UnreadableSample(name, "the archive ends before it" if size else "the file is empty")
         return io.BytesIO(content), name
@@ -116,23 +128,13 @@ def index_tars(archives: Sequence[Path], kept: Path) -> tuple[Members, tuple[str
         labels=np.array([label.encode() for _, _, label, *_ in found], dtype=bytes),
         places=np.array([(number, start, size) for number, _, _, start, size in found], dtype=np.int64).reshape(-1, 3),
     )
+    arrays = {name: value for name, value in vars(members).items() if name != "archives"}
     try:
-        _write_index(kept, stamp, members)
-    except OSError as error:
-        lines.append(f"{kept} cannot be written ({error.strerror}), so the archives are indexed at every start")
+        write_atomic(kept, lambda path: np.savez(path, stamp=np.frombuffer(stamp, np.uint8), **arrays))
+    except UserError as error:
+        why = first_line(error.__cause__ or error)
+        lines.append(f"{kept} cannot be written ({why}), so the archives are indexed at every start")
     return members, tuple(lines)
-
-
-def _write_index(path: Path, stamp: bytes, members: Members) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            arrays = {"names": members.names, "labels": members.labels, "places": members.places}
-            np.savez(file, stamp=np.frombuffer(stamp, np.uint8), **arrays)
-        part.replace(path)
-    finally:
-        with contextlib.suppress(OSError):
-            part.unlink(missing_ok=True)
 
 
 def _read_index(path: Path, stamp: bytes, archives: tuple[str, ...], sizes: Sequence[int]) -> Members | None:
@@ -143,16 +145,7 @@ def _read_index(path: Path, stamp: bytes, archives: tuple[str, ...], sizes: Sequ
         if stored["stamp"].tobytes() != stamp:
             return None
         members = Members(archives, stored["names"], stored["labels"], stored["places"])
-    count = (len(members.names),)
-    kinds = [members.names.dtype.kind, members.labels.dtype.kind, members.places.dtype.str[1:]]
-    shapes = [members.names.shape, members.labels.shape, members.places.shape]
-    if kinds != ["S", "S", "i8"] or shapes != [count, count, (*count, 3)]:
-        raise ValueError("its arrays are of other kinds")
-    number, start, size = members.places.T
-    if not ((members.places >= 0).all() and (number < len(sizes)).all()):
-        raise ValueError("it names places that there are not")
-    if (start > np.array(sizes)[number] - size).any():
-        raise ValueError("it names places beyond the end of an archive")
+    members.check(sizes, "S")
     return members
 
 
@@ -160,34 +153,23 @@ def _pictures(path: Path) -> list[tuple[str, str, int, int]]:
     """(name, label, first byte, size) of each picture in an archive, and in the archives that it holds."""
     found: list[tuple[str, str, int, int]] = []
     labels: dict[str, str] = {}
-    with _opened(path) as file:
-        for member, start in _members(file, 0, os.fstat(file.fileno()).st_size, str(path)):
-            name = member.name.lower()
-            if name.endswith(IMAGE_EXTENSIONS):
-                found.append((member.name, "", start, member.size))
-            elif name.endswith(".tar"):
-                inside = _members(file, start, member.size, f"{path}/{member.name}")
-                label = _usable(Path(member.name).stem)
-                found += [
-                    (f"{member.name}/{each.name}", label, first, each.size)
-                    for each, first in inside
-                    if each.name.lower().endswith(IMAGE_EXTENSIONS)
-                ]
-            elif name.endswith((".cls", ".json")) and (name.endswith(".cls") or _key(member.name) not in labels):
-                file.seek(start)
-                content = file.read(member.size) if member.size <= MOST_LABEL else b""
-                labels[_key(member.name)] = _label(content, member.name)
-    return [(name, label or labels.get(_key(name), ""), *place) for name, label, *place in found]
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    """A file that is no pipe. Raises DataError for what cannot be read."""
     try:
         with open_regular(path, 2**62) as file:
-            yield file
+            for member, start in members_of(file, 0, os.fstat(file.fileno()).st_size, str(path)):
+                name = member.name.lower()
+                if name.endswith(IMAGE_EXTENSIONS):
+                    found.append((member.name, "", start, member.size))
+                elif name.endswith(".tar"):
+                    label = _usable(Path(member.name).stem)
+                    for each, first in members_of(file, start, member.size, f"{path}/{member.name}"):
+                        if each.name.lower().endswith(IMAGE_EXTENSIONS):
+                            found.append((f"{member.name}/{each.name}", label, first, each.size))
+                elif name.endswith(".cls") or (name.endswith(".json") and _key(member.name) not in labels):
+                    content = read_at(file, member.size, start) if member.size <= MOST_LABEL else b""
+                    labels[_key(member.name)] = _label(content, member.name)
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror or error})") from error
+    return [(name, label or labels.get(_key(name), ""), *place) for name, label, *place in found]
 
 
 def _key(name: str) -> str:
@@ -197,7 +179,6 @@ def _key(name: str) -> str:
 
 
 def _label(content: bytes, name: str) -> str:
-    """The label in a .cls or .json file; empty where there is none."""
     text: Any = content.decode("utf-8", errors="replace").strip()
     if name.lower().endswith(".json"):
         try:
@@ -214,9 +195,9 @@ def _usable(label: str) -> str:
     return label if label.isprintable() and len(label.encode()) <= LONGEST["label"] else ""
 
 
-def _members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
+def members_of(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple[tarfile.TarInfo, int]]:
     """The files in an archive that is a part of a file, and their first bytes. Raises DataError for a damaged one."""
-    part = _Part(file, start, size)
+    part = _Headers(Part(file, start, size))
     last, before = "its beginning", 0
     try:
         with tarfile.open(fileobj=part, mode="r:") as archive:
@@ -234,32 +215,50 @@ def _members(file: BinaryIO, start: int, size: int, name: str) -> Iterator[tuple
                 raise tarfile.ReadError(f"byte {start + archive.offset:,} begins no file")
     except Exception as error:  # RecursionError and others, too, for bytes that are no archive
         part.seek(0)
-        packed = part.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd"))
         problem = f"is no complete tar archive after {last[:200]!r} ({first_line(error)}): get it again"
-        if packed:
+        if part.read(4).startswith((b"\x1f\x8b", b"BZh", b"\xfd7zX", b"\x28\xb5\x2f\xfd")):
             problem = "is compressed, and cannot be read by position: unpack it, such as with gzip -d"
         raise DataError(f"{name} {problem}") from error
 
 
-class _Part:
-    """A part of a file, as the file that tarfile reads headers from; refuses to read long ones."""
+def read_at(file: BinaryIO, count: int, start: int) -> bytes:
+    """At most `count` bytes from `start` on, by position where that can be, as forked workers share an open file."""
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), count, start)
+    file.seek(start)
+    return file.read(count)
 
-    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
-        self.file, self.start, self.size, self.place = file, start, size, 0
 
-    def tell(self) -> int:
-        """The place in the part."""
+class Part(io.RawIOBase):
+    """A part of a file, as a file."""
+
+    def __init__(self, whole: BinaryIO, start: int, size: int) -> None:
+        self.whole, self.start, self.size, self.place = whole, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    seekable = readable
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        self.place = max(0, place + (0, self.place, self.size)[whence])
         return self.place
 
-    def seek(self, place: int) -> None:
-        """Go to a place in the part."""
-        self.place = place
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        content = read_at(self.whole, max(0, min(len(buffer), self.size - self.place)), self.start + self.place)
+        buffer[: len(content)] = content
+        self.place += len(content)
+        return len(content)
+
+
+class _Headers:
+    """A part of a file that tarfile reads headers from; refuses to read long ones."""
+
+    def __init__(self, part: Part) -> None:
+        self.part = io.BufferedReader(part)
+        self.tell, self.seek = self.part.tell, self.part.seek
 
     def read(self, count: int) -> bytes:
-        """At most `count` bytes of the part. Raises ReadError for more than a header has."""
         if not 0 <= count <= MOST_HEADER:
             raise tarfile.ReadError(f"a header claims {count:,} bytes")
-        self.file.seek(self.start + self.place)
-        content = self.file.read(max(0, min(count, self.size - self.place)))
-        self.place += len(content)
-        return content
+        return self.part.read(count)

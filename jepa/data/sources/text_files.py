@@ -8,23 +8,16 @@ from pathlib import Path
 import numpy as np
 
 from jepa.data.sources.download import download_file, find_packed
-from jepa.data.sources.line_reader import TOO_LONG, read_lines
-from jepa.data.sources.splits import (
-    NO_LABEL,
-    Splits,
-    check_fraction,
-    first_few,
-    hold_out,
-    number_classes,
-    sort_classes,
-)
+from jepa.data.sources.splits import NO_LABEL, Splits, check_fraction, first_few, hold_out, number_classes, sort_classes
 from jepa.data.sources.text_tables import (
     NOT_UTF8,
     TABLES,
+    TOO_LONG,
     Unusable,
     advise_column,
     every_row,
     is_utf8,
+    read_lines,
     read_table,
     table_kind,
 )
@@ -44,41 +37,25 @@ WIKITEXT2_MD5 = {
 
 
 class Texts:
-    """Texts in memory and their labels; items are (text, label).
+    """Texts in memory and labels, if any. Items raise UnreadableSample for those empty, `Unusable`, or not UTF-8."""
 
-    labels: None for texts without. name: of the file, for messages. Items raise UnreadableSample for texts that are
-    empty, `Unusable`, or hold what was no UTF-8.
-    """
-
-    def __init__(
-        self,
-        texts: Sequence[str],
-        labels: Sequence[int] | None = None,
-        *,
-        name: str,
-    ) -> None:
-        problems = {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()}
-        problems |= {number: text.why for number, text in enumerate(texts) if isinstance(text, Unusable)}
-        self.places = {number: text.place for number, text in enumerate(texts) if isinstance(text, Unusable)}
+    def __init__(self, texts: Sequence[str], labels: Sequence[int] | None = None, *, name: str) -> None:
+        unusable = {number: text for number, text in enumerate(texts) if isinstance(text, Unusable)}
+        self.places = {number: text.place for number, text in unusable.items()}
+        self.broken = {number: "the text is empty" for number, text in enumerate(texts) if not text.strip()}
+        self.broken |= {number: NOT_UTF8 for number, text in enumerate(texts) if not is_utf8(text)}
+        self.broken |= {number: text.why for number, text in unusable.items()}
         # One block of bytes: workers would copy a million strings by touching their reference counts.
-        encoded = []
-        for number, text in enumerate(texts):
-            try:
-                encoded.append(text.encode())
-            except UnicodeEncodeError:
-                encoded.append(b"")
-                problems[number] = NOT_UTF8
+        encoded = [text.encode(errors="replace") for text in texts]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
         self.labels = None if labels is None else np.array(labels)
         self.name = name
-        self.broken = problems
 
     def __len__(self) -> int:
         return len(self._ends)
 
     def describe(self, index: int) -> str:
-        """The file and row of a text."""
         return self.places.get(index, f"{self.name}, row {index + 1}")
 
     def __getitem__(self, index: int) -> tuple[str, int | None]:
@@ -94,23 +71,21 @@ def text_lines(
 ) -> Splits:
     """Plain text in UTF-8, one sample a line, without labels; empty lines are left out, .gz files are unpacked.
 
-    root is a file, or a folder that holds either a file whose name starts with train or has it as a part
-    (train.txt, wiki.train.tokens.gz) and the same with test, valid, validation, val or dev, or any *.txt, *.text,
-    *.tokens and .gz files. Where nothing is kept aside for the test split by name, a share `test_fraction` of the
-    lines is, drawn by `split_seed`.
+    root is a file, or a folder with a file whose name starts with train or has it as a part (wiki.train.tokens.gz)
+    and the same with test, valid, validation, val or dev, or any *.txt, *.text, *.tokens and .gz files. Without a test
+    split by name, a share `test_fraction` of the lines is kept aside, drawn by `split_seed`.
     text_column: of tables and JSON, which are read as by `text_csv`, without labels.
-    A line that is not UTF-8, or has more than a million characters, counts as a damaged sample
-    (`data.max_bad_share`).
+    A line that is not UTF-8, or has more than a million characters, counts as a damaged sample (`data.max_bad_share`).
     Raises DataError for files that are missing, damaged, or hold no text in UTF-8, and tables without a column.
     """
     check_fraction("data.source.test_fraction", test_fraction)
     if text_column is not None:
         return text_csv(root=root, text_column=text_column, test_fraction=test_fraction, split_seed=split_seed)
     folder = Path(root)
-    if folder.is_dir() and not _with_suffix(folder, LINES) and (tables := _with_suffix(folder, tuple(TABLES))):
-        raise DataError(
-            f"data.root={root} holds tables ({first_few(tables)}), no lines: {advise_column(tables[0], root)}"
-        )
+    tables = _with_suffix(folder, tuple(TABLES)) if folder.is_dir() else []
+    if tables and not _with_suffix(folder, LINES):
+        advice = advise_column(tables[0], root)
+        raise DataError(f"data.root={root} holds tables ({first_few(tables)}), no lines: {advice}")
     train, test = _find_files(folder, LINES)
     if (kind := table_kind(train[0])) is not None:
         raise DataError(f"{train[0]} is no plain text, but a table ({kind}): {advise_column(train[0], root)}")
@@ -118,10 +93,9 @@ def text_lines(
     parts = [lines for lines, _ in read]
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=root)
-    names, empty = (train[0], (test or train)[0]), sum(count for _, count in read)
-    tables = _with_suffix(folder, tuple(TABLES)) if folder.is_dir() else ()
+    splits = (Texts(part, name=str(name)) for part, name in zip(parts, (train[0], (test or train)[0])))
     lines = (f"data.root={root}: tables beside the text left out: {first_few(tables)}",) if tables else ()
-    return Splits(*(Texts(part, name=str(name)) for part, name in zip(parts, names)), lines=(*lines, *left_out(empty)))
+    return Splits(*splits, lines=(*lines, *left_out(sum(count for _, count in read))))
 
 
 def text_csv(
@@ -138,18 +112,14 @@ def text_csv(
     root is a folder with train files and test files (test, valid, validation, val or dev), or a single file or folder
     of files of one kind, of which a share `test_fraction` of the rows, drawn by `split_seed`, is the test split.
     text_column, label_column: by name, or by number from 0; label_column None for data without labels. Class names are
-    what stands in the label column of train, sorted, by number where all are whole numbers.
-    header: whether the first row names the columns; None takes it for that where a column is given by name.
-    Empty texts are left out. A row of too few columns, one that is too long or not UTF-8, and an empty label, count as
-    damaged samples (`data.max_bad_share`).
+    those of train, sorted, by number where all are whole numbers. header: None: where a column is given by name.
+    Empty texts are left out; rows and labels that cannot be used count as damaged samples (`data.max_bad_share`).
     Raises DataError for files that are missing or damaged, a column there is not, and test labels unknown to train.
     """
     check_fraction("data.source.test_fraction", test_fraction)
     train, test = _find_files(Path(root), tuple(TABLES))
     if len({table_kind(file) for file in train}) > 1:
-        raise DataError(
-            f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one file"
-        )
+        raise DataError(f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one")
     columns = {"text": text_column, "label": label_column}
     header = any(isinstance(column, str) for column in columns.values()) if header is None else header
     parts, empty = [], 0
@@ -159,20 +129,21 @@ def text_csv(
         empty += sum(count for _, count in tables)
     if not test:
         parts = hold_out(parts[0], test_fraction, split_seed, where=train[0])
-    names, index, lines = None, None, ()
+    index, lines = None, ()
     if label_column is not None:
         used = [[row.label for row in rows if row.label is not None] for rows in parts]
-        names = sort_classes(used[0])
         where = f"data.root={root}, data.label_column={label_column}"
-        index, lines = number_classes(names, used[1], where=where)
+        index, lines = number_classes(sort_classes(used[0]), used[1], where=where)
     splits = []
     for rows, file in zip(parts, (train[0], (test or train)[0])):
-        labels = None if index is None else [index.get(row.label, -1) for row in rows]
-        texts = [row.text for row in rows]
-        for number in () if labels is None else (n for n, label in enumerate(labels) if label < 0 and texts[n]):
-            texts[number] = Unusable(NO_LABEL, rows[number].place or f"{file}, label {rows[number].label!r}")
+        texts, labels = [row.text for row in rows], None
+        if index is not None:
+            labels = [index.get(row.label, -1) for row in rows]
+            for number, (row, label) in enumerate(zip(rows, labels)):
+                if label < 0 and row.text:
+                    texts[number] = Unusable(NO_LABEL, row.place or f"{file}, label {row.label!r}")
         splits.append(Texts(texts, labels, name=str(file)))
-    return Splits(*splits, class_names=None if index is None else names, lines=(*lines, *left_out(empty)))
+    return Splits(*splits, class_names=index and tuple(index), lines=(*lines, *left_out(empty)))
 
 
 def find_texts(root: Path, text_column: str | int | None) -> list[Path]:
@@ -181,10 +152,8 @@ def find_texts(root: Path, text_column: str | int | None) -> list[Path]:
         return [root]
     suffixes = LINES if text_column is None else tuple(TABLES)
     if not (found := _with_suffix(root, suffixes)):
-        raise DataError(
-            f"input={root} holds no texts ({', '.join(suffixes)})"
-            + (f"; text_column=<name> reads {', '.join(TABLES)}" if text_column is None else "")
-        )
+        hint = f"; text_column=<name> reads {', '.join(TABLES)}" if text_column is None else ""
+        raise DataError(f"input={root} holds no texts ({', '.join(suffixes)}){hint}")
     return found
 
 
@@ -196,18 +165,15 @@ def texts_of(path: Path, text_column: str | int | None) -> Texts:
     if (kind := table_kind(path)) is not None:
         raise DataError(f"input={path} is no plain text, but a table ({kind}): name the column, text_column=...")
     lines = enumerate(read_lines(path), 1)
-    return Texts(
-        [line.strip() if quotes is None else Unusable(TOO_LONG, f"{path}, row {n}") for n, (line, quotes) in lines],
-        name=str(path),
-    )
+    texts = [line.strip() if quotes is None else Unusable(TOO_LONG, f"{path}, row {n}") for n, (line, quotes) in lines]
+    return Texts(texts, name=str(path))
 
 
 def wikitext2(*, root: str, download: bool = True) -> Splits:
     """WikiText-2 (Merity et al. 2016, arXiv 1609.07843): paragraphs of Wikipedia articles in English, without labels.
 
-    One sample a paragraph, headings left out: 17,556 to train on, 2,185 to test. root holds wiki.train.tokens and
-    wiki.test.tokens, or train.txt and test.txt, gzipped or not; otherwise they are downloaded to it (11 and 1.2 MB).
-    Raises DataError if they are damaged or out of reach.
+    17,556 paragraphs to train on, 2,185 to test. root holds wiki.train.tokens and wiki.test.tokens, or train.txt and
+    test.txt, gzipped or not; otherwise they are downloaded. Raises DataError if they are damaged or out of reach.
     """
     folder, splits = Path(root), []
     for split in ("train", "test"):
@@ -223,12 +189,10 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
 
 
 def left_out(empty: int) -> tuple[str, ...]:
-    """What the first lines of a run say of so many empty texts."""
     return (f"{empty:,} empty text{'s' * (empty > 1)} left out",) if empty else ()
 
 
 def _read_lines(paths: Sequence[Path]) -> tuple[list[str], int]:
-    """The lines, without blanks around them, and how many empty ones are left out; `Unusable` for what has to be."""
     lines, empty = [], 0
     for path in paths:
         for number, (line, quotes) in enumerate(read_lines(path), 1):
@@ -247,10 +211,7 @@ def _read_lines(paths: Sequence[Path]) -> tuple[list[str], int]:
 
 
 def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list[Path]]:
-    """Files with these suffixes to train on, and those to test on, if any; a single file is to train on.
-
-    Of a folder without files named for training, they are all that are not named for testing.
-    """
+    """Files to train on, and to test on, by their names; without these, all that are not named for testing."""
     if root.is_file():
         return [root], []
     if not root.is_dir():
@@ -264,10 +225,7 @@ def _find_files(root: Path, suffixes: tuple[str, ...]) -> tuple[list[Path], list
 
 
 def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    """The files of a folder whose names end so, packed or not, but those that tell of the data.
-
-    Of a file that is there in both forms, the unpacked.
-    """
+    """The files of a folder whose names end so, packed or else not, but those that tell of the data."""
     found = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.lower().startswith(ABOUT)]
     found = [path for path in found if path.name.lower().removesuffix(".gz").endswith(suffixes)]
     return [path for path in found if path.suffix != ".gz" or path.with_suffix("") not in found]
@@ -275,8 +233,6 @@ def _with_suffix(folder: Path, suffixes: tuple[str, ...]) -> list[Path]:
 
 def _named(files: Sequence[Path], names: Sequence[str]) -> list[Path]:
     """The files that have one of the names as a part of theirs (wiki.train.tokens.gz), the first name that is there."""
-    for name in names:
-        found = [file for file in files if name in file.name.lower().split(".") or file.name.lower().startswith(name)]
-        if found:
-            return found
-    return []
+    parts = {file: file.name.lower().split(".") for file in files}
+    found = ([file for file in files if name in parts[file] or parts[file][0].startswith(name)] for name in names)
+    return next(filter(None, found), [])

@@ -2,18 +2,136 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import gzip
 import itertools
 import json
 import re
 import shlex
+import zlib
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
-from jepa.data.sources.line_reader import MOST_CHARACTERS, TOO_LONG, read_lines, read_rows, read_text
+from jepa.data.sources.download import memory_limit
 from jepa.data.sources.splits import first_few
 from jepa.utils.errors import DataError
+
+MOST_CHARACTERS = 1_000_000
+"""Of one text, the length of two novels; all of it is split into tokens, which takes half a gigabyte."""
+OPEN_QUOTE = "a quote in it opens a cell and is not closed"
+TOO_LONG = f"it has more than {MOST_CHARACTERS:,} characters"
+TOO_MUCH = "holds more text than fits in memory, even once: give a part of it"
+
+
+def read_lines(path: Path, newline: str = "\n") -> Iterator[tuple[str, int | None]]:
+    """The lines of a file in UTF-8, also of a .gz, as (line, None); a too long one as (nothing, its number of quotes).
+
+    Bytes that are not UTF-8 come as surrogates. newline: as of `open`. Raises DataError for a damaged file, or one with
+    more text than fits in memory.
+    """
+    left = memory_limit() // 4  # a Python string takes up to four bytes a character
+    with _opened(path, newline) as file:
+        while line := file.readline(MOST_CHARACTERS):
+            if (left := left - len(line)) < 0:
+                raise DataError(f"{path} {TOO_MUCH}")
+            if len(line) < MOST_CHARACTERS or line.endswith("\n"):
+                yield line, None
+                continue
+            quotes = 0
+            while line and not line.endswith("\n"):
+                quotes += line.count('"')
+                line = file.readline(MOST_CHARACTERS)
+            yield "", quotes + line.count('"')
+
+
+def read_text(path: Path, most: int | None = None) -> str:
+    """All of a file, or its first `most` characters, as `read_lines` reads it, and raises."""
+    limit = memory_limit() // 8 if most is None else most  # what is made of the text takes as much again
+    with _opened(path, "\n") as file:
+        text = file.read(limit)
+        if most is None and file.read(1):
+            raise DataError(f"{path} {TOO_MUCH}")
+        return text
+
+
+@contextlib.contextmanager
+def _opened(path: Path, newline: str) -> Iterator[TextIO]:
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", encoding="utf-8-sig", errors="surrogateescape", newline=newline) as file:
+            yield file
+    except (OSError, EOFError, zlib.error, MemoryError) as error:
+        raise DataError(f"{path} cannot be read ({error or 'it does not fit in memory'}); get it again") from error
+
+
+def read_rows(path: Path, **dialect: Any) -> Iterator[list[str] | str]:
+    """The rows of a table, or why one cannot be used. A quote that is never closed costs its own line alone."""
+    lines = _TableLines(path, quoted=dialect.get("quoting") != csv.QUOTE_NONE)
+    reader = csv.reader(lines, strict=True, **dialect)
+    before = csv.field_size_limit(MOST_CHARACTERS)
+    try:
+        while lines.begin_row():
+            try:
+                row = next(reader)
+            except csv.Error as error:
+                if "field limit" in str(error):
+                    lines.drop_cell()
+                    yield TOO_LONG
+                elif lines.push_back():
+                    yield OPEN_QUOTE
+                else:  # text after a closing quote, in one line
+                    yield from csv.reader([lines.row[0][0].replace("\0", " ")], **dialect)
+                continue
+            if lines.dropped:
+                yield TOO_LONG
+            elif row:
+                yield row
+    finally:
+        csv.field_size_limit(before)
+
+
+class _TableLines:
+    """Lines for `csv.reader`, of the present `row`; of one that is too long (`dropped`) only a quote is left."""
+
+    def __init__(self, path: Path, *, quoted: bool) -> None:
+        self.lines = read_lines(path, newline="")
+        self.quoted = quoted
+        self.row: list[tuple[str, int | None]] = []
+        self.again: deque[tuple[str, int | None]] = deque()
+        self.dropped = False
+
+    def begin_row(self) -> bool:
+        self.row, self.dropped = [], False
+        if not self.again:
+            self.again.extend(itertools.islice(self.lines, 1))
+        return bool(self.again)
+
+    def push_back(self) -> bool:
+        """Give all lines of the row but the first again; return whether its quote was left open at their end."""
+        self.again.extendleft(reversed(self.row[1:]))
+        return len(self.row) > 1 or bool(self.row[0][0].count('"') % 2)
+
+    def drop_cell(self) -> None:
+        """Read up to the line that closes the cell; where none does, give all but the first again."""
+        for line in self:
+            if line.count('"') % 2:
+                return
+        self.push_back()
+
+    def __iter__(self) -> _TableLines:
+        return self
+
+    def __next__(self) -> str:
+        line, quotes = self.again.popleft() if self.again else next(self.lines)
+        self.row.append((line, quotes))
+        if quotes is None:
+            return line.replace("\r\n", "\n")
+        self.dropped = True
+        return '"\n' if self.quoted and quotes % 2 else "\n"
+
 
 TABLES = {".csv": "csv", ".tsv": "tsv", ".jsonl": "json", ".ndjson": "json", ".json": "json"}
 NOT_UTF8 = "it is not text in UTF-8: convert it, for example with iconv"
@@ -25,11 +143,7 @@ SHOWN_ROWS, SNIFFED = 20, 1000
 class Unusable(str):
     """Stands, as an empty text, for one that cannot be used; why: the reason; place: its file and row."""
 
-    why: str
-    place: str
-
     def __new__(cls, why: str, place: str) -> Unusable:
-        """Make an empty text with its reason."""
         text = super().__new__(cls, "")
         text.why, text.place = why, place
         return text
@@ -53,10 +167,10 @@ def table_kind(path: Path) -> str | None:
 
 
 def read_table(path: Path, columns: Mapping[str, str | int | None], header: bool) -> tuple[list[Row], int]:
-    """The rows of a file, and the number of those that are left out as their text is empty or missing.
+    """The rows of a file, and the number of those left out, as their text is empty; of unusable ones, `Unusable` texts.
 
     columns: `text` and `label`, by name or by number from 0; label None for none. header: of .csv and .tsv.
-    A row that cannot be used has an `Unusable` text. Raises DataError for a column there is not, and a file of no rows.
+    Raises DataError for a column there is not, and a file of no rows.
     """
     rows = every_row(path, columns, header)
     kept = [row for row in rows if isinstance(row.text, Unusable) or row.text.strip()]
@@ -67,7 +181,13 @@ def read_table(path: Path, columns: Mapping[str, str | int | None], header: bool
 
 def every_row(path: Path, columns: Mapping[str, str | int | None], header: bool) -> list[Row]:
     """Return all rows of a file, also those without a text; see `read_table`."""
-    return list((_read_json if table_kind(path) == "json" else _read_csv)(path, columns, header))
+    rows = (_read_json if table_kind(path) == "json" else _read_csv)(path, columns, header)
+    made = []
+    for number, row in enumerate(rows, 1):
+        place = f"{path}, row {number}"
+        labelled = columns["label"] is not None
+        made.append(Row(Unusable(row, place)) if isinstance(row, str) else _row(*row, place, labelled=labelled))
+    return made
 
 
 def advise_column(path: Path, root: str) -> str:
@@ -81,9 +201,8 @@ def advise_column(path: Path, root: str) -> str:
         rows = [row for row in rows if not isinstance(row, str)]
         first, *body = rows or [[]]
         columns = [[row[number] for row in body if number < len(row)] for number in range(len(first))]
-        sums = [sum(map(len, column)) for column in columns]
         names = first if _is_header(first, columns) else list(range(len(first)))
-        lengths = dict(zip(names, sums))
+        lengths = {name: sum(map(len, column)) for name, column in zip(names, columns)}
     if not names:
         return "it holds no rows"
     column = max(names, key=lengths.__getitem__)
@@ -92,12 +211,7 @@ def advise_column(path: Path, root: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
-    """Whether a text can be stored; what was no UTF-8 comes as surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+    return text.encode(errors="ignore").decode() == text
 
 
 def _is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
@@ -111,29 +225,27 @@ def _is_header(first: Sequence[str], columns: Sequence[Sequence[str]]) -> bool:
 
 
 def _option(key: str, value: str | int) -> str:
-    """An option as a shell and Hydra read it."""
     plain = isinstance(value, int) or re.fullmatch(r"[\w./-]*[^\W\d][\w./-]*", value)
     quoted = value if plain else "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
     return shlex.quote(f"{key}={quoted}")
 
 
-def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[Row]:
+def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[str, Any]]:
+    """Text and label of each row, or why it cannot be used."""
     rows = read_rows(path, **_dialect(path))
     if isinstance(first := next(rows, []), str):
         raise DataError(f"{path}: its first row cannot be used, as {first}")
-    text, label = (_place(column, first, header, path, key) if first else None for key, column in columns.items())
-    wanted = 1 + max(text or 0, -1 if label is None else label)
-    for number, row in enumerate(rows if header else itertools.chain([first] if first else [], rows), 1):
-        place = f"{path}, row {number}"
-        if isinstance(row, str):
-            yield Row(Unusable(row, place))
-        elif len(row) < wanted:
-            yield Row(Unusable(f"it has {len(row)} columns, expected {wanted} or more", place))
-        else:
-            yield _row(row[text], None if label is None else row[label], place, labelled=label is not None)
+    if not first:
+        return
+    text, label = (_place(column, first, header, path, key) for key, column in columns.items())
+    wanted = 1 + max(text, -1 if label is None else label)
+    for row in rows if header else itertools.chain([first], rows):
+        if not isinstance(row, str) and len(row) < wanted:
+            row = f"it has {len(row)} columns, expected {wanted} or more"
+        yield row if isinstance(row, str) else (row[text], None if label is None else row[label])
 
 
-def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[Row]:
+def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[Any, Any]]:
     text, label = (None if column is None else str(column) for column in columns.values())
     rows = _json_rows(path)
     begin = list(itertools.islice(rows, SHOWN_ROWS))
@@ -147,16 +259,11 @@ def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool
     if not any(isinstance(row.get(text), (str, type(None))) for row in first):
         kind = type(next(row[text] for row in first if text in row)).__name__
         raise DataError(f"data.text_column={text}: {path} has no texts there, but values of type {kind}")
-    for number, row in enumerate(itertools.chain(begin, rows), 1):
-        place = f"{path}, row {number}"
-        if not isinstance(row, dict):
-            yield Row(Unusable(row, place))
-        else:
-            yield _row(row.get(text), None if label is None else row.get(label), place, labelled=label is not None)
+    for row in itertools.chain(begin, rows):
+        yield row if isinstance(row, str) else (row.get(text), None if label is None else row.get(label))
 
 
 def _row(text: Any, label: Any, place: str, *, labelled: bool) -> Row:
-    """A row of what stands in its columns."""
     if text is None or (isinstance(text, str) and not text.strip()):
         return Row("")
     if not isinstance(text, str):
@@ -190,7 +297,6 @@ def _json_rows(path: Path) -> Iterator[dict[str, Any] | str]:
 
 
 def _parse(text: str) -> Any:
-    """What a JSON text holds if it is an object or a list; else why it is neither."""
     try:
         found = json.loads(text)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -204,7 +310,6 @@ def _dialect(path: Path) -> dict[str, Any]:
 
 
 def _place(column: str | int | None, first: Sequence[str], header: bool, path: Path, key: str) -> int | None:
-    """The number of a column. Raises DataError for one there is not."""
     if column is None:
         return None
     name = f"data.{key}_column={column}"
@@ -215,8 +320,6 @@ def _place(column: str | int | None, first: Sequence[str], header: bool, path: P
     if not header:
         raise DataError(f"{name}: without a header (data.source.header=false) give its number")
     if column not in first:
-        raise DataError(
-            f"{name}: {path} begins with the columns {first_few(first)}; give one of these, or its number from 0 where "
-            "the file has no header"
-        )
+        advice = "give one of these, or its number from 0 where the file has no header"
+        raise DataError(f"{name}: {path} begins with the columns {first_few(first)}; {advice}")
     return first.index(column)

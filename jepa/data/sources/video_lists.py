@@ -8,17 +8,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jepa.data.sources.listed_paths import check_inside
-from jepa.data.sources.splits import Listed
+from jepa.data.sources.splits import Listed, check_inside
 from jepa.utils.errors import DataError
 
-LOOKED_AT = 50
-"""Entries of a list of which at least one must exist; to look at all of a large one would take minutes."""
-
+LOOKED_AT = 50  # entries of a list of which at least one must exist; to look at all of a large one would take minutes
 QUOTED = re.compile(r'(?P<path>"(?:[^"]|"")+")(?:[ ,;]+(?P<label>.+))?')
 PLAIN = re.compile(r"(?P<path>.+?)(?: +|[,;] *)(?P<label>-?[0-9]+)")
 """Of a list without a header: a path, in quotes where it holds what separates, and a label."""
-
 Numbered = list[tuple[int, tuple[str, str | None]]]
 """(line, (path, class)); the class is None where there are no labels."""
 
@@ -28,12 +24,10 @@ def read_list(
 ) -> tuple[Listed, Listed | None]:
     """The training and test videos of a list; None for the test videos where it has no column of splits.
 
-    columns: `path` (a column or a pattern of columns), `label` and `split`, as `video_folder` takes them. They are
-    separated by the comma, semicolon, tab, space or `::` that the header has. Where it does not have the column of the
-    path, there is no header, and all lines are a path and a label, separated likewise, or a path alone.
-
-    Raises DataError for a list that is missing or fits none of these, and for paths that leave the folder unless
-    allow_outside.
+    columns: `path` (a column or a pattern of columns), `label` and `split`, as `video_folder` takes them, separated as
+    in the header by comma, semicolon, tab, space or `::`. Without the column of the path there is no header, and lines
+    are a path and a label, separated likewise, or a path alone.
+    Raises DataError for a list that is missing or fits none of these, and paths outside unless allow_outside.
     """
     where = f"data.csv={name}"
     file = Path(name) if root is None or os.path.isfile(name) else Path(root, name)
@@ -49,7 +43,7 @@ def read_list(
         raise DataError(f"{where} is no list that can be read ({type(error).__name__}: {error})") from error
     if not header:
         raise DataError(f"{where} is empty")
-    pattern = columns["path"] if "{" in columns["path"] else "{" + columns["path"] + "}"
+    pattern = columns["path"] if "{" in columns["path"] else f"{{{columns['path']}}}"
     try:
         pattern.format_map(dict.fromkeys(header, ""))
         if not rows:
@@ -84,20 +78,17 @@ def _from_table(
     where: str,
     test_names: Sequence[str],
 ) -> tuple[Numbered, Numbered | None]:
-    """The videos in rows of a table that has the columns of the path."""
     label, split = columns["label"], columns["split"]
     names = [name for name in rows[0][1] if name]
     if label != "label" and label not in names:
         raise DataError(f"{where} has no column {label!r} (data.csv_label); it has {', '.join(names)}")
     labelled = any(row.get(label) for _, row in rows)
-    train: Numbered = []
-    test: Numbered = []
+    train, test = [], []
     for number, row in rows:
         side = row[split] if split in names else "train"
         if side not in ("train", *test_names):
-            raise DataError(
-                f"{where}, line {number}: the split is {side!r}, expected train or one of {list(test_names)}"
-            )
+            expected = f"train or one of {list(test_names)}"
+            raise DataError(f"{where}, line {number}: the split is {side!r}, expected {expected}")
         if labelled and not row[label]:
             raise DataError(f"{where}, line {number}: the label is empty")
         video = (str(base / pattern.format_map(row)), row[label] if labelled else None)
@@ -106,10 +97,7 @@ def _from_table(
 
 
 def _without_header(lines: Sequence[tuple[int, str]], base: Path, where: str) -> Numbered | None:
-    """The videos of lines that are a path and a label, or a path alone; None for lines that are neither.
-
-    What exists tells whether the number in "walk/clip 5" is a label.
-    """
+    """The videos of lines of a path, perhaps a label; None for other lines. What exists tells whether 5 is a label."""
     both = [(number, _path_and_label(line, base)) for number, line in lines]
     alone: Numbered = [(number, (str(base / _unquoted(line)), None)) for number, line in lines]
     unlabelled = [number for number, (_, label) in both if label is None]
@@ -146,11 +134,8 @@ def _any_exists(videos: Numbered) -> bool:
 
 
 def _check_paths(videos: Numbered, where: str, base: Path, allow_outside: bool) -> None:
-    """Raise DataError for listed videos that leave the folder, or do not exist."""
     if not allow_outside:
         check_inside(((f"{where}, line {number}", path) for number, (path, _) in videos), base)
     if not _any_exists(videos):
-        raise DataError(
-            f"{where}: none of its first {min(len(videos), LOOKED_AT)} videos exists, the first is {videos[0][1][0]}: "
-            f"its paths are taken from {base} (data.root), by the pattern data.csv_path"
-        )
+        none = f"none of its first {min(len(videos), LOOKED_AT)} videos exists, the first is {videos[0][1][0]}"
+        raise DataError(f"{where}: {none}: its paths are taken from {base} (data.root), by the pattern data.csv_path")

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.transformer import SinCosPositions, block_list, check_heads, init_transformer, run_blocks
+from jepa.models.positions import SinCosPositions
+from jepa.models.transformer import block_list, check_heads, init_transformer, run_blocks
 from jepa.types import Grid
 from jepa.utils.tensors import attention_mask, gather_tokens
 
@@ -74,19 +75,19 @@ class ImageEncoder(nn.Module):
         keep (B, K): encode only these tokens. valid (B, K or N) bool: the tokens that may be attended to.
         layers: block numbers from 0; returns a list with the output of each, through the final norm.
         """
-        positions = self.positions(self.grid(x), x.device)  # also checks x
-        tokens = self._embed(x) + positions  # (B, N, D)
+        positions = self.positions(self.grid(x), x.device)  # (N, D); also checks x
+        patches = self.token_inputs(x)
         if keep is not None:
-            tokens = gather_tokens(tokens, keep)  # (B, K, D)
-        tokens = self.vit.norm_pre(self.vit.pos_drop(tokens))
+            patches, positions = gather_tokens(patches, keep), positions[keep]  # (B, K, ...)
+        tokens = self.vit.norm_pre(self.vit.pos_drop(self._embed(patches) + positions))
         return run_blocks(
             self.vit.blocks, tokens, attention_mask(valid), finish=lambda x, _: self.vit.norm(x), layers=layers
         )
 
-    def _embed(self, x: Tensor) -> Tensor:
-        """Return patch embeddings (B, N, D) by a matrix product: timm's convolution takes 16 times as long on CPUs."""
+    def _embed(self, patches: Tensor) -> Tensor:
+        """Return embeddings (B, K, D) by a matrix product: timm's convolution takes 16 times as long on CPUs."""
         embed = self.vit.patch_embed
-        return embed.norm(F.linear(self.token_inputs(x), embed.proj.weight.flatten(1), embed.proj.bias))
+        return embed.norm(F.linear(patches, embed.proj.weight.flatten(1), embed.proj.bias))
 
 
 def vision_transformer(

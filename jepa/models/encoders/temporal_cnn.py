@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.models.encoders.stem_encoder import StemEncoder
-from jepa.models.transformer import SinCosPositions, init_transformer, run_blocks
+from jepa.models.positions import SinCosPositions
+from jepa.models.transformer import init_transformer, run_blocks
 from jepa.utils.errors import check_at_least
 from jepa.utils.tensors import gather_tokens
 

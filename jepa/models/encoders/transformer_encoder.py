@@ -11,16 +11,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 from jepa.models.encoders.stem_encoder import StemEncoder
-from jepa.models.transformer import (
-    LearnedPositions,
-    RotaryPositions,
-    SinCosPositions,
-    block_list,
-    check_heads,
-    check_layers,
-    init_transformer,
-    run_blocks,
-)
+from jepa.models.positions import LearnedPositions, RotaryPositions, SinCosPositions
+from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer, run_blocks
 from jepa.utils.tensors import attention_mask, gather_tokens
 
 
