@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import torch
 from torch import Tensor
@@ -65,5 +66,5 @@ class LiDAR:
         self.delta = delta
 
     def __call__(self, embeddings: Tensor) -> float:
-        """Return the effective rank of embeddings (n, q, D)."""
-        return lidar(embeddings, self.delta)
+        """Return the effective rank of embeddings (n, q, D), NaN of a single sample."""
+        return lidar(embeddings, self.delta) if len(embeddings) > 1 else math.nan

@@ -86,7 +86,7 @@ def test_numbers_such_as_depth(tmp_path):
             np.save(path.with_suffix(".npy"), depth.astype(np.float32))
         else:
             Image.fromarray(depth.astype(np.uint16)).save(path)
-    module = data(folder, masks="values", ignore=[0])
+    module = data(folder, masks="values", ignore=0)
     assert module.truth_names is None
     for _, truth in truths(module):
         assert truth.isnan().sum() == 1

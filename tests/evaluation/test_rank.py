@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from jepa.evaluation import feature_std, lidar, rankme
+from jepa.evaluation import LiDAR, feature_std, lidar, rankme
 
 
 def with_singular_values(values: list[float], rows: int = 50) -> torch.Tensor:
@@ -59,6 +59,10 @@ def centred(values: list[float], rows: int = 50) -> torch.Tensor:
 
 def test_lidar_of_samples_spread_alike_is_the_number_of_directions():
     assert lidar(views_of(centred([4.0] * 10), noise=1e-4)) == pytest.approx(10, rel=1e-3)
+
+
+def test_lidar_of_one_sample_is_unknown():
+    assert math.isnan(LiDAR()(torch.randn(1, 3, 8)))
 
 
 def test_lidar_of_views_that_do_not_differ_is_the_rank_of_the_samples(caplog):

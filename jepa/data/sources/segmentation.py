@@ -74,7 +74,7 @@ def segmentation_folder(
     masks: Literal["classes", "values"] = "classes",
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
-    ignore: Sequence[float] | None = None,
+    ignore: Sequence[float] | float | None = None,
     val_fraction: float = 0.1,
     split_seed: int = 0,
 ) -> Splits:
@@ -102,7 +102,9 @@ def segmentation_folder(
         train, test = hold_out(train, val_fraction, split_seed, where=f"data.root={root}")
     else:
         test = list_pairs(folder, test_part, others)
-    nothing = tuple(ignore) if ignore is not None else (255,) if masks == "classes" else ()
+    nothing = (255,) if masks == "classes" else ()
+    if ignore is not None:
+        nothing = (ignore,) if isinstance(ignore, (int, float)) else tuple(ignore)
     names, lines = None, [f"data.root={root}: {line}" for line in left_out(others)]
     if masks == "classes":
         count = num_classes or (len(class_names) if class_names else count_classes(folder, train, nothing))
