@@ -93,6 +93,8 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def compare(old: Any, new: Any) -> None:
     """Print every ratio of `old` that is lower by over 10 % in `new`."""
+    # Results of one NAME alone are its rows; the committed ones are by name.
+    old, new = ({"step": each} if isinstance(each, list) else each for each in (old, new))
     before, after = dict(ratios(old)), dict(ratios(new))
     fell = {name: (before[name], after[name]) for name in before if after.get(name, before[name]) < 0.9 * before[name]}
     for name, (was, now) in fell.items():

@@ -256,7 +256,7 @@ def masks_of(networks: Networks, x: Tensor) -> list[Any]:
     if not hasattr(networks.trained, "mask_sampler"):
         return []
     rng = StepRandomness(seed=networks.seed, step=networks.step, total=len(x), start=0, count=len(x))
-    return [mask.to("cpu") for mask in networks.trained.prepare({"x": x}, rng)["masks"]]
+    return [mask.to("cpu") for mask in networks.trained.prepare({"x": x}, rng).get("masks", [])]
 
 
 def decode(networks: Networks, shown: Shown, medium: Medium) -> Decoded | None:

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from scipy.io import wavfile
 
 from jepa.config.job import write_report
 from jepa.config.report_run import report_runs
+from jepa.config.report_samples import masks_of
 from jepa.report.run_report_plots import confusion
 from jepa.report.run_samples import Classified, Embedded, neighbour_pictures, shares_of_same_label
 from jepa.report.token_decoder import explained, fit_decoder, place
@@ -267,6 +269,11 @@ def test_a_run_without_its_checkpoint(old_runs, tmp_path):
     assert "<b>run" not in text
     assert "Without pictures of samples and features" in text
     assert "Not all files could be read: metrics.jsonl" in text
+
+
+def test_a_model_that_draws_no_masks_has_none():
+    model = SimpleNamespace(mask_sampler=None, prepare=lambda batch, rng: batch)  # as LeJEPA without model/mask
+    assert masks_of(SimpleNamespace(trained=model, seed=0, step=0), torch.zeros(2, 1, 8, 8)) == []
 
 
 def test_shares_of_same_label():
