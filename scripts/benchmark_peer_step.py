@@ -16,21 +16,21 @@ import torch
 from torch.nn import functional as F
 
 
+def vision_transformer(sizes: dict) -> torch.nn.Module:
+    """timm's ViT, as both peers take it."""
+    from timm.models.vision_transformer import VisionTransformer
+
+    side, patch, width = sizes["shape"][-1], sizes["patch"], sizes["width"]
+    more = {"depth": sizes["depth"], "num_heads": sizes["heads"], "class_token": False, "num_classes": 0}
+    return VisionTransformer(img_size=side, patch_size=patch, embed_dim=width, global_pool="", **more)
+
+
 def lightly_ijepa(sizes: dict, x: torch.Tensor):
-    import timm
     from lightly.models.modules import IJEPAPredictorTIMM, MaskedVisionTransformerTIMM
     from lightly.models.utils import update_momentum
 
     patches = (sizes["shape"][-1] // sizes["patch"]) ** 2
-    vit = timm.models.vision_transformer.VisionTransformer(
-        img_size=sizes["shape"][-1],
-        patch_size=sizes["patch"],
-        embed_dim=sizes["width"],
-        depth=sizes["depth"],
-        num_heads=sizes["heads"],
-        class_token=False,
-        global_pool="",
-    )
+    vit = vision_transformer(sizes)
     student = MaskedVisionTransformerTIMM(vit=vit).to(x.device)
     predictor = IJEPAPredictorTIMM(
         num_patches=patches,
@@ -63,19 +63,9 @@ def lightly_ijepa(sizes: dict, x: torch.Tensor):
 
 
 def stable_ijepa(sizes: dict, x: torch.Tensor):
-    import timm
     from stable_pretraining.methods import IJEPA
 
-    vit = timm.models.vision_transformer.VisionTransformer(
-        img_size=sizes["shape"][-1],
-        patch_size=sizes["patch"],
-        embed_dim=sizes["width"],
-        depth=sizes["depth"],
-        num_heads=sizes["heads"],
-        class_token=False,
-        global_pool="",
-        num_classes=0,
-    )
+    vit = vision_transformer(sizes)
     model = IJEPA(vit, predictor_embed_dim=sizes["predictor_width"], predictor_depth=sizes["predictor_depth"])
     model = model.to(x.device).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
