@@ -13,6 +13,7 @@ from jepa.models.positions import RotaryPositions, SinCosPositions
 from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer
 from jepa.types import Encoder, Grid, Mask
 from jepa.utils.errors import check_at_least
+from jepa.utils.linear import Linear
 from jepa.utils.tensors import attention_mask
 
 LEAST_HEAD_DIM = 6
@@ -81,11 +82,11 @@ class Predictor(nn.Module):
             raise ValueError("model.predictor: joint=true predicts no context, set it or predict_context to false")
         self.joint = joint
         self.context_layers = context_layers
-        self.embed = nn.Linear(encoder.embed_dim, embed_dim)
+        self.embed = Linear(encoder.embed_dim, embed_dim)
         if context_layers is not None:
             depth_of_encoder = getattr(encoder, "depth", 0)
             self.context_layers = check_layers(context_layers, depth_of_encoder, "model.predictor.context_layers")
-            wide = nn.Linear(encoder.embed_dim * len(context_layers), encoder.embed_dim)
+            wide = Linear(encoder.embed_dim * len(context_layers), encoder.embed_dim)
             self.embed = nn.Sequential(wide, nn.GELU(), self.embed)
         self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, embed_dim))
         self.positions = SinCosPositions(embed_dim, sincos_layout) if positions == "sincos" else None
@@ -95,8 +96,8 @@ class Predictor(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = block_list(depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
-        self.project_context = nn.Linear(embed_dim, self.project.out_features) if predict_context else None
+        self.project = Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
+        self.project_context = Linear(embed_dim, self.project.out_features) if predict_context else None
         self.modality = nn.Parameter(torch.zeros(2, embed_dim)) if modality_vectors else None  # of clips, of images
         init_transformer(self, self.blocks)
         if not zero_mask_tokens:

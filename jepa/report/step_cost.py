@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.types import Batch, StepRandomness
+from jepa.utils.linear import operation_counter
 from jepa.utils.tensors import batch_length, map_tensors, tensors_in
 
 Shapes = list[tuple[int, ...]]
@@ -121,7 +121,7 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with FlopCounterMode(display=False) as counter:
+        with operation_counter() as counter:
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), trainer.precision.autocast():
                 outputs = trainer.training_step(part, trainer.step)
             loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
