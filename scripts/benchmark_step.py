@@ -20,7 +20,7 @@ from PIL import Image
 
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device, resolve_precision
-from jepa.utils.linear import operation_counter
+from jepa.utils.linear_layer import operation_counter
 
 PICTURES = ("data=image_folder", "data.root={folder}/pictures", "data.num_workers=0")
 CASES = {

@@ -13,7 +13,7 @@ from jepa.models.positions import RotaryPositions, SinCosPositions
 from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer
 from jepa.types import Encoder, Grid, Mask
 from jepa.utils.errors import check_at_least
-from jepa.utils.linear import Linear
+from jepa.utils.linear_layer import Linear
 from jepa.utils.tensors import attention_mask
 
 LEAST_HEAD_DIM = 6

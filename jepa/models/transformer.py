@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.models.positions import Rotate
-from jepa.utils.linear import Linear, linear
+from jepa.utils.linear_layer import Linear, linear
 
 
 class Attention(nn.Module):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.types import Batch, StepRandomness
-from jepa.utils.linear import operation_counter
+from jepa.utils.linear_layer import operation_counter
 from jepa.utils.tensors import batch_length, map_tensors, tensors_in
 
 Shapes = list[tuple[int, ...]]

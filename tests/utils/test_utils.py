@@ -17,7 +17,7 @@ from jepa.config.check import check_config, describe, fits
 from jepa.config.compose import dotted_keys, known_keys, run_folder_of
 from jepa.config.overrides import override_key
 from jepa.utils.errors import CheckpointError, UserError, convert_system_errors
-from jepa.utils.linear import Linear, linear, operation_counter
+from jepa.utils.linear_layer import Linear, linear, operation_counter
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed, generator, seeded
 from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, nearest_rows
@@ -282,7 +282,7 @@ def test_nearest_rows():
 @pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (0, 12), (2, 0, 12)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_by_onednn_is_torchs(monkeypatch, shape, bias):
-    monkeypatch.setattr("jepa.utils.linear.ONEDNN", True)
+    monkeypatch.setattr("jepa.utils.linear_layer.ONEDNN", True)
     torch.manual_seed(0)
     own = Linear(12, 8, bias=bias)
     theirs = torch.nn.Linear(12, 8, bias=bias)

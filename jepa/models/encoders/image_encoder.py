@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from jepa.models.positions import SinCosPositions
 from jepa.models.transformer import block_list, check_heads, init_transformer, run_blocks
 from jepa.types import Grid
-from jepa.utils.linear import linear
+from jepa.utils.linear_layer import linear
 from jepa.utils.tensors import attention_mask, gather_tokens
 
 
