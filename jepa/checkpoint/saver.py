@@ -145,6 +145,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def copied(node: Any) -> Any:
+    """Return a nested state with its tensors copied into CPU memory, pinned for those of a GPU, once they are there."""
+
     def copy(tensor: Tensor) -> Tensor:
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return empty.copy_(tensor.detach(), non_blocking=True)

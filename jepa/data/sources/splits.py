@@ -191,11 +191,13 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_fraction(name: str, fraction: float) -> None:
+    """Raise ValueError unless 0 < fraction < 1. name: the key in the message."""
     if not 0 < fraction < 1:
         raise ValueError(f"{name}={fraction} is not between 0 and 1, both excluded")
 
 
 def first_few(names: Iterable[object], most: int = 5) -> str:
+    """Return the first `most` names and how many there are in all, for a message."""
     names = [name.name if isinstance(name, Path) else str(name) for name in names]
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 

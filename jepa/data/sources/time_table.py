@@ -181,6 +181,7 @@ class TimeTable:
 
 
 def columns_option(names: Sequence[str]) -> str:
+    """Return the option, quoted for a shell, that chooses these columns."""
     return f"'data.source.columns={json.dumps(list(names), ensure_ascii=False)}'"
 
 
