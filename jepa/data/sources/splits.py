@@ -98,6 +98,7 @@ class FileSamples:
         return len(self.paths)
 
     def describe(self, index: int) -> str:
+        """Return the path of a sample, for messages."""
         return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
@@ -107,6 +108,7 @@ class FileSamples:
         return value, None if self.labels is None else int(self.labels[index])
 
     def file(self, index: int, name: str) -> tuple[Any, ...]:
+        """Return what `decode` is called with. Raise UnreadableSample for a file that the contents lack."""
         if self.contents is None:
             return (name,)
         if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
@@ -210,6 +212,7 @@ class Fence:
         self._parents: dict[str, str] = {}  # a list has few folders, and looking a link up takes many system calls
 
     def leaves(self, path: str) -> bool:
+        """Return whether a path lies in none of the folders."""
         if "\0" in path:
             return True
         parent, name = os.path.split(path)
