@@ -126,7 +126,8 @@ def read_splits(config: DictConfig) -> tuple[str, Any]:
     target = config.data.get("_target_", "")
     refused = UserError(
         f"data._target_={target}: its samples are no files of pictures, sounds or videos: pack data=image_folder, "
-        "imagenet, audio_folder, fsdd, video_folder, or others whose source lists files"
+        "imagenet, audio_folder, fsdd, video_folder, or FileSamples of your own, with decode_image, SoundFile or "
+        "open_video"
     )
     if "source" not in config.data:
         raise refused
