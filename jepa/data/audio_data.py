@@ -179,6 +179,7 @@ class AudioData(DataModule):
 
 
 def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
+    """Return a waveform (t,) of `rate` Hz at `sample_rate` Hz."""
     if rate == sample_rate:
         return wave
     soxr = require("soxr", extra="audio", purpose="resampling sound")
@@ -188,4 +189,5 @@ def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
 
 
 def between(pair: Sequence[float], draw: float) -> float:
+    """Return the number that lies at `draw`, from 0 to 1, between the two of a pair."""
     return pair[0] + (pair[1] - pair[0]) * draw

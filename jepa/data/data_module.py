@@ -120,6 +120,7 @@ class DataModule:
 
     @property
     def bad_samples(self) -> dict[str, str]:
+        """Name -> reason of the samples that could not be read so far."""
         return {**self.bad["train"], **self.bad["test"]}
 
     @property
@@ -128,6 +129,7 @@ class DataModule:
         return self.views > 1
 
     def order(self, seed: int) -> SampleOrder:
+        """Return the order of the training samples of a run with this seed."""
         return SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
 
     def train_batches(
@@ -158,6 +160,7 @@ class DataModule:
         return self._load_in_order(self.reading(split), batch_size, limit)
 
     def has_truth(self, what: str) -> bool:
+        """Return whether samples of this source know such a truth at their places, see `truth_batches`."""
         return hasattr(self.splits["train"], what)
 
     @property
@@ -199,6 +202,7 @@ class DataModule:
     def reading(
         self, split: str, *, seed: int | None = None, views: int | None = None, truth: str | None = None
     ) -> Reading:
+        """Return how the samples of a split are read; seed: None for evaluation, without augmentation."""
         return Reading(split, seed, views, self.bad[split].limit, truth)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
@@ -221,6 +225,7 @@ class DataModule:
         return self.with_labels(batch | {"bad": bad}, [label for _, label in made])
 
     def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return one input of several samples as a batch."""
         return torch.stack(tensors)
 
     def read_or_next(self, read: Callable[[int], Any], index: int, bad: dict[str, str], reading: Reading) -> Any:
@@ -253,9 +258,11 @@ class DataModule:
         return {"views": torch.stack([self.prepare(value, random) for _ in range(reading.views or self.views)])}
 
     def gives_views(self, reading: Reading) -> bool:
+        """Return whether batches have `views` in place of `x`."""
         return reading.seed is not None and (reading.views is not None or self.has_several_views)
 
     def with_labels(self, batch: Batch, labels: Any) -> Batch:
+        """Return the batch with `label` (B,) int64, unless the data have no classes."""
         return batch if self.spec.classes is None else batch | {"label": torch.as_tensor(labels, dtype=torch.int64)}
 
     def _load_in_order(self, reading: Reading, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

@@ -27,6 +27,7 @@ PERIOD = 1000  # samples after which the interleaving of the parts repeats: shar
 
 
 def present_parts(parts: Mapping[str, DataModule | None]) -> dict[str, DataModule]:
+    """Return the parts that are not None. Raise ValueError if there is none."""
     found = {name: part for name, part in parts.items() if part is not None}
     if not found:
         raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")

@@ -46,6 +46,7 @@ class StepCost:
 
 
 def first_batch(trainer: Any) -> Batch:
+    """Return the batch of the step that comes next."""
     steps = {"start_step": trainer.step, "stop_step": trainer.step + 1}
     with contextlib.closing(trainer.data.train_batches(seed=trainer.seed, **steps)) as batches:
         return next(batches)
@@ -147,6 +148,7 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of all tensors together."""
     return sum(tensor.nbytes for tensor in tensors)
 
 

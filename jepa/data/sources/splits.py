@@ -98,6 +98,7 @@ class FileSamples:
         return len(self.paths)
 
     def describe(self, index: int) -> str:
+        """Return the path of a sample, for messages."""
         return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
@@ -107,6 +108,7 @@ class FileSamples:
         return value, None if self.labels is None else int(self.labels[index])
 
     def file(self, index: int, name: str) -> tuple[Any, ...]:
+        """Return what `decode` is called with. Raise UnreadableSample for a file that the contents lack."""
         if self.contents is None:
             return (name,)
         if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
@@ -191,11 +193,13 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_fraction(name: str, fraction: float) -> None:
+    """Raise ValueError unless 0 < fraction < 1. name: the key in the message."""
     if not 0 < fraction < 1:
         raise ValueError(f"{name}={fraction} is not between 0 and 1, both excluded")
 
 
 def first_few(names: Iterable[object], most: int = 5) -> str:
+    """Return the first `most` names and how many there are in all, for a message."""
     names = [name.name if isinstance(name, Path) else str(name) for name in names]
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
@@ -208,6 +212,7 @@ class Fence:
         self._parents: dict[str, str] = {}  # a list has few folders, and looking a link up takes many system calls
 
     def leaves(self, path: str) -> bool:
+        """Return whether a path lies in none of the folders."""
         if "\0" in path:
             return True
         parent, name = os.path.split(path)
