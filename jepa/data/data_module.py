@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from jepa.data.sources.splits import Splits
+from jepa.data.sources.splits import Splits, scored_on_validation
 from jepa.data.stream import (
     BadSamples,
     Request,
@@ -62,6 +62,8 @@ class DataModule:
     batch_size: samples per training step, of all ranks and micro-batches together.
     num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads ahead.
     pin_memory: `auto` pins when there is a GPU to copy to. max_bad_share: of a split that may be unreadable.
+    score_on: what probes and the validation loss are computed on. validation: samples that are kept aside from the
+        training split, a tenth of them, or the validation part of long series; the test split is not used.
     hints: what a configuration tells other groups (`data.hints.patch_size`); not read here.
 
     Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.
@@ -78,6 +80,7 @@ class DataModule:
     pin_memory: bool | Literal["auto"] = "auto"
     prefetch_factor: int = 2
     max_bad_share: float = 0.1
+    score_on: Literal["test", "validation"] = "test"
     hints: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -117,6 +120,16 @@ class DataModule:
             class_names=names,
             found=found or {},
         )
+
+    def read_splits(self, source: Callable[..., Splits], **settings: Any) -> Splits:
+        """The splits of a source, called as by `read_source`, with the samples to score as its test split."""
+        splits = read_source(source, **settings)
+        return splits if self.score_on == "test" else scored_on_validation(splits)
+
+    def check_scored(self, whole: "DataModule", key: str) -> None:
+        """Raise ValueError unless a data set that this one is a part of, at `key`, is scored on the same split."""
+        if self.score_on != whole.score_on:
+            raise ValueError(f"{key}.score_on={self.score_on}, but data.score_on={whole.score_on}: give both the same")
 
     @property
     def bad_samples(self) -> dict[str, str]:

@@ -71,6 +71,8 @@ class MixedData(DataModule):
         shapes = {n: {k: tuple(v.shape) for k, v in part.blank_batch(1).items()} for n, part in self.parts.items()}
         if any(shape != shapes[evaluate] for shape in shapes.values()):
             raise UserError(f"data.parts give batches of different shapes, {shapes}: set the same sizes and views")
+        for name, part in self.parts.items():
+            part.check_scored(self, f"data.parts.{name}")
         self.evaluated, self.sizes = self.parts[evaluate], list(sizes.values())
         self.shares = [float(weights[name]) for name in self.parts]
         self.views = self.evaluated.views
