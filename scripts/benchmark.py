@@ -21,6 +21,7 @@ startup: seconds from `python train.py` to the first line and to the end of a ru
 input:  samples per second of CPU time from JPEG files (--folder), beside torchvision's ImageFolder with its transforms
         and beside the decoder alone; series and text; the share of a run's time in which it waits for data.
 gpu:    what needs a GPU: its tests, then large models in bf16, within --minutes.
+scaling: bytes and collectives of a step by DDP and FSDP, counted on 2 processes; on paper what large models need.
 table:  python scripts/benchmark.py table FILE.json: the steps in it as the table of docs/speed.md.
 compare: python scripts/benchmark.py compare OLD.json NEW.json: every ratio that fell by over 10 %.
 Prints medians as JSON, or writes them. Timings on a shared machine vary: compare ratios, not runs; what a ratio
@@ -40,11 +41,12 @@ import benchmark_run
 from benchmark_curves import curves
 from benchmark_gpu import gpu
 from benchmark_input import input_speed
+from benchmark_scaling import scaling
 from benchmark_step import CASES, step
 
 from jepa.utils.read_data import read_json
 
-MEASUREMENTS = {"step": step, "curves": curves, "input": input_speed, "gpu": gpu} | {
+MEASUREMENTS = {"step": step, "curves": curves, "input": input_speed, "gpu": gpu, "scaling": scaling} | {
     name: getattr(benchmark_run, name) for name in ("masks", "ddp", "saving", "monitor", "online", "sweep", "startup")
 }
 HIGHER_IS_BETTER = ("ratio", "utilisation")

@@ -93,3 +93,16 @@ def test_the_page_has_the_committed_results(scripts, request):
     root = request.config.rootpath
     rows = json.loads((root / "scripts" / "results" / "benchmark.json").read_text())["step"]
     assert benchmark.table(rows) in (root / "docs" / "speed.md").read_text()
+
+
+def test_what_a_model_costs_on_paper_is_what_its_step_costs(scripts, request):
+    from benchmark_scaling import BATCH, RATE, on_paper
+
+    rows = json.loads((request.config.rootpath / "scripts" / "results" / "benchmark.json").read_text())["step"]
+    name = "ijepa_vits16_224"
+    row = on_paper(name)
+    assert row["gflop_per_sample"] == pytest.approx(
+        next(r for r in rows if r["name"] == name)["gflop_per_sample"], rel=0.02
+    )
+    seconds = 2 / 3 * BATCH / 8 * row["gflop_per_sample"] * 1e9 / RATE
+    assert row["gigabytes_per_second"][8] == pytest.approx(7 / 8 * 8 * row["trained_millions"] / 1e3 / seconds)
