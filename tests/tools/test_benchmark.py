@@ -87,6 +87,52 @@ def test_ratios_that_fell(scripts, tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["compare", "a"], "expected table FILE.json, or compare OLD.json NEW.json"),
+        (["table", "a"], "a is damaged: it cannot be read"),
+        (["masks", "--rounds=3"], "--rounds: none of masks takes it"),
+        (["step", "--rounds=0"], "--rounds=0: expected a number above 0"),
+        (["input", "--folder=a"], "--folder=a is not a folder"),
+    ],
+)
+def test_wrong_arguments_are_named(scripts, tmp_path, capsys, monkeypatch, given, message):
+    import benchmark
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *given])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_interrupted_keeps_its_results_and_peers_are_installed_anew(scripts, tmp_path, monkeypatch):
+    import benchmark
+    import benchmark_peers
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    results, environment = tmp_path / "new" / "results.json", tmp_path / "peers"
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "masks", "ddp", f"--json={results}"])
+    monkeypatch.setattr(benchmark, "MEASUREMENTS", {"masks": lambda: {"milliseconds": 1}, "ddp": interrupt})
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main()
+    assert json.loads(results.read_text()) == {"masks": {"milliseconds": 1}}
+    monkeypatch.setattr(benchmark_peers, "ENVIRONMENT", environment)
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").touch()  # of an installation that was interrupted
+    calls: list[list[str]] = []
+    monkeypatch.setattr(
+        benchmark_peers.subprocess, "run", lambda call, **_: (environment.mkdir(exist_ok=True), calls.append(call))
+    )
+    for _ in range(2):
+        with benchmark_peers.Peers() as peers:
+            assert peers._installed
+    assert [call[1] for call in calls] == ["venv", "pip"]
+
+
 def test_the_page_has_the_committed_results(scripts, request):
     import benchmark
 
