@@ -35,12 +35,15 @@ UNUSED_BY_THE_PAGE = {"timm", "torchvision", "sklearn", "scipy", "wandb", "torch
 """What the page on such a run never needs."""
 
 
-def test_a_run_imports_what_it_uses(tmp_path):
+def test_a_real_process_imports_what_it_uses(tmp_path):
+    """Without the fork server of the other tests, and without what this environment has imported."""
     small = ["trainer.max_steps=1", "model.encoder.depth=1", "trainer.device=cpu", "evaluation=none", "report=none"]
     command = [sys.executable, "-c", CODE, "train.py", *small, "hydra.run.dir=run"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    at_end, with_page = map(set, json.loads(process.stderr.splitlines()[-1]))
+    assert (tmp_path / "run/checkpoints/last.pt").exists()
+    assert len(process.stderr.splitlines()) == 1  # ours
+    at_end, with_page = map(set, json.loads(process.stderr))
     assert {"torch", "jepa.trainer"} <= at_end
     assert "jepa.config.report_run" in with_page
     assert sorted(UNUSED & at_end) == []
