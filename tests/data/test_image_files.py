@@ -205,9 +205,8 @@ def test_pictures_are_resized_as_pillow_does_within_three_levels():
     each = transform(Augment(crop_scale=(0.3, 1.0)), 64)
     smooth = Image.fromarray(COLOUR).resize((150, 120), Image.Resampling.BICUBIC)
     uniform = torch.rand(1, 20, NUMBERS, generator=torch.Generator().manual_seed(0))
-    boxes = each.augment.views(uniform[0], height=120, width=150, size=(64, 64)).box
+    boxes = each.augment.boxes(uniform[0], height=120, width=150, size=(64, 64))
     for view, (left, top, w, h) in zip(each.augmented(smooth, uniform)[0], boxes.tolist()):
-        left, top, w, h = round(left * 150), round(top * 120), round(w * 150), round(h * 120)
         part = smooth.crop((left, top, left + w, top + h)).resize((64, 64), Image.Resampling.BICUBIC)
         difference = (view * 255 - v2.functional.pil_to_tensor(part)).abs()
         assert difference.max() < 3.5
