@@ -5,8 +5,8 @@ Samples per second of CPU time on one thread, in turns, for a picture as one vie
 decoder: Pillow decodes the file to RGB, and nothing else. v1, v2: torchvision's ImageFolder with its transforms, of
 PIL images and of uint8 tensors, collated. ours: `jepa.data.ImageData`. ratio_to_v1, ratio_to_v2: ours over theirs.
 share_of_decoder: ours over the decoder. small_pictures: 64 x 64 pixels, two views with colour jitter and blur, from
-files and from memory. Then windows of series and tokens of text per second of CPU time, and the share of a run's time in
-which it waits for data, by the number of workers.
+files and from memory. Then windows of series and tokens of text per second of CPU time, and the share of a run's time
+in which it waits for data, by the number of workers.
 """
 
 from __future__ import annotations
