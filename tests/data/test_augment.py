@@ -63,8 +63,9 @@ def test_files_and_tensors_give_the_same_views(settings, channels):
     for each, drawn, views in zip(image, numbers, batch):
         for form in (as_file(each[None]), each):
             difference = (apply.augmented(form, drawn[None])[0] - views).abs()
-            # By one level, of which jitter makes more; whole numbers are rounded twice in files.
-            assert difference.max() < (3 if settings.get("color_jitter") else 1.01) / 255
+            # By one level of 256, as files are rounded twice; turning and jitter make more of it.
+            assert difference.max() < (8 if settings.get("color_jitter") else 1.6) / 255
+            assert difference.mean() < 0.5 / 255
     alone = apply.augmented(image[1:2], numbers[1:2])
     torch.testing.assert_close(alone[0], batch[1], rtol=0, atol=1e-6)
 
@@ -79,11 +80,8 @@ def test_batches_are_changed_as_torchvision_changes_a_picture():
         for image, (left, top, w, h), found in zip(
             images, boxes.tolist(), crop_and_resize(images, boxes, (16, 32), mode)
         ):
-            wanted = F.resized_crop(
-                image.float(), top, left, h, w, [16, 32], v2.InterpolationMode(mode), antialias=True
-            )
-            assert (found - wanted.clamp(0, 255)).abs().max() < (0.51 if mode == "bilinear" else 4)
-            assert (found - wanted.clamp(0, 255)).abs().median() < 0.51
+            wanted = F.resized_crop(image, top, left, h, w, [16, 32], v2.InterpolationMode(mode), antialias=True)
+            assert (found.int() - wanted.int()).abs().max() <= 1
     pixels, nothing = images / 255.0, dict.fromkeys(("flip", "angle", "shift", "jitter", "blur"))
     angle, shift = torch.linspace(-40, 50, count), torch.rand(count, 2, generator=random) - 0.5
     factors = torch.rand(count, 4, generator=random) * torch.tensor([2, 2, 2, 1.0]) - torch.tensor([0, 0, 0, 0.5])
