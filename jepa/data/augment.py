@@ -21,8 +21,8 @@ CROP_TRIES = 10
 _AREA, _ASPECT = slice(0, CROP_TRIES), slice(CROP_TRIES, 2 * CROP_TRIES)
 _LEFT, _TOP, _FLIP, _ANGLE, _RIGHT, _DOWN = range(2 * CROP_TRIES, 2 * CROP_TRIES + 6)
 _JITTER = slice(2 * CROP_TRIES + 6, 2 * CROP_TRIES + 10)
-_BLUR, _SIGMA = 2 * CROP_TRIES + 10, 2 * CROP_TRIES + 11
-NUMBERS = 2 * CROP_TRIES + 12
+_BLUR, _SIGMA, _SOLARIZE = range(2 * CROP_TRIES + 10, 2 * CROP_TRIES + 13)
+NUMBERS = 2 * CROP_TRIES + 13
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Views:
 
     flip (R,) bool: mirrored left to right. angle (R,): degrees, clockwise. shift (R, 2): to the right and
     down, in shares of the view's sides. jitter (R, 4): factors of brightness, contrast and saturation, and
-    the shift of the hue in turns. blur (R,): standard deviation in pixels, 0 for none.
+    the shift of the hue in turns. blur (R,): standard deviation in pixels, 0 for none. solarize (R,) bool: values from
+    one half on are inverted.
     """
 
     flip: Tensor | None
@@ -39,6 +40,7 @@ class Views:
     shift: Tensor | None
     jitter: Tensor | None
     blur: Tensor | None
+    solarize: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,7 @@ class Augment:
     color_jitter: strength s as in SimCLR (Chen et al., 2020, arXiv:2002.05709): brightness, contrast and
         saturation times 1 +- 0.8 s, hue turned by +- 0.2 s; unlike there, in this order and for every view.
     blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels, as in SimCLR.
+    solarize: probability of inverting the values from one half on, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
     """
 
     crop_scale: Sequence[float] | None = None
@@ -60,12 +63,13 @@ class Augment:
     translate: float = 0.0
     color_jitter: float = 0.0
     blur: float = 0.0
+    solarize: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
             _check_range("crop_scale", self.crop_scale, highest=1.0)
         _check_range("crop_ratio", self.crop_ratio, highest=math.inf)
-        for name in ("horizontal_flip", "blur", "translate", "color_jitter", "rotation"):
+        for name in ("horizontal_flip", "blur", "solarize", "translate", "color_jitter", "rotation"):
             value, highest = getattr(self, name), 180 if name == "rotation" else 1
             if not 0 <= value <= highest:
                 raise ValueError(f"augment.{name}={value} is not in [0, {highest}]; 0 switches it off")
@@ -106,6 +110,7 @@ class Augment:
             shift=signed[:, _RIGHT : _DOWN + 1] * self.translate if self.translate else None,
             jitter=torch.cat(jitter, dim=1) if strength else None,
             blur=(0.1 + 1.9 * uniform[:, _SIGMA]) * (uniform[:, _BLUR] < self.blur) if self.blur else None,
+            solarize=uniform[:, _SOLARIZE] < self.solarize if self.solarize else None,
         )
 
 

@@ -43,9 +43,9 @@ class ImageData(DataModule):
         images, always the same ones, cropped as in evaluation; `spec.found` and `lines` have the numbers.
     augment: how training views are made; None to crop and resize as in evaluation.
     local_views: small crops per training sample beside `views`, of `local_size` pixels, made by `local_augment`.
-    in_memory: whether a split's pictures are read once, all of 8 bits and one size, and live as one tensor on the
-        device of the training, where views are made without workers. `auto`: where that is possible, no side is above
-        LARGEST_SIDE and the tensor not above MOST_MEMORY. Values differ by one of 255 from those of files.
+    in_memory: whether a split's pictures are read once, of 8 bits and one size, up to LARGEST_SIDE, and live as one
+        tensor on the device of the training, where views are made without workers. `auto`: where that is possible and
+        the tensor not above MOST_MEMORY. Crops differ from those of files by up to one of 255.
     """
 
     source: Callable[..., Splits]
@@ -166,7 +166,10 @@ class ImageData(DataModule):
         for index in range(0, count, -(-count // TRIED)):  # a few first, as most folders have many sizes
             x = self.make_batch(Request([index], [index]), reading)["x"]
             reading = replace(reading, whole=tuple(x.shape[1:]))
-        if self.in_memory == "auto" and (max(x.shape[-2:]) > LARGEST_SIDE or count * x.nbytes > MOST_MEMORY):
+        if max(reading.whole[1:]) > LARGEST_SIDE:
+            found = f"up to {LARGEST_SIDE} pixels on a side, one is {reading.whole}"
+            raise DataError(f"data.in_memory=true is for pictures of {found}: make them smaller, or set it to false")
+        if self.in_memory == "auto" and count * x.nbytes > MOST_MEMORY:
             return None
         images, labels = torch.empty(count, *reading.whole, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
         with closing(super()._load(fixed_order(count, batch_size=READ_AT_ONCE), reading)) as batches:

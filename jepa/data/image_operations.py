@@ -53,7 +53,12 @@ def change(pixels: Tensor, views: Views, mode: str) -> Tensor:
         pixels = _move(to_float(pixels), views, mode)
     if views.jitter is not None:
         pixels = _jitter(to_float(pixels), views.jitter)
-    return pixels if views.blur is None else _blur(to_float(pixels), views.blur)
+    if views.blur is not None:
+        pixels = _blur(to_float(pixels), views.blur)
+    if views.solarize is not None:
+        pixels = to_float(pixels)
+        pixels = (1 - pixels).where(views.solarize[:, None, None, None] & (pixels >= 0.5), pixels)
+    return pixels
 
 
 def _move(pixels: Tensor, views: Views, mode: str) -> Tensor:

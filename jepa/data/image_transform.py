@@ -87,11 +87,12 @@ class ImageTransform:
                 boxes = boxes.to(images.device, non_blocking=True)
                 images = crop_and_resize(images, boxes, self.size, self.interpolation)
             return images.unflatten(0, batch)
-        if isinstance(images, Tensor) and images.is_floating_point() and self.augment.color_jitter:
+        ranged = [name for name in ("color_jitter", "solarize") if getattr(self.augment, name)]
+        if isinstance(images, Tensor) and images.is_floating_point() and ranged:
             low, high = images.aminmax()
             if low < 0 or high > 1:
-                found = f"one has values from {low:g} to {high:g}: set data.augment.color_jitter=0"
-                raise DataError(f"data.augment.color_jitter needs pixels in [0, 1], and {found}")
+                found = f"one has values from {low:g} to {high:g}: set data.augment.{ranged[0]}=0"
+                raise DataError(f"data.augment.{ranged[0]} needs pixels in [0, 1], and {found}")
         return torch.cat([self._crop(images, box) for box in boxes.tolist()]).unflatten(0, batch)
 
     def finish(self, pixels: Tensor, uniform: Tensor | None = None, device: torch.device | None = None) -> Tensor:

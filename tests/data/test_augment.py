@@ -82,7 +82,7 @@ def test_batches_are_changed_as_torchvision_changes_a_picture():
         ):
             wanted = F.resized_crop(image, top, left, h, w, [16, 32], v2.InterpolationMode(mode), antialias=True)
             assert (found.int() - wanted.int()).abs().max() <= 1
-    pixels, nothing = images / 255.0, dict.fromkeys(("flip", "angle", "shift", "jitter", "blur"))
+    pixels, nothing = images / 255.0, dict.fromkeys(("flip", "angle", "shift", "jitter", "blur", "solarize"))
     angle, shift = torch.linspace(-40, 50, count), torch.rand(count, 2, generator=random) - 0.5
     factors = torch.rand(count, 4, generator=random) * torch.tensor([2, 2, 2, 1.0]) - torch.tensor([0, 0, 0, 0.5])
     sigma = torch.tensor([0.0, 0.1, 0.5, 1.0, 1.7, 2.0])
@@ -101,6 +101,7 @@ def test_batches_are_changed_as_torchvision_changes_a_picture():
         "mirrored": ({"flip": flip}, lambda i: F.horizontal_flip(pixels[i]) if flip[i] else pixels[i]),
         "moved": ({"angle": angle, "shift": shift}, moved),
         "jittered": ({"jitter": factors}, jittered),
+        "solarized": ({"solarize": flip}, lambda i: F.solarize(pixels[i], 0.5) if flip[i] else pixels[i]),
         "blurred": ({"blur": sigma}, lambda i: F.gaussian_blur(pixels[i], 3, sigma[i].item()) if i else pixels[i]),
     }
     for name, (settings, one) in operations.items():
@@ -166,7 +167,14 @@ def test_views_of_a_sample_differ():
 
 
 def test_ranges_are_kept():
-    settings = {"rotation": 10, "translate": 0.1, "color_jitter": 0.5, "blur": 0.3, "horizontal_flip": 0.25}
+    settings = {
+        "rotation": 10,
+        "translate": 0.1,
+        "color_jitter": 0.5,
+        "blur": 0.3,
+        "horizontal_flip": 0.25,
+        "solarize": 0.2,
+    }
     views = Augment(**settings).views(uniform(4000)[0])
     assert views.angle.abs().max() <= 10
     assert views.angle.abs().mean() == pytest.approx(5, abs=0.2)
@@ -175,6 +183,7 @@ def test_ranges_are_kept():
     assert views.jitter[:, 3].abs().max() <= 0.1
     assert (views.blur > 0).float().mean() == pytest.approx(0.3, abs=0.03)
     assert views.flip.float().mean() == pytest.approx(0.25, abs=0.03)
+    assert views.solarize.float().mean() == pytest.approx(0.2, abs=0.03)
 
 
 @pytest.mark.parametrize("kind", ["file", "tensor"])

@@ -86,10 +86,10 @@ def test_what_cannot_be_held_is_read_from_files_or_refused(pictures, monkeypatch
 
     check(r"data.in_memory=true is not for data.channels=4", channels=4)
     check(r"is not for Doubled, which makes its own inputs", doubled)
-    for name, value in (("LARGEST_SIDE", 19), ("MOST_MEMORY", 36 * 3 * 16 * 20 - 1)):
+    for name, value, error in (("LARGEST_SIDE", 19, "up to 19 pixels"), ("MOST_MEMORY", 36 * 3 * 16 * 20 - 1, None)):
         with monkeypatch.context() as patch:
             patch.setattr(image_data, name, value)
-            check(None, augment=CROPS)
+            check(error, augment=CROPS)
     write_image(pictures / "b" / "last.png", seed=99, size=(20, 17))
     check(r"data.in_memory=true needs pictures of one size.*\(3, 16, 20\).*: set data.in_memory=false", augment=CROPS)
     (pictures / "b" / "last.png").unlink()
