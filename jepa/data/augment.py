@@ -87,18 +87,20 @@ class Augment:
         if self.crop_scale is None:
             return torch.tensor(centre_box(height, width, size)).expand(len(uniform), 4)
         # By NumPy: for the few numbers of a picture torch's calls would take longer than its resizing.
-        numbers = uniform.numpy().astype(np.float64)
-        (low, high), (log_low, log_high) = self.crop_scale, np.log(self.crop_ratio)
+        numbers, rows = uniform.numpy().astype(np.float64), np.arange(len(uniform))
+        (low, high), log_low, log_high = self.crop_scale, *(math.log(ratio) for ratio in self.crop_ratio)
         area = height * width * (low + (high - low) * numbers[:, _AREA])
         aspect = np.exp(log_low + (log_high - log_low) * numbers[:, _ASPECT])
-        sides = np.rint(np.sqrt([area * aspect, area / aspect]))  # (2, R, tries)
-        whole = np.array([[width], [height]])
-        fits = ((sides > 0) & (sides <= whole[:, None])).all(axis=0)
-        sides = sides[:, np.arange(len(numbers)), fits.argmax(axis=1)]
-        corner = np.floor(numbers[:, [_LEFT, _TOP]].T * (whole - sides + 1))
-        nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        largest = centre_box(height, width, (1, nearest))
-        return torch.from_numpy(np.where(fits.any(axis=1), [*corner, *sides], np.c_[largest]).T.astype(np.int64))
+        w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = fits.argmax(axis=1)
+        w, h = w[rows, first], h[rows, first]
+        left, top = (numbers[:, _LEFT] * (width - w + 1)).astype(int), (numbers[:, _TOP] * (height - h + 1)).astype(int)
+        found = np.array([left, top, w, h], dtype=np.int64).T
+        if not (fitting := fits[rows, first]).all():
+            nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
+            found[~fitting] = centre_box(height, width, (1, nearest))
+        return torch.from_numpy(found)
 
     def views(self, uniform: Tensor) -> Views:
         """Uniform numbers (R, NUMBERS) as what is done to R crops."""

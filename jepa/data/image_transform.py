@@ -86,14 +86,14 @@ class ImageTransform:
             if self.augment.crop_scale is not None or self.size != (height, width):
                 boxes = boxes.to(images.device, non_blocking=True)
                 images = crop_and_resize(images, boxes, self.size, self.interpolation)
-            return images.unflatten(0, batch)
+            return images.view(*batch, *images.shape[1:])
         ranged = [name for name in ("color_jitter", "solarize") if getattr(self.augment, name)]
         if isinstance(images, Tensor) and images.is_floating_point() and ranged:
             low, high = images.aminmax()
             if low < 0 or high > 1:
                 found = f"one has values from {low:g} to {high:g}: set data.augment.{ranged[0]}=0"
                 raise DataError(f"data.augment.{ranged[0]} needs pixels in [0, 1], and {found}")
-        return torch.cat([self._crop(images, box) for box in boxes.tolist()]).unflatten(0, batch)
+        return torch.stack([self._crop(images, box) for box in boxes.tolist()], dim=1)
 
     def finish(self, pixels: Tensor, uniform: Tensor | None = None, device: torch.device | None = None) -> Tensor:
         """Crops (..., C, H, W), with the numbers (B, V, NUMBERS) behind them or without, as inputs on the device.

@@ -30,13 +30,13 @@ def uniform(seed: int, stream: str, counters: Sequence[int], shape: tuple[int, i
     rows, numbers = shape
     words = -(-numbers // 8) * 4  # of 64 bits, for two numbers; a state gives four
     starts = [i for i, counter in enumerate(counters) if i == 0 or counter != counters[i - 1] + 1]
-    key, parts = derive_seed(seed, stream), []
-    for start, stop in zip(starts, [*starts[1:], len(counters)]):
-        states = [counters[start] * words // 4 + (row << 64) for row in range(rows)]
-        parts.append(
-            np.stack([np.random.Philox(key=key, counter=s).random_raw((stop - start) * words) for s in states])
-        )
-    bits = np.concatenate(parts, axis=1).astype("<u8").view("<u4").reshape(rows, len(counters), -1)[..., :numbers]
+    runs, key = list(zip(starts, [*starts[1:], len(counters)])), derive_seed(seed, stream)
+    raw = [
+        np.random.Philox(key=key, counter=counters[i] * words // 4 + (row << 64)).random_raw((j - i) * words)
+        for row in range(rows)
+        for i, j in runs
+    ]
+    bits = np.concatenate(raw).astype("<u8", copy=False).view("<u4").reshape(rows, len(counters), -1)[..., :numbers]
     return torch.from_numpy((bits >> 8).astype(np.float32) * np.float32(2**-24)).transpose(0, 1)
 
 
