@@ -19,7 +19,7 @@ from jepa.types import Latents
 from jepa.utils.errors import check_at_least
 
 MIN_VARIANCE = 1e-12
-"""Below it the scale is not standardised further and has no gradient."""
+"""A feature that varies less is standardised as if it had this one, as published."""
 
 
 class Scale(Term):
