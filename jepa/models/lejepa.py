@@ -55,9 +55,9 @@ class LeJEPA(JEPA):
         self.target = None if target is None else target(encoder=encoder)
         if self.target is not None and (not isinstance(self.target, EMATarget) or self.target.layers is not None):
             raise ValueError(
-                "model.target: LeJEPA compares views and has no targets; a moving average of the last block "
-                "(model/target=average, model/target=ema) is what is evaluated then. Got another one: use "
-                "model/target=null"
+                f"LeJEPA compares views and has no targets; model/target=average, ema, ... evaluates a moving average "
+                f"of the weights. Got {type(self.target).__name__} of {self.target.layers or 'the last block'}: set "
+                "model.target=null"
             )
         if not (self.loss.prevents_collapse or allow_collapse):
             raise ValueError(

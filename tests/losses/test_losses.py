@@ -109,6 +109,14 @@ def test_the_pull_of_a_collapsing_batch():
         z = (spread * noise).requires_grad_()
         return torch.autograd.grad(term(Latents(projections=z)), z)[0].norm().item()
 
+    def outwards(term) -> float:
+        """How much faster than 0 the spread of a collapsed batch of other than Gaussian shape grows."""
+        z = (1e-3 * noise.sign() * noise.square()).requires_grad_()
+        return -(torch.autograd.grad(term(Latents(projections=z)), z)[0] * z).sum().item()
+
+    assert outwards(Scale()) > 0
+    assert outwards(SlicedWasserstein()) == pytest.approx(0, abs=1e-4)
+    assert outwards(SlicedWasserstein(detach_scale=True)) < -10 * outwards(Scale())
     assert pull(Scale(), 1e-4) == pytest.approx(pull(Scale(), 1e-2), rel=0.05)
     assert pull(SIGReg(), 1e-4) < 0.02 * pull(SIGReg(), 1e-2)
 

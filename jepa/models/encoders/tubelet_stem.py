@@ -54,7 +54,9 @@ class TubeletStem(Stem):
         clip = x.unsqueeze(2) if self.is_image(x) and x.ndim == 4 else x
         if clip.ndim != 5 or clip.shape[1] != self.channels:
             wanted = f"clips (B, {self.channels}, T, H, W)"
-            hint = "; pictures are taken with model.encoder.stem.images=true"
+            hint = (
+                "; pictures go with model=vit, model=lejepa, or model.encoder.stem.images=true" if x.ndim == 4 else ""
+            )
             if self.images:
                 wanted, hint = f"{wanted} or pictures (B, {self.channels}, H, W)", ""
             raise ValueError(f"expected {wanted}, got {tuple(x.shape)}{hint}")
