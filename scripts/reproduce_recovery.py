@@ -21,6 +21,7 @@ STEPS, EVERY, SAMPLES = 300, 10, 256
 RUN = (
     *("model=lejepa", "model.encoder.embed_dim=64", "model.encoder.depth=2", "data.batch_size=64"),
     *("trainer.device=cpu", "trainer.precision=fp32", f"trainer.max_steps={STEPS}", "scheduler=constant"),
+    "trainer.grad_clip_norm=1",
     *("evaluation=none", "monitor=none", "visualise=none", "logger=[]", "run_dir=outputs/recovery"),
 )
 PROJECTOR = ("loss.projector.norm=layer", "loss.projector.hidden=[128]", "loss.projector.out_dim=16")
