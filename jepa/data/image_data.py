@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from jepa.data.augment import Augment
-from jepa.data.data_module import Reading, read_source
+from jepa.data.data_module import Reading
 from jepa.data.image_transform import ImageTransform, as_list, to_float
 from jepa.data.local_views import LocalViews
 from jepa.data.sources.image_files import size_of
@@ -53,7 +53,7 @@ class ImageData(LocalViews):
         super().__post_init__()
         check_at_least("data", 1, channels=self.channels)
         self._make_transforms()
-        splits, shape = read_source(self.source, root=self.root), (self.channels, *self.transform.size)
+        splits, shape = self.read_splits(self.source, root=self.root), (self.channels, *self.transform.size)
         self.setup(splits, prepare=self.transform, input_shape=shape)
         if hasattr(splits.train, "describe"):
             self._try_some()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from jepa.data.augment import Augment
-from jepa.data.data_module import Reading, read_source
+from jepa.data.data_module import Reading
 from jepa.data.image_transform import ImageTransform
 from jepa.data.local_views import LocalViews
 from jepa.data.sources.decoders import Video
@@ -67,7 +67,7 @@ class VideoData(LocalViews):
         self.transform = ImageTransform(size=self.image_size, augment=self.augment, **settings)
         self.local_transform = self.make_local_transform(partial(ImageTransform, **settings))
         listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split", "allow_outside")}
-        splits = read_source(self.source, root=self.root, **(listed if self.csv is not None else {}))
+        splits = self.read_splits(self.source, root=self.root, **(listed if self.csv is not None else {}))
         if self.clips > 1:
             splits = replace(splits, train=Parts(splits.train, self.clips), test=Parts(splits.test, self.clips))
         self.setup(splits, prepare=self.decode_clip, input_shape=(self.channels, self.num_frames, *self.transform.size))
