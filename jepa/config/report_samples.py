@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -63,6 +64,16 @@ class Networks:
             for name, model in models.items()
         }
 
+    @functools.cached_property
+    def seconds_per_sample(self) -> float:
+        """How long it takes to read a training sample and to encode it with each network."""
+        for _ in range(2):  # the first pass starts workers and kernels
+            start = time.monotonic()
+            for batch in batches(self, "train", BATCH):
+                for source in self.sources().values():
+                    pooled(source, batch["x"])
+        return (time.monotonic() - start) / BATCH
+
 
 def networks_of(loaded: Any, data: Any, evaluation: Any, device: torch.device, seed: int) -> list[Networks]:
     """Return the networks of an opened checkpoint, on the device, for each modality of its data."""
@@ -101,15 +112,9 @@ def snapshots_of(folder: Path, modality: str) -> list[Snapshot]:
         return []
 
 
-def affordable(networks: Networks, split: str, most: int) -> int:
-    """Return how many samples of a split can be read and encoded by both networks in SECONDS, at most `most`."""
-    for _ in range(2):  # the first pass starts workers and kernels
-        start = time.monotonic()
-        for batch in batches(networks, split, BATCH):
-            for source in networks.sources().values():
-                pooled(source, batch["x"])
-    each = (time.monotonic() - start) / BATCH
-    return max(FEWEST, min(most, int(SECONDS / each)))
+def affordable(networks: Networks, most: int) -> int:
+    """Return how many samples can be read and encoded by both networks in SECONDS, at most `most`."""
+    return max(FEWEST, min(most, int(SECONDS / networks.seconds_per_sample)))
 
 
 def batches(networks: Networks, split: str, limit: int) -> Iterator[dict[str, Any]]:
@@ -129,7 +134,7 @@ def embed(networks: Networks, medium: Medium) -> Embedded:
     """Return many samples of both splits as vectors of each network."""
     spec, sources, data = networks.data.spec, networks.sources(), getattr(networks.data, "evaluated", networks.data)
     num_train, num_test = (len(data.splits[split]) for split in ("train", "test"))  # of a mix those of one part
-    most = affordable(networks, "train", MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
+    most = affordable(networks, MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
     held_out = min(num_test, max(most // 2, most - num_train))
     limits = {"test": held_out, "train": min(num_train, most - held_out)}
     thumbnails, labels, places, said = [], [], [], []
@@ -184,7 +189,7 @@ def places_in(data: Any, split: str, limit: int | None) -> list[tuple[str, int, 
 def classify(networks: Networks, embedded: Embedded) -> Classified | None:
     """Return what a linear probe of training features says of samples; None where fewer than two classes are known."""
     source, found, labels = networks.sources()["trained"], [], []
-    for batch in batches(networks, "train", affordable(networks, "train", MAX_FITTED)):
+    for batch in batches(networks, "train", affordable(networks, MAX_FITTED)):
         if "label" not in batch:
             return None
         found.append(pooled(source, batch["x"]))
@@ -267,7 +272,7 @@ def decode(networks: Networks, shown: Shown, medium: Medium) -> Decoded | None:
         return None
     features, values = [], []
     most = max(FEWEST, MOST_DECODED // shown.tokens.shape[1])
-    for batch in batches(networks, "train", affordable(networks, "train", most)):
+    for batch in batches(networks, "train", affordable(networks, most)):
         features.append(model.target.targets(encoder, batch["x"]).float().flatten(0, 1))
         values.append(encoder.token_inputs(batch["x"]).float().flatten(0, 1))
     decoder = fit_decoder(torch.cat(features), torch.cat(values))

@@ -9,7 +9,6 @@ import wave
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
@@ -18,6 +17,9 @@ from torch import Tensor
 
 from jepa.report.dry_run_pictures import input_kind, pixel_statistics, to_colours
 from jepa.report.formatting import duration, number
+from jepa.utils.lazy_import import lazy_import
+
+matplotlib = lazy_import("matplotlib")
 
 LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
 """Colours of the first channels of a series."""
