@@ -6,6 +6,7 @@
     python scripts/reproduce.py modalities --root DIR     video, text, series, sound and pairs, three seeds each
     python scripts/reproduce.py table --root DIR          docs/results.md: every data set, three seeds each
     python scripts/reproduce.py collapse                  runs made to collapse, and healthy ones, under the monitor
+    python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
 Results go to scripts/results/<recipe>.json (objectives_<data>.json): of each run its results.json, wall time and
 machine. The files of objectives, modalities and collapse grow with every run, and a second start goes on with them:
@@ -325,7 +326,14 @@ def collapse(options: argparse.Namespace, path: Path) -> dict:
     return {**content, "missed": missed, "false_alarms": false}
 
 
-OTHERS = {each.__name__: each for each in (objectives, modalities, collapse, table)}
+def recovery(options: argparse.Namespace, path: Path) -> dict:
+    """What becomes of collapsed weights under each regulariser."""
+    from reproduce_recovery import over_regularisers  # trains in this process
+
+    return over_regularisers(options.seeds or SEEDS, lambda found: write(path, found))
+
+
+OTHERS = {each.__name__: each for each in (objectives, modalities, collapse, recovery, table)}
 """What is more than a recipe over seeds."""
 
 

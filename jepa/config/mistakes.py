@@ -66,7 +66,10 @@ def with_fitting_model(config: DictConfig) -> str:
     if (model := MODELS.get(name) or MODELS.get(chosen.get("data"))) is None:
         return "choose the model= that takes them: vit, video, text, series, audio, crossmodal or multitask"
     kept = [line for line in given if not re.match(r"\+?(model|experiment)\b(?!\.)", line)]
-    right = ["model=lejepa", f"model/encoder={model}"] if chosen.get("model") == "lejepa" else [f"model={model}"]
+    right = {
+        "lejepa": ["model=lejepa", f"model/encoder={model}"],
+        "levjepa": ["model=lejepa", f"model/encoder={model}", "model/mask=sparse"],
+    }.get(chosen.get("model"), [f"model={model}"])
     return f"they go with model={model}: {shlex.join(['python', 'train.py', *kept, *right])}"
 
 

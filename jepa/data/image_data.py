@@ -14,9 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from jepa.data.augment import NUMBERS, Augment
-from jepa.data.data_module import DataModule, Reading
+from jepa.data.data_module import Reading
 from jepa.data.image_operations import to_float
-from jepa.data.image_transform import ImageTransform, as_list, height_and_width
+from jepa.data.image_transform import ImageTransform, as_list
+from jepa.data.local_views import LocalViews
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
 from jepa.data.stream import Request, TooManyUnreadable, UnfitSample, blamed, fixed_order
@@ -33,7 +34,7 @@ log = logging.getLogger("jepa")
 
 
 @dataclass(kw_only=True, eq=False)
-class ImageData(DataModule):
+class ImageData(LocalViews):
     """Batches of images (B, C, H, W).
 
     source: called as source(root=root), or source() without a root; returns `Splits`.
@@ -42,7 +43,7 @@ class ImageData(DataModule):
     mean, std: of pixel values, one for each channel or one for all. `auto`: those of up to STATISTICS_OF training
         images, always the same ones, cropped as in evaluation; `spec.found` and `lines` have the numbers.
     augment: how training views are made; None to crop and resize as in evaluation.
-    local_views: small crops per training sample beside `views`, of `local_size` pixels, made by `local_augment`.
+    local_views, local_size, local_augment: see `LocalViews`.
     in_memory: whether a split's pictures are read once, of 8 bits and one size, up to LARGEST_SIDE, and live as one
         tensor on the device of the training, where views are made without workers. `auto`: where that is possible and
         the tensor not above MOST_MEMORY. Crops differ from those of files by up to one of 255.
@@ -56,19 +57,11 @@ class ImageData(DataModule):
     std: float | Sequence[float] | Literal["auto"]
     augment: Augment | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    local_views: int = 0
-    local_size: int | Sequence[int] | None = None
-    local_augment: Augment | None = None
     in_memory: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("data", 1, channels=self.channels)
-        check_at_least("data", 0, local_views=self.local_views)
-        if self.local_views and (self.local_size is None or self.local_augment is None):
-            needs = "data.local_size (pixels) and data.local_augment (as data.augment, such as "
-            needs += "{_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
-            raise ValueError(f"data.local_views={self.local_views} needs {needs}")
         self._make_transforms()
         self._held: dict[str, TensorImages | None] = {}
         self._copies: dict[str, Tensor] = {}  # on the device of the training
@@ -108,10 +101,8 @@ class ImageData(DataModule):
             std=1.0 if self.std == "auto" else self.std,
             interpolation=self.interpolation,
         )
-        self.transform, self.local_transform = make(size=self.image_size, augment=self.augment), None
-        if self.local_views:
-            size = height_and_width("local_size", self.local_size)
-            self.local_transform = make(size=size, augment=self.local_augment)
+        self.transform = make(size=self.image_size, augment=self.augment)
+        self.local_transform = self.make_local_transform(make)
 
     def _find_statistics(self, wanted: Sequence[str]) -> None:
         """Put numbers in the place of `auto`. Raises DataError where too many of the images cannot be read."""
@@ -134,16 +125,6 @@ class ImageData(DataModule):
         self.spec = replace(self.spec, found={**self.spec.found, **found})
         numbers = " ".join(f"data.{name}={str(values).replace(' ', '')}" for name, values in found.items())
         self.lines += (f"auto: {numbers}, of {min(STATISTICS_OF, self.spec.num_train):,} training images",)
-
-    @property
-    def has_several_views(self) -> bool:
-        return self.views > 1 or self.local_views > 0
-
-    def blank_batch(self, count: int) -> Batch:
-        blank = super().blank_batch(count)
-        if self.local_transform is not None:
-            blank["local_views"] = torch.zeros(count, self.local_views, self.channels, *self.local_transform.size)
-        return blank
 
     def hold(self, split: str) -> None:
         """Read a split into memory if it should be there and is not. Raises DataError if it must be, but cannot."""

@@ -178,7 +178,7 @@ def check_settings(model: nn.Module, source: Source) -> None:
     """Raise CheckpointError if the file says other settings of the encoder than the model has."""
     config = source.config or {}
     said = config.get("model", config).get("encoder")
-    said = dict(said) if isinstance(said, Mapping) else {}
+    said = {"attention": "full"} | dict(said) if isinstance(said, Mapping) else {}
     if "encoder.num_heads" in source.file.facts:
         said["num_heads"] = source.file.facts["encoder.num_heads"]
     own = own_settings(model)
@@ -190,6 +190,8 @@ def own_settings(model: nn.Module) -> dict[str, Any]:
     """Return the values of a model's encoder that change what it computes, but no shape of its weights."""
     encoder = getattr(model, "encoder", None)
     settings = {"num_heads": encoder.num_heads} if isinstance(getattr(encoder, "num_heads", None), int) else {}
+    if hasattr(encoder, "causal"):
+        settings["attention"] = "block_causal" if encoder.causal else "full"
     if (rotary := getattr(encoder, "rotary", None)) is not None:
         own = {"rotary_convention": rotary.convention, "rotary_reference_side": rotary.reference_side}
         return settings | {"positions": "rotary", **own}

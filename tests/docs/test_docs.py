@@ -57,7 +57,7 @@ CONTEXTS = (
     "data=image_folder model/encoder=timm",
     "model=video data=video_folder",
     "model=video_dense data=video_folder",
-    "model=video data=moving_mnist evaluation=motion",
+    "model=levjepa data=moving_mnist evaluation=motion",
     "data=segmentation_folder evaluation=online",
     "model=text data=text_csv",
     "model=text data=hf",
