@@ -63,8 +63,8 @@ def check_teachers(then: Mapping[str, Any], now: Mapping[str, Any], source: Path
         was, now_is = (each.get(name, {"source": "none", "fingerprint": "none"}) for each in (before, teachers))
         if was["fingerprint"] != now_is["fingerprint"]:
             raise UserError(
-                f"{source} was trained with the frozen teacher {was['source']} (fingerprint {was['fingerprint'][:8]}), "
-                f"and model.target.checkpoint={now_is['source']} holds other weights ({now_is['fingerprint'][:8]}): give "
+                f"{source} was trained with the frozen teacher {was['source']} (fingerprint {was['fingerprint'][:8]}); "
+                f"model.target.checkpoint={now_is['source']} holds other weights ({now_is['fingerprint'][:8]}): give "
                 f"the former ones, or start a new run from the weights trained so far with init_from={source}"
             )
 
