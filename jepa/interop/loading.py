@@ -163,7 +163,7 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
     if {"encoder", "target"} <= taken - copied and hasattr(model.target, "drift"):
         change, weight = model.target.drift(model.encoder).tolist()
         doubt = ": are they of one run?" if change > weight else ""
-        lines.append(f"weights of target and encoder are {(change / weight) ** 0.5:.2g} apart, of 1{doubt}")
+        lines.append(f"the weights of target and encoder differ by {(change / weight) ** 0.5:.1%} of their norm{doubt}")
     said = source.file.run is not None or source.file.card is not None or "encoder.num_heads" in source.file.facts
     if not said and (heads := own_settings(model).get("num_heads")):
         lines.append(f"{heads} attention heads, as the model has: the file does not say (model.encoder.num_heads)")

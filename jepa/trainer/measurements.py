@@ -147,7 +147,8 @@ def evaluate(trainer: Trainer, row: Literal["trained", "initial"] = "trained") -
     found = broadcast_from_rank0(lambda: found)
     found = {row if name == "trained" else name: values for name, values in found.items()}
     before = {name.removeprefix(INITIAL): x for name, x in trainer.metrics.items() if name.startswith(INITIAL)}
-    trainer.say(trainer.evaluation.table(found | ({"initial": before} if before else {})))
+    shown = {row: found[row], **({"initial": before} if before else {}), **found}
+    trainer.say(trainer.evaluation.table(shown))
     return {f"eval/{row}/{name}": value for row, values in found.items() for name, value in values.items()}
 
 
