@@ -100,7 +100,7 @@ def _open(checkpoint: str, settings: Mapping[str, Any], size: Any, channels: int
             raise CheckpointError(f"model.target.checkpoint={checkpoint}: a teacher has to be trained")
         named = source.adapter.format in ("timm", "hf")
         source_channels = (3 if channels == 1 else channels) if named else None
-        overrides = {f"encoder.{name}": value for name, value in settings.items()}
+        overrides = {f"encoder.{name}": value for name, value in settings.items() if value is not None}
         with torch.random.fork_rng(devices=()):  # so that the model has the same weights with any teacher
             return load(source, overrides=overrides, image_size=size, channels=source_channels)
     except UserError as error:
