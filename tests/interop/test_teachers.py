@@ -68,12 +68,13 @@ def test_a_run_goes_on_with_the_same_teacher_alone(run_folder, quick, tmp_path):
             OmegaConf.update(own, key, value)
         trainer = build_trainer(own)
         trainer.fit()
-        return trainer.model
+        return trainer
 
     shutil.copytree(run_folder, tmp_path / "teacher")
-    whole = run("whole", 3)
+    whole = run("whole", 3).model
     run("parts", 2)
-    model = run("parts", 3)
+    trainer = run("parts", 3)
+    model = trainer.model
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, model.state_dict()[name]), name
     path = tmp_path / "parts" / "checkpoints" / "last.pt"
@@ -82,6 +83,7 @@ def test_a_run_goes_on_with_the_same_teacher_alone(run_folder, quick, tmp_path):
     assert content["config"]["model"]["target"]["out_dim"] == model.predictor.project.out_features == 32
     moved = tmp_path / "moved"
     (tmp_path / "teacher").rename(moved)
+    assert trainer.random_init(seed=1).state_dict().keys() == model.state_dict().keys()
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(load(path).model.encode_target(x), model.eval().encoder(x))
     with pytest.raises(CheckpointError, match=r"model.target.checkpoint=\S*teacher: no run folder or checkpoint at"):
