@@ -82,7 +82,7 @@ TABLE = [
 ]
 
 
-def table(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     """Run what the file at `path` lacks, write it after each run, and return its rows."""
     from reproduce import ROOT, located, print_table, run, stored, write
 

@@ -20,8 +20,8 @@ MODELS = {
     "jepa.masks.time_frequency": "SpectrogramMask",
     "jepa.masks.time_span": "TimeSpanMask",
     "jepa.masks.tubes": "BlockGroup TubeMask",
-    "jepa.models": "EMATarget LeJEPA MaskedJEPA Predictor SharedTarget StopGradientTarget TransformerEncoder "
-    "timm_vision_transformer vision_transformer",
+    "jepa.models": "EMATarget LeJEPA MaskedJEPA Predictor SharedTarget StopGradientTarget TeacherTarget "
+    "TransformerEncoder timm_vision_transformer vision_transformer",
     "jepa.models.cross_modal_jepa": "CrossModalJEPA",
     "jepa.models.cross_predictor": "CrossPredictor",
     "jepa.models.encoders": "TransformerEncoder",

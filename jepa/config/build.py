@@ -63,6 +63,12 @@ def _build_trainer(config: DictConfig) -> Trainer:
         config.run_dir = literal(str(run_dir))  # for what the data keeps there: the same folder on every rank
     config, data = settled(config)
     model = build_model(config)
+    untrained = config
+    if getattr(model, "teachers", None):
+        from jepa.config.teacher import with_out_dims, without_teachers  # imports timm and the formats of others
+
+        config = with_out_dims(config, model)
+        untrained = without_teachers(config)
     keep_dynamo_out()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
@@ -99,7 +105,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         evaluation=evaluation,
         monitor=monitor,
         visualise=visualise,
-        random_init=functools.partial(build_model, config),
+        random_init=functools.partial(build_model, untrained),
         plan=describe,
         preview=show,
         run_dir=run_dir,

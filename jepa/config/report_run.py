@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
 from torch import nn
 
 from jepa.config.build import build, to_plain
@@ -108,4 +109,6 @@ def defaults_of(record: Record) -> dict[str, str]:
         defaults = load_config([option for option in groups if not option.startswith(PLACES)])
     except UserError:  # groups of another version
         defaults = load_config([])
+    for key in OmegaConf.missing_keys(defaults):  # such as data.path, model.target.checkpoint
+        OmegaConf.update(defaults, key, "")
     return without_places(texts_of(to_plain(defaults)) | {"data.root": ""})

@@ -270,6 +270,8 @@ def decode(networks: Networks, shown: Shown, medium: Medium) -> Decoded | None:
     parts = (model, "latents"), (model, "target"), (encoder, "token_inputs")
     if not all(hasattr(*part) for part in parts) or not shown.x.is_floating_point():
         return None
+    if getattr(model, "teachers", None):  # which a run is loaded without
+        return None
     features, values = [], []
     most = max(FEWEST, MOST_DECODED // shown.tokens.shape[1])
     for batch in batches(networks, "train", affordable(networks, most)):

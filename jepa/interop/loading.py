@@ -160,6 +160,10 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
         raise CheckpointError(f"{error}{advice(model, own, weights, source)}") from None
     lines = [*source.file.lines, f"weights taken for {', '.join(sorted(taken))}"]
     lines += ["encoder and target start alike, as it holds one of them"] if copied else []
+    if {"encoder", "target"} <= taken - copied and hasattr(model.target, "drift"):
+        change, weight = model.target.drift(model.encoder).tolist()
+        doubt = ": are they of one run?" if change > weight else ""
+        lines.append(f"the weights of target and encoder differ by {(change / weight) ** 0.5:.1%} of their norm{doubt}")
     said = source.file.run is not None or source.file.card is not None or "encoder.num_heads" in source.file.facts
     if not said and (heads := own_settings(model).get("num_heads")):
         lines.append(f"{heads} attention heads, as the model has: the file does not say (model.encoder.num_heads)")

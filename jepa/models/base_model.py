@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jepa.models.targets import Target
+from jepa.models.targets import Target, TeacherTarget
 from jepa.types import Batch, Mask, Masker, RunLength, Schedule, StepRandomness
 from jepa.utils.tensors import token_valid
 
@@ -47,6 +47,12 @@ class JEPA(nn.Module):
     def momentum_schedule(self) -> Schedule | None:
         """The target's momentum after scaling, called as `schedule(step, run_length)`; None without one."""
         return getattr(getattr(self, "target", None), "momentum_at", None)
+
+    @property
+    def teachers(self) -> dict[str, dict[str, str]]:
+        """The frozen teachers, which no checkpoint holds: name in the model -> their source and fingerprint."""
+        found = {name: m for name, m in self.named_modules() if isinstance(m, TeacherTarget)}
+        return {name: {"source": m.source, "fingerprint": m.fingerprint} for name, m in found.items()}
 
     def update_target(self, step: int, run_length: RunLength, *, skip: Tensor | None = None) -> dict[str, float]:
         """Update the target from the encoder after `step` earlier updates; return values to log.

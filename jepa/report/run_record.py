@@ -20,7 +20,7 @@ from jepa.utils.metric_direction import direction_of
 from jepa.utils.run_status import Status
 
 MAX_POINTS, MAX_VERDICTS = 600, 40
-ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw input"}
+ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw input", "initial": "before the run"}
 """Rows of results.json, and what they are called."""
 
 WORDS = {
@@ -65,7 +65,7 @@ class Record:
 
     @property
     def rows(self) -> dict[str, dict[str, float]]:
-        """Return network -> probe -> finite score, of the three rows of the frozen evaluation."""
+        """Return network -> probe -> finite score, of the rows of the frozen evaluation."""
         found = {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
         return {
             name: {probe: x for probe, x in only_numbers(row).items() if is_value(x)} for name, row in found.items()
@@ -148,7 +148,7 @@ def sentences(record: Record, trained: str | None, compared: str | None) -> list
         called = {name: in_words(name) for name in names} | ROWS
         compared = re.sub("|".join(map(re.escape, called)), lambda found: called[found[0]], compared)
         said.append(compared[0].upper() + compared[1:] + ".")
-    elif all({"lidar"} <= rows.get(name, {}).keys() <= {"lidar", "rankme", "feature_std"} for name in ROWS):
+    elif len(rows) > 2 and all({"lidar"} <= row.keys() <= {"lidar", "rankme", "feature_std"} for row in rows.values()):
         values = ", ".join(f"{ROWS[name]} {number(row['lidar'], 3)}" for name, row in rows.items())
         doubt = ", a sign that it has not" if rows["trained"]["lidar"] <= rows["random_init"]["lidar"] else ""
         said.append(f"No labels tell whether training has helped; {WORDS['lidar']}: {values}{doubt}.")

@@ -51,7 +51,7 @@ CONTEXTS = (
     "",
     "loss=sigreg",
     "experiment=digits loss=vicreg callbacks=early_stopping logger=[console,wandb] evaluation=full_and_fine_tuning",
-    "loss=lp",
+    "loss=lp model/target=teacher",
     "loss=multitask model/mask=random",
     "scheduler=wsd",
     "data=image_folder model/encoder=timm",
