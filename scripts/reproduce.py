@@ -352,6 +352,8 @@ def main() -> None:
     parser.add_argument("--root", help="data.root, for data that is not bundled; of modalities the folder of all")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
     options = parser.parse_args()
+    if options.recipe != "table" and (unknown := set(options.only or ()) - {*OBJECTIVES, *MODALITIES}):
+        parser.error(f"--only {' '.join(unknown)}: expected some of {', '.join([*OBJECTIVES, *MODALITIES])}")
     name = f"objectives_{options.data}" if options.recipe == "objectives" else options.recipe
     path = RESULTS / f"{name}.json"
     content = OTHERS.get(options.recipe, recipe)(options, path)
