@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.config.compose import CONFIG_DIR, dotted_keys, known_keys, option_with
 from jepa.config.keys import Compose, Keys, is_group
 from jepa.config.overrides import override_key
-from jepa.config.words import OPTIONS, closest, find_word, plain
+from jepa.config.words import closest, find_word, plain
+from jepa.config.words import options as known_options
 from jepa.utils.errors import UserError
 
 NOISE = re.compile(r"\s*(full_key|object_type|reference_type): |\s*(object_type|reference_type)=|See https://hydra\.cc")
@@ -85,7 +86,7 @@ def _no_option(path: str, text: str) -> str:
 
 def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     """Return the options that a wrong one may mean."""
-    known = OPTIONS.get(group, {})
+    known = known_options(group)
     if right := known.get(plain(name)) or known.get(plain(name).rstrip("0123456789")):
         return right
     if plain(name) in ("none", "off", "false"):
