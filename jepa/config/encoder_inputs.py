@@ -32,10 +32,8 @@ Place = dict[str, Any]
 """Where in its item an input lies: {"start": in seconds of a sound or steps of a series, "channel": of a series}."""
 
 EVALUATION = Reading("test", seed=None, views=None, bad_limit=0)
-LOUDEST = 256.0
-"""Beyond it a waveform of floats holds the numbers of a 16-bit file, and not [-1, 1]."""
-FAR = 100.0
-"""Standard deviations from the mean beyond which pictures in memory are likely to have other units."""
+LOUDEST = 256.0  # beyond it a waveform of floats holds the numbers of a 16-bit file, and not [-1, 1]
+FAR = 100.0  # standard deviations from the mean beyond which pictures in memory are likely to have other units
 
 
 @dataclass(frozen=True)

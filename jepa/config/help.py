@@ -29,8 +29,7 @@ GROUPS += (
     "hydra/launcher",
 )
 """Those that people use."""
-SECTIONS = ("data", "model", "trainer")
-"""Whose keys are shown."""
+SECTIONS = ("data", "model", "trainer")  # whose keys are shown
 WIDTH = 100
 KEYS_FOOT = """\
 Trainer, data and model take more: jepa/trainer/trainer_parts.py and docs/ name it. All other keys

@@ -28,15 +28,12 @@ SUPPLIED = {
     "scheduler": (),
 }
 """Arguments of constructors that the build supplies, beside the other sections of the configuration."""
-OWN_SECTIONS = ("find_lr", "find_batch_size")
-"""Sections of scripts, whose keys come before all others."""
-READ_BY_HYDRA = ("default_run_dir",)
-"""Keys that only the yaml of Hydra's own section reads."""
+OWN_SECTIONS = ("find_lr", "find_batch_size")  # sections of scripts, whose keys come before all others
+READ_BY_HYDRA = ("default_run_dir",)  # keys that only the yaml of Hydra's own section reads
 PLACED_ELSEWHERE = ("evaluation", "callbacks", "logger", "monitor", "visualise", "sweep", "loss")
 """Sections with a learning rate, a batch size, ... of their own: words of training are none of theirs."""
 
-Suggestion = tuple[list[str], str]
-"""Overrides, and a note."""
+Suggestion = tuple[list[str], str]  # overrides, and a note
 Compose = Callable[[list[str]], tuple[DictConfig, Mapping[str, Any]]]
 
 

@@ -22,10 +22,8 @@ from jepa.interop.sizes import to_pair
 from jepa.utils.errors import UserError
 from jepa.utils.read_data import read_mapping
 
-TOKENIZER = "tokenizer.json"
-"""Of a run on text, in its folder."""
-PICTURES = ("image_size", "mean", "std")
-"""Keys of data that say how pictures become inputs."""
+TOKENIZER = "tokenizer.json"  # of a run on text, in its folder
+PICTURES = ("image_size", "mean", "std")  # keys of data that say how pictures become inputs
 
 
 def open_checkpoint(

@@ -46,12 +46,8 @@ AXES = {1: "tokens", 2: "channels x steps", 3: "channels x height x width", 4: "
 
 SHOWN, MAX_TOKENS = 8, 4096
 MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 128
-MOST_DECODED = 50_000
-"""Tokens that the decoder is fitted to."""
-
-SECONDS = 8.0
-"""Of one pass over samples, about."""
-
+MOST_DECODED = 50_000  # tokens that the decoder is fitted to
+SECONDS = 8.0  # of one pass over samples, about
 BATCH = 16
 
 

@@ -23,8 +23,7 @@ from jepa.utils.errors import UserError, first_line
 from jepa.utils.read_data import DamagedFileError, exists, kind_of, printable, read_mapping
 from jepa.utils.run_status import is_overrides
 
-SWEEP_FILE = "multirun.yaml"
-"""What Hydra leaves of a sweep in its folder."""
+SWEEP_FILE = "multirun.yaml"  # what Hydra leaves of a sweep in its folder
 MISSING = object()
 
 

@@ -16,6 +16,7 @@ from jepa.types import Batch, Grid, Mask
 from jepa.utils.files import write_text
 
 MAX_IMAGES, MAX_SERIES = 48, 24
+INPUTS = ("x", "views")
 MASK_TITLE = "The encoder sees the bright tokens and the predictor predicts each outlined block; dimmed ones are hidden"
 
 
@@ -82,13 +83,9 @@ class Pictures:
             what = f"Clips of training samples, {shown} of {views.shape[3]} frames from left to right"
             self._images(name, data, figures.as_strips(views), labels, what, beside)
         elif kind == "series" and hasattr(data, "spectrogram"):
-            figures.spectrogram_figure(
-                views[:MAX_SERIES],
-                data.spectrogram,
-                labels=labels,
-                title="Training samples as the model gets them: log-mel power, brighter is louder",
-                path=self._path(f"{name}.png"),
-            )
+            title = "Training samples as the model gets them: log-mel power, brighter is louder"
+            look = {"labels": labels, "title": title, "path": self._path(f"{name}.png")}
+            figures.spectrogram_figure(views[:MAX_SERIES], data.spectrogram, **look)
         elif kind == "series":
             title = "Training samples as the model gets them"
             title += f", {views.shape[1]} random views one above the other" if views.shape[1] > 1 else ""
@@ -153,11 +150,8 @@ def inputs_of(batch: Batch) -> dict[str, Any]:
     """Return the inputs (B, V, ...) by modality or task; by "" if there is one."""
     if isinstance(batch.get("x"), Mapping):
         return {name: x.unsqueeze(1) for name, x in batch["x"].items()}
-    found = {}
-    for key, value in batch.items():
-        part, _, kind = key.rpartition("/")
-        if kind in ("x", "views") and isinstance(value, Tensor):
-            found[part] = value if kind == "views" else value.unsqueeze(1)
+    parts = [(*key.rpartition("/")[::2], value) for key, value in batch.items() if isinstance(value, Tensor)]
+    found = {part: value if kind == "views" else value.unsqueeze(1) for part, kind, value in parts if kind in INPUTS}
     return found or {"": None}
 
 

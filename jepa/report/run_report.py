@@ -24,9 +24,7 @@ from jepa.report.sample_media import AXES
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
-REPORT = "report.html"
-"""In the run folder."""
-
+REPORT = "report.html"  # in the run folder
 MASKS = "The encoder sees the clear tokens, the predictor predicts features of the coloured blocks; dark is neither."
 PREDICTIONS = (
     "A small decoder, fitted to frozen features of training samples, turns features back into inputs. Compare what it "
@@ -56,8 +54,8 @@ class Table:
     """A table of texts. folded: shown after a click."""
 
     heading: str
-    head: list[str]
-    rows: list[list[str]]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
     note: str = ""
     folded: bool = False
 
@@ -166,9 +164,8 @@ def of_samples(learned: Learned) -> list[Section]:
         found.append(Section("map", "Map", note, plots.maps(embedded), body=run_samples.thumbnails(embedded)))
         if learned.classified is not None:
             charts = [plots.confusion(embedded, learned.classified)]
-            worst = Markup("<h3>Held-out samples that it is surest of, and wrong</h3>") + run_samples.worst_pictures(
-                embedded, learned.classified
-            )
+            worst = Markup("<h3>Held-out samples that it is surest of, and wrong</h3>")
+            worst += run_samples.worst_pictures(embedded, learned.classified)
             note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
             found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
     if not learned.name:
@@ -182,16 +179,11 @@ def configuration(record: Record, defaults: Mapping[str, str], device: str) -> S
     changed = [[key, *values] for key, values in differences([record.options, defaults])] if defaults else []
     typed = {option.lstrip("+").partition("=")[0] for option in record.overrides}  # other values a run has found
     changed = [row for row in changed if row[1] and (row[0] in typed or row[2] not in ("auto", "null"))]
+    differs = "What differs from the defaults of the chosen data, model and other groups"
     tables = [
-        Table(
-            "Environment and cost", ["", ""], [list(row) for row in environment(record, device, Path(__file__).parent)]
-        ),
-        Table(
-            "What differs from the defaults of the chosen data, model and other groups",
-            ["option", "this run", "default"],
-            changed,
-        ),
-        Table("All options", ["option", "value"], [list(row) for row in record.options.items()], folded=True),
+        Table("Environment and cost", ["", ""], environment(record, device, Path(__file__).parent)),
+        Table(differs, ["option", "this run", "default"], changed),
+        Table("All options", ["option", "value"], list(record.options.items()), folded=True),
     ]
     note = "Versions and commit are those of the moment at which this page was written."
     return Section("configuration", "Configuration", note, tables=tables)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import math
-import wave
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from markupsafe import Markup
 from PIL import Image
+from scipy.io import wavfile
 from torch import Tensor
 
 from jepa.report.dry_run_pictures import input_kind, pixel_statistics, to_colours
@@ -191,11 +191,7 @@ def player(samples: Tensor, rate: int) -> Markup:
     """Return a player of a waveform (t,) in [-1, 1]; padding, which is NaN, is left out."""
     sound = samples[samples.isfinite()][: int(rate * MAX_SECONDS)].cpu().numpy()
     file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(rate)
-        out.writeframes((sound.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    wavfile.write(file, rate, (sound.clip(-1, 1) * 32767).astype("<i2"))
     return Markup('<audio controls preload="none" src="{}"></audio>').format(uri(file, "audio/wav"))
 
 

@@ -27,14 +27,10 @@ from jepa.visualise.sheets import SampleArtist, sheet
 from jepa.visualise.snapshots import Samples, Snapshot, write_snapshot
 
 PARTS = 6  # of a run, between pictures
-SHARE = 0.01
-"""Of the time of training, which pictures may take."""
-
+SHARE = 0.01  # of the time of training, which pictures may take
 MOST_SAMPLES = 256
 MOST_BYTES = 2**27
-MOST_TOKENS = 25_000
-"""Samples of a modality, bytes of these in memory, and tokens in a snapshot."""
-
+MOST_TOKENS = 25_000  # samples of a modality, bytes of these in memory, and tokens in a snapshot
 NEIGHBOURS = 5
 COMPONENTS, POOLED_COMPONENTS = 8, 32
 

@@ -17,13 +17,9 @@ from torch import Tensor
 
 from jepa.visualise.components import as_colours
 
-SIDE = 112
-"""Pixels of the longer side of an image; other kinds are twice as wide."""
-
+SIDE = 112  # pixels of the longer side of an image; other kinds are twice as wide
 FRAMES = 4
-GAP, LINE, LETTER = 6, 13, 6
-"""Pixels between samples, of a line of text and of a letter."""
-
+GAP, LINE, LETTER = 6, 13, 6  # pixels between samples, of a line of text and of a letter
 KINDS = {
     3: "series (time to the right, a line for each channel, each sample over its own range)",
     4: "images",
