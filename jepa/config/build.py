@@ -113,7 +113,8 @@ FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std"
 null; mean and std, also of data within data, by auto."""
 
 
-ANY_HINTS = {"size": "toy", "patch_size": 1}  # values of the right types for the hints that may be auto
+ANY_HINTS = {"size": "toy", "patch_size": 1}
+"""Values of the right types for the hints that may be auto."""
 
 
 def settled(config: DictConfig) -> tuple[DictConfig, Any]:

@@ -12,22 +12,13 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from jepa.config.check import shown
 from jepa.config.compose import CONFIG_DIR, compose_with_choices, register_resolvers
 from jepa.utils.nested import flatten
 
 GROUPS = ("experiment", "data", "model", "model/encoder", "model/predictor", "model/mask", "model/target", "loss")
-GROUPS += (
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "evaluation",
-    "callbacks",
-    "monitor",
-    "visualise",
-    "logger",
-    "sweep",
-    "hydra/launcher",
-)
+GROUPS += ("optimizer", "scheduler", "trainer", "evaluation", "callbacks", "monitor", "visualise", "logger", "sweep")
+GROUPS += ("hydra/launcher",)
 """Those that people use."""
 SECTIONS = ("data", "model", "trainer")  # whose keys are shown
 WIDTH = 100
@@ -83,7 +74,7 @@ def _value(config: DictConfig, key: str) -> str:
         value = "(by the data)"
     if OmegaConf.is_config(value):
         return str(OmegaConf.to_container(value)).replace(" ", "").replace("'", "")
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return shown(value)
 
 
 def _comments(section: str, choices: Mapping[str, Any]) -> dict[str, str]:

@@ -49,10 +49,8 @@ def explain(error: BaseException) -> str:
         if found := re.search(pattern, text):
             return explained(found[1], text)
     if found := re.search(r"LexerNoViableAltException: ([^\n]*)", text):
-        return (
-            f"{found[1]}: signs in a value are quoted, twice for the shell: \"key='a<b'\", in a list each of "
-            "its items: \"key=['a (b)','c']\""
-        )
+        how = "\"key='a<b'\", in a list each of its items: \"key=['a (b)','c']\""
+        return f"{found[1]}: signs in a value are quoted, twice for the shell: {how}"
     typed = getattr(error, "override", None)
     if typed and typed not in text:
         return f"{typed.lstrip('+')}: {text.splitlines()[0]}; quote what has signs of its own: \"key='a b'\""
@@ -94,10 +92,9 @@ def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     if group == "data" and ("/" in name or Path(name).suffix in FILES):
         kind = FILES.get(Path(name).suffix, "image_folder")
         return f"data={kind} data.{'path' if kind == 'hf' else 'root'}={name}"
-    others = [
-        str(file.parent.relative_to(CONFIG_DIR)) for file in sorted(CONFIG_DIR.rglob(f"{glob.escape(name)}.yaml"))
-    ]
-    others = sorted(filter(is_group, others), key=lambda other: not other.startswith(f"{group}/"))
+    files = sorted(CONFIG_DIR.rglob(f"{glob.escape(name)}.yaml"))
+    others = filter(is_group, (str(file.parent.relative_to(CONFIG_DIR)) for file in files))
+    others = sorted(others, key=lambda other: not other.startswith(f"{group}/"))
     close = closest(name, options)
     if others and not (close and not others[0].startswith(f"{group}/")):
         return f"{others[0]}={name}"
@@ -127,9 +124,8 @@ def _hydra_keys() -> list[str]:
 
 def _several(argument: str, _: str) -> str:
     key, _, values = argument.partition("=")
-    return f"{argument}: several values are a sweep, which needs -m: python train.py -m {argument}\n" + (
-        f"(a list is {key}=[{values}])"
-    )
+    sweep = f"several values are a sweep, which needs -m: python train.py -m {argument}"
+    return f"{argument}: {sweep}\n(a list is {key}=[{values}])"
 
 
 def _no_value(word: str, _: str) -> str:
@@ -158,11 +154,8 @@ def check_flags(arguments: Sequence[str], compose: Compose, script: str) -> None
         raise UserError(explain(error)) from error
     right, notes, unknown = [], [], []
     for argument, override in _as_overrides(arguments):
-        found = ([argument], "")
-        if override and not (is_group(override_key(override)) or not keys.is_wrong(override)):
-            found = keys.suggestion(override)
-        elif override:
-            found = ([override], "")
+        is_wrong = override and not is_group(override_key(override)) and keys.is_wrong(override)
+        found = keys.suggestion(override) if is_wrong else ([override or argument], "")
         if found is None:
             unknown.append(argument)
             continue

@@ -93,11 +93,8 @@ def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, 
     for name, values in ours.items():
         theirs = getattr(loaded, name)
         if theirs is not None and (values == "auto" or not _alike(values, theirs)):
-            wanted = ",".join(f"{value:g}" for value in theirs)
-            lines.append(
-                f"warning: data.{name}={values}, but the model was trained with {list(theirs)}: "
-                f"set data.{name}=[{wanted}]"
-            )
+            right = f"set data.{name}=[{','.join(f'{value:g}' for value in theirs)}]"
+            lines.append(f"warning: data.{name}={values}, but the model was trained with {list(theirs)}: {right}")
     return lines + [
         f"inputs are normalised with data.{name}={values}, in training {_values(trained[name])}"
         for name, values in ours.items()

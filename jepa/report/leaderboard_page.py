@@ -1,4 +1,4 @@
-"""A leaderboard as one HTML file that needs no network: sentences, tables, and the figures that would show something."""
+"""A leaderboard as one HTML file that needs no network: sentences, tables and those figures that show something."""
 
 from __future__ import annotations
 

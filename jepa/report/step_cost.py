@@ -131,9 +131,8 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
     slope = (kept[1] - kept[0]) / (large - small) if large > small else kept[0] / small
     trainer.optimizer.step()  # only a step allocates the state
     state = bytes_of(tensors_in(trainer.optimizer.state))
-    trainable, frozen = (
-        [p for p in trainer.model.parameters() if p.requires_grad is wanted] for wanted in (True, False)
-    )
+    parameters = list(trainer.model.parameters())
+    trainable, frozen = ([p for p in parameters if p.requires_grad is wanted] for wanted in (True, False))
     return StepCost(
         forward=forward / large,
         total=counter.get_total_flops() / large,
