@@ -145,9 +145,12 @@ def _check_kept(kept: Mapping[str, Any], source: Source, *, builds: bool, reads:
 
 def _beside(source: Source) -> Mapping[str, Any]:
     """Return the config.yaml of the run folder that a checkpoint lies in; {} where there is none."""
-    folders = [Path(source.name), *source.path.parents[:2]]
-    path = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+    path = _first_file("config.yaml", [Path(source.name), *source.path.parents[:2]])
     return upgrade(read_mapping(path, verbatim=True)) if path else {}
+
+
+def _first_file(name: str, folders: Sequence[Path]) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def _without_same(node: Any, other: Any) -> Any:
@@ -191,23 +194,17 @@ def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Comman
         if node is None or "tokenizer" not in node:
             continue
         node.tokenizer_folder = None  # evaluating stores none
-        if alone:
-            _keep_sizes(joined, stored["data"], given)
+        for name in ("vocab_size", "max_length") if alone else ():  # learned positions reach no further
+            if name not in given.below("data") and stored["data"].get(name) is not None:
+                joined.data[name] = stored["data"][name]
         if "tokenizer" not in given.below(section):
             node.tokenizer = str(_find_tokenizer(source, trained, section))
-
-
-def _keep_sizes(joined: DictConfig, trained: Mapping[str, Any], given: CommandLine) -> None:
-    """Let a model that is evaluated on other texts have the ids and the length that it was trained on."""
-    for name in ("vocab_size", "max_length"):  # learned positions reach no further
-        if name not in given.below("data") and trained.get(name) is not None:
-            joined.data[name] = trained[name]
 
 
 def _find_tokenizer(source: Source, trained: Mapping[str, Any], section: str) -> Path:
     """Return the tokenizer that a run has kept. Raise UserError where it is not in the run folder."""
     folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
-    path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
+    path = _first_file(TOKENIZER, folders)
     if path is None:
         raise UserError(
             f"{source.name}: its {TOKENIZER} is not in the run folder (looked in {folders[1]}): put it there, or give "

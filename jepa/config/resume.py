@@ -61,10 +61,11 @@ def _with_stored_sweep(arguments: Sequence[str], folder: Path, multirun: bool) -
 
 def _sweep_overrides(path: Path) -> list[str]:
     """Return the options that a sweep was started with. Raise DamagedFileError where its file does not tell."""
-    stored: Any = read_mapping(path, verbatim=True)
-    for name in ("hydra", "overrides"):
-        stored = stored.get(name) if isinstance(stored, dict) else None
-    parts = [stored.get(name) for name in ("hydra", "task")] if isinstance(stored, dict) else [None]
+    try:
+        stored = read_mapping(path, verbatim=True)["hydra"]["overrides"]
+        parts = stored["hydra"], stored["task"]
+    except (LookupError, TypeError):
+        parts = (None,)
     if not all(map(is_overrides, parts)):
         raise DamagedFileError(path, "its hydra.overrides are no lists of options")
     return [*parts[0], *parts[1]]
@@ -88,10 +89,7 @@ class StoredRun:
 
     @classmethod
     def find(cls, resume: str | None, config_dir: str | Path | None = None) -> StoredRun | None:
-        """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml.
-
-        Raise DamagedFileError where that file is no configuration of a run.
-        """
+        """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml."""
         values = None if resume in (None, "auto", "") else cls.values_of(Path(run_folder_of(resume, "")))
         return None if values is None else cls(values, config_dir)
 

@@ -16,20 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.config.overrides import override_key
 from jepa.utils.nested import find_targets, flatten
 
-SECTIONS = (
-    "data",
-    "model",
-    "evaluation",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "monitor",
-    "visualise",
-    "callbacks",
-    "logger",
-    "scaling",
-)
+SECTIONS = ("data", "model", "evaluation", "loss", "optimizer", "scheduler", "trainer", "monitor", "visualise")
+SECTIONS += ("callbacks", "logger", "scaling")
 NUMERIC = ("seed", "precision", "attention", "tf32", "deterministic")
 """Keys of trainer on which features and scores depend; a checkpoint's own are kept, so that scores can be repeated."""
 
@@ -41,15 +29,11 @@ class CommandLine:
     """
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        self.options: dict[str, str] = {}
-        self.values: list[str] = []
-        self.removed: list[str] = []
-        for override in overrides:
-            key = override_key(override)
-            if "." not in key:
-                self.options[key] = override.partition("=")[2]
-            else:
-                (self.removed if override.startswith("~") else self.values).append(key)
+        keys = {override: override_key(override) for override in overrides}
+        below = {override: key for override, key in keys.items() if "." in key}
+        self.options = {key: override.partition("=")[2] for override, key in keys.items() if override not in below}
+        self.values = [key for override, key in below.items() if override[0] != "~"]
+        self.removed = [key for override, key in below.items() if override[0] == "~"]
 
     @property
     def experiment(self) -> bool:
@@ -83,11 +67,8 @@ def model_overrides(config: DictConfig, given: CommandLine) -> dict[str, Any]:
     flat = flatten(OmegaConf.to_container(config.model, resolve=False))  # a run may be scored on data of another model
     derived = {"encoder.image_size", "encoder.channels"}  # they follow the data
     whole = [part for part in ("encoder", "predictor") if f"model/{part}" in given.options or given.experiment]
-    keys = {
-        key
-        for key, value in flat.items()
-        if key.split(".")[0] in whole and value is not None and not key.rpartition(".")[2].startswith("_")
-    }
+    set_keys = (key for key, value in flat.items() if value is not None and key.split(".")[0] in whole)
+    keys = {key for key in set_keys if not key.rpartition(".")[2].startswith("_")}
     keys = keys - derived | set(given.below("model")) | ({"_target_"} if "model" in given.options else set())
     values = {key: OmegaConf.select(config, f"model.{key}") for key in sorted(keys)}
     return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}

@@ -16,8 +16,8 @@ from PIL import Image
 from scipy.io import wavfile
 from torch import Tensor
 
-from jepa.report.dry_run_pictures import input_kind, pixel_statistics, to_colours
 from jepa.report.formatting import duration, number
+from jepa.utils.pixels import input_kind, pixel_statistics, to_pixels
 
 LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
 """Colours of the first channels of a series."""
@@ -139,8 +139,7 @@ class Medium:
         if self.kind == "video":
             count = min(x.shape[1], CLIP_FRAMES)
             x = x[:, torch.linspace(0, x.shape[1] - 1, count).round().long()].movedim(1, 0)  # (t, C, H, W)
-        pixels, _ = to_colours(x if self.kind == "video" else x[None], self.statistics)
-        pixels = (pixels.expand(-1, 3, -1, -1).movedim(1, -1) * 255).round().byte().numpy()
+        pixels = to_pixels(x if self.kind == "video" else x[None], self.statistics)
         return pixels if moving else np.concatenate(list(pixels), axis=1)[None]
 
     @staticmethod
