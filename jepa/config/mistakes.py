@@ -111,15 +111,11 @@ def _no_key(key: str, text: str) -> str:
     key = inner[1] if inner and inner[1].startswith(f"{key}.") else key
     if option := option_with(key):
         return f"{key}: there is no such key in this run, but with {option}"
-    close = closest(key, [*known_keys(), *_hydra_keys()], cutoff=0.8)
-    return f"{key}: there is no such key." + (f" Did you mean {close}?" if close else "")
-
-
-def _hydra_keys() -> list[str]:
-    """Return the keys of Hydra's own configuration."""
     from hydra.conf import HydraConf
 
-    return [f"hydra.{key}" for key in dotted_keys(OmegaConf.to_container(OmegaConf.structured(HydraConf)))]
+    of_hydra = dotted_keys({"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConf))})
+    close = closest(key, [*known_keys(), *of_hydra], cutoff=0.8)
+    return f"{key}: there is no such key." + (f" Did you mean {close}?" if close else "")
 
 
 def _several(argument: str, _: str) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.checkpoint.moved import upgrade
@@ -91,8 +92,10 @@ def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, 
     ours = {name: _values(config.data[name]) for name in ("mean", "std") if name in config.data}  # text has none
     lines = []
     for name, values in ours.items():
-        theirs = getattr(loaded, name)
-        if theirs is not None and (values == "auto" or not _alike(values, theirs)):
+        if (theirs := getattr(loaded, name)) is None:
+            continue
+        wide = values * len(theirs) if len(values) == 1 else values
+        if values == "auto" or len(wide) != len(theirs) or not np.allclose(wide, theirs, rtol=0, atol=2e-3):
             right = f"set data.{name}=[{','.join(f'{value:g}' for value in theirs)}]"
             lines.append(f"warning: data.{name}={values}, but the model was trained with {list(theirs)}: {right}")
     return lines + [
@@ -105,11 +108,6 @@ def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, 
 def _values(given: str | float | Sequence[float]) -> str | list[float]:
     """A mean or deviation as a list; `auto` as it is."""
     return given if isinstance(given, str) else [given] if isinstance(given, (int, float)) else list(given)
-
-
-def _alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    wide = list(ours) * (len(theirs) if len(ours) == 1 else 1)
-    return len(wide) == len(theirs) and all(abs(a - b) < 2e-3 for a, b in zip(wide, theirs))
 
 
 def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandLine) -> None:

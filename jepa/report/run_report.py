@@ -90,7 +90,8 @@ def write_report(
     """
     one = records[0] if len(records) == 1 else None
     sections = [section for each in learned for section in of_samples(each)]
-    sections += [probes(records), training(records)]
+    note = "Click on a name to hide its line, drag over a chart to enlarge a part, double click to go back."
+    sections += [probes(records), Section("training", "Training", note, charts=plots.charts(records))]
     if one is None:
         title = f"Report of {plural(len(records), 'run')}"
         summary = [" ".join(run_record.sentences(record, None, None)) for record in records]
@@ -99,27 +100,15 @@ def write_report(
         title = trained[0] if trained else f"Report of {one.name}"
         summary = run_record.sentences(one, trained[1] if trained else None, compared)
         sections.append(configuration(one, defaults or {}, device))
-    write_text(path, page(title, [*summary, *notes], run_record.key_figures(one) if one else [], sections))
-
-
-def page(
-    title: str, summary: Sequence[str], figures: Sequence[tuple[str, str, str]], sections: Sequence[Section]
-) -> str:
-    """Return the page of these parts. figures: (name, value, what it is beside) of the most important results."""
-    return render(
+    page = render(
         "run_report.html",
         title=printable(title, keep=""),
-        summary=summary,
-        figures=figures,
+        summary=[*summary, *notes],
+        figures=run_record.key_figures(one) if one else [],
         sections=[section for section in sections if section.charts or section.body or section.tables],
         date=time.strftime("%Y-%m-%d %H:%M"),
     )
-
-
-def training(records: Sequence[Record]) -> Section:
-    """Return the curves of training."""
-    note = "Click on a name to hide its line, drag over a chart to enlarge a part, double click to go back."
-    return Section("training", "Training", note, charts=plots.charts(records))
+    write_text(path, page)
 
 
 def probes(records: Sequence[Record]) -> Section:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -121,7 +120,7 @@ class Medium:
         spans = []
         for name, line, colour in zip(names, values, LINES):
             real = line[line.isfinite()]
-            ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
+            ends = " to ".join(number(float(end), 3) for end in real.aminmax()) if len(real) else "missing"
             spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
         times = getattr(lines[0], "times", None)
         each = None if times is None or len(times) < 2 else duration(times.diff().median().total_seconds())
@@ -150,19 +149,19 @@ class Medium:
         colours = matplotlib.colormaps["magma"]((values - low) / max(high - low, 1e-6))
         return (colours[None, ..., :3] * 255).astype(np.uint8)
 
-    def curves(self, x: Tensor, points: int) -> Markup:
+    def curves(self, x: Tensor, most: int) -> Markup:
         """Return a series (C, T) as SVG, each of its first channels in a colour, thinned to so many points."""
         values = x[: len(LINES)].float().cpu().numpy()
         real = values[np.isfinite(values)]
         low, high = (real.min(), real.max()) if len(real) else (0, 1)
-        steps = np.unique(np.linspace(0, x.shape[1] - 1, min(points, x.shape[1])).round().astype(int))
+        steps = np.unique(np.linspace(0, x.shape[1] - 1, min(most, x.shape[1])).round().astype(int))
         lines = []
         for line, colour in list(zip(values, LINES))[::-1]:
             y = 98 - 96 * (line[steps] - low) / max(high - low, 1e-9)
-            path, drawn = "", False
-            for step, height in zip(steps + 0.5, y):
-                path += f"{'L' if drawn else 'M'}{step:g} {height:.1f}" if math.isfinite(height) else ""
-                drawn = math.isfinite(height)
+            real = np.isfinite(y)
+            goes_on = real & np.append(False, real[:-1])  # from the point before
+            points = zip(goes_on[real], steps[real] + 0.5, y[real])
+            path = "".join(f"{'L' if on else 'M'}{step:g} {height:.1f}" for on, step, height in points)
             lines.append(f'<path d="{path}" stroke="{colour}"/>')
         box = f'viewBox="0 0 {x.shape[1]} 100" preserveAspectRatio="none"'
         return Markup(f'<svg class="curves" {box}>{"".join(lines)}</svg>')
@@ -213,8 +212,8 @@ def stack(medium: Medium, picture: Markup, colours: np.ndarray | None, data: str
     if medium.kind == "ids":
         if colours is not None:
             words = picture.split("<span>")
-            flat = colours.reshape(-1, colours.shape[-1])
-            styles = [f"rgba({r},{g},{b},{a / 255:.2f})" for r, g, b, a in map(_with_alpha, flat)]
+            flat = colours.reshape(-1, colours.shape[-1]).tolist()
+            styles = [f"rgba({r},{g},{b},{(*alpha, 110)[0] / 255:.2f})" for r, g, b, *alpha in flat]
             picture = words[0] + Markup("").join(
                 Markup('<span style="background:{}">{}').format(style, Markup(word))
                 for style, word in zip(styles, words[1:])
@@ -223,10 +222,6 @@ def stack(medium: Medium, picture: Markup, colours: np.ndarray | None, data: str
     over = Markup() if colours is None else image_tag(colours[None], 4096)  # stretched over the picture
     over = Markup(f'<div class="over" style="width:{1 / share:.2%}">{over}</div>')
     return Markup(f'<div class="stack {medium.kind}" {data}>{picture}{over}</div>')
-
-
-def _with_alpha(colour: Sequence[int]) -> tuple[int, ...]:
-    return (*map(int, colour), 110) if len(colour) == 3 else tuple(map(int, colour))
 
 
 def packed(tokens: Tensor, medium: Medium, grid: Sequence[int], kept: int = 48) -> str:
