@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -21,23 +22,31 @@ OF_CASE = {"ijepa_vits16_224": ("lightly_ijepa", "stable_ijepa"), "ijepa_vitti8_
 
 
 class Peers:
-    """A context in which peers can be timed: none, and a line that says why, where they cannot be installed."""
+    """A context in which peers can be timed, installed for the first case that has some.
+
+    None, and a line that says why, where they cannot be installed.
+    """
 
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen] = []
         self._python = ENVIRONMENT / "bin" / "python"
 
     def __enter__(self) -> Peers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    @functools.cached_property
+    def _installed(self) -> bool:
+        """Whether they are there, or could be installed."""
         if not self._python.exists():
             try:
                 self._install()
             except (OSError, subprocess.CalledProcessError) as error:
                 shutil.rmtree(ENVIRONMENT, ignore_errors=True)
                 print(f"no peers, as they could not be installed: {error}", file=sys.stderr)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
+        return self._python.exists()
 
     def _install(self) -> None:
         uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
@@ -49,7 +58,7 @@ class Peers:
     def steps(self, name: str, trainer: Trainer, batch: Any) -> dict[str, Callable[[], float]]:
         """For each peer of the case what makes a step on as many samples and tokens, and returns its seconds."""
         self._end()
-        return {peer: self._step(peer, trainer, batch) for peer in OF_CASE.get(name, ()) if self._python.exists()}
+        return {peer: self._step(peer, trainer, batch) for peer in OF_CASE.get(name, ()) if self._installed}
 
     def _step(self, peer: str, trainer: Trainer, batch: Any) -> Callable[[], float]:
         encoder, predictor = trainer.model.encoder, trainer.model.predictor

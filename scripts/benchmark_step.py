@@ -17,10 +17,10 @@ from benchmark_peers import Peers
 from benchmark_published import PublishedStep
 from benchmark_timing import STEPS_ALONE, in_turns, medians, seconds_of, trainer_of
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device, resolve_precision
+from jepa.utils.linear_layer import operation_counter
 
 PICTURES = ("data=image_folder", "data.root={folder}/pictures", "data.num_workers=0")
 CASES = {
@@ -103,7 +103,7 @@ def measured(name: str, overrides: list[str], rounds: int, peers: Peers) -> dict
         timed = {each: lambda run=run: synchronised(run, trainer.device) for each, run in steps.items()}
         timed |= peers.steps(name, trainer, batch)
         seconds = in_turns(timed, rounds)
-        with FlopCounterMode(display=False) as counted:
+        with operation_counter() as counted:
             trainer.train_step(batch)
         size, operations = trainer.data.batch_size, counted.get_total_flops()
         others = [each for each in seconds if each not in ("ours", "matrix")]

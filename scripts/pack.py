@@ -112,25 +112,26 @@ def check(config: DictConfig) -> None:
 def read_splits(config: DictConfig) -> tuple[str, Any]:
     """The kind of the files of a configuration's data, and its splits; of sounds in pieces their files.
 
-    Raises UserError for data that is not of files.
+    Raises UserError for data that is not of files, and for what its classes do not take.
     """
     from dataclasses import replace
 
-    from jepa.config.build import build, convert_errors
+    from jepa.config.build import build, convert_errors, to_plain
+    from jepa.config.check import check_config
     from jepa.data.data_module import read_source
-    from jepa.data.sources.decoders import decode_image, open_video
-    from jepa.data.sources.sound_files import SoundFile, SoundPieces
-    from jepa.data.sources.splits import FileSamples
-    from jepa.data.sources.tar_files import TarSamples
+    from jepa.data.sources.packed import kind_of
+    from jepa.data.sources.sound_files import SoundPieces
     from jepa.utils.errors import UserError
 
     target = config.data.get("_target_", "")
     refused = UserError(
         f"data._target_={target}: its samples are no files of pictures, sounds or videos: pack data=image_folder, "
-        "imagenet, audio_folder, fsdd, video_folder, or others whose source lists files"
+        "imagenet, audio_folder, fsdd, video_folder, or FileSamples of your own, with decode_image, SoundFile or "
+        "open_video"
     )
     if "source" not in config.data:
         raise refused
+    check_config(to_plain(config.data.source), "data.source")
     source = build(config.data, "source")
     names = [name for name in inspect.signature(source).parameters if name in config.data]
     settings = {name: OmegaConf.to_container(config)["data"][name] for name in names}
@@ -139,8 +140,7 @@ def read_splits(config: DictConfig) -> tuple[str, Any]:
     if all(isinstance(part, SoundPieces) for part in parts):
         parts = [part.files for part in parts]
         splits = replace(splits, train=parts[0], test=parts[1])
-    kinds = {decode_image: "image", SoundFile: "audio", open_video: "video"}
-    found = {kinds.get(part.decode) if type(part) in (FileSamples, TarSamples) else None for part in parts}
+    found = {kind_of(part) for part in parts}
     if len(found) > 1 or None in found:
         raise refused
     return found.pop(), splits

@@ -7,7 +7,6 @@ import json
 import math
 import multiprocessing
 import os
-import re
 import signal
 import tarfile
 import threading
@@ -25,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from torchvision.transforms.functional import to_pil_image
 
-from jepa.data.sources.decoders import decode_image, is_frame_file, readable
+from jepa.data.sources.decoders import by_numbers, decode_image, is_frame_file, readable
 from jepa.data.sources.packed import INDEX, NAMES, VERSION
 from jepa.data.sources.splits import FileSamples
 from jepa.data.stream import UnreadableSample
@@ -175,15 +174,11 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 def frames_of(folder: str) -> bytes:
     """An archive of the frames of a video, in the order of the numbers in their names."""
     packed = io.BytesIO()
-    names = sorted(filter(is_frame_file, os.listdir(folder)), key=natural)
+    names = sorted(filter(is_frame_file, os.listdir(folder)), key=by_numbers)
     with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as archive:
         for name in names:
             add(archive, name, Path(folder, name).read_bytes())
     return packed.getvalue()
-
-
-def natural(name: str) -> list[tuple[int, str]]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def samples_per_shard(packer: Packer, megabytes: float) -> int:

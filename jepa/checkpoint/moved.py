@@ -93,4 +93,5 @@ def flat_scheduler(stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_below(target: str, prefix: str) -> bool:
+    """Return whether a dotted name is `prefix`, or of something in it."""
     return f"{target}.".startswith(f"{prefix}.")

@@ -43,6 +43,7 @@ class Saver:
         self._unwritable: tuple[type[BaseException], ...] = (OSError, RuntimeError)  # beside CheckpointError
 
     def path(self, name: str) -> Path:
+        """Return the file or folder of a checkpoint, such as last.pt."""
         return self.folder / f"{name}{SUFFIXES[self.kind]}"
 
     def save(self, state: dict[str, Any], names: list[str], dropped: list[str]) -> None:
@@ -59,6 +60,7 @@ class Saver:
             self._write_plain(state, names, dropped)
 
     def wait(self) -> None:
+        """Wait until the checkpoint in the background is written and has its names."""
         writing, then, self._writing, self._then = self._writing, self._then, None, None
         try:
             if writing is not None:
@@ -77,6 +79,7 @@ class Saver:
             self.wait()
 
     def close(self) -> None:
+        """Wait for the checkpoint in the background, and end the thread that writes."""
         try:
             self.wait()
         finally:
@@ -145,6 +148,8 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def copied(node: Any) -> Any:
+    """Return a nested state with its tensors copied into CPU memory, pinned for those of a GPU, once they are there."""
+
     def copy(tensor: Tensor) -> Tensor:
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
         return empty.copy_(tensor.detach(), non_blocking=True)

@@ -86,7 +86,11 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
     Raises CheckpointError when a shard is missing or damaged.
     """
     rest = read_file(path / STATE)
-    places = {leaf[TENSOR]: keys_of(path) for path, leaf in tree_leaves_with_path(rest, is_name) if is_name(leaf)}
+    places = {
+        leaf[TENSOR]: keys_of(path)
+        for path, leaf in tree_leaves_with_path(rest, is_tensor_name)
+        if is_tensor_name(leaf)
+    }
     try:
         reader = _Reader(path)
         metadata = reader.read_metadata().state_dict_metadata
@@ -107,7 +111,7 @@ def read(path: Path, like: Callable[[tuple], Tensor | None] = lambda keys: None)
             f"cannot read the checkpoint {path}: a part of it is missing or damaged ({first_line(cause(error))}). "
             "Nothing was overwritten; use another checkpoint, or start a new run"
         ) from error
-    return tree_map(lambda leaf: tensors[leaf[TENSOR]] if is_name(leaf) else leaf, rest, is_leaf=is_name)
+    return tree_map(lambda leaf: tensors[leaf[TENSOR]] if is_tensor_name(leaf) else leaf, rest, is_leaf=is_tensor_name)
 
 
 def publish(checkpoints: Path, folder: Path, names: list[str]) -> None:
@@ -159,11 +163,13 @@ def split(state: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return tree_map_with_path(name_of, dict(state)), tensors
 
 
-def is_name(node: Any) -> bool:
+def is_tensor_name(node: Any) -> bool:
+    """Return whether a node of a stored state is the name of a tensor that lies in the shards."""
     return isinstance(node, dict) and set(node) == {TENSOR}
 
 
 def keys_of(path: KeyPath) -> tuple:
+    """Return the keys and list positions that lead to a leaf of a nested state."""
     return tuple(entry.key if isinstance(entry, MappingKey) else entry.idx for entry in path)
 
 

@@ -177,6 +177,7 @@ def is_sound(item: Any) -> bool:
 
 
 def as_picture(item: Any, name: str, inputs: Inputs) -> Image.Image | Tensor:
+    """Return a path, PIL image or array as `read_image` gives pictures. Raise UserError for other things."""
     if isinstance(item, (str, PathLike)):
         return decode_image(str(item))
     if isinstance(item, Image.Image):
@@ -185,6 +186,7 @@ def as_picture(item: Any, name: str, inputs: Inputs) -> Image.Image | Tensor:
 
 
 def as_clip(item: Any, name: str, inputs: Inputs) -> Any:
+    """Return a path or uint8 frames (T, h, w, C) as a video to be read. Raise UserError for other things."""
     if isinstance(item, (str, PathLike)):
         return open_video(str(item))
     frames = as_tensor(item, name, "a clip", "a path or uint8 frames (T, h, w, C)")
@@ -196,6 +198,7 @@ def as_clip(item: Any, name: str, inputs: Inputs) -> Any:
 
 
 def as_text(item: Any, name: str, inputs: Inputs) -> str:
+    """Return a text as it is. Raise UserError for what is no str, UnreadableSample for an empty or broken one."""
     if not isinstance(item, str):
         raise UserError(f"{name}: a text is {type(item).__name__}, expected str")
     if not (item.strip() and is_utf8(item)):
@@ -204,6 +207,7 @@ def as_text(item: Any, name: str, inputs: Inputs) -> str:
 
 
 def as_sound(item: Any, name: str, inputs: Inputs) -> SoundFile | tuple[Tensor, int]:
+    """Return a path as a file of sound, a waveform as (float32 (t,), rate). Raise UserError for others."""
     if isinstance(item, (str, PathLike)):
         return SoundFile(str(item))
     wave, rate = item if is_sound(item) else (item, inputs.data.sample_rate)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.data.data_module import DataModule, Reading, read_source
+from jepa.data.data_module import DataModule, Reading
 from jepa.data.sources.sound_files import Sound, SoundFile, SoundTensor
 from jepa.data.sources.splits import Splits
 from jepa.utils.errors import check_at_least
@@ -158,7 +158,7 @@ class AudioData(DataModule):
             raise ValueError(f"data.spectrogram.sample_rate={rate} differs from data.sample_rate={self.sample_rate}")
         if self.label is not None and "label" not in inspect.signature(self.source).parameters:
             raise ValueError(f"data.label={self.label!r}: these files have one kind of labels only: set it to null")
-        splits = read_source(self.source, root=self.root, label=self.label)
+        splits = self.read_splits(self.source, root=self.root, label=self.label)
         prepare = partial(prepare_sound, sample_rate=self.sample_rate, length=length, augment=self.augment)
         self.setup(splits, prepare=prepare, input_shape=(1, length))
 
@@ -179,6 +179,7 @@ class AudioData(DataModule):
 
 
 def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
+    """Return a waveform (t,) of `rate` Hz at `sample_rate` Hz."""
     if rate == sample_rate:
         return wave
     soxr = require("soxr", extra="audio", purpose="resampling sound")
@@ -188,4 +189,5 @@ def resample(wave: Tensor, rate: int, sample_rate: int) -> Tensor:
 
 
 def between(pair: Sequence[float], draw: float) -> float:
+    """Return the number that lies at `draw`, from 0 to 1, between the two of a pair."""
     return pair[0] + (pair[1] - pair[0]) * draw

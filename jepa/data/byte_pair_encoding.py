@@ -56,6 +56,7 @@ def train_bpe(texts: Iterable[str], *, vocab_size: int, lower_case: bool) -> tok
 
 
 def split_clusters(text: str) -> list[str]:
+    """Return the grapheme clusters (CLUSTER) of a text."""
     return [cluster for cluster, _ in _splitter(CLUSTER).pre_tokenize_str(text)]
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from jepa.data.sources.splits import Splits
+from jepa.data.sources.splits import Splits, scored_on_validation
 from jepa.data.stream import (
     BadSamples,
     Request,
@@ -62,6 +62,8 @@ class DataModule:
     batch_size: samples per training step, of all ranks and micro-batches together.
     num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads ahead.
     pin_memory: `auto` pins when there is a GPU to copy to. max_bad_share: of a split that may be unreadable.
+    score_on: what probes and the validation loss are computed on. validation: samples that are kept aside from the
+        training split, a tenth of them, or the validation part of long series; the test split is not used.
     hints: what a configuration tells other groups (`data.hints.patch_size`); not read here.
 
     Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.
@@ -78,6 +80,7 @@ class DataModule:
     pin_memory: bool | Literal["auto"] = "auto"
     prefetch_factor: int = 2
     max_bad_share: float = 0.1
+    score_on: Literal["test", "validation"] = "test"
     hints: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -118,8 +121,19 @@ class DataModule:
             found=found or {},
         )
 
+    def read_splits(self, source: Callable[..., Splits], **settings: Any) -> Splits:
+        """The splits of a source, called as by `read_source`, with the samples to score as its test split."""
+        splits = read_source(source, **settings)
+        return splits if self.score_on == "test" else scored_on_validation(splits)
+
+    def check_scored(self, whole: "DataModule", key: str) -> None:
+        """Raise ValueError unless a data set that this one is a part of, at `key`, is scored on the same split."""
+        if self.score_on != whole.score_on:
+            raise ValueError(f"{key}.score_on={self.score_on}, but data.score_on={whole.score_on}: give both the same")
+
     @property
     def bad_samples(self) -> dict[str, str]:
+        """Name -> reason of the samples that could not be read so far."""
         return {**self.bad["train"], **self.bad["test"]}
 
     @property
@@ -128,6 +142,7 @@ class DataModule:
         return self.views > 1
 
     def order(self, seed: int) -> SampleOrder:
+        """Return the order of the training samples of a run with this seed."""
         return SampleOrder(num_samples=self.spec.num_train, batch_size=self.batch_size, seed=seed)
 
     def train_batches(
@@ -158,6 +173,7 @@ class DataModule:
         return self._load_in_order(self.reading(split), batch_size, limit)
 
     def has_truth(self, what: str) -> bool:
+        """Return whether samples of this source know such a truth at their places, see `truth_batches`."""
         return hasattr(self.splits["train"], what)
 
     @property
@@ -199,6 +215,7 @@ class DataModule:
     def reading(
         self, split: str, *, seed: int | None = None, views: int | None = None, truth: str | None = None
     ) -> Reading:
+        """Return how the samples of a split are read; seed: None for evaluation, without augmentation."""
         return Reading(split, seed, views, self.bad[split].limit, truth)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
@@ -221,6 +238,7 @@ class DataModule:
         return self.with_labels(batch | {"bad": bad}, [label for _, label in made])
 
     def stack(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return one input of several samples as a batch."""
         return torch.stack(tensors)
 
     def read_or_next(self, read: Callable[[int], Any], index: int, bad: dict[str, str], reading: Reading) -> Any:
@@ -253,9 +271,11 @@ class DataModule:
         return {"views": torch.stack([self.prepare(value, random) for _ in range(reading.views or self.views)])}
 
     def gives_views(self, reading: Reading) -> bool:
+        """Return whether batches have `views` in place of `x`."""
         return reading.seed is not None and (reading.views is not None or self.has_several_views)
 
     def with_labels(self, batch: Batch, labels: Any) -> Batch:
+        """Return the batch with `label` (B,) int64, unless the data have no classes."""
         return batch if self.spec.classes is None else batch | {"label": torch.as_tensor(labels, dtype=torch.int64)}
 
     def _load_in_order(self, reading: Reading, batch_size: int, limit: int | None = None) -> Iterator[Batch]:

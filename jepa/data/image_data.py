@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from jepa.data.augment import Augment
-from jepa.data.data_module import DataModule, Reading, read_source
+from jepa.data.data_module import DataModule, Reading
 from jepa.data.image_transform import ImageTransform, as_list, height_and_width, to_float
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
@@ -60,7 +60,7 @@ class ImageData(DataModule):
             needs += "{_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
             raise ValueError(f"data.local_views={self.local_views} needs {needs}")
         self._make_transforms()
-        splits, shape = read_source(self.source, root=self.root), (self.channels, *self.transform.size)
+        splits, shape = self.read_splits(self.source, root=self.root), (self.channels, *self.transform.size)
         self.setup(splits, prepare=self.transform, input_shape=shape)
         if hasattr(splits.train, "describe"):
             self._try_some()

@@ -251,6 +251,7 @@ def height_and_width(name: str, size: int | Sequence[int]) -> tuple[int, int]:
 
 
 def as_list(value: float | Sequence[float]) -> list[float]:
+    """Return one number or several as a list."""
     return [value] if isinstance(value, (int, float)) else list(value)
 
 

@@ -27,6 +27,7 @@ PERIOD = 1000  # samples after which the interleaving of the parts repeats: shar
 
 
 def present_parts(parts: Mapping[str, DataModule | None]) -> dict[str, DataModule]:
+    """Return the parts that are not None. Raise ValueError if there is none."""
     found = {name: part for name, part in parts.items() if part is not None}
     if not found:
         raise ValueError("data.parts is empty: add data sets, such as +data@data.parts.digits=digits")
@@ -70,6 +71,8 @@ class MixedData(DataModule):
         shapes = {n: {k: tuple(v.shape) for k, v in part.blank_batch(1).items()} for n, part in self.parts.items()}
         if any(shape != shapes[evaluate] for shape in shapes.values()):
             raise UserError(f"data.parts give batches of different shapes, {shapes}: set the same sizes and views")
+        for name, part in self.parts.items():
+            part.check_scored(self, f"data.parts.{name}")
         self.evaluated, self.sizes = self.parts[evaluate], list(sizes.values())
         self.shares = [float(weights[name]) for name in self.parts]
         self.views = self.evaluated.views

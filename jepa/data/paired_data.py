@@ -53,6 +53,7 @@ class PairedData(DataModule):
         for name, data in self.modalities.items():
             if data.has_several_views:
                 raise ValueError(f"data.modalities.{name}: got several views of a sample, expected views=1")
+            data.check_scored(self, f"data.modalities.{name}")
         self.missing = dict(self.missing or {})
         for name, share in self.missing.items():
             if name not in names or not 0 <= share < 1:
@@ -126,7 +127,11 @@ class WrittenAndSpokenDigits(PairedData):
     modalities: Mapping[str, DataModule] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.modalities = {"written": self.written(root=self.mnist_root), "spoken": self.spoken(root=self.fsdd_root)}
+        on = {"score_on": self.score_on}
+        self.modalities = {
+            "written": self.written(root=self.mnist_root, **on),
+            "spoken": self.spoken(root=self.fsdd_root, **on),
+        }
         super().__post_init__()
 
 
@@ -142,6 +147,8 @@ class PicturesAndCaptions(PairedData):
     modalities: Mapping[str, DataModule] = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.score_on != "test":
+            raise ValueError("data.score_on=validation: not for pictures and captions, give them a val folder")
         picture = self.picture
         if self.allow_outside:
             picture = partial(picture, source=partial(picture.keywords["source"], allow_outside=True))

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from jepa.data.augment import SeriesAugment
 from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.series_windows import ForecastWindows, WindowSamples, normalised, span
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
-from jepa.data.sources.splits import KnownSamples, Splits, first_few
+from jepa.data.sources.splits import VALIDATION_SHARE, KnownSamples, Splits, first_few, hold_out
 from jepa.data.stream import LARGEST_INPUT, Request, wrong_values
 from jepa.types import Batch
 from jepa.utils.errors import DataError, check_at_least
@@ -61,6 +61,8 @@ class SeriesData(DataModule):
         window_size = self.window_size
         check_at_least("data", 1, stride=self.stride, window_size=window_size)
         source = read_source(self.source, root=self.root, name=self.name)
+        if self.score_on == "validation":
+            source = series_on_validation(source)
         self.timelines, lines, train, test = [*source.timelines], [*source.lines], source.train, source.test
         if self.timelines:
             if window_size is None:
@@ -69,7 +71,8 @@ class SeriesData(DataModule):
             lines += [f"left out, as too short for data.window_size={window_size}: {first_few(short)}"] if short else []
             self.timelines = [without_wrong_values(each, self.root, self.max_bad_share) for each in self.timelines]
             train, test = (
-                [each.values[:, span(each, side, window_size)] for each in self.timelines] for side in ("train", "test")
+                [each.values[:, span(each, side, window_size)] for each in self.timelines]
+                for side in ("train", self.score_on)
             )
         sides = {"train": train, "test": test}
         wrong = {side: dict(source.wrong.get(side, {})) for side in sides}
@@ -96,7 +99,8 @@ class SeriesData(DataModule):
             for (side, series), labels in zip(scaled.items(), (source.train_labels, source.test_labels))
         ]
         if self.timelines and self.timelines[0].truth is not None:
-            truths = [[each.truth[span(each, side, steps)] for each in self.timelines] for side in sides]
+            parts = ("train", self.score_on)
+            truths = [[each.truth[span(each, part, steps)] for each in self.timelines] for part in parts]
             known = [partial(samples.truth, truth) for samples, truth in zip(splits, truths)]
             splits = [KnownSamples(*each, source.truth_names) for each in zip(splits, known)]
         columns = {"source.columns": list(self.timelines[0].names)} if self.timelines else {}
@@ -132,6 +136,7 @@ class SeriesData(DataModule):
         """
         if not self.timelines:
             return None
+        split = self.score_on if split == "test" else split
         steps = self.spec.input_shape[1]
         values = [(each.values[:, span(each, split, steps)] - self.level) / self.scale for each in self.timelines]
         if (most := max(each.shape[1] for each in values)) < steps + horizon:
@@ -175,6 +180,24 @@ class SeriesData(DataModule):
         batch = {"views": x.unflatten(0, (-1, views))} if self.gives_views(reading) else {"x": x}
         batch |= {"truth": list(truths)} if reading.truth else {}
         return self.with_labels(batch | {"bad": bad}, labels)
+
+
+def series_on_validation(source: SeriesSplits) -> SeriesSplits:
+    """Labelled series whose test series are a tenth of the training series, the same in every run."""
+    if source.timelines:
+        return source  # these have a validation part
+    numbers = hold_out(range(len(source.train)), VALIDATION_SHARE, 0, where="the training split")
+    found: dict[str, Any] = {"wrong": {}}
+    for side, chosen in zip(("train", "test"), numbers):
+        found[side] = [source.train[number] for number in chosen]
+        found["wrong"][side] = {
+            place: source.wrong["train"][number]
+            for place, number in enumerate(chosen)
+            if number in source.wrong.get("train", {})
+        }
+        if source.train_labels is not None:
+            found[f"{side}_labels"] = [source.train_labels[number] for number in chosen]
+    return replace(source, **found)
 
 
 def long_enough(timelines: Sequence[Timeline], window_size: int, root: str) -> tuple[list[Timeline], list[str]]:

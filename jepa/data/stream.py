@@ -120,6 +120,7 @@ class BadSamples(dict[str, str]):
         return max(1.0, self.max_share * self.total) if self.max_share > 0 else 0.0
 
     def report(self, found: Mapping[str, str]) -> None:
+        """Note and log samples that could not be read, name -> reason. Raise DataError once they are too many."""
         for name, reason in found.items():
             if name not in self:
                 self[name] = reason

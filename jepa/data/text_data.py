@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from jepa.data.data_module import DataModule, read_source
+from jepa.data.data_module import DataModule
 from jepa.data.sources.splits import Splits
 from jepa.data.sources.text_tables import MOST_CHARACTERS, TOO_LONG
 from jepa.data.stream import Samples, blamed
@@ -53,7 +53,8 @@ class TextData(DataModule):
         if self.max_length < 2:
             raise ValueError(f"data.max_length={self.max_length}: masks need at least 2 tokens")
         check_at_least("data", 1, vocab_size=self.vocab_size)
-        splits = read_source(self.source, root=self.root, text_column=self.text_column, label_column=self.label_column)
+        columns = {"text_column": self.text_column, "label_column": self.label_column}
+        splits = self.read_splits(self.source, root=self.root, **columns)
         self.tokenizer: Tokenizer = open_tokenizer(
             self.tokenizer,
             texts=_texts(splits.train, most=MOST_TRAINED_ON),

@@ -38,9 +38,11 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """The number of ids, that of padding among them."""
         return max(self._tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, without padding."""
         ids = self._tokenizer.encode(text, add_special_tokens=False).ids
         if self._padding == PADDING:
             return [each for each in ids if each != PADDING]  # of a text that spells padding out
@@ -66,6 +68,7 @@ class Tokenizer:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def to_json(self) -> str:
+        """Return the tokenizer as tokenizer.json holds it."""
         return self._tokenizer.to_str()
 
 

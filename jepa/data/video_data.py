@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa.data.augment import Augment
-from jepa.data.data_module import DataModule, Reading, read_source
+from jepa.data.data_module import DataModule, Reading
 from jepa.data.image_transform import ImageTransform
 from jepa.data.sources.decoders import Video
 from jepa.data.sources.splits import Splits
@@ -62,7 +62,7 @@ class VideoData(DataModule):
         settings = {name: getattr(self, name) for name in ("channels", "mean", "std", "interpolation", "augment")}
         self.transform = ImageTransform(size=self.image_size, **settings)
         listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split", "allow_outside")}
-        splits = read_source(self.source, root=self.root, **(listed if self.csv is not None else {}))
+        splits = self.read_splits(self.source, root=self.root, **(listed if self.csv is not None else {}))
         if self.clips > 1:
             splits = replace(splits, train=Parts(splits.train, self.clips), test=Parts(splits.test, self.clips))
         self.setup(splits, prepare=self.decode_clip, input_shape=(self.channels, self.num_frames, *self.transform.size))

@@ -131,4 +131,5 @@ def is_connection_error(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
+    """Return the first line of an error's message."""
     return error_message(error).partition("\n")[0]

@@ -216,6 +216,7 @@ def results_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_markdown(card: Mapping[str, Any], file: str) -> str:
+    """Return the model card of an exported file as Markdown."""
     export, data = card["export"], card.get("data") or {}
     step = f" at step {card['step']}" if card.get("step") is not None else ""
     call = {**export.get("create_model", {}), "checkpoint_path": file}

@@ -148,10 +148,12 @@ def found_at(source: Source) -> tuple[str, str | None, dict[str, Any]]:
 
 
 def library(source: Source) -> Any:
+    """Return the module transformers. Raise UserError with the extra to install if it is missing."""
     return require("transformers", extra="hub", purpose=f"{source.key}={source.name}")
 
 
 def is_timm(settings: Mapping[str, Any]) -> bool:
+    """Return whether settings of a Hugging Face model are those of a timm model."""
     return "architecture" in settings and settings.get("model_type", "timm_wrapper") == "timm_wrapper"
 
 

@@ -170,10 +170,12 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
 
 
 def part_names(state: State) -> set[str]:
+    """Return the first parts of the names of weights, such as encoder and predictor."""
     return {name.partition(".")[0] for name in state}
 
 
 def check_settings(model: nn.Module, source: Source) -> None:
+    """Raise CheckpointError if the file says other settings of the encoder than the model has."""
     config = source.config or {}
     said = config.get("model", config).get("encoder")
     said = dict(said) if isinstance(said, Mapping) else {}
@@ -221,6 +223,7 @@ def advice(model: nn.Module, own: State, weights: State, source: Source) -> str:
 
 
 def sizes(weights: State) -> dict[str, Any]:
+    """Return option -> value of the sizes that the shapes of weights tell."""
     found: dict[str, Any] = {}
     for part, start in (("encoder", "encoder.vit."), ("encoder", "encoder."), ("predictor", "predictor.")):
         hidden, norm = weights.get(f"{start}blocks.0.mlp.fc1.weight"), weights.get(f"{start}norm.weight")

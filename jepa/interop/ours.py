@@ -153,6 +153,7 @@ def load_export(source: Source) -> Loaded:
 
 
 def load_random(source: Source) -> Loaded:
+    """Load the configured model with random weights. Raise UserError without a configuration."""
     if source.build is None:
         raise UserError(f"checkpoint={source.name} needs the configuration of a model")
     facts = {"image_size": source.image_size, "channels": source.channels}
@@ -160,6 +161,7 @@ def load_random(source: Source) -> Loaded:
 
 
 def export_weights(model: nn.Module, source: Source) -> State:
+    """Return the weights of an exported encoder by the names of a model."""
     return {f"encoder.{name}": tensor for name, tensor in source.file.encoder.items()}
 
 

@@ -59,6 +59,7 @@ class TimmEncoder(OtherEncoder):
 
 
 def check_named(source: Source) -> None:
+    """Raise UserError for options of a model that its name already settles, or for an unknown size of the input."""
     if source.overrides:
         key = next(iter(source.overrides))
         raise UserError(f"model.{key}: the name {source.name} says what the model is; leave it out")
@@ -125,6 +126,7 @@ def name_of_weights(source: Source) -> str:
 
 
 def check_timm_name(name: str, key: str) -> None:
+    """Raise UserError with similar names if timm has no model of this name. key: the option that gives it."""
     if not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_patch')[0]}*")[:8] or timm.list_models("vit_*_patch16_224")
         raise UserError(f"{key}: timm has no model {name!r}; it has {', '.join(close)}, ...")

@@ -129,6 +129,7 @@ def folded(state: State) -> State:
 
 
 def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that timm's VisionTransformer and Eva share."""
     return {
         "patch_size": sizes["patch_size"],
         "in_chans": sizes["channels"],
@@ -139,6 +140,7 @@ def timm_arguments(weights: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> d
 
 
 def plain_vit(weights: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of timm's VisionTransformer, with gated MLPs, a class token, registers, ..."""
     with_class, hidden = "cls_token" in weights, weights["blocks.0.mlp.fc1.weight"].shape[0]
     inner = weights["blocks.0.mlp.fc2.weight"].shape[1] if "blocks.0.mlp.fc2.weight" in weights else hidden
     gated = "blocks.0.mlp.gate_proj.weight" in weights

@@ -41,6 +41,7 @@ NAMES = {
 
 
 def load(source: Source) -> Loaded:
+    """Load the whole model of a published V-JEPA file. Raise CheckpointError for overrides that do not fit."""
     config, clip = model_config(source), clip_size(source.file)
     check_overrides(source, config)
     weights, found = our_weights(source.file, "", by_our_names), describe(config["encoder"], clip)
@@ -48,6 +49,7 @@ def load(source: Source) -> Loaded:
 
 
 def load_encoder(source: Source) -> Loaded:
+    """Load the encoder of a published V-JEPA file alone, in the same way."""
     config = encoder_config(source)
     check_overrides(source, {"encoder": config})
     return load_our_encoders(source, config, [describe(config, clip_size(source.file))], by_our_names)

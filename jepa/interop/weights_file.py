@@ -225,4 +225,5 @@ def _lines(content: Mapping[Any, Any], parts: Mapping[str, Network], left: list[
 
 
 def is_state_dict(value: Any) -> bool:
+    """Return whether a value is a mapping of names to tensors, and not empty."""
     return isinstance(value, Mapping) and bool(value) and all(isinstance(item, Tensor) for item in value.values())

@@ -13,6 +13,7 @@ from jepa.models.positions import RotaryPositions, SinCosPositions
 from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer
 from jepa.types import Encoder, Grid, Mask
 from jepa.utils.errors import check_at_least
+from jepa.utils.linear_layer import Linear
 from jepa.utils.tensors import attention_mask
 
 LEAST_HEAD_DIM = 6
@@ -29,7 +30,7 @@ class Predictor(nn.Module):
         four blocks half the operations. Not with `predict_context`.
     num_heads: None takes the encoder's, as published, or fewer: as many as divide embed_dim into heads of
         LEAST_HEAD_DIM or more. out_dim: width of the targets; None takes the encoder's.
-    positions: "sincos", added to all tokens, or "rotary" in every block. sincos_layout: see `sincos_positions`.
+    positions: "sincos", added to all tokens, or "rotary" in every layer. sincos_layout: see `sincos_positions`.
         rotary_convention, rotary_reference_side: see `RotaryPositions`.
     mask_tokens: number of learned mask tokens; mask group g takes token g modulo this (V-JEPA: one per group).
     zero_mask_tokens: initialise them with zeros, as V-JEPA does, instead of random values.
@@ -81,11 +82,11 @@ class Predictor(nn.Module):
             raise ValueError("model.predictor: joint=true predicts no context, set it or predict_context to false")
         self.joint = joint
         self.context_layers = context_layers
-        self.embed = nn.Linear(encoder.embed_dim, embed_dim)
+        self.embed = Linear(encoder.embed_dim, embed_dim)
         if context_layers is not None:
             depth_of_encoder = getattr(encoder, "depth", 0)
             self.context_layers = check_layers(context_layers, depth_of_encoder, "model.predictor.context_layers")
-            wide = nn.Linear(encoder.embed_dim * len(context_layers), encoder.embed_dim)
+            wide = Linear(encoder.embed_dim * len(context_layers), encoder.embed_dim)
             self.embed = nn.Sequential(wide, nn.GELU(), self.embed)
         self.mask_token = nn.Parameter(torch.zeros(mask_tokens, 1, embed_dim))
         self.positions = SinCosPositions(embed_dim, sincos_layout) if positions == "sincos" else None
@@ -95,8 +96,8 @@ class Predictor(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.blocks = block_list(depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path)
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
-        self.project = nn.Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
-        self.project_context = nn.Linear(embed_dim, self.project.out_features) if predict_context else None
+        self.project = Linear(embed_dim, encoder.embed_dim if out_dim is None else out_dim)
+        self.project_context = Linear(embed_dim, self.project.out_features) if predict_context else None
         self.modality = nn.Parameter(torch.zeros(2, embed_dim)) if modality_vectors else None  # of clips, of images
         init_transformer(self, self.blocks)
         if not zero_mask_tokens:
@@ -120,10 +121,10 @@ class Predictor(nn.Module):
         shape = mask.targets.shape[:3]
         if self.joint:
             mask = as_one_block(mask)
-        batch, blocks, size = mask.targets.shape
+        batch, targets, size = mask.targets.shape
         target_index = mask.targets.flatten(0, 1)  # (B * M, P)
         context = self.embed(context)  # (B, K, embed_dim)
-        queries = self.mask_token[group % len(self.mask_token)].to(context.dtype).expand(batch * blocks, size, -1)
+        queries = self.mask_token[group % len(self.mask_token)].to(context.dtype).expand(batch * targets, size, -1)
         if self.positions is not None:
             positions = self.positions(grid, context.device)  # (N, embed_dim)
             context = context + positions[mask.context]
@@ -134,12 +135,12 @@ class Predictor(nn.Module):
         context, tokens = self.dropout(context), self.dropout(queries)
         rotate = None
         if self.rotary is not None:
-            index = torch.cat([mask.context.repeat_interleave(blocks, dim=0), target_index], dim=1)
+            index = torch.cat([mask.context.repeat_interleave(targets, dim=0), target_index], dim=1)
             rotate = self.rotary.rotation(grid, context.device, index)
         attn_mask = attention_mask(valid_tokens(mask))
-        for number, block in enumerate(self.blocks):
+        for number, layer in enumerate(self.blocks):
             first, last = number == 0, number == len(self.blocks) - 1
-            tokens = block(  # (B * M, K + P, embed_dim), without the context after the last
+            tokens = layer(  # (B * M, K + P, embed_dim), without the context after the last
                 tokens,
                 attn_mask,
                 rotate,
@@ -148,7 +149,7 @@ class Predictor(nn.Module):
             )
         if self.project_context is None:
             return self.project(self.norm(tokens)).view(*shape, -1)  # (B, M, P, D)
-        tokens = self.norm(tokens).unflatten(0, (batch, blocks))
+        tokens = self.norm(tokens).unflatten(0, (batch, targets))
         return self.project(tokens[:, :, -size:]), self.project_context(tokens[:, :, :-size])
 
 

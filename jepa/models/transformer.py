@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa.models.positions import Rotate
+from jepa.utils.linear_layer import Linear, linear
 
 
 class Attention(nn.Module):
@@ -23,8 +24,8 @@ class Attention(nn.Module):
         super().__init__()
         self.num_heads = num_heads
         self.fused_attn = True  # as timm's: False multiplies explicitly, where the fused kernel is slow
-        self.qkv = nn.Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
-        self.proj = nn.Linear(embed_dim, embed_dim)
+        self.qkv = Linear(embed_dim, 3 * embed_dim, bias=qkv_bias)
+        self.proj = Linear(embed_dim, embed_dim)
         self.dropout = dropout
 
     def forward(
@@ -47,9 +48,9 @@ class Attention(nn.Module):
             width = x.shape[-1]
             weight, bias = self.qkv.weight, self.qkv.bias
             x = join_prefix(prefix, x)
-            query = F.linear(x[:, -last:], weight[:width], None if bias is None else bias[:width])
+            query = linear(x[:, -last:], weight[:width], None if bias is None else bias[:width])
             (query,) = self._heads(query, 1)
-            key, value = self._heads(F.linear(x, weight[width:], None if bias is None else bias[width:]), 2)
+            key, value = self._heads(linear(x, weight[width:], None if bias is None else bias[width:]), 2)
         if rotate is not None:
             query, key = rotate(query), rotate(key)
         dropout = self.dropout if self.training else 0.0
@@ -71,8 +72,8 @@ class Mlp(nn.Module):
 
     def __init__(self, embed_dim: int, hidden_dim: int, dropout: float) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(embed_dim, hidden_dim)
-        self.fc2 = nn.Linear(hidden_dim, embed_dim)
+        self.fc1 = Linear(embed_dim, hidden_dim)
+        self.fc2 = Linear(hidden_dim, embed_dim)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Verdict:
 
     @property
     def is_bad(self) -> bool:
+        """Whether it says that something is wrong."""
         return self.name not in (HEALTHY, UNKNOWN)
 
     @property

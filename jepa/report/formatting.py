@@ -162,6 +162,7 @@ class Column:
 
 
 def terminal() -> Console:
+    """Return a console as wide as the terminal, or of DEFAULT_WIDTH where there is none."""
     console = Console()
     return console if console.is_terminal or "COLUMNS" in os.environ else Console(width=DEFAULT_WIDTH)
 

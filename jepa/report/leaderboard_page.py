@@ -276,6 +276,7 @@ def write_page(board: Leaderboard, path: Path) -> None:
 
 
 def page(board: Leaderboard) -> str:
+    """Return the leaderboard as an HTML page."""
     shared = options(board.runs[0].shared) if len(board.runs) > 1 else ""
     sections = []
     for draw, heading, note in FIGURES:

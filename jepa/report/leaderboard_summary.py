@@ -56,6 +56,7 @@ def run_names(board: Leaderboard, setting: Setting) -> str:
 
 
 def winner(board: Leaderboard) -> str:
+    """Return a sentence on the best setting: its options, metric and interval."""
     best = board.settings[0]
     over = f"mean and {LEVEL:.0%} interval over {plural(len(best.values), 'seed')}"
     value = f"{with_error(best.mean, best.half)} ({'one seed' if best.half is None else over})"
@@ -70,6 +71,7 @@ def winner(board: Leaderboard) -> str:
 
 
 def differences(board: Leaderboard) -> list[str]:
+    """Return sentences on the other settings, and which of them chance would explain."""
     comparisons = board.comparisons
     if not comparisons:
         return []
@@ -114,6 +116,7 @@ def against_runner_up(board: Leaderboard, item: Comparison, tests: int) -> str:
 
 
 def front(board: Leaderboard) -> str:
+    """Return a sentence on the runs of the Pareto front."""
     if not board.front:
         return f"No run has come to its end with {joined(list(board.objectives))}, so there is no Pareto front yet."
     runs = []
@@ -128,6 +131,7 @@ def front(board: Leaderboard) -> str:
 
 
 def importance(board: Leaderboard) -> list[str]:
+    """Return at most one sentence on the options that the metric depends on most."""
     count = len(board.places)
     if len(board.settings) < 2 or count < MIN_RUNS:
         return []

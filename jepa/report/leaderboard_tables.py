@@ -71,6 +71,7 @@ def tables(board: Leaderboard, width: int, limit: int | None = None) -> Group:
 
 
 def run_columns(board: Leaderboard, write_seconds: Callable[[float | None], str] = duration) -> list[Column]:
+    """Return the columns of the table of runs. write_seconds: of durations."""
     runs, metrics = board.runs, []
     for index, metric in enumerate(board.shown_metrics):
         # A failed run has what it measured, not what it counts as.

@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from jepa.types import Batch, StepRandomness
+from jepa.utils.linear_layer import operation_counter
 from jepa.utils.tensors import batch_length, map_tensors, tensors_in
 
 Shapes = list[tuple[int, ...]]
@@ -46,6 +46,7 @@ class StepCost:
 
 
 def first_batch(trainer: Any) -> Batch:
+    """Return the batch of the step that comes next."""
     steps = {"start_step": trainer.step, "stop_step": trainer.step + 1}
     with contextlib.closing(trainer.data.train_batches(seed=trainer.seed, **steps)) as batches:
         return next(batches)
@@ -121,7 +122,7 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
             saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with FlopCounterMode(display=False) as counter:
+        with operation_counter() as counter:
             with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), trainer.precision.autocast():
                 outputs = trainer.training_step(part, trainer.step)
             loss = outputs["loss"] if isinstance(outputs, Mapping) else outputs
@@ -147,6 +148,7 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
 
 
 def bytes_of(tensors: Iterable[Tensor]) -> int:
+    """Return the bytes of all tensors together."""
     return sum(tensor.nbytes for tensor in tensors)
 
 

@@ -30,6 +30,8 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Trial:
+    """A micro-batch that was tried, or predicted."""
+
     size: int
     fits: bool
     tried: bool  # False when it was not run, as its memory, then a prediction, would exceed the limit
@@ -39,6 +41,8 @@ class Trial:
 
 @dataclass(frozen=True)
 class BatchSizeFinding:
+    """What was found of a run's micro-batch."""
+
     trials: list[Trial]  # by size
     largest: int  # micro-batch that fits, at most `max_size`
     suggestion: int  # the largest that fits and divides data.batch_size

@@ -115,6 +115,7 @@ def suggest(rates: list[float], losses: np.ndarray, smoothed: np.ndarray) -> flo
 
 
 def check_range(min_lr: float, max_lr: float, steps: int, divergence: float, smoothing: float) -> None:
+    """Raise UserError for values of conf/find_lr.yaml that make no curve."""
     if not 0 < min_lr < max_lr < math.inf:
         raise UserError(f"find_lr.min_lr={min_lr:g}, find_lr.max_lr={max_lr:g}: expected 0 < min_lr < max_lr")
     if steps < 10:

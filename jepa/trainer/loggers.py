@@ -109,16 +109,19 @@ class RunLog:
         self._tell("advance", self.trainer.step)
 
     def log(self, metrics: Mapping[str, float]) -> None:
+        """Give metrics of the present step to all loggers."""
         step = self.trainer.step
         self._tell("log", {"epoch": self.trainer.run_length.epoch(step), **metrics}, step)
 
     def picture(self, name: str, image: np.ndarray) -> None:
+        """Give a picture (H, W, 3) to the loggers that show such."""
         self._tell("picture", name, image, self.trainer.step)
 
     def embeddings(self, name: str, **found: Any) -> None:
         self._tell("embeddings", name, found, self.trainer.step)
 
     def say(self, text: Any) -> None:
+        """Give a message to the loggers that show such."""
         self._tell("message", text)
 
     def show_verdict(self) -> None:

@@ -196,7 +196,10 @@ def metrics_of_pending_step(trainer: Trainer) -> dict[str, float]:
 
 
 def results(trainer: Trainer) -> dict[str, Any]:
-    """Return results.json: a row per probed network, the validation loss, the monitor's verdict, and the step."""
+    """Return results.json: a row per probed network, the validation loss, the monitor's verdict, the step.
+
+    scored_on: "validation" where samples kept aside from training stand for the test split.
+    """
     state, monitor = trainer.state, trainer.monitor
     found: dict[str, Any] = {}
     for name, value in state.metrics.items():
@@ -210,6 +213,8 @@ def results(trainer: Trainer) -> dict[str, Any]:
         found["collapse"] = {"verdict": monitor.verdict.name, "evidence": monitor.verdict.evidence, **back}
     if state.stop_reason:
         found["stopped"] = state.stop_reason
+    if getattr(trainer.data, "score_on", "test") != "test":
+        found["scored_on"] = trainer.data.score_on
     return {**found, "step": state.step}
 
 

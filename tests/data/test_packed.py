@@ -327,6 +327,10 @@ def test_a_million_samples_start_at_once_in_little_memory(tmp_path):
         (["data=packed", "data.root=x", "output=x"], "data._target_=jepa.data.packed: its samples are no files"),
         (["data=image_folder", "output=x"], "data.root is not set"),
         (["data=image_folder", "data.root=x", "output=x"], "data.root=x is not a folder"),
+        (
+            ["data=image_folder", "data.root=x", "output=x", "data.source._target_=jepa.data.sources.mnist"],
+            "mnist takes no val_fraction",
+        ),
         (["data=audio_folder", "data.root={sounds}", "output=x", "longest_side=8"], "longest_side: for pictures"),
         (["data=image_folder", "data.root=x", "output=x", "workers=0"], "workers=0: expected a whole number from 1"),
         (["data=image_folder", "data.root=x", "output=x", "quality=101"], "quality=101: expected .* to 100"),

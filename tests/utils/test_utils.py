@@ -17,6 +17,7 @@ from jepa.config.check import check_config, describe, fits
 from jepa.config.compose import dotted_keys, known_keys, run_folder_of
 from jepa.config.overrides import override_key
 from jepa.utils.errors import CheckpointError, UserError, convert_system_errors
+from jepa.utils.linear_layer import Linear, linear, operation_counter
 from jepa.utils.memory import keep_freed_memory
 from jepa.utils.random import derive_seed, generator, seeded
 from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, nearest_rows
@@ -272,3 +273,30 @@ def test_nearest_rows():
     cosines, rows = nearest_rows(features, [3], 9, left_out=torch.eye(4, dtype=torch.bool).flip(0))
     assert rows.tolist() == [[2, 1, 0]], "only the others"
     assert cosines[0, 2] == -torch.inf, "left out"
+
+
+# Linear layers.
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (0, 12), (2, 0, 12)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_linear_by_onednn_is_torchs(monkeypatch, shape, bias):
+    monkeypatch.setattr("jepa.utils.linear_layer.ONEDNN", True)
+    torch.manual_seed(0)
+    own = Linear(12, 8, bias=bias)
+    theirs = torch.nn.Linear(12, 8, bias=bias)
+    theirs.load_state_dict(own.state_dict())
+    found = []
+    for layer, apply in ((own, linear), (theirs, torch.nn.functional.linear)):
+        x = torch.randn(*shape[:-1], 24, generator=torch.Generator().manual_seed(1))[..., ::2].requires_grad_()
+        part = apply(x, layer.weight[3:], None if layer.bias is None else layer.bias[3:])
+        y = layer(x)
+        (y.square().sum() + part.exp().sum()).backward()
+        found.append([y, part, *torch.autograd.grad(layer(x).sum(), [x]), *(p.grad for p in layer.parameters())])
+    torch.testing.assert_close(*found)
+    with operation_counter() as counter:
+        own(torch.randn(shape))
+    assert counter.get_total_flops() == 2 * 8 * torch.Size(shape).numel()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert own(torch.randn(shape)).dtype == torch.bfloat16

@@ -158,7 +158,7 @@ class FrameFolder:
     def read(self, choose: Choose) -> Tensor:
         """The chosen frames, uint8 (T, 3, H, W)."""
         with readable(self.path, None):
-            names = sorted(filter(is_frame_file, os.listdir(self.path)), key=_natural)
+            names = sorted(filter(is_frame_file, os.listdir(self.path)), key=by_numbers)
         if not names:
             raise UnreadableSample(self.path, f"the folder holds no frames ({', '.join(FRAME_EXTENSIONS)})")
         numbers = list(choose(len(names), None))
@@ -174,6 +174,8 @@ class FrameFolder:
 
 @dataclass(frozen=True)
 class TensorVideo:
+    """A video in memory: frames (T, C, H, W) uint8."""
+
     frames: Tensor
 
     def read(self, choose: Choose) -> Tensor:
@@ -185,10 +187,12 @@ Video = VideoFile | FrameFolder | TensorVideo
 
 
 def open_video(path: str) -> Video:
+    """Return the video in a file, or in a folder of frames; nothing is read yet."""
     return FrameFolder(path) if os.path.isdir(path) else VideoFile(path)
 
 
 def is_frame_file(name: str) -> bool:
+    """Return whether a file's name is one of a picture that may be a frame of a video; hidden files are not."""
     return name.lower().endswith(FRAME_EXTENSIONS) and not name.startswith(".")
 
 
@@ -212,5 +216,6 @@ def _stack(frames: list[np.ndarray], path: str) -> Tensor:
     return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
+def by_numbers(name: str) -> list[tuple[int, str]]:
+    """Return the key that sorts names by the numbers in them: 2.jpg before 10.jpg."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -163,6 +163,7 @@ def find_splits(root: str, kind: FileKind, *, val_fraction: float, split_seed: i
 
 
 def left_out(others: Mapping[str, int]) -> list[str]:
+    """Return what the first lines of a run say of files left out; others: ending -> how many."""
     counted = ", ".join(f"{count:,} {ending or 'without ending'}" for ending, count in sorted(others.items()))
     return [f"{counted} left out"] if counted else []
 

@@ -85,6 +85,7 @@ def of_pillow(image: Image.Image, format: str | None, name: str) -> Image.Image 
 
 
 def size_of(image: Image.Image | Tensor) -> tuple[int, int]:
+    """Return the height and width of a picture."""
     return (image.height, image.width) if isinstance(image, Image.Image) else tuple(image.shape[-2:])
 
 

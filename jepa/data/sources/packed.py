@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from jepa.data.sources.decoders import Choose, VideoFile, _check_clip, _stack, decode_image
+from jepa.data.sources.decoders import Choose, VideoFile, _check_clip, _stack, decode_image, open_video
 from jepa.data.sources.image_files import size_of, to_rgb_bytes
 from jepa.data.sources.sound_files import SoundFile, require_soundfile
-from jepa.data.sources.splits import Splits
+from jepa.data.sources.splits import FileSamples, Splits
 from jepa.data.sources.tar_files import MOST_BYTES, Members, Part, TarSamples, members_of, read_at
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, first_line
@@ -111,9 +111,16 @@ class PackedVideo(VideoFile):
         return _stack([frames[number] for number in numbers], self.name)
 
 
+KIND_OF_DECODE = {decode_image: "image", SoundFile: "audio", open_video: "video"}
+"""`decode` of the samples that can be packed -> their kind."""
 KINDS: dict[str, tuple[Callable[..., Any], int | None]] = {
     "image": (decode_image, None),
     "audio": (SoundFile, 2**20),
     "video": (PackedVideo, -1),
 }
-"""How samples of a kind are read: decode and most_in_memory of `TarSamples`."""
+"""How packed samples are read: decode and most_in_memory of `TarSamples`. `jepa.data.packed` makes the data."""
+
+
+def kind_of(samples: Any) -> str | None:
+    """Return the kind of samples in files or archives; None for what cannot be packed."""
+    return KIND_OF_DECODE.get(samples.decode) if type(samples) in (FileSamples, TarSamples) else None

@@ -182,6 +182,8 @@ def moving_mnist(
 
 @dataclass(frozen=True, kw_only=True)
 class MovingDigits:
+    """The clips of a split, of (length, 1, canvas, canvas), and what is known of them; see `moving_mnist`."""
+
     truth_names: ClassVar = ("background", "bright digit", "other digits")
     images: TensorImages
     split: str

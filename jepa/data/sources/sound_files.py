@@ -28,6 +28,7 @@ BLOCK = 2**21  # values that are decoded at a time, before channels are averaged
 
 
 def require_soundfile() -> ModuleType:
+    """Return the module soundfile. Raise UserError with the extra to install if it is missing."""
     return require("soundfile", extra="audio", purpose="reading sound")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from jepa.utils.random import generator
 T = TypeVar("T")
 Listed = list[tuple[Any, str | None]]  # what is listed for each sample, such as its path, and its class, if any
 NO_LABEL = "it has no label, or one that no training sample has"  # of a bad sample
+VALIDATION_SHARE = 0.1  # of the training samples
 MOST_LEFT_OUT = 0.1  # share of the entries of a list, or of the labels of a test split, that may be unusable
 Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]  # (what is listed, labels or None) -> samples
 
@@ -51,6 +52,29 @@ class TensorImages:
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
         return self.images[index], None if self.labels is None else int(self.labels[index])
+
+
+class ChosenSamples:
+    """Some of the samples of a split, by their numbers (n,) int64."""
+
+    def __init__(self, samples: Samples, numbers: Tensor) -> None:
+        self.samples, self.numbers = samples, numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> tuple[Any, int | None]:
+        return self.samples[int(self.numbers[index])]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("samples", "numbers"):  # being unpickled
+            raise AttributeError(name)
+        value = getattr(self.samples, name)
+        if name == "labels" and value is not None:
+            return torch.as_tensor(value)[self.numbers]
+        if callable(value):  # describe, truth, motion
+            return lambda index, *values: value(int(self.numbers[index]), *values)
+        return value
 
 
 @dataclass(frozen=True)
@@ -98,6 +122,7 @@ class FileSamples:
         return len(self.paths)
 
     def describe(self, index: int) -> str:
+        """Return the path of a sample, for messages."""
         return os.path.join(self.folder, os.fsdecode(self.paths[index].item()))
 
     def __getitem__(self, index: int) -> tuple[Any, int | None]:
@@ -107,6 +132,7 @@ class FileSamples:
         return value, None if self.labels is None else int(self.labels[index])
 
     def file(self, index: int, name: str) -> tuple[Any, ...]:
+        """Return what `decode` is called with. Raise UnreadableSample for a file that the contents lack."""
         if self.contents is None:
             return (name,)
         if (content := self.contents.get(os.fsdecode(self.paths[index].item()))) is None:
@@ -124,6 +150,20 @@ def hold_out(
     held = min(max(round(fraction * count), 1), count - 1)
     order = torch.randperm(count, generator=generator("cpu", seed, "split", *counters)).tolist()
     return [samples[i] for i in sorted(order[held:])], [samples[i] for i in sorted(order[:held])]
+
+
+def scored_on_validation(splits: Splits) -> Splits:
+    """Splits whose test samples are a tenth of the training samples, the same in every run."""
+    train, held = hold_out(range(len(splits.train)), VALIDATION_SHARE, 0, where="the training split")
+
+    def chosen(numbers: Sequence[int]) -> Samples:
+        samples, index = splits.train, torch.tensor(numbers)
+        if isinstance(samples, TensorImages):
+            return TensorImages(samples.images[index], None if samples.labels is None else samples.labels[index])
+        return ChosenSamples(samples, index)
+
+    line = f"scored on {len(held):,} samples kept aside from training (data.score_on=validation)"
+    return replace(splits, train=chosen(train), test=chosen(held), lines=(*splits.lines, line))
 
 
 def split_listed(
@@ -191,11 +231,13 @@ def sort_classes(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def check_fraction(name: str, fraction: float) -> None:
+    """Raise ValueError unless 0 < fraction < 1. name: the key in the message."""
     if not 0 < fraction < 1:
         raise ValueError(f"{name}={fraction} is not between 0 and 1, both excluded")
 
 
 def first_few(names: Iterable[object], most: int = 5) -> str:
+    """Return the first `most` names and how many there are in all, for a message."""
     names = [name.name if isinstance(name, Path) else str(name) for name in names]
     return ", ".join(names[:most]) + (f", ... ({len(names)} in all)" if len(names) > most else "")
 
@@ -208,6 +250,7 @@ class Fence:
         self._parents: dict[str, str] = {}  # a list has few folders, and looking a link up takes many system calls
 
     def leaves(self, path: str) -> bool:
+        """Return whether a path lies in none of the folders."""
         if "\0" in path:
             return True
         parent, name = os.path.split(path)

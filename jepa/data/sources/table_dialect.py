@@ -55,6 +55,7 @@ def sample_lines(content: bytes, encoding: str) -> tuple[list[str], list[str]]:
 
 
 def split_lines(text: str) -> list[str]:
+    """Return the lines of a text, whose ends may be of Unix, Windows or old Macs."""
     return re.split(r"\r\n|\r|\n", text)
 
 
@@ -93,6 +94,7 @@ def find_separator(head: list[str]) -> tuple[str, int]:
 
 
 def is_value(name: str) -> bool:
+    """Return whether a cell looks like a number, date or time, and so like no name of a column."""
     return re.fullmatch(r"[\d.,:/+\-\sTZ]*\d[\d.,:/+\-\sTZ]*", name) is not None
 
 

@@ -73,6 +73,7 @@ def _named_parts(frame: pandas.DataFrame, free: Sequence[str]) -> dict[str, str]
 
 
 def check_names(path: str, frame: pandas.DataFrame, names: Sequence[object], key: str) -> list[str]:
+    """Return the names as str. Raise DataError for one that is no column. key: the option that names them."""
     names = list(map(str, names))
     if lacking := [name for name in names if name not in frame.columns]:
         raise DataError(f"{path} has no column {lacking[0]!r} ({key}); its columns are {', '.join(frame.columns)}")
@@ -119,6 +120,7 @@ def _dates_of_numbers(cells: pandas.Series) -> pandas.Series | None:
 
 
 def is_clock(cells: pandas.Series) -> bool:
+    """Return whether nearly all cells of a column are times of day, such as 12:30."""
     known = cells.dropna()
     return cells.dtype.kind not in "iufbmM" and known.astype(str).str.strip().str.fullmatch(CLOCK).mean() > DATED
 
@@ -154,6 +156,7 @@ def uneven_steps(times: pandas.Series) -> tuple[pandas.Timedelta | None, int]:
 
 
 def step_length(resample: str) -> pandas.Timedelta:
+    """Return data.source.resample as a length of time. Raise ValueError for what is none above 0."""
     require("pandas", extra="series", purpose="reading a table of time series")
     try:
         length = pandas.Timedelta(resample)

@@ -189,6 +189,7 @@ def wikitext2(*, root: str, download: bool = True) -> Splits:
 
 
 def left_out(empty: int) -> tuple[str, ...]:
+    """Return what the first lines of a run say of empty texts."""
     return (f"{empty:,} empty text{'s' * (empty > 1)} left out",) if empty else ()
 
 

@@ -211,6 +211,7 @@ def advise_column(path: Path, root: str) -> str:
 
 
 def is_utf8(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: bytes that could not be decoded stand in it as surrogates."""
     return text.encode(errors="ignore").decode() == text
 
 

@@ -85,6 +85,7 @@ class TimeTable:
             )
 
     def put_in_order(self) -> None:
+        """Sort the rows by time, and leave out those without one."""
         if self.times is None:
             return
         times = self.times.dropna()
@@ -121,6 +122,7 @@ class TimeTable:
             self.notes.append(f"nothing was measured in {missing} of {len(self.times)} steps of {in_units(step)}")
 
     def find_uneven_steps(self) -> None:
+        """Note steps between rows that are not the usual one."""
         usual, count = (None, 0) if self.times is None else uneven_steps(self.times)
         if not count:
             return
@@ -134,9 +136,11 @@ class TimeTable:
 
     @property
     def step(self) -> pandas.Timedelta | None:
+        """The usual step between rows; None without times."""
         return None if self.times is None or not len(self.times) else uneven_steps(self.times)[0]
 
     def steps_a_day(self) -> int | None:
+        """Return the rows of a day; None for steps of a day or more, or without times."""
         usual = self.step
         seconds = 0.0 if usual is None else usual.total_seconds()
         return round(86400 / seconds) if 0 < seconds < 86400 else None
@@ -157,6 +161,7 @@ class TimeTable:
             )
 
     def lines(self) -> list[str]:
+        """Return what the first lines of a run say of the table."""
         names = list(self.numbers.columns)
         lines = [f"channels: {named(names)}"]
         if self.times is not None and len(self.times):
@@ -181,6 +186,7 @@ class TimeTable:
 
 
 def columns_option(names: Sequence[str]) -> str:
+    """Return the option, quoted for a shell, that chooses these columns."""
     return f"'data.source.columns={json.dumps(list(names), ensure_ascii=False)}'"
 
 

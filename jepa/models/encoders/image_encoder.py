@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa.models.positions import SinCosPositions
 from jepa.models.transformer import block_list, check_heads, init_transformer, run_blocks
 from jepa.types import Grid
+from jepa.utils.linear_layer import linear
 from jepa.utils.tensors import attention_mask, gather_tokens
 
 
@@ -87,7 +87,7 @@ class ImageEncoder(nn.Module):
     def _embed(self, patches: Tensor) -> Tensor:
         """Return embeddings (B, K, D) by a matrix product: timm's convolution takes 16 times as long on CPUs."""
         embed = self.vit.patch_embed
-        return embed.norm(F.linear(patches, embed.proj.weight.flatten(1), embed.proj.bias))
+        return embed.norm(linear(patches, embed.proj.weight.flatten(1), embed.proj.bias))
 
 
 def vision_transformer(
