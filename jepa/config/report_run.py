@@ -39,6 +39,7 @@ from jepa.types import StepRandomness
 from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import require
 from jepa.utils.read_data import DamagedFileError, printable
+from jepa.utils.tensors import nan_at_padding
 from jepa.visualise import Snapshot, aligned, as_colours, principal_components, read_snapshots
 
 AXES = {1: "tokens", 2: "channels x steps", 3: "channels x height x width", 4: "channels x frames x height x width"}
@@ -295,7 +296,7 @@ def show(networks: Networks, split: str, snapshots: list[Snapshot]) -> Shown | N
     x = x[rows]
     trained, random = (networks.sources[name] for name in ("trained", "random_init"))
     grid = tuple(networks.trained.encoder.grid(x))
-    tokens, before = (without_padding(*source.encode(x)) for source in (trained, random))
+    tokens, before = (nan_at_padding(*source.encode(x)).cpu() for source in (trained, random))
     if tokens.shape[1] != int(np.prod(grid)) or tokens.shape[1] > MAX_TOKENS:
         return None
     names = networks.data.spec.class_names
@@ -310,11 +311,6 @@ def show(networks: Networks, split: str, snapshots: list[Snapshot]) -> Shown | N
         stages=stages(tokens, before, grid, networks.step, snapshots),
         masks=masks_of(networks, x),
     )
-
-
-def without_padding(tokens: Tensor, valid: Tensor | None) -> Tensor:
-    """Return tokens (n, N, D) on the CPU, NaN at padding."""
-    return (tokens if valid is None else tokens.masked_fill(~valid.unsqueeze(-1), torch.nan)).float().cpu()
 
 
 def stages(

@@ -134,6 +134,7 @@ def feature_pictures(shown: Shown, medium: Medium) -> Markup:
 
 
 def together(parts: Iterable[Markup], kind: str = "row") -> Markup:
+    """Return parts in one block of a class of the style sheet."""
     return Markup('<div class="{}">{}</div>').format(kind, Markup("").join(parts))
 
 
