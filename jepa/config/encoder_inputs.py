@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
 from jepa.data.data_module import DataModule, Reading
+from jepa.data.series_windows import span
 from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
 from jepa.data.sources.image_files import image_of, of_pillow
 from jepa.data.sources.series_tables import series_table, warn_once
@@ -160,6 +161,17 @@ class Inputs:
         if self.data.split_channels:
             return {"start": start, "channel": channel}, window[channel : channel + 1]
         return {"start": start}, window
+
+
+def series_place(data: SeriesData, split: str, index: int) -> tuple[int, int, int]:
+    """Return the number of the series of a sample, its first step there, and its channel where these are split."""
+    samples = data.splits[split]
+    window, channel = divmod(index, samples.channels)
+    number, start = samples.places[window]
+    if data.timelines:  # of which a split is a part
+        side = data.score_on if split == "test" else split
+        start += span(data.timelines[number], side, data.spec.input_shape[1]).start
+    return number, start, channel
 
 
 def sound_pieces(

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.config.encoder_inputs import EVALUATION, Inputs, sound_pieces
+from jepa.config.encoder_inputs import EVALUATION, Inputs, series_place, sound_pieces
 from jepa.data import AudioData, ImageData, SeriesData, TextData
 from jepa.data.sources.decoders import is_frame_file
 from jepa.data.sources.folders import IMAGES, SOUNDS, VIDEOS, FileKind, left_out
@@ -171,11 +171,9 @@ class SplitSamples(Samples):
         value, label = samples[number]
         row = {"path": self._describe(split, number), "split": split, "index": number}
         if isinstance(data, SeriesData):
-            window, channel = divmod(number, samples.channels)
-            series, start = samples.places[window]
-            if data.timelines:  # of which a split is a part
+            series, start, channel = series_place(data, split, number)
+            if data.timelines:
                 line = data.timelines[series]
-                start += line.ends[0 if split == "train" else 2] - samples.series[series].shape[1]
                 row |= {"path": line.path, "time": "" if line.times is None else str(line.times.iloc[start])}
             row |= {"series": series, "start": start, "channel": channel}
         names = data.spec.class_names

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from jepa.config.build import build, to_plain
 from jepa.config.command import load_config
+from jepa.config.encoder_inputs import series_place
 from jepa.config.open_checkpoint import open_checkpoint
 from jepa.config.overrides import quoted
 from jepa.data.stream import fixed_order
@@ -247,17 +248,16 @@ def embed(networks: Networks, medium: Medium) -> Embedded:
 def places_in(data: Any, split: str, limit: int | None) -> list[tuple[str, int, int]]:
     """Return file, row or time of each sample that `evaluation_batches` yields; its series and first step, or 0."""
     data = getattr(data, "evaluated", data)
-    bad, reading, samples = data.bad[split], data.reading(split), data.splits[split]
+    bad, reading, count = data.bad[split], data.reading(split), len(data.splits[split])
     found, root = [], f"{os.path.expanduser(getattr(data, 'root', None) or '')}/"
-    for index in (each for one in fixed_order(len(samples), batch_size=BATCH, limit=limit) for each in one.indices):
+    for index in (each for one in fixed_order(count, batch_size=BATCH, limit=limit) for each in one.indices):
         while (name := data.describe(index, reading)) in bad:  # the next one took its place
-            index = (index + 1) % len(samples)
+            index = (index + 1) % count
         number, start = 0, 0
         if getattr(data, "timelines", None):
-            number, start = samples.places[index // samples.channels]
+            number, start, channel = series_place(data, split, index)
             line = data.timelines[number]
-            start += max(0, line.ends[1] - data.spec.input_shape[-1]) if split == "test" else 0  # it looks back
-            parts = [line.names[index % samples.channels]] if data.split_channels else []
+            parts = [line.names[channel]] if data.split_channels else []
             parts += [os.path.basename(line.path)] if len(data.timelines) > 1 else []
             parts += [f"row {start + 1:,}" if line.times is None else f"{line.times.iloc[start]:%Y-%m-%d %H:%M}"]
             name = ", ".join(parts)
