@@ -1,5 +1,5 @@
 """The report of a run folder: its checkpoint and data are opened here, what the network makes of samples is computed
-within a bounded time, and `jepa.report.run_report` draws it."""
+within a bounded time, and `jepa.report.report_page` draws it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from jepa.evaluation.modalities import modality_of
 from jepa.evaluation.results import compared
 from jepa.monitor.verdict import Thresholds, judge
 from jepa.report.formatting import shape_text
+from jepa.report.report_pictures import Classified, Embedded, Learned, Shown, chosen
 from jepa.report.run_files import RUN_FILES, run_folders
 from jepa.report.run_record import PLACES, Record, read_record, without_places
-from jepa.report.run_samples import Classified, Embedded, Learned, Shown, chosen
 from jepa.report.runs import texts_of
 from jepa.report.sample_media import Medium
 from jepa.report.token_decoder import decode, decodes
@@ -65,7 +65,7 @@ def report_runs(
     """
     for package in ("plotly", "jinja2"):
         require(package, extra="report", purpose="the report of a run")
-    from jepa.report.run_report import REPORT, write_report
+    from jepa.report.report_page import REPORT, write_report
 
     for folder in folders:
         if run_folders(folder) != [folder]:

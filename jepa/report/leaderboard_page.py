@@ -285,7 +285,7 @@ def page(board: Leaderboard) -> str:
             sections.append((heading, note, Markup(part), shown(setting_columns(board) if draw is settings else [])))
     columns = run_columns(board, write_seconds=lambda value: "" if value is None else f"{value:.1f} s")
     return render(
-        "leaderboard.html",
+        "leaderboard_page.html",
         title=f"Leaderboard of {printable(board.folder.resolve().name, keep='')}",
         board=board,
         date=time.strftime("%Y-%m-%d %H:%M"),

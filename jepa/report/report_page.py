@@ -13,13 +13,14 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from jepa.report import run_record, run_samples
-from jepa.report import run_report_plots as plots
+from jepa.report import report_pictures as pictures
+from jepa.report import report_plots as plots
+from jepa.report import run_record
 from jepa.report.formatting import number, plural
 from jepa.report.html_page import render
+from jepa.report.report_pictures import Learned, chosen
 from jepa.report.run_files import result_values
 from jepa.report.run_record import ROWS, Record, better, differences, environment, in_words
-from jepa.report.run_samples import Learned, chosen
 from jepa.report.sample_media import AXES
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
@@ -101,7 +102,7 @@ def write_report(
         summary = run_record.sentences(one, trained[1] if trained else None, compared)
         sections.append(configuration(one, defaults or {}, device))
     page = render(
-        "run_report.html",
+        "report_page.html",
         title=printable(title, keep=""),
         summary=[*summary, *notes],
         figures=run_record.key_figures(one) if one else [],
@@ -131,30 +132,30 @@ def of_samples(learned: Learned) -> list[Section]:
     shown, medium, found = learned.shown, learned.medium, []
     axes = AXES.get(medium.kind or "", "")
     if shown is not None and shown.masks:
-        found.append(Section("masks", "Masks", MASKS + axes, body=run_samples.mask_pictures(shown, medium)))
+        found.append(Section("masks", "Masks", MASKS + axes, body=pictures.mask_pictures(shown, medium)))
     if shown is not None and learned.decoded is not None:
         explained = learned.decoded.explained
         note = PREDICTIONS.format(*explained) + (LITTLE[1] if explained[1] < LITTLE[0] else "") + axes
-        body = run_samples.decoded_pictures(shown, learned.decoded, medium)
+        body = pictures.decoded_pictures(shown, learned.decoded, medium)
         found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
     if shown is not None:
-        body = run_samples.feature_pictures(shown, medium)
+        body = pictures.feature_pictures(shown, medium)
         found.append(Section("features", "Features as colours", FEATURES + axes, body=body))
     if medium.kind is not None:
         embedded = learned.embedded
         labels, count = embedded.labels, embedded.held_out or len(embedded.thumbnails)
         queries = chosen(None if labels is None else labels[:count], 8, count)
         note = NEIGHBOURS + (SAME_CLASS if labels is not None else "") + (APART if embedded.overlap is not None else "")
-        body = run_samples.neighbour_pictures(embedded, queries, medium.kind)
-        shares = run_samples.shares_of_same_label(embedded)
+        body = pictures.neighbour_pictures(embedded, queries, medium.kind)
+        shares = pictures.shares_of_same_label(embedded)
         found.append(Section("neighbours", "Nearest neighbours", f"{note} Among {embedded.said}. {shares}", body=body))
         kind = "labels" if labels is not None else "times" if embedded.starts is not None else ""
         note = f"{MAP}{GROUPS[kind]} Drawn: {embedded.said}."
-        found.append(Section("map", "Map", note, plots.maps(embedded), body=run_samples.thumbnails(embedded)))
+        found.append(Section("map", "Map", note, plots.maps(embedded), body=pictures.thumbnails(embedded)))
         if learned.classified is not None:
             charts = [plots.confusion(embedded, learned.classified)]
             worst = Markup("<h3>Held-out samples that it is surest of, and wrong</h3>")
-            worst += run_samples.worst_pictures(embedded, learned.classified)
+            worst += pictures.worst_pictures(embedded, learned.classified)
             note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
             found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
     if not learned.name:

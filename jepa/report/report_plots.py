@@ -15,8 +15,8 @@ from markupsafe import Markup
 from plotly.colors import qualitative
 
 from jepa.report.html_page import blank_figure
+from jepa.report.report_pictures import Classified, Embedded
 from jepa.report.run_record import ROWS, Curve, Record, better, in_words
-from jepa.report.run_samples import Classified, Embedded
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#a05fd0", "#2ec4c4", "#9d755d", "#d4b72c", "#f781d8", "#8c8c8c")
 """In turn, of lines and classes."""
