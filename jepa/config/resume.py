@@ -89,7 +89,10 @@ class StoredRun:
 
     @classmethod
     def find(cls, resume: str | None, config_dir: str | Path | None = None) -> StoredRun | None:
-        """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml."""
+        """Return the run that `resume=` names; None for null, "auto" and a folder without config.yaml.
+
+        Raise DamagedFileError where that file is no configuration of a run.
+        """
         values = None if resume in (None, "auto", "") else cls.values_of(Path(run_folder_of(resume, "")))
         return None if values is None else cls(values, config_dir)
 

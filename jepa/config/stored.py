@@ -29,11 +29,15 @@ class CommandLine:
     """
 
     def __init__(self, overrides: Sequence[str]) -> None:
-        keys = {override: override_key(override) for override in overrides}
-        below = {override: key for override, key in keys.items() if "." in key}
-        self.options = {key: override.partition("=")[2] for override, key in keys.items() if override not in below}
-        self.values = [key for override, key in below.items() if override[0] != "~"]
-        self.removed = [key for override, key in below.items() if override[0] == "~"]
+        self.options: dict[str, str] = {}
+        self.values: list[str] = []
+        self.removed: list[str] = []
+        for override in overrides:
+            key = override_key(override)
+            if "." not in key:
+                self.options[key] = override.partition("=")[2]
+            else:
+                (self.removed if override.startswith("~") else self.values).append(key)
 
     @property
     def experiment(self) -> bool:
