@@ -16,11 +16,12 @@ online: what the probes of evaluation=online add to the steps of the default run
 sweep:  seconds of a sweep per run that are not its training steps: to compose, import, set up, save and tear down, and
         to show the leaderboard at the end; 6 tiny runs one after the other in one process, by hydra/launcher=local
         in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
-startup: seconds from `python train.py` to the first line and to the end of a run of one step without evaluation, and as
-        multiples of a process that only imports torch, in turns.
+startup: seconds from `python train.py` to the first line, to the first step and to the end of a run of one step
+        without evaluation, and as multiples of a process that only imports torch, in turns.
 input:  samples per second of CPU time from JPEG files (--folder), beside torchvision's ImageFolder with its transforms
         and beside the decoder alone; series and text; the share of a run's time in which it waits for data.
 gpu:    what needs a GPU: its tests, then large models in bf16, within --minutes.
+scaling: bytes and collectives of a step by DDP and FSDP, counted on 2 processes; on paper what large models need.
 table:  python scripts/benchmark.py table FILE.json: the steps in it as the table of docs/speed.md.
 compare: python scripts/benchmark.py compare OLD.json NEW.json: every ratio that fell by over 10 %.
 Prints medians as JSON, or writes them. Timings on a shared machine vary: compare ratios, not runs; what a ratio
@@ -40,11 +41,14 @@ import benchmark_run
 from benchmark_curves import curves
 from benchmark_gpu import gpu
 from benchmark_input import input_speed
+from benchmark_scaling import scaling
 from benchmark_step import CASES, step
 
+from jepa.utils.errors import UserError
+from jepa.utils.files import check_output, write_text
 from jepa.utils.read_data import read_json
 
-MEASUREMENTS = {"step": step, "curves": curves, "input": input_speed, "gpu": gpu} | {
+MEASUREMENTS = {"step": step, "curves": curves, "input": input_speed, "gpu": gpu, "scaling": scaling} | {
     name: getattr(benchmark_run, name) for name in ("masks", "ddp", "saving", "monitor", "online", "sweep", "startup")
 }
 HIGHER_IS_BETTER = ("ratio", "utilisation")
@@ -59,24 +63,49 @@ def main() -> None:
     parser.add_argument("--folder", help="of input: JPEG files in class folders")
     parser.add_argument("--minutes", type=float, help="of gpu, after which it leaves out the rest")
     options = parser.parse_args()
-    if options.names[0] == "compare":
-        compare(*(read_json(Path(name)) for name in options.names[1:]))
-        return
-    if options.names[0] == "table":
-        results = read_json(Path(options.names[1]))
-        print(table(results if isinstance(results, list) else results["step"]), end="")
+    if options.names[0] in ("compare", "table"):
+        show(parser, *options.names)
         return
     if unknown := set(options.names) - set(MEASUREMENTS):
         parser.error(f"{', '.join(sorted(unknown))}: expected {', '.join(MEASUREMENTS)}")
     given = {"rounds": options.rounds, "cases": options.cases, "minutes": options.minutes, "folder": options.folder}
+    given = {key: each for key, each in given.items() if each not in (None, ())}
+    takes = {name: inspect.signature(MEASUREMENTS[name]).parameters for name in options.names}
+    for key, value in given.items():
+        if not any(key in each for each in takes.values()):
+            parser.error(f"--{key}: none of {', '.join(takes)} takes it")
+        if isinstance(value, (int, float)) and not value > 0:
+            parser.error(f"--{key}={value}: expected a number above 0")
+        if key == "folder" and not Path(value).is_dir():
+            parser.error(f"--folder={value} is not a folder")
+    if options.json is not None:
+        check_output(options.json, None, "--json")
+        options.json.parent.mkdir(parents=True, exist_ok=True)
     results = {}
-    for name in options.names:
-        takes = inspect.signature(MEASUREMENTS[name]).parameters
-        results[name] = MEASUREMENTS[name](**{key: each for key, each in given.items() if each and key in takes})
-    if len(results) == 1:
-        [results] = results.values()
-    text = json.dumps(results, indent=2) + "\n"
-    print(text, end="") if options.json is None else options.json.write_text(text)
+    for name, keys in takes.items():
+        results[name] = MEASUREMENTS[name](**{key: each for key, each in given.items() if key in keys})
+        text = json.dumps(results if len(takes) > 1 else results[name], indent=2) + "\n"
+        if options.json is not None:
+            write_text(options.json, text, "--json")  # now, as the next one may be interrupted
+    if options.json is None:
+        print(text, end="")
+
+
+def show(parser: argparse.ArgumentParser, what: str, *files: str) -> None:
+    """Print a table of one file of results, or compare two."""
+    if len(files) != (1 if what == "table" else 2):
+        parser.error("expected table FILE.json, or compare OLD.json NEW.json")
+    try:
+        found = [read_json(Path(name)) for name in files]
+    except UserError as error:
+        parser.error(str(error))
+    if what == "compare":
+        compare(*found)
+        return
+    rows = found[0].get("step") if isinstance(found[0], dict) else found[0]
+    if not isinstance(rows, list):
+        parser.error(f"{files[0]} holds no results of step")
+    print(table(rows), end="")
 
 
 def table(rows: list[dict[str, Any]]) -> str:

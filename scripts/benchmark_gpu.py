@@ -37,6 +37,10 @@ MODELS = {
 }
 """The share of the time left then that each takes at most, and its overrides, with the published depths."""
 
+OF_PICTURES = ("model=vit", "data.image_size=224", "data.channels=3", "data.hints={size: small, patch_size: 16}")
+OF_PICTURES += ("model.predictor.embed_dim=384",)
+"""Overrides of all models."""
+
 COMPARED = ("ijepa_vits16_224", "ijepa_vitb16_224")
 """Models that are timed beside the step written the published way."""
 
@@ -152,8 +156,7 @@ def compiled(
 
 def made(overrides: list[str], device: torch.device) -> Any:
     """A context with a trainer of pictures of 224 pixels."""
-    options = ["data.image_size=224", "data.channels=3", "data.hints={size: small, patch_size: 16}", "model=vit"]
-    options += ["logger=[jsonl]", "monitor=none", "visualise=none", "model.predictor.embed_dim=384"]
+    options = [*OF_PICTURES, "logger=[jsonl]", "monitor=none", "visualise=none"]
     options += ["trainer.precision=bf16", f"trainer.device={device}", "trainer.max_steps=1000000"]
     options += ["trainer.log_every=1000000"]
     return trainer_of(*options, *STEPS_ALONE, *overrides)

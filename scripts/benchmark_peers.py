@@ -30,6 +30,8 @@ class Peers:
     def __init__(self) -> None:
         self._processes: list[subprocess.Popen] = []
         self._python = ENVIRONMENT / "bin" / "python"
+        self._wanted = "\n".join([*PACKAGES, f"torch=={torch.__version__.split('+')[0]}"])
+        self._note = ENVIRONMENT / "installed.txt"  # written last
 
     def __enter__(self) -> Peers:
         return self
@@ -40,20 +42,23 @@ class Peers:
     @functools.cached_property
     def _installed(self) -> bool:
         """Whether they are there, or could be installed."""
-        if not self._python.exists():
+        if not self._ready():
+            shutil.rmtree(ENVIRONMENT, ignore_errors=True)
             try:
                 self._install()
             except (OSError, subprocess.CalledProcessError) as error:
-                shutil.rmtree(ENVIRONMENT, ignore_errors=True)
                 print(f"no peers, as they could not be installed: {error}", file=sys.stderr)
-        return self._python.exists()
+        return self._ready()
+
+    def _ready(self) -> bool:
+        return self._note.is_file() and self._note.read_text() == self._wanted
 
     def _install(self) -> None:
         uv = shutil.which("uv") or str(ROOT / ".uv" / "bin" / "uv")
-        torch_version = torch.__version__.split("+")[0]
         subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, str(ENVIRONMENT)], check=True)
-        packages = [*PACKAGES, f"torch=={torch_version}"]
+        packages = self._wanted.split()
         subprocess.run([uv, "pip", "install", "--quiet", "--python", str(self._python), *packages], check=True)
+        self._note.write_text(self._wanted)
 
     def steps(self, name: str, trainer: Trainer, batch: Any) -> dict[str, Callable[[], float]]:
         """For each peer of the case what makes a step on as many samples and tokens, and returns its seconds."""

@@ -10,12 +10,14 @@ the same bytes, whatever the number of workers.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
 import json
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +30,8 @@ from jepa.config.stored import addable
 
 register_resolvers()
 
-BEGUN = "packing.json"
-"""What is being packed; goes when the index is written."""
+BEGUN, LOCK = "packing.json", ".lock"
+"""Say what is being packed, until the index is written, and keep out other processes."""
 REENCODING = ("longest_side", "shortest_side", "format", "quality")
 
 
@@ -54,13 +56,16 @@ def pack(config: DictConfig) -> Path:
 
     check(config)
     folder = Path(config.output).expanduser()
+    root = os.path.abspath(os.path.expanduser(root_of(config)))
+    if config.data.get("root") and not config.data.get("csv") and Path(root).resolve() in folder.resolve().parents:
+        raise UserError(f"output={folder} lies in data.root={root}, of which it would become data: give another folder")
     kind, splits = read_splits(config)
     settings = {name: config[name] for name in REENCODING}
     if kind != "image" and (given := [name for name in REENCODING[:3] if settings[name] is not None]):
         raise UserError(f"{', '.join(given)}: for pictures, but data.source gives {kind}")
     packer = Packer(
         folder=folder,
-        root=os.path.abspath(os.path.expanduser(root_of(config))),
+        root=root,
         samples={"train": splits.train, "test": splits.test},
         classes=splits.class_names,
         reencode=Reencoding(**settings) if kind == "image" else None,
@@ -74,9 +79,11 @@ def pack(config: DictConfig) -> Path:
     if is_complete(folder, plan):
         print(f"{folder} holds these samples already")
         return folder
-    write_text(folder / BEGUN, json.dumps(plan))
-    write_shards(packer, plan, workers=config.workers)
-    (folder / BEGUN).unlink()
+    with being_written(folder):
+        if not is_complete(folder, plan):  # as another process may have finished it
+            write_text(folder / BEGUN, json.dumps(plan))
+            write_shards(packer, plan, workers=config.workers)
+            (folder / BEGUN).unlink()
     model = {"image": "", "audio": " model=audio", "video": " model=video"}[kind]
     pieces = (config.data.source or {}).get("piece_seconds")
     model += f" data.piece_seconds={pieces:g}" if pieces else ""
@@ -98,6 +105,9 @@ def check(config: DictConfig) -> None:
         most = 100 if name == "quality" else 1 << 20
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
             raise UserError(f"{name}={value}: expected a whole number from 1 to {most:,}")
+    share = config.data.get("max_bad_share", 0.1)
+    if not isinstance(share, (int, float)) or isinstance(share, bool) or not 0 <= share < 1:
+        raise UserError(f"data.max_bad_share={share} is not in [0, 1)")
     size = config.shard_megabytes
     if not isinstance(size, (int, float)) or isinstance(size, bool) or not 0 < size < 1e6:
         raise UserError(f"shard_megabytes={size}: expected a number above 0")
@@ -121,6 +131,7 @@ def read_splits(config: DictConfig) -> tuple[str, Any]:
     from jepa.data.data_module import read_source
     from jepa.data.sources.packed import kind_of
     from jepa.data.sources.sound_files import SoundPieces
+    from jepa.data.sources.splits import KnownSamples
     from jepa.utils.errors import UserError
 
     target = config.data.get("_target_", "")
@@ -140,6 +151,8 @@ def read_splits(config: DictConfig) -> tuple[str, Any]:
     if all(isinstance(part, SoundPieces) for part in parts):
         parts = [part.files for part in parts]
         splits = replace(splits, train=parts[0], test=parts[1])
+    if any(isinstance(part, KnownSamples) for part in parts):
+        raise UserError(f"data._target_={target}: shards hold no label tracks: set data.source.label_tracks=false")
     found = {kind_of(part) for part in parts}
     if len(found) > 1 or None in found:
         raise refused
@@ -160,6 +173,24 @@ def hash_of(parts: Any) -> str:
     return digest.hexdigest()
 
 
+@contextlib.contextmanager
+def being_written(folder: Path) -> Iterator[None]:
+    """A context in which no other process packs to a folder. Raises UserError where one does, or nothing can be."""
+    from jepa.utils.errors import UserError, reason
+    from jepa.utils.files import open_locked
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open_locked(folder / LOCK, folder)
+    except OSError as error:
+        raise UserError(f"output={folder} cannot be written: {reason(error, folder)}") from error
+    try:
+        yield
+    finally:
+        lock.close()
+        (folder / LOCK).unlink(missing_ok=True)
+
+
 def is_complete(folder: Path, plan: dict[str, Any]) -> bool:
     """Whether a folder holds the pack of a plan. Raises UserError for one that holds another, or other files."""
     from jepa.data.sources.packed import INDEX, MOST_INDEX
@@ -176,7 +207,7 @@ def is_complete(folder: Path, plan: dict[str, Any]) -> bool:
                     f"output={folder} holds another pack ({name} {differs}): remove it, or give another name"
                 )
             return name == INDEX
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(file.name != LOCK for file in folder.iterdir())):
         raise UserError(f"output={folder} holds other things: give the name of a new folder")
     return False
 

@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from torchvision.transforms.functional import to_pil_image
 
 from jepa.data.sources.decoders import by_numbers, decode_image, is_frame_file, readable
-from jepa.data.sources.packed import INDEX, NAMES, VERSION
+from jepa.data.sources.packed import INDEX, NAMES, VERSION, checksum
 from jepa.data.sources.splits import FileSamples
 from jepa.data.stream import UnreadableSample
 from jepa.utils.errors import DataError, UserError, reason
@@ -148,8 +148,8 @@ class Packer:
                             continue
                         names.append(os.fsencode(self.name(shard.split, index))[:LONGEST_NAME])
                         labels.append(-1 if samples.labels is None else int(samples.labels[index]))
-                        places.append((shard.number, archive.offset + tarfile.BLOCKSIZE, len(content)))
-                        add(archive, f"{index:08}{suffix}", content)
+                        start = add(archive, f"{index:08}{suffix}", content)
+                        places.append((shard.number, start, len(content)))
                         add(archive, f"{index:08}.json", self.about(shard.split, index))
                 file.flush()
                 os.fsync(file.fileno())
@@ -163,12 +163,13 @@ class Packer:
         return left_out
 
 
-def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    """Add a file that says nothing of when and by whom it was made."""
+def add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Add a file that says nothing of when and by whom it was made; gives the place of its first byte."""
     member = tarfile.TarInfo(name)
     member.size = len(content)
     archive.addfile(member, io.BytesIO(content))
     archive.members = []  # which would keep every header
+    return archive.offset - -(-len(content) // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
 
 
 def frames_of(folder: str) -> bytes:
@@ -289,7 +290,7 @@ def check_left_out(packer: Packer, left_out: Sequence[tuple[str, str]]) -> str:
 
 def finish(packer: Packer, shards: Sequence[Shard], plan: Mapping[str, Any]) -> None:
     """Write the index of complete shards, and remove its parts."""
-    left_out, splits, size = [], {}, 0
+    left_out, splits, counts, size = [], {}, [], 0
     for split, short in NAMES.items():
         files = [shard for shard in shards if shard.split == split]
         arrays: dict[str, list[np.ndarray]] = {"names": [], "labels": [], "places": []}
@@ -299,17 +300,20 @@ def finish(packer: Packer, shards: Sequence[Shard], plan: Mapping[str, Any]) -> 
                     parts.append(kept[name])
                 left_out += map(tuple, parse_json(kept["left_out"].tobytes(), packer.folder / shard.rows))
         sizes = [(shard.name, os.path.getsize(packer.folder / shard.name)) for shard in files]
-        splits[split] = {"shards": sizes}
+        whole = {name: np.concatenate(parts) for name, parts in arrays.items()}
+        splits[split] = {"shards": sizes, "checksums": {name: checksum(each) for name, each in whole.items()}}
+        counts.append(f"{len(whole['names']):,} {split}")
         size += sum(each for _, each in sizes)
-        for name, parts in arrays.items():
-            write_array(packer.folder / f"{short}_{name}.npy", np.concatenate(parts))
+        if not len(whole["names"]):
+            raise DataError(f"none of the {split} samples can be read: {check_left_out(packer, left_out)}")
+        for name, values in whole.items():
+            write_array(packer.folder / f"{short}_{name}.npy", values)
     if left_out:
         print(check_left_out(packer, left_out))
     write_text(packer.folder / INDEX, json.dumps({"version": VERSION, **plan, "splits": splits}))
     for shard in shards:
         (packer.folder / shard.rows).unlink()
-    counts = " and ".join(f"{len(each):,} {split}" for split, each in packer.samples.items())
-    print(f"{packer.folder}: {counts} samples, {len(shards):,} shards, {size / 2**20:,.1f} MiB")
+    print(f"{packer.folder}: {' and '.join(counts)} samples, {len(shards):,} shards, {size / 2**20:,.1f} MiB")
 
 
 def write_array(path: Path, values: np.ndarray) -> None:

@@ -4,6 +4,7 @@
     python scripts/reproduce.py fashion_mnist --root DIR  with the data in DIR
     python scripts/reproduce.py objectives --data digits  I-JEPA, masked + SIGReg, LeJEPA and VICReg, three seeds each
     python scripts/reproduce.py modalities --root DIR     video, text, series, sound and pairs, three seeds each
+    python scripts/reproduce.py table --root DIR          docs/results.md: every data set, three seeds each
     python scripts/reproduce.py collapse                  runs made to collapse, and healthy ones, under the monitor
 
 Results go to scripts/results/<recipe>.json (objectives_<data>.json): of each run its results.json, wall time and
@@ -29,6 +30,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from reproduce_table import TABLE, table
 
 from jepa.utils.read_data import read_json
 
@@ -322,7 +325,7 @@ def collapse(options: argparse.Namespace, path: Path) -> dict:
     return {**content, "missed": missed, "false_alarms": false}
 
 
-OTHERS = {each.__name__: each for each in (objectives, modalities, collapse)}
+OTHERS = {each.__name__: each for each in (objectives, modalities, collapse, table)}
 """What is more than a recipe over seeds."""
 
 
@@ -331,15 +334,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=sorted([*RECIPES, *OTHERS]))
     parser.add_argument("--data", choices=["digits", "fashion_mnist"], default="digits", help="of objectives")
-    some = [*OBJECTIVES, *MODALITIES]
-    parser.add_argument("--only", choices=some, nargs="+", help="some of the objectives or modalities")
+    some = dict.fromkeys([*OBJECTIVES, *MODALITIES, *(recipe.data for recipe in TABLE)])
+    parser.add_argument("--only", choices=some, nargs="+", help="some of the objectives, modalities or data of table")
+    parser.add_argument("--validate", action="store_true", help="of table: score samples kept aside from training")
     parser.add_argument("--root", help="data.root, for data that is not bundled; of modalities the folder of all")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
     options = parser.parse_args()
     name = f"objectives_{options.data}" if options.recipe == "objectives" else options.recipe
     path = RESULTS / f"{name}.json"
-    write(path, OTHERS.get(options.recipe, recipe)(options, path))
-    print(f"wrote {path.relative_to(ROOT)}")
+    content = OTHERS.get(options.recipe, recipe)(options, path)
+    if not options.validate:
+        write(path, content)
+        print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -112,9 +112,12 @@ def _values(given: str | float | Sequence[float]) -> str | list[float]:
 
 def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandLine) -> None:
     """Raise UserError for a given value of a probe that does not exist, as the command line may add any name."""
+    named = {key.split(".")[1] for key in given.below("evaluation") if key.startswith("probes.")}
+    if not named:
+        return
     known = {*known_keys(), *(f"evaluation.{key}" for key in dotted_keys(stored.get("evaluation")))}
     names = [name.removeprefix("evaluation.probes.") for name in known if name.startswith("evaluation.probes.")]
-    for name in {key.split(".")[1] for key in given.below("evaluation") if key.startswith("probes.")} - set(names):
+    for name in named - set(names):
         node = joined.evaluation.probes[name]
         if node is None or "_target_" not in node:
             close = difflib.get_close_matches(name, names, n=1)

@@ -4,6 +4,7 @@ within a bounded time, and `jepa.report.report_page` draws it."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import time
@@ -154,15 +155,19 @@ class Networks:
         for batch in self.data.evaluation_batches(split, batch_size=BATCH, limit=limit):
             yield {name: value.to(device) for name, value in batch.items() if isinstance(value, Tensor)}
 
-    def affordable(self, split: str, most: int) -> int:
-        """Return how many samples of a split can be read and encoded by all in SECONDS, at most `most`."""
+    @functools.cached_property
+    def seconds_per_sample(self) -> float:
+        """How long it takes to read a training sample and to encode it with each network."""
         for _ in range(2):  # the first pass starts workers and kernels
             start = time.monotonic()
-            for batch in self.batches(split, BATCH):
+            for batch in self.batches("train", BATCH):
                 for source in self.sources.values():
                     pooled(source, batch["x"])
-        each = (time.monotonic() - start) / BATCH
-        return max(FEWEST, min(most, int(SECONDS / each)))
+        return (time.monotonic() - start) / BATCH
+
+    def affordable(self, most: int) -> int:
+        """Return how many samples can be read and encoded by all in SECONDS, at most `most`."""
+        return max(FEWEST, min(most, int(SECONDS / self.seconds_per_sample)))
 
 
 def networks_of(loaded: Any, data: Any, evaluation: Any, device: torch.device, seed: int) -> list[Networks]:
@@ -188,7 +193,7 @@ def learned(networks: Networks, folder: Path) -> Learned:
         if medium.kind is not None and hasattr(model.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder, networks.modality))
         if shown is not None and shown.masks and decodes(model, shown.x):
-            limit = networks.affordable("train", max(FEWEST, MOST_DECODED // shown.tokens.shape[1]))
+            limit = networks.affordable(max(FEWEST, MOST_DECODED // shown.tokens.shape[1]))
             inputs = (batch["x"] for batch in networks.batches("train", limit))
             decoded = decode(model, shown.x, shown.masks[0], shown.grid, medium, fitted_to=inputs)
         labelled = embedded.labels is not None and bool((embedded.labels[: embedded.held_out] >= 0).any())
@@ -214,7 +219,7 @@ def embed(networks: Networks, medium: Medium) -> Embedded:
     """Return many samples of both splits as vectors of each network."""
     spec, sources, data = networks.data.spec, networks.sources, getattr(networks.data, "evaluated", networks.data)
     num_train, num_test = (len(data.splits[split]) for split in ("train", "test"))  # of a mix those of one part
-    most = networks.affordable("train", MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
+    most = networks.affordable(MAX_EMBEDDED // (4 if medium.kind == "video" else 1))
     held_out = min(num_test, max(most // 2, most - num_train))
     limits = {"test": held_out, "train": min(num_train, most - held_out)}
     thumbnails, labels, places, said = [], [], [], []
@@ -268,7 +273,7 @@ def places_in(data: Any, split: str, limit: int | None) -> list[tuple[str, int, 
 def classify(networks: Networks, embedded: Embedded) -> Classified | None:
     """Return what a linear probe of training features says of samples; None where fewer than two classes are known."""
     source, found, labels = networks.sources["trained"], [], []
-    for batch in networks.batches("train", networks.affordable("train", MAX_FITTED)):
+    for batch in networks.batches("train", networks.affordable(MAX_FITTED)):
         if "label" not in batch:
             return None
         found.append(pooled(source, batch["x"]))

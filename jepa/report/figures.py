@@ -11,17 +11,16 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from jepa.types import Grid, Mask
 from jepa.utils.files import write_atomic
+from jepa.utils.lazy_import import lazy_import
 from jepa.utils.tensors import grid_positions
+
+matplotlib, ndimage = lazy_import("matplotlib"), lazy_import("scipy.ndimage")
 
 INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
 LINE_COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#b0478a", "#000000", "#a87400", "#2a9fd8", "#7f4f24")
@@ -41,6 +40,8 @@ FINE = 20  # points per token at which outlines are computed
 @contextlib.contextmanager
 def new_figure(path: Path, width: float, height: float, title: str = "") -> Iterator[Any]:
     """Yield a matplotlib figure of a size in inches and write it as PNG; needs no display and no global state."""
+    from matplotlib.figure import Figure  # slow, and most of this file needs none
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         if title:
@@ -172,7 +173,7 @@ def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid)
     x, y = ((np.arange(FINE * n) + 0.5) / FINE * size - 0.5 for n, size in ((grid[1], right), (grid[0], down)))
     for index, (block, colour) in enumerate(zip(blocks.numpy(), itertools.cycle(BLOCK_COLOURS))):
         # Different insets keep the outlines of overlapping blocks apart.
-        inner = binary_erosion(np.kron(block, np.ones((FINE, FINE))), iterations=1 + index % 4)
+        inner = ndimage.binary_erosion(np.kron(block, np.ones((FINE, FINE))), iterations=1 + index % 4)
         axes.contour(x, y, inner, levels=[0.5], colors=colour, linewidths=1.8)
 
 
@@ -313,7 +314,8 @@ def draw_series_mask(axes: Any, series: Tensor, mask: Mask, number: int, grid: G
     else:
         draw_lines(axes, series)
     place = (0, series.shape[-1], *axes.get_ylim())
-    look = {"cmap": ListedColormap(TOKEN_COLOURS), "vmin": 0, "vmax": 2, "interpolation": "nearest", "aspect": "auto"}
+    cmap = matplotlib.colors.ListedColormap(TOKEN_COLOURS)
+    look = {"cmap": cmap, "vmin": 0, "vmax": 2, "interpolation": "nearest", "aspect": "auto"}
     axes.imshow(torch.where(predicted, 2, seen.int()).numpy(), extent=place, **look)
 
 

@@ -7,16 +7,17 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
 from PIL import Image
-from scipy.io import wavfile
 from torch import Tensor
 
 from jepa.report.formatting import duration, number
+from jepa.utils.lazy_import import lazy_import
 from jepa.utils.pixels import input_kind, pixel_statistics, to_pixels
+
+matplotlib, wavfile = lazy_import("matplotlib"), lazy_import("scipy.io.wavfile")
 
 LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
 """Colours of the first channels of a series."""

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jepa.utils.errors import UserError, reason
-from jepa.utils.files import write_atomic
+from jepa.utils.files import open_locked, write_atomic
 from jepa.utils.lazy_import import require
 
 
@@ -64,15 +64,7 @@ class FeatureFile:
         self.shapes: dict[str, list[int]] = {}
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self.lock = open(self.folder / "lock", "w")  # noqa: SIM115
-            try:  # to keep out other processes, but for those that this one starts; Windows has no such lock
-                import fcntl
-
-                fcntl.lockf(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except ImportError:
-                pass
-            except (BlockingIOError, PermissionError):
-                raise UserError(f"output={path} is being written by another process: give another name") from None
+            self.lock = open_locked(self.folder / "lock", path)
             state = self._stored()
             if state is None:
                 for file in set(self.folder.iterdir()) - {self.folder / "lock"}:

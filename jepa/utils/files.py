@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 from jepa.utils.errors import UserError, reason
 
@@ -44,6 +45,23 @@ def write_atomic(path: Path, write: Callable[[Path], None], key: str = "output")
                 os.replace(file, path.with_name(file.name))
     except OSError as error:
         raise UserError(f"cannot write {key}={path}: {reason(error, path)}") from error
+
+
+def open_locked(path: Path, output: Path) -> IO[str]:
+    """Return a new file that keeps out other processes, but for those that this one starts, until it is closed.
+
+    output: what is written meanwhile. Raises UserError while another process holds the file. Windows has no such lock.
+    """
+    file = open(path, "w")  # noqa: SIM115
+    try:
+        import fcntl
+
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except (BlockingIOError, PermissionError):
+        raise UserError(f"output={output} is being written by another process: give another name") from None
+    return file
 
 
 def check_not_folder(path: Path, key: str) -> None:

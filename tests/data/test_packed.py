@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -70,6 +71,7 @@ def write_clips(root: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         hostile_samples.write_clip(path)
     (root / "8.avi").write_bytes(b"")
+    (root / "7.avi").rename(root / f"7.{'long' * 40}")
     return root
 
 
@@ -79,6 +81,7 @@ def kinds(root: Path) -> dict[str, tuple[list[str], list[str], list[str]]]:
     pictures, sounds, clips = (
         str(write(root / write.__name__)) for write in (write_pictures, write_sounds, write_clips)
     )
+    (root / "clips.csv").write_text("\n".join(["path", *sorted(os.listdir(clips))]))
     listed = ["data=video_folder", "data.num_frames=3", "data.frame_stride=1"]
     of_packed = ["data.video.num_frames=3", "data.video.frame_stride=1"]
     pieces = ["data=audio_folder", f"data.root={sounds}", "data.source.piece_seconds=0.1", "data.source.labels=false"]
@@ -86,7 +89,11 @@ def kinds(root: Path) -> dict[str, tuple[list[str], list[str], list[str]]]:
         "pictures": (["data=image_folder", f"data.root={pictures}", "data.max_bad_share=0.5"], PICTURES, []),
         "sounds": (["data=audio_folder", f"data.root={sounds}"], SOUNDS, []),
         "pieces of sounds": (pieces, SOUNDS, ["data.piece_seconds=0.1"]),
-        "videos": ([*listed, f"data.root={clips}"], [*PICTURES, "data.max_bad_share=0.5"], of_packed),
+        "videos": (
+            [*listed, f"data.root={clips}", f"data.csv={root}/clips.csv"],
+            [*PICTURES, "data.max_bad_share=0.5"],
+            of_packed,
+        ),
         "frames": (
             [*listed, f"data.csv={frames}/clips.csv", "data.csv_path='{class}/{clip}'", "data.csv_label=class"],
             PICTURES,
@@ -149,6 +156,15 @@ def test_shards_are_webdatasets_and_the_same_for_any_workers(tmp_path):
     assert others.train.labels.tolist() == mine.train.labels.tolist()
 
 
+HOLDS = """
+import fcntl, sys
+with open(sys.argv[1] + "/.lock", "w") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX)
+    print(flush=True)
+    sys.stdin.read()
+"""
+
+
 @pytest.mark.faults
 def test_a_full_disk_leaves_whole_shards_and_packing_goes_on(tmp_path, monkeypatch, capsys):
     packing = ["data=image_folder", f"data.root={write_pictures(tmp_path / 'root')}", "shard_megabytes=0.03"]
@@ -170,6 +186,13 @@ def test_a_full_disk_leaves_whole_shards_and_packing_goes_on(tmp_path, monkeypat
     ]
     monkeypatch.undo()
     (folder / "train-000002.tar.part").write_bytes(b"of a process that was killed")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDS, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as other:
+        other.stdout.readline()
+        with pytest.raises(UserError, match=r"output=.*packed is being written by another process"):
+            pack(folder, *packing)
+        other.stdin.close()
     with pytest.raises(UserError, match=r"holds another pack \(packing.json differs in settings, shard_samples\)"):
         pack(folder, *packing, "shortest_side=8")
     with pytest.raises(DataError, match=r"holds no index\.json; write one with: python scripts/pack\.py"):
@@ -194,7 +217,8 @@ def test_pictures_are_made_smaller_and_written_anew(tmp_path):
 
     def pictures(*options: str) -> dict[str, tuple]:
         folder, found = tmp_path / f"packed{len(options)}", {}
-        _, splits = read_packed(str(pack(folder, *packing, "data.max_bad_share=0.2", *options)))
+        half = "data.source.val_fraction=0.5"
+        _, splits = read_packed(str(pack(folder, *packing, "data.max_bad_share=0.2", half, *options)))
         for samples in (splits.train, splits.test):
             for index in range(len(samples)):
                 content = samples.file(index, "")[0].getvalue()
@@ -213,6 +237,8 @@ def test_pictures_are_made_smaller_and_written_anew(tmp_path):
     }
     with pytest.raises(DataError, match=r"1 of 8 samples .* data.max_bad_share=0; .*\n .*7.jpg: UnidentifiedImage"):
         pack(tmp_path / "none", *packing, "data.max_bad_share=0", "format=png")
+    with pytest.raises(DataError, match=r"none of the test samples can be read: .*\n .*7.jpg: UnidentifiedImage"):
+        pack(tmp_path / "no test", *packing, "data.max_bad_share=0.2", "format=png")
 
 
 def change(key: str, value):
@@ -264,6 +290,10 @@ DAMAGE = {
     "places beyond": (array("train_places", lambda places: places + 2**40), "places beyond"),
     "places before": (array("train_places", lambda places: places - 2**40), "places beyond"),
     "labels beyond": (array("train_labels", lambda labels: labels + 2), "labels beyond its 2 classes"),
+    "of another pack": (
+        array("train_labels", lambda labels: labels[::-1]),
+        "train_labels.npy is damaged, or of another",
+    ),
     "labels before": (array("train_labels", lambda labels: labels - 3), "labels beyond its 2 classes"),
 }
 
@@ -326,10 +356,19 @@ def test_a_million_samples_start_at_once_in_little_memory(tmp_path):
         (["data=segmentation_folder", "data.root={masks}", "output=x"], "its samples are no files"),
         (["data=packed", "data.root=x", "output=x"], "data._target_=jepa.data.packed: its samples are no files"),
         (["data=image_folder", "output=x"], "data.root is not set"),
-        (["data=image_folder", "data.root=x", "output=x"], "data.root=x is not a folder"),
+        (["data=image_folder", "data.root=y", "output=x"], "data.root=y is not a folder"),
         (
-            ["data=image_folder", "data.root=x", "output=x", "data.source._target_=jepa.data.sources.mnist"],
+            ["data=image_folder", "data.root=y", "output=x", "data.source._target_=jepa.data.sources.mnist"],
             "mnist takes no val_fraction",
+        ),
+        (["data=image_folder", "data.root=.", "output=x"], "output=x lies in data.root=.*: give another folder"),
+        (
+            ["data=image_folder", "data.root=y", "output=x", "data.max_bad_share=null"],
+            "data.max_bad_share=None is not in",
+        ),
+        (
+            ["data=audio_folder", "data.root={tracks}", "output=x", "data.source.label_tracks=true"],
+            "no label tracks: set",
         ),
         (["data=audio_folder", "data.root={sounds}", "output=x", "longest_side=8"], "longest_side: for pictures"),
         (["data=image_folder", "data.root=x", "output=x", "workers=0"], "workers=0: expected a whole number from 1"),
@@ -342,6 +381,8 @@ def test_a_million_samples_start_at_once_in_little_memory(tmp_path):
 def test_what_cannot_be_packed_is_said(tmp_path, monkeypatch, options, message):
     monkeypatch.chdir(tmp_path)
     places = {"masks": write_masks(tmp_path / "masks", count=20), "sounds": write_sounds(tmp_path / "sounds")}
+    places["tracks"] = shutil.copytree(places["sounds"], tmp_path / "tracks")
+    (places["tracks"] / "a" / "1.txt").write_text("0\t0.1\thum\n")
     with pytest.raises(UserError, match=message):
         script.pack(load_config([option.format(**places) for option in options], config_name="pack"))
     assert not Path("x").exists()

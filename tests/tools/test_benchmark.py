@@ -87,9 +87,68 @@ def test_ratios_that_fell(scripts, tmp_path, capsys, monkeypatch):
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["compare", "a"], "expected table FILE.json, or compare OLD.json NEW.json"),
+        (["table", "a"], "a is damaged: it cannot be read"),
+        (["masks", "--rounds=3"], "--rounds: none of masks takes it"),
+        (["step", "--rounds=0"], "--rounds=0: expected a number above 0"),
+        (["input", "--folder=a"], "--folder=a is not a folder"),
+    ],
+)
+def test_wrong_arguments_are_named(scripts, tmp_path, capsys, monkeypatch, given, message):
+    import benchmark
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *given])
+    with pytest.raises(SystemExit):
+        benchmark.main()
+    assert message in capsys.readouterr().err
+
+
+def test_what_is_interrupted_keeps_its_results_and_peers_are_installed_anew(scripts, tmp_path, monkeypatch):
+    import benchmark
+    import benchmark_peers
+
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    results, environment = tmp_path / "new" / "results.json", tmp_path / "peers"
+    monkeypatch.setattr("sys.argv", ["benchmark.py", "masks", "ddp", f"--json={results}"])
+    monkeypatch.setattr(benchmark, "MEASUREMENTS", {"masks": lambda: {"milliseconds": 1}, "ddp": interrupt})
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.main()
+    assert json.loads(results.read_text()) == {"masks": {"milliseconds": 1}}
+    monkeypatch.setattr(benchmark_peers, "ENVIRONMENT", environment)
+    (environment / "bin").mkdir(parents=True)
+    (environment / "bin" / "python").touch()  # of an installation that was interrupted
+    calls: list[list[str]] = []
+    monkeypatch.setattr(
+        benchmark_peers.subprocess, "run", lambda call, **_: (environment.mkdir(exist_ok=True), calls.append(call))
+    )
+    for _ in range(2):
+        with benchmark_peers.Peers() as peers:
+            assert peers._installed
+    assert [call[1] for call in calls] == ["venv", "pip"]
+
+
 def test_the_page_has_the_committed_results(scripts, request):
     import benchmark
 
     root = request.config.rootpath
     rows = json.loads((root / "scripts" / "results" / "benchmark.json").read_text())["step"]
     assert benchmark.table(rows) in (root / "docs" / "speed.md").read_text()
+
+
+def test_what_a_model_costs_on_paper_is_what_its_step_costs(scripts, request):
+    from benchmark_scaling import BATCH, RATE, on_paper
+
+    rows = json.loads((request.config.rootpath / "scripts" / "results" / "benchmark.json").read_text())["step"]
+    name = "ijepa_vits16_224"
+    row = on_paper(name)
+    assert row["gflop_per_sample"] == pytest.approx(
+        next(r for r in rows if r["name"] == name)["gflop_per_sample"], rel=0.02
+    )
+    seconds = 2 / 3 * BATCH / 8 * row["gflop_per_sample"] * 1e9 / RATE
+    assert row["gigabytes_per_second"][8] == pytest.approx(7 / 8 * 8 * row["trained_millions"] / 1e3 / seconds)

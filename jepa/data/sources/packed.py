@@ -10,6 +10,7 @@ import io
 import math
 import os
 import tarfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def read_packed(root: str) -> tuple[str, Splits]:
         if (index["version"], kind in KINDS) != (VERSION, True):
             raise ValueError(f"it is of version {index['version']} and of {kind}, expected {VERSION} and {[*KINDS]}")
         names = None if classes is None else tuple(map(str, classes))
-        samples = [_split(folder, split, index["splits"][split]["shards"], kind, names) for split in NAMES]
+        samples = [_split(folder, split, index["splits"][split], kind, names) for split in NAMES]
     except DataError:
         raise
     except Exception as error:  # NumPy raises many kinds for a damaged file
@@ -55,8 +56,17 @@ def read_packed(root: str) -> tuple[str, Splits]:
     return kind, Splits(*samples, class_names=names)
 
 
-def _split(folder: Path, split: str, shards: list[list[Any]], kind: str, classes: tuple[str, ...] | None) -> TarSamples:
-    """The samples of a split; shards: [name, bytes]. Raises DataError for shards, any error for a damaged index."""
+def checksum(values: np.ndarray) -> int:
+    """Of an array of the index: without it those of another pack would give its samples wrong labels."""
+    return zlib.crc32(np.ascontiguousarray(values).view(np.uint8))
+
+
+def _split(folder: Path, split: str, about: dict[str, Any], kind: str, classes: tuple[str, ...] | None) -> TarSamples:
+    """The samples of a split; about: its shards as [name, bytes], and checksums of its arrays by name.
+
+    Raises DataError for shards, any error for a damaged index.
+    """
+    shards = about["shards"]
     for name, size in shards:
         if os.path.basename(name) != name:
             raise ValueError(f"it names {name!r}, which lies elsewhere")
@@ -72,6 +82,9 @@ def _split(folder: Path, split: str, shards: list[list[Any]], kind: str, classes
     members.check([size for _, size in shards], "i")
     if ((labels := members.labels) < -1).any() or (labels >= len(classes or "-")).any():
         raise ValueError(f"it holds labels beyond its {len(classes or ()):,} classes")
+    for name, stored in about.get("checksums", {}).items():  # packs of before have none
+        if checksum(getattr(members, name)) != stored:
+            raise ValueError(f"{NAMES[split]}_{name}.npy is damaged, or of another pack")
     samples = TarSamples(slice(None), None if classes is None else labels, members=members, decode=KINDS[kind][0])
     samples.most_in_memory = KINDS[kind][1]
     return samples
