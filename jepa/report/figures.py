@@ -38,12 +38,14 @@ FINE = 20  # points per token at which outlines are computed
 
 
 @contextlib.contextmanager
-def new_figure(path: Path, width: float, height: float) -> Iterator[Any]:
+def new_figure(path: Path, width: float, height: float, title: str = "") -> Iterator[Any]:
     """Yield a matplotlib figure of a size in inches and write it as PNG; needs no display and no global state."""
     from matplotlib.figure import Figure  # slow, and most of this file needs none
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
+        if title:
+            figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
         yield figure
         write_atomic(path, figure.savefig)
 
@@ -53,9 +55,7 @@ def learning_rate_figure(finding: Any, path: Path) -> None:
 
     finding: see `jepa.tools.LearningRateFinding`.
     """
-    rates, losses, smoothed, suggestion = (
-        getattr(finding, name) for name in ("learning_rates", "losses", "smoothed", "suggestion")
-    )
+    rates, losses, smoothed, suggestion = finding.learning_rates, finding.losses, finding.smoothed, finding.suggestion
     with new_figure(path, 8, 4.5) as figure:
         axes = figure.add_subplot()
         axes.plot(rates, losses, ".", color=SOFT, markersize=5, label="loss of each step")
@@ -79,8 +79,7 @@ def sample_sheet(
 ) -> Iterator[list[Any]]:
     """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each."""
     rows = -(-count // columns)
-    with new_figure(path, 10.4, max(1.5, rows * height + 0.5)) as figure:
-        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
+    with new_figure(path, 10.4, max(1.5, rows * height + 0.5), title) as figure:
         figure.get_layout_engine().set(wspace=0.04)
         cells = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, label in itertools.zip_longest(cells, labels or [], fillvalue=""):
@@ -105,8 +104,7 @@ def mask_sheet(
     Below is drawn the share of samples in which each token is seen and predicted; of a grid of one axis as a row.
     """
     below = 2.9 if len(grid) > 1 else 2.0
-    with new_figure(path, 10.4, rows * height + below + 0.5) as figure:
-        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
+    with new_figure(path, 10.4, rows * height + below + 0.5, title) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[rows * height + 0.2, below])
         cells = upper.subplots(rows, len(headings), squeeze=False)
         for axes, heading in zip(cells[0], headings):

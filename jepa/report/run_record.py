@@ -66,10 +66,8 @@ class Record:
     @property
     def rows(self) -> dict[str, dict[str, float]]:
         """Return network -> probe -> finite score, of the rows of the frozen evaluation."""
-        found = {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
-        return {
-            name: {probe: x for probe, x in only_numbers(row).items() if is_value(x)} for name, row in found.items()
-        }
+        found = {name: only_numbers(self.results[name]) for name in ROWS if isinstance(self.results.get(name), dict)}
+        return {name: {probe: x for probe, x in row.items() if is_value(x)} for name, row in found.items()}
 
 
 def in_words(metric: str) -> str:
@@ -135,13 +133,8 @@ def sentences(record: Record, trained: str | None, compared: str | None) -> list
     seconds = status.train_seconds
     steps = f"{status.step or 0:,} of {status.max_steps:,} steps" if status.max_steps else f"{status.step or 0:,} steps"
     batch = record.options.get("data.batch_size")
-    said.append(
-        steps
-        + (f" of {batch} samples" if batch else "")
-        + (f" in {duration(seconds)}" if seconds else "")
-        + f"; the run is {status.state}"
-        + (f" ({status.reason})." if status.reason else ".")
-    )
+    steps += (f" of {batch} samples" if batch else "") + (f" in {duration(seconds)}" if seconds else "")
+    said.append(f"{steps}; the run is {status.state}{f' ({status.reason})' if status.reason else ''}.")
     rows = record.rows
     if compared:
         names = sorted(set().union(*rows.values()), key=len, reverse=True)
@@ -167,11 +160,10 @@ def key_figures(record: Record) -> list[tuple[str, str, str]]:
     found = []
     rows = record.rows
     for probe in [name for name in rows.get("trained", {}) if name not in ("rankme", "feature_std", "lidar")][:3]:
-        others = [
-            f"{ROWS[row]} {number(rows[row][probe], 3)}" for row in rows if row != "trained" and probe in rows[row]
-        ]
-        value = number(rows["trained"][probe], 3)
-        found.append((in_words(probe), value, ", ".join([*others, f"{better(probe)} is better"])))
+        scores = {row: number(values[probe], 3) for row, values in rows.items() if probe in values}
+        value = scores.pop("trained")
+        beside = [*(f"{ROWS[row]} {score}" for row, score in scores.items()), f"{better(probe)} is better"]
+        found.append((in_words(probe), value, ", ".join(beside)))
     for name in ("val/loss", "train/loss"):
         if name in record.curves:
             values = record.curves[name].values
