@@ -16,8 +16,8 @@ online: what the probes of evaluation=online add to the steps of the default run
 sweep:  seconds of a sweep per run that are not its training steps: to compose, import, set up, save and tear down, and
         to show the leaderboard at the end; 6 tiny runs one after the other in one process, by hydra/launcher=local
         in a process each, and by hydra/launcher=slurm where there is a SLURM (tests/cluster/slurm_cluster.py).
-startup: seconds from `python train.py` to the first line and to the end of a run of one step without evaluation, and as
-        multiples of a process that only imports torch, in turns.
+startup: seconds from `python train.py` to the first line, to the first step and to the end of a run of one step
+        without evaluation, and as multiples of a process that only imports torch, in turns.
 input:  samples per second of CPU time from JPEG files (--folder), beside torchvision's ImageFolder with its transforms
         and beside the decoder alone; series and text; the share of a run's time in which it waits for data.
 gpu:    what needs a GPU: its tests, then large models in bf16, within --minutes.

@@ -4,8 +4,9 @@ Samples per second of CPU time on one thread, in turns, for a picture as one vie
 (2 of 224 and 6 of 96 pixels), each cropped at random, resized bicubically, flipped and normalised:
 decoder: Pillow decodes the file to RGB, and nothing else. v1, v2: torchvision's ImageFolder with its transforms, of
 PIL images and of uint8 tensors, collated. ours: `jepa.data.ImageData`. ratio_to_v1, ratio_to_v2: ours over theirs.
-share_of_decoder: ours over the decoder. Then windows of series and tokens of text per second of CPU time, and the share
-of a run's time in which it waits for data, by the number of workers.
+share_of_decoder: ours over the decoder. small_pictures: 64 x 64 pixels, two views with colour jitter and blur, from
+files and from memory. Then windows of series and tokens of text per second of CPU time, and the share of a run's time
+in which it waits for data, by the number of workers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -135,6 +137,22 @@ def pictures_speed(folder: str, rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
+def small_pictures_speed(large: str, folder: Path, rounds: int) -> dict[str, float]:
+    """Samples per second of CPU time of 256 pictures of 64 pixels, made of the large ones."""
+    paths = sorted(Path(large).rglob("*.jpg"))
+    for number in range(256):
+        path = folder / "ab"[number % 2] / f"{number}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(paths[number % len(paths)]) as image:
+            image.convert("RGB").resize((64, 64)).save(path, quality=90)
+    augment = Augment(crop_scale=GLOBAL, horizontal_flip=0.5, color_jitter=0.5, blur=0.5)
+    calls = {}
+    for name, in_memory in (("files", False), ("memory", True)):
+        sizes = {"image_size": 64, "local_views": 0, "batch_size": SAMPLES}
+        calls[name] = batches_of(replace(images(str(folder), 2, 0), augment=augment, in_memory=in_memory, **sizes))
+    return {name: SAMPLES / seconds for name, seconds in in_turns(calls, rounds).items()}
+
+
 def series_and_text_speed(folder: Path, rounds: int) -> dict[str, float]:
     """Windows of 7 channels x 96 steps, and tokens, per second of CPU time; 256 samples a batch."""
     random = np.random.default_rng(0)
@@ -198,6 +216,7 @@ def input_speed(rounds: int = 5, folder: str | None = None) -> dict[str, Any]:
                 Path(folder).mkdir()
                 make_pictures(Path(folder))
             found: dict[str, Any] = pictures_speed(folder, rounds)
+            found["small_pictures"] = small_pictures_speed(folder, Path(made) / "small", rounds)
             found |= series_and_text_speed(Path(made), rounds)
             return found | {"wait_share": wait_shares(folder)}
     finally:

@@ -229,6 +229,7 @@ def sweep() -> dict[str, float]:
 
 def startup(rounds: int = 5) -> dict[str, float]:
     """Medians of whole processes."""
+    steps: list[float] = []
     ends: list[float] = []
 
     def first_line() -> float:
@@ -238,6 +239,8 @@ def startup(rounds: int = 5) -> dict[str, float]:
             with subprocess.Popen([sys.executable, "train.py", *options], cwd=ROOT, stdout=subprocess.PIPE) as process:
                 process.stdout.readline()
                 seconds = time.perf_counter() - begun
+                next(line for line in process.stdout if b"step 1/1" in line)
+                steps.append(time.perf_counter() - begun)
                 process.communicate()
             ends.append(time.perf_counter() - begun)
             return seconds
@@ -246,6 +249,6 @@ def startup(rounds: int = 5) -> dict[str, float]:
         return seconds_of(lambda: subprocess.run([sys.executable, "-c", "import torch"], check=True))
 
     taken = in_turns({"torch": torch_alone, "first_line": first_line}, rounds)
-    seconds = medians({**taken, "end": ends[1:]})
-    ratios = {f"{name}_to_torch": seconds[name] / seconds["torch"] for name in ("first_line", "end")}
+    seconds = medians({**taken, "first_step": steps[1:], "end": ends[1:]})
+    ratios = {f"{name}_to_torch": seconds[name] / seconds["torch"] for name in ("first_line", "first_step", "end")}
     return {f"{name}_seconds": value for name, value in seconds.items()} | ratios

@@ -176,15 +176,14 @@ def write(file: Any, samples: Any, encoder: Any, config: DictConfig, *, folder: 
     from jepa.config.extracted_samples import read_samples
     from jepa.data.stream import BadSamples, Request, load
     from jepa.evaluation.feature_source import POOLINGS
+    from jepa.utils.tensors import nan_at_padding
 
     layers = None if config.layers is None else list(config.layers)
     names = ["features"] if layers is None else [f"layer_{number}" for number in layers]
 
     def pooled(tokens: Any, valid: Any) -> Any:
-        if config.pooling != "none":
-            return POOLINGS[config.pooling](tokens, valid).cpu().numpy()
-        tokens = tokens.float()
-        return (tokens if valid is None else tokens.masked_fill(~valid.unsqueeze(-1), float("nan"))).cpu().numpy()
+        pool = nan_at_padding if config.pooling == "none" else POOLINGS[config.pooling]
+        return pool(tokens, valid).cpu().numpy()
 
     starts = range(file.done, len(samples), config.batch_size)
     chunks = (range(start, min(start + config.batch_size, len(samples))) for start in starts)

@@ -6,6 +6,7 @@
     python scripts/reproduce.py modalities --root DIR     video, text, series, sound and pairs, three seeds each
     python scripts/reproduce.py table --root DIR          docs/results.md: every data set, three seeds each
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
+    python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
 Results go to scripts/results/<recipe>.json (objectives_<data>.json): of each run its results.json, wall time and
 machine. The files of objectives, modalities and collapse grow with every run, and a second start goes on with them:
@@ -30,9 +31,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-from reproduce_collapse import collapse
-from reproduce_table import TABLE, table
 
 from jepa.utils.read_data import read_json
 
@@ -276,7 +274,28 @@ def located(path: Path, unpacked: Path) -> Path:
     return folder
 
 
-OTHERS = {each.__name__: each for each in (objectives, modalities, collapse, table)}
+def collapse(options: argparse.Namespace, path: Path) -> dict:
+    """What the monitor makes of 40 recorded runs."""
+    from reproduce_collapse import judged_runs  # trains in this process
+
+    return judged_runs(options.root, stored(path).get("runs", []), lambda found: write(path, found))
+
+
+def recovery(options: argparse.Namespace, path: Path) -> dict:
+    """What becomes of collapsed weights under each regulariser."""
+    from reproduce_recovery import over_regularisers  # trains in this process
+
+    return over_regularisers(options.seeds or SEEDS, lambda found: write(path, found))
+
+
+def table(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+    """The rows of docs/results.md."""
+    from reproduce_table import rows_of_all  # beside this file, which others import as a module
+
+    return rows_of_all(options, path)
+
+
+OTHERS = {each.__name__: each for each in (objectives, modalities, collapse, recovery, table)}
 """What is more than a recipe over seeds."""
 
 
@@ -285,12 +304,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=sorted([*RECIPES, *OTHERS]))
     parser.add_argument("--data", choices=["digits", "fashion_mnist"], default="digits", help="of objectives")
-    some = dict.fromkeys([*OBJECTIVES, *MODALITIES, *(recipe.data for recipe in TABLE)])
-    parser.add_argument("--only", choices=some, nargs="+", help="some of the objectives, modalities or data of table")
+    parser.add_argument("--only", nargs="+", help="some of the objectives, modalities or data of table, by name")
     parser.add_argument("--validate", action="store_true", help="of table: score samples kept aside from training")
     parser.add_argument("--root", help="data.root, for data that is not bundled; of modalities the folder of all")
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds other than the recipe's")
     options = parser.parse_args()
+    if options.recipe != "table" and (unknown := set(options.only or ()) - {*OBJECTIVES, *MODALITIES}):
+        parser.error(f"--only {' '.join(unknown)}: expected some of {', '.join([*OBJECTIVES, *MODALITIES])}")
     name = f"objectives_{options.data}" if options.recipe == "objectives" else options.recipe
     path = RESULTS / f"{name}.json"
     content = OTHERS.get(options.recipe, recipe)(options, path)

@@ -6,12 +6,11 @@ even number set the thresholds of jepa.monitor; those of odd number are what doc
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -196,21 +195,25 @@ def name_of(run: Mapping[str, Any]) -> str:
     return " ".join([run["experiment"], *run["overrides"]])
 
 
-def collapse(options: argparse.Namespace, path: Path) -> dict[str, Any]:
-    """Record the runs that the file at `path` lacks, and count what the monitor makes of those held out."""
-    import torch
-    from reproduce import ROOT, stored, write
+def judged_runs(
+    root: str | None, known: Sequence[dict[str, Any]], keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """The runs, of which those not known are recorded with the data below root, and what the monitor makes of them.
 
-    if not options.root:
+    keep: called with what there is after each run.
+    """
+    import torch
+
+    if not root:
         raise SystemExit("collapse needs --root, the folder that holds the data")
     torch.set_num_threads(1)
-    sys.path.append(str(ROOT))  # for scripts.reproduce.shared_target
-    known = {(run["experiment"], *run["overrides"]): run for run in stored(path).get("runs", [])}
+    sys.path.append(str(Path(__file__).resolve().parents[1]))  # for scripts.reproduce.shared_target
+    found = {(run["experiment"], *run["overrides"]): run for run in known}
     runs: list[dict[str, Any]] = []
     for experiment, overrides in RUNS:
-        run = known.get((experiment, *overrides)) or record(experiment, overrides, Path(options.root).resolve())
+        run = found.get((experiment, *overrides)) or record(experiment, overrides, Path(root).resolve())
         runs.append(run | {"collapsed": has_collapsed(run)})
-        write(path, {"runs": runs})
+        keep({"runs": runs})
     halves = {"fitted": confusion(runs[::2]), "held_out": confusion(runs[1::2])}
     for half, found in halves.items():
         missed, alarms = len(found["missed"]), len(found["false_alarms"])

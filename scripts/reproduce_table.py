@@ -82,12 +82,14 @@ TABLE = [
 ]
 
 
-def table(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     """Run what the file at `path` lacks, write it after each run, and return its rows."""
     from reproduce import ROOT, located, print_table, run, stored, write
 
     if not options.root:
         raise SystemExit("table needs --root, the folder that holds the data")
+    if unknown := set(options.only or ()) - (known := {each.data for each in TABLE}):
+        raise SystemExit(f"--only {' '.join(unknown)}: expected some of {', '.join(sorted(known))}")
     split = "validation" if options.validate else "test"
     path = ROOT / "outputs" / "table.json" if options.validate else path
     rows = stored(path) or []

@@ -32,8 +32,7 @@ def show(config: DictConfig) -> None:
     if type(config.port) is not int or not 0 <= config.port < 2**16:
         raise UserError(f"port={config.port}: give a number from 0 to 65535")
     require("plotly", extra="report", purpose="scripts/runs.py")
-    from jepa.report.runs_page import write_runs_page
-    from jepa.report.runs_server import RunsServer
+    from jepa.report.runs_page import RunsServer, write_runs_page
 
     folder = Path(str(config.folder))
 

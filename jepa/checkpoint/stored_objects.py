@@ -12,16 +12,16 @@ from hydra.utils import get_object
 from jepa.utils.errors import CheckpointError
 
 MODELS = {
-    "jepa.losses": "Cosine Covariance InfoNCE Invariance L1 Lp MSE MultiScale Objective Projector Reconstruction "
-    "SIGReg SmoothL1 Variance",
+    "jepa.losses": "Center Cosine Covariance InfoNCE Invariance L1 Lp MSE MultiScale Objective Projector "
+    "Reconstruction SIGReg Scale SlicedWasserstein SmoothL1 Variance",
     "jepa.losses.context_prediction": "ContextPrediction",
     "jepa.masks": "MultiBlockMask PublishedMultiBlockMask RandomMask SpanMask multiblock_mask",
     "jepa.masks.future": "FutureMask",
     "jepa.masks.time_frequency": "SpectrogramMask",
     "jepa.masks.time_span": "TimeSpanMask",
     "jepa.masks.tubes": "BlockGroup TubeMask",
-    "jepa.models": "EMATarget LeJEPA MaskedJEPA Predictor SharedTarget StopGradientTarget TransformerEncoder "
-    "timm_vision_transformer vision_transformer",
+    "jepa.models": "EMATarget LeJEPA MaskedJEPA Predictor SharedTarget StopGradientTarget TeacherTarget "
+    "TransformerEncoder timm_vision_transformer vision_transformer",
     "jepa.models.cross_modal_jepa": "CrossModalJEPA",
     "jepa.models.cross_predictor": "CrossPredictor",
     "jepa.models.encoders": "TransformerEncoder",
@@ -34,7 +34,7 @@ MODELS = {
     "jepa.models.encoders.tubelet_stem": "TubeletStem",
     "jepa.models.multitask": "MultiTask",
     "jepa.models.token_corruption": "RandomTokens",
-    "jepa.optim": "Constant Cosine Linear Ramp Step",
+    "jepa.optim": "AveragingMomentum Constant Cosine Linear Ramp Step",
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which a stored model or loss may consist."""

@@ -11,16 +11,12 @@ from omegaconf import DictConfig
 from jepa.types import DataSpec
 from jepa.utils.errors import UserError
 
-SMALLEST = {"text": "toy_text", "series": "toy_series"}
-"""Kind of samples -> its smallest size, where that is not `toy`."""
-
+SMALLEST = {"text": "toy_text", "series": "toy_series"}  # kind of samples -> its smallest size, where that is not `toy`
 LARGER = {"mini": 1_500_000, "tiny": 20_000_000, "small": 100_000_000}
 """Size -> tokens of all training samples from which on it is chosen: CIFAR-10 has 3 million, ImageNet 250 million."""
 
-FEWEST_PATCHES = 7
-"""Along the side of a picture."""
-FEWEST_TOKENS = 12
-"""Of a series, and along the time of a sound."""
+FEWEST_PATCHES = 7  # along the side of a picture
+FEWEST_TOKENS = 12  # of a series, and along the time of a sound
 LARGEST_PATCH = 16
 
 

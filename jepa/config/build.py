@@ -36,7 +36,7 @@ from jepa.trainer import Trainer
 from jepa.trainer.precision import resolve_device
 from jepa.types import RunLength, StepRandomness
 from jepa.utils.errors import UserError
-from jepa.utils.lazy_import import postpone_dynamo
+from jepa.utils.lazy_import import keep_dynamo_out
 from jepa.utils.nested import flatten
 from jepa.utils.random import seeded
 
@@ -63,7 +63,13 @@ def _build_trainer(config: DictConfig) -> Trainer:
         config.run_dir = literal(str(run_dir))  # for what the data keeps there: the same folder on every rank
     config, data = settled(config)
     model = build_model(config)
-    postpone_dynamo()
+    untrained = config
+    if getattr(model, "teachers", None):
+        from jepa.config.teacher import with_out_dims, without_teachers  # imports timm and the formats of others
+
+        config = with_out_dims(config, model)
+        untrained = without_teachers(config)
+    keep_dynamo_out()
     optimizer = convert_errors("optimizer", build(config, "optimizer"))(parameter_groups(model))
     scheduler = convert_errors("scaling", build(config, "scaling"))(scheduler=build(config, "scheduler"))
     loggers = build(config, "logger") if "logger" in config else None  # logger=[]
@@ -75,7 +81,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     data = build_data(config) if data is None else data
     check_input(model, data)
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
-        from jepa.interop import load_into  # imports timm and the formats of others
+        from jepa.interop import load_into  # imports the formats of others
 
         load_into(model, config.init_from)
     momentum = getattr(model, "momentum_schedule", None)
@@ -99,7 +105,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
         evaluation=evaluation,
         monitor=monitor,
         visualise=visualise,
-        random_init=functools.partial(build_model, config),
+        random_init=functools.partial(build_model, untrained),
         plan=describe,
         preview=show,
         run_dir=run_dir,

@@ -38,15 +38,11 @@ from jepa.utils.errors import (
 )
 from jepa.utils.read_data import printable
 
-OF_SINGLE_RUNS = ("visualise",)
-"""Groups that the runs of a sweep go without, unless they are asked for."""
-
+OF_SINGLE_RUNS = ("visualise",)  # groups that the runs of a sweep go without, unless they are asked for
 failed_jobs: set[str] = set()
 """Runs of this process's sweep that have failed, for its exit code; noted at the end of the sweep."""
 
-composed = False
-"""Whether a configuration has been composed: errors from then on are not of options."""
-
+composed = False  # whether a configuration has been composed: errors from then on are not of options
 sweep_file: tuple[Path, bytes] | None = None
 """The file that makes a sweep go on, and what it was before this process's sweep; for when that is refused."""
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jepa.data import AudioData, ImageData, SeriesData, TextData, VideoData
 from jepa.data.data_module import DataModule, Reading
+from jepa.data.series_windows import span
 from jepa.data.sources.decoders import TensorVideo, decode_image, open_video
 from jepa.data.sources.image_files import image_of, of_pillow
 from jepa.data.sources.series_tables import series_table, warn_once
@@ -32,10 +33,8 @@ Place = dict[str, Any]
 """Where in its item an input lies: {"start": in seconds of a sound or steps of a series, "channel": of a series}."""
 
 EVALUATION = Reading("test", seed=None, views=None, bad_limit=0)
-LOUDEST = 256.0
-"""Beyond it a waveform of floats holds the numbers of a 16-bit file, and not [-1, 1]."""
-FAR = 100.0
-"""Standard deviations from the mean beyond which pictures in memory are likely to have other units."""
+LOUDEST = 256.0  # beyond it a waveform of floats holds the numbers of a 16-bit file, and not [-1, 1]
+FAR = 100.0  # standard deviations from the mean beyond which pictures in memory are likely to have other units
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,14 @@ class Inputs:
             raise UserError(f"{name}: {error}{many}") from None
         except Exception as error:
             raise UnreadableSample(*blamed(error, name)) from error
-        if isinstance(self.data, ImageData) and isinstance(item, (np.ndarray, Tensor)):
-            self._warn_of_units(item, made[0][1], name)
-        return made
-
-    def _warn_of_units(self, item: np.ndarray | Tensor, x: Tensor, name: str) -> None:
-        if float(x.abs().max()) > FAR:
+        is_array = isinstance(self.data, ImageData) and isinstance(item, (np.ndarray, Tensor))
+        if is_array and float(made[0][1].abs().max()) > FAR:
             log.warning(
                 "%s: values of %s up to %g are far from those of training (mean %s, std %s): only uint8 and uint16 are "
                 "scaled to [0, 1], all others are taken as they are",
                 *(name, item.dtype, item.max(), self.data.mean, self.data.std),
             )
+        return made
 
     def tensor(self, value: Any, name: str) -> Tensor:
         """Return the input of what a source gives. Raise UnreadableSample for values that no input may hold."""
@@ -111,18 +107,15 @@ class Inputs:
         return x
 
     def split(self, value: Any, name: str, pieces: bool, stride: float | None) -> Iterator[tuple[Place, Any]]:
-        """Yield the parts of a value, with their places: all of it, its pieces, its channels."""
+        """Return the parts of a value, with their places: all of it, its pieces, its channels."""
         self.check_stride(stride)
         if stride is not None and not pieces:
             raise UserError(f"stride={stride}: expected with pieces=True")
-        if isinstance(self.data, AudioData) and pieces:
-            yield from sound_pieces(value, self.data.seconds, stride)
-        elif isinstance(self.data, SeriesData):
-            yield from self.windows(value, name, pieces, stride)
-        elif pieces:
+        if isinstance(self.data, SeriesData):
+            return self.windows(value, name, pieces, stride)
+        if pieces and not isinstance(self.data, AudioData):
             raise UserError("pieces are for sounds and series")
-        else:
-            yield {}, value
+        return sound_pieces(value, self.data.seconds, stride) if pieces else iter([({}, value)])
 
     def check_stride(self, stride: float | None) -> None:
         """Raise UserError for a stride that is no number of seconds, or of steps of a series."""
@@ -142,13 +135,12 @@ class Inputs:
         """Yield the windows of a scaled series (C, T), and where channels are samples of their own each of these."""
         steps = self.data.spec.input_shape[1]
         if series.shape[1] < steps or (series.shape[1] > steps and not pieces):
-            whole = (
+            every = (
                 f"give pieces=True for every window of {steps} steps, .mean(dim=0) of these for one vector, or the last"
             )
-            raise UserError(
-                f"{whole if series.shape[1] > steps else 'fill up with NaN, missing'}: {name} is a series of shape "
-                f"{tuple(series.shape)}, expected {(len(series), steps)}: channels, steps"
-            )
+            advice = every if series.shape[1] > steps else "fill up with NaN, missing"
+            expected = f"expected {(len(series), steps)}: channels, steps"
+            raise UserError(f"{advice}: {name} is a series of shape {tuple(series.shape)}, {expected}")
         for start in self.starts(series, stride):
             for channel in range(self.channels(series)):
                 place, window = self.window(series, start, channel)
@@ -169,6 +161,17 @@ class Inputs:
         if self.data.split_channels:
             return {"start": start, "channel": channel}, window[channel : channel + 1]
         return {"start": start}, window
+
+
+def series_place(data: SeriesData, split: str, index: int) -> tuple[int, int, int]:
+    """Return the number of the series of a sample, its first step there, and its channel where these are split."""
+    samples = data.splits[split]
+    window, channel = divmod(index, samples.channels)
+    number, start = samples.places[window]
+    if data.timelines:  # of which a split is a part
+        side = data.score_on if split == "test" else split
+        start += span(data.timelines[number], side, data.spec.input_shape[1]).start
+    return number, start, channel
 
 
 def sound_pieces(

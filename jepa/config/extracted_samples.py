@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
 import hashlib
-import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.config.encoder_inputs import EVALUATION, Inputs, sound_pieces
+from jepa.config.encoder_inputs import EVALUATION, Inputs, series_place, sound_pieces
 from jepa.data import AudioData, ImageData, SeriesData, TextData
+from jepa.data.sources.decoders import is_frame_file
 from jepa.data.sources.folders import IMAGES, SOUNDS, VIDEOS, FileKind, left_out
-from jepa.data.sources.image_files import FRAME_EXTENSIONS
 from jepa.data.sources.series_tables import find_tables
-from jepa.data.sources.sound_files import SoundFile, SoundPart
+from jepa.data.sources.sound_files import SoundPart
 from jepa.data.sources.text_files import find_texts, texts_of
 from jepa.data.stream import Request, blamed
 from jepa.utils.errors import DataError, UserError
@@ -31,20 +29,37 @@ from jepa.utils.errors import DataError, UserError
 Row = dict[str, Any]
 
 
-class Extracted(Protocol):
-    """Samples: `len`, by index a row and an input, or what reading raises; `describe` names one in messages.
+class Samples:
+    """Inputs of parts one after another, as of files: by index a row and an input, or what reading raises.
 
-    name: in the plural. identity: by which the same samples are known.
+    name: in the plural. identity: by which the same samples are known. counts: inputs of each part.
     """
 
-    name: str
-    identity: str
+    name = "samples"
 
-    def __len__(self) -> int: ...
+    def __init__(self, inputs: Inputs, identity: str, counts: Iterable[int]) -> None:
+        self.inputs, self.identity = inputs, identity
+        self.ends = np.cumsum(list(counts))
 
-    def __getitem__(self, index: int) -> tuple[Row, Tensor]: ...
+    def __len__(self) -> int:
+        return int(self.ends[-1])
 
-    def describe(self, index: int) -> str: ...
+    def __getitem__(self, index: int) -> tuple[Row, Tensor]:
+        row, value = self.read(*self.place(index))
+        return row, self.inputs.tensor(value, self.describe(index))
+
+    def place(self, index: int) -> tuple[int, int]:
+        """Return the part of an input, and its number there."""
+        part = int(np.searchsorted(self.ends, index, side="right"))
+        return part, index - (int(self.ends[part - 1]) if part else 0)
+
+    def describe(self, index: int) -> str:
+        """Return what an input is called in messages."""
+        raise NotImplementedError
+
+    def read(self, part: int, number: int) -> tuple[Row, Any]:
+        """Return the row of an input, and what sources give for it."""
+        raise NotImplementedError
 
 
 def identity_of(paths: Iterable[str]) -> str:
@@ -57,149 +72,112 @@ def identity_of(paths: Iterable[str]) -> str:
     return found.hexdigest()
 
 
-class FileSamples:
-    """Files of one input each. folder: which the names are relative to."""
+class FileSamples(Samples):
+    """Files of one input each, or all pieces of sounds. folder: which the names are relative to."""
 
-    def __init__(self, folder: Path, names: Sequence[str], inputs: Inputs) -> None:
+    def __init__(
+        self, folder: Path, names: Sequence[str], inputs: Inputs, *, pieces: bool = False, stride: float | None = None
+    ) -> None:
         self.folder, self.files, self.inputs = folder, np.array([os.fsencode(name) for name in names]), inputs
+        self.spans = [self._spans(name, stride) for name in names] if pieces else None
+        counts = [1] * len(names) if self.spans is None else map(len, self.spans)
+        super().__init__(inputs, identity_of(os.path.join(folder, name) for name in names), counts)
         self.name = inputs.kind.name
-        self.identity = identity_of(os.path.join(folder, name) for name in names)
 
-    def __len__(self) -> int:
-        return len(self.files)
+    def _spans(self, name: str, stride: float | None) -> list[tuple[int, int]]:
+        """Return first frame and length of the pieces of a sound; one piece of a damaged one, which fails when read."""
+        try:
+            parts = [part for _, part in sound_pieces(self._value(name), self.inputs.data.seconds, stride)]
+        except Exception as error:
+            blamed(error, name)
+            return [(0, 0)]
+        return [(part.start, part.frames) for part in parts]
 
-    def describe(self, index: int) -> str:
-        return os.fsdecode(self.files[index].item())
-
-    def value(self, name: str) -> Any:
+    def _value(self, name: str) -> Any:
         return self.inputs.kind.value(os.path.join(self.folder, name), name, self.inputs)
 
-    def __getitem__(self, index: int) -> tuple[Row, Tensor]:
-        name = self.describe(index)
-        return {"path": name}, self.inputs.tensor(self.value(name), name)
-
-
-class PiecesOfFiles(FileSamples):
-    """Pieces of files of sound, whose headers are read at once. Those of damaged ones fail when they are read."""
-
-    def __init__(self, folder: Path, names: Sequence[str], inputs: Inputs, stride: float | None) -> None:
-        super().__init__(folder, names, inputs)
-        self.pieces: list[tuple[int, int, int]] = []
-        for number, name in enumerate(names):
-            try:
-                parts = [part for _, part in sound_pieces(self.value(name), inputs.data.seconds, stride)]
-            except Exception as error:
-                blamed(error, name)
-                self.pieces.append((number, 0, 0))
-            else:
-                self.pieces += [(number, part.start, part.frames) for part in parts]
-
-    def __len__(self) -> int:
-        return len(self.pieces)
-
     def describe(self, index: int) -> str:
-        return super().describe(self.pieces[index][0])
+        return os.fsdecode(self.files[self.place(index)[0]].item())
 
-    def __getitem__(self, index: int) -> tuple[Row, Tensor]:
-        name, (_, start, frames) = self.describe(index), self.pieces[index]
-        sound: SoundFile = self.value(name)
-        return {"path": name, "start": start / sound.rate}, self.inputs.tensor(SoundPart(sound, start, frames), name)
+    def read(self, part: int, number: int) -> tuple[Row, Any]:
+        name = os.fsdecode(self.files[part].item())
+        value = self._value(name)
+        if self.spans is None:
+            return {"path": name}, value
+        start, frames = self.spans[part][number]
+        return {"path": name, "start": start / value.rate}, SoundPart(value, start, frames)
 
 
-class SeriesWindows:
+class SeriesWindows(Samples):
     """Windows of series in memory; series: (path, number in the file, values (C, T), times or None) of each."""
 
     name = "windows"
 
     def __init__(self, series: Sequence[tuple[str, int, Tensor, Any]], inputs: Inputs, stride: float | None) -> None:
-        self.series, self.inputs, self.stride = series, inputs, stride
+        self.series, self.stride = series, stride
         steps = inputs.data.spec.input_shape[1]
-        short = [path for path, _, values, _ in series if values.shape[1] < steps]
-        if short:
+        if short := [path for path, _, values, _ in series if values.shape[1] < steps]:
             raise DataError(f"{short[0]} has fewer than the {steps} steps of a window")
-        counts = [len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values, _ in series]
-        self.ends = list(itertools.accumulate(counts))
         self.paths = list(dict.fromkeys(path for path, *_ in series))
-        self.identity = identity_of(self.paths)
-
-    def __len__(self) -> int:
-        return self.ends[-1]
+        counts = (len(inputs.starts(values, stride)) * inputs.channels(values) for *_, values, _ in series)
+        super().__init__(inputs, identity_of(self.paths), counts)
 
     def describe(self, index: int) -> str:
-        return self.series[bisect.bisect_right(self.ends, index)][0]
+        return self.series[self.place(index)[0]][0]
 
-    def __getitem__(self, index: int) -> tuple[Row, Tensor]:
-        which = bisect.bisect_right(self.ends, index)
-        path, number, values, times = self.series[which]
-        window, channel = divmod(index - (self.ends[which - 1] if which else 0), self.inputs.channels(values))
-        place, part = self.inputs.window(values, self.inputs.starts(values, self.stride)[window], channel)
+    def read(self, part: int, number: int) -> tuple[Row, Any]:
+        path, in_file, values, times = self.series[part]
+        window, channel = divmod(number, self.inputs.channels(values))
+        place, value = self.inputs.window(values, self.inputs.starts(values, self.stride)[window], channel)
         time = "" if times is None else str(times.iloc[place["start"]])
-        return {"path": path, "series": number} | place | {"time": time}, self.inputs.tensor(part, path)
+        return {"path": path, "series": in_file} | place | {"time": time}, value
 
 
-class TextRows:
+class TextRows(Samples):
     """Texts of files, a line or a row of a table each; empty ones fail when they are read."""
 
     name = "texts"
 
     def __init__(self, paths: Sequence[Path], column: str | int | None, inputs: Inputs) -> None:
-        self.paths, self.inputs = [str(path) for path in paths], inputs
+        self.paths = list(map(str, paths))
         self.texts = [texts_of(path, column) for path in paths]
-        self.ends = list(itertools.accumulate(map(len, self.texts)))
-        self.identity = identity_of(self.paths)
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def _place(self, index: int) -> tuple[int, int]:
-        which = bisect.bisect_right(self.ends, index)
-        return which, index - (self.ends[which - 1] if which else 0)
+        super().__init__(inputs, identity_of(self.paths), map(len, self.texts))
 
     def describe(self, index: int) -> str:
-        which, row = self._place(index)
-        return self.texts[which].describe(row)
+        part, number = self.place(index)
+        return self.texts[part].describe(number)
 
-    def __getitem__(self, index: int) -> tuple[Row, Tensor]:
-        which, row = self._place(index)
-        x = self.inputs.tensor(self.texts[which][row][0], self.describe(index))
-        return {"path": self.paths[which], "row": row + 1}, x
+    def read(self, part: int, number: int) -> tuple[Row, Any]:
+        return {"path": self.paths[part], "row": number + 1}, self.texts[part][number][0]
 
 
-class SplitSamples:
+class SplitSamples(Samples):
     """The training and then the test samples of a run's own data, as evaluation prepares them."""
 
-    name = "samples"
-
     def __init__(self, inputs: Inputs) -> None:
-        self.inputs, self.splits = inputs, inputs.data.splits
-        self.identity = repr({name: len(samples) for name, samples in self.splits.items()})
-
-    def __len__(self) -> int:
-        return sum(map(len, self.splits.values()))
-
-    def _place(self, index: int) -> tuple[str, int]:
-        train = len(self.splits["train"])
-        return ("train", index) if index < train else ("test", index - train)
+        self.splits = list(inputs.data.splits.items())
+        counts = {name: len(samples) for name, samples in self.splits}
+        super().__init__(inputs, repr(counts), counts.values())
 
     def describe(self, index: int) -> str:
-        split, number = self._place(index)
+        part, number = self.place(index)
+        return self._describe(self.splits[part][0], number)
+
+    def _describe(self, split: str, number: int) -> str:
         return self.inputs.data.describe(number, replace(EVALUATION, split=split))
 
-    def __getitem__(self, index: int) -> tuple[Row, Tensor]:
-        split, number = self._place(index)
-        value, label = self.splits[split][number]
-        row = {"path": self.describe(index), "split": split, "index": number}
-        if isinstance(self.inputs.data, SeriesData):
-            window, channel = divmod(number, self.splits[split].channels)
-            series, start = self.splits[split].places[window]
-            if self.inputs.data.timelines:  # of which a split is a part
-                line = self.inputs.data.timelines[series]
-                start += line.ends[0 if split == "train" else 2] - self.splits[split].series[series].shape[1]
+    def read(self, part: int, number: int) -> tuple[Row, Any]:
+        (split, samples), data = self.splits[part], self.inputs.data
+        value, label = samples[number]
+        row = {"path": self._describe(split, number), "split": split, "index": number}
+        if isinstance(data, SeriesData):
+            series, start, channel = series_place(data, split, number)
+            if data.timelines:
+                line = data.timelines[series]
                 row |= {"path": line.path, "time": "" if line.times is None else str(line.times.iloc[start])}
             row |= {"series": series, "start": start, "channel": channel}
-        names = self.inputs.data.spec.class_names
-        row |= {} if names is None else {"label": label, "class_name": names[label]}
-        return row, self.inputs.tensor(value, row["path"])
+        names = data.spec.class_names
+        return row | ({} if names is None else {"label": label, "class_name": names[label]}), value
 
 
 def relative(path: str, folder: str | None) -> str:
@@ -211,7 +189,7 @@ def relative(path: str, folder: str | None) -> str:
         return path
 
 
-def read_samples(samples: Extracted, request: Request, folder: str | None = None) -> dict[str, Any]:
+def read_samples(samples: Samples, request: Request, folder: str | None = None) -> dict[str, Any]:
     """Return rows, paths relative to a folder, and inputs "x" (n, *S), if any, and the "unreadable", name -> reason."""
     rows, x, unreadable = [], [], {}
     for index in request.indices:
@@ -228,7 +206,7 @@ def read_samples(samples: Extracted, request: Request, folder: str | None = None
 
 def samples_of(
     given: str | Sequence[str], inputs: Inputs, *, column: str | int | None, pieces: bool, stride: float | None
-) -> tuple[Extracted, list[str]]:
+) -> tuple[Samples, list[str]]:
     """Return the samples of a folder, a file or several, and what to say of them.
 
     column: of texts in tables. pieces, stride: see `Encoder`; series always come in windows.
@@ -253,15 +231,13 @@ def samples_of(
     for path in paths:
         below, said = [""], []
         if os.path.isdir(path) and not (kind.frames and _is_clip(path)):
-            below, said = files_below(Path(path), kind)
+            below, said = files_below(Path(path), kind, inputs.kind.name)
             folder = Path(path) if len(paths) == 1 else folder
         names += [os.path.relpath(os.path.join(path, name), folder) if name else path for name in below]
         lines += said
-    if pieces:
-        return PiecesOfFiles(folder, names, inputs, stride), lines
-    if kind is SOUNDS:
+    if kind is SOUNDS and not pieces:
         lines += ["of a sound that is longer than data.seconds its middle is taken; pieces=true takes all of it"]
-    return FileSamples(folder, names, inputs), lines
+    return FileSamples(folder, names, inputs, pieces=pieces, stride=stride), lines
 
 
 def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor, Any]]:
@@ -278,10 +254,10 @@ def _series(path: str, inputs: Inputs) -> list[tuple[str, int, Tensor, Any]]:
 
 
 def _is_clip(folder: str) -> bool:
-    return any(name.lower().endswith(FRAME_EXTENSIONS) for name in os.listdir(folder))
+    return any(map(is_frame_file, os.listdir(folder)))
 
 
-def files_below(folder: Path, kind: FileKind) -> tuple[list[str], list[str]]:
+def files_below(folder: Path, kind: FileKind, kind_name: str) -> tuple[list[str], list[str]]:
     """Return the files of a kind at any depth, relative to the folder, sorted, and how many others there are.
 
     Hidden ones are left out, links followed. Raise DataError where there is none.
@@ -289,22 +265,18 @@ def files_below(folder: Path, kind: FileKind) -> tuple[list[str], list[str]]:
     found, others, seen = [], Counter(), set()
     for place, below, files in os.walk(folder, followlinks=True):
         status = os.stat(place)
-        if (status.st_dev, status.st_ino) in seen:  # a link back
-            below[:] = []
-            continue
+        is_new = (status.st_dev, status.st_ino) not in seen  # not a link back
         seen.add((status.st_dev, status.st_ino))
-        if kind.frames and _is_clip(place):
+        if kind.frames and is_new and _is_clip(place):
             found.append(os.path.relpath(place, folder))
-            below[:] = []
-            continue
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        for name in files:
-            if name.lower().endswith(kind.extensions) and not name.startswith("."):
+            is_new = False
+        below[:] = sorted(name for name in below if is_new and not name.startswith("."))
+        for name in (name for name in files if is_new and not name.startswith(".")):
+            if name.lower().endswith(kind.extensions):
                 found.append(os.path.relpath(os.path.join(place, name), folder))
-            elif not name.startswith("."):
+            else:
                 others[os.path.splitext(name)[1].lower()] += 1
     if not found:
         there = f", but {left_out(others)[0].removesuffix(' left out')}" if others else ""
-        name = "pictures" if kind is IMAGES else kind.name
-        raise DataError(f"input={folder} holds no {name} ({', '.join(kind.extensions)}){there}")
+        raise DataError(f"input={folder} holds no {kind_name} ({', '.join(kind.extensions)}){there}")
     return sorted(found), [f"input={folder}: {line}" for line in left_out(others)]

@@ -12,25 +12,15 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa.config.compose import CONFIG_DIR, compose_with_choices, register_resolvers
+from jepa.config.check import shown
+from jepa.config.compose import CONFIG_DIR, compose_with_choices
 from jepa.utils.nested import flatten
 
 GROUPS = ("experiment", "data", "model", "model/encoder", "model/predictor", "model/mask", "model/target", "loss")
-GROUPS += (
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "evaluation",
-    "callbacks",
-    "monitor",
-    "visualise",
-    "logger",
-    "sweep",
-    "hydra/launcher",
-)
+GROUPS += ("optimizer", "scheduler", "trainer", "evaluation", "callbacks", "monitor", "visualise", "logger", "sweep")
+GROUPS += ("hydra/launcher",)
 """Those that people use."""
-SECTIONS = ("data", "model", "trainer")
-"""Whose keys are shown."""
+SECTIONS = ("data", "model", "trainer")  # whose keys are shown
 WIDTH = 100
 KEYS_FOOT = """\
 Trainer, data and model take more: jepa/trainer/trainer_parts.py and docs/ name it. All other keys
@@ -42,25 +32,17 @@ Flags: -m (a sweep), --cfg job (print the run), --config-dir DIR (your own files
 def help_text(overrides: Sequence[str], config_dir: str | Path | None, config_name: str) -> str:
     """Return what `--help` shows beside overrides, at most 100 columns wide."""
     config, choices = compose_with_choices(overrides, config_dir=config_dir, config_name=config_name)
-    head, placed, _ = _template(config_name).partition("$APP_CONFIG_GROUPS")
+    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
+        template = compose(config_name, return_hydra_config=True).hydra.help.template
+    head, placed, _ = template.partition("$APP_CONFIG_GROUPS")
     if not placed:
         return f"{head.rstrip()}\n\n{FOOT}"
-    keys = [line for section in SECTIONS for line in _keys(section, config, choices)]
-    return "\n".join([head.rstrip(), "", *_groups(), *keys, "", KEYS_FOOT, FOOT])
-
-
-def _template(config_name: str) -> str:
-    """Return the commands that a script's configuration shows."""
-    register_resolvers()
-    with initialize_config_dir(str(CONFIG_DIR), version_base="1.3"):
-        return compose(config_name, return_hydra_config=True).hydra.help.template
-
-
-def _groups() -> Iterator[str]:
-    """Return the options of every group that people use."""
+    lines = [head.rstrip(), ""]
     for group in GROUPS:
         names = sorted(path.stem for path in (CONFIG_DIR / group).glob("*.yaml"))
-        yield from textwrap.wrap(f"{group:16}{', '.join(names)}", WIDTH, subsequent_indent=" " * 16)
+        lines += textwrap.wrap(f"{group:16}{', '.join(names)}", WIDTH, subsequent_indent=" " * 16)
+    lines += [line for section in SECTIONS for line in _keys(section, config, choices)]
+    return "\n".join([*lines, "", KEYS_FOOT, FOOT])
 
 
 def _keys(section: str, config: DictConfig, choices: Mapping[str, Any]) -> Iterator[str]:
@@ -84,7 +66,7 @@ def _value(config: DictConfig, key: str) -> str:
         value = "(by the data)"
     if OmegaConf.is_config(value):
         return str(OmegaConf.to_container(value)).replace(" ", "").replace("'", "")
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return shown(value)
 
 
 def _comments(section: str, choices: Mapping[str, Any]) -> dict[str, str]:

@@ -28,15 +28,12 @@ SUPPLIED = {
     "scheduler": (),
 }
 """Arguments of constructors that the build supplies, beside the other sections of the configuration."""
-OWN_SECTIONS = ("find_lr", "find_batch_size")
-"""Sections of scripts, whose keys come before all others."""
-READ_BY_HYDRA = ("default_run_dir",)
-"""Keys that only the yaml of Hydra's own section reads."""
+OWN_SECTIONS = ("find_lr", "find_batch_size")  # sections of scripts, whose keys come before all others
+READ_BY_HYDRA = ("default_run_dir",)  # keys that only the yaml of Hydra's own section reads
 PLACED_ELSEWHERE = ("evaluation", "callbacks", "logger", "monitor", "visualise", "sweep", "loss")
 """Sections with a learning rate, a batch size, ... of their own: words of training are none of theirs."""
 
-Suggestion = tuple[list[str], str]
-"""Overrides, and a note."""
+Suggestion = tuple[list[str], str]  # overrides, and a note
 Compose = Callable[[list[str]], tuple[DictConfig, Mapping[str, Any]]]
 
 
@@ -199,41 +196,43 @@ class Keys:
 
     def names(self, parent: str) -> list[str]:
         """Return the names that a node takes, those that its file lists first."""
-        node = OmegaConf.select(self.config, parent) if parent else self.config
+        node = self._node(parent)
         taken = [name for name in self.arguments(parent) or () if name not in node]
         return [str(name) for name in (*node, *taken) if not str(name).startswith("_")]
 
     def arguments(self, parent: str) -> list[str] | None:
         """Return the arguments of a node's constructor, none without one; None of one that cannot be imported."""
-        node = OmegaConf.select(self.config, parent) if parent else self.config
-        if not isinstance(node, DictConfig) or "_target_" not in node:
+        if not self._is_built(parent):
             return []
         try:
-            parameters = inspect.signature(get_object(node._target_)).parameters
+            parameters = inspect.signature(get_object(self._node(parent)._target_)).parameters
         except (ImportError, AttributeError, ValueError, TypeError):
             return None
         supplied = {*SUPPLIED[parent], *self.config} if parent in SUPPLIED else ()
         named = [name for name, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         return [name for name in named if name not in supplied]
 
+    def _node(self, key: str) -> Any:
+        return OmegaConf.select(self.config, key) if key else self.config
+
     def _is_built(self, key: str) -> bool:
         """Return whether a node is given to a constructor."""
-        node = OmegaConf.select(self.config, key)
+        node = self._node(key)
         return isinstance(node, DictConfig) and "_target_" in node
 
     def _first_missing(self, key: str) -> tuple[str, str | None]:
         """Return the longest part of a key that there is, and the name that it lacks, None where it is a value."""
-        node, path = self.config, []
+        node, path = self.config, ""
         for name in key.split("."):
             if OmegaConf.is_list(node):
                 return key, None
             if not isinstance(node, DictConfig):
-                return ".".join(path), None
+                return path, None
             if name not in set(node.keys()):  # those without a value yet, ???, count
-                return ".".join(path), name
-            path.append(name)
+                return path, name
+            path = f"{path}.{name}" if path else name
             try:
-                node = OmegaConf.select(self.config, ".".join(path))
+                node = OmegaConf.select(self.config, path)
             except OmegaConfBaseException:  # an interpolation of what the data finds out
                 node = None
         return key, None
@@ -251,7 +250,7 @@ class Keys:
             return [f"logger=[{','.join([*self.config.get('logger', ()), option.removeprefix('logger=')])}]"]
         return [option] if option else []
 
-    def _nearest(self, key: str, value: str) -> tuple[list[str], str] | None:
+    def _nearest(self, key: str, value: str) -> Suggestion | None:
         """Return the key of the run that ends like a key, or one of conf/ that reads like it."""
         last = key.rpartition(".")[2]
         config = flatten(OmegaConf.to_container(self.config))
@@ -260,7 +259,8 @@ class Keys:
         close = ends[0] if ends else closest(key, [*keys, *([] if "." in key else known_keys())], cutoff=0.8)
         if close is None:
             return None
-        return [f"{close.replace('.', '/') if is_group(close.replace('.', '/')) else close}={value}"], ""
+        group = close.replace(".", "/")
+        return [f"{group if is_group(group) else close}={value}"], ""
 
     def _listed(self, key: str) -> str:
         """Return the names beside a wrong one."""

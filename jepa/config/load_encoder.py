@@ -8,6 +8,7 @@ grid = encoder.tokens("a.jpg")                  # (1, H, W, D)
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any
@@ -122,14 +123,13 @@ class Encoder:
 
     def __repr__(self) -> str:
         """Return what it is, takes and gives, in words."""
-        lines = []
+        lines = [f"Encoder of {self.name} on {self.device} in {self.precision.name}"]
         for name, inputs in self.inputs.items():
-            part, kind = self._of(name)[0], inputs.kind
-            size = sum(parameter.numel() for parameter in part.encoder.parameters()) / 1e6
+            size = sum(parameter.numel() for parameter in self._of(name)[0].encoder.parameters()) / 1e6
             x = " x ".join(map(str, inputs.data.spec.input_shape))
             made = f"made {x}, then {self.embed_dim} features by {size:.1f} million parameters"
-            lines.append(f"{name or kind.name}: {kind.forms}; {made}")
-        return "\n  ".join([f"Encoder of {self.name} on {self.device} in {self.precision.name}", *lines])
+            lines.append(f"{name or inputs.kind.name}: {inputs.kind.forms}; {made}")
+        return "\n  ".join(lines)
 
     def __call__(
         self, inputs: Any, *, modality: str | None = None, pieces: bool = False, stride: float | None = None
@@ -153,12 +153,10 @@ class Encoder:
         """
         if not hasattr(self.model, "embed"):
             raise UserError(f"{self.name}: {type(self.model).__name__} has no space that its modalities share")
-        return torch.cat(
-            [
-                self._run(lambda x: self.model.embed({modality: x})[modality], x).float().cpu()
-                for x in self._batches(inputs, modality)
-            ]
+        found = (
+            self._run(lambda x: self.model.embed({modality: x})[modality], x) for x in self._batches(inputs, modality)
         )
+        return torch.cat([each.float().cpu() for each in found])
 
     def prepare(self, item: Any, *, modality: str | None = None) -> Tensor:
         """Return the input (C, *S), or ids (L,), of one item, as in evaluation."""
@@ -185,11 +183,8 @@ class Encoder:
         self, inputs: Any, modality: str | None, pieces: bool, stride: float | None, function: Callable[..., Tensor]
     ) -> Tensor:
         """Return what a function makes of the tokens, which of them are valid, and the grid, of all inputs."""
-        found = []
-        for x in self._batches(inputs, modality, pieces, stride):
-            (tokens,), valid, grid = self.encode(x, modality=modality)
-            found.append(function(tokens, valid, grid).cpu())
-        return torch.cat(found)
+        found = (self.encode(x, modality=modality) for x in self._batches(inputs, modality, pieces, stride))
+        return torch.cat([function(tokens, valid, grid).cpu() for (tokens,), valid, grid in found])
 
     def _batches(
         self, given: Any, modality: str | None, pieces: bool = False, stride: float | None = None
@@ -200,14 +195,9 @@ class Encoder:
         if not items:
             raise UserError(f"{self.name}: got no inputs")
         names = ["the input"] if len(items) == 1 else [f"input {number}" for number in range(len(items))]
-        batch: list[Tensor] = []
-        for item, name in zip(items, names):
-            for _, x in inputs.prepare(item, name, pieces=pieces, stride=stride):
-                batch.append(x)
-                if len(batch) == self.batch_size:
-                    yield torch.stack(batch)
-                    batch = []
-        if batch:
+        made = (inputs.prepare(item, name, pieces=pieces, stride=stride) for item, name in zip(items, names))
+        found = (x for parts in made for _, x in parts)
+        while batch := list(itertools.islice(found, self.batch_size)):
             yield torch.stack(batch)
 
     def inputs_of(self, modality: str | None) -> Inputs:

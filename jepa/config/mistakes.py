@@ -16,7 +16,8 @@ from omegaconf.errors import OmegaConfBaseException
 from jepa.config.compose import CONFIG_DIR, dotted_keys, known_keys, option_with
 from jepa.config.keys import Compose, Keys, is_group
 from jepa.config.overrides import override_key
-from jepa.config.words import OPTIONS, closest, find_word, plain
+from jepa.config.words import closest, find_word, plain
+from jepa.config.words import options as known_options
 from jepa.utils.errors import UserError
 
 NOISE = re.compile(r"\s*(full_key|object_type|reference_type): |\s*(object_type|reference_type)=|See https://hydra\.cc")
@@ -48,10 +49,8 @@ def explain(error: BaseException) -> str:
         if found := re.search(pattern, text):
             return explained(found[1], text)
     if found := re.search(r"LexerNoViableAltException: ([^\n]*)", text):
-        return (
-            f"{found[1]}: signs in a value are quoted, twice for the shell: \"key='a<b'\", in a list each of "
-            "its items: \"key=['a (b)','c']\""
-        )
+        how = "\"key='a<b'\", in a list each of its items: \"key=['a (b)','c']\""
+        return f"{found[1]}: signs in a value are quoted, twice for the shell: {how}"
     typed = getattr(error, "override", None)
     if typed and typed not in text:
         return f"{typed.lstrip('+')}: {text.splitlines()[0]}; quote what has signs of its own: \"key='a b'\""
@@ -66,7 +65,10 @@ def with_fitting_model(config: DictConfig) -> str:
     if (model := MODELS.get(name) or MODELS.get(chosen.get("data"))) is None:
         return "choose the model= that takes them: vit, video, text, series, audio, crossmodal or multitask"
     kept = [line for line in given if not re.match(r"\+?(model|experiment)\b(?!\.)", line)]
-    right = ["model=lejepa", f"model/encoder={model}"] if chosen.get("model") == "lejepa" else [f"model={model}"]
+    right = {
+        "lejepa": ["model=lejepa", f"model/encoder={model}"],
+        "levjepa": ["model=lejepa", f"model/encoder={model}", "model/mask=sparse"],
+    }.get(chosen.get("model"), [f"model={model}"])
     return f"they go with model={model}: {shlex.join(['python', 'train.py', *kept, *right])}"
 
 
@@ -85,7 +87,7 @@ def _no_option(path: str, text: str) -> str:
 
 def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     """Return the options that a wrong one may mean."""
-    known = OPTIONS.get(group, {})
+    known = known_options(group)
     if right := known.get(plain(name)) or known.get(plain(name).rstrip("0123456789")):
         return right
     if plain(name) in ("none", "off", "false"):
@@ -93,10 +95,9 @@ def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     if group == "data" and ("/" in name or Path(name).suffix in FILES):
         kind = FILES.get(Path(name).suffix, "image_folder")
         return f"data={kind} data.{'path' if kind == 'hf' else 'root'}={name}"
-    others = [
-        str(file.parent.relative_to(CONFIG_DIR)) for file in sorted(CONFIG_DIR.rglob(f"{glob.escape(name)}.yaml"))
-    ]
-    others = sorted(filter(is_group, others), key=lambda other: not other.startswith(f"{group}/"))
+    files = sorted(CONFIG_DIR.rglob(f"{glob.escape(name)}.yaml"))
+    others = filter(is_group, (str(file.parent.relative_to(CONFIG_DIR)) for file in files))
+    others = sorted(others, key=lambda other: not other.startswith(f"{group}/"))
     close = closest(name, options)
     if others and not (close and not others[0].startswith(f"{group}/")):
         return f"{others[0]}={name}"
@@ -113,22 +114,17 @@ def _no_key(key: str, text: str) -> str:
     key = inner[1] if inner and inner[1].startswith(f"{key}.") else key
     if option := option_with(key):
         return f"{key}: there is no such key in this run, but with {option}"
-    close = closest(key, [*known_keys(), *_hydra_keys()], cutoff=0.8)
-    return f"{key}: there is no such key." + (f" Did you mean {close}?" if close else "")
-
-
-def _hydra_keys() -> list[str]:
-    """Return the keys of Hydra's own configuration."""
     from hydra.conf import HydraConf
 
-    return [f"hydra.{key}" for key in dotted_keys(OmegaConf.to_container(OmegaConf.structured(HydraConf)))]
+    of_hydra = dotted_keys({"hydra": OmegaConf.to_container(OmegaConf.structured(HydraConf))})
+    close = closest(key, [*known_keys(), *of_hydra], cutoff=0.8)
+    return f"{key}: there is no such key." + (f" Did you mean {close}?" if close else "")
 
 
 def _several(argument: str, _: str) -> str:
     key, _, values = argument.partition("=")
-    return f"{argument}: several values are a sweep, which needs -m: python train.py -m {argument}\n" + (
-        f"(a list is {key}=[{values}])"
-    )
+    sweep = f"several values are a sweep, which needs -m: python train.py -m {argument}"
+    return f"{argument}: {sweep}\n(a list is {key}=[{values}])"
 
 
 def _no_value(word: str, _: str) -> str:
@@ -157,11 +153,8 @@ def check_flags(arguments: Sequence[str], compose: Compose, script: str) -> None
         raise UserError(explain(error)) from error
     right, notes, unknown = [], [], []
     for argument, override in _as_overrides(arguments):
-        found = ([argument], "")
-        if override and not (is_group(override_key(override)) or not keys.is_wrong(override)):
-            found = keys.suggestion(override)
-        elif override:
-            found = ([override], "")
+        is_wrong = override and not is_group(override_key(override)) and keys.is_wrong(override)
+        found = keys.suggestion(override) if is_wrong else ([override or argument], "")
         if found is None:
             unknown.append(argument)
             continue

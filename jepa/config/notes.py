@@ -23,10 +23,12 @@ LENGTHS = {AudioData: ("seconds", "s"), TextData: ("max_length", "tokens"), Seri
 def notes(config: DictConfig) -> list[str]:
     """Return sentences about a run's configuration; `config.overrides` says what the command line gave."""
     given = CommandLine(config.get("overrides") or [])
-    name = given.options.get("experiment")
-    if name in (None, "null", ""):
-        return _tuned(config, given)
-    return _still_set(name, given)
+    if given.experiment:
+        return _still_set(given.options["experiment"], given)
+    tuned = OmegaConf.select(config, "data.hints.experiment")
+    if tuned is None or {"model", "loss"} & set(given.options):
+        return []
+    return [f"plain defaults: experiment={tuned} is the run that is tuned for these data"]
 
 
 def padding_notes(data: Any, key: str = "data") -> list[str]:
@@ -63,27 +65,16 @@ def padding_notes(data: Any, key: str = "data") -> list[str]:
     return [f"by {len(lengths)} of the samples {', and '.join(said)}: {' '.join(options)}"] if said else []
 
 
-def _tuned(config: DictConfig, given: CommandLine) -> list[str]:
-    tuned = OmegaConf.select(config, "data.hints.experiment")
-    if tuned is None or {"model", "loss"} & set(given.options):
-        return []
-    return [f"plain defaults: experiment={tuned} is the run that is tuned for these data"]
-
-
 def _still_set(name: str, given: CommandLine) -> list[str]:
     """Name what an experiment still sets in groups of which the command line chose another option.
 
     With other data also the options that it chose for these groups by name.
     """
-    node = _experiment(name)
-    if node is None:
-        return []
-    own = {}
+    node, own, lines = _experiment(name), {}, []
     for line in node.pop("defaults", []):
         for key, option in line.items() if isinstance(line, dict) else ():
             own[key.removeprefix("override ").lstrip("/")] = option
     values = flatten(node)
-    lines = []
     for group, option in given.options.items():
         if group == "experiment" or own.get(group) == option:
             continue
@@ -96,8 +87,8 @@ def _still_set(name: str, given: CommandLine) -> list[str]:
     return lines
 
 
-def _experiment(name: str) -> dict[str, Any] | None:
-    """Return an experiment's file as plain values, from conf/ or --config-dir; None where it is found in neither."""
+def _experiment(name: str) -> dict[str, Any]:
+    """Return an experiment's file as plain values, from conf/ or --config-dir; {} where it is found in neither."""
     folders = [CONFIG_DIR]
     if HydraConfig.initialized():
         sources = HydraConfig.get().runtime.config_sources
@@ -106,4 +97,4 @@ def _experiment(name: str) -> dict[str, Any] | None:
         path = Path(folder) / "experiment" / f"{name}.yaml"
         if path.is_file():
             return OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    return None
+    return {}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.checkpoint.moved import upgrade
@@ -22,10 +23,8 @@ from jepa.interop.sizes import to_pair
 from jepa.utils.errors import UserError
 from jepa.utils.read_data import read_mapping
 
-TOKENIZER = "tokenizer.json"
-"""Of a run on text, in its folder."""
-PICTURES = ("image_size", "mean", "std")
-"""Keys of data that say how pictures become inputs."""
+TOKENIZER = "tokenizer.json"  # of a run on text, in its folder
+PICTURES = ("image_size", "mean", "std")  # keys of data that say how pictures become inputs
 
 
 def open_checkpoint(
@@ -93,13 +92,12 @@ def _other_statistics(loaded: Loaded, config: DictConfig, trained: Mapping[str, 
     ours = {name: _values(config.data[name]) for name in ("mean", "std") if name in config.data}  # text has none
     lines = []
     for name, values in ours.items():
-        theirs = getattr(loaded, name)
-        if theirs is not None and (values == "auto" or not _alike(values, theirs)):
-            wanted = ",".join(f"{value:g}" for value in theirs)
-            lines.append(
-                f"warning: data.{name}={values}, but the model was trained with {list(theirs)}: "
-                f"set data.{name}=[{wanted}]"
-            )
+        if (theirs := getattr(loaded, name)) is None:
+            continue
+        wide = values * len(theirs) if len(values) == 1 else values
+        if values == "auto" or len(wide) != len(theirs) or not np.allclose(wide, theirs, rtol=0, atol=2e-3):
+            right = f"set data.{name}=[{','.join(f'{value:g}' for value in theirs)}]"
+            lines.append(f"warning: data.{name}={values}, but the model was trained with {list(theirs)}: {right}")
     return lines + [
         f"inputs are normalised with data.{name}={values}, in training {_values(trained[name])}"
         for name, values in ours.items()
@@ -112,16 +110,14 @@ def _values(given: str | float | Sequence[float]) -> str | list[float]:
     return given if isinstance(given, str) else [given] if isinstance(given, (int, float)) else list(given)
 
 
-def _alike(ours: Sequence[float], theirs: Sequence[float]) -> bool:
-    wide = list(ours) * (len(theirs) if len(ours) == 1 else 1)
-    return len(wide) == len(theirs) and all(abs(a - b) < 2e-3 for a, b in zip(wide, theirs))
-
-
 def _check_probes(joined: DictConfig, stored: Mapping[str, Any], given: CommandLine) -> None:
     """Raise UserError for a given value of a probe that does not exist, as the command line may add any name."""
+    named = {key.split(".")[1] for key in given.below("evaluation") if key.startswith("probes.")}
+    if not named:
+        return
     known = {*known_keys(), *(f"evaluation.{key}" for key in dotted_keys(stored.get("evaluation")))}
     names = [name.removeprefix("evaluation.probes.") for name in known if name.startswith("evaluation.probes.")]
-    for name in {key.split(".")[1] for key in given.below("evaluation") if key.startswith("probes.")} - set(names):
+    for name in named - set(names):
         node = joined.evaluation.probes[name]
         if node is None or "_target_" not in node:
             close = difflib.get_close_matches(name, names, n=1)
@@ -150,9 +146,12 @@ def _check_kept(kept: Mapping[str, Any], source: Source, *, builds: bool, reads:
 
 def _beside(source: Source) -> Mapping[str, Any]:
     """Return the config.yaml of the run folder that a checkpoint lies in; {} where there is none."""
-    folders = [Path(source.name), *source.path.parents[:2]]
-    path = next((folder / "config.yaml" for folder in folders if (folder / "config.yaml").is_file()), None)
+    path = _first_file("config.yaml", [Path(source.name), *source.path.parents[:2]])
     return upgrade(read_mapping(path, verbatim=True)) if path else {}
+
+
+def _first_file(name: str, folders: Sequence[Path]) -> Path | None:
+    return next((folder / name for folder in folders if (folder / name).is_file()), None)
 
 
 def _without_same(node: Any, other: Any) -> Any:
@@ -196,23 +195,17 @@ def _keep_tokenizer(joined: DictConfig, stored: Mapping[str, Any], given: Comman
         if node is None or "tokenizer" not in node:
             continue
         node.tokenizer_folder = None  # evaluating stores none
-        if alone:
-            _keep_sizes(joined, stored["data"], given)
+        for name in ("vocab_size", "max_length") if alone else ():  # learned positions reach no further
+            if name not in given.below("data") and stored["data"].get(name) is not None:
+                joined.data[name] = stored["data"][name]
         if "tokenizer" not in given.below(section):
             node.tokenizer = str(_find_tokenizer(source, trained, section))
-
-
-def _keep_sizes(joined: DictConfig, trained: Mapping[str, Any], given: CommandLine) -> None:
-    """Let a model that is evaluated on other texts have the ids and the length that it was trained on."""
-    for name in ("vocab_size", "max_length"):  # learned positions reach no further
-        if name not in given.below("data") and trained.get(name) is not None:
-            joined.data[name] = trained[name]
 
 
 def _find_tokenizer(source: Source, trained: Mapping[str, Any], section: str) -> Path:
     """Return the tokenizer that a run has kept. Raise UserError where it is not in the run folder."""
     folders = [*source.path.parents[:2], Path(str(trained.get("tokenizer_folder") or source.path.parent))]
-    path = next((folder / TOKENIZER for folder in folders if (folder / TOKENIZER).is_file()), None)
+    path = _first_file(TOKENIZER, folders)
     if path is None:
         raise UserError(
             f"{source.name}: its {TOKENIZER} is not in the run folder (looked in {folders[1]}): put it there, or give "

@@ -12,8 +12,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 PATHS = ("run", "resume", "init_from", "checkpoint")
-WORDS = ("auto", "null")
-"""Values of these keys that are no paths."""
+WORDS = ("auto", "null")  # values of these keys that are no paths
 
 
 def override_key(override: str) -> str:

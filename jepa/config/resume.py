@@ -23,8 +23,7 @@ from jepa.utils.errors import UserError, first_line
 from jepa.utils.read_data import DamagedFileError, exists, kind_of, printable, read_mapping
 from jepa.utils.run_status import is_overrides
 
-SWEEP_FILE = "multirun.yaml"
-"""What Hydra leaves of a sweep in its folder."""
+SWEEP_FILE = "multirun.yaml"  # what Hydra leaves of a sweep in its folder
 MISSING = object()
 
 
@@ -62,10 +61,11 @@ def _with_stored_sweep(arguments: Sequence[str], folder: Path, multirun: bool) -
 
 def _sweep_overrides(path: Path) -> list[str]:
     """Return the options that a sweep was started with. Raise DamagedFileError where its file does not tell."""
-    stored: Any = read_mapping(path, verbatim=True)
-    for name in ("hydra", "overrides"):
-        stored = stored.get(name) if isinstance(stored, dict) else None
-    parts = [stored.get(name) for name in ("hydra", "task")] if isinstance(stored, dict) else [None]
+    try:
+        stored = read_mapping(path, verbatim=True)["hydra"]["overrides"]
+        parts = stored["hydra"], stored["task"]
+    except (LookupError, TypeError):
+        parts = (None,)
     if not all(map(is_overrides, parts)):
         raise DamagedFileError(path, "its hydra.overrides are no lists of options")
     return [*parts[0], *parts[1]]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jepa.config.check import shown
 from jepa.config.keys import is_group
 from jepa.utils.errors import UserError
 from jepa.utils.read_data import read_mapping
@@ -61,12 +62,10 @@ def _overrides(node: Mapping[str, Any], above: str, sign: str = "") -> Iterator[
 
 def _written(value: Any) -> str:
     """Return a value as the command line has it."""
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, list):
         return f"[{','.join(map(_written, value))}]"
     if isinstance(value, dict):
         return f"{{{','.join(f'{key}: {_written(item)}' for key, item in value.items())}}}"
-    if isinstance(value, str) and not re.fullmatch(r"[A-Za-z_]\w*", value):
+    if isinstance(value, str) and not re.fullmatch(r"(?!(?i:null|true|false)$)[A-Za-z_]\w*", value):
         return "'" + re.sub(r"(\\*)'", r"\1\1\\'", value) + "'"
-    return f"'{value}'" if isinstance(value, str) and value.lower() in ("null", "true", "false") else str(value)
+    return shown(value)

@@ -16,20 +16,8 @@ from omegaconf import DictConfig, OmegaConf
 from jepa.config.overrides import override_key
 from jepa.utils.nested import find_targets, flatten
 
-SECTIONS = (
-    "data",
-    "model",
-    "evaluation",
-    "loss",
-    "optimizer",
-    "scheduler",
-    "trainer",
-    "monitor",
-    "visualise",
-    "callbacks",
-    "logger",
-    "scaling",
-)
+SECTIONS = ("data", "model", "evaluation", "loss", "optimizer", "scheduler", "trainer", "monitor", "visualise")
+SECTIONS += ("callbacks", "logger", "scaling")
 NUMERIC = ("seed", "precision", "attention", "tf32", "deterministic")
 """Keys of trainer on which features and scores depend; a checkpoint's own are kept, so that scores can be repeated."""
 
@@ -83,11 +71,8 @@ def model_overrides(config: DictConfig, given: CommandLine) -> dict[str, Any]:
     flat = flatten(OmegaConf.to_container(config.model, resolve=False))  # a run may be scored on data of another model
     derived = {"encoder.image_size", "encoder.channels"}  # they follow the data
     whole = [part for part in ("encoder", "predictor") if f"model/{part}" in given.options or given.experiment]
-    keys = {
-        key
-        for key, value in flat.items()
-        if key.split(".")[0] in whole and value is not None and not key.rpartition(".")[2].startswith("_")
-    }
+    set_keys = (key for key, value in flat.items() if value is not None and key.split(".")[0] in whole)
+    keys = {key for key in set_keys if not key.rpartition(".")[2].startswith("_")}
     keys = keys - derived | set(given.below("model")) | ({"_target_"} if "model" in given.options else set())
     values = {key: OmegaConf.select(config, f"model.{key}") for key in sorted(keys)}
     return {k: OmegaConf.to_container(v) if OmegaConf.is_config(v) else v for k, v in values.items()}

@@ -1,6 +1,6 @@
 """Random views of images and of time series: the settings, and the numbers drawn for each view.
 
-Those of images are used in `jepa.data.image_transform`, so that the choices of a batch, each a function of (seed,
+Those of images are used in `jepa.data.image_operations`, so that the choices of a batch, each a function of (seed,
 sample counter), are applied all at once.
 """
 
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,27 +21,26 @@ CROP_TRIES = 10
 _AREA, _ASPECT = slice(0, CROP_TRIES), slice(CROP_TRIES, 2 * CROP_TRIES)
 _LEFT, _TOP, _FLIP, _ANGLE, _RIGHT, _DOWN = range(2 * CROP_TRIES, 2 * CROP_TRIES + 6)
 _JITTER = slice(2 * CROP_TRIES + 6, 2 * CROP_TRIES + 10)
-_BLUR, _SIGMA = 2 * CROP_TRIES + 10, 2 * CROP_TRIES + 11
-NUMBERS = 2 * CROP_TRIES + 12
-_NEUTRAL, _STRENGTH = torch.tensor([1.0, 1.0, 1.0, 0.0]), torch.tensor([0.8, 0.8, 0.8, 0.2])  # of the jitter
+_BLUR, _SIGMA, _SOLARIZE = range(2 * CROP_TRIES + 10, 2 * CROP_TRIES + 13)
+NUMBERS = 2 * CROP_TRIES + 13
 
 
 @dataclass(frozen=True)
 class Views:
-    """What is done to make R views, in the order in which it is done; None where a step is off.
+    """What is done to R crops, in the order in which it is done; None where a step is off.
 
-    box (R, 4): the part that is cut out, as left, top, width, height in shares of the image.
     flip (R,) bool: mirrored left to right. angle (R,): degrees, clockwise. shift (R, 2): to the right and
     down, in shares of the view's sides. jitter (R, 4): factors of brightness, contrast and saturation, and
-    the shift of the hue in turns. blur (R,): standard deviation in pixels, 0 for none.
+    the shift of the hue in turns. blur (R,): standard deviation in pixels, 0 for none. solarize (R,) bool: values from
+    one half on are inverted.
     """
 
-    box: Tensor
     flip: Tensor | None
     angle: Tensor | None
     shift: Tensor | None
     jitter: Tensor | None
     blur: Tensor | None
+    solarize: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +53,7 @@ class Augment:
     color_jitter: strength s as in SimCLR (Chen et al., 2020, arXiv:2002.05709): brightness, contrast and
         saturation times 1 +- 0.8 s, hue turned by +- 0.2 s; unlike there, in this order and for every view.
     blur: probability of a Gaussian blur with a standard deviation of 0.1 to 2 pixels, as in SimCLR.
+    solarize: probability of inverting the values from one half on, as in BYOL (Grill et al., 2020, arXiv:2006.07733).
     """
 
     crop_scale: Sequence[float] | None = None
@@ -62,12 +63,13 @@ class Augment:
     translate: float = 0.0
     color_jitter: float = 0.0
     blur: float = 0.0
+    solarize: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop_scale is not None:
             _check_range("crop_scale", self.crop_scale, highest=1.0)
         _check_range("crop_ratio", self.crop_ratio, highest=math.inf)
-        for name in ("horizontal_flip", "blur", "translate", "color_jitter", "rotation"):
+        for name in ("horizontal_flip", "blur", "solarize", "translate", "color_jitter", "rotation"):
             value, highest = getattr(self, name), 180 if name == "rotation" else 1
             if not 0 <= value <= highest:
                 raise ValueError(f"augment.{name}={value} is not in [0, {highest}]; 0 switches it off")
@@ -76,45 +78,52 @@ class Augment:
         """The uniform numbers (count, NUMBERS) behind so many views of a sample, as many whatever the settings are."""
         return torch.rand(count, NUMBERS, generator=random)
 
-    def views(self, uniform: Tensor, *, height: int, width: int, size: tuple[int, int]) -> Views:
-        """Uniform numbers (R, NUMBERS) as R views of size (H, W) of images of that height and width."""
+    def boxes(self, uniform: Tensor, *, height: int, width: int, size: tuple[int, int]) -> Tensor:
+        """Uniform numbers (R, NUMBERS) as crops (R, 4) of images of that height and width, for views of size (H, W).
+
+        Left, top, width and height in pixels, as RandomResizedCrop of torchvision draws them: the first try that fits,
+        else the largest of allowed aspect.
+        """
         if self.crop_scale is None:
-            box = centre_box(height, width, size).expand(len(uniform), 4)
-        else:
-            # In plain floats: for the few numbers of a picture torch's calls would take longer than its resizing.
-            box = torch.tensor([self._random_box(numbers, height, width) for numbers in uniform.tolist()])
-        signed = uniform * 2 - 1
+            return torch.tensor(centre_box(height, width, size)).expand(len(uniform), 4)
+        # By NumPy: for the few numbers of a picture torch's calls would take longer than its resizing.
+        numbers, rows = uniform.numpy().astype(np.float64), np.arange(len(uniform))
+        (low, high), log_low, log_high = self.crop_scale, *(math.log(ratio) for ratio in self.crop_ratio)
+        area = height * width * (low + (high - low) * numbers[:, _AREA])
+        aspect = np.exp(log_low + (log_high - log_low) * numbers[:, _ASPECT])
+        w, h = np.rint(np.sqrt(area * aspect)), np.rint(np.sqrt(area / aspect))
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        first = fits.argmax(axis=1)
+        w, h = w[rows, first], h[rows, first]
+        left, top = (numbers[:, _LEFT] * (width - w + 1)).astype(int), (numbers[:, _TOP] * (height - h + 1)).astype(int)
+        found = np.array([left, top, w, h], dtype=np.int64).T
+        if not (fitting := fits[rows, first]).all():
+            nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
+            found[~fitting] = centre_box(height, width, (1, nearest))
+        return torch.from_numpy(found)
+
+    def views(self, uniform: Tensor) -> Views:
+        """Uniform numbers (R, NUMBERS) as what is done to R crops."""
+        signed, strength = uniform * 2 - 1, self.color_jitter
+        jitter = [1 + 0.8 * strength * signed[:, _JITTER][:, :3], 0.2 * strength * signed[:, _JITTER][:, 3:]]
         return Views(
-            box=box,
             flip=uniform[:, _FLIP] < self.horizontal_flip if self.horizontal_flip else None,
             angle=signed[:, _ANGLE] * self.rotation if self.rotation else None,
-            shift=signed[:, [_RIGHT, _DOWN]] * self.translate if self.translate else None,
-            jitter=_NEUTRAL + signed[:, _JITTER] * (self.color_jitter * _STRENGTH) if self.color_jitter else None,
+            shift=signed[:, _RIGHT : _DOWN + 1] * self.translate if self.translate else None,
+            jitter=torch.cat(jitter, dim=1) if strength else None,
             blur=(0.1 + 1.9 * uniform[:, _SIGMA]) * (uniform[:, _BLUR] < self.blur) if self.blur else None,
+            solarize=uniform[:, _SOLARIZE] < self.solarize if self.solarize else None,
         )
 
-    def _random_box(self, numbers: Sequence[float], height: int, width: int) -> list[float]:
-        """A box as RandomResizedCrop draws it: the first try that fits, else the largest of allowed aspect."""
-        low, high = self.crop_scale
-        log_low, log_high = (math.log(ratio) for ratio in self.crop_ratio)
-        for share, place in zip(numbers[_AREA], numbers[_ASPECT]):
-            area = height * width * (low + (high - low) * share)
-            aspect = math.exp(log_low + (log_high - log_low) * place)
-            w, h = math.sqrt(area * aspect) / width, math.sqrt(area / aspect) / height
-            if w <= 1 and h <= 1:
-                return [numbers[_LEFT] * (1 - w), numbers[_TOP] * (1 - h), w, h]
-        nearest = min(max(width / height, self.crop_ratio[0]), self.crop_ratio[1])
-        return _largest_box(height, width, nearest).tolist()
 
-
-def centre_box(height: int, width: int, size: tuple[int, int]) -> Tensor:
-    """The largest centred box (4,) with the aspect of size (H, W): what resizing and a centre crop keep."""
-    return _largest_box(height, width, size[1] / size[0])
-
-
-def _largest_box(height: int, width: int, aspect: float) -> Tensor:
+def centre_box(height: int, width: int, size: tuple[float, float]) -> list[int]:
+    """The largest centred crop with the aspect of size (H, W): left, top, width and height in pixels, at least one."""
+    aspect = size[1] / size[0]
     w, h = min(1.0, height * aspect / width), min(1.0, width / aspect / height)
-    return torch.tensor([(1 - w) / 2, (1 - h) / 2, w, h])
+    shares, sides = ((1 - w) / 2, (1 - h) / 2, w, h), (width, height, width, height)
+    left, top, w, h = (round(float(np.float32(share) * np.float32(side))) for share, side in zip(shares, sides))
+    w, h = max(w, 1), max(h, 1)
+    return [min(left, width - w), min(top, height - h), w, h]
 
 
 def _check_range(name: str, value: Sequence[float], *, highest: float) -> None:

@@ -39,7 +39,8 @@ class Reading:
 
     views: of each sample, which then come as `views`; None takes what training has. bad_limit: more unreadable samples
     end the reading. truth: what to add of what is known of a sample, see `DataModule.truth_batches`. raw: pictures
-    stay as their pixels, of 8 bits where they can, for `ImageData.finish`; device: where that is done.
+    stay as their pixels, of 8 bits where they can, for `ImageData.finish`; device: where that is done. whole: they are
+    not even cropped, and have to be of 8 bits and this shape, for `ImageData.hold`; () for any.
     """
 
     split: str
@@ -49,6 +50,7 @@ class Reading:
     truth: str | None = None
     raw: bool = False
     device: torch.device | None = None
+    whole: tuple[int, ...] | None = None
 
 
 @dataclass(kw_only=True, eq=False)
@@ -157,6 +159,7 @@ class DataModule:
         """
         order = self.order(seed)
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
+        self.hold("train")
         requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
         return self._load(requests, replace(self.reading("train", seed=seed), device=self.finish_on))
 
@@ -171,6 +174,9 @@ class DataModule:
         if split not in self.splits:
             raise ValueError(f"split={split!r} is neither 'train' nor 'test'")
         return self._load_in_order(self.reading(split), batch_size, limit)
+
+    def hold(self, split: str) -> None:
+        """Called before a split is read for training, or from end to end: what can be read once is read."""
 
     def has_truth(self, what: str) -> bool:
         """Return whether samples of this source know such a truth at their places, see `truth_batches`."""
@@ -280,6 +286,8 @@ class DataModule:
 
     def _load_in_order(self, reading: Reading, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         check_at_least("data", 1, batch_size=batch_size)
+        if limit is None and reading.truth is None:
+            self.hold(reading.split)
         return self._load(fixed_order(len(self.splits[reading.split]), batch_size=batch_size, limit=limit), reading)
 
     def _load(self, requests: Iterable[Request], reading: Reading) -> Iterator[Batch]:
@@ -289,9 +297,13 @@ class DataModule:
             bad=self.bad[reading.split],
             num_workers=self.num_workers,
             prefetch_factor=self.prefetch_factor,
-            # Pinning without a GPU only makes torch warn.
-            pin_memory=bool(self.pin_memory) and torch.cuda.is_available(),
+            pin_memory=self.pins,
         )
+
+    @property
+    def pins(self) -> bool:
+        """Whether batches are pinned; without a GPU that only makes torch warn."""
+        return bool(self.pin_memory) and torch.cuda.is_available()
 
 
 def read_source(source: Callable[..., Any], **settings: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,22 +13,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from jepa.data.augment import Augment
-from jepa.data.data_module import DataModule, Reading
-from jepa.data.image_transform import ImageTransform, as_list, height_and_width, to_float
+from jepa.data.augment import NUMBERS, Augment
+from jepa.data.data_module import Reading
+from jepa.data.image_operations import to_float
+from jepa.data.image_transform import ImageTransform, as_list
+from jepa.data.local_views import LocalViews
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import Splits, TensorImages
-from jepa.data.stream import Request, UnfitSample, blamed
+from jepa.data.stream import Request, TooManyUnreadable, UnfitSample, blamed, fixed_order
 from jepa.types import Batch
-from jepa.utils.errors import check_at_least
-from jepa.utils.random import generator
+from jepa.utils.errors import DataError, check_at_least
+from jepa.utils.random import uniform
+from jepa.utils.tensors import map_tensors
 
 TRIED = 5  # training images of which one has to have the channels that are asked for
 STATISTICS_OF = 1000  # training images of which `auto` takes mean and std
+LARGEST_SIDE, MOST_MEMORY = 256, 2**30  # pixels and bytes of what is held by default
+READ_AT_ONCE = 64  # pictures
+log = logging.getLogger("jepa")
 
 
 @dataclass(kw_only=True, eq=False)
-class ImageData(DataModule):
+class ImageData(LocalViews):
     """Batches of images (B, C, H, W).
 
     source: called as source(root=root), or source() without a root; returns `Splits`.
@@ -36,7 +43,10 @@ class ImageData(DataModule):
     mean, std: of pixel values, one for each channel or one for all. `auto`: those of up to STATISTICS_OF training
         images, always the same ones, cropped as in evaluation; `spec.found` and `lines` have the numbers.
     augment: how training views are made; None to crop and resize as in evaluation.
-    local_views: small crops per training sample beside `views`, of `local_size` pixels, made by `local_augment`.
+    local_views, local_size, local_augment: see `LocalViews`.
+    in_memory: whether a split's pictures are read once, of 8 bits and one size, up to LARGEST_SIDE, and live as one
+        tensor on the device of the training, where views are made without workers. `auto`: where that is possible and
+        the tensor not above MOST_MEMORY. Crops differ from those of files by up to one of 255.
     """
 
     source: Callable[..., Splits]
@@ -47,19 +57,14 @@ class ImageData(DataModule):
     std: float | Sequence[float] | Literal["auto"]
     augment: Augment | None = None
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    local_views: int = 0
-    local_size: int | Sequence[int] | None = None
-    local_augment: Augment | None = None
+    in_memory: bool | Literal["auto"] = "auto"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least("data", 1, channels=self.channels)
-        check_at_least("data", 0, local_views=self.local_views)
-        if self.local_views and (self.local_size is None or self.local_augment is None):
-            needs = "data.local_size (pixels) and data.local_augment (as data.augment, such as "
-            needs += "{_target_: jepa.data.Augment, crop_scale: [0.05, 0.3]})"
-            raise ValueError(f"data.local_views={self.local_views} needs {needs}")
         self._make_transforms()
+        self._held: dict[str, TensorImages | None] = {}
+        self._copies: dict[str, Tensor] = {}  # on the device of the training
         splits, shape = self.read_splits(self.source, root=self.root), (self.channels, *self.transform.size)
         self.setup(splits, prepare=self.transform, input_shape=shape)
         if hasattr(splits.train, "describe"):
@@ -96,10 +101,8 @@ class ImageData(DataModule):
             std=1.0 if self.std == "auto" else self.std,
             interpolation=self.interpolation,
         )
-        self.transform, self.local_transform = make(size=self.image_size, augment=self.augment), None
-        if self.local_views:
-            size = height_and_width("local_size", self.local_size)
-            self.local_transform = make(size=size, augment=self.local_augment)
+        self.transform = make(size=self.image_size, augment=self.augment)
+        self.local_transform = self.make_local_transform(make)
 
     def _find_statistics(self, wanted: Sequence[str]) -> None:
         """Put numbers in the place of `auto`. Raises DataError where too many of the images cannot be read."""
@@ -123,66 +126,130 @@ class ImageData(DataModule):
         numbers = " ".join(f"data.{name}={str(values).replace(' ', '')}" for name, values in found.items())
         self.lines += (f"auto: {numbers}, of {min(STATISTICS_OF, self.spec.num_train):,} training images",)
 
-    @property
-    def has_several_views(self) -> bool:
-        return self.views > 1 or self.local_views > 0
+    def hold(self, split: str) -> None:
+        """Read a split into memory if it should be there and is not. Raises DataError if it must be, but cannot."""
+        if not self.in_memory or split in self._held or isinstance(self.splits[split], TensorImages):
+            return
+        self._held[split] = None
+        try:
+            self._held[split] = self._read_all(split)
+        except TooManyUnreadable:
+            return  # the reading that follows says so
+        except DataError:
+            if self.in_memory is True:
+                raise
 
-    def blank_batch(self, count: int) -> Batch:
-        blank = super().blank_batch(count)
-        if self.local_transform is not None:
-            blank["local_views"] = torch.zeros(count, self.local_views, self.channels, *self.local_transform.size)
-        return blank
+    def _read_all(self, split: str) -> TensorImages | None:
+        if self.channels == 4 or self._has_own("make_inputs", "make_batch"):
+            what = "data.channels=4" if self.channels == 4 else f"{type(self).__name__}, which makes its own inputs"
+            raise DataError(f"data.in_memory=true is not for {what}: set data.in_memory=false")
+        count, reading = len(self.splits[split]), replace(self.reading(split), whole=())
+        for index in range(0, count, -(-count // TRIED)):  # a few first, as most folders have many sizes
+            x = self.make_batch(Request([index], [index]), reading)["x"]
+            reading = replace(reading, whole=tuple(x.shape[1:]))
+        if max(reading.whole[1:]) > LARGEST_SIDE:
+            found = f"up to {LARGEST_SIDE} pixels on a side, one is {reading.whole}"
+            raise DataError(f"data.in_memory=true is for pictures of {found}: make them smaller, or set it to false")
+        if self.in_memory == "auto" and count * x.nbytes > MOST_MEMORY:
+            return None
+        images, labels = torch.empty(count, *reading.whole, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
+        with closing(super()._load(fixed_order(count, batch_size=READ_AT_ONCE), reading)) as batches:
+            for place, batch in zip(torch.arange(count).split(READ_AT_ONCE), batches):
+                images[place], labels[place] = batch["x"], batch.get("label", torch.tensor(-1))
+        shape = " x ".join(map(str, reading.whole))
+        log.info(f"{count:,} {split} pictures of {shape} are held in memory, {images.nbytes / 1e6:.1f} MB")
+        return TensorImages(images, labels)
+
+    def _in_memory(self, reading: Reading) -> TensorImages | None:
+        if not self.in_memory or reading.truth is not None or self._has_own("make_inputs"):
+            return None
+        samples = self.splits[reading.split]
+        return samples if isinstance(samples, TensorImages) else self._held.get(reading.split)
+
+    def _images(self, held: TensorImages, index: Tensor, reading: Reading) -> Tensor:
+        """The pictures of some samples on the device, where all of them are copied to unless it has little memory."""
+        images, device = held.images, reading.device
+        if device is None:
+            return images[index]
+        if reading.split not in self._copies:
+            fits = device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] // 10
+            self._copies[reading.split] = images.to(device) if fits else images
+        images = self._copies[reading.split]
+        return images[index.to(images.device, non_blocking=True)].to(device, non_blocking=True)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        samples = self.splits[reading.split]
-        if not isinstance(samples, TensorImages):
-            return super().make_batch(request, reading)
-        batch = self._inputs(samples.images[request.indices], request.counters, reading)
-        return self.with_labels(batch, None if samples.labels is None else samples.labels[request.indices])
+        if (held := self._in_memory(reading)) is None:
+            batch = super().make_batch(request, reading)
+            return batch | {"counter": torch.tensor(request.counters)} if reading.raw else batch
+        index = torch.tensor(request.indices)
+        batch = self._inputs(self._images(held, index, reading), request.counters, reading)
+        return self.with_labels(batch, None if held.labels is None else held.labels[index])
 
     def make_inputs(self, value: Image.Image | Tensor, counter: int, reading: Reading) -> dict[str, Tensor]:
-        images = value[None] if isinstance(value, Tensor) and value.is_floating_point() else value
-        return {name: made[0] for name, made in self._inputs(images, [counter], reading).items()}
+        if reading.whole is None:
+            return {name: made[0] for name, made in self._inputs(value, [counter], reading).items()}
+        pixels = self.transform.whole(value)[0]
+        if pixels.dtype != torch.uint8 or reading.whole not in ((), pixels.shape):
+            found = f"one is {tuple(pixels.shape)} in {str(pixels.dtype).removeprefix('torch.')}"
+            needs = f"one size and 8 bits, but {found}, another {reading.whole or 'unknown'}"
+            raise DataError(f"data.in_memory=true needs pictures of {needs}: set data.in_memory=false")
+        return {"x": pixels}
 
     def stack(self, tensors: Sequence[Tensor]) -> Tensor:
         if len({tensor.dtype for tensor in tensors}) > 1:  # of files of 8 bits, and of more
             tensors = [to_float(tensor) for tensor in tensors]
         return super().stack(tensors)
 
-    def finish(self, batch: Batch, device: torch.device | None = None) -> Batch:
-        """A raw batch as users see it: pixels as normalised floats."""
-        names = [name for name in ("x", "views", "local_views") if name in batch]
-        return batch | {name: self.transform.normalise(batch[name], device) for name in names}
+    def finish(self, batch: Batch, counters: Sequence[int], reading: Reading) -> Batch:
+        """A raw batch as users see it: pixels as views, in normalised floats."""
+        wanted = self._wanted(counters, reading)
+        return batch | {name: each.finish(batch[name], numbers, reading.device) for name, each, _, numbers in wanted}
 
     def _load(self, requests: Iterable[Request], reading: Reading) -> Iterator[Batch]:
+        if self._in_memory(reading) is not None:
+            pins = self.pins and reading.device is None
+            for batch in (self.make_batch(request, reading) for request in requests):
+                yield map_tensors(batch, Tensor.pin_memory) if pins else batch
+            return
         # Bytes cross processes, a quarter of the floats. But a subclass that makes batches counts on floats, and floats
         # that are for a GPU have to be pinned, if they are not made there.
-        raw = all(getattr(type(self), name) is getattr(ImageData, name) for name in ("make_batch", "make_inputs"))
-        raw = raw and (reading.device is not None or not torch.cuda.is_available())
+        on_cpu = reading.device is None and torch.cuda.is_available()
+        raw = not on_cpu and not self._has_own("make_inputs", "make_batch")
         with closing(super()._load(requests, replace(reading, raw=raw))) as batches:
             for batch in batches:
-                yield self.finish(batch, reading.device) if raw else batch
+                yield self.finish(batch, batch.pop("counter").tolist(), reading) if raw else batch
+
+    def _has_own(self, *methods: str) -> bool:
+        return any(getattr(type(self), name) is not getattr(ImageData, name) for name in methods)
 
     def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
         """The mask of a picture, cropped as the picture is, in its own resolution."""
         return self.transform.cropped(super().make_truth(what, index, value, reading))
 
-    def _inputs(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
-        """Inputs of one PIL image, or of tensors (b, C, h, w), whose counters these are."""
+    def _wanted(
+        self, counters: Sequence[int], reading: Reading
+    ) -> Iterator[tuple[str, ImageTransform, int, Tensor | None]]:
+        """Name, transform, number V of views, and the numbers (b, V, NUMBERS) behind them if they are random.
 
-        def views(transform: ImageTransform, count: int, stream: str) -> Tensor:
-            """(b, V, C, H, W), each a function of the seed, the stream and the sample's counter."""
-            augment = transform.augment
-            if augment is None:  # nothing is random
-                return transform.pixels(images).unsqueeze(1).expand(-1, count, -1, -1, -1)
-            randoms = (generator("cpu", reading.seed, stream, counter) for counter in counters)
-            return transform.pixels(images, torch.stack([augment.draw(count, random) for random in randoms]))
+        The numbers are functions of the seed, the kind of views and the sample's counter.
+        """
 
-        if reading.seed is None:
-            batch: Batch = {"x": self.transform.pixels(images)}
-            return batch if reading.raw else self.finish(batch)
-        made = views(self.transform, reading.views or self.views, "augment")
-        batch = {"views": made} if self.gives_views(reading) else {"x": made.squeeze(1)}
+        def kind(name: str, transform: ImageTransform, views: int, stream: str) -> tuple:
+            if reading.seed is None or transform.augment is None:
+                return name, transform, views, None
+            return name, transform, views, uniform(reading.seed, stream, counters, (views, NUMBERS))
+
+        if not self.gives_views(reading):
+            yield kind("x", self.transform, 1, "augment")
+            return
+        yield kind("views", self.transform, reading.views or self.views, "augment")
         if self.local_transform is not None and reading.views is None:
-            batch["local_views"] = views(self.local_transform, self.local_views, "augment/local")
-        return batch if reading.raw else self.finish(batch)
+            yield kind("local_views", self.local_transform, self.local_views, "augment/local")
+
+    def _inputs(self, images: Image.Image | Tensor, counters: Sequence[int], reading: Reading) -> Batch:
+        """Inputs of one image, or of uint8 tensors (b, C, h, w), whose counters these are."""
+        batch: Batch = {}
+        for name, transform, views, numbers in self._wanted(counters, reading):
+            pixels = transform.pixels(images, numbers).expand(-1, views, -1, -1, -1)
+            batch[name] = pixels.squeeze(1) if name == "x" else pixels
+        return batch if reading.raw else self.finish(batch, counters, reading)

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from jepa.data.augment import Augment
-from jepa.data.data_module import DataModule, Reading
+from jepa.data.data_module import Reading
 from jepa.data.image_transform import ImageTransform
+from jepa.data.local_views import LocalViews
 from jepa.data.sources.decoders import Video
 from jepa.data.sources.splits import Splits
 from jepa.data.stream import Samples, UnfitSample
 from jepa.utils.errors import check_at_least
+from jepa.utils.random import generator
 
 
 @dataclass(kw_only=True, eq=False)
-class VideoData(DataModule):
+class VideoData(LocalViews):
     """Batches of clips (B, C, T, H, W).
 
     source: called as source(root=root), or source() without a root; returns `Splits` of videos.
@@ -29,6 +32,7 @@ class VideoData(DataModule):
         many a second, which needs video files.
     clips: parts of equal length of each video, each a sample of its own, which probes score, too.
     temporal_jitter: a training clip starts anywhere in its part of the video; else, as in evaluation, in the middle.
+    local_views, local_size, local_augment: see `LocalViews`; crops of the frames of the first view, all cropped alike.
     short_videos: a video too short for a clip goes on with its last frame ("repeat") or from its beginning ("loop").
     """
 
@@ -59,8 +63,9 @@ class VideoData(DataModule):
             raise ValueError("data.allow_outside=true is for the paths in data.csv, which is not set")
         if self.fps is not None and self.fps <= 0:
             raise ValueError(f"data.fps={self.fps} must be positive; null counts frames by data.frame_stride")
-        settings = {name: getattr(self, name) for name in ("channels", "mean", "std", "interpolation", "augment")}
-        self.transform = ImageTransform(size=self.image_size, **settings)
+        settings = {name: getattr(self, name) for name in ("channels", "mean", "std", "interpolation")}
+        self.transform = ImageTransform(size=self.image_size, augment=self.augment, **settings)
+        self.local_transform = self.make_local_transform(partial(ImageTransform, **settings))
         listed = {name: getattr(self, name) for name in ("csv", "csv_path", "csv_label", "csv_split", "allow_outside")}
         splits = self.read_splits(self.source, root=self.root, **(listed if self.csv is not None else {}))
         if self.clips > 1:
@@ -69,6 +74,10 @@ class VideoData(DataModule):
 
     def decode_clip(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
         """(C, T, H, W) float32 of a video, or of a part of it; random None: its middle, resized and centre cropped."""
+        return self.view(self.frames(sample, random), random)
+
+    def frames(self, sample: Video | tuple[Video, int], random: torch.Generator | None) -> Tensor:
+        """The frames (T, C, h, w) of a clip, as the file has them."""
         video, part = sample if isinstance(sample, tuple) else (sample, 0)
 
         def choose(count: int, rate: float | None) -> Sequence[int]:
@@ -80,9 +89,25 @@ class VideoData(DataModule):
         pixels = video.read(choose)  # in rising order, as files are decoded forwards
         if order != sorted(order):
             pixels = pixels[torch.tensor(order).argsort()]
+        return pixels
+
+    def view(self, pixels: Tensor, random: torch.Generator | None) -> Tensor:
+        """(C, T, H, W) float32 of frames."""
         if random is None or self.augment is None:
             return self.transform.plain(pixels).transpose(0, 1)
         return self.transform.augmented_clip(pixels, self.augment.draw(1, random)).transpose(0, 1)
+
+    def make_inputs(self, value: Any, counter: int, reading: Reading) -> dict[str, Tensor]:
+        if self.local_transform is None or reading.seed is None or reading.views is not None:
+            return super().make_inputs(value, counter, reading)
+        random = generator("cpu", reading.seed, "augment", counter)
+        first = self.frames(value, random)
+        views = [self.view(first, random)]
+        views += [self.decode_clip(value, random) for _ in range(self.views - 1)]
+        random = generator("cpu", reading.seed, "augment/local", counter)
+        draws = [self.local_augment.draw(1, random) for _ in range(self.local_views)]
+        crops = [self.local_transform.augmented_clip(first, draw).transpose(0, 1) for draw in draws]
+        return {"views": torch.stack(views), "local_views": torch.stack(crops)}
 
     def make_truth(self, what: str, index: int, value: Any, reading: Reading) -> Tensor:
         """Of a clip as evaluation takes it: masks (T, H, W) cropped as its frames are, or the motion in its middle."""

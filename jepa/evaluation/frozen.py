@@ -55,8 +55,8 @@ class FrozenEvaluation:
     token_memory_gib: limit for the tokens of a split, in fp16; beyond it, probes of tokens get a random part of the
         samples, which is logged.
     every_epochs, every_steps: how often the trainer evaluates during training, at most one of them; None for never.
-        at_end: also after the last step. online_every_epochs, online_every_steps: how often it calls `quick`, at most
-        one of them. Read by the trainer only.
+        at_end: also after the last step; at_start: before the first, as the row "initial". online_every_epochs,
+        online_every_steps: how often it calls `quick`, at most one of them. Read by the trainer only.
     online_train_samples, online_test_samples: the most that `quick` uses.
     online: probes that are trained along with the run, a callback of the trainer.
 
@@ -76,6 +76,7 @@ class FrozenEvaluation:
     every_epochs: int | None = None
     every_steps: int | None = None
     at_end: bool = True
+    at_start: bool = False
     online_every_epochs: int | None = None
     online_every_steps: int | None = None
     online_train_samples: int = 2000

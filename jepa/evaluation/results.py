@@ -11,7 +11,7 @@ from rich.table import Table
 from jepa.utils.metric_direction import direction_of
 
 Results = dict[str, dict[str, float]]
-"""Network ("trained", "random_init", "raw_input") -> metric -> value."""
+"""Network ("trained", "random_init", "raw_input") -> metric -> value; "initial" is the network before the run."""
 
 LABEL_FREE = ("rankme", "feature_std")
 """Metrics that say nothing of whether training has helped."""
@@ -60,32 +60,37 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
     As forecasts do not that look at no features. A lead of up to two standard errors is no clear difference: those of
     an accuracy over so many test samples, of the places of which `dense` counts many, and of a mean over seeds.
     """
-    trained, *others = (results.get(name, {}) for name in ("trained", "random_init", "raw_input"))
     ranks = (*LABEL_FREE, "lidar")
-    shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
-    shared = [name for name in shared if any(row[name] != trained[name] for row in others)]
-    if not shared:
-        return ranks_compared(results)
 
     def variance(row: str, name: str) -> float:
         value, deviation = results[row][name], (std or {}).get(row, {}).get(name, 0.0)
         is_accuracy = direction_of(name) == "maximize" and 0 <= value <= 1 and not name.endswith(("/miou", "/accuracy"))
         return deviation**2 / seeds + (value * (1 - value) / samples if is_accuracy and samples else 0.0)
 
-    better, worse, unclear = [], [], []
-    for name in shared:
-        sign = 1 if direction_of(name) == "maximize" else -1
-        best = max(("random_init", "raw_input"), key=lambda row: sign * results[row][name])
-        lead = sign * (trained[name] - results[best][name])
-        values = f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})"
-        if abs(lead) <= 2 * math.sqrt(variance("trained", name) + variance(best, name)):
-            unclear.append(values)
-        else:
-            better += [name] if lead > 0 else []
-            worse += [values] if lead < 0 else []
-    said = [f"training has helped: better than random weights and raw input in {', '.join(better)}"] if better else []
+    def leads(*rows: str) -> tuple[list[str], list[str], list[str]]:
+        """Return the probes in which the trained network is better than the best of some rows, worse, or unclear."""
+        trained, *others = (results.get(name, {}) for name in ("trained", *rows))
+        shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
+        found: tuple[list[str], list[str], list[str]] = ([], [], [])
+        for name in [name for name in shared if any(row[name] != trained[name] for row in others)]:
+            sign = 1 if direction_of(name) == "maximize" else -1
+            best = max(rows, key=lambda row: sign * results[row][name])
+            lead = sign * (trained[name] - results[best][name])
+            values = f"{name} ({best} {results[best][name]:.3f}, trained {trained[name]:.3f})"
+            clear = abs(lead) > 2 * math.sqrt(variance("trained", name) + variance(best, name))
+            found[(0 if lead > 0 else 1) if clear else 2].append(values)
+        return found
+
+    better, worse, unclear = leads("random_init", "raw_input")
+    if not (better or worse or unclear):
+        return ranks_compared(results)
+    names = ", ".join(values.partition(" (")[0] for values in better)
+    said = [f"training has helped: better than random weights and raw input in {names}"] if better else []
     said += [f"training has not helped in {', '.join(worse)}"] if worse else []
     said += [f"no clear difference, within two standard errors, in {', '.join(unclear)}"] if unclear else []
+    if "initial" in results:
+        words = ("this run has improved", "this run has harmed", "this run has not clearly changed")
+        said += [f"{word} {', '.join(each)}" for word, each in zip(words, leads("initial")) if each]
     return "; ".join(said)
 
 

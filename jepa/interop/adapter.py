@@ -106,10 +106,16 @@ class Loaded:
     def fingerprint(self) -> str:
         """A hash of the weights and of what the model is, the same wherever they are stored."""
         digest = hashlib.blake2b(json.dumps(self.description, sort_keys=True, default=str).encode(), digest_size=16)
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        return hash_of(self.model.state_dict(), digest)
+
+
+def hash_of(weights: State, digest: Any = None) -> str:
+    """Return a hash of tensors and their names. digest: one of hashlib, that has seen what belongs to them."""
+    digest = hashlib.blake2b(digest_size=16) if digest is None else digest
+    for name, tensor in sorted(weights.items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def not_monitored(why: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -21,7 +20,9 @@ from jepa.interop.timm_models import quiet
 from jepa.interop.weights_file import CARD
 from jepa.utils.errors import CheckpointError, UserError, first_line
 from jepa.utils.files import write_atomic, write_text
-from jepa.utils.lazy_import import require
+from jepa.utils.lazy_import import lazy_import, require
+
+timm = lazy_import("timm")
 
 TOLERANCE = 1e-5
 """Largest difference of features, per unit of the largest one where that is above 1."""

@@ -160,6 +160,10 @@ def load_into(model: nn.Module, checkpoint: str | Path) -> None:
         raise CheckpointError(f"{error}{advice(model, own, weights, source)}") from None
     lines = [*source.file.lines, f"weights taken for {', '.join(sorted(taken))}"]
     lines += ["encoder and target start alike, as it holds one of them"] if copied else []
+    if {"encoder", "target"} <= taken - copied and hasattr(model.target, "drift"):
+        change, weight = model.target.drift(model.encoder).tolist()
+        doubt = ": are they of one run?" if change > weight else ""
+        lines.append(f"the weights of target and encoder differ by {(change / weight) ** 0.5:.1%} of their norm{doubt}")
     said = source.file.run is not None or source.file.card is not None or "encoder.num_heads" in source.file.facts
     if not said and (heads := own_settings(model).get("num_heads")):
         lines.append(f"{heads} attention heads, as the model has: the file does not say (model.encoder.num_heads)")
@@ -178,7 +182,7 @@ def check_settings(model: nn.Module, source: Source) -> None:
     """Raise CheckpointError if the file says other settings of the encoder than the model has."""
     config = source.config or {}
     said = config.get("model", config).get("encoder")
-    said = dict(said) if isinstance(said, Mapping) else {}
+    said = {"attention": "full"} | dict(said) if isinstance(said, Mapping) else {}
     if "encoder.num_heads" in source.file.facts:
         said["num_heads"] = source.file.facts["encoder.num_heads"]
     own = own_settings(model)
@@ -190,6 +194,8 @@ def own_settings(model: nn.Module) -> dict[str, Any]:
     """Return the values of a model's encoder that change what it computes, but no shape of its weights."""
     encoder = getattr(model, "encoder", None)
     settings = {"num_heads": encoder.num_heads} if isinstance(getattr(encoder, "num_heads", None), int) else {}
+    if hasattr(encoder, "causal"):
+        settings["attention"] = "block_causal" if encoder.causal else "full"
     if (rotary := getattr(encoder, "rotary", None)) is not None:
         own = {"rotary_convention": rotary.convention, "rotary_reference_side": rotary.reference_side}
         return settings | {"positions": "rotary", **own}

@@ -22,6 +22,20 @@ from jepa.utils.nested import find_targets, flatten
 from jepa.utils.random import seeded
 from jepa.utils.read_data import parse_json
 
+TEACHER = "jepa.config.teacher.teacher_target"
+"""What a configuration calls to load a frozen teacher."""
+
+
+def absent_teachers(config: Any) -> Any:
+    """Return a nested configuration whose teachers are absent: a trained encoder needs none, and no file is opened."""
+    if isinstance(config, (list, tuple)):
+        return [absent_teachers(value) for value in config]
+    if not isinstance(config, Mapping):
+        return config
+    if config.get("_target_") == TEACHER:
+        return {"_target_": "jepa.models.TeacherTarget", "_partial_": True, "out_dim": config.get("out_dim")}
+    return {name: absent_teachers(value) for name, value in config.items()}
+
 
 def run_config(source: Source) -> dict[str, Any]:
     """Return the configuration of a run's checkpoint, with present names.
@@ -33,6 +47,7 @@ def run_config(source: Source) -> dict[str, Any]:
         if not is_plain_config(stored):
             raise ValueError("nested too deep, or values that are not plain")
         config = {"loss": {}} | {name: value for name, value in upgrade(stored).items() if value is not None}
+        config["model"] = absent_teachers(config["model"])
         sections = {name: dict(config.get(name, {})) for name in ("model", "loss", "data", "evaluation", "trainer")}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{source.path}: its configuration is damaged ({first_line(error)})") from error
@@ -66,6 +81,10 @@ def check_claims(config: Any, key: str, weights: Mapping[str, Tensor], path: Pat
     claims += [("embed_dim", width * width * size("depth"))]
     claims += [("patch_size", width * size("channels") * patch * size("tubelet_size"))]
     claims += [(name, width * size(name)) for name in ("vocab_size", "max_length", "mask_tokens")]
+    target, predictor = (config.get(name) for name in ("target", "predictor"))
+    if isinstance(target, Mapping) and isinstance(predictor, Mapping):
+        sizes = [each if type(each) is int else 1 for each in (target.get("out_dim"), predictor.get("embed_dim"))]
+        claims += [("target.out_dim", math.prod(sizes))]
     if large := [name for name, claim in claims if claim > values]:
         raise CheckpointError(
             f"{path} is damaged: its configuration claims more than its {values:,} values by {key}.{large[0]}"

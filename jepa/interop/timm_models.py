@@ -9,7 +9,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import timm
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -19,6 +18,9 @@ from jepa.interop.frozen_networks import OtherEncoder, load_by_name
 from jepa.interop.weights_file import WeightsFile, find_parts
 from jepa.types import Grid
 from jepa.utils.errors import CheckpointError, UserError
+from jepa.utils.lazy_import import lazy_import
+
+timm = lazy_import("timm")
 
 OFFLINE = (
     "Is there a network? Once fetched, models are read from the cache of Hugging Face (HF_HOME); a folder works "

@@ -12,9 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import timm
 import torch
-from timm.layers import LayerNorm, SwiGLUPacked
 from torch import Tensor, nn
 
 from jepa.checkpoint.load import load_state
@@ -25,6 +23,9 @@ from jepa.interop.network_names import State, renamed
 from jepa.interop.sizes import by, check_overrides, described, num_heads, position_grid, sincos_grid, to_pair, vit_sizes
 from jepa.interop.timm_models import TimmEncoder, check_timm_name, quiet
 from jepa.utils.errors import CheckpointError, UserError, first_line
+from jepa.utils.lazy_import import lazy_import
+
+timm, layers = map(lazy_import, ("timm", "timm.layers"))
 
 PREFIX = ("cls_token", "reg_token", "register_tokens")
 GIVEN = ("encoder.name", "encoder.image_size", "encoder.num_heads")
@@ -67,7 +68,7 @@ def load_file(source: Source) -> Loaded:
             source, config, lines, lambda state: {f"vit.{n}": t for n, t in folded(state).items() if n != "pos_embed"}
         )
     config = {"img_size": list(stored), **plain_vit(weights, sizes), "no_embed_class": extra == 0}
-    config["norm_layer"] = partial(LayerNorm, eps=source.file.facts.get("encoder.norm_eps", 1e-6))
+    config["norm_layer"] = partial(layers.LayerNorm, eps=source.file.facts.get("encoder.norm_eps", 1e-6))
     check_overrides(source, {"encoder": {**config, **sizes}}, GIVEN)
     if source.image_size not in (None, stored):
         lines.append(
@@ -144,7 +145,7 @@ def plain_vit(weights: Mapping[str, Tensor], sizes: Mapping[str, Any]) -> dict[s
     with_class, hidden = "cls_token" in weights, weights["blocks.0.mlp.fc1.weight"].shape[0]
     inner = weights["blocks.0.mlp.fc2.weight"].shape[1] if "blocks.0.mlp.fc2.weight" in weights else hidden
     gated = "blocks.0.mlp.gate_proj.weight" in weights
-    swiglu = {"mlp_layer": SwiGLUPacked, "act_layer": nn.SiLU} if gated or hidden == 2 * inner else {}
+    swiglu = {"mlp_layer": layers.SwiGLUPacked, "act_layer": nn.SiLU} if gated or hidden == 2 * inner else {}
     return {
         **timm_arguments(weights, sizes),
         "mlp_ratio": sizes["mlp_ratio"] * (2 if gated else 1),
@@ -212,7 +213,7 @@ def load_dinov3(source: Source, sizes: dict[str, Any]) -> Loaded:
         "swiglu_align_to": 1,
         "num_reg_tokens": sum(weights[name].shape[1] for name in PREFIX[1:] if name in weights),
         "rope_temperature": temperature,
-        "norm_layer": partial(LayerNorm, eps=1e-5),
+        "norm_layer": partial(layers.LayerNorm, eps=1e-5),
     }
     check_overrides(source, {"encoder": {**config, **sizes}}, GIVEN)
     found = f"DINOv3 {described(sizes)}, patches of {sizes['patch_size']} pixels, rotary positions for any size"

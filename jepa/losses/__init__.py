@@ -9,10 +9,12 @@ from jepa.losses.reconstruction import Reconstruction
 from jepa.losses.regression import L1, MSE, Cosine, Lp, SmoothL1
 from jepa.losses.sigreg import SIGReg
 from jepa.losses.vicreg import Covariance, Variance
+from jepa.losses.visreg import Center, Scale, SlicedWasserstein
 
 __all__ = [
     "L1",
     "MSE",
+    "Center",
     "Cosine",
     "Covariance",
     "InfoNCE",
@@ -23,6 +25,8 @@ __all__ = [
     "Projector",
     "Reconstruction",
     "SIGReg",
+    "Scale",
+    "SlicedWasserstein",
     "SmoothL1",
     "Variance",
     "WeightedTerm",

@@ -5,7 +5,7 @@ from jepa.models.encoders import ImageEncoder, TransformerEncoder, timm_vision_t
 from jepa.models.lejepa import LeJEPA
 from jepa.models.masked_jepa import MaskedJEPA
 from jepa.models.predictor import Predictor
-from jepa.models.targets import EMATarget, SharedTarget, StopGradientTarget
+from jepa.models.targets import EMATarget, SharedTarget, StopGradientTarget, TeacherTarget
 
 __all__ = [
     "JEPA",
@@ -16,6 +16,7 @@ __all__ = [
     "Predictor",
     "SharedTarget",
     "StopGradientTarget",
+    "TeacherTarget",
     "TransformerEncoder",
     "timm_vision_transformer",
     "vision_transformer",

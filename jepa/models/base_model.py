@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jepa.models.targets import Target
+from jepa.models.targets import Target, TeacherTarget
 from jepa.types import Batch, Mask, Masker, RunLength, Schedule, StepRandomness
 from jepa.utils.tensors import token_valid
 
@@ -48,6 +48,12 @@ class JEPA(nn.Module):
         """The target's momentum after scaling, called as `schedule(step, run_length)`; None without one."""
         return getattr(getattr(self, "target", None), "momentum_at", None)
 
+    @property
+    def teachers(self) -> dict[str, dict[str, str]]:
+        """The frozen teachers, which no checkpoint holds: name in the model -> their source and fingerprint."""
+        found = {name: m for name, m in self.named_modules() if isinstance(m, TeacherTarget)}
+        return {name: {"source": m.source, "fingerprint": m.fingerprint} for name, m in found.items()}
+
     def update_target(self, step: int, run_length: RunLength, *, skip: Tensor | None = None) -> dict[str, float]:
         """Update the target from the encoder after `step` earlier updates; return values to log.
 
@@ -69,11 +75,16 @@ class MaskSampler:
     """Sample the masks of a step's global batch once, and slice them for each rank and micro-batch.
 
     weight: (mask, N) -> (B, M, P) weights of the target tokens of the global batch, or None for equal weights; N is the
-        number of tokens of the grid. None: no weights.
+        number of tokens of the grid. None: no weights. stream: of the step's random numbers.
     """
 
-    def __init__(self, masker: Masker, weight: Callable[[Mask, int], Tensor | None] | None = None) -> None:
-        self.masker, self.weight = masker, weight
+    def __init__(
+        self,
+        masker: Masker,
+        weight: Callable[[Mask, int], Tensor | None] | None = None,
+        stream: str = "mask",
+    ) -> None:
+        self.masker, self.weight, self.stream = masker, weight, stream
         self._cache: tuple[tuple, list[Mask], list[Tensor | None]] | None = None
 
     def __call__(self, encoder: nn.Module, x: Tensor, rng: StepRandomness, views: int = 1) -> dict[str, Any]:
@@ -87,7 +98,7 @@ class MaskSampler:
             global_valid[local] = valid
         key = (rng.seed, rng.step, size, grid, x.device)
         if valid is not None or self._cache is None or self._cache[0] != key:  # shared by the micro-batches of a step
-            masks = self.masker(size, grid, valid=global_valid, generator=rng.generator(x.device, "mask"))
+            masks = self.masker(size, grid, valid=global_valid, generator=rng.generator(x.device, self.stream))
             weights = [None if self.weight is None else self.weight(mask, math.prod(grid)) for mask in masks]
             self._cache = key, masks, weights
         _, masks, weights = self._cache
@@ -97,10 +108,10 @@ class MaskSampler:
         }
 
 
-def flatten_views(batch: Batch) -> tuple[Tensor, int]:
-    """Return the batch's inputs (B * V, C, *S), the views of a sample adjacent, and V."""
-    if "views" in batch:
-        return batch["views"].flatten(0, 1), batch["views"].shape[1]
+def flatten_views(batch: Batch, name: str = "views") -> tuple[Tensor, int]:
+    """Return the batch's inputs (B * V, C, *S), the views of a sample adjacent, and V. name: views, or local_views."""
+    if name in batch:
+        return batch[name].flatten(0, 1), batch[name].shape[1]
     return batch["x"], 1
 
 

@@ -1,4 +1,4 @@
-"""Target networks: an exponential moving average of the encoder, or the encoder itself."""
+"""Target networks: an exponential moving average of the encoder, the encoder itself, or a frozen teacher."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from jepa.types import Encoder, RunLength, Schedule, sample_schedule
-from jepa.utils.tensors import layer_norm, local_part, sample_entries
+from jepa.types import Encoder, Grid, RunLength, Schedule, sample_schedule
+from jepa.utils.tensors import layer_norm, local_part, sample_entries, token_valid
 
 
 class Target(nn.Module):
@@ -41,8 +42,12 @@ class Target(nn.Module):
         self.out_dim: int = encoder.embed_dim * (1 if self.average or self.layers is None else len(self.layers))
 
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
-        """Return features (B, N, D) of unmasked inputs; with `layers` a list, one per layer."""
+        """Return features (B, N, D) of unmasked inputs, for evaluation too; with `layers` a list, one per layer."""
         return encoder(x, layers=layers)
+
+    def teach(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Return the features of which targets are made, where `encode` gives others."""
+        return self.encode(encoder, x, layers)
 
     def update(
         self, encoder: nn.Module, step: int, run_length: RunLength, *, skip: Tensor | None = None
@@ -56,8 +61,8 @@ class Target(nn.Module):
     def targets(self, encoder: Encoder, x: Tensor) -> Tensor:
         """Return the targets (B, N, out_dim) of unmasked inputs: features layer-normed without parameters, fp32."""
         if self.layers is None:
-            return layer_norm(self.encode(encoder, x))
-        features = [layer_norm(layer) for layer in self.encode(encoder, x, self.layers)]
+            return layer_norm(self.teach(encoder, x))
+        features = [layer_norm(layer) for layer in self.teach(encoder, x, self.layers)]
         if self.average:
             return layer_norm(torch.stack(features).mean(dim=0))
         return torch.cat(features, dim=-1)
@@ -155,6 +160,119 @@ class StopGradientTarget(Target):
     @torch.no_grad()
     def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
         return encoder(x, layers=layers)
+
+
+class TeacherTarget(Target):
+    """A frozen network of a checkpoint, in evaluation mode (SALT, arXiv 2509.24317; distillation into a small encoder).
+
+    The predictor's last layer maps to its width. Features that are evaluated are the encoder's, as the teacher learns
+    nothing. No checkpoint holds its weights; `jepa.config.teacher` loads them.
+
+    teacher: a `jepa.types.Encoder` of inputs scale * x + shift; None where the encoder alone is of use, with out_dim.
+    scale, shift: one per channel of the teacher; None leaves x as it is. image_size: (H, W) in pixels that pictures and
+        clips are resampled to for it; None leaves them. A picture of one channel is repeated for a teacher of more.
+    source, fingerprint: its name and a hash of its weights.
+
+    Its features are brought to the encoder's grid: averaged where theirs is finer on all axes, else interpolated.
+    """
+
+    prevents_collapse = True  # it does not move
+
+    def __init__(
+        self,
+        *,
+        encoder: Encoder,
+        teacher: nn.Module | None = None,
+        out_dim: int | None = None,
+        scale: Sequence[float] | None = None,
+        shift: Sequence[float] | None = None,
+        image_size: Sequence[int] | None = None,
+        source: str = "",
+        fingerprint: str = "",
+        average_layers: int | None = None,
+        concat_layers: Sequence[int] | None = None,
+    ) -> None:
+        if teacher is None and out_dim is None:
+            raise ValueError("model.target: a teacher that is absent needs out_dim, the width of its targets")
+        layers = {} if teacher is None else {"average_layers": average_layers, "concat_layers": concat_layers}
+        super().__init__(encoder=encoder if teacher is None else teacher, **layers)
+        if out_dim is not None and teacher is not None and out_dim != self.out_dim:
+            raise ValueError(
+                f"model.target.out_dim={out_dim}, but {source or 'the teacher'} makes targets of width {self.out_dim}: "
+                "is it another one than before? Leave out_dim at null"
+            )
+        self.out_dim = self.out_dim if out_dim is None else out_dim
+        self.source, self.fingerprint, self.image_size = source, fingerprint, image_size and tuple(image_size)
+        self.teacher = None if teacher is None else teacher.float().requires_grad_(False).eval()
+        for name, values in (("scale", scale), ("shift", shift)):
+            self.register_buffer(name, None if values is None else torch.tensor(list(values)), persistent=False)
+        self.register_state_dict_post_hook(_without_teacher)
+
+    def train(self, mode: bool = True) -> TeacherTarget:
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    @torch.no_grad()
+    def encode(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        return encoder(x, layers=layers)
+
+    @torch.no_grad()
+    def teach(self, encoder: Encoder, x: Tensor, layers: Sequence[int] | None = None) -> Tensor | list[Tensor]:
+        """Return the teacher's features (B, N, D) on the encoder's grid; with `layers` a list, one per layer.
+
+        Raises ValueError for inputs that no teacher takes, and for grids that do not go together.
+        """
+        if self.teacher is None:
+            raise ValueError(
+                "this model was loaded without its teacher, which makes its targets and is in no checkpoint"
+            )
+        if not (isinstance(x, Tensor) and x.is_floating_point()):
+            raise ValueError(
+                "model/target=teacher takes pictures, clips, sounds and series of one modality, no texts, whose ids "
+                "mean something else in every run: use model/target=ema"
+            )
+        seen, grid = self.teacher_input(x), tuple(encoder.grid(x))
+        try:
+            own, found = tuple(self.teacher.grid(seen)), self.teacher(seen, layers=layers)
+        except (ValueError, AssertionError) as error:
+            raise ValueError(
+                f"model.target: {self.source} does not take inputs of shape {tuple(seen.shape)} ({error}); "
+                "model.target.image_size=<side> resamples pictures for it"
+            ) from error
+        if own == grid:
+            return found
+        if len(own) != len(grid) or token_valid(encoder, x) is not None:
+            raise ValueError(
+                f"model.target: {self.source} has tokens on a grid of {own}, and the model on one of {grid}: give the "
+                "model patches of the teacher's size (features of padded inputs, or of other axes, are not resampled)"
+            )
+        return [resample(each, own, grid) for each in found] if layers is not None else resample(found, own, grid)
+
+    def teacher_input(self, x: Tensor) -> Tensor:
+        """Return inputs (B, C, *S) as the teacher takes them: its channels, its normalisation, its size."""
+        axes = [1] * (x.ndim - 2)
+        if self.scale is not None:
+            x = x * self.scale.view(-1, *axes) + self.shift.view(-1, *axes)  # (B, 1, *S) to those of all channels
+        if self.image_size in (None, tuple(x.shape[-2:])):
+            return x
+        pictures = x.transpose(1, 2).flatten(0, 1) if x.ndim == 5 else x  # frames (B * T, C, H, W)
+        pictures = F.interpolate(pictures, size=self.image_size, mode="bilinear", antialias=True)
+        return pictures.unflatten(0, (len(x), -1)).transpose(1, 2) if x.ndim == 5 else pictures
+
+
+def _without_teacher(target: nn.Module, state: dict[str, Tensor], prefix: str, metadata: object) -> None:
+    """Remove the weights of the teacher from a state dict."""
+    for name in [name for name in state if name.startswith(f"{prefix}teacher.")]:
+        del state[name]
+
+
+def resample(features: Tensor, own: Grid, grid: Grid) -> Tensor:
+    """Return features (B, N, D) of a grid on another: means over its cells where that is coarser, else interpolated."""
+    mode = "area" if all(a >= b for a, b in zip(own, grid)) else ("linear", "bilinear", "trilinear")[len(grid) - 1]
+    maps = features.float().transpose(1, 2).unflatten(2, own)  # (B, D, *own)
+    return F.interpolate(maps, size=grid, mode=mode).flatten(2).transpose(1, 2)
 
 
 def check_momentum(momentum: float) -> float:

@@ -3,6 +3,7 @@
 from jepa.optim.groups import parameter_groups
 from jepa.optim.scaling import Scaled, half_life, plan, scale_scheduler
 from jepa.optim.schedules import (
+    AveragingMomentum,
     Constant,
     Cosine,
     Duration,
@@ -16,6 +17,7 @@ from jepa.optim.schedules import (
 )
 
 __all__ = [
+    "AveragingMomentum",
     "Constant",
     "Cosine",
     "Duration",

@@ -114,6 +114,19 @@ class Ramp:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AveragingMomentum:
+    """The momentum of an average of weights: (1 + step) / (10 + step), until that is `final`.
+
+    So the average forgets where it began, however short the run is: at any step it spans about the last tenth of it.
+    """
+
+    final: float
+
+    def __call__(self, step: float, run_length: RunLength) -> float:
+        return min(self.final, (1 + step) / (10 + step))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """start, times gamma after every step_size: start * gamma ** floor(step / step_size).
 

@@ -16,18 +16,11 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from jepa.report import step_cost
 from jepa.report.dry_run_pictures import Pictures
 from jepa.report.figures import group_names, seen_and_predicted
 from jepa.report.formatting import binary_size, plural, shape_text, shapes_text, si_prefix
-from jepa.report.step_cost import (
-    StepCost,
-    first_batch,
-    measure_cost,
-    module_shapes,
-    parameter_counts,
-    prepared,
-    tensor_shapes,
-)
+from jepa.report.step_cost import StepCost, prepared, tensor_shapes
 from jepa.types import Batch, Grid, Mask, RunLength, Schedule
 from jepa.utils.files import write_text
 from jepa.utils.nested import flatten
@@ -64,12 +57,12 @@ class _Report:
     def write(self, plan: Sequence[str]) -> None:
         for line in plan:
             self.print(line)
-        batch = first_batch(self.trainer)
+        batch = step_cost.first_batch(self.trainer)
         full = prepared(self.trainer, batch, self.trainer.data.batch_size)
         self.data(batch)
         self.sizes()
         self.shapes(batch)
-        cost = measure_cost(self.trainer, batch)
+        cost = step_cost.measure_cost(self.trainer, batch)
         self.cost(cost)
         self.masks(full)
         self.schedules()
@@ -121,7 +114,7 @@ class _Report:
 
     def shapes(self, batch: Batch) -> None:
         part = prepared(self.trainer, batch, self.trainer.micro_batch_size)
-        latents, modules = module_shapes(self.trainer, part)
+        latents, modules = step_cost.module_shapes(self.trainer, part)
         rows = [[f"batch.{name}", shape_text(value.shape), ""] for name, value in named_tensors(part)]
         if grid := self._grid(part):
             rows.append(["token grid", shape_text(grid), f"{shape_text(grid)} = {math.prod(grid)} tokens"])
@@ -138,7 +131,7 @@ class _Report:
         self.table("Shapes of one micro-batch", ["stage", "shape", ""], rows, text_columns=3)
 
     def cost(self, cost: StepCost) -> None:
-        counts = parameter_counts(self.trainer.model)
+        counts = step_cost.parameter_counts(self.trainer.model)
         counts["total"] = tuple(map(sum, zip(*counts.values())))
         rows = [[name, *(f"{count:,}" if count else "-" for count in both)] for name, both in counts.items()]
         self.table("Parameters", ["module", "trainable", "frozen"], rows)

@@ -14,8 +14,10 @@ from jepa.report import figures
 from jepa.report.formatting import shape_text
 from jepa.types import Batch, Grid, Mask
 from jepa.utils.files import write_text
+from jepa.utils.pixels import input_kind, pixel_statistics, to_colours
 
 MAX_IMAGES, MAX_SERIES = 48, 24
+INPUTS = ("x", "views")
 MASK_TITLE = "The encoder sees the bright tokens and the predictor predicts each outlined block; dimmed ones are hidden"
 
 
@@ -82,13 +84,9 @@ class Pictures:
             what = f"Clips of training samples, {shown} of {views.shape[3]} frames from left to right"
             self._images(name, data, figures.as_strips(views), labels, what, beside)
         elif kind == "series" and hasattr(data, "spectrogram"):
-            figures.spectrogram_figure(
-                views[:MAX_SERIES],
-                data.spectrogram,
-                labels=labels,
-                title="Training samples as the model gets them: log-mel power, brighter is louder",
-                path=self._path(f"{name}.png"),
-            )
+            title = "Training samples as the model gets them: log-mel power, brighter is louder"
+            look = {"labels": labels, "title": title, "path": self._path(f"{name}.png")}
+            figures.spectrogram_figure(views[:MAX_SERIES], data.spectrogram, **look)
         elif kind == "series":
             title = "Training samples as the model gets them"
             title += f", {views.shape[1]} random views one above the other" if views.shape[1] > 1 else ""
@@ -153,58 +151,6 @@ def inputs_of(batch: Batch) -> dict[str, Any]:
     """Return the inputs (B, V, ...) by modality or task; by "" if there is one."""
     if isinstance(batch.get("x"), Mapping):
         return {name: x.unsqueeze(1) for name, x in batch["x"].items()}
-    found = {}
-    for key, value in batch.items():
-        part, _, kind = key.rpartition("/")
-        if kind in ("x", "views") and isinstance(value, Tensor):
-            found[part] = value if kind == "views" else value.unsqueeze(1)
+    parts = [(*key.rpartition("/")[::2], value) for key, value in batch.items() if isinstance(value, Tensor)]
+    found = {part: value if kind == "views" else value.unsqueeze(1) for part, kind, value in parts if kind in INPUTS}
     return found or {"": None}
-
-
-def input_kind(views: Any) -> str | None:
-    """Return the kind of inputs (B, V, ...): "ids" (L), "series" (C, T), "images" (C, H, W) or "video" (C, T, H, W).
-
-    None for anything else, also for video whose channels are not 1 or 3.
-    """
-    if not isinstance(views, Tensor):
-        return None
-    if not views.is_floating_point():
-        return "ids" if views.dim() == 3 else None
-    kind = {4: "series", 5: "images", 6: "video"}.get(views.dim())
-    return None if kind == "video" and views.shape[2] not in (1, 3) else kind
-
-
-def pixel_statistics(data: Any) -> tuple[Tensor, Tensor] | None:
-    """Return the (mean, std) of the data's normalisation, each (C or 1, 1, 1); None without one."""
-    for owner in (getattr(data, "transform", None), data):
-        found = getattr(owner, "mean", None), getattr(owner, "std", None)
-        if not any(each is None or isinstance(each, str) for each in found):
-            mean, std = (torch.as_tensor(each).view(-1, 1, 1) for each in found)
-            return mean, std
-    return None  # series may have mean=auto, which they turn into numbers of their own
-
-
-def to_colours(x: Tensor, statistics: tuple[Tensor, Tensor] | None) -> tuple[Tensor, str]:
-    """Return inputs (n, ..., C, H, W) as pixels (n, ..., 1 or 3, H, W) in [0, 1], and what a title says of them.
-
-    Their normalisation is undone. Of other than 1 or 3 channels the first three are shown, of two both: red and cyan.
-    These, values outside [0, 1], and those without a normalisation are stretched, band by band, to the range of most of
-    the samples, so that one of another range does not turn the others black.
-    """
-    channels, values = x.shape[-3], x.float().cpu()
-    if statistics is not None:
-        values = values * statistics[1] + statistics[0]
-        if channels in (1, 3) and not bool(((values < -0.01) | (values > 1.01)).any()):
-            return values.clamp(0, 1), ""
-    values = values[..., :3, :, :]
-    others = [axis for axis in range(1, values.dim()) if axis != values.dim() - 3]
-    low = values.amin(others, keepdim=True).quantile(0.25, dim=0, keepdim=True)
-    high = values.amax(others, keepdim=True).quantile(0.75, dim=0, keepdim=True)
-    pixels = ((values - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)
-    if channels == 2:
-        pixels = pixels[..., [0, 1, 1], :, :]
-    names = {1: "", 2: "band 1 red, band 2 cyan, ", 3: "red, green, blue: "}
-    which = names.get(channels, f"bands 1, 2, 3 of {channels} as red, green, blue; ")
-    ends = zip(low.flatten().tolist(), high.flatten().tolist())
-    ranges = ", ".join(f"{least:.3g} to {most:.3g}" for least, most in ends)
-    return pixels, f"\n{which}black to full: {ranges}, the range of most of these samples"

@@ -11,17 +11,16 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
-from matplotlib.colors import ListedColormap
-from matplotlib.figure import Figure
-from scipy.ndimage import binary_erosion
 from torch import Tensor
 
 from jepa.types import Grid, Mask
 from jepa.utils.files import write_atomic
+from jepa.utils.lazy_import import lazy_import
 from jepa.utils.tensors import grid_positions
+
+matplotlib, ndimage = lazy_import("matplotlib"), lazy_import("scipy.ndimage")
 
 INK, SOFT, ACCENT, SECOND = "#1f2933", "#9aa5b1", "#0b6e99", "#d9480f"
 LINE_COLOURS = ("#0072b2", "#d55e00", "#007a5a", "#b0478a", "#000000", "#a87400", "#2a9fd8", "#7f4f24")
@@ -39,10 +38,14 @@ FINE = 20  # points per token at which outlines are computed
 
 
 @contextlib.contextmanager
-def new_figure(path: Path, width: float, height: float) -> Iterator[Any]:
+def new_figure(path: Path, width: float, height: float, title: str = "") -> Iterator[Any]:
     """Yield a matplotlib figure of a size in inches and write it as PNG; needs no display and no global state."""
+    from matplotlib.figure import Figure  # slow, and most of this file needs none
+
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
+        if title:
+            figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
         yield figure
         write_atomic(path, figure.savefig)
 
@@ -52,9 +55,7 @@ def learning_rate_figure(finding: Any, path: Path) -> None:
 
     finding: see `jepa.tools.LearningRateFinding`.
     """
-    rates, losses, smoothed, suggestion = (
-        getattr(finding, name) for name in ("learning_rates", "losses", "smoothed", "suggestion")
-    )
+    rates, losses, smoothed, suggestion = finding.learning_rates, finding.losses, finding.smoothed, finding.suggestion
     with new_figure(path, 8, 4.5) as figure:
         axes = figure.add_subplot()
         axes.plot(rates, losses, ".", color=SOFT, markersize=5, label="loss of each step")
@@ -78,8 +79,7 @@ def sample_sheet(
 ) -> Iterator[list[Any]]:
     """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each."""
     rows = -(-count // columns)
-    with new_figure(path, 10.4, max(1.5, rows * height + 0.5)) as figure:
-        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
+    with new_figure(path, 10.4, max(1.5, rows * height + 0.5), title) as figure:
         figure.get_layout_engine().set(wspace=0.04)
         cells = list(figure.subplots(rows, columns, squeeze=False).flat)
         for axes, label in itertools.zip_longest(cells, labels or [], fillvalue=""):
@@ -104,8 +104,7 @@ def mask_sheet(
     Below is drawn the share of samples in which each token is seen and predicted; of a grid of one axis as a row.
     """
     below = 2.9 if len(grid) > 1 else 2.0
-    with new_figure(path, 10.4, rows * height + below + 0.5) as figure:
-        figure.suptitle("\n".join(line for each in title.split("\n") for line in wrap(each, 100)), fontsize=11)
+    with new_figure(path, 10.4, rows * height + below + 0.5, title) as figure:
         upper, lower = figure.subfigures(2, 1, height_ratios=[rows * height + 0.2, below])
         cells = upper.subplots(rows, len(headings), squeeze=False)
         for axes, heading in zip(cells[0], headings):
@@ -174,7 +173,7 @@ def draw_mask(axes: Any, image: np.ndarray, mask: Mask, number: int, grid: Grid)
     x, y = ((np.arange(FINE * n) + 0.5) / FINE * size - 0.5 for n, size in ((grid[1], right), (grid[0], down)))
     for index, (block, colour) in enumerate(zip(blocks.numpy(), itertools.cycle(BLOCK_COLOURS))):
         # Different insets keep the outlines of overlapping blocks apart.
-        inner = binary_erosion(np.kron(block, np.ones((FINE, FINE))), iterations=1 + index % 4)
+        inner = ndimage.binary_erosion(np.kron(block, np.ones((FINE, FINE))), iterations=1 + index % 4)
         axes.contour(x, y, inner, levels=[0.5], colors=colour, linewidths=1.8)
 
 
@@ -315,7 +314,8 @@ def draw_series_mask(axes: Any, series: Tensor, mask: Mask, number: int, grid: G
     else:
         draw_lines(axes, series)
     place = (0, series.shape[-1], *axes.get_ylim())
-    look = {"cmap": ListedColormap(TOKEN_COLOURS), "vmin": 0, "vmax": 2, "interpolation": "nearest", "aspect": "auto"}
+    cmap = matplotlib.colors.ListedColormap(TOKEN_COLOURS)
+    look = {"cmap": cmap, "vmin": 0, "vmax": 2, "interpolation": "nearest", "aspect": "auto"}
     axes.imshow(torch.where(predicted, 2, seen.int()).numpy(), extent=place, **look)
 
 

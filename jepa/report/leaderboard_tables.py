@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from jepa.report.formatting import (
 from jepa.report.leaderboard import Leaderboard
 from jepa.report.leaderboard_summary import summary
 from jepa.report.runs import SEED, Run
-from jepa.utils.files import write_atomic
+from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
 STYLES = {"bad": "red", "open": "dim", "": ""}
@@ -51,15 +52,11 @@ def show(board: Leaderboard, csv_path: Path, page_path: Path, limit: int | None)
 
 def write_csv(board: Leaderboard, path: Path) -> None:
     """Write all runs with all options and metrics in full precision. Raise UserError if that fails."""
-    rows = board.rows()
-
-    def write(temporary: Path) -> None:
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows(rows)
-
-    write_atomic(path, write, "csv")
+    rows, text = board.rows(), io.StringIO(newline="")
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue(), "csv")
 
 
 def tables(board: Leaderboard, width: int, limit: int | None = None) -> Group:

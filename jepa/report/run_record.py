@@ -20,7 +20,7 @@ from jepa.utils.metric_direction import direction_of
 from jepa.utils.run_status import Status
 
 MAX_POINTS, MAX_VERDICTS = 600, 40
-ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw input"}
+ROWS = {"trained": "trained", "random_init": "random weights", "raw_input": "raw input", "initial": "before the run"}
 """Rows of results.json, and what they are called."""
 
 WORDS = {
@@ -65,11 +65,9 @@ class Record:
 
     @property
     def rows(self) -> dict[str, dict[str, float]]:
-        """Return network -> probe -> finite score, of the three rows of the frozen evaluation."""
-        found = {name: self.results[name] for name in ROWS if isinstance(self.results.get(name), dict)}
-        return {
-            name: {probe: x for probe, x in only_numbers(row).items() if is_value(x)} for name, row in found.items()
-        }
+        """Return network -> probe -> finite score, of the rows of the frozen evaluation."""
+        found = {name: only_numbers(self.results[name]) for name in ROWS if isinstance(self.results.get(name), dict)}
+        return {name: {probe: x for probe, x in row.items() if is_value(x)} for name, row in found.items()}
 
 
 def in_words(metric: str) -> str:
@@ -135,20 +133,15 @@ def sentences(record: Record, trained: str | None, compared: str | None) -> list
     seconds = status.train_seconds
     steps = f"{status.step or 0:,} of {status.max_steps:,} steps" if status.max_steps else f"{status.step or 0:,} steps"
     batch = record.options.get("data.batch_size")
-    said.append(
-        steps
-        + (f" of {batch} samples" if batch else "")
-        + (f" in {duration(seconds)}" if seconds else "")
-        + f"; the run is {status.state}"
-        + (f" ({status.reason})." if status.reason else ".")
-    )
+    steps += (f" of {batch} samples" if batch else "") + (f" in {duration(seconds)}" if seconds else "")
+    said.append(f"{steps}; the run is {status.state}{f' ({status.reason})' if status.reason else ''}.")
     rows = record.rows
     if compared:
         names = sorted(set().union(*rows.values()), key=len, reverse=True)
         called = {name: in_words(name) for name in names} | ROWS
         compared = re.sub("|".join(map(re.escape, called)), lambda found: called[found[0]], compared)
         said.append(compared[0].upper() + compared[1:] + ".")
-    elif all({"lidar"} <= rows.get(name, {}).keys() <= {"lidar", "rankme", "feature_std"} for name in ROWS):
+    elif len(rows) > 2 and all({"lidar"} <= row.keys() <= {"lidar", "rankme", "feature_std"} for row in rows.values()):
         values = ", ".join(f"{ROWS[name]} {number(row['lidar'], 3)}" for name, row in rows.items())
         doubt = ", a sign that it has not" if rows["trained"]["lidar"] <= rows["random_init"]["lidar"] else ""
         said.append(f"No labels tell whether training has helped; {WORDS['lidar']}: {values}{doubt}.")
@@ -167,11 +160,10 @@ def key_figures(record: Record) -> list[tuple[str, str, str]]:
     found = []
     rows = record.rows
     for probe in [name for name in rows.get("trained", {}) if name not in ("rankme", "feature_std", "lidar")][:3]:
-        others = [
-            f"{ROWS[row]} {number(rows[row][probe], 3)}" for row in rows if row != "trained" and probe in rows[row]
-        ]
-        value = number(rows["trained"][probe], 3)
-        found.append((in_words(probe), value, ", ".join([*others, f"{better(probe)} is better"])))
+        scores = {row: number(values[probe], 3) for row, values in rows.items() if probe in values}
+        value = scores.pop("trained")
+        beside = [*(f"{ROWS[row]} {score}" for row, score in scores.items()), f"{better(probe)} is better"]
+        found.append((in_words(probe), value, ", ".join(beside)))
     for name in ("val/loss", "train/loss"):
         if name in record.curves:
             values = record.curves[name].values

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,17 +125,12 @@ def read_runs(
     runs = []
     for path, status, options, config, values, notes in zip(paths, statuses, full, configs, metrics, damaged):
         seed = options.get(SEED, config.get(SEED, DEFAULT))
+        seed = None if seed == DEFAULT else canonical(seed)
         new = [note for note in dict.fromkeys(notes) if note not in (status.reason or "")]
-        run = Run(
-            folder=name_of(path, folder),
-            path=path,
-            status=dataclasses.replace(status, reason="; ".join(filter(None, [*new, status.reason])) or None),
-            overrides={key: value for key, value in options.items() if key not in shared},
-            shared=shared,
-            seed=None if seed == DEFAULT else canonical(seed),
-            metrics={name: value for name, value in values.items() if name != "step"},
-        )
-        runs.append(run)
+        status = dataclasses.replace(status, reason="; ".join(filter(None, [*new, status.reason])) or None)
+        differing = {key: value for key, value in options.items() if key not in shared}
+        values.pop("step", None)
+        runs.append(Run(name_of(path, folder), path, status, differing, shared, seed, values))
     return runs
 
 
@@ -186,10 +182,8 @@ def config_values(path: Path, damaged: list[str]) -> dict[str, str]:
 
 def texts_of(config: Mapping[str, Any]) -> dict[str, str]:
     """Return the values of a nested configuration by dotted key, as on the command line."""
-    texts = {}
-    for key, value in flatten(config).items():
-        texts[key] = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"), default=str)
-    return texts
+    dumps = partial(json.dumps, separators=(",", ":"), default=str)
+    return {key: value if isinstance(value, str) else dumps(value) for key, value in flatten(config).items()}
 
 
 def as_number(text: str) -> float | None:

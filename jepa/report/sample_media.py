@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import base64
 import io
-import math
-import wave
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import torch
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
-from jepa.report.dry_run_pictures import input_kind, pixel_statistics, to_colours
 from jepa.report.formatting import duration, number
+from jepa.utils.lazy_import import lazy_import
+from jepa.utils.pixels import input_kind, pixel_statistics, to_pixels
+
+matplotlib, wavfile = lazy_import("matplotlib"), lazy_import("scipy.io.wavfile")
 
 LINES = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#b279a2", "#9d755d")
 """Colours of the first channels of a series."""
@@ -121,7 +121,7 @@ class Medium:
         spans = []
         for name, line, colour in zip(names, values, LINES):
             real = line[line.isfinite()]
-            ends = f"{number(float(real.min()), 3)} to {number(float(real.max()), 3)}" if len(real) else "missing"
+            ends = " to ".join(number(float(end), 3) for end in real.aminmax()) if len(real) else "missing"
             spans.append(Markup('<span style="color:{}">{}</span> {}').format(colour, name, ends))
         times = getattr(lines[0], "times", None)
         each = None if times is None or len(times) < 2 else duration(times.diff().median().total_seconds())
@@ -139,8 +139,7 @@ class Medium:
         if self.kind == "video":
             count = min(x.shape[1], CLIP_FRAMES)
             x = x[:, torch.linspace(0, x.shape[1] - 1, count).round().long()].movedim(1, 0)  # (t, C, H, W)
-        pixels, _ = to_colours(x if self.kind == "video" else x[None], self.statistics)
-        pixels = (pixels.expand(-1, 3, -1, -1).movedim(1, -1) * 255).round().byte().numpy()
+        pixels = to_pixels(x if self.kind == "video" else x[None], self.statistics)
         return pixels if moving else np.concatenate(list(pixels), axis=1)[None]
 
     @staticmethod
@@ -151,19 +150,19 @@ class Medium:
         colours = matplotlib.colormaps["magma"]((values - low) / max(high - low, 1e-6))
         return (colours[None, ..., :3] * 255).astype(np.uint8)
 
-    def curves(self, x: Tensor, points: int) -> Markup:
+    def curves(self, x: Tensor, most: int) -> Markup:
         """Return a series (C, T) as SVG, each of its first channels in a colour, thinned to so many points."""
         values = x[: len(LINES)].float().cpu().numpy()
         real = values[np.isfinite(values)]
         low, high = (real.min(), real.max()) if len(real) else (0, 1)
-        steps = np.unique(np.linspace(0, x.shape[1] - 1, min(points, x.shape[1])).round().astype(int))
+        steps = np.unique(np.linspace(0, x.shape[1] - 1, min(most, x.shape[1])).round().astype(int))
         lines = []
         for line, colour in list(zip(values, LINES))[::-1]:
             y = 98 - 96 * (line[steps] - low) / max(high - low, 1e-9)
-            path, drawn = "", False
-            for step, height in zip(steps + 0.5, y):
-                path += f"{'L' if drawn else 'M'}{step:g} {height:.1f}" if math.isfinite(height) else ""
-                drawn = math.isfinite(height)
+            real = np.isfinite(y)
+            goes_on = real & np.append(False, real[:-1])  # from the point before
+            points = zip(goes_on[real], steps[real] + 0.5, y[real])
+            path = "".join(f"{'L' if on else 'M'}{step:g} {height:.1f}" for on, step, height in points)
             lines.append(f'<path d="{path}" stroke="{colour}"/>')
         box = f'viewBox="0 0 {x.shape[1]} 100" preserveAspectRatio="none"'
         return Markup(f'<svg class="curves" {box}>{"".join(lines)}</svg>')
@@ -191,11 +190,7 @@ def player(samples: Tensor, rate: int) -> Markup:
     """Return a player of a waveform (t,) in [-1, 1]; padding, which is NaN, is left out."""
     sound = samples[samples.isfinite()][: int(rate * MAX_SECONDS)].cpu().numpy()
     file = io.BytesIO()
-    with wave.open(file, "wb") as out:
-        out.setnchannels(1)
-        out.setsampwidth(2)
-        out.setframerate(rate)
-        out.writeframes((sound.clip(-1, 1) * 32767).astype("<i2").tobytes())
+    wavfile.write(file, rate, (sound.clip(-1, 1) * 32767).astype("<i2"))
     return Markup('<audio controls preload="none" src="{}"></audio>').format(uri(file, "audio/wav"))
 
 
@@ -218,8 +213,8 @@ def stack(medium: Medium, picture: Markup, colours: np.ndarray | None, data: str
     if medium.kind == "ids":
         if colours is not None:
             words = picture.split("<span>")
-            flat = colours.reshape(-1, colours.shape[-1])
-            styles = [f"rgba({r},{g},{b},{a / 255:.2f})" for r, g, b, a in map(_with_alpha, flat)]
+            flat = colours.reshape(-1, colours.shape[-1]).tolist()
+            styles = [f"rgba({r},{g},{b},{(*alpha, 110)[0] / 255:.2f})" for r, g, b, *alpha in flat]
             picture = words[0] + Markup("").join(
                 Markup('<span style="background:{}">{}').format(style, Markup(word))
                 for style, word in zip(styles, words[1:])
@@ -228,10 +223,6 @@ def stack(medium: Medium, picture: Markup, colours: np.ndarray | None, data: str
     over = Markup() if colours is None else image_tag(colours[None], 4096)  # stretched over the picture
     over = Markup(f'<div class="over" style="width:{1 / share:.2%}">{over}</div>')
     return Markup(f'<div class="stack {medium.kind}" {data}>{picture}{over}</div>')
-
-
-def _with_alpha(colour: Sequence[int]) -> tuple[int, ...]:
-    return (*map(int, colour), 110) if len(colour) == 3 else tuple(map(int, colour))
 
 
 def packed(tokens: Tensor, medium: Medium, grid: Sequence[int], kept: int = 48) -> str:

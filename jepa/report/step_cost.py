@@ -132,8 +132,8 @@ def measure_cost(trainer: Any, batch: Batch) -> StepCost:
     slope = (kept[1] - kept[0]) / (large - small) if large > small else kept[0] / small
     trainer.optimizer.step()  # only a step allocates the state
     state = bytes_of(tensors_in(trainer.optimizer.state))
-    trainable = [p for p in trainer.model.parameters() if p.requires_grad]
-    frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
+    parameters = list(trainer.model.parameters())
+    trainable, frozen = ([p for p in parameters if p.requires_grad is wanted] for wanted in (True, False))
     return StepCost(
         forward=forward / large,
         total=counter.get_total_flops() / large,
@@ -154,12 +154,10 @@ def bytes_of(tensors: Iterable[Tensor]) -> int:
 
 def parameter_counts(model: nn.Module) -> dict[str, tuple[int, int]]:
     """Return module -> (trainable, frozen) parameters, of each child of the model and of the model itself."""
-    rows = {}
-    counted: set[nn.Parameter] = set()
+    rows, counted = {}, set()
     for name, module in [*model.named_children(), ("(model itself)", model)]:
         own = set(module.parameters()) - counted
         counted |= own
-        trained = sum(p.numel() for p in own if p.requires_grad)
         if own:
-            rows[name] = trained, sum(p.numel() for p in own) - trained
+            rows[name] = tuple(sum(p.numel() for p in own if p.requires_grad is wanted) for wanted in (True, False))
     return rows

@@ -84,15 +84,13 @@ def half_width(values: Sequence[float]) -> float | None:
 
 def settings_of(runs: Sequence[Run], metric: str, direction: Direction) -> list[Setting]:
     """Return the runs grouped by their options without the seed: best mean first, settings without a value last."""
-    groups: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    groups, settings = defaultdict(list), []
     for run in runs:
         groups[tuple(map(canonical, run.setting.values()))].append(run)
-    settings = []
     for group in groups.values():
         seeds: dict[str | None, list[float]] = defaultdict(list)
-        for run in group:
-            if run.counts(metric):
-                seeds[run.seed].append(run.value(metric))
+        for run in (run for run in group if run.counts(metric)):
+            seeds[run.seed].append(run.value(metric))
         values = {seed: fmean(repeats) for seed, repeats in seeds.items()}
         mean = fmean(values.values()) if values else None
         settings.append(Setting(group[0].setting, values, group, mean, half_width(list(values.values()))))

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from jepa.report.figures import seen_and_predicted
+from jepa.report.sample_media import Medium
+from jepa.types import Grid, Mask
 
 STEPS, SECONDS, BATCH, WIDTH = 600, 5.0, 1024, 256
 
@@ -26,6 +30,51 @@ class Decoded:
     predicted: Tensor
     hidden: Tensor
     explained: tuple[float, float]
+
+
+def decodes(model: nn.Module, x: Tensor) -> bool:
+    """Return whether a decoder can be fitted to a model's features of such inputs; not without targets, nor of ids.
+
+    A run is loaded without its frozen teacher, the target of some.
+    """
+    parts = (model, "latents"), (model, "target"), (model.encoder, "token_inputs")
+    return x.is_floating_point() and all(hasattr(*part) for part in parts) and not getattr(model, "teachers", None)
+
+
+def decode(
+    model: nn.Module, x: Tensor, mask: Mask, grid: Grid, medium: Medium, *, fitted_to: Iterable[Tensor]
+) -> Decoded:
+    """Return what a decoder, fitted to inputs (b, C, *S), makes of the features and predictions of samples x."""
+    encoder, features, values = model.encoder, [], []
+    for batch in fitted_to:
+        features.append(model.target.targets(encoder, batch).float().flatten(0, 1))
+        values.append(encoder.token_inputs(batch).float().flatten(0, 1))
+    decoder = fit_decoder(torch.cat(features), torch.cat(values))
+    x, mask = x.to(features[0].device), mask.to(features[0].device)
+    targets, truth = model.target.targets(encoder, x), encoder.token_inputs(x).float()
+    predictions = model.latents(x, [mask]).predictions[0].float()
+    seen, predicted = (tokens.flatten(1).to(x.device) for tokens in seen_and_predicted(mask, grid))
+    places = mask.targets.flatten(1).unsqueeze(-1)
+    weights = torch.ones_like(places) if mask.target_valid is None else mask.target_valid.flatten(1).unsqueeze(-1)
+    mean = predictions.new_zeros(*truth.shape[:2], predictions.shape[-1] + 1)
+    rows = torch.cat([predictions.flatten(1, 2), torch.ones_like(places)], dim=-1) * weights
+    mean.scatter_add_(1, places.expand_as(rows), rows)
+    guessed, whole = decoder(mean[..., :-1] / mean[..., -1:].clamp(min=1)), decoder(targets)
+    like = medium.stem.log_mel_image(x) if medium.kind == "sound" else x
+    index = places_of(encoder, like, grid, medium)
+    shares = explained(truth[predicted], whole[predicted]), explained(truth[predicted], guessed[predicted])
+    mixed = torch.where(seen.unsqueeze(-1), truth, guessed)
+    full, partly = (place(each, index, like).cpu() for each in (whole, mixed))
+    return Decoded(full, partly, (~seen & ~predicted).cpu(), shares)
+
+
+def places_of(encoder: nn.Module, like: Tensor, grid: Grid, medium: Medium) -> Tensor:
+    """Return 1 + the flat place in an input that each value of each token is of, (N, P); 0 for padding."""
+    numbers = torch.arange(1, like[0].numel() + 1, device=like.device).view_as(like[:1])
+    if medium.kind == "sound":  # its tokens are of the spectrogram
+        patches = numbers[0, 0].unflatten(1, (grid[1], -1)).unflatten(0, (grid[0], -1))
+        return patches.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)
+    return encoder.token_inputs(numbers.float())[0].long()
 
 
 def fit_decoder(features: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:

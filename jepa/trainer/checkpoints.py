@@ -224,10 +224,11 @@ class Checkpoints:
     def check_going_on(self, path: Path) -> list[str]:
         """Return sentences on what is not bit-exact in a run that goes on from what was loaded last, from a path.
 
-        Raises UserError for another batch size.
+        Raises UserError for another batch size, and for another frozen teacher.
         """
         then, now = self._loaded_facts, going_on.facts(self.trainer)
         going_on.check_batch_size(then, now, path)
+        going_on.check_teachers(then, now, path)
         return going_on.differences(then, now)
 
     def _load_optimizer(self, content: Mapping[str, Any]) -> None:

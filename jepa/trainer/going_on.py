@@ -29,6 +29,7 @@ def facts(trainer: TrainerParts) -> dict[str, Any]:
         "micro_batches": trainer.data.batch_size // trainer.world_size // trainer.micro_batch_size,
         "precision": trainer.precision.name,
         "device": trainer.device.type,
+        "teachers": getattr(trainer.model, "teachers", {}),
     }
 
 
@@ -53,6 +54,19 @@ def check_batch_size(then: Mapping[str, Any], now: Mapping[str, Any], source: Pa
         f"in the data and in the schedules would jump: go on with data.batch_size={before}{less}, or start a new run "
         f"from its weights with init_from={source}"
     )
+
+
+def check_teachers(then: Mapping[str, Any], now: Mapping[str, Any], source: Path) -> None:
+    """Raise UserError if a run would go on towards other targets, of a frozen teacher. then, now: facts."""
+    before, teachers = then.get("teachers", now["teachers"]), now["teachers"]
+    for name in {**before, **teachers}:
+        was, now_is = (each.get(name, {"source": "none", "fingerprint": "none"}) for each in (before, teachers))
+        if was["fingerprint"] != now_is["fingerprint"]:
+            raise UserError(
+                f"{source} was trained with the frozen teacher {was['source']} (fingerprint {was['fingerprint'][:8]}); "
+                f"model.target.checkpoint={now_is['source']} holds other weights ({now_is['fingerprint'][:8]}): give "
+                f"the former ones, or start a new run from the weights trained so far with init_from={source}"
+            )
 
 
 def check_length(step: int, run_length: RunLength, source: Path | None) -> None:

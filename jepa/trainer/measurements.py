@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
 
 Kind = Literal["validation", "probe", "evaluation"]
+INITIAL = "eval/initial/"
+"""Start of the metrics of the network before the run."""
 
 
 def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:
@@ -62,12 +64,14 @@ def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:
 
 
 def measure_at_start(trainer: Trainer) -> None:
-    """Measure what a checkpoint left pending; probe and draw the features of a new network."""
+    """Measure what a checkpoint left pending; probe, evaluate and draw the features of a new network."""
     if trainer.state.pending:
         measure_and_save(trainer, metrics_of_pending_step(trainer))
     elif trainer.step == 0:
         if trainer.evaluation is not None and trainer.every.probe:
-            trainer.log(probe(trainer))
+            trainer.run_log.log(probe(trainer))  # no callback is to stop for it
+        if getattr(trainer.evaluation, "at_start", False):
+            trainer.log(evaluate(trainer, "initial"))
         draw_features(trainer)
 
 
@@ -133,14 +137,20 @@ def probe(trainer: Trainer) -> dict[str, float]:
     return metrics
 
 
-def evaluate(trainer: Trainer) -> dict[str, float]:
-    """Return the evaluation of frozen features, as `eval/<network>/<probe>`, and show its table."""
+def evaluate(trainer: Trainer, row: Literal["trained", "initial"] = "trained") -> dict[str, float]:
+    """Return the evaluation of frozen features, as `eval/<network>/<probe>`, and show its table.
+
+    row: what the network is called. The table has also what it was found to be before the run.
+    """
     trainer.say(f"evaluating frozen features at step {trainer.step}")
     options = {"device": trainer.device, "seed": trainer.seed, "random_init": trainer.random_init}
     with trainer.precision.autocast():
         found = trainer.evaluation(trainer.parallel.networks(), trainer.data, **options)
     found = broadcast_from_rank0(lambda: found)
-    trainer.say(trainer.evaluation.table(found))
+    found = {row if name == "trained" else name: values for name, values in found.items()}
+    before = {name.removeprefix(INITIAL): x for name, x in trainer.metrics.items() if name.startswith(INITIAL)}
+    shown = {row: found[row], **({"initial": before} if before else {}), **found}
+    trainer.say(trainer.evaluation.table(shown))
     return {f"eval/{row}/{name}": value for row, values in found.items() for name, value in values.items()}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -34,16 +36,34 @@ def lazy_import(module: str) -> Any:
     return _LazyModule(module)
 
 
-def postpone_dynamo() -> None:
-    """Let optimizers be built without importing torch._dynamo, which takes a second; their first step imports it.
+def keep_dynamo_out() -> None:
+    """Let optimizers of torch work without importing torch._dynamo, which takes over a second; may be called again.
 
-    torch imports it to keep `add_param_group` out of compiled graphs, and nothing of ours calls that from one. A torch
-    that looks for another attribute ignores this one.
+    They import it to say where compiled code is to stop, and nothing of ours compiles an optimizer. What differs in
+    another torch is left as it is there.
     """
     from torch.optim import Optimizer
 
-    method = getattr(Optimizer.add_param_group, "__wrapped__", Optimizer.add_param_group)
-    method.__dynamo_disable = method
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        method = getattr(Optimizer, name)
+        method = getattr(method, "__wrapped__", method)
+        method.__dynamo_disable = method  # where torch looks before it imports
+    for kind in Optimizer.__subclasses__():
+        step = vars(kind).get("step")
+        if getattr(getattr(step, "__code__", None), "co_name", None) == "_use_grad":
+            kind.step = _with_gradients_as_set(step.__wrapped__)
+
+
+def _with_gradients_as_set(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Return the step of an optimizer as torch wraps it, without breaking a graph before and after."""
+    from torch import set_grad_enabled
+
+    @functools.wraps(step)
+    def wrapped(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with set_grad_enabled(self.defaults["differentiable"]):
+            return step(self, *args, **kwargs)
+
+    return wrapped
 
 
 class _LazyModule:

@@ -72,6 +72,11 @@ def masked_mean(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
     return (tokens * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
 
 
+def nan_at_padding(tokens: Tensor, valid: Tensor | None) -> Tensor:
+    """Return tokens (B, K, D) as fp32, NaN where valid (B, K) bool is False."""
+    return tokens.float() if valid is None else tokens.float().masked_fill(~valid.unsqueeze(-1), float("nan"))
+
+
 def masked_max(tokens: Tensor, valid: Tensor | None = None) -> Tensor:
     """Return the maximum over tokens, (B, K, D) -> (B, D) fp32, without padding: valid (B, K) bool is False there."""
     tokens = tokens.float()

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-NO_TOKEN = 128
-"""The grey of padding."""
+NO_TOKEN = 128  # the grey of padding
 
 
 def principal_components(features: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -21,20 +21,16 @@ from jepa.distributed.collectives import broadcast_from_rank0, is_rank0, no_coll
 from jepa.types import RunLength
 from jepa.utils.errors import check_at_least
 from jepa.utils.run_status import warn_if_not_written
-from jepa.utils.tensors import masked_mean, nearest_rows, token_valid
+from jepa.utils.tensors import masked_mean, nan_at_padding, nearest_rows, token_valid
 from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.sheets import SampleArtist, sheet
 from jepa.visualise.snapshots import Samples, Snapshot, write_snapshot
 
 PARTS = 6  # of a run, between pictures
-SHARE = 0.01
-"""Of the time of training, which pictures may take."""
-
+SHARE = 0.01  # of the time of training, which pictures may take
 MOST_SAMPLES = 256
 MOST_BYTES = 2**27
-MOST_TOKENS = 25_000
-"""Samples of a modality, bytes of these in memory, and tokens in a snapshot."""
-
+MOST_TOKENS = 25_000  # samples of a modality, bytes of these in memory, and tokens in a snapshot
 NEIGHBOURS = 5
 COMPONENTS, POOLED_COMPONENTS = 8, 32
 
@@ -204,9 +200,7 @@ class _Part:
             chosen = self.samples.rows
             inside = chosen[(chosen >= start) & (chosen < start + len(x))] - start
             if len(inside):
-                index = torch.from_numpy(inside).to(features.device)
-                tokens = features[index]
-                kept.append(tokens if valid is None else tokens.masked_fill(~valid[index].unsqueeze(-1), float("nan")))
+                kept.append(nan_at_padding(features, valid)[torch.from_numpy(inside).to(features.device)])
         tokens = torch.cat(kept)
         grid = tuple(self.encoder.grid(x)) if hasattr(self.encoder, "grid") else ()
         return tokens.unflatten(1, grid if math.prod(grid) == tokens.shape[1] else (-1,)), torch.cat(pooled)

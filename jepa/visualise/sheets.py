@@ -15,15 +15,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from jepa.visualise.components import as_colours
+from jepa.utils.pixels import pixel_statistics, to_pixels
 
-SIDE = 112
-"""Pixels of the longer side of an image; other kinds are twice as wide."""
-
+SIDE = 112  # pixels of the longer side of an image; other kinds are twice as wide
 FRAMES = 4
-GAP, LINE, LETTER = 6, 13, 6
-"""Pixels between samples, of a line of text and of a letter."""
-
+GAP, LINE, LETTER = 6, 13, 6  # pixels between samples, of a line of text and of a letter
 KINDS = {
     3: "series (time to the right, a line for each channel, each sample over its own range)",
     4: "images",
@@ -46,9 +42,7 @@ class SampleArtist:
         self.device = device
         self.log_mel = getattr(getattr(encoder, "stem", None), "log_mel_image", None)
         self.words: Callable[[Tensor], Sequence[str]] | None = getattr(data, "words", None)
-        owner = getattr(data, "evaluated", data)
-        mean, std = getattr(owner, "mean", None), getattr(owner, "std", None)
-        self.statistics = None if mean is None or std is None else (mean, std)
+        self.statistics = pixel_statistics(getattr(data, "evaluated", data))
 
     def kind(self, x: Tensor) -> str | None:
         """Return what such inputs are drawn as; None where there is no picture of them."""
@@ -118,22 +112,6 @@ def sheet(tiles: Sequence[Image.Image], captions: Sequence[str], head: str) -> n
 def frame_numbers(frames: int) -> np.ndarray:
     """Return the frames of a clip that are drawn, evenly spaced."""
     return np.linspace(0, frames - 1, min(frames, FRAMES)).round().astype(int)
-
-
-def to_pixels(x: Tensor, statistics: tuple[Any, Any] | None) -> np.ndarray:
-    """Return images (b, C, H, W) as (b, H, W, 3) uint8: bands 1-3, or the first one of fewer as grey.
-
-    statistics: the mean and deviation by which values of 0 to 1 were normalised. Without, and for values beyond these,
-    each band is stretched.
-    """
-    values = x.float().cpu()
-    if statistics is not None:
-        mean, std = (torch.as_tensor(each, dtype=torch.float32).view(-1, 1, 1) for each in statistics)
-        values = values * std + mean
-    values = (values[:, :3] if values.shape[1] > 2 else values[:, :1].expand(-1, 3, -1, -1)).movedim(1, -1)
-    if statistics is None or values.min() < -0.01 or values.max() > 1.01:
-        return as_colours(values, clip=0.5)
-    return (values.clamp(0, 1) * 255).round().byte().numpy()
 
 
 def fitted(pixels: np.ndarray, size: tuple[int, int] | None = None) -> Image.Image:

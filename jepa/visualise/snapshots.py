@@ -19,18 +19,13 @@ from jepa.utils.files import write_atomic
 from jepa.utils.read_data import DamagedFileError, open_regular
 
 FOLDER = "pictures"
-KEPT = 12
-"""Snapshots of a run, or of each of its modalities."""
-
-LARGEST = 64 * 2**20
-"""Bytes of a snapshot; ours are below one MiB."""
-
+KEPT = 12  # snapshots of a run, or of each of its modalities
+LARGEST = 64 * 2**20  # bytes of a snapshot; ours are below one MiB
 DAMAGE = (ValueError, LookupError, TypeError, EOFError, RuntimeError, MemoryError, ArithmeticError, OSError)
 DAMAGE += (zipfile.BadZipFile, zlib.error, struct.error, AttributeError)
 """What readers of archives and arrays raise for bytes that are none."""
 
-LARGEST_HALF = 6e4
-"""What float16 holds, about."""
+LARGEST_HALF = 6e4  # what float16 holds, about
 
 
 @dataclass(frozen=True)

@@ -43,10 +43,13 @@ DATA_OF = {model: sets[0] for model, sets in NOT_PICTURES.items()} | {"temporal_
 
 
 def compose(*overrides, hints=ANY_HINTS):
-    """The configuration, with something where the data set has no root or is to find out a size by itself."""
+    """The configuration, with something where a place is not given or the data set is to find out a size by itself."""
     config = load_config(overrides)
     for key in OmegaConf.missing_keys(config.data):
         OmegaConf.update(config, key if key.startswith("data.") else f"data.{key}", "/nowhere")
+    for node, key in ((config, "init_from"), (config.model.get("target", config), "checkpoint")):
+        if OmegaConf.is_missing(node, key):
+            node[key] = "/nowhere"
     return filled(config, dict.fromkeys(FOUND_BY_DATA, 8) | hints)
 
 

@@ -24,6 +24,8 @@ COMMANDS = [
     "model=lejepa",
     "model=lejepa loss=vicreg_views",
     "model=lejepa loss=infonce_views",
+    "model=lejepa model/mask=sparse model/target=average",
+    "model=levjepa data=moving_mnist",
     "model/target=shared loss=sigreg",
     "model/mask=random model.mask.context_share=0.75",
     "model.mask.compat=published data=imagenet",

@@ -17,7 +17,7 @@ from jepa.config.command import run_command
 from jepa.config.compose import compose_with_choices
 from jepa.config.help import WIDTH, help_text
 from jepa.config.keys import Keys
-from jepa.config.words import TABLE, WORDS, find_word, table
+from jepa.config.words import find_word, table, words
 from jepa.utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,7 +139,7 @@ SAMPLES |= {"scheduler": "cosine", "trainer.device": "cpu", "trainer.precision":
 def test_every_word_leads_to_what_a_run_takes():
     """As advice that leads to a refusal is none."""
     keys, together = Keys(*compose_with_choices([])), []
-    for word in WORDS:
+    for word in words():
         names = word.names.split()
         value = SAMPLES.get(names[0]) or SAMPLES.get(word.here.partition("=")[0], "8")
         right, note = keys.suggestion(f"{names[0]}={value}")
@@ -154,7 +154,8 @@ def test_every_word_leads_to_what_a_run_takes():
 
 
 def test_no_word_stands_twice():
-    assert len(TABLE) == sum(len(word.names.split()) for word in WORDS)
+    names = [name.replace("_", "") for word in words() for name in word.names.split()]
+    assert len(names) == len(set(names))
 
 
 def test_the_page_shows_the_table():

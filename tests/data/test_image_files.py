@@ -205,9 +205,8 @@ def test_pictures_are_resized_as_pillow_does_within_three_levels():
     each = transform(Augment(crop_scale=(0.3, 1.0)), 64)
     smooth = Image.fromarray(COLOUR).resize((150, 120), Image.Resampling.BICUBIC)
     uniform = torch.rand(1, 20, NUMBERS, generator=torch.Generator().manual_seed(0))
-    boxes = each.augment.views(uniform[0], height=120, width=150, size=(64, 64)).box
+    boxes = each.augment.boxes(uniform[0], height=120, width=150, size=(64, 64))
     for view, (left, top, w, h) in zip(each.augmented(smooth, uniform)[0], boxes.tolist()):
-        left, top, w, h = round(left * 150), round(top * 120), round(w * 150), round(h * 120)
         part = smooth.crop((left, top, left + w, top + h)).resize((64, 64), Image.Resampling.BICUBIC)
         difference = (view * 255 - v2.functional.pil_to_tensor(part)).abs()
         assert difference.max() < 3.5
@@ -452,7 +451,7 @@ def test_other_numbers_of_channels_are_refused_by_number(channels):
 
 def test_floats_keep_their_range_and_are_smoothed():
     image = torch.from_numpy(BANDS.astype(np.float32))[None] - 30000
-    uniform = torch.rand(1, 2, 32, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(1, 2, NUMBERS, generator=torch.Generator().manual_seed(0))
     augment = Augment(crop_scale=(0.3, 1.0), horizontal_flip=0.5, rotation=20.0, translate=0.1, blur=0.5)
     views = transform(augment, size=8, channels=5).augmented(image, uniform)
     assert views.shape == (1, 2, 5, 8, 8)
@@ -468,11 +467,13 @@ def test_floats_keep_their_range_and_are_smoothed():
 
 def test_colour_jitter_is_for_values_from_0_to_1():
     augment = Augment(color_jitter=0.5)
-    uniform = torch.rand(1, 1, 32)
+    uniform = torch.rand(1, 1, NUMBERS)
     image = torch.from_numpy(BANDS.astype(np.float32))[None] / 65535
     assert transform(augment, channels=5).augmented(image, uniform).isfinite().all()
     with pytest.raises(DataError, match=r"pixels in \[0, 1\].*values from .*: set data.augment.color_jitter=0"):
         transform(augment, channels=5).augmented(image * 300, uniform)
+    with pytest.raises(DataError, match=r"pixels in \[0, 1\].*set data.augment.solarize=0"):
+        transform(Augment(solarize=0.5), channels=5).augmented(image * 300, uniform)
 
 
 def write_bands(root: Path, count: int = 12) -> np.ndarray:

@@ -61,14 +61,14 @@ def test_images_keep_their_labels():
         assert torch.equal((batch["x"][:, 0, 3, 3] * 255).round().long(), batch["label"])
 
 
-@pytest.mark.parametrize("kind", ["tensors", "files"])
+@pytest.mark.parametrize("kind", ["tensors", "files", "files in memory"])
 def test_stream_is_the_same_from_the_middle_with_workers_and_ranks(kind, tmp_path):
     settings = {"augment": AUGMENT, "views": 2}
 
     def build(**more):
         if kind == "tensors":
             return tensor_data(**settings, **more)
-        return folder_data(tmp_path, **settings, **more)
+        return folder_data(tmp_path, **settings, **more, in_memory=kind != "files")
 
     write_classes(tmp_path)
     whole = list(build().train_batches(seed=3, start_step=0, stop_step=6))
@@ -84,14 +84,14 @@ def test_loading_leaves_the_global_generator_alone_and_does_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for workers in (0, 2, len(os.sched_getaffinity(0)) + 1):
-            data = tensor_data(augment=AUGMENT, num_workers=workers, pin_memory=True)
+            data = tensor_data(augment=AUGMENT, num_workers=workers, pin_memory=True, in_memory=False)
             list(data.train_batches(seed=0, start_step=0, stop_step=2))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.faults
 def test_workers_leave_ctrl_c_to_the_main_process():
-    batches = tensor_data(num_workers=2).train_batches(seed=0, start_step=0, stop_step=20)
+    batches = tensor_data(num_workers=2, in_memory=False).train_batches(seed=0, start_step=0, stop_step=20)
     next(batches)
     workers = multiprocessing.active_children()
     assert len(workers) == 2
@@ -103,7 +103,7 @@ def test_workers_leave_ctrl_c_to_the_main_process():
 
 @pytest.mark.faults
 def test_an_iterator_left_early_ends_its_workers():
-    batches = tensor_data(num_workers=2).train_batches(seed=0, start_step=0, stop_step=1000)
+    batches = tensor_data(num_workers=2, in_memory=False).train_batches(seed=0, start_step=0, stop_step=1000)
     next(batches)
     batches.close()
     assert multiprocessing.active_children() == []

@@ -335,3 +335,27 @@ def test_moving_mnist(shared_dir):
     assert 0 <= label <= 9
     with pytest.raises(ValueError, match="smaller than a digit"):
         moving_mnist(root=root, canvas=20)
+
+
+def test_small_crops_of_a_clip_come_beside_its_views_and_leave_them_as_they_were():
+    ramp = torch.arange(20.0)[:, None, None, None] + torch.zeros(20, 1, 16, 16)
+    clips = [(TensorVideo(ramp.to(torch.uint8)), 0)] * 4
+    crops = {"local_views": 3, "local_size": 4, "local_augment": Augment(crop_scale=(0.1, 0.4))}
+    batches = []
+    for settings in ({"views": 2}, {"views": 2, **crops}, crops):
+        data = VideoData(
+            source=lambda: Splits(train=clips, test=clips, class_names=("one",)),
+            **{"image_size": 8, "channels": 1, "num_frames": 4, "frame_stride": 1, **GREYS},
+            **{"augment": Augment(crop_scale=(0.5, 1.0)), "batch_size": 4, **settings},
+        )
+        batches.append(next(data.train_batches(seed=0, start_step=0, stop_step=1)))
+    plain, both, local = batches
+    assert torch.equal(plain["views"], both["views"])
+    assert torch.equal(local["views"], plain["views"][:, :1])
+    assert both["local_views"].shape == data.blank_batch(4)["local_views"].shape == (4, 3, 1, 4, 4, 4)
+    # Each frame is of one grey value: the crops show the frames of the first view.
+    assert torch.allclose(both["local_views"].mean(dim=(2, 4, 5)), both["views"][:, :1].mean(dim=(2, 4, 5)), atol=1e-5)
+    assert len(both["views"].mean(dim=(2, 4, 5))[:, :, 0].unique()) > 1
+    assert "local_views" not in next(iter(data.view_batches("train", views=2, batch_size=4)))
+    with pytest.raises(ValueError, match=r"data.local_views=3 needs data.local_size"):
+        VideoData(source=None, image_size=8, num_frames=4, **GREYS, **{**crops, "local_size": None})

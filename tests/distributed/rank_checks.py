@@ -9,6 +9,7 @@ import copy
 import sys
 import traceback
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -29,9 +30,13 @@ from jepa.distributed.collectives import (
     no_collectives,
     row_offset,
 )
-from jepa.losses import SIGReg
+from jepa.distributed.parallel import Parallel
+from jepa.losses import Objective, SIGReg, SmoothL1
+from jepa.masks import RandomMask
+from jepa.models import MaskedJEPA, Predictor, TeacherTarget, vision_transformer
 from jepa.types import Latents, StepRandomness
 from jepa.utils.errors import UserError
+from jepa.utils.tensors import is_dtensor
 
 CLOSE = {"rtol": 2e-5, "atol": 1e-6}
 EVEN, UNEVEN = (8, 8), (11, 5)
@@ -169,6 +174,35 @@ def check_agreement():
     except UserError as error:
         message = str(error)
     assert message == "only rank 0 knows"
+
+
+def check_a_frozen_teacher():
+    """The same targets and gradients as in one process; its weights are sharded by FSDP, and in no state dict."""
+
+    def encoder(width: int) -> nn.Module:
+        sizes = {"image_size": 8, "channels": 1, "patch_size": 2, "depth": 1, "num_heads": 2}
+        return vision_transformer(embed_dim=width, **sizes)
+
+    loss = partial(Objective, terms={"prediction": {"weight": 1.0, "term": SmoothL1()}})
+    x, rng = randn(16, 1, 8, 8), StepRandomness(seed=0, step=0, total=16, start=8 * get_rank(), count=8)
+    for strategy in ("ddp", "fsdp"):
+        torch.manual_seed(0)
+        parts = {"predictor": partial(Predictor, embed_dim=16, depth=1), "mask": RandomMask(context_share=0.5)}
+        target = partial(TeacherTarget, teacher=encoder(32))
+        model = MaskedJEPA(encoder=encoder(16), target=target, loss=loss, **parts)
+        weight = model.predictor.project.weight
+        with no_collectives():
+            whole = StepRandomness(seed=0, step=0, total=16, start=0, count=16)
+            [expected] = torch.autograd.grad(model.training_step({"x": x}, whole)["loss"], [weight])
+        optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+        parallel = Parallel(strategy, model, optimizer, device=torch.device("cpu"), find_unused=False)
+        parallel(model.training_step, {"x": mine(x, EVEN)}, rng)["loss"].backward()
+        gradient = model.predictor.project.weight.grad
+        same(gradient.full_tensor() if strategy == "fsdp" else gradient, expected)
+        [kernel] = [p for n, p in model.target.named_parameters() if n.endswith("patch_embed.proj.weight")]
+        assert is_dtensor(kernel) == (strategy == "fsdp")
+        assert not any(p.requires_grad or p.grad is not None for p in model.target.parameters())
+        assert not any(name.startswith("target.") for name in model.state_dict())
 
 
 CHECKS = {name.removeprefix("check_"): function for name, function in globals().items() if name.startswith("check_")}

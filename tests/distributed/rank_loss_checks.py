@@ -13,7 +13,7 @@ from rank_checks import EVEN, UNEVEN, gradients_of, main, mine, randn, same
 from torch import nn
 
 from jepa.distributed.collectives import no_collectives
-from jepa.losses import Covariance, InfoNCE, Objective, SIGReg, Variance
+from jepa.losses import Center, Covariance, InfoNCE, Objective, Scale, SIGReg, SlicedWasserstein, Variance
 from jepa.types import Latents, StepRandomness
 
 BATCH, BLOCKS, TOKENS, VIEWS, DIM, WIDTH = 16, 2, 3, 2, 6, 5
@@ -109,6 +109,11 @@ def check_statistics_of_large_means():
 
 def check_sigreg():
     agrees(SIGReg(num_slices=16))
+
+
+def check_visreg():
+    for term in (Scale(), Center(), SlicedWasserstein(num_slices=16)):
+        agrees(term)
 
 
 def check_a_sum_of_terms():

@@ -263,6 +263,10 @@ def test_what_the_table_says_of_training():
         "no clear difference, within two standard errors, in linear (random_init 0.900, trained 0.900)"
     )
     assert compared({"trained": {"linear": 1.0}}) is None
+    rows = {"trained": 0.9, "initial": 0.8, "random_init": 0.2, "raw_input": 0.3}
+    rows = {name: {"linear": value, "mse": value} for name, value in rows.items()}
+    change = "(initial 0.800, trained 0.900)"
+    assert compared(rows).endswith(f"; this run has improved linear {change}; this run has harmed mse {change}")
 
     def by_ranks(rankme, lidar):
         return compared({"trained": {"rankme": rankme, "lidar": lidar}, "random_init": {"rankme": 5.0, "lidar": 20.0}})

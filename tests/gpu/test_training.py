@@ -17,6 +17,8 @@ import torch
 import torch.distributed as dist
 
 from jepa import build_trainer, load_config
+from jepa.data import Augment, ImageData
+from jepa.data.sources import digits
 from jepa.tools.find_batch_size import find_batch_size
 from jepa.trainer import Logger, measurements
 from jepa.trainer.prefetch import prefetch
@@ -139,6 +141,7 @@ def test_activation_checkpointing_lowers_the_peak_of_memory(make, gpu):
 def test_batches_come_over_unchanged_on_their_own_stream(make, gpu):
     """Also where the work on one batch is still under way when the memory of the one before is freed."""
     data = make("run", "data.batch_size=64").data
+    data.finish_on = None  # which the trainer has set
     steps = {"seed": 0, "start_step": 0, "stop_step": 12}
     wanted = [batch["x"].clone() for batch in data.train_batches(**steps)]
     sums, pinned = [], []
@@ -158,6 +161,18 @@ def test_batches_come_over_unchanged_on_their_own_stream(make, gpu):
     assert len(sums) == len(wanted) == 12
     assert all(torch.equal(got.cpu(), x) for got, x in zip(sums, wanted))
     assert set(pinned) == {gpu.type == "cuda"}
+
+
+def test_views_made_on_the_gpu_are_those_of_the_cpu(gpu):
+    every = {"crop_scale": (0.3, 1.0), "horizontal_flip": 0.5, "rotation": 10, "translate": 0.1}
+    settings = {"image_size": 16, "channels": 3, "mean": [0.0], "std": [1.0], "views": 2, "batch_size": 64}
+    data = ImageData(source=digits, augment=Augment(**every, color_jitter=0.5, blur=0.5), **settings)
+    wanted = next(data.train_batches(seed=0, start_step=1, stop_step=2))["views"]
+    data.finish_on = gpu
+    found = next(data.train_batches(seed=0, start_step=1, stop_step=2))["views"]
+    assert found.device == gpu
+    # TF32 may round a value to the next of 256 levels, and the noise of a level is amplified by jitter.
+    assert (found.cpu() - wanted).abs().max() < 4 / 255
 
 
 @pytest.mark.parametrize(

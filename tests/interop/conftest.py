@@ -126,6 +126,7 @@ def run_folder(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Pat
         "model.encoder.depth=2",
         "~logger.tensorboard",
         "~logger.console",
+        "evaluation.at_start=true",
     ]
     config = load_config([*dict.fromkeys(overrides), f"run_dir={folder}"])
     with open_dict(config):

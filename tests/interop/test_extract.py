@@ -253,14 +253,15 @@ def test_windows_of_series(extract, tmp_path):
     arrays = np.load(extract(*common, f"input={tmp_path / 'x.npy'}"))
     assert arrays["series"].tolist() == [0, 1]
     assert np.allclose(arrays["features"], found["features"][6:8], atol=1e-5)
-    own = np.load(extract(*common))
-    assert own["start"][:3].tolist() == [0, 1, 2]
-    for row in np.flatnonzero(own["path"] == "0.csv")[[5, -1]]:  # of the training and of the test part
-        start = own["start"][row]
-        assert own["time"][row] == table["time"][start]
-        window = encoder(table[start : start + 16])
-        assert np.allclose(own["features"][row], window[0], atol=1e-5)
-    assert own["start"][own["path"] == "0.csv"].max() == 60 - 16
+    for side, last in (("validation", 48), ("test", 60)):
+        own = np.load(extract(*common, f"data.score_on={side}"))
+        assert own["start"][:3].tolist() == [0, 1, 2]
+        for row in np.flatnonzero(own["path"] == "0.csv")[[5, -1]]:  # of the training and of the other part
+            start = own["start"][row]
+            assert own["time"][row] == table["time"][start]
+            window = encoder(table[start : start + 16])
+            assert np.allclose(own["features"][row], window[0], atol=1e-5)
+        assert own["start"][own["path"] == "0.csv"].max() == last - 16
     np.save(tmp_path / "x.npy", values[:, :9])
     with pytest.raises(DataError, match="fewer than the 16 steps of a window"):
         extract(*common, f"input={tmp_path / 'x.npy'}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 
@@ -98,6 +99,13 @@ def test_student_and_teacher_into_a_masked_jepa_and_lejepa(tmp_path, said):
     assert gap(alone.encoder(x), started.encoder(x)) == 0
     assert "not used: target" in said()
     assert "starts fresh: loss" in said()
+
+
+def test_a_run_says_what_its_network_was_before(run_folder):
+    """As of experiment=continue: the first row is of the weights before the first step."""
+    results = json.loads((run_folder / "results.json").read_text())
+    assert results["initial"].keys() == results["trained"].keys()
+    assert results["initial"]["rankme"] != results["trained"]["rankme"]
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ LOSSES = sorted(path.stem for path in CONF.glob("*.yaml"))
 DIM, VALUES = 8, 12
 SMALL = {"loss.projector.hidden": [16], "loss.projector.out_dim": 4}
 PREVENT = set(LOSSES) - {"smooth_l1", "mse", "l1", "lp", "cosine", "multiscale"}
-OF_VIEWS = {"sigreg_views", "vicreg_views", "infonce_views"}
+OF_VIEWS = {"sigreg_views", "vicreg_views", "visreg_views", "infonce_views", "levjepa"}
 
 
 def build(name: str, **changes: object):
@@ -53,8 +53,9 @@ def latents(weighted: bool = False) -> Latents:
 
 
 def test_the_losses_are_those_of_the_readme():
-    expected = "contrastive cosine crossmodal infonce infonce_views invariance_sigreg l1 lp mse multiscale multitask"
-    assert [*expected.split(), "sigreg", "sigreg_views", "smooth_l1", "vicreg", "vicreg_views"] == LOSSES
+    expected = "contrastive cosine crossmodal infonce infonce_views invariance_sigreg l1 levjepa lp mse multiscale "
+    expected += "multitask sigreg sigreg_views smooth_l1 vicreg vicreg_views visreg visreg_views"
+    assert expected.split() == LOSSES
 
 
 @pytest.mark.parametrize("weighted", [False, True])

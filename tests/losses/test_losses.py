@@ -7,7 +7,20 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from jepa.losses import L1, MSE, Invariance, Objective, Projector, Reconstruction, SIGReg, SmoothL1, Variance
+from jepa.losses import (
+    L1,
+    MSE,
+    Center,
+    Invariance,
+    Objective,
+    Projector,
+    Reconstruction,
+    Scale,
+    SIGReg,
+    SlicedWasserstein,
+    SmoothL1,
+    Variance,
+)
 from jepa.types import Latents, RunLength, StepRandomness
 
 
@@ -50,6 +63,62 @@ def test_token_weights():
 def sigreg(samples, **options):
     rng = StepRandomness(seed=0, step=0, total=len(samples), start=0, count=len(samples))
     return SIGReg(num_slices=128, **options)(Latents(projections=samples.unsqueeze(0), rng=rng)).item()
+
+
+def test_visreg_in_closed_form():
+    """Samples at the quantiles q of N(0, 1) on a line, moved and stretched: standardised they are q / s, s^2 = q's mean
+    square, so that the shape has (1 - s)^2; scale and centre see the stretch and the move alone."""
+    q = torch.distributions.Normal(0, 1).icdf(torch.arange(1, 101) / 101)
+    s = q.square().mean().sqrt().item()
+    mixed = q[torch.randperm(100)]
+    one = Latents(projections=torch.stack([3 * mixed + 2, -1e-3 * mixed])[..., None])
+    assert SlicedWasserstein()(one).item() == pytest.approx((1 - s) ** 2, rel=1e-3)
+    assert Scale()(one).item() == pytest.approx(((1 - 3 * s) ** 2 + (1 - 1e-3 * s) ** 2) / 2, rel=1e-5)
+    assert Center()(one).item() == pytest.approx(2**2 / 2, rel=1e-5)
+    # All alike: a standardised batch is 0, whose distance is q's mean square, and what pulls them apart is finite.
+    alike = torch.full((2, 100, 8), 5.0).requires_grad_()
+    values = [term(Latents(projections=alike)) for term in (SlicedWasserstein(), Scale())]
+    assert [value.item() for value in values] == pytest.approx([s**2, 1.0], rel=1e-4)
+    assert torch.autograd.grad(sum(values), alike)[0].isfinite().all()
+    with pytest.raises(ValueError, match="num_slices"):
+        SlicedWasserstein(num_slices=0)
+
+
+def test_the_shape_tells_gaussian_samples_from_others_whatever_their_scale():
+    torch.manual_seed(0)
+    noise = torch.randn(500, 6)
+    samples = {
+        "gaussian": noise,
+        "small": 1e-3 * noise + 4,
+        "uniform on a cube": torch.rand(500, 6),
+        "two clusters": noise + 5 * (torch.arange(500) % 2)[:, None],
+        "one dimension": noise[:, :1] + 1e-3 * noise,
+    }
+    found = {name: SlicedWasserstein()(Latents(projections=x[None])).item() for name, x in samples.items()}
+    assert found["small"] == pytest.approx(found["gaussian"], rel=0.3)
+    assert found["gaussian"] < 0.02 < 0.1 < found["two clusters"]
+    assert found["one dimension"] > 0.1
+
+
+def test_the_pull_of_a_collapsing_batch():
+    """As the spread r falls, the gradient of SIGReg falls with it, that of the scale of VISReg stays."""
+    torch.manual_seed(0)
+    noise = torch.randn(1, 64, 8)
+
+    def pull(term, spread: float) -> float:
+        z = (spread * noise).requires_grad_()
+        return torch.autograd.grad(term(Latents(projections=z)), z)[0].norm().item()
+
+    def outwards(term) -> float:
+        """How much faster than 0 the spread of a collapsed batch of other than Gaussian shape grows."""
+        z = (1e-3 * noise.sign() * noise.square()).requires_grad_()
+        return -(torch.autograd.grad(term(Latents(projections=z)), z)[0] * z).sum().item()
+
+    assert outwards(Scale()) > 0
+    assert outwards(SlicedWasserstein()) == pytest.approx(0, abs=1e-4)
+    assert outwards(SlicedWasserstein(detach_scale=True)) < -10 * outwards(Scale())
+    assert pull(Scale(), 1e-4) == pytest.approx(pull(Scale(), 1e-2), rel=0.05)
+    assert pull(SIGReg(), 1e-4) < 0.02 * pull(SIGReg(), 1e-2)
 
 
 def test_sigreg_of_a_collapsed_batch_in_closed_form():

@@ -4,13 +4,31 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from jepa.losses import Invariance, Objective, Projector, SIGReg, SmoothL1
 from jepa.masks import RandomMask
-from jepa.models import LeJEPA, MaskedJEPA, Predictor, SharedTarget, StopGradientTarget, vision_transformer
+from jepa.models import (
+    EMATarget,
+    LeJEPA,
+    MaskedJEPA,
+    Predictor,
+    SharedTarget,
+    StopGradientTarget,
+    TransformerEncoder,
+    vision_transformer,
+)
+from jepa.models.encoders.image_stem import ImageStem
+from jepa.models.encoders.series_stem import SeriesStem
+from jepa.models.encoders.spectrogram_stem import SpectrogramStem
+from jepa.models.encoders.text_stem import TextStem
+from jepa.models.encoders.tubelet_stem import TubeletStem
+from jepa.optim import AveragingMomentum, Constant
 from jepa.types import StepRandomness
+from jepa.utils.log_mel import LogMel
 from jepa.utils.tensors import grid_positions
 
 
@@ -82,6 +100,103 @@ def test_gradients_reach_the_encoder_through_every_view():
         batch[name].requires_grad_()
         model.loss(model(model.prepare(batch, rng(3))))["loss"].backward()
         assert batch[name].grad[:, index].abs().sum() > 0
+
+
+MEL = LogMel(sample_rate=8000, n_fft=64, hop_length=32, mel_bins=8)
+STEMS = {
+    "clips": (partial(TubeletStem, channels=1, patch_size=4, tubelet_size=1), (1, 5, 8, 8)),
+    "pictures": (partial(ImageStem, channels=1, patch_size=2), (1, 8, 10)),
+    "series": (partial(SeriesStem, channels=3, patch_size=2, channel_independent=True), (3, 14)),
+    "sound": (partial(SpectrogramStem, spectrogram=MEL, patch_size=(4, 2)), (1, 640)),
+    "texts": (partial(TextStem, vocab_size=50), (20,)),
+}
+
+
+def stem_encoder(name: str, **settings):
+    torch.manual_seed(0)
+    stem, shape = STEMS[name]
+    x = torch.randint(1, 50, (3, *shape)) if name == "texts" else torch.randn(3, *shape)
+    return TransformerEncoder(stem=stem, embed_dim=24, depth=2, num_heads=2, **settings).eval(), x
+
+
+@pytest.mark.parametrize("name", ["ViT", *STEMS])
+def test_of_a_sparse_view_nothing_is_computed_but_the_tokens_it_keeps(name):
+    network, x = (encoder(), torch.randn(3, 1, 16, 16)) if name == "ViT" else stem_encoder(name)
+    tokens = torch.Size(network.grid(x)).numel()
+    everything = torch.arange(tokens).expand(3, -1)
+    assert torch.allclose(network(x, keep=everything.flip(1)).flip(1), network(x), atol=1e-5)
+    share = 0.1 if tokens > 16 else 0.2
+    mask = RandomMask(context_share=share, num_masks=2)
+    model = make(encoder=network, mask=mask, local_mask=mask).eval()
+    sizes = []
+    for layer in network.modules():
+        if isinstance(layer, (nn.Linear, nn.Embedding)):
+            layer.register_forward_hook(lambda _, inputs, out: sizes.append(out.shape[1]))
+    latents = model(model.prepare({"x": x, "local_views": x.unsqueeze(1)}, rng(3)))
+    assert latents.global_views == 2
+    assert latents.embeddings.isfinite().all()
+    first, second, *local = latents.embeddings
+    for one, other in ((first, second), (first, local[0]), (local[0], local[1])):
+        assert not torch.allclose(one, other, atol=1e-3)
+    assert set(sizes) == {round(share * tokens)}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "later"),
+    [
+        ("clips", 2, np.s_[:, :, 2:]),
+        ("series", 4, np.s_[..., 8:]),
+        ("sound", 5, np.s_[..., 352:]),
+        ("texts", 9, np.s_[:, 9:]),
+    ],
+)
+def test_block_causal_features_do_not_change_with_what_comes_later(name, steps, later):
+    for attention in ("block_causal", "full"):
+        network, x = stem_encoder(name, attention=attention)
+        grid = network.grid(x)
+        time = torch.unravel_index(torch.arange(torch.Size(grid).numel()), grid)[network.stem.time_axis]
+        other = x.clone()
+        other[later] = 7
+        for keep in (None, torch.randperm(len(time))[: len(time) // 2].expand(3, -1)):
+            changed = (network(x, keep=keep) - network(other, keep=keep)).abs().amax(dim=-1) > 1e-5  # (3, K)
+            early = (time if keep is None else time[keep[0]]) < steps
+            assert changed[:, early].any() == (attention == "full")
+            assert changed[:, ~early].any()
+
+
+def test_block_causal_tokens_see_all_of_their_own_step_and_padding_stays_out():
+    network, x = stem_encoder("clips", attention="block_causal")
+    other = x.clone()
+    other[:, :, 1, 4:, 4:] += 1  # the last patch of frame 1
+    changed = ((network(x) - network(other)).abs().amax(dim=(0, 2)) > 1e-6).view(5, 4).all(dim=1)
+    assert changed.tolist() == [False, True, True, True, True]
+    network, x = stem_encoder("series", attention="block_causal")
+    padded = torch.cat([torch.full((3, 3, 4), torch.nan), x], dim=2)  # so that the first steps see nothing but padding
+    assert network(padded).isfinite().all()
+    with pytest.raises(ValueError, match="ImageStem has no axis of time"):
+        stem_encoder("pictures", attention="block_causal")
+    with pytest.raises(ValueError, match="attention: got 'causal', expected 'full' or 'block_causal'"):
+        stem_encoder("clips", attention="causal")
+
+
+def test_an_average_of_the_weights_is_evaluated_and_takes_no_part_in_training():
+    average = partial(EMATarget, momentum=Constant(value=0.75))
+    plain, model = make().eval(), make(target=average).eval()
+    x, batch = torch.randn(2, 1, 16, 16), views()
+    losses = [m.loss(m(m.prepare(batch, rng(3))))["loss"] for m in (plain, model)]
+    assert torch.equal(*losses)
+    losses[1].backward()
+    assert not any(p.requires_grad or p.grad is not None for p in model.target.parameters())
+    with torch.no_grad():
+        begin = model.encoder.vit.norm.weight.clone()
+        model.encoder.vit.norm.weight += 4
+    assert torch.equal(model.encode_target(x), plain.encode_target(x))
+    assert model.update_target(0, None) == {"momentum": 0.75}
+    assert torch.allclose(model.target.encoder.vit.norm.weight, begin + 1)
+    assert [AveragingMomentum(final=0.99)(step, None) for step in (0, 8, 10**6)] == pytest.approx([0.1, 0.5, 0.99])
+    for other in (SharedTarget, partial(average, average_layers=2)):
+        with pytest.raises(ValueError, match="LeJEPA compares views and has no targets"):
+            make(target=other)
 
 
 def test_the_encoder_is_the_network_that_is_evaluated():

@@ -68,7 +68,7 @@ def test_hidden_tokens_never_reach_the_context(positions):
     other[hidden] = other[hidden] % (VOCABULARY - 1) + 1
     assert torch.equal(encoder(x, keep=keep), encoder(other, keep=keep))
     tokens = encoder.stem(x).detach().requires_grad_()
-    encoder.stem.forward = lambda ids: tokens
+    encoder.stem.forward, encoder.stem_drops = lambda ids: tokens, False
     encoder(x, keep=keep).square().sum().backward()
     assert bool((tokens.grad[hidden] == 0).all())
     assert bool((tokens.grad[~hidden] != 0).any(dim=-1).all())

@@ -57,7 +57,7 @@ def test_pictures_beside_clips():
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (X[:, :, 0], r"pictures are taken with model.encoder.stem.images=true"),
+        (X[:, :, 0], r"pictures go with model=vit, model=lejepa, or model.encoder.stem.images=true"),
         (X[:, :, :3], "clips of 3 frames are not whole tubelets of 2: change data.num_frames"),
         (X[..., :15], "15 columns of pixels are not whole patches of 4"),
         (X[:, :2], r"expected clips \(B, 3, T, H, W\)"),

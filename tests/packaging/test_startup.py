@@ -6,47 +6,67 @@ import json
 import subprocess
 import sys
 
+import pytest
+import torch
 from core_only import ROOT
+
+from jepa.utils.lazy_import import keep_dynamo_out
 
 CODE = """
 import json, runpy, sys
 
-
-class Output:
-    def __init__(self, stream):
-        self.stream, self.at_first_line = stream, None
-
-    def write(self, text):
-        if self.at_first_line is None and "training from scratch" in text:
-            self.at_first_line = sorted(sys.modules)
-        return self.stream.write(text)
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
-
-
-sys.stdout = output = Output(sys.stdout)
 sys.argv = ["train.py", *sys.argv[2:]]
 runpy.run_path({script!r}, run_name="__main__")
-print(json.dumps([output.at_first_line, sorted(sys.modules)]), file=sys.stderr)
+at_end = sorted(sys.modules)
+import jepa.config.report_run
+print(json.dumps([at_end, sorted(sys.modules)]), file=sys.stderr)
 """.format(script=str(ROOT / "train.py"))
 
 UNUSED = {
     *("timm", "torchvision", "sklearn", "scipy", "pandas", "matplotlib", "wandb", "transformers", "datasets"),
     *("plotly", "optuna", "sqlalchemy", "submitit", "tokenizers", "av", "soundfile", "onnx"),
     *("torch.distributed.checkpoint", "jepa.checkpoint.sharded", "jepa.interop"),
+    # What torch's own optimizers import in their first step, or when they are saved.
+    *("torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "torch._inductor", "sympy", "triton"),
 }
 """What the default run without evaluation never needs."""
 
-LATER = {"torch._dynamo", "torch.distributed.tensor", "torch.distributed.fsdp", "torch._inductor", "sympy", "triton"}
-"""What torch imports in the first step of an optimizer."""
+UNUSED_BY_THE_PAGE = {"timm", "torchvision", "sklearn", "scipy", "wandb", "torch._dynamo"}
+"""What the page on such a run never needs."""
 
 
-def test_a_run_imports_what_it_uses(tmp_path):
+def test_a_real_process_imports_what_it_uses(tmp_path):
+    """Without the fork server of the other tests, and without what this environment has imported."""
     small = ["trainer.max_steps=1", "model.encoder.depth=1", "trainer.device=cpu", "evaluation=none", "report=none"]
     command = [sys.executable, "-c", CODE, "train.py", *small, "hydra.run.dir=run"]
     process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
-    at_first_line, at_end = map(set, json.loads(process.stderr.splitlines()[-1]))
-    assert sorted((UNUSED | LATER) & at_first_line) == []
+    assert (tmp_path / "run/checkpoints/last.pt").exists()
+    assert len(process.stderr.splitlines()) == 1  # ours
+    at_end, with_page = map(set, json.loads(process.stderr))
+    assert {"torch", "jepa.trainer"} <= at_end
+    assert "jepa.config.report_run" in with_page
     assert sorted(UNUSED & at_end) == []
+    assert sorted(UNUSED_BY_THE_PAGE & with_page) == []
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_optimizers_without_dynamo_set_gradients_as_asked(differentiable):
+    keep_dynamo_out()
+    weights = torch.ones(3, requires_grad=True)
+    parameter = weights.clone() if differentiable else weights
+    parameter.retain_grad()
+    optimizer = torch.optim.Adagrad([parameter], lr=0.1, differentiable=differentiable)
+    called = []
+    optimizer.register_step_post_hook(lambda *_: called.append(torch.is_grad_enabled()))
+
+    def loss():
+        optimizer.zero_grad()
+        parameter.grad = torch.full((3,), 2.0)
+        called.append(torch.is_grad_enabled())
+        return 1.0
+
+    assert optimizer.step(loss) == 1.0
+    assert called == [True, True]  # in the closure, and after the step
+    assert torch.allclose(parameter, torch.tensor(0.9))
+    assert ("Addcdiv" in type(parameter.grad_fn).__name__) is differentiable

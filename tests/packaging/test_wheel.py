@@ -37,8 +37,9 @@ def test_an_installed_wheel_brings_its_configs_and_trains_from_another_folder(tm
         archive.extractall(target)
     configs = {path.relative_to(source / "conf") for path in (source / "conf").rglob("*.yaml")}
     assert {path.relative_to(target / "jepa/conf") for path in (target / "jepa/conf").rglob("*.yaml")} == configs
-    templates = {path.name for path in (ROOT / "jepa/report").glob("*.html")}
-    assert {path.name for path in (target / "jepa/report").glob("*.html")} == templates != set()
+    for pattern in ("report/*.html", "config/*.yaml"):
+        files = {path.name for path in (ROOT / "jepa").glob(pattern)}
+        assert {path.name for path in (target / "jepa").glob(pattern)} == files != set()
     assert {path.name for path in target.iterdir() if path.suffix != ".dist-info"} == {"jepa"}
     elsewhere.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(target), "OMP_NUM_THREADS": "1"}

@@ -20,9 +20,10 @@ from jepa.masks.time_frequency import SpectrogramMask
 from jepa.models.encoders.spectrogram_stem import SpectrogramStem
 from jepa.optim import Constant, Linear, NextStep, WarmupCosine
 from jepa.report import dry_run, figures, step_cost
-from jepa.report.dry_run_pictures import Pictures, pixel_statistics, to_colours
+from jepa.report.dry_run_pictures import Pictures
 from jepa.types import Mask, RunLength
 from jepa.utils.log_mel import LogMel
+from jepa.utils.pixels import pixel_statistics, to_colours
 from jepa.utils.snapshot import preserved
 
 

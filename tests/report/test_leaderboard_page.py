@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from run_folders import write_run
 
-from jepa.report import leaderboard_plots as plots
+from jepa.report import leaderboard_page as plots
 from jepa.report.leaderboard import read_leaderboard
 from jepa.report.leaderboard_page import page, write_page
 from jepa.report.leaderboard_summary import summary

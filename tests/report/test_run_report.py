@@ -18,10 +18,9 @@ from PIL import Image
 from scipy.io import wavfile
 
 from jepa.config.job import write_report
-from jepa.config.report_run import report_runs
-from jepa.config.report_samples import masks_of
-from jepa.report.run_report_plots import confusion
-from jepa.report.run_samples import Classified, Embedded, neighbour_pictures, shares_of_same_label
+from jepa.config.report_run import masks_of, report_runs
+from jepa.report.report_pictures import Classified, Embedded, neighbour_pictures, shares_of_same_label
+from jepa.report.report_plots import confusion
 from jepa.report.token_decoder import explained, fit_decoder, place
 from jepa.utils.errors import UserError
 

@@ -16,8 +16,7 @@ from run_folders import METRIC, table_of, write_run
 
 from jepa.report import run_files
 from jepa.report.run_files import last_values, reading_for
-from jepa.report.runs_page import read_table, write_runs_page
-from jepa.report.runs_server import RunsServer
+from jepa.report.runs_page import RunsServer, read_table, write_runs_page
 from jepa.utils.errors import UserError
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from jepa.masks.span import SpanMask
-from jepa.report.dry_run_pictures import input_kind
 from jepa.report.figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
 from jepa.types import Mask
+from jepa.utils.pixels import input_kind
 
 
 def test_kinds_are_told_by_their_axes():

@@ -63,15 +63,6 @@ def test_the_default_run(train, tiny, tmp_path):
     assert process.stderr == ""
 
 
-def test_a_real_process_starts_soon(quick, tmp_path):
-    """Without the fork server of the other tests, and without what this environment has imported."""
-    command = [sys.executable, str(ROOT / "train.py"), *quick, "hydra.run.dir=run", "trainer.max_steps=1"]
-    process = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    ok(process)
-    assert (tmp_path / "run/checkpoints/last.pt").exists()
-    assert process.stderr == ""
-
-
 @pytest.mark.parametrize("arguments", [["--cfg", "job"], ["--help"], ["model=vitt"]])
 def test_torch_is_not_imported_for_help(tmp_path, arguments):
     code = (

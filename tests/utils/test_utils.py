@@ -19,7 +19,7 @@ from jepa.config.overrides import override_key
 from jepa.utils.errors import CheckpointError, UserError, convert_system_errors
 from jepa.utils.linear_layer import Linear, linear, operation_counter
 from jepa.utils.memory import keep_freed_memory
-from jepa.utils.random import derive_seed, generator, seeded
+from jepa.utils.random import derive_seed, generator, seeded, uniform
 from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, nearest_rows
 
 # Random streams.
@@ -39,6 +39,19 @@ def test_generators_are_functions_of_their_arguments():
     assert torch.equal(draw(0, "mask", 5), draw(0, "mask", 5))
     assert not torch.equal(draw(0, "mask", 5), draw(0, "mask", 6))
     assert not torch.equal(draw(0, "mask", 5), draw(0, "augment", 5))
+
+
+def test_numbers_are_functions_of_their_arguments_in_any_company():
+    whole = uniform(0, "augment", range(100, 1100), (3, 30))
+    assert whole.shape == (1000, 3, 30)
+    assert torch.equal(uniform(0, "augment", [104, 105, 101], (2, 30)), whole[[4, 5, 1], :2])
+    assert len(whole.unique()) > 0.99 * whole.numel()
+    assert 0 <= whole.min() < 1e-4 < 1 - 1e-4 < whole.max() < 1
+    torch.testing.assert_close(whole.mean(dim=0), torch.full((3, 30), 0.5), rtol=0, atol=0.05)
+    assert whole.flatten(1).T.corrcoef().fill_diagonal_(0).abs().max() < 0.2
+    first = uniform(0, "augment", [3], (1, 32))
+    assert first[0, 0, :2].tolist() == [0.27824729681015015, 0.11102849245071411]  # the same on every machine
+    assert not torch.equal(uniform(1, "augment", [3], (1, 32)), first)
 
 
 def test_seeded_blocks_put_the_state_back():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa.models.encoders.stem_encoder import Stem
+from jepa.models.encoders.stem_encoder import Stem, kept
 from jepa.types import Grid
 from jepa.utils.errors import check_at_least
 
@@ -24,6 +24,8 @@ class SeriesStem(Stem):
     Series are padded with NaN at the end to whole patches. Tokens of NaN only are padding (`token_valid`). Patches do
     not overlap, unlike PatchTST's, so that a hidden token does not leak through its neighbours.
     """
+
+    time_axis = -1
 
     def __init__(
         self,
@@ -63,8 +65,8 @@ class SeriesStem(Stem):
         """Return which tokens (B, N) bool have a value that is not missing."""
         return ~self._patches(x).isnan().all(dim=2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        patches = self._patches(x)
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        patches = kept(self._patches(x), keep)
         missing = patches.isnan()
         tokens = self.project(torch.where(missing, 0.0, patches))
         return tokens if self.absent is None else tokens + self.absent(missing.to(tokens.dtype))

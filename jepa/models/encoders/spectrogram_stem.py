@@ -21,6 +21,8 @@ class SpectrogramStem(Stem):
     Frames overlap by n_fft - hop_length samples, so that a token depends on as many samples of its neighbours.
     """
 
+    time_axis = -1
+
     def __init__(self, *, embed_dim: int, spectrogram: LogMel, patch_size: int | Sequence[int]) -> None:
         super().__init__()
         patch_size = (patch_size, patch_size) if isinstance(patch_size, int) else patch_size

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from jepa.types import Grid
-from jepa.utils.tensors import token_valid
+from jepa.utils.tensors import gather_tokens, token_valid
 
 
 class Stem(nn.Module):
@@ -16,9 +16,12 @@ class Stem(nn.Module):
 
     A token depends on its own part of the input only, so that a hidden token cannot leak through others. A stem whose
     inputs may be padded also has `token_valid(x) -> (B, N) bool` (see `jepa.types.Encoder`).
+
+    time_axis: of the grid, None where none is time. `forward` may take `keep`; without, all tokens are embedded first.
     """
 
     token_values: int
+    time_axis: int | None = None
 
     def grid(self, x: Tensor) -> Grid:
         """Return the token grid of inputs x. Raise ValueError for inputs of another form."""
@@ -28,9 +31,16 @@ class Stem(nn.Module):
         """Return the input values at each token, (B, N, token_values), or ids (B, N) int64."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens (B, N, embed_dim), without positions."""
-        return self.project(self.token_inputs(x))
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Return tokens (B, N, embed_dim), or those of `keep` (B, K) alone, without positions."""
+        return self.project(kept(self.token_inputs(x), keep))
+
+
+def kept(values: Tensor, keep: Tensor | None) -> Tensor:
+    """Return the values (B, N, ...) of the tokens `keep` (B, K); None: of all."""
+    if keep is None:
+        return values
+    return values.gather(1, keep) if values.ndim == 2 else gather_tokens(values, keep)
 
 
 class StemEncoder(nn.Module):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from jepa.models.encoders.stem_encoder import Stem
+from jepa.models.encoders.stem_encoder import Stem, kept
 from jepa.types import Grid
 
 
@@ -14,6 +14,8 @@ class TextStem(Stem):
     vocab_size: ids are 0 to vocab_size - 1. Vectors are initialised with standard deviation 1 / sqrt(embed_dim), which
     gives them length 1.
     """
+
+    time_axis = 0
 
     def __init__(self, *, embed_dim: int, vocab_size: int, padding_id: int = 0) -> None:
         super().__init__()
@@ -38,5 +40,5 @@ class TextStem(Stem):
     def token_valid(self, x: Tensor) -> Tensor:
         return x != self.padding_id
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.embed(x)
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        return self.embed(kept(x, keep))

@@ -5,21 +5,27 @@ Images have `ImageEncoder`, whose weights have timm's names.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from jepa.models.encoders.stem_encoder import StemEncoder
+from jepa.models.encoders.stem_encoder import StemEncoder, kept
 from jepa.models.positions import LearnedPositions, RotaryPositions, SinCosPositions
 from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer, run_blocks
-from jepa.utils.tensors import attention_mask, gather_tokens
+from jepa.types import Grid
+from jepa.utils.tensors import attention_mask
 
 
 class TransformerEncoder(StemEncoder):
     """Stem, positions, pre-norm blocks, final norm (`jepa.types.Encoder`).
 
-    stem: called with `embed_dim=` to be completed.
+    stem: called with `embed_dim=` to be completed. Of the tokens that are dropped, nothing is computed.
+    attention: "full", or "block_causal": tokens attend to those of their own time step and of earlier ones, so that the
+        features of a step do not change with what comes after it (LeVJEPA, arXiv 2608.27395); for stems with a
+        `time_axis`.
     positions: "sincos" or "learned" (1-D grids of up to max_length tokens) are added, "rotary" rotate in every block.
     sincos_layout: see `sincos_positions`. rotary_convention, rotary_reference_side: see `RotaryPositions`.
     level_layers: blocks, numbered from 0, whose outputs have their own norm when requested by `layers`; the last one is
@@ -36,6 +42,7 @@ class TransformerEncoder(StemEncoder):
         num_heads: int,
         mlp_ratio: float = 4.0,
         qkv_bias: bool = True,
+        attention: Literal["full", "block_causal"] = "full",
         positions: Literal["sincos", "learned", "rotary"] = "sincos",
         sincos_layout: Literal["equal", "half_time", "uniform_power"] = "equal",
         rotary_convention: Literal["interleaved", "tiled"] = "interleaved",
@@ -49,11 +56,20 @@ class TransformerEncoder(StemEncoder):
         check_heads(embed_dim, num_heads, "model.encoder")
         if positions not in ("sincos", "learned", "rotary"):
             raise ValueError(f"model.encoder.positions: got {positions!r}, expected one of sincos, learned, rotary")
+        if attention not in ("full", "block_causal"):
+            raise ValueError(f"model.encoder.attention: got {attention!r}, expected 'full' or 'block_causal'")
         if positions == "learned" and max_length is None:
             raise ValueError(
                 "model.encoder.positions=learned needs model.encoder.max_length, the longest input in tokens"
             )
         super().__init__(stem, embed_dim)
+        self.causal = attention == "block_causal"
+        if self.causal and getattr(self.stem, "time_axis", None) is None:
+            raise ValueError(
+                f"model.encoder.attention=block_causal: {type(self.stem).__name__} has no axis of time (time_axis): "
+                "use attention=full, or a stem of clips, sound, series or text"
+            )
+        self.stem_drops = "keep" in inspect.signature(self.stem.forward).parameters
         self.depth, self.num_heads = depth, num_heads
         self.blocks = block_list(
             depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path, qkv_bias
@@ -86,16 +102,30 @@ class TransformerEncoder(StemEncoder):
         grid = self.grid(x)
         if valid is None and (valid := self.token_valid(x)) is not None and keep is not None:
             valid = valid.gather(1, keep)
-        tokens = self.stem(x)  # (B, N, D)
+        tokens = self.stem(x, keep=keep) if self.stem_drops else kept(self.stem(x), keep)  # (B, K or N, D)
         if self.positions is not None:
-            tokens = tokens + self.positions(grid, x.device)
-        if keep is not None:
-            tokens = gather_tokens(tokens, keep)  # (B, K, D)
+            positions = self.positions(grid, x.device)  # (N, D)
+            tokens = tokens + (positions if keep is None else positions[keep])
         rotate = None if self.rotary is None else self.rotary.rotation(grid, x.device, keep)
         tokens, mask = self.dropout(tokens), attention_mask(valid)
+        if self.causal:
+            mask = block_causal_mask(grid, self.stem.time_axis, keep, mask, x.device)
         return run_blocks(self.blocks, tokens, mask, rotate, finish=self._layer_norm, layers=layers)
 
     def _layer_norm(self, features: Tensor, number: int) -> Tensor:
         """Return the output of a block through the norm of its level, or the final norm."""
         levels = self.level_layers[:-1]
         return (self.level_norms[levels.index(number)] if number in levels else self.norm)(features)
+
+
+def block_causal_mask(grid: Grid, axis: int, keep: Tensor | None, mask: Tensor | None, device: torch.device) -> Tensor:
+    """Return the attention mask (B or 1, 1, K, K) bool of tokens that see no later time step.
+
+    axis: of the grid, that of time. keep (B, K): the tokens; None: all. mask (B, 1, 1, K): False at padding. A token
+    sees itself in any case, as softmax over none is NaN.
+    """
+    tokens = torch.arange(torch.Size(grid).numel(), device=device).unsqueeze(0) if keep is None else keep
+    time = torch.unravel_index(tokens, grid)[axis]  # (B or 1, K)
+    past = (time.unsqueeze(2) >= time.unsqueeze(1)).unsqueeze(1)
+    itself = torch.eye(time.shape[1], dtype=torch.bool, device=device)
+    return past if mask is None else past & mask | itself

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.models.encoders.image_encoder import pair
-from jepa.models.encoders.stem_encoder import Stem
+from jepa.models.encoders.stem_encoder import Stem, kept
 from jepa.types import Grid
 from jepa.utils.errors import check_at_least
 
@@ -21,6 +21,8 @@ class TubeletStem(Stem):
         per kind of input (V-JEPA 2.1, arXiv 2603.14482). An image has a grid of one time step. With DDP a batch of one
         kind leaves the projection of the other without gradient: set trainer.find_unused_parameters=true.
     """
+
+    time_axis = 0
 
     def __init__(
         self,
@@ -52,7 +54,9 @@ class TubeletStem(Stem):
         clip = x.unsqueeze(2) if self.is_image(x) and x.ndim == 4 else x
         if clip.ndim != 5 or clip.shape[1] != self.channels:
             wanted = f"clips (B, {self.channels}, T, H, W)"
-            hint = "; pictures are taken with model.encoder.stem.images=true"
+            hint = (
+                "; pictures go with model=vit, model=lejepa, or model.encoder.stem.images=true" if x.ndim == 4 else ""
+            )
             if self.images:
                 wanted, hint = f"{wanted} or pictures (B, {self.channels}, H, W)", ""
             raise ValueError(f"expected {wanted}, got {tuple(x.shape)}{hint}")
@@ -77,10 +81,10 @@ class TubeletStem(Stem):
             tubelets = tubelets.expand(-1, -1, -1, self.tubelet_size, -1, -1)
         return tubelets.flatten(2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Return tokens (B, N, embed_dim) of clips or images, row-major on the grid, without positions."""
         is_image = self.is_image(x)
-        tokens = (self.picture_proj if is_image else self.proj)(self._tubelets(x).flatten(2))
+        tokens = (self.picture_proj if is_image else self.proj)(kept(self._tubelets(x).flatten(2), keep))
         return tokens if self.modality is None else tokens + self.modality[int(is_image)]
 
     def _tubelets(self, x: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,14 +18,11 @@ from jepa.report.token_decoder import Decoded
 from jepa.types import Grid, Mask
 from jepa.utils.tensors import nearest_rows
 
-NEAREST, WORST = 5, 16
-"""Neighbours of a sample, and wrongly classified samples, that are drawn."""
-
+NEAREST, WORST = 5, 16  # neighbours of a sample, and wrongly classified samples, that are drawn
 BLOCKS = ((245, 133, 24), (84, 162, 75), (228, 87, 86), (178, 121, 162), (114, 183, 178), (212, 167, 44))
 """Colours of target blocks in masks, in turn."""
 
-COVER = (70, 78, 86, 215)
-"""Of tokens that the encoder does not see."""
+COVER = (70, 78, 86, 215)  # of tokens that the encoder does not see
 
 
 @dataclass(frozen=True)
@@ -101,7 +98,7 @@ def mask_pictures(shown: Shown, medium: Medium) -> Markup:
             cells.append(medium.figure(x, shown.captions[number], colours))
         if len(shown.masks) > 1:
             rows.append(Markup("<h3>Mask {} of {}</h3>").format(place, len(shown.masks)))
-        rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
+        rows.append(together(cells))
     return Markup("").join(rows)
 
 
@@ -121,8 +118,8 @@ def decoded_pictures(shown: Shown, decoded: Decoded, medium: Medium) -> Markup:
             medium.figure(x, "predicted where nothing is seen", neither, drawn=decoded.predicted[number]),
             medium.figure(x, "from the features of all of it", drawn=decoded.full[number]),
         ]
-        rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
-    return Markup('<div class="compared">{}</div>').format(Markup("").join(rows))
+        rows.append(together(cells))
+    return together(rows, "compared")
 
 
 def feature_pictures(shown: Shown, medium: Medium) -> Markup:
@@ -132,8 +129,13 @@ def feature_pictures(shown: Shown, medium: Medium) -> Markup:
         data = packed(shown.tokens[number], medium, shown.grid)
         cells = [medium.figure(x, shown.captions[number], data=data)]
         cells += [medium.figure(x, name, colours[number], drawn=x) for name, colours in shown.stages.items()]
-        rows.append(Markup('<div class="row">{}</div>').format(Markup("").join(cells)))
-    return Markup('<div class="compared">{}</div>').format(Markup("").join(rows))
+        rows.append(together(cells))
+    return together(rows, "compared")
+
+
+def together(parts: Iterable[Markup], kind: str = "row") -> Markup:
+    """Return parts in one block of a class of the style sheet."""
+    return Markup('<div class="{}">{}</div>').format(kind, Markup("").join(parts))
 
 
 def neighbour_pictures(embedded: Embedded, queries: Sequence[int], kind: str) -> Markup:
@@ -149,9 +151,8 @@ def neighbour_pictures(embedded: Embedded, queries: Sequence[int], kind: str) ->
         for name, (values, indices) in found.items():
             near = zip(indices[number].tolist(), values[number].tolist())
             figures = [thumbnail(embedded, row, query, f"{value:.2f}") for row, value in near if value > -torch.inf]
-            cell = Markup('<div><small>{}</small><div class="row">{}</div></div>')
-            cells.append(cell.format(ROWS[name], Markup("").join(figures)))
-        rows.append(Markup('<div class="near {}">{}</div>').format(kind, Markup("").join(cells)))
+            cells.append(Markup("<div><small>{}</small>{}</div>").format(ROWS[name], together(figures)))
+        rows.append(together(cells, f"near {kind}"))
     return Markup("").join(rows)
 
 
@@ -177,7 +178,7 @@ def worst_pictures(embedded: Embedded, classified: Classified) -> Markup:
     rows = torch.where(wrong, said.values, -1.0).argsort(descending=True)[: min(WORST, int(wrong.sum()))].tolist()
     claims = [f"taken for {embedded.names[int(said.indices[row])]}, {said.values[row]:.0%}" for row in rows]
     cells = [thumbnail(embedded, row, said=claim) for row, claim in zip(rows, claims)]
-    return Markup('<div class="row worst">{}</div>').format(Markup("").join(cells) or "None is wrong.")
+    return together(cells or [Markup("None is wrong.")], "row worst")
 
 
 def thumbnail(embedded: Embedded, row: int, query: int | None = None, said: str = "") -> Markup:
@@ -201,7 +202,7 @@ def chosen(labels: Tensor | None, count: int, total: int) -> list[int]:
     if labels is None:
         return sorted({round(row) for row in np.linspace(0, total - 1, min(count, total))})
     rows: list[int] = []
-    queues: Mapping[int, list[int]] = {}
+    queues: dict[int, list[int]] = {}
     for row, label in enumerate(labels.tolist()):
         queues.setdefault(label, []).append(row)
     while len(rows) < min(count, total):

@@ -13,20 +13,19 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from jepa.report import run_record, run_samples
-from jepa.report import run_report_plots as plots
+from jepa.report import report_pictures as pictures
+from jepa.report import report_plots as plots
+from jepa.report import run_record
 from jepa.report.formatting import number, plural
 from jepa.report.html_page import render
+from jepa.report.report_pictures import Learned, chosen
 from jepa.report.run_files import result_values
 from jepa.report.run_record import ROWS, Record, better, differences, environment, in_words
-from jepa.report.run_samples import Learned, chosen
 from jepa.report.sample_media import AXES
 from jepa.utils.files import write_text
 from jepa.utils.read_data import printable
 
-REPORT = "report.html"
-"""In the run folder."""
-
+REPORT = "report.html"  # in the run folder
 MASKS = "The encoder sees the clear tokens, the predictor predicts features of the coloured blocks; dark is neither."
 PREDICTIONS = (
     "A small decoder, fitted to frozen features of training samples, turns features back into inputs. Compare what it "
@@ -56,8 +55,8 @@ class Table:
     """A table of texts. folded: shown after a click."""
 
     heading: str
-    head: list[str]
-    rows: list[list[str]]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
     note: str = ""
     folded: bool = False
 
@@ -92,7 +91,8 @@ def write_report(
     """
     one = records[0] if len(records) == 1 else None
     sections = [section for each in learned for section in of_samples(each)]
-    sections += [probes(records), training(records)]
+    note = "Click on a name to hide its line, drag over a chart to enlarge a part, double click to go back."
+    sections += [probes(records), Section("training", "Training", note, charts=plots.charts(records))]
     if one is None:
         title = f"Report of {plural(len(records), 'run')}"
         summary = [" ".join(run_record.sentences(record, None, None)) for record in records]
@@ -101,27 +101,15 @@ def write_report(
         title = trained[0] if trained else f"Report of {one.name}"
         summary = run_record.sentences(one, trained[1] if trained else None, compared)
         sections.append(configuration(one, defaults or {}, device))
-    write_text(path, page(title, [*summary, *notes], run_record.key_figures(one) if one else [], sections))
-
-
-def page(
-    title: str, summary: Sequence[str], figures: Sequence[tuple[str, str, str]], sections: Sequence[Section]
-) -> str:
-    """Return the page of these parts. figures: (name, value, what it is beside) of the most important results."""
-    return render(
-        "run_report.html",
+    page = render(
+        "report_page.html",
         title=printable(title, keep=""),
-        summary=summary,
-        figures=figures,
+        summary=[*summary, *notes],
+        figures=run_record.key_figures(one) if one else [],
         sections=[section for section in sections if section.charts or section.body or section.tables],
         date=time.strftime("%Y-%m-%d %H:%M"),
     )
-
-
-def training(records: Sequence[Record]) -> Section:
-    """Return the curves of training."""
-    note = "Click on a name to hide its line, drag over a chart to enlarge a part, double click to go back."
-    return Section("training", "Training", note, charts=plots.charts(records))
+    write_text(path, page)
 
 
 def probes(records: Sequence[Record]) -> Section:
@@ -144,31 +132,30 @@ def of_samples(learned: Learned) -> list[Section]:
     shown, medium, found = learned.shown, learned.medium, []
     axes = AXES.get(medium.kind or "", "")
     if shown is not None and shown.masks:
-        found.append(Section("masks", "Masks", MASKS + axes, body=run_samples.mask_pictures(shown, medium)))
+        found.append(Section("masks", "Masks", MASKS + axes, body=pictures.mask_pictures(shown, medium)))
     if shown is not None and learned.decoded is not None:
         explained = learned.decoded.explained
         note = PREDICTIONS.format(*explained) + (LITTLE[1] if explained[1] < LITTLE[0] else "") + axes
-        body = run_samples.decoded_pictures(shown, learned.decoded, medium)
+        body = pictures.decoded_pictures(shown, learned.decoded, medium)
         found.append(Section("predictions", "What is predicted behind a mask", note, body=body))
     if shown is not None:
-        body = run_samples.feature_pictures(shown, medium)
+        body = pictures.feature_pictures(shown, medium)
         found.append(Section("features", "Features as colours", FEATURES + axes, body=body))
     if medium.kind is not None:
         embedded = learned.embedded
         labels, count = embedded.labels, embedded.held_out or len(embedded.thumbnails)
         queries = chosen(None if labels is None else labels[:count], 8, count)
         note = NEIGHBOURS + (SAME_CLASS if labels is not None else "") + (APART if embedded.overlap is not None else "")
-        body = run_samples.neighbour_pictures(embedded, queries, medium.kind)
-        shares = run_samples.shares_of_same_label(embedded)
+        body = pictures.neighbour_pictures(embedded, queries, medium.kind)
+        shares = pictures.shares_of_same_label(embedded)
         found.append(Section("neighbours", "Nearest neighbours", f"{note} Among {embedded.said}. {shares}", body=body))
         kind = "labels" if labels is not None else "times" if embedded.starts is not None else ""
         note = f"{MAP}{GROUPS[kind]} Drawn: {embedded.said}."
-        found.append(Section("map", "Map", note, plots.maps(embedded), body=run_samples.thumbnails(embedded)))
+        found.append(Section("map", "Map", note, plots.maps(embedded), body=pictures.thumbnails(embedded)))
         if learned.classified is not None:
             charts = [plots.confusion(embedded, learned.classified)]
-            worst = Markup("<h3>Held-out samples that it is surest of, and wrong</h3>") + run_samples.worst_pictures(
-                embedded, learned.classified
-            )
+            worst = Markup("<h3>Held-out samples that it is surest of, and wrong</h3>")
+            worst += pictures.worst_pictures(embedded, learned.classified)
             note = f"{LINEAR} It was fitted to {learned.classified.trained_on:,} training samples."
             found.append(Section("mistakes", "Mistakes", note, charts, body=worst))
     if not learned.name:
@@ -182,16 +169,11 @@ def configuration(record: Record, defaults: Mapping[str, str], device: str) -> S
     changed = [[key, *values] for key, values in differences([record.options, defaults])] if defaults else []
     typed = {option.lstrip("+").partition("=")[0] for option in record.overrides}  # other values a run has found
     changed = [row for row in changed if row[1] and (row[0] in typed or row[2] not in ("auto", "null"))]
+    differs = "What differs from the defaults of the chosen data, model and other groups"
     tables = [
-        Table(
-            "Environment and cost", ["", ""], [list(row) for row in environment(record, device, Path(__file__).parent)]
-        ),
-        Table(
-            "What differs from the defaults of the chosen data, model and other groups",
-            ["option", "this run", "default"],
-            changed,
-        ),
-        Table("All options", ["option", "value"], [list(row) for row in record.options.items()], folded=True),
+        Table("Environment and cost", ["", ""], environment(record, device, Path(__file__).parent)),
+        Table(differs, ["option", "this run", "default"], changed),
+        Table("All options", ["option", "value"], list(record.options.items()), folded=True),
     ]
     note = "Versions and commit are those of the moment at which this page was written."
     return Section("configuration", "Configuration", note, tables=tables)

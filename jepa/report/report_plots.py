@@ -14,8 +14,9 @@ import torch
 from markupsafe import Markup
 from plotly.colors import qualitative
 
+from jepa.report.html_page import blank_figure
+from jepa.report.report_pictures import Classified, Embedded
 from jepa.report.run_record import ROWS, Curve, Record, better, in_words
-from jepa.report.run_samples import Classified, Embedded
 
 COLOURS = ("#4c78a8", "#f58518", "#54a24b", "#e45756", "#a05fd0", "#2ec4c4", "#9d755d", "#d4b72c", "#f781d8", "#8c8c8c")
 """In turn, of lines and classes."""
@@ -34,12 +35,7 @@ CHARTS = (
     ("Throughput", "samples_per_second", "samples per second", "Training alone; a fall means that something waits."),
     ("Waiting for data", "data_wait", "share of the time", "Above a few percent, more loader workers help."),
     ("Memory", r"memory_gib|.*/memory_gib", "GiB", "Of the device, or of the process on a CPU."),
-    (
-        "Spread",
-        r"monitor/(.*/)?\w+_spread|train/\w+_std",
-        "deviation",
-        "Between samples; near 0: a collapse.",
-    ),
+    ("Spread", r"monitor/(.*/)?\w+_spread|train/\w+_std", "deviation", "Between samples; near 0: a collapse."),
     (
         "Rank",
         r"monitor/(.*/)?\w+_(rank|dimensions)|(online|eval/trained)/(.*/)?rankme",
@@ -64,11 +60,8 @@ def charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
 
 def probe_charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
     """Return (probe, what to see, HTML) of each probe over the steps, beside random weights and raw input."""
-    names = {name.split("/", 2)[2] for record in records for name in record.curves if name.startswith("eval/trained/")}
-    names |= {
-        name.removeprefix("online/") for record in records for name in record.curves if name.startswith("online/")
-    }
-    found = []
+    found, patterns = [], [re.match(r"(?:eval/trained|online)/(.*)", name) for r in records for name in r.curves]
+    names = {match[1] for match in patterns if match}
     for probe in sorted(names - {"feature_std"}):
         lines: dict[str, tuple[Curve, dict[str, Any]]] = {}
         head, _, tail = probe.rpartition("/")
@@ -85,12 +78,10 @@ def probe_charts(records: Sequence[Record]) -> list[tuple[str, str, Markup]]:
                 look = {"dash": DASHES[min(place, 3)], "color": COLOURS[number if several else place]}
                 if place:  # they do not change with the step
                     curve = Curve(np.array([0, last]), np.repeat(curve.values[-1:], 2))
-                lines[_named(records, record, called)] = (curve, look)
+                lines[_named(records, record, called)] = curve, look
             if online := record.curves.get(f"online/{probe}"):
-                lines[_named(records, record, "trained, online")] = (
-                    online,
-                    {"color": COLOURS[number if several else 5]},
-                )
+                look = {"color": COLOURS[number if several else 5]}
+                lines[_named(records, record, "trained, online")] = online, look
         words = in_words(probe)
         drawn = _markup(line_chart(lines, re.split(r" of | \(", words)[0], logarithmic=False))
         found.append((words[0].upper() + words[1:], f"{better(probe).capitalize()} is better.", drawn))
@@ -103,19 +94,17 @@ def _named(records: Sequence[Record], record: Record, name: str) -> str:
 
 def _lines(records: Sequence[Record], pattern: str) -> dict[str, tuple[Curve, dict[str, Any]]]:
     """Return name -> (curve, look) of the metrics of a pattern that change; of several runs a colour for each run."""
-    names = sorted({name for r in records for name in r.curves if re.fullmatch(pattern, name)})
-    names = [name for name in names if any(np.ptp(r.curves[name].values) for r in records if name in r.curves)]
+    curves = [item for record in records for item in record.curves.items()]
+    names = sorted({name for name, curve in curves if re.fullmatch(pattern, name) and np.ptp(curve.values)})
     terms = [name for name in names if re.fullmatch("(train|val)/loss/[^/]+", name)]
     only = [name for name in terms if sum(each.startswith(name.rpartition("/")[0]) for each in terms) == 1]
     names = [name for name in names if name not in only]  # the loss is that term
-    styles = ("solid", "dash", "dot", "dashdot")
-    lines = {}
+    styles, lines, several = ("solid", "dash", "dot", "dashdot"), {}, len(records) > 1
     for number, record in enumerate(records):
         for place, name in enumerate(names):
             if name in record.curves:
-                several = len(records) > 1
-                look = {"color": COLOURS[(number if several else place) % len(COLOURS)]}
-                look["dash"] = styles[place % 4] if several else "solid"
+                colour = COLOURS[(number if several else place) % len(COLOURS)]
+                look = {"color": colour, "dash": styles[place % 4] if several else "solid"}
                 lines[_named(records, record, name)] = record.curves[name], look
     return lines
 
@@ -220,10 +209,8 @@ def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Mar
     table = torch.bincount(true * count + said, minlength=count * count).view(count, count)
     errors = table.sum(dim=0) + table.sum(dim=1) - 2 * table.diagonal()
     kept = errors.topk(min(MAX_CLASSES, count)).indices.sort().values
-    table, names = (
-        table[kept][:, kept].numpy(),
-        [html.escape(str(embedded.names[label])[:24], quote=False) for label in kept],
-    )
+    table = table[kept][:, kept].numpy()
+    names = [html.escape(str(embedded.names[label])[:24], quote=False) for label in kept]
     share = table / np.maximum(table.sum(axis=1, keepdims=True), 1)
     figure = new_figure(200 + 18 * len(kept))
     look = {"colorscale": [[0, "rgba(76,120,168,0)"], [1, "rgba(76,120,168,0.6)"]], "showscale": False}
@@ -245,18 +232,15 @@ def confusion(embedded: Embedded, classified: Classified) -> tuple[str, str, Mar
 
 
 def new_figure(height: int) -> go.Figure:
-    """Return an empty figure without a background."""
-    clear = "rgba(0,0,0,0)"
-    return go.Figure().update_layout(
+    """Return an empty figure in the look of the page."""
+    return blank_figure(
+        height,
         template="none",
-        height=height,
-        paper_bgcolor=clear,
-        plot_bgcolor=clear,
         colorway=COLOURS,
         font={"family": "system-ui, sans-serif", "size": 12, "color": "#777"},
         margin={"t": 10, "b": 40, "l": 60, "r": 10},
         showlegend=True,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "bgcolor": clear},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0, "bgcolor": "rgba(0,0,0,0)"},
         hoverlabel={"namelength": -1},
         xaxis=AXIS,
         yaxis=AXIS,
