@@ -142,12 +142,12 @@ def complete_collapse(start: Measurement, now: Measurement, thresholds: Threshol
     """
     for kind in ("target", "embedding", "projection"):
         name, floor = f"monitor/{kind}_spread", getattr(thresholds, f"{kind}_floor")
-        if (
-            name in now
-            and now[name] < min(floor, thresholds.kept * start[name])
-            and not probe_rose(start, now, thresholds)
-        ):
+        if name not in now or probe_rose(start, now, thresholds):
+            continue
+        if now[name] < min(floor, thresholds.kept * start[name]):
             return f"the spread of {kind}s fell {describe_change(start, now, name)}"
+        if now[name] < floor / 10:  # as of weights that had collapsed before; new ones of any kind have more
+            return f"the spread of {kind}s is {now[name]:.2g} at step {now['step']:.0f}"
     return None
 
 
@@ -162,12 +162,10 @@ def positional_collapse(start: Measurement, now: Measurement, thresholds: Thresh
 def dimensional_collapse(start: Measurement, now: Measurement, thresholds: Thresholds) -> str | None:
     """Embeddings that have lost most dimensions."""
     name = "monitor/embedding_dimensions"
-    if name in now and now[name] < min(thresholds.rank_floor, thresholds.kept * start[name]):
-        return (
-            None
-            if probe_rose(start, now, thresholds)
-            else (f"the effective rank of embeddings fell {describe_change(start, now, name)}")
-        )
+    if name not in now or probe_rose(start, now, thresholds):
+        return None
+    if now[name] < min(thresholds.rank_floor, thresholds.kept * start[name]):
+        return f"the effective rank of embeddings fell {describe_change(start, now, name)}"
     return None
 
 

@@ -82,7 +82,8 @@ def test_complete_collapse_and_what_to_do():
         (lambda t: max(0.28, 0.69 - t), "healthy"),  # a learning rate of 3e-3, linear probe 0.98
         (lambda t: 0.69 if t < 0.5 else 0.25, "healthy"),  # I-JEPA on digits at steps 300 to 400
         (lambda t: 0.69 if t < 0.5 else 0.14, "complete collapse"),
-        (0.004, "healthy"),  # as it was at the start: nothing has fallen
+        (0.1, "healthy"),  # as it was at the start: nothing has fallen
+        (0.004, "complete collapse"),  # before the start
     ],
 )
 def test_floors_are_absolute(spread, expected):
