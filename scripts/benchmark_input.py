@@ -5,8 +5,10 @@ Samples per second of CPU time on one thread, in turns, for a picture as one vie
 decoder: Pillow decodes the file to RGB, and nothing else. v1, v2: torchvision's ImageFolder with its transforms, of
 PIL images and of uint8 tensors, collated. ours: `jepa.data.ImageData`. ratio_to_v1, ratio_to_v2: ours over theirs.
 share_of_decoder: ours over the decoder. small_pictures: 64 x 64 pixels, two views with colour jitter and blur, from
-files and from memory. Then windows of series and tokens of text per second of CPU time, and the share of a run's time
-in which it waits for data, by the number of workers.
+files and from memory. stores: one view from files, packed tars and parquet. video: clips of 16 frames, every fourth of
+an H.264 file; share_of_decoder: beside decoding all frames between to RGB, and nothing else. Then windows of series and
+tokens of text per second of CPU time, and the share of a run's time in which it waits for data, by the number of
+workers.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from benchmark_stores import clips, stores
 from PIL import Image
 from torch.utils.data import default_collate
 from torchvision import transforms as v1
@@ -217,6 +220,16 @@ def input_speed(rounds: int = 5, folder: str | None = None) -> dict[str, Any]:
                 make_pictures(Path(folder))
             found: dict[str, Any] = pictures_speed(folder, rounds)
             found["small_pictures"] = small_pictures_speed(folder, Path(made) / "small", rounds)
+            seconds = in_turns(stores(folder, Path(made)), rounds)
+            found["stores"] = {name: 64 / each for name, each in seconds.items()}
+            found["stores"] |= {
+                f"ratio_{name}_to_files": seconds["files"] / seconds[name] for name in ("packed", "parquet")
+            }
+            seconds = in_turns(clips(Path(made)), rounds)
+            found["video"] = {
+                "clips_per_second": 8 / seconds["ours"],
+                "share_of_decoder": seconds["decoder"] / seconds["ours"],
+            }
             found |= series_and_text_speed(Path(made), rounds)
             return found | {"wait_share": wait_shares(folder)}
     finally:

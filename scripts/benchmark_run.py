@@ -204,14 +204,14 @@ SWEPT = (
 
 
 def sweep() -> dict[str, float]:
-    """Seconds per run beside its steps, of whole sweeps as a user starts them."""
+    """Seconds per run beside its steps, of whole sweeps as a user starts them; by SLURM where a cluster answers."""
     alone = ["hydra.launcher.poll_seconds=0.5"]
     kinds = {
         "basic": [],
         "local": ["hydra/launcher=local", "hydra.launcher.parallel=1", *alone],
         "slurm": ["hydra/launcher=slurm", "hydra.launcher.array_parallelism=1", *alone],
     }
-    if shutil.which("sbatch") is None:
+    if shutil.which("sinfo") is None or subprocess.run(["sinfo"], capture_output=True).returncode:  # no cluster answers
         del kinds["slurm"]
     seconds = {}
     for name, options in kinds.items():
