@@ -47,6 +47,13 @@ RENAMED_KEYS = {
     "jepa.evaluation.AttentiveProbe": {"attention_heads": "num_heads"},
 }
 """Module or class, by its present path -> former key of its constructor -> its present one."""
+REMOVED_KEYS = {
+    "jepa.monitor.Thresholds": (
+        *("spread", "embedding_spread", "fall", "projection_fall", "kept_rank", "lost_rank", "falling_rank"),
+        "target_rank",
+    ),
+}
+"""Class -> former keys of its constructor that mean nothing now."""
 ADDED_KEYS = {
     "jepa.masks.SpanMask": {"wrap": True},
     "jepa.masks.time_span.TimeSpanMask": {"wrap": True},
@@ -76,6 +83,7 @@ def upgrade(config: Any) -> Any:
             if is_below(target, prefix):
                 config = {name if keys.get(name, name) in config else keys[name]: v for name, v in config.items()}
         config = ADDED_KEYS.get(target, {}) | config
+        config = {name: value for name, value in config.items() if name not in REMOVED_KEYS.get(target, ())}
     scheduler = config.get("scheduler")
     if isinstance(scheduler, Mapping) and isinstance(scheduler.get("lr"), Mapping):
         config["scheduler"] = flat_scheduler(scheduler)

@@ -114,12 +114,17 @@ class CollapseMonitor:
         # One rank computes, so that rounding cannot make them judge differently.
         metrics = broadcast_from_rank0(lambda: {**({} if rows is None else statistics(rows)), **drift})
         if rows is None:
-            if not self.history:
+            if not self.has_looked:
                 self.verdict = Verdict(UNKNOWN, NOTHING_SEEN)
             return metrics
         self._remember(step, values, metrics)
         self.verdict = judge(self.history, self.thresholds)
         return metrics
+
+    @property
+    def has_looked(self) -> bool:
+        """Whether latents of any step have been measured."""
+        return any(measurement["step"] > 0 for measurement in self.history)
 
     def _remember(self, step: int, values: Mapping[str, float], metrics: Mapping[str, float]) -> None:
         """Add a measurement to the history, which keeps its first three, the run's start, and is thinned out behind."""
@@ -148,11 +153,12 @@ class CollapseMonitor:
         return metrics
 
     def note(self, metrics: Mapping[str, float]) -> None:
-        """Add the metrics of an online probe to the last measurement, as evidence."""
-        if self.history:
-            self.history[-1] |= {name: float(value) for name, value in metrics.items()}
-            if not self.tasks:
-                self.verdict = judge(self.history, self.thresholds)
+        """Add the metrics of an online probe to the last measurement; of a new network they are the first one."""
+        if not self.history:
+            self.history.append({"step": 0.0})
+        self.history[-1] |= {name: float(value) for name, value in metrics.items()}
+        if not self.tasks:
+            self.verdict = judge(self.history, self.thresholds)
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -94,7 +94,7 @@ def read_record(path: Path, judge: Callable[[Sequence[Mapping[str, float]]], str
         for name, value in line.items():
             if name not in ("step", "epoch") and is_value(value):
                 points.setdefault(name, []).append((int(line["step"]), value))
-        if any(name.startswith("monitor/") for name in line):
+        if any(name.startswith(("monitor/", "online/")) for name in line):
             measured.append(line)
     ends = sorted({round(end) for end in np.linspace(1, len(measured), min(len(measured), MAX_VERDICTS))})
     return Record(

@@ -64,10 +64,12 @@ def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:
 
 
 def measure_at_start(trainer: Trainer) -> None:
-    """Measure what a checkpoint left pending; evaluate and draw the features of a new network."""
+    """Measure what a checkpoint left pending; probe, evaluate and draw the features of a new network."""
     if trainer.state.pending:
         measure_and_save(trainer, metrics_of_pending_step(trainer))
     elif trainer.step == 0:
+        if trainer.evaluation is not None and trainer.every.probe:
+            trainer.run_log.log(probe(trainer))  # no callback is to stop for it
         if getattr(trainer.evaluation, "at_start", False):
             trainer.log(evaluate(trainer, "initial"))
         draw_features(trainer)
@@ -241,7 +243,7 @@ def check_collapse(trainer: Trainer, values: Mapping[str, float]) -> dict[str, f
         trainer.run_log.show_verdict()
         if before != "unknown" or verdict.is_bad:
             trainer.say(f"collapse monitor at step {trainer.step}: {verdict.name}: {verdict.evidence}")
-    elif verdict.name == "unknown" and trainer.step == 1 and not monitor.history:
+    elif verdict.name == "unknown" and trainer.step == 1 and not monitor.has_looked:
         trainer.say(f"collapse monitor: {verdict.evidence}")
     if verdict.is_bad and on_collapse != "warn":
         reason = f"{verdict.name}: {verdict.evidence}"

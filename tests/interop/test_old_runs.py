@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from jepa import build_trainer, load_config
-from jepa.checkpoint.moved import MOVED, RENAMED_KEYS, upgrade
+from jepa.checkpoint.moved import MOVED, REMOVED_KEYS, RENAMED_KEYS, upgrade
 from jepa.interop import load
 
 OLD_RUNS = Path(__file__).resolve().parents[1] / "fixtures" / "old_runs"
@@ -68,6 +68,8 @@ def test_upgrade():
     assert new["other"] == {**own, "list": [{"_target_": "jepa.models.Predictor", "num_heads": None}]}
     series = {"_target_": "jepa.data.sources.series.series_csv", "date_column": "when"}
     assert upgrade(series) == {"_target_": "jepa.data.sources.series_csv", "time_column": "when"}
+    floors = {"_target_": "jepa.monitor.Thresholds", "places": 0.9}
+    assert upgrade(floors | {"spread": 0.3, "fall": 0.6}) == floors
     assert upgrade(new) == new
     assert old["model"]["encoder"]["dim"] == 8
 
@@ -75,5 +77,5 @@ def test_upgrade():
 def test_the_tables_name_what_exists():
     from hydra.utils import get_object
 
-    for name in (*MOVED.values(), *RENAMED_KEYS):
+    for name in (*MOVED.values(), *RENAMED_KEYS, *REMOVED_KEYS):
         get_object(name)

@@ -329,10 +329,11 @@ def test_the_online_probe(tmp_path):
     )
     trainer = collapsing_trainer(tmp_path, from_step=99, evaluation=evaluation, max_steps=12)
     trainer.fit()
-    assert asked == [trainer.model] * 2
-    assert [line["online/knn"] for line in lines_of(tmp_path) if "online/knn" in line] == [0.6, 0.7]
+    assert asked == [trainer.model] * 3
+    found = {line["step"]: line["online/knn"] for line in lines_of(tmp_path) if "online/knn" in line}
+    assert found == {0: 0.6, 6: 0.7, 12: 0.8}  # the untrained network, too
     assert trainer.metrics["online/rankme"] == 7.0
-    assert "online k-NN 0.700" in results_of(tmp_path)["collapse"]["evidence"]
+    assert "online k-NN 0.800" in results_of(tmp_path)["collapse"]["evidence"]
 
 
 # Configuration and words.
