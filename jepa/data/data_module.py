@@ -74,8 +74,6 @@ class DataModule:
 
     nan_is_missing: ClassVar[bool] = False
     """Whether NaN in an input is what is missing or padding; else it makes the sample a bad one."""
-    finish_on: ClassVar[torch.device | None] = None
-    """A GPU, which the trainer sets: training pictures are copied there as bytes, and become floats there."""
 
     views: int = 1
     batch_size: int = 256
@@ -162,7 +160,7 @@ class DataModule:
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
         self.hold("train")
         requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
-        return self._load(requests, replace(self.reading("train", seed=seed), device=self.finish_on))
+        return self._load(requests, replace(self.reading("train", seed=seed), device=getattr(self, "finish_on", None)))
 
     def evaluation_batches(
         self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -48,6 +48,10 @@ class ImageData(LocalViews):
         tensor on the device of the training, where views are made without workers. `auto`: where that is possible and
         the tensor not above MOST_MEMORY. Crops differ from those of files by up to one of 255.
     """
+
+    finish_on: ClassVar[torch.device | None] = None
+    """A GPU, which the trainer sets: training pictures are copied there as bytes, and become floats there. Not where
+    they are parts of other data, whose batches workers may make."""
 
     source: Callable[..., Splits]
     root: str | None = None

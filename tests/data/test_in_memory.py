@@ -11,7 +11,7 @@ import pytest
 import torch
 from data_helpers import CROPS, folder_data, same, write_image
 
-from jepa.data import Augment, ImageData, image_data
+from jepa.data import Augment, ImageData, MixedData, PairedData, TaskData, image_data
 from jepa.utils.errors import DataError
 
 FULL = Augment(crop_scale=(0.3, 1.0), horizontal_flip=0.5, rotation=10, translate=0.1, color_jitter=0.5, blur=0.5)
@@ -65,6 +65,9 @@ def test_the_device_makes_the_views(pictures):
         "local_views": ("meta", (4, 2, 3, 6, 6)),
         "label": ("cpu", (4,)),
     }
+
+    # Which make batches of those of their parts, on the CPU and maybe in workers.
+    assert not any(hasattr(kind, "finish_on") for kind in (MixedData, PairedData, TaskData))
 
 
 def test_what_cannot_be_held_is_read_from_files_or_refused(pictures, monkeypatch):
