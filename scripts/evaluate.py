@@ -75,6 +75,7 @@ def evaluate(config: DictConfig) -> dict[str, Any]:
         rows, spread = score(evaluation, loaded, data, device, settings.seed, joined.cache_dir, key)
     Console().print(evaluation.table(rows))
     results = {**rows, **of_the_run(loaded, CommandLine(config.overrides)), "checkpoint": str(config.checkpoint)}
+    results |= {"scored_on": "validation"} if getattr(data, "score_on", "test") == "validation" else {}
     results |= {"data": plain["data"]} | ({"spread": spread} if spread else {})
     write_text(Path(joined.output), json.dumps(results, indent=2) + "\n")
     print(joined.output)

@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scipy import stats
+
 from jepa.utils.read_data import read_json
 
 ROWS = ("trained", "random_init", "raw_input", "supervised")
-STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
-"""Number of seeds -> the quantile of Student's t for an interval of 95 %."""
 
 
 @dataclass(frozen=True)
@@ -171,8 +171,8 @@ def summarised(recipe: Recipe, metric: str, runs: list[dict[str, Any]], split: s
 def interval(values: Sequence[float]) -> dict[str, Any]:
     """Mean and 95 % interval of the mean by Student's t; low and high are None for one value."""
     mean, count = statistics.mean(values), len(values)
-    half = STUDENT_T[count] * statistics.stdev(values) / math.sqrt(count) if count > 1 else None
-    low, high = (None, None) if half is None else (round(mean - half, 4), round(mean + half, 4))
+    half = stats.t.ppf(0.975, count - 1) * statistics.stdev(values) / math.sqrt(count) if count > 1 else None
+    low, high = (None, None) if half is None else (round(float(mean - half), 4), round(float(mean + half), 4))
     return {"mean": round(mean, 4), "low": low, "high": high, "seeds": count}
 
 

@@ -22,6 +22,7 @@ from jepa.data.stream import (
     blamed,
     fixed_order,
     load,
+    shown,
     wrong_values,
 )
 from jepa.types import Batch, DataSpec
@@ -73,8 +74,6 @@ class DataModule:
 
     nan_is_missing: ClassVar[bool] = False
     """Whether NaN in an input is what is missing or padding; else it makes the sample a bad one."""
-    finish_on: ClassVar[torch.device | None] = None
-    """A GPU, which the trainer sets: training pictures are copied there as bytes, and become floats there."""
 
     views: int = 1
     batch_size: int = 256
@@ -161,7 +160,7 @@ class DataModule:
         order.request(start_step, rank=rank, world_size=world_size)  # raises now, not at the first batch
         self.hold("train")
         requests = (order.request(step, rank=rank, world_size=world_size) for step in range(start_step, stop_step))
-        return self._load(requests, replace(self.reading("train", seed=seed), device=self.finish_on))
+        return self._load(requests, replace(self.reading("train", seed=seed), device=getattr(self, "finish_on", None)))
 
     def evaluation_batches(
         self, split: Literal["train", "test"], *, batch_size: int, limit: int | None = None
@@ -249,16 +248,17 @@ class DataModule:
 
     def read_or_next(self, read: Callable[[int], Any], index: int, bad: dict[str, str], reading: Reading) -> Any:
         """Return `read(index)`, or what the next sample gives where that one is `blamed`; `bad` names these."""
-        while True:
+        count = len(self.splits[reading.split])
+        for place in range(index, index + count):
             try:
-                return read(index)
+                return read(place % count)
             except Exception as error:
-                name, reason = blamed(error, self.describe(index, reading))
+                name, reason = blamed(error, self.describe(place % count, reading))
                 bad[name] = reason
-            # As the limit is below the number of samples, this also ends a search in which all are bad.
             if len(bad) > reading.bad_limit:
                 raise TooManyUnreadable(bad) from None
-            index = (index + 1) % len(self.splits[reading.split])
+        # The limit lets one be bad, and where others are mixed in it is a share of them all.
+        raise DataError(f"none of the {count} samples of the {reading.split} split can be read: {shown(name, reason)}")
 
     def describe(self, index: int, reading: Reading) -> str:
         """Return the name of a sample for messages: what its source calls it, else its number."""

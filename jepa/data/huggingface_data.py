@@ -65,6 +65,7 @@ def hugging_face(
     prefetch_factor: int = 2,
     max_bad_share: float = 0.1,
     allow_outside: bool = False,
+    score_on: Literal["test", "validation"] = "test",
     hints: Mapping[str, Any] | None = None,
 ) -> DataModule:
     """Data of a column of strings, an Image column or an Audio column.
@@ -78,15 +79,10 @@ def hugging_face(
 
     Raises DataError for what is missing or damaged, and a column of no kind that can be read.
     """
-    loader = DataModule(
-        views=views,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        prefetch_factor=prefetch_factor,
-        max_bad_share=max_bad_share,
-        hints=hints,
-    )  # checked before anything is read
+    loader = {"views": views, "batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
+    loader |= {"prefetch_factor": prefetch_factor, "max_bad_share": max_bad_share}
+    loader |= {"score_on": score_on, "hints": hints}
+    DataModule(**loader)  # checked before anything is read
     train, test = _find_splits(path, name, train_split, test_split, test_fraction, split_seed)
     kind, splits = read_columns(train, test, column, label_column, _folders(path), allow_outside=allow_outside)
     make, own = {
@@ -96,7 +92,7 @@ def hugging_face(
     }[kind]
     if make is None:
         raise DataError(f"data.column={column} holds {kind}, but data.{kind}=null: set there how to read it")
-    return make(source=lambda: splits, **own, **vars(loader))
+    return make(source=lambda: splits, **own, **loader)
 
 
 def _find_splits(

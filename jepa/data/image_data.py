@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from PIL import Image
@@ -48,6 +48,10 @@ class ImageData(LocalViews):
         tensor on the device of the training, where views are made without workers. `auto`: where that is possible and
         the tensor not above MOST_MEMORY. Crops differ from those of files by up to one of 255.
     """
+
+    finish_on: ClassVar[torch.device | None] = None
+    """A GPU, which the trainer sets: training pictures are copied there as bytes, and become floats there. Not where
+    they are parts of other data, whose batches workers may make."""
 
     source: Callable[..., Splits]
     root: str | None = None
@@ -178,9 +182,13 @@ class ImageData(LocalViews):
         return images[index.to(images.device, non_blocking=True)].to(device, non_blocking=True)
 
     def make_batch(self, request: Request, reading: Reading) -> Batch:
-        if (held := self._in_memory(reading)) is None:
-            batch = super().make_batch(request, reading)
-            return batch | {"counter": torch.tensor(request.counters)} if reading.raw else batch
+        samples = self.splits[reading.split]
+        if isinstance(samples, TensorImages) and self._in_memory(reading) is samples:
+            return self._held_batch(samples, request, reading)
+        batch = super().make_batch(request, reading)
+        return batch | {"counter": torch.tensor(request.counters)} if reading.raw else batch
+
+    def _held_batch(self, held: TensorImages, request: Request, reading: Reading) -> Batch:
         index = torch.tensor(request.indices)
         batch = self._inputs(self._images(held, index, reading), request.counters, reading)
         return self.with_labels(batch, None if held.labels is None else held.labels[index])
@@ -206,9 +214,13 @@ class ImageData(LocalViews):
         return batch | {name: each.finish(batch[name], numbers, reading.device) for name, each, _, numbers in wanted}
 
     def _load(self, requests: Iterable[Request], reading: Reading) -> Iterator[Batch]:
-        if self._in_memory(reading) is not None:
+        if (held := self._in_memory(reading)) is not None:
+            # What calls `make_batch` for data of which this is a part reads files always: batches do not depend on
+            # whether an evaluation has read them all before, and tell what is bad.
+            is_own = held is self.splits[reading.split]
+            make = self.make_batch if is_own else partial(self._held_batch, held)
             pins = self.pins and reading.device is None
-            for batch in (self.make_batch(request, reading) for request in requests):
+            for batch in (make(request, reading) for request in requests):
                 yield map_tensors(batch, Tensor.pin_memory) if pins else batch
             return
         # Bytes cross processes, a quarter of the floats. But a subclass that makes batches counts on floats, and floats

@@ -82,11 +82,11 @@ class ImageTransform:
         batch = uniform.shape[:2]
         boxes = self.augment.boxes(uniform.flatten(0, 1), height=height, width=width, size=self.size)
         if many:
-            images = images.repeat_interleave(batch[1], dim=0)
             if self.augment.crop_scale is not None or self.size != (height, width):
-                boxes = boxes.to(images.device, non_blocking=True)
-                images = crop_and_resize(images, boxes, self.size, self.interpolation)
-            return images.view(*batch, *images.shape[1:])
+                boxes = boxes.to(images.device, non_blocking=True).unflatten(0, batch)
+                views = [crop_and_resize(images, each, self.size, self.interpolation) for each in boxes.unbind(dim=1)]
+                return torch.stack(views, dim=1)  # one view at a time, as all are large until they are resized
+            return images[:, None].expand(-1, batch[1], -1, -1, -1)
         ranged = [name for name in ("color_jitter", "solarize") if getattr(self.augment, name)]
         if isinstance(images, Tensor) and images.is_floating_point() and ranged:
             low, high = images.aminmax()

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -172,7 +172,7 @@ class TaskData:
     """The batches of several data sets, under keys that start with their names: `digits/x`, `heartbeats/x`, ...
 
     parts: name -> a data set of any kind, whose batch size becomes the one set here; one that is None is left out.
-    batch_size: samples of each part in a training step, of all ranks together. hints: see `DataModule`.
+    batch_size: samples of each part in a training step, of all ranks together. score_on, hints: see `DataModule`.
 
     An epoch is one pass through the largest part; validation ends with the smallest test split. The weight of a task is
     a setting of the model. Raises ValueError without parts, and for names that would not do as prefixes.
@@ -180,6 +180,7 @@ class TaskData:
 
     parts: Mapping[str, DataModule | None]
     batch_size: int = 256
+    score_on: Literal["test", "validation"] = "test"
     hints: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -187,8 +188,9 @@ class TaskData:
         self.parts = present_parts(self.parts)
         if wrong := [name for name in self.parts if "/" in name]:
             raise ValueError(f"data.parts: names must not hold a slash, got {wrong}")
-        for part in self.parts.values():
+        for name, part in self.parts.items():
             part.batch_size = self.batch_size
+            part.check_scored(self, f"data.parts.{name}")
         specs = [part.spec for part in self.parts.values()]
         self.spec = DataSpec(
             num_train=max(spec.num_train for spec in specs),

@@ -30,6 +30,7 @@ def packed(
     pin_memory: bool | Literal["auto"] = "auto",
     prefetch_factor: int = 2,
     max_bad_share: float = 0.1,
+    score_on: Literal["test", "validation"] = "test",
     hints: Mapping[str, Any] | None = None,
 ) -> DataModule:
     """Data of a packed folder; piece_seconds: of sounds, cuts each into samples of that length.
@@ -38,7 +39,8 @@ def packed(
     own and those from views on; None: such folders are refused. Raises DataError for a folder that is not packed.
     """
     loader = {"views": views, "batch_size": batch_size, "num_workers": num_workers, "pin_memory": pin_memory}
-    loader |= {"prefetch_factor": prefetch_factor, "max_bad_share": max_bad_share, "hints": hints}
+    loader |= {"prefetch_factor": prefetch_factor, "max_bad_share": max_bad_share}
+    loader |= {"score_on": score_on, "hints": hints}
     kind, splits = read_packed(root)
     if piece_seconds is not None and kind != "audio":
         raise ValueError(f"data.piece_seconds={piece_seconds}: expected null, as data.root holds {kind}")

@@ -185,7 +185,7 @@ class SeriesData(DataModule):
 def series_on_validation(source: SeriesSplits) -> SeriesSplits:
     """Labelled series whose test series are a tenth of the training series, the same in every run."""
     if source.timelines:
-        return source  # these have a validation part
+        return replace(source, lines=(*source.lines, "scored on the validation part (data.score_on=validation)"))
     numbers = hold_out(range(len(source.train)), VALIDATION_SHARE, 0, where="the training split")
     found: dict[str, Any] = {"wrong": {}}
     for side, chosen in zip(("train", "test"), numbers):
@@ -197,7 +197,8 @@ def series_on_validation(source: SeriesSplits) -> SeriesSplits:
         }
         if source.train_labels is not None:
             found[f"{side}_labels"] = [source.train_labels[number] for number in chosen]
-    return replace(source, **found)
+    line = f"scored on {len(found['test']):,} series kept aside from training (data.score_on=validation)"
+    return replace(source, lines=(*source.lines, line), **found)
 
 
 def long_enough(timelines: Sequence[Timeline], window_size: int, root: str) -> tuple[list[Timeline], list[str]]:

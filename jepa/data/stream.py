@@ -124,15 +124,15 @@ class BadSamples(dict[str, str]):
         for name, reason in found.items():
             if name not in self:
                 self[name] = reason
-                log.warning("cannot read %s; the next sample takes its place", _shown(name, reason))
+                log.warning("cannot read %s; the next sample takes its place", shown(name, reason))
         if len(self) > self.limit:
-            first = "".join(f"\n  {_shown(*each)}" for each in list(self.items())[:3])
+            first = "".join(f"\n  {shown(*each)}" for each in list(self.items())[:3])
             bad = f"{len(self)} of {self.total} samples ({len(self) / self.total:.1%}) cannot be read"
             more = f"more than data.max_bad_share={self.max_share:g}. Mend or remove them, or raise that share"
             raise DataError(f"{bad}, which is {more}. The first:{first}")
 
 
-def _shown(name: str, reason: str) -> str:
+def shown(name: str, reason: str) -> str:
     """A bad sample in a message: a name or reason may hold anything that a hostile file holds."""
     texts = (text if len(text) <= 300 else f"{text[:300]}..." for text in (name, reason))
     name, reason = ("".join(c if c.isprintable() else repr(c)[1:-1] for c in text) for text in texts)

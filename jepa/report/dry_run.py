@@ -90,8 +90,8 @@ class _Report:
         if spec.class_names:
             names = ", ".join(map(str, spec.class_names[:10]))
             classes += f" ({names}{', ...' if len(spec.class_names) > 10 else ''})"
-        shape = shape_text(spec.input_shape)
-        self.print(f"Data: {spec.num_train:,} training and {spec.num_test:,} test samples of {shape}, {classes}")
+        shape, scored = shape_text(spec.input_shape), getattr(self.trainer.data, "score_on", "test")
+        self.print(f"Data: {spec.num_train:,} training and {spec.num_test:,} {scored} samples of {shape}, {classes}")
         rows = []
         for name, value in named_tensors(batch):
             real = value[~value.isnan()] if value.is_floating_point() else value  # NaN is padding

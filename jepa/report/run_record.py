@@ -141,10 +141,16 @@ def sentences(record: Record, trained: str | None, compared: str | None) -> list
         called = {name: in_words(name) for name in names} | ROWS
         compared = re.sub("|".join(map(re.escape, called)), lambda found: called[found[0]], compared)
         said.append(compared[0].upper() + compared[1:] + ".")
-    elif len(rows) > 2 and all({"lidar"} <= row.keys() <= {"lidar", "rankme", "feature_std"} for row in rows.values()):
+    elif (
+        "trained" in rows
+        and len(rows) > 2
+        and all({"lidar"} <= row.keys() <= {"lidar", "rankme", "feature_std"} for row in rows.values())
+    ):
         values = ", ".join(f"{ROWS[name]} {number(row['lidar'], 3)}" for name, row in rows.items())
         doubt = ", a sign that it has not" if rows["trained"]["lidar"] <= rows["random_init"]["lidar"] else ""
         said.append(f"No labels tell whether training has helped; {WORDS['lidar']}: {values}{doubt}.")
+    if record.results.get("scored_on") == "validation":
+        said.append("Scores are on samples kept aside from training, not on the test split (data.score_on=validation).")
     collapse = record.results.get("collapse") or {}
     verdict = collapse.get("verdict") or status.verdict
     if verdict:

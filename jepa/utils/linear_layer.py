@@ -28,7 +28,8 @@ ONEDNN = prefers_onednn()
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return `torch.nn.functional.linear` (..., out) of x (..., in), weight (out, in) and bias (out)."""
     plain = type(weight) in (Tensor, nn.Parameter) and x.is_cpu and x.dtype == weight.dtype == torch.float32
-    if not (ONEDNN and plain and x.numel()) or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+    captured = torch.compiler.is_compiling() or torch.jit.is_tracing()  # a trace may run where there is no oneDNN
+    if captured or torch.is_autocast_enabled("cpu") or not (ONEDNN and plain and x.ndim > 1 and x.numel()):
         return F.linear(x, weight, bias)
     return OneDNNLinear.apply(x, weight, bias)
 

@@ -132,6 +132,7 @@ def test_long_files_are_cut_into_pieces(tmp_path):
     pieces = [splits.train.describe(n) for n in range(len(splits.train))]
     pieces += [splits.test.describe(n) for n in range(len(splits.test))]
     assert len(pieces) == 4 * 4 + 3 + 1
+    assert len(set(splits.train.wholes)) == len({piece.partition(",")[0] for piece in pieces[: len(splits.train)]})
     assert sum("a/2.wav" in piece for piece in pieces) == 3  # the last of 0.3 s
     files = [
         {piece.partition(",")[0] for piece in part}

@@ -83,6 +83,15 @@ def test_nothing_but_bad_files_ends(tmp_path, workers):
         next(data.evaluation_batches("train", batch_size=2))
 
 
+def test_a_single_damaged_sample_of_a_split_ends(tmp_path):
+    """Which the limit allows, as it allows all of a small part of a mix."""
+    write_classes(tmp_path / "train", classes=2, each=1)
+    write_classes(tmp_path / "val", classes=1, each=1)
+    damage(tmp_path, "val/a/0.png")
+    with pytest.raises(DataError, match=r"none of the 1 samples of the test split can be read: .*val/a/0.png \("):
+        next(folder_data(tmp_path).evaluation_batches("test", batch_size=2))
+
+
 def test_the_allowed_share_may_be_reached(tmp_path):
     write_train_and_val(tmp_path, each=10)
     damage(tmp_path, "train/a/0.png", "train/b/0.png")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from data_helpers import CROPS, folder_data, same, write_image
 
-from jepa.data import Augment, ImageData, image_data
+from jepa.data import Augment, ImageData, MixedData, PairedData, TaskData, image_data
+from jepa.data.stream import Request
 from jepa.utils.errors import DataError
 
 FULL = Augment(crop_scale=(0.3, 1.0), horizontal_flip=0.5, rotation=10, translate=0.1, color_jitter=0.5, blur=0.5)
@@ -50,6 +51,10 @@ def test_views_and_labels_are_those_of_files(pictures, settings, channels, caplo
     assert held.bad_samples.keys() == files.bad_samples.keys()
     for split in ("train", "test"):
         assert same(*(data.evaluation_batches(split, batch_size=8) for data in (held, files)))
+    # Data of which this is a part still hears of what is bad.
+    sides = {split: range(len(held.splits[split])) for split in ("train", "test")}
+    told = [held.make_batch(Request(side, side), held.reading(split))["bad"] for split, side in sides.items()]
+    assert {name for bad in told for name in bad} == held.bad_samples.keys()
     # Where nothing is read any more, it does not matter what has become of the files.
     for path in pictures.glob("*/*.png"):
         path.unlink()
@@ -65,6 +70,9 @@ def test_the_device_makes_the_views(pictures):
         "local_views": ("meta", (4, 2, 3, 6, 6)),
         "label": ("cpu", (4,)),
     }
+
+    # Which make batches of those of their parts, on the CPU and maybe in workers.
+    assert not any(hasattr(kind, "finish_on") for kind in (MixedData, PairedData, TaskData))
 
 
 def test_what_cannot_be_held_is_read_from_files_or_refused(pictures, monkeypatch):

@@ -391,3 +391,7 @@ def test_what_cannot_be_packed_is_said(tmp_path, monkeypatch, options, message):
 def test_pieces_are_of_sounds(small_pack):
     with pytest.raises(UserError, match=r"data.piece_seconds=1.0: expected null, as data.root holds image"):
         build_data(load_config(["data=packed", f"data.root={small_pack}", "data.piece_seconds=1.0"]))
+    assert (
+        build_data(load_config(["data=packed", f"data.root={small_pack}", "data.score_on=validation"])).score_on
+        != "test"
+    )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
@@ -11,10 +13,10 @@ import pytest
 import torch
 
 from jepa import load_config
-from jepa.data import ImageData, MixedData, SeriesData
+from jepa.data import DataModule, ImageData, MixedData, SeriesData, TaskData, hugging_face, packed
 from jepa.data.sources import TensorImages, series_csv
 from jepa.data.sources.series_tables import SeriesSplits
-from jepa.data.sources.splits import Splits
+from jepa.data.sources.splits import KnownSamples, Splits, scored_on_validation
 from tests.data.data_helpers import folder_data, write_image
 
 
@@ -63,6 +65,17 @@ def test_a_tenth_of_the_training_samples_stands_for_the_test_split(tmp_path):
     assert all(f"c{label:02}" in files.describe(number) for number, label in enumerate(files.labels))
 
 
+def test_pieces_of_a_file_stay_together_and_keep_the_truth_at_their_times():
+    class Pieces(list):
+        wholes = np.arange(20) // 4
+
+    samples = KnownSamples(Pieces(range(20)), lambda times, sound: times, ("none",))
+    found = scored_on_validation(Splits(samples, samples))
+    (held,) = {found.test[number] // 4 for number in range(len(found.test))}
+    assert [found.train[number] for number in range(16)] == [n for n in range(20) if n // 4 != held]
+    assert found.test.truth(torch.tensor([0.5]), None) == 0.5
+
+
 def test_series_are_scored_on_their_validation_part(tmp_path):
     steps = np.arange(300.0)
     dates = pandas.date_range("2020-01-01", periods=300, freq="1h")
@@ -84,8 +97,11 @@ def test_parts_of_a_whole_are_scored_on_the_same(tmp_path):
     make = partial(ImageData, source=numbered_images, image_size=4, channels=1, mean=[0.0], std=[1.0])
     parts = {"one": make(score_on="validation"), "two": make(score_on="validation")}
     assert MixedData(parts=parts, score_on="validation").spec.num_test == 4
-    with pytest.raises(ValueError, match=r"data.parts.one.score_on=validation, but data.score_on=test: give both"):
-        MixedData(parts=parts)
+    for kind in (MixedData, TaskData):
+        with pytest.raises(ValueError, match=r"data.parts.one.score_on=validation, but data.score_on=test: give both"):
+            kind(parts=parts)
+    for function in (packed, hugging_face):  # which pass on what all data take
+        assert {each.name for each in fields(DataModule)} <= inspect.signature(function).parameters.keys()
     where = [f"data.{name}_root={tmp_path}" for name in ("mnist", "fsdd")]
     assert (
         load_config(["experiment=crossmodal_digits", *where, "data.score_on=validation"]).data.score_on == "validation"

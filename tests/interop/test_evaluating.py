@@ -17,6 +17,7 @@ from jepa.utils.files import check_output
 def test_the_keys_are_those_of_results_json(evaluate, run_folder):
     scores = evaluate(f"checkpoint={run_folder}")
     results = json.loads((run_folder / "results.json").read_text())
+    assert results.pop("initial")  # before the run, which its checkpoint knows nothing of
     assert scores.keys() == results.keys() | {"checkpoint", "data"}
     for key, value in results.items():
         assert scores[key] == (pytest.approx(value) if key == "trained" else value), key
@@ -51,11 +52,12 @@ def test_a_second_evaluation_encodes_nothing(evaluate, run_folder, tmp_path, mon
 
 def test_other_data(evaluate, run_folder, shared_dir, capsys):
     data = ["data=mnist", f"data.root={shared_dir / 'data' / 'mnist'}", "data.image_size=8", "evaluation.seeds=2"]
-    data += ["data.mean=0.5", "data.std=auto"]
+    data += ["data.mean=0.5", "data.std=auto", "data.score_on=validation"]
     scores = evaluate(f"checkpoint={run_folder}", *data)
     assert scores["data"]["source"]["_target_"] == "jepa.data.sources.mnist"
     assert scores["trained"].keys() == scores["raw_input"].keys() == {"knn", "rankme", "feature_std"}
     assert scores["spread"].keys() == {"random_init"}
+    assert scores["scored_on"] == "validation"
     assert "val/loss" not in scores
     said = capsys.readouterr().out
     assert "inputs are normalised with data.mean=[0.5], in training [" in said

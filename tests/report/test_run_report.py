@@ -21,8 +21,10 @@ from jepa.config.job import write_report
 from jepa.config.report_run import masks_of, report_runs
 from jepa.report.report_pictures import Classified, Embedded, neighbour_pictures, shares_of_same_label
 from jepa.report.report_plots import confusion
+from jepa.report.run_record import Record, sentences
 from jepa.report.token_decoder import explained, fit_decoder, place
 from jepa.utils.errors import UserError
+from jepa.utils.run_status import Status
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -268,6 +270,12 @@ def test_a_run_without_its_checkpoint(old_runs, tmp_path):
     assert "<b>run" not in text
     assert "Without pictures of samples and features" in text
     assert "Not all files could be read: metrics.jsonl" in text
+
+
+def test_a_run_that_ended_before_its_last_evaluation(tmp_path):
+    rows = {name: {"lidar": 3.0} for name in ("initial", "random_init", "raw_input")}
+    record = Record("a", tmp_path, Status("stopped"), {}, [], rows | {"scored_on": "validation"}, {}, [])
+    assert "samples kept aside from training" in sentences(record, None, None)[-1]
 
 
 def test_a_model_that_draws_no_masks_has_none():

@@ -292,6 +292,7 @@ def test_nearest_rows():
 
 
 @pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace")
 @pytest.mark.parametrize("shape", [(7, 12), (2, 5, 12), (0, 12), (2, 0, 12)], ids=str)
 @pytest.mark.parametrize("bias", [True, False])
 def test_linear_by_onednn_is_torchs(monkeypatch, shape, bias):
@@ -308,6 +309,8 @@ def test_linear_by_onednn_is_torchs(monkeypatch, shape, bias):
         (y.square().sum() + part.exp().sum()).backward()
         found.append([y, part, *torch.autograd.grad(layer(x).sum(), [x]), *(p.grad for p in layer.parameters())])
     torch.testing.assert_close(*found)
+    own(torch.randn(12)).sum().backward()
+    assert "aten::linear" in str(torch.jit.trace(own, torch.randn(shape), check_trace=False).inlined_graph)
     with operation_counter() as counter:
         own(torch.randn(shape))
     assert counter.get_total_flops() == 2 * 8 * torch.Size(shape).numel()

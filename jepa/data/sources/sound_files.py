@@ -136,6 +136,7 @@ class SoundPieces:
             frames, rate = length_of(*files.file(number, files.describe(number)))
             places += [(number, rate, *span) for span in piece_spans(frames, rate, seconds) or [(0, 0)]]
         self.places = np.array(places, dtype=np.int64).reshape(-1, 4)  # number of the file, rate, start, length
+        self.wholes = self.places[:, 0]
 
     def __len__(self) -> int:
         return len(self.places)

@@ -73,7 +73,8 @@ class ChosenSamples:
         if name == "labels" and value is not None:
             return torch.as_tensor(value)[self.numbers]
         if callable(value):  # describe, truth, motion
-            return lambda index, *values: value(int(self.numbers[index]), *values)
+            # Truths of sounds take times in place of a sample's number.
+            return lambda first, *rest: value(int(self.numbers[first]) if isinstance(first, int) else first, *rest)
         return value
 
 
@@ -153,8 +154,18 @@ def hold_out(
 
 
 def scored_on_validation(splits: Splits) -> Splits:
-    """Splits whose test samples are a tenth of the training samples, the same in every run."""
-    train, held = hold_out(range(len(splits.train)), VALIDATION_SHARE, 0, where="the training split")
+    """Splits whose test samples are a tenth of the training samples, the same in every run.
+
+    Samples that have `wholes` (n,), the numbers of the files that they are pieces of, are chosen by file.
+    """
+    wholes = getattr(splits.train, "wholes", None)
+    if wholes is None:
+        train, held = hold_out(range(len(splits.train)), VALIDATION_SHARE, 0, where="the training split")
+    else:
+        files = sorted(set(wholes.tolist()))
+        _, aside = hold_out(files, VALIDATION_SHARE, 0, where="the training split, counted in files,")
+        is_held = np.isin(wholes, aside)
+        train, held = np.flatnonzero(~is_held).tolist(), np.flatnonzero(is_held).tolist()
 
     def chosen(numbers: Sequence[int]) -> Samples:
         samples, index = splits.train, torch.tensor(numbers)
