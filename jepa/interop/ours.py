@@ -82,9 +82,9 @@ def check_claims(config: Any, key: str, weights: Mapping[str, Tensor], path: Pat
     claims += [("patch_size", width * size("channels") * patch * size("tubelet_size"))]
     claims += [(name, width * size(name)) for name in ("vocab_size", "max_length", "mask_tokens")]
     target, predictor = (config.get(name) for name in ("target", "predictor"))
-    if isinstance(target, Mapping) and isinstance(predictor, Mapping):
-        sizes = [each if type(each) is int else 1 for each in (target.get("out_dim"), predictor.get("embed_dim"))]
-        claims += [("target.out_dim", math.prod(sizes))]
+    if isinstance(target, Mapping) and isinstance(predictor, Mapping) and type(target.get("out_dim")) is int:
+        width = predictor.get("embed_dim")
+        claims += [("target.out_dim", target["out_dim"] * (width if type(width) is int else 1))]
     if large := [name for name, claim in claims if claim > values]:
         raise CheckpointError(
             f"{path} is damaged: its configuration claims more than its {values:,} values by {key}.{large[0]}"

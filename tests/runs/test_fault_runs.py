@@ -40,6 +40,7 @@ def pictures(tmp_path):
 def test_data_that_is_deleted_during_a_run_is_named(pictures, tiny, tmp_path, workers):
     options = [*tiny, "data=image_folder", f"data.root={pictures}", "data.batch_size=4", f"data.num_workers={workers}"]
     options += [
+        "data.in_memory=false",
         "model.encoder.patch_size=2",
         "model.encoder.num_heads=2",
         "model.predictor.num_heads=2",

@@ -23,6 +23,7 @@ def test_a_long_run_takes_no_more_and_more(train, quick, tmp_path):
         "trainer.validate_every_steps=15",
         "trainer.async_save=true",
         "data.num_workers=2",
+        "data.in_memory=false",
         "+callbacks.usage._target_=usage.Usage",
         "+callbacks.usage.every=5",
         PYTHONPATH=str(TESTS),
