@@ -48,7 +48,7 @@ def _weights(length: int, size: int, mode: str, device: torch.device) -> Tensor:
 def change(pixels: Tensor, views: Views, mode: str) -> Tensor:
     """Crops (R, C, H, W), uint8 or float, as R views: float where more was done than to mirror them."""
     if views.flip is not None:
-        pixels = pixels.flip(-1).where(views.flip[:, None, None, None], pixels)
+        pixels = _mirror(pixels, views.flip)
     if views.angle is not None or views.shift is not None:
         pixels = _move(to_float(pixels), views, mode)
     if views.jitter is not None:
@@ -59,6 +59,15 @@ def change(pixels: Tensor, views: Views, mode: str) -> Tensor:
         pixels = to_float(pixels)
         pixels = (1 - pixels).where(views.solarize[:, None, None, None] & (pixels >= 0.5), pixels)
     return pixels
+
+
+def _mirror(pixels: Tensor, flip: Tensor) -> Tensor:
+    if pixels.device.type != "cpu":
+        return pixels.flip(-1).where(flip[:, None, None, None], pixels)
+    mirrored = pixels.clone()
+    for number in flip.nonzero()[:, 0].tolist():  # a sixth of the time of the above for pictures of 224 pixels
+        mirrored[number] = pixels[number].flip(-1)
+    return mirrored
 
 
 def _move(pixels: Tensor, views: Views, mode: str) -> Tensor:
