@@ -54,6 +54,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("size", size, replace=True)
     OmegaConf.register_new_resolver("product", product, replace=True)
     OmegaConf.register_new_resolver("last", last, replace=True)
+    OmegaConf.register_new_resolver("required", required, replace=True)
 
 
 COMPOSING = (ValueError, TypeError, AttributeError, LookupError, AssertionError)
@@ -68,6 +69,11 @@ SIZES = {
     "small": {"embed_dim": 384, "depth": 12, "num_heads": 6, "predictor_embed_dim": 384, "predictor_depth": 6},
 }
 """What `data.hints.size` stands for: the encoder, and the predictor beside it."""
+
+
+def required(*expected: str) -> None:
+    """Raise UserError: a value has to be given. For experiments, whose ??? does not replace that of config.yaml."""
+    raise UserError(f"not set; give it on the command line: {', '.join(expected)}")
 
 
 def size(name: str, key: str) -> int | str:

@@ -47,9 +47,10 @@ def compose(*overrides, hints=ANY_HINTS):
     config = load_config(overrides)
     for key in OmegaConf.missing_keys(config.data):
         OmegaConf.update(config, key if key.startswith("data.") else f"data.{key}", "/nowhere")
-    for node, key in ((config, "init_from"), (config.model.get("target", config), "checkpoint")):
-        if OmegaConf.is_missing(node, key):
-            node[key] = "/nowhere"
+    if OmegaConf.is_interpolation(config, "init_from"):  # ${required:...}
+        config.init_from = "/nowhere"
+    if OmegaConf.is_missing(target := config.model.get("target", config), "checkpoint"):
+        target.checkpoint = "/nowhere"
     return filled(config, dict.fromkeys(FOUND_BY_DATA, 8) | hints)
 
 
@@ -206,6 +207,8 @@ def test_loading_from_python(tmp_path):
         load_config(["trainer.max_epoch=1"])
     with pytest.raises(UserError, match=r"data.root is not set"):
         to_plain(load_config(["data=imagenet"]))
+    with pytest.raises(UserError, match=r"init_from: not set; give it on the command line: a run folder, "):
+        to_plain(load_config(["experiment=continue"]))
 
 
 @pytest.mark.parametrize("value", ["0.5", "auto", "[0.5]", "[0.1,0.2,0.3]"])
