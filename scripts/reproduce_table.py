@@ -9,11 +9,13 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
+import os
 import statistics
-import subprocess
 import sys
+import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ from scipy import stats
 from jepa.utils.read_data import read_json
 
 ROWS = ("trained", "random_init", "raw_input", "supervised")
+COLUMNS = ("data", "measure", "own recipe", "one recipe", "random weights", "raw input", "supervised", "core minutes")
+UNIVERSAL = "one recipe"
+"""The method that is the same on all data."""
 
 
 @dataclass(frozen=True)
@@ -84,31 +89,51 @@ TABLE = [
 
 def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     """Run what the file at `path` lacks, write it after each run, and return its rows."""
-    from reproduce import ROOT, located, print_table, run, stored, write
+    from reproduce import ROOT, print_table, stored, write
 
-    if not options.root:
-        raise SystemExit("table needs --root, the folder that holds the data")
     if unknown := set(options.only or ()) - (known := {each.data for each in TABLE}):
         raise SystemExit(f"--only {' '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    chosen = [each for each in TABLE if not options.only or each.data in options.only]
+    if not options.root and any(each.places for each in chosen):
+        raise SystemExit("table needs --root, the folder that holds the data")
     split = "validation" if options.validate else "test"
     path = ROOT / "outputs" / "table.json" if options.validate else path
     rows = stored(path) or []
-    root = Path(options.root).resolve()
-    with tempfile.TemporaryDirectory() as unpacked:
-        chosen = [each for each in TABLE if not options.only or each.data in options.only]
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with tempfile.TemporaryDirectory() as unpacked, ThreadPoolExecutor(options.jobs) as pool:
+        jobs = {}
         for recipe, seed in itertools.product(chosen, options.seeds or (0, 1, 2)):
-            if seed in seeds_of(rows, recipe):
-                continue
-            where = [f"{key}={located(root / place, Path(unpacked))}" for key, place in recipe.places.items()]
-            overrides = [*recipe.overrides, *where, f"data.score_on={split}"]
-            result = run(overrides, seed)
-            if recipe.supervised_epochs is not None:
-                result["supervised"] = supervised(overrides, seed, recipe.supervised_epochs)
-            rows = with_run(rows, recipe, seed, result, split)
+            if seed not in seeds_of(rows, recipe):
+                places = {key: Path(options.root or "", place).resolve() for key, place in recipe.places.items()}
+                where = [f"{key}={located(place, Path(unpacked))}" for key, place in places.items()]
+                overrides = [*recipe.overrides, *where, f"data.score_on={split}"]
+                jobs[pool.submit(measured, recipe, overrides, seed, threads)] = recipe
+        for job in as_completed(jobs):
+            rows = with_run(rows, jobs[job], job.result(), split)
             write(path, rows)
-    titles = ("data", "method", "measure", *ROWS, "core minutes")
-    print_table(titles, ([row["data"], row["method"], row["metric"], *shown(row), row["core_minutes"]] for row in rows))
+    print_table(COLUMNS, page(rows))
     return rows
+
+
+def located(path: Path, unpacked: Path) -> Path:
+    """The data at a path; of an archive the folder it holds, unpacked at the first call."""
+    if not path.name.endswith((".tar", ".tar.gz", ".tar.xz")):
+        return path
+    folder = unpacked / path.name.split(".")[0]
+    if not folder.exists():
+        with tarfile.open(path) as archive:
+            archive.extractall(unpacked, filter="data")
+    return folder
+
+
+def measured(recipe: Recipe, overrides: Sequence[str], seed: int, threads: int) -> dict[str, Any]:
+    """What comes of a recipe with a seed, and of the same encoder trained on the labels."""
+    from reproduce import run
+
+    result = run(overrides, seed, threads)
+    if recipe.supervised_epochs is not None:
+        result["supervised"] = supervised(overrides, seed, recipe.supervised_epochs, threads)
+    return result
 
 
 def seeds_of(rows: list[dict[str, Any]], recipe: Recipe) -> set[int]:
@@ -118,9 +143,9 @@ def seeds_of(rows: list[dict[str, Any]], recipe: Recipe) -> set[int]:
     return {one["seed"] for row in mine for one in row["runs"]}
 
 
-def supervised(overrides: Sequence[str], seed: int, epochs: float) -> dict[str, float]:
+def supervised(overrides: Sequence[str], seed: int, epochs: float, threads: int) -> dict[str, float]:
     """The accuracy of the same encoder trained on the labels from scratch."""
-    from reproduce import ROOT
+    from reproduce import ROOT, processor_seconds
 
     probes = ("linear", "knn", "lidar", "retrieval", "forecast")
     probe = f"{{_target_: jepa.evaluation.FineTuning, epochs: {epochs}}}"
@@ -128,13 +153,11 @@ def supervised(overrides: Sequence[str], seed: int, epochs: float) -> dict[str, 
         output = Path(folder) / "results.json"
         options = ["checkpoint=random", *overrides, f"trainer.seed={seed}", f"output={output}", "cache_dir=null"]
         options += [*(f"evaluation.probes.{name}=null" for name in probes), f"+evaluation.probes.fine_tuning={probe}"]
-        subprocess.run([sys.executable, str(ROOT / "scripts" / "evaluate.py"), *options], check=True, cwd=ROOT)
+        processor_seconds([sys.executable, str(ROOT / "scripts" / "evaluate.py"), *options], threads)
         return {"linear": read_json(output)["random_init"]["fine_tuning"]}
 
 
-def with_run(
-    rows: list[dict[str, Any]], recipe: Recipe, seed: int, result: dict[str, Any], split: str
-) -> list[dict[str, Any]]:
+def with_run(rows: list[dict[str, Any]], recipe: Recipe, result: dict[str, Any], split: str) -> list[dict[str, Any]]:
     """The rows with one run more, in the order of TABLE."""
     kept = []
     old: dict[str, list[dict[str, Any]]] = {}
@@ -144,9 +167,10 @@ def with_run(
         elif row["overrides"] == list(recipe.overrides):
             old[row["metric"]] = row["runs"]
     for metric in recipe.metrics:
-        one = {"seed": seed, "core_minutes": round(result["cpu_seconds"] / 60, 2)}
+        one = {"seed": result["seed"], "core_minutes": round(result["cpu_seconds"] / 60, 2)}
         one |= {name: result.get(name, {}).get(metric) for name in ROWS}
-        kept.append(summarised(recipe, metric, [*old.get(metric, []), one], split))
+        runs = sorted([*old.get(metric, []), one], key=lambda each: each["seed"])
+        kept.append(summarised(recipe, metric, runs, split))
     order = {(each.data, each.method): place for place, each in enumerate(TABLE)}
     return sorted(kept, key=lambda row: order.get((row["data"], row["method"]), len(order)))
 
@@ -176,13 +200,28 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": round(mean, 4), "low": low, "high": high, "seeds": count}
 
 
-def shown(row: dict[str, Any]) -> Iterator[str]:
-    """The cells of a row: mean and half of the interval."""
-    for name in ROWS:
-        found = row[name]
-        if found is None:
-            yield "-"
-        elif found["low"] is None:
-            yield f"{found['mean']:.3f}"
-        else:
-            yield f"{found['mean']:.3f} ± {(found['high'] - found['low']) / 2:.3f}"
+def page(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """Yield the lines of docs/results.md: a data set's own recipe, with what one recipe for all reaches beside it."""
+    for row in rows:
+        if row["method"] == UNIVERSAL:
+            continue
+        same = (each for each in rows if [each[key] for key in ("data", "metric")] == [row["data"], row["metric"]])
+        universal = next((each["trained"] for each in same if each["method"] == UNIVERSAL), None)
+        cells = [row["trained"], universal, *(row[name] for name in ROWS[1:])]
+        lead = "**" if is_ahead(row) else ""
+        first, *others = map(shown, cells)
+        yield [row["data"], row["metric"], lead + first + lead, *others, f"{row['core_minutes']:.1f}"]
+
+
+def is_ahead(row: dict[str, Any]) -> bool:
+    """Whether the trained features are better than random weights and raw input."""
+    sign = 1 if row["higher_is_better"] else -1
+    others = (row[name]["mean"] for name in ("random_init", "raw_input") if row[name] is not None)
+    return all(sign * row["trained"]["mean"] > sign * other for other in others)
+
+
+def shown(found: dict[str, Any] | None) -> str:
+    """A cell: mean and half of the interval."""
+    if found is None:
+        return "-"
+    return f"{found['mean']:.3f}" + ("" if found["low"] is None else f" ± {(found['high'] - found['low']) / 2:.3f}")
