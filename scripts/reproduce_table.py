@@ -74,13 +74,12 @@ TABLE = [
         {"data.root": "fsdd.tar.xz"},
         supervised_epochs=12,
     ),
-    Recipe("banking77", "InfoNCE", ("experiment=infonce_banking77",), text_places("banking77"), supervised_epochs=25),
+    Recipe("banking77", "InfoNCE", ("experiment=infonce_banking77",), text_places("banking77")),
     Recipe(
         "TREC-6",
         "InfoNCE",
         ("experiment=infonce_trec6",),
         text_places("text_small/trec_sst_subj.csv.gz"),
-        supervised_epochs=40,
     ),
     Recipe(
         "written and spoken digits",
