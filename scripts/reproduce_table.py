@@ -48,6 +48,11 @@ class Recipe:
     published: str | None = None
 
 
+def text_places(labelled: str) -> dict[str, str]:
+    """Texts with labels, and those that they are mixed with."""
+    return {"data.parts.texts.root": labelled, "data.parts.wikitext2.root": "wikitext2"}
+
+
 UCR = {"data.root": "ucr"}
 TABLE = [
     Recipe("digits", "masked + SIGReg", ("experiment=digits",), supervised_epochs=36),
@@ -74,8 +79,12 @@ TABLE = [
         {"data.root": "fsdd.tar.xz"},
         supervised_epochs=12,
     ),
+    Recipe("banking77", "InfoNCE", ("experiment=infonce_banking77",), text_places("banking77")),
     Recipe(
-        "banking77", "masked + InfoNCE", ("experiment=text_banking77",), {"data.root": "banking77"}, supervised_epochs=6
+        "TREC-6",
+        "InfoNCE",
+        ("experiment=infonce_trec6",),
+        text_places("text_small/trec_sst_subj.csv.gz"),
     ),
     Recipe(
         "written and spoken digits",

@@ -75,6 +75,7 @@ class FineTuning:
         batch_size, limit: of the test samples.
         Raises UserError when the data has no training stream or the loss becomes NaN or infinite.
         """
+        data = getattr(data, "evaluated", data)  # of a mix, the part whose labels these are
         if not hasattr(data, "train_batches"):
             raise UserError(
                 f"evaluation.probes.fine_tuning: {type(data).__name__} has no train_batches to train on: "

@@ -137,6 +137,28 @@ def test_one_row_makes_no_class(tmp_path):
         text_csv(root=str(tmp_path), text_column="text", label_column="label")
 
 
+def test_splits_are_told_by_columns(tmp_path):
+    rows = [{"set": "ab"[n % 2], "fold": n % 4, "text": f"line {n}", "kind": n % 3} for n in range(48)]
+    write_json(tmp_path / "x.jsonl.gz", rows)
+    lines = ["set,fold,text,kind", *(",".join(map(str, row.values())) for row in rows)]
+    (tmp_path / "x.csv").write_text("\n".join(lines))
+    (tmp_path / "y.csv").write_text("\n".join(lines[1:]))
+    for name, columns in (("x.jsonl.gz", rows[0]), ("x.csv", rows[0]), ("y.csv", range(4))):
+        which, fold, text, label = columns
+        source = {"root": str(tmp_path / name), "text_column": text, "label_column": label}
+        splits = text_csv(**source, train_rows={which: "b", fold: 1}, test_rows={which: "a", fold: 2})
+        assert [splits.train[n][0] for n in range(12)] == [f"line {n}" for n in range(1, 48, 4)]
+        assert [splits.test[n][0] for n in range(12)] == [f"line {n}" for n in range(2, 48, 4)]
+        assert len(all_texts(text_csv(**source, train_rows={which: "a"}))) == 24
+        for error, wrong, told in (
+            (DataError, {"train_rows": {"other": 1}}, r"^data.source.train_rows.other: "),
+            (DataError, {"train_rows": {fold: 5}}, r"^data.source.train_rows={.*: 5}: .* has no text in such a row"),
+            (ValueError, {"test_rows": {fold: 2}}, "say data.source.train_rows as well"),
+        ):
+            with pytest.raises(error, match=told):
+                text_csv(**source, **wrong)
+
+
 def test_labels_that_are_all_empty_are_none(tmp_path):
     (tmp_path / "t.csv").write_text("text,label\n" + "some words,\n" * 20)
     splits = text_csv(root=str(tmp_path / "t.csv"), text_column="text", label_column="label")

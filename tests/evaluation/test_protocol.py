@@ -123,11 +123,11 @@ def test_fine_tuning_learns_and_leaves_the_network_as_it_was(bars, row_model, ma
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_fine_tuning_trains_all_of_the_encoder(bars, row_model):
+def test_fine_tuning_trains_all_of_the_encoder_on_the_part_of_a_mix_with_labels(bars, row_model):
     encoder = copy.deepcopy(row_model.encoder)
     before = copy.deepcopy(encoder.state_dict())
     options = {"pool": lambda tokens, valid: tokens.mean(dim=1), "classes": 2, "device": torch.device("cpu"), "seed": 0}
-    FineTuning(epochs=1)(encoder, bars, **options)
+    FineTuning(epochs=1)(encoder, SimpleNamespace(evaluated=bars), **options)
     assert all(not torch.equal(before[name], tensor) for name, tensor in encoder.state_dict().items())
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +104,8 @@ def text_csv(
     text_column: str | int,
     label_column: str | int | None = None,
     header: bool | None = None,
+    train_rows: Mapping[str | int, str | int] | None = None,
+    test_rows: Mapping[str | int, str | int] | None = None,
     test_fraction: float = 0.1,
     split_seed: int = 0,
 ) -> Splits:
@@ -113,21 +115,33 @@ def text_csv(
     of files of one kind, of which a share `test_fraction` of the rows, drawn by `split_seed`, is the test split.
     text_column, label_column: by name, or by number from 0; label_column None for data without labels. Class names are
     those of train, sorted, by number where all are whole numbers. header: None: where a column is given by name.
+    train_rows, test_rows: the rows of a split, as values of columns, {split: train}; those of the test split are of the
+    training files where there are no others. None: all of its files.
     Empty texts are left out; rows and labels that cannot be used count as damaged samples (`data.max_bad_share`).
     Raises DataError for files that are missing or damaged, a column there is not, and test labels unknown to train.
     """
     check_fraction("data.source.test_fraction", test_fraction)
     train, test = _find_files(Path(root), tuple(TABLES))
+    if test_rows and not (test or train_rows):
+        raise ValueError(
+            f"data.source.test_rows={dict(test_rows)}: say data.source.train_rows as well, as {root} is one file"
+        )
     if len({table_kind(file) for file in train}) > 1:
         raise DataError(f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one")
     columns = {"text": text_column, "label": label_column}
     header = any(isinstance(column, str) for column in columns.values()) if header is None else header
     parts, empty = [], 0
-    for paths in filter(None, (train, test)):
-        tables = [read_table(path, columns, header) for path in paths]
+    for name, paths, chosen in (("train_rows", train, train_rows), ("test_rows", test or train, test_rows)):
+        if name == "test_rows" and not (test or chosen):
+            continue
+        chosen = chosen or {}
+        wanted = columns | {f"{name}.{column}": column for column in chosen}
+        tables = [read_table(path, wanted, header, [str(value) for value in chosen.values()]) for path in paths]
         parts.append([row for rows, _ in tables for row in rows])
         empty += sum(count for _, count in tables)
-    if not test:
+        if not parts[-1]:
+            raise DataError(f"data.source.{name}={dict(chosen)}: {first_few(paths)} has no text in such a row")
+    if len(parts) == 1:
         parts = hold_out(parts[0], test_fraction, split_seed, where=train[0])
     index, lines = None, ()
     if label_column is not None:

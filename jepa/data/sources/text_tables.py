@@ -166,27 +166,33 @@ def table_kind(path: Path) -> str | None:
     return "json" if found and all(found) else None
 
 
-def read_table(path: Path, columns: Mapping[str, str | int | None], header: bool) -> tuple[list[Row], int]:
+def read_table(
+    path: Path, columns: Mapping[str, str | int | None], header: bool, only: Sequence[str] = ()
+) -> tuple[list[Row], int]:
     """The rows of a file, and the number of those left out, as their text is empty; of unusable ones, `Unusable` texts.
 
-    columns: `text` and `label`, by name or by number from 0; label None for none. header: of .csv and .tsv.
+    columns: `text` and `label`, by name or by number from 0, label None for none; then those of `only`, the values of
+    the rows that count. header: of .csv and .tsv.
     Raises DataError for a column there is not, and a file of no rows.
     """
-    rows = every_row(path, columns, header)
+    rows = every_row(path, columns, header, only)
     kept = [row for row in rows if isinstance(row.text, Unusable) or row.text.strip()]
-    if not kept:
+    if not kept and not only:
         raise DataError(f"{path}: there is no text in column {columns['text']}" if rows else f"{path} holds no rows")
     return kept, len(rows) - len(kept)
 
 
-def every_row(path: Path, columns: Mapping[str, str | int | None], header: bool) -> list[Row]:
+def every_row(path: Path, columns: Mapping[str, str | int | None], header: bool, only: Sequence[str] = ()) -> list[Row]:
     """Return all rows of a file, also those without a text; see `read_table`."""
     rows = (_read_json if table_kind(path) == "json" else _read_csv)(path, columns, header)
     made = []
     for number, row in enumerate(rows, 1):
         place = f"{path}, row {number}"
         labelled = columns["label"] is not None
-        made.append(Row(Unusable(row, place)) if isinstance(row, str) else _row(*row, place, labelled=labelled))
+        if isinstance(row, str):
+            made.append(Row(Unusable(row, place)))
+        elif tuple(str(cell).strip() for cell in row[2:]) == tuple(only):
+            made.append(_row(*row[:2], place, labelled=labelled))
     return made
 
 
@@ -231,23 +237,24 @@ def _option(key: str, value: str | int) -> str:
     return shlex.quote(f"{key}={quoted}")
 
 
-def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[str, Any]]:
-    """Text and label of each row, or why it cannot be used."""
+def _read_csv(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[Any, ...]]:
+    """The cells of each row in these columns, or why it cannot be used."""
     rows = read_rows(path, **_dialect(path))
     if isinstance(first := next(rows, []), str):
         raise DataError(f"{path}: its first row cannot be used, as {first}")
     if not first:
         return
-    text, label = (_place(column, first, header, path, key) for key, column in columns.items())
-    wanted = 1 + max(text, -1 if label is None else label)
+    places = [_place(column, first, header, path, key) for key, column in columns.items()]
+    wanted = 1 + max(place for place in places if place is not None)
     for row in rows if header else itertools.chain([first], rows):
         if not isinstance(row, str) and len(row) < wanted:
             row = f"it has {len(row)} columns, expected {wanted} or more"
-        yield row if isinstance(row, str) else (row[text], None if label is None else row[label])
+        yield row if isinstance(row, str) else tuple(None if place is None else row[place] for place in places)
 
 
-def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[Any, Any]]:
-    text, label = (None if column is None else str(column) for column in columns.values())
+def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool) -> Iterator[str | tuple[Any, ...]]:
+    names = [None if column is None else str(column) for column in columns.values()]
+    text = names[0]
     rows = _json_rows(path)
     begin = list(itertools.islice(rows, SHOWN_ROWS))
     first = [row for row in begin if isinstance(row, dict)]
@@ -256,12 +263,12 @@ def _read_json(path: Path, columns: Mapping[str, str | int | None], header: bool
         raise DataError(f"{path} is no JSON with an object a line, or a list of objects")
     for key, column in columns.items():
         if column is not None and str(column) not in found:
-            raise DataError(f"data.{key}_column={column}: the objects of {path} have the keys {first_few(found)}")
+            raise DataError(f"{_option_of(key, column)}: the objects of {path} have the keys {first_few(found)}")
     if not any(isinstance(row.get(text), (str, type(None))) for row in first):
         kind = type(next(row[text] for row in first if text in row)).__name__
         raise DataError(f"data.text_column={text}: {path} has no texts there, but values of type {kind}")
     for row in itertools.chain(begin, rows):
-        yield row if isinstance(row, str) else (row.get(text), None if label is None else row.get(label))
+        yield row if isinstance(row, str) else tuple(None if name is None else row.get(name) for name in names)
 
 
 def _row(text: Any, label: Any, place: str, *, labelled: bool) -> Row:
@@ -310,10 +317,14 @@ def _dialect(path: Path) -> dict[str, Any]:
     return {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if table_kind(path) == "tsv" else {"delimiter": ","}
 
 
+def _option_of(key: str, column: str | int) -> str:
+    return f"data.{key}_column={column}" if key in ("text", "label") else f"data.source.{key}"
+
+
 def _place(column: str | int | None, first: Sequence[str], header: bool, path: Path, key: str) -> int | None:
     if column is None:
         return None
-    name = f"data.{key}_column={column}"
+    name = _option_of(key, column)
     if isinstance(column, int):
         if not 0 <= column < len(first):
             raise DataError(f"{name}: {path} has columns 0 to {len(first) - 1}")
