@@ -54,7 +54,6 @@ OBJECTIVES = {
 """Name -> the experiment, less the data set behind it (lejepa_digits); in the order in which they run."""
 
 MODALITIES = {
-    "fight_frames": ("vjepa_fight_frames", {"data.root": "fight_frames.tar.gz"}, ("linear", "knn")),
     "banking77": ("text_banking77", {"data.root": "banking77"}, ("linear", "knn")),
     "sst2": ("text_sst2", {"data.root": "sst2"}, ("linear", "knn")),
     "ECG5000": ("series_ecg5000", {"data.root": "ucr"}, ("linear", "knn")),

@@ -74,10 +74,14 @@ TABLE = [
     ),
     Recipe(
         "written and spoken digits",
-        "cross-modal",
+        "VICReg across and within",
         ("experiment=crossmodal_digits",),
         {"data.mnist_root": "mnist", "data.fsdd_root": "fsdd.tar.xz"},
-        ("retrieval/written_to_spoken/recall_at_1", "retrieval/spoken_to_written/recall_at_1"),
+        (
+            "retrieval/written_to_spoken/recall_at_1",
+            "retrieval/spoken_to_written/recall_at_1",
+            *(f"{name}/{probe}" for name in ("written", "spoken") for probe in ("linear", "knn")),
+        ),
     ),
 ]
 
@@ -157,7 +161,7 @@ def summarised(recipe: Recipe, metric: str, runs: list[dict[str, Any]], split: s
         "data": recipe.data,
         "method": recipe.method,
         "metric": metric,
-        "higher_is_better": not metric.endswith(("mse", "mae", "rmse")),
+        "higher_is_better": not metric.endswith(("mse", "mae", "rmse", "error")),
         "overrides": list(recipe.overrides),
     }
     for name in ROWS:
