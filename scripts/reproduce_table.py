@@ -64,10 +64,10 @@ TABLE = [
     ),
     Recipe(
         "spoken digits",
-        "masked + SIGReg",
+        "VICReg",
         ("experiment=audio_fsdd",),
         {"data.root": "fsdd.tar.xz"},
-        supervised_epochs=12,
+        supervised_epochs=20,
     ),
     Recipe(
         "banking77", "masked + InfoNCE", ("experiment=text_banking77",), {"data.root": "banking77"}, supervised_epochs=6
