@@ -73,6 +73,13 @@ TABLE = [
         "banking77", "masked + InfoNCE", ("experiment=text_banking77",), {"data.root": "banking77"}, supervised_epochs=6
     ),
     Recipe(
+        "Moving MNIST",
+        "VICReg",
+        ("experiment=moving_mnist",),
+        {"data.root": "mnist"},
+        ("linear", "knn", "motion/direction_error", "motion/single_frame/direction_error", "motion/speed_rmse"),
+    ),
+    Recipe(
         "written and spoken digits",
         "VICReg across and within",
         ("experiment=crossmodal_digits",),
