@@ -52,7 +52,16 @@ SHORT = (
 IMAGES = ("model.encoder.embed_dim=64", "model.encoder.depth=3")
 CLOTHES = (*IMAGES, "data.root={root}/fashion_mnist", "data.batch_size=64")
 SERIES = ("data.root={root}/ucr",)
-SOUND = ("data.root={root}/fsdd.tar.xz", "data.batch_size=32", "model.encoder.embed_dim=64", "model.encoder.depth=2")
+SOUND = (
+    "data.root={root}/fsdd.tar.xz",
+    "data.label=digit",
+    "data.augment.crop=[0.8,1.0]",
+    "data.augment.speed=[0.85,1.15]",
+    "data.augment.tilt=0.5",
+    "data.batch_size=32",
+    "model.encoder.embed_dim=64",
+    "model.encoder.depth=2",
+)
 TEXT = ("data.root={root}/banking77", "data.batch_size=32")
 ALLOWED = "model.allow_collapse=true"
 UNREGULARISED = ("loss.terms.sigreg=null", ALLOWED)
@@ -99,12 +108,12 @@ RUNS: list[tuple[str, tuple[str, ...]]] = [
     ("series_ecg5000", (*SERIES, "loss=smooth_l1", "data.views=1", *momentum(0), FAST)),
     ("series_ecg5000", (*SERIES, STOPPED, *UNREGULARISED)),
     ("series_ecg5000", (*SERIES, FASTEST)),
-    ("audio_fsdd", (*SOUND, FASTEST)),
-    ("audio_fsdd", SOUND),
-    ("audio_fsdd", (*SOUND, "optimizer.lr=5e-4", *momentum(0.99))),
+    ("audio_fsdd_speaker", (*SOUND, FASTEST)),
+    ("audio_fsdd_speaker", SOUND),
+    ("audio_fsdd_speaker", (*SOUND, "optimizer.lr=5e-4", *momentum(0.99))),
     ("text_banking77", TEXT),
     ("text_banking77", (*TEXT, "optimizer.lr=5e-4")),
-    ("audio_fsdd", (*SOUND, STOPPED, *UNREGULARISED, FASTER)),
+    ("audio_fsdd_speaker", (*SOUND, STOPPED, *UNREGULARISED, FASTER)),
     ("text_banking77", (*TEXT, "loss=smooth_l1", *SHARED, FASTER)),
     ("text_banking77", (*TEXT, "loss=smooth_l1", STOPPED, FASTER, ALLOWED)),
     ("text_banking77", (*TEXT, FASTEST)),

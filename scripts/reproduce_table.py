@@ -74,10 +74,10 @@ TABLE = [
     ),
     Recipe(
         "spoken digits",
-        "masked + SIGReg",
+        "VICReg",
         ("experiment=audio_fsdd",),
         {"data.root": "fsdd.tar.xz"},
-        supervised_epochs=12,
+        supervised_epochs=20,
     ),
     Recipe("banking77", "InfoNCE", ("experiment=infonce_banking77",), text_places("banking77")),
     Recipe(
@@ -87,11 +87,22 @@ TABLE = [
         text_places("text_small/trec_sst_subj.csv.gz"),
     ),
     Recipe(
+        "Moving MNIST",
+        "VICReg",
+        ("experiment=moving_mnist",),
+        {"data.root": "mnist"},
+        ("linear", "knn", "motion/direction_error", "motion/single_frame/direction_error", "motion/speed_rmse"),
+    ),
+    Recipe(
         "written and spoken digits",
-        "cross-modal",
+        "VICReg across and within",
         ("experiment=crossmodal_digits",),
         {"data.mnist_root": "mnist", "data.fsdd_root": "fsdd.tar.xz"},
-        ("retrieval/written_to_spoken/recall_at_1", "retrieval/spoken_to_written/recall_at_1"),
+        (
+            "retrieval/written_to_spoken/recall_at_1",
+            "retrieval/spoken_to_written/recall_at_1",
+            *(f"{name}/{probe}" for name in ("written", "spoken") for probe in ("linear", "knn")),
+        ),
     ),
 ]
 
@@ -190,7 +201,7 @@ def summarised(recipe: Recipe, metric: str, runs: list[dict[str, Any]], split: s
         "data": recipe.data,
         "method": recipe.method,
         "metric": metric,
-        "higher_is_better": not metric.endswith(("mse", "mae", "rmse")),
+        "higher_is_better": not metric.endswith(("mse", "mae", "rmse", "error")),
         "overrides": list(recipe.overrides),
     }
     for name in ROWS:

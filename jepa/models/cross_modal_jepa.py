@@ -10,6 +10,7 @@ others. The loss may also pull pooled embeddings together across modalities and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -28,7 +29,8 @@ class CrossModalJEPA(JEPA):
     """Encoders, predictor, target and maskers of two or more modalities: a batch to `Latents`.
 
     encoders, masks: modality -> encoder, masker, with the names of the data. shared_trunk: see `ModalityEncoders`.
-    predictor, target: called with `encoder=` to be completed; loss with `embedding_dim=` and `token_values=`.
+    predictor, target: called with `encoder=` to be completed; loss with `embedding_dim=` and `token_values=`. predictor
+        None: nothing is predicted, embeddings alone are compared.
     predict: what is predicted of another modality. "pooled": the layer-normed mean of its target features, for pairs
         that share only their meaning. "tokens": the tokens that its mask hides, for pairs that show the same event.
     in_modality: also predict the hidden tokens of each modality from its own visible ones.
@@ -43,7 +45,7 @@ class CrossModalJEPA(JEPA):
         self,
         *,
         encoders: Mapping[str, nn.Module],
-        predictor: Callable[..., nn.Module],
+        predictor: Callable[..., nn.Module] | None,
         target: Callable[..., nn.Module],
         masks: Mapping[str, Masker],
         loss: Callable[..., nn.Module],
@@ -61,12 +63,13 @@ class CrossModalJEPA(JEPA):
             raise ValueError(f"model.predict: got {predict!r}, expected 'pooled' or 'tokens'")
         self.encoder = ModalityEncoders(encoders, shared_trunk=shared_trunk)
         self.target = target(encoder=self.encoder)
-        self.predictor = predictor(encoder=self.encoder, out_dim=self.target.out_dim)
+        self.predictor = predictor and predictor(encoder=self.encoder, out_dim=self.target.out_dim)
         self.loss = loss(embedding_dim=self.encoder.embed_dim, token_values=None)
-        self.loss.require(("predictions", "targets", "target_weights", "embeddings", "rng"), by="CrossModalJEPA")
+        predicted = () if predictor is None else ("predictions", "targets", "target_weights")
+        self.loss.require((*predicted, "embeddings", "rng"), by="CrossModalJEPA")
         self.predict, self.in_modality = predict, in_modality
         self.mask_samplers = {name: MaskSampler(mask) for name, mask in masks.items()}
-        check_no_collapse(self.target, self.loss, allow_collapse)
+        check_no_collapse(self.loss if predictor is None else self.target, self.loss, allow_collapse)
 
     @property
     def modalities(self) -> list[str]:
@@ -91,40 +94,41 @@ class CrossModalJEPA(JEPA):
         masks = batch["modality_masks"]
         inputs = {name: {name: values} for name, values in batch["x"].items()}
         present = {name: self.encoder.present(x) for name, x in inputs.items()}
+        seen = [
+            (name, number, mask, self.encoder(inputs[name], keep=mask.context, valid=mask.context_valid))
+            for name in self.modalities
+            for number, mask in enumerate(masks[name])
+        ]
+        views = [(name, masked_mean(context, mask.context_valid)) for name, _, mask, context in seen]
+        embeddings = torch.stack([_replace_missing(name, dict(views), view, present) for name, view in views])
+        made = Latents(embeddings=embeddings, rng=batch["rng"])
+        if self.predictor is None:
+            return made
         grids = {name: self.encoder.grid(x) for name, x in inputs.items()}
         targets = {name: self.target.targets(self.encoder, x) for name, x in inputs.items()}  # (B, N, D) each
-        predictions, expected, weights, views = [], [], [], []
-        for name in self.modalities:
-            for number, mask in enumerate(masks[name]):
-                context = self.encoder(inputs[name], keep=mask.context, valid=mask.context_valid)
-                views.append((name, masked_mean(context, mask.context_valid)))
+        predictions, expected, weights = [], [], []
+        for name, number, mask, context in seen:
+            for other in self.modalities:
+                if other == name and not self.in_modality:
+                    continue
+                weight = (present[name] & present[other]).float()[:, None, None]  # (B, 1, 1)
+                index = valid = None
+                if other != name and self.predict == "pooled":
+                    pooled = masked_mean(targets[other], self.encoder.token_valid(inputs[other]))
+                    features = layer_norm(pooled)[:, None, None]  # (B, 1, 1, D)
+                else:
+                    # Of another modality, the tokens hidden by the mask of the same number.
+                    hidden = masks[other][min(number, len(masks[other]) - 1)]
+                    index = hidden.targets.flatten(1)  # (B, M * P)
+                    valid = None if hidden.target_valid is None else hidden.target_valid.flatten(1)
+                    features = gather_tokens(targets[other], index).unsqueeze(1)
+                    weight = weight * _equal_sample_weights(hidden)
                 source = (name, grids[name], mask)
-                for other in self.modalities:
-                    if other == name and not self.in_modality:
-                        continue
-                    weight = (present[name] & present[other]).float()[:, None, None]  # (B, 1, 1)
-                    index = valid = None
-                    if other != name and self.predict == "pooled":
-                        pooled = masked_mean(targets[other], self.encoder.token_valid(inputs[other]))
-                        features = layer_norm(pooled)[:, None, None]  # (B, 1, 1, D)
-                    else:
-                        # Of another modality, the tokens hidden by the mask of the same number.
-                        hidden = masks[other][min(number, len(masks[other]) - 1)]
-                        index = hidden.targets.flatten(1)  # (B, M * P)
-                        valid = None if hidden.target_valid is None else hidden.target_valid.flatten(1)
-                        features = gather_tokens(targets[other], index).unsqueeze(1)
-                        weight = weight * _equal_sample_weights(hidden)
-                    predicted = self.predictor(context, source, (other, grids[other]), index, valid)
-                    predictions.append(predicted.unsqueeze(1))
-                    expected.append(features)
-                    weights.append(weight)
-        return Latents(
-            predictions=predictions,
-            targets=expected,
-            target_weights=weights,
-            embeddings=torch.stack([_replace_missing(name, dict(views), view, present) for name, view in views]),
-            rng=batch["rng"],
-        )
+                predicted = self.predictor(context, source, (other, grids[other]), index, valid)
+                predictions.append(predicted.unsqueeze(1))
+                expected.append(features)
+                weights.append(weight)
+        return replace(made, predictions=predictions, targets=expected, target_weights=weights)
 
     @torch.no_grad()
     def embed(self, x: Inputs, *, network: Literal["target", "context"] = "target") -> dict[str, Tensor]:

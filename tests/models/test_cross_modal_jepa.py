@@ -38,7 +38,7 @@ def encoders(**changes) -> dict[str, TransformerEncoder]:
 
 def objective(**terms):
     found = {"prediction": {"weight": 1.0, "term": SmoothL1()}}
-    found |= {name: {"weight": 1.0, "term": term} for name, term in terms.items()}
+    found |= {name: term and {"weight": 1.0, "term": term} for name, term in terms.items()}
     return partial(Objective, terms=found)
 
 
@@ -128,6 +128,21 @@ def test_a_missing_modality_changes_nothing_for_the_others(lost):
     assert torch.isfinite(loss)
     for values in model.embed(x).values():
         assert values.isfinite().all()
+
+
+def test_without_a_predictor_embeddings_alone_are_compared():
+    masks = {name: RandomMask(context_share=0.5, num_masks=2) for name in ("seen", "heard")}
+    views = partial(objective, prediction=None, invariance=Invariance())
+    model = make(predictor=None, masks=masks, loss=views(sigreg=SIGReg(num_slices=4)))
+    latents = run(model, inputs())
+    assert latents.predictions is None
+    assert latents.embeddings.shape == (4, 4, 32)  # two views of each modality
+    model.loss(latents)["loss"].backward()
+    assert all(p.grad is not None for p in model.encoder.parameters())
+    with pytest.raises(ValueError, match="predictions"):
+        make(predictor=None)
+    with pytest.raises(ValueError, match="collapse"):  # an average that predicts nothing does not help
+        make(predictor=None, loss=views())
 
 
 def test_texts_of_padding_alone_are_missing_whatever_its_id():

@@ -219,17 +219,17 @@ class MovingDigits:
 
     def _paint(self, chosen: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Return the frames (length, canvas, canvas) uint8 and what each pixel shows, see `truth`."""
-        pixels = self.images.images[chosen, 0]  # (digits, h, w)
+        pixels = self.images.images[chosen, 0].numpy()  # (digits, h, w); torch's calls would take longer than the work
         places = self._paths(pixels.shape[-1], uniform)[0].tolist()
-        frames = torch.zeros(self.length, self.canvas, self.canvas, dtype=torch.uint8)
-        classes = torch.zeros(self.length, self.canvas, self.canvas, dtype=torch.int64)
+        frames = np.zeros((self.length, self.canvas, self.canvas), np.uint8)
+        classes = np.zeros(frames.shape, np.int64)
         for number, digit in enumerate(pixels):
-            shown = digit if number == 0 else (digit * self.brightness).to(torch.uint8)
+            shown = digit if number == 0 else (digit.astype(np.float32) * np.float32(self.brightness)).astype(np.uint8)
             for frame, known, (top, left) in zip(frames, classes, places[number]):
                 place = slice(top, top + digit.shape[0]), slice(left, left + digit.shape[1])
                 known[place][shown > frame[place]] = min(number + 1, 2)
-                torch.maximum(frame[place], shown, out=frame[place])
-        return frames, classes
+                np.maximum(frame[place], shown, out=frame[place])
+        return torch.from_numpy(frames), torch.from_numpy(classes)
 
     def _paths(self, side: int, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Return top left corners and velocities, both (digits, length, 2), down and right, by numbers (digits, 4)."""
