@@ -2,13 +2,13 @@
 
     python scripts/reproduce.py digits                    three seeds of the default run
     python scripts/reproduce.py fashion_mnist --root DIR  with the data in DIR
-    python scripts/reproduce.py objectives --data digits  I-JEPA, masked + SIGReg, LeJEPA and VICReg, three seeds each
+    python scripts/reproduce.py objectives                I-JEPA, masked + SIGReg, LeJEPA and VICReg on digits
     python scripts/reproduce.py modalities --root DIR     video, text, series, sound and pairs, three seeds each
     python scripts/reproduce.py table --root DIR          docs/results.md: every data set, three seeds each
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
-Results go to scripts/results/<recipe>.json (objectives_<data>.json): of each run its results.json, wall time and
+Results go to scripts/results/<recipe>.json (objectives_digits.json): of each run its results.json, wall time and
 machine. The files of objectives, modalities and collapse grow with every run, and a second start goes on with them:
 delete one when its recipe has changed. The data of modalities lie in DIR as MODALITIES names them; archives are
 unpacked for the time of the run. reproduce_engine.py has what is measured of the engine.
@@ -45,13 +45,15 @@ RECIPES = {
 }
 """Name -> the overrides, and the seeds."""
 
+LEJEPA = ["loss=sigreg_views", "loss.terms.sigreg.term.num_slices=64", "loss.projector.out_dim=16"]
+SHARED = ["model/target=shared", "loss.terms.prediction.term._target_=jepa.losses.MSE", "trainer.max_epochs=80"]
 OBJECTIVES = {
-    "VICReg": "vicreg",
-    "LeJEPA": "lejepa",
-    "masked + SIGReg": "sigreg",
-    "I-JEPA (EMA)": "ijepa",
+    "VICReg": ["experiment=vicreg_digits"],
+    "LeJEPA": ["experiment=vicreg_digits", *LEJEPA],
+    "masked + SIGReg": ["experiment=digits", *SHARED],
+    "I-JEPA (EMA)": ["experiment=ijepa_digits"],
 }
-"""Name -> the experiment, less the data set behind it (lejepa_digits); in the order in which they run."""
+"""Name -> the overrides, in the order in which they run."""
 
 MODALITIES = {
     "fight_frames": ("vjepa_fight_frames", {"data.root": "fight_frames.tar.gz"}, ("linear", "knn")),
@@ -198,9 +200,8 @@ def objectives(options: argparse.Namespace, path: Path) -> dict:
     """Several objectives as means and ranges over their seeds, best k-NN first, with the baselines below."""
     jobs = []
     for seed, name in itertools.product(options.seeds or SEEDS, options.only or OBJECTIVES):
-        overrides = [f"experiment={OBJECTIVES[name]}_{options.data}"]
-        entry = {"objective": name, "command": shown_command(overrides)}
-        jobs.append((entry, [*overrides, *location(options)], seed))
+        entry = {"objective": name, "command": shown_command(OBJECTIVES[name])}
+        jobs.append((entry, OBJECTIVES[name], seed))
     content = over_seeds(jobs, path, compared)
     rows = [
         [name, row["linear"], row["knn"], len(row["seeds"]), row["steps"], row["cpu_seconds"]]
@@ -303,7 +304,6 @@ def main() -> None:
     """Run a recipe and write its file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=sorted([*RECIPES, *OTHERS]))
-    parser.add_argument("--data", choices=["digits", "fashion_mnist"], default="digits", help="of objectives")
     parser.add_argument("--only", nargs="+", help="some of the objectives, modalities or data of table, by name")
     parser.add_argument("--validate", action="store_true", help="of table: score samples kept aside from training")
     parser.add_argument("--root", help="data.root, for data that is not bundled; of modalities the folder of all")
@@ -311,7 +311,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.recipe != "table" and (unknown := set(options.only or ()) - {*OBJECTIVES, *MODALITIES}):
         parser.error(f"--only {' '.join(unknown)}: expected some of {', '.join([*OBJECTIVES, *MODALITIES])}")
-    name = f"objectives_{options.data}" if options.recipe == "objectives" else options.recipe
+    name = "objectives_digits" if options.recipe == "objectives" else options.recipe
     path = RESULTS / f"{name}.json"
     content = OTHERS.get(options.recipe, recipe)(options, path)
     if not options.validate:
