@@ -50,7 +50,11 @@ SHORT = (
 
 
 IMAGES = ("model.encoder.embed_dim=64", "model.encoder.depth=3")
-CLOTHES = (*IMAGES, "data.root={root}/fashion_mnist", "data.batch_size=64")
+LEJEPA = ("loss=sigreg_views", "loss.terms.sigreg.term.num_slices=64", "loss.projector.out_dim=16")
+TOKENS = ("model/encoder=vit_shallow", "model.encoder.patch_size=14", "model/mask=random_quarter")
+CLOTHES = (*TOKENS, *IMAGES, "data.root={root}/fashion_mnist", "data.batch_size=64")
+UNJITTERED = ("data.augment.crop_scale=[0.6,1.0]", "data.augment.color_jitter=0.0")
+HIDDEN = (*CLOTHES, "model=vit", "loss=smooth_l1", "data.views=1", *UNJITTERED)
 SERIES = ("data.root={root}/ucr",)
 SOUND = (
     "data.root={root}/fsdd.tar.xz",
@@ -81,28 +85,28 @@ RUNS: list[tuple[str, tuple[str, ...]]] = [
     ("digits", (*IMAGES, FAST)),
     ("ijepa_digits", IMAGES),
     ("ijepa_digits", (*IMAGES, "trainer.seed=1")),
-    ("lejepa_digits", IMAGES),
+    ("vicreg_digits", (*LEJEPA, *IMAGES)),
     ("vicreg_digits", IMAGES),
     ("vicreg_digits", (*IMAGES, "loss=infonce_views")),
     ("vicreg_digits", (*IMAGES, FAST)),
     ("digits", (*IMAGES, STOPPED, *UNREGULARISED, FASTER)),
     ("digits", (*IMAGES, *UNREGULARISED, FASTER)),
-    ("lejepa_digits", (*IMAGES, *UNREGULARISED, FASTER)),
+    ("vicreg_digits", (*LEJEPA, *IMAGES, *UNREGULARISED, FASTER)),
     ("vicreg_digits", (*IMAGES, *UNVARIED, FASTER)),
     ("digits", (*IMAGES, FASTEST)),
     ("ijepa_digits", (*IMAGES, FASTEST, *momentum(0.9))),
     ("ijepa_digits", (*IMAGES, *SHARED)),
     ("ijepa_digits", (*IMAGES, FASTER, *momentum(0.5))),
-    ("lejepa_fashion_mnist", CLOTHES),
-    ("vicreg_fashion_mnist", CLOTHES),
-    ("lejepa_fashion_mnist", (*CLOTHES, FAST)),
-    ("vicreg_fashion_mnist", (*CLOTHES, FAST)),
-    ("lejepa_fashion_mnist", (*CLOTHES, *UNREGULARISED)),
-    ("vicreg_fashion_mnist", (*CLOTHES, *UNVARIED)),
-    ("ijepa_fashion_mnist", (*CLOTHES, *SHARED, FAST)),
-    ("ijepa_fashion_mnist", (*CLOTHES, *SHARED)),
-    ("ijepa_fashion_mnist", CLOTHES),
-    ("ijepa_fashion_mnist", (*CLOTHES, "optimizer.lr=5e-4")),
+    ("fashion_mnist", (*LEJEPA, *CLOTHES)),
+    ("fashion_mnist", CLOTHES),
+    ("fashion_mnist", (*LEJEPA, *CLOTHES, FAST)),
+    ("fashion_mnist", (*CLOTHES, FAST)),
+    ("fashion_mnist", (*LEJEPA, *CLOTHES, *UNREGULARISED)),
+    ("fashion_mnist", (*CLOTHES, *UNVARIED)),
+    ("fashion_mnist", (*HIDDEN, *SHARED, FAST)),
+    ("fashion_mnist", (*HIDDEN, *SHARED)),
+    ("fashion_mnist", HIDDEN),
+    ("fashion_mnist", (*HIDDEN, "optimizer.lr=5e-4")),
     ("series_ecg5000", SERIES),
     ("series_ecg5000", (*SERIES, FAST)),
     ("series_ecg5000", (*SERIES, "loss=smooth_l1", "data.views=1", *momentum(0), FAST)),

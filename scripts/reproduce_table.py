@@ -60,9 +60,9 @@ TABLE = [
     Recipe(
         "Fashion-MNIST",
         "VICReg",
-        ("experiment=vicreg_fashion_mnist",),
+        ("experiment=fashion_mnist",),
         {"data.root": "fashion_mnist"},
-        supervised_epochs=8,
+        supervised_epochs=5,
     ),
     Recipe("ECG5000", "masked + SIGReg", ("experiment=series_ecg5000",), UCR, supervised_epochs=38),
     Recipe(

@@ -150,7 +150,7 @@ def test_what_is_given_now_wins_and_reaches_what_follows_it(run, tmp_path):
     assert (model["encoder"]["embed_dim"], model["mask"]["context_share"]) == (192, 0.4)
     assert (model["predictor"]["depth"], model["target"]["momentum"]["start"]) == (1, 0.95)
     other = goes_on("experiment=fashion_mnist")
-    assert (other["model"]["encoder"]["embed_dim"], other["trainer"]["max_epochs"]) == (192, 0.6)
+    assert (other["model"]["encoder"]["embed_dim"], other["trainer"]["max_epochs"]) == (256, 5)
     assert other["optimizer"]["lr"] == 2e-3  # given on the first command line
     with pytest.raises(UserError, match=r"Did you mean logger.tensorboard"):
         goes_on("~logger.tensorbord")
@@ -199,8 +199,9 @@ def test_first_lines_name_the_tuned_run_and_what_an_experiment_still_sets():
     assert said("loss=mse") == said("experiment=digits") == []
     (line,) = said("experiment=fashion_mnist", "data=image_folder", "data.root=x")
     assert line == (
-        "with data=image_folder, experiment=fashion_mnist still sets model/mask=multiblock_7x7, model/target=ema_fast, "
-        "loss=invariance_sigreg, scheduler=cosine, data.batch_size=64"
+        "with data=image_folder, experiment=fashion_mnist still sets loss=vicreg_views, model=lejepa, "
+        "model/encoder=conv, scheduler=cosine, data.batch_size=128, data.augment.crop_scale=[0.3, 1.0], "
+        "data.augment.color_jitter=0.6, data.hints.patch_size=28"
     )
     (line,) = said("experiment=digits", "scheduler=wsd")
     assert line == "with scheduler=wsd, experiment=digits still sets scheduler.warmup_epochs=5"

@@ -40,9 +40,10 @@ def palette(mask):
     return image
 
 
-def data(root, *, image_size=(20, 30), **source):
+def data(root, *, image_size=(20, 30), score_on="test", **source):
     source = functools.partial(segmentation_folder, **source)
-    return ImageData(source=source, root=str(root), image_size=image_size, channels=3, mean=0.0, std=1.0, batch_size=4)
+    options = {"channels": 3, "mean": 0.0, "std": 1.0, "batch_size": 4, "score_on": score_on}
+    return ImageData(source=source, root=str(root), image_size=image_size, **options)
 
 
 def truths(module, split="train", **options):
@@ -71,9 +72,13 @@ def test_a_mask_is_cropped_as_its_picture_and_keeps_its_resolution(tmp_path):
 def test_folders_of_splits_names_and_ignored_values(tmp_path):
     for split in ("train", "val"):
         write(tmp_path / "own" / split, count=4)
+    assert data(tmp_path / "own", score_on="validation").spec.num_test == 1  # of the training samples
     module = data(tmp_path / "own", class_names=["a", "b", "c"], ignore=[0, 255])
     assert (module.spec.num_train, module.spec.num_test, module.truth_names) == (4, 4, ("a", "b", "c"))
     assert set(truths(module)[0][1].unique().tolist()) == {-1, 1}
+    write(tmp_path / "own" / "test", count=3)
+    for score_on, count in {"test": 3, "validation": 4}.items():
+        assert data(tmp_path / "own", score_on=score_on).spec.num_test == count
 
 
 def test_numbers_such_as_depth(tmp_path):

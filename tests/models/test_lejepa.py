@@ -106,6 +106,7 @@ MEL = LogMel(sample_rate=8000, n_fft=64, hop_length=32, mel_bins=8)
 STEMS = {
     "clips": (partial(TubeletStem, channels=1, patch_size=4, tubelet_size=1), (1, 5, 8, 8)),
     "pictures": (partial(ImageStem, channels=1, patch_size=2), (1, 8, 10)),
+    "convolutions": (partial(ImageStem, channels=1, patch_size=5, widths=(4, 6)), (1, 15, 20)),
     "series": (partial(SeriesStem, channels=3, patch_size=2, channel_independent=True), (3, 14)),
     "sound": (partial(SpectrogramStem, spectrogram=MEL, patch_size=(4, 2)), (1, 640)),
     "texts": (partial(TextStem, vocab_size=50), (20,)),

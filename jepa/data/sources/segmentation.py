@@ -81,7 +81,7 @@ def segmentation_folder(
     """Pictures in images/ and a mask of the same name, but for its ending, in masks/.
 
     Both folders lie in root, of which a share `val_fraction`, drawn by `split_seed`, is the test split, or in
-    train/ and val/ (or test/, valid/, validation/) of root.
+    train/ and val/ (or test/, valid/, validation/) of root; of val/ and test/, val/ is the validation split.
 
     masks: "classes", numbers from 0 in grey pictures or places in a palette; "values", any numbers, such as depth.
     num_classes: null: one more than the highest class in up to COUNTED training masks. ignore: values that count as
@@ -96,23 +96,22 @@ def segmentation_folder(
         raise ValueError(f"data.source.num_classes={num_classes}, but {len(class_names)} data.source.class_names")
     folder, others = Path(root), Counter()
     part = "train" if (folder / "train").is_dir() else ""
-    test_part = next((name for name in IMAGES.test_folders if part and (folder / name).is_dir()), None)
-    train = list_pairs(folder, part, others)
-    if test_part is None:
-        train, test = hold_out(train, val_fraction, split_seed, where=f"data.root={root}")
-    else:
-        test = list_pairs(folder, test_part, others)
+    held_out = [name for name in IMAGES.test_folders if part and (folder / name).is_dir()]
+    held_out.sort(key="test".__ne__)  # the first is the test split
+    parts = [list_pairs(folder, name, others) for name in (part, *held_out[:2])]
+    if not held_out:
+        parts = hold_out(parts[0], val_fraction, split_seed, where=f"data.root={root}")
     nothing = (255,) if masks == "classes" else ()
     if ignore is not None:
         nothing = (ignore,) if isinstance(ignore, (int, float)) else tuple(ignore)
     names, lines = None, [f"data.root={root}: {line}" for line in left_out(others)]
     if masks == "classes":
-        count = num_classes or (len(class_names) if class_names else count_classes(folder, train, nothing))
+        count = num_classes or (len(class_names) if class_names else count_classes(folder, parts[0], nothing))
         names = tuple(class_names or map(str, range(count)))
         lines.append(f"data.root={root}: masks of {count} classes")
     form = MaskFormat(ignore=nothing, names=names)
-    splits = [MaskedPictures(*map(list, zip(*part)), folder=folder, masks=form) for part in (train, test)]
-    return Splits(*splits, lines=tuple(lines))
+    train, test, *validation = (MaskedPictures(*map(list, zip(*each)), folder=folder, masks=form) for each in parts)
+    return Splits(train, test, lines=tuple(lines), validation=validation[0] if validation else None)
 
 
 def list_pairs(root: Path, part: str, others: Counter[str]) -> list[tuple[str, str]]:

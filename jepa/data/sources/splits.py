@@ -31,13 +31,14 @@ class Splits:
 
     An input is what the data class takes: of `ImageData` a PIL image, or a tensor (C, H, W) of uint8 or float32.
     class_names[label] names a label; None stands for data without labels, in which every label is None. lines: what the
-    first lines of a run say of the samples.
+    first lines of a run say of the samples. validation: samples that the data keeps aside itself; None for none.
     """
 
     train: Samples
     test: Samples
     class_names: tuple[str, ...] | None = None
     lines: tuple[str, ...] = ()
+    validation: Samples | None = None
 
 
 @dataclass(frozen=True)
@@ -154,10 +155,13 @@ def hold_out(
 
 
 def scored_on_validation(splits: Splits) -> Splits:
-    """Splits whose test samples are a tenth of the training samples, the same in every run.
+    """Splits whose test samples are those of `validation`, or a tenth of the training samples, the same in every run.
 
     Samples that have `wholes` (n,), the numbers of the files that they are pieces of, are chosen by file.
     """
+    if (held := splits.validation) is not None:
+        line = f"scored on the {len(held):,} samples of the validation split (data.score_on=validation)"
+        return replace(splits, test=held, validation=None, lines=(*splits.lines, line))
     wholes = getattr(splits.train, "wholes", None)
     if wholes is None:
         train, held = hold_out(range(len(splits.train)), VALIDATION_SHARE, 0, where="the training split")
