@@ -16,7 +16,7 @@ from jepa.data.augment import SeriesAugment
 from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.series_windows import ForecastWindows, WindowSamples, normalised, span
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
-from jepa.data.sources.splits import VALIDATION_SHARE, KnownSamples, Splits, first_few, hold_out
+from jepa.data.sources.splits import KnownSamples, Splits, first_few, keep_aside
 from jepa.data.stream import LARGEST_INPUT, Request, wrong_values
 from jepa.types import Batch
 from jepa.utils.errors import DataError, check_at_least
@@ -183,10 +183,10 @@ class SeriesData(DataModule):
 
 
 def series_on_validation(source: SeriesSplits) -> SeriesSplits:
-    """Labelled series whose test series are a tenth of the training series, the same in every run."""
+    """Labelled series whose test series are of the training series, see `keep_aside`; long ones as they are."""
     if source.timelines:
         return replace(source, lines=(*source.lines, "scored on the validation part (data.score_on=validation)"))
-    numbers = hold_out(range(len(source.train)), VALIDATION_SHARE, 0, where="the training split")
+    numbers = [part.tolist() for part in keep_aside(len(source.train), source.train_labels)]
     found: dict[str, Any] = {"wrong": {}}
     for side, chosen in zip(("train", "test"), numbers):
         found[side] = [source.train[number] for number in chosen]
