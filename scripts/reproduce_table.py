@@ -55,10 +55,21 @@ TABLE = [
         {"data.root": "fashion_mnist"},
         supervised_epochs=8,
     ),
-    *(
-        Recipe(name, "VICReg", ("experiment=series_ucr", f"data.name={name}"), UCR, supervised_epochs=passes)
-        for name, passes in (("ECG5000", 150), ("NATOPS", 400), ("RacketSports", 400))
+    Recipe(
+        "ECG5000",
+        "VICReg",
+        (
+            "experiment=series_ucr",
+            "data.name=ECG5000",
+            "data.hints.patch_size=14",
+            "data.augment.crop=null",
+            "model.mask.context_share=0.75",
+        ),
+        UCR,
+        supervised_epochs=150,
     ),
+    Recipe("NATOPS", "VICReg", ("experiment=series_ucr", "data.name=NATOPS"), UCR, supervised_epochs=400),
+    Recipe("RacketSports", "VICReg", ("experiment=series_ucr", "data.name=RacketSports"), UCR, supervised_epochs=400),
     Recipe(
         "ETTh1",
         "VICReg",
