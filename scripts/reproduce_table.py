@@ -58,13 +58,7 @@ TABLE = [
     Recipe(
         "ECG5000",
         "VICReg",
-        (
-            "experiment=series_ucr",
-            "data.name=ECG5000",
-            "data.hints.patch_size=14",
-            "data.augment.crop=null",
-            "model.mask.context_share=0.75",
-        ),
+        ("experiment=series_ucr", "data.name=ECG5000", "data.hints.patch_size=7"),
         UCR,
         supervised_epochs=150,
     ),
