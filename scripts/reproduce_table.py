@@ -22,6 +22,7 @@ from typing import Any
 
 from scipy import stats
 
+from jepa.utils.metric_direction import direction_of
 from jepa.utils.read_data import read_json
 
 ROWS = ("trained", "random_init", "raw_input", "supervised")
@@ -64,13 +65,28 @@ TABLE = [
         {"data.root": "fashion_mnist"},
         supervised_epochs=5,
     ),
-    Recipe("ECG5000", "masked + SIGReg", ("experiment=series_ecg5000",), UCR, supervised_epochs=38),
+    Recipe(
+        "ECG5000",
+        "VICReg",
+        ("experiment=series_ucr", "data.name=ECG5000", "data.hints.patch_size=7"),
+        UCR,
+        supervised_epochs=150,
+    ),
+    Recipe("NATOPS", "VICReg", ("experiment=series_ucr", "data.name=NATOPS"), UCR, supervised_epochs=400),
+    Recipe("RacketSports", "VICReg", ("experiment=series_ucr", "data.name=RacketSports"), UCR, supervised_epochs=400),
     Recipe(
         "ETTh1",
-        "masked + SIGReg",
+        "VICReg",
         ("experiment=series_etth1",),
         {"data.root": "ett/ETTh1.csv"},
         tuple(f"forecast/{hours}/mse" for hours in (96, 192, 336)),
+    ),
+    Recipe(
+        "Beijing PM2.5",
+        "VICReg",
+        ("experiment=series_pm25",),
+        {"data.root": "beijing/PRSA_data_2010-2014.csv.gz"},
+        ("forecast/24/rmse", "forecast/24/rmse_last_step"),
     ),
     Recipe(
         "spoken digits",
@@ -201,7 +217,7 @@ def summarised(recipe: Recipe, metric: str, runs: list[dict[str, Any]], split: s
         "data": recipe.data,
         "method": recipe.method,
         "metric": metric,
-        "higher_is_better": not metric.endswith(("mse", "mae", "rmse", "error")),
+        "higher_is_better": direction_of(metric) == "maximize",
         "overrides": list(recipe.overrides),
     }
     for name in ROWS:

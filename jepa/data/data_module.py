@@ -66,7 +66,7 @@ class DataModule:
     num_workers: processes that read ahead, 0 to read in the main process; prefetch_factor: batches each reads ahead.
     pin_memory: `auto` pins when there is a GPU to copy to. max_bad_share: of a split that may be unreadable.
     score_on: what probes and the validation loss are computed on. validation: samples that are kept aside from the
-        training split, a tenth of them, or the validation part of long series; the test split is not used.
+        training split (`keep_aside`), or the validation part of long series; the test split is not used.
     hints: what a configuration tells other groups (`data.hints.patch_size`); not read here.
 
     Raises ValueError for a wrong setting, before data is read, and DataError for data that is missing or damaged.

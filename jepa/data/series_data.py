@@ -16,10 +16,10 @@ from jepa.data.augment import SeriesAugment
 from jepa.data.data_module import DataModule, Reading, read_source
 from jepa.data.series_windows import ForecastWindows, WindowSamples, normalised, span
 from jepa.data.sources.series_tables import SeriesSplits, Timeline
-from jepa.data.sources.splits import VALIDATION_SHARE, KnownSamples, Splits, first_few, hold_out
+from jepa.data.sources.splits import KnownSamples, Splits, first_few, keep_aside
 from jepa.data.stream import LARGEST_INPUT, Request, wrong_values
 from jepa.types import Batch
-from jepa.utils.errors import DataError, check_at_least
+from jepa.utils.errors import DataError, UserError, check_at_least
 from jepa.utils.random import generator
 
 log = logging.getLogger("jepa")
@@ -128,14 +128,21 @@ class SeriesData(DataModule):
             window = self.augment.apply(window[None], *self.augment.draw(1, tuple(window.shape), random))[0]
         return normalised(window, self.normalise)[0]
 
-    def windows(self, split: Literal["train", "validation", "test"], *, horizon: int) -> ForecastWindows | None:
+    def windows(
+        self, split: Literal["train", "validation", "test"], *, horizon: int, column: str | None = None
+    ) -> ForecastWindows | None:
         """All windows of a part with the `horizon` steps that follow, for forecasts; None for labelled series.
 
-        The look-back of a window may reach into the part before; what is forecast never does. Raises DataError for a
-        part that is too short.
+        The look-back of a window may reach into the part before; what is forecast never does. column: the channel that
+        is forecast, None for all. Raises DataError for a part that is too short, UserError for a column that is none.
         """
         if not self.timelines:
             return None
+        names = self.timelines[0].names
+        if column is not None and (self.split_channels or column not in names):
+            expected = "data.split_channels=false" if self.split_channels else f"a channel: {first_few(names)}"
+            raise UserError(f"evaluation.probes.forecast.column={column}: expected {expected}")
+        target = None if column is None else names.index(column)
         split = self.score_on if split == "test" else split
         steps = self.spec.input_shape[1]
         values = [(each.values[:, span(each, split, steps)] - self.level) / self.scale for each in self.timelines]
@@ -150,6 +157,8 @@ class SeriesData(DataModule):
             period=self.timelines[0].period,
             split_channels=self.split_channels,
             normalise=self.normalise,
+            target=target,
+            unit=None if target is None else float(self.scale[target]),
         )
 
     def raw_features(self, x: Tensor, size: int) -> Tensor:
@@ -183,10 +192,10 @@ class SeriesData(DataModule):
 
 
 def series_on_validation(source: SeriesSplits) -> SeriesSplits:
-    """Labelled series whose test series are a tenth of the training series, the same in every run."""
+    """Labelled series whose test series are of the training series, see `keep_aside`; long ones as they are."""
     if source.timelines:
         return replace(source, lines=(*source.lines, "scored on the validation part (data.score_on=validation)"))
-    numbers = hold_out(range(len(source.train)), VALIDATION_SHARE, 0, where="the training split")
+    numbers = [part.tolist() for part in keep_aside(len(source.train), source.train_labels)]
     found: dict[str, Any] = {"wrong": {}}
     for side, chosen in zip(("train", "test"), numbers):
         found[side] = [source.train[number] for number in chosen]

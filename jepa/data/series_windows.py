@@ -58,7 +58,10 @@ class WindowSamples:
 
 @dataclass(kw_only=True, eq=False)
 class ForecastWindows:
-    """Windows of z-scored series (C, T_i) and what follows, those that most follows first. period: of a season."""
+    """Windows of z-scored series (C, T_i) and what follows, those that most follows first.
+
+    period: of a season. target: the channel that is forecast; None: all. unit: its deviation, which z-scores are in.
+    """
 
     values: Sequence[Tensor]
     window_size: int
@@ -66,6 +69,8 @@ class ForecastWindows:
     period: int | None
     split_channels: bool
     normalise: str
+    target: int | None = None
+    unit: float | None = None
 
     def __post_init__(self) -> None:
         lengths = torch.tensor([0, *(each.shape[1] for each in self.values)])
@@ -83,7 +88,7 @@ class ForecastWindows:
         """Of some windows: x as the network gets it, what follows, both z-scored windows' level and scale, the window.
 
         x and window (b, C, T), future (b, C, horizon), level and scale (b, C, 1): x = (window - level) / scale, b being
-        the number of windows, times the channels where these are split.
+        the number of windows, times the channels where these are split. With a target all but x are of its channel.
         """
         steps = torch.arange(self.window_size + self.horizon)
         both = self.values[:, self.firsts[index][:, None] + steps].transpose(0, 1)  # (n, C, T + horizon)
@@ -91,6 +96,9 @@ class ForecastWindows:
             both = both.flatten(0, 1).unsqueeze(1)
         window, future = both.split([self.window_size, self.horizon], dim=2)
         x, level, scale = normalised(window, self.normalise)
+        if self.target is not None:
+            chosen = slice(self.target, self.target + 1)
+            future, level, scale, window = (each[:, chosen] for each in (future, level, scale, window))
         return x, future, level, scale, window
 
 

@@ -23,9 +23,13 @@ Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 class Windows(Protocol):
-    """Windows of one split of a series and the steps after each; `period`: steps of a season, None if unknown."""
+    """Windows of one split of a series and the steps after each; `period`: steps of a season, None if unknown.
+
+    unit: what errors are multiplied by to be in the unit of the only channel that is forecast, None of several.
+    """
 
     period: int | None
+    unit: float | None
 
     def __len__(self) -> int: ...
 
@@ -45,14 +49,15 @@ class Forecast:
     the training split, with the penalty chosen on the validation split. Every row of the results uses the same windows.
     Missing steps of the future do not count in the errors; training leaves out windows with any.
 
-    horizons: steps ahead, with a head each. penalties: candidates, times the number of samples; features have variance
-    1.
+    horizons: steps ahead, with a head each. column: the channel that is forecast, from all of them; None: all.
+    penalties: candidates, times the number of samples; features have variance 1.
     pooling: "flatten", or "mean" over tokens: fewer features, without the order in time.
     max_train_windows, max_validation_windows: evenly spaced windows of the split, at most so many; None for all. All
         test windows are used.
 
     Raw input has two more scores: `last_value`, the last value repeated, and where the season is known
-    `seasonal_naive`, the value one season earlier. Keys: "/96/mse", "/96/mae", "/96/last_value/mse", ...
+    `seasonal_naive`, the value one season earlier. Keys: "/96/mse", "/96/mae", "/96/last_value/mse", ... Of one column
+    also "/24/rmse", in its unit, of the 24 steps, and "/24/rmse_last_step", of the last one, 24 steps ahead.
 
     Raises ValueError for invalid values.
     """
@@ -64,6 +69,7 @@ class Forecast:
         self,
         *,
         horizons: Sequence[int] = (24, 96),
+        column: str | None = None,
         penalties: Sequence[float] = (1e1, 1.0, 1e-1, 1e-2, 1e-3, 1e-4),
         pooling: Literal["flatten", "mean"] = "flatten",
         max_train_windows: int | None = 2000,
@@ -77,7 +83,7 @@ class Forecast:
         if pooling not in ("flatten", "mean"):
             raise ValueError(f"{key}.pooling: got {pooling!r}, expected 'flatten' or 'mean'")
         check_at_least(key, 1, max_train_windows=max_train_windows, max_validation_windows=max_validation_windows)
-        self.horizons = tuple(horizons)
+        self.horizons, self.column = tuple(horizons), column
         self._left_out: set[int] = set()
         self._told: set[int] = set()
         self.penalties = tuple(sorted(penalties, reverse=True))
@@ -91,10 +97,10 @@ class Forecast:
 
         A horizon that the data are too short for, or have no complete future at, is left out with a warning.
         """
-        windows = {}
+        windows, options = {}, {} if self.column is None else {"column": self.column}
         for horizon in sorted(set(self.horizons), reverse=True):
             try:
-                windows[horizon] = {split: data.windows(split, horizon=horizon) for split in self.limits}
+                windows[horizon] = {split: data.windows(split, horizon=horizon, **options) for split in self.limits}
             except DataError as error:
                 self._leave_out(horizon, error)
         horizons = list(windows)
@@ -238,22 +244,29 @@ class _Ridge:
 def _errors(
     part: _SplitFeatures, windows: Windows, forecasts: Mapping[Any, Tensor | int]
 ) -> dict[Any, dict[str, float]]:
-    """Return {"mse": ..., "mae": ...} of each forecast: a head (F + 1, C * H), or how many last steps are repeated."""
-    sums = {name: torch.zeros(2, dtype=_solver_dtype(part.device), device=part.device) for name in forecasts}
-    count = 0
+    """Return the errors of each forecast: a head (F + 1, C * H), or how many last steps are repeated."""
+    dtype = _solver_dtype(part.device)
+    sums = dict.fromkeys(forecasts, 0.0)  # (3,): squares, absolute values, squares of the last step
+    count = torch.zeros(3, dtype=dtype, device=part.device)
     for x, (_, future, level, scale, window) in part.chunks(windows):
         known = ~future.isnan()
-        count += int(known.sum())
+        count += torch.stack([known.sum(), known.sum(), known[..., -1].sum()])
         for name, forecast in forecasts.items():
             if isinstance(forecast, Tensor):
                 predicted = (_design(x) @ forecast).view_as(future) * scale + level
             else:
                 predicted = _repeated(window, forecast, future.shape[2])
-            error = (predicted - future)[known].to(sums[name].dtype)
-            sums[name] += torch.stack([error.square().sum(), error.abs().sum()])
-    if not count:
+            error = (predicted - future).to(dtype).masked_fill(~known, 0.0)
+            sums[name] += torch.stack([error.square().sum(), error.abs().sum(), error[..., -1].square().sum()])
+    if not count[0]:
         raise DataError("the future holds nothing but missing values: use other data.source.splits")
-    return {name: dict(zip(("mse", "mae"), (total / count).tolist())) for name, total in sums.items()}
+    errors = {}
+    for name, total in sums.items():
+        mse, mae, last = (total / count).tolist()
+        errors[name] = {"mse": mse, "mae": mae}
+        if windows.unit is not None and count[2]:
+            errors[name] |= {"rmse": mse**0.5 * windows.unit, "rmse_last_step": last**0.5 * windows.unit}
+    return errors
 
 
 def _repeated(window: Tensor, period: int, horizon: int) -> Tensor:

@@ -16,7 +16,7 @@ from jepa import load_config
 from jepa.data import DataModule, ImageData, MixedData, SeriesData, TaskData, hugging_face, packed
 from jepa.data.sources import TensorImages, series_csv
 from jepa.data.sources.series_tables import SeriesSplits
-from jepa.data.sources.splits import KnownSamples, Splits, scored_on_validation
+from jepa.data.sources.splits import KnownSamples, Splits, keep_aside, scored_on_validation
 from tests.data.data_helpers import folder_data, write_image
 
 
@@ -40,7 +40,7 @@ def scored(data) -> dict[str, list[int]]:
     }
 
 
-def test_a_tenth_of_the_training_samples_stands_for_the_test_split(tmp_path):
+def test_a_part_of_the_training_samples_stands_for_the_test_split(tmp_path):
     for number in range(20):
         write_image(tmp_path / "pictures" / f"c{number:02}" / "a.png", seed=number)
         write_image(tmp_path / "pictures" / f"c{number:02}" / "b.png", seed=number)
@@ -54,7 +54,7 @@ def test_a_tenth_of_the_training_samples_stands_for_the_test_split(tmp_path):
         assert data.spec.num_train + data.spec.num_test == whole.spec.num_train, name
         labels, again = scored(data), scored(make(score_on="validation"))
         assert labels == again
-        assert len(labels["test"]) == data.spec.num_test == round(0.1 * whole.spec.num_train)
+        assert len(labels["test"]) == data.spec.num_test == whole.spec.num_train // 3
         assert sorted(labels["train"] + labels["test"]) == sorted(scored(whole)["train"]), name
         for batch in data.evaluation_batches("test", batch_size=8):  # each with its own label
             if name != "files":
@@ -65,14 +65,26 @@ def test_a_tenth_of_the_training_samples_stands_for_the_test_split(tmp_path):
     assert all(f"c{label:02}" in files.describe(number) for number, label in enumerate(files.labels))
 
 
+def test_enough_is_kept_aside_to_tell_runs_apart_and_each_class_gives_its_share():
+    for total, held in ((2, 1), (180, 60), (1437, 200), (9000, 900)):
+        parts = keep_aside(total)
+        assert len(parts[1]) == held
+        assert sorted(np.concatenate(parts)) == list(range(total))
+    labels = np.random.default_rng(0).permutation(np.repeat(range(4), (292, 177, 28, 3)))
+    shares = np.bincount(labels[keep_aside(500, labels.tolist())[1]])
+    assert abs(shares - np.bincount(labels) / 3).max() < 1
+
+
 def test_pieces_of_a_file_stay_together_and_keep_the_truth_at_their_times():
     class Pieces(list):
-        wholes = np.arange(20) // 4
+        wholes = np.arange(20) // 4 + 7
+        labels = np.arange(20) // 4
 
     samples = KnownSamples(Pieces(range(20)), lambda times, sound: times, ("none",))
     found = scored_on_validation(Splits(samples, samples))
     (held,) = {found.test[number] // 4 for number in range(len(found.test))}
     assert [found.train[number] for number in range(16)] == [n for n in range(20) if n // 4 != held]
+    assert found.test.labels.tolist() == [held] * 4
     assert found.test.truth(torch.tensor([0.5]), None) == 0.5
 
 
@@ -96,7 +108,7 @@ def test_series_are_scored_on_their_validation_part(tmp_path):
 def test_parts_of_a_whole_are_scored_on_the_same(tmp_path):
     make = partial(ImageData, source=numbered_images, image_size=4, channels=1, mean=[0.0], std=[1.0])
     parts = {"one": make(score_on="validation"), "two": make(score_on="validation")}
-    assert MixedData(parts=parts, score_on="validation").spec.num_test == 4
+    assert MixedData(parts=parts, score_on="validation").spec.num_test == 13
     for kind in (MixedData, TaskData):
         with pytest.raises(ValueError, match=r"data.parts.one.score_on=validation, but data.score_on=test: give both"):
             kind(parts=parts)

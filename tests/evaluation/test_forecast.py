@@ -14,6 +14,7 @@ from jepa.data.sources.series_tables import SeriesSplits, Timeline, ett
 from jepa.evaluation import FrozenEvaluation
 from jepa.evaluation.forecast import Forecast, _repeated, _Ridge, _SplitFeatures
 from jepa.evaluation.probe import named_scores
+from jepa.utils.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -107,6 +108,20 @@ def test_errors_are_of_z_scored_values_whatever_the_window_is_normalised_by(norm
     else:
         last = probe()(None, wave(noise=0.0)(normalise="none"), device=CPU, batch_size=64)
     assert scores["/30/last_value/mse"] == pytest.approx(last["/30/last_value/mse"], rel=1e-5)
+
+
+def test_one_column_is_forecast_from_all_and_its_errors_have_its_unit():
+    data = wave()()
+    scores = probe(column="b", horizons=[6], penalties=[1e-4])(None, data, device=CPU, batch_size=64)
+    assert scores["/6/rmse"] == pytest.approx(scores["/6/mse"] ** 0.5 * float(data.scale[1]))
+    assert 0.09 < scores["/6/rmse_last_step"] < 0.13  # the noise
+    windows = data.windows("test", horizon=6)
+    x, future, *_ = windows[torch.arange(len(windows))]
+    expected = (x[:, 1, -1] - future[:, 1, -1]).square().mean().sqrt() * data.scale[1]
+    assert scores["/6/last_value/rmse_last_step"] == pytest.approx(float(expected))
+    for wrong, options in (("c", {}), ("a", {"split_channels": True})):
+        with pytest.raises(UserError, match="evaluation.probes.forecast.column=" + wrong):
+            probe(column=wrong)(None, wave()(**options), device=CPU, batch_size=64)
 
 
 def test_the_penalty_is_chosen_without_the_test_part():

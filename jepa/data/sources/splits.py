@@ -21,6 +21,7 @@ T = TypeVar("T")
 Listed = list[tuple[Any, str | None]]  # what is listed for each sample, such as its path, and its class, if any
 NO_LABEL = "it has no label, or one that no training sample has"  # of a bad sample
 VALIDATION_SHARE = 0.1  # of the training samples
+LEAST_VALIDATION = 200  # samples, of which one is half a percent; of small data a third
 MOST_LEFT_OUT = 0.1  # share of the entries of a list, or of the labels of a test split, that may be unusable
 Make = Callable[[Sequence[Any], Sequence[int] | None], Samples]  # (what is listed, labels or None) -> samples
 
@@ -154,25 +155,43 @@ def hold_out(
     return [samples[i] for i in sorted(order[held:])], [samples[i] for i in sorted(order[:held])]
 
 
+def keep_aside(count: int, labels: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of the samples to train on and of those to score, rising, the same in every run.
+
+    A tenth is kept aside, at least LEAST_VALIDATION, or of small data a third. labels (count,): each class gives its
+    share. Raises DataError for one sample.
+    """
+    if count < 2:
+        raise DataError(f"the training split holds {count} samples, of which none can be kept aside for validation")
+    held = max(round(VALIDATION_SHARE * count), min(LEAST_VALIDATION, count // 3), 1)
+    order = torch.randperm(count, generator=generator("cpu", 0, "split")).numpy()
+    if labels is not None:
+        order = order[np.asarray(labels)[order].argsort(kind="stable")]
+    is_held = np.zeros(count, dtype=bool)
+    is_held[order[((np.arange(held) + 0.5) * count / held).astype(int)]] = True
+    return np.flatnonzero(~is_held), np.flatnonzero(is_held)
+
+
 def scored_on_validation(splits: Splits) -> Splits:
-    """Splits whose test samples are those of `validation`, or a tenth of the training samples, the same in every run.
+    """Splits whose test samples are those of `validation`, or of the training samples, see `keep_aside`.
 
     Samples that have `wholes` (n,), the numbers of the files that they are pieces of, are chosen by file.
     """
     if (held := splits.validation) is not None:
         line = f"scored on the {len(held):,} samples of the validation split (data.score_on=validation)"
         return replace(splits, test=held, validation=None, lines=(*splits.lines, line))
-    wholes = getattr(splits.train, "wholes", None)
+    samples = splits.train
+    labels, wholes = (getattr(samples, name, None) for name in ("labels", "wholes"))
     if wholes is None:
-        train, held = hold_out(range(len(splits.train)), VALIDATION_SHARE, 0, where="the training split")
+        train, held = keep_aside(len(samples), labels)
     else:
-        files = sorted(set(wholes.tolist()))
-        _, aside = hold_out(files, VALIDATION_SHARE, 0, where="the training split, counted in files,")
-        is_held = np.isin(wholes, aside)
-        train, held = np.flatnonzero(~is_held).tolist(), np.flatnonzero(is_held).tolist()
+        files, first = np.unique(wholes, return_index=True)
+        _, aside = keep_aside(len(files), None if labels is None else np.asarray(labels)[first])
+        is_held = np.isin(wholes, files[aside])
+        train, held = np.flatnonzero(~is_held), np.flatnonzero(is_held)
 
-    def chosen(numbers: Sequence[int]) -> Samples:
-        samples, index = splits.train, torch.tensor(numbers)
+    def chosen(numbers: np.ndarray) -> Samples:
+        index = torch.from_numpy(numbers)
         if isinstance(samples, TensorImages):
             return TensorImages(samples.images[index], None if samples.labels is None else samples.labels[index])
         return ChosenSamples(samples, index)

@@ -31,6 +31,8 @@ class TransformerEncoder(StemEncoder):
     level_layers: blocks, numbered from 0, whose outputs have their own norm when requested by `layers`; the last one is
         the last block and has the final norm (V-JEPA 2.1, arXiv 2603.14482). None: the final norm for all.
     dropout, drop_path: see `vision_transformer`.
+    final_norm: False gives the last block's output as it is. Layer norm divides each token by its own deviation, which
+        bends what is linear in the input: the amplitude of a series.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class TransformerEncoder(StemEncoder):
         dropout: float = 0.0,
         attention_dropout: float = 0.0,
         drop_path: float = 0.0,
+        final_norm: bool = True,
     ) -> None:
         check_heads(embed_dim, num_heads, "model.encoder")
         if positions not in ("sincos", "learned", "rotary"):
@@ -75,7 +78,7 @@ class TransformerEncoder(StemEncoder):
             depth, embed_dim, num_heads, mlp_ratio, dropout, attention_dropout, drop_path, qkv_bias
         )
         self.dropout = nn.Dropout(dropout)
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if final_norm else nn.Identity()
         self.level_layers: list[int] = []
         if level_layers is not None:
             self.level_layers = check_layers(level_layers, depth, "model.encoder.level_layers")
