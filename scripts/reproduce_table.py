@@ -37,6 +37,7 @@ class Recipe:
 
     places: keys of the data, where they lie below --root. metrics: as in results.json, of the row `trained`.
     supervised_epochs: passes of the network trained on the labels from scratch, for as much computing; None: no labels.
+    is_universal: it follows ONE_RECIPE; what does not has a row of that beside its own.
     published: what others have reported, with its source and cost.
     """
 
@@ -46,6 +47,7 @@ class Recipe:
     places: dict[str, str] = field(default_factory=dict)
     metrics: tuple[str, ...] = ("linear", "knn")
     supervised_epochs: float | None = None
+    is_universal: bool = False
     published: str | None = None
 
 
@@ -55,6 +57,22 @@ def text_places(labelled: str) -> dict[str, str]:
 
 
 UCR = {"data.root": "ucr"}
+ONE_RECIPE = ("data.batch_size=128", "optimizer.lr=1e-3", "model.mask.context_share=0.5")
+"""Everywhere the same: two views of a sample, each in half of its tokens where it has several, agree under VICReg of
+512-wide projections, by AdamW at 1e-3 in batches of 128. Views, encoder and length are those of the data's own recipe.
+"""
+TEXTS = (
+    *("loss=vicreg_views", "loss.terms.contrastive=null", "data.views=1"),
+    *("loss.projector.hidden=[512,512]", "loss.projector.out_dim=512"),
+)
+SIDES = (*ONE_RECIPE[:2], "model.masks.written.context_share=0.5", "model.masks.spoken.time_share=0.5")
+TREC = "text_small/trec_sst_subj.csv.gz"
+DIGIT_PAIRS = {"data.mnist_root": "mnist", "data.fsdd_root": "fsdd.tar.xz"}
+MOTION = ("linear", "knn", "motion/direction_error", "motion/single_frame/direction_error", "motion/speed_rmse")
+PAIRS = (
+    *("retrieval/written_to_spoken/recall_at_1", "retrieval/spoken_to_written/recall_at_1"),
+    *(f"{name}/{probe}" for name in ("written", "spoken") for probe in ("linear", "knn")),
+)
 TABLE = [
     Recipe("digits", "masked + SIGReg", ("experiment=digits",), supervised_epochs=36),
     Recipe("digits", "VICReg", ("experiment=vicreg_digits",), supervised_epochs=100),
@@ -64,6 +82,7 @@ TABLE = [
         ("experiment=fashion_mnist",),
         {"data.root": "fashion_mnist"},
         supervised_epochs=5,
+        is_universal=True,
     ),
     Recipe(
         "ECG5000",
@@ -71,15 +90,26 @@ TABLE = [
         ("experiment=series_ucr", "data.name=ECG5000", "data.hints.patch_size=7"),
         UCR,
         supervised_epochs=150,
+        is_universal=True,
     ),
-    Recipe("NATOPS", "VICReg", ("experiment=series_ucr", "data.name=NATOPS"), UCR, supervised_epochs=400),
-    Recipe("RacketSports", "VICReg", ("experiment=series_ucr", "data.name=RacketSports"), UCR, supervised_epochs=400),
+    Recipe(
+        "NATOPS", "VICReg", ("experiment=series_ucr", "data.name=NATOPS"), UCR, supervised_epochs=400, is_universal=True
+    ),
+    Recipe(
+        "RacketSports",
+        "VICReg",
+        ("experiment=series_ucr", "data.name=RacketSports"),
+        UCR,
+        supervised_epochs=400,
+        is_universal=True,
+    ),
     Recipe(
         "ETTh1",
         "VICReg",
         ("experiment=series_etth1",),
         {"data.root": "ett/ETTh1.csv"},
         tuple(f"forecast/{hours}/mse" for hours in (96, 192, 336)),
+        is_universal=True,
     ),
     Recipe(
         "Beijing PM2.5",
@@ -87,6 +117,7 @@ TABLE = [
         ("experiment=series_pm25",),
         {"data.root": "beijing/PRSA_data_2010-2014.csv.gz"},
         ("forecast/24/rmse", "forecast/24/rmse_last_step"),
+        is_universal=True,
     ),
     Recipe(
         "spoken digits",
@@ -100,26 +131,28 @@ TABLE = [
         "TREC-6",
         "InfoNCE",
         ("experiment=infonce_trec6",),
-        text_places("text_small/trec_sst_subj.csv.gz"),
+        text_places(TREC),
     ),
     Recipe(
         "Moving MNIST",
         "VICReg",
         ("experiment=moving_mnist",),
         {"data.root": "mnist"},
-        ("linear", "knn", "motion/direction_error", "motion/single_frame/direction_error", "motion/speed_rmse"),
+        MOTION,
     ),
     Recipe(
         "written and spoken digits",
         "VICReg across and within",
         ("experiment=crossmodal_digits",),
-        {"data.mnist_root": "mnist", "data.fsdd_root": "fsdd.tar.xz"},
-        (
-            "retrieval/written_to_spoken/recall_at_1",
-            "retrieval/spoken_to_written/recall_at_1",
-            *(f"{name}/{probe}" for name in ("written", "spoken") for probe in ("linear", "knn")),
-        ),
+        DIGIT_PAIRS,
+        PAIRS,
     ),
+    Recipe("digits", UNIVERSAL, ("experiment=vicreg_digits", *ONE_RECIPE)),
+    Recipe("spoken digits", UNIVERSAL, ("experiment=audio_fsdd", *ONE_RECIPE), {"data.root": "fsdd.tar.xz"}),
+    Recipe("banking77", UNIVERSAL, ("experiment=infonce_banking77", *TEXTS, *ONE_RECIPE), text_places("banking77")),
+    Recipe("TREC-6", UNIVERSAL, ("experiment=infonce_trec6", *TEXTS, *ONE_RECIPE), text_places(TREC)),
+    Recipe("Moving MNIST", UNIVERSAL, ("experiment=moving_mnist", *ONE_RECIPE), {"data.root": "mnist"}, MOTION),
+    Recipe("written and spoken digits", UNIVERSAL, ("experiment=crossmodal_digits", *SIDES), DIGIT_PAIRS, PAIRS),
 ]
 
 
@@ -219,6 +252,7 @@ def summarised(recipe: Recipe, metric: str, runs: list[dict[str, Any]], split: s
         "metric": metric,
         "higher_is_better": direction_of(metric) == "maximize",
         "overrides": list(recipe.overrides),
+        "is_universal": recipe.is_universal or recipe.method == UNIVERSAL,
     }
     for name in ROWS:
         values = [run[name] for run in runs if run[name] is not None]
@@ -241,8 +275,8 @@ def page(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
     for row in rows:
         if row["method"] == UNIVERSAL:
             continue
-        same = (each for each in rows if [each[key] for key in ("data", "metric")] == [row["data"], row["metric"]])
-        universal = next((each["trained"] for each in same if each["method"] == UNIVERSAL), None)
+        same = [each for each in rows if [each[key] for key in ("data", "metric")] == [row["data"], row["metric"]]]
+        universal = next((each["trained"] for each in same if each["is_universal"]), None)
         cells = [row["trained"], universal, *(row[name] for name in ROWS[1:])]
         lead = "**" if is_ahead(row) else ""
         first, *others = map(shown, cells)
