@@ -108,10 +108,10 @@ def stored(path: Path) -> dict:
     return read_json(path) if path.exists() else {}
 
 
-def print_table(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print Markdown; None is a cell without a value."""
-    for line in (titles, ["---"] * len(titles), *rows):
-        print("| " + " | ".join("-" if cell is None else str(cell) for cell in line) + " |")
+def table_lines(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
+    """Return the lines of a table in Markdown; None is a cell without a value."""
+    cells = [titles, ["---"] * len(titles), *rows]
+    return ["| " + " | ".join("-" if cell is None else str(cell) for cell in line) + " |" for line in cells]
 
 
 def collapse(options: argparse.Namespace, path: Path) -> dict:

@@ -80,7 +80,34 @@ def correlations_of_runs(folder: str | None, keep: Callable[[dict], None], conte
     rows = {data: correlations(mine) for data, mine in by_data.items() if len(mine) >= FEWEST}
     for data, row in rows.items():
         print(data, len(by_data[data]), row)
+    if rows:
+        draw(rows, Path(__file__).resolve().parents[1] / "docs" / "pictures" / "label_free.png")
     return {"correlations": rows, "runs": runs}
+
+
+def draw(rows: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
+    """Draw the correlations of each number, a point for each data set and a bar at their mean."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    for place, name in enumerate(NUMBERS):
+        found = {data: row[name] for data, row in rows.items() if row[name] is not None}
+        if found:
+            mean = sum(found.values()) / len(found)
+            axes.plot([place - 0.3, place + 0.3], [mean, mean], color="black", linewidth=2)
+        for data, value in found.items():
+            color = f"C{list(rows).index(data)}"
+            axes.plot(place + (list(rows).index(data) - len(rows) / 2) * 0.05, value, "o", color=color)
+    handles = [axes.plot([], [], "o", color=f"C{n}", label=data)[0] for n, data in enumerate(rows)]
+    axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    axes.axhline(0, color="grey", linewidth=0.8)
+    axes.set_xticks(range(len(NUMBERS)), NUMBERS)
+    axes.set_ylim(-1.05, 1.05)
+    axes.set_ylabel("rank correlation with the probe")
+    figure.savefig(path, dpi=110)
 
 
 def measured(folder: Path) -> dict[str, Any] | None:

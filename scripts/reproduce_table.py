@@ -158,7 +158,7 @@ TABLE = [
 
 def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     """Run what the file at `path` lacks, write it after each run, and return its rows."""
-    from reproduce import ROOT, print_table, stored, write
+    from reproduce import ROOT, stored, table_lines, write
 
     if unknown := set(options.only or ()) - (known := {each.data for each in TABLE}):
         raise SystemExit(f"--only {' '.join(unknown)}: expected some of {', '.join(sorted(known))}")
@@ -180,7 +180,7 @@ def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]
         for job in as_completed(jobs):
             rows = with_run(rows, jobs[job], job.result(), split)
             write(path, rows)
-    print_table(COLUMNS, page(rows))
+    print("\n".join(table_lines(COLUMNS, page(rows))))
     return rows
 
 
