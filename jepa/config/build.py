@@ -115,6 +115,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
 
 
 FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std")
+FOUND_BY_DATA += ("action_dim", "action_low", "action_high", "action_mean", "action_std")
 """What a configuration of data may leave open for the data to find out: sizes, with which the model is then built, by
 null; mean and std, also of data within data, by auto."""
 
