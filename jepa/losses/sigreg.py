@@ -7,8 +7,8 @@ the samples on a line and that of N(0, 1), phi(t) = exp(-t^2 / 2):
 
 by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry, as in the LeJEPA reference: N samples of all
 ranks in one view, mean over slices and views. eb_jepa has no factor N (and larger coefficients), and stable-pretraining
-takes the samples of all views together (`views_together`). For samples of N(0, I) its expectation is sqrt(2 pi) (1 - 1 /
-sqrt(3)) = 1.06 for any N; a batch that has collapsed to 0 has 0.41 N.
+takes the samples of all views together (`views_together`). For samples of N(0, I) its expectation is sqrt(2 pi) *
+(1 - 1 / sqrt(3)) = 1.06 for any N; a batch that has collapsed to 0 has 0.41 N.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -73,8 +74,10 @@ class IMPALA(FrameEncoder):
         for _ in widths:
             size = tuple((side + 1) // 2 for side in size)
         self.project = nn.Linear(widths[-1] * size[0] * size[1], embed_dim)
+        self.to(memory_format=torch.channels_last)  # on CPUs a step takes half the time
 
     def embed(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         for stack in self.stacks:
             x = stack(x)
         return self.project(F.relu(x).flatten(1))
