@@ -73,9 +73,9 @@ class WorldProbe:
                 scores[f"/{name}/{step}"] = float((guess - true[:, step - 1]).square().mean() / variance)
         if truth is not None:
             scores |= self._state_errors(model, batches, target, predicted, truth, steps, device, seed)
-        return scores | (
-            self._surprise(model, batches("test", limit=self.limits["test"], what="events"), device) if events else {}
-        )
+        if hasattr(data, "has_truth") and data.has_truth("events"):
+            scores |= self._surprise(model, batches("test", limit=self.limits["test"], what="events"), device)
+        return scores
 
     def _encoded(
         self, model: Any, batches: Iterator[Any], device: torch.device
