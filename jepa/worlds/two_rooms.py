@@ -252,10 +252,15 @@ def pairs(seed: int, count: int, *, random_walls: bool = False, margin: float = 
     """Return starts and goals in different rooms, uniform and `margin` pixels off all walls; each of (seed, number)."""
     numbers = uniform(seed, "two_rooms/pairs", range(count), (1, 7))[:, 0]
     layout = RoomLayout.drawn(numbers[:, :2]) if random_walls else RoomLayout.fixed(count)
-    left = numbers[:, 2] < 0.5
-    ends = [_in_one_room(numbers[:, at : at + 2], layout, room, margin) for at, room in ((3, left), (5, ~left))]
+    ends = start_and_goal(numbers[:, 2:], layout, margin)
     content = torch.cat((*ends, torch.stack((layout.wall_x, layout.door_y), dim=1)), dim=1)
     return Pairs(*ends, layout, hashlib.sha256(content.numpy().astype("<f4").tobytes()).hexdigest())
+
+
+def start_and_goal(numbers: Tensor, layout: RoomLayout, margin: float = 2 * AGENT_SIZE) -> tuple[Tensor, Tensor]:
+    """Return points (n, 2) in different rooms, uniform, `margin` pixels off all walls, of numbers (n, 5) in [0, 1)."""
+    left = numbers[:, 0] < 0.5
+    return _in_one_room(numbers[:, 1:3], layout, left, margin), _in_one_room(numbers[:, 3:], layout, ~left, margin)
 
 
 def _in_one_room(numbers: Tensor, layout: RoomLayout, left: Tensor, margin: float) -> Tensor:
