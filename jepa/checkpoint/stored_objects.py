@@ -12,8 +12,8 @@ from hydra.utils import get_object
 from jepa.utils.errors import CheckpointError
 
 MODELS = {
-    "jepa.losses": "Center Cosine Covariance InfoNCE Invariance L1 Lp MSE MultiScale Objective Projector "
-    "Reconstruction SIGReg Scale SlicedWasserstein SmoothL1 Variance",
+    "jepa.losses": "Center Cosine Covariance InfoNCE Invariance InverseDynamics L1 Lp MSE MultiScale Objective OneStep "
+    "Projector Reconstruction SIGReg Scale SlicedWasserstein SmoothL1 Smoothness Variance",
     "jepa.losses.context_prediction": "ContextPrediction",
     "jepa.masks": "MultiBlockMask PublishedMultiBlockMask RandomMask SpanMask multiblock_mask",
     "jepa.masks.future": "FutureMask",
@@ -26,6 +26,7 @@ MODELS = {
     "jepa.models.cross_predictor": "CrossPredictor",
     "jepa.models.encoders": "TransformerEncoder",
     "jepa.models.encoders.image_stem": "ImageStem",
+    "jepa.models.encoders.impala": "IMPALA VectorEncoder",
     "jepa.models.encoders.series_stem": "SeriesStem",
     "jepa.models.encoders.spectrogram_stem": "SpectrogramStem",
     "jepa.models.encoders.temporal_cnn": "TemporalCNN",
@@ -34,6 +35,8 @@ MODELS = {
     "jepa.models.encoders.tubelet_stem": "TubeletStem",
     "jepa.models.multitask": "MultiTask",
     "jepa.models.token_corruption": "RandomTokens",
+    "jepa.models.world_model": "WorldModel",
+    "jepa.models.world_predictors": "CausalPredictor GRUPredictor",
     "jepa.optim": "AveragingMomentum Constant Cosine Linear Ramp Step",
     "jepa.utils.log_mel": "LogMel",
 }
@@ -46,6 +49,7 @@ DATA = {
     "jepa.evaluation": "AttentiveProbe CrossModalRetrieval DenseProbe FewShotProbe FineTuning FrozenEvaluation "
     "KNNProbe LiDAR LinearProbe MotionProbe OnlineKNN OnlineLinear OnlineProbes OnlineRank Retrieval",
     "jepa.evaluation.forecast": "Forecast",
+    "jepa.evaluation.world": "WorldProbe",
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which stored data and evaluation may consist."""

@@ -62,7 +62,14 @@ def _build_trainer(config: DictConfig) -> Trainer:
     with open_dict(config):
         config.run_dir = literal(str(run_dir))  # for what the data keeps there: the same folder on every rank
     config, data = settled(config)
+    weights = None
+    if OmegaConf.select(config, "model.encoder._target_") == "jepa.config.teacher.frozen_encoder":
+        from jepa.config.teacher import with_frozen_encoder  # imports timm and the formats of others
+
+        config, weights = convert_errors("model.encoder", with_frozen_encoder)(config)
     model = build_model(config)
+    if weights is not None:
+        model.encoder.load_state_dict(weights)
     untrained = config
     if getattr(model, "teachers", None):
         from jepa.config.teacher import with_out_dims, without_teachers  # imports timm and the formats of others
@@ -115,6 +122,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
 
 
 FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std")
+FOUND_BY_DATA += ("action_dim", "action_low", "action_high", "action_mean", "action_std")
 """What a configuration of data may leave open for the data to find out: sizes, with which the model is then built, by
 null; mean and std, also of data within data, by auto."""
 

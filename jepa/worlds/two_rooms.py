@@ -141,7 +141,9 @@ def walks(generator: torch.Generator, count: int, layout: RoomLayout | None = No
     return walks_of(numbers, layout)[:2]
 
 
-def walks_of(numbers: Tensor, layout: RoomLayout | None = None) -> tuple[Tensor, Tensor, RoomLayout]:
+def walks_of(
+    numbers: Tensor, layout: RoomLayout | None = None, radius: float = 0.0
+) -> tuple[Tensor, Tensor, RoomLayout]:
     """Return positions (n, 91, 2) and actions (n, 90, 2), float32, of numbers (n, WALK_NUMBERS), and the layout.
 
     layout: of each walk; None draws one. Headings turn by von Mises noise; a share of the walks is built to pass the
@@ -153,7 +155,9 @@ def walks_of(numbers: Tensor, layout: RoomLayout | None = None) -> tuple[Tensor,
     # Both kinds have a place and a heading at some step; that of free walks is 0.
     step = torch.where(through, (few[:, 6] * (STEPS + 1)).floor(), 0.0).long()
     heading = torch.where(through, (few[:, 4] - 0.5) * math.pi / 2, few[:, 4] * 2 * math.pi)
-    place = torch.where(through.unsqueeze(1), _in_door(few[:, 7:9], layout), _in_rooms(few[:, 2:4], layout))
+    place = torch.where(
+        through.unsqueeze(1), _in_door(few[:, 7:9], layout, radius), _in_rooms(few[:, 2:4], layout, radius)
+    )
     turned = _turn(turns).cumsum(1)
     heading = heading.unsqueeze(1) + turned - turned.gather(1, step.clamp(max=STEPS - 1).unsqueeze(1))
     way = torch.where(through & (few[:, 9] < 0.5), -1.0, 1.0).unsqueeze(1)  # to the left or to the right
@@ -161,14 +165,16 @@ def walks_of(numbers: Tensor, layout: RoomLayout | None = None) -> tuple[Tensor,
     actions = torch.stack((way * heading.cos() * length, heading.sin() * length), dim=2)
 
     rows = through.nonzero().flatten()
-    place[rows], actions[rows] = _backwards(place[rows], actions[rows], step[rows], layout[rows])
+    place[rows], actions[rows] = _backwards(place[rows], actions[rows], step[rows], layout[rows], radius)
     positions = [place]
     for action in actions.unbind(1):
-        positions.append(move(positions[-1], action, layout))
+        positions.append(move(positions[-1], action, layout, radius))
     return torch.stack(positions, dim=1), actions, layout
 
 
-def _backwards(place: Tensor, actions: Tensor, step: Tensor, layout: RoomLayout) -> tuple[Tensor, Tensor]:
+def _backwards(
+    place: Tensor, actions: Tensor, step: Tensor, layout: RoomLayout, radius: float
+) -> tuple[Tensor, Tensor]:
     """Return where walks (m) begin that are at `place` at a step (m,), and their actions (m, 90, 2).
 
     Where the way back is blocked, the agent has tried just that way: forwards in time, it runs into the wall and stays.
@@ -178,22 +184,24 @@ def _backwards(place: Tensor, actions: Tensor, step: Tensor, layout: RoomLayout)
         number = (step - back).clamp(min=0)
         moves, action = (step >= back), actions[rows, number]
         start = place - action
-        blocked = is_blocked(place, start, layout)
+        blocked = is_blocked(place, start, layout, radius)
         actions[rows, number] = torch.where((moves & blocked).unsqueeze(1), -action, action)
         place = torch.where((moves & ~blocked).unsqueeze(1), start, place)
     return place, actions
 
 
-def _in_rooms(numbers: Tensor, layout: RoomLayout) -> Tensor:
+def _in_rooms(numbers: Tensor, layout: RoomLayout, radius: float) -> Tensor:
     """Return points (n, 2), uniform outside the wall."""
-    x = LOW + numbers[:, 0] * (HIGH - LOW - 2 * WALL_HALF)
-    x = torch.where(x > layout.wall_x - WALL_HALF, x + 2 * WALL_HALF, x)
-    return torch.stack((x, LOW + numbers[:, 1] * (HIGH - LOW)), dim=1)
+    low, side, half = LOW + radius, HIGH - LOW - 2 * radius, WALL_HALF + radius
+    x = low + numbers[:, 0] * (side - 2 * half)
+    x = torch.where(x > layout.wall_x - half, x + 2 * half, x)
+    return torch.stack((x, low + numbers[:, 1] * side), dim=1)
 
 
-def _in_door(numbers: Tensor, layout: RoomLayout) -> Tensor:
+def _in_door(numbers: Tensor, layout: RoomLayout, radius: float) -> Tensor:
     """Return points (n, 2) within the door, mostly near its middle."""
-    beside = _truncated_normal(numbers[:, 1], 0.0, DOOR_STD, (-DOOR_HALF, DOOR_HALF))
+    door = DOOR_HALF - radius
+    beside = _truncated_normal(numbers[:, 1], 0.0, DOOR_STD, (-door, door))
     return torch.stack((layout.wall_x + (2 * numbers[:, 0] - 1) * WALL_HALF, layout.door_y + beside), dim=1)
 
 
@@ -244,10 +252,15 @@ def pairs(seed: int, count: int, *, random_walls: bool = False, margin: float = 
     """Return starts and goals in different rooms, uniform and `margin` pixels off all walls; each of (seed, number)."""
     numbers = uniform(seed, "two_rooms/pairs", range(count), (1, 7))[:, 0]
     layout = RoomLayout.drawn(numbers[:, :2]) if random_walls else RoomLayout.fixed(count)
-    left = numbers[:, 2] < 0.5
-    ends = [_in_one_room(numbers[:, at : at + 2], layout, room, margin) for at, room in ((3, left), (5, ~left))]
+    ends = start_and_goal(numbers[:, 2:], layout, margin)
     content = torch.cat((*ends, torch.stack((layout.wall_x, layout.door_y), dim=1)), dim=1)
     return Pairs(*ends, layout, hashlib.sha256(content.numpy().astype("<f4").tobytes()).hexdigest())
+
+
+def start_and_goal(numbers: Tensor, layout: RoomLayout, margin: float = 2 * AGENT_SIZE) -> tuple[Tensor, Tensor]:
+    """Return points (n, 2) in different rooms, uniform, `margin` pixels off all walls, of numbers (n, 5) in [0, 1)."""
+    left = numbers[:, 0] < 0.5
+    return _in_one_room(numbers[:, 1:3], layout, left, margin), _in_one_room(numbers[:, 3:], layout, ~left, margin)
 
 
 def _in_one_room(numbers: Tensor, layout: RoomLayout, left: Tensor, margin: float) -> Tensor:
