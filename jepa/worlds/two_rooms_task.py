@@ -1,11 +1,14 @@
-"""Two rooms as a task for planning: pairs of starts and goals, and the world in which they are tried."""
+"""Two rooms as a task for planning: pairs of starts and goals, and the rooms in which they are tried."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from jepa.worlds.two_rooms import MAX_ACTION, Pairs, RoomLayout, check_free, expert, move, pairs, render
+from jepa.worlds.two_rooms import MAX_ACTION, Pairs, expert, move, pairs
 
 LISTS = {"validation": 1, "test": 2}
 """Name -> seed of a list of pairs: settings are chosen on one and reported on the other."""
@@ -14,57 +17,66 @@ LISTS = {"validation": 1, "test": 2}
 class TwoRoomsTask:
     """Pairs of starts and goals in different rooms.
 
-    random_walls: another layout in each episode; otherwise the fixed one. start, goal: [x, y] of every episode; None
-        for those of the list.
+    random_walls: another layout in each episode; otherwise the fixed one.
+    start, goal: [x, y] of every episode, in place of the list's.
+    factors: options of `TwoRoomsVector.reset`: agent_size, speed, distractors, noise.
 
-    Raises UserError for a start or goal that is in no room.
+    Raises ValueError for what is no point.
     """
 
-    low = high = (-MAX_ACTION, -MAX_ACTION)
-    high = (MAX_ACTION, MAX_ACTION)
+    low, high, max_norm = (-MAX_ACTION, -MAX_ACTION), (MAX_ACTION, MAX_ACTION), MAX_ACTION
 
     def __init__(
-        self, *, random_walls: bool = False, start: list[float] | None = None, goal: list[float] | None = None
+        self,
+        *,
+        random_walls: bool = False,
+        start: Sequence[float] | None = None,
+        goal: Sequence[float] | None = None,
+        factors: Mapping[str, Any] | None = None,
     ) -> None:
-        self.random_walls, self.start, self.goal = random_walls, start, goal
+        self.random_walls, self.factors = random_walls, dict(factors or {})
+        self.given = {name: point for name, point in {"start": start, "goal": goal}.items() if point is not None}
+        for name, point in self.given.items():
+            if len(point) != 2:
+                raise ValueError(f"environment.{name}={list(point)}: expected [x, y]")
 
     def pairs(self, split: str, count: int) -> Pairs:
         """Return `count` pairs of the "validation" or "test" list, of which each is the same for any count."""
         found = pairs(LISTS[split], count, random_walls=self.random_walls)
-        for name in ("start", "goal"):
-            if getattr(self, name) is not None:
-                place = torch.tensor([[float(value) for value in getattr(self, name)]]).expand(count, -1)
-                check_free(f"environment.{name}", place, found.layout)
-                found = found._replace(**{name: place, "sha256": ""})
-        return found
+        places = {name: torch.tensor([point]).float().expand(count, -1) for name, point in self.given.items()}
+        return found._replace(**places, sha256="") if places else found
 
     def open(self, pairs: Pairs, radius: float) -> TwoRoomsWorld:
-        """Return the world of pairs, for agents of a radius in pixels where they meet walls."""
-        return TwoRoomsWorld(pairs, radius)
+        """Return the rooms of pairs, for agents of a radius in pixels where they meet walls.
+
+        Raises UserError for a start or goal in no room, and for factors that there are not.
+        """
+        return TwoRoomsWorld(pairs, radius, self.factors)
 
 
 class TwoRoomsWorld:
-    """A room for each pair; `jepa.planning.episodes.World` says what the methods do."""
+    """Rooms with an agent in each; `jepa.planning.episodes.World` says what the methods do."""
 
     low, high = TwoRoomsTask.low, TwoRoomsTask.high
 
-    def __init__(self, pairs: Pairs, radius: float) -> None:
-        self.start, self.goal, self.layout, self.radius = pairs.start, pairs.goal, pairs.layout, radius
-        self.state = pairs.start
+    def __init__(self, pairs: Pairs, radius: float, factors: Mapping[str, Any]) -> None:
+        from jepa.worlds.environment import TwoRoomsVector  # needs gymnasium
+
+        self.start, self.goal, self.layout, self.radius, self.factors = (*pairs[:3], radius, factors)
+        self.rooms = TwoRoomsVector(len(self.start), radius=radius)
+        self.reset(self.start)  # which checks start, goal and factors
+        self.speed = self.rooms.speed
 
     def reset(self, state: Tensor) -> Tensor:
-        self.state = state
-        return self.observed(state, self.layout)
+        options = {**self.factors, "state": state, "goal": self.goal, "layout": self.layout}
+        return torch.from_numpy(self.rooms.reset(seed=0, options=options)[0])
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor]:
-        self.state = move(self.state, action, self.layout, self.radius)
-        return self.observed(self.state, self.layout), self.state
-
-    def observed(self, state: Tensor, layout: RoomLayout) -> Tensor:
-        return render(state, layout)
+        observation, _, _, _, info = self.rooms.step(action)
+        return torch.from_numpy(observation), torch.from_numpy(info["state"])
 
     def move(self, state: Tensor, action: Tensor, rows: Tensor) -> Tensor:
-        return move(state, action, self.layout[rows], self.radius)
+        return move(state, action * self.speed[rows].unsqueeze(1), self.layout[rows], self.radius)
 
     def distance(self, state: Tensor, rows: Tensor) -> Tensor:
         return torch.linalg.vector_norm(state - self.goal[rows], dim=-1)
