@@ -82,7 +82,8 @@ def plan(config: DictConfig) -> dict[str, Any]:
     )()
     ours = view(loaded.model)
     check_fits(comparison, loaded.model, chunk, data)
-    found, *_ = comparison.model(ours, keep=config.pictures)
+    kept = min(config.pictures, config.episodes)
+    found, episodes, policy = comparison.model(ours, keep=kept)
     results = {
         **found,
         "episodes": config.episodes,
@@ -98,7 +99,20 @@ def plan(config: DictConfig) -> dict[str, Any]:
     Console().print(table(results))
     write_text(Path(config.output), json.dumps(results, indent=2) + "\n")
     print(config.output)
+    if kept:
+        draw(Path(config.output), comparison, ours, episodes, policy)
     return results
+
+
+def draw(output: Path, comparison: Any, view: Any, episodes: Any, policy: Any) -> None:
+    """Write the GIF of the episodes that were kept, and their first plans and costs, beside the output."""
+    from jepa.planning.episode_pictures import frames, imagined, plans_and_costs, write_gif
+
+    plans = imagined(view, comparison.world, policy)
+    gif, png = output.with_suffix(".gif"), output.with_suffix(".png")
+    write_gif(str(gif), frames(episodes, comparison.world.goal, comparison.rules.distance, plans))
+    png.write_bytes(plans_and_costs(view, comparison.world, episodes, policy, plans))
+    print(f"{gif}\n{png}")
 
 
 def with_random_encoder(loaded: Any) -> Any:

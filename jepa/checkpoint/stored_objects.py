@@ -44,8 +44,9 @@ MODELS = {
 DATA = {
     "jepa.data": "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment "
     "TaskData TextData TrajectoryData VideoData WrittenAndSpokenDigits hugging_face packed",
-    "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder "
-    "imagenet mnist moving_mnist segmentation_folder series_csv text_csv text_lines ucr video_folder wikitext2",
+    "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits episode_files ett fashion_mnist fsdd "
+    "image_folder imagenet mnist moving_mnist segmentation_folder series_csv text_csv text_lines ucr video_folder "
+    "wikitext2",
     "jepa.evaluation": "AttentiveProbe CrossModalRetrieval DenseProbe FewShotProbe FineTuning FrozenEvaluation "
     "KNNProbe LiDAR LinearProbe MotionProbe OnlineKNN OnlineLinear OnlineProbes OnlineRank Retrieval",
     "jepa.evaluation.forecast": "Forecast",

@@ -75,7 +75,7 @@ class Comparison:
 
     def model(self, view: ModelView, *, keep: int = 0) -> tuple[dict[str, Any], Episodes, Planned]:
         """Return the scores of planning with a model, its episodes and the policy. keep: as in `run_episodes`."""
-        policy = Planned(self.planner(view.chunk), view, self.seed)
+        policy = Planned(self.planner(view.chunk), view, self.seed, watched=keep)
         return *self._scored(policy, keep), policy
 
     def baseline(self, name: str, random_view: Callable[[], ModelView] | None = None) -> dict[str, Any] | None:

@@ -59,16 +59,17 @@ class ModelCost:
         parts = []
         for rows in torch.arange(len(actions)).split(self.together):
             full = torch.cat([rows, rows[-1:].expand(self.together - len(rows))])
-            parts.append(self._costs(actions[full], full)[: len(rows)])
+            costs = self.measure(self.predicted(actions[full], full), self.goal[full.to(self.goal.device)])
+            parts.append(costs[: len(rows)].cpu())
         return torch.cat(parts)
 
-    def _costs(self, actions: Tensor, rows: Tensor) -> Tensor:
+    def predicted(self, actions: Tensor, rows: Tensor) -> Tensor:
+        """Return the states (b, S, H, D) that follow in episodes `rows` (b,) under actions (b, S, H, A)."""
         samples, on = actions.shape[1], rows.to(self.history.device)
         history = self.history[on].repeat_interleave(samples, dim=0)
         past = self.past[on].repeat_interleave(samples, dim=0)
         ahead = torch.cat([past, actions.flatten(0, 1).to(past)], dim=1)
-        predicted = self.model.rollout(history, ahead).float()
-        return self.measure(predicted.unflatten(0, (-1, samples)), self.goal[on]).cpu()
+        return self.model.rollout(history, ahead).float().unflatten(0, (-1, samples))
 
 
 @dataclass(kw_only=True)

@@ -49,6 +49,12 @@ class World(Protocol):
     def expert(self, state: Tensor, rows: Tensor) -> Tensor:
         """Return the actions (m, A) of one who knows the way."""
 
+    def places(self, row: int) -> Tensor:
+        """Return states (h, w, s) all over the world of an episode; for pictures, as is `observed`."""
+
+    def observed(self, state: Tensor, rows: Tensor) -> Tensor:
+        """Return the observations (m, ...) at states (m, s)."""
+
 
 @dataclass(frozen=True)
 class Situation:

@@ -56,13 +56,15 @@ class Planned:
     """Makes a plan for each episode, acts by its first steps, and plans again with what is left of it.
 
     view: what turns a situation into the cost of actions. seed: of the planner, for each episode and step.
-    seconds, plans: spent so far on so many. last: the latest plans (n, H, A).
+    watched: of so many episodes, the first, plans are kept. seconds, plans: spent so far on so many.
+    last: the latest plans (n, H, A). trace: step -> watched episode -> its plan (H, A) and predicted states (H, D).
     """
 
-    def __init__(self, planner: Planner, view: ModelView | StateView, seed: int) -> None:
-        self.planner, self.view, self.seed, self.past = planner, view, seed, view.past
+    def __init__(self, planner: Planner, view: ModelView | StateView, seed: int, *, watched: int = 0) -> None:
+        self.planner, self.view, self.seed, self.past, self.watched = planner, view, seed, view.past, watched
         self.seconds, self.plans = 0.0, 0
         self.last: Tensor | None = None
+        self.trace: dict[int, dict[int, tuple[Tensor, Tensor]]] = {}
 
     def begin(self, goal: Tensor) -> None:
         self.last = None
@@ -71,11 +73,15 @@ class Planned:
     def __call__(self, situation: Situation) -> Tensor:
         begun, planner, rows = time.perf_counter(), self.planner, situation.rows
         rest = None if self.last is None else planner.rest(self.last[rows])
-        plan = planner(self.view.cost(situation), rest, episode_generators(self.seed, "plan", situation))
+        cost = self.view.cost(situation)
+        plan = planner(cost, rest, episode_generators(self.seed, "plan", situation))
         if self.last is None:
             self.last = plan
         self.last = self.last.index_copy(0, rows, plan)
         self.seconds, self.plans = self.seconds + time.perf_counter() - begun, self.plans + len(rows)
+        for at in (rows < self.watched).nonzero().flatten():
+            predicted = cost.predicted(plan[at, None, None], at[None])[0, 0].cpu()
+            self.trace.setdefault(situation.step, {})[int(rows[at])] = plan[at], predicted
         return plan[:, : planner.execute].unflatten(-1, (planner.chunk, -1)).flatten(1, 2)
 
 
@@ -125,12 +131,20 @@ class ModelView:
         known = (situation.observations.shape[1] - 1) // self.chunk
         frames = situation.observations[:, -1 - known * self.chunk :: self.chunk]
         past = situation.actions[:, situation.actions.shape[1] - known * self.chunk :]
-        past = past.reshape(len(past), known, -1).to(self.device)
+        past = past.reshape(len(past), known, self.chunk * past.shape[-1]).to(self.device)
         history = self._encoded(self.model.encode, frames)
         goal = self.goal[situation.rows.to(self.device)]
         return ModelCost(
             model=self.model, measure=self.measure, history=history, past=past, goal=goal, together=self.together
         )
+
+    def landscape(self, world: World, row: int) -> tuple[Tensor, Tensor]:
+        """Return the costs (h, w) of standing at each place of `world.places(row)`, and its states (h, w, D)."""
+        places = world.places(row)
+        rows = torch.full((places[..., 0].numel(),), row)
+        states = self._encoded(self.model.encode, world.observed(places.flatten(0, 1), rows).unsqueeze(1))
+        costs = self.measure(states[None], self.goal[row, None])  # plans of one step each
+        return costs[0].view(places.shape[:2]).cpu(), states[:, 0].view(*places.shape[:2], -1).cpu()
 
     @torch.no_grad()
     def _encoded(self, encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:

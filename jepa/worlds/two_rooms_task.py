@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.worlds.two_rooms import MAX_ACTION, Pairs, expert, move, pairs
+from jepa.worlds.two_rooms import HIGH, LOW, MAX_ACTION, Pairs, expert, move, pairs, render
 
 LISTS = {"validation": 1, "test": 2}
 """Name -> seed of a list of pairs: settings are chosen on one and reported on the other."""
@@ -68,7 +68,8 @@ class TwoRoomsWorld:
         self.speed = self.rooms.speed
 
     def reset(self, state: Tensor) -> Tensor:
-        options = {**self.factors, "state": state, "goal": self.goal, "layout": self.layout}
+        walls = torch.stack((self.layout.wall_x, self.layout.door_y), dim=1)
+        options = {**self.factors, "state": state, "goal": self.goal, "layout": walls}
         return torch.from_numpy(self.rooms.reset(seed=0, options=options)[0])
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,3 +95,10 @@ class TwoRoomsWorld:
 
     def expert(self, state: Tensor, rows: Tensor) -> Tensor:
         return expert(state, self.goal[rows], self.layout[rows], self.radius)
+
+    def places(self, row: int, apart: int = 2) -> Tensor:
+        line = torch.arange(LOW, HIGH + 1, apart).float()
+        return torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
+
+    def observed(self, state: Tensor, rows: Tensor) -> Tensor:
+        return render(state, self.layout[rows], self.rooms.agent_size[rows])
