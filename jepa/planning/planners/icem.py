@@ -36,7 +36,7 @@ class ICEM(CEM):
     def __call__(self, cost: Cost, plan: Tensor | None, generators: Sequence[torch.Generator]) -> Tensor:
         mean, deviation = self.begin(plan, len(generators)).unsqueeze(1), self.deviation
         elites = mean  # what was planned before is a sample too, and so is the mean of the last turn
-        for turn in range(self.iterations):
+        for turn in range(self.turns(plan)):
             count = max(int(self.samples / self.decay**turn), min(2 * self.elites, self.samples))
             drawn = mean + deviation * self.noise(generators, count, self.exponent)
             kept = elites[:, : max(1, round(self.keep * self.elites))]
