@@ -65,7 +65,10 @@ def policy_of(name: str) -> Callable[..., Any] | None:
     module, _, attribute = str(name).rpartition(".")
     try:
         policy = getattr(importlib.import_module(module), attribute)
-        return policy() if isinstance(policy, type) else policy
+        policy = policy() if isinstance(policy, type) else policy
+        if not callable(policy):
+            raise TypeError("it cannot be called")
+        return policy
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(
             f"policy={name} ({first_line(error)}): expected random, or the dotted path of a policy"
@@ -147,12 +150,12 @@ def write_folder(
             raise UserError(f"output={folder} holds other episodes ({', '.join(other)} differ): give a new folder")
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"output={folder} holds other things: give a new folder")
-    else:
-        write_atomic(note, lambda path: path.write_text(json.dumps(plan, indent=1) + "\n"))
     for number in range(episodes):
         path = folder / f"episode_{number:06d}.npz"
         if not path.exists():
-            arrays = record(number)
+            arrays = record(number)  # before anything is written, as it may not work
+            if not note.exists():
+                write_atomic(note, lambda place: place.write_text(json.dumps(plan, indent=1) + "\n"))
             write_atomic(path, lambda place, arrays=arrays: np.savez(place, **arrays))
         with np.load(path) as stored:
             steps += len(stored["rewards"]) - 1
