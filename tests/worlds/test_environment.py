@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -26,7 +27,7 @@ def test_gymnasium_finds_nothing_to_object_to():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warnings.filterwarnings("ignore", message=".*normalized space")  # actions are in pixels
-        check_env(TwoRooms(render_mode="rgb_array"), skip_render_check=False)
+        check_env(gymnasium.make("jepa.worlds.environment:jepa/TwoRooms-v0", render_mode="rgb_array").unwrapped)
 
 
 def test_agents_move_as_in_the_data_and_alone_as_among_others():
