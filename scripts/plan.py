@@ -106,13 +106,13 @@ def plan(config: DictConfig) -> dict[str, Any]:
 
 def draw(output: Path, comparison: Any, view: Any, episodes: Any, policy: Any) -> None:
     """Write the GIF of the episodes that were kept, and their first plans and costs, beside the output."""
-    from jepa.planning.episode_pictures import frames, imagined, plans_and_costs, write_gif
+    from jepa.planning.episode_pictures import frames, gif, imagined, plans_and_costs
 
     plans = imagined(view, comparison.world, policy)
-    gif, png = output.with_suffix(".gif"), output.with_suffix(".png")
-    write_gif(str(gif), frames(episodes, comparison.world.goal, comparison.rules.distance, plans))
-    png.write_bytes(plans_and_costs(view, comparison.world, episodes, policy, plans))
-    print(f"{gif}\n{png}")
+    moving, still = output.with_suffix(".gif"), output.with_suffix(".png")
+    moving.write_bytes(gif(frames(episodes, comparison.world.goal, comparison.rules.distance, plans)))
+    still.write_bytes(plans_and_costs(view, comparison.world, episodes, policy, plans))
+    print(f"{moving}\n{still}")
 
 
 def with_random_encoder(loaded: Any) -> Any:

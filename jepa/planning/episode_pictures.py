@@ -87,10 +87,13 @@ def _on_picture(places: np.ndarray) -> np.ndarray:
     return (places + 0.5) * SCALE
 
 
-def write_gif(path: str, pictures: Sequence[Image.Image]) -> None:
-    """Write pictures as a GIF that goes round, the last one standing for a second."""
-    duration = [MILLISECONDS] * (len(pictures) - 1) + [1000]
-    pictures[0].save(path, save_all=True, append_images=list(pictures[1:]), duration=duration, loop=0, optimize=True)
+def gif(pictures: Sequence[Image.Image]) -> bytes:
+    """Return pictures as a GIF that goes round, the last one standing for a second."""
+    duration, buffer = [MILLISECONDS] * (len(pictures) - 1) + [1000], io.BytesIO()
+    pictures[0].save(
+        buffer, "GIF", save_all=True, append_images=list(pictures[1:]), duration=duration, loop=0, optimize=True
+    )
+    return buffer.getvalue()
 
 
 def plans_and_costs(

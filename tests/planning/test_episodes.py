@@ -13,7 +13,7 @@ from PIL import Image
 
 from jepa.planning.comparison import Comparison, check_baselines, table
 from jepa.planning.costs import GoalDistance
-from jepa.planning.episode_pictures import frames, imagined, plans_and_costs, write_gif
+from jepa.planning.episode_pictures import frames, gif, imagined, plans_and_costs
 from jepa.planning.episodes import run_episodes
 from jepa.planning.planners.cem import CEM
 from jepa.planning.planning_probe import PlanningProbe
@@ -85,7 +85,7 @@ def test_a_model_plans_from_its_history_in_steps_of_several_actions(exact, histo
     assert {past[1][2] for past in model.shapes} == {2 * chunk}
 
 
-def test_pictures_show_what_is_planned(exact, tmp_path):
+def test_pictures_show_what_is_planned(exact):
     comparison = compared(episodes=2)
     ours = view(exact())
     _found, episodes, policy = comparison.model(ours, keep=1)
@@ -100,8 +100,7 @@ def test_pictures_show_what_is_planned(exact, tmp_path):
     assert torch.linalg.vector_norm(world.places(0)[at] - world.goal[0]) < 1.5
     assert states.shape == (*costs.shape, 2)
     pictures = frames(episodes, world.goal, 4.5, plans)
-    write_gif(str(tmp_path / "a.gif"), pictures[:5])
-    assert Image.open(tmp_path / "a.gif").n_frames == 5
+    assert Image.open(io.BytesIO(gif(pictures[:5]))).n_frames == 5
     png = Image.open(io.BytesIO(plans_and_costs(ours, world, episodes, policy, plans)))
     assert png.width == 1000
     assert len(png.convert("RGB").getcolors(1 << 24)) > 500
@@ -113,6 +112,10 @@ def test_the_probe_plans_on_the_validation_list(exact):
     )
     data = SimpleNamespace(normalised=lambda x: x.float(), frame_skip=1)
     found = probe(exact(), data, batches=None, device=torch.device("cpu"), seed=0)
+    shown = probe.animation
+    assert Image.open(io.BytesIO(shown)).n_frames > 5
+    probe(exact(), data, batches=None, device=torch.device("cpu"), seed=0)
+    assert probe.animation is shown  # the baselines come second
     assert set(found) == {"/success", "/low", "/high", "/seconds_per_episode"}
     assert 0 <= found["/low"] <= found["/high"]
 
