@@ -118,6 +118,7 @@ class WorldLatents(Latents):
 
     states, target_states (B, T, D): of all frames, by the encoder, and by the network that makes the targets.
     one_step (B, T - 1, D): predictions of frames 1 ... T - 1, each from the states before it (teacher-forced).
+    history: h.
     actions (B, T - 1, A): standardised; action t leads from frame t to t + 1.
 
     `predictions` and `targets` are one list entry (B, 1, k, D) of frames h ... h + k - 1, rolled out from the history;
@@ -128,6 +129,7 @@ class WorldLatents(Latents):
     target_states: Tensor | None = None
     one_step: Tensor | None = None
     actions: Tensor | None = None
+    history: int = 1
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
     with report_on_rank0():
-        whole = filled(config, dict.fromkeys(FOUND_BY_DATA, 1) | ANY_HINTS)  # any values of the right types
+        whole = filled(config, ANY_FOUND | ANY_HINTS)
         check_config(to_plain(whole), source=functools.partial(source_of, whole))
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
@@ -122,13 +122,16 @@ def _build_trainer(config: DictConfig) -> Trainer:
 
 
 FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std")
-FOUND_BY_DATA += ("action_dim", "action_low", "action_high", "action_mean", "action_std")
+OF_ACTIONS = ("action_low", "action_high", "action_mean", "action_std")
+FOUND_BY_DATA += ("action_dim", *OF_ACTIONS)
 """What a configuration of data may leave open for the data to find out: sizes, with which the model is then built, by
 null; mean and std, also of data within data, by auto."""
 
 
 ANY_HINTS = {"size": "toy", "patch_size": 1}
 """Values of the right types for the hints that may be auto."""
+ANY_FOUND = dict.fromkeys(FOUND_BY_DATA, 8) | {key: [1.0] for key in OF_ACTIONS}
+"""The same for what data find out."""
 
 
 def settled(config: DictConfig) -> tuple[DictConfig, Any]:

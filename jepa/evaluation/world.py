@@ -31,8 +31,7 @@ class WorldProbe:
         one in its place; surprise/<event>/ratio: the mean error there over that of possible ones. Of data that know
         events, see `EVENTS`.
 
-    steps: those that fit into the data's windows are taken. max_train, max_test: trajectories. hidden, learning_rate,
-    epochs: of the MLP.
+    steps: those that fit into the data's windows are taken. hidden, learning_rate, epochs: of the MLP.
     """
 
     needs = "trajectories"
@@ -41,8 +40,6 @@ class WorldProbe:
         self,
         *,
         steps: Sequence[int] = (1, 4, 8, 16),
-        max_train: int = 1000,
-        max_test: int = 500,
         hidden: int = 512,
         learning_rate: float = 1e-3,
         epochs: int = 20,
@@ -50,8 +47,8 @@ class WorldProbe:
         key = "evaluation.probes.world"
         if not steps or min(steps) < 1:
             raise ValueError(f"{key}.steps: got {list(steps)}, expected numbers of steps, at least 1")
-        check_at_least(key, 1, max_train=max_train, max_test=max_test, hidden=hidden, epochs=epochs)
-        self.steps, self.limits = sorted(set(steps)), {"train": max_train, "test": max_test}
+        check_at_least(key, 1, hidden=hidden, epochs=epochs)
+        self.steps = sorted(set(steps))
         self.hidden, self.learning_rate, self.epochs = hidden, learning_rate, epochs
 
     def __call__(
@@ -59,9 +56,9 @@ class WorldProbe:
     ) -> dict[str, float]:
         """Return the measures. model: has `encode`, `encode_target`, `rollout`, `one_step`, `history` (`WorldModel`).
 
-        batches: (split, limit=, what=) -> batches with `x`, `actions` and perhaps `states`; what: None, or "events".
+        batches: (split, what=) -> batches with `x`, `actions` and perhaps `states`; what: None, or "events".
         """
-        states, target, actions, truth = self._encoded(model, batches("test", limit=self.limits["test"]), device)
+        states, target, actions, truth = self._encoded(model, batches("test"), device)
         horizon, variance = states.shape[1] - model.history, target.flatten(0, 1).var(dim=0).mean().clamp(min=1e-12)
         steps = [step for step in self.steps if step <= horizon]
         parts = zip(states[:, : model.history].split(256), actions.split(256))
@@ -74,7 +71,7 @@ class WorldProbe:
         if truth is not None:
             scores |= self._state_errors(model, batches, target, predicted, truth, steps, device, seed)
         if hasattr(data, "has_truth") and data.has_truth("events"):
-            scores |= self._surprise(model, batches("test", limit=self.limits["test"], what="events"), device)
+            scores |= self._surprise(model, batches("test", what="events"), device)
         return scores
 
     def _encoded(
@@ -103,7 +100,7 @@ class WorldProbe:
         device: torch.device,
         seed: int,
     ) -> dict[str, float]:
-        _, x, _, y = self._encoded(model, batches("train", limit=self.limits["train"]), device)
+        _, x, _, y = self._encoded(model, batches("train"), device)
         x, y = x.flatten(0, 1), y.flatten(0, 1)
         with seeded(seed, "evaluation/world"):
             probes = {"linear": ridge_regression(x, y), "mlp": self._fitted_mlp(x, y)}

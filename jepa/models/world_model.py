@@ -137,6 +137,7 @@ class WorldModel(JEPA):
             target_states=target_states,
             embeddings=states.transpose(0, 1),
             actions=actions,
+            history=self.history,
             rng=batch["rng"],
         )
         if "predictions" in needs:
