@@ -7,6 +7,10 @@ import functools
 import pytest
 import torch
 
+from jepa import load_config
+from jepa.config.build import build, to_plain
+from jepa.config.check import check_config
+from jepa.planning.comparison import Comparison
 from jepa.planning.costs import GoalDistance, ModelCost
 from jepa.planning.planners.cem import CEM
 from jepa.planning.planners.gradient import Gradient
@@ -131,3 +135,24 @@ def test_rules():
         (100, 100): (0.9630, 1.0),
     }.items():
         assert wilson_interval(successes, count) == pytest.approx(interval, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", PLANNERS)
+def test_configurations_make_planners_with_the_bounds_of_the_environment(name):
+    config = load_config([f"planner={name}"], config_name="plan")
+    plain = {key: to_plain(config)[key] for key in ("planner", "environment", "cost")}
+    check_config(plain)
+    comparison = Comparison(
+        task=build(config, "environment"), planner=build(config, "planner"), rules=RULES[config.rules], episodes=1
+    )
+    planner = comparison.planner(chunk=2)
+    assert type(planner) is PLANNERS[name].func
+    assert planner.lowest.tolist() == pytest.approx([-2.45] * 4)
+    assert planner.max_norm == 2.45
+    own = Comparison(
+        task=comparison.task,
+        planner=functools.partial(build(config, "planner"), low=[-1.0, -2.0], max_norm=1.5),
+        rules=RULES["strict"],
+        episodes=1,
+    ).planner()
+    assert (own.lowest.tolist(), own.max_norm) == ([-1.0, -2.0], 1.5)
