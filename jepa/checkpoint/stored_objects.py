@@ -43,14 +43,24 @@ MODELS = {
 """Module -> the names in it of which a stored model or loss may consist."""
 DATA = {
     "jepa.data": "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment "
-    "TaskData TextData VideoData WrittenAndSpokenDigits hugging_face packed",
-    "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder "
-    "imagenet mnist moving_mnist segmentation_folder series_csv text_csv text_lines ucr video_folder wikitext2",
+    "TaskData TextData TrajectoryData VideoData WrittenAndSpokenDigits hugging_face packed",
+    "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits episode_files ett fashion_mnist fsdd "
+    "image_folder imagenet mnist moving_mnist segmentation_folder series_csv text_csv text_lines ucr video_folder "
+    "wikitext2",
     "jepa.evaluation": "AttentiveProbe CrossModalRetrieval DenseProbe FewShotProbe FineTuning FrozenEvaluation "
     "KNNProbe LiDAR LinearProbe MotionProbe OnlineKNN OnlineLinear OnlineProbes OnlineRank Retrieval",
     "jepa.evaluation.forecast": "Forecast",
     "jepa.evaluation.world": "WorldProbe",
+    "jepa.planning.costs": "GoalDistance",
+    "jepa.planning.planners.cem": "CEM",
+    "jepa.planning.planners.gradient": "Gradient",
+    "jepa.planning.planners.icem": "ICEM",
+    "jepa.planning.planners.mppi": "MPPI",
+    "jepa.planning.planners.random_shooting": "RandomShooting",
+    "jepa.planning.planning_probe": "PlanningProbe",
     "jepa.utils.log_mel": "LogMel",
+    "jepa.worlds": "two_rooms_walks",
+    "jepa.worlds.two_rooms_task": "TwoRoomsTask",
 }
 """Module -> the names in it of which stored data and evaluation may consist."""
 MODEL_TABLE, DATA_TABLE = (

@@ -81,8 +81,9 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
         self.seeds = [new if chosen else old for new, old, chosen in zip(seeds, self.seeds, mask.tolist())]
         drawn = torch.cat([uniform(each, "two_rooms/environment", [0], (1, 7))[:, 0] for each in seeds])
         layout = RoomLayout.drawn(drawn[:, :2]) if self.random_walls else RoomLayout.fixed(self.num_envs)
-        if options.get("layout") is not None:
-            layout = RoomLayout(*self._given("layout", options["layout"], (2,)).unbind(1))
+        if (given := options.get("layout")) is not None:
+            given = torch.stack((given.wall_x, given.door_y), dim=1) if isinstance(given, RoomLayout) else given
+            layout = RoomLayout(*self._given("layout", given, (2,)).unbind(1))
         start, goal = two_rooms.start_and_goal(drawn[:, 2:], layout)
         made = {"state": start, "goal": goal}
         for name, default in (("agent_size", AGENT_SIZE), ("speed", 1.0), ("distractors", 0.0), ("noise", 0.0)):
@@ -219,6 +220,12 @@ class TwoRooms(gymnasium.Env):
 
     def _own(self, info: dict[str, Any]) -> dict[str, Any]:
         return {name: value[0] for name, value in info.items()}
+
+
+def two_rooms_expert(observation: np.ndarray, info: Mapping[str, Any], random: np.random.Generator) -> np.ndarray:
+    """Return the action of a policy that knows the rooms, for scripts/collect.py."""
+    state, goal, layout = (torch.as_tensor(info[name]).unsqueeze(0) for name in ("state", "goal", "layout"))
+    return two_rooms.expert(state, goal, RoomLayout(*layout.unbind(1)), AGENT_SIZE)[0].numpy()
 
 
 def _in_range(layout: Tensor) -> bool:

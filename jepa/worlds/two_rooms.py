@@ -236,7 +236,7 @@ def expert(position: Tensor, goal: Tensor, layout: RoomLayout, radius: float = 0
     lined_up = (off <= clear + 0.1) & ((position[:, 1] - door).abs() < DOOR_HALF - radius)
     before_or_behind = torch.stack((middle + torch.where(lined_up, wanted, side) * clear, door), dim=1)
     way = torch.where(straight.unsqueeze(1), goal, before_or_behind) - position
-    return way / (way.abs().amax(1, keepdim=True) / MAX_ACTION).clamp(min=1)
+    return (way / (way.abs().amax(1, keepdim=True) / MAX_ACTION).clamp(min=1)).clamp(-MAX_ACTION, MAX_ACTION)
 
 
 class Pairs(NamedTuple):
