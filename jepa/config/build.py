@@ -86,6 +86,8 @@ def _build_trainer(config: DictConfig) -> Trainer:
     visualise = (build(config, "visualise") or None) if "visualise" in config else None
     make_trainer = build(config, "trainer", partial=True)
     data = build_data(config) if data is None else data
+    if "action_dim" in config.data and str(config.model._target_).startswith("jepa.") and not hasattr(model, "rollout"):
+        raise UserError(f"this model does not take these data: {with_fitting_model(config)}")
     check_input(model, data)
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
         from jepa.interop import load_into  # imports the formats of others
