@@ -27,7 +27,7 @@ PLANNERS = {
     "icem": functools.partial(ICEM, samples=64, iterations=6, elites=8),
     "mppi": functools.partial(MPPI, samples=64, iterations=6, elites=8),
     "random_shooting": functools.partial(RandomShooting, samples=512),
-    "gradient": functools.partial(Gradient, samples=4),
+    "gradient": functools.partial(Gradient, samples=4, iterations=20),
 }
 GOALS = torch.tensor([[6.0, 0.0], [-3.0, 4.0], [0.0, -7.0]])
 
@@ -139,7 +139,7 @@ def test_rules():
 
 @pytest.mark.parametrize("name", PLANNERS)
 def test_configurations_make_planners_with_the_bounds_of_the_environment(name):
-    config = load_config([f"planner={name}"], config_name="plan")
+    config = load_config([f"planner={name}", "checkpoint=run"], config_name="plan")
     plain = {key: to_plain(config)[key] for key in ("planner", "environment", "cost")}
     check_config(plain)
     comparison = Comparison(
