@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out
-from jepa.data.stream import UnreadableSample
-from jepa.utils.errors import DataError, first_line
+from jepa.data.stream import UnfitSample, UnreadableSample, blamed
+from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import require
 
 HDF5 = (".h5", ".hdf5")
@@ -185,9 +185,10 @@ def usable(paths: Sequence[Path], names: Mapping[str, str | None], bad: dict[str
         try:
             own, episodes, steps = read_file(path, names)
             if layout is not None and (problem := own.differs(layout)):
-                raise DataError(problem)
-        except (DataError, OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            bad[path.name] = first_line(error)
+                raise UnfitSample(problem)
+        except Exception as error:
+            name, reason = blamed(error, path.name)
+            bad[name] = reason
             continue
         layout = layout or own
         for start, length in episodes:
@@ -217,7 +218,7 @@ def list_files(root: Path) -> list[Path]:
 def read_file(path: Path, names: Mapping[str, str | None]) -> tuple[Layout, list[tuple[int, int]], np.ndarray]:
     """Return what a file has, its episodes as (first row, rows), and its actions (N, A) float32.
 
-    Raises DataError, or an error of what reads it, for a file that holds something else or is cut.
+    Raises UnfitSample, or an error of what reads it, for a file that holds something else or is cut.
     """
     columns = open_columns(str(path), os.getpid())
     chosen = {what: find(columns, what, name) for what, name in names.items()}
@@ -225,18 +226,20 @@ def read_file(path: Path, names: Mapping[str, str | None]) -> tuple[Layout, list
     shape, count = tuple(observations.shape), observations.shape[0] if observations.shape else 0
     if len(shape) not in (2, 4) or observations.dtype.kind not in "uif" or not count:
         expected = "expected pictures (T, C, H, W) or numbers (T, d), at least one"
-        raise DataError(f"its {chosen['observations']} are {observations.dtype} of shape {shape}; {expected}")
+        raise UnfitSample(f"its {chosen['observations']} are {observations.dtype} of shape {shape}; {expected}")
     if actions.dtype.kind != "f" or len(actions.shape) not in (1, 2):
         expected = "expected floats (T, A); choices as one-hot vectors"
-        raise DataError(f"its {chosen['actions']} are {actions.dtype} of shape {tuple(actions.shape)}; {expected}")
+        raise UnfitSample(f"its {chosen['actions']} are {actions.dtype} of shape {tuple(actions.shape)}; {expected}")
     steps = np.asarray(actions[:], dtype=np.float32).reshape(len(actions), -1)
     if len(steps) == count - 1:
         steps = np.concatenate((steps, np.full_like(steps[:1], np.nan)))
     if len(steps) != count:
-        raise DataError(f"it has {count} {chosen['observations']}, but {len(steps)} {chosen['actions']}")
+        raise UnfitSample(f"it has {count} {chosen['observations']}, but {len(steps)} {chosen['actions']}")
     states = columns[chosen["states"]] if chosen["states"] else None
     if states is not None and (states.dtype.kind not in "uif" or states.shape[0] != count):
-        raise DataError(f"its {chosen['states']} are {states.dtype} of shape {tuple(states.shape)}, for {count} steps")
+        raise UnfitSample(
+            f"its {chosen['states']} are {states.dtype} of shape {tuple(states.shape)}, for {count} steps"
+        )
     last = len(shape) == 4 and shape[3] < shape[1]
     layout = Layout(
         names=chosen,
@@ -250,18 +253,18 @@ def read_file(path: Path, names: Mapping[str, str | None]) -> tuple[Layout, list
 
 
 def find(columns: Mapping[str, Any], what: str, name: str | None) -> str | None:
-    """Return the name of an array. Raise DataError where a file lacks one that is needed."""
+    """Return the name of an array. Raise UnfitSample where a file lacks one that is needed."""
     if name is not None and name not in columns:
-        raise DataError(f"it has no array {name} (data.source.{what}), but {first_few(sorted(columns))}")
+        raise UnfitSample(f"it has no array {name} (data.source.{what}), but {first_few(sorted(columns))}")
     found = name or next((each for each in NAMES[what] if each in columns), None)
     if found is None and what != "states":
         expected = f"expected {' or '.join(NAMES[what])}; data.source.{what} names another"
-        raise DataError(f"it has no {what}, but {first_few(sorted(columns)) or 'nothing'}; {expected}")
+        raise UnfitSample(f"it has no {what}, but {first_few(sorted(columns)) or 'nothing'}; {expected}")
     return found
 
 
 def episodes_of(columns: Mapping[str, Any], count: int) -> list[tuple[int, int]]:
-    """Return the episodes in `count` rows as (first row, rows). Raise DataError for more than the file has."""
+    """Return the episodes in `count` rows as (first row, rows). Raise UnfitSample for more than the file has."""
     if "ep_len" in columns:
         lengths = np.asarray(columns["ep_len"][:]).ravel().astype(np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -276,7 +279,7 @@ def episodes_of(columns: Mapping[str, Any], count: int) -> list[tuple[int, int]]
         starts = np.concatenate(([0], last[:-1] + 1))
         lengths = last - starts + 1
     if len(starts) != len(lengths) or (lengths < 1).any() or (starts < 0).any() or (starts + lengths > count).any():
-        raise DataError(f"its episodes (ep_offset, ep_len) do not lie within its {count} rows")
+        raise UnfitSample(f"its episodes (ep_offset, ep_len) do not lie within its {count} rows")
     return list(zip(starts.tolist(), lengths.tolist()))
 
 
@@ -304,7 +307,7 @@ def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Any) -> np.
         shape, fortran, dtype = read(content)
         start = content.tell()
     if dtype.hasobject:
-        raise DataError(f"its {member.filename} holds Python objects, which are not read")
+        raise UnfitSample(f"its {member.filename} holds Python objects, which are not read")
     if member.compress_type != zipfile.ZIP_STORED or fortran or 0 in shape:
         with archive.open(member) as content:
             return np.lib.format.read_array(content, allow_pickle=False)
@@ -325,7 +328,7 @@ def table(splits: Splits, root: str) -> list[str]:
     lengths = np.concatenate((train.rows[:, 2], test.rows[:, 2]))
     shape = " x ".join(map(str, layout.observation_shape))
     lines = [
-        f"{root}: {len(lengths):,} episodes of {lengths.min()} to {lengths.max()} steps, {lengths.sum():,} in all; "
+        f"{root}: {len(lengths):,} episodes of {lengths.min()} to {lengths.max()} frames, {lengths.sum():,} in all; "
         f"{len(train.rows):,} to train on ({len(train):,} windows), {len(test.rows):,} kept aside ({len(test):,})",
         f"  {layout.names['observations']:<14}{shape} {layout.dtype}" + ", channels last" * layout.channels_last,
         f"  {layout.names['states']:<14}{layout.state_dim}" if layout.state_dim else "  no states",
