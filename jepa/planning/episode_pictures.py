@@ -127,7 +127,7 @@ def plans_and_costs(
         axis.set_ylabel("y, px")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8)
     figure.suptitle(
-        "Where the model believes that its first plan leads, and how far from the goal (green) it believes places to be",
+        "Where the model believes its first plan leads, and how far from the goal (green) it believes places to be",
         fontsize=10,
     )
     buffer = io.BytesIO()
