@@ -115,7 +115,7 @@ def plans_and_costs(
         places = world.places(row)
         flat = places.flatten(0, 1)
         way = world.way(flat, torch.full((len(flat),), row)).view(places.shape[:2])
-        titles = ("model: distance of states to the goal's", "truth: length of the way to the goal, px")
+        titles = ("model: cost of being at a place", "truth: length of the way to the goal, px")
         for axis, costs, title in zip(axes[row, 1:], (view.landscape(world, row)[0], way), titles):
             drawn = axis.contourf(places[..., 0], places[..., 1], costs, levels=16, cmap="viridis")
             figure.colorbar(drawn, ax=axis, shrink=0.8)
@@ -125,8 +125,9 @@ def plans_and_costs(
         axis.set_xlabel("x, px")
     for axis in axes[:, 0]:
         axis.set_ylabel("y, px")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower left", ncols=3, fontsize=8)
     figure.suptitle(
-        "Where the model believes its first plan leads, and how far it believes places to be from the goal (green)",
+        "Where the model believes its first plan leads, and how far from the goal (green) it believes places to be",
         fontsize=10,
     )
     buffer = io.BytesIO()
@@ -146,7 +147,6 @@ def _draw_plan(axis: Any, world: World, episodes: Episodes, policy: Planned, pla
     axis.plot(*torch.stack(places)[:, :2].T, color="#868e96", linestyle="--", label="first plan, really")
     axis.plot(*plans[0][row].T, "o", color="#e8590c", markersize=3, label="first plan, as imagined")
     axis.plot(*world.start[row, :2], "s", color="#1c7ed6", markersize=7)
-    axis.legend(fontsize=7, loc="lower left")
     state = "solved" if bool(episodes.solved[row]) else "not solved"
     axis.set_title(f"episode {row}: {state}", fontsize=9)
 

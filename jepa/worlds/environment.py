@@ -21,7 +21,9 @@ gymnasium = require("gymnasium", extra="world", purpose="an environment")
 
 MAX_STEPS = 200
 GOAL_DISTANCE = 4.5  # pixels, below which an agent is at its goal
-OPTIONS = ("state", "goal", "layout", "agent_size", "speed", "distractors", "noise")
+FACTORS = {"agent_size": AGENT_SIZE, "speed": 1.0, "distractors": 0.0, "noise": 0.0}
+LEAST = {"agent_size": 0.1, "speed": 0.01}
+OPTIONS = ("state", "goal", "layout", *FACTORS)
 METADATA = {"render_modes": ["rgb_array"], "render_fps": 10}
 
 
@@ -31,7 +33,7 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
     Observations (n, 2, 65, 65) uint8 show agent and walls; actions (n, 2) are displacements in pixels, each component
     within MAX_ACTION. `info` has `state`, `goal` (n, 2), `layout` (n, 2), the wall's x and the door's y, and `distance`
     (n,) to the goal. The reward is 1 where that is below GOAL_DISTANCE. Episodes end after max_steps, none before; no
-    agent is reset by itself (`options["reset_mask"]` (n,) resets some).
+    agent is reset by itself.
 
     random_walls: another layout for each episode. radius: of the agents, in the rule of collision.
 
@@ -60,79 +62,63 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
             gymnasium.vector.utils.batch_space(space, num_envs)
             for space in (self.single_observation_space, self.single_action_space)
         )
-        self.layout, self.seeds = RoomLayout.fixed(num_envs), [0] * num_envs
-        self.state, self.goal = torch.zeros(num_envs, 2), torch.zeros(num_envs, 2)
-        self.agent_size, self.speed = torch.full((num_envs,), AGENT_SIZE), torch.ones(num_envs)
-        self.distractors, self.noise = torch.zeros(num_envs), torch.zeros(num_envs)
-        self.steps = torch.zeros(num_envs, dtype=torch.int64)
-        self._begun = False
+        self.layout: RoomLayout | None = None
 
     def reset(
         self, *, seed: int | Sequence[int] | None = None, options: Mapping[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Begin episodes. Raise UserError for unknown options and for places in no room."""
-        options = dict(options or {})
-        mask = torch.as_tensor(np.asarray(options.pop("reset_mask", np.ones(self.num_envs))), dtype=torch.bool)
-        self._check_options(options)
+        options = {name: value for name, value in (options or {}).items() if value is not None}
+        if unknown := sorted(set(options) - set(OPTIONS)):
+            raise UserError(f"reset knows no option {unknown[0]}: expected {', '.join(OPTIONS)}")
         if seed is None:
-            seeds = self.np_random.integers(2**31, size=self.num_envs).tolist()
+            self.seeds = self.np_random.integers(2**31, size=self.num_envs).tolist()
         else:
-            seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
-        self.seeds = [new if chosen else old for new, old, chosen in zip(seeds, self.seeds, mask.tolist())]
-        drawn = torch.cat([uniform(each, "two_rooms/environment", [0], (1, 7))[:, 0] for each in seeds])
+            self.seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+        drawn = torch.cat([uniform(each, "two_rooms/environment", [0], (1, 7))[:, 0] for each in self.seeds])
         layout = RoomLayout.drawn(drawn[:, :2]) if self.random_walls else RoomLayout.fixed(self.num_envs)
         if (given := options.get("layout")) is not None:
             given = torch.stack((given.wall_x, given.door_y), dim=1) if isinstance(given, RoomLayout) else given
             layout = RoomLayout(*self._given("layout", given, (2,)).unbind(1))
         start, goal = two_rooms.start_and_goal(drawn[:, 2:], layout)
-        made = {"state": start, "goal": goal}
-        for name, default in (("agent_size", AGENT_SIZE), ("speed", 1.0), ("distractors", 0.0), ("noise", 0.0)):
-            made[name] = torch.full((self.num_envs,), default)
-        for name in made.keys() & options.keys():
-            if options[name] is not None:
-                made[name] = self._given(name, options[name], tuple(made[name].shape[1:]))
-        for name in ("state", "goal"):
-            two_rooms.check_free(name, made[name], layout, self.radius)
-        for name, values in made.items():
-            setattr(self, name, torch.where(mask.view(-1, *(1 for _ in values.shape[1:])), values, getattr(self, name)))
-        ends = zip((layout.wall_x, layout.door_y), (self.layout.wall_x, self.layout.door_y))
-        self.layout = RoomLayout(*(torch.where(mask, new, old) for new, old in ends))
-        self.steps = torch.where(mask, 0, self.steps)
-        self._begun = True
+        self.state = self._given("state", options.get("state", start), (2,))
+        self.goal = self._given("goal", options.get("goal", goal), (2,))
+        two_rooms.check_free("state", self.state, layout, self.radius)
+        two_rooms.check_free("goal", self.goal, layout, self.radius)
+        self.agent_size, self.speed, self.distractors, self.noise = (
+            self._given(name, options.get(name, usual), ()) for name, usual in FACTORS.items()
+        )
+        self.layout, self.steps = layout, 0
         return self.observe(), self.info()
 
     def step(self, actions: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Move the agents. Raise UserError for actions of another shape, type or range."""
-        if not self._begun:
+        if self.layout is None:
             raise UserError("the environment has to be reset before its first step")
         actions = checked_actions(actions, (self.num_envs, 2))
         self.state = two_rooms.move(self.state, actions * self.speed.unsqueeze(1), self.layout, self.radius)
-        self.steps = self.steps + 1
+        self.steps += 1
         info = self.info()
-        reward, truncated = info["distance"] < GOAL_DISTANCE, (self.steps >= self.max_steps).numpy()
-        return self.observe(), reward.astype(np.float32), np.zeros(self.num_envs, dtype=bool), truncated, info
+        reward = (info["distance"] < GOAL_DISTANCE).astype(np.float32)
+        truncated = np.full(self.num_envs, self.steps >= self.max_steps)
+        return self.observe(), reward, np.zeros(self.num_envs, dtype=bool), truncated, info
 
     def observe(self) -> np.ndarray:
         """Return what the agents see now, (n, 2, 65, 65) uint8."""
         pictures = two_rooms.render(self.state, self.layout, self.agent_size)
         for number in (self.distractors > 0).nonzero().flatten().tolist():
-            blobs = self._distractors(number, int(self.distractors[number]), int(self.steps[number]))
+            blobs = self._distractors(number, int(self.distractors[number]), self.steps)
             pictures[number, 0] = torch.maximum(pictures[number, 0], blobs)
         for number in (self.noise > 0).nonzero().flatten().tolist():
-            random = generator("cpu", self.seeds[number], "two_rooms/noise", int(self.steps[number]))
+            random = generator("cpu", self.seeds[number], "two_rooms/noise", self.steps)
             noise = self.noise[number] * torch.randn(pictures.shape[1:], generator=random)
             pictures[number] = (pictures[number] + noise).clamp(0, 255).byte()
         return pictures.numpy()
 
     def info(self) -> dict[str, Any]:
         """Return `state`, `goal`, `layout` and `distance` of the agents."""
-        layout = torch.stack((self.layout.wall_x, self.layout.door_y), dim=1)
-        found = {
-            "state": self.state,
-            "goal": self.goal,
-            "layout": layout,
-            "distance": (self.state - self.goal).norm(dim=1),
-        }
+        found = {"state": self.state, "goal": self.goal, "distance": (self.state - self.goal).norm(dim=1)}
+        found["layout"] = torch.stack((self.layout.wall_x, self.layout.door_y), dim=1)
         return {name: value.numpy().copy() for name, value in found.items()}
 
     def render(self) -> tuple[np.ndarray, ...] | None:
@@ -162,20 +148,15 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
         if given.shape != (self.num_envs, *shape):
             expected = f"two numbers, or {self.num_envs} times two" if shape else "a number, or one for each agent"
             raise UserError(f"{name}={value}: expected {expected}")
-        least = {"agent_size": 1e-3, "speed": 1e-3, "distractors": 0, "noise": 0}.get(name, -torch.inf)
-        if not bool((given >= least).all()) or (name == "distractors" and bool((given % 1).any())):
-            raise UserError(
-                f"{name}={value}: expected {'a whole number' if name == 'distractors' else 'at least'} {least:g}"
-            )
-        if name == "layout" and not _in_range(given):
-            raise UserError(
-                f"layout={value}: expected the wall's x in {list(WALL_X)} and the door's y in {list(DOOR_Y)}"
-            )
+        if name in FACTORS and not bool((given >= LEAST.get(name, 0)).all()):
+            raise UserError(f"{name}={value}: expected at least {LEAST.get(name, 0):g}")
+        if name == "distractors" and bool((given % 1).any()):
+            raise UserError(f"distractors={value}: expected a whole number")
+        low, high = torch.tensor([WALL_X, DOOR_Y], dtype=torch.float32).unbind(1)
+        if name == "layout" and not bool(((given >= low) & (given <= high)).all()):
+            expected = f"the wall's x in {list(WALL_X)} and the door's y in {list(DOOR_Y)}"
+            raise UserError(f"layout={value}: expected {expected}")
         return given.clone()
-
-    def _check_options(self, options: Mapping[str, Any]) -> None:
-        if unknown := sorted(set(options) - set(OPTIONS)):
-            raise UserError(f"reset knows no option {unknown[0]}: expected {', '.join(OPTIONS)}")
 
 
 class TwoRooms(gymnasium.Env):
@@ -193,10 +174,8 @@ class TwoRooms(gymnasium.Env):
     ) -> None:
         settings = {"random_walls": random_walls, "radius": radius, "max_steps": max_steps, "render_mode": render_mode}
         self.rooms, self.render_mode = TwoRoomsVector(1, **settings), render_mode
-        self.observation_space, self.action_space = (
-            self.rooms.single_observation_space,
-            self.rooms.single_action_space,
-        )
+        self.observation_space = self.rooms.single_observation_space
+        self.action_space = self.rooms.single_action_space
 
     def reset(
         self, *, seed: int | None = None, options: Mapping[str, Any] | None = None
@@ -226,11 +205,6 @@ def two_rooms_expert(observation: np.ndarray, info: Mapping[str, Any], random: n
     """Return the action of a policy that knows the rooms, for scripts/collect.py."""
     state, goal, layout = (torch.as_tensor(info[name]).unsqueeze(0) for name in ("state", "goal", "layout"))
     return two_rooms.expert(state, goal, RoomLayout(*layout.unbind(1)), AGENT_SIZE)[0].numpy()
-
-
-def _in_range(layout: Tensor) -> bool:
-    low, high = torch.tensor([WALL_X, DOOR_Y], dtype=torch.float32).unbind(1)
-    return bool(((layout >= low) & (layout <= high)).all())
 
 
 def checked_actions(actions: Any, shape: tuple[int, ...]) -> Tensor:

@@ -97,7 +97,7 @@ def test_every_layout_gives_the_same_windows(tmp_path, layout, frame_skip):
     assert not data.has_truth("events")
     assert torch.equal(torch.stack(truth["truth"]), truth["states"])
     assert (
-        f"{layout if layout != 'hdf5' else 'all.h5'}: 4 episodes of 12 to 12 steps, 48 in all; 3 to train on"
+        f"{layout if layout != 'hdf5' else 'all.h5'}: 4 episodes of 12 to 12 frames, 48 in all; 3 to train on"
         in data.lines[0]
     )
 
@@ -122,10 +122,6 @@ def test_vectors_without_states_are_standardised_and_scored_by_episode(tmp_path)
     assert not trained & scored
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
 def spoil(name: str, value) -> dict[str, np.ndarray]:
     return episode(1) | {name: value}
 
@@ -133,7 +129,8 @@ def spoil(name: str, value) -> dict[str, np.ndarray]:
 NAN = episode(1)["actions"].copy()
 NAN[3] = np.nan
 BAD = {
-    "cut": (None, "1.npz (File is not a zip file)"),
+    "cut h5": (None, "1.h5 (OSError: Unable"),
+    "cut npz": (None, "1.npz (BadZipFile: File is not a zip file"),
     "NaN actions": (spoil("actions", NAN), "1.npz, steps 0 to 11 (the action of step 3 is NaN or infinite)"),
     "other width": (spoil("actions", np.zeros((12, 3), np.float32)), "actions of width 3, the others 2"),
     "other type": (
@@ -155,12 +152,17 @@ def test_a_file_that_cannot_be_used_is_named_and_left_out(tmp_path, name):
     arrays, reason = BAD[name]
     root = write(tmp_path, "npz", [episode(i) for i in range(4)])
     if arrays is None:
-        cut(root / "1.npz")
+        path = root / f"1.{name.partition(' ')[2]}"
+        if path.suffix == ".h5":
+            (root / "1.npz").unlink()
+            with h5py.File(path, "w") as file:
+                file.update(episode(1))
+        path.write_bytes(path.read_bytes()[:1000])
     else:
         np.savez(root / "1.npz", **arrays)
     data = stored(root)
     assert data.spec.num_train + data.spec.num_test == 3 * 9
-    assert any("left out 1.npz" in line and reason in line for line in data.lines)
+    assert any("left out 1." in line and reason in line for line in data.lines)
     with pytest.raises(DataError, match="1 files or episodes cannot be used") as error:
         stored(root, max_bad_share=0.0)
     assert reason in str(error.value)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from jepa.data.sources.splits import Splits, check_fraction, first_few, hold_out
-from jepa.data.stream import UnreadableSample
-from jepa.utils.errors import DataError, first_line
+from jepa.data.stream import UnfitSample, UnreadableSample, blamed
+from jepa.utils.errors import DataError
 from jepa.utils.lazy_import import require
 
 HDF5 = (".h5", ".hdf5")
@@ -35,6 +35,9 @@ NAMES = {
 """What arrays are called, the first that there is."""
 ENDS = ("episode_ends", "terminated", "truncated", "terminations", "truncations", "dones", "done", "terminals")
 ENDS += ("timeouts",)
+SAME = {"observation_shape": "observations of", "dtype": "observations of type"}
+SAME |= {"action_dim": "actions of width", "state_dim": "states of width"}
+SAME |= {"names": "arrays called", "channels_last": "channels last:"}
 OPEN_FILES = 32
 MOST_SHOWN = 8  # widths of actions in the table
 
@@ -52,15 +55,21 @@ class Layout:
 
     def differs(self, other: Layout) -> str | None:
         """Return what another file has that this one has otherwise; None for nothing."""
-        for name, what in (
-            ("observation_shape", "observations of"),
-            ("dtype", "observations of type"),
-            ("action_dim", "actions of width"),
-            ("state_dim", "states of width"),
-        ):
+        for name, what in SAME.items():
             if getattr(self, name) != getattr(other, name):
                 return f"it has {what} {getattr(self, name)}, the others {getattr(other, name)}"
         return None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """An episode: the number of its file, its first row there and its rows, and the actions between these."""
+
+    layout: Layout
+    file: int
+    start: int
+    length: int
+    actions: np.ndarray
 
 
 class EpisodeWindows:
@@ -72,20 +81,20 @@ class EpisodeWindows:
 
     def __init__(
         self,
-        files: np.ndarray,
-        layout: Layout,
-        rows: np.ndarray,
+        paths: Sequence[Path],
+        episodes: Sequence[Episode],
+        *,
         statistics: Mapping[str, np.ndarray],
         frames: int,
         frame_skip: int,
     ) -> None:
-        # rows (n, 3): number of the file, first step, steps; of each episode.
-        self.files, self.layout, self.rows = files, layout, rows
-        self.frames, self.frame_skip, self.action_statistics = frames, frame_skip, statistics
-        self.span = (frames - 1) * frame_skip + 1
-        self.ends = np.cumsum(rows[:, 2] - self.span + 1)
-        self.observation_shape, self.state_dim = layout.observation_shape, layout.state_dim
-        self.is_pixels = layout.dtype == np.uint8
+        self.files = np.array([os.fsencode(path) for path in paths])
+        self.rows = np.array([(each.file, each.start, each.length) for each in episodes])
+        self.layout, self.frames, self.frame_skip = episodes[0].layout, frames, frame_skip
+        self.action_statistics, self.span = statistics, (frames - 1) * frame_skip + 1
+        self.ends = np.cumsum(self.rows[:, 2] - self.span + 1)
+        self.observation_shape, self.state_dim = self.layout.observation_shape, self.layout.state_dim
+        self.is_pixels = self.layout.dtype == np.uint8
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -95,20 +104,18 @@ class EpisodeWindows:
         """The number of the episode of each window."""
         return np.repeat(np.arange(len(self.rows)), np.diff(self.ends, prepend=0))
 
-    def place(self, index: int) -> tuple[str, int, int, int]:
-        """Return the file of a window, its first row there, and the number of its episode and frame."""
+    def place(self, index: int) -> tuple[str, int]:
+        """Return the file of a window, and its first row there."""
         episode = int(np.searchsorted(self.ends, index, side="right"))
-        frame = index - int(self.ends[episode - 1] if episode else 0)
-        file, start, _ = self.rows[episode]
-        return os.fsdecode(self.files[file].item()), int(start) + frame, episode, frame
+        file, start, _ = self.rows[episode].tolist()
+        return os.fsdecode(self.files[file].item()), start + index - int(self.ends[episode - 1] if episode else 0)
 
     def describe(self, index: int) -> str:
         """Return the place of a window, for messages."""
-        path, row, _, _ = self.place(index)
-        return f"{path}, row {row}"
+        return "{}, row {}".format(*self.place(index))
 
     def __getitem__(self, index: int) -> tuple[dict[str, Tensor], None]:
-        path, first, _, _ = self.place(index)
+        path, first = self.place(index)
         columns, names = open_columns(path, os.getpid()), self.layout.names
         rows = slice(first, first + self.span)
         found = np.asarray(columns[names["observations"]][rows])[:: self.frame_skip]
@@ -150,48 +157,49 @@ def episode_files(
     """
     check_fraction("data.source.val_fraction", val_fraction)
     paths, span = list_files(Path(root)), (frames - 1) * frame_skip + 1
-    names = {"observations": observations, "actions": actions, "states": states}
-    layout, rows, bad, short, files, taken = None, [], {}, 0, [], []
-    for path in paths:
-        try:
-            found, episodes, steps = read_file(path, names)
-            if layout is not None and (problem := found.differs(layout)):
-                raise DataError(problem)
-        except (DataError, OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-            bad[path.name] = first_line(error)
-            continue
-        layout = layout or found
-        for start, length in episodes:
-            used = steps[start : start + length - 1]
-            if not np.isfinite(used).all():
-                row = start + int(np.argmin(np.isfinite(used).all(1)))
-                bad[f"{path.name}, steps {start} to {start + length - 1}"] = (
-                    f"the action of step {row} is NaN or infinite"
-                )
-            elif length < span:
-                short += 1
-            else:
-                rows.append((len(files), start, length))
-                taken.append(used)
-        files.append(os.fsencode(path))
-    if bad and (not rows or len(bad) > max(1, max_bad_share * (len(rows) + len(bad))) or max_bad_share == 0):
+    bad: dict[str, str] = {}
+    found = usable(paths, {"observations": observations, "actions": actions, "states": states}, bad)
+    long = [each for each in found if each.length >= span]
+    if len(bad) > (max(1, max_bad_share * (len(found) + len(bad))) if max_bad_share else 0) or not found:
         first = "".join(f"\n  {name} ({reason})" for name, reason in list(bad.items())[:3])
         some = f"{len(bad)} files or episodes cannot be used (data.max_bad_share={max_bad_share:g})"
         raise DataError(f"data.root={root}: {some}:{first}")
-    if not rows:
-        wanted = f"data.history + data.horizon = {frames} frames, data.frame_skip={frame_skip}"
-        raise DataError(
-            f"data.root={root}: all {short} episodes are shorter than a window of {span} steps ({wanted}): lower these"
-        )
-    train, test = hold_out(range(len(rows)), val_fraction, split_seed, where=f"data.root={root}, counted in episodes,")
-    statistics = statistics_of(np.concatenate(taken), np.concatenate([taken[number] for number in train]))
-    make = partial(EpisodeWindows, np.array(files), layout, statistics=statistics, frames=frames, frame_skip=frame_skip)
-    splits = Splits(*(make(rows=np.array([rows[number] for number in part])) for part in (train, test)))
-    lines = table(splits, root, sum(map(len, taken)) + len(rows))
-    if short:
+    if not long:
+        window = f"a window of {span} steps (data.history + data.horizon = {frames}, data.frame_skip={frame_skip})"
+        raise DataError(f"data.root={root}: all {len(found)} episodes are shorter than {window}: lower these")
+    parts = hold_out(long, val_fraction, split_seed, where=f"data.root={root}, counted in episodes,")
+    statistics = statistics_of(*(np.concatenate([each.actions for each in part]) for part in (long, parts[0])))
+    make = partial(EpisodeWindows, paths, statistics=statistics, frames=frames, frame_skip=frame_skip)
+    splits = Splits(*map(make, parts))
+    lines = table(splits, root)
+    if short := len(found) - len(long):
         lines.append(f"left out {short} episodes that are shorter than a window of {span} steps")
     lines += [f"left out {first_few([f'{name} ({reason})' for name, reason in bad.items()])}"] if bad else []
     return replace(splits, lines=tuple(lines))
+
+
+def usable(paths: Sequence[Path], names: Mapping[str, str | None], bad: dict[str, str]) -> list[Episode]:
+    """Return the episodes of all files; `bad` gets the names of files and episodes that cannot be used, and why."""
+    layout, found = None, []
+    for number, path in enumerate(paths):
+        try:
+            own, episodes, steps = read_file(path, names)
+            if layout is not None and (problem := own.differs(layout)):
+                raise UnfitSample(problem)
+        except Exception as error:
+            name, reason = blamed(error, path.name)
+            bad[name] = reason
+            continue
+        layout = layout or own
+        for start, length in episodes:
+            used = steps[start : start + length - 1]
+            finite = np.isfinite(used).all(1)
+            if finite.all():
+                found.append(Episode(own, number, start, length, used))
+            else:
+                reason = f"the action of step {start + int(finite.argmin())} is NaN or infinite"
+                bad[f"{path.name}, steps {start} to {start + length - 1}"] = reason
+    return found
 
 
 def list_files(root: Path) -> list[Path]:
@@ -210,26 +218,28 @@ def list_files(root: Path) -> list[Path]:
 def read_file(path: Path, names: Mapping[str, str | None]) -> tuple[Layout, list[tuple[int, int]], np.ndarray]:
     """Return what a file has, its episodes as (first row, rows), and its actions (N, A) float32.
 
-    Raises DataError, or an error of what reads it, for a file that holds something else or is cut.
+    Raises UnfitSample, or an error of what reads it, for a file that holds something else or is cut.
     """
     columns = open_columns(str(path), os.getpid())
-    chosen = {what: find(columns, what, name, path) for what, name in names.items()}
+    chosen = {what: find(columns, what, name) for what, name in names.items()}
     observations, actions = columns[chosen["observations"]], columns[chosen["actions"]]
     shape, count = tuple(observations.shape), observations.shape[0] if observations.shape else 0
     if len(shape) not in (2, 4) or observations.dtype.kind not in "uif" or not count:
         expected = "expected pictures (T, C, H, W) or numbers (T, d), at least one"
-        raise DataError(f"its {chosen['observations']} are {observations.dtype} of shape {shape}; {expected}")
+        raise UnfitSample(f"its {chosen['observations']} are {observations.dtype} of shape {shape}; {expected}")
     if actions.dtype.kind != "f" or len(actions.shape) not in (1, 2):
         expected = "expected floats (T, A); choices as one-hot vectors"
-        raise DataError(f"its {chosen['actions']} are {actions.dtype} of shape {tuple(actions.shape)}; {expected}")
+        raise UnfitSample(f"its {chosen['actions']} are {actions.dtype} of shape {tuple(actions.shape)}; {expected}")
     steps = np.asarray(actions[:], dtype=np.float32).reshape(len(actions), -1)
     if len(steps) == count - 1:
         steps = np.concatenate((steps, np.full_like(steps[:1], np.nan)))
     if len(steps) != count:
-        raise DataError(f"it has {count} {chosen['observations']}, but {len(steps)} {chosen['actions']}")
+        raise UnfitSample(f"it has {count} {chosen['observations']}, but {len(steps)} {chosen['actions']}")
     states = columns[chosen["states"]] if chosen["states"] else None
     if states is not None and (states.dtype.kind not in "uif" or states.shape[0] != count):
-        raise DataError(f"its {chosen['states']} are {states.dtype} of shape {tuple(states.shape)}, for {count} steps")
+        raise UnfitSample(
+            f"its {chosen['states']} are {states.dtype} of shape {tuple(states.shape)}, for {count} steps"
+        )
     last = len(shape) == 4 and shape[3] < shape[1]
     layout = Layout(
         names=chosen,
@@ -242,19 +252,19 @@ def read_file(path: Path, names: Mapping[str, str | None]) -> tuple[Layout, list
     return layout, episodes_of(columns, count), steps
 
 
-def find(columns: Mapping[str, Any], what: str, name: str | None, path: Path) -> str | None:
-    """Return the name of an array. Raise DataError where a file lacks one that is needed."""
+def find(columns: Mapping[str, Any], what: str, name: str | None) -> str | None:
+    """Return the name of an array. Raise UnfitSample where a file lacks one that is needed."""
     if name is not None and name not in columns:
-        raise DataError(f"it has no array {name} (data.source.{what}), but {first_few(sorted(columns))}")
+        raise UnfitSample(f"it has no array {name} (data.source.{what}), but {first_few(sorted(columns))}")
     found = name or next((each for each in NAMES[what] if each in columns), None)
     if found is None and what != "states":
         expected = f"expected {' or '.join(NAMES[what])}; data.source.{what} names another"
-        raise DataError(f"it has no {what}, but {first_few(sorted(columns)) or 'nothing'}; {expected}")
+        raise UnfitSample(f"it has no {what}, but {first_few(sorted(columns)) or 'nothing'}; {expected}")
     return found
 
 
 def episodes_of(columns: Mapping[str, Any], count: int) -> list[tuple[int, int]]:
-    """Return the episodes in `count` rows as (first row, rows). Raise DataError for more than the file has."""
+    """Return the episodes in `count` rows as (first row, rows). Raise UnfitSample for more than the file has."""
     if "ep_len" in columns:
         lengths = np.asarray(columns["ep_len"][:]).ravel().astype(np.int64)
         starts = np.cumsum(lengths) - lengths
@@ -269,7 +279,7 @@ def episodes_of(columns: Mapping[str, Any], count: int) -> list[tuple[int, int]]
         starts = np.concatenate(([0], last[:-1] + 1))
         lengths = last - starts + 1
     if len(starts) != len(lengths) or (lengths < 1).any() or (starts < 0).any() or (starts + lengths > count).any():
-        raise DataError(f"its episodes (ep_offset, ep_len) do not lie within its {count} rows")
+        raise UnfitSample(f"its episodes (ep_offset, ep_len) do not lie within its {count} rows")
     return list(zip(starts.tolist(), lengths.tolist()))
 
 
@@ -297,7 +307,7 @@ def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Any) -> np.
         shape, fortran, dtype = read(content)
         start = content.tell()
     if dtype.hasobject:
-        raise DataError(f"its {member.filename} holds Python objects, which are not read")
+        raise UnfitSample(f"its {member.filename} holds Python objects, which are not read")
     if member.compress_type != zipfile.ZIP_STORED or fortran or 0 in shape:
         with archive.open(member) as content:
             return np.lib.format.read_array(content, allow_pickle=False)
@@ -312,13 +322,13 @@ def statistics_of(every: np.ndarray, training: np.ndarray) -> dict[str, np.ndarr
     return {"low": every.min(0), "high": every.max(0), "mean": training.mean(0), "std": training.std(0)}
 
 
-def table(splits: Splits, root: str, steps: int) -> list[str]:
+def table(splits: Splits, root: str) -> list[str]:
     """Return what was found, as lines."""
     train, test, layout = splits.train, splits.test, splits.train.layout
     lengths = np.concatenate((train.rows[:, 2], test.rows[:, 2]))
     shape = " x ".join(map(str, layout.observation_shape))
     lines = [
-        f"{root}: {len(lengths):,} episodes of {lengths.min()} to {lengths.max()} steps, {steps:,} in all; "
+        f"{root}: {len(lengths):,} episodes of {lengths.min()} to {lengths.max()} frames, {lengths.sum():,} in all; "
         f"{len(train.rows):,} to train on ({len(train):,} windows), {len(test.rows):,} kept aside ({len(test):,})",
         f"  {layout.names['observations']:<14}{shape} {layout.dtype}" + ", channels last" * layout.channels_last,
         f"  {layout.names['states']:<14}{layout.state_dim}" if layout.state_dim else "  no states",
