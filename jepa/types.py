@@ -112,6 +112,26 @@ class Latents:
     context: Latents | None = None
 
 
+@dataclass
+class WorldLatents(Latents):
+    """Latents of a world model, of windows of T frames, the first h of them its history, and the T - 1 actions between.
+
+    states, target_states (B, T, D): of all frames, by the encoder, and by the network that makes the targets.
+    one_step (B, T - 1, D): predictions of frames 1 ... T - 1, each from the states before it (teacher-forced).
+    history: h.
+    actions (B, T - 1, A): standardised; action t leads from frame t to t + 1.
+
+    `predictions` and `targets` are one list entry (B, 1, k, D) of frames h ... h + k - 1, rolled out from the history;
+    `embeddings` are the states, with a view for each time step: (T, B, D).
+    """
+
+    states: Tensor | None = None
+    target_states: Tensor | None = None
+    one_step: Tensor | None = None
+    actions: Tensor | None = None
+    history: int = 1
+
+
 @dataclass(frozen=True)
 class RunLength:
     """The length of a run, which turns durations into steps and steps into shares of the run.

@@ -12,8 +12,8 @@ from hydra.utils import get_object
 from jepa.utils.errors import CheckpointError
 
 MODELS = {
-    "jepa.losses": "Center Cosine Covariance InfoNCE Invariance L1 Lp MSE MultiScale Objective Projector "
-    "Reconstruction SIGReg Scale SlicedWasserstein SmoothL1 Variance",
+    "jepa.losses": "Center Cosine Covariance InfoNCE Invariance InverseDynamics L1 Lp MSE MultiScale Objective OneStep "
+    "Projector Reconstruction SIGReg Scale SlicedWasserstein SmoothL1 Smoothness Variance",
     "jepa.losses.context_prediction": "ContextPrediction",
     "jepa.masks": "MultiBlockMask PublishedMultiBlockMask RandomMask SpanMask multiblock_mask",
     "jepa.masks.future": "FutureMask",
@@ -26,6 +26,7 @@ MODELS = {
     "jepa.models.cross_predictor": "CrossPredictor",
     "jepa.models.encoders": "TransformerEncoder",
     "jepa.models.encoders.image_stem": "ImageStem",
+    "jepa.models.encoders.impala": "IMPALA VectorEncoder",
     "jepa.models.encoders.series_stem": "SeriesStem",
     "jepa.models.encoders.spectrogram_stem": "SpectrogramStem",
     "jepa.models.encoders.temporal_cnn": "TemporalCNN",
@@ -34,19 +35,32 @@ MODELS = {
     "jepa.models.encoders.tubelet_stem": "TubeletStem",
     "jepa.models.multitask": "MultiTask",
     "jepa.models.token_corruption": "RandomTokens",
+    "jepa.models.world_model": "WorldModel",
+    "jepa.models.world_predictors": "CausalPredictor GRUPredictor",
     "jepa.optim": "AveragingMomentum Constant Cosine Linear Ramp Step",
     "jepa.utils.log_mel": "LogMel",
 }
 """Module -> the names in it of which a stored model or loss may consist."""
 DATA = {
     "jepa.data": "AudioData Augment ImageData MixedData PicturesAndCaptions SeriesAugment SeriesData SoundAugment "
-    "TaskData TextData VideoData WrittenAndSpokenDigits hugging_face packed",
-    "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits ett fashion_mnist fsdd image_folder "
-    "imagenet mnist moving_mnist segmentation_folder series_csv text_csv text_lines ucr video_folder wikitext2",
+    "TaskData TextData TrajectoryData VideoData WrittenAndSpokenDigits hugging_face packed",
+    "jepa.data.sources": "audio_folder cifar10 coco_captions coco_pictures digits episode_files ett fashion_mnist fsdd "
+    "image_folder imagenet mnist moving_mnist segmentation_folder series_csv text_csv text_lines ucr video_folder "
+    "wikitext2",
     "jepa.evaluation": "AttentiveProbe CrossModalRetrieval DenseProbe FewShotProbe FineTuning FrozenEvaluation "
     "KNNProbe LiDAR LinearProbe MotionProbe OnlineKNN OnlineLinear OnlineProbes OnlineRank Retrieval",
     "jepa.evaluation.forecast": "Forecast",
+    "jepa.evaluation.world": "WorldProbe",
+    "jepa.planning.costs": "GoalDistance",
+    "jepa.planning.planners.cem": "CEM",
+    "jepa.planning.planners.gradient": "Gradient",
+    "jepa.planning.planners.icem": "ICEM",
+    "jepa.planning.planners.mppi": "MPPI",
+    "jepa.planning.planners.random_shooting": "RandomShooting",
+    "jepa.planning.planning_probe": "PlanningProbe",
     "jepa.utils.log_mel": "LogMel",
+    "jepa.worlds": "two_rooms_walks",
+    "jepa.worlds.two_rooms_task": "TwoRoomsTask",
 }
 """Module -> the names in it of which stored data and evaluation may consist."""
 MODEL_TABLE, DATA_TABLE = (

@@ -47,7 +47,7 @@ def build_trainer(config: DictConfig) -> Trainer:
     Raises UserError for a key, type or value that does not fit, before any data is read.
     """
     with report_on_rank0():
-        whole = filled(config, dict.fromkeys(FOUND_BY_DATA, 1) | ANY_HINTS)  # any values of the right types
+        whole = filled(config, ANY_FOUND | ANY_HINTS)
         check_config(to_plain(whole), source=functools.partial(source_of, whole))
     settings = config.trainer
     device = resolve_device(settings.get("device", "auto"), read_launch().local_rank)
@@ -62,7 +62,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     with open_dict(config):
         config.run_dir = literal(str(run_dir))  # for what the data keeps there: the same folder on every rank
     config, data = settled(config)
-    model = build_model(config)
+    config, model = built_model(config)
     untrained = config
     if getattr(model, "teachers", None):
         from jepa.config.teacher import with_out_dims, without_teachers  # imports timm and the formats of others
@@ -114,13 +114,35 @@ def _build_trainer(config: DictConfig) -> Trainer:
     )
 
 
+def built_model(config: DictConfig) -> tuple[DictConfig, nn.Module]:
+    """Return a configuration, with the encoder of a checkpoint where it wants a frozen one, and its model.
+
+    Raises UserError for a model of ours that predicts under no actions, of data that have them.
+    """
+    weights = None
+    if OmegaConf.select(config, "model.encoder._target_") == "jepa.config.teacher.frozen_encoder":
+        from jepa.config.teacher import with_frozen_encoder  # imports timm and the formats of others
+
+        config, weights = convert_errors("model.encoder", with_frozen_encoder)(config)
+    model = build_model(config)
+    if weights is not None:
+        model.encoder.load_state_dict(weights)
+    if "action_dim" in config.data and str(config.model._target_).startswith("jepa.") and not hasattr(model, "rollout"):
+        raise UserError(f"this model does not take these data: {with_fitting_model(config)}")
+    return config, model
+
+
 FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std")
+OF_ACTIONS = ("action_low", "action_high", "action_mean", "action_std")
+FOUND_BY_DATA += ("action_dim", *OF_ACTIONS)
 """What a configuration of data may leave open for the data to find out: sizes, with which the model is then built, by
 null; mean and std, also of data within data, by auto."""
 
 
 ANY_HINTS = {"size": "toy", "patch_size": 1}
 """Values of the right types for the hints that may be auto."""
+ANY_FOUND = dict.fromkeys(FOUND_BY_DATA, 8) | {key: [1.0] for key in OF_ACTIONS}
+"""The same for what data find out."""
 
 
 def settled(config: DictConfig) -> tuple[DictConfig, Any]:

@@ -1,18 +1,20 @@
-"""A frozen teacher from a checkpoint, as the target of a model.
+"""A frozen network from a checkpoint, as the target of a model, or as the encoder of a world model.
 
 python train.py model/target=teacher model.target.checkpoint=outputs/large model/encoder=vit_tiny
+python train.py experiment=two_rooms model/encoder=frozen model.encoder.checkpoint=outputs/pictures
 """
 
 from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from jepa.config.load_encoder import PUBLISHED
 from jepa.interop import Loaded, find, load, network_of
@@ -26,8 +28,7 @@ from jepa.utils.read_data import printable
 log = logging.getLogger("jepa")
 
 Values = float | Sequence[float] | None
-IN_ERRORS = {"model.encoder.": "model.target.settings.", "data.image_size": "model.target.image_size"}
-"""Keys that the errors of checkpoints name -> those of a teacher."""
+FROZEN = "jepa.config.teacher.frozen_encoder"
 
 
 def teacher_target(
@@ -57,9 +58,7 @@ def teacher_target(
     size = to_pair(data_image_size)
     sees = to_pair(image_size) or size
     channels = getattr(encoder, "channels", None) or getattr(getattr(encoder, "stem", None), "channels", None)
-    loaded = _open(checkpoint, settings or {}, sees, channels, trust)
-    if not hasattr(loaded.model, "encoder") or hasattr(loaded.model, "modalities"):
-        raise UserError(f"model.target.checkpoint={checkpoint} is of several modalities, expected one encoder")
+    loaded = _open("model.target", checkpoint, settings or {}, sees, channels, trust)
     wanted = loaded.channels or channels
     if channels not in (wanted, 1):
         raise UserError(f"model.target.checkpoint={checkpoint} takes {wanted} channels, and data.channels={channels}")
@@ -92,22 +91,74 @@ def teacher_target(
     )
 
 
-def _open(checkpoint: str, settings: Mapping[str, Any], size: Any, channels: int | None, trust: bool) -> Loaded:
-    """Load a teacher's checkpoint, for pictures of a size. Its errors name the keys of a teacher."""
+def frozen_encoder(
+    *,
+    checkpoint: str,
+    network: Literal["target", "context"] = "target",
+    image_size: int | Sequence[int] | None = None,
+    channels: int | None = None,
+    mean: Values = None,
+    std: Values = None,
+    settings: Mapping[str, Any] | None = None,
+    trust: bool = False,
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the configuration that builds the encoder of a checkpoint, and its weights.
+
+    image_size, channels, mean, std: of the data; checkpoint, network, settings, trust: as of `teacher_target`. Raises
+    CheckpointError for a checkpoint that cannot be read, UserError for one whose encoder is not jepa's own.
+    """
+    loaded = _open("model.encoder", checkpoint, settings or {}, to_pair(image_size), channels, trust)
+    if loaded.encoder is None:
+        raise UserError(
+            f"model.encoder.checkpoint={checkpoint}: its encoder is not one of jepa's own, which a run keeps with its "
+            "weights: give a run or export of jepa, or a file of a ViT with computed positions"
+        )
+    theirs = [_statistics(loaded, name) for name in ("mean", "std")]
+    unlike = renormalised((mean, std), theirs, channels)[0] is not None
+    said = f"; warning: the data is normalised by {mean} and {std}, in its training {theirs}" if unlike else ""
+    log.info("%s: frozen encoder of width %d%s", printable(checkpoint), loaded.model.encoder.embed_dim, said)
+    return dict(loaded.encoder), network_of(loaded.model, network).state_dict()
+
+
+def with_frozen_encoder(config: DictConfig) -> tuple[DictConfig, dict[str, Tensor]]:
+    """Return the configuration of a world model with the encoder that `model.encoder.checkpoint` has, and its weights.
+
+    A run keeps both, so that it needs that checkpoint no more.
+    """
+    if not str(config.model._target_).endswith(".WorldModel"):
+        raise UserError(
+            "model/encoder=frozen goes with model=world; model/target=teacher learns from a checkpoint, init_from= "
+            "starts from one"
+        )
+    settings = OmegaConf.to_container(config.model.encoder, resolve=True)
+    encoder, weights = frozen_encoder(**{name: value for name, value in settings.items() if name != "_target_"})
+    config = copy.deepcopy(config)
+    OmegaConf.update(config, "model.encoder", encoder, merge=False, force_add=True)
+    OmegaConf.update(config, "model.freeze_encoder", True, force_add=True)
+    return config, weights
+
+
+def _open(
+    key: str, checkpoint: str, settings: Mapping[str, Any], size: Any, channels: int | None, trust: bool
+) -> Loaded:
+    """Load a checkpoint of one encoder, for pictures of a size. key: "model.target", whose keys its errors name."""
     try:
-        source = find(checkpoint, key="model.target.checkpoint", trusted=None if trust else ())
+        source = find(checkpoint, key=f"{key}.checkpoint", trusted=None if trust else ())
         if source.adapter.format == "random":
-            raise CheckpointError(f"model.target.checkpoint={checkpoint}: a teacher has to be trained")
+            raise CheckpointError(f"{key}.checkpoint={checkpoint}: a frozen network has to be trained")
         named = source.adapter.format in ("timm", "hf")
         source_channels = (3 if channels == 1 else channels) if named else None
         overrides = {f"encoder.{name}": value for name, value in settings.items() if value is not None}
         with torch.random.fork_rng(devices=()):  # so that the model has the same weights with any teacher
-            return load(source, overrides=overrides, image_size=size, channels=source_channels)
+            loaded = load(source, overrides=overrides, image_size=size, channels=source_channels)
     except UserError as error:
-        message = str(error)
-        for key, own in IN_ERRORS.items():
-            message = message.replace(key, own)
+        message = re.sub(r"model\.encoder\.(?!checkpoint)", f"{key}.settings.", str(error))
+        if key == "model.target":
+            message = message.replace("data.image_size", f"{key}.image_size")
         raise type(error)(message) from error
+    if not hasattr(loaded.model, "encoder") or hasattr(loaded.model, "modalities"):
+        raise UserError(f"{key}.checkpoint={checkpoint} is of several modalities, expected one encoder")
+    return loaded
 
 
 def _statistics(loaded: Loaded, name: str) -> Values:

@@ -16,6 +16,7 @@ NAMES = {
     "paired_data": ("PairedData", "PicturesAndCaptions", "WrittenAndSpokenDigits"),
     "series_data": ("SeriesData",),
     "text_data": ("TextData",),
+    "trajectory_data": ("TrajectoryData",),
     "video_data": ("VideoData",),
 }
 

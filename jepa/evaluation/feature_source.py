@@ -7,6 +7,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -196,11 +197,12 @@ class FeatureSource:
         """Return what `encode` does; of raw input, all of it as one token."""
         return self.encode(x) if self.model is not None else (self._raw(x).float().unsqueeze(1), None)
 
-    def truth_batches(self, split: str, what: str) -> Iterator[dict[str, Any]]:
-        """Yield the batches of `DataModule.truth_batches`, `x` on the device."""
-        limit = self.extraction.limit(split)
-        batches = self.data.truth_batches(split, batch_size=self.extraction.batch_size, limit=limit, what=what)
-        for batch in batches:
+    def truth_batches(self, split: str, what: str | None = None, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the batches of `DataModule.truth_batches`, or without `what` of the data, `x` on the device."""
+        limits = {each for each in (limit, self.extraction.limit(split)) if each is not None}
+        settings = {"batch_size": self.extraction.batch_size, "limit": min(limits, default=None)}
+        find = self.data.evaluation_batches if what is None else partial(self.data.truth_batches, what=what)
+        for batch in find(split, **settings):
             yield batch | {"x": batch["x"].to(self.device, non_blocking=True)}
 
     def _layers(self, network: Callable[..., Any]) -> list[int] | None:

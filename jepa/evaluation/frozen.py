@@ -229,6 +229,8 @@ class FrozenEvaluation:
             return self._forecast(name, probe, source)
         if kind in ("truth", "motion"):
             return self._truth(name, kind, probe, source)
+        if kind == "trajectories":
+            return self._of_trajectories(name, probe, source, seed)
         if kind == "views":
             embeddings = source.embeddings(samples=probe.samples, views=probe.views, seed=seed)
             if embeddings is None:
@@ -283,6 +285,16 @@ class FrozenEvaluation:
             score = probe(encoded, source.data, batches=source.truth_batches)
         self._grid = source.grid
         return score
+
+    def _of_trajectories(self, name: str, probe: Any, source: FeatureSource, seed: int) -> Any:
+        """Return the score of a probe of roll-outs, in fp32; None for raw input, and models and data without."""
+        if source.model is None:
+            return None
+        if not hasattr(source.model, "rollout") or "action_dim" not in source.data.spec.found:
+            self._warn_once(f"no {name}, as the model predicts under no actions, or the data has none")
+            return None
+        with evaluation_mode(source.model), torch.autocast(source.device.type, enabled=False):
+            return probe(source.model, source.data, batches=source.truth_batches, device=source.device, seed=seed)
 
     def _features(self, source: FeatureSource) -> tuple[Features | None, Features]:
         """Return train features, None where probes cannot run on them, and the features of label-free metrics.

@@ -7,7 +7,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from jepa.evaluation.features import Features
 
-Needs: TypeAlias = Literal["features", "tokens", "views", "encoder", "pairs", "windows", "truth", "motion"]
+Needs: TypeAlias = Literal[
+    "features", "tokens", "views", "encoder", "pairs", "windows", "truth", "motion", "trajectories"
+]
 
 Score: TypeAlias = float | Mapping[str, float]
 """One number, reported under the probe's name, or several by suffix: `fewshot` gives {"1": ...}, `fewshot_1`.
@@ -31,6 +33,8 @@ class Probe(Protocol):
         "windows": (encode, data, device=, batch_size=), of data with `windows(split, horizon=)` (see
             `jepa.evaluation.forecast`); encode returns tokens (b, T, D) and valid (b, T), and is None for raw input.
             Also without labels.
+        "trajectories": (model, data, batches=, device=, seed=), of models that roll out under the data's actions (see
+            `jepa.evaluation.world`); also without labels.
         "truth", "motion": (encode, data, batches=), of data that know of it (see `jepa.evaluation.dense`); also without
             labels.
         Raw input has neither tokens nor an encoder and no score of such probes.

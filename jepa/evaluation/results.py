@@ -70,7 +70,7 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
     def leads(*rows: str) -> tuple[list[str], list[str], list[str]]:
         """Return the probes in which the trained network is better than the best of some rows, worse, or unclear."""
         trained, *others = (results.get(name, {}) for name in ("trained", *rows))
-        shared = [name for name in trained if name not in ranks and all(name in row for row in others)]
+        shared = [n for n in trained if n not in ranks and "/still/" not in n and all(n in row for row in others)]
         found: tuple[list[str], list[str], list[str]] = ([], [], [])
         for name in [name for name in shared if any(row[name] != trained[name] for row in others)]:
             sign = 1 if direction_of(name) == "maximize" else -1
@@ -81,11 +81,13 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
             found[(0 if lead > 0 else 1) if clear else 2].append(values)
         return found
 
-    better, worse, unclear = leads("random_init", "raw_input")
+    baselines = {"random_init": "random weights", "raw_input": "raw input"}  # that have scores of probes
+    baselines = {name: said for name, said in baselines.items() if results.get(name, {}).keys() - set(ranks)}
+    better, worse, unclear = leads(*baselines) if baselines else ([], [], [])
     if not (better or worse or unclear):
         return ranks_compared(results)
     names = ", ".join(values.partition(" (")[0] for values in better)
-    said = [f"training has helped: better than random weights and raw input in {names}"] if better else []
+    said = [f"training has helped: better than {' and '.join(baselines.values())} in {names}"] if better else []
     said += [f"training has not helped in {', '.join(worse)}"] if worse else []
     said += [f"no clear difference, within two standard errors, in {', '.join(unclear)}"] if unclear else []
     if "initial" in results:

@@ -1,5 +1,6 @@
 """Losses: latents to named scalars."""
 
+from jepa.losses.dynamics import InverseDynamics, OneStep, Smoothness
 from jepa.losses.infonce import InfoNCE
 from jepa.losses.invariance import Invariance
 from jepa.losses.multiscale import MultiScale
@@ -19,15 +20,18 @@ __all__ = [
     "Covariance",
     "InfoNCE",
     "Invariance",
+    "InverseDynamics",
     "Lp",
     "MultiScale",
     "Objective",
+    "OneStep",
     "Projector",
     "Reconstruction",
     "SIGReg",
     "Scale",
     "SlicedWasserstein",
     "SmoothL1",
+    "Smoothness",
     "Variance",
     "WeightedTerm",
 ]

@@ -9,9 +9,9 @@ from typing import TypedDict
 
 from torch import Tensor, nn
 
-from jepa.types import EXAMPLE_RUN, Latents, RunLength, Schedule, sample_schedule
+from jepa.types import EXAMPLE_RUN, Latents, RunLength, Schedule, WorldLatents, sample_schedule
 
-LATENTS = tuple(field.name for field in fields(Latents))
+LATENTS = tuple(field.name for field in fields(WorldLatents))
 EXAMPLES = {"prevents_collapse": False, "batch_statistics": False, "needs": ("predictions", "targets")}
 """Attributes of every term, with the values of one that compares tokens."""
 
@@ -140,6 +140,11 @@ class Objective(nn.Module):
         values = {name: term(latents) for name, term in self.terms.items()}
         total = sum(self.weights[name] * value for name, value in values.items())
         return {"loss": total, **{f"loss/{name}": value for name, value in values.items()}}
+
+
+def grouped(projections: Tensor, views_together: bool) -> Tensor:
+    """Return projections (V, B, E) as the groups of which statistics are taken: each view, or (1, V * B, E)."""
+    return projections.flatten(0, 1).unsqueeze(0) if views_together else projections
 
 
 def build_term(name: str, term: Term | Callable[..., Term], embedding_dim: int, token_values: int | None) -> nn.Module:

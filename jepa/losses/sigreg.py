@@ -7,8 +7,8 @@ the samples on a line and that of N(0, 1), phi(t) = exp(-t^2 / 2):
 
 by the trapezoid rule on knots from 0 to `last_knot`, doubled by symmetry, as in the LeJEPA reference: N samples of all
 ranks in one view, mean over slices and views. eb_jepa has no factor N (and larger coefficients), and stable-pretraining
-takes the samples of all views together. For samples of N(0, I) its expectation is sqrt(2 pi) (1 - 1 / sqrt(3)) = 1.06
-for any N; a batch that has collapsed to 0 has 0.41 N.
+takes the samples of all views together (`views_together`). For samples of N(0, I) its expectation is sqrt(2 pi) *
+(1 - 1 / sqrt(3)) = 1.06 for any N; a batch that has collapsed to 0 has 0.41 N.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from jepa.distributed.collectives import mean_over_ranks
-from jepa.losses.objective import Term
+from jepa.losses.objective import Term, grouped
 from jepa.types import Latents
 
 
@@ -32,13 +32,16 @@ class SIGReg(Term):
     batch_statistics = True
     needs = ("projections",)
 
-    def __init__(self, *, num_slices: int = 256, knots: int = 17, last_knot: float = 3.0) -> None:
+    def __init__(
+        self, *, num_slices: int = 256, knots: int = 17, last_knot: float = 3.0, views_together: bool = False
+    ) -> None:
         super().__init__()
         if num_slices < 1 or knots < 2 or last_knot <= 0:
             raise ValueError(
                 f"got num_slices={num_slices}, knots={knots}, last_knot={last_knot}, expected >= 1, >= 2, > 0"
             )
         self.num_slices = num_slices
+        self.views_together = views_together
         t = torch.linspace(0, last_knot, knots)
         gaussian = torch.exp(-t.square() / 2)  # characteristic function of N(0, 1), and the window
         trapezoid = torch.full_like(t, 2 * last_knot / (knots - 1))
@@ -48,7 +51,7 @@ class SIGReg(Term):
         self.register_buffer("weights", trapezoid * gaussian, persistent=False)
 
     def forward(self, latents: Latents) -> Tensor:
-        samples = latents.projections
+        samples = grouped(latents.projections, self.views_together)
         generator = None if latents.rng is None else latents.rng.generator(samples.device, "sigreg")
         directions = torch.randn(samples.shape[-1], self.num_slices, device=samples.device, generator=generator)
         with torch.autocast(samples.device.type, enabled=False):

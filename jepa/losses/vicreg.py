@@ -1,7 +1,8 @@
 """Variance and covariance of projections over the batch (VICReg, Bardes et al. 2022, arXiv 2105.04906).
 
 With `Invariance(reference="pairs")` they make VICReg. Statistics are over the samples of all ranks, per view, and both
-terms are means over views. The released code adds up the covariance term of its two views, so its coefficients 25
+terms are means over views; with `views_together` they are over the samples of all views at once, of a world model over
+the states of all time steps. The released code adds up the covariance term of its two views, so its coefficients 25
 (invariance), 25 (variance) and 1 (covariance) are 25, 25 and 2 here.
 """
 
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa.distributed.collectives import mean_over_ranks
-from jepa.losses.objective import Term
+from jepa.losses.objective import Term, grouped
 from jepa.types import Latents
 
 
@@ -27,15 +28,16 @@ class Variance(Term):
     batch_statistics = True
     needs = ("projections",)
 
-    def __init__(self, *, margin: float = 1.0, eps: float = 1e-4) -> None:
+    def __init__(self, *, margin: float = 1.0, eps: float = 1e-4, views_together: bool = False) -> None:
         super().__init__()
         if not (margin > 0 and eps > 0):
             raise ValueError(f"got margin={margin}, eps={eps}, expected both above 0 (VICReg has 1 and 1e-4)")
         self.margin = margin
         self.eps = eps
+        self.views_together = views_together
 
     def forward(self, latents: Latents) -> Tensor:
-        x, degrees = centred(latents.projections)
+        x, degrees = centred(grouped(latents.projections, self.views_together))
         variance = _over_degrees(x.square().sum(dim=1), x.shape[1], degrees)  # (V, E)
         return (self.margin - (variance + self.eps).sqrt()).relu().mean()
 
@@ -52,14 +54,15 @@ class Covariance(Term):
     batch_statistics = True
     needs = ("projections",)
 
-    def __init__(self, *, divisor: Literal["features", "pairs"] = "features") -> None:
+    def __init__(self, *, divisor: Literal["features", "pairs"] = "features", views_together: bool = False) -> None:
         super().__init__()
         if divisor not in ("features", "pairs"):
             raise ValueError(f"loss.terms.covariance.term.divisor: got {divisor!r}, expected one of features, pairs")
         self.divisor = divisor
+        self.views_together = views_together
 
     def forward(self, latents: Latents) -> Tensor:
-        x, degrees = centred(latents.projections)
+        x, degrees = centred(grouped(latents.projections, self.views_together))
         with torch.autocast(x.device.type, enabled=False):
             covariance = _over_degrees(x.transpose(1, 2) @ x, x.shape[1], degrees)  # (V, E, E)
         width = x.shape[-1]

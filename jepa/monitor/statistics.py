@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, get_rank, get_world_size, is_distributed
-from jepa.types import Latents, Mask
+from jepa.types import Latents, Mask, WorldLatents
 from jepa.utils.tensors import rankme
 
 INPUT_SAMPLES, INPUT_VALUES = 64, 4096  # number of inputs, and of values of each, in `Rows.inputs`
@@ -28,7 +28,8 @@ class Rows:
 
     embeddings (V, b, D) and projections (V, b, E), of the global views. targets and predictions (n, D), where n may
     differ. positions (n,): the flat grid index of each row of targets, -1 for a token of a sample that is among the
-    rows already. inputs (V, b, values), a subset of their values.
+    rows already. inputs (V, b, values), a subset of their values. moved (2, n): of world models, the squared errors of
+    the prediction of a state, and of that nothing has moved.
     """
 
     embeddings: Tensor | None = None
@@ -37,6 +38,7 @@ class Rows:
     predictions: Tensor | None = None
     positions: Tensor | None = None
     inputs: Tensor | None = None
+    moved: Tensor | None = None
 
 
 @torch.no_grad()
@@ -60,7 +62,21 @@ def take_rows(latents: Latents, batch: Any, max_rows: int) -> Rows:
         )
         if kind == "targets":
             rows["positions"] = target_positions(batch.get("masks") or [], tensors, picked)
-    return Rows(**rows)
+    return Rows(**rows, moved=motion_errors(latents) if isinstance(latents, WorldLatents) else None)
+
+
+@torch.no_grad()
+def motion_errors(latents: WorldLatents) -> Tensor | None:
+    """Return `Rows.moved`: of rolled-out states beside the last one of the history, or of single steps."""
+    true, start = latents.target_states, latents.history
+    if latents.predictions:
+        guess, after = latents.predictions[0].squeeze(1), latents.targets[0].squeeze(1)
+        before = true[:, start - 1 : start]
+    elif latents.one_step is not None:
+        guess, after, before = latents.one_step, true[:, 1:], true[:, :-1]
+    else:
+        return None
+    return torch.stack([(each - after).float().square().mean(dim=-1).flatten() for each in (guess, before)])
 
 
 @torch.no_grad()
@@ -130,7 +146,7 @@ def all_gather_row_sets(rows: Rows | None, device: torch.device) -> Rows | None:
         slots[get_rank()] = tensor
         return torch.cat(all_reduce_sum(slots).unbind(), dim=dim)
 
-    samples_second = ("embeddings", "projections", "inputs")
+    samples_second = ("embeddings", "projections", "inputs", "moved")
     return replace(rows, **{n: gather(t, int(n in samples_second)) for n, t in tensors.items() if t is not None})
 
 
@@ -143,7 +159,9 @@ def statistics(rows: Rows) -> dict[str, float]:
     monitor/<kind>_dimensions: effective rank of the centred rows. monitor/<kind>_cosine: mean cosine of two rows.
     monitor/embedding_rank: effective rank of embeddings, not centred (RankMe). monitor/dead_features: share of the
     features of embeddings that hardly vary. monitor/view_variance: share of the variance of embeddings that lies
-    between the views of a sample. monitor/target_places: share of the variance of targets that their position explains.
+    between the views of a sample; of world models these are time steps. monitor/step_change: share of it that lies
+    between consecutive ones, monitor/motion_predicted: share of the squared change of states that is predicted, both of
+    world models. monitor/target_places: share of the variance of targets that their position explains.
     monitor/input_likeness: share of the variance of inputs that all samples share; 1 for constant data.
     monitor/input_views: variance of inputs between views of a sample over that between samples.
     """
@@ -157,6 +175,9 @@ def statistics(rows: Rows) -> dict[str, float]:
         values["monitor/embedding_rank"] = rankme(flat)
         if len(rows.embeddings) > 1:
             values["monitor/view_variance"] = view_variance(rows.embeddings)
+            if rows.moved is not None:
+                change = rows.embeddings.diff(dim=0).square().sum(dim=-1).mean() / 2
+                values["monitor/step_change"] = float(change / flat.var(dim=0).sum().clamp(min=1e-30))
     if has_finite_rows(rows.projections):
         values["train/projection_std"] = view_deviation(rows.projections)
         values["monitor/projection_spread"] = relative_spread(rows.projections.flatten(0, 1))
@@ -167,6 +188,9 @@ def statistics(rows: Rows) -> dict[str, float]:
         values |= {} if places is None else {"monitor/target_places": places}
     if has_finite_rows(rows.predictions):
         values["train/prediction_std"] = float(deviations(rows.predictions).mean())
+    if rows.moved is not None and bool(rows.moved.isfinite().all()):
+        predicted, still = rows.moved.mean(dim=1).tolist()
+        values["monitor/motion_predicted"] = 1 - predicted / max(still, 1e-30)
     if has_finite_rows(rows.inputs):
         values["monitor/input_likeness"] = shared_variance(rows.inputs[0])
         if len(rows.inputs) > 1:

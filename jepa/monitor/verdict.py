@@ -22,8 +22,8 @@ class Verdict:
     """The verdict on a run.
 
     name: healthy, unknown, or what is wrong: constant data, complete collapse, positional collapse, dimensional
-        collapse, probe collapse, diverged. evidence: a sentence with figures and steps, and what to do. suspected: the
-        verdict that the last measurement alone would give.
+        collapse, temporal collapse, probe collapse, diverged. evidence: a sentence with figures and steps, and what to
+        do. suspected: the verdict that the last measurement alone would give.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Thresholds:
     embedding_floor, target_floor, projection_floor: spread below which all are alike. Embeddings are means of tokens,
         so they spread less than targets; projections start with unit variance.
     rank_floor: effective rank of centred embeddings, below which dimensions are lost.
+    time_floor: share of the variance of a world model's states that lies in time, below which they stand still.
     kept: fraction of its value at the start below which a spread, or a rank, must have fallen as well.
     probe_kept: fraction of the online k-NN accuracy at the start, below which the features have been lost whatever
         their spread. probe_gain: accuracy above the start from which they are good whatever their spread and rank.
@@ -72,6 +73,7 @@ class Thresholds:
     target_floor: float = 0.2
     projection_floor: float = 0.5
     rank_floor: float = 10.0
+    time_floor: float = 0.005
     kept: float = 0.5
     probe_kept: float = 0.75
     probe_gain: float = 0.2
@@ -84,6 +86,7 @@ FIGURES = {
     "monitor/embedding_rank": "effective rank of embeddings {:.3g}",
     "monitor/target_spread": "spread of targets {:.2g}",
     "monitor/embedding_spread": "of embeddings {:.2g}",
+    "monitor/motion_predicted": "of the motion of states predicted {:.0%}",
     KNN: "online k-NN {:.3f}",
 }
 """What is said of a healthy run."""
@@ -169,6 +172,14 @@ def dimensional_collapse(start: Measurement, now: Measurement, thresholds: Thres
     return None
 
 
+def temporal_collapse(start: Measurement, now: Measurement, thresholds: Thresholds) -> str | None:
+    """States of a world model that hardly differ between the time steps of a trajectory."""
+    name = "monitor/view_variance"
+    if "monitor/step_change" in now and now[name] < min(thresholds.time_floor, thresholds.kept * start[name]):
+        return f"the share of the variance of states that lies in time fell {describe_change(start, now, name)}"
+    return None
+
+
 def probe_collapse(start: Measurement, now: Measurement, thresholds: Thresholds) -> str | None:
     """Features that tell less of the sample than those of the untrained network."""
     if KNN in now and now[KNN] < thresholds.probe_kept * start[KNN]:
@@ -189,10 +200,19 @@ CHECKS = {
     "complete collapse": complete_collapse,
     "positional collapse": positional_collapse,
     "dimensional collapse": dimensional_collapse,
+    "temporal collapse": temporal_collapse,
     "probe collapse": probe_collapse,
     "diverged": divergence,
 }
 """Verdict -> its check, in order of precedence."""
+
+
+OF_WORLD_MODELS = {
+    "complete collapse": "raise loss.terms.variance.weight, or that of sigreg",
+    "dimensional collapse": "raise loss.terms.covariance.weight, or that of sigreg",
+    "temporal collapse": "raise loss.terms.inverse_dynamics.weight, or lower that of smoothness",
+}
+"""Verdict on a world model -> what to do about it."""
 
 
 def probe_rose(start: Measurement, now: Measurement, thresholds: Thresholds) -> bool:
@@ -204,6 +224,8 @@ def remedy(name: str, now: Measurement) -> str:
     """Return what to do about a problem."""
     if name == "constant data":
         return "look at the data (trainer.dry_run=true draws preview/samples.png)"
+    if "monitor/step_change" in now and name in OF_WORLD_MODELS:
+        return OF_WORLD_MODELS[name]
     drift, ratio = now.get("monitor/target_drift"), now.get("update_ratio", 0.0)
     rate = "lower optimizer.lr" if ratio < 1e-2 else f"lower optimizer.lr (update_ratio is {ratio:.1e}, 1e-3 is usual)"
     if name == "diverged" or ratio >= 1e-2:

@@ -58,6 +58,9 @@ class Logger:
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         """Called with a picture (H, W, 3) uint8."""
 
+    def animation(self, name: str, gif: bytes, step: int) -> None:
+        """Called with a moving picture, the content of a GIF."""
+
     def embeddings(self, name: str, found: Mapping[str, Any], step: int) -> None:
         """Called with what features say of m samples, after every picture of them.
 
@@ -116,6 +119,10 @@ class RunLog:
     def picture(self, name: str, image: np.ndarray) -> None:
         """Give a picture (H, W, 3) to the loggers that show such."""
         self._tell("picture", name, image, self.trainer.step)
+
+    def animation(self, name: str, gif: bytes) -> None:
+        """Give a moving picture to the loggers that show such."""
+        self._tell("animation", name, gif, self.trainer.step)
 
     def embeddings(self, name: str, **found: Any) -> None:
         self._tell("embeddings", name, found, self.trainer.step)
@@ -267,6 +274,12 @@ class TensorBoard(Logger):
 
     def picture(self, name: str, image: np.ndarray, step: int) -> None:
         self._writer.add_image(name, image, step, dataformats="HWC")
+
+    def animation(self, name: str, gif: bytes, step: int) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        image = Summary.Image(colorspace=3, encoded_image_string=gif)  # its size stands in the GIF
+        self._writer._get_file_writer().add_summary(Summary(value=[Summary.Value(tag=name, image=image)]), step)
 
     def embeddings(self, name: str, found: Mapping[str, Any], step: int) -> None:
         """Write the last ones of the run for the embedding projector, with labels and thumbnails."""

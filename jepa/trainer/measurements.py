@@ -146,6 +146,10 @@ def evaluate(trainer: Trainer, row: Literal["trained", "initial"] = "trained") -
     options = {"device": trainer.device, "seed": trainer.seed, "random_init": trainer.random_init}
     with trainer.precision.autocast():
         found = trainer.evaluation(trainer.parallel.networks(), trainer.data, **options)
+    for name, probe in getattr(trainer.evaluation, "probes", {}).items():
+        if gif := getattr(probe, "animation", None):
+            trainer.run_log.animation(f"eval/{row}/{name}", gif)
+            probe.animation = None
     found = broadcast_from_rank0(lambda: found)
     found = {row if name == "trained" else name: values for name, values in found.items()}
     before = {name.removeprefix(INITIAL): x for name, x in trainer.metrics.items() if name.startswith(INITIAL)}

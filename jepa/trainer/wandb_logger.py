@@ -6,6 +6,7 @@ run folder, to be uploaded later.
 
 from __future__ import annotations
 
+import io
 import os
 import secrets
 import sys
@@ -134,6 +135,12 @@ class WandB(Logger):
             import wandb
 
             self._run.log({name: wandb.Image(image), "step": step})
+
+    def animation(self, name: str, gif: bytes, step: int) -> None:
+        if self._run is not None:
+            import wandb
+
+            self._run.log({name: wandb.Video(io.BytesIO(gif), format="gif"), "step": step})
 
     def embeddings(self, name: str, found: Mapping[str, Any], step: int) -> None:
         """Log a table of samples and their nearest neighbours: thumbnails with labels, or labels alone."""

@@ -8,7 +8,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.config.build import ANY_HINTS, FOUND_BY_DATA, build, build_model, build_trainer, filled, left_open, to_plain
+from jepa.config.build import ANY_FOUND, ANY_HINTS, build, build_model, build_trainer, filled, left_open, to_plain
 from jepa.config.check import check_config
 from jepa.config.compose import SIZES
 from jepa.utils.errors import UserError
@@ -36,6 +36,7 @@ NOT_PICTURES = {
     "crossmodal": ["paired"],
     "crossmodal_captions": ["paired_coco"],
     "multitask": ["tasks"],
+    "world": ["two_rooms", "trajectories"],
 }
 """Model -> the data sets that it, and not the default model, is for."""
 MODEL_OF = {data: model for model, sets in NOT_PICTURES.items() for data in sets}
@@ -49,9 +50,10 @@ def compose(*overrides, hints=ANY_HINTS):
         OmegaConf.update(config, key if key.startswith("data.") else f"data.{key}", "/nowhere")
     if OmegaConf.is_interpolation(config, "init_from"):  # ${required:...}
         config.init_from = "/nowhere"
-    if OmegaConf.is_missing(target := config.model.get("target", config), "checkpoint"):
-        target.checkpoint = "/nowhere"
-    return filled(config, dict.fromkeys(FOUND_BY_DATA, 8) | hints)
+    for part in ("target", "encoder"):
+        if OmegaConf.is_missing(node := config.model.get(part) or config, "checkpoint"):
+            node.checkpoint = "/nowhere"
+    return filled(config, ANY_FOUND | hints)
 
 
 def fitting(option):
@@ -69,7 +71,7 @@ def fitting(option):
 
 def test_every_group_is_listed():
     folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
-    assert folders == {".", "logger", "wandb", "model/encoder/auto_for", *GROUPS}
+    assert folders == {".", "logger", "wandb", "model/encoder/auto_for", "planner", *GROUPS}  # planner: of plan.py
 
 
 @pytest.mark.parametrize("option", OPTIONS)

@@ -11,7 +11,7 @@ import pytest
 
 import jepa
 from jepa import load_config
-from jepa.config.build import FOUND_BY_DATA, filled, to_plain
+from jepa.config.build import ANY_FOUND, filled, to_plain
 from jepa.config.check import check_config, source_of
 from jepa.config.command import run_command
 from jepa.config.compose import compose_with_choices
@@ -107,7 +107,7 @@ def answer(typed: str) -> str:
     """The message about a command line."""
 
     def check():
-        whole = filled(load_config(shlex.split(typed)), dict.fromkeys(FOUND_BY_DATA, 1))
+        whole = filled(load_config(shlex.split(typed)), ANY_FOUND)
         check_config(to_plain(whole), source=functools.partial(source_of, whole))
 
     with pytest.raises(UserError) as error:

@@ -36,7 +36,7 @@ from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from jepa import load_config
-from jepa.config.build import ANY_HINTS, FOUND_BY_DATA, filled, to_plain
+from jepa.config.build import ANY_FOUND, ANY_HINTS, filled, to_plain
 from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys
 from jepa.config.stored import addable
@@ -101,7 +101,7 @@ def compose(overrides: list[str], own: Path | None = None):
     config = load_config(overrides, config_dir=own)
     for key in OmegaConf.missing_keys(config.data):
         OmegaConf.update(config, key if key.startswith("data.") else f"data.{key}", "/nowhere")
-    return filled(config, dict.fromkeys(FOUND_BY_DATA, 8) | ANY_HINTS)
+    return filled(config, ANY_FOUND | ANY_HINTS)
 
 
 @functools.cache

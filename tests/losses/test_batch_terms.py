@@ -9,8 +9,18 @@ import torch
 from torch.nn import functional as F
 
 from jepa.distributed.collectives import all_gather_rows, row_offset
-from jepa.losses import Covariance, InfoNCE, Invariance, SIGReg, Variance
-from jepa.types import Latents, StepRandomness
+from jepa.losses import (
+    MSE,
+    Covariance,
+    InfoNCE,
+    Invariance,
+    InverseDynamics,
+    OneStep,
+    SIGReg,
+    Smoothness,
+    Variance,
+)
+from jepa.types import Latents, StepRandomness, WorldLatents
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -240,3 +250,24 @@ def test_rows_of_one_process_are_its_own():
 def test_bad_arguments(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("term", [Variance, Covariance, SIGReg])
+def test_views_together_are_one_view_of_all(term):
+    views, rng = randn(3, 5, 4), StepRandomness(seed=0, step=0, total=5, start=0, count=5)
+    together = term(views_together=True)(Latents(projections=views, rng=rng))
+    assert torch.equal(together, term()(Latents(projections=views.flatten(0, 1).unsqueeze(0), rng=rng)))
+
+
+def test_terms_of_world_models_in_closed_form():
+    """States that move by their action, at first one off."""
+    actions = torch.tensor([[[1.0, 2.0], [0.0, -1.0]]])
+    states = torch.tensor([[[0.0, 0.0], [1.0, 2.0], [1.0, 1.0]]])
+    made = WorldLatents(states=states, target_states=states, one_step=states[:, 1:] + 0.5, actions=actions)
+    assert Smoothness()(made).item() == pytest.approx((1 + 4 + 0 + 1) / 4)
+    assert OneStep(distance=MSE())(made).item() == pytest.approx(0.25)
+    inverse = InverseDynamics(in_dim=2, out_dim=2, hidden=[])
+    with torch.no_grad():
+        inverse.layers[0].weight.copy_(torch.tensor([[-1.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 1.0]]))
+        inverse.layers[0].bias.copy_(torch.tensor([0.0, 2.0]))
+    assert inverse(made).item() == pytest.approx(2.0)  # 2 off in one of two values

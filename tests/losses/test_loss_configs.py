@@ -11,13 +11,15 @@ from omegaconf import OmegaConf
 
 from jepa import load_config
 from jepa.config.check import check_config
-from jepa.types import Latents, StepRandomness
+from jepa.types import Latents, StepRandomness, WorldLatents
 
 CONF = Path(__file__).resolve().parents[2] / "conf" / "loss"
 LOSSES = sorted(path.stem for path in CONF.glob("*.yaml"))
 DIM, VALUES = 8, 12
 SMALL = {"loss.projector.hidden": [16], "loss.projector.out_dim": 4}
 PREVENT = set(LOSSES) - {"smooth_l1", "mse", "l1", "lp", "cosine", "multiscale"}
+OF_WORLDS = {"world": ("states", "actions"), "lewm": ("one_step", "target_states")}
+"""Loss -> what it reads of a world model."""
 OF_VIEWS = {"sigreg_views", "vicreg_views", "visreg_views", "infonce_views", "levjepa"}
 
 
@@ -41,7 +43,11 @@ def latents(weighted: bool = False) -> Latents:
     shapes = [(6, 2, 4), (6, 1, 5)]
     places = [torch.randint(0, 4, (*shape, 2), generator=generator) for shape in shapes]
     weights = [torch.rand(shape, generator=generator) for shape in shapes]
-    return Latents(
+    states = {name: randn(6, 5, DIM).requires_grad_() for name in ("states", "target_states")}
+    return WorldLatents(
+        **states,
+        one_step=randn(6, 4, DIM).requires_grad_(),
+        actions=randn(6, 4, VALUES),
         predictions=[randn(*shape, DIM).requires_grad_() for shape in shapes],
         targets=[randn(*shape, DIM) for shape in shapes],
         target_weights=[w / w.mean() for w in weights] if weighted else None,
@@ -53,8 +59,10 @@ def latents(weighted: bool = False) -> Latents:
 
 
 def test_the_losses_are_those_of_the_readme():
-    expected = "contrastive cosine crossmodal infonce infonce_views invariance_sigreg l1 levjepa lp mse multiscale "
-    expected += "multitask sigreg sigreg_views smooth_l1 vicreg vicreg_views visreg visreg_views"
+    expected = (
+        "contrastive cosine crossmodal infonce infonce_views invariance_sigreg l1 levjepa lewm lp mse multiscale "
+    )
+    expected += "multitask sigreg sigreg_views smooth_l1 vicreg vicreg_views visreg visreg_views world"
     assert expected.split() == LOSSES
 
 
@@ -63,12 +71,14 @@ def test_the_losses_are_those_of_the_readme():
 def test_every_loss_is_finite_and_has_gradients(name, weighted):
     objective, given = build(name), latents(weighted)
     made = {"predictions", "targets", "positions", "inputs", "embeddings"}
+    made |= {"states", "target_states", "one_step", "actions"} if name in OF_WORLDS else set()
     objective.require(made, by="MaskedJEPA")
     values = objective(given)
     assert list(values) == ["loss", *(f"loss/{term}" for term in objective.term_names)]
     assert all(value.dtype == torch.float32 and value.shape == () and value.isfinite() for value in values.values())
     values["loss"].backward()
-    inputs = [] if name in OF_VIEWS else [*given.predictions]
+    inputs = [] if name in OF_VIEWS | {"lewm"} else [*given.predictions]
+    inputs += [tensor for field in OF_WORLDS.get(name, ()) if (tensor := getattr(given, field)).requires_grad]
     inputs += [given.embeddings] if "projections" in objective.needs else []
     for tensor in (*inputs, *objective.parameters()):
         assert tensor.grad.isfinite().all()

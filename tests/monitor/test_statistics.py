@@ -13,7 +13,7 @@ from jepa.monitor.statistics import (
     shared_variance,
     view_variance,
 )
-from jepa.types import Latents, Mask
+from jepa.types import Latents, Mask, WorldLatents
 
 
 def normal(*shape, seed=0):
@@ -138,3 +138,23 @@ def test_latents_are_not_kept():
     rows = take_rows(Latents(targets=[tensor]), {}, 6)
     assert not rows.targets.requires_grad
     assert rows.targets.untyped_storage().data_ptr() != tensor.untyped_storage().data_ptr()
+
+
+def test_states_of_world_models_in_time():
+    """States that do not move, that move by a tenth of their variance in each of a few steps, and without order."""
+    base = normal(1, 400, 8)
+    for noise, expected in ((0.0, 0.0), (0.5, 0.5 / 1.5), (30.0, 1.0)):
+        states = base + noise**0.5 * normal(4, 400, 8, seed=1)  # (T, B, D)
+        still = WorldLatents(
+            embeddings=states,
+            target_states=states.transpose(0, 1),
+            one_step=states.transpose(0, 1)[:, :-1],
+        )
+        values = statistics(take_rows(still, {}, 2000))
+        assert values["monitor/step_change"] == pytest.approx(expected, abs=0.05)
+        assert values["monitor/motion_predicted"] == pytest.approx(0.0 if noise else 1.0)
+    states = still.target_states
+    rolled = WorldLatents(embeddings=still.embeddings, target_states=states, history=2)
+    rolled.targets = [states[:, 2:].unsqueeze(1)]
+    rolled.predictions = [(0.5 * states[:, 1:2] + 0.5 * states[:, 2:]).unsqueeze(1)]
+    assert statistics(take_rows(rolled, {}, 2000))["monitor/motion_predicted"] == pytest.approx(0.75)

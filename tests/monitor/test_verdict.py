@@ -75,6 +75,21 @@ def test_complete_collapse_and_what_to_do():
     assert "lower optimizer.lr (update_ratio is 5.0e-02" in fast.evidence
 
 
+def test_what_collapses_in_a_world_model():
+    world = {"monitor__step_change": 0.01, "monitor__view_variance": lambda t: 0.1 - 0.05 * t}
+    found = verdict(**world, monitor__motion_predicted=0.8)
+    assert found.name == "healthy"
+    assert found.evidence.endswith("of the motion of states predicted 80%")
+    for name, course, says, term in (
+        ("view_variance", lambda t: 0.1 * (1 - t) ** 2, "temporal collapse", "inverse_dynamics"),
+        ("target_spread", lambda t: 0.7 * (1 - t) ** 2, "complete collapse", "variance"),
+        ("embedding_dimensions", lambda t: 40 - 35 * t, "dimensional collapse", "covariance"),
+    ):
+        found = verdict(**world | {f"monitor__{name}": course}, count=40)
+        assert found.name == says
+        assert f"raise loss.terms.{term}.weight" in found.evidence
+
+
 @pytest.mark.parametrize(
     ("spread", "expected"),
     [

@@ -120,6 +120,12 @@ def test_tensorboard_has_images_and_the_projector(tiny, tmp_path):
     assert len((folder / "tensors.tsv").read_text().splitlines()) == 16
     assert (folder / "sprite.png").is_file()
     assert not (tmp_path / "tensorboard" / "00000").exists()
+    logger = TensorBoard()
+    logger.open(SimpleNamespace(folder=tmp_path / "planning", step=0))
+    logger.animation("eval/trained/planning", b"GIF89a", 3)
+    logger.close()
+    events = EventAccumulator(str(tmp_path / "planning" / "tensorboard")).Reload()
+    assert events.Images("eval/trained/planning")[0].encoded_image_string == b"GIF89a"
 
 
 @pytest.mark.parametrize("thumbnails", [np.zeros((3, 4, 4, 3), dtype=np.uint8), None], ids=["images", "texts"])
@@ -131,6 +137,8 @@ def test_wandb_has_a_table_of_neighbours(thumbnails):
     logger.picture("features/components", np.zeros((4, 4, 3), dtype=np.uint8), 2)
     found = {"labels": ["a", "b", "c"], "thumbnails": thumbnails, "neighbours": {0: [2, 1], 2: [0, 1]}, "last": False}
     logger.embeddings("features", found, 2)
+    logger.animation("eval/trained/planning", b"GIF89a", 3)
+    assert isinstance(lines.pop()["eval/trained/planning"], wandb.Video)
     assert [line["step"] for line in lines] == [2, 2]
     assert isinstance(lines[0]["features/components"], wandb.Image)
     table = lines[1]["features/neighbours"]

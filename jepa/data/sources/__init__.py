@@ -3,6 +3,7 @@
 # ruff: noqa: F401
 
 from jepa.data.sources.coco import coco_captions, coco_pictures
+from jepa.data.sources.episode_files import episode_files
 from jepa.data.sources.folders import audio_folder, image_folder, video_folder
 from jepa.data.sources.imagenet import imagenet
 from jepa.data.sources.segmentation import segmentation_folder

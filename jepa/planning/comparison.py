@@ -1,0 +1,131 @@
+"""How often a world model's plans reach the goal, beside baselines on the same pairs of starts and goals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.table import Table
+
+from jepa.planning.episodes import Episodes, World, run_episodes
+from jepa.planning.planners.planner import Planner
+from jepa.planning.policies import Baseline, ModelView, Planned, RandomActions, StateView
+from jepa.planning.rules import Rules, wilson_interval
+from jepa.utils.errors import UserError
+
+BASELINES = {
+    "random": "random actions",
+    "straight": "straight towards the goal",
+    "expert": "the expert, through the door",
+    "true_state": "same planner on true states, cost: length of the way",
+    "true_state_straight": "same planner on true states, cost: distance through walls",
+    "random_encoder": "same planner and predictor, encoder of random weights",
+}
+"""Name -> what it is."""
+
+
+class Task(Protocol):
+    """An environment to plan in, as `jepa.worlds.two_rooms_task.TwoRoomsTask`.
+
+    low, high: bounds of an action, not finite where there are none. max_norm: length of the longest, or None.
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    max_norm: float | None
+
+    def pairs(self, split: str, count: int) -> Any:
+        """Return starts and goals of the "validation" or "test" list, with `sha256`, a hash of them."""
+
+    def open(self, pairs: Any, radius: float) -> World:
+        """Return the world of these pairs, for agents of a radius."""
+
+
+class Comparison:
+    """Runs policies over the same pairs of a task, by the same rules.
+
+    planner: called with the bounds of an action, `chunk` and `max_norm` where it has none of its own; `given` are the
+        bounds that it was given. split: "validation" or "test" pairs, so many episodes.
+    chunk: actions in a step of the model. seed: of planners and random actions.
+
+    Raises UserError for actions without bounds.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        planner: Callable[..., Planner],
+        rules: Rules,
+        split: str = "test",
+        episodes: int = 100,
+        over: str = "sum",
+        seed: int = 0,
+    ) -> None:
+        self.task, self.rules, self.over, self.seed = task, rules, over, seed
+        self.pairs = task.pairs(split, episodes)
+        self.world = task.open(self.pairs, rules.radius)
+        self.make_planner = planner
+
+    def planner(self, chunk: int = 1) -> Planner:
+        """Return the planner for steps of `chunk` actions, with the bounds that it was given or the environment's."""
+        given = getattr(self.make_planner, "keywords", {})
+        ours = {"low": self.task.low, "high": self.task.high, "max_norm": self.task.max_norm}
+        return self.make_planner(chunk=chunk, **{name: ours[name] for name in ours if given.get(name) is None})
+
+    def model(self, view: ModelView, *, keep: int = 0) -> tuple[dict[str, Any], Episodes, Planned]:
+        """Return the scores of planning with a model, its episodes and the policy. keep: as in `run_episodes`."""
+        policy = Planned(self.planner(view.chunk), view, self.seed, watched=keep)
+        return *self._scored(policy, keep), policy
+
+    def baseline(self, name: str, random_view: Callable[[], ModelView] | None = None) -> dict[str, Any] | None:
+        """Return the scores of one of BASELINES; None for one that cannot be had.
+
+        random_view: makes the model whose encoder is random.
+        """
+        world = self.world
+        if name in ("straight", "expert"):
+            return self._scored(Baseline(getattr(world, name)))[0]
+        if name == "random":
+            return self._scored(RandomActions(world.low, world.high, self.seed))[0]
+        if name == "random_encoder":
+            return self.model(random_view())[0]
+        distance = "way" if name == "true_state" else "distance"
+        return self._scored(Planned(self.planner(), StateView(world, distance=distance, over=self.over), self.seed))[0]
+
+    def _scored(self, policy: Any, keep: int = 0) -> tuple[dict[str, Any], Episodes]:
+        episodes = run_episodes(self.world, policy, self.rules, keep=keep)
+        return scores(episodes, policy), episodes
+
+
+def scores(episodes: Episodes, policy: Any) -> dict[str, Any]:
+    """Return the share of solved episodes with its 95 % interval, the mean path of these, and seconds."""
+    count, solved = len(episodes.solved), int(episodes.solved.sum())
+    low, high = wilson_interval(solved, count)
+    found: dict[str, Any] = {"success": solved / count, "low": low, "high": high}
+    found["path_length"] = float(episodes.path[episodes.solved].mean()) if solved else None
+    found["seconds_per_episode"] = episodes.seconds / count
+    if plans := getattr(policy, "plans", 0):
+        found["seconds_per_plan"] = policy.seconds / plans
+    return found
+
+
+def table(results: Mapping[str, Any]) -> Table:
+    """Return the results of scripts/plan.py for rich to print."""
+    shown = Table(title=f"rules={results['rules']}: {results['rules_text']}", title_justify="left")
+    for number, column in enumerate(("", "solved", "95 % interval", "path", "s / episode", "s / plan")):
+        shown.add_column(column, justify="right" if number else "left")
+    rows = {"the model": results, **{BASELINES[name]: row for name, row in results["baselines"].items()}}
+    for name, row in rows.items():
+        interval = f"{row['low']:.1%} to {row['high']:.1%}"
+        path = "" if row["path_length"] is None else f"{row['path_length']:.1f}"
+        plan = f"{row['seconds_per_plan']:.3f}" if "seconds_per_plan" in row else ""
+        shown.add_row(name, f"{row['success']:.1%}", interval, path, f"{row['seconds_per_episode']:.3f}", plan)
+    return shown
+
+
+def check_baselines(names: Sequence[str]) -> None:
+    """Raise UserError for a name that is none of BASELINES."""
+    for name in names:
+        if name not in BASELINES:
+            raise UserError(f"baselines: there is no {name}, expected some of {', '.join(BASELINES)}")

@@ -1,0 +1,1 @@
+"""Planners: searches for the actions of least cost, one file each."""

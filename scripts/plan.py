@@ -1,0 +1,169 @@
+"""Plan with a world model: python scripts/plan.py checkpoint=<run> [environment=two_rooms] [planner=cem] [rules=strict]
+
+Counts the episodes in which plans reach the goal, beside baselines on the same pairs of starts and goals, and writes
+the shares with their intervals as JSON, and pictures. --help shows what can be set.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from jepa.config.command import complete, reported_errors, run_command
+from jepa.config.compose import register_resolvers
+from jepa.config.stored import addable
+
+register_resolvers()
+
+TASKS = {"two_rooms": "jepa.worlds.two_rooms_task.TwoRoomsTask"}
+"""Name of an environment -> the class that plans are made in."""
+
+
+@hydra.main(config_path="../conf", config_name="plan", version_base="1.3")
+def main(config: DictConfig) -> float:
+    """Compose, open, plan; gives the share of solved episodes, which a sweep may optimise."""
+    config = complete(config)
+    with reported_errors():
+        return plan(config)["success"]
+
+
+def plan(config: DictConfig) -> dict[str, Any]:
+    """Plan, compare, draw and write; gives what is written.
+
+    Raises UserError for what is missing, does not fit or cannot be written.
+    """
+    from rich.console import Console
+
+    from jepa.config.build import build, convert_errors, to_plain
+    from jepa.config.open_checkpoint import open_checkpoint
+    from jepa.planning.comparison import Comparison, check_baselines, table
+    from jepa.planning.policies import ModelView, together_on
+    from jepa.planning.rules import named_rules
+    from jepa.trainer.precision import resolve_device
+    from jepa.utils.errors import check_at_least
+    from jepa.utils.files import check_output, write_text
+
+    check_output(Path(config.output), OmegaConf.select(config, "checkpoint"))
+    convert_errors("", lambda: check_at_least("plan", 1, episodes=config.episodes))()
+    check_baselines(config.baselines)
+    rules = named_rules(config.rules)
+    loaded, joined = open_checkpoint(config, data="splits")
+    check_is_world_model(loaded)
+    for line in loaded.lines:
+        print(line, flush=True)
+    device, data = resolve_device(joined.trainer.device), build(joined, "data")
+    chunk = getattr(data, "frame_skip", 1)
+
+    def view(model: Any) -> ModelView:
+        return ModelView(
+            model=model.to(device).eval(),
+            normalised=data.normalised,
+            measure=measure,
+            device=device,
+            chunk=chunk,
+            together=together_on(device),
+        )
+
+    measure, task = build(joined, "cost"), make_task(config)
+    comparison = convert_errors(
+        "planner",
+        lambda: Comparison(
+            task=task,
+            planner=build(joined, "planner"),
+            rules=rules,
+            split=config.pairs,
+            episodes=config.episodes,
+            over=joined.cost.get("over", "sum"),
+            seed=config.seed,
+        ),
+    )()
+    ours = view(loaded.model)
+    check_fits(comparison, loaded.model, chunk, data)
+    kept = min(config.pictures, config.episodes)
+    found, episodes, policy = comparison.model(ours, keep=kept)
+    results = {
+        **found,
+        "episodes": config.episodes,
+        "rules": rules.name,
+        "rules_text": rules.text,
+        "pairs": {"list": config.pairs, "sha256": comparison.pairs.sha256},
+        "baselines": {
+            name: comparison.baseline(name, lambda: view(with_random_encoder(loaded))) for name in config.baselines
+        },
+        "checkpoint": str(config.checkpoint),
+        **{name: to_plain(joined)[name] for name in ("environment", "settings", "options", "planner", "cost", "seed")},
+    }
+    Console().print(table(results))
+    write_text(Path(config.output), json.dumps(results, indent=2) + "\n")
+    print(config.output)
+    if kept:
+        draw(Path(config.output), comparison, ours, episodes, policy)
+    return results
+
+
+def draw(output: Path, comparison: Any, view: Any, episodes: Any, policy: Any) -> None:
+    """Write the GIF of the episodes that were kept, and their first plans and costs, beside the output."""
+    from jepa.planning.episode_pictures import frames, gif, imagined, plans_and_costs
+
+    plans = imagined(view, comparison.world, policy)
+    moving, still = output.with_suffix(".gif"), output.with_suffix(".png")
+    moving.write_bytes(gif(frames(episodes, comparison.world.goal, comparison.rules.distance, plans)))
+    still.write_bytes(plans_and_costs(view, comparison.world, episodes, policy, plans))
+    print(f"{moving}\n{still}")
+
+
+def make_task(config: DictConfig) -> Any:
+    """The task of `environment=`. Raise UserError for one that there is not, and for settings that it does not take."""
+    from jepa.config.build import build
+    from jepa.config.check import check_config
+    from jepa.utils.errors import UserError
+
+    name = str(config.environment)
+    if name not in TASKS and "." not in name:
+        raise UserError(f"environment={name}: expected {', '.join(TASKS)}, or the dotted path of a class")
+    given = {"options": config.options} if config.options else {}
+    node = OmegaConf.create({"settings": {"_target_": TASKS.get(name, name), **(config.settings or {}), **given}})
+    check_config(OmegaConf.to_container(node))
+    return build(node, "settings")
+
+
+def with_random_encoder(loaded: Any) -> Any:
+    """The model with the encoder that it had before training, and the predictor of after."""
+    mixed, before = copy.deepcopy(loaded.model), loaded.random_init()
+    mixed.encoder, mixed.target = before.encoder, before.target
+    return mixed
+
+
+def check_is_world_model(loaded: Any) -> None:
+    """Raise UserError for a model that predicts nothing from actions."""
+    from jepa.utils.errors import UserError
+
+    if not hasattr(loaded.model, "rollout"):
+        raise UserError(
+            f"checkpoint={loaded.source} holds a {type(loaded.model).__name__}, which knows no actions: expected a "
+            "world model, as experiment=two_rooms trains"
+        )
+
+
+def check_fits(comparison: Any, model: Any, chunk: int, data: Any) -> None:
+    """Raise UserError where the environment's actions or observations are not those that the model was trained on."""
+    from jepa.utils.errors import UserError
+
+    width = len(comparison.world.low)
+    if width * chunk != model.action_dim:
+        raise UserError(
+            f"environment: its actions have {width} components, in steps of data.frame_skip={chunk}, and the model "
+            f"takes {model.action_dim}: expected the environment that the data are of"
+        )
+    data.normalised(comparison.world.reset(comparison.world.start)[:1])
+
+
+if __name__ == "__main__":
+    sys.argv[1:] = addable(sys.argv[1:])
+    run_command(main, "plan")

@@ -1,0 +1,162 @@
+"""Episodes in two rooms: baselines, planning on true states and by an exact model, pictures, and what does not fit."""
+
+from __future__ import annotations
+
+import functools
+import io
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from PIL import Image
+
+from jepa.planning.comparison import Comparison, check_baselines, table
+from jepa.planning.costs import GoalDistance
+from jepa.planning.episode_pictures import frames, gif, imagined, plans_and_costs
+from jepa.planning.episodes import run_episodes
+from jepa.planning.planners.cem import CEM
+from jepa.planning.planning_probe import PlanningProbe
+from jepa.planning.policies import ModelView, Planned, StateView
+from jepa.planning.rules import RULES
+from jepa.utils.errors import UserError
+from jepa.worlds.two_rooms import Pairs
+from jepa.worlds.two_rooms_task import TwoRoomsTask
+from scripts.plan import check_fits, check_is_world_model, make_task
+
+SMALL = functools.partial(CEM, samples=48, iterations=4, elites=6, horizon=30, exponent=1.0)
+
+
+def compared(rules="strict", episodes=4, task=None, planner=SMALL):
+    return Comparison(task=task or TwoRoomsTask(), planner=planner, rules=RULES[rules], episodes=episodes)
+
+
+def view(model, **settings):
+    return ModelView(
+        model=model, normalised=lambda x: x.float(), measure=GoalDistance(), device=torch.device("cpu"), **settings
+    )
+
+
+def in_one_room(pairs):
+    """Pairs whose goals are 15 px beside the starts, so that the distance through walls leads there."""
+    beside = torch.where(pairs.start[:, :1] < 32, pairs.start[:, :1] * 0.5 + 9, pairs.start[:, :1] * 0.5 + 24)
+    return Pairs(pairs.start, torch.cat([beside, 66 - pairs.start[:, 1:]], dim=1).clamp(8, 56), pairs.layout, "")
+
+
+def test_baselines_and_planning_on_true_states():
+    comparison = compared(episodes=12)
+    rows = {name: comparison.baseline(name) for name in ("random", "straight", "expert", "true_state")}
+    assert rows["expert"]["success"] == rows["true_state"]["success"] == 1.0
+    assert rows["random"]["success"] == 0.0
+    assert rows["straight"]["success"] < 0.5
+    assert 20 < rows["expert"]["path_length"] < rows["true_state"]["path_length"] * 1.2 < 150
+    assert rows["true_state"]["seconds_per_plan"] > 0
+    assert rows["expert"]["low"] == pytest.approx(0.7575, abs=1e-3)
+    results = {**rows["expert"], "baselines": rows, "rules": "strict", "rules_text": RULES["strict"].text}
+    assert table(results).row_count == 5
+
+
+def test_an_episode_does_not_depend_on_the_others():
+    task = TwoRoomsTask(random_walls=True)
+    world = task.open(task.pairs("test", 3), 1.3)
+    paths = {}
+    for rows in (3, 2):
+        world = task.open(task.pairs("test", rows), 1.3)
+        policy = Planned(SMALL(low=world.low, high=world.high), StateView(world, distance="way", over="sum"), 0)
+        paths[rows] = run_episodes(world, policy, RULES["strict"]).actions
+    steps = min(path.shape[1] for path in paths.values())
+    assert torch.equal(paths[3][:2, :steps], paths[2][:, :steps])
+    assert task.pairs("test", 3).sha256 != TwoRoomsTask().pairs("test", 3).sha256
+    assert task.pairs("test", 3).sha256 != task.pairs("validation", 3).sha256
+
+
+@pytest.mark.parametrize(("history", "chunk"), [(1, 1), (3, 2)])
+def test_a_model_plans_from_its_history_in_steps_of_several_actions(exact, history, chunk):
+    model = exact(history)
+    planner = functools.partial(SMALL, horizon=12, execute=3)
+    comparison = compared(planner=planner, episodes=3)
+    comparison.world = comparison.task.open(in_one_room(comparison.pairs), 1.3)
+    found, episodes, policy = comparison.model(view(model, chunk=chunk), keep=2)
+    assert found["success"] == 1.0
+    assert set(policy.trace[0]) == {0, 1}
+    assert episodes.actions.shape[1] < 60  # it ends when the last is solved
+    known = {(past[0][1], past[1][1] - 12) for past in model.shapes}
+    assert known == {(1, 0)} if history == 1 else known == {(1, 0), (3, 2)}
+    assert {past[1][2] for past in model.shapes} == {2 * chunk}
+
+
+def test_pictures_show_what_is_planned(exact):
+    comparison = compared(episodes=2)
+    ours = view(exact())
+    _found, episodes, policy = comparison.model(ours, keep=1)
+    plans = imagined(ours, comparison.world, policy)
+    places = plans[0][0]  # of an exact model they are where the plan leads, to the next of the places known
+    state, world = comparison.world.start[:1], comparison.world
+    for action, place in zip(policy.trace[0][0][0], places):
+        state = world.move(state, action[None], torch.tensor([0]))
+        assert np.abs(place - state[0].numpy()).max() <= 1.01
+    costs, states = ours.landscape(world, 0)
+    at = np.unravel_index(int(costs.argmin()), costs.shape)
+    assert torch.linalg.vector_norm(world.places(0)[at] - world.goal[0]) < 1.5
+    assert states.shape == (*costs.shape, 2)
+    pictures = frames(episodes, world.goal, 4.5, plans)
+    assert Image.open(io.BytesIO(gif(pictures[:5]))).n_frames == 5
+    png = Image.open(io.BytesIO(plans_and_costs(ours, world, episodes, policy, plans)))
+    assert png.width == 1000
+    assert len(png.convert("RGB").getcolors(1 << 24)) > 500
+
+
+def test_the_probe_plans_on_the_validation_list(exact):
+    probe = PlanningProbe(
+        task=TwoRoomsTask(), planner=functools.partial(SMALL, iterations=1), rules="strict", episodes=2
+    )
+    data = SimpleNamespace(normalised=lambda x: x.float(), frame_skip=1)
+    found = probe(exact(), data, batches=None, device=torch.device("cpu"), seed=0)
+    shown = probe.animation
+    assert Image.open(io.BytesIO(shown)).n_frames > 5
+    probe(exact(), data, batches=None, device=torch.device("cpu"), seed=0)
+    assert probe.animation is shown  # the baselines come second
+    assert set(found) == {"/success", "/low", "/high", "/seconds_per_episode"}
+    assert 0 <= found["/low"] <= found["/high"]
+
+
+def refuses_width(exact):
+    model = exact()
+    model.action_dim = 3
+    check_fits(compared(), model, 1, None)
+
+
+SETTINGS = OmegaConf.create({"environment": "two_rooms", "settings": {"walls": 2}, "options": None})
+UNBOUNDED = SimpleNamespace(
+    **{name: getattr(TwoRoomsTask(), name) for name in ("pairs", "open")},
+    low=[-torch.inf] * 2,
+    high=[1.0] * 2,
+    max_norm=None,
+)
+
+
+@pytest.mark.parametrize(
+    ("what", "said"),
+    [
+        (lambda exact: compared(task=TwoRoomsTask(goal=[70, 10])), r"goal=\[70, 10\] is in no room"),
+        (lambda exact: compared(task=TwoRoomsTask(start=[32, 40])), r"state=\[32, 40\] is in no room"),
+        (lambda exact: TwoRoomsTask(goal=[1, 2, 3]), r"goal=\[1, 2, 3\]: expected \[x, y\]"),
+        (lambda exact: compared(task=TwoRoomsTask(options={"size": 2})), "reset knows no option size"),
+        (lambda exact: compared(task=UNBOUNDED).planner(), "the actions have no bounds"),
+        (lambda exact: check_baselines(["optimal"]), "baselines: there is no optimal, expected some of random"),
+        (
+            lambda exact: check_is_world_model(SimpleNamespace(model=torch.nn.Linear(1, 1), source="run")),
+            "run holds a Lin",
+        ),
+        (
+            lambda exact: make_task(OmegaConf.create({"environment": "push_t"})),
+            "environment=push_t: expected two_rooms, or",
+        ),
+        (lambda exact: make_task(SETTINGS), "settings.walls"),
+        (refuses_width, "its actions have 2 components, in steps of data.frame_skip=1, and the model takes 3"),
+    ],
+)
+def test_what_does_not_fit_is_said(exact, what, said):
+    with pytest.raises((ValueError, UserError), match=said):
+        what(exact)
