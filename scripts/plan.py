@@ -21,6 +21,9 @@ from jepa.config.stored import addable
 
 register_resolvers()
 
+TASKS = {"two_rooms": "jepa.worlds.two_rooms_task.TwoRoomsTask"}
+"""Name of an environment -> the class that plans are made in."""
+
 
 @hydra.main(config_path="../conf", config_name="plan", version_base="1.3")
 def main(config: DictConfig) -> float:
@@ -67,7 +70,7 @@ def plan(config: DictConfig) -> dict[str, Any]:
             together=together_on(device),
         )
 
-    measure, task = build(joined, "cost"), build(joined, "environment")
+    measure, task = build(joined, "cost"), make_task(config)
     comparison = convert_errors(
         "planner",
         lambda: Comparison(
@@ -94,7 +97,7 @@ def plan(config: DictConfig) -> dict[str, Any]:
             name: comparison.baseline(name, lambda: view(with_random_encoder(loaded))) for name in config.baselines
         },
         "checkpoint": str(config.checkpoint),
-        **{name: to_plain(joined)[name] for name in ("environment", "planner", "cost", "seed")},
+        **{name: to_plain(joined)[name] for name in ("environment", "settings", "options", "planner", "cost", "seed")},
     }
     Console().print(table(results))
     write_text(Path(config.output), json.dumps(results, indent=2) + "\n")
@@ -113,6 +116,21 @@ def draw(output: Path, comparison: Any, view: Any, episodes: Any, policy: Any) -
     moving.write_bytes(gif(frames(episodes, comparison.world.goal, comparison.rules.distance, plans)))
     still.write_bytes(plans_and_costs(view, comparison.world, episodes, policy, plans))
     print(f"{moving}\n{still}")
+
+
+def make_task(config: DictConfig) -> Any:
+    """The task of `environment=`. Raise UserError for one that there is not, and for settings that it does not take."""
+    from jepa.config.build import build
+    from jepa.config.check import check_config
+    from jepa.utils.errors import UserError
+
+    name = str(config.environment)
+    if name not in TASKS and "." not in name:
+        raise UserError(f"environment={name}: expected {', '.join(TASKS)}, or the dotted path of a class")
+    given = {"options": config.options} if config.options else {}
+    node = OmegaConf.create({"settings": {"_target_": TASKS.get(name, name), **(config.settings or {}), **given}})
+    check_config(OmegaConf.to_container(node))
+    return build(node, "settings")
 
 
 def with_random_encoder(loaded: Any) -> Any:

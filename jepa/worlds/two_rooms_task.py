@@ -19,7 +19,7 @@ class TwoRoomsTask:
 
     random_walls: another layout in each episode; otherwise the fixed one.
     start, goal: [x, y] of every episode, in place of the list's.
-    factors: options of `TwoRoomsVector.reset`: agent_size, speed, distractors, noise.
+    options: of `TwoRoomsVector.reset`: agent_size, speed, distractors, noise.
 
     Raises ValueError for what is no point.
     """
@@ -32,13 +32,13 @@ class TwoRoomsTask:
         random_walls: bool = False,
         start: Sequence[float] | None = None,
         goal: Sequence[float] | None = None,
-        factors: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.random_walls, self.factors = random_walls, dict(factors or {})
+        self.random_walls, self.options = random_walls, dict(options or {})
         self.given = {name: point for name, point in {"start": start, "goal": goal}.items() if point is not None}
         for name, point in self.given.items():
             if len(point) != 2:
-                raise ValueError(f"environment.{name}={list(point)}: expected [x, y]")
+                raise ValueError(f"{name}={list(point)}: expected [x, y]")
 
     def pairs(self, split: str, count: int) -> Pairs:
         """Return `count` pairs of the "validation" or "test" list, of which each is the same for any count."""
@@ -49,9 +49,9 @@ class TwoRoomsTask:
     def open(self, pairs: Pairs, radius: float) -> TwoRoomsWorld:
         """Return the rooms of pairs, for agents of a radius in pixels where they meet walls.
 
-        Raises UserError for a start or goal in no room, and for factors that there are not.
+        Raises UserError for a start or goal in no room, and for options that there are not.
         """
-        return TwoRoomsWorld(pairs, radius, self.factors)
+        return TwoRoomsWorld(pairs, radius, self.options)
 
 
 class TwoRoomsWorld:
@@ -59,17 +59,17 @@ class TwoRoomsWorld:
 
     low, high = TwoRoomsTask.low, TwoRoomsTask.high
 
-    def __init__(self, pairs: Pairs, radius: float, factors: Mapping[str, Any]) -> None:
+    def __init__(self, pairs: Pairs, radius: float, options: Mapping[str, Any]) -> None:
         from jepa.worlds.environment import TwoRoomsVector  # needs gymnasium
 
-        self.start, self.goal, self.layout, self.radius, self.factors = (*pairs[:3], radius, factors)
+        self.start, self.goal, self.layout, self.radius, self.options = (*pairs[:3], radius, options)
         self.rooms = TwoRoomsVector(len(self.start), radius=radius)
-        self.reset(self.start)  # which checks start, goal and factors
+        self.reset(self.start)  # which checks start, goal and options
         self.speed = self.rooms.speed
 
     def reset(self, state: Tensor) -> Tensor:
         walls = torch.stack((self.layout.wall_x, self.layout.door_y), dim=1)
-        options = {**self.factors, "state": state, "goal": self.goal, "layout": walls}
+        options = {**self.options, "state": state, "goal": self.goal, "layout": walls}
         return torch.from_numpy(self.rooms.reset(seed=0, options=options)[0])
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor]:

@@ -71,8 +71,7 @@ def fitting(option):
 
 def test_every_group_is_listed():
     folders = {str(path.parent.relative_to(CONF)) for path in CONF.rglob("*.yaml")}
-    of_plan = {"environment", "planner"}  # tests/planning composes them
-    assert folders == {".", "logger", "wandb", "model/encoder/auto_for", *of_plan, *GROUPS}
+    assert folders == {".", "logger", "wandb", "model/encoder/auto_for", "planner", *GROUPS}  # planner: of plan.py
 
 
 @pytest.mark.parametrize("option", OPTIONS)

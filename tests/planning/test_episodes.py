@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from omegaconf import OmegaConf
 from PIL import Image
 
 from jepa.planning.comparison import Comparison, check_baselines, table
@@ -22,7 +23,7 @@ from jepa.planning.rules import RULES
 from jepa.utils.errors import UserError
 from jepa.worlds.two_rooms import Pairs
 from jepa.worlds.two_rooms_task import TwoRoomsTask
-from scripts.plan import check_fits, check_is_world_model
+from scripts.plan import check_fits, check_is_world_model, make_task
 
 SMALL = functools.partial(CEM, samples=48, iterations=4, elites=6, horizon=30, exponent=1.0)
 
@@ -126,6 +127,7 @@ def refuses_width(exact):
     check_fits(compared(), model, 1, None)
 
 
+SETTINGS = OmegaConf.create({"environment": "two_rooms", "settings": {"walls": 2}, "options": None})
 UNBOUNDED = SimpleNamespace(
     **{name: getattr(TwoRoomsTask(), name) for name in ("pairs", "open")},
     low=[-torch.inf] * 2,
@@ -139,14 +141,19 @@ UNBOUNDED = SimpleNamespace(
     [
         (lambda exact: compared(task=TwoRoomsTask(goal=[70, 10])), r"goal=\[70, 10\] is in no room"),
         (lambda exact: compared(task=TwoRoomsTask(start=[32, 40])), r"state=\[32, 40\] is in no room"),
-        (lambda exact: TwoRoomsTask(goal=[1, 2, 3]), r"environment.goal=\[1, 2, 3\]: expected \[x, y\]"),
-        (lambda exact: compared(task=TwoRoomsTask(factors={"size": 2})), "reset knows no option size"),
+        (lambda exact: TwoRoomsTask(goal=[1, 2, 3]), r"goal=\[1, 2, 3\]: expected \[x, y\]"),
+        (lambda exact: compared(task=TwoRoomsTask(options={"size": 2})), "reset knows no option size"),
         (lambda exact: compared(task=UNBOUNDED).planner(), "the actions have no bounds"),
         (lambda exact: check_baselines(["optimal"]), "baselines: there is no optimal, expected some of random"),
         (
             lambda exact: check_is_world_model(SimpleNamespace(model=torch.nn.Linear(1, 1), source="run")),
             "run holds a Lin",
         ),
+        (
+            lambda exact: make_task(OmegaConf.create({"environment": "push_t"})),
+            "environment=push_t: expected two_rooms, or",
+        ),
+        (lambda exact: make_task(SETTINGS), "settings.walls"),
         (refuses_width, "its actions have 2 components, in steps of data.frame_skip=1, and the model takes 3"),
     ],
 )

@@ -21,6 +21,7 @@ from jepa.planning.planners.random_shooting import RandomShooting
 from jepa.planning.rules import RULES, named_rules, wilson_interval
 from jepa.utils.errors import UserError
 from jepa.utils.random import generator
+from scripts.plan import make_task
 
 PLANNERS = {
     "cem": functools.partial(CEM, samples=64, iterations=6, elites=8),
@@ -140,10 +141,10 @@ def test_rules():
 @pytest.mark.parametrize("name", PLANNERS)
 def test_configurations_make_planners_with_the_bounds_of_the_environment(name):
     config = load_config([f"planner={name}", "checkpoint=run"], config_name="plan")
-    plain = {key: to_plain(config)[key] for key in ("planner", "environment", "cost")}
+    plain = {key: to_plain(config)[key] for key in ("planner", "cost")}
     check_config(plain)
     comparison = Comparison(
-        task=build(config, "environment"), planner=build(config, "planner"), rules=RULES[config.rules], episodes=1
+        task=make_task(config), planner=build(config, "planner"), rules=RULES[config.rules], episodes=1
     )
     planner = comparison.planner(chunk=2)
     assert type(planner) is PLANNERS[name].func
