@@ -62,14 +62,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     with open_dict(config):
         config.run_dir = literal(str(run_dir))  # for what the data keeps there: the same folder on every rank
     config, data = settled(config)
-    weights = None
-    if OmegaConf.select(config, "model.encoder._target_") == "jepa.config.teacher.frozen_encoder":
-        from jepa.config.teacher import with_frozen_encoder  # imports timm and the formats of others
-
-        config, weights = convert_errors("model.encoder", with_frozen_encoder)(config)
-    model = build_model(config)
-    if weights is not None:
-        model.encoder.load_state_dict(weights)
+    config, model = built_model(config)
     untrained = config
     if getattr(model, "teachers", None):
         from jepa.config.teacher import with_out_dims, without_teachers  # imports timm and the formats of others
@@ -119,6 +112,24 @@ def _build_trainer(config: DictConfig) -> Trainer:
         resume=config.resume,
         config=to_plain(config),
     )
+
+
+def built_model(config: DictConfig) -> tuple[DictConfig, nn.Module]:
+    """Return the model of a configuration, and that with the encoder of a checkpoint where the model wants a frozen one.
+
+    Raises UserError for a model of ours that predicts under no actions, of data that have them.
+    """
+    weights = None
+    if OmegaConf.select(config, "model.encoder._target_") == "jepa.config.teacher.frozen_encoder":
+        from jepa.config.teacher import with_frozen_encoder  # imports timm and the formats of others
+
+        config, weights = convert_errors("model.encoder", with_frozen_encoder)(config)
+    model = build_model(config)
+    if weights is not None:
+        model.encoder.load_state_dict(weights)
+    if "action_dim" in config.data and str(config.model._target_).startswith("jepa.") and not hasattr(model, "rollout"):
+        raise UserError(f"this model does not take these data: {with_fitting_model(config)}")
+    return config, model
 
 
 FOUND_BY_DATA = ("channels", "image_size", "length", "vocab_size", "mean", "std")

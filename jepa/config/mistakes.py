@@ -25,6 +25,7 @@ FILES = {".csv": "series_csv", ".tsv": "series_csv", ".parquet": "hf", ".arrow":
 """What a file given as data= may be read by."""
 
 MODELS = {"ImageData": "vit", "VideoData": "video", "TextData": "text", "SeriesData": "series", "AudioData": "audio"}
+MODELS |= {"TrajectoryData": "world"}
 MODELS |= {"paired": "crossmodal", "paired_coco": "crossmodal_captions", "tasks": "multitask"}
 """Class or option of data -> the model that takes them."""
 
@@ -63,7 +64,7 @@ def with_fitting_model(config: DictConfig) -> str:
     chosen = dict(line.lstrip("+").split("=", 1) for line in given if "=" in line)
     name = OmegaConf.select(config, "data._target_", default="").rpartition(".")[2]
     if (model := MODELS.get(name) or MODELS.get(chosen.get("data"))) is None:
-        return "choose the model= that takes them: vit, video, text, series, audio, crossmodal or multitask"
+        return "choose the model= that takes them: vit, video, text, series, audio, crossmodal, world or multitask"
     kept = [line for line in given if not re.match(r"\+?(model|experiment)\b(?!\.)", line)]
     right = {
         "lejepa": ["model=lejepa", f"model/encoder={model}"],

@@ -19,6 +19,7 @@ from jepa import load_encoder
 from jepa.checkpoint.moved import upgrade
 from jepa.checkpoint.stored_objects import DATA_TABLE, MODEL_TABLE, check_stored
 from jepa.config.compose import CONFIG_DIR
+from jepa.config.teacher import FROZEN
 from jepa.interop import load
 from jepa.interop.ours import TEACHER
 from jepa.utils.errors import CheckpointError, DataError
@@ -232,7 +233,7 @@ def test_the_table_has_every_part_of_the_configs_and_of_earlier_runs(old_runs):
     data = [target for group in ("data", "evaluation") for target in targets_below(CONFIG_DIR / group)]
     assert len(models) > 60
     assert len(data) > 40
-    assert set(models) <= MODEL_TABLE | {TEACHER}  # which is replaced before anything is built
+    assert set(models) <= MODEL_TABLE | {TEACHER, FROZEN}  # which are replaced before anything is built
     assert set(data) <= DATA_TABLE
     earlier = (old_runs / "targets.txt").read_text().split()
     kept = ("jepa.models", "jepa.losses", "jepa.masks", "jepa.data", "jepa.evaluation")

@@ -97,3 +97,33 @@ def test_a_run_goes_on_with_the_same_teacher_alone(run_folder, quick, tmp_path):
     torch.save(content, path)
     with pytest.raises(CheckpointError, match=r"claims more than its .* values by model.target.out_dim"):
         load(path)
+
+
+def test_a_frozen_encoder_is_kept_with_the_run(tmp_path):
+    """A world model on the encoder of another run: which stays as it is, and whose checkpoint is needed no more."""
+    options = ["data=two_rooms", "model=world", "data.horizon=3", "model.rollout_steps=2", "data.batch_size=4"]
+    options += ["data.source.train_walks=8", "data.source.test_walks=8", "trainer.max_steps=2", "evaluation=none"]
+    options += ["scheduler=constant", "logger=[]", "report=none", "trainer.device=cpu", "trainer.precision=fp32"]
+
+    def run(name, *more):
+        trainer = build_trainer(load_config([*options, *more, f"run_dir={tmp_path / name}"]))
+        trainer.fit()
+        return trainer.model
+
+    sizes = [f"model.encoder.{name}={value}" for name, value in SIZES.items()]
+    whole = run("whole", "model/encoder=vit", *sizes)
+    frozen = run("frozen", "model/encoder=frozen", f"model.encoder.checkpoint={tmp_path / 'whole'}")
+    (tmp_path / "whole").rename(tmp_path / "moved")
+    loaded = load(tmp_path / "frozen").model
+    for network in (frozen, loaded):
+        for name, tensor in whole.encoder.state_dict().items():
+            assert torch.equal(tensor, network.encoder.state_dict()[name]), name
+    assert not torch.equal(frozen.norm.weight, torch.ones(24))
+    assert all(not parameter.requires_grad for parameter in loaded.encoder.parameters())
+    assert torch.equal(loaded.action_high, torch.tensor([2.45, 2.45]))
+    with pytest.raises(CheckpointError, match=r"model.encoder.checkpoint=\S*whole: no run folder or checkpoint at"):
+        run("again", "model/encoder=frozen", f"model.encoder.checkpoint={tmp_path / 'whole'}")
+    with pytest.raises(UserError, match="model/encoder=frozen goes with model=world; model/target=teacher"):
+        build_trainer(load_config(["model/encoder=frozen", f"model.encoder.checkpoint={tmp_path / 'moved'}"]))
+    with pytest.raises(UserError, match=r"go with model=world: python train.py data=two_rooms .* model=world"):
+        build_trainer(load_config(["data=two_rooms", "data.source.train_walks=8"]))
