@@ -115,7 +115,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
 
 
 def built_model(config: DictConfig) -> tuple[DictConfig, nn.Module]:
-    """Return the model of a configuration, and that with the encoder of a checkpoint where the model wants a frozen one.
+    """Return the model of a configuration, and this with the encoder of a checkpoint where a frozen one is wanted.
 
     Raises UserError for a model of ours that predicts under no actions, of data that have them.
     """
