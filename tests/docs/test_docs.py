@@ -72,7 +72,7 @@ CONTEXTS = (
     "experiment=clips_and_pictures",
     "data=mix +data@data.parts.a=mnist",
     "experiment=lewm_two_rooms model/predictor=causal evaluation=planning",
-    "experiment=two_rooms model/encoder=frozen",
+    "model=world data=trajectories model/encoder=frozen",
 )
 """Runs of which at least one must have a key that a page names."""
 
