@@ -254,7 +254,8 @@ class Keys:
         """Return the key of the run that ends like a key, or one of conf/ that reads like it."""
         last = key.rpartition(".")[2]
         config = flatten(OmegaConf.to_container(self.config))
-        keys = [*(f"trainer.{name}" for name in self.names("trainer") if "trainer" in self.config), *config]
+        trainer = self.names("trainer") if "trainer" in self.config else ()
+        keys = [*(f"trainer.{name}" for name in trainer), *config]
         ends = [other for other in keys if other.rpartition(".")[2] == last]
         close = ends[0] if ends else closest(key, [*keys, *([] if "." in key else known_keys())], cutoff=0.8)
         if close is None:
