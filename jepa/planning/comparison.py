@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from rich.table import Table
 
 from jepa.planning.episodes import Episodes, World, run_episodes
@@ -67,15 +68,26 @@ class Comparison:
         self.world = task.open(self.pairs, rules.radius)
         self.make_planner = planner
 
-    def planner(self, chunk: int = 1) -> Planner:
-        """Return the planner for steps of `chunk` actions, with the bounds that it was given or the environment's."""
+    def planner(self, chunk: int = 1, model: Any = None) -> Planner:
+        """Return the planner for steps of `chunk` actions, with the bounds that it was given or the environment's.
+
+        model: whose data may have known a narrower range of actions.
+        """
+        low, high = np.tile(self.task.low, chunk), np.tile(self.task.high, chunk)
+        if model is not None:
+            low = np.maximum(low, model.action_low.cpu().numpy())
+            high = np.minimum(high, model.action_high.cpu().numpy())
+        ours = {
+            "low": low.reshape(chunk, -1).max(axis=0).tolist(),  # of each component the narrowest in a step
+            "high": high.reshape(chunk, -1).min(axis=0).tolist(),
+            "max_norm": self.task.max_norm,
+        }
         given = getattr(self.make_planner, "keywords", {})
-        ours = {"low": self.task.low, "high": self.task.high, "max_norm": self.task.max_norm}
         return self.make_planner(chunk=chunk, **{name: ours[name] for name in ours if given.get(name) is None})
 
     def model(self, view: ModelView, *, keep: int = 0) -> tuple[dict[str, Any], Episodes, Planned]:
         """Return the scores of planning with a model, its episodes and the policy. keep: as in `run_episodes`."""
-        policy = Planned(self.planner(view.chunk), view, self.seed, watched=keep)
+        policy = Planned(self.planner(view.chunk, view.model), view, self.seed, watched=keep)
         return *self._scored(policy, keep), policy
 
     def baseline(self, name: str, random_view: Callable[[], ModelView] | None = None) -> dict[str, Any] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -150,6 +151,10 @@ def test_configurations_make_planners_with_the_bounds_of_the_environment(name):
     assert type(planner) is PLANNERS[name].func
     assert planner.lowest.tolist() == pytest.approx([-2.45] * 4)
     assert planner.max_norm == 2.45
+    data = SimpleNamespace(action_low=torch.tensor([-9.0, -2.0, -1.0, -9.0]), action_high=torch.full((4,), 2.0))
+    within = comparison.planner(2, data)
+    assert within.lowest.tolist() == pytest.approx([-1.0, -2.0] * 2)
+    assert within.highest.tolist() == [2.0] * 4
     own = Comparison(
         task=comparison.task,
         planner=functools.partial(build(config, "planner"), low=[-1.0, -2.0], max_norm=1.5),
