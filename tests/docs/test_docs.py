@@ -41,6 +41,9 @@ from jepa.config.check import check_config
 from jepa.config.compose import dotted_keys
 from jepa.config.stored import addable
 from jepa.utils.errors import UserError
+from scripts.reproduce import table_lines
+from scripts.reproduce_table import COLUMNS
+from scripts.reproduce_table import page as table_page
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -257,6 +260,14 @@ def test_the_nearest_neighbours_are_found_by_the_code_shown(tmp_path):
         ["c.jpg", "d.jpg"],
         ["d.jpg", "c.jpg"],
     ]
+
+
+def test_the_table_of_results_is_what_was_measured():
+    rows = json.loads((ROOT / "scripts/results/table.json").read_text())
+    lines = (ROOT / "docs/results.md").read_text().splitlines()
+    shown = table_lines(COLUMNS, table_page(rows))
+    start = lines.index(shown[0])
+    assert lines[start : start + len(shown)] == shown
 
 
 def test_the_committed_picture_is_small():
