@@ -26,7 +26,17 @@ from jepa.utils.metric_direction import direction_of
 from jepa.utils.read_data import read_json
 
 ROWS = ("trained", "random_init", "raw_input", "supervised")
-COLUMNS = ("data", "measure", "own recipe", "one recipe", "random weights", "raw input", "supervised", "core minutes")
+COLUMNS = (
+    "data",
+    "method",
+    "measure",
+    "own recipe",
+    "one recipe",
+    "random weights",
+    "raw input",
+    "supervised",
+    "core minutes",
+)
 UNIVERSAL = "one recipe"
 """The method that is the same on all data."""
 
@@ -280,7 +290,7 @@ def page(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         cells = [row["trained"], universal, *(row[name] for name in ROWS[1:])]
         lead = "**" if is_ahead(row) else ""
         first, *others = map(shown, cells)
-        yield [row["data"], row["metric"], lead + first + lead, *others, f"{row['core_minutes']:.1f}"]
+        yield [row["data"], row["method"], row["metric"], lead + first + lead, *others, f"{row['core_minutes']:.1f}"]
 
 
 def is_ahead(row: dict[str, Any]) -> bool:
