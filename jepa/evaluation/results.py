@@ -59,6 +59,7 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
 
     As forecasts do not that look at no features. A lead of up to two standard errors is no clear difference: those of
     an accuracy over so many test samples, of the places of which `dense` counts many, and of a mean over seeds.
+    Roll-outs of a world model are also compared with "nothing moves".
     """
     ranks = (*LABEL_FREE, "lidar")
 
@@ -90,6 +91,11 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
     said = [f"training has helped: better than {' and '.join(baselines.values())} in {names}"] if better else []
     said += [f"training has not helped in {', '.join(worse)}"] if worse else []
     said += [f"no clear difference, within two standard errors, in {', '.join(unclear)}"] if unclear else []
+    trained = results.get("trained", {})
+    standing = {name: trained.get(name.replace("/error/", "/error/still/"), value) for name, value in trained.items()}
+    idle = [name for name, value in trained.items() if standing[name] < value]
+    if idle:
+        said.append(f"no motion has been learned: the error is larger than if nothing moved in {', '.join(idle)}")
     if "initial" in results:
         words = ("this run has improved", "this run has harmed", "this run has not clearly changed")
         said += [f"{word} {', '.join(each)}" for word, each in zip(words, leads("initial")) if each]
