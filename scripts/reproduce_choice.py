@@ -120,12 +120,12 @@ def measured(folder: Path) -> dict[str, Any] | None:
     label_free = features_of(folder) if metric == "linear" else {}
     numbers = {name: trained.get(name, label_free.get(name, results.get(name))) for name in NUMBERS}
     terms = read_yaml(folder / "config.yaml")["loss"].get("terms", {})
-    hidden = ("data.root", "++data.score_on", "data.mnist_root", "data.fsdd_root", "visualise")
     overrides = read_json(folder / "status.json")["overrides"]
+    hidden = ("root", "score_on", "visualise")  # places of this machine, and what all runs have
     return {
         "data": folder.parent.name,
         "name": folder.name,
-        "overrides": [each for each in overrides if each.split("=")[0] not in hidden],
+        "overrides": [each for each in overrides if not each.partition("=")[0].endswith(hidden)],
         "objective": [f"{name} {term['weight']}" for name, term in terms.items() if term],
         "metric": metric,
         "score": trained[metric],
