@@ -158,8 +158,8 @@ def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
             for run in have:
                 groups[tuple(run["objective"])].append(run)
             have = max(groups.values(), key=len, default=[])
-        if len(have) < FEWEST:
-            found[name] = None
+        if len(have) < FEWEST or min(len({run[key] for run in have}) for key in (name, "score")) == 1:
+            found[name] = None  # nor is there a rank correlation with a constant
             continue
         rho = spearmanr([run[name] for run in have], [run["score"] for run in have]).statistic
         found[name] = round(float(rho if more_is_better == score_is_better else -rho), 2)

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from jepa.evaluation import LiDAR, feature_std, lidar, rankme
+from jepa.evaluation.features import Features
+from scripts.reproduce_choice import AlphaReQ, correlations
 
 
 def with_singular_values(values: list[float], rows: int = 50) -> torch.Tensor:
@@ -102,3 +104,18 @@ def test_lidar_of_collapsed_embeddings_is_one_and_finite(caplog):
 def test_lidar_needs_several_views_of_several_samples(size):
     with pytest.raises(ValueError, match="at least 2"):
         lidar(torch.zeros(size))
+
+
+@pytest.mark.parametrize(("decay", "distance"), [(0.5, 0.0), (1.0, 1.0), (0.25, 0.5)])
+def test_alpha_req_is_how_far_the_decay_of_eigenvalues_is_from_one(decay, distance):
+    x = with_singular_values([k**-decay for k in range(1, 41)], rows=400)
+    assert AlphaReQ()(Features(x), Features(x), classes=2, seed=0) == pytest.approx(distance, abs=0.05)
+
+
+def test_a_number_that_orders_runs_as_the_probe_does_correlates_whatever_its_direction():
+    constant = {"lidar": None, "alpha_req": 1.0, "sigreg": 1.0, "objective": ["variance 25.0"]}
+    runs = [{"score": k, "metric": "linear", "rankme": -k, "val/loss": -k, **constant} for k in range(5)]
+    found = correlations(runs)
+    assert (found["rankme"], found["val/loss"]) == (-1.0, 1.0)
+    assert found["lidar"] is found["sigreg"] is None
+    assert correlations([{**run, "metric": "forecast/96/mse"} for run in runs])["rankme"] == 1.0
