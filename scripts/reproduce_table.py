@@ -78,6 +78,8 @@ TEXTS = (
     *("loss.projector.hidden=[512,512]", "loss.projector.out_dim=512"),
 )
 SIDES = (*ONE_RECIPE[:2], "model.masks.written.context_share=0.5", "model.masks.spoken.time_share=0.5")
+LEJEPA = ("loss=sigreg_views", "loss.projector.out_dim=16")
+VISREG = ("loss=visreg_views", "loss.projector.out_dim=512")
 TREC = "text_small/trec_sst_subj.csv.gz"
 DIGIT_PAIRS = {"data.mnist_root": "mnist", "data.fsdd_root": "fsdd.tar.xz"}
 MOTION = ("linear", "knn", "motion/direction_error", "motion/single_frame/direction_error", "motion/speed_rmse")
@@ -88,6 +90,9 @@ PAIRS = (
 TABLE = [
     Recipe("digits", "masked + SIGReg", ("experiment=digits",), supervised_epochs=36, chosen_on="test"),
     Recipe("digits", "VICReg", ("experiment=vicreg_digits",), supervised_epochs=100, chosen_on="test"),
+    Recipe("digits", "LeJEPA", ("experiment=vicreg_digits", *LEJEPA), chosen_on="test"),
+    Recipe("digits", "VISReg", ("experiment=vicreg_digits", *VISREG), chosen_on="test"),
+    Recipe("digits", "I-JEPA", ("experiment=ijepa_digits",), chosen_on="test"),
     Recipe(
         "Fashion-MNIST",
         "VICReg",
