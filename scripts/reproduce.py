@@ -2,13 +2,13 @@
 
     python scripts/reproduce.py table --root DIR          every data set, three seeds each, on the test split
     python scripts/reproduce.py table --validate --only digits    the same on samples kept aside from training
-    python scripts/reproduce.py choice --runs FOLDER      whether a number without labels picks good runs
+    python scripts/reproduce.py choice --root DIR         60 runs: whether a number without labels picks good ones
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
-The files of table and collapse grow with every run, and a second start goes on with them; rows whose recipe has changed
-are made again. The data lie in DIR as TABLE of reproduce_table.py names them; archives are unpacked for the time of the
-run. reproduce_engine.py has what is measured of the engine.
+The files of table, choice and collapse grow with every run, and a second start goes on with them; rows of the table
+whose recipe has changed are made again. The data lie in DIR as TABLE of reproduce_table.py names them; archives are
+unpacked for the time of the run. reproduce_engine.py has what is measured of the engine.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Rank correlations of numbers without labels with the probes."""
     from reproduce_choice import correlations_of_runs
 
-    return correlations_of_runs(options.runs, lambda found: write(path, found), stored(path))
+    return correlations_of_runs(options, lambda found: write(path, found), stored(path))
 
 
 RECIPES = {each.__name__: each for each in (table, choice, collapse, recovery)}
@@ -152,9 +152,8 @@ def main() -> None:
     parser.add_argument("--root", help="the folder that holds the data")
     parser.add_argument("--only", nargs="+", help="of table: some of the data, by name")
     parser.add_argument("--validate", action="store_true", help="of table: score samples kept aside from training")
-    parser.add_argument("--jobs", type=int, default=1, help="of table: runs at a time, which share the cores")
+    parser.add_argument("--jobs", type=int, default=1, help="of table and choice: runs at a time")
     parser.add_argument("--seeds", type=int, nargs="+", help="of table and recovery, in place of 0 1 2")
-    parser.add_argument("--runs", help="of choice: run folders, as <data>/<run>")
     options = parser.parse_args()
     path = RESULTS / f"{options.recipe}.json"
     content = RECIPES[options.recipe](options, path)

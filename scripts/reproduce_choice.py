@@ -1,16 +1,17 @@
-"""Does a number that needs no labels pick good runs? Its rank correlation with the probe over finished runs.
+"""Does a number that needs no labels pick good runs? Its rank correlation with the probe, over runs of each data set.
 
-`reproduce.py choice --runs FOLDER` reads run folders, <data>/<run>, that were trained on data with labels and scored on
-validation. From a run's results.json come the probes and RankMe, LiDAR and the validation loss; from its last
-checkpoint's features alpha-ReQ and SIGReg's statistic. The loss is compared among runs of one objective only.
+The runs are `VARIANTS` of the recipe of some data in TABLE, 200 steps each, scored on samples kept aside from training.
+RankMe, LiDAR and the validation loss are what every run has; alpha-ReQ and SIGReg's statistic are measured beside them.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
+import itertools
+import os
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,30 @@ from scipy.stats import spearmanr
 
 from jepa.evaluation.features import Features
 from jepa.losses import SIGReg
-from jepa.utils.read_data import read_json, read_yaml
+from jepa.utils.metric_direction import direction_of
 
 FEWEST = 5
-"""Runs of one data set below which no correlation is told."""
+"""Runs below which no correlation is told."""
+DATA = ("digits", "NATOPS", "RacketSports", "ECG5000", "spoken digits", "ETTh1")
+LENGTH = (
+    *("trainer.max_steps=200", "scheduler.warmup_epochs=null", "scheduler.warmup_steps=30", "data.batch_size=128"),
+    *("trainer.validate_every_epochs=null", "trainer.validate_every_steps=100"),
+)
+VARIANTS = {
+    "as it is": (),
+    "rate 1e-4": ("optimizer.lr=1e-4",),
+    "rate 5e-3": ("optimizer.lr=5e-3",),
+    "rate 1e-2": ("optimizer.lr=1e-2",),
+    "a tenth of the tokens": ("model.mask.context_share=0.1",),
+    "nine tenths": ("model.mask.context_share=0.9",),
+    "batches of 32": ("data.batch_size=32",),
+    "projections of 64": ("loss.projector.out_dim=64",),
+    "variance 1": ("loss.terms.variance.weight=1",),
+    "covariance 20": ("loss.terms.covariance.weight=20",),
+}
+"""Name -> what differs from the recipe. Losses are compared among those without a weight of their own."""
+PROBES = ("AlphaReQ", "Gaussianity")
+MEASURED = tuple(f"+evaluation.probes.{name.lower()}={{_target_: scripts.reproduce_choice.{name}}}" for name in PROBES)
 
 
 class AlphaReQ:
@@ -57,31 +78,38 @@ class Gaussianity:
         return float(SIGReg().statistic(z_scored @ (directions / directions.norm(dim=0))).mean())
 
 
-SCORES = {"linear": True, "forecast/96/mse": False, "retrieval/written_to_spoken/recall_at_1": True}
-"""What runs are ranked by, the first that they have -> whether more is better."""
-
-NUMBERS: Mapping[str, bool] = {"rankme": True, "lidar": True, "alpha_req": False, "sigreg": False, "val/loss": False}
+NUMBERS = {"rankme": True, "lidar": True, "alphareq": False, "gaussianity": False, "val/loss": False}
 """Name -> whether more is meant to be better."""
 
 
-def correlations_of_runs(folder: str | None, keep: Callable[[dict], None], content: dict[str, Any]) -> dict[str, Any]:
-    """Measure the runs that `content` lacks, and return all with their rank correlations by data set."""
-    if folder is None:
-        raise SystemExit("choice needs --runs, a folder with <data>/<run>")
+def correlations_of_runs(
+    options: argparse.Namespace, keep: Callable[[dict], None], content: dict[str, Any]
+) -> dict[str, Any]:
+    """Make the runs that `content` lacks, and return all with their rank correlations by data set."""
+    from reproduce_table import TABLE, UNIVERSAL, located
+
+    recipes = {each.data: each for each in TABLE if each.method == "VICReg" and each.method != UNIVERSAL}
+    if not options.root:
+        raise SystemExit("choice needs --root, the folder that holds the data")
     runs = content.get("runs", [])
-    known = {(run["data"], run["name"]) for run in runs}
-    for path in sorted(Path(folder).glob("*/*/results.json")):
-        if (path.parts[-3], path.parts[-2]) not in known and (found := measured(path.parent)) is not None:
-            runs.append(found)
+    known = {(run["data"], run["variant"]) for run in runs}
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    with tempfile.TemporaryDirectory() as unpacked, ThreadPoolExecutor(options.jobs) as pool:
+        jobs = []
+        for data, variant in itertools.product(DATA, VARIANTS):
+            if (data, variant) not in known:
+                places = {key: Path(options.root, place).resolve() for key, place in recipes[data].places.items()}
+                where = [f"{key}={located(place, Path(unpacked))}" for key, place in places.items()]
+                jobs.append(pool.submit(measured, recipes[data], variant, where, threads))
+        for job in as_completed(jobs):
+            runs.append(job.result())
+            runs.sort(key=lambda run: (DATA.index(run["data"]), list(VARIANTS).index(run["variant"])))
             keep({"runs": runs})
-    by_data = defaultdict(list)
-    for run in runs:
-        by_data[run["data"]].append(run)
-    rows = {data: correlations(mine) for data, mine in by_data.items() if len(mine) >= FEWEST}
-    for data, row in rows.items():
-        print(data, len(by_data[data]), row)
-    if rows:
-        draw(rows, Path(__file__).resolve().parents[1] / "docs" / "pictures" / "label_free.png")
+    rows = {}
+    for data in DATA:
+        rows[data] = correlations([run for run in runs if run["data"] == data])
+        print(data, rows[data])
+    draw(rows, Path(__file__).resolve().parents[1] / "docs" / "pictures" / "label_free.png")
     return {"correlations": rows, "runs": runs}
 
 
@@ -110,54 +138,34 @@ def draw(rows: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def measured(folder: Path) -> dict[str, Any] | None:
-    """The numbers of a run; None for one without a probe, or that was not scored on validation."""
-    results = read_json(folder / "results.json")
-    trained = results.get("trained", {})
-    metric = next((name for name in SCORES if name in trained), None)
-    if metric is None or results.get("scored_on") != "validation":
-        return None
-    label_free = features_of(folder) if metric == "linear" else {}
-    numbers = {name: trained.get(name, label_free.get(name, results.get(name))) for name in NUMBERS}
-    terms = read_yaml(folder / "config.yaml")["loss"].get("terms", {})
-    overrides = read_json(folder / "status.json")["overrides"]
-    hidden = ("root", "score_on", "visualise")  # places of this machine, and what all runs have
+def measured(recipe: Any, variant: str, where: Sequence[str], threads: int) -> dict[str, Any]:
+    """Train one variant of a recipe of TABLE; its numbers and its score."""
+    from reproduce import run
+
+    overrides = [*recipe.overrides, *LENGTH, *VARIANTS[variant]]
+    result = run([*overrides, *MEASURED, *where, "data.score_on=validation"], 0, threads)
+    trained = result["trained"]
     return {
-        "data": folder.parent.name,
-        "name": folder.name,
-        "overrides": [each for each in overrides if not each.partition("=")[0].endswith(hidden)],
-        "objective": [f"{name} {term['weight']}" for name, term in terms.items() if term],
-        "metric": metric,
-        "score": trained[metric],
-        **numbers,
+        "data": recipe.data,
+        "variant": variant,
+        "overrides": overrides,
+        "metric": recipe.metrics[0],
+        "score": trained[recipe.metrics[0]],
+        **{name: trained.get(name, result.get(name)) for name in NUMBERS},
     }
 
 
-def features_of(folder: Path) -> dict[str, float]:
-    """What a run's features say without labels."""
-    from reproduce import ROOT, processor_seconds
-
-    with tempfile.TemporaryDirectory() as place:
-        output = Path(place) / "results.json"
-        probes = dict.fromkeys(("linear", "knn", "lidar", "retrieval", "forecast"), "null")
-        probes |= {"alpha_req": "{_target_: reproduce_choice.AlphaReQ}"}
-        probes |= {"sigreg": "{_target_: reproduce_choice.Gaussianity}"}
-        options = [f"checkpoint={folder}", f"output={output}", "cache_dir=null", "evaluation.max_train_samples=10"]
-        options += [f"++evaluation.probes.{name}={probe}" for name, probe in probes.items()]
-        processor_seconds([sys.executable, str(ROOT / "scripts" / "evaluate.py"), *options], None)
-        return read_json(output)["trained"]
-
-
 def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Spearman's rank correlation of each number with the score; above 0 where the number picks good runs."""
-    found, score_is_better = {}, SCORES[runs[0]["metric"]]
+    """Spearman's rank correlation of each number with the score; above 0 where the number picks good runs.
+
+    Losses of one objective alone are compared.
+    """
+    score_is_better = direction_of(runs[0]["metric"]) == "maximize"
+    found = {}
     for name, more_is_better in NUMBERS.items():
         have = [run for run in runs if run[name] is not None]
         if name == "val/loss":
-            groups = defaultdict(list)
-            for run in have:
-                groups[tuple(run["objective"])].append(run)
-            have = max(groups.values(), key=len, default=[])
+            have = [run for run in have if not any("loss." in each for each in VARIANTS[run["variant"]])]
         if len(have) < FEWEST or min(len({run[key] for run in have}) for key in (name, "score")) == 1:
             found[name] = None  # nor is there a rank correlation with a constant
             continue

@@ -113,9 +113,11 @@ def test_alpha_req_is_how_far_the_decay_of_eigenvalues_is_from_one(decay, distan
 
 
 def test_a_number_that_orders_runs_as_the_probe_does_correlates_whatever_its_direction():
-    constant = {"lidar": None, "alpha_req": 1.0, "sigreg": 1.0, "objective": ["variance 25.0"]}
+    constant = {"lidar": None, "alphareq": 1.0, "gaussianity": 1.0, "variant": "as it is"}
     runs = [{"score": k, "metric": "linear", "rankme": -k, "val/loss": -k, **constant} for k in range(5)]
     found = correlations(runs)
     assert (found["rankme"], found["val/loss"]) == (-1.0, 1.0)
-    assert found["lidar"] is found["sigreg"] is None
+    assert found["lidar"] is found["gaussianity"] is None
     assert correlations([{**run, "metric": "forecast/96/mse"} for run in runs])["rankme"] == 1.0
+    others = [{**run, "variant": "variance 1"} for run in runs]
+    assert correlations(others)["val/loss"] is None
