@@ -86,9 +86,9 @@ def correlations_of_runs(
     options: argparse.Namespace, keep: Callable[[dict], None], content: dict[str, Any]
 ) -> dict[str, Any]:
     """Make the runs that `content` lacks, and return all with their rank correlations by data set."""
-    from reproduce_table import TABLE, UNIVERSAL, located
+    from reproduce_table import TABLE, placed
 
-    recipes = {each.data: each for each in TABLE if each.method == "VICReg" and each.method != UNIVERSAL}
+    recipes = {each.data: each for each in TABLE if each.method == "VICReg"}
     if not options.root:
         raise SystemExit("choice needs --root, the folder that holds the data")
     runs = content.get("runs", [])
@@ -98,8 +98,7 @@ def correlations_of_runs(
         jobs = []
         for data, variant in itertools.product(DATA, VARIANTS):
             if (data, variant) not in known:
-                places = {key: Path(options.root, place).resolve() for key, place in recipes[data].places.items()}
-                where = [f"{key}={located(place, Path(unpacked))}" for key, place in places.items()]
+                where = placed(recipes[data], options.root, unpacked)
                 jobs.append(pool.submit(measured, recipes[data], variant, where, threads))
         for job in as_completed(jobs):
             runs.append(job.result())

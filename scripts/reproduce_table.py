@@ -10,7 +10,9 @@ import argparse
 import itertools
 import math
 import os
+import re
 import statistics
+import subprocess
 import sys
 import tarfile
 import tempfile
@@ -36,6 +38,7 @@ COLUMNS = (
     "raw input",
     "supervised",
     "core minutes",
+    "TFLOP",
 )
 UNIVERSAL = "one recipe"
 """The method that is the same on all data."""
@@ -190,15 +193,25 @@ def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]
         jobs = {}
         for recipe, seed in itertools.product(chosen, options.seeds or (0, 1, 2)):
             if seed not in seeds_of(rows, recipe):
-                places = {key: Path(options.root or "", place).resolve() for key, place in recipe.places.items()}
-                where = [f"{key}={located(place, Path(unpacked))}" for key, place in places.items()]
-                overrides = [*recipe.overrides, *where, f"data.score_on={split}"]
+                overrides = [*recipe.overrides, *placed(recipe, options.root, unpacked), f"data.score_on={split}"]
                 jobs[pool.submit(measured, recipe, overrides, seed, threads)] = recipe
         for job in as_completed(jobs):
             rows = with_run(rows, jobs[job], job.result(), split)
             write(path, rows)
+        for recipe in chosen:
+            mine = [row for row in rows if is_of(row, recipe) and row.get("teraflop") is None]
+            for row in mine[:1]:
+                row["teraflop"] = teraflop_of([*recipe.overrides, *placed(recipe, options.root, unpacked)])
+            for row in mine[1:]:
+                row["teraflop"] = mine[0]["teraflop"]
     print("\n".join(table_lines(COLUMNS, page(rows))))
     return rows
+
+
+def placed(recipe: Recipe, root: str | None, unpacked: str) -> list[str]:
+    """The overrides that say where the data of a recipe lie."""
+    places = {key: Path(root or "", place).resolve() for key, place in recipe.places.items()}
+    return [f"{key}={located(place, Path(unpacked))}" for key, place in places.items()]
 
 
 def located(path: Path, unpacked: Path) -> Path:
@@ -224,9 +237,24 @@ def measured(recipe: Recipe, overrides: Sequence[str], seed: int, threads: int) 
 
 def seeds_of(rows: list[dict[str, Any]], recipe: Recipe) -> set[int]:
     """The seeds that a recipe has been run with; of a recipe that has changed none."""
+    return {one["seed"] for row in rows if is_of(row, recipe) for one in row["runs"]}
+
+
+def is_of(row: dict[str, Any], recipe: Recipe) -> bool:
+    """Whether a row was made by a recipe as it is now."""
     key = recipe.data, recipe.method, list(recipe.overrides)
-    mine = [row for row in rows if (row["data"], row["method"], row["overrides"]) == key]
-    return {one["seed"] for row in mine for one in row["runs"]}
+    return (row["data"], row["method"], row["overrides"]) == key
+
+
+def teraflop_of(overrides: Sequence[str]) -> float:
+    """The operations of a training run, in 1e12, a multiply-add as two, as `trainer.dry_run=true` tells them."""
+    from reproduce import command
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = command([*overrides, "trainer.dry_run=true", f"hydra.run.dir={folder}"])
+        told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+    number, unit = re.search(r"([\d.]+) ([kMGTP]?)FLOP the run", " ".join(told.split())).groups()
+    return float(f"{float(number) * 1e3 ** ' kMGTP'.index(unit or ' ') / 1e12:.3g}")
 
 
 def supervised(overrides: Sequence[str], seed: int, epochs: float, threads: int) -> dict[str, float]:
@@ -297,7 +325,8 @@ def page(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
         cells = [row["trained"], universal, *(row[name] for name in ROWS[1:])]
         lead = "**" if is_ahead(row) else ""
         first, *others = map(shown, cells)
-        yield [row["data"], row["method"], row["metric"], lead + first + lead, *others, f"{row['core_minutes']:.1f}"]
+        cost = f"{row['core_minutes']:.1f}", "-" if row.get("teraflop") is None else f"{row['teraflop']:.3g}"
+        yield [row["data"], row["method"], row["metric"], lead + first + lead, *others, *cost]
 
 
 def is_ahead(row: dict[str, Any]) -> bool:

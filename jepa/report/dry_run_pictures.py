@@ -107,7 +107,6 @@ class Pictures:
         views, bands = to_colours(views[: max(4, MAX_IMAGES // views.shape[1])], pixel_statistics(data))
         beside = f"; {beside or f'{views.shape[1]} views'} side by side" if views.shape[1] > 1 else ""
         title = f"{what} as the model gets them ({shape_text(views.shape[-2:])} pixels{beside}){bands}"
-        labels = None if labels is None else labels[: len(views)]
         figures.sample_figure(views, labels=labels, title=title, path=self._path(f"{name}.png"))
 
     def _originals(self, batch: Batch, views: Any) -> Tensor | None:

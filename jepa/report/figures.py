@@ -77,12 +77,12 @@ def learning_rate_figure(finding: Any, path: Path) -> None:
 def sample_sheet(
     count: int, columns: int, height: float, path: Path, labels: Sequence[str] | None, title: str
 ) -> Iterator[list[Any]]:
-    """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each."""
+    """Yield the axes of each of `count` samples, in rows of a height in inches. labels: above each, as many or more."""
     rows = -(-count // columns)
     with new_figure(path, 10.4, max(1.5, rows * height + 0.5), title) as figure:
         figure.get_layout_engine().set(wspace=0.04)
         cells = list(figure.subplots(rows, columns, squeeze=False).flat)
-        for axes, label in itertools.zip_longest(cells, labels or [], fillvalue=""):
+        for axes, label in zip(cells, [*(labels or [])[:count], *[""] * len(cells)]):
             axes.set_axis_off()
             axes.set_title(label, fontsize=8, pad=2)
         yield cells[:count]

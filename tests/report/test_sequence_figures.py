@@ -40,7 +40,7 @@ def test_strips_keep_frames_and_tokens_in_place():
 def test_figures_of_series(tmp_path):
     x = torch.randn(5, 2, 3, 40)
     x[0, 0, 1, 10:20] = float("nan")
-    series_figure(x, path=tmp_path / "samples.png", labels=list("abcde"), title="series")
+    series_figure(x, path=tmp_path / "samples.png", labels=list("abcdefghijklm"), title="series")
     masks = SpanMask(mask_ratio=0.5, mask_length=2)(5, (10,))
     series_mask_figure(x[:, 0], masks, (10,), path=tmp_path / "masks.png")
     series_mask_figure(x[:, 0], SpanMask()(5, (3, 10)), (3, 10), path=tmp_path / "bands.png")
