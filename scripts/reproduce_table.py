@@ -77,7 +77,7 @@ ONE_RECIPE = ("data.batch_size=128", "optimizer.lr=1e-3", "model.mask.context_sh
 512-wide projections, by AdamW at 1e-3 in batches of 128. Views, encoder and length are those of the data's own recipe.
 """
 TEXTS = (
-    *("loss=vicreg_views", "loss.terms.contrastive=null", "data.views=1"),
+    *("loss=vicreg_views", "loss.terms.contrastive=null", "~data.views"),
     *("loss.projector.hidden=[512,512]", "loss.projector.out_dim=512"),
 )
 SIDES = (*ONE_RECIPE[:2], "model.masks.written.context_share=0.5", "model.masks.spoken.time_share=0.5")
