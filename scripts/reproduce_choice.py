@@ -19,6 +19,7 @@ from scipy.stats import spearmanr
 
 from jepa.evaluation.features import Features
 from jepa.losses import SIGReg
+from jepa.utils.errors import UserError
 from jepa.utils.read_data import read_json, read_yaml
 
 FEWEST = 5
@@ -64,16 +65,25 @@ NUMBERS: Mapping[str, bool] = {"rankme": True, "lidar": True, "alpha_req": False
 """Name -> whether more is meant to be better."""
 
 
-def correlations_of_runs(folder: str | None, keep: Callable[[dict], None], content: dict[str, Any]) -> dict[str, Any]:
-    """Measure the runs that `content` lacks, and return all with their rank correlations by data set."""
-    if folder is None:
-        raise SystemExit("choice needs --runs, a folder with <data>/<run>")
+def correlations_of_runs(folder: str, keep: Callable[[dict], None], content: dict[str, Any]) -> dict[str, Any]:
+    """Measure the runs that `content` lacks, and return all with their rank correlations by data set.
+
+    Raises UserError for a folder without runs.
+    """
     runs = content.get("runs", [])
     known = {(run["data"], run["name"]) for run in runs}
-    for path in sorted(Path(folder).glob("*/*/results.json")):
-        if (path.parts[-3], path.parts[-2]) not in known and (found := measured(path.parent)) is not None:
-            runs.append(found)
-            keep({"runs": runs})
+    if not (paths := sorted(Path(folder).glob("*/*/results.json"))):
+        raise UserError(
+            f"--runs {folder} holds no <data>/<run>/results.json: expected a folder of finished runs for each data"
+        )
+    for path in paths:
+        if (path.parts[-3], path.parts[-2]) in known:
+            continue
+        if (found := measured(path.parent)) is None:
+            print(f"left out: {path.parent}, which has no probe or was not scored on validation")
+            continue
+        runs.append(found)
+        keep({"runs": runs})
     by_data = defaultdict(list)
     for run in runs:
         by_data[run["data"]].append(run)
@@ -150,7 +160,7 @@ def features_of(folder: Path) -> dict[str, float]:
 
 def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Spearman's rank correlation of each number with the score; above 0 where the number picks good runs."""
-    found, score_is_better = {}, SCORES[runs[0]["metric"]]
+    found, more_score_is_better = {}, SCORES[runs[0]["metric"]]
     for name, more_is_better in NUMBERS.items():
         have = [run for run in runs if run[name] is not None]
         if name == "val/loss":
@@ -162,5 +172,5 @@ def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
             found[name] = None  # nor is there a rank correlation with a constant
             continue
         rho = spearmanr([run[name] for run in have], [run["score"] for run in have]).statistic
-        found[name] = round(float(rho if more_is_better == score_is_better else -rho), 2)
+        found[name] = round(float(rho if more_is_better == more_score_is_better else -rho), 2)
     return found
