@@ -6,9 +6,10 @@
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
-The files of table, choice and collapse grow with every run, and a second start goes on with them; rows of the table
-whose recipe has changed are made again. The data lie in DIR as TABLE of reproduce_table.py names them; archives are
-unpacked for the time of the run. reproduce_engine.py has what is measured of the engine.
+The files of table, choice and collapse grow with every run, and a second start goes on with them. Rows whose overrides
+in TABLE of reproduce_table.py have changed are made again; where a file in conf has changed, remove its rows first. The
+data lie in DIR as TABLE names them; archives are unpacked for the time of the run. reproduce_engine.py has what is
+measured of the engine.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from jepa.utils.errors import UserError
 from jepa.utils.read_data import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,28 +63,27 @@ def shared_target(
     return SharedTarget(encoder=encoder, average_layers=average_layers, concat_layers=concat_layers)
 
 
-def run(overrides: Sequence[str], seed: int | None, threads: int | None = None) -> dict:
+def run(overrides: Sequence[str], seed: int, threads: int | None = None) -> dict:
     """One run of train.py in a temporary folder: its results, wall time and processor time.
 
     Processor time, unlike wall time, is the same on a busy machine. threads: None for as many as there are cores.
     """
     with tempfile.TemporaryDirectory() as folder:
-        own = [] if seed is None else [f"trainer.seed={seed}"]
         begun = time.monotonic()
-        used = processor_seconds(command([*overrides, *own, f"hydra.run.dir={folder}"]), threads)
+        used = processor_seconds(command([*overrides, f"trainer.seed={seed}", f"hydra.run.dir={folder}"]), threads)
         seconds = time.monotonic() - begun
         result = read_json(Path(folder) / "results.json")
         return {"seed": seed, "seconds": round(seconds), "cpu_seconds": round(used), **result}
 
 
 def processor_seconds(words: Sequence[str], threads: int | None) -> float:
-    """Run a command; what it and its children used. Raises CalledProcessError where it fails."""
+    """Run a command; what it and its children used. Raises UserError where it fails, having said why."""
     environment = os.environ if threads is None else {**os.environ, "OMP_NUM_THREADS": str(threads)}
     child = subprocess.Popen(words, cwd=ROOT, env=environment)
     _, status, usage = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, words)
+        raise UserError(f"a run has failed, for the reason above: {shlex.join(words)}")
     return usage.ru_utime + usage.ru_stime
 
 
@@ -95,7 +97,7 @@ def shown_command(options: Sequence[str]) -> str:
     return " ".join(["python train.py", *options])
 
 
-def write(path: Path, content: dict) -> None:
+def write(path: Path, content: Any) -> None:
     """Replace a file of results in one go, so that none is ever half written."""
     path.parent.mkdir(exist_ok=True)
     draft = path.with_name(f".{path.name}.writing")
@@ -104,8 +106,11 @@ def write(path: Path, content: dict) -> None:
 
 
 def stored(path: Path) -> dict:
-    """What a file of results holds already."""
-    return read_json(path) if path.exists() else {}
+    """What a file of results holds already. Raises UserError for a damaged one."""
+    found = read_json(path) if path.exists() else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: got a list, expected names and values: take it from git again, or remove it")
+    return found
 
 
 def table_lines(titles: Sequence[str], rows: Iterable[Sequence[Any]]) -> list[str]:
@@ -125,7 +130,7 @@ def recovery(options: argparse.Namespace, path: Path) -> dict:
     """What becomes of collapsed weights under each regulariser."""
     from reproduce_recovery import over_regularisers  # trains in this process
 
-    return over_regularisers(options.seeds or (0, 1, 2), lambda found: write(path, found))
+    return over_regularisers(options.seeds, lambda found: write(path, found))
 
 
 def table(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
@@ -145,21 +150,42 @@ def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
 RECIPES = {each.__name__: each for each in (table, choice, collapse, recovery)}
 
 
+def whole(least: int) -> Callable[[str], int]:
+    """The type of an option: a whole number from `least` on."""
+
+    def number(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text}, expected whole numbers from {least} on")
+        return int(text)
+
+    return number
+
+
 def main() -> None:
     """Run a recipe and write its file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", choices=list(RECIPES))
-    parser.add_argument("--root", help="the folder that holds the data")
-    parser.add_argument("--only", nargs="+", help="of table: some of the data, by name")
-    parser.add_argument("--validate", action="store_true", help="of table: score samples kept aside from training")
-    parser.add_argument("--jobs", type=int, default=1, help="of table and choice: runs at a time")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of table and recovery, in place of 0 1 2")
+    recipes = parser.add_subparsers(dest="recipe", required=True)
+    of = {name: recipes.add_parser(name, help=recipe.__doc__) for name, recipe in RECIPES.items()}
+    of["table"].add_argument("--root", help="the folder that holds the data")
+    of["table"].add_argument("--only", nargs="+", default=[], help="some of the data, by name")
+    of["table"].add_argument(
+        "--validate", action="store_true", help="score samples kept aside from training, into outputs/table.json"
+    )
+    for name in ("table", "choice"):
+        of[name].add_argument("--jobs", type=whole(1), default=1, help="runs at a time, which share the cores")
+    for name in ("table", "recovery"):
+        of[name].add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
+    for name in ("choice", "collapse"):
+        of[name].add_argument("--root", required=True, help="the folder that holds the data")
     options = parser.parse_args()
-    path = RESULTS / f"{options.recipe}.json"
-    content = RECIPES[options.recipe](options, path)
-    if not options.validate:
-        write(path, content)
-        print(f"wrote {path.relative_to(ROOT)}")
+    path = (ROOT / "outputs" if getattr(options, "validate", False) else RESULTS) / f"{options.recipe}.json"
+    try:
+        write(path, RECIPES[options.recipe](options, path))
+    except UserError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    print(f"wrote {path.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -86,11 +86,10 @@ def correlations_of_runs(
     options: argparse.Namespace, keep: Callable[[dict], None], content: dict[str, Any]
 ) -> dict[str, Any]:
     """Make the runs that `content` lacks, and return all with their rank correlations by data set."""
-    from reproduce_table import TABLE, placed
+    from reproduce_table import TABLE, check_places, placed
 
-    recipes = {each.data: each for each in TABLE if each.method == "VICReg"}
-    if not options.root:
-        raise SystemExit("choice needs --root, the folder that holds the data")
+    recipes = {each.data: each for each in TABLE if each.method == "VICReg" and each.data in DATA}
+    check_places(options.root, list(recipes.values()))
     runs = content.get("runs", [])
     known = {(run["data"], run["variant"]) for run in runs}
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
@@ -159,7 +158,7 @@ def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
 
     Losses of one objective alone are compared.
     """
-    score_is_better = direction_of(runs[0]["metric"]) == "maximize"
+    more_score_is_better = direction_of(runs[0]["metric"]) == "maximize"
     found = {}
     for name, more_is_better in NUMBERS.items():
         have = [run for run in runs if run[name] is not None]
@@ -169,5 +168,5 @@ def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
             found[name] = None  # nor is there a rank correlation with a constant
             continue
         rho = spearmanr([run[name] for run in have], [run["score"] for run in have]).statistic
-        found[name] = round(float(rho if more_is_better == score_is_better else -rho), 2)
+        found[name] = round(float(rho if more_is_better == more_score_is_better else -rho), 2)
     return found

@@ -208,17 +208,13 @@ def name_of(run: Mapping[str, Any]) -> str:
     return " ".join([run["experiment"], *run["overrides"]])
 
 
-def judged_runs(
-    root: str | None, known: Sequence[dict[str, Any]], keep: Callable[[dict[str, Any]], None]
-) -> dict[str, Any]:
+def judged_runs(root: str, known: Sequence[dict[str, Any]], keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """The runs, of which those not known are recorded with the data below root, and what the monitor makes of them.
 
     keep: called with what there is after each run.
     """
     import torch
 
-    if not root:
-        raise SystemExit("collapse needs --root, the folder that holds the data")
     torch.set_num_threads(1)
     sys.path.append(str(Path(__file__).resolve().parents[1]))  # for scripts.reproduce.shared_target
     found = {(run["experiment"], *run["overrides"]): run for run in known}

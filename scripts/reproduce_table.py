@@ -7,7 +7,7 @@ Without it every row that scripts/results/table.json lacks is scored on the test
 from __future__ import annotations
 
 import argparse
-import itertools
+import lzma
 import math
 import os
 import re
@@ -24,6 +24,7 @@ from typing import Any
 
 from scipy import stats
 
+from jepa.utils.errors import UserError, first_line
 from jepa.utils.metric_direction import direction_of
 from jepa.utils.read_data import read_json
 
@@ -139,35 +140,14 @@ TABLE = [
         ("forecast/24/rmse", "forecast/24/rmse_last_step"),
         is_universal=True,
     ),
-    Recipe(
-        "spoken digits",
-        "VICReg",
-        ("experiment=audio_fsdd",),
-        {"data.root": "fsdd.tar.xz"},
-        supervised_epochs=20,
-    ),
+    Recipe("spoken digits", "VICReg", ("experiment=audio_fsdd",), {"data.root": "fsdd.tar.xz"}, supervised_epochs=20),
     Recipe("banking77", "InfoNCE", ("experiment=infonce_banking77",), text_places("banking77")),
+    Recipe("TREC-6", "InfoNCE", ("experiment=infonce_trec6",), text_places(TREC)),
+    Recipe("Moving MNIST", "VICReg", ("experiment=moving_mnist",), {"data.root": "mnist"}, MOTION),
     Recipe(
-        "TREC-6",
-        "InfoNCE",
-        ("experiment=infonce_trec6",),
-        text_places(TREC),
+        "written and spoken digits", "VICReg across and within", ("experiment=crossmodal_digits",), DIGIT_PAIRS, PAIRS
     ),
-    Recipe(
-        "Moving MNIST",
-        "VICReg",
-        ("experiment=moving_mnist",),
-        {"data.root": "mnist"},
-        MOTION,
-    ),
-    Recipe(
-        "written and spoken digits",
-        "VICReg across and within",
-        ("experiment=crossmodal_digits",),
-        DIGIT_PAIRS,
-        PAIRS,
-    ),
-    Recipe("digits", UNIVERSAL, ("experiment=vicreg_digits", *ONE_RECIPE)),
+    Recipe("digits", UNIVERSAL, ("experiment=vicreg_digits", *ONE_RECIPE), chosen_on="test"),
     Recipe("spoken digits", UNIVERSAL, ("experiment=audio_fsdd", *ONE_RECIPE), {"data.root": "fsdd.tar.xz"}),
     Recipe("banking77", UNIVERSAL, ("experiment=infonce_banking77", *TEXTS, *ONE_RECIPE), text_places("banking77")),
     Recipe("TREC-6", UNIVERSAL, ("experiment=infonce_trec6", *TEXTS, *ONE_RECIPE), text_places(TREC)),
@@ -177,35 +157,68 @@ TABLE = [
 
 
 def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
-    """Run what the file at `path` lacks, write it after each run, and return its rows."""
-    from reproduce import ROOT, stored, table_lines, write
+    """Run what the file at `path` lacks, write it after each run, and return its rows.
 
-    if unknown := set(options.only or ()) - (known := {each.data for each in TABLE}):
-        raise SystemExit(f"--only {' '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    Raises UserError for unknown data, data or results that cannot be read, and, after all others, for runs that fail.
+    """
+    from reproduce import table_lines, write
+
+    if unknown := sorted(set(options.only) - (known := {each.data for each in TABLE})):
+        raise UserError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}")
     chosen = [each for each in TABLE if not options.only or each.data in options.only]
-    if not options.root and any(each.places for each in chosen):
-        raise SystemExit("table needs --root, the folder that holds the data")
-    split = "validation" if options.validate else "test"
-    path = ROOT / "outputs" / "table.json" if options.validate else path
-    rows = stored(path) or []
+    rows, split = known_rows(path), "validation" if options.validate else "test"
+    lacking = [(each, seed) for each in chosen for seed in options.seeds if seed not in seeds_of(rows, each)]
+    check_places(options.root, [recipe for recipe, _ in lacking])
     threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    failed = []
     with tempfile.TemporaryDirectory() as unpacked, ThreadPoolExecutor(options.jobs) as pool:
         jobs = {}
-        for recipe, seed in itertools.product(chosen, options.seeds or (0, 1, 2)):
-            if seed not in seeds_of(rows, recipe):
-                overrides = [*recipe.overrides, *placed(recipe, options.root, unpacked), f"data.score_on={split}"]
-                jobs[pool.submit(measured, recipe, overrides, seed, threads)] = recipe
-        for job in as_completed(jobs):
-            rows = with_run(rows, jobs[job], job.result(), split)
-            write(path, rows)
+        for recipe, seed in lacking:
+            overrides = [*recipe.overrides, *placed(recipe, options.root, unpacked), f"data.score_on={split}"]
+            jobs[pool.submit(measured, recipe, overrides, seed, threads)] = recipe, seed
+        try:
+            for job in as_completed(jobs):
+                recipe, seed = jobs[job]
+                try:
+                    rows = with_run(rows, recipe, job.result(), split)
+                except UserError as error:
+                    failed.append(f"{recipe.data}, {recipe.method}, seed {seed}")
+                    print(f"error: {error}", file=sys.stderr)
+                else:
+                    write(path, rows)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, what has not begun
         for recipe in chosen:
-            mine = [row for row in rows if is_of(row, recipe) and row.get("teraflop") is None]
-            for row in mine[:1]:
-                row["teraflop"] = teraflop_of([*recipe.overrides, *placed(recipe, options.root, unpacked)])
-            for row in mine[1:]:
-                row["teraflop"] = mine[0]["teraflop"]
+            mine = [row for row in rows if is_of(row, recipe)]
+            if mine and any(row.get("teraflop") is None for row in mine):
+                count = teraflop_of([*recipe.overrides, *placed(recipe, options.root, unpacked)])
+                for row in mine:
+                    row["teraflop"] = count
     print("\n".join(table_lines(COLUMNS, page(rows))))
+    if failed:
+        raise UserError(f"these runs have failed, and {path} has the others: {'; '.join(failed)}")
     return rows
+
+
+def known_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows that a file of results holds already. Raises UserError for what is no such file."""
+    rows = read_json(path) if path.exists() else []
+    wanted = {"data", "method", "metric", "overrides", "runs", *ROWS}
+    wanted |= {"higher_is_better", "is_universal", "core_minutes"}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and wanted <= row.keys() for row in rows):
+        raise UserError(
+            f"{path}: expected a list of rows with {', '.join(sorted(wanted))}: take it from git again, or remove it"
+        )
+    return rows
+
+
+def check_places(root: str | None, recipes: Sequence[Recipe]) -> None:
+    """Raise UserError unless the data of all recipes lie below root, which may be None where there are none."""
+    wanted = sorted({place for each in recipes for place in each.places.values()})
+    if wanted and root is None:
+        raise UserError(f"table needs --root, the folder that holds {', '.join(wanted)}")
+    if missing := [place for place in wanted if not Path(root, place).exists()]:
+        raise UserError(f"--root {root} lacks {', '.join(missing)}: put the data there, or choose others by --only")
 
 
 def placed(recipe: Recipe, root: str | None, unpacked: str) -> list[str]:
@@ -220,8 +233,11 @@ def located(path: Path, unpacked: Path) -> Path:
         return path
     folder = unpacked / path.name.split(".")[0]
     if not folder.exists():
-        with tarfile.open(path) as archive:
-            archive.extractall(unpacked, filter="data")
+        try:
+            with tarfile.open(path) as archive:
+                archive.extractall(unpacked, filter="data")
+        except (tarfile.TarError, OSError, EOFError, lzma.LZMAError) as error:
+            raise UserError(f"{path} is not a complete archive ({first_line(error)}): get it again") from error
     return folder
 
 
@@ -252,7 +268,7 @@ def teraflop_of(overrides: Sequence[str]) -> float:
 
     with tempfile.TemporaryDirectory() as folder:
         words = command([*overrides, "trainer.dry_run=true", f"hydra.run.dir={folder}"])
-        told = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        told = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True).stdout
     number, unit = re.search(r"([\d.]+) ([kMGTP]?)FLOP the run", " ".join(told.split())).groups()
     return float(f"{float(number) * 1e3 ** ' kMGTP'.index(unit or ' ') / 1e12:.3g}")
 

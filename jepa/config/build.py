@@ -249,15 +249,20 @@ def convert_errors(key: str, function: Callable[..., Any]) -> Callable[..., Any]
         except InstantiationException as error:
             full_key = str(error).rpartition("full_key: ")[2] if "full_key: " in str(error) else key
             cause = error.__cause__
-            if isinstance(cause, UserError):
+            if isinstance(cause, UserError) and ".parts." not in full_key:
                 raise cause from None
-            if isinstance(cause, (ValueError, TypeError)):
-                raise UserError(f"{full_key}: {cause}") from error
+            if isinstance(cause, (UserError, ValueError, TypeError)):
+                raise UserError(behind(full_key, cause)) from error
             raise
         except ValueError as error:
-            raise UserError(f"{key}: {error}") from error
+            raise UserError(behind(key, error)) from error
 
     return call
+
+
+def behind(key: str, error: BaseException) -> str:
+    """The message of an error behind a key, unless it begins with that key."""
+    return str(error) if str(error).startswith((f"{key}.", f"{key}=")) else f"{key}: {error}"
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

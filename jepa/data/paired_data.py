@@ -127,11 +127,12 @@ class WrittenAndSpokenDigits(PairedData):
     modalities: Mapping[str, DataModule] = field(init=False)
 
     def __post_init__(self) -> None:
-        on = {"score_on": self.score_on}
-        self.modalities = {
-            "written": self.written(root=self.mnist_root, **on),
-            "spoken": self.spoken(root=self.fsdd_root, **on),
-        }
+        self.modalities = {}
+        for name, make, key in (("written", self.written, "mnist_root"), ("spoken", self.spoken, "fsdd_root")):
+            try:
+                self.modalities[name] = make(root=getattr(self, key), score_on=self.score_on)
+            except DataError as error:
+                raise DataError(str(error).replace("data.root", f"data.{key}")) from error
         super().__post_init__()
 
 

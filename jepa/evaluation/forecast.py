@@ -104,8 +104,10 @@ class Forecast:
             except DataError as error:
                 self._leave_out(horizon, error)
         horizons = list(windows)
-        if not horizons or any(None in splits.values() for splits in windows.values()):
+        if any(None in splits.values() for splits in windows.values()):
             return None
+        if not horizons:
+            return {}
         settings = {"pooling": self.pooling, "device": device, "batch_size": batch_size}
         parts = {  # the shortest horizon has all windows of the others
             split: _SplitFeatures(encode, windows[horizons[-1]][split], limit, **settings)
@@ -120,7 +122,7 @@ class Forecast:
                 )  # shortest first
             except DataError as error:
                 self._leave_out(horizon, error)
-        return scores or None
+        return scores
 
     def _scores(
         self, ridge: _Ridge, parts: dict[str, _SplitFeatures], windows: dict[str, Windows], horizon: int, is_raw: bool

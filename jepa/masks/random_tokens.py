@@ -35,13 +35,14 @@ class RandomMask:
     ) -> list[Mask]:
         """Return `num_masks` masks with one target block (B, 1, P) each; shares are those of what is not padding.
 
-        valid (B, N) bool: False at padding. Raises ValueError for a grid of fewer than 2 tokens.
+        valid (B, N) bool: False at padding. Raises ValueError for a grid of too few tokens.
         """
         tokens = torch.Size(grid).numel()
         keep = max(1, round(self.context_share * tokens))
         size = max(1, min(round(self.target_share * tokens), tokens - keep))
         if keep + size > tokens:
-            raise ValueError(f"masks do not fit a grid of {grid}: use smaller patches (model.encoder.patch_size)")
+            told = f"masks of context_share={self.context_share:g} do not fit a grid of {tokens} tokens"
+            raise ValueError(f"{told}: use smaller patches (data.hints.patch_size, or patch_size of the encoder)")
         device = torch.device("cpu") if generator is None else generator.device
         masks = []
         for _ in range(self.num_masks):

@@ -17,6 +17,7 @@ from jepa.data import DataModule, ImageData, MixedData, SeriesData, TaskData, hu
 from jepa.data.sources import TensorImages, series_csv
 from jepa.data.sources.series_tables import SeriesSplits
 from jepa.data.sources.splits import KnownSamples, Splits, keep_aside, scored_on_validation
+from jepa.utils.errors import DataError
 from tests.data.data_helpers import folder_data, write_image
 
 
@@ -70,6 +71,8 @@ def test_enough_is_kept_aside_to_tell_runs_apart_and_each_class_gives_its_share(
         parts = keep_aside(total)
         assert len(parts[1]) == held
         assert sorted(np.concatenate(parts)) == list(range(total))
+    with pytest.raises(DataError, match=r"^data.score_on=validation: the training split holds 1 samples, expected "):
+        keep_aside(1)
     labels = np.random.default_rng(0).permutation(np.repeat(range(4), (292, 177, 28, 3)))
     shares = np.bincount(labels[keep_aside(500, labels.tolist())[1]])
     assert abs(shares - np.bincount(labels) / 3).max() < 1

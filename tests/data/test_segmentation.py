@@ -79,6 +79,9 @@ def test_folders_of_splits_names_and_ignored_values(tmp_path):
     write(tmp_path / "own" / "test", count=3)
     for score_on, count in {"test": 3, "validation": 4}.items():
         assert data(tmp_path / "own", score_on=score_on).spec.num_test == count
+    (tmp_path / "own" / "valid").mkdir()
+    with pytest.raises(DataError, match=r"own has test/, val/, valid/: expected one of them beside test/"):
+        data(tmp_path / "own")
 
 
 def test_numbers_such_as_depth(tmp_path):

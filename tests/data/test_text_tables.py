@@ -154,6 +154,7 @@ def test_splits_are_told_by_columns(tmp_path):
             (DataError, {"train_rows": {"other": 1}}, r"^data.source.train_rows.other: "),
             (DataError, {"train_rows": {fold: 5}}, r"^data.source.train_rows={.*: 5}: .* has no text in such a row"),
             (ValueError, {"test_rows": {fold: 2}}, "say data.source.train_rows as well"),
+            (ValueError, {"train_rows": {which: "a"}, "test_rows": {which: "a", fold: 2}}, "may be among train_rows"),
         ):
             with pytest.raises(error, match=told):
                 text_csv(**source, **wrong)

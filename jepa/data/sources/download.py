@@ -37,9 +37,10 @@ def download_file(
     for url in urls if allowed else ():
         try:
             log.info("downloading %s", url)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer, part.open("wb") as file:
-                shutil.copyfileobj(answer, file)
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with part.open("wb") as file:
+                    shutil.copyfileobj(answer, file)
             if md5 is not None and hashlib.md5(part.read_bytes(), usedforsecurity=False).hexdigest() != md5:
                 raise OSError(f"{url} sent something other than the published file (its md5 sum differs)")
             part.replace(path)

@@ -98,7 +98,11 @@ def segmentation_folder(
     part = "train" if (folder / "train").is_dir() else ""
     held_out = [name for name in IMAGES.test_folders if part and (folder / name).is_dir()]
     held_out.sort(key="test".__ne__)  # the first is the test split
-    parts = [list_pairs(folder, name, others) for name in (part, *held_out[:2])]
+    if len(held_out) > 1 + ("test" in held_out):
+        raise DataError(
+            f"data.root={root} has {'/, '.join(held_out)}/: expected one of them beside test/, remove others"
+        )
+    parts = [list_pairs(folder, name, others) for name in (part, *held_out)]
     if not held_out:
         parts = hold_out(parts[0], val_fraction, split_seed, where=f"data.root={root}")
     nothing = (255,) if masks == "classes" else ()

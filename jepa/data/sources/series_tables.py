@@ -80,6 +80,8 @@ def ucr(*, root: str, name: str) -> SeriesSplits:
     if not path.is_file():
         found = ", ".join(sorted(file.stem for file in folder.glob("*.npz")))
         hint = f"data.name can be one of {found}" if found else "no .npz files are in that folder (data.root)"
+        if folder.is_file():
+            hint = f"data.root is a file: give its folder, and its name as data.name={folder.stem}"
         raise DataError(f"{path} is missing (data.root={root}, data.name={name}): {hint}")
     try:
         with np.load(path, allow_pickle=False) as file:

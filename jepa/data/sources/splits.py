@@ -162,7 +162,8 @@ def keep_aside(count: int, labels: Any = None) -> tuple[np.ndarray, np.ndarray]:
     share. Raises DataError for one sample.
     """
     if count < 2:
-        raise DataError(f"the training split holds {count} samples, of which none can be kept aside for validation")
+        few = f"the training split holds {count} samples, expected at least 2, of which one is kept aside"
+        raise DataError(f"data.score_on=validation: {few}")
     held = max(round(VALIDATION_SHARE * count), min(LEAST_VALIDATION, count // 3), 1)
     order = torch.randperm(count, generator=generator("cpu", 0, "split")).numpy()
     if labels is not None:

@@ -122,10 +122,12 @@ def text_csv(
     """
     check_fraction("data.source.test_fraction", test_fraction)
     train, test = _find_files(Path(root), tuple(TABLES))
-    if test_rows and not (test or train_rows):
-        raise ValueError(
-            f"data.source.test_rows={dict(test_rows)}: say data.source.train_rows as well, as {root} is one file"
-        )
+    if test_rows and not test:  # both are of the same files
+        said = f"data.source.test_rows={dict(test_rows)}"
+        if not train_rows:
+            raise ValueError(f"{said}: say data.source.train_rows as well, as {root} is one file")
+        if all(str(train_rows.get(column, value)) == str(value) for column, value in test_rows.items()):
+            raise ValueError(f"{said} may be among train_rows={dict(train_rows)}: give a column in which they differ")
     if len({table_kind(file) for file in train}) > 1:
         raise DataError(f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one")
     columns = {"text": text_column, "label": label_column}

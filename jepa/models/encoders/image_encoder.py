@@ -184,14 +184,16 @@ def pair(size: int | Sequence[int]) -> tuple[int, int]:
     return sides
 
 
-def check_patch_size(image_size: tuple[int, int], patch_size: tuple[int, int]) -> None:
-    """Raise ValueError, with the nearest sizes that fit, unless patches tile the image."""
+def check_patch_size(
+    image_size: tuple[int, int], patch_size: tuple[int, int], key: str = "model.encoder.patch_size"
+) -> None:
+    """Raise ValueError, which names the key and the nearest sizes that fit, unless patches tile the image."""
     for side, patch in zip(image_size, patch_size):
         if side % patch or side < patch:
             below, above = side - side % patch, side - side % patch + patch
             near = f"{below} or {above}" if below else f"{above}"
             fits = [p for p in range(1, side + 1) if side % p == 0]
             raise ValueError(
-                f"model.encoder.patch_size={patch} does not divide data.image_size={side}: "
+                f"{key}={patch} does not divide data.image_size={side}: "
                 f"use an image size of {near}, or a patch of {', '.join(map(str, fits))}"
             )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from jepa.models.encoders.image_encoder import patchify
+from jepa.models.encoders.image_encoder import check_patch_size, patchify
 from jepa.models.encoders.stem_encoder import Stem, kept
 from jepa.types import Grid
 
@@ -35,11 +35,9 @@ class ImageStem(Stem):
         self.norm = nn.LayerNorm(embed_dim, eps=1e-6) if layers else nn.Identity()
 
     def grid(self, x: Tensor) -> Grid:
-        if x.ndim != 4 or x.shape[1] != self.channels or x.shape[2] % self.patch_size or x.shape[3] % self.patch_size:
-            raise ValueError(
-                f"got inputs of shape {tuple(x.shape)}, expected (B, {self.channels}, H, W) with sides divisible by "
-                f"patch_size={self.patch_size}"
-            )
+        if x.ndim != 4 or x.shape[1] != self.channels:
+            raise ValueError(f"got inputs of shape {tuple(x.shape)}, expected pictures (B, {self.channels}, H, W)")
+        check_patch_size(x.shape[2:], (self.patch_size, self.patch_size), "model.encoder.stem.patch_size")
         return x.shape[2] // self.patch_size, x.shape[3] // self.patch_size
 
     def token_valid(self, x: Tensor) -> Tensor:
