@@ -106,14 +106,16 @@ def fit_decoder(features: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def place(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Return values (n, N, P) of tokens at their places, in the shape of `like` (n, *S) and within its range.
+    """Return values (n, N, P) of tokens at their places, in the shape of `like` (n, C, *S) and within its range.
 
-    index: (N, P), 1 + the flat place in a sample of `like`; 0 is padding.
+    That is of each channel, as those of pixels are normalised apart. index: (N, P), 1 + the flat place in a sample of
+    `like`; 0 is padding.
     """
     flat = like.new_zeros(len(like), like[0].numel() + 1)
     flat.index_copy_(1, index.flatten(), values.flatten(1).to(like))
-    real = like[like.isfinite()]
-    return flat[:, 1:].view_as(like).clamp(real.min(), real.max())
+    real, others = like.isfinite(), [axis for axis in range(like.ndim) if axis != 1]
+    low = like.where(real, torch.inf).amin(others, keepdim=True)
+    return flat[:, 1:].view_as(like).clamp(low, like.where(real, -torch.inf).amax(others, keepdim=True))
 
 
 def explained(values: Tensor, decoded: Tensor) -> float:

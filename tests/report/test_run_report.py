@@ -314,6 +314,9 @@ def test_the_decoder():
     index = torch.tensor([[1, 3], [2, 0]])
     placed = place(torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]), index, torch.tensor([[[0.0, 0.0, 5.0]]]))
     assert placed.tolist() == [[[1.0, 3.0, 2.0]]]
+    channels = torch.tensor([[[0.0, 1.0], [5.0, 7.0]]])  # each has a range of its own
+    placed = place(torch.tensor([[[6.0, 6.0, 6.0, 8.0]]]), torch.tensor([[1, 2, 3, 4]]), channels)
+    assert placed.tolist() == [[[1.0, 1.0], [6.0, 7.0]]]
 
 
 def test_without_a_page(train, tiny, tmp_path, digits, monkeypatch, capsys):
