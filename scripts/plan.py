@@ -52,6 +52,7 @@ def plan(config: DictConfig) -> dict[str, Any]:
     check_output(Path(config.output), OmegaConf.select(config, "checkpoint"))
     convert_errors("", lambda: check_at_least("plan", 1, episodes=config.episodes))()
     check_baselines(config.baselines)
+    check_video(config)
     rules = named_rules(config.rules)
     loaded, joined = open_checkpoint(config, data="splits")
     check_is_world_model(loaded)
@@ -103,19 +104,36 @@ def plan(config: DictConfig) -> dict[str, Any]:
     write_text(Path(config.output), json.dumps(results, indent=2) + "\n")
     print(config.output)
     if kept:
-        draw(Path(config.output), comparison, ours, episodes, policy)
+        draw(Path(config.output), comparison, ours, episodes, policy, config.video)
     return results
 
 
-def draw(output: Path, comparison: Any, view: Any, episodes: Any, policy: Any) -> None:
-    """Write the GIF of the episodes that were kept, and their first plans and costs, beside the output."""
-    from jepa.planning.episode_pictures import frames, gif, imagined, plans_and_costs
+def draw(output: Path, comparison: Any, view: Any, episodes: Any, policy: Any, video: str | None) -> None:
+    """Write the GIF of the episodes that were kept, and their first plans and costs, beside the output.
+
+    video: "mp4" writes them as that, too.
+    """
+    from jepa.planning.episode_pictures import frames, gif, imagined, mp4, plans_and_costs
 
     plans = imagined(view, comparison.world, policy)
-    moving, still = output.with_suffix(".gif"), output.with_suffix(".png")
-    moving.write_bytes(gif(frames(episodes, comparison.world.goal, comparison.rules.distance, plans)))
-    still.write_bytes(plans_and_costs(view, comparison.world, episodes, policy, plans))
-    print(f"{moving}\n{still}")
+    pictures = frames(episodes, comparison.world.goal, comparison.rules.distance, plans)
+    files = {".gif": gif(pictures), ".png": plans_and_costs(view, comparison.world, episodes, policy, plans)}
+    for suffix, content in (files | ({".mp4": mp4(pictures)} if video else {})).items():
+        output.with_suffix(suffix).write_bytes(content)
+        print(output.with_suffix(suffix))
+
+
+def check_video(config: DictConfig) -> None:
+    """Raise UserError for a `video` that cannot be written."""
+    from jepa.utils.errors import UserError
+    from jepa.utils.lazy_import import require
+
+    if config.video not in (None, "mp4"):
+        raise UserError(f"video={config.video}: expected mp4, or null for the GIF alone")
+    if config.video and config.pictures < 1:
+        raise UserError(f"video=mp4 shows the first episodes, and pictures={config.pictures}: set pictures=4")
+    if config.video:
+        require("av", extra="video", purpose="video=mp4")
 
 
 def make_task(config: DictConfig) -> Any:

@@ -36,7 +36,7 @@ MODELS = {
     "jepa.models.multitask": "MultiTask",
     "jepa.models.token_corruption": "RandomTokens",
     "jepa.models.world_model": "WorldModel",
-    "jepa.models.world_predictors": "CausalPredictor GRUPredictor",
+    "jepa.models.world_predictors": "CausalPredictor GRUPredictor MLPPredictor",
     "jepa.optim": "AveragingMomentum Constant Cosine Linear Ramp Step",
     "jepa.utils.log_mel": "LogMel",
 }

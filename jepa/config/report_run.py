@@ -36,7 +36,7 @@ from jepa.report.run_files import RUN_FILES, run_folders
 from jepa.report.run_record import PLACES, Record, read_record, without_places
 from jepa.report.runs import texts_of
 from jepa.report.sample_media import Medium
-from jepa.report.token_decoder import decode, decodes
+from jepa.report.token_decoder import Decoded, decode, decodes
 from jepa.trainer.precision import Precision, resolve_device
 from jepa.types import StepRandomness
 from jepa.utils.errors import UserError
@@ -48,8 +48,7 @@ from jepa.visualise import Snapshot, aligned, as_colours, principal_components, 
 AXES = {1: "tokens", 2: "channels x steps", 3: "channels x height x width", 4: "channels x frames x height x width"}
 """Axes of an input -> what they are."""
 
-SHOWN, MAX_TOKENS = 8, 4096
-MAX_EMBEDDED, MAX_FITTED, FEWEST = 1000, 4000, 128
+SHOWN, MAX_TOKENS, MAX_EMBEDDED, MAX_FITTED, FEWEST = 8, 4096, 1000, 4000, 128
 MOST_DECODED = 50_000  # tokens that the decoder is fitted to
 SECONDS = 8.0  # of one pass over samples, about
 BATCH = 16
@@ -188,21 +187,26 @@ def networks_of(loaded: Any, data: Any, evaluation: Any, device: torch.device, s
 def learned(networks: Networks, folder: Path) -> Learned:
     """Return what the page shows of samples. folder: of the run, with its snapshots of features."""
     spec, model = networks.data.spec, networks.trained
-    split, shown, decoded, classified = "test" if spec.num_test else "train", None, None, None
+    split, shown = "test" if spec.num_test else "train", None
     with evaluation_mode(model), evaluation_mode(networks.sources["random_init"].model):
         first = next(iter(networks.data.evaluation_batches(split, batch_size=BATCH, limit=BATCH)))
         medium = Medium(networks.data, model.encoder, first["x"])
         embedded = embed(networks, medium)
         if medium.kind is not None and hasattr(model.encoder, "grid"):
             shown = show(networks, split, snapshots_of(folder, networks.modality))
-        if shown is not None and shown.masks and decodes(model, shown.x):
-            limit = networks.affordable(max(FEWEST, MOST_DECODED // shown.tokens.shape[1]))
-            inputs = (batch["x"] for batch in networks.batches("train", limit))
-            decoded = decode(model, shown.x, shown.masks[0], shown.grid, medium, fitted_to=inputs)
         labelled = embedded.labels is not None and bool((embedded.labels[: embedded.held_out] >= 0).any())
-        if labelled and spec.classes:
-            classified = classify(networks, embedded)
+        classified = classify(networks, embedded) if labelled and spec.classes else None
+        decoded = decoded_samples(networks, shown, medium)
     return Learned(networks.modality, medium, embedded, classified, shown, decoded)
+
+
+def decoded_samples(networks: Networks, shown: Shown | None, medium: Medium) -> Decoded | None:
+    """Return what is decoded of shown samples; None of models that predict nothing behind masks, and of texts."""
+    if shown is None or not shown.masks or not decodes(networks.trained, shown.x):
+        return None
+    limit = networks.affordable(max(FEWEST, MOST_DECODED // shown.tokens.shape[1]))
+    inputs = (batch["x"] for batch in networks.batches("train", limit))
+    return decode(networks.trained, shown.x, shown.masks[0], shown.grid, medium, fitted_to=inputs)
 
 
 def snapshots_of(folder: Path, modality: str) -> list[Snapshot]:

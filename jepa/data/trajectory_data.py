@@ -26,7 +26,8 @@ class TrajectoryData(DataModule):
     """Batches of windows: `x` (B, T, C, H, W) or (B, T, d) float32, `actions` (B, T - 1, A), and `states` (B, T, s).
 
     Action t leads from frame t to t + 1, in the units of the data. States are there where the data knows them, and read
-    by evaluation only; `truth_batches(what="states")` has them, too, and "events" where the source makes some.
+    by evaluation only; `truth_batches(what="states")` has them, too, and "events" where the source makes some. So are
+    `factors` (B, F), what does not change within a window, called `factor_names`.
 
     source: called as source(root=root, frames=T, frame_skip=frame_skip, max_bad_share=max_bad_share), root where there
         is one; returns `Splits` of windows, or of samples with `generate(numbers, seed)`, which makes a batch of them.
@@ -67,7 +68,7 @@ class TrajectoryData(DataModule):
             splits = splits.on_validation() if hasattr(splits, "on_validation") else scored_on_validation(splits)
         train = splits.train
         self.observation_shape, self.is_pixels = tuple(train.observation_shape), train.is_pixels
-        self.state_dim = train.state_dim
+        self.state_dim, self.factor_names = train.state_dim, getattr(train, "factor_names", ())
         self.input_size = self._input_size()
         found = {"channels": self.observation_shape[0], "image_size": _as_given(self.input_size)}
         if self.channels not in (None, found["channels"]):

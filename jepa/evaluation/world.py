@@ -27,6 +27,8 @@ class WorldProbe:
     state_error/linear/<k>, state_error/mlp/<k>: mean distance, in the units of the data's `states`, between these and
         what a ridge regression, or an MLP, tells of predicted states; .../encoded: of those of the frames themselves.
         Both are fitted to training frames. Data without `states` have none.
+    factor/<name>: of each of the data's `factors` that varies, such as where a wall is, the share of its variance (R^2)
+        that a ridge regression tells of the states of test frames.
     surprise/<event>/auc: probability that the error of one step is larger at an impossible event than at the possible
         one in its place; surprise/<event>/ratio: the mean error there over that of possible ones. Of data that know
         events, see `EVENTS`.
@@ -68,46 +70,51 @@ class WorldProbe:
         for step in steps:
             for name, guess in (("error", predicted[:, step - 1]), ("error/still", last)):
                 scores[f"/{name}/{step}"] = float((guess - true[:, step - 1]).square().mean() / variance)
-        if truth is not None:
-            scores |= self._state_errors(model, batches, target, predicted, truth, steps, device, seed)
+        if truth:
+            _, x, _, y = self._encoded(model, batches("train"), device)
+            if "states" in truth:
+                pairs = (x, y["states"]), (target, truth["states"])
+                scores |= self._state_errors(*pairs, predicted, steps, seed)
+            if "factors" in truth:
+                scores |= recovered(data.factor_names, (x, y["factors"]), (target, truth["factors"]))
         if hasattr(data, "has_truth") and data.has_truth("events"):
             scores |= self._surprise(model, batches("test", what="events"), device)
         return scores
 
     def _encoded(
         self, model: Any, batches: Iterator[Any], device: torch.device
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return states by the encoder and of the targets (n, T, D), actions (n, T - 1, A) and truth (n, T, s)."""
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        """Return states by the encoder and of the targets (n, T, D), actions (n, T - 1, A) and what is known.
+
+        That is `states` (n, T, s) and `factors` (n, F), or one or none of them.
+        """
         parts = []
         for batch in batches:
             target = model.encode_target(batch["x"]).float()
-            truth = batch.get("states")
-            parts.append((model.encode(batch["x"]).float(), target, batch["actions"].to(device), truth))
-        states, target, actions, truths = zip(*parts)
+            known = {name: batch[name].to(device).float() for name in ("states", "factors") if name in batch}
+            parts.append((model.encode(batch["x"]).float(), target, batch["actions"].to(device), known))
+        states, target, actions, known = zip(*parts)
         if not bool(torch.cat(states).isfinite().all()):
             raise UserError("evaluation: world: states hold NaN or infinite values: use trainer.precision=fp32")
-        truth = None if truths[0] is None else torch.cat(truths).to(device).float()
+        truth = {name: torch.cat([each[name] for each in known]) for name in known[0]}
         return torch.cat(states), torch.cat(target), torch.cat(actions), truth
 
     def _state_errors(
         self,
-        model: Any,
-        batches: Callable[..., Iterator[Any]],
-        encoded: Tensor,
+        train: tuple[Tensor, Tensor],
+        test: tuple[Tensor, Tensor],
         predicted: Tensor,
-        truth: Tensor,
         steps: Sequence[int],
-        device: torch.device,
         seed: int,
     ) -> dict[str, float]:
-        _, x, _, y = self._encoded(model, batches("train"), device)
-        x, y = x.flatten(0, 1), y.flatten(0, 1)
+        (x, y), (encoded, truth) = (each.flatten(0, 1) for each in train), test
+        history = truth.shape[1] - predicted.shape[1]
         with seeded(seed, "evaluation/world"):
             probes = {"linear": ridge_regression(x, y), "mlp": self._fitted_mlp(x, y)}
         scores = {}
         for name, probe in probes.items():
             scores[f"/state_error/{name}/encoded"] = float((probe(encoded) - truth).norm(dim=-1).mean())
-            distance = (probe(predicted) - truth[:, model.history :]).norm(dim=-1).mean(dim=0)
+            distance = (probe(predicted) - truth[:, history:]).norm(dim=-1).mean(dim=0)
             scores |= {f"/state_error/{name}/{step}": float(distance[step - 1]) for step in steps}
         return scores
 
@@ -143,3 +150,18 @@ class WorldProbe:
             scores[f"/surprise/{name}/auc"] = float((errors[:, None] > possible).float().mean())
             scores[f"/surprise/{name}/ratio"] = float(errors.mean() / possible.mean().clamp(min=1e-12))
         return scores
+
+
+def recovered(names: Sequence[str], train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]) -> dict[str, float]:
+    """Return "/factor/<name>": R^2 on test frames of a ridge regression from states to each factor that varies.
+
+    train, test: states (n, T, D) and factors (n, F) of their windows, called `names`.
+    """
+    varies = torch.stack([factors.amax(dim=0) > factors.amin(dim=0) for _, factors in (train, test)]).all(dim=0)
+    if not bool(varies.any()):
+        return {}
+    (x, y), (states, factors) = ((states, factors[:, varies]) for states, factors in (train, test))
+    told = ridge_regression(x.flatten(0, 1), y.repeat_interleave(x.shape[1], dim=0))(states)
+    rest = (told - factors.unsqueeze(1)).square().mean(dim=(0, 1)) / factors.var(dim=0, correction=0)
+    kept = (name for name, varied in zip(names, varies.tolist()) if varied)
+    return {f"/factor/{name}": 1 - share for name, share in zip(kept, rest.tolist())}

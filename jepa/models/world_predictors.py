@@ -7,6 +7,9 @@ actions (B, n, A) that follow each of them. Output t, of (B, n, D), is what foll
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -27,6 +30,24 @@ class GRUPredictor(nn.Module):
 
     def forward(self, states: Tensor, actions: Tensor) -> Tensor:
         return self.cell(actions.flatten(0, 1), states.flatten(0, 1)).unflatten(0, states.shape[:2])
+
+
+class MLPPredictor(nn.Module):
+    """The state, plus what an MLP of state and action adds to it.
+
+    hidden: widths of hidden layers with GELU.
+    """
+
+    context = 1
+
+    def __init__(self, *, embed_dim: int, action_dim: int, hidden: Sequence[int] = (512,)) -> None:
+        super().__init__()
+        widths = [embed_dim + action_dim, *hidden]
+        layers = [layer for a, b in pairwise(widths) for layer in (nn.Linear(a, b), nn.GELU())]
+        self.layers = nn.Sequential(*layers, nn.Linear(widths[-1], embed_dim))
+
+    def forward(self, states: Tensor, actions: Tensor) -> Tensor:
+        return states + self.layers(torch.cat([states, actions], dim=-1))
 
 
 class CausalPredictor(nn.Module):

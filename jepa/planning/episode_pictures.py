@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from jepa.planning.episodes import Episodes, World
 from jepa.planning.policies import Planned
+from jepa.utils.lazy_import import lazy_import
 
+av = lazy_import("av")
 SCALE = 4  # pixels of a picture for one of an observation
 HEAD, GAP = 16, 6
 WALL, PATH, PLAN, GOAL = (73, 80, 87), (28, 126, 214), (232, 89, 12), (47, 158, 68)
@@ -93,6 +96,20 @@ def gif(pictures: Sequence[Image.Image]) -> bytes:
     pictures[0].save(
         buffer, "GIF", save_all=True, append_images=list(pictures[1:]), duration=duration, loop=0, optimize=True
     )
+    return buffer.getvalue()
+
+
+def mp4(pictures: Sequence[Image.Image]) -> bytes:
+    """Return pictures as an MP4 at the pace of the GIF, the last one standing for a second. It takes PyAV."""
+    buffer, (width, height) = io.BytesIO(), pictures[0].size
+    with av.open(buffer, "w", format="mp4") as file:
+        codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+        stream = file.add_stream(codec, rate=Fraction(1000, MILLISECONDS))
+        stream.width, stream.height, stream.pix_fmt = width - width % 2, height - height % 2, "yuv420p"  # which halves
+        for picture in (*pictures, *pictures[-1:] * (1000 // MILLISECONDS - 1)):
+            frame = av.VideoFrame.from_image(picture.crop((0, 0, stream.width, stream.height)))
+            file.mux(stream.encode(frame))
+        file.mux(stream.encode())
     return buffer.getvalue()
 
 

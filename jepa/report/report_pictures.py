@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -102,23 +102,34 @@ def mask_pictures(shown: Shown, medium: Medium) -> Markup:
     return Markup("").join(rows)
 
 
-def decoded_pictures(shown: Shown, decoded: Decoded, medium: Medium) -> Markup:
-    """Return samples beside what the encoder sees of them, what their features hold, and what is predicted."""
+def decoded_cells(
+    shown: Shown, decoded: Decoded, kind: str | None
+) -> Iterator[list[tuple[str, np.ndarray | None, Tensor | None]]]:
+    """Yield of each sample what stands side by side: caption, colours of the tokens, what is drawn in its place.
+
+    That is the sample, what the encoder sees of it, what is predicted, and what the features of all of it hold. kind:
+    of the medium.
+    """
     seen = seen_and_predicted(shown.masks[0], shown.grid)[0].numpy()
-    rows = []
     for number, x in enumerate(shown.x):
         unseen, neither = (np.zeros((*shown.grid, 4), np.uint8) for _ in range(2))
         unseen[~seen[number]] = (*COVER[:3], 255)
-        if medium.kind == "series":  # curves do not show which part of them was hidden
+        if kind == "series":  # curves do not show which part of them was hidden
             neither[~seen[number]] = (*BLOCKS[0], 110)
         neither[decoded.hidden[number].view(shown.grid).numpy()] = (*COVER[:3], 255)
-        cells = [
-            medium.figure(x, f"input: {shown.captions[number]}"),
-            medium.figure(x, "what the encoder sees", unseen, drawn=x),
-            medium.figure(x, "predicted where nothing is seen", neither, drawn=decoded.predicted[number]),
-            medium.figure(x, "from the features of all of it", drawn=decoded.full[number]),
+        yield [
+            (f"input: {shown.captions[number]}", None, None),
+            ("what the encoder sees", unseen, x),
+            ("predicted where nothing is seen", neither, decoded.predicted[number]),
+            ("from the features of all of it", None, decoded.full[number]),
         ]
-        rows.append(together(cells))
+
+
+def decoded_pictures(shown: Shown, decoded: Decoded, medium: Medium) -> Markup:
+    """Return the pictures of `decoded_cells`, a row for each sample."""
+    rows = []
+    for x, cells in zip(shown.x, decoded_cells(shown, decoded, medium.kind)):
+        rows.append(together(medium.figure(x, text, colours, drawn=drawn) for text, colours, drawn in cells))
     return together(rows, "compared")
 
 

@@ -77,43 +77,62 @@ def places_of(encoder: nn.Module, like: Tensor, grid: Grid, medium: Medium) -> T
     return encoder.token_inputs(numbers.float())[0].long()
 
 
-def fit_decoder(features: Tensor, values: Tensor) -> Callable[[Tensor], Tensor]:
+def fit_decoder(
+    features: Tensor,
+    values: Tensor,
+    *,
+    shares: bool = False,
+    steps: int = STEPS,
+    seconds: float = SECONDS,
+    batch: int = BATCH,
+    learning_rate: float = 3e-3,
+) -> Callable[[Tensor], Tensor]:
     """Return a function of features (..., D) that gives values (..., P), fitted to rows (n, D) and (n, P).
 
-    Features are data: no gradient reaches the network. It takes at most SECONDS, and on a machine fast enough is the
+    Features are data: no gradient reaches the network. It takes at most `seconds`, and on a machine fast enough is the
     same every time.
+
+    shares: of values in [0, 1], fitted by their cross-entropy from their means on: that sees what is small and seldom
+        where it is, which to a squared error is hardly more than nothing.
     """
     features, values = features.float(), values.float()
-    level, scale = values.mean(), values.std().clamp(min=1e-6)
+    level, scale = (0.0, 1.0) if shares else (values.mean(), values.std().clamp(min=1e-6))
+    error = F.binary_cross_entropy_with_logits if shares else F.mse_loss
     random = torch.Generator().manual_seed(0)
     with torch.enable_grad(), torch.autocast(features.device.type, enabled=False), torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         layers = nn.Sequential(nn.Linear(features.shape[1], WIDTH), nn.GELU(), nn.Linear(WIDTH, values.shape[1]))
         layers.to(features.device)
-        optimizer = torch.optim.AdamW(layers.parameters(), lr=3e-3)
-        end = time.monotonic() + SECONDS
-        for step in range(STEPS):
-            rows = torch.randint(len(features), (min(BATCH, len(features)),), generator=random).to(features.device)
-            loss = F.mse_loss(layers(features[rows]), (values[rows] - level) / scale)
+        if shares:
+            layers[-1].bias.data.copy_(values.mean(dim=0).clamp(1e-3, 1 - 1e-3).logit())
+        optimizer = torch.optim.AdamW(layers.parameters(), lr=learning_rate)
+        end = time.monotonic() + seconds
+        for step in range(steps):
+            rows = torch.randint(len(features), (min(batch, len(features)),), generator=random).to(features.device)
+            loss = error(layers(features[rows]), (values[rows] - level) / scale)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            optimizer.param_groups[0]["lr"] = 3e-3 * (1 - (step + 1) / STEPS)
+            optimizer.param_groups[0]["lr"] = learning_rate * (1 - (step + 1) / steps)
             if time.monotonic() > end:
                 break
     layers.requires_grad_(False)
+    if shares:
+        return lambda tokens: layers(tokens.float()).sigmoid()
     return lambda tokens: layers(tokens.float()) * scale + level
 
 
 def place(values: Tensor, index: Tensor, like: Tensor) -> Tensor:
-    """Return values (n, N, P) of tokens at their places, in the shape of `like` (n, *S) and within its range.
+    """Return values (n, N, P) of tokens at their places, in the shape of `like` (n, C, *S) and within its range.
 
-    index: (N, P), 1 + the flat place in a sample of `like`; 0 is padding.
+    That is of each channel, as those of pixels are normalised apart. index: (N, P), 1 + the flat place in a sample of
+    `like`; 0 is padding.
     """
     flat = like.new_zeros(len(like), like[0].numel() + 1)
     flat.index_copy_(1, index.flatten(), values.flatten(1).to(like))
-    real = like[like.isfinite()]
-    return flat[:, 1:].view_as(like).clamp(real.min(), real.max())
+    real, others = like.isfinite(), [axis for axis in range(like.ndim) if axis != 1]
+    low = like.where(real, torch.inf).amin(others, keepdim=True)
+    return flat[:, 1:].view_as(like).clamp(low, like.where(real, -torch.inf).amax(others, keepdim=True))
 
 
 def explained(values: Tensor, decoded: Tensor) -> float:

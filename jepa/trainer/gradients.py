@@ -22,17 +22,25 @@ WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.", "_orig_mod."
 """What activation checkpointing, FSDP and torch.compile put into the names of parameters."""
 
 
-def clip_gradients(model: nn.Module, norm: float | None, value: float | None) -> Tensor:
-    """Clip gradients by value, then by total norm; return the norm before either, a scalar tensor.
+def clip_gradients(
+    model: nn.Module, norm: float | None, value: float | None, apart: Sequence[str] | None = None
+) -> Tensor:
+    """Clip gradients by value, then by norm; return the total norm before either, a scalar tensor.
 
-    Of a sharded model it is the norm over all ranks.
+    Of a sharded model it is the norm over all ranks. apart: top-level modules that are clipped to the norm each by
+    itself; the others are so together.
     """
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     total = torch.nn.utils.get_total_norm(gradients)
     if value is not None:
         torch.nn.utils.clip_grad_value_(model.parameters(), value)
-        if norm is not None:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), norm)
+    if norm is not None and (value is not None or apart):
+        groups: dict[str, list[nn.Parameter]] = {}
+        for name, parameter in trained_parameters(model).items():
+            top = name.partition(".")[0]
+            groups.setdefault(top if top in (apart or ()) else "", []).append(parameter)
+        for parameters in groups.values():
+            torch.nn.utils.clip_grad_norm_(parameters, norm)
     elif norm is not None:
         torch.nn.utils.clip_grads_with_norm_(model.parameters(), norm, total)
     return total

@@ -162,3 +162,12 @@ def check_positive(trainer: TrainerParts) -> None:
         value = getattr(trainer, name)
         if value is not None and value <= 0:
             raise UserError(f"trainer.{name}={value}: expected a value above 0, or null for none")
+
+
+def check_clipping(trainer: TrainerParts) -> None:
+    """Raise UserError for parts to clip apart that the model does not have, and without a norm to clip them to."""
+    apart, known = trainer.grad_clip_apart or (), [name for name, _ in trainer.model.named_children()]
+    if isinstance(apart, str) or set(apart) - set(known):
+        raise UserError(f"trainer.grad_clip_apart={apart}: expected a list of parts of the model ({', '.join(known)})")
+    if apart and trainer.grad_clip_norm is None:
+        raise UserError(f"trainer.grad_clip_apart={apart} needs a norm to clip each to: set trainer.grad_clip_norm=1")

@@ -86,7 +86,8 @@ class Trainer(TrainerParts):
         self.precision.scaler.unscale_(optimizer)
         if logs:
             values |= gradient_norms(self.model, of_parameters=self.log_gradients)
-        values["grad_norm"] = full_scalar(clip_gradients(self.model, self.grad_clip_norm, self.grad_clip_value))
+        limits = self.grad_clip_norm, self.grad_clip_value, self.grad_clip_apart
+        values["grad_norm"] = full_scalar(clip_gradients(self.model, *limits))
         ratio = UpdateRatio(self.model) if logs else None
         finite, skip = self._judge(values, number)
         if finite:

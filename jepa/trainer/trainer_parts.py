@@ -29,6 +29,7 @@ from jepa.trainer.precision import Precision, prepare_device
 from jepa.trainer.run_folder import RunFolder
 from jepa.trainer.run_state import RunState
 from jepa.trainer.settings import (
+    check_clipping,
     check_positive,
     check_processes,
     due,
@@ -102,6 +103,7 @@ class TrainerParts:
     allow_microbatch_statistics: bool = False
     grad_clip_norm: float | None = None
     grad_clip_value: float | None = None
+    grad_clip_apart: Sequence[str] | None = None  # modules clipped each by itself, the others together
 
     # Periods, of which those in steps win.
     log_every: int = 10
@@ -129,6 +131,7 @@ class TrainerParts:
         init_process_group(self.device, self.backend, self.timeout_seconds)
         self.rank, self.world_size = get_rank(), get_world_size()
         check_positive(self)
+        check_clipping(self)
         if not self.dry_run:
             check_processes(self.nodes, self.devices, self.world_size)
         self.loggers = dict(self.loggers or {}) if is_rank0() else {}

@@ -91,11 +91,14 @@ class SampleArtist:
         return np.stack([np.asarray(image.resize((side, side), Image.Resampling.BOX)) for image in images])
 
 
-def sheet(tiles: Sequence[Image.Image], captions: Sequence[str], head: str) -> np.ndarray:
-    """Return tiles with a caption above each, in rows below a sentence, as (H, W, 3) uint8."""
+def sheet(tiles: Sequence[Image.Image], captions: Sequence[str], head: str, columns: int | None = None) -> np.ndarray:
+    """Return tiles with a caption above each, in rows below a sentence, as (H, W, 3) uint8.
+
+    columns: of tiles; None: as many as make the sheet somewhat wider than high.
+    """
     width, height = (max(size) for size in zip(*(tile.size for tile in tiles)))
     width, height = width + GAP, height + LINE + GAP
-    columns = min(len(tiles), max(1, round(math.sqrt(1.6 * len(tiles) * height / width))))
+    columns = columns or min(len(tiles), max(1, round(math.sqrt(1.6 * len(tiles) * height / width))))
     across = max(columns * width + GAP, 60 * LETTER)
     lines = textwrap.wrap(head, (across - 2 * GAP) // LETTER)
     top = len(lines) * LINE + 2 * GAP

@@ -75,6 +75,7 @@ class Walks:
     observation_shape = (2, SIZE, SIZE)
     is_pixels = True
     state_dim = 2
+    factor_names = ("wall_x", "door_y")
     action_statistics = {"low": [-MAX_ACTION] * 2, "high": [MAX_ACTION] * 2, "mean": [0.0] * 2, "std": [1.0] * 2}
 
     def __len__(self) -> int:
@@ -85,6 +86,8 @@ class Walks:
 
     def generate(self, numbers: Sequence[int], seed: int | None) -> dict[str, Tensor]:
         """Return windows of walks: `observations` (n, T, 2, 65, 65) uint8, `actions` (n, T - 1, A), `states` (n, T, 2).
+
+        `factors` (n, 2) are where the wall and its door are.
 
         seed: of training, where numbers count samples; None for the walks of this split.
         """
@@ -106,7 +109,9 @@ class Walks:
     def _windows(self, positions: Tensor, actions: Tensor, layout: RoomLayout) -> dict[str, Tensor]:
         states = positions[:, :: self.frame_skip]
         actions = actions.reshape(len(actions), self.frames - 1, -1)
-        return {"observations": two_rooms.render(states, layout), "actions": actions, "states": states}
+        factors = torch.stack((layout.wall_x, layout.door_y), dim=1)
+        pictures = two_rooms.render(states, layout)
+        return {"observations": pictures, "actions": actions, "states": states, "factors": factors}
 
     def events(self, numbers: Sequence[int]) -> dict[str, Tensor]:
         """Return walks that run into the wall, and what cannot happen there.

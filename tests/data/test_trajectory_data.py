@@ -227,6 +227,7 @@ def test_walks_are_made_of_seed_and_counter(frame_skip):
     closed = walls[torch.arange(8), :, middle.long()]
     layout = RoomLayout(middle, torch.tensor([float((~each).nonzero().float().mean()) for each in closed]))
     torch.testing.assert_close(batch["x"], data.normalised(two_rooms.render(batch["states"], layout)))
+    assert torch.equal(batch["factors"], torch.stack((layout.wall_x, layout.door_y), dim=1))
     position = batch["states"][:, 0]
     for step, action in enumerate(batch["actions"].unflatten(2, (frame_skip, 2)).flatten(1, 2).unbind(1), start=1):
         position = two_rooms.move(position, action, layout)

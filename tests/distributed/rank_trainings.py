@@ -68,8 +68,10 @@ STOPPED = [
 COVERAGE = [*TOKENS, "model.token_weights=inverse_coverage", "model.mask.target_scale=[0.25,0.25]"]
 IN_PARTS = ["trainer.micro_batch_size=4"]
 
+CLIPPED = ["trainer.grad_clip_norm=0.05", "trainer.grad_clip_value=0.01", "trainer.grad_clip_apart=[encoder]"]
+
 SINGLE = {
-    "default": ["trainer.grad_clip_norm=0.05", "trainer.grad_clip_value=0.01", *FEW, *ONLINE, "+data.source.tests=35"],
+    "default": [*CLIPPED, *FEW, *ONLINE, "+data.source.tests=35"],
     "val33": [*FEW, "+data.source.tests=33", "trainer.max_steps=1"],
     "tokens": TOKENS,
     "coverage": COVERAGE,

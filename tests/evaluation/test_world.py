@@ -14,6 +14,7 @@ from jepa.types import DataSpec
 class Walks:
     """Agents that move by their actions; frames are a mirrored position, and a second number that tells nothing."""
 
+    factor_names = ("end", "fixed")
     spec = DataSpec(64, 32, (5, 2), None, found={"action_dim": 1})
 
     def evaluation_batches(self, split, *, batch_size, limit=None):
@@ -22,7 +23,8 @@ class Walks:
             actions = torch.randn(limit or 16, 4, 1, generator=generator)
             states = torch.cat([torch.zeros(len(actions), 1, 1), actions.cumsum(dim=1)], dim=1)
             x = torch.cat([-states, torch.randn(*states.shape, generator=generator)], dim=-1)
-            yield {"x": x, "actions": actions, "states": states}
+            factors = torch.stack([states[:, -1, 0], torch.ones(len(states))], dim=1)
+            yield {"x": x, "actions": actions, "states": states, "factors": factors}
 
     def has_truth(self, what):
         return what == "events"
@@ -70,6 +72,8 @@ def test_what_an_exact_and_a_blind_model_score():
         assert exact[f"world/state_error/{probe}/4"] < 0.3
         assert exact[f"world/state_error/{probe}/encoded"] < 0.3
         assert blind[f"world/state_error/{probe}/4"] > 1
+    assert exact["world/factor/end"] == pytest.approx(0.5, abs=0.15)  # of its variance 4, step t tells t
+    assert "world/factor/fixed" not in exact
     assert exact["world/surprise/wall/auc"] == exact["world/surprise/teleport/auc"] == 1
     assert blind["world/surprise/wall/ratio"] > 10
     said = evaluation.table(results).caption

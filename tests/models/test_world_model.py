@@ -11,7 +11,7 @@ from jepa.losses import MSE, InverseDynamics, Objective, OneStep, Variance
 from jepa.models import EMATarget, SharedTarget, StopGradientTarget, TeacherTarget, vision_transformer
 from jepa.models.encoders.impala import IMPALA, VectorEncoder
 from jepa.models.world_model import WorldModel
-from jepa.models.world_predictors import CausalPredictor, GRUPredictor
+from jepa.models.world_predictors import CausalPredictor, GRUPredictor, MLPPredictor
 from jepa.optim import Constant
 from jepa.types import RunLength, StepRandomness
 
@@ -46,7 +46,7 @@ def batch(frames: int = 7, shape: tuple[int, ...] = (3,)) -> dict[str, torch.Ten
     return {"x": torch.randn(4, frames, *shape, generator=generator), "actions": actions}
 
 
-@pytest.mark.parametrize("predictor", [GRUPredictor, CAUSAL], ids=["gru", "causal"])
+@pytest.mark.parametrize("predictor", [GRUPredictor, MLPPredictor, CAUSAL], ids=["gru", "mlp", "causal"])
 def test_roll_outs(predictor):
     """The first step is the teacher-forced one after any history, further ones go on from it, none sees the future."""
     model, given = make(predictor=predictor, action_mean=0.3, action_std=2.0).eval(), batch()

@@ -6,6 +6,7 @@ import functools
 import io
 from types import SimpleNamespace
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 
 from jepa.planning.comparison import Comparison, check_baselines, table
 from jepa.planning.costs import GoalDistance
-from jepa.planning.episode_pictures import frames, gif, imagined, plans_and_costs
+from jepa.planning.episode_pictures import frames, gif, imagined, mp4, plans_and_costs
 from jepa.planning.episodes import run_episodes
 from jepa.planning.planners.cem import CEM
 from jepa.planning.planning_probe import PlanningProbe
@@ -23,7 +24,7 @@ from jepa.planning.rules import RULES
 from jepa.utils.errors import UserError
 from jepa.worlds.two_rooms import Pairs
 from jepa.worlds.two_rooms_task import TwoRoomsTask
-from scripts.plan import check_fits, check_is_world_model, make_task
+from scripts.plan import check_fits, check_is_world_model, check_video, make_task
 
 SMALL = functools.partial(CEM, samples=48, iterations=4, elites=6, horizon=30, exponent=1.0)
 
@@ -102,6 +103,10 @@ def test_pictures_show_what_is_planned(exact):
     assert states.shape == (*costs.shape, 2)
     pictures = frames(episodes, world.goal, 4.5, plans)
     assert Image.open(io.BytesIO(gif(pictures[:5]))).n_frames == 5
+    with av.open(io.BytesIO(mp4([each.crop((0, 0, 265, 277)) for each in pictures[:3]]))) as video:
+        shown = [frame.to_image() for frame in video.decode(video=0)]
+    assert len(shown) == 3 + 11  # the last one stands for a second
+    assert np.abs(np.subtract(shown[2], pictures[2].crop((0, 0, 264, 276)), dtype=float)).mean() < 8
     png = Image.open(io.BytesIO(plans_and_costs(ours, world, episodes, policy, plans)))
     assert png.width == 1000
     assert len(png.convert("RGB").getcolors(1 << 24)) > 500
@@ -154,6 +159,8 @@ UNBOUNDED = SimpleNamespace(
             "environment=push_t: expected two_rooms, or",
         ),
         (lambda exact: make_task(SETTINGS), "settings.walls"),
+        (lambda exact: check_video(OmegaConf.create({"video": "avi"})), "video=avi: expected mp4, or null"),
+        (lambda exact: check_video(OmegaConf.create({"video": "mp4", "pictures": 0})), "pictures=0: set pictures=4"),
         (refuses_width, "its actions have 2 components, in steps of data.frame_skip=1, and the model takes 3"),
     ],
 )

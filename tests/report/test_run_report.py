@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import html
 import json
 import re
@@ -17,8 +18,11 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
+from jepa import load_config
+from jepa.config.decode_run import decode_run
 from jepa.config.job import write_report
 from jepa.config.report_run import masks_of, report_runs
+from jepa.report import token_decoder
 from jepa.report.report_pictures import Classified, Embedded, neighbour_pictures, shares_of_same_label
 from jepa.report.report_plots import confusion
 from jepa.report.run_record import Record, sentences
@@ -314,6 +318,31 @@ def test_the_decoder():
     index = torch.tensor([[1, 3], [2, 0]])
     placed = place(torch.tensor([[[1.0, 2.0], [3.0, 9.0]]]), index, torch.tensor([[[0.0, 0.0, 5.0]]]))
     assert placed.tolist() == [[[1.0, 3.0, 2.0]]]
+    channels = torch.tensor([[[0.0, 1.0], [5.0, 7.0]]])  # each has a range of its own
+    placed = place(torch.tensor([[[6.0, 6.0, 6.0, 8.0]]]), torch.tensor([[1, 2, 3, 4]]), channels)
+    assert placed.tolist() == [[[1.0, 1.0], [6.0, 7.0]]]
+
+
+def test_the_picture_of_a_run(digits, tmp_path, monkeypatch):
+    """A row for each sample: the input, what is seen of it, what is predicted, and what its features hold."""
+    monkeypatch.setattr(token_decoder, "fit_decoder", functools.partial(fit_decoder, steps=2))
+    given = [f"checkpoint={digits[0]}", f"output={tmp_path / 'x.png'}"]
+    assert decode_run(load_config(given, config_name="decode")) == [tmp_path / "x.png"]
+    with Image.open(tmp_path / "x.png") as picture:
+        pixels = np.asarray(picture)
+    assert pixels.shape[1] == 4 * 238 + 6
+    head, step = len(pixels) - 8 * 251, 251  # each 232 high, below 13 of text and above 6 of nothing
+    rows = [pixels[head + 13 + n * step :][:232].reshape(8, 29, -1, 3)[:, 14] for n in range(8)]
+    for row in rows:
+        whole, seen, predicted, _ = (row[:, 6 + 238 * n :][:, :232].reshape(8, 8, 29, 3)[:, :, 14] for n in range(4))
+        hidden = (seen == (70, 78, 86)).all(axis=-1)
+        assert 0 < hidden.sum() < 64
+        assert (whole == seen)[~hidden].all()
+        assert (predicted == seen)[~hidden].all()
+        assert not (predicted == seen)[hidden].all()
+    for wrong, said in (("timm:resnet", "which predicts nothing"), (str(tmp_path), "holds no checkpoint")):
+        with pytest.raises(UserError, match=said):
+            decode_run(load_config([f"checkpoint={wrong}", "output=x.png"], config_name="decode"))
 
 
 def test_without_a_page(train, tiny, tmp_path, digits, monkeypatch, capsys):

@@ -160,6 +160,18 @@ def test_clipping_by_value_comes_before_the_norm(linear):
     torch.testing.assert_close(gradients(linear), clamped * (0.5 / (clamped.norm() + 1e-6)))
 
 
+@pytest.mark.parametrize("value", [None, 1.0])
+def test_parts_are_clipped_apart(linear, value):
+    model = torch.nn.ModuleDict({"encoder": linear, "head": torch.nn.Linear(2, 1), "loss": torch.nn.Linear(1, 1)})
+    for p in [*model["head"].parameters(), *model["loss"].parameters()]:
+        p.grad = torch.full_like(p, 0.4)
+    before = gradients(model)
+    assert clip_gradients(model, 0.5, value, ["encoder"]).item() == pytest.approx(before.norm().item())
+    parts = before.clamp(-(value or torch.inf), value or torch.inf).split([8, 5])  # head and loss together
+    expected = torch.cat([part * (0.5 / (part.norm() + 1e-6)) for part in parts])
+    torch.testing.assert_close(gradients(model), expected)
+
+
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [

@@ -62,6 +62,9 @@ def test_lengths_in_samples_and_limited_epochs(tmp_path):
     ):
         with pytest.raises(UserError, match=f"trainer.{message}"):
             run_length(**{name: 0}, max_epochs=1)
+    for part, message in (("encodr", r"a list of parts of the model \(loss\)"), ("loss", "set trainer.grad_clip_norm")):
+        with pytest.raises(UserError, match=message):
+            run_length(grad_clip_apart=[part], max_epochs=1)
 
 
 def test_limited_epochs_and_validation_in_the_loop(tmp_path):

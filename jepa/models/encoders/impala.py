@@ -51,8 +51,9 @@ class FrameEncoder(nn.Module):
 class IMPALA(FrameEncoder):
     """The convolutional network of IMPALA (Espeholt et al. 2018, arXiv 1802.01561, figure 3, right), as in eb_jepa.
 
-    For each width of `widths`: a 3 x 3 convolution, max-pooling by 2, and two residual blocks; then a linear layer from
-    all places to embed_dim. image_size, channels: of a frame, from the data.
+    For each width of `widths`: a 3 x 3 convolution, max-pooling by 2, and residual blocks; then a linear layer from all
+    places to embed_dim. image_size, channels: of a frame, from the data. blocks: residual blocks of every stack, or of
+    each. pool: False halves the side by the convolution's stride, which is cheaper.
     """
 
     def __init__(
@@ -62,15 +63,23 @@ class IMPALA(FrameEncoder):
         channels: int,
         embed_dim: int = 512,
         widths: Sequence[int] = (16, 32, 32),
+        blocks: int | Sequence[int] = 2,
+        pool: bool = True,
     ) -> None:
         size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+        blocks = [blocks] * len(widths) if isinstance(blocks, int) else list(blocks)
         super().__init__(embed_dim=embed_dim, input_shape=(channels, *size))
         if min(size) < 1 or not widths or min(widths) < 1:
             raise ValueError(
                 f"model.encoder: got frames of {size} pixels and widths {list(widths)}, expected both above 0; frames "
                 "that are vectors take model/encoder=vector"
             )
-        self.stacks = nn.ModuleList(Stack(c, w) for c, w in zip([channels, *widths], widths))
+        if len(blocks) != len(widths) or min(blocks) < 0:
+            raise ValueError(
+                f"model.encoder: got blocks {blocks} for widths {list(widths)}, expected a number of residual blocks for "
+                "each width"
+            )
+        self.stacks = nn.ModuleList(Stack(*each, pool) for each in zip([channels, *widths], widths, blocks))
         for _ in widths:
             size = tuple((side + 1) // 2 for side in size)
         self.project = nn.Linear(widths[-1] * size[0] * size[1], embed_dim)
@@ -84,20 +93,23 @@ class IMPALA(FrameEncoder):
 
 
 class Stack(nn.Module):
-    """Convolution, max-pooling by 2, two residual blocks of two convolutions."""
+    """Convolution, max-pooling by 2 (or a stride of 2), residual blocks of two convolutions; a ReLU if there are none."""
 
-    def __init__(self, channels: int, width: int) -> None:
+    def __init__(self, channels: int, width: int, blocks: int, pool: bool) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.pool = pool
+        self.first = nn.Conv2d(channels, width, 3, padding=1, stride=1 if pool else 2)
         self.blocks = nn.ModuleList(
-            nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2)) for _ in range(2)
+            nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2)) for _ in range(blocks)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(self.first(x), 3, stride=2, padding=1)
+        x = self.first(x)
+        if self.pool:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
         for first, second in self.blocks:
             x = x + second(F.relu(first(F.relu(x))))
-        return x
+        return x if len(self.blocks) else F.relu(x)
 
 
 class VectorEncoder(FrameEncoder):
