@@ -2,7 +2,7 @@
 
     python scripts/reproduce.py table --root DIR          every data set, three seeds each, on the test split
     python scripts/reproduce.py table --validate --only digits    the same on samples kept aside from training
-    python scripts/reproduce.py choice --root DIR         60 runs: whether a number without labels picks good ones
+    python scripts/reproduce.py choice --root DIR         50 runs: whether a number without labels picks good ones
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
