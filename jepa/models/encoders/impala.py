@@ -76,8 +76,8 @@ class IMPALA(FrameEncoder):
             )
         if len(blocks) != len(widths) or min(blocks) < 0:
             raise ValueError(
-                f"model.encoder: got blocks {blocks} for widths {list(widths)}, expected a number of residual blocks for "
-                "each width"
+                f"model.encoder: got blocks {blocks} for widths {list(widths)}, expected a number of residual blocks "
+                "for each width"
             )
         self.stacks = nn.ModuleList(Stack(*each, pool) for each in zip([channels, *widths], widths, blocks))
         for _ in widths:
@@ -93,7 +93,7 @@ class IMPALA(FrameEncoder):
 
 
 class Stack(nn.Module):
-    """Convolution, max-pooling by 2 (or a stride of 2), residual blocks of two convolutions; a ReLU if there are none."""
+    """Convolution, max-pooling by 2 (or a stride of 2), then residual blocks of two convolutions, or a ReLU."""
 
     def __init__(self, channels: int, width: int, blocks: int, pool: bool) -> None:
         super().__init__()
