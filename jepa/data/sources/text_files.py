@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -122,12 +123,8 @@ def text_csv(
     """
     check_fraction("data.source.test_fraction", test_fraction)
     train, test = _find_files(Path(root), tuple(TABLES))
-    if test_rows and not test:  # both are of the same files
-        said = f"data.source.test_rows={dict(test_rows)}"
-        if not train_rows:
-            raise ValueError(f"{said}: say data.source.train_rows as well, as {root} is one file")
-        if all(str(train_rows.get(column, value)) == str(value) for column, value in test_rows.items()):
-            raise ValueError(f"{said} may be among train_rows={dict(train_rows)}: give a column in which they differ")
+    if test_rows and not test:
+        _check_rows(train_rows, test_rows, root)
     if len({table_kind(file) for file in train}) > 1:
         raise DataError(f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one")
     columns = {"text": text_column, "label": label_column}
@@ -160,6 +157,15 @@ def text_csv(
                     texts[number] = Unusable(NO_LABEL, row.place or f"{file}, label {row.label!r}")
         splits.append(Texts(texts, labels, name=str(file)))
     return Splits(*splits, class_names=index and tuple(index), lines=(*lines, *left_out(empty)))
+
+
+def _check_rows(train_rows: Mapping[str | int, Any] | None, test_rows: Mapping[str | int, Any], root: str) -> None:
+    """Raise ValueError where rows of the same files may be in both splits."""
+    said = f"data.source.test_rows={dict(test_rows)}"
+    if not train_rows:
+        raise ValueError(f"{said}: say data.source.train_rows as well, as {root} is one file")
+    if all(str(train_rows.get(column, value)) == str(value) for column, value in test_rows.items()):
+        raise ValueError(f"{said} may be among train_rows={dict(train_rows)}: give a column in which they differ")
 
 
 def find_texts(root: Path, text_column: str | int | None) -> list[Path]:
