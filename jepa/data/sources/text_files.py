@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -123,7 +124,7 @@ def text_csv(
     check_fraction("data.source.test_fraction", test_fraction)
     train, test = _find_files(Path(root), tuple(TABLES))
     if test_rows and not test:
-        check_apart(train_rows, test_rows, root)
+        _check_rows(train_rows, test_rows, root)
     if len({table_kind(file) for file in train}) > 1:
         raise DataError(f"data.root={root} holds tables of several kinds to train on ({first_few(train)}): give one")
     columns = {"text": text_column, "label": label_column}
@@ -158,10 +159,8 @@ def text_csv(
     return Splits(*splits, class_names=index and tuple(index), lines=(*lines, *left_out(empty)))
 
 
-def check_apart(
-    train_rows: Mapping[str | int, str | int] | None, test_rows: Mapping[str | int, str | int], root: str
-) -> None:
-    """Raise ValueError for rows of the same files that may be in both splits."""
+def _check_rows(train_rows: Mapping[str | int, Any] | None, test_rows: Mapping[str | int, Any], root: str) -> None:
+    """Raise ValueError where rows of the same files may be in both splits."""
     said = f"data.source.test_rows={dict(test_rows)}"
     if not train_rows:
         raise ValueError(f"{said}: say data.source.train_rows as well, as {root} is one file")
