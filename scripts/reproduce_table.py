@@ -333,11 +333,14 @@ def interval(values: Sequence[float]) -> dict[str, Any]:
 
 def page(rows: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
     """Yield the lines of docs/results.md: a data set's own recipe, with what one recipe for all reaches beside it."""
+    shown_with = {}  # data -> the method beside which what one recipe reaches stands: the first
     for row in rows:
         if row["method"] == UNIVERSAL:
             continue
+        first_method = shown_with.setdefault(row["data"], row["method"])
         same = [each for each in rows if [each[key] for key in ("data", "metric")] == [row["data"], row["metric"]]]
         universal = next((each["trained"] for each in same if each["is_universal"]), None)
+        universal = universal if row["method"] == first_method else None
         cells = [row["trained"], universal, *(row[name] for name in ROWS[1:])]
         lead = "**" if is_ahead(row) else ""
         first, *others = map(shown, cells)
