@@ -1,14 +1,16 @@
-"""Make the figures that docs/results.md and docs/collapse.md quote, and store them as JSON in scripts/results.
+"""Make the figures that docs/results.md, worlds.md and collapse.md quote, and store them as JSON in scripts/results.
 
     python scripts/reproduce.py table --root DIR          every data set, three seeds each, on the test split
     python scripts/reproduce.py table --validate --only digits    the same on samples kept aside from training
+    python scripts/reproduce.py world                     world models: planning by both rules, probes, the monitor
+    python scripts/reproduce.py world --only fixed_wall --seeds 0    one row, one seed
     python scripts/reproduce.py choice --runs FOLDER      whether a number without labels picks good runs
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
-The files of table and collapse grow with every run, and a second start goes on with them; rows whose recipe has changed
-are made again. The data lie in DIR as TABLE of reproduce_table.py names them; archives are unpacked for the time of the
-run. reproduce_engine.py has what is measured of the engine.
+The files of table, world and collapse grow with every run, and a second start goes on with them; rows whose recipe has
+changed are made again. The data lie in DIR as TABLE of reproduce_table.py names them; archives are unpacked for the
+time of the run. reproduce_engine.py has what is measured of the engine.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +69,17 @@ def run(overrides: Sequence[str], seed: int | None, threads: int | None = None) 
     Processor time, unlike wall time, is the same on a busy machine. threads: None for as many as there are cores.
     """
     with tempfile.TemporaryDirectory() as folder:
-        own = [] if seed is None else [f"trainer.seed={seed}"]
-        begun = time.monotonic()
-        used = processor_seconds(command([*overrides, *own, f"hydra.run.dir={folder}"]), threads)
-        seconds = time.monotonic() - begun
-        result = read_json(Path(folder) / "results.json")
-        return {"seed": seed, "seconds": round(seconds), "cpu_seconds": round(used), **result}
+        return run_in(Path(folder), overrides, seed, threads)
+
+
+def run_in(folder: Path, overrides: Sequence[str], seed: int | None, threads: int | None = None) -> dict:
+    """The same in a folder that stays."""
+    own = [] if seed is None else [f"trainer.seed={seed}"]
+    begun = time.monotonic()
+    used = processor_seconds(command([*overrides, *own, f"hydra.run.dir={folder}"]), threads)
+    seconds = time.monotonic() - begun
+    result = read_json(folder / "results.json")
+    return {"seed": seed, "seconds": round(seconds), "cpu_seconds": round(used), **result}
 
 
 def processor_seconds(words: Sequence[str], threads: int | None) -> float:
@@ -83,6 +91,29 @@ def processor_seconds(words: Sequence[str], threads: int | None) -> float:
     if child.returncode:
         raise subprocess.CalledProcessError(child.returncode, words)
     return usage.ru_utime + usage.ru_stime
+
+
+def side_by_side(jobs: Sequence[tuple[Any, Callable[..., Any]]], count: int) -> Iterator[tuple[Any, Any]]:
+    """Yield what each job is of, with its result, as they are done: so many at a time, which share the cores.
+
+    jobs: (what, function of `threads=`).
+    """
+    threads = max(1, (os.cpu_count() or 1) // count)
+    with ThreadPoolExecutor(count) as pool:
+        begun = {pool.submit(function, threads=threads): what for what, function in jobs}
+        try:
+            for job in as_completed(begun):
+                yield begun[job], job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)  # after a failure what has not begun stays undone
+
+
+def chosen(recipes: Sequence[Any], only: Sequence[str] | None, key: str) -> list[Any]:
+    """The recipes whose `key` is among `only`, all without it; ends the process for a name that there is not."""
+    known = {getattr(each, key) for each in recipes}
+    if unknown := set(only or ()) - known:
+        raise SystemExit(f"--only {' '.join(unknown)}: expected some of {', '.join(sorted(known))}")
+    return [each for each in recipes if not only or getattr(each, key) in only]
 
 
 def command(options: Sequence[str]) -> list[str]:
@@ -135,6 +166,13 @@ def table(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     return rows_of_all(options, path)
 
 
+def world(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+    """The rows of docs/worlds.md."""
+    from reproduce_world import rows_of_worlds
+
+    return rows_of_worlds(options, path)
+
+
 def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Rank correlations of numbers without labels with the probes."""
     from reproduce_choice import correlations_of_runs
@@ -142,7 +180,7 @@ def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return correlations_of_runs(options.runs, lambda found: write(path, found), stored(path))
 
 
-RECIPES = {each.__name__: each for each in (table, choice, collapse, recovery)}
+RECIPES = {each.__name__: each for each in (table, world, choice, collapse, recovery)}
 
 
 def main() -> None:
@@ -150,10 +188,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", choices=list(RECIPES))
     parser.add_argument("--root", help="the folder that holds the data")
-    parser.add_argument("--only", nargs="+", help="of table: some of the data, by name")
-    parser.add_argument("--validate", action="store_true", help="of table: score samples kept aside from training")
-    parser.add_argument("--jobs", type=int, default=1, help="of table: runs at a time, which share the cores")
-    parser.add_argument("--seeds", type=int, nargs="+", help="of table and recovery, in place of 0 1 2")
+    parser.add_argument("--only", nargs="+", help="of table and world: some of the data or rows, by name")
+    parser.add_argument("--validate", action="store_true", help="of table and world: score what is kept aside")
+    parser.add_argument("--jobs", type=int, default=1, help="of table and world: runs at a time, which share the cores")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of table, world and recovery, in place of theirs")
     parser.add_argument("--runs", help="of choice: run folders, as <data>/<run>")
     options = parser.parse_args()
     path = RESULTS / f"{options.recipe}.json"

@@ -7,15 +7,14 @@ Without it every row that scripts/results/table.json lacks is scored on the test
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
-import os
 import statistics
 import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,27 +174,24 @@ TABLE = [
 
 def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     """Run what the file at `path` lacks, write it after each run, and return its rows."""
-    from reproduce import ROOT, stored, table_lines, write
+    from reproduce import ROOT, chosen, side_by_side, stored, table_lines, write
 
-    if unknown := set(options.only or ()) - (known := {each.data for each in TABLE}):
-        raise SystemExit(f"--only {' '.join(unknown)}: expected some of {', '.join(sorted(known))}")
-    chosen = [each for each in TABLE if not options.only or each.data in options.only]
-    if not options.root and any(each.places for each in chosen):
+    recipes = chosen(TABLE, options.only, "data")
+    if not options.root and any(each.places for each in recipes):
         raise SystemExit("table needs --root, the folder that holds the data")
     split = "validation" if options.validate else "test"
     path = ROOT / "outputs" / "table.json" if options.validate else path
     rows = stored(path) or []
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    with tempfile.TemporaryDirectory() as unpacked, ThreadPoolExecutor(options.jobs) as pool:
-        jobs = {}
-        for recipe, seed in itertools.product(chosen, options.seeds or (0, 1, 2)):
+    with tempfile.TemporaryDirectory() as unpacked:
+        jobs = []
+        for recipe, seed in itertools.product(recipes, options.seeds or (0, 1, 2)):
             if seed not in seeds_of(rows, recipe):
                 places = {key: Path(options.root or "", place).resolve() for key, place in recipe.places.items()}
                 where = [f"{key}={located(place, Path(unpacked))}" for key, place in places.items()]
                 overrides = [*recipe.overrides, *where, f"data.score_on={split}"]
-                jobs[pool.submit(measured, recipe, overrides, seed, threads)] = recipe
-        for job in as_completed(jobs):
-            rows = with_run(rows, jobs[job], job.result(), split)
+                jobs.append((recipe, functools.partial(measured, recipe, overrides, seed)))
+        for recipe, result in side_by_side(jobs, options.jobs):
+            rows = with_run(rows, recipe, result, split)
             write(path, rows)
     print("\n".join(table_lines(COLUMNS, page(rows))))
     return rows
