@@ -6,9 +6,9 @@ the shares with their intervals as JSON, and pictures. --help shows what can be 
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,10 @@ from jepa.config.stored import addable
 
 register_resolvers()
 
+STORED = ("environment", "settings", "options", "planner", "cost", "seed", "random_encoder_steps")
+"""Settings that stand in the JSON."""
+WINDOWS = 16
+"""Batches of windows that the predictor of the baseline random_encoder is trained on."""
 TASKS = {"two_rooms": "jepa.worlds.two_rooms_task.TwoRoomsTask"}
 """Name of an environment -> the class that plans are made in."""
 
@@ -46,11 +50,13 @@ def plan(config: DictConfig) -> dict[str, Any]:
     from jepa.planning.policies import ModelView, together_on
     from jepa.planning.rules import named_rules
     from jepa.trainer.precision import resolve_device
-    from jepa.utils.errors import check_at_least
+    from jepa.utils.errors import UserError
     from jepa.utils.files import check_output, write_text
 
     check_output(Path(config.output), OmegaConf.select(config, "checkpoint"))
-    convert_errors("", lambda: check_at_least("plan", 1, episodes=config.episodes))()
+    for name in ("episodes", "random_encoder_steps"):
+        if config[name] < 1:
+            raise UserError(f"{name}={config[name]}: expected at least 1")
     check_baselines(config.baselines)
     check_video(config)
     rules = named_rules(config.rules)
@@ -94,11 +100,9 @@ def plan(config: DictConfig) -> dict[str, Any]:
         "rules": rules.name,
         "rules_text": rules.text,
         "pairs": {"list": config.pairs, "sha256": comparison.pairs.sha256},
-        "baselines": {
-            name: comparison.baseline(name, lambda: view(with_random_encoder(loaded))) for name in config.baselines
-        },
+        "baselines": baselines(config, comparison, loaded, data, view),
         "checkpoint": str(config.checkpoint),
-        **{name: to_plain(joined)[name] for name in ("environment", "settings", "options", "planner", "cost", "seed")},
+        **{name: to_plain(joined)[name] for name in STORED},
     }
     Console().print(table(results))
     write_text(Path(config.output), json.dumps(results, indent=2) + "\n")
@@ -151,11 +155,26 @@ def make_task(config: DictConfig) -> Any:
     return build(node, "settings")
 
 
-def with_random_encoder(loaded: Any) -> Any:
-    """The model with the encoder that it had before training, and the predictor of after."""
-    mixed, before = copy.deepcopy(loaded.model), loaded.random_init()
-    mixed.encoder, mixed.target = before.encoder, before.target
-    return mixed
+def baselines(
+    config: DictConfig, comparison: Any, loaded: Any, data: Any, view: Callable[[Any], Any]
+) -> dict[str, dict[str, Any]]:
+    """The scores of what `baselines=` names; of random_encoder also how well its predictor has learned."""
+    from jepa.planning.random_encoder import fit_predictor
+    from jepa.utils.random import seeded
+
+    learned: dict[str, float] = {}
+
+    def random_view() -> Any:
+        untrained = view(loaded.random_init())
+        windows = data.train_batches(seed=config.seed, start_step=0, stop_step=WINDOWS)
+        with seeded(config.seed, "plan/random_encoder"):
+            learned.update(fit_predictor(untrained.model, windows, config.random_encoder_steps))
+        return untrained
+
+    found = {name: comparison.baseline(name, random_view) for name in config.baselines}
+    if learned:
+        found["random_encoder"] |= learned
+    return found
 
 
 def check_is_world_model(loaded: Any) -> None:

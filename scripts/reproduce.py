@@ -1,15 +1,17 @@
-"""Make the figures that docs/results.md and docs/collapse.md quote, and store them as JSON in scripts/results.
+"""Make the figures that docs/results.md, worlds.md and collapse.md quote, and store them as JSON in scripts/results.
 
     python scripts/reproduce.py table --root DIR          every data set, three seeds each, on the test split
     python scripts/reproduce.py table --validate --only digits    the same on samples kept aside from training
+    python scripts/reproduce.py world                     world models: planning by both rules, probes, the monitor
+    python scripts/reproduce.py world --only fixed_wall --seeds 0    one row, one seed
     python scripts/reproduce.py choice --root DIR         50 runs: whether a number without labels picks good ones
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
-The files of table, choice and collapse grow with every run, and a second start goes on with them. Rows whose overrides
-in TABLE of reproduce_table.py have changed are made again; where a file in conf has changed, remove its rows first. The
-data lie in DIR as TABLE names them; archives are unpacked for the time of the run. reproduce_engine.py has what is
-measured of the engine.
+The files of table, world, choice and collapse grow with every run, and a second start goes on with them. Rows whose
+overrides in TABLE of reproduce_table.py or reproduce_world.py have changed are made again; where a file in conf has
+changed, remove its rows first. The data lie in DIR as TABLE names them; archives are unpacked for the time of the run.
+reproduce_engine.py has what is measured of the engine.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +72,16 @@ def run(overrides: Sequence[str], seed: int, threads: int | None = None) -> dict
     Processor time, unlike wall time, is the same on a busy machine. threads: None for as many as there are cores.
     """
     with tempfile.TemporaryDirectory() as folder:
-        begun = time.monotonic()
-        used = processor_seconds(command([*overrides, f"trainer.seed={seed}", f"hydra.run.dir={folder}"]), threads)
-        seconds = time.monotonic() - begun
-        result = read_json(Path(folder) / "results.json")
-        return {"seed": seed, "seconds": round(seconds), "cpu_seconds": round(used), **result}
+        return run_in(Path(folder), overrides, seed, threads)
+
+
+def run_in(folder: Path, overrides: Sequence[str], seed: int, threads: int | None = None) -> dict:
+    """The same in a folder that stays."""
+    begun = time.monotonic()
+    used = processor_seconds(command([*overrides, f"trainer.seed={seed}", f"hydra.run.dir={folder}"]), threads)
+    seconds = time.monotonic() - begun
+    result = read_json(folder / "results.json")
+    return {"seed": seed, "seconds": round(seconds), "cpu_seconds": round(used), **result}
 
 
 def processor_seconds(words: Sequence[str], threads: int | None) -> float:
@@ -85,6 +93,45 @@ def processor_seconds(words: Sequence[str], threads: int | None) -> float:
     if child.returncode:
         raise UserError(f"a run has failed, for the reason above: {shlex.join(words)}")
     return usage.ru_utime + usage.ru_stime
+
+
+def side_by_side(jobs: Sequence[tuple[Any, str, Callable[..., Any]]], count: int) -> Iterator[tuple[Any, Any]]:
+    """Yield what each job is of, with its result, as they are done: so many at a time, which share the cores.
+
+    jobs: (what, its name, function of `threads=`). Raises UserError for those that have raised one, after all others.
+    """
+    threads, failed = max(1, (os.cpu_count() or 1) // count), []
+    with ThreadPoolExecutor(count) as pool:
+        begun = {pool.submit(function, threads=threads): (what, name) for what, name, function in jobs}
+        try:
+            for job in as_completed(begun):
+                what, name = begun[job]
+                if isinstance(error := job.exception(), UserError):
+                    failed.append(name)
+                    print(f"error: {error}", file=sys.stderr)
+                else:
+                    yield what, job.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, what has not begun
+    if failed:
+        raise UserError(f"these runs have failed, the others are in the file: {'; '.join(failed)}")
+
+
+def chosen(recipes: Sequence[Any], only: Sequence[str], key: str) -> list[Any]:
+    """The recipes whose `key` is among `only`, all without it. Raises UserError for a name that there is not."""
+    if unknown := sorted(set(only) - (known := {getattr(each, key) for each in recipes})):
+        raise UserError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}")
+    return [each for each in recipes if not only or getattr(each, key) in only]
+
+
+def known_rows(path: Path, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows that a file of results holds already. Raises UserError for one whose rows lack what is wanted."""
+    rows = read_json(path) if path.exists() else []
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(wanted) <= row.keys() for row in rows):
+        raise UserError(
+            f"{path}: expected a list of rows with {', '.join(wanted)}: take it from git again, or remove it"
+        )
+    return rows
 
 
 def command(options: Sequence[str]) -> list[str]:
@@ -140,6 +187,13 @@ def table(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     return rows_of_all(options, path)
 
 
+def world(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+    """The rows of docs/worlds.md."""
+    from reproduce_world import rows_of_worlds
+
+    return rows_of_worlds(options, path)
+
+
 def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Rank correlations of numbers without labels with the probes."""
     from reproduce_choice import correlations_of_runs
@@ -147,7 +201,7 @@ def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return correlations_of_runs(options, lambda found: write(path, found), stored(path))
 
 
-RECIPES = {each.__name__: each for each in (table, choice, collapse, recovery)}
+RECIPES = {each.__name__: each for each in (table, world, choice, collapse, recovery)}
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -167,14 +221,14 @@ def main() -> None:
     recipes = parser.add_subparsers(dest="recipe", required=True)
     of = {name: recipes.add_parser(name, help=recipe.__doc__) for name, recipe in RECIPES.items()}
     of["table"].add_argument("--root", help="the folder that holds the data")
-    of["table"].add_argument("--only", nargs="+", default=[], help="some of the data, by name")
-    of["table"].add_argument(
-        "--validate", action="store_true", help="score samples kept aside from training, into outputs/table.json"
-    )
-    for name in ("table", "choice"):
+    for name in ("table", "world"):
+        of[name].add_argument("--only", nargs="+", default=[], help="some of the data or rows, by name")
+        of[name].add_argument("--validate", action="store_true", help="score what is kept aside, into outputs")
+    for name in ("table", "world", "choice"):
         of[name].add_argument("--jobs", type=whole(1), default=1, help="runs at a time, which share the cores")
     for name in ("table", "recovery"):
         of[name].add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
+    of["world"].add_argument("--seeds", type=whole(0), nargs="+", help="in place of those of each row")
     for name in ("choice", "collapse"):
         of[name].add_argument("--root", required=True, help="the folder that holds the data")
     options = parser.parse_args()

@@ -7,11 +7,10 @@ RankMe, LiDAR and the validation loss are what every run has; alpha-ReQ and SIGR
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
-import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -86,21 +85,21 @@ def correlations_of_runs(
     options: argparse.Namespace, keep: Callable[[dict], None], content: dict[str, Any]
 ) -> dict[str, Any]:
     """Make the runs that `content` lacks, and return all with their rank correlations by data set."""
+    from reproduce import side_by_side
     from reproduce_table import TABLE, check_places, placed
 
     recipes = {each.data: each for each in TABLE if each.method == "VICReg" and each.data in DATA}
     check_places(options.root, list(recipes.values()))
     runs = content.get("runs", [])
     known = {(run["data"], run["variant"]) for run in runs}
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    with tempfile.TemporaryDirectory() as unpacked, ThreadPoolExecutor(options.jobs) as pool:
+    with tempfile.TemporaryDirectory() as unpacked:
         jobs = []
         for data, variant in itertools.product(DATA, VARIANTS):
             if (data, variant) not in known:
                 where = placed(recipes[data], options.root, unpacked)
-                jobs.append(pool.submit(measured, recipes[data], variant, where, threads))
-        for job in as_completed(jobs):
-            runs.append(job.result())
+                jobs.append((data, f"{data}, {variant}", functools.partial(measured, recipes[data], variant, where)))
+        for _, found in side_by_side(jobs, options.jobs):
+            runs.append(found)
             runs.sort(key=lambda run: (DATA.index(run["data"]), list(VARIANTS).index(run["variant"])))
             keep({"runs": runs})
     rows = {}

@@ -7,9 +7,9 @@ Without it every row that scripts/results/table.json lacks is scored on the test
 from __future__ import annotations
 
 import argparse
+import functools
 import lzma
 import math
-import os
 import re
 import statistics
 import subprocess
@@ -17,7 +17,6 @@ import sys
 import tarfile
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,7 @@ COLUMNS = (
     "core minutes",
     "TFLOP",
 )
+WANTED = ("data", "method", "metric", "overrides", "runs", *ROWS, "higher_is_better", "is_universal", "core_minutes")
 UNIVERSAL = "one recipe"
 """The method that is the same on all data."""
 
@@ -161,54 +161,28 @@ def rows_of_all(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]
 
     Raises UserError for unknown data, data or results that cannot be read, and, after all others, for runs that fail.
     """
-    from reproduce import table_lines, write
+    from reproduce import chosen, known_rows, side_by_side, table_lines, write
 
-    if unknown := sorted(set(options.only) - (known := {each.data for each in TABLE})):
-        raise UserError(f"--only: got {', '.join(unknown)}, expected some of {', '.join(sorted(known))}")
-    chosen = [each for each in TABLE if not options.only or each.data in options.only]
-    rows, split = known_rows(path), "validation" if options.validate else "test"
-    lacking = [(each, seed) for each in chosen for seed in options.seeds if seed not in seeds_of(rows, each)]
+    recipes = chosen(TABLE, options.only, "data")
+    rows, split = known_rows(path, WANTED), "validation" if options.validate else "test"
+    lacking = [(each, seed) for each in recipes for seed in options.seeds if seed not in seeds_of(rows, each)]
     check_places(options.root, [recipe for recipe, _ in lacking])
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    failed = []
-    with tempfile.TemporaryDirectory() as unpacked, ThreadPoolExecutor(options.jobs) as pool:
-        jobs = {}
+    with tempfile.TemporaryDirectory() as unpacked:
+        jobs = []
         for recipe, seed in lacking:
             overrides = [*recipe.overrides, *placed(recipe, options.root, unpacked), f"data.score_on={split}"]
-            jobs[pool.submit(measured, recipe, overrides, seed, threads)] = recipe, seed
-        try:
-            for job in as_completed(jobs):
-                recipe, seed = jobs[job]
-                try:
-                    rows = with_run(rows, recipe, job.result(), split)
-                except UserError as error:
-                    failed.append(f"{recipe.data}, {recipe.method}, seed {seed}")
-                    print(f"error: {error}", file=sys.stderr)
-                else:
-                    write(path, rows)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # on Ctrl-C, what has not begun
-        for recipe in chosen:
+            name = f"{recipe.data}, {recipe.method}, seed {seed}"
+            jobs.append((recipe, name, functools.partial(measured, recipe, overrides, seed)))
+        for recipe, result in side_by_side(jobs, options.jobs):
+            rows = with_run(rows, recipe, result, split)
+            write(path, rows)
+        for recipe in recipes:
             mine = [row for row in rows if is_of(row, recipe)]
             if mine and any(row.get("teraflop") is None for row in mine):
                 count = teraflop_of([*recipe.overrides, *placed(recipe, options.root, unpacked)])
                 for row in mine:
                     row["teraflop"] = count
     print("\n".join(table_lines(COLUMNS, page(rows))))
-    if failed:
-        raise UserError(f"these runs have failed, and {path} has the others: {'; '.join(failed)}")
-    return rows
-
-
-def known_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows that a file of results holds already. Raises UserError for what is no such file."""
-    rows = read_json(path) if path.exists() else []
-    wanted = {"data", "method", "metric", "overrides", "runs", *ROWS}
-    wanted |= {"higher_is_better", "is_universal", "core_minutes"}
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and wanted <= row.keys() for row in rows):
-        raise UserError(
-            f"{path}: expected a list of rows with {', '.join(sorted(wanted))}: take it from git again, or remove it"
-        )
     return rows
 
 

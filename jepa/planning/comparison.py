@@ -20,7 +20,7 @@ BASELINES = {
     "expert": "the expert, through the door",
     "true_state": "same planner on true states, cost: length of the way",
     "true_state_straight": "same planner on true states, cost: distance through walls",
-    "random_encoder": "same planner and predictor, encoder of random weights",
+    "random_encoder": "same planner, random encoder, predictor trained on it",
 }
 """Name -> what it is."""
 
@@ -93,7 +93,7 @@ class Comparison:
     def baseline(self, name: str, random_view: Callable[[], ModelView] | None = None) -> dict[str, Any] | None:
         """Return the scores of one of BASELINES; None for one that cannot be had.
 
-        random_view: makes the model whose encoder is random.
+        random_view: makes the model whose encoder is random, with a predictor trained on it.
         """
         world = self.world
         if name in ("straight", "expert"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import io
 from types import SimpleNamespace
@@ -13,6 +14,12 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from jepa.losses import MSE, Objective, OneStep
+from jepa.models import EMATarget, SharedTarget
+from jepa.models.encoders.impala import VectorEncoder
+from jepa.models.world_model import WorldModel
+from jepa.models.world_predictors import GRUPredictor
+from jepa.optim import Constant
 from jepa.planning.comparison import Comparison, check_baselines, table
 from jepa.planning.costs import GoalDistance
 from jepa.planning.episode_pictures import frames, gif, imagined, mp4, plans_and_costs
@@ -20,6 +27,7 @@ from jepa.planning.episodes import run_episodes
 from jepa.planning.planners.cem import CEM
 from jepa.planning.planning_probe import PlanningProbe
 from jepa.planning.policies import ModelView, Planned, StateView
+from jepa.planning.random_encoder import errors, fit_predictor, standardised_windows
 from jepa.planning.rules import RULES
 from jepa.utils.errors import UserError
 from jepa.worlds.two_rooms import Pairs
@@ -27,6 +35,7 @@ from jepa.worlds.two_rooms_task import TwoRoomsTask
 from scripts.plan import check_fits, check_is_world_model, check_video, make_task
 
 SMALL = functools.partial(CEM, samples=48, iterations=4, elites=6, horizon=30, exponent=1.0)
+ONE_STEP = OneStep(distance=MSE())
 
 
 def compared(rules="strict", episodes=4, task=None, planner=SMALL):
@@ -124,6 +133,37 @@ def test_the_probe_plans_on_the_validation_list(exact):
     assert probe.animation is shown  # the baselines come second
     assert set(found) == {"/success", "/low", "/high", "/seconds_per_episode"}
     assert 0 <= found["/low"] <= found["/high"]
+
+
+@pytest.mark.parametrize(
+    ("target", "term"), [(SharedTarget, MSE()), (functools.partial(EMATarget, momentum=Constant(value=0.9)), ONE_STEP)]
+)
+def test_a_predictor_learns_on_an_encoder_that_stays_random(target, term):
+    torch.manual_seed(0)
+    model = WorldModel(
+        encoder=VectorEncoder(channels=2, embed_dim=16, hidden=[32]),
+        predictor=GRUPredictor,
+        target=target,
+        loss=functools.partial(Objective, terms={"prediction": {"weight": 1.0, "term": term}}),
+        action_dim=2,
+        action_low=-1.0,
+        action_high=1.0,
+        rollout_steps=4,
+        allow_collapse=True,
+    )
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    actions = 2 * torch.rand(64, 4, 2) - 1
+    x = torch.cat([torch.randn(64, 1, 2), actions], dim=1).cumsum(dim=1)
+    fresh = copy.deepcopy(model)
+    untrained = errors(fresh, standardised_windows(fresh, [{"x": x, "actions": actions}]))
+    found = fit_predictor(model, [{"x": x, "actions": actions}], 60)
+    assert found["prediction_error_still"] == untrained["prediction_error_still"]
+    assert found["prediction_error"] < 0.75 * untrained["prediction_error"]
+    changed = {name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])}
+    assert changed
+    assert all(name.startswith("predictor.") for name in changed)
+    assert torch.equal(model.encode(x), model.encode_target(x))
+    assert torch.allclose(model.encoder(x.flatten(0, 1)).std(dim=0), torch.ones(16), atol=1e-4)  # as it is, 0.1 to 0.3
 
 
 def refuses_width(exact):
