@@ -106,6 +106,15 @@ TABLE = [
         is_universal=True,
     ),
     Recipe(
+        "Imagenette, 64 px",
+        "VICReg",
+        ("experiment=imagenette_64",),
+        {"data.root": "imagenette_folders"},
+        supervised_epochs=10,
+        is_universal=True,
+        published="linear 0.907, LeJEPA, ViT-S/8 at 128 px, 800 epochs, 200 minutes of one GPU (lejepa, MINIMAL.md)",
+    ),
+    Recipe(
         "ECG5000",
         "VICReg",
         ("experiment=series_ucr", "data.name=ECG5000", "data.hints.patch_size=7"),
