@@ -40,7 +40,7 @@ class SweepObjective:
     ) -> SweepObjective:
         """Return the objective of `optimized_metric` and `sweep.{direction, failed_value, collapsed}`.
 
-        evaluated: whether the run has an evaluation; without one the first default metric is not measured.
+        evaluated: whether the run has an evaluation; without one the last default metric alone is measured.
 
         Raise UserError for an unknown word, or if the number of values is not the number of metrics.
         """
@@ -49,7 +49,7 @@ class SweepObjective:
             raise UserError(f"optimized_metric={metrics}: expected the name of a metric, or a list of names")
         if len(set(names)) < len(names):
             raise UserError(f"optimized_metric={metrics}: a metric is given twice")
-        names, defaults = tuple(names), DEFAULT_METRICS if evaluated else DEFAULT_METRICS[1:]
+        names, defaults = tuple(names), DEFAULT_METRICS if evaluated else DEFAULT_METRICS[-1:]
         count = max(1, len(names))
         directions = _one_each("sweep.direction", direction, count) or [
             direction_of(name) for name in names or defaults[:1]

@@ -6,7 +6,7 @@ from typing import Literal
 
 Direction = Literal["maximize", "minimize"]
 
-DEFAULT_METRICS = ("eval/trained/linear", "val/loss")
+DEFAULT_METRICS = ("eval/trained/linear", "eval/trained/rankme", "val/loss")
 """The default objective of a sweep: the first of these that a run has."""
 
 LESS_IS_BETTER = ("loss", "mse", "mae", "rmse", "error", "seconds", "parameters", "samples", "gib", "wait")

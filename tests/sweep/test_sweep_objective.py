@@ -33,6 +33,8 @@ def test_one_metric_several_and_none():
     metrics = {"eval/trained/linear": 0.5, "val/loss": 2.0, "cost/seconds": 9.0}
     assert SweepObjective.of(None).measured(metrics) == {"eval/trained/linear": 0.5}
     assert SweepObjective.of(None).measured({"val/loss": 2.0}) == {"val/loss": 2.0}
+    unlabelled = {"val/loss": 2.0, "eval/trained/rankme": 9.0}
+    assert SweepObjective.of(None).measured(unlabelled) == {"eval/trained/rankme": 9.0}
     assert SweepObjective.of(None).measured({}) == {}
     assert as_returned({}) is None
     assert as_returned(SweepObjective.of("val/loss").measured(metrics)) == 2.0
