@@ -79,6 +79,7 @@ class Gaussianity:
 
 NUMBERS = {"rankme": True, "lidar": True, "alphareq": False, "gaussianity": False, "val/loss": False}
 """Name -> whether more is meant to be better."""
+TITLES = ("RankMe", "LiDAR", "alpha-ReQ", "SIGReg's statistic", "validation loss")
 
 
 def correlations_of_runs(
@@ -102,12 +103,13 @@ def correlations_of_runs(
             runs.append(found)
             runs.sort(key=lambda run: (DATA.index(run["data"]), list(VARIANTS).index(run["variant"])))
             keep({"runs": runs})
-    rows = {}
+    by_data = {data: [run for run in runs if run["data"] == data] for data in DATA}
+    rows = {data: correlations(mine) for data, mine in by_data.items()}
+    alike = {data: correlations(of_one_objective(mine)) for data, mine in by_data.items()}
     for data in DATA:
-        rows[data] = correlations([run for run in runs if run["data"] == data])
-        print(data, rows[data])
+        print(data, rows[data], "of one objective:", alike[data])
     draw(rows, Path(__file__).resolve().parents[1] / "docs" / "pictures" / "label_free.png")
-    return {"correlations": rows, "runs": runs}
+    return {"correlations": rows, "of_one_objective": alike, "runs": runs}
 
 
 def draw(rows: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
@@ -129,7 +131,7 @@ def draw(rows: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
     handles = [axes.plot([], [], "o", color=f"C{n}", label=data)[0] for n, data in enumerate(rows)]
     axes.legend(handles=handles, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.axhline(0, color="grey", linewidth=0.8)
-    axes.set_xticks(range(len(NUMBERS)), NUMBERS)
+    axes.set_xticks(range(len(NUMBERS)), TITLES)
     axes.set_ylim(-1.05, 1.05)
     axes.set_ylabel("rank correlation with the probe")
     figure.savefig(path, dpi=110)
@@ -152,6 +154,11 @@ def measured(recipe: Any, variant: str, where: Sequence[str], threads: int) -> d
     }
 
 
+def of_one_objective(runs: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The runs whose loss is that of the recipe."""
+    return [run for run in runs if not any("loss." in each for each in VARIANTS[run["variant"]])]
+
+
 def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     """Spearman's rank correlation of each number with the score; above 0 where the number picks good runs.
 
@@ -162,7 +169,7 @@ def correlations(runs: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
     for name, more_is_better in NUMBERS.items():
         have = [run for run in runs if run[name] is not None]
         if name == "val/loss":
-            have = [run for run in have if not any("loss." in each for each in VARIANTS[run["variant"]])]
+            have = of_one_objective(have)
         if len(have) < FEWEST or min(len({run[key] for run in have}) for key in (name, "score")) == 1:
             found[name] = None  # nor is there a rank correlation with a constant
             continue
