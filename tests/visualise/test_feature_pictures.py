@@ -190,7 +190,7 @@ def test_what_cannot_be_drawn_is_said(tiny, tmp_path, monkeypatch):
     assert sum("no pictures of features: MaskedJEPA" in str(line) for line in said) == 1
     assert not (tmp_path / "pictures").exists()
     for option in ("visualise.samples=0", "visualise.every=0"):
-        with pytest.raises(UserError, match=r"visualise: visualise.\w+ must be at least 1, got 0"):
+        with pytest.raises(UserError, match=r"visualise.\w+ must be at least 1, got 0"):
             build_trainer(load_config([*tiny, option]))
     with pytest.raises(UserError, match=r"visualise\.sample"):
         build_trainer(load_config([*tiny, "visualise.sample=3"]))
