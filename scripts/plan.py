@@ -23,8 +23,8 @@ register_resolvers()
 
 STORED = ("environment", "settings", "options", "planner", "cost", "seed", "random_encoder_steps")
 """Settings that stand in the JSON."""
-WINDOWS = 16
-"""Batches of windows that the predictor of the baseline random_encoder is trained on."""
+WINDOWS = 8192
+"""That the predictor of the baseline random_encoder is trained on."""
 TASKS = {"two_rooms": "jepa.worlds.two_rooms_task.TwoRoomsTask"}
 """Name of an environment -> the class that plans are made in."""
 
@@ -166,9 +166,9 @@ def baselines(
 
     def random_view() -> Any:
         untrained = view(loaded.random_init())
-        windows = data.train_batches(seed=config.seed, start_step=0, stop_step=WINDOWS)
+        batches = data.train_batches(seed=config.seed, start_step=0, stop_step=-(-WINDOWS // data.batch_size))
         with seeded(config.seed, "plan/random_encoder"):
-            learned.update(fit_predictor(untrained.model, windows, config.random_encoder_steps))
+            learned.update(fit_predictor(untrained.model, batches, config.random_encoder_steps))
         return untrained
 
     found = {name: comparison.baseline(name, random_view) for name in config.baselines}

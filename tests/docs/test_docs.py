@@ -45,7 +45,7 @@ from scripts.reproduce import table_lines
 from scripts.reproduce_table import COLUMNS
 from scripts.reproduce_table import page as table_page
 from scripts.reproduce_world import COLUMNS as WORLD_COLUMNS
-from scripts.reproduce_world import MEASURES, WorldRow, baseline_page, seeds_of, with_run
+from scripts.reproduce_world import baseline_page
 from scripts.reproduce_world import page as world_page
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -271,28 +271,6 @@ def test_the_table_of_results_is_what_was_measured():
     shown = table_lines(COLUMNS, table_page(rows))
     start = lines.index(shown[0])
     assert lines[start : start + len(shown)] == shown
-
-
-def test_rows_of_worlds_grow_with_their_runs_and_start_anew_when_they_change(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    row, rows = WorldRow("a", "a method", ("x=1",), reported="98"), []
-    for seed, success in ((1, 0.8), (0, 1.0)):
-        planned = {"success": success, "low": 0.5, "high": 1.0, "seconds_per_episode": 2.0, "baselines": {}}
-        run = {"seed": seed, "minutes": 9.0, "core_minutes": 18.0, "collapse": {"verdict": "healthy"}}
-        run |= {"trained": dict.fromkeys(MEASURES, 0.5), "published": planned, "strict": {**planned, "success": 0.5}}
-        rows = with_run(rows, row, run, "test")
-        (line,) = world_page(rows)
-        assert line[:4] == [
-            "a method",
-            *(["80 (50 to 100)", "50 (50 to 100)"] if seed else ["90.0 ± 127.1", "50.0 ± 0.0"]),
-            "98",
-        ]
-        assert line[4:] == [*["0.50" if seed else "0.50 ± 0.00"] * 6, "healthy", "2.0", "9", "18"]
-    assert seeds_of(rows, row) == {0, 1}
-    changed = WorldRow("a", "a method", ("x=2",))
-    assert seeds_of(rows, changed) == set()
-    (only,) = with_run(rows, changed, run, "test")
-    assert len(only["runs"]) == 1
 
 
 WORLD = ROOT / "scripts/results/world.json"
