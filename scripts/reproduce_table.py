@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import lzma
 import math
 import re
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from scipy import stats
 
 from jepa.utils.errors import UserError, first_line
@@ -109,7 +111,7 @@ TABLE = [
         "Imagenette, 64 px",
         "VICReg",
         ("experiment=imagenette_64",),
-        {"data.root": "imagenette_folders"},
+        {"data.root": "imagenette/imagenette_128.npz"},
         supervised_epochs=10,
         is_universal=True,
         published="linear 0.907, LeJEPA, ViT-S/8 at 128 px, 800 epochs, 200 minutes of one GPU (lejepa, MINIMAL.md)",
@@ -212,15 +214,28 @@ def placed(recipe: Recipe, root: str | None, unpacked: str) -> list[str]:
 
 def located(path: Path, unpacked: Path) -> Path:
     """The data at a path; of an archive the folder it holds, unpacked at the first call."""
+    folder = unpacked / path.name.split(".")[0]
+    if path.name == "imagenette_128.npz":
+        return folder if folder.exists() else unpack_pictures(path, folder)
     if not path.name.endswith((".tar", ".tar.gz", ".tar.xz")):
         return path
-    folder = unpacked / path.name.split(".")[0]
     if not folder.exists():
         try:
             with tarfile.open(path) as archive:
                 archive.extractall(unpacked, filter="data")
         except (tarfile.TarError, OSError, EOFError, lzma.LZMAError) as error:
             raise UserError(f"{path} is not a complete archive ({first_line(error)}): get it again") from error
+    return folder
+
+
+def unpack_pictures(path: Path, folder: Path) -> Path:
+    """Write packed JPEGs into train/<class> and val/<class> of a folder, and return it."""
+    with np.load(path) as packed:
+        jpeg, offsets, split, label, wnid = (packed[key] for key in ("jpeg", "offsets", "split", "label", "wnid"))
+    for number, (begin, end) in enumerate(itertools.pairwise(offsets)):
+        place = folder / ("train", "val")[split[number]] / str(wnid[label[number]])
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{number:05}.jpg").write_bytes(jpeg[begin:end].tobytes())
     return folder
 
 

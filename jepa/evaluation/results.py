@@ -95,7 +95,7 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
     standing = {name: trained.get(name.replace("/error/", "/error/still/"), value) for name, value in trained.items()}
     idle = [name for name, value in trained.items() if standing[name] < value]
     if idle:
-        said.append(f"no motion has been learned: the error is larger than if nothing moved in {', '.join(idle)}")
+        said.append(f"the error is larger than if nothing moved in {', '.join(idle)}")
     if "initial" in results:
         words = ("this run has improved", "this run has harmed", "this run has not clearly changed")
         said += [f"{word} {', '.join(each)}" for word, each in zip(words, leads("initial")) if each]

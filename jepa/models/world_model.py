@@ -41,7 +41,7 @@ class WorldModel(JEPA):
         numbers, or one for each of their values. Inside, actions are standardised.
     history: frames from which is rolled out. rollout_steps: how many steps, in training.
     norm: of states and predictions, "layer", or "none" (where a loss as SIGReg sets their scale).
-    freeze_encoder: leave the encoder as it is and train the rest.
+    freeze_encoder: leave the encoder as it is, and the norm of its states, which could else shrink them to nothing.
     allow_collapse: accept a target and a loss that do not prevent collapse; otherwise they raise ValueError.
     """
 
@@ -84,6 +84,7 @@ class WorldModel(JEPA):
                     "model/target=shared"
                 )
             encoder.requires_grad_(False)
+            self.norm.requires_grad_(False)
         self.loss = loss(embedding_dim=encoder.embed_dim, token_values=action_dim)
         self.loss.require(MADE, by="WorldModel")
         if not freeze_encoder:

@@ -90,8 +90,8 @@ class Comparison:
         policy = Planned(self.planner(view.chunk, view.model), view, self.seed, watched=keep)
         return *self._scored(policy, keep), policy
 
-    def baseline(self, name: str, random_view: Callable[[], ModelView] | None = None) -> dict[str, Any] | None:
-        """Return the scores of one of BASELINES; None for one that cannot be had.
+    def baseline(self, name: str, random_view: Callable[[], ModelView] | None = None) -> dict[str, Any]:
+        """Return the scores of one of BASELINES.
 
         random_view: makes the model whose encoder is random, with a predictor trained on it.
         """
