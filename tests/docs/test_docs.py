@@ -77,7 +77,7 @@ CONTEXTS = (
     "experiment=multitask_digits_heartbeats",
     "experiment=clips_and_pictures",
     "data=mix +data@data.parts.a=mnist",
-    "experiment=lewm_two_rooms model/predictor=causal evaluation=planning",
+    "experiment=lewm_two_rooms model/predictor=causal data.history=3 evaluation=planning",
     "model=world data=trajectories model/encoder=frozen",
 )
 """Runs of which at least one must have a key that a page names."""
