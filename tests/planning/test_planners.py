@@ -80,6 +80,7 @@ BOUNDS = {"low": [-1.0], "high": [1.0]}
         (lambda: CEM(elites=200, **BOUNDS), "planner.elites=200: expected at most planner.samples=128"),
         (lambda: CEM(execute=50, **BOUNDS), "planner.execute=50: a plan has only planner.horizon=40"),
         (lambda: CEM(std=0.0, **BOUNDS), "planner.std must be above 0"),
+        (lambda: CEM(finest=0.0, **BOUNDS), "planner.finest=0.0: expected above 0 and at most 1"),
         (lambda: ICEM(momentum=1.0, **BOUNDS), "momentum in"),
         (lambda: MPPI(temperature=-1.0, **BOUNDS), "planner.temperature must be above 0"),
         (lambda: Gradient(learning_rate=0.0, **BOUNDS), "planner.learning_rate must be above 0"),
@@ -97,6 +98,17 @@ def test_slow_noise_has_unit_variance_and_goes_further():
     slow = coloured(white, 2.0)
     assert abs(float(slow.square().mean()) - 1) < 0.05
     assert slow.sum(dim=1).std() > 2 * white.sum(dim=1).std()
+
+
+def test_fine_samples_find_a_plan_that_stays_at_the_goal():
+    near, bounds = torch.tensor([[2.0, 0.0]]), {"low": [-2.45] * 2, "high": [2.45] * 2}
+    costs = {}
+    for finest in (1.0, 0.1):
+        plan = ICEM(samples=64, iterations=4, horizon=40, exponent=2.0, finest=finest, **bounds)(
+            functools.partial(cost, near), None, generators(0)
+        )
+        costs[finest] = (plan.cumsum(dim=1) - near).square().sum().item()
+    assert costs[0.1] < 0.5 * costs[1.0], costs
 
 
 def test_calls_of_the_model_have_one_size_and_costs_are_sums_or_last(exact):

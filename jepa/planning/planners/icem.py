@@ -38,9 +38,8 @@ class ICEM(CEM):
         elites = mean  # what was planned before is a sample too, and so is the mean of the last turn
         for turn in range(self.turns(plan)):
             count = max(int(self.samples / self.decay**turn), min(2 * self.elites, self.samples))
-            drawn = mean + deviation * self.noise(generators, count, self.exponent)
             kept = elites[:, : max(1, round(self.keep * self.elites))]
-            samples = self.bounded(torch.cat([kept, mean, drawn], dim=1))
+            samples = self.bounded(torch.cat([kept, mean, self.drawn(mean, deviation, generators, count)], dim=1))
             elites, costs = best(samples, cost(samples), self.elites)
             fitted = self.fitted(elites, costs)
             mean, deviation = (
