@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from jepa.data.sources import fashion_mnist
 from jepa.evaluation import Features, LinearProbe
-from jepa.evaluation.stratified import stratified_holdout
+from jepa.evaluation.features import stratified_holdout
 
 
 def compared(root: str | None) -> dict[str, object]:

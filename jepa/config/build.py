@@ -139,10 +139,8 @@ FOUND_BY_DATA += ("action_dim", *OF_ACTIONS)
 null; mean and std, also of data within data, by auto."""
 
 
-ANY_HINTS = {"size": "toy", "patch_size": 1}
-"""Values of the right types for the hints that may be auto."""
-ANY_FOUND = dict.fromkeys(FOUND_BY_DATA, 8) | {key: [1.0] for key in OF_ACTIONS}
-"""The same for what data find out."""
+ANY_HINTS = {"size": "toy", "patch_size": 1}  # values of the right types for the hints that may be auto
+ANY_FOUND = dict.fromkeys(FOUND_BY_DATA, 8) | {key: [1.0] for key in OF_ACTIONS}  # the same for what data find out
 
 
 def settled(config: DictConfig) -> tuple[DictConfig, Any]:

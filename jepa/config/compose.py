@@ -48,13 +48,8 @@ def compose_with_choices(
 def register_resolvers() -> None:
     """Make the resolvers that files in conf/ use known; may be called again."""
     OmegaConf.register_new_resolver("run_dir", run_folder_of, replace=True)
-    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
-    OmegaConf.register_new_resolver("first_given", first_given, replace=True)
-    OmegaConf.register_new_resolver("gpus_of", gpus_of, replace=True)
-    OmegaConf.register_new_resolver("size", size, replace=True)
-    OmegaConf.register_new_resolver("product", product, replace=True)
-    OmegaConf.register_new_resolver("last", last, replace=True)
-    OmegaConf.register_new_resolver("required", required, replace=True)
+    for resolver in (sweep_name, first_given, gpus_of, size, product, last, required):
+        OmegaConf.register_new_resolver(resolver.__name__, resolver, replace=True)
 
 
 COMPOSING = (ValueError, TypeError, AttributeError, LookupError, AssertionError)

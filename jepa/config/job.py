@@ -50,7 +50,8 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
     with reported_errors():
         if not in_sweep:
             check_single_run(HydraConfig.get().runtime.choices, config.resume)
-            check_report(config)
+            if config.get("report", "none") not in ("auto", "none"):
+                raise UserError(f"report={config.report}: expected auto, a page at the end of the run, or none")
         before = check_folder(folder, overrides) if in_sweep and config.resume == "auto" else None
     if before is not None and is_finished(before, objective, overrides) and read_launch().world_size == 1:
         values = ", ".join(f"{name} {value:.4g}" for name, value in before.objective.items())
@@ -76,12 +77,6 @@ def run_job(config: DictConfig, build: Callable[[DictConfig], Any]) -> float | t
         if not in_sweep and config.get("report") == "auto":
             write_report(folder, str(config.trainer.get("device", "auto")))
     return as_returned(values)
-
-
-def check_report(config: DictConfig) -> None:
-    """Raise UserError unless `report` is auto or none."""
-    if config.get("report", "none") not in ("auto", "none"):
-        raise UserError(f"report={config.report}: expected auto, a page at the end of the run, or none")
 
 
 def write_report(folder: Path, device: str) -> None:

@@ -17,8 +17,7 @@ from jepa.data.stream import Request
 from jepa.types import Batch
 from jepa.utils.errors import DataError, UserError, check_at_least
 
-SAMPLED = 256
-"""Windows that mean=auto and std=auto are computed of."""
+SAMPLED = 256  # windows that mean=auto and std=auto are computed of
 
 
 @dataclass(kw_only=True, eq=False)

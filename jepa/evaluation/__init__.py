@@ -12,28 +12,3 @@ from jepa.evaluation.nearest_neighbours import CrossModalRetrieval, KNNProbe, Re
 from jepa.evaluation.online import OnlineKNN, OnlineLinear, OnlineProbe, OnlineProbes, OnlineRank
 from jepa.evaluation.results import format_table
 from jepa.utils.tensors import feature_std, rankme
-
-__all__ = [
-    "AttentiveProbe",
-    "CrossModalRetrieval",
-    "DenseProbe",
-    "FeatureCache",
-    "Features",
-    "FewShotProbe",
-    "FineTuning",
-    "FrozenEvaluation",
-    "KNNProbe",
-    "LiDAR",
-    "LinearProbe",
-    "MotionProbe",
-    "OnlineKNN",
-    "OnlineLinear",
-    "OnlineProbe",
-    "OnlineProbes",
-    "OnlineRank",
-    "Retrieval",
-    "feature_std",
-    "format_table",
-    "lidar",
-    "rankme",
-]

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa.evaluation.features import Features
-from jepa.evaluation.stratified import stratified_holdout
+from jepa.evaluation.features import Features, stratified_holdout
 from jepa.utils.errors import UserError, check_at_least
 from jepa.utils.random import generator
 

@@ -25,7 +25,7 @@ from jepa.evaluation.features import (
     pool_input,
 )
 from jepa.types import Grid, StepRandomness
-from jepa.utils.errors import UserError, check_at_least
+from jepa.utils.errors import UserError, check_at_least, check_choice
 from jepa.utils.random import derive_seed, seeded
 from jepa.utils.tensors import masked_max, masked_mean, token_valid
 
@@ -49,12 +49,9 @@ class Extraction:
     token_memory_gib: float = 4.0
 
     def __post_init__(self) -> None:
-        if self.network not in ("target", "context"):
-            raise ValueError(f"evaluation.network: got {self.network!r}, expected 'target' or 'context'")
-        if self.pooling not in POOLINGS:
-            raise ValueError(f"evaluation.pooling: got {self.pooling!r}, expected one of {list(POOLINGS)}")
-        if self.layers not in ("last", *LAST_BLOCKS):
-            raise ValueError(f"evaluation.layers: got {self.layers!r}, expected 'last' or 'last_four'")
+        check_choice("evaluation.network", self.network, ("target", "context"))
+        check_choice("evaluation.pooling", self.pooling, POOLINGS)
+        check_choice("evaluation.layers", self.layers, ("last", *LAST_BLOCKS))
         counts = ("raw_input_size", "batch_size", "max_train_samples", "max_test_samples")
         check_at_least("evaluation", 1, **{name: getattr(self, name) for name in counts})
         if self.token_memory_gib <= 0:

@@ -9,13 +9,12 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from jepa.utils.errors import DataError, UserError, check_at_least
+from jepa.utils.errors import DataError, UserError, check_at_least, check_choice
 from jepa.utils.tensors import masked_mean
 
 log = logging.getLogger("jepa")
 
-FEW = 0.2
-"""Share of the training windows below which a warning says how few are without gaps."""
+FEW = 0.2  # share of the training windows below which a warning says how few are without gaps
 WAYS_OUT = "use shorter evaluation.probes.forecast.horizons, fewer data.source.columns, or fill the gaps of the table"
 
 Encode = Callable[[Tensor], tuple[Tensor, Tensor | None]]
@@ -80,8 +79,7 @@ class Forecast:
             raise ValueError(f"{key}.horizons: got {list(horizons)}, expected numbers of steps, at least 1")
         if not penalties or min(penalties) <= 0:
             raise ValueError(f"{key}.penalties: got {list(penalties)}, expected at least one, all above 0")
-        if pooling not in ("flatten", "mean"):
-            raise ValueError(f"{key}.pooling: got {pooling!r}, expected 'flatten' or 'mean'")
+        check_choice(f"{key}.pooling", pooling, ("flatten", "mean"))
         check_at_least(key, 1, max_train_windows=max_train_windows, max_validation_windows=max_validation_windows)
         self.horizons, self.column = tuple(horizons), column
         self._left_out: set[int] = set()

@@ -34,9 +34,7 @@ from jepa.utils.tensors import feature_std, rankme
 log = logging.getLogger("jepa")
 
 LABEL_FREE = {"rankme": rankme, "feature_std": feature_std}
-
-FEW_SAMPLES = 50
-"""Fewer test samples decide accuracy by chance: one of them is more than 2 %."""
+FEW_SAMPLES = 50  # fewer test samples decide accuracy by chance: one of them is more than 2 %
 
 
 @dataclass(kw_only=True, eq=False)

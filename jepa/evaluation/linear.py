@@ -9,9 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from jepa.evaluation.features import Features
+from jepa.evaluation.features import Features, stratified_holdout, stratified_subset
 from jepa.evaluation.logistic import fit_logistic
-from jepa.evaluation.stratified import stratified_holdout, stratified_subset
 from jepa.utils.errors import UserError, check_at_least
 
 log = logging.getLogger("jepa")

@@ -13,13 +13,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK_ENTRIES = 2**22
-"""Logits computed at a time: bounds the memory, whatever N, R and C are."""
+_CHUNK_ENTRIES = 2**22  # logits computed at a time: bounds the memory, whatever N, R and C are
 
 _MAX_STEPS, _MAX_HALVINGS = 200, 10
 
-_MEMORY = 10
-"""Past steps that the Hessian is estimated from."""
+_MEMORY = 10  # past steps that the Hessian is estimated from
 
 
 def fit_logistic(

@@ -13,8 +13,7 @@ from jepa.evaluation.features import Features
 
 log = logging.getLogger("jepa")
 
-_CHUNK_ENTRIES = 2**25
-"""Similarities computed at a time: 128 MiB, whatever the sizes of the splits."""
+_CHUNK_ENTRIES = 2**25  # similarities computed at a time: 128 MiB, whatever the sizes of the splits
 
 
 def similarities(queries: Tensor, bank: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -21,8 +21,7 @@ from jepa.evaluation.nearest_neighbours import KNNProbe
 from jepa.utils.errors import UserError, check_at_least
 from jepa.utils.tensors import rankme
 
-MOST = 1024
-"""Samples of a batch, and held-out ones of a rank, that are scored."""
+MOST = 1024  # samples of a batch, and held-out ones of a rank, that are scored
 
 
 class OnlineProbe:

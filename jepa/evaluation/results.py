@@ -13,11 +13,8 @@ from jepa.utils.metric_direction import direction_of
 Results = dict[str, dict[str, float]]
 """Network ("trained", "random_init", "raw_input") -> metric -> value; "initial" is the network before the run."""
 
-LABEL_FREE = ("rankme", "feature_std")
-"""Metrics that say nothing of whether training has helped."""
-
-MAX_COLUMNS = 6
-"""Metrics that fit into 80 columns."""
+LABEL_FREE = ("rankme", "feature_std")  # metrics that say nothing of whether training has helped
+MAX_COLUMNS = 6  # metrics that fit into 80 columns
 
 
 def format_table(

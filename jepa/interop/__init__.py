@@ -4,5 +4,3 @@ from jepa.interop.adapter import Loaded, Source
 from jepa.interop.exporting import export
 from jepa.interop.frozen_networks import network_of
 from jepa.interop.loading import find, load, load_into, load_published
-
-__all__ = ["Loaded", "Source", "export", "find", "load", "load_into", "load_published", "network_of"]

@@ -19,8 +19,7 @@ from jepa.interop.weights_file import WeightsFile, read_weights_file
 from jepa.utils.errors import CheckpointError
 
 Config = dict[str, Any]
-Size = tuple[int, int] | None
-"""Height and width in pixels."""
+Size = tuple[int, int] | None  # height and width in pixels
 
 
 @dataclass(frozen=True)

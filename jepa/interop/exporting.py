@@ -24,8 +24,7 @@ from jepa.utils.lazy_import import lazy_import, require
 
 timm = lazy_import("timm")
 
-TOLERANCE = 1e-5
-"""Largest difference of features, per unit of the largest one where that is above 1."""
+TOLERANCE = 1e-5  # largest difference of features, per unit of the largest one where that is above 1
 SUFFIXES = {
     "safetensors": (".safetensors",),
     "timm": (".safetensors", ".pth", ".pt", ".bin"),

@@ -29,9 +29,7 @@ from jepa.utils.read_data import exists, read_mapping
 HEADS = ("classifier.", "pooler.", "head.", "lm_head.", "decoder.", "mask_token", "embeddings.mask_token")
 """Starts of names of what stands behind the features, or serves training alone: these may differ, and are listed."""
 
-RUN_FILE = "jepa.pt"
-"""A run in a repository, which `scripts/push.py` writes."""
-
+RUN_FILE = "jepa.pt"  # a run in a repository, which `scripts/push.py` writes
 NATIVE = ("vjepa2", "ijepa", "vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers", "dinov3_vit")
 """Model types whose weights are read without `transformers`, from a file alone."""
 NEEDED = ("hidden_size", "patch_size", "num_hidden_layers", "num_channels")

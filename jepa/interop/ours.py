@@ -22,8 +22,7 @@ from jepa.utils.nested import find_targets, flatten
 from jepa.utils.random import seeded
 from jepa.utils.read_data import parse_json
 
-TEACHER = "jepa.config.teacher.teacher_target"
-"""What a configuration calls to load a frozen teacher."""
+TEACHER = "jepa.config.teacher.teacher_target"  # what a configuration calls to load a frozen teacher
 
 
 def absent_teachers(config: Any) -> Any:

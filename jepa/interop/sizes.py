@@ -14,8 +14,7 @@ from jepa.interop.adapter import Source
 from jepa.utils.errors import CheckpointError, UserError
 from jepa.utils.nested import flatten
 
-NOT_STORED = ("dropout", "attention_dropout", "drop_path")
-"""Values of training, which no file of weights contradicts."""
+NOT_STORED = ("dropout", "attention_dropout", "drop_path")  # values of training, which no file of weights contradicts
 
 
 def vit_sizes(source: Source) -> dict[str, Any]:

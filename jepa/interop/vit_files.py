@@ -28,8 +28,7 @@ from jepa.utils.lazy_import import lazy_import
 timm, layers = map(lazy_import, ("timm", "timm.layers"))
 
 PREFIX = ("cls_token", "reg_token", "register_tokens")
-GIVEN = ("encoder.name", "encoder.image_size", "encoder.num_heads")
-"""What the command line may say of a file."""
+GIVEN = ("encoder.name", "encoder.image_size", "encoder.num_heads")  # what the command line may say of a file
 NAME_IT = (
     "if it is one of timm's models, name it, model.encoder.name=<name in timm>; if of Hugging Face, give the folder "
     "with its config.json, checkpoint=hf:<folder>"

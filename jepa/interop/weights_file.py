@@ -22,14 +22,10 @@ from jepa.utils.errors import CheckpointError, first_line
 from jepa.utils.read_data import exists, read_mapping
 
 TARGETS = ("target_encoder", "ema_encoder")
-TARGET = re.compile(r"target|teacher|momentum|(?<![a-z])ema(?![a-z])")
-"""In the name of a network that makes targets."""
-DEEPEST = 3
-"""Levels of entries that are searched for weights."""
-SHOWN = 8
-"""Names of what is left alone that are listed."""
-CARD = "jepa_encoder"
-"""Key of the safetensors header under which an exported encoder says how it is built."""
+TARGET = re.compile(r"target|teacher|momentum|(?<![a-z])ema(?![a-z])")  # in the name of a network that makes targets
+DEEPEST = 3  # levels of entries that are searched for weights
+SHOWN = 8  # names of what is left alone that are listed
+CARD = "jepa_encoder"  # key of the safetensors header under which an exported encoder says how it is built
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 FACTS = {
     "encoder.num_heads": "num_attention_heads",

@@ -11,27 +11,3 @@ from jepa.losses.regression import L1, MSE, Cosine, Lp, SmoothL1
 from jepa.losses.sigreg import SIGReg
 from jepa.losses.vicreg import Covariance, Variance
 from jepa.losses.visreg import Center, Scale, SlicedWasserstein
-
-__all__ = [
-    "L1",
-    "MSE",
-    "Center",
-    "Cosine",
-    "Covariance",
-    "InfoNCE",
-    "Invariance",
-    "InverseDynamics",
-    "Lp",
-    "MultiScale",
-    "Objective",
-    "OneStep",
-    "Projector",
-    "Reconstruction",
-    "SIGReg",
-    "Scale",
-    "SlicedWasserstein",
-    "SmoothL1",
-    "Smoothness",
-    "Variance",
-    "WeightedTerm",
-]

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from jepa.distributed.collectives import all_gather_rows, mean_over_ranks, row_offset
 from jepa.losses.objective import Term
 from jepa.types import Latents
+from jepa.utils.errors import check_choice
 from jepa.utils.tensors import position_ids
 
 
@@ -46,8 +47,7 @@ class InfoNCE(Term):
         super().__init__()
         if not temperature > 0:
             raise ValueError(f"temperature: got {temperature}, expected a number above 0, such as 0.1")
-        if over not in ("tokens", "embeddings"):
-            raise ValueError(f"over: got {over!r}, expected 'tokens' or 'embeddings'")
+        check_choice("over", over, ("tokens", "embeddings"))
         if negative_samples is not None and negative_samples < 1:
             raise ValueError(f"negative_samples: got {negative_samples}, expected at least 1, or null for all")
         self.temperature = temperature

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from jepa.losses.objective import Term
 from jepa.types import Latents
+from jepa.utils.errors import check_choice
 
 
 class Invariance(Term):
@@ -27,10 +28,7 @@ class Invariance(Term):
 
     def __init__(self, *, reference: Literal["mean", "global", "pairs"] = "mean") -> None:
         super().__init__()
-        if reference not in ("mean", "global", "pairs"):
-            raise ValueError(
-                f"loss.terms.invariance.term.reference: got {reference!r}, expected one of mean, global, pairs"
-            )
+        check_choice("loss.terms.invariance.term.reference", reference, ("mean", "global", "pairs"))
         self.reference = reference
 
     def forward(self, latents: Latents) -> Tensor:

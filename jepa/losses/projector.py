@@ -8,6 +8,8 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from jepa.utils.errors import check_choice
+
 
 class Projector(nn.Module):
     """Linear layers with a norm and GELU between them.
@@ -26,8 +28,7 @@ class Projector(nn.Module):
         norm: Literal["batch", "layer"] = "batch",
     ) -> None:
         super().__init__()
-        if norm not in ("batch", "layer"):
-            raise ValueError(f"loss.projector.norm: got {norm!r}, expected 'batch' or 'layer'")
+        check_choice("loss.projector.norm", norm, ("batch", "layer"))
         make_norm = nn.BatchNorm1d if norm == "batch" else nn.LayerNorm
         widths = [in_dim, *hidden]
         layers: list[nn.Module] = []

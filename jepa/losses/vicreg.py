@@ -16,6 +16,7 @@ from torch import Tensor
 from jepa.distributed.collectives import mean_over_ranks
 from jepa.losses.objective import Term, grouped
 from jepa.types import Latents
+from jepa.utils.errors import check_choice
 
 
 class Variance(Term):
@@ -56,8 +57,7 @@ class Covariance(Term):
 
     def __init__(self, *, divisor: Literal["features", "pairs"] = "features", views_together: bool = False) -> None:
         super().__init__()
-        if divisor not in ("features", "pairs"):
-            raise ValueError(f"loss.terms.covariance.term.divisor: got {divisor!r}, expected one of features, pairs")
+        check_choice("loss.terms.covariance.term.divisor", divisor, ("features", "pairs"))
         self.divisor = divisor
         self.views_together = views_together
 

@@ -18,8 +18,7 @@ from jepa.losses.vicreg import centred
 from jepa.types import Latents
 from jepa.utils.errors import check_at_least
 
-MIN_VARIANCE = 1e-12
-"""A feature that varies less is standardised as if it had this one, as published."""
+MIN_VARIANCE = 1e-12  # a feature that varies less is standardised as if it had this one, as published
 
 
 class Scale(Term):

@@ -10,8 +10,7 @@ from jepa.masks.multiblock import MultiBlockMask
 from jepa.masks.published_multiblock import PublishedMultiBlockMask
 from jepa.masks.random_tokens import RandomMask
 from jepa.masks.span import SpanMask
-
-__all__ = ["MultiBlockMask", "PublishedMultiBlockMask", "RandomMask", "SpanMask", "multiblock_mask"]
+from jepa.utils.errors import check_choice
 
 
 def multiblock_mask(
@@ -35,8 +34,7 @@ def multiblock_mask(
         "published": PublishedMultiBlockMask,
         "fixed": partial(MultiBlockMask, rectangles=False),
     }
-    if compat not in kinds:
-        raise ValueError(f"model.mask.compat: got {compat!r}, expected one of {', '.join(kinds)}")
+    check_choice("model.mask.compat", compat, kinds)
     return kinds[compat](
         num_targets=num_targets,
         context_scale=context_scale,

@@ -27,14 +27,9 @@ from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
 
 CALIBRATION_DRAWS = 2048
-REDRAWN_SHARE = 0.05
-"""Share of samples with fewer than K context tokens, which are drawn again; K is set to meet it."""
-MAX_AREAS = 4
-"""Areas that target blocks of a grid may have, so that a compiled step meets few shapes."""
-
-Range: TypeAlias = tuple[float, float]
-"""The least and the most of what is drawn uniformly."""
-
+REDRAWN_SHARE = 0.05  # share of samples with fewer than K context tokens, which are drawn again; K is set to meet it
+MAX_AREAS = 4  # areas that target blocks of a grid may have, so that a compiled step meets few shapes
+Range: TypeAlias = tuple[float, float]  # the least and the most of what is drawn uniformly
 Layouts: TypeAlias = tuple[int, Tensor, Tensor]
 """K, blocks (2, R, 1 + M, axes) with at least K context tokens, and these tokens (R, N) bool."""
 

@@ -14,8 +14,7 @@ from torch import Tensor
 from jepa.masks.multiblock import MultiBlockMask
 from jepa.types import Grid, Mask
 
-TRIES = 20
-"""Failed draws after which the context may overlap one more target block."""
+TRIES = 20  # failed draws after which the context may overlap one more target block
 
 
 class PublishedMultiBlockMask(MultiBlockMask):

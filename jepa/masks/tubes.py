@@ -24,11 +24,8 @@ from jepa.types import Grid, Mask
 from jepa.utils.errors import check_at_least
 from jepa.utils.random import generator as make_generator
 
-MIN_FITTING_SHARE = 0.02
-"""Share of draws with min_context tokens below which the settings are refused."""
-
-Sizes: TypeAlias = tuple[int, int, Tensor]
-"""K, P, and sets of hidden tokens (R, N) bool that fill both."""
+MIN_FITTING_SHARE = 0.02  # share of draws with min_context tokens below which the settings are refused
+Sizes: TypeAlias = tuple[int, int, Tensor]  # K, P, and sets of hidden tokens (R, N) bool that fill both
 
 
 class BlockGroup:

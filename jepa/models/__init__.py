@@ -6,18 +6,3 @@ from jepa.models.lejepa import LeJEPA
 from jepa.models.masked_jepa import MaskedJEPA
 from jepa.models.predictor import Predictor
 from jepa.models.targets import EMATarget, SharedTarget, StopGradientTarget, TeacherTarget
-
-__all__ = [
-    "JEPA",
-    "EMATarget",
-    "ImageEncoder",
-    "LeJEPA",
-    "MaskedJEPA",
-    "Predictor",
-    "SharedTarget",
-    "StopGradientTarget",
-    "TeacherTarget",
-    "TransformerEncoder",
-    "timm_vision_transformer",
-    "vision_transformer",
-]

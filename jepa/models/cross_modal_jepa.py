@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from jepa.models.base_model import JEPA, MaskSampler, check_no_collapse
 from jepa.models.transformer import share_trunks
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
+from jepa.utils.errors import check_choice
 from jepa.utils.tensors import gather_tokens, layer_norm, masked_mean, token_valid
 
-Inputs = Mapping[str, Tensor]
-"""Modality -> inputs (B, ...)."""
+Inputs = Mapping[str, Tensor]  # modality -> inputs (B, ...)
 
 
 class CrossModalJEPA(JEPA):
@@ -59,8 +59,7 @@ class CrossModalJEPA(JEPA):
             raise ValueError(
                 f"model.masks has {sorted(masks)}, expected one for each of model.encoders: {sorted(encoders)}"
             )
-        if predict not in ("pooled", "tokens"):
-            raise ValueError(f"model.predict: got {predict!r}, expected 'pooled' or 'tokens'")
+        check_choice("model.predict", predict, ("pooled", "tokens"))
         self.encoder = ModalityEncoders(encoders, shared_trunk=shared_trunk)
         self.target = target(encoder=self.encoder)
         self.predictor = predictor and predictor(encoder=self.encoder, out_dim=self.target.out_dim)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from jepa.models.base_model import JEPA, MaskSampler, check_no_collapse, flatten_views, views_first
 from jepa.types import Batch, Grid, Latents, Mask, Masker, StepRandomness
+from jepa.utils.errors import check_choice
 from jepa.utils.tensors import gather_tokens, grid_positions, masked_mean
 
 
@@ -45,8 +46,7 @@ class MaskedJEPA(JEPA):
         allow_collapse: bool = False,
     ) -> None:
         super().__init__()
-        if token_weights not in ("uniform", "inverse_coverage"):
-            raise ValueError(f"token_weights: got {token_weights!r}, expected 'uniform' or 'inverse_coverage'")
+        check_choice("token_weights", token_weights, ("uniform", "inverse_coverage"))
         self.encoder = encoder
         self.target = target(encoder=encoder)
         # A user's own predictor needs `out_dim` only if targets and features differ in width.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa.types import Grid
+from jepa.utils.errors import check_choice
 
 Rotate = Callable[[Tensor], Tensor]
 """Queries or keys (B, heads, K, head_dim) -> the same, rotated; of the last tokens where there are fewer."""
@@ -56,8 +57,7 @@ class SinCosPositions(nn.Module):
 
     def __init__(self, embed_dim: int, layout: str = "equal") -> None:
         super().__init__()
-        if layout not in ("equal", "half_time", "uniform_power"):
-            raise ValueError(f"sincos_layout: got {layout!r}, expected one of equal, half_time, uniform_power")
+        check_choice("sincos_layout", layout, ("equal", "half_time", "uniform_power"))
         self.embed_dim, self.layout = embed_dim, layout
         self._cache: dict[tuple[Grid, torch.device], Tensor] = {}
 
@@ -102,8 +102,7 @@ class RotaryPositions:
     """
 
     def __init__(self, head_dim: int, convention: str = "interleaved", reference_side: int | None = None) -> None:
-        if convention not in ("interleaved", "tiled"):
-            raise ValueError(f"rotary_convention: got {convention!r}, expected 'interleaved' or 'tiled'")
+        check_choice("rotary_convention", convention, ("interleaved", "tiled"))
         if reference_side is not None and reference_side < 2:
             raise ValueError(f"rotary_reference_side: got {reference_side}, expected at least 2 or null")
         self.head_dim, self.convention, self.reference_side = head_dim, convention, reference_side

@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from jepa.models.positions import RotaryPositions, SinCosPositions
 from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer
 from jepa.types import Encoder, Grid, Mask
-from jepa.utils.errors import check_at_least
+from jepa.utils.errors import check_at_least, check_choice
 from jepa.utils.linear_layer import Linear
 from jepa.utils.tensors import attention_mask
 
-LEAST_HEAD_DIM = 6
-"""Channels of a head: one rotary pair for each axis of a clip."""
+LEAST_HEAD_DIM = 6  # channels of a head: one rotary pair for each axis of a clip
 
 
 class Predictor(nn.Module):
@@ -75,8 +74,7 @@ class Predictor(nn.Module):
             fits = [heads for heads in range(1, most + 1) if embed_dim % heads == 0]
             num_heads = max([heads for heads in fits if embed_dim // heads >= LEAST_HEAD_DIM], default=1)
         check_heads(embed_dim, num_heads, "model.predictor")
-        if positions not in ("sincos", "rotary"):
-            raise ValueError(f"model.predictor.positions: got {positions!r}, expected 'sincos' or 'rotary'")
+        check_choice("model.predictor.positions", positions, ("sincos", "rotary"))
         check_at_least("model.predictor", 1, depth=depth, mask_tokens=mask_tokens)
         if joint and predict_context:
             raise ValueError("model.predictor: joint=true predicts no context, set it or predict_context to false")

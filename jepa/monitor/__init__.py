@@ -3,5 +3,3 @@
 from jepa.monitor.monitor import CollapseMonitor
 from jepa.monitor.statistics import Rows, statistics, take_rows
 from jepa.monitor.verdict import Thresholds, Verdict, judge
-
-__all__ = ["CollapseMonitor", "Rows", "Thresholds", "Verdict", "judge", "statistics", "take_rows"]

@@ -17,6 +17,7 @@ from jepa.distributed.collectives import all_reduce_sum, broadcast_from_rank0
 from jepa.monitor.statistics import Rows, all_gather_row_sets, statistics, take_rows, view_rows
 from jepa.monitor.verdict import UNKNOWN, Thresholds, Verdict, judge
 from jepa.types import Latents, RunLength
+from jepa.utils.errors import check_choice
 
 KEPT = ("train/loss", "grad_norm", "update_ratio", "lr")  # of a step's other values
 NOTHING_SEEN = (
@@ -51,8 +52,7 @@ class CollapseMonitor:
     thresholds: Thresholds | None = None
 
     def __post_init__(self) -> None:
-        if self.on_collapse not in ("warn", "stop", "rollback"):
-            raise ValueError(f"monitor.on_collapse: got {self.on_collapse!r}, expected 'warn', 'stop' or 'rollback'")
+        check_choice("monitor.on_collapse", self.on_collapse, ("warn", "stop", "rollback"))
         for name, least in {"every_steps": 1, "max_rollbacks": 0, "max_rows": 8, "max_measurements": 16}.items():
             if getattr(self, name) < least:
                 raise ValueError(f"monitor.{name}: got {getattr(self, name)}, expected at least {least}")

@@ -15,22 +15,3 @@ from jepa.optim.schedules import (
     WarmupCosine,
     WarmupStableDecay,
 )
-
-__all__ = [
-    "AveragingMomentum",
-    "Constant",
-    "Cosine",
-    "Duration",
-    "Linear",
-    "NextStep",
-    "Ramp",
-    "Scaled",
-    "Step",
-    "Warmup",
-    "WarmupCosine",
-    "WarmupStableDecay",
-    "half_life",
-    "parameter_groups",
-    "plan",
-    "scale_scheduler",
-]

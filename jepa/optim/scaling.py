@@ -14,6 +14,7 @@ from typing import Literal
 
 from jepa.optim.schedules import Changed
 from jepa.types import RunLength, Schedule
+from jepa.utils.errors import check_choice
 
 Rule = Literal["linear", "sqrt", "none"]
 
@@ -54,8 +55,7 @@ def scale_scheduler(
             f"scaling.reference_batch_size={reference_batch_size}: expected the batch size that the learning rate and "
             "momentum were chosen for, at least 1, or null for no scaling"
         )
-    if rule not in ("linear", "sqrt", "none"):
-        raise ValueError(f"scaling.rule={rule!r}: expected linear, sqrt or none")
+    check_choice("scaling.rule", rule, ("linear", "sqrt", "none"))
     if reference_batch_size is None or rule == "none" or "lr" not in scheduler:
         return dict(scheduler)
     return {**scheduler, "lr": Scaled(schedule=scheduler["lr"], reference_batch_size=reference_batch_size, rule=rule)}

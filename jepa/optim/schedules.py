@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jepa.types import RunLength, Schedule
+from jepa.utils.errors import check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +142,7 @@ class Step:
     unit: Literal["epochs", "steps", "samples"] = "epochs"
 
     def __post_init__(self) -> None:
-        if self.unit not in ("epochs", "steps", "samples"):
-            raise ValueError(f"unit={self.unit!r}: expected epochs, steps or samples")
+        check_choice("unit", self.unit, ("epochs", "steps", "samples"))
         if not 0 < self.step_size < math.inf:
             raise ValueError(f"step_size={self.step_size}: expected a number of {self.unit} above 0")
         if not 0 < self.gamma < math.inf:
@@ -254,8 +254,7 @@ class WarmupStableDecay(AfterWarmup):
         super().__post_init__()
         check_stretch(self.stretch)
         _ = self.decay_duration
-        if self.shape not in ("linear", "cosine", "sqrt"):
-            raise ValueError(f"shape={self.shape!r}: expected linear, cosine or sqrt")
+        check_choice("shape", self.shape, ("linear", "cosine", "sqrt"))
 
     def after(self, warmup: int, step: float, run_length: RunLength) -> float:
         total = run_length.max_steps * self.stretch

@@ -20,7 +20,7 @@ from omegaconf import DictConfig
 from jepa.distributed.launch import read_launch
 from jepa.sweep.launcher import JobLauncher, SweepRun
 from jepa.sweep.slurm_queue import end_of_job, queued_jobs
-from jepa.utils.errors import Interrupted, UserError
+from jepa.utils.errors import Interrupted, UserError, check_choice
 from jepa.utils.run_status import Status, read_status, update_status
 from jepa.utils.signals import USER_SIGNALS
 
@@ -89,8 +89,7 @@ class SlurmLauncher(JobLauncher):
     ) -> None:
         settings = {key: value for key, value in locals().items() if key not in ("self", "__class__")}
         super().__init__(**settings)
-        if container_runtime not in ("pyxis", "apptainer"):
-            raise ValueError(f"hydra.launcher.container_runtime={container_runtime!r}: expected pyxis or apptainer")
+        check_choice("hydra.launcher.container_runtime", container_runtime, ("pyxis", "apptainer"))
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> list[JobReturn]:
         self._queue: dict[str, str] | None = None

@@ -2,11 +2,3 @@
 
 from jepa.tools.find_batch_size import BatchSizeFinding, find_batch_size
 from jepa.tools.find_lr import LearningRateFinding, find_learning_rate, learning_rate_range_test
-
-__all__ = [
-    "BatchSizeFinding",
-    "LearningRateFinding",
-    "find_batch_size",
-    "find_learning_rate",
-    "learning_rate_range_test",
-]

@@ -41,11 +41,9 @@ FORMATS = {
 }
 """Suffix -> format; `scripts/extract.py` takes and refuses what this table says."""
 
-SAVED_EVERY = 5.0
-"""Seconds between two states from which the writing goes on."""
+SAVED_EVERY = 5.0  # seconds between two states from which the writing goes on
 CHUNK_BYTES = 2**25
-MOST_ROWS = 10_000
-"""Of features and rows that are copied at once."""
+MOST_ROWS = 10_000  # of features and rows that are copied at once
 
 
 class FeatureFile:

@@ -6,17 +6,3 @@ from jepa.trainer.loggers import JSONLines, Logger, RunInfo, TensorBoard
 from jepa.trainer.stopping import MedianStopping, SuccessiveHalving
 from jepa.trainer.trainer import Trainer
 from jepa.trainer.wandb_logger import WandB
-
-__all__ = [
-    "Callback",
-    "Console",
-    "EarlyStopping",
-    "JSONLines",
-    "Logger",
-    "MedianStopping",
-    "RunInfo",
-    "SuccessiveHalving",
-    "TensorBoard",
-    "Trainer",
-    "WandB",
-]

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("jepa")
 
-HEALTHY = "healthy"
-"""Name of the checkpoint that a rollback goes back to."""
+HEALTHY = "healthy"  # name of the checkpoint that a rollback goes back to
 
 
 class BestCheckpoints:

@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from jepa.trainer.trainer import Trainer
 
 Kind = Literal["validation", "probe", "evaluation"]
-INITIAL = "eval/initial/"
-"""Start of the metrics of the network before the run."""
+INITIAL = "eval/initial/"  # start of the metrics of the network before the run
 
 
 def measure_and_save(trainer: Trainer, metrics: Mapping[str, float]) -> None:

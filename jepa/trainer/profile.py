@@ -15,8 +15,7 @@ from torch.profiler import ProfilerAction, ProfilerActivity, profile
 if TYPE_CHECKING:
     from rich.table import Table
 
-ROWS = 15
-"""Operations in the table."""
+ROWS = 15  # operations in the table
 
 
 @contextlib.contextmanager

@@ -22,8 +22,7 @@ from jepa.utils.run_status import is_running_elsewhere, read_status, start_statu
 
 log = logging.getLogger("jepa")
 
-SECONDS_BETWEEN_UPDATES = 5.0
-"""Between two updates of the status while the run goes on, at least."""
+SECONDS_BETWEEN_UPDATES = 5.0  # between two updates of the status while the run goes on, at least
 
 
 class RunFolder:

@@ -14,9 +14,7 @@ from jepa.distributed.collectives import all_reduce_max, all_reduce_sum, get_wor
 from jepa.utils.errors import NonFiniteError
 
 Item = TypeVar("Item")
-
-MAX_SKIPPED_STEPS = 20
-"""fp16 steps in a row that may be skipped for overflow before the run stops."""
+MAX_SKIPPED_STEPS = 20  # fp16 steps in a row that may be skipped for overflow before the run stops
 
 
 class StepGuard:

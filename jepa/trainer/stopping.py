@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from jepa.distributed.collectives import is_rank0
 from jepa.trainer.callbacks import MEASURED_EVERY, Callback, check_is_measured, check_name, family
 from jepa.trainer.loggers import JSONLines
-from jepa.utils.errors import UserError
+from jepa.utils.errors import UserError, check_choice
 from jepa.utils.metric_direction import DEFAULT_METRICS, Direction, direction_of
 from jepa.utils.read_data import MAX_LINES, DamagedFileError, exists, open_regular, parse_json, printable
 from jepa.utils.run_status import is_collapse, read_status
@@ -114,11 +114,8 @@ class SweepStopping(Callback):
     nothing of its kind is measured during the run, else with the first metrics of its kind that come without it.
     """
 
-    rule: ClassVar[str]
-    """Name of the rule, for messages."""
-
-    kept: ClassVar[tuple[str, ...]]
-    """Attributes that a checkpoint keeps."""
+    rule: ClassVar[str]  # name of the rule, for messages
+    kept: ClassVar[tuple[str, ...]]  # attributes that a checkpoint keeps
 
     metric: str | Sequence[str] | None = None  # as logged; of several the first, None for eval/trained/linear
     # Whether less or more is better; None goes by the name (`jepa.utils.metric_direction.direction_of`).
@@ -126,8 +123,7 @@ class SweepStopping(Callback):
     collapsed: Literal["failed", "measured"] = "failed"
 
     def __post_init__(self) -> None:
-        if self.collapsed not in ("failed", "measured"):
-            raise ValueError(f"got collapsed={self.collapsed!r}, expected 'failed' or 'measured'")
+        check_choice("collapsed", self.collapsed, ("failed", "measured"))
         names = [self.metric] if isinstance(self.metric, str) else list(self.metric or ())
         self.metric = names[0] if names else DEFAULT_METRICS[0]
         given = [self.direction] if isinstance(self.direction, str) else list(self.direction or ())

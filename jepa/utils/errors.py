@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from errno import EACCES, EDQUOT, EEXIST, ENAMETOOLONG, ENOSPC, ENOTDIR, EPERM, EROFS
 from pathlib import Path
 
@@ -48,6 +48,12 @@ def check_at_least(prefix: str, minimum: int, **values: float | None) -> None:
     for name, value in values.items():
         if value is not None and value < minimum:
             raise ValueError(f"{prefix}.{name} must be at least {minimum}, got {value}")
+
+
+def check_choice(key: str, value: object, choices: Iterable[object]) -> None:
+    """Raise ValueError for a value that is none of the choices. key: that of the configuration, or an argument."""
+    if value not in (known := list(choices)):
+        raise ValueError(f"{key}: got {value!r}, expected one of {', '.join(map(str, known))}")
 
 
 def error_message(error: BaseException) -> str:

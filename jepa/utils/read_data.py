@@ -18,23 +18,12 @@ from omegaconf._utils import get_yaml_loader
 
 from jepa.utils.errors import UserError, first_line
 
-MAX_JSON = 4 * 2**20
-"""Bytes of a JSON file."""
-
-MAX_YAML = 2**20
-"""Bytes of a YAML file, which take more time and memory than those of JSON."""
-
-MAX_LINES = 2**29
-"""Bytes of a file of lines, of which one alone is in memory."""
-
-MAX_LINE = 2**20
-"""Bytes of a line."""
-
-MAX_DEPTH = 64
-"""Brackets within each other."""
-
-MAX_DIGITS = 20
-"""Digits of a whole number; what has more is no count of anything, and may not fit into a float."""
+MAX_JSON = 4 * 2**20  # bytes of a JSON file
+MAX_YAML = 2**20  # bytes of a YAML file, which take more time and memory than those of JSON
+MAX_LINES = 2**29  # bytes of a file of lines, of which one alone is in memory
+MAX_LINE = 2**20  # bytes of a line
+MAX_DEPTH = 64  # brackets within each other
+MAX_DIGITS = 20  # digits of a whole number; what has more is no count of anything, and may not fit into a float
 
 
 class DamagedFileError(UserError):

@@ -65,8 +65,7 @@ class Status:
 
 
 MAX_OVERRIDES = 1000
-MAX_TEXT = 100_000
-"""Characters of a text."""
+MAX_TEXT = 100_000  # characters of a text
 
 
 def _is_text(value: object) -> bool:

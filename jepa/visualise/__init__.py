@@ -3,14 +3,3 @@
 from jepa.visualise.components import aligned, as_colours, principal_components
 from jepa.visualise.feature_pictures import FeaturePictures
 from jepa.visualise.snapshots import Samples, Snapshot, read_snapshots, write_snapshot
-
-__all__ = [
-    "FeaturePictures",
-    "Samples",
-    "Snapshot",
-    "aligned",
-    "as_colours",
-    "principal_components",
-    "read_snapshots",
-    "write_snapshot",
-]

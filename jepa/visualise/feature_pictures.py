@@ -28,9 +28,7 @@ from jepa.visualise.snapshots import Samples, Snapshot, write_snapshot
 
 PARTS = 6  # of a run, between pictures
 SHARE = 0.01  # of the time of training, which pictures may take
-MOST_SAMPLES = 256
-MOST_BYTES = 2**27
-MOST_TOKENS = 25_000  # samples of a modality, bytes of these in memory, and tokens in a snapshot
+MOST_SAMPLES, MOST_BYTES = 256, 2**27  # of a modality, and in memory
 NEIGHBOURS = 5
 COMPONENTS, POOLED_COMPONENTS = 8, 32
 

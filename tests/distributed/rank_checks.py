@@ -15,7 +15,6 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from jepa.distributed.batch_norm import RankBatchNorm, span_ranks
 from jepa.distributed.collectives import (
     all_gather_rows,
     all_reduce_max,
@@ -30,7 +29,7 @@ from jepa.distributed.collectives import (
     no_collectives,
     row_offset,
 )
-from jepa.distributed.parallel import Parallel
+from jepa.distributed.parallel import Parallel, RankBatchNorm, span_ranks
 from jepa.losses import Objective, SIGReg, SmoothL1
 from jepa.masks import RandomMask
 from jepa.models import MaskedJEPA, Predictor, TeacherTarget, vision_transformer

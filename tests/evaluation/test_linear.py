@@ -4,7 +4,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 
 from jepa.evaluation import Features, FewShotProbe, LinearProbe, logistic
-from jepa.evaluation.stratified import stratified_holdout, stratified_subset
+from jepa.evaluation.features import stratified_holdout, stratified_subset
 from jepa.utils.errors import UserError
 
 

@@ -240,7 +240,7 @@ def test_rows_of_one_process_are_its_own():
         (lambda: InfoNCE(temperature=0.0), "temperature: got 0.0, expected a number above 0"),
         (lambda: SIGReg(num_slices=0), "num_slices=0"),
         (lambda: Invariance()(Latents(projections=torch.zeros(1, 2, 2))), r"there is one: set data\.views=2"),
-        (lambda: InfoNCE(over="pixels"), "over: got 'pixels', expected 'tokens' or 'embeddings'"),
+        (lambda: InfoNCE(over="pixels"), "over: got 'pixels', expected one of tokens, embeddings"),
         (lambda: InfoNCE(negative_samples=0), "negative_samples: got 0, expected at least 1, or null"),
         (lambda: Variance(margin=0.0), "got margin=0.0, eps=0.0001, expected both above 0"),
         (lambda: Covariance(divisor="samples"), "divisor: got 'samples', expected one of"),

@@ -56,7 +56,7 @@ def test_scaling_a_scheduler():
     assert scaled["weight_decay"](3, run_length(32)) == 0.4
     with pytest.raises(ValueError, match=r"scaling\.reference_batch_size=0: expected"):
         scale_scheduler(scheduler=scheduler, reference_batch_size=0)
-    with pytest.raises(ValueError, match=r"scaling\.rule='cubic': expected linear, sqrt or none"):
+    with pytest.raises(ValueError, match=r"scaling\.rule: got 'cubic', expected one of linear, sqrt, none"):
         scale_scheduler(scheduler=scheduler, reference_batch_size=64, rule="cubic")
 
 

@@ -287,7 +287,7 @@ def test_two_processes_of_a_run_on_this_machine(sweep, tmp_path):
         (["hydra/launcher=local", "hydra.launcher.threads=0"], "threads=0: expected a whole number from 1"),
         (["hydra/launcher=local", "hydra.launcher.gpus=0"], "gpus=0: expected a list"),
         (["hydra/launcher=local", "hydra.launcher.poll_seconds=abc"], "poll_seconds='abc': expected seconds"),
-        (["hydra/launcher=slurm", "hydra.launcher.container_runtime=docker"], "expected pyxis or apptainer"),
+        (["hydra/launcher=slurm", "hydra.launcher.container_runtime=docker"], "expected one of pyxis, apptainer"),
         (["hydra/launcher=slurm", "hydra.launcher.partitoin=gpu"], "partitoin"),
         (["sweep.direction=up"], "sweep.direction=up: expected maximize, minimize"),
     ],

@@ -6,7 +6,7 @@ import pytest
 from timm.layers import BatchNormAct2d
 from torch import nn
 
-from jepa.distributed.batch_norm import RankBatchNorm, span_ranks
+from jepa.distributed.parallel import RankBatchNorm, span_ranks
 from jepa.utils.errors import UserError
 
 

@@ -1,7 +1,5 @@
 """Where samples come from. A source is a function, of `root` and its own settings, that returns `Splits`."""
 
-# ruff: noqa: F401
-
 from jepa.data.sources.coco import coco_captions, coco_pictures
 from jepa.data.sources.episode_files import episode_files
 from jepa.data.sources.folders import audio_folder, image_folder, video_folder

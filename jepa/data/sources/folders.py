@@ -13,8 +13,7 @@ from typing import Any
 
 from jepa.data.sources.decoders import decode_image, is_frame_file, open_video
 from jepa.data.sources.image_files import IMAGE_EXTENSIONS
-from jepa.data.sources.label_tracks import with_label_tracks
-from jepa.data.sources.sound_files import SoundFile, in_pieces, length_of, require_soundfile
+from jepa.data.sources.sound_files import SoundFile, in_pieces, length_of, require_soundfile, with_label_tracks
 from jepa.data.sources.splits import FileSamples, Listed, Splits, check_fraction, first_few, sort_classes, split_listed
 from jepa.data.sources.video_lists import read_list
 from jepa.utils.errors import DataError

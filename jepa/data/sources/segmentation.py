@@ -20,10 +20,9 @@ from jepa.data.sources.folders import IMAGES, left_out, list_samples
 from jepa.data.sources.image_files import size_of
 from jepa.data.sources.splits import FileSamples, Splits, check_fraction, first_few, hold_out
 from jepa.data.stream import UnfitSample, UnreadableSample
-from jepa.utils.errors import DataError
+from jepa.utils.errors import DataError, check_choice
 
-COUNTED = 1000
-"""Training masks that are read for the number of classes; as many in every run."""
+COUNTED = 1000  # training masks that are read for the number of classes; as many in every run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,8 +89,7 @@ def segmentation_folder(
     Raises DataError for folders or files that are missing, and masks without pictures or pictures without masks.
     """
     check_fraction("data.source.val_fraction", val_fraction)
-    if masks not in ("classes", "values"):
-        raise ValueError(f"data.source.masks={masks}: expected classes or values")
+    check_choice("data.source.masks", masks, ("classes", "values"))
     if class_names is not None and num_classes not in (None, len(class_names)):
         raise ValueError(f"data.source.num_classes={num_classes}, but {len(class_names)} data.source.class_names")
     folder, others = Path(root), Counter()

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from jepa.models.encoders.stem_encoder import Stem, kept
 from jepa.types import Grid
-from jepa.utils.errors import check_at_least
+from jepa.utils.errors import check_at_least, check_choice
 
 
 class SeriesStem(Stem):
@@ -38,8 +38,7 @@ class SeriesStem(Stem):
     ) -> None:
         super().__init__()
         check_at_least("model.encoder.stem", 1, channels=channels, patch_size=patch_size)
-        if missing not in ("indicator", "zero"):
-            raise ValueError(f"model.encoder.stem.missing: got {missing!r}, expected 'indicator' or 'zero'")
+        check_choice("model.encoder.stem.missing", missing, ("indicator", "zero"))
         self.channels, self.patch_size, self.channel_independent = channels, patch_size, channel_independent
         self.token_values = patch_size * (1 if channel_independent else channels)
         # Matrix products: convolutions over patches are many times slower on CPUs.

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from jepa.models.encoders.stem_encoder import StemEncoder
 from jepa.models.positions import SinCosPositions
 from jepa.models.transformer import init_transformer, run_blocks
-from jepa.utils.errors import check_at_least
+from jepa.utils.errors import check_at_least, check_choice
 from jepa.utils.tensors import gather_tokens
 
 
@@ -67,8 +67,7 @@ class TemporalCNN(StemEncoder):
         if kernel_size < 1 or kernel_size % 2 == 0:
             raise ValueError(f"model.encoder.kernel_size must be odd and above 0, got {kernel_size}")
         check_at_least("model.encoder", 1, embed_dim=embed_dim, depth=depth, max_dilation=max_dilation)
-        if positions not in ("sincos", "none"):
-            raise ValueError(f"model.encoder.positions: got {positions!r}, expected 'sincos' or 'none'")
+        check_choice("model.encoder.positions", positions, ("sincos", "none"))
         super().__init__(stem, embed_dim)
         self.depth = depth
         cycle = int(math.log2(max_dilation)) + 1

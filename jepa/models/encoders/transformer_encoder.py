@@ -16,6 +16,7 @@ from jepa.models.encoders.stem_encoder import StemEncoder, kept
 from jepa.models.positions import LearnedPositions, RotaryPositions, SinCosPositions
 from jepa.models.transformer import block_list, check_heads, check_layers, init_transformer, run_blocks
 from jepa.types import Grid
+from jepa.utils.errors import check_choice
 from jepa.utils.tensors import attention_mask
 
 
@@ -57,10 +58,8 @@ class TransformerEncoder(StemEncoder):
         final_norm: bool = True,
     ) -> None:
         check_heads(embed_dim, num_heads, "model.encoder")
-        if positions not in ("sincos", "learned", "rotary"):
-            raise ValueError(f"model.encoder.positions: got {positions!r}, expected one of sincos, learned, rotary")
-        if attention not in ("full", "block_causal"):
-            raise ValueError(f"model.encoder.attention: got {attention!r}, expected 'full' or 'block_causal'")
+        check_choice("model.encoder.positions", positions, ("sincos", "learned", "rotary"))
+        check_choice("model.encoder.attention", attention, ("full", "block_causal"))
         if positions == "learned" and max_length is None:
             raise ValueError(
                 "model.encoder.positions=learned needs model.encoder.max_length, the longest input in tokens"
