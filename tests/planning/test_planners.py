@@ -98,6 +98,12 @@ def test_slow_noise_has_unit_variance_and_goes_further():
     slow = coloured(white, 2.0)
     assert abs(float(slow.square().mean()) - 1) < 0.05
     assert slow.sum(dim=1).std() > 2 * white.sum(dim=1).std()
+    singly, in_steps = (
+        CEM(low=[-1.0], high=[1.0], horizon=12 // chunk, execute=1, chunk=chunk).noise(generators(0), 5, 2.0)
+        for chunk in (1, 3)
+    )
+    assert in_steps.shape == (1, 5, 4, 3)
+    assert torch.equal(in_steps.flatten(2), singly.flatten(2))
 
 
 def test_fine_samples_find_a_plan_that_stays_at_the_goal():

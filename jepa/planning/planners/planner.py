@@ -86,11 +86,12 @@ class Planner:
     def noise(self, generators: Sequence[torch.Generator], samples: int, exponent: float = 0.0) -> Tensor:
         """Return noise (B, samples, H, A) of deviation 1.
 
-        exponent: its power falls with the frequency as 1 / f ** exponent; 0 is white. Slow noise goes further.
+        exponent: its power falls with the frequency as 1 / f ** exponent, also from action to action of a step; 0 is
+        white. Slow noise goes further.
         """
-        size = samples, self.horizon, len(self.lowest)
+        size = samples, self.horizon * self.chunk, len(self.lowest) // self.chunk
         white = torch.stack([torch.randn(size, generator=generator) for generator in generators])
-        return coloured(white, exponent)
+        return coloured(white, exponent).unflatten(2, (self.horizon, self.chunk)).flatten(3)
 
 
 def bounds(low: Sequence[float] | None, high: Sequence[float] | None, chunk: int) -> tuple[Tensor, Tensor]:
