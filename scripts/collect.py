@@ -12,13 +12,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import hydra
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from jepa.config.command import reported_errors, run_command
-from jepa.utils.errors import UserError, check_at_least, first_line
+from jepa.utils.errors import UserError, first_line
 from jepa.utils.files import write_atomic
 from jepa.utils.lazy_import import require
 from jepa.utils.random import derive_seed
@@ -26,6 +27,10 @@ from jepa.utils.read_data import read_mapping
 
 BEGUN = "collect.json"
 """Says what a folder of episodes is of."""
+
+KINDS = {"environment": str, "settings": dict | None, "options": dict | None, "policy": str, "pictures": bool}
+KINDS |= {"output": str | int, **dict.fromkeys(("episodes", "max_steps", "seed"), int)}
+"""Types of the settings."""
 
 HDF5_NAMES = {"actions": "action", "rewards": "reward", "states": "state"}
 
@@ -39,12 +44,10 @@ def main(config: DictConfig) -> None:
 
 def collect(config: DictConfig) -> Path:
     """Record the episodes that are still missing; gives the folder or file. Raise UserError for what cannot be."""
+    from jepa.config.check import check_values
     from jepa.worlds.environment import make_environment
 
-    try:
-        check_at_least("collect", 1, episodes=config.episodes, max_steps=config.max_steps)
-    except ValueError as error:
-        raise UserError(str(error).removeprefix("collect.")) from None
+    check_values(config, KINDS, {"episodes": 1, "max_steps": 1})
     output = Path(str(config.output)).expanduser()
     plan = OmegaConf.to_container(config, resolve=True)
     plan = {name: value for name, value in plan.items() if name not in ("output", "episodes")}
@@ -81,7 +84,12 @@ def record(environment: Any, policy: Callable[..., Any] | None, plan: Mapping[st
     space, seed = environment.action_space, derive_seed(plan["seed"], "collect", number) % 2**31
     random = np.random.default_rng(seed)
     space.seed(seed)
-    observation, info = environment.reset(seed=seed, options=plan["options"])
+    try:
+        observation, info = environment.reset(seed=seed, options=plan["options"])
+    except (ValueError, TypeError, KeyError) as error:
+        if plan["options"] is None:
+            raise
+        raise UserError(f"options={plan['options']}: the environment refuses them: {first_line(error)}") from error
     rows: dict[str, list[Any]] = {
         name: [] for name in ("observations", "actions", "rewards", "terminated", "truncated")
     }
@@ -157,9 +165,13 @@ def write_folder(
             if not note.exists():
                 write_atomic(note, lambda place: place.write_text(json.dumps(plan, indent=1) + "\n"))
             write_atomic(path, lambda place, arrays=arrays: np.savez(place, **arrays))
-        with np.load(path) as stored:
-            steps += len(stored["rewards"]) - 1
-            returns.append(float(np.nansum(stored["rewards"])))
+        try:
+            with np.load(path) as stored:
+                rewards = stored["rewards"]
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            raise UserError(f"{path} is damaged ({first_line(error)}): remove it, and it is recorded again") from error
+        steps += len(rewards) - 1
+        returns.append(float(np.nansum(rewards)))
     return steps, returns
 
 

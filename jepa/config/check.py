@@ -7,7 +7,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.utils import get_object
@@ -38,6 +38,21 @@ def check_config(node: Any, key: str = "", source: Callable[[str], str] = str) -
         check_config(value, f"{key}.{name}" if key else str(name), source)
 
 
+def check_values(config: DictConfig, kinds: Mapping[str, Any], at_least: Mapping[str, int] | None = None) -> None:
+    """Hold the values of a script, which no constructor takes, against their types and least values.
+
+    Raise UserError for the first that does not fit.
+    """
+    for key, kind in kinds.items():
+        value = OmegaConf.select(config, key)
+        value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+        if not fits(value, kind):
+            raise UserError(f"{key}={shown(value)}: expected {describe(kind)}")
+    for key, least in (at_least or {}).items():
+        if config[key] < least:
+            raise UserError(f"{key}={config[key]}: expected at least {least}")
+
+
 def check_call(node: dict[str, Any], key: str, source: Callable[[str], str] = str) -> None:
     """Hold one node's arguments against the signature of its `_target_`."""
     target = node["_target_"]
@@ -60,7 +75,7 @@ def check_call(node: dict[str, Any], key: str, source: Callable[[str], str] = st
             if takes_any:
                 continue
             close = closest(name, parameters)
-            hint = f"Did you mean {key}.{close}?" if close else f"It takes {', '.join(parameters)}"
+            hint = f"Did you mean {key}.{close}?" if close else f"It takes {', '.join(parameters) or 'nothing'}"
             raise UserError(f"{key}.{name}: {target} takes no {name}. {hint}")
         hint, default = hints.get(name), parameters[name].default
         if name not in hints and isinstance(value, str) and isinstance(default, (int, float)):
@@ -125,6 +140,7 @@ def is_module(kind: Any) -> bool:
 
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text", type(None): "null"}
+WORDS |= {dict: "{key: value}", Mapping: "{key: value}"}
 
 
 def describe(hint: Any) -> str:
@@ -140,7 +156,7 @@ def describe(hint: Any) -> str:
     if origin in (list, tuple, collections.abc.Sequence):
         of = {describe(item).removeprefix("a ") for item in inside if item is not ...}
         return "a list" + (f" of {of.pop()}s" if len(of) == 1 else "")
-    return WORDS.get(hint, hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", ""))
+    return WORDS.get(origin or hint, hint.__name__ if inspect.isclass(hint) else str(hint).replace("typing.", ""))
 
 
 def _either(options: list[str]) -> str:

@@ -202,7 +202,9 @@ class TwoRooms(gymnasium.Env):
 
 
 def two_rooms_expert(observation: np.ndarray, info: Mapping[str, Any], random: np.random.Generator) -> np.ndarray:
-    """Return the action of a policy that knows the rooms, for scripts/collect.py."""
+    """Return the action of a policy that knows the rooms, for scripts/collect.py. Raise UserError in other worlds."""
+    if "layout" not in info:
+        raise UserError("policy=jepa.worlds.environment.two_rooms_expert goes with environment=two_rooms alone")
     state, goal, layout = (torch.as_tensor(info[name]).unsqueeze(0) for name in ("state", "goal", "layout"))
     return two_rooms.expert(state, goal, RoomLayout(*layout.unbind(1)), AGENT_SIZE)[0].numpy()
 
@@ -231,7 +233,10 @@ def make_environment(name: str, settings: Mapping[str, Any] | None = None) -> An
             return TwoRooms(**settings)
         if re.fullmatch(r"[A-Za-z_]\w*(\.\w+)+", name):
             module, _, attribute = name.rpartition(".")
-            return getattr(importlib.import_module(module), attribute)(**settings)
+            made = getattr(importlib.import_module(module), attribute)(**settings)
+            if not isinstance(made, gymnasium.Env):
+                raise TypeError(f"it is a {type(made).__name__} and no gymnasium.Env")
+            return made
         return gymnasium.make(name, **settings)
     except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
         known = "two_rooms, an id of gymnasium, such as CartPole-v1, or the dotted path of a class"

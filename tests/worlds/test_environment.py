@@ -137,6 +137,9 @@ def test_collected_episodes_are_read_back(tmp_path, collect):
     assert all((folder / name).read_bytes() == content for name, content in before.items())
     with pytest.raises(UserError, match=r"holds other episodes .seed differ."):
         collect(folder, episodes=4, seed=1, **settings)
+    (folder / "episode_000001.npz").write_bytes(before["episode_000001.npz"][:99])
+    with pytest.raises(UserError, match=r"episode_000001.npz is damaged .*: remove it, and it is recorded again"):
+        collect(folder, episodes=4, **settings)
 
 
 def test_any_environment_and_policy_is_collected(tmp_path, collect):
@@ -150,11 +153,19 @@ def test_any_environment_and_policy_is_collected(tmp_path, collect):
     for settings, message in (
         ({"policy": "nowhere.at_all"}, "policy=nowhere.at_all .No module named"),
         ({"policy": "jepa.worlds.environment.METADATA"}, "expected random, or the dotted path"),
-        ({"episodes": 0}, "episodes must be at least 1, got 0"),
+        ({"episodes": 0}, "episodes=0: expected at least 1"),
+        ({"max_steps": "many"}, "max_steps=many: expected a whole number"),
+        ({"options": "noise"}, "options=noise: expected .key: value. or null"),
+        ({"environment": "CartPole-v1", "options": {"low": 5}}, "the environment refuses them: Lower bound"),
+        ({"environment": "jepa.worlds.TwoRoomsVector"}, "it is a TwoRoomsVector and no gymnasium.Env"),
+        (
+            {"environment": "CartPole-v1", "policy": "jepa.worlds.environment.two_rooms_expert"},
+            "two_rooms_expert goes with environment=two_rooms alone",
+        ),
         ({"environment": "CartPole-v1", "policy": "jepa.worlds.test_policy"}, "expected random, or the dotted path"),
     ):
         with pytest.raises(UserError, match=message):
-            collect(tmp_path / "not", max_steps=3, **settings)
+            collect(tmp_path / "not", **{"max_steps": 3, **settings})
     assert not (tmp_path / "not").exists()
 
 
