@@ -157,8 +157,8 @@ class TrajectoryData(DataModule):
         if shape != self.observation_shape or (values.dtype == torch.uint8) != self.is_pixels:
             kind = "uint8" if self.is_pixels else "floats"
             raise UserError(
-                f"observations of shape {shape}, {str(values.dtype).removeprefix('torch.')}, do not fit: the model was "
-                f"trained on {self.observation_shape}, {kind}; give data and an environment of these"
+                f"observations of shape {tuple(values.shape)}, {str(values.dtype).removeprefix('torch.')}, do not fit: "
+                f"the model was trained on {self.observation_shape}, {kind}; give data and an environment of these"
             )
         values = values.float()
         if self.input_size != shape[1:]:

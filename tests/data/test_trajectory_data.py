@@ -107,6 +107,8 @@ def test_vectors_without_states_are_standardised_and_scored_by_episode(tmp_path)
     data = stored(write(tmp_path, "npz", episodes), mean="auto", std="auto", score_on="validation")
     batch = next(data.train_batches(seed=0, start_step=0, stop_step=1))
     assert sorted(batch) == ["actions", "x"]
+    alike = stored(write(tmp_path / "alike", "npz", [{**each, "actions": 0 * each["actions"]} for each in episodes]))
+    assert alike.action_std == [1, 1]
     assert batch["x"].shape == (4, 4, 5)
     assert (data.spec.found["channels"], data.spec.found["image_size"]) == (5, 0)
     whole = torch.cat([each["x"] for each in data.evaluation_batches("train", batch_size=64)]).flatten(0, 1)
@@ -190,10 +192,11 @@ def test_data_that_does_not_fit_gets_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no episodes"):
         stored(tmp_path / "empty")
-    with h5py.File(tmp_path / "empty" / "a.h5", "w") as file:
-        file.update(episode(0) | {"ep_len": np.array([9, 9])})
-    with pytest.raises(DataError, match="do not lie within its 12 rows"):
-        stored(tmp_path / "empty" / "a.h5")
+    for name, starts, message in (("a.h5", [0, 9], "do not lie within its 12 rows"), ("b.h5", [3, 0], "overlap")):
+        with h5py.File(tmp_path / "empty" / name, "w") as file:
+            file.update(episode(0) | {"ep_len": np.array([9, 9]), "ep_offset": np.array(starts)})
+        with pytest.raises(DataError, match=message):
+            stored(tmp_path / "empty" / name)
     data = stored(root, image_size=8)
     assert data.normalised(np.zeros((5, 3, 4, 6), np.uint8)).shape == (5, 3, 8, 8)
     for other in (np.zeros((5, 2, 65, 65), np.uint8), np.zeros((5, 3, 4, 6), np.float32)):

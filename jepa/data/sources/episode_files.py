@@ -280,6 +280,9 @@ def episodes_of(columns: Mapping[str, Any], count: int) -> list[tuple[int, int]]
         lengths = last - starts + 1
     if len(starts) != len(lengths) or (lengths < 1).any() or (starts < 0).any() or (starts + lengths > count).any():
         raise UnfitSample(f"its episodes (ep_offset, ep_len) do not lie within its {count} rows")
+    order = np.argsort(starts)
+    if ((starts + lengths)[order][:-1] > starts[order][1:]).any():
+        raise UnfitSample("its episodes (ep_offset, ep_len) overlap")
     return list(zip(starts.tolist(), lengths.tolist()))
 
 
@@ -317,9 +320,13 @@ def _mapped(archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: Any) -> np.
 
 
 def statistics_of(every: np.ndarray, training: np.ndarray) -> dict[str, np.ndarray]:
-    """Return the least and largest of all actions, and mean and deviation of those that are trained on, each (A,)."""
+    """Return the least and largest of all actions, and mean and deviation of those that are trained on, each (A,).
+
+    The deviation of what is always the same is 1.
+    """
     training = training.astype(np.float64)
-    return {"low": every.min(0), "high": every.max(0), "mean": training.mean(0), "std": training.std(0)}
+    std = np.where(np.ptp(training, axis=0) > 0, training.std(0), 1.0)
+    return {"low": every.min(0), "high": every.max(0), "mean": training.mean(0), "std": std}
 
 
 def table(splits: Splits, root: str) -> list[str]:
