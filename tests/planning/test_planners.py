@@ -61,6 +61,15 @@ def test_planners_go_to_the_goal_within_bounds_each_episode_by_itself(name):
     again = planner(functools.partial(cost, GOALS), rest, generators(3, 4, 5))
     assert torch.isfinite(again).all()
     assert not torch.equal(again, plans)
+    weight = torch.ones((), requires_grad=True)  # of a model that is trained
+
+    def few_allowed(actions):
+        allowed = torch.arange(actions.shape[1]) < 3
+        return torch.where(allowed, weight * actions.square().sum(dim=(-2, -1)), torch.inf)
+
+    with torch.no_grad():
+        assert torch.isfinite(planner(few_allowed, None, generators(0))).all()
+    assert weight.grad is None
     two = PLANNERS[name](low=[-2.0, -2.0], high=[2.0, 2.0], max_norm=2.2, chunk=3, horizon=4, execute=2)
     long = two(lambda actions: -actions.sum(dim=(-2, -1)), None, generators(0))
     assert long.shape == (1, 4, 6)

@@ -44,9 +44,8 @@ class Gradient(Planner):
                 better = None if found is None else (lowest < least)
                 found = chosen if better is None else torch.where(better[:, :, None, None], chosen, found)
                 least = lowest if better is None else torch.minimum(lowest, least)
-                optimizer.zero_grad()
-                costs.sum().backward()
-                free.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+                (gradient,) = torch.autograd.grad(costs.sum(), free)  # not backward: a model's weights keep theirs
+                free.grad = gradient.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
                 optimizer.step()
                 with torch.no_grad():
                     free.copy_(self.bounded(free * self.half) / self.half)

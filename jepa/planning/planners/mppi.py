@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -27,7 +28,9 @@ class MPPI(CEM):
             raise ValueError(f"planner.temperature must be above 0, got {self.temperature}")
 
     def fitted(self, elites: Tensor, costs: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.temperature * costs.std(dim=1, correction=0, keepdim=True).clamp(min=1e-12)
-        weights = ((costs[:, :1] - costs) / scale).softmax(dim=1)[:, :, None, None]
+        worse = (costs - costs[:, :1]).nan_to_num(nan=0.0, posinf=math.inf)  # where none is finite, all alike
+        finite = worse.masked_fill(worse.isinf(), math.nan)
+        deviation = (finite - finite.nanmean(dim=1, keepdim=True)).square().nanmean(dim=1, keepdim=True).sqrt()
+        weights = (-worse / (self.temperature * deviation.clamp(min=1e-12))).softmax(dim=1)[:, :, None, None]
         mean = (weights * elites).sum(dim=1, keepdim=True)
         return mean, (weights * (elites - mean).square()).sum(dim=1, keepdim=True).sqrt()
