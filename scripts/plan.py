@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -25,6 +25,10 @@ STORED = ("environment", "settings", "options", "planner", "cost", "seed", "rand
 """Settings that stand in the JSON."""
 WINDOWS = 8192
 """That the predictor of the baseline random_encoder is trained on."""
+KINDS = {"environment": str, "settings": dict | None, "options": dict | None, "cost": dict, "baselines": list[str]}
+KINDS |= {"pairs": Literal["validation", "test"], "rules": str, "output": str | int}
+KINDS |= dict.fromkeys(("episodes", "seed", "random_encoder_steps", "pictures"), int)
+"""Types of the settings."""
 TASKS = {"two_rooms": "jepa.worlds.two_rooms_task.TwoRoomsTask"}
 """Name of an environment -> the class that plans are made in."""
 
@@ -44,21 +48,21 @@ def plan(config: DictConfig) -> dict[str, Any]:
     """
     from rich.console import Console
 
-    from jepa.config.build import build, convert_errors, to_plain
+    from jepa.config.build import build, to_plain
+    from jepa.config.check import check_values
     from jepa.config.open_checkpoint import open_checkpoint
     from jepa.planning.comparison import Comparison, check_baselines, table
+    from jepa.planning.episode_pictures import check_drawable
     from jepa.planning.policies import ModelView, together_on
     from jepa.planning.rules import named_rules
     from jepa.trainer.precision import resolve_device
-    from jepa.utils.errors import UserError
     from jepa.utils.files import check_output, write_text
 
-    check_output(Path(config.output), OmegaConf.select(config, "checkpoint"))
-    for name in ("episodes", "random_encoder_steps"):
-        if config[name] < 1:
-            raise UserError(f"{name}={config[name]}: expected at least 1")
+    check_values(config, KINDS, {"episodes": 1, "random_encoder_steps": 1, "pictures": 0})
+    output = Path(str(config.output))
+    check_output(output, OmegaConf.select(config, "checkpoint"))
     check_baselines(config.baselines)
-    check_video(config)
+    check_pictures(config, output)
     rules = named_rules(config.rules)
     loaded, joined = open_checkpoint(config, data="splits")
     check_is_world_model(loaded)
@@ -78,21 +82,20 @@ def plan(config: DictConfig) -> dict[str, Any]:
         )
 
     measure, task = build(joined, "cost"), make_task(config)
-    comparison = convert_errors(
-        "planner",
-        lambda: Comparison(
-            task=task,
-            planner=build(joined, "planner"),
-            rules=rules,
-            split=config.pairs,
-            episodes=config.episodes,
-            over=joined.cost.get("over", "sum"),
-            seed=config.seed,
-        ),
-    )()
-    ours = view(loaded.model)
-    check_fits(comparison, loaded.model, chunk, data)
-    kept = min(config.pictures, config.episodes)
+    comparison = Comparison(
+        task=task,
+        planner=build(joined, "planner"),
+        rules=rules,
+        split=config.pairs,
+        episodes=config.episodes,
+        over=joined.cost.get("over", "sum"),
+        seed=config.seed,
+    )
+    ours, kept = view(loaded.model), min(config.pictures, config.episodes)
+    comparison.check_fits(ours)
+    check_baselines(config.baselines, comparison.world)
+    if kept:
+        check_drawable(comparison.world, "pictures")
     found, episodes, policy = comparison.model(ours, keep=kept)
     results = {
         **found,
@@ -105,10 +108,10 @@ def plan(config: DictConfig) -> dict[str, Any]:
         **{name: to_plain(joined)[name] for name in STORED},
     }
     Console().print(table(results))
-    write_text(Path(config.output), json.dumps(results, indent=2) + "\n")
-    print(config.output)
+    write_text(output, json.dumps(results, indent=2) + "\n")
+    print(output)
     if kept:
-        draw(Path(config.output), comparison, ours, episodes, policy, config.video)
+        draw(output, comparison, ours, episodes, policy, config.video)
     return results
 
 
@@ -123,15 +126,18 @@ def draw(output: Path, comparison: Any, view: Any, episodes: Any, policy: Any, v
     pictures = frames(episodes, comparison.world.goal, comparison.rules.distance, plans)
     files = {".gif": gif(pictures), ".png": plans_and_costs(view, comparison.world, episodes, policy, plans)}
     for suffix, content in (files | ({".mp4": mp4(pictures)} if video else {})).items():
-        output.with_suffix(suffix).write_bytes(content)
-        print(output.with_suffix(suffix))
+        path = output.with_name(output.name.removesuffix(".json") + suffix)
+        path.write_bytes(content)
+        print(path)
 
 
-def check_video(config: DictConfig) -> None:
-    """Raise UserError for a `video` that cannot be written."""
+def check_pictures(config: DictConfig, output: Path) -> None:
+    """Raise UserError for a `video` that cannot be written, and an `output` that pictures would replace."""
     from jepa.utils.errors import UserError
     from jepa.utils.lazy_import import require
 
+    if output.suffix in (".gif", ".png", ".mp4"):
+        raise UserError(f"output={output} would hold a JSON file, with pictures beside it: end its name in .json")
     if config.video not in (None, "mp4"):
         raise UserError(f"video={config.video}: expected mp4, or null for the GIF alone")
     if config.video and config.pictures < 1:
@@ -152,7 +158,10 @@ def make_task(config: DictConfig) -> Any:
     given = {"options": config.options} if config.options else {}
     node = OmegaConf.create({"settings": {"_target_": TASKS.get(name, name), **(config.settings or {}), **given}})
     check_config(OmegaConf.to_container(node))
-    return build(node, "settings")
+    task = build(node, "settings")
+    if not (hasattr(task, "pairs") and hasattr(task, "open")):
+        raise UserError(f"environment={name} has no `pairs` or no `open`: expected a class as {TASKS['two_rooms']}")
+    return task
 
 
 def baselines(
@@ -186,19 +195,6 @@ def check_is_world_model(loaded: Any) -> None:
             f"checkpoint={loaded.source} holds a {type(loaded.model).__name__}, which knows no actions: expected a "
             "world model, as experiment=two_rooms trains"
         )
-
-
-def check_fits(comparison: Any, model: Any, chunk: int, data: Any) -> None:
-    """Raise UserError where the environment's actions or observations are not those that the model was trained on."""
-    from jepa.utils.errors import UserError
-
-    width = len(comparison.world.low)
-    if width * chunk != model.action_dim:
-        raise UserError(
-            f"environment: its actions have {width} components, in steps of data.frame_skip={chunk}, and the model "
-            f"takes {model.action_dim}: expected the environment that the data are of"
-        )
-    data.normalised(comparison.world.reset(comparison.world.start)[:1])
 
 
 if __name__ == "__main__":

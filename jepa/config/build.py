@@ -80,6 +80,9 @@ def _build_trainer(config: DictConfig) -> Trainer:
     make_trainer = build(config, "trainer", partial=True)
     data = build_data(config) if data is None else data
     check_input(model, data)
+    for probe in getattr(evaluation, "probes", {}).values():
+        if hasattr(probe, "check"):
+            probe.check(model, data)
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
         from jepa.interop import load_into  # imports the formats of others
 

@@ -23,7 +23,7 @@ class Probe(Protocol):
 
     Not a dataclass: OmegaConf would turn one in `probes` into a config.
 
-    Two optional attributes:
+    Optional attributes:
 
     needs: the arguments of its call, "features" by default.
         "features", "tokens": (train, test, classes=, seed=), x being (N, D) or (N, T, D).
@@ -39,6 +39,7 @@ class Probe(Protocol):
             labels.
         Raw input has neither tokens nor an encoder and no score of such probes.
     uses_seed: False for a score that does not depend on the seed, which is not repeated over seeds.
+    check: (model, data), called before training, which raises UserError for what the probe cannot score.
     """
 
     def __call__(self, train: Features, test: Features, *, classes: int, seed: int) -> Score: ...

@@ -175,7 +175,7 @@ class WorldModel(JEPA):
                 f"{len(states)} samples, got actions of shape {tuple(actions.shape)}"
             )
         self._check_range(actions)
-        return self._rolled_out(states, self.standardised(actions))
+        return self._rolled_out(states, self.standardised(actions.to(states.dtype)))
 
     def one_step(self, states: Tensor, actions: Tensor) -> Tensor:
         """Return predictions (B, T - 1, D) of states 1 ... T - 1 of (B, T, D), each from the true ones before it."""

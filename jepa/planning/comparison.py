@@ -71,7 +71,7 @@ class Comparison:
     def planner(self, chunk: int = 1, model: Any = None) -> Planner:
         """Return the planner for steps of `chunk` actions, with the bounds that it was given or the environment's.
 
-        model: whose data may have known a narrower range of actions.
+        model: whose data may have known a narrower range of actions. Raise UserError for settings that do not fit.
         """
         low, high = np.tile(self.task.low, chunk), np.tile(self.task.high, chunk)
         if model is not None:
@@ -83,7 +83,34 @@ class Comparison:
             "max_norm": self.task.max_norm,
         }
         given = getattr(self.make_planner, "keywords", {})
-        return self.make_planner(chunk=chunk, **{name: ours[name] for name in ours if given.get(name) is None})
+        try:
+            made = self.make_planner(chunk=chunk, **{name: ours[name] for name in ours if given.get(name) is None})
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        bounds = f"planner.low={made.low} and planner.high={made.high}"
+        if len(made.low) != len(ours["low"]):
+            raise UserError(f"{bounds}: expected a number for each of the {len(ours['low'])} components of an action")
+        low, high = np.asarray(ours["low"]), np.asarray(ours["high"])
+        beyond = np.maximum(low - made.low, made.high - high)
+        if model is not None and bool((beyond > 1e-3 * (high - low)).any()):
+            raise UserError(
+                f"{bounds}: environment and data of the model have actions from {ours['low']} to {ours['high']}"
+            )
+        return made
+
+    def check_fits(self, view: ModelView) -> None:
+        """Raise UserError for a model that was trained on other actions or observations than the environment's."""
+        model, width = view.model, len(self.world.low)
+        if width * view.chunk != model.action_dim:
+            raise UserError(
+                f"environment: its actions have {width} components, in steps of data.frame_skip={view.chunk}, and the "
+                f"model takes {model.action_dim}: expected the environment that the data are of"
+            )
+        try:
+            view.begin(self.world.reset(self.world.start)[:1])
+        except ValueError as error:
+            raise UserError(f"the model does not take the environment's observations: {error}") from error
+        self.planner(view.chunk, model)
 
     def model(self, view: ModelView, *, keep: int = 0) -> tuple[dict[str, Any], Episodes, Planned]:
         """Return the scores of planning with a model, its episodes and the policy. keep: as in `run_episodes`."""
@@ -99,7 +126,8 @@ class Comparison:
         if name in ("straight", "expert"):
             return self._scored(Baseline(getattr(world, name)))[0]
         if name == "random":
-            return self._scored(RandomActions(world.low, world.high, self.seed))[0]
+            planner = self.planner()
+            return self._scored(RandomActions(planner.low, planner.high, self.seed))[0]
         if name == "random_encoder":
             return self.model(random_view())[0]
         distance = "way" if name == "true_state" else "distance"
@@ -136,8 +164,13 @@ def table(results: Mapping[str, Any]) -> Table:
     return shown
 
 
-def check_baselines(names: Sequence[str]) -> None:
-    """Raise UserError for a name that is none of BASELINES."""
+def check_baselines(names: Sequence[str], world: World | None = None) -> None:
+    """Raise UserError for a name that is none of BASELINES, or one that a world cannot give."""
+    wants = {"straight": ["straight"], "expert": ["expert"]}
+    wants |= {"true_state": ["move", "way"], "true_state_straight": ["move", "distance"]}
     for name in names:
         if name not in BASELINES:
             raise UserError(f"baselines: there is no {name}, expected some of {', '.join(BASELINES)}")
+        for method in wants.get(name, ()):
+            if world is not None and not hasattr(world, method):
+                raise UserError(f"baselines: {name} takes a `{method}` of the environment's world: leave {name} out")

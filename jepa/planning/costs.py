@@ -12,6 +12,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from jepa.utils.errors import UserError
+
 Measure: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Predicted states (b, S, H, D) and those of the goals (b, D) -> costs (b, S)."""
 
@@ -46,6 +48,8 @@ class ModelCost:
     history: encoded states (B, h, D). past: the actions (B, h - 1, A) between them. goal: (B, D).
     together: episodes in a call of the model. Every call has as many, so that numbers, which depend on the size of a
         matrix product, and with them plans, are the same whichever episodes there are.
+
+    Raises UserError where `measure` gives costs of another shape.
     """
 
     model: Any
@@ -60,6 +64,9 @@ class ModelCost:
         for rows in torch.arange(len(actions)).split(self.together):
             full = torch.cat([rows, rows[-1:].expand(self.together - len(rows))])
             costs = self.measure(self.predicted(actions[full], full), self.goal[full.to(self.goal.device)])
+            if costs.shape != (self.together, actions.shape[1]):
+                expected = f"expected ({self.together}, {actions.shape[1]}), one for each episode and sample"
+                raise UserError(f"cost: got costs of shape {tuple(costs.shape)}, {expected}")
             parts.append(costs[: len(rows)].cpu())
         return torch.cat(parts)
 

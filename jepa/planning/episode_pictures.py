@@ -17,6 +17,7 @@ from torch import Tensor
 
 from jepa.planning.episodes import Episodes, World
 from jepa.planning.policies import Planned
+from jepa.utils.errors import UserError
 from jepa.utils.lazy_import import lazy_import
 
 av = lazy_import("av")
@@ -25,6 +26,16 @@ HEAD, GAP = 16, 6
 WALL, PATH, PLAN, GOAL = (73, 80, 87), (28, 126, 214), (232, 89, 12), (47, 158, 68)
 AFTER = 10  # steps that are shown after all have arrived
 MILLISECONDS = 80  # of a frame
+
+
+def check_drawable(world: World, key: str) -> None:
+    """Raise UserError for a world that cannot be drawn. key: of the number of pictures, which 0 turns off."""
+    shape = tuple(world.reset(world.start).shape[1:])
+    if not (hasattr(world, "places") and len(shape) == 3 and shape[0] == 2):
+        raise UserError(
+            f"{key}: pictures take a world with `places` whose observations show agent and walls, (2, H, W), and these "
+            f"are {shape}: set {key}=0"
+        )
 
 
 def imagined(view: Any, world: World, policy: Planned) -> dict[int, dict[int, np.ndarray]]:
@@ -55,7 +66,7 @@ def frames(
         shown |= plans.get(step, {})
         if step % every and step != last - 1:
             continue
-        tiles = [_tile(episodes, goal, row, step, shown.get(row), arrived[row]) for row in range(kept)]
+        tiles = [_tile(episodes, goal, near, row, step, shown.get(row)) for row in range(kept)]
         width, height = tiles[0].size
         page = Image.new("RGB", (kept * (width + GAP) - GAP, height), "white")
         for row, tile in enumerate(tiles):
@@ -64,8 +75,8 @@ def frames(
     return pictures
 
 
-def _tile(episodes: Episodes, goal: Tensor, row: int, step: int, plan: np.ndarray | None, arrived: int) -> Image.Image:
-    """Return the room of one episode at a step: path in blue, what is planned in orange, the goal as a green ring."""
+def _tile(episodes: Episodes, goal: Tensor, near: float, row: int, step: int, plan: np.ndarray | None) -> Image.Image:
+    """Return the room of one episode at a step: path in blue, what is planned in orange, green where it has arrived."""
     agent, walls = episodes.observations[step][row].float() / 255
     colours = 255 - walls[..., None] * (255 - torch.tensor(WALL).float())
     colours = colours * (1 - agent[..., None]) + torch.tensor(PATH).float() * agent[..., None]
@@ -77,11 +88,11 @@ def _tile(episodes: Episodes, goal: Tensor, row: int, step: int, plan: np.ndarra
         draw.line([tuple(point) for point in path], fill=PATH, width=2)
     for x, y in () if plan is None else _on_picture(plan):
         draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=PLAN)
-    (x, y), ring = _on_picture(goal[row, None, :2].numpy())[0], 2.5 * SCALE
+    (x, y), ring = _on_picture(goal[row, None, :2].numpy())[0], near * SCALE
     draw.ellipse((x - ring, y - ring, x + ring, y + ring), outline=GOAL, width=3)
     tile = Image.new("RGB", (room.width, room.height + HEAD), "white")
     tile.paste(room, (0, HEAD))
-    said = f"step {step}" + (f", at the goal since {arrived + 1}" if step > arrived else "")
+    said = f"step {step}" + (", at the goal" if step and episodes.distances[row, step - 1] < near else "")
     ImageDraw.Draw(tile).text((2, 2), said, fill="black", font=ImageFont.load_default())
     return tile
 

@@ -12,7 +12,7 @@ import torch
 
 from jepa.planning.comparison import Comparison, Task
 from jepa.planning.costs import GoalDistance, Measure
-from jepa.planning.episode_pictures import frames, gif, imagined
+from jepa.planning.episode_pictures import check_drawable, frames, gif, imagined
 from jepa.planning.planners.planner import Planner
 from jepa.planning.policies import ModelView, together_on
 from jepa.planning.rules import named_rules
@@ -44,21 +44,38 @@ class PlanningProbe:
         pictures: int = 4,
     ) -> None:
         check_at_least("evaluation.probes.planning", 1, episodes=episodes)
+        check_at_least("evaluation.probes.planning", 0, pictures=pictures)
         self.rules, self.cost = named_rules(rules), cost or GoalDistance()
         self.task, self.make_planner, self.episodes = task, planner, episodes
         self.pictures, self.animation = pictures, None
 
+    def check(self, model: Any, data: Any) -> None:
+        """Raise UserError before training, for a planner, a model or data that do not go with the environment."""
+        if not hasattr(model, "rollout"):
+            return  # and no score
+        comparison, device = self.comparison(seed=0), next(model.parameters()).device
+        comparison.check_fits(self.view(model, data, device))
+        if self.pictures:
+            check_drawable(comparison.world, "evaluation.probes.planning.pictures")
+
     def __call__(self, model: Any, data: Any, *, batches: Any, device: torch.device, seed: int) -> dict[str, float]:
         """Return "/success", its ends "/low" and "/high", and "/seconds_per_episode"."""
-        comparison = Comparison(
-            task=self.task,
-            planner=self.make_planner,
-            rules=self.rules,
-            split="validation",
-            episodes=self.episodes,
-            seed=seed,
-        )
-        view = ModelView(
+        comparison, view = self.comparison(seed), self.view(model, data, device)
+        keep = min(self.pictures, self.episodes) if self.animation is None else 0
+        found, episodes, policy = comparison.model(view, keep=keep)
+        if keep:
+            plans = imagined(view, comparison.world, policy)
+            self.animation = gif(frames(episodes, comparison.world.goal, self.rules.distance, plans))
+        return {f"/{name}": found[name] for name in ("success", "low", "high", "seconds_per_episode")}
+
+    def comparison(self, seed: int) -> Comparison:
+        """Return what plans on the validation list."""
+        settings = {"task": self.task, "planner": self.make_planner, "rules": self.rules}
+        return Comparison(**settings, split="validation", episodes=self.episodes, seed=seed)
+
+    def view(self, model: Any, data: Any, device: torch.device) -> ModelView:
+        """Return the model as planners see it."""
+        return ModelView(
             model=model,
             normalised=data.normalised,
             measure=self.cost,
@@ -66,9 +83,3 @@ class PlanningProbe:
             chunk=getattr(data, "frame_skip", 1),
             together=together_on(device),
         )
-        keep = min(self.pictures, self.episodes) if self.animation is None else 0
-        found, episodes, policy = comparison.model(view, keep=keep)
-        if keep:
-            plans = imagined(view, comparison.world, policy)
-            self.animation = gif(frames(episodes, comparison.world.goal, self.rules.distance, plans))
-        return {f"/{name}": found[name] for name in ("success", "low", "high", "seconds_per_episode")}

@@ -142,7 +142,7 @@ class ModelView:
         """Return the costs (h, w) of standing at each place of `world.places(row)`, and its states (h, w, D)."""
         places = world.places(row)
         rows = torch.full((places[..., 0].numel(),), row)
-        states = self._encoded(self.model.encode, world.observed(places.flatten(0, 1), rows).unsqueeze(1))
+        states = self._encoded(self.model.encode_target, world.observed(places.flatten(0, 1), rows).unsqueeze(1))
         costs = self.measure(states[None], self.goal[row, None])  # plans of one step each
         return costs[0].view(places.shape[:2]).cpu(), states[:, 0].view(*places.shape[:2], -1).cpu()
 

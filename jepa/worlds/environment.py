@@ -54,6 +54,7 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
         max_steps: int = MAX_STEPS,
         render_mode: str | None = None,
     ) -> None:
+        two_rooms.check_radius("radius", radius)
         self.num_envs, self.random_walls, self.radius, self.max_steps = num_envs, random_walls, radius, max_steps
         self.render_mode = render_mode
         self.single_observation_space = gymnasium.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
@@ -238,7 +239,7 @@ def make_environment(name: str, settings: Mapping[str, Any] | None = None) -> An
                 raise TypeError(f"it is a {type(made).__name__} and no gymnasium.Env")
             return made
         return gymnasium.make(name, **settings)
-    except (gymnasium.error.Error, ImportError, AttributeError, TypeError) as error:
+    except (gymnasium.error.Error, ImportError, AttributeError, TypeError, ValueError) as error:
         known = "two_rooms, an id of gymnasium, such as CartPole-v1, or the dotted path of a class"
         raise UserError(f"environment={name} cannot be made ({first_line(error)}): expected {known}") from error
 

@@ -67,7 +67,8 @@ class RoomLayout:
 def move(position: Tensor, action: Tensor, layout: RoomLayout, radius: float = 0.0) -> Tensor:
     """Return where agents (n, 2) are after actions (n, 2), float32; one whose way is blocked stays.
 
-    The way is the whole segment, against the border, the wall and the edges of the door, all thicker by `radius`.
+    The way is the whole segment, against the border, the wall and the edges of the door, all thicker by `radius`: as of
+    a disc, but for the corners of the door, which are not rounded.
     """
     position = position.float()
     end = position + action
@@ -248,13 +249,24 @@ class Pairs(NamedTuple):
     sha256: str
 
 
+def check_radius(key: str, radius: float) -> None:
+    """Raise ValueError for a radius of agents that does not fit through the door."""
+    if not 0 <= radius < DOOR_HALF:
+        raise ValueError(f"{key}={radius}: expected at least 0 and less than {DOOR_HALF}, half of the door's height")
+
+
 def pairs(seed: int, count: int, *, random_walls: bool = False, margin: float = 2 * AGENT_SIZE) -> Pairs:
     """Return starts and goals in different rooms, uniform and `margin` pixels off all walls; each of (seed, number)."""
     numbers = uniform(seed, "two_rooms/pairs", range(count), (1, 7))[:, 0]
     layout = RoomLayout.drawn(numbers[:, :2]) if random_walls else RoomLayout.fixed(count)
     ends = start_and_goal(numbers[:, 2:], layout, margin)
-    content = torch.cat((*ends, torch.stack((layout.wall_x, layout.door_y), dim=1)), dim=1)
-    return Pairs(*ends, layout, hashlib.sha256(content.numpy().astype("<f4").tobytes()).hexdigest())
+    return hashed(*ends, layout)
+
+
+def hashed(start: Tensor, goal: Tensor, layout: RoomLayout) -> Pairs:
+    """Return starts, goals and layouts with their hash."""
+    content = torch.cat((start, goal, torch.stack((layout.wall_x, layout.door_y), dim=1)), dim=1)
+    return Pairs(start, goal, layout, hashlib.sha256(content.numpy().astype("<f4").tobytes()).hexdigest())
 
 
 def start_and_goal(numbers: Tensor, layout: RoomLayout, margin: float = 2 * AGENT_SIZE) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.worlds.two_rooms import HIGH, LOW, MAX_ACTION, Pairs, expert, move, pairs, render
+from jepa.utils.errors import UserError
+from jepa.worlds.two_rooms import HIGH, LOW, MAX_ACTION, Pairs, expert, hashed, move, pairs, render
 
 LISTS = {"validation": 1, "test": 2}
 """Name -> seed of a list of pairs: settings are chosen on one and reported on the other."""
@@ -18,10 +19,11 @@ class TwoRoomsTask:
     """Pairs of starts and goals in different rooms.
 
     random_walls: another layout in each episode; otherwise the fixed one.
-    start, goal: [x, y] of every episode, in place of the list's.
+    start, goal: [x, y] of every episode, in place of the list's. With one of them, the other is the point of the pair
+        that is in the other room.
     options: of `TwoRoomsVector.reset`: agent_size, speed, distractors, noise.
 
-    Raises ValueError for what is no point.
+    Raises ValueError for what is no point, UserError for options that pairs set.
     """
 
     low, high, max_norm = (-MAX_ACTION, -MAX_ACTION), (MAX_ACTION, MAX_ACTION), MAX_ACTION
@@ -39,12 +41,27 @@ class TwoRoomsTask:
         for name, point in self.given.items():
             if len(point) != 2:
                 raise ValueError(f"{name}={list(point)}: expected [x, y]")
+        for name in ("state", "goal", "layout"):
+            if name in self.options:
+                raise UserError(f"options.{name}: pairs set it; settings take start, goal and random_walls")
 
     def pairs(self, split: str, count: int) -> Pairs:
-        """Return `count` pairs of the "validation" or "test" list, of which each is the same for any count."""
-        found = pairs(LISTS[split], count, random_walls=self.random_walls)
+        """Return `count` pairs of the "validation" or "test" list, of which each is the same for any count.
+
+        Raises UserError for a start and a goal that are given, in one room.
+        """
+        start, goal, layout, _ = found = pairs(LISTS[split], count, random_walls=self.random_walls)
+        if not self.given:
+            return found
         places = {name: torch.tensor([point]).float().expand(count, -1) for name, point in self.given.items()}
-        return found._replace(**places, sha256="") if places else found
+        first = next(iter(places.values()))
+        in_start_room = (first[:, :1] < layout.wall_x[:, None]) == (start[:, :1] < layout.wall_x[:, None])
+        other = torch.where(in_start_room, goal, start)
+        start, goal = (places.get(name, other) for name in ("start", "goal"))
+        if bool(((start[:, 0] < layout.wall_x) == (goal[:, 0] < layout.wall_x)).any()):
+            where = "in some of the layouts, " if self.random_walls else ""
+            raise UserError(f"{where}start={self.given['start']} and goal={self.given['goal']} are in one room")
+        return hashed(start, goal, layout)
 
     def open(self, pairs: Pairs, radius: float) -> TwoRoomsWorld:
         """Return the rooms of pairs, for agents of a radius in pixels where they meet walls.
@@ -90,11 +107,11 @@ class TwoRoomsWorld:
         return torch.where(same_room, self.distance(state, rows), by_door)
 
     def straight(self, state: Tensor, rows: Tensor) -> Tensor:
-        way = self.goal[rows] - state
+        way = (self.goal[rows] - state) / self.speed[rows].unsqueeze(1)
         return way / (way.abs().amax(1, keepdim=True) / MAX_ACTION).clamp(min=1)
 
     def expert(self, state: Tensor, rows: Tensor) -> Tensor:
-        return expert(state, self.goal[rows], self.layout[rows], self.radius)
+        return expert(state, self.goal[rows], self.layout[rows], self.radius) / self.speed[rows, None].clamp(min=1)
 
     def places(self, row: int, apart: int = 2) -> Tensor:
         line = torch.arange(LOW, HIGH + 1, apart).float()

@@ -47,10 +47,10 @@ def two_rooms_walks(
     frames, frame_skip: of a window. max_bad_share: of no meaning, as nothing is read. random_walls: another layout for
     each walk. radius: of the agent, in the rule of collision. train_walks: those of an epoch; every epoch has new ones.
 
-    Raises ValueError for windows that are longer than a walk.
+    Raises ValueError for windows that are longer than a walk, and agents that the door does not let through.
     """
     check_at_least("data.source", 1, train_walks=train_walks, test_walks=test_walks)
-    check_at_least("data.source", 0, radius=radius)
+    two_rooms.check_radius("data.source.radius", radius)
     if (frames - 1) * frame_skip > STEPS:
         raise ValueError(
             f"data.history + data.horizon = {frames} frames, data.frame_skip={frame_skip}: a walk has {STEPS} steps"

@@ -259,6 +259,8 @@ def place(x: torch.Tensor) -> torch.Tensor:
     return torch.stack([(blob.sum(axis) * lines).sum(2) / blob.sum((2, 3)) for axis in (2, 3)], dim=2)
 
 
-def test_a_window_is_no_longer_than_a_walk():
+def test_walks_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="a walk has 90 steps"):
         rooms(horizon=91)
+    with pytest.raises(ValueError, match=r"data.source.radius=4: expected at least 0 and less than 4"):
+        rooms(source={"radius": 4})

@@ -61,6 +61,7 @@ def test_roll_outs(predictor):
             rolled = model.rollout(states[:, :history], actions)
             assert rolled.shape == (4, 7 - history, 8)
             assert torch.allclose(rolled[:, 0], single[:, history - 1], atol=1e-6)
+            assert torch.equal(model.rollout(states[:, :history], actions.double()), rolled)
             further = torch.cat([states[:, :history], rolled[:, :1]], dim=1)
             assert torch.allclose(model.rollout(further, actions), rolled[:, 1:], atol=1e-6)
         other = actions.clone()

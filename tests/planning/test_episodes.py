@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+from pathlib import Path
 from types import SimpleNamespace
 
 import av
@@ -22,7 +23,7 @@ from jepa.models.world_predictors import GRUPredictor
 from jepa.optim import Constant
 from jepa.planning.comparison import Comparison, check_baselines, table
 from jepa.planning.costs import GoalDistance
-from jepa.planning.episode_pictures import frames, gif, imagined, mp4, plans_and_costs
+from jepa.planning.episode_pictures import check_drawable, frames, gif, imagined, mp4, plans_and_costs
 from jepa.planning.episodes import run_episodes
 from jepa.planning.planners.cem import CEM
 from jepa.planning.planning_probe import PlanningProbe
@@ -32,7 +33,7 @@ from jepa.planning.rules import RULES
 from jepa.utils.errors import UserError
 from jepa.worlds.two_rooms import Pairs
 from jepa.worlds.two_rooms_task import TwoRoomsTask
-from scripts.plan import check_fits, check_is_world_model, check_video, make_task
+from scripts.plan import check_is_world_model, check_pictures, make_task
 
 SMALL = functools.partial(CEM, samples=48, iterations=4, elites=6, horizon=30, exponent=1.0)
 ONE_STEP = OneStep(distance=MSE())
@@ -43,9 +44,8 @@ def compared(rules="strict", episodes=4, task=None, planner=SMALL):
 
 
 def view(model, **settings):
-    return ModelView(
-        model=model, normalised=lambda x: x.float(), measure=GoalDistance(), device=torch.device("cpu"), **settings
-    )
+    settings = {"normalised": lambda x: x.float(), "measure": GoalDistance(), **settings}
+    return ModelView(model=model, device=torch.device("cpu"), **settings)
 
 
 def in_one_room(pairs):
@@ -60,6 +60,8 @@ def test_baselines_and_planning_on_true_states():
     assert rows["expert"]["success"] == rows["true_state"]["success"] == 1.0
     assert rows["random"]["success"] == 0.0
     assert rows["straight"]["success"] < 0.5
+    fast = compared(episodes=12, task=TwoRoomsTask(options={"speed": 4}))
+    assert fast.baseline("expert")["success"] == 1.0
     assert 20 < rows["expert"]["path_length"] < rows["true_state"]["path_length"] * 1.2 < 150
     assert rows["true_state"]["seconds_per_plan"] > 0
     assert rows["expert"]["low"] == pytest.approx(0.7575, abs=1e-3)
@@ -77,6 +79,9 @@ def test_an_episode_does_not_depend_on_the_others():
         paths[rows] = run_episodes(world, policy, RULES["strict"]).actions
     steps = min(path.shape[1] for path in paths.values())
     assert torch.equal(paths[3][:2, :steps], paths[2][:, :steps])
+    mine = TwoRoomsTask(goal=[12, 50]).pairs("test", 20)
+    assert bool((mine.start[:, 0] > 32).all() & (mine.goal == torch.tensor([12, 50])).all())
+    assert len({mine.sha256, task.pairs("test", 20).sha256, TwoRoomsTask(goal=[12, 51]).pairs("test", 20).sha256}) == 3
     assert task.pairs("test", 3).sha256 != TwoRoomsTask().pairs("test", 3).sha256
     assert task.pairs("test", 3).sha256 != task.pairs("validation", 3).sha256
 
@@ -166,10 +171,19 @@ def test_a_predictor_learns_on_an_encoder_that_stays_random(target, term):
     assert torch.allclose(model.encoder(x.flatten(0, 1)).std(dim=0), torch.ones(16), atol=1e-4)  # as it is, 0.1 to 0.3
 
 
-def refuses_width(exact):
-    model = exact()
-    model.action_dim = 3
-    check_fits(compared(), model, 1, None)
+def probed(exact, width=2, chunk=1, normalised=lambda x: x.float()):
+    """What a probe says before training."""
+    model, data = exact(), SimpleNamespace(normalised=normalised, frame_skip=chunk)
+    model.action_dim, model.weight = width, torch.nn.Parameter(torch.zeros(()))
+    PlanningProbe(task=TwoRoomsTask(), planner=SMALL, episodes=1).check(model, data)
+
+
+def other_frames(x):
+    raise ValueError("expected frames (B, 2, 32, 32)")
+
+
+def bounded(exact, **bounds):
+    return compared(planner=functools.partial(SMALL, **bounds)).planner(1, exact())
 
 
 SETTINGS = OmegaConf.create({"environment": "two_rooms", "settings": {"walls": 2}, "options": None})
@@ -199,9 +213,34 @@ UNBOUNDED = SimpleNamespace(
             "environment=push_t: expected two_rooms, or",
         ),
         (lambda exact: make_task(SETTINGS), "settings.walls"),
-        (lambda exact: check_video(OmegaConf.create({"video": "avi"})), "video=avi: expected mp4, or null"),
-        (lambda exact: check_video(OmegaConf.create({"video": "mp4", "pictures": 0})), "pictures=0: set pictures=4"),
-        (refuses_width, "its actions have 2 components, in steps of data.frame_skip=1, and the model takes 3"),
+        (
+            lambda exact: check_pictures(OmegaConf.create({"video": "avi"}), Path("p.json")),
+            "video=avi: expected mp4",
+        ),
+        (
+            lambda exact: check_pictures(OmegaConf.create({"video": "mp4", "pictures": 0}), Path("p.json")),
+            "pictures=0: set pictures=4",
+        ),
+        (lambda exact: check_pictures(OmegaConf.create({"video": None}), Path("p.gif")), "end its name in .json"),
+        (lambda exact: probed(exact, width=3), "its actions have 2 components, in steps of data.frame_skip=1, and the"),
+        (lambda exact: probed(exact, normalised=other_frames), r"the model does not take .*expected frames \(B, 2, 32"),
+        (lambda exact: bounded(exact, execute=50), "planner.execute=50: a plan has only planner.horizon=30 steps"),
+        (lambda exact: bounded(exact, low=[-1], high=[1]), "expected a number for each of the 2 components"),
+        (
+            lambda exact: bounded(exact, low=[-9, 0], high=[1, 1]),
+            r"have actions from \[-2.45, -2.45\] to",
+        ),
+        (lambda exact: TwoRoomsTask(options={"layout": [25, 20]}), "options.layout: pairs set it"),
+        (lambda exact: compared(task=TwoRoomsTask(start=[9, 9], goal=[9, 50])), r"goal=\[9, 50\] are in one room"),
+        (lambda exact: check_baselines(["expert"], SimpleNamespace()), "expert takes a `expert` of the environment"),
+        (
+            lambda exact: check_drawable(SimpleNamespace(start=0, reset=lambda start: torch.zeros(1, 4)), "pictures"),
+            r"these are \(4,\): set pictures=0",
+        ),
+        (
+            lambda exact: compared().model(view(exact(), measure=lambda predicted, goal: predicted.mean((1, 2, 3)))),
+            r"cost: got costs of shape \(1,\), expected \(1, 48\)",
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(exact, what, said):

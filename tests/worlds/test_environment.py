@@ -71,6 +71,9 @@ def test_factors_of_variation_by_name():
 
 
 MISTAKES = {
+    "radius=4: expected at least 0 and less than 4, half of the door": lambda rooms: make_environment(
+        "two_rooms", {"radius": 4}
+    ),
     "goal=.32, 40. is in no room": lambda rooms: rooms.reset(options={"goal": [32, 40]}),
     "goal=.70, 3. is in no room": lambda rooms: rooms.reset(options={"goal": [70, 3]}),
     "reset knows no option colour: expected state, goal, layout, agent_size": lambda rooms: rooms.reset(
