@@ -55,20 +55,24 @@ def compared(results: Results, std: Results | None = None, *, seeds: int = 1, sa
     """Return a sentence on whether training has helped, probe by probe, or by ranks where no probe tells rows apart.
 
     As forecasts do not that look at no features. A lead of up to two standard errors is no clear difference: those of
-    an accuracy over so many test samples, of the places of which `dense` counts many, and of a mean over seeds.
-    Roll-outs of a world model are also compared with "nothing moves".
+    an accuracy over so many test samples, of the places of which `dense` counts many, of a mean over seeds, and of what
+    comes with its 95 % interval, `low` and `high`. Roll-outs of a world model are also compared with "nothing moves".
     """
-    ranks = (*LABEL_FREE, "lidar")
+    ranks, beside = (*LABEL_FREE, "lidar"), ("/low", "/high", "/seconds_per_episode")
 
     def variance(row: str, name: str) -> float:
         value, deviation = results[row][name], (std or {}).get(row, {}).get(name, 0.0)
+        low, high = (results[row].get(f"{name.rpartition('/')[0]}/{end}") for end in ("low", "high"))
+        if low is not None and high is not None:
+            return ((high - low) / (2 * 1.96)) ** 2
         is_accuracy = direction_of(name) == "maximize" and 0 <= value <= 1 and not name.endswith(("/miou", "/accuracy"))
         return deviation**2 / seeds + (value * (1 - value) / samples if is_accuracy and samples else 0.0)
 
     def leads(*rows: str) -> tuple[list[str], list[str], list[str]]:
         """Return the probes in which the trained network is better than the best of some rows, worse, or unclear."""
         trained, *others = (results.get(name, {}) for name in ("trained", *rows))
-        shared = [n for n in trained if n not in ranks and "/still/" not in n and all(n in row for row in others)]
+        shared = [n for n in trained if not (n in ranks or "/still/" in n or n.endswith(beside))]
+        shared = [n for n in shared if all(n in row for row in others)]
         found: tuple[list[str], list[str], list[str]] = ([], [], [])
         for name in [name for name in shared if any(row[name] != trained[name] for row in others)]:
             sign = 1 if direction_of(name) == "maximize" else -1

@@ -36,14 +36,14 @@ SMALL, CLIP_FRAMES, MAX_SECONDS = 48, 8, 8.0
 class Medium:
     """How samples of a data module are shown; an array of their token grid becomes one of rows and columns.
 
-    kind: "images", "video", "series", "sound" or "ids", or None for what cannot be shown.
+    kind: "images", "video", "series", "sound" or "ids", or None for what cannot be shown, as trajectories.
 
     x: a batch (b, ...) of its inputs. encoder: of which a sound encoder's spectrogram is shown.
     """
 
     def __init__(self, data: Any, encoder: Any, x: Tensor) -> None:
         self.data, self.stem = data, getattr(encoder, "stem", None)
-        kind = input_kind(x.unsqueeze(1))
+        kind = None if hasattr(data, "action_dim") else input_kind(x.unsqueeze(1))
         self.kind = "sound" if kind == "series" and hasattr(self.stem, "log_mel_image") else kind
         if kind == "ids" and not hasattr(data, "words"):
             self.kind = None

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from jepa.evaluation import FrozenEvaluation
+from jepa.evaluation.results import compared
 from jepa.evaluation.world import WorldProbe
 from jepa.types import DataSpec
 
@@ -82,6 +83,15 @@ def test_what_an_exact_and_a_blind_model_score():
     worse = {**exact, "world/error/4": 1.1 * exact["world/error/still/4"]}
     said = evaluation.table({**results, "trained": worse}).caption
     assert said.endswith("; the error is larger than if nothing moved in world/error/4")
+    planned = {"/success": (0.6, 0.4), "/low": (0.39, 0.22), "/high": (0.78, 0.61), "/seconds_per_episode": (1.0, 2.0)}
+    rows = {
+        row: {f"planning{name}": v[n] for name, v in planned.items()}
+        for n, row in enumerate(("trained", "random_init"))
+    }
+    said = compared(rows, samples=500)  # of the windows, and not the episodes
+    assert said == (
+        "no clear difference, within two standard errors, in planning/success (random_init 0.400, trained 0.600)"
+    )
 
 
 def test_bad_steps():
