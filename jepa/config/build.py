@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +79,7 @@ def _build_trainer(config: DictConfig) -> Trainer:
     visualise = (build(config, "visualise") or None) if "visualise" in config else None
     make_trainer = build(config, "trainer", partial=True)
     data = build_data(config) if data is None else data
-    check_input(model, data)
-    for probe in getattr(evaluation, "probes", {}).values():
-        if hasattr(probe, "check"):
-            probe.check(model, data)
+    check_input(model, data, getattr(evaluation, "probes", {}).values())
     if config.init_from is not None and not resumes(config, run_dir):  # the file may be gone by then
         from jepa.interop import load_into  # imports the formats of others
 
@@ -222,8 +219,10 @@ def build(config: DictConfig, key: str, partial: bool = False) -> Any:
     return convert_errors(key, functools.partial(instantiate, config[key], _convert_="all", **extra))()
 
 
-def check_input(model: nn.Module, data: Any) -> None:
+def check_input(model: nn.Module, data: Any, probes: Iterable[Any] = ()) -> None:
     """Pass two blank samples through model and loss, so that what does not fit is found before training.
+
+    probes: of the evaluation, of which those that have a `check` are asked, too.
 
     Raises UserError when inputs do not fit the encoder, masks its grid, or the batch the loss.
     """
@@ -237,6 +236,9 @@ def check_input(model: nn.Module, data: Any) -> None:
 
     model.eval()
     convert_errors("model", try_once)()
+    for probe in probes:
+        if hasattr(probe, "check"):
+            probe.check(model, data)
     model.train()
 
 

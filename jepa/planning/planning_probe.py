@@ -61,6 +61,7 @@ class PlanningProbe:
     def __call__(self, model: Any, data: Any, *, batches: Any, device: torch.device, seed: int) -> dict[str, float]:
         """Return "/success", its ends "/low" and "/high", and "/seconds_per_episode"."""
         comparison, view = self.comparison(seed), self.view(model, data, device)
+        comparison.check_fits(view)
         keep = min(self.pictures, self.episodes) if self.animation is None else 0
         found, episodes, policy = comparison.model(view, keep=keep)
         if keep:

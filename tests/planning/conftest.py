@@ -12,6 +12,7 @@ from jepa.worlds.two_rooms import RoomLayout, move
 class Exact(nn.Module):
     """A world model of the fixed rooms, for rules=strict; `shapes` are those of the calls of `rollout`."""
 
+    action_dim = 2
     action_low, action_high = torch.tensor([-9.0]), torch.tensor([9.0])
 
     def __init__(self, history: int = 1) -> None:
