@@ -90,16 +90,15 @@ class Comparison:
         bounds = f"planner.low={made.low} and planner.high={made.high}"
         if len(made.low) != len(ours["low"]):
             raise UserError(f"{bounds}: expected a number for each of the {len(ours['low'])} components of an action")
-        low, high = np.asarray(ours["low"]), np.asarray(ours["high"])
+        low, high = np.array(ours["low"]), np.array(ours["high"])
         beyond = np.maximum(low - made.low, made.high - high)
         if model is not None and bool((beyond > 1e-3 * (high - low)).any()):
-            raise UserError(
-                f"{bounds}: environment and data of the model have actions from {ours['low']} to {ours['high']}"
-            )
+            known = f"from {low.round(3).tolist()} to {high.round(3).tolist()}"
+            raise UserError(f"{bounds}: the environment and the model's data know actions {known}: stay within these")
         return made
 
     def check_fits(self, view: ModelView) -> None:
-        """Raise UserError for a model that was trained on other actions or observations than the environment's."""
+        """Raise UserError for a model of other actions or observations than the environment's, and for the planner."""
         model, width = view.model, len(self.world.low)
         if width * view.chunk != model.action_dim:
             raise UserError(
@@ -110,6 +109,7 @@ class Comparison:
             view.begin(self.world.reset(self.world.start)[:1])
         except ValueError as error:
             raise UserError(f"the model does not take the environment's observations: {error}") from error
+        self.planner()  # of baselines, which know no bounds of the model's data
         self.planner(view.chunk, model)
 
     def model(self, view: ModelView, *, keep: int = 0) -> tuple[dict[str, Any], Episodes, Planned]:
