@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa.utils.errors import UserError, first_line
+from jepa.utils.errors import UserError, check_at_least, first_line
 from jepa.utils.lazy_import import require
 from jepa.utils.random import generator, uniform
 from jepa.worlds import two_rooms
@@ -55,6 +55,7 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
         render_mode: str | None = None,
     ) -> None:
         two_rooms.check_radius("radius", radius)
+        check_at_least("TwoRooms", 1, num_envs=num_envs, max_steps=max_steps)
         self.num_envs, self.random_walls, self.radius, self.max_steps = num_envs, random_walls, radius, max_steps
         self.render_mode = render_mode
         self.single_observation_space = gymnasium.spaces.Box(0, 255, (2, SIZE, SIZE), np.uint8)
@@ -75,7 +76,9 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
         if seed is None:
             self.seeds = self.np_random.integers(2**31, size=self.num_envs).tolist()
         else:
-            self.seeds = [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else list(seed)
+            self.seeds = [int(seed) + i for i in range(self.num_envs)] if np.ndim(seed) == 0 else list(map(int, seed))
+        if len(self.seeds) != self.num_envs:
+            raise UserError(f"seed={seed}: expected a whole number, or one for each of {self.num_envs} agents")
         drawn = torch.cat([uniform(each, "two_rooms/environment", [0], (1, 7))[:, 0] for each in self.seeds])
         layout = RoomLayout.drawn(drawn[:, :2]) if self.random_walls else RoomLayout.fixed(self.num_envs)
         if (given := options.get("layout")) is not None:
@@ -149,8 +152,8 @@ class TwoRoomsVector(gymnasium.vector.VectorEnv):
         if given.shape != (self.num_envs, *shape):
             expected = f"two numbers, or {self.num_envs} times two" if shape else "a number, or one for each agent"
             raise UserError(f"{name}={value}: expected {expected}")
-        if name in FACTORS and not bool((given >= LEAST.get(name, 0)).all()):
-            raise UserError(f"{name}={value}: expected at least {LEAST.get(name, 0):g}")
+        if name in FACTORS and not bool((given.isfinite() & (given >= LEAST.get(name, 0))).all()):
+            raise UserError(f"{name}={value}: expected at least {LEAST.get(name, 0):g}, and finite")
         if name == "distractors" and bool((given % 1).any()):
             raise UserError(f"distractors={value}: expected a whole number")
         low, high = torch.tensor([WALL_X, DOOR_Y], dtype=torch.float32).unbind(1)
