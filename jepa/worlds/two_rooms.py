@@ -42,9 +42,9 @@ class RoomLayout:
     door_y: Tensor
 
     @classmethod
-    def fixed(cls, count: int, device: torch.device | str = "cpu") -> RoomLayout:
+    def fixed(cls, count: int) -> RoomLayout:
         """Return the fixed layout, `count` times."""
-        return cls(*(torch.full((count,), float(value), device=device) for value in FIXED))
+        return cls(*(torch.full((count,), float(value)) for value in FIXED))
 
     @classmethod
     def drawn(cls, numbers: Tensor) -> RoomLayout:
@@ -58,10 +58,6 @@ class RoomLayout:
     def __getitem__(self, rooms: slice | Tensor) -> RoomLayout:
         """Return the layout of some of the rooms."""
         return RoomLayout(self.wall_x[rooms], self.door_y[rooms])
-
-    def to(self, device: torch.device | str) -> RoomLayout:
-        """Return the same layout on another device."""
-        return RoomLayout(self.wall_x.to(device), self.door_y.to(device))
 
 
 def move(position: Tensor, action: Tensor, layout: RoomLayout, radius: float = 0.0) -> Tensor:
@@ -134,12 +130,6 @@ def walls(layout: RoomLayout) -> Tensor:
     wall = (lines - layout.wall_x.unsqueeze(1)).abs() <= WALL_HALF
     closed = (lines - layout.door_y.unsqueeze(1)).abs() > DOOR_HALF
     return (border | border.unsqueeze(1) | (wall.unsqueeze(1) & closed.unsqueeze(2))).byte() * 255
-
-
-def walks(generator: torch.Generator, count: int, layout: RoomLayout | None = None) -> tuple[Tensor, Tensor]:
-    """Return the positions (n, 91, 2) and actions (n, 90, 2) of `walks_of`, of random numbers."""
-    numbers = torch.rand(count, WALK_NUMBERS, generator=generator, device=generator.device)
-    return walks_of(numbers, layout)[:2]
 
 
 def walks_of(

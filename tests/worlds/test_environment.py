@@ -80,9 +80,7 @@ MISTAKES = {
         options={"colour": 1}
     ),
     "layout=.1, 2.: expected the wall's x in .20, 44.": lambda rooms: rooms.reset(options={"layout": [1, 2]}),
-    "seed=.1, 2.: expected a whole number, or one for each": lambda rooms: TwoRoomsVector().reset(
-        seed=[1, 2]
-    ),
+    "seed=.1, 2.: expected a whole number, or one for each": lambda rooms: TwoRoomsVector().reset(seed=[1, 2]),
     "speed=inf: expected at least 0.01, and finite": lambda rooms: rooms.reset(options={"speed": np.inf}),
     "TwoRooms.max_steps must be at least 1, got 0": lambda rooms: make_environment("two_rooms", {"max_steps": 0}),
     "noise=-1: expected at least 0": lambda rooms: rooms.reset(options={"noise": -1}),
