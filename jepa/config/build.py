@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from torch import nn
@@ -119,7 +119,9 @@ def built_model(config: DictConfig) -> tuple[DictConfig, nn.Module]:
 
     Raises UserError for a model of ours that predicts under no actions, of data that have them.
     """
-    weights = None
+    weights, target = None, str(config.model._target_)
+    if "action_dim" in config.data and target.startswith("jepa.") and not hasattr(get_object(target), "rollout"):
+        raise UserError(f"this model does not take these data: {with_fitting_model(config)}")
     if OmegaConf.select(config, "model.encoder._target_") == "jepa.config.teacher.frozen_encoder":
         from jepa.config.teacher import with_frozen_encoder  # imports timm and the formats of others
 
@@ -127,8 +129,6 @@ def built_model(config: DictConfig) -> tuple[DictConfig, nn.Module]:
     model = build_model(config)
     if weights is not None:
         model.encoder.load_state_dict(weights)
-    if "action_dim" in config.data and str(config.model._target_).startswith("jepa.") and not hasattr(model, "rollout"):
-        raise UserError(f"this model does not take these data: {with_fitting_model(config)}")
     return config, model
 
 
@@ -265,7 +265,7 @@ def convert_errors(key: str, function: Callable[..., Any]) -> Callable[..., Any]
 
 def behind(key: str, error: BaseException) -> str:
     """The message of an error behind a key, unless it begins with that key."""
-    return str(error) if str(error).startswith((f"{key}.", f"{key}=")) else f"{key}: {error}"
+    return str(error) if str(error).startswith((f"{key}.", f"{key}=", f"{key}:")) else f"{key}: {error}"
 
 
 def to_plain(config: DictConfig) -> dict[str, Any]:

@@ -6,13 +6,15 @@ import functools
 import re
 import shlex
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from omegaconf import OmegaConf
 
 import jepa
 from jepa import load_config
-from jepa.config.build import ANY_FOUND, filled, to_plain
-from jepa.config.check import check_config, source_of
+from jepa.config.build import ANY_FOUND, built_model, filled, to_plain
+from jepa.config.check import check_config, check_values, source_of
 from jepa.config.command import run_command
 from jepa.config.compose import compose_with_choices
 from jepa.config.help import WIDTH, help_text
@@ -223,6 +225,23 @@ def test_a_file_of_deltas(tmp_path):
             load_config(path)
     with pytest.raises(UserError, match=r"nothing.yaml is not a file"):
         load_config("nothing.yaml")
+
+
+def test_data_of_actions_go_with_world_models():
+    for data in ("data=two_rooms", "data=trajectories"):
+        with pytest.raises(UserError, match=f"they go with model=world: python train.py {data} model=world"):
+            built_model(load_config([data]))
+
+
+def test_values_of_scripts():
+    config = OmegaConf.create({"episodes": "2", "cost": 3, "pairs": "both"})
+    for kinds, message in (
+        ({"episodes": int}, "episodes='2': expected a whole number"),
+        ({"cost": dict}, "cost=3: expected {key: value}"),
+        ({"pairs": Literal["validation", "test"]}, "pairs=both: expected validation or test"),
+    ):
+        with pytest.raises(UserError, match=message):
+            check_values(config, kinds)
 
 
 def test_the_trainer_by_the_name_of_guides(tiny, tmp_path):

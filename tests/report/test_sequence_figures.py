@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from PIL import Image
 
 from jepa.masks.span import SpanMask
 from jepa.report.figures import as_strips, id_lines, series_figure, series_mask_figure, strip_masks
+from jepa.report.sample_media import Medium
 from jepa.types import Mask
 from jepa.utils.pixels import input_kind
 
@@ -21,6 +24,12 @@ def test_kinds_are_told_by_their_axes():
     assert input_kind(torch.zeros(2, 1, 7, 8, 8)) == "images"
     assert input_kind(torch.zeros(2, 1, 7, 4, 8, 8)) is None
     assert input_kind(None) is None
+
+
+def test_trajectories_are_not_shown():
+    vectors = torch.zeros(2, 3, 4)
+    assert Medium(SimpleNamespace(), None, vectors).kind == "series"
+    assert Medium(SimpleNamespace(action_dim=2), None, vectors).kind is None
 
 
 def test_strips_keep_frames_and_tokens_in_place():

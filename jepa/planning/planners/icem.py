@@ -16,7 +16,7 @@ from jepa.planning.planners.planner import Cost, best
 class ICEM(CEM):
     """Improved CEM (Pinneri et al., 2020, arXiv 2008.06389); the plan is the best sample of the last turn.
 
-    keep: share of the elites that stay among the samples. momentum: of mean and deviation.
+    keep: share of the elites that stay among the samples, at least one. momentum: of mean and deviation.
     decay: divides the number of samples from turn to turn, down to twice the elites.
     """
 
