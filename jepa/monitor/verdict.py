@@ -59,6 +59,8 @@ class Thresholds:
     embedding_floor, target_floor, projection_floor: spread below which all are alike. Embeddings are means of tokens,
         so they spread less than targets; projections start with unit variance.
     rank_floor: effective rank of centred embeddings, below which dimensions are lost.
+    state_floor: spread of a world model's states below which they have collapsed, if their effective rank, not centred,
+        is below `rank_floor`, too. state_rank_floor: effective rank below which they have lost dimensions.
     time_floor: share of the variance of a world model's states that lies in time, below which they stand still.
     kept: fraction of its value at the start below which a spread, or a rank, must have fallen as well.
     probe_kept: fraction of the online k-NN accuracy at the start, below which the features have been lost whatever
@@ -73,6 +75,8 @@ class Thresholds:
     target_floor: float = 0.2
     projection_floor: float = 0.5
     rank_floor: float = 10.0
+    state_floor: float = 0.5
+    state_rank_floor: float = 20.0
     time_floor: float = 0.005
     kept: float = 0.5
     probe_kept: float = 0.75
@@ -143,6 +147,9 @@ def complete_collapse(start: Measurement, now: Measurement, thresholds: Threshol
 
     Projections collapse first where the loss compares only views: the projector protects the encoder.
     """
+    spread, rank = now.get("monitor/embedding_spread", 1.0), now.get("monitor/embedding_rank", 0.0)
+    if is_of_world_model(now) and spread < thresholds.state_floor and rank < thresholds.rank_floor:
+        return f"the spread of states is {spread:.2g} and their effective rank {rank:.3g} at step {now['step']:.0f}"
     for kind in ("target", "embedding", "projection"):
         name, floor = f"monitor/{kind}_spread", getattr(thresholds, f"{kind}_floor")
         if name not in now or probe_rose(start, now, thresholds):
@@ -167,7 +174,8 @@ def dimensional_collapse(start: Measurement, now: Measurement, thresholds: Thres
     name = "monitor/embedding_dimensions"
     if name not in now or probe_rose(start, now, thresholds):
         return None
-    if now[name] < min(thresholds.rank_floor, thresholds.kept * start[name]):
+    floor = thresholds.state_rank_floor if is_of_world_model(now) else thresholds.rank_floor
+    if now[name] < min(floor, thresholds.kept * start[name]):
         return f"the effective rank of embeddings fell {describe_change(start, now, name)}"
     return None
 
@@ -175,7 +183,7 @@ def dimensional_collapse(start: Measurement, now: Measurement, thresholds: Thres
 def temporal_collapse(start: Measurement, now: Measurement, thresholds: Thresholds) -> str | None:
     """States of a world model that hardly differ between the time steps of a trajectory."""
     name = "monitor/view_variance"
-    if "monitor/step_change" in now and now[name] < min(thresholds.time_floor, thresholds.kept * start[name]):
+    if is_of_world_model(now) and now[name] < min(thresholds.time_floor, thresholds.kept * start[name]):
         return f"the share of the variance of states that lies in time fell {describe_change(start, now, name)}"
     return None
 
@@ -215,6 +223,11 @@ OF_WORLD_MODELS = {
 """Verdict on a world model -> what to do about it."""
 
 
+def is_of_world_model(now: Measurement) -> bool:
+    """Return whether a measurement is of states in time."""
+    return "monitor/step_change" in now
+
+
 def probe_rose(start: Measurement, now: Measurement, thresholds: Thresholds) -> bool:
     """Return whether the online probe says that the features are good."""
     return KNN in now and now[KNN] > start[KNN] + thresholds.probe_gain
@@ -224,7 +237,7 @@ def remedy(name: str, now: Measurement) -> str:
     """Return what to do about a problem."""
     if name == "constant data":
         return "look at the data (trainer.dry_run=true draws preview/samples.png)"
-    if "monitor/step_change" in now and name in OF_WORLD_MODELS:
+    if is_of_world_model(now) and name in OF_WORLD_MODELS:
         return OF_WORLD_MODELS[name]
     drift, ratio = now.get("monitor/target_drift"), now.get("update_ratio", 0.0)
     rate = "lower optimizer.lr" if ratio < 1e-2 else f"lower optimizer.lr (update_ratio is {ratio:.1e}, 1e-3 is usual)"
