@@ -103,12 +103,14 @@ def plan(config: DictConfig) -> dict[str, Any]:
         "rules": rules.name,
         "rules_text": rules.text,
         "pairs": {"list": config.pairs, "sha256": comparison.pairs.sha256},
-        "baselines": baselines(config, comparison, loaded, data, view),
+        "baselines": {},
         "checkpoint": str(config.checkpoint),
         **{name: to_plain(joined)[name] for name in STORED},
     }
-    Console().print(table(results))
+    write_text(output, json.dumps(results, indent=2) + "\n")  # baselines take as long again, and may be interrupted
+    results["baselines"] = baselines(config, comparison, loaded, data, view)
     write_text(output, json.dumps(results, indent=2) + "\n")
+    Console().print(table(results))
     print(output)
     if kept:
         draw(output, comparison, ours, episodes, policy, config.video)

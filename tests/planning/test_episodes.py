@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from PIL import Image
 
+from jepa import build_trainer, load_config
 from jepa.losses import MSE, Objective, OneStep
 from jepa.models import EMATarget, SharedTarget
 from jepa.models.encoders.impala import VectorEncoder
@@ -33,7 +35,7 @@ from jepa.planning.rules import RULES
 from jepa.utils.errors import UserError
 from jepa.worlds.two_rooms import Pairs
 from jepa.worlds.two_rooms_task import TwoRoomsTask
-from scripts.plan import check_is_world_model, check_pictures, make_task
+from scripts.plan import check_is_world_model, check_pictures, make_task, plan
 
 SMALL = functools.partial(CEM, samples=48, iterations=4, elites=6, horizon=30, exponent=1.0)
 ONE_STEP = OneStep(distance=MSE())
@@ -246,3 +248,31 @@ UNBOUNDED = SimpleNamespace(
 def test_what_does_not_fit_is_said(exact, what, said):
     with pytest.raises((ValueError, UserError), match=said):
         what(exact)
+
+
+def test_the_script_writes_what_the_model_solves_before_baselines_are_run(tmp_path, monkeypatch):
+    options = ["data=two_rooms", "model=world", "data.horizon=3", "model.rollout_steps=2", "data.batch_size=4"]
+    options += ["model/encoder=impala_small", "model.encoder.embed_dim=8", "data.source.train_walks=8"]
+    options += ["trainer.max_steps=1", "scheduler=constant", "evaluation=none", "logger=[]", "report=none"]
+    build_trainer(load_config([*options, "trainer.device=cpu", f"run_dir={tmp_path / 'run'}"])).fit()
+    output = tmp_path / "found.seed0"
+    options = [f"checkpoint={tmp_path / 'run'}", f"output={output}", "rules=strict", "episodes=2", "pictures=1"]
+    options += [f"planner.{name}" for name in ("horizon=5", "samples=2", "elites=1", "iterations=1", "again=1")]
+    config = load_config([*options, "baselines=[random]", "trainer.device=cpu"], config_name="plan")
+    found = plan(config)
+    assert json.loads(output.read_text()) == json.loads(json.dumps(found))
+    assert found["planner"]["finest"] == 0.1
+    assert 0 <= found["low"] <= found["success"] <= found["high"] <= 1
+    assert found["baselines"]["random"].keys() >= {"success", "low", "high"}
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "found.seed0", "found.seed0.gif", "found.seed0.png"}
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.plan.baselines", interrupted)
+    output.unlink()
+    with pytest.raises(KeyboardInterrupt):
+        plan(config)
+    assert json.loads(output.read_text()) | {"seconds_per_episode": 0, "seconds_per_plan": 0} == json.loads(
+        json.dumps(found | {"baselines": {}, "seconds_per_episode": 0, "seconds_per_plan": 0})
+    )
