@@ -89,8 +89,8 @@ def test_what_collapses_in_a_world_model():
         courses = {f"monitor__{name}": lambda t, a=a, b=b: a if t < 0.5 else b for name, (a, b) in ends.items()}
         found = verdict(**courses)
         assert found.name == says
-        says = f"raise loss.terms.{term}.weight" if term else "of the motion of states predicted 80%"
-        assert says in found.evidence
+        evidence = f"raise loss.terms.{term}.weight" if term else "of the motion of states predicted 80%"
+        assert evidence in found.evidence
 
 
 @pytest.mark.parametrize(
