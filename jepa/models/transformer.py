@@ -225,7 +225,7 @@ def check_heads(embed_dim: int, num_heads: int, key: str) -> None:
     """Raise ValueError unless num_heads divides embed_dim. key: of the configuration, such as "model.encoder"."""
     if num_heads < 1 or embed_dim % num_heads:
         fits = [h for h in range(1, min(embed_dim, 32) + 1) if embed_dim % h == 0]
-        raise ValueError(f"{key}.num_heads={num_heads} does not divide {key}.embed_dim={embed_dim}: use one of {fits}")
+        raise ValueError(f"{key}.num_heads={num_heads} does not divide the width {embed_dim}: use one of {fits}")
 
 
 def check_layers(layers: Sequence[int], depth: int, key: str) -> list[int]:

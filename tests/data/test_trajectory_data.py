@@ -46,6 +46,9 @@ def write(folder: Path, layout: str, episodes: list[dict[str, np.ndarray]]) -> P
         ends[np.cumsum(lengths) - 1] = True
         np.savez(folder / "all.npz", **whole, truncated=ends, terminated=np.zeros_like(ends))
         return folder
+    if layout == "numbers":
+        np.savez(folder / "all.npz", **whole, ep_idx=np.repeat(np.arange(len(lengths)), lengths))
+        return folder
     with h5py.File(folder / "all.h5", "w") as file:  # as stable-worldmodel has it: channels last, NaN at the end
         file["pixels"] = np.moveaxis(whole["observations"], 1, -1)
         actions = whole["actions"].copy()
@@ -63,7 +66,7 @@ def stored(root: Path, **settings) -> TrajectoryData:
 
 
 @pytest.mark.parametrize("frame_skip", [1, 3])
-@pytest.mark.parametrize("layout", ["npz", "compressed", "ends", "hdf5"])
+@pytest.mark.parametrize("layout", ["npz", "compressed", "ends", "numbers", "hdf5"])
 def test_every_layout_gives_the_same_windows(tmp_path, layout, frame_skip):
     data = stored(
         write(tmp_path / layout, layout, [episode(i) for i in range(4)]),

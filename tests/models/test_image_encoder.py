@@ -91,7 +91,7 @@ def test_any_timm_vit_by_name():
     [
         (lambda: small(patch_size=5), "does not divide data.image_size=16: use an image size of 15 or 20, or a patch"),
         (lambda: small(patch_size=32), "does not divide"),
-        (lambda: small(num_heads=3), "model.encoder.num_heads=3 does not divide model.encoder.embed_dim=32"),
+        (lambda: small(num_heads=3), "model.encoder.num_heads=3 does not divide the width 32"),
         (lambda: small(image_size=[1, 2, 3]), "positive side or"),
         (lambda: small()(torch.randn(1, 1, 16, 16)), r"expected pictures \(B, 3, H, W\)"),
         (lambda: small()(torch.randn(1, 3, 15, 16)), "does not divide"),

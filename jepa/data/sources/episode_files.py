@@ -3,7 +3,7 @@
 A file, .npz or HDF5, has arrays with a row per step, of one episode or of several one after another: `observations`
 (N, C, H, W) or (N, H, W, C) pictures, or (N, d) numbers, `actions` (N, A) floats, where action t leads from observation
 t to t + 1 and the last one of an episode is not read, and optional `states` (N, s). Episodes are told by `ep_len` and
-`ep_offset`, as in files of stable-worldmodel and LeWM, or by ends, such as `terminated` and `truncated` (N,).
+`ep_offset`, as in files of stable-worldmodel and LeWM, or by their number, `ep_idx` (N,) and ends such as `terminated`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ NAMES = {
 """What arrays are called, the first that there is."""
 ENDS = ("episode_ends", "terminated", "truncated", "terminations", "truncations", "dones", "done", "terminals")
 ENDS += ("timeouts",)
+NUMBERS = "ep_idx", "episode_idx", "episode_index"  # of the episode of each row
 SAME = {"observation_shape": "observations of", "dtype": "observations of type"}
 SAME |= {"action_dim": "actions of width", "state_dim": "states of width"}
 SAME |= {"names": "arrays called", "channels_last": "channels last:"}
@@ -271,13 +272,13 @@ def episodes_of(columns: Mapping[str, Any], count: int) -> list[tuple[int, int]]
         if "ep_offset" in columns:
             starts = np.asarray(columns["ep_offset"][:]).ravel().astype(np.int64)
     else:
-        ends = np.zeros(count, dtype=bool)
+        ends = np.arange(count) == count - 1
         for column in (columns[name] for name in ENDS if name in columns):
             ends |= np.asarray(column[:]).ravel().astype(bool)
-        ends[-1] = True
+        for column in (columns[name] for name in NUMBERS if name in columns):
+            ends[:-1] |= np.diff(np.asarray(column[:]).ravel()) != 0
         last = np.flatnonzero(ends)
-        starts = np.concatenate(([0], last[:-1] + 1))
-        lengths = last - starts + 1
+        starts, lengths = np.concatenate(([0], last[:-1] + 1)), np.diff(last, prepend=-1)
     if len(starts) != len(lengths) or (lengths < 1).any() or (starts < 0).any() or (starts + lengths > count).any():
         raise UnfitSample(f"its episodes (ep_offset, ep_len) do not lie within its {count} rows")
     order = np.argsort(starts)
