@@ -57,7 +57,8 @@ def collect(config: DictConfig) -> Path:
     write = write_hdf5 if output.suffix.lower() in (".h5", ".hdf5") else write_folder
     steps, returns = write(output, plan, config.episodes, lambda number: record(environment, policy, plan, number))
     print(f"{config.episodes:,} episodes, {steps:,} steps, rewards {np.mean(returns):.4g} an episode: {output}")
-    print(f"python train.py data=trajectories data.root={output} model=world")
+    encoder = "" if config.pictures or is_picture(environment.observation_space) else " model/encoder=vector"
+    print(f"python train.py data=trajectories data.root={output} model=world{encoder}")
     return output
 
 
@@ -122,11 +123,17 @@ def record(environment: Any, policy: Callable[..., Any] | None, plan: Mapping[st
     return arrays | {"rewards": arrays["rewards"].astype(np.float32)}
 
 
+def is_picture(space: Any) -> bool:
+    """Return whether observations of a space are pictures."""
+    spaces = require("gymnasium", extra="world", purpose="scripts/collect.py").spaces
+    return isinstance(space, spaces.Box) and len(space.shape) == 3
+
+
 def values_of(space: Any, observation: Any) -> np.ndarray:
     """Return an observation as it is stored: a picture (C, H, W), or numbers (d,) float32."""
-    spaces = require("gymnasium", extra="world", purpose="scripts/collect.py").spaces
-    if isinstance(space, spaces.Box) and len(space.shape) == 3:
+    if is_picture(space):
         return as_picture(observation)
+    spaces = require("gymnasium", extra="world", purpose="scripts/collect.py").spaces
     return np.asarray(spaces.flatten(space, observation), dtype=np.float32)
 
 

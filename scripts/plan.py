@@ -54,7 +54,6 @@ def plan(config: DictConfig) -> dict[str, Any]:
     from jepa.planning.comparison import Comparison, check_baselines, table
     from jepa.planning.episode_pictures import check_drawable
     from jepa.planning.policies import ModelView, together_on
-    from jepa.planning.rules import named_rules
     from jepa.trainer.precision import resolve_device
     from jepa.utils.files import check_output, write_text
 
@@ -63,7 +62,6 @@ def plan(config: DictConfig) -> dict[str, Any]:
     check_output(output, OmegaConf.select(config, "checkpoint"))
     check_baselines(config.baselines)
     check_pictures(config, output)
-    rules = named_rules(config.rules)
     loaded, joined = open_checkpoint(config, data="splits")
     check_is_world_model(loaded)
     for line in loaded.lines:
@@ -85,7 +83,7 @@ def plan(config: DictConfig) -> dict[str, Any]:
     comparison = Comparison(
         task=task,
         planner=build(joined, "planner"),
-        rules=rules,
+        rules=config.rules,
         split=config.pairs,
         episodes=config.episodes,
         over=joined.cost.get("over", "sum"),
@@ -100,8 +98,8 @@ def plan(config: DictConfig) -> dict[str, Any]:
     results = {
         **found,
         "episodes": config.episodes,
-        "rules": rules.name,
-        "rules_text": rules.text,
+        "rules": comparison.rules.name,
+        "rules_text": comparison.rules.text,
         "pairs": {"list": config.pairs, "sha256": comparison.pairs.sha256},
         "baselines": {},
         "checkpoint": str(config.checkpoint),
@@ -150,6 +148,8 @@ def check_pictures(config: DictConfig, output: Path) -> None:
 
 def make_task(config: DictConfig) -> Any:
     """The task of `environment=`. Raise UserError for one that there is not, and for settings that it does not take."""
+    from hydra.utils import get_object
+
     from jepa.config.build import build
     from jepa.config.check import check_config
     from jepa.utils.errors import UserError
@@ -157,13 +157,14 @@ def make_task(config: DictConfig) -> Any:
     name = str(config.environment)
     if name not in TASKS and "." not in name:
         raise UserError(f"environment={name}: expected {', '.join(TASKS)}, or the dotted path of a class")
+    try:
+        get_object(TASKS.get(name, name))
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"environment={name} cannot be imported: {' '.join(str(error).split())}") from error
     given = {"options": config.options} if config.options else {}
     node = OmegaConf.create({"settings": {"_target_": TASKS.get(name, name), **(config.settings or {}), **given}})
     check_config(OmegaConf.to_container(node))
-    task = build(node, "settings")
-    if not (hasattr(task, "pairs") and hasattr(task, "open")):
-        raise UserError(f"environment={name} has no `pairs` or no `open`: expected a class as {TASKS['two_rooms']}")
-    return task
+    return build(node, "settings")
 
 
 def baselines(

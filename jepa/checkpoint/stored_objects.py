@@ -106,9 +106,10 @@ def check_stored(
             raise CheckpointError(f"{source}: {key} has one of Hydra's own keys beside {', '.join(SETTINGS)}")
         target = config.get("_target_")
         if names is not None and "_target_" in config and target not in (*names, *trusted):
+            new = "; a new part of jepa belongs into the table of jepa/checkpoint/stored_objects.py"
             raise CheckpointError(
                 f"{source} would build {target!r} as {key}, which is not among jepa's own parts: if the file is yours, "
-                f"give trust=true, or name it: {key}._target_={target}"
+                f"give trust=true, or name it: {key}._target_={target}{new if str(target).startswith('jepa.') else ''}"
             )
         for name, value in config.items():
             if name != "_target_":

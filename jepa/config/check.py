@@ -62,9 +62,15 @@ def check_call(node: dict[str, Any], key: str, source: Callable[[str], str] = st
         raise UserError(f"{key}._target_={target} cannot be imported: {' '.join(str(error).split())}") from error
     try:
         parameters = inspect.signature(function).parameters
+    except (ValueError, TypeError):
+        return  # built in C
+    try:
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except (ValueError, TypeError, NameError):
-        return  # built in C, or annotated with names that do not exist at run time
+    except (
+        TypeError,
+        NameError,
+    ):  # annotated with names that its file lacks, such as those of the class it inherits from
+        hints = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if inspect.isclass(function) and getattr(function.__init__, "__qualname__", "") == "Module.__init__":
         parameters, takes_any = {}, False  # torch's own takes anything, and refuses it later
@@ -76,7 +82,8 @@ def check_call(node: dict[str, Any], key: str, source: Callable[[str], str] = st
                 continue
             close = closest(name, parameters)
             hint = f"Did you mean {key}.{close}?" if close else f"It takes {', '.join(parameters) or 'nothing'}"
-            raise UserError(f"{key}.{name}: {target} takes no {name}. {hint}")
+            leave = "" if target.startswith("jepa.") else f"; ~{key}.{name} leaves it out"
+            raise UserError(f"{key}.{name}: {target} takes no {name}. {hint}{leave}")
         hint, default = hints.get(name), parameters[name].default
         if name not in hints and isinstance(value, str) and isinstance(default, (int, float)):
             hint = bool if isinstance(default, bool) else float  # all that functions without annotations tell

@@ -96,7 +96,7 @@ def _right_option(group: str, name: str, options: Sequence[str]) -> str | None:
     if group == "data" and ("/" in name or Path(name).suffix in FILES):
         kind = FILES.get(Path(name).suffix, "image_folder")
         return f"data={kind} data.{'path' if kind == 'hf' else 'root'}={name}"
-    files = sorted(CONFIG_DIR.rglob(f"{glob.escape(name)}.yaml"))
+    files = sorted(CONFIG_DIR.rglob(f"{glob.escape(Path(name).name)}.yaml"))
     others = filter(is_group, (str(file.parent.relative_to(CONFIG_DIR)) for file in files))
     others = sorted(others, key=lambda other: not other.startswith(f"{group}/"))
     close = closest(name, options)

@@ -169,7 +169,7 @@ def build_term(name: str, term: Term | Callable[..., Term], embedding_dim: int, 
     unknown = [term.needs] if isinstance(term.needs, str) else [field for field in term.needs if field not in LATENTS]
     if unknown:
         raise ValueError(
-            f"{key}: {type(term).__name__}.needs is {term.needs!r}, expected a tuple of fields of jepa.types.Latents: "
+            f"{key}: {type(term).__name__}.needs is {term.needs!r}, expected fields of jepa.types.WorldLatents: "
             f"{', '.join(LATENTS)}"
         )
     return term

@@ -11,7 +11,7 @@ from rich.table import Table
 from jepa.planning.episodes import Episodes, World, run_episodes
 from jepa.planning.planners.planner import Planner
 from jepa.planning.policies import Baseline, ModelView, Planned, RandomActions, StateView
-from jepa.planning.rules import Rules, wilson_interval
+from jepa.planning.rules import RULES, named_rules, wilson_interval
 from jepa.utils.errors import UserError
 
 BASELINES = {
@@ -23,12 +23,16 @@ BASELINES = {
     "random_encoder": "same planner, random encoder, predictor trained on it",
 }
 """Name -> what it is."""
+TASK = ("low", "high", "max_norm", "pairs", "open")
+WORLD = ("low", "high", "start", "goal", "reset", "step", "distance")
+"""What planning needs of a task and of the world that it opens; some baselines and pictures need more."""
 
 
 class Task(Protocol):
     """An environment to plan in, as `jepa.worlds.two_rooms_task.TwoRoomsTask`.
 
     low, high: bounds of an action, not finite where there are none. max_norm: length of the longest, or None.
+    It may have `rules`, name -> when an episode counts as solved; otherwise those of two rooms hold.
     """
 
     low: Sequence[float]
@@ -49,7 +53,7 @@ class Comparison:
         bounds that it was given. split: "validation" or "test" pairs, so many episodes.
     chunk: actions in a step of the model. seed: of planners and random actions.
 
-    Raises UserError for actions without bounds.
+    Raises UserError for a task or a world that lacks what planning needs, and for rules that the task does not know.
     """
 
     def __init__(
@@ -57,15 +61,22 @@ class Comparison:
         *,
         task: Task,
         planner: Callable[..., Planner],
-        rules: Rules,
+        rules: str,
         split: str = "test",
         episodes: int = 100,
         over: str = "sum",
         seed: int = 0,
     ) -> None:
-        self.task, self.rules, self.over, self.seed = task, rules, over, seed
+        check_has("task", task, TASK)
+        self.task, self.over, self.seed = task, over, seed
+        self.rules = named_rules(rules, getattr(task, "rules", RULES))
         self.pairs = task.pairs(split, episodes)
-        self.world = task.open(self.pairs, rules.radius)
+        check_has("list of pairs", self.pairs, ("sha256",))
+        self.world = task.open(self.pairs, self.rules.radius)
+        check_has("world", self.world, WORLD)
+        if len(task.low) != len(self.world.low):
+            widths = f"{len(task.low)} components in its task, {len(self.world.low)} in its world"
+            raise UserError(f"environment: `low` has {widths}: expected as many")
         self.make_planner = planner
 
     def planner(self, chunk: int = 1, model: Any = None) -> Planner:
@@ -162,6 +173,13 @@ def table(results: Mapping[str, Any]) -> Table:
         plan = f"{row['seconds_per_plan']:.3f}" if "seconds_per_plan" in row else ""
         shown.add_row(name, f"{row['success']:.1%}", interval, path, f"{row['seconds_per_episode']:.3f}", plan)
     return shown
+
+
+def check_has(what: str, made: Any, names: Sequence[str]) -> None:
+    """Raise UserError for a part of an environment that lacks some of what planning needs of it."""
+    if missing := [name for name in names if not hasattr(made, name)]:
+        protocol = "World in jepa/planning/episodes.py" if names is WORLD else "Task in jepa/planning/comparison.py"
+        raise UserError(f"environment: its {what} has no {' and no '.join(missing)}; {protocol} says what each is")
 
 
 def check_baselines(names: Sequence[str], world: World | None = None) -> None:

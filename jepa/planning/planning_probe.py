@@ -15,7 +15,6 @@ from jepa.planning.costs import GoalDistance, Measure
 from jepa.planning.episode_pictures import check_drawable, frames, gif, imagined
 from jepa.planning.planners.planner import Planner
 from jepa.planning.policies import ModelView, together_on
-from jepa.planning.rules import named_rules
 from jepa.utils.errors import check_at_least
 
 
@@ -28,7 +27,7 @@ class PlanningProbe:
     pictures: episodes that are shown in `animation`, a GIF of the network that is scored first, which who takes it sets
         to None.
 
-    Raises ValueError for no episodes, UserError for rules that there are not.
+    Raises ValueError for no episodes.
     """
 
     needs = "trajectories"
@@ -45,12 +44,12 @@ class PlanningProbe:
     ) -> None:
         check_at_least("evaluation.probes.planning", 1, episodes=episodes)
         check_at_least("evaluation.probes.planning", 0, pictures=pictures)
-        self.rules, self.cost = named_rules(rules), cost or GoalDistance()
+        self.rules, self.cost = rules, cost or GoalDistance()
         self.task, self.make_planner, self.episodes = task, planner, episodes
         self.pictures, self.animation = pictures, None
 
     def check(self, model: Any, data: Any) -> None:
-        """Raise UserError before training, for a planner, a model or data that do not go with the environment."""
+        """Raise UserError before training, for rules, planner, model or data that do not go with the environment."""
         if not hasattr(model, "rollout"):
             return  # and no score
         comparison, device = self.comparison(seed=0), next(model.parameters()).device
@@ -66,7 +65,7 @@ class PlanningProbe:
         found, episodes, policy = comparison.model(view, keep=keep)
         if keep:
             plans = imagined(view, comparison.world, policy)
-            self.animation = gif(frames(episodes, comparison.world.goal, self.rules.distance, plans))
+            self.animation = gif(frames(episodes, comparison.world.goal, comparison.rules.distance, plans))
         return {f"/{name}": found[name] for name in ("success", "low", "high", "seconds_per_episode")}
 
     def comparison(self, seed: int) -> Comparison:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -53,13 +54,14 @@ RULES = {
         ),
     )
 }
+"""Name -> rules of two rooms, and of tasks that bring none."""
 
 
-def named_rules(name: str) -> Rules:
+def named_rules(name: str, known: Mapping[str, Rules] = RULES) -> Rules:
     """Return the rules of a name. Raise UserError for one that there is not."""
-    if name not in RULES:
-        raise UserError(f"rules={name}: expected {' or '.join(RULES)}")
-    return RULES[name]
+    if name not in known:
+        raise UserError(f"rules={name}: expected {' or '.join(known)}")
+    return known[name]
 
 
 def wilson_interval(successes: int, count: int, quantile: float = 1.959964) -> tuple[float, float]:

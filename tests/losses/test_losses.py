@@ -239,7 +239,7 @@ def test_a_term_says_what_it_is(attribute):
     for needs in ("embeddings", ("predictions", "pixels")):
         Mine.prevents_collapse = Mine.batch_statistics = False
         Mine.needs = needs
-        with pytest.raises(ValueError, match=r"Mine\.needs is .*expected a tuple of fields of jepa\.types\.Latents"):
+        with pytest.raises(ValueError, match=r"Mine\.needs is .*expected fields of jepa\.types\.WorldLatents"):
             build()
 
 

@@ -23,7 +23,7 @@ from jepa.models.encoders.impala import VectorEncoder
 from jepa.models.world_model import WorldModel
 from jepa.models.world_predictors import GRUPredictor
 from jepa.optim import Constant
-from jepa.planning.comparison import Comparison, check_baselines, table
+from jepa.planning.comparison import WORLD, Comparison, check_baselines, table
 from jepa.planning.costs import GoalDistance
 from jepa.planning.episode_pictures import check_drawable, frames, gif, imagined, mp4, plans_and_costs
 from jepa.planning.episodes import run_episodes
@@ -31,7 +31,7 @@ from jepa.planning.planners.cem import CEM
 from jepa.planning.planning_probe import PlanningProbe
 from jepa.planning.policies import ModelView, Planned, StateView
 from jepa.planning.random_encoder import errors, fit_predictor, standardised_windows
-from jepa.planning.rules import RULES
+from jepa.planning.rules import RULES, Rules
 from jepa.utils.errors import UserError
 from jepa.worlds.two_rooms import Pairs
 from jepa.worlds.two_rooms_task import TwoRoomsTask
@@ -42,7 +42,7 @@ ONE_STEP = OneStep(distance=MSE())
 
 
 def compared(rules="strict", episodes=4, task=None, planner=SMALL):
-    return Comparison(task=task or TwoRoomsTask(), planner=planner, rules=RULES[rules], episodes=episodes)
+    return Comparison(task=task or TwoRoomsTask(), planner=planner, rules=rules, episodes=episodes)
 
 
 def view(model, **settings):
@@ -197,6 +197,18 @@ UNBOUNDED = SimpleNamespace(
 )
 
 
+def test_a_task_brings_its_own_rules():
+    task = TwoRoomsTask()
+    task.rules = {"near": Rules(name="near", text="under 60 px", distance=60.0, hold=1, steps=1)}
+    assert compared("near", task=task).baseline("random")["success"] == 1.0
+
+
+def opening(world):
+    task = TwoRoomsTask()
+    task.open = lambda pairs, radius: world
+    return task
+
+
 @pytest.mark.parametrize(
     ("what", "said"),
     [
@@ -213,6 +225,10 @@ UNBOUNDED = SimpleNamespace(
         (
             lambda exact: make_task(OmegaConf.create({"environment": "push_t"})),
             "environment=push_t: expected two_rooms, or",
+        ),
+        (
+            lambda exact: make_task(OmegaConf.create({"environment": "my.Task"})),
+            "environment=my.Task cannot be imported",
         ),
         (lambda exact: make_task(SETTINGS), "settings.walls"),
         (
@@ -231,6 +247,19 @@ UNBOUNDED = SimpleNamespace(
         (
             lambda exact: bounded(exact, low=[-9, 0], high=[1, 1]),
             r"know actions from \[-2.45, -2.45\] to",
+        ),
+        (lambda exact: compared(rules="fair"), "rules=fair: expected published or strict"),
+        (
+            lambda exact: compared(task=SimpleNamespace(low=[0.0], pairs=0, open=0)),
+            "task has no high and no max_norm; Task in",
+        ),
+        (
+            lambda exact: compared(task=opening(SimpleNamespace(start=0))),
+            "its world has no low and no high and no goal",
+        ),
+        (
+            lambda exact: compared(task=opening(SimpleNamespace(**{name: [0.0] for name in WORLD}))),
+            "low. has 2 components in its",
         ),
         (lambda exact: TwoRoomsTask(options={"layout": [25, 20]}), "options.layout: pairs set it"),
         (lambda exact: compared(task=TwoRoomsTask(start=[9, 9], goal=[9, 50])), r"goal=\[9, 50\] are in one room"),

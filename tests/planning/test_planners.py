@@ -171,9 +171,7 @@ def test_configurations_make_planners_with_the_bounds_of_the_environment(name):
     config = load_config([f"planner={name}", "checkpoint=run"], config_name="plan")
     plain = {key: to_plain(config)[key] for key in ("planner", "cost")}
     check_config(plain)
-    comparison = Comparison(
-        task=make_task(config), planner=build(config, "planner"), rules=RULES[config.rules], episodes=1
-    )
+    comparison = Comparison(task=make_task(config), planner=build(config, "planner"), rules=config.rules, episodes=1)
     planner = comparison.planner(chunk=2)
     assert type(planner) is PLANNERS[name].func
     assert planner.lowest.tolist() == pytest.approx([-2.45] * 4)
@@ -185,7 +183,7 @@ def test_configurations_make_planners_with_the_bounds_of_the_environment(name):
     own = Comparison(
         task=comparison.task,
         planner=functools.partial(build(config, "planner"), low=[-1.0, -2.0], max_norm=1.5),
-        rules=RULES["strict"],
+        rules="strict",
         episodes=1,
     ).planner()
     assert (own.lowest.tolist(), own.max_norm) == ([-1.0, -2.0], 1.5)

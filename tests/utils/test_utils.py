@@ -123,6 +123,11 @@ def takes(*, width: int, names: Sequence[str] = (), inner: object = None) -> tup
     return width, names, inner
 
 
+def lacks_a_name(width: Unknown) -> int:  # noqa: F821
+    """As a class whose base is annotated with names that its own file lacks."""
+    return width
+
+
 def takes_any(**others: object) -> dict:
     """Takes whatever it is given."""
     return others
@@ -149,6 +154,10 @@ def test_check_config():
         ({"inner": [{"_target_": TAKES, "x": 1}]}, r"model.part.inner\[0\].x"),
         ({"_target_": f"{__name__}.nothing"}, "model.part._target_=.*nothing cannot be imported"),
         ({"_target_": "no_such_package.Thing"}, "no_such_package.Thing cannot be imported"),
+        (
+            {"_target_": f"{__name__}.lacks_a_name", "widht": 3},
+            "lacks_a_name takes no widht. Did you mean model.part.width.?; ~model.part.widht leaves it out",
+        ),
         (
             {"_target_": "torch.optim.AdamW", "_partial_": True, "lrr": 1},
             r"model.part.lrr: torch.optim.AdamW .*mean model.part.lr\?",

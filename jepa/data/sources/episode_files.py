@@ -174,7 +174,7 @@ def episode_files(
     splits = Splits(*map(make, parts))
     lines = table(splits, root)
     if short := len(found) - len(long):
-        lines.append(f"left out {short} episodes that are shorter than a window of {span} steps")
+        lines.append(f"left out {short} episodes shorter than a window of {span} steps: lower data.horizon for more")
     lines += [f"left out {first_few([f'{name} ({reason})' for name, reason in bad.items()])}"] if bad else []
     return replace(splits, lines=tuple(lines))
 

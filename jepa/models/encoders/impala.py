@@ -71,8 +71,8 @@ class IMPALA(FrameEncoder):
         super().__init__(embed_dim=embed_dim, input_shape=(channels, *size))
         if min(size) < 1 or not widths or min(widths) < 1:
             raise ValueError(
-                f"model.encoder: got frames of {size} pixels and widths {list(widths)}, expected both above 0; frames "
-                "that are vectors take model/encoder=vector"
+                f"model.encoder: got frames of {size} pixels and widths {list(widths)}, expected both above 0 (frames "
+                "that are vectors, of size 0, take model/encoder=vector)"
             )
         if len(blocks) != len(widths) or min(blocks) < 0:
             raise ValueError(
