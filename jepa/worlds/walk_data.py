@@ -38,6 +38,7 @@ def two_rooms_walks(
     frame_skip: int,
     max_bad_share: float,
     random_walls: bool = False,
+    walks_per_layout: int = 1,
     radius: float = 0.0,
     train_walks: int = 100_000,
     test_walks: int = 10_000,
@@ -45,18 +46,21 @@ def two_rooms_walks(
     """Return windows of walks, each of another walk.
 
     frames, frame_skip: of a window. max_bad_share: of no meaning, as nothing is read. random_walls: another layout for
-    each walk. radius: of the agent, in the rule of collision. train_walks: those of an epoch; every epoch has new ones.
+    each walk. walks_per_layout: training walks in a row with the same layout; as many as there are in a batch, its
+    variance and covariance are of where the agent is. radius: of the agent, in the rule of collision. train_walks: those
+    of an epoch; every epoch has new ones.
 
     Raises ValueError for windows that are longer than a walk, and agents that the door does not let through.
     """
-    check_at_least("data.source", 1, train_walks=train_walks, test_walks=test_walks)
+    check_at_least("data.source", 1, train_walks=train_walks, test_walks=test_walks, walks_per_layout=walks_per_layout)
     two_rooms.check_radius("data.source.radius", radius)
     if (frames - 1) * frame_skip > STEPS:
         raise ValueError(
             f"data.history + data.horizon = {frames} frames, data.frame_skip={frame_skip}: a walk has {STEPS} steps"
         )
-    make = Walks("train", train_walks, frames, frame_skip, random_walls, radius)
-    walls = "a layout for each" if random_walls else "the wall at {}, its door at {}".format(*two_rooms.FIXED)
+    make = Walks("train", train_walks, frames, frame_skip, random_walls, radius, walks_per_layout)
+    each = "each" if walks_per_layout == 1 else f"each {walks_per_layout} in a row"
+    walls = f"a layout for {each}" if random_walls else "the wall at {}, its door at {}".format(*two_rooms.FIXED)
     line = f"two rooms: {train_walks:,} new walks an epoch, {test_walks:,} held out; {walls}; actions in pixels"
     return WalkSplits(make, replace(make, name="test", count=test_walks), (line,))
 
@@ -71,6 +75,7 @@ class Walks:
     frame_skip: int
     random_walls: bool
     radius: float
+    walks_per_layout: int = 1
 
     observation_shape = (2, SIZE, SIZE)
     is_pixels = True
@@ -94,7 +99,8 @@ class Walks:
         stream = f"two_rooms/{self.name}" if seed is None else "two_rooms/training"
         place = torch.as_tensor(numbers)
         blocks = sorted(set((place // BLOCK).tolist()))
-        made = [_block(0 if seed is None else seed, stream, block, self.random_walls, self.radius) for block in blocks]
+        alike = (self.walks_per_layout if seed is not None else 1) if self.random_walls else 0
+        made = [_block(0 if seed is None else seed, stream, block, alike, self.radius) for block in blocks]
         positions, actions, wall_x, door_y, share = (torch.cat(parts) for parts in zip(*made))
         rows = torch.searchsorted(torch.tensor(blocks), place // BLOCK) * BLOCK + place % BLOCK
         span = (self.frames - 1) * self.frame_skip
@@ -155,9 +161,17 @@ class Walks:
 
 
 @lru_cache(maxsize=4)
-def _block(seed: int, stream: str, block: int, random_walls: bool, radius: float) -> tuple[Tensor, ...]:
-    """Positions, actions, wall, door and a number in [0, 1) for the window of walks that are next to each other."""
-    numbers = uniform(seed, stream, range(block * BLOCK, (block + 1) * BLOCK), (1, WALK_NUMBERS + 1))[:, 0]
-    layout = None if random_walls else RoomLayout.fixed(BLOCK)
+def _block(seed: int, stream: str, block: int, alike: int, radius: float) -> tuple[Tensor, ...]:
+    """Positions, actions, wall, door and a number in [0, 1) for the window of walks that are next to each other.
+
+    alike: walks in a row with a layout, that of the first; 0 for the fixed layout.
+    """
+    places = torch.arange(block * BLOCK, (block + 1) * BLOCK)
+    numbers = uniform(seed, stream, places.tolist(), (1, WALK_NUMBERS + 1))[:, 0]
+    if alike:
+        first, rows = torch.unique(places // alike * alike, return_inverse=True)
+        layout = RoomLayout.drawn(uniform(seed, stream, first.tolist(), (1, WALK_NUMBERS + 1))[rows, 0, 1:3])
+    else:
+        layout = RoomLayout.fixed(BLOCK)
     positions, actions, layout = two_rooms.walks_of(numbers[:, 1:], layout, radius)
     return positions, actions, layout.wall_x, layout.door_y, numbers[:, 0]

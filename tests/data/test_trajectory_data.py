@@ -241,6 +241,17 @@ def test_walks_are_made_of_seed_and_counter(frame_skip):
             torch.testing.assert_close(position, batch["states"][:, step // frame_skip])
 
 
+def test_training_walks_in_a_row_share_a_layout():
+    steps = {"seed": 3, "start_step": 125, "stop_step": 131}  # from walk 1,000 on; 1,024 are made at once
+    sources = [{"random_walls": True, "walks_per_layout": count} for count in (8, 12, 1)]
+    batches = [list(rooms(source=source).train_batches(**steps)) for source in sources]
+    alike = [[len(batch["factors"].unique(dim=0)) for batch in each] for each in batches]
+    assert alike[:2] == [[1] * 6, [1, 1, 2, 1, 1, 2]]
+    assert all(torch.equal(shared["x"][0], own["x"][0]) for shared, own in zip(batches[0], batches[2]))
+    held_out = [rooms(source=source).evaluation_batches("test", batch_size=8, limit=4) for source in sources]
+    assert same(held_out[0], held_out[2])
+
+
 def test_impossible_events_begin_at_their_frame():
     data = rooms(source={"random_walls": True, "radius": 1.3}, horizon=8)
     batch = next(data.truth_batches("test", batch_size=64, what="events"))
