@@ -47,8 +47,8 @@ def two_rooms_walks(
 
     frames, frame_skip: of a window. max_bad_share: of no meaning, as nothing is read. random_walls: another layout for
     each walk. walks_per_layout: training walks in a row with the same layout; as many as there are in a batch, its
-    variance and covariance are of where the agent is. radius: of the agent, in the rule of collision. train_walks: those
-    of an epoch; every epoch has new ones.
+    variance and covariance are of where the agent is. radius: of the agent, in the rule of collision. train_walks:
+    those of an epoch; every epoch has new ones.
 
     Raises ValueError for windows that are longer than a walk, and agents that the door does not let through.
     """
