@@ -66,10 +66,7 @@ def check_call(node: dict[str, Any], key: str, source: Callable[[str], str] = st
         return  # built in C
     try:
         hints = typing.get_type_hints(function.__init__ if inspect.isclass(function) else function)
-    except (
-        TypeError,
-        NameError,
-    ):  # annotated with names that its file lacks, such as those of the class it inherits from
+    except (TypeError, NameError):  # annotated with names of another file, such as that of its base class
         hints = {}
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     if inspect.isclass(function) and getattr(function.__init__, "__qualname__", "") == "Module.__init__":

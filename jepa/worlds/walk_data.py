@@ -46,14 +46,19 @@ def two_rooms_walks(
     """Return windows of walks, each of another walk.
 
     frames, frame_skip: of a window. max_bad_share: of no meaning, as nothing is read. random_walls: another layout for
-    each walk. walks_per_layout: training walks in a row with the same layout; as many as there are in a batch, its
-    variance and covariance are of where the agent is. radius: of the agent, in the rule of collision. train_walks:
-    those of an epoch; every epoch has new ones.
+    each walk. walks_per_layout: training walks in a row that share one; with as many as in a batch, its states differ
+    by where the agent is alone. radius: of the agent, in the rule of collision. train_walks: those of an epoch; every
+    epoch has new ones.
 
-    Raises ValueError for windows that are longer than a walk, and agents that the door does not let through.
+    Raises ValueError for windows that are longer than a walk, agents that the door does not let through, and
+    walks_per_layout where there is one layout.
     """
     check_at_least("data.source", 1, train_walks=train_walks, test_walks=test_walks, walks_per_layout=walks_per_layout)
     two_rooms.check_radius("data.source.radius", radius)
+    if walks_per_layout > 1 and not random_walls:
+        raise ValueError(
+            f"data.source.walks_per_layout={walks_per_layout}: there is one layout; add data.source.random_walls=true"
+        )
     if (frames - 1) * frame_skip > STEPS:
         raise ValueError(
             f"data.history + data.horizon = {frames} frames, data.frame_skip={frame_skip}: a walk has {STEPS} steps"
@@ -75,7 +80,7 @@ class Walks:
     frame_skip: int
     random_walls: bool
     radius: float
-    walks_per_layout: int = 1
+    walks_per_layout: int
 
     observation_shape = (2, SIZE, SIZE)
     is_pixels = True
@@ -99,8 +104,9 @@ class Walks:
         stream = f"two_rooms/{self.name}" if seed is None else "two_rooms/training"
         place = torch.as_tensor(numbers)
         blocks = sorted(set((place // BLOCK).tolist()))
-        alike = (self.walks_per_layout if seed is not None else 1) if self.random_walls else 0
-        made = [_block(0 if seed is None else seed, stream, block, alike, self.radius) for block in blocks]
+        per_layout = 1 if seed is None else self.walks_per_layout
+        shared = per_layout if self.random_walls else None
+        made = [_block(0 if seed is None else seed, stream, block, shared, self.radius) for block in blocks]
         positions, actions, wall_x, door_y, share = (torch.cat(parts) for parts in zip(*made))
         rows = torch.searchsorted(torch.tensor(blocks), place // BLOCK) * BLOCK + place % BLOCK
         span = (self.frames - 1) * self.frame_skip
@@ -161,17 +167,16 @@ class Walks:
 
 
 @lru_cache(maxsize=4)
-def _block(seed: int, stream: str, block: int, alike: int, radius: float) -> tuple[Tensor, ...]:
+def _block(seed: int, stream: str, block: int, per_layout: int | None, radius: float) -> tuple[Tensor, ...]:
     """Positions, actions, wall, door and a number in [0, 1) for the window of walks that are next to each other.
 
-    alike: walks in a row with a layout, that of the first; 0 for the fixed layout.
+    per_layout: walks in a row that have the layout of the first of them; None for the fixed one.
     """
     places = torch.arange(block * BLOCK, (block + 1) * BLOCK)
     numbers = uniform(seed, stream, places.tolist(), (1, WALK_NUMBERS + 1))[:, 0]
-    if alike:
-        first, rows = torch.unique(places // alike * alike, return_inverse=True)
+    layout = RoomLayout.fixed(BLOCK)
+    if per_layout is not None:
+        first, rows = torch.unique(places // per_layout * per_layout, return_inverse=True)
         layout = RoomLayout.drawn(uniform(seed, stream, first.tolist(), (1, WALK_NUMBERS + 1))[rows, 0, 1:3])
-    else:
-        layout = RoomLayout.fixed(BLOCK)
     positions, actions, layout = two_rooms.walks_of(numbers[:, 1:], layout, radius)
     return positions, actions, layout.wall_x, layout.door_y, numbers[:, 0]

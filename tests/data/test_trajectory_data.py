@@ -278,3 +278,5 @@ def test_walks_that_cannot_be_are_refused():
         rooms(horizon=91)
     with pytest.raises(ValueError, match=r"data.source.radius=4: expected at least 0 and less than 4"):
         rooms(source={"radius": 4})
+    with pytest.raises(ValueError, match=r"walks_per_layout=8: .* add data.source.random_walls=true"):
+        rooms(source={"walks_per_layout": 8})
