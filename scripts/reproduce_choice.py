@@ -23,7 +23,7 @@ from jepa.utils.metric_direction import direction_of
 
 FEWEST = 5
 """Runs below which no correlation is told."""
-DATA = ("digits", "NATOPS", "RacketSports", "ECG5000", "ETTh1")
+DATA = ("digits", "NATOPS", "RacketSports", "ECG5000", "spoken digits", "ETTh1")
 LENGTH = (
     *("trainer.max_steps=200", "scheduler.warmup_epochs=null", "scheduler.warmup_steps=30", "data.batch_size=128"),
     *("trainer.validate_every_epochs=null", "trainer.validate_every_steps=100"),
