@@ -39,6 +39,14 @@ CASES = {
         "data.batch_size=8",
         "model.predictor.joint=true",
     ),
+    "ijepa_vits16_224_narrow": (
+        *PICTURES,
+        "model=vit",
+        "data.hints={size: small, patch_size: 16}",
+        "data.batch_size=8",
+        "model.predictor.embed_dim=192",
+        "model.predictor.depth=3",
+    ),
     "ijepa_vitb16_224": (
         *PICTURES,
         "model=vit",
@@ -71,6 +79,8 @@ CASES = {
     "text_128": ("data=text_lines", "data.root={folder}/lines.txt", "model=text", "data.batch_size=32"),
 }
 """Overrides of each case."""
+PUBLISHED_PREDICTORS = {"ijepa_vits16_224_narrow": (384, 6, 6)}
+"""Width, blocks and heads of the predictor beside which a case is measured, where they are not its own."""
 
 SIDE = 2048
 MATRIX_FLOP = 2 * SIDE**3
@@ -98,7 +108,7 @@ def measured(name: str, overrides: list[str], rounds: int, peers: Peers) -> dict
         batch = next(trainer._batches())
         steps = {"ours": lambda: trainer._after_step(trainer.train_step(batch)), "matrix": matrix_product(trainer)}
         if name.startswith("ijepa"):
-            published = published_step(trainer)
+            published = published_step(trainer, PUBLISHED_PREDICTORS.get(name))
             steps["published"] = lambda: published(batch["x"], trainer.model.mask_sampler._cache[1][0])
         timed = {each: lambda run=run: synchronised(run, trainer.device) for each, run in steps.items()}
         timed |= peers.steps(name, trainer, batch)
@@ -145,8 +155,11 @@ def matrix_product(trainer: Trainer) -> Callable[[], object]:
     return lambda: one @ other
 
 
-def published_step(trainer: Trainer) -> Callable[..., None]:
-    """The published step, of the sizes of our model, on inputs and a mask."""
+def published_step(trainer: Trainer, predictor_sizes: tuple[int, int, int] | None = None) -> Callable[..., None]:
+    """The published step, of the sizes of our model, on inputs and a mask.
+
+    predictor_sizes: width, blocks and heads of its predictor; None: those of ours.
+    """
     encoder, predictor = trainer.model.encoder, trainer.model.predictor
     sizes = {
         "side": trainer.data.spec.input_shape[-1],
@@ -156,9 +169,9 @@ def published_step(trainer: Trainer) -> Callable[..., None]:
         "depth": encoder.depth,
         "heads": encoder.num_heads,
     }
-    block = predictor.blocks[0]
-    width, heads = block.attn.proj.in_features, block.attn.num_heads
-    step = PublishedStep(sizes, (width, len(predictor.blocks), heads), trainer.device)
+    attention = predictor.blocks[0].attn
+    own = attention.proj.in_features, len(predictor.blocks), attention.num_heads
+    step = PublishedStep(sizes, predictor_sizes or own, trainer.device)
 
     def run(x: torch.Tensor, mask: Any) -> None:
         step(x, mask, trainer.precision.autocast())

@@ -1,17 +1,18 @@
-"""Make the figures that docs/results.md, worlds.md and collapse.md quote, and store them as JSON in scripts/results.
+"""Make the figures that docs/results.md, speed.md, worlds.md and collapse.md quote, as JSON in scripts/results.
 
     python scripts/reproduce.py table --root DIR          every data set, three seeds each, on the test split
     python scripts/reproduce.py table --validate --only digits    the same on samples kept aside from training
     python scripts/reproduce.py world                     world models: planning by both rules, probes, the monitor
     python scripts/reproduce.py world --only fixed_wall --seeds 0    one row, one seed
-    python scripts/reproduce.py choice --root DIR         50 runs: whether a number without labels picks good ones
+    python scripts/reproduce.py choice --root DIR         60 runs: whether a number without labels picks good ones
+    python scripts/reproduce.py predictor --root DIR      I-JEPA by a predictor of half the width and fewer blocks
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
-The files of table, world, choice and collapse grow with every run, and a second start goes on with them. Rows whose
-overrides in TABLE of reproduce_table.py or reproduce_world.py have changed are made again; where a file in conf has
-changed, remove its rows first. The data lie in DIR as TABLE names them; archives are unpacked for the time of the run.
-reproduce_engine.py has what is measured of the engine.
+The files of table, world, choice, predictor and collapse grow with every run, and a second start goes on with them.
+Rows whose overrides in TABLE of reproduce_table.py or reproduce_world.py have changed are made again; where a file in
+conf has changed, remove its rows first. The data lie in DIR as TABLE names them; archives are unpacked for the time of
+the run. reproduce_engine.py has what is measured of the engine.
 """
 
 from __future__ import annotations
@@ -194,6 +195,13 @@ def world(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
     return rows_of_worlds(options, path)
 
 
+def predictor(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
+    """I-JEPA by a smaller predictor."""
+    from reproduce_predictor import rows_of_predictors
+
+    return rows_of_predictors(options, known_rows(path, ("data", "predictor", "seed")), lambda rows: write(path, rows))
+
+
 def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     """Rank correlations of numbers without labels with the probes."""
     from reproduce_choice import correlations_of_runs
@@ -201,7 +209,7 @@ def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
     return correlations_of_runs(options, lambda found: write(path, found), stored(path))
 
 
-RECIPES = {each.__name__: each for each in (table, world, choice, collapse, recovery)}
+RECIPES = {each.__name__: each for each in (table, world, choice, predictor, collapse, recovery)}
 
 
 def whole(least: int) -> Callable[[str], int]:
@@ -224,12 +232,12 @@ def main() -> None:
     for name in ("table", "world"):
         of[name].add_argument("--only", nargs="+", default=[], help="some of the data or rows, by name")
         of[name].add_argument("--validate", action="store_true", help="score what is kept aside, into outputs")
-    for name in ("table", "world", "choice"):
+    for name in ("table", "world", "choice", "predictor"):
         of[name].add_argument("--jobs", type=whole(1), default=1, help="runs at a time, which share the cores")
-    for name in ("table", "recovery"):
+    for name in ("table", "predictor", "recovery"):
         of[name].add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
     of["world"].add_argument("--seeds", type=whole(0), nargs="+", help="in place of those of each row")
-    for name in ("choice", "collapse"):
+    for name in ("choice", "predictor", "collapse"):
         of[name].add_argument("--root", required=True, help="the folder that holds the data")
     options = parser.parse_args()
     path = (ROOT / "outputs" if getattr(options, "validate", False) else RESULTS) / f"{options.recipe}.json"
