@@ -79,7 +79,7 @@ class Gaussianity:
 
 NUMBERS = {"rankme": True, "lidar": True, "alphareq": False, "gaussianity": False, "val/loss": False}
 """Name -> whether more is meant to be better."""
-TITLES = ("RankMe", "LiDAR", "alpha-ReQ", "SIGReg's statistic", "validation loss")
+TITLES = ("RankMe", "LiDAR", "alpha-ReQ", "SIGReg's\nstatistic", "validation\nloss")
 
 
 def correlations_of_runs(
