@@ -30,6 +30,7 @@ DATA = {
 """Name -> where the data lie below --root, and overrides. `mini` is a ViT of 6 blocks, 192 wide."""
 PREDICTORS = {
     "as wide as the encoder, half as deep": ("model.predictor.embed_dim=192", "model.predictor.depth=3"),
+    "half as wide, two blocks": ("model.predictor.embed_dim=96", "model.predictor.depth=2"),
     "half as wide, one block": ("model.predictor.embed_dim=96", "model.predictor.depth=1"),
 }
 
