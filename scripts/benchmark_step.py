@@ -80,7 +80,7 @@ CASES = {
 }
 """Overrides of each case."""
 PUBLISHED_PREDICTORS = {"ijepa_vits16_224_narrow": (384, 6, 6)}
-"""Width, blocks and heads of the predictor beside which a case is measured, where they are not its own."""
+"""Width, blocks and heads of the predictor beside which a case is measured, if not its own: those of `small`."""
 
 SIDE = 2048
 MATRIX_FLOP = 2 * SIDE**3

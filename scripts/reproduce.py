@@ -5,12 +5,12 @@
     python scripts/reproduce.py world                     world models: planning by both rules, probes, the monitor
     python scripts/reproduce.py world --only fixed_wall --seeds 0    one row, one seed
     python scripts/reproduce.py choice --root DIR         60 runs: whether a number without labels picks good ones
-    python scripts/reproduce.py predictor --root DIR      I-JEPA by a predictor of half the width and fewer blocks
+    python scripts/reproduce.py predictor --root DIR      what I-JEPA's accuracy loses by a smaller predictor
     python scripts/reproduce.py collapse --root DIR       40 runs, collapsed and healthy, and what the monitor says
     python scripts/reproduce.py recovery                  which regulariser brings collapsed weights back
 
 The files of table, world, choice, predictor and collapse grow with every run, and a second start goes on with them.
-Rows whose overrides in TABLE of reproduce_table.py or reproduce_world.py have changed are made again; where a file in
+Rows whose overrides in the tables of these scripts have changed are made again; where a file in
 conf has changed, remove its rows first. The data lie in DIR as TABLE names them; archives are unpacked for the time of
 the run. reproduce_engine.py has what is measured of the engine.
 """
@@ -196,10 +196,10 @@ def world(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
 
 
 def predictor(options: argparse.Namespace, path: Path) -> list[dict[str, Any]]:
-    """I-JEPA by a smaller predictor."""
-    from reproduce_predictor import rows_of_predictors
+    """What I-JEPA's accuracy loses by a smaller predictor."""
+    from reproduce_predictor import WANTED, rows_of_predictors
 
-    return rows_of_predictors(options, known_rows(path, ("data", "predictor", "seed")), lambda rows: write(path, rows))
+    return rows_of_predictors(options, known_rows(path, WANTED), lambda rows: write(path, rows))
 
 
 def choice(options: argparse.Namespace, path: Path) -> dict[str, Any]:
@@ -234,8 +234,8 @@ def main() -> None:
         of[name].add_argument("--validate", action="store_true", help="score what is kept aside, into outputs")
     for name in ("table", "world", "choice", "predictor"):
         of[name].add_argument("--jobs", type=whole(1), default=1, help="runs at a time, which share the cores")
-    for name in ("table", "predictor", "recovery"):
-        of[name].add_argument("--seeds", type=whole(0), nargs="+", default=[0, 1, 2])
+    for name, seeds in (("table", [0, 1, 2]), ("predictor", [0, 1]), ("recovery", [0, 1, 2])):
+        of[name].add_argument("--seeds", type=whole(0), nargs="+", default=seeds)
     of["world"].add_argument("--seeds", type=whole(0), nargs="+", help="in place of those of each row")
     for name in ("choice", "predictor", "collapse"):
         of[name].add_argument("--root", required=True, help="the folder that holds the data")

@@ -1,7 +1,7 @@
-"""Does I-JEPA lose by a predictor of half its width and a fraction of its depth? (`reproduce.py predictor`)
+"""What I-JEPA's accuracy loses by a smaller predictor: a table of docs/speed.md (`reproduce.py predictor`).
 
-The predictor takes over half of the operations of a step. Each row trains a small ViT with one of PREDICTORS for the
-same number of steps on the same batches and masks, and probes its frozen features on the test split.
+Each run trains a small ViT with one of PREDICTORS for the same number of steps on the same batches and masks, and
+probes its frozen features on the test split.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+import statistics
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 RUN = (
@@ -33,13 +34,18 @@ PREDICTORS = {
     "half as wide, two blocks": ("model.predictor.embed_dim=96", "model.predictor.depth=2"),
     "half as wide, one block": ("model.predictor.embed_dim=96", "model.predictor.depth=1"),
 }
+COLUMNS = ("predictor", "operations", *DATA)
+WANTED = ("data", "predictor", "seed", "overrides", "teraflop", "trained", "random_init")
 
 
 def rows_of_predictors(
     options: argparse.Namespace, rows: list[dict[str, Any]], keep: Callable[[list[dict[str, Any]]], None]
 ) -> list[dict[str, Any]]:
-    """Make the runs that `rows` lack, call `keep` with all rows after each, and return them."""
-    from reproduce import side_by_side
+    """Make the runs that `rows` lack, call `keep` with all rows after each, and return them.
+
+    Rows whose overrides are not those of now are left out.
+    """
+    from reproduce import side_by_side, table_lines
     from reproduce_table import Recipe, check_places, placed
 
     recipes = {
@@ -47,6 +53,8 @@ def rows_of_predictors(
         for (data, (places, overrides)), (name, predictor) in itertools.product(DATA.items(), PREDICTORS.items())
     }
     check_places(options.root, list(recipes.values()))
+    current = {key: list(recipe.overrides) for key, recipe in recipes.items()}
+    rows = [row for row in rows if row["overrides"] == current.get((row["data"], row["predictor"]))]
     known = {(row["data"], row["predictor"], row["seed"]) for row in rows}
     with tempfile.TemporaryDirectory() as unpacked:
         jobs = []
@@ -57,7 +65,22 @@ def rows_of_predictors(
         for _, row in side_by_side(jobs, options.jobs):
             rows = sorted([*rows, row], key=lambda each: (each["data"], each["predictor"], each["seed"]))
             keep(rows)
+    print("\n".join(table_lines(COLUMNS, page(rows))))
     return rows
+
+
+def page(rows: list[dict[str, Any]]) -> Iterator[list[str]]:
+    """Yield the lines of docs/speed.md: operations beside those of the first predictor; probes, means over seeds."""
+
+    def cell(name: str, data: str, of: str) -> str:
+        mine = [row[of] for row in rows if (row["data"], row["predictor"]) == (data, name)]
+        return ", ".join(f"{statistics.mean(found[probe] for found in mine):.3f}" for probe in ("linear", "knn"))
+
+    first, *_ = PREDICTORS
+    cost = {name: statistics.mean(row["teraflop"] for row in rows if row["predictor"] == name) for name in PREDICTORS}
+    for name in PREDICTORS:
+        yield [name, f"{cost[name] / cost[first]:.2f}", *(cell(name, data, "trained") for data in DATA)]
+    yield ["random weights", "-", *(cell(first, data, "random_init") for data in DATA)]
 
 
 def measured(recipe: Any, where: list[str], seed: int, threads: int) -> dict[str, Any]:

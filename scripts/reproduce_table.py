@@ -203,7 +203,7 @@ def check_places(root: str | None, recipes: Sequence[Recipe]) -> None:
     if wanted and root is None:
         raise UserError(f"table needs --root, the folder that holds {', '.join(wanted)}")
     if missing := [place for place in wanted if not Path(root, place).exists()]:
-        raise UserError(f"--root {root} lacks {', '.join(missing)}: put the data there, or choose others by --only")
+        raise UserError(f"--root {root} lacks {', '.join(missing)}: put the data there")
 
 
 def placed(recipe: Recipe, root: str | None, unpacked: str) -> list[str]:

@@ -42,6 +42,8 @@ from jepa.config.compose import dotted_keys
 from jepa.config.stored import addable
 from jepa.utils.errors import UserError
 from scripts.reproduce import table_lines
+from scripts.reproduce_predictor import COLUMNS as PREDICTOR_COLUMNS
+from scripts.reproduce_predictor import page as predictor_page
 from scripts.reproduce_table import COLUMNS
 from scripts.reproduce_table import page as table_page
 from scripts.reproduce_world import COLUMNS as WORLD_COLUMNS
@@ -273,6 +275,12 @@ def test_the_table_of_results_is_what_was_measured():
     shown = table_lines(COLUMNS, table_page(rows))
     start = lines.index(shown[0])
     assert lines[start : start + len(shown)] == shown
+
+
+def test_the_table_of_predictors_is_what_was_measured():
+    rows = json.loads((ROOT / "scripts/results/predictor.json").read_text())
+    shown = table_lines(PREDICTOR_COLUMNS, predictor_page(rows))
+    assert "\n".join(shown) in (ROOT / "docs/speed.md").read_text()
 
 
 WORLD = ROOT / "scripts/results/world.json"
